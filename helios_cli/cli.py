@@ -1,0 +1,91 @@
+"""The `helios` command: the commands put together, and the one place where errors become words and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from helios_cli import __version__
+from helios_cli.commands import doctor, models, recipe, render
+from helios_cli.console import console
+from helios_cli.errors import HeliosError, Interrupted, MachineError
+
+app = typer.Typer(
+    name="helios",
+    help="Long video from a prompt, on one machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# One line a command: a function is registered with `command`, a group of subcommands with `add_typer`.
+app.command()(render.render)
+app.add_typer(models.app, name="models")
+app.add_typer(recipe.app, name="recipe")
+app.command()(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.line(f"helios {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `helios` with `argv` (default: the process's arguments) and return its exit code; nothing is raised."""
+    console.json = False
+    if hasattr(sys.stdout, "reconfigure"):  # a path or prompt that the locale cannot spell is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
+    code = _run(argv)
+    try:
+        console.flush()
+    except OSError as error:
+        # What is left in the buffer must not fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader has what it wants: `helios models list | head -1`
+            return code or 1
+        return code or _show_error(error)
+    return code
+
+
+def _run(argv: list[str] | None) -> int:
+    try:
+        app(argv, prog_name="helios")
+    except SystemExit as stop:  # Typer's way to end: 0, 2 after a usage error, 130 after SIGINT
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except KeyboardInterrupt:
+        return Interrupted.exit_code
+    except Exception as error:
+        return _show_error(error)
+    return 0
+
+
+def _show_error(error: Exception) -> int:
+    """Say what failed, with the traceback if HELIOS_DEBUG asks for it, and return the exit code."""
+    debug = os.environ.get("HELIOS_DEBUG", "") not in ("", "0")
+    if debug:
+        console.status("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # a full disk is no bug, wherever it is noticed
+        where = f": {error.filename}" if error.filename else ""
+        error = MachineError(f"no space is left on the disk{where}", hint="free some space and run it again")
+    if isinstance(error, HeliosError):
+        console.error(error)
+        return error.exit_code
+    console.bug(error)
+    if not debug:
+        console.hint("HELIOS_DEBUG=1 prints the traceback")
+    return 1

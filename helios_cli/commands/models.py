@@ -1,0 +1,111 @@
+"""`helios models`: what is known, what is here, what is in it, and whether it is whole."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Annotated
+
+import typer
+
+from helios_cli.console import JsonFlag, console
+from helios_cli.errors import CheckpointError
+from helios_cli.units import format_bytes
+from helios_cli.weights import hub
+from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.files import some_of
+from helios_cli.weights.names import KNOWN, WEIGHT_BYTES, KnownModel
+from helios_cli.weights.report import describe, inventory
+from helios_cli.weights.verify import bytes_to_read, verify
+
+app = typer.Typer(help="Known and downloaded models.", no_args_is_help=True)
+
+Model = Annotated[str, typer.Argument(help="tiny, distilled, mid, base, a Hub id or a folder.")]
+Revision = Annotated[str | None, typer.Option(help="Hub revision; known names are pinned to a commit.")]
+
+
+@app.command("list")
+def list_models(json: JsonFlag = False) -> None:
+    """Known models and those in the Hub cache."""
+    models = inventory()
+    rows = [
+        [item["name"], item["repo"] or "in the package", item["state"], _size(item["bytes"]), item["kind"] or ""]
+        for item in models
+    ]
+    console.table(["name", "from", "state", "on disk", "kind"], rows, data=models)
+    if not any(item["state"] == "ready" for item in models):
+        console.hint(f"helios models pull distilled ({format_bytes(WEIGHT_BYTES)})")
+
+
+@app.command()
+def info(model: Model, revision: Revision = None, json: JsonFlag = False) -> None:
+    """What a model is and holds, from its JSON files and weight headers."""
+    source = hub.source_of(model, revision)
+    folder = hub.find(source)
+    known = KNOWN.get(model)
+    if folder is None and known is None:
+        raise CheckpointError(f"{source.repo} is not in the cache", hint=f"helios models pull {hub.spoken(source)}")
+    if folder is None:
+        _show_known(known, source)
+        return
+    report = describe(Checkpoint.open(folder), source)
+    console.result(report)
+    for key in ("path", "repo", "revision", "kind", "scheduler", "trained", "knows", "native_size", "fingerprint"):
+        if report[key] not in (None, ""):
+            console.line(f"{key.replace('_', ' '):12} {_plain(report[key])}")
+    console.line(f"{'preset':12} {', '.join(f'{key} {_plain(value)}' for key, value in report['preset'].items())}")
+    columns = ["component", "parameters", "size", "stored as", "tensors", "files", "shape"]
+    console.table(columns, [_row(part) for part in report["components"]])
+
+
+@app.command()
+def pull(model: Model, revision: Revision = None, json: JsonFlag = False) -> None:
+    """Download a model, or what is missing of it, and print its folder."""
+    source = hub.source_of(model, revision)
+    folder = hub.download(source, progress=console.progress_bytes)
+    console.result({"model": model, "repo": source.repo or None, "path": folder})
+    console.line(str(folder))
+
+
+@app.command("verify")
+def verify_model(model: Model, revision: Revision = None, json: JsonFlag = False) -> None:
+    """Check sizes, headers and shard indexes, and in the Hub cache every byte. Exits with 4 if a file is bad."""
+    source = hub.source_of(model, revision)
+    folder = source.folder or hub.snapshot_of(source)
+    if folder is None:
+        raise CheckpointError(f"{source.repo} is not in the cache", hint=f"helios models pull {hub.spoken(source)}")
+    size = bytes_to_read(folder)
+    with console.progress_bytes(f"reading {model}", size) if size else nullcontext(int) as advance:
+        checks = list(verify(folder, advance))
+    console.result([vars(check) for check in checks])
+    rows = [[check.name, format_bytes(check.bytes), check.method, check.problem or "ok"] for check in checks]
+    console.table(["file", "size", "checked by", "result"], rows)
+    bad = [check for check in checks if check.problem]
+    if bad:
+        raise CheckpointError(
+            f"{len(bad)} of {len(checks)} files of {folder} are bad: {some_of([check.name for check in bad])}",
+            hint=hub.refetch(source, folder, bad[0].name),
+        )
+
+
+def _show_known(known: KnownModel, source: hub.Source) -> None:
+    facts = {"name": known.name, "repo": source.repo, "revision": source.revision, "about": known.about}
+    console.result({**facts, "state": "not downloaded", "bytes": WEIGHT_BYTES})
+    for key, value in facts.items():
+        console.line(f"{key:12} {value}")
+    console.line(f"{'download':12} {format_bytes(WEIGHT_BYTES)}")
+    console.hint(f"helios models pull {known.name}")
+
+
+def _row(part: dict) -> list:
+    size, dtypes = format_bytes(part["bytes"]), "+".join(part["dtypes"])
+    return [part["name"], part["parameters"], size, dtypes, part["tensors"], part["files"], part["shape"]]
+
+
+def _size(count: int | None) -> str:
+    return format_bytes(count) if count else ""
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

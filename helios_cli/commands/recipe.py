@@ -1,0 +1,104 @@
+"""`helios recipe`: the format, one form into another, all errors of a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from helios_cli.console import JsonFlag, console
+from helios_cli.errors import InputError
+
+app = typer.Typer(help="Recipes: their schema, conversion between forms, and a check.", no_args_is_help=True)
+
+STDOUT = "-"
+
+
+@app.command()
+def schema(json: JsonFlag = False) -> None:
+    """Print the JSON Schema of a recipe, for editors and programs: helios recipe schema > helios.schema.json"""
+    from helios_cli.recipe.schema import json_schema
+
+    console.json = True  # the schema is JSON whether or not one asks
+    console.result(json_schema())
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Any source: .txt, .csv, .jsonl, .srt, a recipe, - ...")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help=".toml, .yaml or .json, or - for standard output.")],
+    to: Annotated[str, typer.Option("--to", help="Form on standard output: toml, yaml or json.")] = "toml",
+    film: Annotated[str | None, typer.Option("--film", help="Which film of a source that holds several.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Write any source as a recipe: helios recipe convert shots.txt film.toml"""
+    from helios_cli.recipe.export import FORMS, form_of, write_recipe
+    from helios_cli.recipe.sources import read_films
+
+    form = to if out == STDOUT else form_of(Path(out))
+    if form not in FORMS.values():
+        raise InputError(f"--to {form}: a recipe is toml, yaml or json", hint="write --to toml")
+    chosen = _choose(read_films([source]), film, source)
+    for notice in chosen.notices:
+        console.notice(notice)
+    folder = Path.cwd() if out == STDOUT else Path(os.path.abspath(out)).parent
+    text = write_recipe(chosen, form, folder)
+    if out == STDOUT:
+        console.line(text.removesuffix("\n"))
+        return
+    try:
+        with open(out, "w" if force else "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise InputError(f"{out} exists", hint="overwrite it with --force") from error
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from error
+
+
+@app.command()
+def check(
+    sources: Annotated[list[str], typer.Argument(metavar="FILE...", help="Sources to check.")],
+    json: JsonFlag = False,
+) -> None:
+    """Report all errors of all files at once; the exit code is 2 if there are any."""
+    from helios_cli.recipe.plan import check_film
+    from helios_cli.recipe.problems import RecipeError, counted
+    from helios_cli.recipe.sources import read_films
+
+    problems, films = [], []
+    for source in sources:
+        try:
+            for film in read_films([source]):
+                films.append((film, check_film(film)))
+        except RecipeError as error:
+            problems += error.problems
+    for film, timeline in films:
+        fps = film.recipe.fps or 24.0
+        shots, frames = counted(len(film.recipe.shots), "shot"), counted(timeline.num_frames, "frame")
+        console.line(f"{film.source}: {shots}, {frames} ({timeline.num_frames / fps:.3g} s at {fps:g} a second)")
+        for notice in (*film.notices, *timeline.notices):
+            console.notice(f"{film.source}: {notice}")
+    report = [
+        {"file": film.source, "film": film.name, "shots": len(film.recipe.shots), "frames": timeline.num_frames}
+        for film, timeline in films
+    ]
+    console.result({"films": report, "problems": [problem.to_dict() for problem in problems]})
+    if problems and not json:
+        raise RecipeError(problems)
+    if problems:
+        raise typer.Exit(2)
+
+
+def _choose(films: list, name: str | None, source: str):
+    """The film that `--film` names; without it there must be only one."""
+    names = [film.name for film in films]
+    if name is None and len(films) == 1:
+        return films[0]
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    if name is None:
+        raise InputError(f"{source} holds {len(films)} films", hint=f"choose one with --film: {shown}")
+    if name not in names:
+        raise InputError(f"{source} holds no film {name}", hint=f"it holds {shown}")
+    return films[names.index(name)]

@@ -1,0 +1,260 @@
+"""`helios render`: sources to films."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from helios_cli.console import console
+from helios_cli.errors import HeliosError, InputError
+from helios_cli.progress import View, open_view
+
+if TYPE_CHECKING:
+    import torch
+
+    from helios_cli.engine.ffmpeg import Encoding
+    from helios_cli.engine.models import Models
+    from helios_cli.recipe.film import Film
+    from helios_cli.recipe.plan import Plan
+    from helios_cli.recipe.settings import Flags
+
+LENGTH, LOOK, START, OUTPUT, MACHINE = "Length", "Picture", "Start", "Output", "Machine"
+
+
+def render(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...", help='"a quoted prompt", .txt, .toml, .yaml, .json, .csv, .jsonl, .srt, or - (stdin).'
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="auto, tiny, distilled, mid, base, a Hub id or a folder. (default: auto)"),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision; known names are pinned to a commit.")] = None,
+    minutes: Annotated[float | None, typer.Option(rich_help_panel=LENGTH, help="Length of the film.")] = None,
+    seconds: Annotated[str | None, typer.Option(rich_help_panel=LENGTH, help="Length: 90, 1m30s, 1:30.")] = None,
+    frames: Annotated[int | None, typer.Option(rich_help_panel=LENGTH, help="Length in frames.")] = None,
+    fps: Annotated[float | None, typer.Option(rich_help_panel=LENGTH, help="Frames a second. (default: 24)")] = None,
+    size: Annotated[
+        str | None, typer.Option(rich_help_panel=LOOK, help="WIDTHxHEIGHT. (default: the model's native size)")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(rich_help_panel=LOOK, help="Of the random numbers (default: 42).")] = None,
+    negative: Annotated[
+        str | None, typer.Option(rich_help_panel=LOOK, help="What should not be seen; only with guidance over 1.")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(rich_help_panel=LOOK, help="Steps a stage: 2,2,2, or 50. (default: the model's)")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(rich_help_panel=LOOK, help="Strength of the prompt (default: the model's).")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(rich_help_panel=START, help="Start from this picture.")] = None,
+    video: Annotated[Path | None, typer.Option(rich_help_panel=START, help="Continue this clip.")] = None,
+    reanchor: Annotated[
+        bool,
+        typer.Option(
+            "--reanchor",
+            rich_help_panel=START,
+            help="Hold on to the look of the second chunk, not the first: for starts that hardly move.",
+        ),
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            rich_help_panel=OUTPUT,
+            help=".mp4, lossless .mkv, or folder/ for PNG frames; a folder for several films. (default: NAME.mp4)",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace a finished film.")] = False,
+    codec: Annotated[Literal["h264", "hevc", "av1"], typer.Option(rich_help_panel=OUTPUT, help="Of an .mp4.")] = "h264",
+    crf: Annotated[int, typer.Option(rich_help_panel=OUTPUT, help="Quality, lower is better.")] = 17,
+    preset: Annotated[
+        str, typer.Option(rich_help_panel=OUTPUT, help="Encoder preset, ultrafast to veryslow.")
+    ] = "medium",
+    device: Annotated[str, typer.Option(rich_help_panel=MACHINE, help="auto, cuda, cuda:1, mps, cpu.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        typer.Option(rich_help_panel=MACHINE, help="auto is bfloat16 where the device is fast at it."),
+    ] = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Treat what would be adjusted as an error.")] = False,
+    on_error: Annotated[
+        Literal["continue", "stop"], typer.Option(help="What one failed film of several means for the others.")
+    ] = "continue",
+    progress: Annotated[
+        Literal["auto", "rich", "plain", "json", "none"], typer.Option(help="How to show it.")
+    ] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Same as --progress json: one event a line.")] = False,
+) -> None:
+    """Render films from prompts: helios render "a red ball rolls left" --seconds 20"""
+    from helios_cli.recipe.settings import Flags
+    from helios_cli.recipe.values import parse_duration, parse_size, parse_steps
+
+    flags = Flags(
+        model=model,
+        fps=fps,
+        size=None if size is None else parse_size(size),
+        seconds=None if seconds is None else parse_duration(seconds),
+        minutes=minutes,
+        frames=frames,
+        seed=seed,
+        negative=negative,
+        steps=None if steps is None else parse_steps(steps),
+        guidance=guidance,
+        image=image,
+        video=video,
+    )
+    jobs = _jobs(source, flags, output, force=force)
+    encoding = _encoding(jobs, codec, crf, preset)
+    bench = _Workbench(flags, revision, device, dtype, encoding, strict=strict, reanchor=reanchor)
+    with open_view("none" if quiet else "json" if json else progress) as view:
+        failed = list(_render_all(jobs, bench, view, stop=on_error == "stop"))
+    if failed:
+        raise HeliosError(f"{len(failed)} of {len(jobs)} films failed: {', '.join(failed)}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    film: Film
+    model: str
+    output: str
+
+
+def _jobs(sources: list[str], flags: Flags, output: str | None, *, force: bool) -> list[_Job]:
+    """Films, models and output names; everything about them that can be wrong without a model is found here."""
+    from helios_cli.engine.writer import check_target
+    from helios_cli.recipe.plan import check_film
+    from helios_cli.recipe.settings import choose_model
+    from helios_cli.recipe.sources import read_films
+
+    films = read_films(sources)
+    outputs = _outputs(films, output)
+    jobs = []
+    for film, target in zip(films, outputs, strict=True):
+        check_film(film)
+        check_target(target, force=force)
+        name, origin = choose_model(film.recipe, flags)
+        jobs.append(_Job(film, os.environ.get("HELIOS_MODEL") or name if origin == "default" else name, target))
+    return jobs
+
+
+def _outputs(films: list[Film], output: str | None) -> list[str]:
+    if len(films) == 1:
+        return [output or f"{films[0].name}.mp4"]
+    if output and not Path(output).is_dir():
+        raise InputError(f"-o {output}: {len(films)} films need a folder that exists", hint=f"mkdir -p {output}")
+    names = [f"{film.name}.mp4" for film in films]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise InputError(f"several films would be called {', '.join(doubled)}", hint="rename their sources")
+    return [str(Path(output or "") / name) for name in names]
+
+
+def _encoding(jobs: list[_Job], codec: str, crf: int, preset: str) -> Encoding:
+    """The .mp4 encoding, tried on one frame if any film needs it: not two hours later."""
+    from helios_cli.engine.ffmpeg import Encoding, check_encoding
+
+    if any(job.output.lower().endswith(".mp4") for job in jobs):
+        return check_encoding(codec=codec, crf=crf, preset=preset)
+    return Encoding(codec, crf, preset)
+
+
+class _Workbench:
+    """What all films of one command share: flags, device, and each model loaded once."""
+
+    def __init__(
+        self,
+        flags: Flags,
+        revision: str | None,
+        device: str,
+        dtype: str,
+        encoding: Encoding,
+        *,
+        strict: bool,
+        reanchor: bool,
+    ) -> None:
+        self.flags, self.revision, self.encoding, self.strict, self.reanchor = (
+            flags,
+            revision,
+            encoding,
+            strict,
+            reanchor,
+        )
+        self._device_name, self._dtype_name = device, dtype
+        self._models: dict[str, Models] = {}
+
+    def device(self) -> tuple[torch.device, torch.dtype]:
+        from helios_cli import machine
+
+        device = machine.pick_device(self._device_name)
+        return device, machine.pick_dtype(self._dtype_name, device)[0]
+
+    def plan(self, job: _Job, models: Models) -> Plan:
+        from helios_cli.recipe.plan import plan_film
+        from helios_cli.recipe.settings import ModelDefaults, resolve
+
+        checkpoint = models.checkpoint
+        defaults = ModelDefaults(checkpoint.native_size, checkpoint.preset.steps, checkpoint.preset.guidance)
+        return plan_film(job.film, resolve(job.film.recipe, self.flags, defaults), strict=self.strict)
+
+    def models(self, name: str) -> Models:
+        """The loaded model called `name`; several films share it."""
+        if name not in self._models:
+            self._models.clear()  # one model in memory at a time
+            self._models[name] = self._load(name)
+        return self._models[name]
+
+    def _load(self, name: str) -> Models:
+        from helios_cli.engine import preflight
+        from helios_cli.engine.models import Models
+        from helios_cli.recipe.settings import DEFAULT_MODEL
+        from helios_cli.weights import hub
+        from helios_cli.weights.checkpoint import Checkpoint
+
+        device, dtype = self.device()
+        if name == DEFAULT_MODEL:
+            name, line = preflight.auto_model(device, dtype)
+            console.notice(line)
+        folder = hub.resolve(name, self.revision, progress=console.progress_bytes)
+        checkpoint = Checkpoint.open(folder)
+        if checkpoint.knows:
+            console.notice(f"{name} {'' if checkpoint.trained else 'is untrained: it '}knows {checkpoint.knows}")
+        preflight.require_memory(checkpoint, device, dtype)
+        return Models(checkpoint, device, dtype, name=name)
+
+
+def _render_all(jobs: list[_Job], bench: _Workbench, view: View, *, stop: bool) -> Iterator[str]:
+    """Renders all films; yields the names of those that failed. The error of an only film is raised as it is."""
+    for job in jobs:
+        try:
+            _render_one(job, bench, view)
+        except HeliosError as error:
+            if stop or len(jobs) == 1:
+                raise
+            console.error(error)
+            yield job.film.name
+
+
+def _render_one(job: _Job, bench: _Workbench, view: View) -> None:
+    from helios_cli.engine.render import render as render_film
+    from helios_cli.engine.writer import open_writer
+
+    models = bench.models(job.model)
+    plan = bench.plan(job, models)
+    for notice in plan.notices:
+        console.notice(notice)
+    encoding = bench.encoding
+    writer = open_writer(
+        job.output, size=plan.size, fps=plan.fps, codec=encoding.codec, crf=encoding.crf, preset=encoding.preset
+    )
+    for event in render_film(plan, models, writer, reanchor=bench.reanchor):
+        view.show(event)

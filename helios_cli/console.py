@@ -1,0 +1,174 @@
+"""The only module that prints: data to stdout, everything said about it to stderr.
+
+Rich is imported when something needs a style or a table, so that a command that prints plain text does not pay for it.
+Text is never read as markup: a prompt or a file name with `[brackets]` is printed as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from helios_cli.errors import HeliosError
+from helios_cli.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+
+UNBOUNDED_WIDTH = 10_000
+"""Columns of a table that goes into a pipe: cells are cut to fit a terminal, never in a file."""
+
+
+class Console:
+    """Output of one process. With `json` set (by `JsonFlag`), `result` speaks and `line` and `table` are silent."""
+
+    def __init__(self) -> None:
+        self.json = False
+
+    def result(self, data: dict | list) -> None:
+        """Print `data` (plain values and paths) as JSON on stdout if `--json` was given, else nothing."""
+        if self.json:
+            print(json.dumps(data, indent=2, allow_nan=False, default=os.fspath))
+
+    def line(self, text: str = "") -> None:
+        """Print one line of a report on stdout."""
+        if not self.json:
+            print(text)
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, data: dict | list | None = None
+    ) -> None:
+        """Print rows under headings on stdout, or `data` in their place under `--json`. Numbers are right-aligned."""
+        if data is not None:
+            self.result(data)
+        if not self.json:
+            self._print_table(columns, rows)
+
+    def record(self, data: dict) -> None:
+        """Print `data` on stdout as one line of NDJSON, at once."""
+        print(json.dumps(data, allow_nan=False, default=os.fspath), flush=True)
+
+    def flush(self) -> None:
+        """Write out what was printed on stdout. Raises OSError if its reader has gone or its disk is full."""
+        print(end="", flush=True)
+
+    def status(self, text: str) -> None:
+        """Say on stderr how far the work is: a plain line of progress."""
+        print(text, file=sys.stderr, flush=True)
+
+    def notice(self, text: str) -> None:
+        """Say on stderr what the user should know and need not act on."""
+        self._say("note", "cyan", text)
+
+    def hint(self, text: str) -> None:
+        """Say on stderr what to do next."""
+        self._say("hint", "green", text)
+
+    def warning(self, text: str) -> None:
+        """Say on stderr what the user may want to change."""
+        self._say("warning", "yellow", text)
+
+    def error(self, error: HeliosError) -> None:
+        """Say on stderr what failed, and what to do about it."""
+        self._say("error", "bold red", error.message)
+        if error.hint:
+            self.hint(error.hint)
+
+    def bug(self, error: BaseException) -> None:
+        """Say on stderr that helios itself is at fault."""
+        self._say("bug", "bold red", f"{type(error).__name__}: {error}")
+
+    def live(self) -> RichConsole | None:
+        """The stderr console that can redraw lines, or None where lines can only be added (pipe, TERM=dumb)."""
+        rich = self._rich(stderr=True)
+        return rich if rich.is_terminal and not rich.is_dumb_terminal else None
+
+    @contextmanager
+    def progress_bytes(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show how many of `total` bytes are done; yields `advance(count)`, which any thread may call."""
+        rich = self.live()
+        if rich is None:
+            yield _PlainBytes(description, total, self.status).advance
+            return
+        from rich import progress as bars
+
+        columns = (bars.BarColumn(None), bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
+        name = bars.TextColumn("{task.description}", markup=False)
+        with bars.Progress(name, *columns, console=rich, expand=True) as progress:
+            task = progress.add_task(description, total=total)
+            yield lambda count: progress.advance(task, count)
+
+    def _rich(self, *, stderr: bool) -> RichConsole:
+        """A console on the stream of this moment. NO_COLOR leaves no escape code at all, not even bold."""
+        from rich.console import Console as RichConsole
+
+        color = None if os.environ.get("NO_COLOR") else "auto"
+        rich = RichConsole(stderr=stderr, color_system=color, markup=False, highlight=False, emoji=False)
+        if not rich.is_terminal:
+            rich.width = UNBOUNDED_WIDTH
+        return rich
+
+    def _say(self, label: str, style: str, text: str) -> None:
+        from rich.text import Text
+
+        rich = self._rich(stderr=True)
+        with rich.capture() as captured:  # and not printed by Rich, which would write into a live bar
+            rich.print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
+        self.status(captured.get().removesuffix("\n"))
+
+    def _print_table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        rich = self._rich(stderr=False)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for index, name in enumerate(columns):
+            numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+            table.add_column(Text(name), justify="right" if numeric else "left")
+        for row in rows:
+            table.add_row(*(Text(str(cell)) for cell in row))
+        if rich.is_terminal:
+            rich.print(table)
+            return
+        with rich.capture() as captured:
+            rich.print(table)
+        for line in captured.get().splitlines():
+            print(line.rstrip())
+
+
+class _PlainBytes:
+    """Byte progress where lines can only be added: one line at every tenth."""
+
+    def __init__(self, description: str, total: int, say: Callable[[str], None]) -> None:
+        self.description, self.total, self.say = description, total, say
+        self.done = self.tenths = 0
+        self.lock = threading.Lock()
+        say(f"{description}: {format_bytes(total)}")
+
+    def advance(self, count: int) -> None:
+        with self.lock:
+            self.done += count
+            tenths = 10 * self.done // self.total if self.total else 10
+            if tenths > self.tenths:
+                self.tenths = tenths
+                done, total = format_bytes(self.done), format_bytes(self.total)
+                self.say(f"{self.description}: {done} of {total}, {10 * tenths} %")
+
+
+console = Console()
+
+
+def _use_json(wanted: bool) -> bool:
+    console.json = wanted
+    return wanted
+
+
+JsonFlag = Annotated[bool, typer.Option("--json", callback=_use_json, help="Print the result as JSON on stdout.")]
+"""The `--json` of every command that reports something: `json: JsonFlag = False`; the body calls `console.result`."""

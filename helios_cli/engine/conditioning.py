@@ -1,0 +1,71 @@
+"""A picture or a clip turned into the history that a film starts from.
+
+Clean conditioning latents are mixed with a little noise, as generated history is never quite clean either. Random
+numbers are drawn in the order of the reference: all of the encoder's, then the sigmas and the noise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helios_cli.engine.history import History
+from helios_cli.engine.media import VideoClip
+from helios_cli.model.vae import WanVAE
+from helios_cli.sampling.noise import draw
+from helios_cli.units import FRAMES_PER_CHUNK, HISTORY_LATENTS, LATENTS_PER_CHUNK
+
+NOISE_SIGMA = (0.111, 0.135)
+"""Range of the noise share of conditioning latents."""
+
+USED_CHUNKS = -(-HISTORY_LATENTS // LATENTS_PER_CHUNK)
+"""Chunks at the end of a clip that reach into the history (3)."""
+
+
+def start_from_picture(history: History, vae: WanVAE, picture_3HW: np.ndarray, generator: torch.Generator) -> None:
+    """Anchor and newest frame from a float32 picture in [-1, 1].
+
+    The anchor is the picture as a clip of one frame. The newest history frame is the last latent of the picture held
+    for a whole chunk, because first latents look unlike the later ones.
+    """
+    device = history.latents.device
+    frame = torch.from_numpy(picture_3HW)[None, :, None].to(device)
+    anchor = vae.encode(frame, generator)
+    held = vae.encode(frame.expand(-1, -1, FRAMES_PER_CHUNK, -1, -1), generator)[:, :, -1:]
+    history.anchor = _with_noise(anchor, _sigmas(1, generator), generator)
+    history.push(_with_noise(held, _sigmas(1, generator), generator))
+
+
+def start_from_clip(history: History, vae: WanVAE, clip: VideoClip, generator: torch.Generator) -> None:
+    """History from the last whole chunks of a clip, the anchor from its first frame.
+
+    Chunks too early to be remembered are not encoded; only their random numbers are drawn.
+    """
+    device = history.latents.device
+    anchor = vae.encode(torch.from_numpy(clip.first_frame())[None].to(device), generator)
+    shape = (1, *history.latents.shape[1:2], LATENTS_PER_CHUNK, *history.latents.shape[3:])
+    forgotten = max(0, clip.num_chunks - USED_CHUNKS)
+    encoded = []
+    for index, frames in enumerate(clip.chunks()):
+        if index < forgotten:
+            torch.randn(shape, generator=generator, dtype=vae.dtype)
+        else:
+            encoded.append(vae.encode(torch.from_numpy(frames)[None].to(device), generator))
+    history.anchor = _with_noise(anchor, _sigmas(1, generator), generator)
+    for _ in range(forgotten):
+        _sigmas(LATENTS_PER_CHUNK, generator)
+        draw(shape, generator)
+    for latents in encoded:
+        history.push(_with_noise(latents, _sigmas(LATENTS_PER_CHUNK, generator), generator))
+
+
+def _sigmas(count: int, generator: torch.Generator) -> Tensor:
+    low, high = NOISE_SIGMA
+    return torch.rand(count, generator=generator) * (high - low) + low
+
+
+def _with_noise(latents_1CTHW: Tensor, sigma_T: Tensor, generator: torch.Generator) -> Tensor:
+    sigma = sigma_T.view(1, 1, -1, 1, 1).to(latents_1CTHW.device)
+    noise = draw(tuple(latents_1CTHW.shape), generator).to(latents_1CTHW.device)
+    return sigma * noise + (1 - sigma) * latents_1CTHW

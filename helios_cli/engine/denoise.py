@@ -1,0 +1,129 @@
+"""One chunk: from noise to nine clean latent frames, through stages, steps and guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helios_cli.engine.clock import Clock
+from helios_cli.engine.events import StepDone
+from helios_cli.engine.history import History
+from helios_cli.model.dit import HeliosDiT, Modulation, TextContext
+from helios_cli.sampling.guidance import classifier_free, zero_star
+from helios_cli.sampling.noise import BlockNoise, coarsest, draw
+from helios_cli.sampling.schedule import SchedulerConfig, Stage, build_stage
+from helios_cli.sampling.solvers import make_solver
+from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
+from helios_cli.weights.checkpoint import Preset
+
+
+def grid_of(size: tuple[int, int], patch_size: tuple[int, int, int], halvings: int = 0) -> tuple[int, int]:
+    """(rows, columns) of patches in a picture of `size` (width, height) pixels, halved `halvings` times."""
+    width, height = (pixels // PIXELS_PER_CELL // 2**halvings for pixels in size)
+    return height // patch_size[1], width // patch_size[2]
+
+
+def stages_of(
+    scheduler: SchedulerConfig,
+    steps: tuple[int, ...],
+    size: tuple[int, int],
+    patch_size: tuple[int, int, int],
+    *,
+    amplify: bool,
+) -> list[Stage]:
+    """The steps of a chunk, stage by stage; `amplify` as in `build_stage`.
+
+    A stage's schedule is shifted by the tokens of the stage before it, whose sample it starts from: so it is in the
+    reference, which reads the size before it upsamples.
+    """
+    stages = []
+    for k, count in enumerate(steps):
+        rows, columns = grid_of(size, patch_size, scheduler.stages - 1 - max(k - 1, 0))
+        stages.append(build_stage(scheduler, k, count, LATENTS_PER_CHUNK * rows * columns, amplify=amplify))
+    return stages
+
+
+class Denoiser:
+    """Everything that is the same for all chunks of a film, and `chunk`, which makes one.
+
+    `settings` are the preset with the film's own steps and guidance; `size` is (width, height) in pixels.
+    """
+
+    def __init__(
+        self, dit: HeliosDiT, scheduler: SchedulerConfig, settings: Preset, size: tuple[int, int], clock: Clock
+    ) -> None:
+        self.dit, self.scheduler, self.settings, self.clock = dit, scheduler, settings, clock
+        width, height = (pixels // PIXELS_PER_CELL for pixels in size)
+        self.shape = (1, dit.config.in_channels, LATENTS_PER_CHUNK, height, width)
+        patch = dit.config.patch_size
+        self.stages = {
+            amplify: stages_of(scheduler, settings.steps, size, patch, amplify=amplify) for amplify in (False, True)
+        }
+        grids = [grid_of(size, patch, scheduler.stages - 1 - k) for k in range(scheduler.stages)]
+        self.ropes = [dit.rope(grids[-1], grid) for grid in grids]
+        self.block_noise = BlockNoise(scheduler.gamma, patch)
+        self.modulations: dict[float, Modulation] = {}
+
+    def chunk(
+        self,
+        index: int,
+        history: History,
+        text: TextContext,
+        negative: TextContext | None,
+        generator: torch.Generator,
+        *,
+        amplify: bool,
+    ) -> Generator[StepDone, None, Tensor]:
+        """Yields each step done, returns the chunk's latents [1, C, 9, H, W], float32.
+
+        `negative` is needed where the guidance is over 1. `amplify` doubles the steps where the solver is DMD.
+        """
+        tokens = self.dit.embed_history(*history.terms())
+        x = coarsest(draw(self.shape, generator), self.scheduler.stages).to(tokens.device)
+        for k, stage in enumerate(self.stages[amplify]):
+            with self.clock(f"stage {k}"):
+                if stage.renoise:
+                    x = self._enter(x, stage.renoise, generator)
+                solver = make_solver(self.scheduler, stage, x)
+                for i, timestep in enumerate(stage.timesteps):
+                    flow = self._flow(k, i, x, timestep, tokens, text, negative)
+                    x = solver.step(i, x, flow)
+                    yield StepDone(chunk=index, stage=k, step=i, steps_in_stage=stage.steps)
+        return x
+
+    def _flow(
+        self,
+        k: int,
+        i: int,
+        x: Tensor,
+        timestep: float,
+        tokens: Tensor,
+        text: TextContext,
+        negative: TextContext | None,
+    ) -> Tensor:
+        """Guided flow of step `i` in stage `k`; one or two model calls, none where zero-init makes it zero."""
+        guided = negative is not None
+        if guided and self.settings.zero_init and k == 0 and i <= self.settings.zero_steps:
+            return torch.zeros_like(x)
+        mods, rope = self._modulation(timestep), self.ropes[k]
+        cond = self.dit(x, tokens, mods, rope, text)
+        if not guided:
+            return cond
+        uncond = self.dit(x, tokens, mods, rope, negative)
+        combine = zero_star if self.settings.cfg_zero_star else classifier_free
+        return combine(cond, uncond, self.settings.guidance)
+
+    def _enter(self, x: Tensor, renoise: tuple[float, float], generator: torch.Generator) -> Tensor:
+        """The jump into a finer stage: nearest x2, scaled, with the noise that upsampling took away."""
+        frames = F.interpolate(x[0].transpose(0, 1), scale_factor=2, mode="nearest")
+        x = frames.transpose(0, 1)[None]
+        alpha, beta = renoise
+        return alpha * x + beta * self.block_noise.draw(tuple(x.shape), generator).to(x.device)
+
+    def _modulation(self, timestep: float) -> Modulation:
+        if timestep not in self.modulations:
+            self.modulations[timestep] = self.dit.modulation(torch.tensor([timestep], device=self.dit.device))
+        return self.modulations[timestep]

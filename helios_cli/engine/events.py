@@ -1,0 +1,84 @@
+"""What the engine tells while it renders. The engine yields events, the command line shows them.
+
+Every event is a frozen dataclass of plain values; `to_dict` gives the JSON object of the event stream
+(`--progress json`), whose `version` is `STREAM_VERSION`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+
+STREAM_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Event:
+    def to_dict(self) -> dict:
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+        return {"version": STREAM_VERSION, "event": name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class FilmStarted(Event):
+    """First event of a film. `steps` is the number of solver steps of the whole film, `stages` the pyramid's."""
+
+    film: str
+    output: str
+    model: str
+    device: str
+    dtype: str
+    width: int
+    height: int
+    fps: float
+    frames: int
+    chunks: int
+    stages: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class PhaseStarted(Event):
+    """`phase` is one of "load", "text", "conditioning", "denoise", "decode", "finish"."""
+
+    phase: str
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """One solver step of chunk `chunk` (from 0), stage `stage` (0 is the coarsest), is done."""
+
+    chunk: int
+    stage: int
+    step: int
+    steps_in_stage: int
+
+
+@dataclass(frozen=True)
+class ChunkDone(Event):
+    """A chunk's frames went to the writer. `frames` counts the film's frames so far, `seconds` this chunk's time."""
+
+    chunk: int
+    chunks: int
+    frames: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """Something the user should know that stops nothing."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class FilmDone(Event):
+    """Last event of a film that succeeded. `phases` maps a phase to seconds, "denoise" summed over chunks."""
+
+    output: str
+    frames: int
+    seconds: float
+    frames_per_second: float
+    peak_host_bytes: int
+    peak_device_bytes: int | None
+    phases: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,37 @@
+"""What the model remembers: the last 19 latent frames and the anchor. Its size does not depend on the film's length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from helios_cli.units import HISTORY_LATENTS, LONG_TERM, MID_TERM, SHORT_TERM
+
+
+class History:
+    """Latents of one segment of film, oldest first; empty slots are zero latents.
+
+    Attributes:
+        latents: [1, C, 19, H, W] float32.
+        anchor: [1, C, 1, H, W] float32, or None until the first chunk of a film from text alone is done.
+    """
+
+    def __init__(self, channels: int, height: int, width: int, device: torch.device) -> None:
+        self.latents = torch.zeros(1, channels, HISTORY_LATENTS, height, width, device=device)
+        self.anchor: Tensor | None = None
+
+    def terms(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(long [1, C, 16, H, W], mid [.., 2, ..], short [.., 2, ..]); short is the anchor and the newest frame."""
+        long, mid, newest = self.latents.split([LONG_TERM, MID_TERM, SHORT_TERM], dim=2)
+        anchor = torch.zeros_like(newest) if self.anchor is None else self.anchor
+        return long, mid, torch.cat([anchor, newest], dim=2)
+
+    def push(self, latents_1CTHW: Tensor) -> None:
+        """Appends clean latents; what is older than 19 frames is forgotten."""
+        self.latents = torch.cat([self.latents, latents_1CTHW.float()], dim=2)[:, :, -HISTORY_LATENTS:]
+
+    def remember(self, chunk_1CTHW: Tensor, *, reanchor: bool = False) -> None:
+        """Appends a generated chunk. Its first frame becomes the anchor if there is none yet, or with `reanchor`."""
+        if self.anchor is None or reanchor:
+            self.anchor = chunk_1CTHW[:, :, :1].float()
+        self.push(chunk_1CTHW)

@@ -1,0 +1,47 @@
+"""Every error that helios raises on purpose, and the exit code it ends a command with.
+
+A message says what is wrong and where; a hint says what to do next. `cli.main` is the only place that catches them.
+"""
+
+from __future__ import annotations
+
+
+class HeliosError(Exception):
+    """Something failed that should not have. `message`: what and where, no full stop; `hint`: the next step."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(HeliosError):
+    """The user's words are wrong: a flag, a recipe, a picture."""
+
+    exit_code = 2
+
+
+class MachineError(HeliosError):
+    """This machine cannot: memory, disk, device, ffmpeg."""
+
+    exit_code = 3
+
+
+class CheckpointError(HeliosError):
+    """Model files are missing, denied, damaged or of an unknown kind."""
+
+    exit_code = 4
+
+
+class PictureError(HeliosError):
+    """The model produced latents or frames that are not finite numbers."""
+
+    exit_code = 5
+
+
+class Interrupted(HeliosError):
+    """Stopped by SIGINT or SIGTERM."""
+
+    exit_code = 130

@@ -1,0 +1,304 @@
+"""What this machine has: processor, memory and its limits, accelerators, disk. Plain facts; nothing is printed.
+
+torch is imported inside the functions that ask it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helios_cli.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""Flags of /proc/cpuinfo that decide how fast the model runs on a processor."""
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The processor. `cores` counts physical cores, None if unknown; `threads` those this process may use."""
+
+    model: str
+    cores: int | None
+    threads: int
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """A container's limit. `used_bytes` is without the page cache, which the kernel gives up before it kills."""
+
+    path: str
+    limit_bytes: int
+    used_bytes: int
+
+    @property
+    def available_bytes(self) -> int:
+        return max(0, self.limit_bytes - self.used_bytes)
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """`free_bytes` is what the kernel calls available, None if it does not tell; `limits` are those of containers."""
+
+    total_bytes: int
+    free_bytes: int | None
+    limits: tuple[MemoryLimit, ...]
+
+    @property
+    def available_bytes(self) -> int:
+        """What this process can still take: the least of the machine's and every limit's rest."""
+        free = self.total_bytes if self.free_bytes is None else self.free_bytes
+        return min([free, *(limit.available_bytes for limit in self.limits)])
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A GPU. `capability` is CUDA's, (major, minor); `free_bytes` counts what other processes hold as taken."""
+
+    device: str
+    name: str
+    capability: tuple[int, int] | None
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Triton:
+    """`version` is None if it is not installed; `reason` says why it can run, or why not."""
+
+    version: str | None
+    runs: bool
+    reason: str
+
+
+def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    known = set(flags[1].split()) if flags else set()
+    places = re.findall(r"^physical id\s*:\s*(\d+)$.*?^core id\s*:\s*(\d+)$", text, re.MULTILINE | re.DOTALL)
+    return Cpu(
+        model=model[1].strip() if model else platform.processor() or platform.machine(),
+        cores=len(set(places)) or None,
+        threads=threads,
+        features=tuple(name for name in CPU_FEATURES if name in known),
+    )
+
+
+def host_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> HostMemory:
+    """Memory of the machine and the limits on this process, by cgroup v1 and v2: its own group's and those above."""
+    meminfo = proc / "meminfo"
+    if not meminfo.exists():
+        return HostMemory(_physical_bytes(), None, ())
+    values = {
+        key: int(kib) * 1024 for key, kib in re.findall(r"^(\w+):\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+    }
+    total = values["MemTotal"]
+    limits = tuple(limit for limit in _memory_limits(proc, cgroups) if limit.limit_bytes < total)
+    return HostMemory(total, values.get("MemAvailable"), limits)
+
+
+def _physical_bytes() -> int:
+    """Physical memory where there is no /proc."""
+    if sys.platform == "win32":
+        import ctypes
+
+        kib = ctypes.c_ulonglong()
+        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kib))
+        return kib.value * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _memory_limits(proc: Path, cgroups: Path) -> Iterator[MemoryLimit]:
+    membership = proc / "self" / "cgroup"
+    for line in membership.read_text().splitlines() if membership.exists() else ():
+        _, controllers, group = line.split(":", 2)
+        if (
+            not controllers
+        ):  # v2; mounted below `unified` where v1 is in use too, and then without the memory controller
+            yield from _limits_above(cgroups, group, "memory.max", "memory.current", "")
+        elif "memory" in controllers.split(","):
+            root = cgroups / "memory"
+            yield from _limits_above(root, group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+
+
+def _limits_above(root: Path, group: str, limit: str, usage: str, prefix: str) -> Iterator[MemoryLimit]:
+    """Limits from `group` up to `root`. A container may not see the upper groups, or see its own group as the root."""
+    folder = root / group.lstrip("/")
+    for place in (folder, *folder.parents):
+        text = _read(place / limit)
+        if text.isdigit():
+            counts = dict(line.split() for line in _read(place / "memory.stat").splitlines())
+            cache = sum(int(counts.get(f"{prefix}{kind}", 0)) for kind in ("active_file", "inactive_file"))
+            yield MemoryLimit(str(place / limit), int(text), max(0, int(_read(place / usage) or 0) - cache))
+        if place == root:
+            return
+
+
+def _read(path: Path) -> str:
+    """The text of a file of the kernel's; empty if there is none to read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def peak_host_bytes() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    import resource  # not on Windows, which can still show the help
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def home() -> Path:
+    """HELIOS_HOME: where helios keeps pieces of films and measured speeds. It may not exist yet."""
+    if chosen := os.environ.get("HELIOS_HOME"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        caches = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        caches = Path.home() / "Library" / "Caches"
+    else:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "helios"
+
+
+def disk_free_bytes(path: Path) -> int:
+    """Bytes that this user can write on the disk of `path`, which need not exist yet."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def nvidia_driver() -> str | None:
+    """Version of the NVIDIA driver, seen or not by this PyTorch; None without one."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout.strip() else None
+
+
+def accelerators() -> tuple[Accelerator, ...]:
+    """The GPUs that this PyTorch can use. Opens a context on each, to learn its free memory."""
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        capability = (properties.major, properties.minor)
+        found.append(Accelerator(f"cuda:{index}", properties.name, capability, total, free))
+    if torch.backends.mps.is_available():
+        total = torch.mps.recommended_max_memory()
+        free = total - torch.mps.driver_allocated_memory()
+        found.append(Accelerator("mps", platform.processor(), None, total, free))
+    return tuple(found)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on `device`; the host's, within its container's limits, for a CPU."""
+    found = {accelerator.device: accelerator.free_bytes for accelerator in accelerators()}
+    return found[str(device)] if str(device) in found else host_memory().available_bytes
+
+
+def triton() -> Triton:
+    import torch
+
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return Triton(None, False, "not installed")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return Triton(version, True, "TRITON_INTERPRET=1: interpreted on the CPU, for tests")
+    if not torch.cuda.is_available():
+        return Triton(version, False, "needs a GPU")
+    return Triton(version, True, "a GPU is there")
+
+
+def attention_backends(device: torch.device) -> tuple[str, ...]:
+    """What PyTorch's scaled_dot_product_attention can choose from on `device`."""
+    import torch
+
+    if device.type == "cuda":
+        flash = torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (
+            8,
+            0,
+        )
+        return (*(["flash"] if flash else []), "efficient", "math")
+    return ("flash", "math") if device.type == "cpu" else ("math",)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`; `auto` is the first GPU, else the CPU. InputError for a name that is none,
+    MachineError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise InputError(f"--device {name}: no such kind of device", hint="write auto, cuda, cuda:1, mps or cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise MachineError("--device mps: this machine or this PyTorch has no Metal device", hint="use --device cpu")
+    if name.startswith("cuda"):
+        return _cuda_device(name)
+    return torch.device(name)
+
+
+def _cuda_device(name: str) -> torch.device:
+    import torch
+
+    hint = "use --device cpu; `helios doctor` shows what is there"
+    count = torch.cuda.device_count()
+    index = int(name.removeprefix("cuda").removeprefix(":") or 0)
+    if count == 0 and torch.version.cuda is None and torch.version.hip is None:
+        raise MachineError(f"--device {name}: PyTorch {torch.__version__} is built without GPU support", hint=hint)
+    if count == 0:
+        raise MachineError(f"--device {name}: PyTorch finds no GPU (no driver, or one too old for it)", hint=hint)
+    if index >= count:
+        known = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise MachineError(f"--device {name}: this machine has {known}", hint=hint)
+    return torch.device("cuda", index)
+
+
+def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype called `name`, and why. `auto` is the smallest that is fast and safe on `device`."""
+    import torch
+
+    if name != "auto":
+        if name not in DTYPES:
+            raise InputError(f"--dtype {name}: no such dtype", hint=f"write auto, {', '.join(DTYPES)}")
+        return getattr(torch, name), "asked for"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            return torch.bfloat16, f"compute capability {major}.{minor} multiplies bfloat16 at full speed"
+        return torch.float16, f"compute capability {major}.{minor} has no fast bfloat16"
+    if device.type == "cpu":
+        fast = [feature for feature in cpu().features if feature.endswith("bf16")]
+        if fast:
+            return torch.bfloat16, f"the CPU multiplies bfloat16 in hardware ({fast[-1]})"
+        return torch.float32, "the CPU has no bfloat16 instructions"
+    return torch.float32, f"no smaller dtype has been tried on {device.type}"

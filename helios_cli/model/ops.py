@@ -1,0 +1,87 @@
+"""Products and element-wise chains of the networks, each with the arithmetic the checkpoints were trained with.
+
+Shapes: B batch, S tokens, N heads, D head size, E width. Rows of the stream are history first, noisy tokens after;
+`split` is the number of history rows. Norms and modulation are computed in float32 whatever the stream's dtype.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@functools.cache
+def _onednn_dtypes() -> frozenset[torch.dtype]:
+    if not torch.backends.mkldnn.is_available():
+        return frozenset()
+    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return frozenset({torch.float32, torch.bfloat16} if bf16 else {torch.float32})
+
+
+def onednn_runs(x: Tensor) -> bool:
+    """Whether `x` is on the CPU, needs no gradient, and is of a type that oneDNN multiplies there."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and x.dtype in _onednn_dtypes()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """`x @ weight.T + bias`, with the tanh-GELU after it if asked.
+
+    On a CPU the product goes to oneDNN, which `F.linear` leaves to MKL in float32: 43 against 100 ms for
+    4416x1024x1024 on one core of an AMD EPYC, where MKL does not use AVX-512.
+    """
+    if onednn_runs(x):
+        activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)
+    y = F.linear(x, weight, bias)
+    return F.gelu(y, approximate="tanh") if gelu else y
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """LayerNorm over the last axis in float32. Returns float32."""
+    return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps)
+
+
+def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float) -> Tensor:
+    """`norm(x) * (1 + scale) + shift`, rows before `split` by `scale[:, 0]`, the others by `scale[:, 1]`.
+
+    `scale` and `shift` are [B or 1, 2, E] float32. Returns the dtype of `x`.
+    """
+    y = layer_norm(x_BSE, None, None, eps)
+    parts = [
+        torch.addcmul(shift[:, row, None], rows, 1 + scale[:, row, None])
+        for row, rows in ((0, y[:, :split]), (1, y[:, split:]))
+        if rows.shape[1]
+    ]
+    return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]).to(x_BSE.dtype)
+
+
+def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, split: int) -> Tensor:
+    """`x + y * gate` in float32, rounded once; rows before `split` by `gate[:, 0]`, the others by `gate[:, 1]`.
+
+    `gate` is [B or 1, 2, E] float32. Writes into `x` where no gradient is recorded. Returns the sum.
+    """
+    spans = [(row, span) for row, span in ((0, slice(0, split)), (1, slice(split, None))) if x_BSE[:, span].shape[1]]
+    sums = [torch.addcmul(x_BSE[:, s].float(), y_BSE[:, s].float(), gate[:, row, None]) for row, s in spans]
+    if torch.is_grad_enabled():
+        return torch.cat(sums, dim=1).to(x_BSE.dtype)
+    for (_, span), total in zip(spans, sums, strict=True):
+        x_BSE[:, span] = total
+    return x_BSE
+
+
+def rms_norm_rope(x_BSE: Tensor, weight: Tensor, rope_SD2: Tensor | None, heads: int, eps: float) -> Tensor:
+    """RMSNorm over all heads together, then the rotation of (even, odd) channel pairs. Returns [B, S, N, D].
+
+    `rope_SD2` is [S, D/2, 2] float32 (cos, sin); None leaves the rotation out. The pair (a, b) turns into
+    (a cos - b sin, a sin + b cos), a complex product that also holds where pooling left |cos + i sin| < 1.
+    """
+    y = x_BSE.float()
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight.float()
+    y = y.unflatten(-1, (heads, -1))
+    if rope_SD2 is not None:
+        turned = torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous()) * torch.view_as_complex(rope_SD2)[:, None]
+        y = torch.view_as_real(turned).flatten(-2)
+    return y.to(x_BSE.dtype)

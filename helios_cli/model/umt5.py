@@ -1,0 +1,140 @@
+"""The UMT5 text encoder: prompt tokens to one row each.
+
+Shapes: S tokens, E model width, N heads, D head size. One prompt at a time and no padding: masked padding never
+reaches a real token, so leaving it out gives the same rows. Parameter names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helios_cli.model.ops import linear
+
+FP32_ISLANDS_IN_FLOAT16 = frozenset({"wo"})
+"""Path components that stay float32 when the encoder runs in float16, where their products overflow."""
+
+TIED_EMBEDDING = "encoder.embed_tokens.weight"
+"""Some checkpoints store `shared.weight` a second time under this name."""
+
+
+@dataclass(frozen=True)
+class UMT5Config:
+    """`text_encoder/config.json`. Defaults are UMT5-XXL's."""
+
+    vocab_size: int = 256384
+    d_model: int = 4096
+    d_kv: int = 64
+    d_ff: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+
+    @classmethod
+    def from_json(cls, config: dict) -> UMT5Config:
+        """Reads a checkpoint's config. Raises ValueError for a feed-forward other than gated tanh-GELU."""
+        kind = config.get("feed_forward_proj", "gated-gelu")
+        if kind != "gated-gelu":
+            raise ValueError(f"`feed_forward_proj` is {kind!r}, only 'gated-gelu' is supported")
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in config.items() if key in known})
+
+
+class ScaleNorm(nn.Module):
+    """RMS norm in float32 with a weight, no mean, no bias."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x_SE: Tensor) -> Tensor:
+        scale = torch.rsqrt(x_SE.float().square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (x_SE * scale).to(self.weight.dtype)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: UMT5Config) -> None:
+        super().__init__()
+        inner = config.num_heads * config.d_kv
+        self.config = config
+        self.q, self.k, self.v = (nn.Linear(config.d_model, inner, bias=False) for _ in range(3))
+        self.o = nn.Linear(inner, config.d_model, bias=False)
+        self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+
+    def forward(self, x_SE: Tensor) -> Tensor:
+        heads = self.config.num_heads
+        q, k, v = (linear(x_SE, m.weight).unflatten(-1, (heads, -1)).transpose(0, 1) for m in (self.q, self.k, self.v))
+        # T5 leaves out 1/sqrt(D): its initialisation has it.
+        weights = torch.softmax((q @ k.mT + self._bias(x_SE.shape[0])).float(), dim=-1).to(x_SE.dtype)
+        return linear((weights @ v).transpose(0, 1).flatten(1), self.o.weight)
+
+    def _bias(self, tokens: int) -> Tensor:
+        """[N, S, S] from the table, by the distance from query to key."""
+        place = torch.arange(tokens, device=self.relative_attention_bias.weight.device)
+        bucket = distance_bucket(
+            place[None, :] - place[:, None],
+            self.config.relative_attention_num_buckets,
+            self.config.relative_attention_max_distance,
+        )
+        return self.relative_attention_bias(bucket).permute(2, 0, 1)
+
+
+def distance_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
+    """T5's bucket of a signed distance: half the buckets a side, half of those exact, the rest logarithmic."""
+    side = buckets // 2
+    exact = side // 2
+    size = distance.abs()
+    steps = torch.log(size.float().clamp(min=1) / exact) / math.log(max_distance / exact) * (side - exact)
+    far = (exact + steps.long()).clamp(max=side - 1)
+    return torch.where(distance > 0, side, 0) + torch.where(size < exact, size, far)
+
+
+class GatedFeedForward(nn.Module):
+    def __init__(self, config: UMT5Config) -> None:
+        super().__init__()
+        self.wi_0, self.wi_1 = (nn.Linear(config.d_model, config.d_ff, bias=False) for _ in range(2))
+        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x_SE: Tensor) -> Tensor:
+        hidden = F.gelu(linear(x_SE, self.wi_0.weight), approximate="tanh") * linear(x_SE, self.wi_1.weight)
+        return linear(hidden.to(self.wo.weight.dtype), self.wo.weight)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward, under the names of the checkpoint: layer.0 and layer.1."""
+
+    def __init__(self, config: UMT5Config) -> None:
+        super().__init__()
+        attend, feed = nn.Module(), nn.Module()
+        attend.SelfAttention = SelfAttention(config)
+        attend.layer_norm = ScaleNorm(config.d_model, config.layer_norm_epsilon)
+        feed.DenseReluDense = GatedFeedForward(config)
+        feed.layer_norm = ScaleNorm(config.d_model, config.layer_norm_epsilon)
+        self.layer = nn.ModuleList([attend, feed])
+
+    def forward(self, x_SE: Tensor) -> Tensor:
+        attend, feed = self.layer
+        x_SE = x_SE + attend.SelfAttention(attend.layer_norm(x_SE))
+        return x_SE + feed.DenseReluDense(feed.layer_norm(x_SE))
+
+
+class UMT5Encoder(nn.Module):
+    def __init__(self, config: UMT5Config) -> None:
+        super().__init__()
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = nn.Module()
+        self.encoder.block = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.encoder.final_layer_norm = ScaleNorm(config.d_model, config.layer_norm_epsilon)
+
+    def forward(self, tokens_S: Tensor) -> Tensor:
+        """Token ids of one prompt, end token included -> [S, E] rows."""
+        x = self.shared(tokens_S)
+        for block in self.encoder.block:
+            x = block(x)
+        return self.encoder.final_layer_norm(x)

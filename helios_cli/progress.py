@@ -1,0 +1,278 @@
+"""Views of a running render: each consumes the engine's events (`engine/events.py`) and says how far the film is.
+
+A `Track` turns the events of one film into numbers; a view decides how they look.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from helios_cli.console import console
+from helios_cli.engine.events import ChunkDone, Event, FilmDone, FilmStarted, Notice, PhaseStarted, StepDone
+from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import RenderableType
+
+ProgressKind = Literal["auto", "rich", "plain", "json", "none"]
+
+PHASES = {
+    "load": "loading the model",
+    "text": "reading the prompts",
+    "conditioning": "encoding the start",
+    "denoise": "denoising",
+    "decode": "decoding",
+    "finish": "finishing the file",
+}
+
+RECENT_CHUNKS = 8
+"""Chunks whose mean time foretells the rest: enough to smooth a hiccup, few enough to follow a lasting change."""
+
+BAR_LINE_WIDTH = 100
+"""Columns of the bar's line at most: on a wide terminal a longer bar only takes the numbers away from the eye."""
+
+
+class View(Protocol):
+    def show(self, event: Event) -> None: ...
+
+
+@contextmanager
+def open_view(kind: ProgressKind) -> Iterator[View]:
+    """The view called `kind`, for any number of films. `auto` is `rich`, and `rich` without a terminal is `plain`."""
+    if kind == "json":
+        yield JsonView()
+    elif kind == "none":
+        yield SilentView()
+    elif kind == "plain" or (terminal := console.live()) is None:
+        yield PlainView()
+    else:
+        with RichView(terminal) as view:
+            yield view
+
+
+class Track:
+    """Where one film stands. `clock` gives seconds; it is read only to tell how long the chunk in flight has taken.
+
+    Phases may come before the film is known; only `phase` and `phase_started` have a meaning then.
+    """
+
+    def __init__(self, film: FilmStarted | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.film = film
+        self.clock = clock
+        self.phase_started = self.chunk_started = clock()
+        self.phase = "denoise" if film else None
+        self.step: StepDone | None = None
+        self.frames_done = self.chunks_done = 0
+        self.steps_in_chunk = 0
+        self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film else 1.0
+        # (frames, seconds) of each chunk. Replaced and never changed: a live view reads it from its own thread.
+        self.recent: tuple[tuple[int, float], ...] = ()
+        self.warm = False
+
+    def follow(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            if event.phase != "denoise":
+                self.phase_started = self.clock()
+            elif not self.steps_in_chunk:
+                self.chunk_started = self.clock()
+            self.phase = event.phase
+        elif isinstance(event, StepDone):
+            self.phase, self.step = "denoise", event
+            self.steps_in_chunk += 1
+        elif isinstance(event, ChunkDone):
+            self._follow_chunk(event)
+
+    def _follow_chunk(self, event: ChunkDone) -> None:
+        if self.recent and not self.warm:  # the first chunk is slower: amplified, and the device was cold
+            self.recent = ()
+            self.warm = True
+        frames = min(
+            event.frames - self.frames_done, FRAMES_PER_CHUNK
+        )  # more only where a film goes on from kept chunks
+        self.recent = (*self.recent, (frames, event.seconds))[-RECENT_CHUNKS:]
+        self.frames_done, self.chunks_done = event.frames, event.chunk + 1
+        self.steps_per_chunk = max(1, self.steps_in_chunk)
+        self.phase, self.step, self.steps_in_chunk = "denoise", None, 0
+        self.chunk_started = self.clock()
+
+    @property
+    def fraction(self) -> float:
+        """Share of the film's work that is done, 0 to 1. A chunk is its solver steps, and one more for its decoding."""
+        in_chunk = min(self.steps_in_chunk, self.steps_per_chunk) / (self.steps_per_chunk + 1)
+        return min(1.0, (self.chunks_done + in_chunk) / self.film.chunks)
+
+    @property
+    def frames_per_second(self) -> float | None:
+        """Measured over the recent chunks; None before the first is done."""
+        seconds = sum(seconds for _, seconds in self.recent)
+        return sum(frames for frames, _ in self.recent) / seconds if seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Chunks left at the mean time of the recent ones, less what the chunk in flight has had; None before any."""
+        if not self.recent:
+            return None
+        chunk_seconds = sum(seconds for _, seconds in self.recent) / len(self.recent)
+        chunks_left = self.film.chunks - self.chunks_done
+        if chunks_left == 0:
+            return 0.0
+        return max(0.0, chunk_seconds - (self.clock() - self.chunk_started)) + chunk_seconds * (chunks_left - 1)
+
+    @property
+    def place_text(self) -> str:
+        """Chunk and, while it is denoised, stage and step; all counted from 1."""
+        chunk = f"chunk {min(self.chunks_done + 1, self.film.chunks)}/{self.film.chunks}"
+        if self.phase != "denoise" or self.step is None:
+            return f"{chunk}, {PHASES[self.phase]}"
+        return (
+            f"{chunk}, stage {self.step.stage + 1}/{self.film.stages}, "
+            f"step {self.step.step + 1}/{self.step.steps_in_stage}"
+        )
+
+    @property
+    def speed_text(self) -> str:
+        return f"{self.frames_per_second:.3g} frames/s" if self.frames_per_second else ""
+
+    @property
+    def left_text(self) -> str:
+        return "-:-- left" if self.seconds_left is None else f"{format_duration(self.seconds_left)} left"
+
+    @property
+    def film_text(self) -> str:
+        """Seconds of film done and in all."""
+        return f"film {self.frames_done / self.film.fps:.1f} of {self.film.frames / self.film.fps:.1f} s"
+
+
+class SilentView:
+    def show(self, event: Event) -> None:
+        """Show nothing."""
+
+
+class JsonView:
+    """NDJSON on stdout, one event a line."""
+
+    def show(self, event: Event) -> None:
+        console.record(event.to_dict())
+
+
+class PlainView:
+    """Lines on stderr: what is rendered, each phase once, each chunk, the summary. Made for logs."""
+
+    def __init__(self) -> None:
+        self.track = Track()
+        self.phases: set[str] = set()
+
+    def show(self, event: Event) -> None:
+        self.track.follow(event)
+        if isinstance(event, FilmStarted):
+            self.track = Track(event)
+            _say_all(start_lines(event))
+        elif isinstance(event, Notice):
+            console.notice(event.message)
+        elif isinstance(event, PhaseStarted) and event.phase not in self.phases:
+            self.phases.add(event.phase)
+            console.status(PHASES[event.phase])
+        elif isinstance(event, ChunkDone):
+            console.status(self._chunk_line(event))
+        elif isinstance(event, FilmDone):
+            _say_all(summary_lines(event, self.track.film))
+            self.track = Track()
+            self.phases.clear()
+
+    def _chunk_line(self, done: ChunkDone) -> str:
+        chunk = f"chunk {done.chunk + 1}/{done.chunks} in {done.seconds:.1f} s"
+        frames = f"{done.frames}/{self.track.film.frames} frames"
+        return f"{chunk}: {frames}, {self.track.film_text}, {self.track.speed_text}, {self.track.left_text}"
+
+
+class RichView:
+    """Two lines that are redrawn on the terminal: a bar, and where in the chunk the work is. They vanish at the end."""
+
+    def __init__(self, terminal: RichConsole) -> None:
+        from rich.live import Live
+        from rich.spinner import Spinner
+
+        self.track = Track()
+        self.spinner = Spinner("dots" if terminal.encoding.startswith("utf") else "line")
+        self.live = Live(get_renderable=self._draw, console=terminal, transient=True, refresh_per_second=8)
+
+    def __enter__(self) -> RichView:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def show(self, event: Event) -> None:
+        self.track.follow(event)
+        if isinstance(event, FilmStarted):
+            self.track = Track(event)
+            _say_all(start_lines(event))
+        elif isinstance(event, Notice):
+            console.notice(event.message)
+        elif isinstance(event, FilmDone):
+            film, self.track = self.track.film, Track()
+            _say_all(summary_lines(event, film))
+
+    def _draw(self) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        track = self.track
+        if track.phase is None:
+            return Text("")
+        if track.phase not in ("denoise", "decode"):
+            self.spinner.update(text=f"{PHASES[track.phase]}  {format_duration(track.clock() - track.phase_started)}")
+            return self.spinner
+        line = Table.grid(expand=True, padding=(0, 2, 0, 0))
+        line.width = min(BAR_LINE_WIDTH, self.live.console.width)
+        line.add_column(ratio=1)
+        for _ in range(3):
+            line.add_column(no_wrap=True)
+        percent, frames = f"{int(100 * track.fraction)} %", f"{track.frames_done}/{track.film.frames} frames"
+        line.add_row(
+            ProgressBar(total=1.0, completed=track.fraction, complete_style="cyan"), percent, frames, track.left_text
+        )
+        place = "  ".join((track.place_text, track.film_text, track.speed_text))
+        return Group(line, Text(place, no_wrap=True, overflow="ellipsis"))
+
+
+def start_lines(film: FilmStarted) -> list[str]:
+    """What is about to be rendered, from what, where to."""
+    length = f"{film.frames} frames, {film.frames / film.fps:.1f} s at {film.fps:g} fps"
+    return [
+        f"{film.film}: {length}, {film.width}x{film.height}, {film.chunks} chunk{'s' * (film.chunks > 1)}",
+        f"model {film.model} on {film.device} in {film.dtype}, to {film.output}",
+    ]
+
+
+def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:
+    """What was rendered, how fast, in how much memory, and where the time went."""
+    memory = f"peak memory {format_bytes(done.peak_host_bytes)}"
+    if done.peak_device_bytes is not None:
+        memory += f" and {format_bytes(done.peak_device_bytes)} on the device"
+    lines = [
+        f"wrote {done.output}: {done.frames} frames, {done.frames / film.fps:.1f} s",
+        f"  in {format_duration(done.seconds)}, {done.frames_per_second:.3g} frames/s, {memory}",
+    ]
+    if done.phases:
+        lines.append("  " + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in done.phases.items()))
+    return lines
+
+
+def format_duration(seconds: float) -> str:
+    """`75` as `1:15`, `3675` as `1:01:15`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _say_all(lines: list[str]) -> None:
+    for line in lines:
+        console.status(line)

@@ -1,0 +1,56 @@
+"""A recipe written out as TOML, YAML or JSON, with its pictures relative to where it will stand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import yaml
+
+from helios_cli.errors import InputError
+from helios_cli.recipe.film import Film
+
+FORMS = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
+
+
+def form_of(path: Path) -> str:
+    """The form that a file name asks for."""
+    form = FORMS.get(path.suffix.lower())
+    if form is None:
+        raise InputError(f"{path}: a recipe ends in {', '.join(FORMS)}", hint=f"write {path.stem}.toml")
+    return form
+
+
+def write_recipe(film: Film, form: str, folder: Path) -> str:
+    """The text of a recipe file of `film` that stands in `folder`, as "toml", "yaml" or "json"."""
+    keys = film.recipe.to_dict()
+    for shot in keys["shot"]:
+        for key in ("image", "video"):
+            if key in shot:
+                shot[key] = _relative(film.picture(shot[key]), folder)
+    if form == "json":
+        return json.dumps(keys, indent=2, ensure_ascii=False) + "\n"
+    if form == "yaml":
+        return yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000)
+    return _toml(keys)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive
+        return path.as_posix()
+
+
+def _toml(keys: dict) -> str:
+    tables = [{key: value for key, value in keys.items() if key != "shot"}, *keys["shot"]]
+    blocks = ["".join(f"{key} = {_toml_value(value)}\n" for key, value in table.items()) for table in tables]
+    return "\n[[shot]]\n".join(blocks)
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, float):
+        return repr(value)
+    # JSON's escapes are TOML's, and so are its numbers and lists.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,103 @@
+"""Text files as they come, and the pictures that a film names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.problems import Problem, Problems, nearest, printable
+from helios_cli.recipe.schema import control_character
+
+MAX_BYTES = 1 << 20
+"""Largest source file: 1 MiB is ten thousand shots of a sentence each."""
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".gif")
+
+MAX_NEIGHBOURS = 1000
+"""Names of a folder that are looked through for one that was meant."""
+
+
+def read_text(path: Path, problems: Problems) -> str:
+    """The text of a source file. Problems are raised: unreadable, too large, not UTF-8, control characters."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        problems.add(f"cannot be read: {error.strerror or error}")
+        problems.stop()
+    return decode(data, problems)
+
+
+def decode(data: bytes, problems: Problems) -> str:
+    """`data` as text with `\\n` line ends, with or without a byte order mark; problems are raised."""
+    if len(data) > MAX_BYTES:
+        problems.add(f"is larger than {MAX_BYTES >> 20} MiB, the most a source may be", suggestion="split the film")
+    elif data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        problems.add("is UTF-16", suggestion="save it as UTF-8")
+    problems.stop()
+    try:
+        text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as error:
+        offset = error.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)
+        line = data.count(b"\n", 0, offset) + 1
+        problems.add(
+            f"is not UTF-8: byte 0x{data[offset]:02x} at offset {offset}", line=line, suggestion="save it as UTF-8"
+        )
+        problems.stop()
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if control_character(text):
+        for number, line in enumerate(text.split("\n"), 1):
+            if bad := control_character(line):
+                problems.add(f"holds the control character U+{ord(bad[0]):04X}", line=number, suggestion="remove it")
+    problems.stop()
+    return text
+
+
+def picture_problems(film: Film, start: Mapping[str, Path]) -> Iterator[Problem]:
+    """The pictures and clips of a film that cannot be opened. `start` holds those of the flags, by key, which take the
+    place of the first shot's."""
+    for key, path in start.items():
+        if found := _file_problem(path, key):
+            yield Problem(f"--{key}", found[0], suggestion=found[1])
+    for index, shot in enumerate(film.recipe.shots):
+        if index == 0 and start:
+            continue
+        for key in ("image", "video"):
+            written = getattr(shot, key)
+            found = _file_problem(film.picture(written), key) if written is not None else None
+            if found is not None:
+                message, suggestion = found
+                yield Problem(film.source, message, film.line("shot", index, key), index + 1, key, suggestion)
+
+
+def _file_problem(path: Path, key: str) -> tuple[str, str | None] | None:
+    """Message and suggestion if `path` cannot be the picture (`key` is "image") or the clip ("video") of a shot."""
+    suffixes, other, meant = (PICTURES, CLIPS, "video") if key == "image" else (CLIPS, PICTURES, "image")
+    shown = printable(path, 200)
+    suffix = path.suffix.lower()
+    if suffix not in suffixes:
+        if suffix in other:
+            return f"{shown} is no {'picture' if key == 'image' else 'clip'}", f"write `{meant}` in place of `{key}`"
+        return f"{shown}: unknown kind of file", "known are " + ", ".join(suffixes)
+    if not path.exists():
+        near = near_files(path, suffixes)
+        return f"no such file: {shown}", f"did you mean {near[0]}?" if near else "paths are relative to the recipe"
+    if not path.is_file():
+        return f"{shown} is not a file", None
+    return None if os.access(path, os.R_OK) else (f"{shown} may not be read", None)
+
+
+def near_files(path: Path, suffixes: Iterable[str]) -> list[str]:
+    """The name in the folder of `path` that it was most likely meant to be, or one with another known suffix."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for _, entry in zip(range(MAX_NEIGHBOURS), entries, strict=False)]
+    except OSError:
+        return []
+    wanted = [name for name in names if Path(name).suffix.lower() in suffixes]
+    same_stem = [name for name in wanted if Path(name).stem == path.stem]
+    near = nearest(path.name, wanted)
+    return [printable(name) for name in same_stem or ([near] if near else [])]

@@ -1,0 +1,242 @@
+"""Shot lists of other tools: the official interactive CSV, LongLive's JSONL, vLLM-Omni's prompt updates, SRT subtitles.
+
+Each reader gives `Draft`s: recipe values with their lines. A CSV or JSONL file may hold several films.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from helios_cli.recipe.cues import Cue, close_gaps, shots_from
+from helios_cli.recipe.film import Place
+from helios_cli.recipe.problems import Problems, nearest, printable
+from helios_cli.recipe.values import parse_time
+from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
+
+
+@dataclass
+class Draft:
+    """One film before validation. `name` tells it from the others of its file; "" if there are no others."""
+
+    name: str
+    tree: dict
+    lines: dict[Place, int]
+    notices: list[str] = field(default_factory=list)
+
+
+CSV_COLUMNS = ("id", "prompt_index", "prompt", "refined_prompt", "seconds", "transition")
+
+
+def read_csv(text: str, problems: Problems) -> list[Draft]:
+    """The official interactive list: a film for each `id`, its shots in the order of `prompt_index`."""
+    films: dict[str, dict[int, tuple[int, dict]]] = {}
+    for line, row in _csv_rows(text, problems):
+        index = row["prompt_index"]
+        if not re.fullmatch("[0-9]{1,9}", index):
+            problems.add(f'"{printable(index)}" is not a whole number', line=line, key="prompt_index")
+            continue
+        shots = films.setdefault(row["id"], {})
+        if int(index) in shots:
+            message = f"index {int(index)} of film {printable(row['id'])} stands in line {shots[int(index)][0]} already"
+            problems.add(message, line=line, key="prompt_index")
+        shot = {"prompt": row.get("refined_prompt") or row["prompt"]}
+        shot.update((key, row[key]) for key in ("seconds", "transition") if row.get(key))
+        shots[int(index)] = (line, shot)
+    drafts = []
+    for name, shots in films.items():
+        ordered = [shots[index] for index in sorted(shots)]
+        lines: dict[Place, int] = {("shot", i): line for i, (line, _) in enumerate(ordered)}
+        drafts.append(Draft(name if len(films) > 1 else "", {"shot": [shot for _, shot in ordered]}, lines))
+    return drafts
+
+
+def _csv_rows(text: str, problems: Problems) -> list[tuple[int, dict[str, str]]]:
+    """(line, row) of each row; the header and the number of cells are checked."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows, header, line = [], None, 1
+    try:
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
+                pass
+            elif header is None:
+                header = cells
+                _check_header(header, line, problems)
+            elif len(cells) > len(header):
+                suggestion = 'put a prompt with a comma in quotes: "A boat, at dawn"'
+                problems.add(f"{len(cells)} cells under {len(header)} columns", line=line, suggestion=suggestion)
+            else:
+                row = dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=True))
+                rows.append((line, row))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        problems.add(f"not valid CSV: {error}", line=line)
+    problems.stop()
+    return rows
+
+
+def _check_header(header: list[str], line: int, problems: Problems) -> None:
+    for column in header:
+        if column not in CSV_COLUMNS or header.count(column) > 1:
+            near = nearest(column, CSV_COLUMNS)
+            suggestion = f"write `{near}`" if near else "known are " + ", ".join(CSV_COLUMNS)
+            problems.add("unknown or repeated column", line=line, key=column, suggestion=suggestion)
+    for column in ("id", "prompt_index", "prompt"):
+        if column not in header:
+            suggestion = "the first line must be id,prompt_index,prompt"
+            problems.add("the column is missing", line=line, key=column, suggestion=suggestion)
+    problems.stop()
+
+
+def read_jsonl(text: str, problems: Problems) -> list[Draft]:
+    """LongLive's list: a film in each line, `{"prompts": […]}` perhaps `"switch_frames": […]` (at 24 a second)."""
+    drafts = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip() and (draft := _jsonl_film(line, number, problems)):
+            drafts.append(draft)
+    for number, draft in enumerate(drafts, 1):
+        draft.name = str(number) if len(drafts) > 1 else ""
+    return drafts
+
+
+def _jsonl_film(line: str, number: int, problems: Problems) -> Draft | None:
+    entry = _json_value(line, number, problems)
+    if entry is None:
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("prompts"), list):
+        problems.add('a line must hold {"prompts": [...]}', line=number)
+        return None
+    _check_keys(entry, ("prompts", "switch_frames"), number, problems)
+    prompts, frames = entry["prompts"], entry.get("switch_frames")
+    shots = [{"prompt": prompt, "transition": "switch"} for prompt in prompts]
+    notices = []
+    if frames is not None:
+        if not _increasing(frames) or len(frames) != len(prompts) - 1:
+            message = f"must be {len(prompts) - 1} increasing frame numbers, one for each prompt after the first"
+            problems.add(message, line=number, key="switch_frames")
+            return None
+        for shot, start, end in zip(shots, [0, *frames], frames, strict=False):
+            shot["seconds"] = (end - start) / DEFAULT_FPS
+        notices.append(f"switch_frames count frames of the film at {DEFAULT_FPS} a second")
+    lines: dict[Place, int] = {(): number} | {("shot", index): number for index in range(len(shots))}
+    return Draft("", {"shot": shots}, lines, notices)
+
+
+def _increasing(frames: object) -> bool:
+    whole = isinstance(frames, list) and all(isinstance(f, int) and not isinstance(f, bool) for f in frames)
+    return whole and all(0 < b - a < 1e9 for a, b in zip([0, *frames], frames, strict=False))
+
+
+def _json_value(text: str, line: int, problems: Problems) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        problems.add(f"not valid JSON: {error.msg}, column {error.colno}", line=line)
+    except (ValueError, RecursionError) as error:
+        problems.add(f"not valid JSON: {error}", line=line)
+    return None
+
+
+def _check_keys(entry: dict, known: tuple[str, ...], line: int | None, problems: Problems) -> None:
+    for key in entry:
+        if key in known:
+            continue
+        if key == "switch_frame_indices":
+            suggestion = "it counts latent frames; write `switch_frames`, which counts frames, four to one"
+        else:
+            near = nearest(key, known)
+            suggestion = f"write `{near}`" if near else "known are " + ", ".join(known)
+        problems.add("unknown key", line=line, key=key, suggestion=suggestion)
+
+
+def read_updates(entries: list, lines: Mapping[Place, int], problems: Problems) -> list[Draft]:
+    """vLLM-Omni's prompt updates: `[{"at": seconds, "prompt": "…", "transition_chunks": 2}]`."""
+    cues = []
+    for index, entry in enumerate(entries):
+        line = lines.get((index,), 1)
+        if not isinstance(entry, dict):
+            problems.add('each entry must be {"at": seconds, "prompt": "..."}', line=line, shot=index + 1)
+            continue
+        _check_keys(entry, ("at", "prompt", "transition_chunks"), line, problems)
+        cue = Cue(entry.get("prompt"), line, start=_update_start(entry, line, index, problems))
+        chunks = entry.get("transition_chunks")
+        if chunks is not None and (isinstance(chunks, bool) or not isinstance(chunks, int) or not 0 <= chunks <= 1000):
+            message = "must be a whole number of chunks, 0 to 1000"
+            problems.add(message, line=line, shot=index + 1, key="transition_chunks")
+        elif chunks == 0:
+            cue.transition = "switch"
+        elif chunks:
+            cue.blend_seconds = chunks * FRAMES_PER_CHUNK / DEFAULT_FPS
+        cues.append(cue)
+    problems.stop()
+    if cues and cues[0].start:
+        message = f"nothing is said before {cues[0].start:g} s"
+        problems.add(message, line=cues[0].line, suggestion='add {"at": 0, "prompt": "..."} at the front')
+        problems.stop()
+    tree, shot_lines = shots_from(cues, problems)
+    notices = ["`at` is taken as seconds of the film, not of the clock on the wall"]
+    return [Draft("", tree, shot_lines, notices)]
+
+
+def _update_start(entry: dict, line: int, index: int, problems: Problems) -> float | None:
+    at = entry.get("at")
+    if isinstance(at, int | float) and not isinstance(at, bool) and 0 <= at <= 86400:
+        return parse_time(at)
+    suggestion = 'write "at": 4' if at is None else None
+    problems.add("must be a number of seconds, 0 to 86400", line=line, shot=index + 1, key="at", suggestion=suggestion)
+    return None
+
+
+_SRT_TIME = r"([0-9]{1,3}):([0-9]{2}):([0-9]{2})[,.]([0-9]{1,3})"
+_SRT_TIMES = re.compile(rf"\s*{_SRT_TIME}\s*-->\s*{_SRT_TIME}(?:\s+[XY][12]:.*)?\s*")
+_SRT_TAG = re.compile(r"</?(?:[biu]|font)(?:\s[^<>]*)?>|\{\\an[1-9]\}")
+
+
+def read_srt(text: str, problems: Problems) -> list[Draft]:
+    """Subtitles: each cue's text is a prompt, its times are the shot's."""
+    cues: list[Cue] = []
+    lines = text.split("\n")
+    times_at = [i for i, line in enumerate(lines) if "-->" in line]
+    for position, i in enumerate(times_at):
+        match = _SRT_TIMES.fullmatch(lines[i])
+        if match is None:
+            suggestion = "write 00:00:05,000 --> 00:00:12,500"
+            problems.add(f"{printable(lines[i].strip())} are not two times", line=i + 1, suggestion=suggestion)
+            continue
+        end = times_at[position + 1] if position + 1 < len(times_at) else len(lines)
+        start_s, end_s = _srt_seconds(match.groups()[:4]), _srt_seconds(match.groups()[4:])
+        if end_s <= start_s:
+            problems.add("the second time is not after the first", line=i + 1)
+        cues.append(Cue(_srt_text(lines[i + 1 : end]), i + 1, start=start_s, end=end_s))
+    if not times_at and text.strip():
+        problems.add("holds no cue", line=1, suggestion="write 00:00:05,000 --> 00:00:12,500 above each text")
+    problems.stop()
+    notices = close_gaps(cues)
+    tree, shot_lines = shots_from(cues, problems)
+    return [Draft("", tree, shot_lines, notices)]
+
+
+def _srt_text(lines: list[str]) -> str:
+    """A cue's words: up to the blank line, and without the number of the next cue where that line was forgotten."""
+    words = []
+    for line in lines:
+        if not line.strip():
+            break
+        words.append(line)
+    else:
+        if words and words[-1].strip().isdigit():
+            words.pop()
+    return _SRT_TAG.sub("", "\n".join(words)).strip()
+
+
+def _srt_seconds(parts: tuple[str, ...]) -> float:
+    hours, minutes, seconds, fraction = parts
+    return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction}")
+
+
+READERS: dict[str, Callable[[str, Problems], list[Draft]]] = {".csv": read_csv, ".jsonl": read_jsonl, ".srt": read_srt}

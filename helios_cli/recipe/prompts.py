@@ -1,0 +1,38 @@
+"""The words that the text encoder sees: a shot's prompt, cleaned, with the film's style behind it."""
+
+from __future__ import annotations
+
+import html
+import re
+from functools import lru_cache
+
+
+@lru_cache(maxsize=1024)
+def clean_prompt(text: str) -> str:
+    """`text` as the models were trained to read it: mended Unicode, no HTML entities, single spaces.
+
+    The order (ftfy, two rounds of unescaping, white space) is the reference pipelines': the same words give the same
+    tokens.
+    """
+    from ftfy import fix_text  # slow to import, and most commands clean nothing
+
+    text = html.unescape(html.unescape(fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def with_style(prompt: str, style: str) -> str:
+    """The cleaned prompt and the cleaned style: `A boat leaves.` and `35mm film` give `A boat leaves, 35mm film`.
+
+    A prompt that ends in `!`, `?` or `…` keeps it, and the style follows after a space.
+    """
+    prompt, style = clean_prompt(prompt), clean_prompt(style)
+    if not style:
+        return prompt
+    if prompt.endswith(("!", "?", "…", "...")):
+        return f"{prompt} {style}"
+    return f"{prompt.rstrip('.,;: ')}, {style}"
+
+
+def has_words(text: str) -> bool:
+    """Whether anything visible is left of `text` once it is cleaned."""
+    return any(c.isprintable() and not c.isspace() for c in clean_prompt(text))

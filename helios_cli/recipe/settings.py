@@ -1,0 +1,155 @@
+"""Which value counts: a flag over the recipe over the model's preset over the default, and where each came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from helios_cli.errors import InputError
+from helios_cli.recipe.schema import LENGTH_KEYS, Recipe
+from helios_cli.recipe.values import MAX_FPS, MAX_FRAMES, MAX_SECONDS, MAX_SEED, check_size
+from helios_cli.units import DEFAULT_FPS
+
+DEFAULT_MODEL = "auto"
+DEFAULT_SEED = 42
+
+_LIMITS = {
+    "fps": (1, MAX_FPS),
+    "seconds": (1 / MAX_FPS, MAX_SECONDS),
+    "minutes": (1 / MAX_FPS / 60, MAX_SECONDS / 60),
+    "frames": (1, MAX_FRAMES),
+    "seed": (0, MAX_SEED),
+    "guidance": (0, 100),
+}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line gave; None where it said nothing. Pictures are relative to the current folder."""
+
+    model: str | None = None
+    fps: float | None = None
+    size: tuple[int, int] | None = None
+    seconds: float | None = None
+    minutes: float | None = None
+    frames: int | None = None
+    seed: int | None = None
+    negative: str | None = None
+    steps: tuple[int, ...] | None = None
+    guidance: float | None = None
+    image: Path | None = None
+    video: Path | None = None
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """What a checkpoint brings along: its native (width, height), and its preset. One number of steps a stage."""
+
+    size: tuple[int, int]
+    steps: tuple[int, ...]
+    guidance: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values that a film is planned with.
+
+    Attributes:
+        num_frames: length of the film, or None if only its shots say.
+        image, video: start of the first shot, in place of what the recipe says; absolute.
+        origins: for each of these values "flag", "recipe", "model" or "default".
+    """
+
+    size: tuple[int, int]
+    steps: tuple[int, ...]
+    guidance: float
+    fps: float
+    num_frames: int | None
+    seed: int
+    negative: str
+    image: Path | None
+    video: Path | None
+    origins: Mapping[str, str]
+
+
+def choose_model(recipe: Recipe, flags: Flags) -> tuple[str, str]:
+    """The name of the model, and its origin. It comes first: the other values need the model's defaults."""
+    origins: dict[str, str] = {}
+    return _pick("model", flags, recipe, DEFAULT_MODEL, origins), origins["model"]
+
+
+def resolve(recipe: Recipe, flags: Flags, model: ModelDefaults) -> Settings:
+    """The settings of a film. InputError if a flag is out of range or the model cannot do what is asked."""
+    _check_flags(flags)
+    origins: dict[str, str] = {"image": "default", "video": "default"}
+    fps = float(_pick("fps", flags, recipe, float(DEFAULT_FPS), origins))
+    size = _pick("size", flags, recipe, model.size, origins, default_origin="model")
+    steps = _pick("steps", flags, recipe, model.steps, origins, default_origin="model")
+    check_size(size, len(model.steps))
+    if len(steps) != len(model.steps):
+        preset = ",".join(str(count) for count in model.steps)
+        message = f"steps {','.join(map(str, steps))}: this model has {len(model.steps)} stages, with a number for each"
+        raise InputError(message, hint=f"its preset is {preset}")
+    for key in ("image", "video"):
+        if getattr(flags, key) is not None:
+            origins[key] = "flag"
+        elif getattr(recipe.shots[0], key) is not None:
+            origins[key] = "recipe"
+    return Settings(
+        size=size,
+        steps=steps,
+        guidance=float(_pick("guidance", flags, recipe, model.guidance, origins, default_origin="model")),
+        fps=fps,
+        num_frames=_length(flags, recipe, fps, origins),
+        seed=_pick("seed", flags, recipe, DEFAULT_SEED, origins),
+        negative=_pick("negative", flags, recipe, "", origins),
+        image=_absolute(flags.image),
+        video=_absolute(flags.video),
+        origins=origins,
+    )
+
+
+def _pick(key: str, flags: Flags, recipe: Recipe, default, origins: dict[str, str], *, default_origin: str = "default"):
+    for origin, value in (("flag", getattr(flags, key)), ("recipe", getattr(recipe, key))):
+        if value is not None:
+            origins[key] = origin
+            return value
+    origins[key] = default_origin
+    return default
+
+
+def _length(flags: Flags, recipe: Recipe, fps: float, origins: dict[str, str]) -> int | None:
+    """Frames of the whole film; a flag of any unit goes before a recipe's of any unit."""
+    for origin, given in (("flag", flags), ("recipe", recipe)):
+        frames = asked_frames(given, fps)
+        if frames is not None:
+            origins["num_frames"] = origin
+            return frames
+    origins["num_frames"] = "recipe" if any(shot.seconds is not None for shot in recipe.shots) else "default"
+    return None
+
+
+def asked_frames(given: Flags | Recipe, fps: float) -> int | None:
+    """The film's length in frames as flags or a recipe give it, in one of three units; None if they do not."""
+    if given.frames is not None:
+        return given.frames
+    seconds = given.minutes * 60 if given.minutes is not None else given.seconds
+    return None if seconds is None else max(1, round(seconds * fps))
+
+
+def _check_flags(flags: Flags) -> None:
+    lengths = [f"--{key}" for key in LENGTH_KEYS if getattr(flags, key) is not None]
+    if len(lengths) > 1:
+        raise InputError(f"{' and '.join(lengths)} both give the film's length", hint="keep one of them")
+    if flags.image is not None and flags.video is not None:
+        raise InputError("a film starts from --image or continues --video, not both", hint="keep one of them")
+    for key, (least, most) in _LIMITS.items():
+        value = getattr(flags, key)
+        if value is not None and not least <= value <= most:  # NaN fails too
+            raise InputError(f"--{key} {value}: must be {least:g} to {most:g}")
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else Path(os.path.abspath(path))

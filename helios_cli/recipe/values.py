@@ -1,0 +1,132 @@
+"""Values as people write them, in flags and in recipes: durations, sizes, steps. All raise InputError."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from helios_cli.errors import InputError
+from helios_cli.units import size_multiple
+
+MAX_SECONDS = 24 * 3600.0
+"""Longest film, in seconds."""
+
+DEFAULT_BLEND_SECONDS = 4.0
+
+MAX_FPS = 120.0
+MAX_FRAMES = int(MAX_SECONDS * MAX_FPS)
+MAX_SIDE = 4096
+"""Longest side of a picture, in pixels; far beyond what the models were trained at."""
+
+MAX_STEPS = 1000
+MAX_SEED = 2**63 - 1
+
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_CLOCK = re.compile(rf"(?:([0-9]+):)?([0-9]+):({_NUMBER})")
+_UNITS = re.compile(rf"(?:({_NUMBER})\s*h)?\s*(?:({_NUMBER})\s*m)?\s*(?:({_NUMBER})\s*s?)?")
+_SIZE = re.compile(r"([0-9]{1,6})\s*[xX×]\s*([0-9]{1,6})")
+
+DURATION_FORMS = "write 90, 90s, 1m30s, 0:05 or 1:02:03"
+
+
+def parse_time(value: object) -> float:
+    """A point in time or a length, in seconds, zero included: `90`, `"90s"`, `"1m30s"`, `"0:05"`, `"1:02:03"`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = _finite(value)
+    elif isinstance(value, str) and len(value) <= 40:
+        seconds = _seconds_of(value.strip())
+    else:
+        seconds = None
+    if seconds is None or seconds < 0:
+        raise InputError(f"{_shown(value)} is not a time", hint=DURATION_FORMS)
+    if seconds > MAX_SECONDS:
+        raise InputError(f"{_shown(value)} is longer than 24 hours, the most a film may take")
+    return seconds
+
+
+def parse_duration(value: object) -> float:
+    """A length in seconds, more than zero and at most 24 hours; the forms of `parse_time`."""
+    seconds = parse_time(value)
+    if seconds == 0:
+        raise InputError("a length must be more than 0 seconds", hint=DURATION_FORMS)
+    return seconds
+
+
+def parse_size(value: object) -> tuple[int, int]:
+    """`"640x384"` as (width, height) in pixels. Whether a model can render it is `check_size`'s question."""
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise InputError(f"{_shown(value)} is not a size", hint="write WIDTHxHEIGHT in pixels, e.g. 640x384")
+    width, height = int(match[1]), int(match[2])
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise InputError(f"size {width}x{height}: each side must be 1 to {MAX_SIDE} pixels")
+    return width, height
+
+
+def parse_steps(value: object) -> tuple[int, ...]:
+    """Solver steps by stage: `"2,2,2"`, `[2, 2, 2]`, `50` or `"50"`."""
+    parts = value.split(",") if isinstance(value, str) and len(value) <= 100 else value
+    parts = list(parts) if isinstance(parts, list | tuple) else [parts]
+    steps = []
+    for part in parts:
+        if isinstance(part, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", part):
+            part = int(part)
+        if not isinstance(part, int) or isinstance(part, bool) or not 1 <= part <= MAX_STEPS:
+            raise InputError(
+                f"steps {_shown(value)}: each must be a whole number, 1 to {MAX_STEPS}",
+                hint="write one number a stage, e.g. 2,2,2, or 50 for Base",
+            )
+        steps.append(part)
+    if not 1 <= len(steps) <= 8:
+        raise InputError(f"steps: {len(steps)} numbers given", hint="write one number a stage, e.g. 2,2,2")
+    return tuple(steps)
+
+
+def check_size(size: tuple[int, int], num_stages: int) -> None:
+    """Raise InputError, with the two nearest sizes that work, if a model of `num_stages` stages cannot render `size`.
+
+    Each stage halves the latents, and a patch takes two cells: an odd remainder would only fail after minutes of work.
+    """
+    multiple = size_multiple(num_stages)
+    if all(multiple <= side <= MAX_SIDE and side % multiple == 0 for side in size):
+        return
+    width, height = (_nearest_multiples(side, multiple) for side in size)
+    legal = sorted(((w, h) for w in width for h in height), key=lambda s: abs(s[0] - size[0]) + abs(s[1] - size[1]))
+    raise InputError(
+        f"size {size[0]}x{size[1]}: this model renders multiples of {multiple}, {multiple} to {MAX_SIDE}",
+        hint="the nearest sizes that work are " + " and ".join(f"{w}x{h}" for w, h in legal[:2]),
+    )
+
+
+def _nearest_multiples(side: int, multiple: int) -> list[int]:
+    below = side // multiple * multiple
+    return sorted({min(max(s, multiple), MAX_SIDE) for s in (below, below if below == side else below + multiple)})
+
+
+def _finite(value: int | float) -> float | None:
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _seconds_of(text: str) -> float | None:
+    if clock := _CLOCK.fullmatch(text):
+        hours, minutes, seconds = int(clock[1] or 0), int(clock[2]), float(clock[3])
+        if seconds >= 60 or (clock[1] and minutes >= 60):
+            return None
+        return hours * 3600 + minutes * 60 + seconds
+    units = _UNITS.fullmatch(text)
+    if units is None or not any(units.groups()):
+        return None
+    hours, minutes, seconds = (float(part or 0) for part in units.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 40 else repr(value[:39]) + "…"
+    if isinstance(value, float | bool) or (isinstance(value, int) and abs(value) < 10**30):
+        return str(value)
+    return f"a {type(value).__name__}" if not isinstance(value, int) else "a number of more than 30 digits"

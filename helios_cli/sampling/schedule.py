@@ -1,0 +1,166 @@
+"""The noise schedule as plain numbers: what every step of every stage is told, made once a film.
+
+A *stage* is a level of the pyramid, 0 the coarsest; Base has one. Inside a stage sigma runs from 1 (the stage's start
+point) to 0 (its end point); the network predicts start minus end. The *timestep* that the network is told is global,
+999 at the start of stage 0 and 0 at the end of the last.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+SIGMA_MAX = 0.999
+"""First sigma of a stage; 1 would make log(1 - sigma) infinite."""
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """`scheduler/scheduler_config.json` of HeliosScheduler and HeliosDMDScheduler."""
+
+    scheduler_type: str = "unipc"
+    num_train_timesteps: int = 1000
+    shift: float = 1.0
+    stages: int = 3
+    stage_range: tuple[float, ...] = (0, 1 / 3, 2 / 3, 1)
+    gamma: float = 1 / 3
+    use_dynamic_shifting: bool = False
+    time_shift_type: str = "exponential"
+    solver_order: int = 2
+    solver_type: str = "bh2"
+    lower_order_final: bool = True
+    disable_corrector: tuple[int, ...] = ()
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+
+    @classmethod
+    def from_json(cls, config: dict) -> SchedulerConfig:
+        """Reads a checkpoint's config. Raises ValueError for a variant that the solvers here do not compute."""
+        fixed = {
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+            "predict_x0": True,
+            "thresholding": False,
+            "solver_p": None,
+        }
+        for key, value in fixed.items():
+            if config.get(key, value) != value:
+                raise ValueError(f"`{key}` is {config[key]!r}, only {value!r} is supported")
+        known = {field.name for field in fields(cls)}
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
+        dmd = config.get("_class_name") == "HeliosDMDScheduler"
+        if dmd:
+            values = {"time_shift_type": "linear", **values, "scheduler_type": "dmd"}
+        made = cls(**values)
+        choices = {
+            "scheduler_type": ("euler", "unipc", "dmd"),
+            "time_shift_type": ("exponential", "linear"),
+            "solver_type": ("bh1", "bh2"),
+            "solver_order": (1, 2),
+        }
+        for key, legal in choices.items():
+            if getattr(made, key) not in legal:
+                raise ValueError(f"`{key}` is {getattr(made, key)!r}, supported are {legal}")
+        return made
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's numbers.
+
+    Attributes:
+        timesteps: told to the network, n of them; whole numbers in pyramid models, which were trained on those.
+        sigmas: local noise share at each step and 0 after the last, n + 1 of them.
+        renoise: (alpha, beta) of the jump into this stage, `alpha * upsampled + beta * block_noise`; None for stage 0.
+    """
+
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    renoise: tuple[float, float] | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
+
+
+def build_stage(config: SchedulerConfig, index: int, steps: int, tokens: int, *, amplify: bool = False) -> Stage:
+    """Stage `index` with `steps` steps for `tokens` noisy tokens. `amplify` doubles the steps (DMD only)."""
+    if config.stages == 1:
+        sigmas = _shifted(config, np.linspace(SIGMA_MAX, 0.0, steps + 1)[:-1], tokens)
+        return Stage(tuple((sigmas * config.num_train_timesteps).tolist()), (*sigmas.tolist(), 0.0))
+    spans = _stage_spans(config)
+    span = spans[index]
+    table = np.linspace(span.timestep_max, span.timestep_min, config.num_train_timesteps + 1)[:-1]
+    local = np.linspace(SIGMA_MAX, 0, config.num_train_timesteps + 1)[:-1]
+    points = steps
+    if config.scheduler_type == "dmd":
+        points = steps * (2 if amplify else 1) + 1  # the last point is the end itself, where there is nothing to do
+    timesteps = np.linspace(table[0], table[-1], points)
+    sigmas = np.linspace(local[0], local[-1], points)
+    if config.scheduler_type == "dmd":
+        timesteps, sigmas = timesteps[:-1], sigmas[:-1]
+    if config.use_dynamic_shifting:
+        sigmas = _shifted(config, sigmas, tokens)
+        timesteps = table[-1] + sigmas * (table[0] - table[-1])
+    # The solver looks sigma up by the whole timestep it was told, so two steps within one unit share a sigma (DMD).
+    whole = [int(t) for t in timesteps]
+    if config.scheduler_type == "dmd":
+        sigmas = np.array([sigmas[np.abs(timesteps - t).argmin()] for t in whole])
+    return Stage(tuple(map(float, whole)), (*sigmas.tolist(), 0.0), span.renoise)
+
+
+@dataclass(frozen=True)
+class _Span:
+    timestep_max: float
+    timestep_min: float
+    renoise: tuple[float, float] | None
+
+
+def _stage_spans(config: SchedulerConfig) -> list[_Span]:
+    """Where each stage lies on the global schedule, timesteps shared out by the length of each stage's flow.
+
+    With s the signal share where stage k starts, the nearest-upsampled end of stage k - 1 plus block noise has signal
+    share s' = alpha * s, alpha = 1 / (sqrt(1 + 1/gamma) (1 - s) + s), and beta = alpha (1 - s) / sqrt(gamma)
+    (pyramidal flow matching, Jin et al. 2024, appendix A).
+    """
+    n = config.num_train_timesteps
+    sigma = 1.0 - np.linspace(1, 1 / n, n + 1)
+    sigma = (config.shift * sigma / (1 + (config.shift - 1) * sigma))[:0:-1]  # descending, without the final 0
+    starts, lengths, renoises = [], [], []
+    for index in range(config.stages):
+        first = max(int(config.stage_range[index] * n), 0)
+        last = min(int(config.stage_range[index + 1] * n), n)
+        start, end = float(sigma[first]), float(sigma[last]) if last < n else 0.0
+        renoise = None
+        if index > 0:
+            signal = 1 - start
+            alpha = 1 / (math.sqrt(1 + 1 / config.gamma) * (1 - signal) + signal)
+            renoise = (alpha, alpha * (1 - signal) / math.sqrt(config.gamma))
+            start = 1 - alpha * signal
+        starts.append(start)
+        lengths.append(start - end)
+        renoises.append(renoise)
+    total, spans, done = sum(lengths), [], 0.0
+    for index, length in enumerate(lengths):
+        begin = done / total
+        done += length
+        stop = 0.9999999999999999 if index == config.stages - 1 else done / total
+        top = min(float(sigma[int(begin * n)]) * n, n - 1)
+        bottom = float(sigma[min(int(stop * n), n - 1)]) * n
+        spans.append(_Span(top, bottom, renoises[index]))
+    return spans
+
+
+def _shifted(config: SchedulerConfig, sigmas: np.ndarray, tokens: int) -> np.ndarray:
+    """Moves the steps towards noise, the more the larger the picture. `mu` is linear in the number of tokens."""
+    if not config.use_dynamic_shifting:
+        return sigmas
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    mu = tokens * slope + config.base_shift - slope * config.base_image_seq_len
+    strength = math.exp(mu) if config.time_shift_type == "exponential" else mu
+    with np.errstate(divide="ignore"):
+        return strength / (strength + (1 / sigmas - 1))

@@ -1,0 +1,52 @@
+"""Frames, latent frames, chunks, pixels and latent cells: the only home of the method's grid constants.
+
+Pure integers, no torch. A *chunk* is the unit of autoregression: 9 latent frames, decoded on their own into 33 frames.
+"""
+
+from __future__ import annotations
+
+FRAMES_PER_LATENT = 4
+"""A latent frame holds 4 frames; the first of a chunk holds 1 (the VAE is causal)."""
+
+PIXELS_PER_CELL = 8
+"""Width and height of a latent cell in pixels."""
+
+LATENTS_PER_CHUNK = 9
+FRAMES_PER_CHUNK = (LATENTS_PER_CHUNK - 1) * FRAMES_PER_LATENT + 1  # 33
+
+LONG_TERM, MID_TERM, SHORT_TERM = 16, 2, 1
+"""History by term, in latent frames, oldest first."""
+
+HISTORY_LATENTS = LONG_TERM + MID_TERM + SHORT_TERM  # 19
+
+MAX_TEXT_TOKENS = 512
+"""Rows of text the model was trained with; shorter prompts are padded with zero rows."""
+
+DEFAULT_FPS = 24
+
+
+def chunks_for(num_frames: int) -> int:
+    """Whole chunks that hold `num_frames` frames (at least one)."""
+    return max(1, -(-num_frames // FRAMES_PER_CHUNK))
+
+
+def latent_frames_for(num_frames: int) -> int:
+    """Latent frames of a clip of `num_frames` frames, encoded as one causal clip."""
+    return (num_frames - 1) // FRAMES_PER_LATENT + 1
+
+
+def size_multiple(num_stages: int) -> int:
+    """Pixels that width and height must be a multiple of: 8 a cell, 2 cells a patch, halved once a further stage.
+
+    16 for one stage (Base), 64 for three (Mid, Distilled).
+    """
+    return PIXELS_PER_CELL * 2 * 2 ** (num_stages - 1)
+
+
+def format_bytes(count: float) -> str:
+    """`28619000000` as `28.6 GB`: decimal units, as disks, the Hub and GPU vendors count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 999.5:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,314 @@
+"""A Helios checkpoint in the published diffusers layout: what it is, what it holds, how it wants to be sampled.
+
+Everything comes from its JSON files and the headers of its weights, so opening one takes milliseconds and no torch.
+
+    model_index.json            which pipeline: base, mid or distilled
+    helios.json                 ours, optional: native size, whether it is trained, what it knows
+    scheduler/ text_encoder/ tokenizer/ transformer/ vae/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from helios_cli.errors import CheckpointError
+from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo, read_json, read_tensors, weight_files
+
+PUBLISHED_SIZE = (640, 384)
+"""Width and height in pixels that the published models were trained at."""
+
+MODEL_INDEX = "model_index.json"
+OWN_FILE = "helios.json"
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+TOKENIZER = "tokenizer/tokenizer.json"
+
+WEIGHT_STEMS = {
+    "transformer": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "vae": "diffusion_pytorch_model",
+}
+"""The components with weights, and how the names of their files begin."""
+
+COMPONENT_CLASSES = {
+    "transformer": "HeliosTransformer3DModel",
+    "text_encoder": "UMT5EncoderModel",
+    "vae": "AutoencoderKLWan",
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a kind is sampled unless the user says otherwise. `steps`: solver steps, one count a stage."""
+
+    steps: tuple[int, ...]
+    guidance: float
+    amplify_first_chunk: bool = False
+    cfg_zero_star: bool = False
+    zero_init: bool = False
+    zero_steps: int = 1
+    """With `zero_init`, the flow of steps 0 to `zero_steps`, both included, of the first stage is zero."""
+
+
+PRESETS = {
+    "base": Preset(steps=(50,), guidance=5.0),
+    "mid": Preset(steps=(20, 20, 20), guidance=5.0),
+    "distilled": Preset(steps=(2, 2, 2), guidance=1.0, amplify_first_chunk=True),
+}
+"""Of the published models. A pyramid of another height keeps the count of its last stage."""
+
+PYRAMID_STAGES = 3
+"""Where the scheduler's config leaves `stages` out."""
+
+SCHEDULERS = {"base": "HeliosScheduler", "mid": "HeliosScheduler", "distilled": "HeliosDMDScheduler"}
+
+
+@dataclass(frozen=True)
+class Component:
+    """One sub-model: its folder, its config as written, and its tensors by stored name."""
+
+    name: str
+    folder: Path
+    config: dict
+    tensors: dict[str, TensorInfo]
+
+    @cached_property
+    def bytes(self) -> int:
+        """Size of the stored tensors."""
+        return sum(tensor.bytes for tensor in self.tensors.values())
+
+    @cached_property
+    def parameters(self) -> int:
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+    @cached_property
+    def dtypes(self) -> tuple[str, ...]:
+        """Stored types, the one with the most bytes first."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
+        return tuple(sorted(sizes, key=lambda dtype: -sizes[dtype]))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked checkpoint folder. `kind` is base, mid or distilled; `native_size` is width and height in pixels."""
+
+    path: Path
+    kind: str
+    preset: Preset
+    native_size: tuple[int, int]
+    trained: bool
+    knows: str
+    scheduler: dict
+    components: dict[str, Component]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Checkpoint:
+        """Read the JSON files and weight headers under `path`.
+
+        Raises `CheckpointError` naming the file for anything missing, damaged or of an unknown kind.
+        """
+        path = Path(path)
+        _require_checkpoint_folder(path)
+        index = read_json(path / MODEL_INDEX)
+        scheduler = read_json(path / SCHEDULER_CONFIG)
+        kind = _kind(path, index, scheduler)
+        own = _OwnFile.read(path / OWN_FILE)
+        _require_tokenizer(path)
+        return cls(
+            path=path,
+            kind=kind,
+            preset=_preset(path, kind, index, scheduler, own),
+            native_size=own.native_size,
+            trained=own.trained,
+            knows=own.knows,
+            scheduler=scheduler,
+            components={name: _component(path / name, stem) for name, stem in WEIGHT_STEMS.items()},
+        )
+
+    def component(self, name: str) -> Component:
+        """`transformer`, `text_encoder` or `vae`."""
+        return self.components[name]
+
+    def resident_bytes(self, bytes_per_value: int) -> int:
+        """Weights in memory at once when nothing is offloaded: the text encoder is gone before the others come."""
+        count = {name: component.parameters for name, component in self.components.items()}
+        return bytes_per_value * max(count["text_encoder"], count["transformer"] + count["vae"])
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / TOKENIZER
+
+    @property
+    def stages(self) -> int:
+        """Levels of the pyramid inside a chunk; 1 for Base."""
+        return len(self.preset.steps)
+
+    def fingerprint(self) -> str:
+        """A cheap identity: SHA-256 of the JSON files and of each weight file's header and size.
+
+        It changes with the configuration, the names, types, shapes and layout of the tensors, but not with their
+        values: two fine-tunes saved the same way share it. A snapshot's path, with its commit, tells those apart.
+        """
+        digest = hashlib.sha256()
+        for name in files_of(self.path):
+            if name.endswith(".json"):
+                digest.update(f"{name}\0".encode())
+                digest.update(hashlib.sha256((self.path / name).read_bytes()).digest())
+        for name, component in self.components.items():
+            for key, tensor in sorted(component.tensors.items()):
+                place = (name, key, tensor.file.name, tensor.dtype, tensor.shape, tensor.begin, tensor.end)
+                digest.update(repr(place).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _OwnFile:
+    """What `helios.json` may say. All of it is optional."""
+
+    native_size: tuple[int, int] = PUBLISHED_SIZE
+    trained: bool = True
+    knows: str = ""
+    steps: tuple[int, ...] | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> _OwnFile:
+        if not path.exists():
+            return cls()
+        values = read_json(path)
+        valid = {
+            "native_size": lambda value: _positive_counts(value) and len(value) == 2,
+            "trained": lambda value: isinstance(value, bool),
+            "knows": lambda value: isinstance(value, str),
+            "steps": _positive_counts,
+        }
+        for key, value in values.items():
+            if key not in valid:
+                raise CheckpointError(f"{path}: unknown key {key!r}", hint=f"known keys: {', '.join(valid)}")
+            if not valid[key](value):
+                raise CheckpointError(f"{path}: {key} cannot be {value!r}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _positive_counts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int and item > 0 for item in value)
+
+
+def _require_checkpoint_folder(path: Path) -> None:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a file, not a checkpoint folder",
+            hint=f"a model is the folder that holds {MODEL_INDEX}, scheduler/, transformer/, text_encoder/, vae/",
+        )
+    if (path / MODEL_INDEX).exists():
+        return
+    if not any(path.iterdir()):
+        raise CheckpointError(f"{path} is empty", hint=f"helios models pull distilled, or a folder with {MODEL_INDEX}")
+    if (path / "config.json").exists():
+        found = read_json(path / "config.json").get("_class_name", "a model")
+        raise CheckpointError(
+            f"{path} is one component ({found}), not a whole checkpoint",
+            hint=f"give the folder above it, which holds {MODEL_INDEX}",
+        )
+    raise CheckpointError(
+        f"{path} has no {MODEL_INDEX}, so it is not a checkpoint in the diffusers layout",
+        hint="save the pipeline with save_pretrained, or use: helios models pull distilled",
+    )
+
+
+def _kind(path: Path, index: dict, scheduler: dict) -> str:
+    pipeline = index.get("_class_name")
+    if pipeline == "HeliosPipeline":
+        kind = "base"
+    elif pipeline == "HeliosPyramidPipeline":
+        kind = "distilled" if index.get("is_distilled") else "mid"
+    else:
+        raise CheckpointError(
+            f"{path / MODEL_INDEX} names the pipeline {pipeline!r}",
+            hint="helios runs HeliosPipeline (base) and HeliosPyramidPipeline (mid, distilled)",
+        )
+    found = scheduler.get("_class_name")
+    if found != SCHEDULERS[kind]:
+        raise CheckpointError(
+            f"{path / SCHEDULER_CONFIG} names the scheduler {found!r}; a {kind} model runs with {SCHEDULERS[kind]}",
+            hint=f"is_distilled in {MODEL_INDEX} decides between the two" if kind != "base" else None,
+        )
+    return kind
+
+
+def _preset(path: Path, kind: str, index: dict, scheduler: dict, own: _OwnFile) -> Preset:
+    preset = PRESETS[kind]
+    stages = 1 if kind == "base" else scheduler.get("stages", PYRAMID_STAGES)
+    if not _positive_counts([stages]):
+        raise CheckpointError(f"{path / SCHEDULER_CONFIG}: stages cannot be {stages!r}")
+    steps = own.steps or (preset.steps[-1],) * stages
+    if len(steps) != stages:
+        raise CheckpointError(f"{path / OWN_FILE}: steps has {len(steps)} counts, the model has {stages} stages")
+    zero_star = kind == "mid" and bool(index.get("is_cfg_zero_star"))
+    return replace(preset, steps=steps, cfg_zero_star=zero_star, zero_init=zero_star)
+
+
+def _require_tokenizer(path: Path) -> None:
+    tokenizer = path / TOKENIZER
+    if tokenizer.exists():
+        return
+    if (tokenizer.parent / "spiece.model").exists():
+        raise CheckpointError(
+            f"{tokenizer} is missing; there is only spiece.model, which helios does not read",
+            hint=f"write it with: AutoTokenizer.from_pretrained({str(tokenizer.parent)!r}).save_pretrained(...)",
+        )
+    raise CheckpointError(f"{tokenizer} is missing")
+
+
+def _component(folder: Path, stem: str) -> Component:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing: a checkpoint has {', '.join(WEIGHT_STEMS)}")
+    config = read_json(folder / "config.json")
+    wanted = COMPONENT_CLASSES[folder.name]
+    found = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    if found != wanted:
+        raise CheckpointError(f"{folder / 'config.json'} is a {found!r}; helios runs {wanted} there")
+    return Component(folder.name, folder, config, read_tensors(folder, stem))
+
+
+def needed_files(names: Iterable[str]) -> list[str]:
+    """Those of a repository's file names that make the checkpoint: its JSON files and one set of weights a component.
+
+    Training stages (`transformer_init/`, `transformer_ode/`), other precisions, pickles and pictures are left out.
+    """
+    names = set(names)
+    patterns = [re.escape(name) for name in (MODEL_INDEX, OWN_FILE, SCHEDULER_CONFIG)] + [r"tokenizer/[^/]+\.json"]
+    for name, stem in WEIGHT_STEMS.items():
+        index = f"{name}/{stem}{INDEX_SUFFIX}"
+        weights = r"-\d+-of-\d+\.safetensors" if index in names else r"\.safetensors"
+        patterns += [f"{name}/config\\.json", re.escape(index), f"{name}/{stem}{weights}"]
+    wanted = re.compile("|".join(patterns))
+    return sorted(name for name in names if wanted.fullmatch(name))
+
+
+def files_of(path: Path) -> list[str]:
+    """`needed_files` of a local folder, as `transformer/config.json`. A link to nothing is no file."""
+    folders = (path, *(path / name for name in (*WEIGHT_STEMS, "scheduler", "tokenizer")))
+    found = (file for folder in folders for file in folder.glob("*") if file.is_file())
+    return needed_files(file.relative_to(path).as_posix() for file in found)
+
+
+def missing_files(path: Path) -> list[str]:
+    """What a folder lacks to be opened, by name alone: how an interrupted download looks."""
+    configs = [f"{name}/config.json" for name in WEIGHT_STEMS]
+    missing = [name for name in (MODEL_INDEX, SCHEDULER_CONFIG, TOKENIZER, *configs) if not (path / name).exists()]
+    for name, stem in WEIGHT_STEMS.items():
+        try:
+            shards = weight_files(path / name, stem)
+        except CheckpointError:
+            missing.append(f"{name}/{stem}.safetensors")
+        else:
+            missing += [f"{name}/{shard.name}" for shard in shards if not shard.exists()]
+    return missing

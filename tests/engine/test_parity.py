@@ -1,0 +1,205 @@
+"""Whole renders against diffusers: the same checkpoint, settings and seed give the same frames in float32.
+
+Bound: at most 0.1 % of the 8-bit samples are off by more than one level, latents within 1e-3. Both sides multiply in
+float32 but sum in another order, which moves a value by some 1e-5 and now and then over a rounding threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from oracle import Case
+from PIL import Image
+
+from helios_cli.engine import history as history_module
+from helios_cli.engine.events import ChunkDone
+from helios_cli.engine.models import Models
+from helios_cli.engine.render import render
+from helios_cli.engine.writer import open_writer
+from helios_cli.recipe.plan import Chunk, Plan
+from helios_cli.weights.checkpoint import Checkpoint
+
+STEPS = {"base": (3,), "mid": (3, 3, 3), "distilled": (2, 2, 2)}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """(kind, solver) -> (diffusers pipeline, the folder it was saved to)."""
+    made = {}
+
+    def get(kind: str, solver: str = "unipc", **dit) -> tuple[object, Path]:
+        key = (kind, solver, *sorted(dit.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            pipeline = oracle.pipeline(kind, solver=solver, **dit)
+            pipeline.save_pretrained(folder)
+            made[key] = (pipeline, folder)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def exact_block_noise(monkeypatch):
+    monkeypatch.setattr(torch.linalg, "cholesky", oracle.exact_block_noise_factor(torch.linalg.cholesky))
+
+
+def plan_of(case: Case) -> Plan:
+    chunks = tuple(
+        Chunk(
+            index=i,
+            shot=0,
+            start_frame=33 * i,
+            num_frames=33,
+            prompts=((case.prompt, 1.0),),
+            fresh=i == 0,
+            seed=case.seed if i == 0 else None,
+            image=case.image if i == 0 else None,
+            video=case.video if i == 0 else None,
+        )
+        for i in range(case.chunks)
+    )
+    return Plan("test", chunks, 33 * case.chunks, 24, case.size, case.negative, case.steps, case.guidance)
+
+
+def ours(case: Case, folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    """Frames [T, H, W, 3], through the whole render loop and read back from the picture folder it wrote."""
+    models = Models(Checkpoint.open(folder), torch.device("cpu"), dtype)
+    plan = plan_of(case)
+    with open_writer(f"{out}/", size=plan.size, fps=plan.fps) as writer:
+        events = list(render(plan, models, writer, reanchor=case.reanchor))
+    assert sum(isinstance(event, ChunkDone) for event in events) == case.chunks
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
+
+
+def differing(frames: np.ndarray, expected: np.ndarray) -> float:
+    """Share of samples off by more than one level. The reference drops the last 3 of 132 frames, we keep them."""
+    off = np.abs(frames[: len(expected)].astype(int) - expected.astype(int)) > 1
+    return off.mean()
+
+
+def smooth_frames(count: int, size: tuple[int, int], seed: int) -> np.ndarray:
+    """A moving pattern without sharp edges, uint8 [T, H, W, 3]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[1], : size[0]] / 40
+    phase = rng.uniform(0, 6, 3)
+    waves = [np.stack([np.sin(x * (c + 1) + y + phase[c] + t / 15) for c in range(3)], axis=-1) for t in range(count)]
+    return (127.5 + 120 * np.stack(waves)).astype(np.uint8)
+
+
+TEXT_CASES = [
+    ("base", (128, 64), "unipc"),
+    ("base", (64, 128), "euler"),
+    ("base", (80, 48), "unipc"),
+    ("base", (48, 112), "unipc"),
+    ("base", (192, 128), "unipc"),
+    ("mid", (128, 192), "unipc"),
+    ("mid", (192, 128), "unipc"),
+    ("mid", (128, 128), "euler"),
+    ("distilled", (64, 128), "unipc"),
+    ("distilled", (128, 64), "unipc"),
+    ("distilled", (128, 192), "unipc"),
+    ("distilled", (192, 128), "unipc"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "solver"), TEXT_CASES, ids=lambda v: "x".join(map(str, v)) if isinstance(v, tuple) else v
+)
+def test_text_to_video(kind, size, solver, checkpoints, tmp_path):
+    case = Case(kind, size, STEPS[kind])
+    pipeline, folder = checkpoints(kind, solver)
+    expected = oracle.reference(case, pipeline)
+    assert expected.std() > 20, "the picture is flat: the test would see nothing"
+    assert differing(ours(case, folder, tmp_path / "f"), expected) <= 1e-3
+
+
+@pytest.mark.parametrize("kind", ["base", "mid", "distilled"])
+def test_image_to_video(kind, checkpoints, tmp_path):
+    size = (128, 128) if kind == "mid" else (128, 64)
+    picture = Image.fromarray(smooth_frames(1, size, 3)[0])
+    picture.save(tmp_path / "start.png")
+    case = Case(kind, size, STEPS[kind], image=tmp_path / "start.png")
+    pipeline, folder = checkpoints(kind)
+    expected = oracle.reference(case, pipeline, image=picture)
+    frames = ours(case, folder, tmp_path / "f")
+    assert differing(frames, expected) <= 1e-3
+    without = ours(replace(case, image=None), folder, tmp_path / "g")
+    assert differing(without, expected) > 0.1, "the picture does not matter"
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_frames"), [("base", 38), ("mid", 70), ("distilled", 139)], ids=["base-1", "mid-2", "distilled-4"]
+)
+def test_video_continuation(kind, num_frames, checkpoints, tmp_path):
+    """Clips of one, two and four chunks: less history than 19 latents, and more."""
+    size = (128, 128) if kind == "mid" else (64, 128)
+    clip = smooth_frames(num_frames, size, 5)
+    with open_writer(tmp_path / "clip.mkv", size=size, fps=24) as writer:
+        writer.write(clip)
+    case = Case(kind, size, STEPS[kind], video=tmp_path / "clip.mkv")
+    pipeline, folder = checkpoints(kind)
+    expected = oracle.reference(case, pipeline, video=[Image.fromarray(frame) for frame in clip])
+    assert differing(ours(case, folder, tmp_path / "f"), expected) <= 1e-3
+
+
+def test_reanchoring(checkpoints, tmp_path):
+    case = Case("distilled", (128, 64), (1, 1, 1), reanchor=True)
+    pipeline, folder = checkpoints("distilled")
+    expected = oracle.reference(case, pipeline)
+    assert differing(ours(case, folder, tmp_path / "f"), expected) <= 1e-3
+    assert differing(ours(replace(case, reanchor=False), folder, tmp_path / "g"), expected) > 1e-2
+
+
+def test_history_amplification(checkpoints, tmp_path):
+    case = Case("distilled", (64, 128), (1, 1, 1))
+    pipeline, folder = checkpoints("distilled", is_amplify_history=True)
+    assert differing(ours(case, folder, tmp_path / "f"), oracle.reference(case, pipeline)) <= 1e-3
+
+
+@pytest.mark.parametrize("kind", ["base", "distilled"])
+def test_latents(kind, checkpoints, monkeypatch, tmp_path):
+    """All latents of the film within 1e-3, before any VAE or rounding."""
+    case = Case(kind, (128, 64), STEPS[kind])
+    pipeline, folder = checkpoints(kind)
+    expected = oracle.reference(case, pipeline, output_type="latent")
+    latents = []
+    remember = history_module.History.remember
+    monkeypatch.setattr(
+        history_module.History, "remember", lambda self, x, **kw: (latents.append(x), remember(self, x, **kw))[1]
+    )
+    ours(case, folder, tmp_path / "f")
+    torch.testing.assert_close(torch.cat(latents, dim=2), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("cut", ["prompt", "history", "anchor", "seed"])
+def test_parity_sees_every_input(cut, checkpoints, monkeypatch, tmp_path):
+    """The comparison above fails as soon as one of the model's inputs is cut off."""
+    case = Case("distilled", (128, 64), STEPS["distilled"])
+    pipeline, folder = checkpoints("distilled")
+    expected = oracle.reference(case, pipeline)
+    terms = history_module.History.terms
+
+    def cut_terms(self):
+        long, mid, short = terms(self)
+        anchor, newest = short.split(1, dim=2)
+        if cut == "history":
+            long, mid, newest = torch.zeros_like(long), torch.zeros_like(mid), torch.zeros_like(newest)
+        if cut == "anchor":
+            anchor = torch.zeros_like(anchor)
+        return long, mid, torch.cat([anchor, newest], dim=2)
+
+    monkeypatch.setattr(history_module.History, "terms", cut_terms)
+    if cut == "prompt":
+        case = replace(case, prompt="the green square")
+    if cut == "seed":
+        case = replace(case, seed=8)
+    frames = ours(case, folder, tmp_path / "f")
+    assert differing(frames, expected) > 0.1
+    levels = np.abs(frames[: len(expected)].astype(int) - expected.astype(int)).mean()
+    assert levels > 2, f"cutting the {cut} moves the picture by {levels:.2f} levels only"

@@ -1,0 +1,109 @@
+"""`helios recipe`, through the real entry point."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from recipe.films import recipe_keys
+
+from helios_cli.cli import main
+from helios_cli.recipe.sources import read_films
+
+SHOTS = '[2s] a red circle\n\na “green” square: with \\ and "quotes"\n'
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@given(keys=recipe_keys())
+def test_a_recipe_survives_all_forms(tmp_path, keys):
+    source = tmp_path / "film.json"
+    source.write_text(json.dumps(keys))
+    films = read_films([str(source)])
+    for form in ("toml", "yaml", "json"):
+        out = tmp_path / form / f"film.{form}"
+        out.parent.mkdir(exist_ok=True)
+        assert main(["recipe", "convert", str(films[-1].folder / source.name), str(out), "--force"]) == 0
+        films += read_films([str(out)])
+        source = out
+    pictures = [[film.picture(shot.image) for shot in film.recipe.shots if shot.image] for film in films]
+    assert pictures == [pictures[0]] * 4
+    recipes = [film.recipe.to_dict() for film in films]
+    for recipe in recipes:
+        for shot in recipe["shot"]:
+            shot.pop("image", None)
+    assert recipes == [recipes[0]] * 4
+
+
+def test_convert_writes_any_form(tmp_path, capsys):
+    (tmp_path / "shots.txt").write_text(SHOTS)
+    expected = {"version": 1, "shot": [{"prompt": "a red circle", "seconds": 2}, {"prompt": SHOTS.split("\n")[2]}]}
+    for suffix, load in ((".toml", tomllib.loads), (".yaml", yaml.safe_load), (".json", json.loads)):
+        out = tmp_path / f"film{suffix}"
+        assert main(["recipe", "convert", str(tmp_path / "shots.txt"), str(out)]) == 0
+        assert load(out.read_text()) == expected
+        assert main(["recipe", "convert", str(tmp_path / "shots.txt"), "-", "--to", suffix[1:]]) == 0
+        assert capsys.readouterr().out == out.read_text()
+
+
+def test_convert_overwrites_only_when_told(tmp_path, capsys):
+    out = tmp_path / "film.toml"
+    out.write_text("kept")
+    assert main(["recipe", "convert", "a red circle", str(out)]) == 2
+    assert out.read_text() == "kept" and "--force" in capsys.readouterr().err
+    assert main(["recipe", "convert", "a red circle", str(tmp_path / "film.mp4")]) == 2
+    assert main(["recipe", "convert", "a red circle", str(tmp_path / "no" / "film.toml")]) == 2
+    assert main(["recipe", "convert", "a red circle", "-", "--to", "xml"]) == 2
+
+
+def test_convert_takes_one_film_of_several(tmp_path, capsys):
+    source = tmp_path / "list.csv"
+    source.write_text("id,prompt_index,prompt\n1,1,a\n2,0,b\n")
+    assert main(["recipe", "convert", str(source), "-"]) == 2
+    assert "list-1, list-2" in capsys.readouterr().err
+    assert main(["recipe", "convert", str(source), "-", "--film", "list-2"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["shot"] == [{"prompt": "b"}]
+    assert main(["recipe", "convert", str(source), "-", "--film", "list-3"]) == 2
+
+
+def test_check_reports_all_errors_of_all_files(tmp_path, capsys):
+    good, bad, worse = (tmp_path / name for name in ("good.toml", "bad.yaml", "worse.json"))
+    good.write_text("seconds = 10\n[[shot]]\nprompt = 'x'\n")
+    bad.write_text("shot:\n- prompt: x\n  image: gone.png\n  secnds: 3\n")
+    worse.write_text('{"seconds": 1, "shot": [\n{"prompt": "x", "seconds": 9}]}')
+    names = [str(path) for path in (good, bad, worse)]
+    assert main(["recipe", "check", *names]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{good}: 1 shot, 240 frames (10 s")
+    assert f"{bad}:4: shot 1, `secnds`: unknown key; write `seconds`" in err and f"{worse}:1: `seconds`" in err
+    assert main(["recipe", "check", *names, "--json"]) == 2
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert [(p["file"], p["line"], p["key"]) for p in report["problems"]] == [
+        (str(bad), 4, "secnds"),
+        (str(worse), 1, "seconds"),
+    ]
+    assert [film["frames"] for film in report["films"]] == [240] and not err
+    assert main(["recipe", "check", str(good)]) == 0
+
+
+def test_the_schema_is_json_on_standard_output(capsys):
+    assert main(["recipe", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "helios recipe"
+
+
+@pytest.mark.parametrize("arguments", [["schema"], ["check", "recipes/hello.toml"]])
+def test_recipes_need_no_torch(arguments):
+    code = f"""
+import sys
+from helios_cli.cli import main
+code = main(["recipe", *{arguments!r}])
+heavy = {{"torch", "transformers", "diffusers"}} & set(sys.modules)
+sys.exit(code or (f"imported {{heavy}}" if heavy else 0))
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,138 @@
+"""No bytes in a source make anything but an InputError, whatever the file claims to be."""
+
+import contextlib
+import io
+import json
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from recipe.films import MODEL
+
+from helios_cli.errors import InputError
+from helios_cli.recipe.plan import plan_film
+from helios_cli.recipe.settings import Flags, resolve
+from helios_cli.recipe.sources import SUFFIXES, read_films
+
+FORMS = sorted(SUFFIXES)
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+FILM_KEYS = st.sampled_from(
+    ["version", "title", "fps", "size", "seconds", "minutes", "frames", "seed", "steps", "shots"]
+)
+SHOT_KEYS = st.sampled_from(["prompt", "seconds", "transition", "blend_seconds", "seed", "image", "video", "promt"])
+trees = st.dictionaries(FILM_KEYS, values) | st.builds(
+    lambda film, shots: {**film, "shot": shots},
+    st.dictionaries(FILM_KEYS, values, max_size=2),
+    st.lists(st.dictionaries(SHOT_KEYS, values, max_size=4) | values, max_size=3) | values,
+)
+PIECES = {
+    ".toml": [
+        "[[shot]]\n",
+        "prompt = ",
+        '"""',
+        "'''",
+        '"',
+        "=",
+        "seconds",
+        ".",
+        "[",
+        "]",
+        "{",
+        "}",
+        "\n",
+        "#",
+        "1",
+        ",",
+    ],
+    ".yaml": [
+        "shot:\n",
+        "- prompt: x\n",
+        "&a ",
+        "*a",
+        "!!",
+        "|\n",
+        "? ",
+        ": ",
+        "- ",
+        "\n",
+        "[",
+        "{",
+        "'",
+        '"',
+        "---\n",
+    ],
+    ".yml": ["shot:\n- prompt: x\n", "  seconds: ", "1:30", "0x1f", "2020-13-45", ".inf", "<<: ", "\t", "%YAML 9\n"],
+    ".json": [
+        '{"shot":[{"prompt":"x"}]}',
+        "[",
+        "]",
+        "{",
+        "}",
+        '"at"',
+        ":",
+        ",",
+        '"prompt"',
+        "1",
+        "NaN",
+        "\\",
+        '"',
+        "\n",
+    ],
+    ".txt": ["[", "]", "3s", ":", " ", "-", "0:05", "/duration=", "/new_shot", ",", "\n", "#", "a boat"],
+    ".csv": ["id,prompt_index,prompt\n", "1,0,a\n", '"', ",", "\n", "seconds", "transition", "1", "\r"],
+    ".jsonl": ['{"prompts":["a","b"]', ',"switch_frames":[', "48", "]", "}", "\n", "{", '"'],
+    ".srt": ["1\n", "00:00:01,000", " --> ", "00:00:02,000", "\n", "a boat", "<i>", "99:99:99,999"],
+}
+
+
+def survives(path, data: bytes) -> None:
+    path.write_bytes(data)
+    try:
+        for film in read_films([str(path)]):
+            plan_film(film, resolve(film.recipe, Flags(frames=66), MODEL))
+    except InputError as error:
+        assert error.message.isprintable() or "\n" in error.message
+        assert "\x1b" not in error.message + (error.hint or "")
+
+
+quiet = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+@quiet
+@given(data=st.binary(max_size=200))
+def test_any_bytes(tmp_path, suffix, data):
+    survives(tmp_path / f"film{suffix}", data)
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+@quiet
+@given(data=st.data())
+def test_pieces_of_the_syntax_in_any_order(tmp_path, suffix, data):
+    pieces = data.draw(st.lists(st.sampled_from(PIECES[suffix]) | st.text(max_size=3), max_size=12))
+    survives(tmp_path / f"film{suffix}", "".join(pieces).encode("utf-8", "surrogatepass"))
+
+
+@quiet
+@given(
+    tree=trees | st.lists(st.dictionaries(st.sampled_from(["at", "prompt", "transition_chunks"]), values), max_size=3)
+)
+def test_any_values_under_known_keys(tmp_path, tree):
+    survives(tmp_path / "film.json", json.dumps(tree).encode())
+    survives(tmp_path / "film.yaml", yaml.safe_dump(tree).encode())
+    survives(tmp_path / "film.jsonl", json.dumps(tree).encode())
+
+
+@quiet
+@given(words=st.text())
+def test_any_words_and_any_standard_input(words):
+    for sources, stdin in (([words], None), (["-"], io.BytesIO(words.encode("utf-8", "surrogatepass")))):
+        if words != "-" or stdin:
+            with contextlib.suppress(InputError):
+                read_films(sources, stdin=stdin)

@@ -1,0 +1,221 @@
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recipe.films import GREEN, RED, film_of, plan_of, recipe_keys, timed_keys
+
+from helios_cli.recipe.plan import check_film
+from helios_cli.recipe.problems import RecipeError
+from helios_cli.units import FRAMES_PER_CHUNK
+
+
+def shot(prompt=RED, **keys):
+    return {"prompt": prompt, **keys}
+
+
+def frames_of(plan) -> list[int]:
+    return [s.num_frames for s in plan.shots]
+
+
+@given(recipe_keys(pictures=False), st.integers(1, 2000) | st.none())
+def test_chunks_tile_the_film(keys, frames):
+    try:
+        plan = plan_of(keys, frames=frames)
+    except RecipeError:
+        return
+    assert sum(chunk.num_frames for chunk in plan.chunks) == plan.num_frames
+    assert frames is None or plan.num_frames == frames
+    ends = [chunk.start_frame + chunk.num_frames for chunk in plan.chunks]
+    assert [chunk.start_frame for chunk in plan.chunks] == [0, *ends[:-1]]
+    assert [chunk.index for chunk in plan.chunks] == list(range(len(plan.chunks)))
+    cuts = [s.start_frame for s in plan.shots if s.transition == "cut" and s.start_frame < plan.num_frames]
+    assert [chunk.start_frame for chunk in plan.chunks if chunk.fresh] == cuts
+    for chunk, after in zip(plan.chunks, [*plan.chunks[1:], None], strict=True):
+        assert 1 <= chunk.num_frames <= FRAMES_PER_CHUNK
+        assert chunk.num_frames == FRAMES_PER_CHUNK or after is None or after.fresh
+        assert (chunk.seed is not None) == chunk.fresh
+        assert math.isclose(sum(weight for _, weight in chunk.prompts), 1) and len(chunk.prompts) <= 2
+        assert all(0 < weight <= 1 for _, weight in chunk.prompts)
+        assert plan.shots[chunk.shot].prompt == chunk.prompts[-1][0]
+    assert [chunk.shot for chunk in plan.chunks] == sorted(chunk.shot for chunk in plan.chunks)
+
+
+@given(timed_keys(), st.integers(1, 5000))
+def test_a_shorter_film_is_the_start_of_the_longer_one(keys, frames):
+    """What a chunk shows depends on nothing after it."""
+    long = plan_of(keys)
+    short = plan_of(keys, frames=min(frames, long.num_frames))
+    assert short.chunks[:-1] == long.chunks[: len(short.chunks) - 1]
+    last, twin = short.chunks[-1], long.chunks[len(short.chunks) - 1]
+    assert (last.prompts, last.shot, last.seed) == (twin.prompts, twin.shot, twin.seed)
+    assert last.num_frames <= twin.num_frames
+
+
+@given(timed_keys(), timed_keys())
+def test_what_stands_behind_a_cut_depends_on_nothing_before_it(first, second):
+    """Only the film's last chunk may be trimmed otherwise, or fall away, where its end is rounded to another frame."""
+    opening, *rest = second["shot"]
+    opening = {"prompt": opening["prompt"], "seconds": opening["seconds"], "transition": "cut"}
+    rest = [keys | {"transition": "switch"} if keys.get("transition") == "cut" else keys for keys in rest]
+    alone = plan_of({"shot": [opening, *rest]})
+    whole = plan_of({"shot": [*first["shot"], opening, *rest]})
+    tail_shots = whole.shots[len(first["shot"]) :]
+    offset = tail_shots[0].start_frame
+    assert [s.start_frame - offset for s in tail_shots] == [s.start_frame for s in alone.shots]
+    tail = [chunk for chunk in whole.chunks if chunk.start_frame >= offset]
+    common = min(len(tail), len(alone.chunks))
+    assert abs(len(tail) - len(alone.chunks)) <= 1 and abs(whole.num_frames - offset - alone.num_frames) <= 1
+    for a, b in zip(tail[:common], alone.chunks[:common], strict=True):
+        assert (a.prompts, a.seed, a.start_frame - offset) == (b.prompts, b.seed, b.start_frame)
+
+
+@pytest.mark.parametrize(
+    ("frames", "chunks"), [(1, [1]), (33, [33]), (34, [33, 1]), (66, [33, 33]), (240, [33] * 7 + [9])]
+)
+def test_the_film_has_the_frames_that_were_asked_for(frames, chunks):
+    plan = plan_of({"shot": [shot()]}, frames=frames)
+    assert [chunk.num_frames for chunk in plan.chunks] == chunks
+
+
+def test_a_film_without_any_length_has_a_chunk_a_shot():
+    plan = plan_of({"shot": [shot(), shot(transition="switch")]})
+    assert plan.num_frames == 66 and not plan.roundings
+    assert plan.origins["num_frames"] == "default"
+
+
+def test_shots_without_a_length_share_what_is_left():
+    keys = {"seconds": 10, "shot": [shot(), shot(seconds=2.5), shot(), shot(GREEN)]}
+    assert frames_of(plan_of(keys)) == [60, 60, 60, 60]
+    assert frames_of(plan_of(keys, frames=242)) == [61, 60, 61, 60]
+    assert frames_of(plan_of(keys, frames=63)) == [1, 60, 1, 1]
+    with pytest.raises(RecipeError, match="leaves nothing for the 3 shots"):
+        plan_of(keys, frames=62)
+
+
+def test_ends_are_rounded_and_not_lengths():
+    plan = plan_of({"shot": [shot(seconds=0.77) for _ in range(20)]})
+    assert plan.num_frames == round(20 * 0.77 * 24)
+    assert [s.start_frame for s in plan.shots] == [round(i * 0.77 * 24) for i in range(20)]
+
+
+def test_a_recipe_that_is_shorter_than_its_shots_contradicts_itself():
+    with pytest.raises(RecipeError, match=r"240 frames \(10 s\).*288 frames \(12 s\)") as raised:
+        plan_of({"seconds": 10, "shot": [shot(seconds=12)]})
+    assert "seconds = 12" in raised.value.hint
+
+
+def test_a_flag_stops_the_film_or_lets_the_last_shot_go_on():
+    keys = {"seconds": 6, "shot": [shot(seconds=2), shot(GREEN, seconds=2), shot(seconds=2)]}
+    short, long = plan_of(keys, seconds=1.5), plan_of(keys, seconds=10)
+    assert short.num_frames == 36 and "2 shots after it fall away" in short.notices[0]
+    assert frames_of(long) == [48, 48, 144] and "goes on to the end" in long.notices[0]
+
+
+def test_a_cut_falls_on_its_frame():
+    plan = plan_of({"shot": [shot(seconds=2), shot(GREEN, seconds=2, transition="cut", seed=9)]})
+    assert [(c.start_frame, c.num_frames, c.fresh, c.seed) for c in plan.chunks] == [
+        (0, 33, True, 42),
+        (33, 15, False, None),
+        (48, 33, True, 9),
+        (81, 15, False, None),
+    ]
+    assert not plan.roundings
+
+
+def test_a_switch_falls_on_the_nearest_chunk():
+    for start, actual in ((49, 33), (50, 66), (33, 33), (82, 66)):
+        plan = plan_of({"frames": 165, "shot": [shot(seconds=start / 24), shot(GREEN, transition="switch")]})
+        assert next(c.start_frame for c in plan.chunks if c.prompts == ((GREEN, 1.0),)) == actual
+        assert [(r.shot, r.asked_frame, r.actual_frame) for r in plan.roundings] == (
+            [] if start == actual else [(1, start, actual)]
+        )
+
+
+def test_a_blend_goes_over_from_prompt_to_prompt():
+    plan = plan_of({"shot": [shot(seconds=66 / 24), shot(GREEN, seconds=132 / 24, blend_seconds=99 / 24)]})
+    weights = [dict(chunk.prompts).get(GREEN, 0) for chunk in plan.chunks]
+    assert weights == pytest.approx([0, 0, 1 / 6, 3 / 6, 5 / 6, 1])
+    assert plan.chunks[2].prompts[0] == (RED, pytest.approx(5 / 6))
+
+
+def test_a_blend_is_no_longer_than_its_shot():
+    keys = {"shot": [shot(seconds=3), shot(GREEN, seconds=2, blend_seconds=3), shot(seconds=6)]}
+    plan = plan_of(keys)
+    assert plan.shots[1].blend_frames == 48
+    assert "blend takes 2 s, not 3 s" in plan.notices[0]
+    with pytest.raises(RecipeError, match="shot 2, `blend_seconds`"):
+        plan_of(keys, strict=True)
+
+
+def test_a_blend_that_nobody_wrote_is_no_error():
+    keys = {"shot": [shot(seconds=3), shot(GREEN, seconds=2)]}
+    assert "blend of 4 s" in plan_of(keys, strict=True).notices[0]
+
+
+def test_equal_prompts_are_not_mixed():
+    assert all(len(chunk.prompts) == 1 for chunk in plan_of({"shot": [shot(), shot(f" {RED}\n")]}).chunks)
+
+
+def test_a_shot_that_no_chunk_shows_is_named():
+    keys = {
+        "frames": 99,
+        "shot": [shot(seconds=1), shot(GREEN, seconds=0.25, transition="switch"), shot(transition="switch")],
+    }
+    assert "shot 2: no chunk has its middle" in plan_of(keys).notices[0]
+    with pytest.raises(RecipeError, match="never used"):
+        plan_of(keys, strict=True)
+
+
+def test_the_style_is_on_every_prompt():
+    plan = plan_of({"style": "flat  colours", "shot": [shot(), shot(GREEN, seconds=9, transition="cut")]})
+    assert {text for c in plan.chunks for text, _ in c.prompts} == {f"{RED}, flat colours", f"{GREEN}, flat colours"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"shot": [shot(seconds=0.001)]}, "less than a frame"),
+        ({"shot": [shot(seconds="20h"), shot(seconds="20h")]}, "the most is 24 hours"),
+    ],
+)
+def test_films_that_cannot_be(keys, says):
+    with pytest.raises(RecipeError, match=says):
+        plan_of(keys)
+
+
+def test_pictures_are_absolute_and_must_exist(tmp_path):
+    (tmp_path / "sea.png").touch()
+    (tmp_path / "clip.mp4").touch()
+    film = film_of({"shot": [shot(image="se.png"), shot(image="./sea.png", transition="cut")]}, tmp_path)
+    with pytest.raises(RecipeError, match="no such file") as raised:
+        check_film(film)
+    assert [(p.shot, p.key, p.suggestion) for p in raised.value.problems] == [(1, "image", "did you mean sea.png?")]
+    assert film.picture("./sea.png") == tmp_path / "sea.png"
+    assert film.picture("-i.png") == tmp_path / "-i.png"
+    for keys, says in (
+        ({"image": "clip.mp4"}, "write `video`"),
+        ({"video": "sea.png"}, "write `image`"),
+        ({"video": "list.ffconcat"}, "known are"),
+        ({"image": "sea.mp3"}, "known are"),
+    ):
+        with pytest.raises(RecipeError) as raised:
+            check_film(film_of({"shot": [shot(**keys)]}, tmp_path))
+        assert says in raised.value.hint
+
+
+def test_a_picture_on_the_command_line_takes_the_recipes_place(tmp_path):
+    picture = tmp_path / "other.png"
+    keys = {"shot": [shot(image="missing.png"), shot(transition="cut")]}
+    with pytest.raises(RecipeError, match="--image"):
+        plan_of(keys, image=picture)
+    picture.touch()
+    plan = plan_of(keys, image=picture)
+    assert [c.image for c in plan.chunks] == [picture, None] and plan.origins["image"] == "flag"
+
+
+def test_ten_thousand_shots_are_planned_at_once():
+    plan = plan_of({"shot": [shot(f"shape {i}", seconds=8) for i in range(10_000)]})
+    assert plan.num_frames == 10_000 * 192 and len(plan.chunks) == math.ceil(10_000 * 192 / 33)
+    assert Path(plan.title) == Path("film")

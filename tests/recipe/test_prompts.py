@@ -1,0 +1,49 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helios_cli.recipe.prompts import clean_prompt, has_words, with_style
+
+TRICKY = [
+    "  a  red\tcircle\n\nmoves ",
+    "caf&amp;eacute; &lt;at&gt; dawn",
+    "&amp;amp;amp;",
+    "schÃ¶n",  # UTF-8 that was read as Latin-1
+    "“curly” ‘quotes’ … ﬁne",
+    "full\u3000width\u00a0spaces",
+    "",
+    "\ufeffmark",
+    "ＷＩＤＥ",
+]
+
+
+def test_prompts_are_cleaned_as_the_reference_cleans_them():
+    reference = pytest.importorskip("diffusers.pipelines.helios.pipeline_helios").prompt_clean
+    for text in TRICKY:
+        assert clean_prompt(text) == reference(text)
+
+
+@given(st.text())
+def test_a_cleaned_prompt_is_one_line(text):
+    cleaned = clean_prompt(text)
+    assert cleaned == " ".join(cleaned.split())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("A boat leaves.", "A boat leaves, 35mm film"),
+        ("A boat leaves", "A boat leaves, 35mm film"),
+        ("A boat leaves,", "A boat leaves, 35mm film"),
+        ("Does it leave?", "Does it leave? 35mm film"),
+        ("It waits...", "It waits... 35mm film"),
+    ],
+)
+def test_the_style_follows_the_prompt(prompt, expected):
+    assert with_style(prompt, " 35mm \n film ") == expected
+    assert with_style(prompt, "") == prompt
+
+
+def test_what_cannot_be_seen_is_no_prompt():
+    assert not any(map(has_words, ["", "  \n", "&nbsp;", "\u200b", "\ufeff"]))
+    assert has_words("a")

@@ -1,0 +1,247 @@
+"""Every form of SOURCE, as files, words and standard input."""
+
+import io
+import json
+
+import pytest
+
+from helios_cli.errors import InputError
+from helios_cli.recipe.problems import RecipeError
+from helios_cli.recipe.sources import SUFFIXES, read_films
+
+
+def film(path, data: str | bytes):
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    (found,) = read_films([str(path)])
+    return found
+
+
+def shots(found) -> list[tuple]:
+    return [(shot.prompt, shot.seconds, shot.transition) for shot in found.recipe.shots]
+
+
+def problems(source, data: str | bytes | None = None):
+    if data is not None:
+        source.write_bytes(data.encode() if isinstance(data, str) else data)
+    with pytest.raises(RecipeError) as raised:
+        read_films([str(source)])
+    return raised.value.problems
+
+
+def test_words_are_one_shot():
+    (found,) = read_films(["A fishing boat leaves the harbour.\n\nIt meets the sea."])
+    assert shots(found) == [("A fishing boat leaves the harbour.\n\nIt meets the sea.", None, "blend")]
+    assert found.name == "a-fishing-boat-leaves-the-harbour-it-meets-the-sea"
+    assert read_films(["[3s] a boat"])[0].notices
+    assert read_films(["¿?"])[0].name == "film"
+    assert len(read_films(["é" * 5000])[0].name.encode()) <= 60
+
+
+@pytest.mark.parametrize("words", ["boat.toml", "my film.txt", "films/boat", "boat.csv", "./x", "a.png", "clip.mp4"])
+def test_words_that_look_like_a_path_are_a_missing_file(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    assert problems(words)[0].message == "no such file"
+
+
+@pytest.mark.parametrize("words", ["a boat.", "either/or is a question", "version 2.0", "and so on..."])
+def test_words_that_only_hold_a_dot_or_slash_are_words(words):
+    assert shots(read_films([words])[0])[0][0] == words
+
+
+def test_a_missing_file_is_answered_with_its_neighbour(tmp_path):
+    (tmp_path / "harbour.toml").touch()
+    (tmp_path / "notes.md").touch()
+    assert problems(tmp_path / "harbuor.toml")[0].suggestion == "did you mean harbour.toml?"
+    assert problems(tmp_path / "harbour.yaml")[0].suggestion == "did you mean harbour.toml?"
+
+
+def test_folders_and_unknown_files_are_refused(tmp_path):
+    assert problems(tmp_path)[0].message == "is a folder"
+    assert "unknown kind" in problems(tmp_path / "film.md", "x")[0].message
+    assert "--image" in problems(tmp_path / "film.png", b"\x89PNG")[0].suggestion
+
+
+def test_standard_input_is_read_as_text():
+    (found,) = read_films(["-"], stdin=io.BytesIO(b"[2s] a\n\nb\n"))
+    assert shots(found) == [("a", 2, "blend"), ("b", None, "blend")]
+    assert found.name == "stdin"
+    with pytest.raises(RecipeError, match="only once"):
+        read_films(["-", "-"], stdin=io.BytesIO(b"a"))
+
+
+@pytest.mark.parametrize("head", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_byte_order_marks_and_line_ends_make_no_difference(tmp_path, head, end):
+    text = "# a comment\nfirst line\nschön\n\n[2s] second\n".encode().replace(b"\n", end)
+    found = film(tmp_path / "shots.txt", head + text)
+    assert shots(found) == [("first line\nschön", None, "blend"), ("second", 2, "blend")]
+    assert found.line("shot", 1) == 5
+    recipe = b'title = "t"\n[[shot]]\nprompt = "x"\n'.replace(b"\n", end if end != b"\r" else b"\n")
+    assert film(tmp_path / "film.toml", head + recipe).recipe.title == "t"
+
+
+def test_what_is_not_utf8_is_named_by_its_byte(tmp_path):
+    (found,) = problems(tmp_path / "a.txt", b"\xef\xbb\xbfok\nsch\xf6n\n")
+    assert "0xf6 at offset 9" in found.message and found.line == 2
+    assert "UTF-16" in problems(tmp_path / "b.txt", "x".encode("utf-16"))[0].message
+
+
+def test_control_characters_are_named_by_line(tmp_path):
+    found = problems(tmp_path / "a.txt", "a\x1b[31m\n\nb\x07\n")
+    assert [(p.line, p.message[-6:]) for p in found] == [(1, "U+001B"), (3, "U+0007")]
+
+
+def test_a_file_without_prompts_is_refused(tmp_path):
+    for suffix in SUFFIXES:
+        assert problems(tmp_path / f"empty{suffix}", "")
+    assert problems(tmp_path / "comments.txt", "# one\n\n# two\n")[0].message == "holds no prompt"
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path):
+    with open(tmp_path / "large.txt", "wb") as file:
+        file.truncate(1 << 40)  # sparse
+    assert "larger than 1 MiB" in problems(tmp_path / "large.txt")[0].message
+    assert "the most is 10,000" in problems(tmp_path / "many.txt", "a\n\n" * 10_001)[0].message
+
+
+def test_the_problems_of_all_sources_come_together(tmp_path):
+    (tmp_path / "a.toml").write_text("fsp = 24\n[[shot]]\nprompt = 'x'\nlength = 3\n")
+    (tmp_path / "b.txt").write_text("fine")
+    with pytest.raises(RecipeError) as raised:
+        read_films([str(tmp_path / "a.toml"), str(tmp_path / "b.txt"), str(tmp_path / "c.txt")])
+    assert [(p.file[-6:], p.line) for p in raised.value.problems] == [("a.toml", 1), ("a.toml", 4), ("/c.txt", None)]
+    assert isinstance(raised.value, InputError) and raised.value.exit_code == 2
+
+
+CSV = """id,prompt_index,prompt,refined_prompt,seconds,transition
+7,2,third,,,cut
+7,0,first,"better, first",5,
+7,1,"second
+line",,1m,switch
+"""
+
+
+def test_the_official_interactive_list(tmp_path):
+    found = film(tmp_path / "list.csv", CSV)
+    assert shots(found) == [("better, first", 5, "blend"), ("second\nline", 60, "switch"), ("third", None, "cut")]
+    assert [found.line("shot", i) for i in range(3)] == [3, 4, 2]
+
+
+def test_a_list_of_several_films(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("id,prompt_index,prompt\n1,1,a\n2,0,b\n1,2,c\n")
+    films = read_films([str(path)])
+    assert [(f.name, [s.prompt for s in f.recipe.shots]) for f in films] == [("list-1", ["a", "c"]), ("list-2", ["b"])]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("id,prompt\n1,a", 1, "prompt_index"),
+        ("id,prompt_index,promt\n1,0,a", 1, "promt"),
+        ("id,prompt_index,prompt\n1,one,a", 2, "prompt_index"),
+        ("id,prompt_index,prompt\n1,0,a\n1,0,b", 3, "prompt_index"),
+        ("id,prompt_index,prompt\n1,0,a, boat", 2, None),
+        ("id,prompt_index,prompt\n1,0,", 2, "prompt"),
+        ("id,prompt_index,prompt,seconds\n1,0,a,x", 2, "seconds"),
+        ('id,prompt_index,prompt\n1,0,"a"b', 2, None),
+    ],
+)
+def test_errors_in_a_list_have_lines(tmp_path, text, line, key):
+    found = problems(tmp_path / "list.csv", text)
+    assert (line, key) in [(p.line, p.key) for p in found]
+
+
+def test_longlive_lists(tmp_path):
+    found = film(tmp_path / "a.jsonl", '{"prompts": ["a", "b", "c"], "switch_frames": [48, 96]}\n')
+    assert shots(found) == [("a", 2, "switch"), ("b", 2, "switch"), ("c", None, "switch")]
+    assert shots(film(tmp_path / "b.jsonl", '\n{"prompts": ["a"]}\n')) == [("a", None, "switch")]
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"prompts": ["a"]}\n{"prompts": ["b"]}')
+    assert [f.name for f in read_films([str(path)])] == ["c-1", "c-2"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "{",
+        "{}",
+        '{"prompts": "a"}',
+        '{"prompts": []}',
+        '{"prompts": [3]}',
+        '{"prompts": ["a", " "]}',
+        '{"prompts": ["a", "b"], "switch_frames": [0]}',
+        '{"prompts": ["a", "b"], "switch_frames": [3, 4]}',
+        '{"prompts": ["a", "b"], "switch_frames": [true]}',
+        '{"prompts": ["a", "b"], "switch_frame_indices": [3]}',
+        "[" * 5000,
+    ],
+)
+def test_errors_in_longlive_lists_have_lines(tmp_path, line):
+    found = problems(tmp_path / "a.jsonl", '{"prompts": ["a"]}\n\n' + line)
+    assert [p.line for p in found] == [3]
+
+
+def test_prompt_updates(tmp_path):
+    updates = [
+        {"at": 0, "prompt": "a"},
+        {"at": 4.5, "prompt": "b", "transition_chunks": 2},
+        {"at": 8, "prompt": "c", "transition_chunks": 0},
+    ]
+    found = film(tmp_path / "updates.json", json.dumps(updates, indent=1))
+    assert shots(found) == [("a", 4.5, "blend"), ("b", 3.5, "blend"), ("c", None, "switch")]
+    assert found.recipe.shots[1].blend_seconds == 2 * 33 / 24
+    assert found.notices
+
+
+@pytest.mark.parametrize(
+    ("entry", "key"),
+    [
+        ('{"at": "4", "prompt": "b"}', "at"),
+        ('{"prompt": "b"}', "at"),
+        ('{"at": 4, "prompt": "b", "chunks": 2}', "chunks"),
+        ('{"at": 4, "prompt": "b", "transition_chunks": -1}', "transition_chunks"),
+        ('{"at": 4, "prompt": 5}', "prompt"),
+        ('{"at": 0, "prompt": "b"}', None),
+        ("3", None),
+    ],
+)
+def test_errors_in_prompt_updates_have_lines(tmp_path, entry, key):
+    found = problems(tmp_path / "updates.json", f'[\n{{"at": 0, "prompt": "a"}},\n{entry}\n]')
+    assert (3, key) in [(p.line, p.key) for p in found]
+    assert "before 4 s" in problems(tmp_path / "late.json", '[{"at": 4, "prompt": "a"}]')[0].message
+
+
+SRT = """1
+00:00:01,000 --> 00:00:03,500
+<i>A boat</i>
+leaves.
+
+2
+00:00:03,500 --> 00:00:05,000 X1:10 X2:20 Y1:1 Y2:2
+The sea.
+3
+00:00:07.000 --> 00:00:09.000
+A storm.
+"""
+
+
+def test_subtitles(tmp_path):
+    found = film(tmp_path / "a.srt", SRT)
+    assert shots(found) == [("A boat\nleaves.", 3.5, "blend"), ("The sea.", 3.5, "blend"), ("A storm.", 2, "blend")]
+    assert len(found.notices) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("1\n00:00:01 --> 00:00:03,500\nA", 2),
+        ("1\n00:00:03,000 --> 00:00:02,000\nA", 2),
+        ("1\n00:00:00,000 --> 00:00:02,000\nA\n\n2\n00:00:01,000 --> 00:00:03,000\nB", 6),
+        ("1\n00:00:00,000 --> 00:00:02,000\n\n", 2),
+        ("just words", 1),
+    ],
+)
+def test_errors_in_subtitles_have_lines(tmp_path, text, line):
+    assert [p.line for p in problems(tmp_path / "a.srt", text)] == [line]

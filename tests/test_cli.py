@@ -1,0 +1,222 @@
+"""The boundary: every way a command can end, seen through `main` and through real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from helios_cli import __version__, cli, errors
+
+HELIOS = [sys.executable, "-m", "helios_cli"]
+
+APP_THAT = """
+import sys, time, typer
+from helios_cli import cli
+from helios_cli.console import console
+cli.app = typer.Typer(pretty_exceptions_enable=False)
+@cli.app.command()
+def command():
+    {body}
+sys.exit(cli.main([]))
+"""
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, **environment}
+    return subprocess.run([*HELIOS, *arguments], capture_output=True, text=True, env=env, timeout=60)
+
+
+@pytest.fixture
+def ending_with(monkeypatch):
+    """`ending_with(error)` makes the app a command that raises it."""
+
+    def replace(error: BaseException) -> None:
+        app = typer.Typer(pretty_exceptions_enable=False)
+
+        @app.command()
+        def command() -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "app", app)
+
+    monkeypatch.delenv("HELIOS_DEBUG", raising=False)
+    return replace
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.HeliosError, 1),
+        (errors.InputError, 2),
+        (errors.MachineError, 3),
+        (errors.CheckpointError, 4),
+        (errors.PictureError, 5),
+        (errors.Interrupted, 130),
+    ],
+)
+def test_an_error_is_one_line_a_hint_and_its_code(kind, code, ending_with, capsys):
+    ending_with(kind("two_shots.toml, shot 3: `seconds` is -1", hint="write 1.4 or more"))
+    assert cli.main([]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error: two_shots.toml, shot 3: `seconds` is -1\nhint: write 1.4 or more\n"
+
+
+def test_every_error_class_is_tested():
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
+    mark = next(mark for mark in test_an_error_is_one_line_a_hint_and_its_code.pytestmark if mark.name == "parametrize")
+    assert kinds == {kind for kind, _ in mark.args[1]}
+
+
+def test_an_error_without_a_hint(ending_with, capsys):
+    ending_with(errors.MachineError("the disk is full"))
+    assert cli.main([]) == 3
+    assert capsys.readouterr().err == "error: the disk is full\n"
+
+
+def test_a_bug_is_one_line_and_how_to_see_more(ending_with, capsys):
+    ending_with(ZeroDivisionError("division by zero"))
+    assert cli.main([]) == 1
+    assert capsys.readouterr().err == (
+        "bug: ZeroDivisionError: division by zero\nhint: HELIOS_DEBUG=1 prints the traceback\n"
+    )
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), errors.InputError("x")], ids=repr)
+def test_debug_prints_the_traceback(error, ending_with, capsys, monkeypatch):
+    monkeypatch.setenv("HELIOS_DEBUG", "1")
+    ending_with(error)
+    assert cli.main([]) == getattr(error, "exit_code", 1)
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err and "raise error" in err
+
+
+def test_success_is_zero(monkeypatch):
+    app = typer.Typer()
+    app.command()(lambda: None)
+    monkeypatch.setattr(cli, "app", app)
+    assert cli.main([]) == 0
+
+
+def test_json_of_one_run_does_not_reach_the_next(capsys):
+    assert cli.main(["models", "list", "--json"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"helios {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["doctor", "--nonsense"], ["doctor", "surplus"], ["models", "info"]]
+)
+def test_usage_errors_are_2_on_stderr(arguments, capsys):
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "Usage: helios" in err
+
+
+def test_version_and_help_of_a_process():
+    version, usage = run("--version"), run("--help")
+    assert (version.returncode, version.stdout, version.stderr) == (0, f"helios {__version__}\n", "")
+    assert (usage.returncode, usage.stderr) == (0, "")
+    assert "doctor" in usage.stdout and "\x1b[" not in usage.stdout
+
+
+def test_help_takes_less_than_0_3_seconds():
+    """Processor time of the process, best of three: the wall clock of a busy machine says nothing about helios."""
+    times = []
+    for _ in range(3):
+        process = subprocess.Popen([*HELIOS, "--help"], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        times.append(usage.ru_utime + usage.ru_stime)
+    assert min(times) < 0.3
+
+
+def test_sigint_is_130_without_a_traceback():
+    code = APP_THAT.format(body="print('ready', flush=True); time.sleep(30)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["fails at exit", "fails while printing"])
+def test_a_reader_that_has_gone_is_no_news(lines):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = APP_THAT.format(body=f"[console.line('x' * 80) for _ in range({lines})]")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (process.communicate(timeout=30)[1], process.returncode) == ("", 1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_on_a_full_disk_is_an_error():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*HELIOS, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert done.returncode == 3
+    assert done.stderr == "error: no space is left on the disk\nhint: free some space and run it again\n"
+
+
+def test_a_closed_standard_output_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m helios_cli --version >&-", shell=True, stderr=subprocess.PIPE, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_words_that_the_locale_cannot_spell_are_escaped():
+    code = APP_THAT.format(body="console.line('caf\\u00e9 \\udcff')")
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9 \\udcff\n")
+
+
+def test_no_color_holds_for_usage_errors_on_a_terminal():
+    parent, child = pty.openpty()
+    env = {**os.environ, "NO_COLOR": "1", "TERM": "xterm-256color"}
+    process = subprocess.Popen([*HELIOS, "nonsense"], stdin=child, stdout=child, stderr=child, env=env)
+    assert process.wait(timeout=30) == 2
+    written = os.read(parent, 65536).decode()
+    os.close(parent)
+    os.close(child)
+    assert "No such command" in written
+    assert "\x1b[3" not in written and "\x1b[9" not in written  # no colour; Typer's bold is allowed
+
+
+def test_doctor_reports_and_ends_well(capsys):
+    assert cli.main(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"helios      {__version__}" in out
+    for label in ("processor", "GPU", "dtype", "memory", "disk", "ffmpeg", "Triton", "attention", "models"):
+        assert f"\n{label} " in out
+    for name in ("tiny", "distilled", "mid", "base"):
+        assert f"\n            {name} " in out
+
+
+def test_doctor_as_json(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    models = report["models"]
+    assert models["fits"]["tiny"]
+    assert models["fits"]["distilled"] == (models["needed_bytes"] <= models["free_bytes"])
+    assert report["memory"]["available_bytes"] <= report["memory"]["total_bytes"]
+    assert report["ffmpeg"]["version"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_doctor_without_ffmpeg_reports_and_exits_with_3(flags, capsys, monkeypatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/no/such/ffmpeg")
+    assert cli.main(["doctor", *flags]) == 3
+    out, err = capsys.readouterr()
+    assert "/no/such/ffmpeg" in out and err.startswith("error: ffmpeg at /no/such/ffmpeg")
+    assert not flags or json.loads(out)["ffmpeg"]["version"] is None

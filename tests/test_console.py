@@ -1,0 +1,162 @@
+"""The console: which stream, which form, whatever the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from helios_cli.console import console
+from helios_cli.errors import InputError
+from helios_cli.units import format_bytes
+
+
+@pytest.fixture(autouse=True)
+def plain_text(monkeypatch):
+    monkeypatch.setattr(console, "json", False)
+
+
+def in_terminal(code: str, columns: int = 80, **environment: str) -> str:
+    """What a Python process writes to a terminal of `columns` columns, escape codes included."""
+    parent, child = pty.openpty()
+    env = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR")}
+    env |= {"TERM": "xterm-256color", "COLUMNS": str(columns), **environment}
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=child, stdout=child, stderr=child, env=env)
+    os.close(child)
+    written = b""
+    while True:
+        try:
+            piece = os.read(parent, 65536)
+        except OSError:  # Linux's way to say that the last writer has gone
+            piece = b""
+        if not piece:
+            break
+        written += piece
+    os.close(parent)
+    assert process.wait(timeout=30) == 0, written
+    return written.decode().replace("\r\n", "\n")
+
+
+SHOW_ERROR = """
+from helios_cli.console import console
+from helios_cli.errors import InputError
+console.error(InputError("shot [3]: no such key", hint="write prompt"))
+"""
+
+
+def test_error_goes_to_stderr_with_its_hint_and_markup_is_text(capsys):
+    console.error(InputError("shot [bold]3[/bold]: no such key :smile:", hint="write `prompt`"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error: shot [bold]3[/bold]: no such key :smile:\nhint: write `prompt`\n"
+
+
+def test_a_long_message_in_a_pipe_stays_one_line(capsys):
+    console.warning("word " * 100)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)], ids=str
+)
+def test_color_only_where_it_is_wanted(environment, colored):
+    written = in_terminal(SHOW_ERROR, **environment)
+    assert ("\x1b[" in written) is colored
+    assert colored or written == "error: shot [3]: no such key\nhint: write prompt\n"
+
+
+def test_json_silences_the_report_and_prints_the_result(capsys):
+    console.json = True
+    console.line("not this")
+    console.table(["not"], [["this"]])
+    console.table(["nor"], [["that"]], data=[{"path": Path("a/b"), "text": "é\udcff"}])
+    assert json.loads(capsys.readouterr().out) == [{"path": "a/b", "text": "é\udcff"}]
+
+
+def test_without_json_there_is_no_result(capsys):
+    console.result({"a": 1})
+    assert capsys.readouterr().out == ""
+
+
+def test_json_refuses_what_is_no_json():
+    console.json = True
+    with pytest.raises(ValueError):
+        console.result({"a": float("nan")})
+    with pytest.raises(TypeError):
+        console.result({"a": object()})
+
+
+def test_a_table_in_a_pipe_is_whole_and_aligned(capsys):
+    console.table(["name", "count", "path"], [["a[b]", 5, "x" * 300], ["longer", 1234, ""]])
+    assert capsys.readouterr().out.splitlines() == [
+        "name    count  path",
+        "a[b]        5  " + "x" * 300,
+        "longer   1234",
+    ]
+
+
+@pytest.mark.parametrize("columns", [30, 80, 200])
+def test_a_table_fits_its_terminal(columns):
+    code = "from helios_cli.console import console; console.table(['name', 'about'], [['base', 'word ' * 40]] * 2)"
+    lines = in_terminal(code, columns, NO_COLOR="1").splitlines()
+    assert len(lines) > 3
+    assert max(len(line.rstrip()) for line in lines) <= columns
+    assert " ".join(" ".join(lines).split()).count("word") == 80
+
+
+def test_bytes_in_a_pipe_are_a_line_a_tenth(capsys):
+    with console.progress_bytes("pull [a]", 1000) as advance:
+        threads = [threading.Thread(target=lambda: [advance(1) for _ in range(250)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[0] == "pull [a]: 1 kB"
+    assert err.splitlines()[1:3] == ["pull [a]: 100 B of 1 kB, 10 %", "pull [a]: 200 B of 1 kB, 20 %"]
+    assert err.splitlines()[-1] == "pull [a]: 1 kB of 1 kB, 100 %"
+    assert len(err.splitlines()) == 11
+
+
+def test_bytes_of_nothing(capsys):
+    with console.progress_bytes("empty", 0) as advance:
+        advance(0)
+    assert capsys.readouterr().err.splitlines()[0] == "empty: 0 B"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_bytes_on_a_terminal_are_a_bar(columns):
+    code = """
+from helios_cli.console import console
+with console.progress_bytes("pull [a]", 2000) as advance:
+    advance(1000)
+    console.warning("in between")
+    advance(1000)
+"""
+    written = in_terminal(code, columns)
+    assert "━" in written and "in between" in written
+    assert columns == 40 or "2.0/2.0 kB" in written
+    assert written.rstrip().endswith("\x1b[?25h")  # the cursor is shown again
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (999_600, "1 MB"),
+        (28_619_000_000, "28.6 GB"),
+        (80_481_086_028, "80.5 GB"),
+        (5e12, "5 TB"),
+    ],
+)
+def test_format_bytes(count, text):
+    assert format_bytes(count) == text

@@ -1,0 +1,63 @@
+"""Every command and flag of `helios`, frozen: adding, renaming or dropping one is a deliberate edit here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from typer.main import get_command
+
+from helios_cli.cli import app
+
+FLAGS = {
+    "helios": "--install-completion --show-completion --version",
+    "helios doctor": "--json",
+    "helios models": "",
+    "helios models info": "--json --revision",
+    "helios models list": "--json",
+    "helios models pull": "--json --revision",
+    "helios models verify": "--json --revision",
+    "helios recipe": "",
+    "helios recipe check": "--json",
+    "helios recipe convert": "--film --force --to",
+    "helios recipe schema": "--json",
+}
+
+
+def commands(command=None, name: str = "helios") -> Iterator[tuple[str, object]]:
+    command = command or get_command(app)
+    yield name, command
+    for child_name, child in getattr(command, "commands", {}).items():
+        yield from commands(child, f"{name} {child_name}")
+
+
+def options(command) -> list:
+    return [parameter for parameter in command.params if parameter.opts[0].startswith("-")]
+
+
+def test_commands_and_flags_are_the_frozen_ones():
+    found = {
+        name: " ".join(sorted(flag for option in options(command) for flag in option.opts + option.secondary_opts))
+        for name, command in commands()
+    }
+    assert found == FLAGS
+
+
+@pytest.mark.parametrize(("name", "command"), [pytest.param(*pair, id=pair[0]) for pair in commands()])
+def test_help_is_there_and_short(name, command):
+    """One sentence for a command in the list of commands, one for each flag."""
+    summary = command.get_short_help_str(limit=1000)
+    assert summary and len(summary) <= 120, f"{name}: {summary}"
+    for option in options(command):
+        assert option.help and len(option.help) <= 160, f"{name} {option.opts[0]}: {option.help}"
+
+
+def test_a_flag_means_the_same_everywhere():
+    """One short form for one long form, over all commands."""
+    meanings: dict[str, set[str]] = {}
+    for _, command in commands():
+        for option in options(command):
+            long = [flag for flag in option.opts if flag.startswith("--")]
+            for short in set(option.opts) - set(long):
+                meanings.setdefault(short, set()).update(long)
+    assert all(len(long) == 1 for long in meanings.values()), meanings

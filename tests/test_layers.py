@@ -1,0 +1,225 @@
+"""Who may import whom, and what the light commands must not load. The table is the architecture."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from helios_cli.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+FOUNDATION = {"errors", "units"}
+TERMINAL = {"typer", "rich"}
+TEST_ORACLES = {"transformers", "diffusers", "accelerate"}
+NEVER = {*TEST_ORACLES, "click"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`modules`: parts of helios_cli that it may import besides itself. `banned`: packages it may not import at all.
+    `lazy`: packages it may import only inside functions."""
+
+    modules: set[str]
+    banned: set[str] = frozenset()
+    lazy: set[str] = frozenset()
+
+
+LAYERS = {
+    "__init__": Layer(set()),
+    "__main__": Layer({"cli"}),
+    "errors": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
+    "units": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
+    "machine": Layer(FOUNDATION, banned=TERMINAL, lazy={"torch"}),
+    "console": Layer(FOUNDATION, banned={"torch"}, lazy={"rich"}),
+    "progress": Layer({*FOUNDATION, "console", "engine"}, banned={"torch", "typer"}, lazy={"rich"}),
+    "recipe": Layer(FOUNDATION, banned={"torch", *TERMINAL}),
+    "sampling": Layer(FOUNDATION, banned=TERMINAL),
+    "model": Layer(FOUNDATION, banned=TERMINAL),
+    "weights": Layer(FOUNDATION, banned=TERMINAL),
+    "engine": Layer({*FOUNDATION, "machine", "recipe", "sampling", "model", "weights"}, banned=TERMINAL),
+    "commands": Layer(
+        {"", *FOUNDATION, "console", "progress", "machine", "engine", "recipe", "weights"},
+        banned={"rich"},
+        lazy={"torch", "numpy"},
+    ),
+    "cli": Layer({"", "commands", "console", "errors"}, banned={"torch", "rich"}),
+}
+
+WEIGHTS_WITH_TORCH = {"load", "offload"}
+"""The modules of weights/ that may import torch when they are imported; the others read files and ask the Hub."""
+
+PRINTERS = {"console.py"}
+EXITERS = {"console.py", "cli.py", "__main__.py"}
+
+
+def sources(*folders: str) -> list[Path]:
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert found
+    return found
+
+
+def part_of(path: Path) -> str:
+    """`helios_cli/engine/writer.py` belongs to `engine`, `helios_cli/units.py` to `units`."""
+    return path.relative_to(ROOT / "helios_cli").with_suffix("").parts[0]
+
+
+def imports(tree: ast.AST, package: str, *, at_import: bool = False) -> set[str]:
+    """Dotted names that a module imports; with `at_import` only those that run when it is imported."""
+    found = set()
+    for node in walk(tree, at_import=at_import):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(
+                    [*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [base])]
+                )
+            found.update(f"{base}.{alias.name}" for alias in node.names)
+    return found
+
+
+def walk(node: ast.AST, *, at_import: bool):
+    """All nodes below `node`; with `at_import` without function bodies and `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if at_import and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if at_import and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from walk(child, at_import=at_import)
+
+
+def faults(part: str, name: str, text: str) -> list[str]:
+    """What the module `name` of `part` imports against the table."""
+    tree, layer = ast.parse(text), LAYERS[part]
+    package = f"helios_cli.{part}"
+    own = f"commands.{name}" if part == "commands" else part
+    found = []
+    for imported in imports(tree, package):
+        top, _, rest = imported.partition(".")
+        if top == "helios_cli":
+            target = rest.split(".")[0] if rest.split(".")[0] in LAYERS else ""
+            if target not in layer.modules and not f"{rest}.".startswith(f"{own}."):
+                found.append(f"{package}.{name} imports {imported}")
+        elif top in NEVER | layer.banned:
+            found.append(f"{package}.{name} imports {top}")
+    for imported in imports(tree, package, at_import=True):
+        if imported.partition(".")[0] in layer.lazy or (
+            part == "weights" and imported.partition(".")[0] == "torch" and name not in WEIGHTS_WITH_TORCH
+        ):
+            found.append(f"{package}.{name} imports {imported} when it is imported")
+    return found
+
+
+@pytest.mark.parametrize("path", sources("helios_cli"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_table(path):
+    assert faults(part_of(path), path.stem, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "text"),
+    [
+        ("units", "units", "import torch"),
+        ("recipe", "plan", "def f():\n    import torch"),
+        ("recipe", "plan", "from helios_cli.engine import events"),
+        ("recipe", "plan", "from ..engine import events"),
+        ("model", "dit", "from helios_cli.sampling.noise import draw"),
+        ("weights", "hub", "import torch"),
+        ("engine", "render", "from helios_cli.console import console"),
+        ("engine", "render", "import rich.progress"),
+        ("commands", "plan", "import torch"),
+        ("commands", "plan", "from helios_cli.commands.render import render"),
+        ("commands", "plan", "from helios_cli.model import dit"),
+        ("cli", "cli", "from helios_cli.engine import events"),
+        ("machine", "machine", "class A:\n    import torch"),
+        ("model", "umt5", "def f():\n    from transformers import UMT5Config"),
+    ],
+)
+def test_the_table_catches(part, name, text):
+    assert len(faults(part, name, text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "text"),
+    [
+        ("commands", "plan", "def f():\n    import torch\nfrom helios_cli import __version__"),
+        ("commands", "plan", "if TYPE_CHECKING:\n    import torch"),
+        ("recipe", "plan", "from .schema import Recipe\nfrom helios_cli.units import chunks_for"),
+        ("weights", "load", "import torch"),
+    ],
+)
+def test_the_table_allows(part, name, text):
+    assert faults(part, name, text) == []
+
+
+def test_every_part_has_a_layer():
+    """A new folder or top-level module needs a line in the table."""
+    assert {part_of(path) for path in sources("helios_cli")} <= set(LAYERS)
+
+
+def test_kernels_know_nothing_of_helios_cli():
+    for path in (ROOT / "kernels").rglob("*.py"):
+        tops = {name.partition(".")[0] for name in imports(ast.parse(path.read_text()), "helios_kernels")}
+        assert not tops & {"helios_cli", *NEVER, *TERMINAL}, path
+
+
+def test_only_the_console_prints_and_only_the_boundary_exits():
+    for path in sources("helios_cli"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                call = ast.unparse(node.func)
+                place = f"{path}:{node.lineno}"
+                assert call != "print" or path.name in PRINTERS, place
+                assert call not in ("sys.exit", "exit", "quit", "os._exit", "SystemExit") or path.name in EXITERS, place
+
+
+def test_no_error_is_swallowed_whole():
+    """No bare `except:`, and no `except Exception` whose body does nothing."""
+    for path in sources("helios_cli", "kernels"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, f"{path}:{node.lineno}"
+                broad = ast.unparse(node.type) in ("Exception", "BaseException")
+                assert not (broad and isinstance(node.body[0], ast.Pass)), f"{path}:{node.lineno}"
+
+
+BROKEN_RECIPE = 'version = 1\n[[shot]]\npromt = "a boat"\nseconds = -1\n'
+
+LIGHT_COMMANDS = [
+    (["--help"], 0),
+    (["--version"], 0),
+    (["nonsense"], 2),
+    (["doctor", "--nonsense"], 2),
+    (["models", "list"], 0),
+    (["models", "info", "./no-such-folder"], 4),
+    (["recipe", "check", "broken.toml"], 2),
+    (["plan", "broken.toml"], 2),
+    (["render", "broken.toml"], 2),
+    (["render", "a boat", "--size", "huge"], 2),
+]
+
+REPORT_MODULES = """
+import json, sys
+from helios_cli.cli import main
+code = main(sys.argv[1:])
+heavy = {"torch", "diffusers", "transformers", "numpy", "accelerate"} & set(sys.modules)
+sys.stderr.write("\\n" + json.dumps([code, sorted(heavy)]))
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), LIGHT_COMMANDS, ids=str)
+def test_light_commands_leave_torch_alone(arguments, code, tmp_path):
+    if not arguments[0].startswith("-") and arguments[0] not in {*get_command(app).commands, "nonsense"}:
+        pytest.skip(f"helios has no command {arguments[0]}")
+    (tmp_path / "broken.toml").write_text(BROKEN_RECIPE)
+    command = [sys.executable, "-c", REPORT_MODULES, *arguments]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert json.loads(run.stderr.splitlines()[-1]) == [code, []], run.stderr

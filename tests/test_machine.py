@@ -1,0 +1,205 @@
+"""Facts about the machine, against the kernel's own words and against files laid out as cgroups lay them out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helios_cli import machine
+from helios_cli.errors import InputError, MachineError
+
+GIB = 2**30
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
+
+
+def write_files(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+def memory_in(root: Path, membership: str, cgroups: dict[str, str]) -> machine.HostMemory:
+    """Memory as seen on a 64 GiB machine with 60 GiB available and these cgroup files."""
+    meminfo = (
+        f"MemTotal:  {64 * GIB // 1024} kB\nMemFree:  1 kB\nMemAvailable:  {60 * GIB // 1024} kB\nHugePages_Free: 0\n"
+    )
+    write_files(root / "proc", {"meminfo": meminfo, "self/cgroup": membership})
+    write_files(root / "cgroup", cgroups)
+    return machine.host_memory(root / "proc", root / "cgroup")
+
+
+@linux
+def test_memory_of_this_machine():
+    memory = machine.host_memory()
+    assert memory.total_bytes == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < memory.available_bytes <= memory.total_bytes
+
+
+def test_memory_without_proc(tmp_path):
+    memory = machine.host_memory(tmp_path / "proc", tmp_path / "cgroup")
+    assert memory.available_bytes == memory.total_bytes == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_no_limit(tmp_path):
+    memory = memory_in(tmp_path, "0::/\n", {"memory.stat": ""})
+    assert (memory.limits, memory.available_bytes) == ((), 60 * GIB)
+
+
+def test_cgroup_v2_limit_and_the_page_cache(tmp_path):
+    """Page cache does not count as used; tmpfs pages (shmem), which cannot be dropped, do."""
+    stat = f"anon {GIB}\nfile {9 * GIB}\nshmem {2 * GIB}\ninactive_file {4 * GIB}\nactive_file {3 * GIB}\n"
+    files = {"memory.max": f"{16 * GIB}\n", "memory.current": f"{10 * GIB}\n", "memory.stat": stat}
+    memory = memory_in(tmp_path, "0::/\n", files)
+    (limit,) = memory.limits
+    assert (limit.limit_bytes, limit.used_bytes) == (16 * GIB, 3 * GIB)
+    assert memory.available_bytes == 13 * GIB
+
+
+def test_cgroup_v2_takes_the_least_of_all_groups_above(tmp_path):
+    files = {}
+    for group, limit in (("", "max"), ("user.slice/", str(8 * GIB)), ("user.slice/run.scope/", str(20 * GIB))):
+        files[f"{group}memory.max"] = limit
+        files[f"{group}memory.current"] = str(GIB)
+        files[f"{group}memory.stat"] = "inactive_file 0\nactive_file 0"
+    memory = memory_in(tmp_path, "0::/user.slice/run.scope\n", files)
+    assert [limit.limit_bytes for limit in memory.limits] == [20 * GIB, 8 * GIB]
+    assert memory.available_bytes == 7 * GIB
+
+
+@pytest.mark.parametrize("group", ["", "docker/abc/"], ids=["own group mounted as root", "path visible"])
+def test_cgroup_v1_limit(group, tmp_path):
+    files = {
+        f"memory/{group}memory.limit_in_bytes": str(46 * GIB),
+        f"memory/{group}memory.usage_in_bytes": str(45 * GIB),
+        f"memory/{group}memory.stat": f"inactive_file 5\ntotal_active_file {GIB}\ntotal_inactive_file {39 * GIB}",
+    }
+    memory = memory_in(tmp_path, "4:cpu,cpuacct:/x\n3:memory:/docker/abc\n0::/\n", files)
+    assert memory.available_bytes == 41 * GIB
+
+
+def test_cgroup_v1_without_a_limit_says_a_huge_one(tmp_path):
+    files = {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": str(62 * GIB)}
+    assert memory_in(tmp_path, "3:memory:/\n", files).limits == ()
+
+
+def test_a_full_group_has_nothing_left(tmp_path):
+    files = {"memory.max": str(GIB), "memory.current": str(2 * GIB), "memory.stat": ""}
+    assert memory_in(tmp_path, "0::/\n", files).available_bytes == 0
+
+
+@linux
+def test_cpu_of_this_machine():
+    cpu = machine.cpu()
+    assert cpu.threads == len(os.sched_getaffinity(0))
+    assert cpu.model
+    assert ("avx512f" in cpu.features) >= (torch.backends.cpu.get_cpu_capability() == "AVX512")
+
+
+def test_cpu_from_a_file(tmp_path):
+    """Two sockets of two cores, two threads a core."""
+    blocks = [
+        f"processor\t: {index}\nmodel name\t: Test CPU 9\nphysical id\t: {index // 4}\ncore id\t\t: {index // 2 % 2}\n"
+        f"flags\t\t: fpu avx2 avx512f avx512_bf16 amx_bf16 amx_tile\n"
+        for index in range(8)
+    ]
+    (tmp_path / "cpuinfo").write_text("\n".join(blocks))
+    cpu = machine.cpu(tmp_path / "cpuinfo")
+    assert (cpu.model, cpu.cores) == ("Test CPU 9", 4)
+    assert cpu.features == ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def test_cpu_without_proc(tmp_path):
+    cpu = machine.cpu(tmp_path / "none")
+    assert cpu.model and cpu.threads >= 1 and cpu.cores is None and cpu.features == ()
+
+
+def test_disk_of_a_folder_that_is_not_there_yet(tmp_path):
+    free = machine.disk_free_bytes(tmp_path / "a" / "b" / "film.mp4")
+    assert abs(free - shutil.disk_usage(tmp_path).free) < GIB  # other processes write meanwhile
+
+
+def test_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
+    assert machine.home() == tmp_path
+    monkeypatch.delenv("HELIOS_HOME")
+    assert machine.home().name == "helios"
+
+
+def test_devices_that_are_always_there():
+    assert machine.pick_device("cpu") == torch.device("cpu")
+    assert machine.pick_device("auto").type in ("cuda", "mps", "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", "", "cuda:-1"])
+def test_a_device_that_is_none(name):
+    with pytest.raises(InputError, match="no such kind of device"):
+        machine.pick_device(name)
+
+
+@no_gpu
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there(name):
+    with pytest.raises(MachineError, match=f"--device {name}: PyTorch .*(without GPU support|finds no GPU)") as caught:
+        machine.pick_device(name)
+    assert "--device cpu" in caught.value.hint
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpus_of_this_machine():
+    first = machine.accelerators()[0]
+    assert (first.device, first.capability) == ("cuda:0", torch.cuda.get_device_capability(0))
+    assert 0 < first.free_bytes <= first.total_bytes
+    assert machine.pick_device("auto") == machine.pick_device("cuda") == torch.device("cuda", 0)
+    with pytest.raises(MachineError, match="this machine has"):
+        machine.pick_device("cuda:99")
+    assert machine.triton().runs == (machine.triton().version is not None)
+
+
+@pytest.mark.parametrize("name", machine.DTYPES)
+def test_a_dtype_that_was_asked_for(name):
+    assert machine.pick_dtype(name, torch.device("cpu")) == (getattr(torch, name), "asked for")
+
+
+def test_a_dtype_that_is_none():
+    with pytest.raises(InputError, match="--dtype int8"):
+        machine.pick_dtype("int8", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("features", "dtype"),
+    [
+        (("avx2",), torch.float32),
+        (("avx512f",), torch.float32),
+        (("avx512_bf16",), torch.bfloat16),
+        (("avx512_bf16", "amx_bf16"), torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_auto_dtype_of_a_cpu(features, dtype, monkeypatch):
+    monkeypatch.setattr(machine, "cpu", lambda: machine.Cpu("test", 1, 1, features))
+    picked, reason = machine.pick_dtype("auto", torch.device("cpu"))
+    assert picked == dtype
+    assert "bfloat16" in reason and (dtype == torch.float32 or features[-1] in reason)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((12, 0), torch.bfloat16)], ids=str
+)
+def test_auto_dtype_of_a_gpu(capability, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    picked, reason = machine.pick_dtype("auto", torch.device("cuda", 0))
+    assert picked == dtype and "{}.{}".format(*capability) in reason
+
+
+@no_gpu
+def test_triton_cannot_run_without_a_gpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert not machine.triton().runs
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert machine.triton().runs == (machine.triton().version is not None)

@@ -1,0 +1,271 @@
+"""Views of a render: the numbers of a track by a clock in hand, and what each view shows."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console as RichConsole
+from test_console import in_terminal
+
+from helios_cli.engine import events
+from helios_cli.engine.events import ChunkDone, FilmDone, FilmStarted, Notice, PhaseStarted, StepDone
+from helios_cli.progress import PHASES, RichView, Track, format_duration, open_view
+
+FILM = FilmStarted("harbour", "out/harbour.mp4", "tiny", "cpu", "float32", 192, 128, 24.0, 130, 4, 3, 15)
+DONE = FilmDone("out/harbour.mp4", 130, 75.0, 1.733, 1_500_000_000, 2_000_000_000, {"load": 1.0, "denoise": 60.0})
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def film_events(chunk_seconds=(20.0, 10.0, 10.0, 10.0)):
+    """The events of FILM: the first chunk is amplified, two steps a stage instead of one; the last holds 31 frames."""
+    yield PhaseStarted("text")
+    yield Notice("untrained [tiny] model")
+    yield PhaseStarted("load")
+    yield FILM
+    for chunk, seconds in enumerate(chunk_seconds):
+        yield PhaseStarted("denoise")
+        steps = 2 if chunk == 0 else 1
+        for stage in range(3):
+            yield from (StepDone(chunk, stage, step, steps) for step in range(steps))
+        yield PhaseStarted("decode")
+        yield ChunkDone(chunk, 4, min(130, 33 * (chunk + 1)), seconds)
+    yield PhaseStarted("finish")
+    yield DONE
+
+
+def track_after(*chunks: tuple[int, float], clock: Clock) -> Track:
+    """A track of 10 chunks of 33 frames, after `chunks` of (index, seconds)."""
+    film = FilmStarted("f", "f.mp4", "m", "cpu", "float32", 64, 64, 24.0, 330, 10, 3, 30)
+    track = Track(film, clock)
+    for index, seconds in chunks:
+        clock.now += seconds
+        track.follow(ChunkDone(index, 10, 33 * (index + 1), seconds))
+    return track
+
+
+def test_nothing_is_foretold_before_the_first_chunk():
+    track = track_after(clock=Clock())
+    assert track.seconds_left is None and track.frames_per_second is None
+    assert track.left_text == "-:-- left"
+
+
+def test_time_left_after_the_first_chunk_is_its_time_for_each():
+    track = track_after((0, 20.0), clock=Clock())
+    assert track.seconds_left == 9 * 20
+    assert track.frames_per_second == 33 / 20
+
+
+def test_the_first_chunk_is_forgotten_when_another_is_known():
+    track = track_after((0, 20.0), (1, 10.0), clock=Clock())
+    assert track.seconds_left == 8 * 10
+    assert track.frames_per_second == 33 / 10
+
+
+def test_the_chunk_in_flight_counts_down_and_never_below_the_chunks_behind_it():
+    clock = Clock()
+    track = track_after((0, 20.0), (1, 10.0), clock=clock)
+    clock.now += 4
+    assert track.seconds_left == 8 * 10 - 4
+    clock.now += 100
+    assert track.seconds_left == 7 * 10
+
+
+def test_one_slow_chunk_is_smoothed_and_a_lasting_change_is_followed():
+    clock = Clock()
+    hiccup = track_after(*((index, 40.0 if index == 5 else 10.0) for index in range(9)), clock=clock)
+    assert 10 < hiccup.seconds_left < 15
+    slower = track_after((0, 10.0), *((index, 30.0) for index in range(1, 9)), clock=clock)
+    assert slower.seconds_left == 30
+
+
+def test_nothing_is_left_after_the_last_chunk():
+    track = track_after(*((index, 10.0) for index in range(10)), clock=Clock())
+    assert (track.seconds_left, track.fraction) == (0.0, 1.0)
+
+
+def test_a_film_that_goes_on_at_chunk_7():
+    track = track_after((7, 10.0), clock=Clock())
+    assert track.seconds_left == 2 * 10
+    assert track.fraction == 0.8
+    assert track.frames_per_second == 3.3
+
+
+def test_fraction_grows_with_every_step_and_is_whole_only_at_the_end():
+    track, last = Track(FILM, Clock()), 0.0
+    for event in film_events():
+        if event is FILM:
+            continue
+        track.follow(event)
+        assert track.fraction >= last
+        if isinstance(event, StepDone) and event.chunk > 0:
+            assert last < track.fraction < 1
+        last = track.fraction
+    assert last == 1.0
+
+
+def test_place_counts_from_one():
+    track = Track(FILM, Clock())
+    track.follow(PhaseStarted("denoise"))
+    track.follow(StepDone(0, 2, 1, 2))
+    assert track.place_text == "chunk 1/4, stage 3/3, step 2/2"
+    track.follow(PhaseStarted("decode"))
+    assert track.place_text == "chunk 1/4, decoding"
+
+
+def test_steps_without_a_phase_are_denoising():
+    track = Track(FILM, Clock())
+    track.follow(PhaseStarted("load"))
+    track.follow(StepDone(0, 0, 0, 2))
+    assert track.place_text == "chunk 1/4, stage 1/3, step 1/2"
+
+
+@pytest.mark.parametrize("start", [[FILM, PhaseStarted("load")], [PhaseStarted("load"), FILM]], ids=["first", "later"])
+def test_a_bar_shows_the_phase_wherever_the_film_starts(start):
+    terminal = RichConsole(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    view, drawn = RichView(terminal), []
+    for event in start:
+        view.show(event)
+        with terminal.capture() as captured:
+            terminal.print(view.live.get_renderable())
+        drawn.append(captured.get())
+    loading = drawn[1 if start[0] is FILM else 0]
+    assert "loading the model" in loading and "chunk" not in loading
+    assert "chunk 1/4" in drawn[0 if start[0] is FILM else 1]
+
+
+def test_phases_have_words_for_every_phase_of_the_engine():
+    named = {word for word in PhaseStarted.__doc__.split('"')[1::2]}
+    assert named == set(PHASES)
+
+
+def show_all(kind: str) -> None:
+    with open_view(kind) as view:
+        for event in film_events():
+            view.show(event)
+
+
+def test_plain_is_one_line_a_chunk_and_a_phase(capsys):
+    show_all("plain")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "reading the prompts",
+        "note: untrained [tiny] model",
+        "loading the model",
+        "harbour: 130 frames, 5.4 s at 24 fps, 192x128, 4 chunks",
+        "model tiny on cpu in float32, to out/harbour.mp4",
+        "denoising",
+        "decoding",
+        "chunk 1/4 in 20.0 s: 33/130 frames, film 1.4 of 5.4 s, 1.65 frames/s, 1:00 left",
+        "chunk 2/4 in 10.0 s: 66/130 frames, film 2.8 of 5.4 s, 3.3 frames/s, 0:20 left",
+        "chunk 3/4 in 10.0 s: 99/130 frames, film 4.1 of 5.4 s, 3.3 frames/s, 0:10 left",
+        "chunk 4/4 in 10.0 s: 130/130 frames, film 5.4 of 5.4 s, 3.23 frames/s, 0:00 left",
+        "finishing the file",
+        "wrote out/harbour.mp4: 130 frames, 5.4 s",
+        "  in 1:15, 1.73 frames/s, peak memory 1.5 GB and 2 GB on the device",
+        "  load 1.0 s, denoise 60.0 s",
+    ]
+
+
+def test_json_is_every_event_one_a_line_on_stdout(capsys):
+    show_all("json")
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [json.loads(line) for line in out.splitlines()] == [event.to_dict() for event in film_events()]
+    assert {json.loads(line)["version"] for line in out.splitlines()} == {events.STREAM_VERSION}
+
+
+def test_json_comes_as_it_happens():
+    """A reader of the pipe has the first event while the film is still being rendered."""
+    code = (
+        "from helios_cli.progress import open_view; from helios_cli.engine.events import PhaseStarted\n"
+        "with open_view('json') as view: view.show(PhaseStarted('load')); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert json.loads(process.stdout.readline())["phase"] == "load"
+    assert process.poll() is None
+    process.communicate("\n", timeout=30)
+    assert process.returncode == 0
+
+
+def test_none_is_silent(capsys):
+    show_all("none")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["auto", "rich"])
+def test_without_a_terminal_lines_are_plain(kind, capsys):
+    show_all("plain")
+    plain = capsys.readouterr()
+    show_all(kind)
+    assert capsys.readouterr() == plain
+
+
+def test_two_films_in_one_view(capsys):
+    with open_view("plain") as view:
+        for _ in range(2):
+            for event in film_events():
+                view.show(event)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 30 and lines[:15] == lines[15:]
+
+
+@pytest.mark.parametrize("width", [46, 80, 200])
+@pytest.mark.parametrize("utf8", [True, False], ids=["utf-8", "ascii"])
+def test_the_bar_is_never_wider_than_its_terminal(width, utf8):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8" if utf8 else "ascii")
+    terminal = RichConsole(file=file, width=width, force_terminal=True, color_system=None)
+    view = RichView(terminal)
+    for event in film_events():
+        view.show(event)
+        with terminal.capture() as captured:
+            terminal.print(view.live.get_renderable())
+        lines = captured.get().rstrip("\n").split("\n")
+        assert len(lines) <= 2
+        assert max(cell_len(line) for line in lines) <= width
+        assert utf8 or captured.get().isascii() or width == 46  # an ellipsis cuts the line of the narrow one
+        if isinstance(event, StepDone):
+            assert f"/{FILM.frames} frames" in lines[0] and "left" in lines[0]
+            assert lines[1].startswith(f"chunk {event.chunk + 1}/4, stage {event.stage + 1}/3, step ")
+
+
+RENDER_IN_TERMINAL = """
+import time
+from test_progress import film_events
+from helios_cli.progress import open_view
+with open_view("auto") as view:
+    for event in film_events():
+        view.show(event)
+        time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize(("no_color", "colored"), [("1", False), ("", True)], ids=["NO_COLOR", "color"])
+def test_a_terminal_gets_a_bar_that_goes_and_a_summary_that_stays(no_color, colored, request):
+    paths = [str(request.config.rootpath), str(request.path.parent)]
+    written = in_terminal(f"import sys; sys.path[:0] = {paths}\n{RENDER_IN_TERMINAL}", NO_COLOR=no_color)
+    assert "━" in written and "/4, stage " in written
+    assert "note:" in written and "untrained [tiny] model" in written
+    assert ("\x1b[36m" in written) is colored
+    end = written[written.rindex("wrote out/harbour.mp4: 130 frames") :]
+    assert "stage" not in end and "\x1b[?25h" in end  # no bar is drawn again, and the cursor is back
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3599.7, "1:00:00"), (3675, "1:01:15")]
+)
+def test_format_duration(seconds, text):
+    assert format_duration(seconds) == text
