@@ -1,0 +1,135 @@
+"""Pictures of a film for measuring: one after the other, small, whatever the film is.
+
+Every frame is reduced to at most 160 pixels on its long side by averaging areas. The measures are means over the
+picture, which averaging leaves as they are; grain and the coder's noise, which would count as motion, it takes out; and
+numbers of films of different sizes can be compared.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from helios_cli.engine import ffmpeg
+from helios_cli.errors import InputError
+from helios_cli.units import DEFAULT_FPS
+
+ANALYSIS_SIDE = 160
+"""Longest side in pixels of what is measured."""
+
+NO_MESSAGE = "no message"
+"""What `ffmpeg.Process.messages` gives where ffmpeg had nothing to say."""
+
+
+def open_footage(path: str | os.PathLike) -> VideoFile | PictureFolder:
+    """The film at `path`: a file that ffmpeg reads, or a folder of PNG pictures. InputError if it is neither."""
+    return PictureFolder(Path(path)) if os.path.isdir(path) else VideoFile(Path(path))
+
+
+class VideoFile:
+    """A file that ffmpeg reads.
+
+    Attributes:
+        width, height: coded size in pixels, before rotation.
+        fps: average rate; 24 if the file has none.
+        damage: what ffmpeg complained of while it decoded, or None; known when `frames` is exhausted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        info = ffmpeg.probe(path)
+        self.path = path
+        self.width, self.height = info.width, info.height
+        self.fps = float(ffmpeg.frame_rate(info.fps)) or float(DEFAULT_FPS)
+        self.damage: str | None = None
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """The frames in order, reduced, uint8 [h, w, 3], all of one size, one in memory.
+
+        InputError if there are none, or ffmpeg gives up.
+        """
+        # PPM, since each picture says its size: only ffmpeg knows it, after rotation and uneven pixels.
+        output = ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "pipe:1"]
+        source = ["-i", ffmpeg.file_argument(self.path), "-map", "0:v:0", "-vf", _reduction()]
+        decoder = ffmpeg.Process([*source, *output], stdout=subprocess.PIPE)
+        empty = True
+        try:
+            while (frame := _read_ppm(decoder.stdout)) is not None:
+                empty = False
+                yield frame
+            self._end(decoder, empty)
+        finally:
+            decoder.kill()
+
+    def _end(self, decoder: ffmpeg.Process, empty: bool) -> None:
+        status = decoder.wait()
+        if status < 0:
+            raise decoder.failure(status, f"reading {self.path}")
+        if status or empty:
+            raise InputError(
+                f"the video {self.path} cannot be decoded: {decoder.messages()}",
+                hint="see whether a player shows it; if not, render it again",
+            )
+        self.damage = None if decoder.messages() == NO_MESSAGE else decoder.messages()
+
+
+def _reduction() -> str:
+    """ffmpeg's filter; `dar` is the aspect as shown. It never enlarges, and it never asks for a side of 0 pixels."""
+    side = f"min({ANALYSIS_SIDE},max(iw,ih))"
+    width, height = f"max(1,round({side}*min(1,dar)))", f"max(1,round({side}*min(1,1/dar)))"
+    return f"scale=w='{width}':h='{height}':flags=area+accurate_rnd+full_chroma_int,format=rgb24"
+
+
+def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
+    """The next picture, or None at the end."""
+    if not stream.readline():
+        return None
+    size, _ = stream.readline(), stream.readline()
+    width, height = map(int, size.split())
+    pixels = stream.read(width * height * 3)
+    return np.frombuffer(pixels, np.uint8).reshape(height, width, 3) if len(pixels) == width * height * 3 else None
+
+
+class PictureFolder:
+    """A folder of PNG pictures, in the order of the numbers in their names. It has no rate: 24 is taken."""
+
+    damage = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            names = [name for name in os.listdir(path) if name.lower().endswith(".png")]
+        except OSError as error:
+            raise InputError(f"cannot read the folder {path}: {error.strerror}", hint="check the path") from error
+        if not names:
+            raise InputError(f"the folder {path} holds no .png pictures", hint="name a film, or a folder of frames")
+        self._files = [path / name for name in sorted(names, key=_by_number)]
+        self.width, self.height = _open_picture(self._files[0]).size
+        self.fps = float(DEFAULT_FPS)
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """As `VideoFile.frames`. InputError names the picture that cannot be read."""
+        scale = min(1.0, ANALYSIS_SIDE / max(self.width, self.height))
+        size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
+        for file in self._files:
+            yield np.asarray(_open_picture(file).resize(size, Image.Resampling.BOX))
+
+
+def _by_number(name: str) -> list[str | int]:
+    """`frame_10` comes after `frame_9`. Text and numbers alternate, so like is compared with like."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
+
+
+def _open_picture(path: Path) -> Image.Image:
+    try:
+        with Image.open(path, formats=("PNG",)) as file:
+            return file.convert("RGB")
+    except Exception as error:  # a decoder raises whatever its parser trips over in a damaged file
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the picture {path}: {reason}", hint="render it again, or remove it") from error
