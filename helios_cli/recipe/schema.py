@@ -207,6 +207,8 @@ class Recipe(BaseModel):
     def _all_at_once(cls, data: Any, handler: ModelWrapValidatorHandler[Recipe]) -> Recipe:
         """Check the keys one by one and against each other, and raise everything that was found together."""
         errors = list(_clashes(data)) if isinstance(data, Mapping) else []
+        if any(error["type"].type == "too_many" for error in errors):
+            raise ValidationError.from_exception_data(cls.__name__, errors)
         recipe = None
         try:
             recipe = handler(data)

@@ -149,7 +149,8 @@ def _json_lines(text: str) -> tuple[dict[Place, int], list[tuple[int, str]]]:
 _TOML_TOKEN = re.compile(
     r'(?P<text>"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5})'
     r"""|(?P<string>"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
-    r"|(?P<comment>\#[^\n]*)|(?P<line>\n)|(?P<mark>[\[\]{},=.])|(?P<bare>[^\s\[\]{},=.\#\"']+)",
+    r"|(?P<comment>\#[^\n]*)|(?P<line>\n)|(?P<mark>[\[\]{},=.])|(?P<bare>[^\s\[\]{},=.\#\"']+)"
+    r"""|(?P<open>["'])""",  # begins text that never ends
     re.DOTALL,
 )
 
@@ -162,6 +163,8 @@ def _long_key(text: str) -> int | None:
             dots += 1
             if dots > MAX_KEY_DOTS:
                 return line
+        elif token.lastgroup == "open":  # the parser will stop here, and so must a search that begins at each quote
+            return None
         elif token.lastgroup not in ("bare", "string"):
             dots = 0
         line += token[0].count("\n")

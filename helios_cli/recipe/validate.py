@@ -10,6 +10,9 @@ from helios_cli.recipe.film import Lines, Place, line_of
 from helios_cli.recipe.problems import Problems, nearest, printable
 from helios_cli.recipe.schema import Recipe, Shot
 
+MAX_PROBLEMS = 1000
+"""Problems of one recipe that are looked into; a hostile file could hold a hundred thousand."""
+
 FILM_KEYS = tuple(field.alias or name for name, field in Recipe.model_fields.items())
 SHOT_KEYS = tuple(Shot.model_fields)
 
@@ -25,7 +28,7 @@ def recipe_from(tree: object, lines: Lines, problems: Problems, *, suffix: str =
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        for found in error.errors(include_url=False):
+        for found in error.errors(include_url=False)[:MAX_PROBLEMS]:
             _add(found, lines, problems, suffix)
     problems.found.sort(key=lambda problem: problem.line or 0)
     problems.stop()

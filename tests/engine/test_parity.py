@@ -7,74 +7,19 @@ float32 but sum in another order, which moves a value by some 1e-5 and now and t
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import oracle
 import pytest
 import torch
+from films import rendered
 from oracle import Case
 from PIL import Image
 
 from helios_cli.engine import history as history_module
-from helios_cli.engine.events import ChunkDone
-from helios_cli.engine.models import Models
-from helios_cli.engine.render import render
 from helios_cli.engine.writer import open_writer
-from helios_cli.recipe.plan import Chunk, Plan
-from helios_cli.weights.checkpoint import Checkpoint
 
 STEPS = {"base": (3,), "mid": (3, 3, 3), "distilled": (2, 2, 2)}
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """(kind, solver) -> (diffusers pipeline, the folder it was saved to)."""
-    made = {}
-
-    def get(kind: str, solver: str = "unipc", **dit) -> tuple[object, Path]:
-        key = (kind, solver, *sorted(dit.items()))
-        if key not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            pipeline = oracle.pipeline(kind, solver=solver, **dit)
-            pipeline.save_pretrained(folder)
-            made[key] = (pipeline, folder)
-        return made[key]
-
-    return get
-
-
-@pytest.fixture(autouse=True)
-def exact_block_noise(monkeypatch):
-    monkeypatch.setattr(torch.linalg, "cholesky", oracle.exact_block_noise_factor(torch.linalg.cholesky))
-
-
-def plan_of(case: Case) -> Plan:
-    chunks = tuple(
-        Chunk(
-            index=i,
-            shot=0,
-            start_frame=33 * i,
-            num_frames=33,
-            prompts=((case.prompt, 1.0),),
-            fresh=i == 0,
-            seed=case.seed if i == 0 else None,
-            image=case.image if i == 0 else None,
-            video=case.video if i == 0 else None,
-        )
-        for i in range(case.chunks)
-    )
-    return Plan("test", chunks, 33 * case.chunks, 24, case.size, case.negative, case.steps, case.guidance)
-
-
-def ours(case: Case, folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """Frames [T, H, W, 3], through the whole render loop and read back from the picture folder it wrote."""
-    models = Models(Checkpoint.open(folder), torch.device("cpu"), dtype)
-    plan = plan_of(case)
-    with open_writer(f"{out}/", size=plan.size, fps=plan.fps) as writer:
-        events = list(render(plan, models, writer, reanchor=case.reanchor))
-    assert sum(isinstance(event, ChunkDone) for event in events) == case.chunks
-    return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
 
 
 def differing(frames: np.ndarray, expected: np.ndarray) -> float:
@@ -116,7 +61,7 @@ def test_text_to_video(kind, size, solver, checkpoints, tmp_path):
     pipeline, folder = checkpoints(kind, solver)
     expected = oracle.reference(case, pipeline)
     assert expected.std() > 20, "the picture is flat: the test would see nothing"
-    assert differing(ours(case, folder, tmp_path / "f"), expected) <= 1e-3
+    assert differing(rendered(case, folder, tmp_path / "f"), expected) <= 1e-3
 
 
 @pytest.mark.parametrize("kind", ["base", "mid", "distilled"])
@@ -127,9 +72,9 @@ def test_image_to_video(kind, checkpoints, tmp_path):
     case = Case(kind, size, STEPS[kind], image=tmp_path / "start.png")
     pipeline, folder = checkpoints(kind)
     expected = oracle.reference(case, pipeline, image=picture)
-    frames = ours(case, folder, tmp_path / "f")
+    frames = rendered(case, folder, tmp_path / "f")
     assert differing(frames, expected) <= 1e-3
-    without = ours(replace(case, image=None), folder, tmp_path / "g")
+    without = rendered(replace(case, image=None), folder, tmp_path / "g")
     assert differing(without, expected) > 0.1, "the picture does not matter"
 
 
@@ -145,21 +90,21 @@ def test_video_continuation(kind, num_frames, checkpoints, tmp_path):
     case = Case(kind, size, STEPS[kind], video=tmp_path / "clip.mkv")
     pipeline, folder = checkpoints(kind)
     expected = oracle.reference(case, pipeline, video=[Image.fromarray(frame) for frame in clip])
-    assert differing(ours(case, folder, tmp_path / "f"), expected) <= 1e-3
+    assert differing(rendered(case, folder, tmp_path / "f"), expected) <= 1e-3
 
 
 def test_reanchoring(checkpoints, tmp_path):
     case = Case("distilled", (128, 64), (1, 1, 1), reanchor=True)
     pipeline, folder = checkpoints("distilled")
     expected = oracle.reference(case, pipeline)
-    assert differing(ours(case, folder, tmp_path / "f"), expected) <= 1e-3
-    assert differing(ours(replace(case, reanchor=False), folder, tmp_path / "g"), expected) > 1e-2
+    assert differing(rendered(case, folder, tmp_path / "f"), expected) <= 1e-3
+    assert differing(rendered(replace(case, reanchor=False), folder, tmp_path / "g"), expected) > 1e-2
 
 
 def test_history_amplification(checkpoints, tmp_path):
     case = Case("distilled", (64, 128), (1, 1, 1))
     pipeline, folder = checkpoints("distilled", is_amplify_history=True)
-    assert differing(ours(case, folder, tmp_path / "f"), oracle.reference(case, pipeline)) <= 1e-3
+    assert differing(rendered(case, folder, tmp_path / "f"), oracle.reference(case, pipeline)) <= 1e-3
 
 
 @pytest.mark.parametrize("kind", ["base", "distilled"])
@@ -173,7 +118,7 @@ def test_latents(kind, checkpoints, monkeypatch, tmp_path):
     monkeypatch.setattr(
         history_module.History, "remember", lambda self, x, **kw: (latents.append(x), remember(self, x, **kw))[1]
     )
-    ours(case, folder, tmp_path / "f")
+    rendered(case, folder, tmp_path / "f")
     torch.testing.assert_close(torch.cat(latents, dim=2), expected, atol=1e-3, rtol=0)
 
 
@@ -199,7 +144,7 @@ def test_parity_sees_every_input(cut, checkpoints, monkeypatch, tmp_path):
         case = replace(case, prompt="the green square")
     if cut == "seed":
         case = replace(case, seed=8)
-    frames = ours(case, folder, tmp_path / "f")
+    frames = rendered(case, folder, tmp_path / "f")
     assert differing(frames, expected) > 0.1
     levels = np.abs(frames[: len(expected)].astype(int) - expected.astype(int)).mean()
     assert levels > 2, f"cutting the {cut} moves the picture by {levels:.2f} levels only"

@@ -1,0 +1,204 @@
+"""Random models in the published layout: as a folder that any reader of it loads, or made on a device, never stored.
+
+Every tensor is drawn from a generator of its own, seeded by its name, so that it does not depend on the others. Values
+are uniform, since those are the same on every processor; a GPU has a stream of its own.
+
+The scales keep a film of any length in range: every matrix hands on about the deviation it is given, and the norms in
+front of the outputs bound what comes out whatever the history holds. Latents have a deviation of 1 to 2, frames one of
+about 0.4 around grey.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from helios_cli.bench.specs import SCHEDULERS, Spec
+from helios_cli.bench.tokenizer import word_tokenizer
+from helios_cli.engine.models import Models
+from helios_cli.model.dit import DiTConfig, HeliosDiT
+from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
+from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.weights.checkpoint import (
+    MODEL_INDEX,
+    OWN_FILE,
+    PRESETS,
+    SCHEDULER_CONFIG,
+    TOKENIZER,
+    WEIGHT_STEMS,
+    Checkpoint,
+    Component,
+)
+
+KNOWS = "nothing: its weights are random and its pictures are noise"
+
+UNIT_UNIFORM = math.sqrt(3)
+"""Bound of the uniform distribution with deviation 1."""
+
+GAINS = {
+    # Flat attention would average the prompt and the history away; longer queries let each head choose.
+    "attn1.norm_q.weight": 2.0,
+    "attn2.norm_q.weight": 4.0,
+    # T5 does not divide logits by the root of the head size.
+    "SelfAttention.q.weight": 0.25,
+    # Half of what SiLU is given comes out; the frames are to have a deviation of 0.4.
+    "decoder.conv_out.weight": 0.67,
+}
+"""Factor on the usual scale, by the end of a tensor's name."""
+
+
+def write_checkpoint(
+    folder: Path, spec: Spec, *, dtype: torch.dtype = torch.float32, seed: int = 0, kind: str = "distilled"
+) -> Path:
+    """Write a model of `spec` with random weights to `folder`, and return it. Same arguments, same bytes.
+
+    `kind` is base, mid or distilled. One component is in memory at a time.
+    """
+    _write_description(folder, spec, kind, dtype)
+    for name, module in _modules(spec):
+        state = random_state(name, module, seed=seed, device=torch.device("cpu"), dtype_of=lambda _: dtype)
+        file = folder / name / f"{WEIGHT_STEMS[name]}.safetensors"
+        save_file(state, file, metadata={"format": "pt"})
+        file.chmod(0o644)  # the library leaves it to its owner alone
+    return folder
+
+
+def random_state(
+    component: str,
+    module: nn.Module,
+    *,
+    seed: int,
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype],
+) -> dict[str, Tensor]:
+    """Random values for all parameters of `module`, which may be on the meta device and anybody's implementation.
+
+    Drawn in float32, so that `dtype_of` a parameter's name decides only how the value is rounded.
+    """
+    state = {}
+    for name, parameter in module.named_parameters():
+        generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}/{component}/{name}".encode()))
+        mean, deviation = _moments(name, parameter.shape)
+        # Up to the subtraction exact, so rounding happens at the same places everywhere.
+        values = torch.rand(parameter.shape, generator=generator, device=device).mul_(2).sub_(1)
+        state[name] = values.mul_(deviation * UNIT_UNIFORM).add_(mean).to(dtype_of(name))
+    return state
+
+
+def _moments(name: str, shape: torch.Size) -> tuple[float, float]:
+    """Mean and deviation of a parameter."""
+    gain = next((gain for end, gain in GAINS.items() if name.endswith(end)), 1.0)
+    if name.endswith("bias"):
+        return 0.0, 0.1
+    if name.endswith("scale_shift_table"):
+        return 0.0, shape[-1] ** -0.5
+    if name == "shared.weight":
+        return 0.0, 1.0
+    if name.endswith("relative_attention_bias.weight"):
+        return 0.0, 0.5
+    if math.prod(shape) == shape[0]:  # the weight of a norm
+        return gain, 0.1
+    inputs = math.prod(shape[1:])
+    return 0.0, gain * inputs**-0.5
+
+
+class RandomModels(Models):
+    """Models without a checkpoint on disk: every part is filled with random values where it is to run."""
+
+    def __init__(
+        self, spec: Spec, device: torch.device, dtype: torch.dtype, *, name: str, seed: int = 0, kind: str = "distilled"
+    ) -> None:
+        self._description = tempfile.TemporaryDirectory(prefix="helios-")  # JSON and the tokenizer, some kilobytes
+        self._seed = seed
+        super().__init__(describe(Path(self._description.name), spec, kind, dtype), device, dtype, name=name)
+
+    def _load(
+        self, name: str, build: Callable[[], nn.Module], dtype: torch.dtype, fp32_islands: frozenset[str]
+    ) -> nn.Module:
+        with torch.device("meta"):
+            module = build()
+        state = random_state(
+            name,
+            module,
+            seed=self._seed,
+            device=self.device,
+            dtype_of=lambda parameter: dtype if fp32_islands.isdisjoint(parameter.split(".")) else torch.float32,
+        )
+        module.load_state_dict(state, assign=True)
+        return module.eval().requires_grad_(False)
+
+
+def describe(folder: Path, spec: Spec, kind: str, dtype: torch.dtype) -> Checkpoint:
+    """A checkpoint of `spec` without weights: its JSON files and tokenizer are written to `folder`."""
+    _write_description(folder, spec, kind, dtype)
+    components = {name: Component(name, folder / name, getattr(spec, name), tensors={}) for name in WEIGHT_STEMS}
+    zero_star = kind == "mid"
+    return Checkpoint(
+        path=folder,
+        kind=kind,
+        preset=replace(PRESETS[kind], cfg_zero_star=zero_star, zero_init=zero_star),
+        native_size=spec.native_size,
+        trained=False,
+        knows=KNOWS,
+        scheduler=SCHEDULERS[kind],
+        components=components,
+    )
+
+
+def _write_description(folder: Path, spec: Spec, kind: str, dtype: torch.dtype) -> None:
+    """Everything but the weights."""
+    scheduler = SCHEDULERS[kind]
+    index = {
+        "_class_name": "HeliosPipeline" if kind == "base" else "HeliosPyramidPipeline",
+        **({} if kind == "base" else {"is_cfg_zero_star": kind == "mid", "is_distilled": kind == "distilled"}),
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "HeliosTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    _write_json(folder / MODEL_INDEX, index)
+    _write_json(folder / OWN_FILE, {"native_size": list(spec.native_size), "trained": False, "knows": KNOWS})
+    _write_json(folder / SCHEDULER_CONFIG, scheduler)
+    _write_json(folder / "transformer/config.json", spec.transformer)
+    _write_json(folder / "vae/config.json", spec.vae)
+    _write_json(
+        folder / "text_encoder/config.json", {**spec.text_encoder, "dtype": str(dtype).removeprefix("torch.")}
+    )
+    _write_json(
+        folder / "tokenizer/tokenizer_config.json",
+        {
+            "eos_token": "</s>",
+            "pad_token": "<pad>",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "unk_token": "<unk>",
+        },
+    )
+    word_tokenizer().save(str(folder / TOKENIZER))
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _modules(spec: Spec) -> Iterator[tuple[str, nn.Module]]:
+    """The components on the meta device."""
+    builders = {
+        "transformer": lambda: HeliosDiT(DiTConfig.from_json(spec.transformer)),
+        "text_encoder": lambda: UMT5Encoder(UMT5Config.from_json(spec.text_encoder)),
+        "vae": lambda: WanVAE(VAEConfig.from_json(spec.vae)),
+    }
+    for name, build in builders.items():
+        with torch.device("meta"):
+            module = build()
+        yield name, module

@@ -1,0 +1,49 @@
+"""Renders of ours for tests: a plan from an oracle's case, and the frames that come out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from oracle import Case
+from PIL import Image
+
+from helios_cli.engine.models import Models
+from helios_cli.engine.render import render
+from helios_cli.engine.writer import open_writer
+from helios_cli.recipe.plan import Chunk, Plan
+from helios_cli.weights.checkpoint import Checkpoint
+
+
+def plan_of(case: Case) -> Plan:
+    chunks = tuple(
+        Chunk(
+            index=i,
+            shot=0,
+            start_frame=33 * i,
+            num_frames=33,
+            prompts=((case.prompt, 1.0),),
+            fresh=i == 0,
+            seed=case.seed if i == 0 else None,
+            image=case.image if i == 0 else None,
+            video=case.video if i == 0 else None,
+        )
+        for i in range(case.chunks)
+    )
+    return Plan("test", chunks, 33 * case.chunks, 24, case.size, case.negative, case.steps, case.guidance)
+
+
+def models_of(folder: Path, dtype: torch.dtype = torch.float32) -> Models:
+    return Models(Checkpoint.open(folder), torch.device("cpu"), dtype)
+
+
+def rendered(
+    case: Case, folder: Path, out: Path, dtype: torch.dtype = torch.float32, plan: Plan | None = None
+) -> np.ndarray:
+    """Frames [T, H, W, 3], through the whole render loop and read back from the picture folder it wrote."""
+    plan = plan or plan_of(case)
+    writer = open_writer(f"{out}/", size=plan.size, fps=plan.fps)
+    for _ in render(plan, models_of(folder, dtype), writer, reanchor=case.reanchor):
+        pass
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
