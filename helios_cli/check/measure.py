@@ -81,3 +81,55 @@ def measure(frames: Iterable[np.ndarray], spans: Iterable[Span]) -> Measures:
         found.append(Span(span.start_frame, len(cells), span.cut))
     columns = np.frombuffer(looks, np.float32).reshape(-1, len(LOOK))
     return Measures(tuple(found), columns, np.frombuffer(steps, np.float32), tuple(from_start), thumbnails.kept())
+
+
+def _look(levels: np.ndarray) -> tuple[float, ...]:
+    """The columns of LOOK for one frame, float32 [h, w, 3]."""
+    red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
+    luma = levels @ LUMA
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    return red.mean(), green.mean(), blue.mean(), luma.mean(), spread.mean(), luma.std()
+
+
+def _cells(levels: np.ndarray) -> np.ndarray:
+    """The frame [h, w, 3] averaged over at most 16 x 16 cells, as a vector."""
+    for axis in (0, 1):
+        side = levels.shape[axis]
+        edges = np.linspace(0, side, min(GRID, side) + 1).astype(int)
+        sums = np.add.reduceat(levels, edges[:-1], axis=axis)
+        levels = sums / np.expand_dims(np.diff(edges), tuple(other for other in range(3) if other != axis))
+    return levels.astype(np.float32).ravel()
+
+
+def _distance(chunk: np.ndarray, start: np.ndarray) -> float:
+    """Mean difference in levels between a chunk and the start, both [frames, cells], in the best alignment in time.
+
+    A film that begins again need not do so at a border of chunks, so the chunk is shifted against the start by up to
+    half their length. Both run forwards: what moves back the way it came is no repetition.
+    """
+    between = np.stack([np.abs(start - picture).mean(axis=1) for picture in chunk])
+    overlap = (min(between.shape) + 1) // 2
+    shifts = range(overlap - between.shape[0], between.shape[1] - overlap + 1)
+    return float(min(np.diagonal(between, shift).mean() for shift in shifts))
+
+
+class _Thumbnails:
+    """One picture for every so many chunks; when there are too many, every other one is dropped."""
+
+    def __init__(self) -> None:
+        self._stride = 1
+        self._kept: dict[int, np.ndarray] = {}
+
+    def offer(self, chunk: int, number: int, length: int, frame: np.ndarray) -> None:
+        """Frame `number` of a chunk of `length`: the first is taken in case the film ends before the middle one."""
+        if chunk % self._stride or number not in (0, length // 2):
+            return
+        if len(self._kept) == MAX_THUMBNAILS and chunk not in self._kept:
+            self._stride *= 2
+            self._kept = {index: kept for index, kept in self._kept.items() if index % self._stride == 0}
+            self.offer(chunk, number, length, frame)
+            return
+        self._kept[chunk] = frame
+
+    def kept(self) -> tuple[Thumbnail, ...]:
+        return tuple(Thumbnail(chunk, pixels) for chunk, pixels in self._kept.items())

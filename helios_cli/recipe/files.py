@@ -95,7 +95,7 @@ def near_files(path: Path, suffixes: Iterable[str]) -> list[str]:
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for _, entry in zip(range(MAX_NEIGHBOURS), entries, strict=False)]
-    except OSError:
+    except (OSError, ValueError):  # no such folder, or a NUL in its name
         return []
     wanted = [name for name in names if Path(name).suffix.lower() in suffixes]
     same_stem = [name for name in wanted if Path(name).stem == path.stem]

@@ -207,8 +207,6 @@ class Recipe(BaseModel):
     def _all_at_once(cls, data: Any, handler: ModelWrapValidatorHandler[Recipe]) -> Recipe:
         """Check the keys one by one and against each other, and raise everything that was found together."""
         errors = list(_clashes(data)) if isinstance(data, Mapping) else []
-        if any(error["type"].type == "too_many" for error in errors):
-            raise ValidationError.from_exception_data(cls.__name__, errors)
         recipe = None
         try:
             recipe = handler(data)
@@ -258,26 +256,27 @@ def _clashes(data: Mapping) -> Iterator[InitErrorDetails]:
         yield _clash(("shot",), shots, "the film has no shots")
     for index, shot in enumerate(shots if isinstance(shots, list | tuple) else ()):
         keys = shot.model_dump(exclude_unset=True) if isinstance(shot, Shot) else shot
-        if not isinstance(keys, Mapping):
-            continue
-        place = ("shot", index)
-        yield from _empty_keys(keys, place)
-        transition = keys.get("transition", "blend")
-        if index > 0 and transition in ("blend", "switch"):
-            for key in ("seed", "image"):
-                if keys.get(key) is not None:
-                    yield _clash(
-                        (*place, key),
-                        keys[key],
-                        "only the first shot and a cut start afresh: add the transition cut, or remove the key",
-                    )
-        if index > 0 and keys.get("video") is not None:
-            yield _clash((*place, "video"), keys["video"], "only the first shot can continue a clip: remove the key")
-        if keys.get("image") is not None and keys.get("video") is not None:
-            yield _clash((*place, "video"), keys["video"], "the shot starts from `image` already: keep one of the two")
-        if transition in ("switch", "cut") and keys.get("blend_seconds") is not None:
-            message = f"a {transition} has no blend: remove the key, or the transition"
-            yield _clash((*place, "blend_seconds"), keys["blend_seconds"], message)
+        if isinstance(keys, Mapping):
+            yield from _shot_clashes(keys, index)
+
+
+def _shot_clashes(keys: Mapping, index: int) -> Iterator[InitErrorDetails]:
+    place = ("shot", index)
+    yield from _empty_keys(keys, place)
+    given = {key: value for key, value in keys.items() if value is not None}
+    transition = given.get("transition", "blend")
+    if index > 0 and transition in ("blend", "switch"):
+        message = "only the first shot and a cut start afresh: add the transition cut, or remove the key"
+        for key in ("seed", "image"):
+            if key in given:
+                yield _clash((*place, key), given[key], message)
+    if index > 0 and "video" in given:
+        yield _clash((*place, "video"), given["video"], "only the first shot can continue a clip: remove the key")
+    if "image" in given and "video" in given:
+        yield _clash((*place, "video"), given["video"], "the shot starts from `image` already: keep one of the two")
+    if transition in ("switch", "cut") and "blend_seconds" in given:
+        message = f"a {transition} has no blend: remove the key, or the transition"
+        yield _clash((*place, "blend_seconds"), given["blend_seconds"], message)
 
 
 def _empty_keys(keys: Mapping, place: tuple) -> Iterator[InitErrorDetails]:

@@ -41,7 +41,7 @@ class _Paragraph:
 
 
 def read_cues(text: str, problems: Problems) -> list[Cue]:
-    """The shots of a plain text, in order; what is malformed goes to `problems`."""
+    """The shots of a plain text, in order; what is malformed goes to `problems`. A prompt may be empty."""
     cues: list[Cue] = []
     for paragraph in _paragraphs(text):
         cues += _Reader(paragraph, problems).cues()
@@ -82,9 +82,7 @@ class _Reader:
     def cues(self) -> list[Cue]:
         text, offset, plain_from = self.paragraph.text, 0, 0
         while (offset := text.find("[", offset)) >= 0:
-            at_start = not text[text.rfind("\n", 0, offset) + 1 : offset].strip() or (
-                self.cue is not None and not text[plain_from:offset].strip()
-            )
+            at_start = self._begins_shot(offset, plain_from)
             mark = _MARK.match(text, offset)
             block = mark is not None and mark[3] is None
             commands = _COMMANDS.match(text, offset) if at_start else None
@@ -101,16 +99,25 @@ class _Reader:
                 offset = (mark or commands).end()
             plain_from = offset
         self._plain(plain_from, len(text))
-        if self.cue is not None and not self.cue.prompt:
-            self.problems.add("a time without a prompt", line=self.cue.line, suggestion="say what the shot shows")
         return self.found
+
+    def _begins_shot(self, offset: int, plain_from: int) -> bool:
+        """Whether a `[` stands at the start of a line, or behind the prefix that ends at `plain_from`."""
+        text = self.paragraph.text
+        while offset > 0 and text[offset - 1] != "\n":
+            if offset == plain_from:
+                return self.cue is not None
+            if not text[offset - 1].isspace():
+                return False
+            offset -= 1
+        return True
 
     def _plain(self, start: int, end: int) -> None:
         """Text outside brackets: of the shot that a prefix began, or a shot of its own."""
         words = self.paragraph.text[start:end].strip()
         if not words:
             return
-        begin = start + len(self.paragraph.text[start:end]) - len(self.paragraph.text[start:end].lstrip())
+        begin = self.paragraph.text.index(words, start)
         if self.after_block:
             suggestion = "put it into brackets of its own, or leave a blank line before it"
             self.problems.add("text after a `[time: …]`", line=self.paragraph.line(begin), suggestion=suggestion)

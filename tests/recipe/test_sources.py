@@ -37,7 +37,9 @@ def test_words_are_one_shot():
     assert len(read_films(["é" * 5000])[0].name.encode()) <= 60
 
 
-@pytest.mark.parametrize("words", ["boat.toml", "my film.txt", "films/boat", "boat.csv", "./x", "a.png", "clip.mp4"])
+@pytest.mark.parametrize(
+    "words", ["boat.toml", "my film.txt", "films/boat", "boat.csv", "./x", "a.png", "clip.mp4", "\0/0"]
+)
 def test_words_that_look_like_a_path_are_a_missing_file(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     assert problems(words)[0].message == "no such file"
@@ -95,6 +97,11 @@ def test_a_file_without_prompts_is_refused(tmp_path):
     for suffix in SUFFIXES:
         assert problems(tmp_path / f"empty{suffix}", "")
     assert problems(tmp_path / "comments.txt", "# one\n\n# two\n")[0].message == "holds no prompt"
+
+
+def test_a_time_without_a_prompt_is_named_once(tmp_path):
+    (found,) = problems(tmp_path / "a.txt", "# x\n\n[12s][/new_shot]\n\nB")
+    assert (found.line, found.shot, found.key) == (3, 1, "prompt")
 
 
 def test_a_large_file_is_refused_before_it_is_read(tmp_path):

@@ -49,7 +49,6 @@ def test_shot_lists(text, expected):
         ("[0s-5s] A\n[0:03-0:09] B", 2, "lasts until 5 s"),
         ("[5s-5s] A", 1, "not after its start"),
         ("[3s: A] [2s: B]", 1, "leaves no time"),
-        ("# x\n\n[12s]\n\nB", 3, "a time without a prompt"),
         ("[3s: A\n\nB", 1, "not closed"),
         ("[0s: A] and more", 1, "text after"),
         ("A\n\n[/duration=5s,/overlap=9] B", 3, "unknown command /overlap"),

@@ -184,6 +184,8 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("a
         (".json", '{"a":' * 100_000),
         (".toml", "a = " + "[" * 100_000),
         (".toml", "a" + ".a" * 50_000 + " = 1"),
+        (".toml", 'a = """' + '\\"' * 300_000),
+        (".toml", '"' * 300_000),
         (".toml", "seed = 0x" + "f" * 10_000 + "\n[[shot]]\nprompt='x'"),
         (".yaml", "seed: 0x" + "f" * 10_000 + "\nshot: [{prompt: x}]"),
     ],

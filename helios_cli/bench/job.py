@@ -1,0 +1,160 @@
+"""What a benchmark renders, what it measures, and the process of its own that does it.
+
+Each side runs as `python -m helios_cli.bench.<side> JOB RESULT`, so that neither pays for the other's imports, memory
+or thread pools, and peak memory is one side's alone. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from helios_cli import errors
+from helios_cli.errors import HeliosError, MachineError
+from helios_cli.recipe.plan import Plan, plan_film
+from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from helios_cli.recipe.sources import read_films
+from helios_cli.units import FRAMES_PER_CHUNK
+
+PROMPT = "a red circle moves slowly to the left over a blue background"
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One film on one side.
+
+    Attributes:
+        folder: checkpoint in the diffusers layout, or None.
+        synthetic: name of a size whose weights each side makes on the device, in place of `folder`.
+        size: width and height in pixels.
+        num_frames: length of the film.
+        steps: solver steps, a count a stage.
+        dtype: "float32", "bfloat16", or "default" for what each side does unless told.
+        device: as in --device.
+        threads: of the CPU; 0 leaves them to PyTorch.
+        film: file that the film is written to, .mp4 or .mkv.
+        seed: of the film, and of synthetic weights.
+    """
+
+    folder: str | None
+    synthetic: str | None
+    size: tuple[int, int]
+    num_frames: int
+    steps: tuple[int, ...]
+    dtype: str
+    device: str
+    threads: int
+    film: str
+    seed: int = 0
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        values = json.loads(text)
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one side took.
+
+    Attributes:
+        side: "helios" or "diffusers"; `version` is its own.
+        device: what it ran on, in words.
+        dtypes: of transformer, vae and text_encoder.
+        load_seconds: from nothing to weights on the device.
+        seconds: the whole film, from the prompt to the closed file, without `load_seconds`.
+        phases: seconds by phase: "text", "stage 0" and on, "decode", "write". What is left of `seconds` is everything
+            between them.
+        num_frames: frames of the film.
+        peak_host_bytes: largest resident size of the process, without the encoder's.
+        peak_device_bytes: most that was allocated on a GPU, or None.
+    """
+
+    side: str
+    version: str
+    device: str
+    dtypes: dict[str, str]
+    load_seconds: float
+    seconds: float
+    phases: dict[str, float]
+    num_frames: int
+    peak_host_bytes: int
+    peak_device_bytes: int | None
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.num_frames / self.seconds
+
+    @property
+    def dit_seconds(self) -> float:
+        return sum(seconds for phase, seconds in self.phases.items() if phase.startswith("stage "))
+
+
+def plan_of(defaults: ModelDefaults, **flags) -> Plan:
+    """The plan of a film of PROMPT as `helios render` would make it. InputError if the model cannot do what is asked."""
+    film = read_films([PROMPT])[0]
+    return plan_film(film, resolve(film.recipe, Flags(**flags), defaults))
+
+
+def job_plan(job: Job, defaults: ModelDefaults, *, warm_up: bool = False) -> Plan:
+    """The plan of the job's film, or of its warm-up: one chunk of the same size and steps."""
+    frames = FRAMES_PER_CHUNK if warm_up else job.num_frames
+    return plan_of(defaults, size=job.size, steps=job.steps, frames=frames, seed=job.seed)
+
+
+def run(side: str, job: Job) -> Result:
+    """Measure `job` in a process of its own. `side` is the module of this package that does it.
+
+    Raises what that process raised, and MachineError if it was killed.
+    """
+    threads = dict.fromkeys(THREAD_VARIABLES, str(job.threads)) if job.threads else {}
+    with tempfile.TemporaryDirectory(prefix="helios-") as folder:
+        answer = Path(folder, "result.json")
+        command = [sys.executable, "-m", f"{__package__}.{side}", json.dumps(asdict(job)), str(answer)]
+        ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads})
+        if ended.returncode == 0:
+            return _result(json.loads(answer.read_text()))
+    if ended.returncode < 0:
+        name = signal.Signals(-ended.returncode).name
+        raise MachineError(f"the {side} side was stopped by {name}", hint="if memory ran out, take a smaller size")
+    said = ended.stderr.strip().splitlines() or ["nothing was said"]
+    raise HeliosError(f"the {side} side failed: {said[-1]}", hint=f"see more: {__package__}.{side} is a script")
+
+
+def _result(answer: dict) -> Result:
+    if "error" in answer:
+        raise getattr(errors, answer["error"])(answer["message"], hint=answer["hint"])
+    return Result(**answer)
+
+
+def serve(measure: Callable[[Job], Result]) -> None:
+    """The main program of a side: a job from the command line, its result or error to a file."""
+    job, answer = Job.from_json(sys.argv[1]), Path(sys.argv[2])
+    try:
+        said = asdict(measure(job))
+    except HeliosError as error:  # goes over to `run`, which raises it again
+        said = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    answer.write_text(json.dumps(said))
+
+
+def peak_host_bytes() -> int:
+    """Largest resident size of this process so far.
+
+    Linux hands `ru_maxrss` on from parent to child; VmHWM begins anew.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

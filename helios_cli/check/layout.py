@@ -1,0 +1,65 @@
+"""Where the chunks of a film lie: every 33 frames, or as the film's sidecar says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+MAX_CHUNK_FRAMES = 600
+"""Chunks are compared with the first frame by frame, which costs their length squared."""
+
+MAX_SIDECAR_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Span:
+    """A chunk's frames. `cut`: a new take begins with it, as at the start and at a hard cut."""
+
+    start_frame: int
+    num_frames: int
+    cut: bool
+
+
+def grid(chunk_frames: int, start_frame: int = 0) -> Iterator[Span]:
+    """Chunks of equal length without end. Only frame 0 begins a take."""
+    return (Span(start, chunk_frames, start == 0) for start in count(start_frame, chunk_frames))
+
+
+def sidecar_of(film: Path) -> Path:
+    """`boat.json` for `boat.mp4` and for the folder `boat`."""
+    return film.with_name((film.name if film.is_dir() else film.stem) + ".json")
+
+
+def read_sidecar(film: Path) -> tuple[Span, ...] | None:
+    """The chunks that the film's sidecar lists, or None if there is no sidecar or it lists none.
+
+    It lists them under `chunks`, in order and without gaps, each with `start_frame`, `num_frames` and, if it begins
+    with a cut, `fresh`: true. Any other file of that name, such as the film's recipe, is no sidecar.
+    """
+    path = sidecar_of(film)
+    try:
+        if path.stat().st_size > MAX_SIDECAR_BYTES:
+            return None
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return _spans(content.get("chunks")) if isinstance(content, dict) else None
+
+
+def _spans(chunks: object) -> tuple[Span, ...] | None:
+    if not isinstance(chunks, list):
+        return None
+    spans: list[Span] = []
+    start = 0
+    for chunk in chunks:
+        if not isinstance(chunk, dict) or chunk.get("start_frame") != start:
+            return None
+        length = chunk.get("num_frames")
+        if not isinstance(length, int) or not 1 <= length <= MAX_CHUNK_FRAMES:
+            return None
+        spans.append(Span(start, length, start == 0 or chunk.get("fresh") is True))
+        start += length
+    return tuple(spans) or None

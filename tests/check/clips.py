@@ -1,0 +1,49 @@
+"""Films whose faults are known, since they were drawn here: a picture of many sizes of detail, panned, and then spoilt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from helios_cli.engine.writer import open_writer
+
+SIZE = (160, 96)
+CHUNK = 33
+
+
+def scene(seed: int = 0, *, width: int = 640, height: int = SIZE[1], tint=(1.0, 0.9, 0.75)) -> np.ndarray:
+    """A picture [height, width, 3] with the statistics of photographs: amplitude falls as 1 / frequency."""
+    generator = np.random.default_rng(seed)
+    across, down = np.fft.fftfreq(width)[None, :], np.fft.fftfreq(height)[:, None]
+    amplitude = 1 / np.maximum(np.hypot(across, down), 1 / width)
+    noise = generator.normal(size=(2, height, width))
+    layers = [np.fft.ifft2(np.fft.fft2(layer) * amplitude).real for layer in noise]
+    shape, color = (layer / layer.std() for layer in layers)
+    picture = np.stack([shape * 45 + 120 + color * 20 * share for share in (1, 0, -1)], -1)
+    return (picture * tint).clip(0, 255)
+
+
+def pan(picture: np.ndarray, num_frames: int, *, speed: float = 1.5, start: float = 0.0) -> np.ndarray:
+    """A camera that moves along `picture` by `speed` pixels a frame, float [frames, *SIZE, 3]; it wraps around."""
+    width = picture.shape[1]
+    frames = []
+    for number in range(num_frames):
+        left = start + speed * number
+        whole, part = int(left // 1), left % 1
+        columns = np.arange(whole, whole + SIZE[0])
+        near, far = picture[:, columns % width], picture[:, (columns + 1) % width]
+        frames.append(near * (1 - part) + far * part)
+    return np.stack(frames)
+
+
+def levels(frames: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.rint(frames).clip(0, 255), np.uint8)
+
+
+def film(path: Path, frames: np.ndarray, fps: float = 24) -> Path:
+    """The frames [T, H, W, 3] encoded as helios encodes films; `path` may be a folder."""
+    size = frames.shape[2], frames.shape[1]
+    with open_writer(path, size=size, fps=fps, preset="veryfast") as writer:
+        writer.write(levels(frames))
+    return path
