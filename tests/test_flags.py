@@ -21,6 +21,11 @@ FLAGS = {
     "helios recipe check": "--json",
     "helios recipe convert": "--film --force --to",
     "helios recipe schema": "--json",
+    "helios render": (
+        "--codec --crf --device --dtype --force --fps --frames --guidance --image --json --minutes --model --negative "
+        "--on-error --output --preset --progress --quiet --reanchor --revision --seconds --seed --size --steps --strict "
+        "--video -m -o -q"
+    ),
 }
 
 

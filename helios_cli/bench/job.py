@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -77,6 +76,7 @@ class Result:
         phases: seconds by phase: "text", "stage 0" and on, "decode", "write". What is left of `seconds` is everything
             between them.
         num_frames: frames of the film.
+        threads: of the CPU that PyTorch used.
         peak_host_bytes: largest resident size of the process, without the encoder's.
         peak_device_bytes: most that was allocated on a GPU, or None.
     """
@@ -89,6 +89,7 @@ class Result:
     seconds: float
     phases: dict[str, float]
     num_frames: int
+    threads: int
     peak_host_bytes: int
     peak_device_bytes: int | None
 
@@ -98,11 +99,17 @@ class Result:
 
     @property
     def dit_seconds(self) -> float:
+        """All stages: on our side with the solver's steps and the noise between stages, on the other without."""
         return sum(seconds for phase, seconds in self.phases.items() if phase.startswith("stage "))
+
+    @property
+    def other_seconds(self) -> float:
+        """Outside of all phases."""
+        return self.seconds - sum(self.phases.values())
 
 
 def plan_of(defaults: ModelDefaults, **flags) -> Plan:
-    """The plan of a film of PROMPT as `helios render` would make it. InputError if the model cannot do what is asked."""
+    """The plan of a film of PROMPT as `helios render` makes it. InputError if the model cannot do what is asked."""
     film = read_films([PROMPT])[0]
     return plan_film(film, resolve(film.recipe, Flags(**flags), defaults))
 
@@ -156,5 +163,7 @@ def peak_host_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+    import resource  # not on Windows, which can still show the help
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,17 +1,15 @@
 """The diffusers side of a benchmark: its own pipeline, called as its documentation does.
 
-The only module of helios that imports diffusers and transformers, which it does when it measures; both come with the
-`dev` extra. Phases are timed around the calls of the pipeline's parts; its frames go through the same encoder as ours,
-after the last of them is there, as it hands them out.
+The only module of helios that imports diffusers and transformers, both when it measures; they come with the `dev`
+extra. Phases are timed around the calls of the pipeline's parts. The frames go through the same encoder as ours, but
+after the last of them is there: so it hands them out.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from helios_cli import machine
 from helios_cli.bench.job import PROMPT, Job, Result, peak_host_bytes, serve
@@ -27,11 +25,170 @@ from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import describe, random_state
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.writer import open_writer
-from helios_cli.errors import MachineError
-from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
-from helios_cli.weights.checkpoint import WEIGHT_STEMS, Checkpoint, Preset
+from helios_cli.model.dit import FP32_ISLANDS
+from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, PIXELS_PER_CELL
+from helios_cli.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-REQUIRED = ("diffusers", "transformers", "accelerate")
+
+def measure(job: Job) -> Result:
+    """Render a warm-up of one chunk, then the film."""
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    torch.linalg.cholesky = exact_block_noise_factor(torch.linalg.cholesky)
+    _import_all()
+    device = machine.pick_device(job.device)
+    loading = Clock(device, exact=True)
+    with loading("load"):
+        pipeline, checkpoint = _load(job, device)
+    clock = Clock(device, exact=True)
+    _time_parts(pipeline, job, clock)
+    _film(pipeline, checkpoint, job, FRAMES_PER_CHUNK, clock)
+    clock.seconds.clear()
+    began = time.perf_counter()
+    num_frames = _film(pipeline, checkpoint, job, job.num_frames, clock)
+    seconds = time.perf_counter() - began
+    parts = {"transformer": pipeline.transformer, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
+    order = ["text", *sorted(phase for phase in clock.seconds if phase.startswith("stage ")), "decode", "write"]
+    return Result(
+        side="diffusers",
+        version=metadata.version("diffusers"),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        dtypes={name: str(part.dtype).removeprefix("torch.") for name, part in parts.items()},
+        load_seconds=loading.seconds["load"],
+        seconds=seconds,
+        phases={phase: clock.seconds[phase] for phase in order},
+        num_frames=num_frames,
+        threads=torch.get_num_threads(),
+        peak_host_bytes=peak_host_bytes(),
+        peak_device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    )
+
+
+def _import_all() -> None:
+    """Import what loading would, some seconds' worth: the other side's imports are not measured either."""
+    from diffusers import AutoencoderKLWan, HeliosPipeline, HeliosPyramidPipeline, HeliosTransformer3DModel
+    from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+
+    _ = (AutoencoderKLWan, HeliosPipeline, HeliosPyramidPipeline, HeliosTransformer3DModel)
+    _ = (PreTrainedTokenizerFast, UMT5EncoderModel)
+
+
+def exact_block_noise_factor(cholesky: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What the pipeline's `torch.linalg.cholesky` of its block noise is meant to give, on every processor.
+
+    At gamma = 1/3 that matrix is singular but for 1e-8, which its float32 drops. The last pivot is then a rounding
+    error, and where that is negative (seen on AMD's processors) the pipeline fails. In float64 it is what it should be.
+    """
+
+    def factor(covariance: Tensor) -> Tensor:
+        gamma = float(Fraction(-covariance[0, 1].item()).limit_denominator(1000))
+        cells = len(covariance)
+        ones = torch.ones(cells, cells, dtype=torch.float64)
+        exact = (1 + gamma + 1e-8) * torch.eye(cells, dtype=torch.float64) - gamma * ones
+        return cholesky(exact).to(covariance)
+
+    return factor
+
+
+def _load(job: Job, device: torch.device) -> tuple[DiffusionPipeline, Checkpoint]:
+    import diffusers
+
+    dtype = None if job.dtype == "default" else getattr(torch, job.dtype)
+    if job.synthetic:
+        pipeline, checkpoint = _random_pipeline(job, device, dtype or torch.float32)
+    else:
+        checkpoint = Checkpoint.open(Path(job.folder))
+        chosen = {} if dtype is None else {"dtype": dtype}
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(job.folder, **chosen).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, checkpoint
+
+
+def _random_pipeline(job: Job, device: torch.device, dtype: torch.dtype) -> tuple[DiffusionPipeline, Checkpoint]:
+    """The pipeline of a synthetic size, its weights made on the device: the same that our side makes there."""
+    import diffusers
+    import transformers
+    from accelerate import init_empty_weights
+
+    spec = SPECS[job.synthetic]
+    with tempfile.TemporaryDirectory(prefix="helios-") as folder:
+        checkpoint = describe(Path(folder), spec, "distilled", dtype)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(Path(folder, "tokenizer"))
+    with init_empty_weights():  # buffers are made: some are no weights
+        parts = {
+            "transformer": diffusers.HeliosTransformer3DModel.from_config(spec.transformer),
+            "vae": diffusers.AutoencoderKLWan.from_config(spec.vae),
+            "text_encoder": transformers.UMT5EncoderModel(transformers.UMT5Config(**spec.text_encoder)),
+        }
+    for name, part in parts.items():
+        islands = FP32_ISLANDS if name == "transformer" and dtype != torch.float32 else frozenset()
+        state = random_state(
+            name,
+            part,
+            seed=job.seed,
+            device=device,
+            dtype_of=lambda parameter, islands=islands: (
+                dtype if islands.isdisjoint(parameter.split(".")) else torch.float32
+            ),
+        )
+        part.load_state_dict(state, assign=True, strict=name != "text_encoder")  # which has its embedding twice
+    parts["text_encoder"].tie_weights()
+    pipeline = diffusers.HeliosPyramidPipeline(
+        scheduler=diffusers.HeliosDMDScheduler.from_config(checkpoint.scheduler),
+        tokenizer=tokenizer,
+        is_distilled=True,
+        **{name: part.to(device).eval() for name, part in parts.items()},
+    )
+    return pipeline, checkpoint
+
+
+def _time_parts(pipeline: DiffusionPipeline, job: Job, clock: Clock) -> None:
+    """Let the clock run while one of the pipeline's parts does."""
+
+    def timed(function: Callable, phase_of: Callable[[dict], str]) -> Callable:
+        def call(*args, **kwargs):
+            with clock(phase_of(kwargs)):
+                return function(*args, **kwargs)
+
+        return call
+
+    def stage(kwargs: dict) -> str:
+        times_smaller = job.size[0] // PIXELS_PER_CELL // kwargs["hidden_states"].shape[-1]
+        return f"stage {len(job.steps) - times_smaller.bit_length()}"
+
+    pipeline.encode_prompt = timed(pipeline.encode_prompt, lambda _: "text")
+    pipeline.transformer.forward = timed(pipeline.transformer.forward, stage)
+    pipeline.vae.decode = timed(pipeline.vae.decode, lambda _: "decode")
+
+
+def _film(pipeline: DiffusionPipeline, checkpoint: Checkpoint, job: Job, num_frames: int, clock: Clock) -> int:
+    """Render and write a film; returns its frames, up to three less than asked for: 4k + 1 of them."""
+    preset = checkpoint.preset
+    if checkpoint.kind == "base":
+        steps = {"num_inference_steps": job.steps[0]}
+    else:
+        steps = {
+            "pyramid_num_inference_steps_list": list(job.steps),
+            "is_amplify_first_chunk": preset.amplify_first_chunk,
+        }
+    frames = pipeline(
+        prompt=PROMPT,
+        width=job.size[0],
+        height=job.size[1],
+        num_frames=num_frames,
+        guidance_scale=preset.guidance,
+        generator=torch.Generator().manual_seed(job.seed),
+        **steps,
+    ).frames[0][:num_frames]
+    with clock("write"), open_writer(job.film, size=job.size, fps=DEFAULT_FPS) as writer:
+        for first in range(0, len(frames), FRAMES_PER_CHUNK):
+            pictures = (frames[first : first + FRAMES_PER_CHUNK] * 255).round()
+            writer.write(np.ascontiguousarray(pictures, dtype=np.uint8))
+    return len(frames)
+
+
+if __name__ == "__main__":
+    serve(measure)

@@ -38,8 +38,11 @@ from helios_cli.weights.checkpoint import (
     Checkpoint,
     Component,
 )
+from helios_cli.weights.files import TensorInfo
 
 KNOWS = "nothing: its weights are random and its pictures are noise"
+
+STORED_AS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 UNIT_UNIFORM = math.sqrt(3)
 """Bound of the uniform distribution with deviation 1."""
@@ -138,9 +141,12 @@ class RandomModels(Models):
 
 
 def describe(folder: Path, spec: Spec, kind: str, dtype: torch.dtype) -> Checkpoint:
-    """A checkpoint of `spec` without weights: its JSON files and tokenizer are written to `folder`."""
+    """A checkpoint of `spec` whose weights are nowhere: only its JSON files and tokenizer are written to `folder`."""
     _write_description(folder, spec, kind, dtype)
-    components = {name: Component(name, folder / name, getattr(spec, name), tensors={}) for name in WEIGHT_STEMS}
+    components = {
+        name: Component(name, folder / name, getattr(spec, name), _tensors(module, folder / name, dtype))
+        for name, module in _modules(spec)
+    }
     zero_star = kind == "mid"
     return Checkpoint(
         path=folder,
@@ -152,6 +158,14 @@ def describe(folder: Path, spec: Spec, kind: str, dtype: torch.dtype) -> Checkpo
         scheduler=SCHEDULERS[kind],
         components=components,
     )
+
+
+def _tensors(module: nn.Module, folder: Path, dtype: torch.dtype) -> dict[str, TensorInfo]:
+    code = STORED_AS[dtype]
+    return {
+        name: TensorInfo(name, folder, code, tuple(value.shape), begin=0, end=value.numel() * dtype.itemsize)
+        for name, value in module.named_parameters()
+    }
 
 
 def _write_description(folder: Path, spec: Spec, kind: str, dtype: torch.dtype) -> None:
@@ -171,9 +185,7 @@ def _write_description(folder: Path, spec: Spec, kind: str, dtype: torch.dtype) 
     _write_json(folder / SCHEDULER_CONFIG, scheduler)
     _write_json(folder / "transformer/config.json", spec.transformer)
     _write_json(folder / "vae/config.json", spec.vae)
-    _write_json(
-        folder / "text_encoder/config.json", {**spec.text_encoder, "dtype": str(dtype).removeprefix("torch.")}
-    )
+    _write_json(folder / "text_encoder/config.json", {**spec.text_encoder, "dtype": str(dtype).removeprefix("torch.")})
     _write_json(
         folder / "tokenizer/tokenizer_config.json",
         {

@@ -1,18 +1,18 @@
 """The tokenizer of synthetic models: words of a small world of coloured shapes, and characters to spell all others.
 
-A word is cut into the longest known pieces from its start: `reddish` is `red`, `d`, `i`, `s`, `h`. So every ASCII
-prompt has a spelling, and the words that a small model is trained on are one token each.
+A word that a small model is to be trained on is one token; any other is spelt. So every ASCII prompt has tokens, and no
+piece of an unknown word is mistaken for a known one (`fish` is not an `is` between two letters).
 """
 
 from __future__ import annotations
 
 import string
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 
-WORDS = """
+_WORDS = """
 a an the one two and with of in on at by to from as is are it its into over under above below behind before near through
 across along around between while then that this there not no very
 
@@ -27,32 +27,25 @@ stay stays staying stand stands rest rests still stop stops wait waits return re
 left right up down upward upwards downward downwards leftward rightward forth back side top bottom middle centre center
 slowly slow quickly quick fast gently smoothly
 
-background plain gradient scene sea sky ocean water wave waves beach sand night day evening morning dawn dusk sunset sunrise
-sun moon stars cloud clouds hill hills mountain mountains field grass meadow horizon snow desert
-camera pan pans panning zoom zooms zooming in out closer away
+background plain gradient scene sea sky ocean water wave waves beach sand night day evening morning dawn dusk sunset
+sunrise sun moon stars cloud clouds hill hills mountain mountains field grass meadow horizon snow desert
+camera pan pans panning zoom zooms zooming out closer away
 becomes become fades fade grows grow shrinks shrink changes change appears disappears
-""".split()
+"""
 
-CHARACTERS = [character for character in string.printable.lower() if not character.isspace()]
+CHARACTERS = string.digits + string.ascii_lowercase + string.punctuation
+
+WORDS = list(dict.fromkeys(_WORDS.split()))
 
 PIECES = list(dict.fromkeys([*SPECIAL, *WORDS, *CHARACTERS]))
 
 
 def word_tokenizer() -> Tokenizer:
     """Lower case, accents dropped, `</s>` at the end; only letters that have no ASCII form become `<unk>`."""
-    vocabulary = {piece: index for index, piece in enumerate(PIECES)}
-    longest_word = 2**16
-    made = Tokenizer(
-        models.WordPiece(
-            vocabulary, unk_token="<unk>", continuing_subword_prefix="", max_input_chars_per_word=longest_word
-        )
-    )
+    made = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(PIECES)}, unk_token="<unk>"))
     made.add_special_tokens(list(SPECIAL))
-    made.normalizer = normalizers.Sequence(
-        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
-    )
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", SPECIAL["</s>"])]
-    )
+    made.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    piece = Regex(rf"\b(?:{'|'.join(WORDS)})\b|\S")
+    made.pre_tokenizer = pre_tokenizers.Split(piece, behavior="removed", invert=True)
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", SPECIAL["</s>"])])
     return made

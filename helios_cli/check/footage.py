@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,11 @@ NO_MESSAGE = "no message"
 
 def open_footage(path: str | os.PathLike) -> VideoFile | PictureFolder:
     """The film at `path`: a file that ffmpeg reads, or a folder of PNG pictures. InputError if it is neither."""
-    return PictureFolder(Path(path)) if os.path.isdir(path) else VideoFile(Path(path))
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    return PictureFolder(Path(path)) if stat.S_ISDIR(mode) else VideoFile(Path(path))
 
 
 class VideoFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -30,7 +31,8 @@ def grid(chunk_frames: int, start_frame: int = 0) -> Iterator[Span]:
 
 def sidecar_of(film: Path) -> Path:
     """`boat.json` for `boat.mp4` and for the folder `boat`."""
-    return film.with_name((film.name if film.is_dir() else film.stem) + ".json")
+    place = Path(os.path.abspath(film))
+    return place.parent / f"{place.name if place.is_dir() else place.stem}.json"
 
 
 def read_sidecar(film: Path) -> tuple[Span, ...] | None:
@@ -41,7 +43,7 @@ def read_sidecar(film: Path) -> tuple[Span, ...] | None:
     """
     path = sidecar_of(film)
     try:
-        if path.stat().st_size > MAX_SIDECAR_BYTES:
+        if not path.is_file() or path.stat().st_size > MAX_SIDECAR_BYTES:
             return None
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -7,7 +7,7 @@ pictures themselves only one, the small ones of a take's first chunk, and a few 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,14 @@ class Measures:
     steps: np.ndarray
     from_start: tuple[float, ...]
     thumbnails: tuple[Thumbnail, ...]
+
+    def looks_within(self, span: Span) -> np.ndarray:
+        """The rows of a chunk's frames."""
+        return self.looks[span.start_frame : span.start_frame + span.num_frames]
+
+    def steps_within(self, span: Span) -> np.ndarray:
+        """The steps between a chunk's own frames: one fewer than there are frames."""
+        return self.steps[span.start_frame + 1 : span.start_frame + span.num_frames]
 
 
 def measure(frames: Iterable[np.ndarray], spans: Iterable[Span]) -> Measures:

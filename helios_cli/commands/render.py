@@ -131,16 +131,19 @@ class _Job:
 
 def _jobs(sources: list[str], flags: Flags, output: str | None, *, force: bool) -> list[_Job]:
     """Films, models and output names; everything about them that can be wrong without a model is found here."""
-    from helios_cli.engine.writer import check_target
     from helios_cli.recipe.plan import check_film
     from helios_cli.recipe.settings import choose_model
     from helios_cli.recipe.sources import read_films
 
     films = read_films(sources)
+    for film in films:
+        check_film(film, flags)
     outputs = _outputs(films, output)
+
+    from helios_cli.engine.writer import check_target  # after the recipes: it brings in numpy
+
     jobs = []
     for film, target in zip(films, outputs, strict=True):
-        check_film(film)
         check_target(target, force=force)
         name, origin = choose_model(film.recipe, flags)
         jobs.append(_Job(film, os.environ.get("HELIOS_MODEL") or name if origin == "default" else name, target))

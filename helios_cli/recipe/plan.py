@@ -19,7 +19,7 @@ from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, chunks_for
 
 if TYPE_CHECKING:
     from helios_cli.recipe.film import Film
-    from helios_cli.recipe.settings import Settings
+    from helios_cli.recipe.settings import Flags, Settings
     from helios_cli.recipe.timeline import Timeline
 
 
@@ -96,7 +96,8 @@ class Plan:
 def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
     """The plan of `film`. RecipeError holds all that stands against it; under `strict` also what was only adjusted."""
     by_flag = settings.origins["num_frames"] == "flag"
-    timeline = _checked_timeline(film, settings.fps, settings.num_frames, settings, by_flag=by_flag)
+    start = {"image": settings.image, "video": settings.video}
+    timeline = _checked_timeline(film, settings.fps, settings.num_frames, start, by_flag=by_flag)
     num_frames = timeline.num_frames
     shots = _planned_shots(film, settings.fps, timeline)
     chunks, roundings = _chunks(film, settings, shots, num_frames)
@@ -122,23 +123,27 @@ def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
     )
 
 
-def check_film(film: Film) -> Timeline:
-    """What can be checked without a model: pictures, and that the shots fit the film. RecipeError, or the timeline."""
-    from helios_cli.recipe.settings import asked_frames
+def check_film(film: Film, flags: Flags | None = None) -> Timeline:
+    """Check what needs no model: flags, pictures, and that the shots fit the film. InputError, or the timeline."""
+    from helios_cli.recipe.settings import Flags, asked_frames, check_flags
 
-    fps = film.recipe.fps or float(DEFAULT_FPS)
-    return _checked_timeline(film, fps, asked_frames(film.recipe, fps), None, by_flag=False)
+    flags = flags or Flags()
+    check_flags(flags)
+    fps = flags.fps or film.recipe.fps or float(DEFAULT_FPS)
+    by_flag = asked_frames(flags, fps) is not None
+    num_frames = asked_frames(flags if by_flag else film.recipe, fps)
+    return _checked_timeline(film, fps, num_frames, {"image": flags.image, "video": flags.video}, by_flag=by_flag)
 
 
 def _checked_timeline(
-    film: Film, fps: float, num_frames: int | None, settings: Settings | None, *, by_flag: bool
+    film: Film, fps: float, num_frames: int | None, start: Mapping[str, Path | None], *, by_flag: bool
 ) -> Timeline:
+    """`start` is what the flags put in the place of the first shot's picture or clip."""
     from helios_cli.recipe.files import picture_problems
     from helios_cli.recipe.timeline import lay_out
 
     problems = Problems(film.source)
     timeline = lay_out(film, fps, num_frames, by_flag=by_flag, problems=problems)
-    start = {"image": settings.image, "video": settings.video} if settings else {}
     problems.found += picture_problems(film, {key: path for key, path in start.items() if path is not None})
     problems.stop()
     return timeline

@@ -82,7 +82,7 @@ def choose_model(recipe: Recipe, flags: Flags) -> tuple[str, str]:
 
 def resolve(recipe: Recipe, flags: Flags, model: ModelDefaults) -> Settings:
     """The settings of a film. InputError if a flag is out of range or the model cannot do what is asked."""
-    _check_flags(flags)
+    check_flags(flags)
     origins: dict[str, str] = {"image": "default", "video": "default"}
     fps = float(_pick("fps", flags, recipe, float(DEFAULT_FPS), origins))
     size = _pick("size", flags, recipe, model.size, origins, default_origin="model")
@@ -139,7 +139,8 @@ def asked_frames(given: Flags | Recipe, fps: float) -> int | None:
     return None if seconds is None else max(1, round(seconds * fps))
 
 
-def _check_flags(flags: Flags) -> None:
+def check_flags(flags: Flags) -> None:
+    """InputError if flags contradict each other or are out of range."""
     lengths = [f"--{key}" for key in LENGTH_KEYS if getattr(flags, key) is not None]
     if len(lengths) > 1:
         raise InputError(f"{' and '.join(lengths)} both give the film's length", hint="keep one of them")

@@ -126,7 +126,11 @@ def _refuse_path(path: Path, source: str, is_folder: bool, problems: Problems) -
         suffix = path.suffix.lower()
         if suffix in SUFFIXES or (one_word and (suffix in (*PICTURES, *CLIPS) or "/" in source or "\\" in source)):
             near = near_files(path, SUFFIXES)
-            advice = f"did you mean {near[0]}?" if near else 'a prompt in quotes needs no file: helios render "A boat."'
+            advice = (
+                f"did you mean {printable(path.parent / near[0], 200)}?"
+                if near
+                else 'a prompt in quotes needs no file: helios render "A boat."'
+            )
             problems.add("no such file", suggestion=_picture_advice(path) or advice)
     problems.stop()
 

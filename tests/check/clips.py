@@ -1,4 +1,4 @@
-"""Films whose faults are known, since they were drawn here: a picture of many sizes of detail, panned, and then spoilt."""
+"""Films whose faults are known, since they were drawn here: a camera moves over soft shapes, then a fault is put in."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import numpy as np
 
 from helios_cli.engine.writer import open_writer
 
-SIZE = (160, 96)
+SIZE = (128, 72)
 CHUNK = 33
 
 
 def scene(seed: int = 0, *, width: int = 640, height: int = SIZE[1], tint=(1.0, 0.9, 0.75)) -> np.ndarray:
-    """A picture [height, width, 3] with the statistics of photographs: amplitude falls as 1 / frequency."""
+    """A picture [height, width, 3] of soft shapes of all sizes up to 96 pixels, alike in brightness everywhere."""
     generator = np.random.default_rng(seed)
     across, down = np.fft.fftfreq(width)[None, :], np.fft.fftfreq(height)[:, None]
-    amplitude = 1 / np.maximum(np.hypot(across, down), 1 / width)
+    frequency = np.hypot(across, down)
+    amplitude = np.where(frequency < 1 / 96, 0, np.maximum(frequency, 1 / 96) ** -2.0)
     noise = generator.normal(size=(2, height, width))
     layers = [np.fft.ifft2(np.fft.fft2(layer) * amplitude).real for layer in noise]
     shape, color = (layer / layer.std() for layer in layers)
     picture = np.stack([shape * 45 + 120 + color * 20 * share for share in (1, 0, -1)], -1)
-    return (picture * tint).clip(0, 255)
+    return (picture * tint).clip(0, 255).astype(np.float32)
 
 
 def pan(picture: np.ndarray, num_frames: int, *, speed: float = 1.5, start: float = 0.0) -> np.ndarray:
-    """A camera that moves along `picture` by `speed` pixels a frame, float [frames, *SIZE, 3]; it wraps around."""
+    """A camera that moves along `picture` by `speed` pixels a frame, float32 [frames, *SIZE, 3]; it wraps around."""
     width = picture.shape[1]
     frames = []
     for number in range(num_frames):

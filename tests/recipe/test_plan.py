@@ -8,6 +8,7 @@ from recipe.films import GREEN, RED, film_of, plan_of, recipe_keys, timed_keys
 
 from helios_cli.recipe.plan import check_film
 from helios_cli.recipe.problems import RecipeError
+from helios_cli.recipe.settings import Flags
 from helios_cli.units import FRAMES_PER_CHUNK
 
 
@@ -109,6 +110,7 @@ def test_a_recipe_that_is_shorter_than_its_shots_contradicts_itself():
 def test_a_flag_stops_the_film_or_lets_the_last_shot_go_on():
     keys = {"seconds": 6, "shot": [shot(seconds=2), shot(GREEN, seconds=2), shot(seconds=2)]}
     short, long = plan_of(keys, seconds=1.5), plan_of(keys, seconds=10)
+    assert check_film(film_of(keys | {"seconds": 1}), Flags(seconds=1.5)).num_frames == 36
     assert short.num_frames == 36 and "2 shots after it fall away" in short.notices[0]
     assert frames_of(long) == [48, 48, 144] and "goes on to the end" in long.notices[0]
 
@@ -211,6 +213,7 @@ def test_a_picture_on_the_command_line_takes_the_recipes_place(tmp_path):
     with pytest.raises(RecipeError, match="--image"):
         plan_of(keys, image=picture)
     picture.touch()
+    check_film(film_of(keys), Flags(image=picture))
     plan = plan_of(keys, image=picture)
     assert [c.image for c in plan.chunks] == [picture, None] and plan.origins["image"] == "flag"
 

@@ -1,0 +1,58 @@
+"""The check of a film: footage -> measures -> findings -> report."""
+
+from __future__ import annotations
+
+import os
+from itertools import chain
+
+from helios_cli.check.findings import chunk_reports, drifts, find
+from helios_cli.check.footage import PictureFolder, VideoFile, open_footage
+from helios_cli.check.layout import grid, read_sidecar, sidecar_of
+from helios_cli.check.measure import Measures, measure
+from helios_cli.check.report import Finding, Report
+from helios_cli.units import FRAMES_PER_CHUNK
+
+
+def examine(path: str | os.PathLike, *, chunk_frames: int | None = None) -> Report:
+    """Check the film at `path`, a video file or a folder of PNG pictures, in chunks of `chunk_frames`.
+
+    Without `chunk_frames` chunks and cuts are those of the film's sidecar, else 33 frames without cuts. Decodes the
+    film once, a frame at a time. Raises InputError if it cannot be read.
+    """
+    footage = open_footage(path)
+    measures, notices = _measured(footage, chunk_frames)
+    chunks = chunk_reports(measures)
+    drifted = drifts(measures, chunks)
+    found = find(measures, chunks, drifted, footage.fps)
+    num_frames = len(measures.steps)
+    if footage.damage:
+        found += (_damaged(footage.damage, len(chunks), num_frames / footage.fps),)
+    return Report(
+        film=os.fspath(path),
+        width=footage.width,
+        height=footage.height,
+        fps=footage.fps,
+        num_frames=num_frames,
+        chunks=chunks,
+        drifts=drifted,
+        findings=found,
+        notices=notices,
+        thumbnails=measures.thumbnails,
+    )
+
+
+def _measured(footage: VideoFile | PictureFolder, chunk_frames: int | None) -> tuple[Measures, tuple[str, ...]]:
+    spans = None if chunk_frames else read_sidecar(footage.path)
+    if spans is None:
+        return measure(footage.frames(), grid(chunk_frames or FRAMES_PER_CHUNK)), ()
+    total = spans[-1].start_frame + spans[-1].num_frames
+    measures = measure(footage.frames(), chain(spans, grid(FRAMES_PER_CHUNK, total)))
+    found = len(measures.steps)
+    if found == total:
+        return measures, ()
+    notice = f"{sidecar_of(footage.path)} is about {total} frames, the film has {found}: chunks of 33 frames are taken"
+    return measure(footage.frames(), grid(FRAMES_PER_CHUNK)), (notice,)
+
+
+def _damaged(message: str, num_chunks: int, seconds: float) -> Finding:
+    return Finding("damaged", 0, num_chunks - 1, 0.0, seconds, None, None, f"ffmpeg reports faults: {message}")

@@ -1,0 +1,119 @@
+"""The values from which a measure becomes a finding. This table is all there is to adjust.
+
+They are set so that an ordinary film has no findings: each lies above what panned, grainy and dark test films give, and
+well below a fault that a viewer sees at once. A finding is a place to look at, no proof that something is wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limit:
+    """`means`: what is compared with `value`, and which side of it is a finding. `why`: why this value."""
+
+    value: float
+    unit: str
+    means: str
+    why: str
+
+
+BLACK_BRIGHTNESS = Limit(
+    10,
+    "levels",
+    "A frame is black if its mean luma is below this and it is also uniform.",
+    "Above what a badly tagged range makes of black (16 shown as 16 is caught as uniform); a night scene has lights, "
+    "and so is not uniform.",
+)
+UNIFORM_CONTRAST = Limit(
+    1.5,
+    "levels",
+    "A frame is uniform if the standard deviation of luma over the picture is below this.",
+    "Values that are not numbers, or have collapsed, decode to one flat colour, under 0.5 after encoding; thick fog "
+    "is about 5.",
+)
+FLAT_SECONDS = Limit(
+    0.5,
+    "s",
+    "Black or uniform frames are a finding if they last at least this long, or for the whole film.",
+    "A fade through black between two shots is shorter.",
+)
+FROZEN_STEP = Limit(
+    0.1,
+    "levels",
+    "A frame repeats the one before if their mean absolute difference is below this.",
+    "A repeated frame encodes to 0.05 or less, but for a key frame now and then, which is forgiven; a slow pan over a "
+    "dark scene gives 0.4.",
+)
+FROZEN_SECONDS = Limit(
+    1.0,
+    "s",
+    "Repeated frames are a finding if they last at least this long, or for the whole film.",
+    "Three quarters of a chunk: drawn animation holds a picture for some tenths of a second, people hold no longer.",
+)
+FLICKER = Limit(
+    2,
+    "levels",
+    "How far the mean luma of a frame is from the mean of its two neighbours', as the median over a chunk. Brightness "
+    "that alternates at every frame gives the distance of the two values; a fade, a flash or a cut gives about 0.",
+    "Alternation is seen from about 1 % of the range; at ordinary speeds motion alone stays below 0.5.",
+)
+FLICKER_SHARE = Limit(
+    0.2,
+    "of the motion",
+    "Flicker must also be at least this share of the mean difference from frame to frame.",
+    "When the whole view changes within some frames its brightness does too, by up to a tenth of the motion.",
+)
+SEAM_RATIO = Limit(
+    3,
+    "times",
+    "A seam jumps if the difference across the border of two chunks is this many times the usual one, which is the "
+    "larger of the two chunks' medians.",
+    "Without a jump it is 1, within 1.5 where motion is uneven.",
+)
+SEAM_LEVELS = Limit(
+    3,
+    "levels",
+    "A jump must also exceed the usual difference by this much.",
+    "In a quiet scene the coder's key frames alone are several times the usual difference.",
+)
+DRIFT_BRIGHTNESS = Limit(
+    25,
+    "levels",
+    "Mean luma of a take's last 15 % of frames against its first 15 %.",
+    "A tenth of the range, seen at once where the two ends are cut together; a pan over one scene stays below 5.",
+)
+DRIFT_COLOR = Limit(
+    10,
+    "levels",
+    "Distance of the mean colours of the two ends in the plane of blue and red difference, so apart from brightness.",
+    "A colour cast that is plain to see when the two ends are shown side by side.",
+)
+DRIFT_SATURATION = Limit(
+    20,
+    "levels",
+    "Mean distance of the largest and the smallest channel, last 15 % against first 15 %.",
+    "Ordinary scenes lie between 20 and 60: half of it lost or gained shows as fading or as burning colours.",
+)
+DRIFT_CONTRAST = Limit(
+    15,
+    "levels",
+    "Standard deviation of luma over the picture, last 15 % against first 15 %.",
+    "Ordinary scenes lie between 30 and 60; half of it lost or gained shows as haze or as harshness.",
+)
+REPEAT_DEPARTURE = Limit(
+    12,
+    "levels",
+    "A film can come back only after a chunk was at least this far from its take's first one.",
+    "A fixed camera with something moving in view stays below this and is no repetition.",
+)
+REPEAT_RETURN = Limit(
+    0.25,
+    "of the largest distance",
+    "A later chunk repeats the start if its distance from it has fallen to this share of the largest one before.",
+    "A repeated chunk comes within 0.05; other scenes of a film lie at 0.5 to 1.",
+)
+
+LIMITS = {name.lower(): limit for name, limit in list(globals().items()) if isinstance(limit, Limit)}
+"""All of them by name, for the report."""

@@ -1,0 +1,270 @@
+"""The report as one HTML file: nothing is loaded from elsewhere, readable on light and on dark screens."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from helios_cli.check import plot
+from helios_cli.check.findings import seam_ratio
+from helios_cli.check.limits import FLICKER, LIMITS
+from helios_cli.check.measure import Thumbnail
+from helios_cli.check.report import ChunkReport, Drift, Finding, Look, Report, chunk_range, chunks_with, clock_time
+from helios_cli.errors import InputError
+
+JPEG_QUALITY = 82
+
+STYLE = """
+:root { color-scheme: light dark; --page: #f4f5f7; --card: #fff; --ink: #1c2228; --soft: #5b6670; --rule: #dde1e6;
+  --data: #1f66b0; --faint: #8a949e; --bad: #b3261e; --good: #1b7a43; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171a; --card: #1d2125; --ink: #e6e9ec; --soft: #a0a9b2;
+  --rule: #343a41; --data: #6db1f2; --faint: #8a949e; --bad: #ff8a80; --good: #6fcf97; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1rem 4rem; max-width: 68rem; background: var(--page); color: var(--ink);
+  font: 15px/1.45 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.05rem; margin: 0 0 .6rem; }
+header, section, details { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
+  padding: 1rem 1.2rem; margin-bottom: 1rem; }
+p { margin: .4rem 0; } .soft, figcaption, svg text { color: var(--soft); }
+.verdict { font-weight: 600; } .good { color: var(--good); } .bad { color: var(--bad); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
+th { color: var(--soft); font-weight: 500; white-space: nowrap; }
+td.number, th.number { text-align: right; } td:nth-child(-n+2) { white-space: nowrap; }
+summary { cursor: pointer; font-weight: 600; } details table { margin-top: .8rem; }
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: .7rem; }
+figure { margin: 0; } .sheet img { display: block; width: 100%; border-radius: 4px; border: 2px solid transparent; }
+.sheet .bad img { border-color: var(--bad); } .sheet figcaption { font-size: .78rem; }
+.plot { margin-bottom: .7rem; } svg { display: block; width: 100%; height: auto; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+.grid { stroke: var(--rule); } .cut { stroke: var(--faint); stroke-dasharray: 2 3; }
+.limit { stroke: var(--bad); stroke-dasharray: 5 4; } path.data { fill: none; stroke: var(--data); stroke-width: 1.6; }
+path.faint { fill: none; stroke: var(--faint); stroke-width: 1.2; } circle.data { fill: var(--data); }
+circle.faint { fill: var(--faint); } .band { fill: var(--data); opacity: .25; } .mark { fill: var(--bad); }
+.swatch { display: inline-block; width: 2.6rem; height: 1rem; border-radius: 3px; border: 1px solid var(--rule);
+  vertical-align: -2px; }
+"""
+
+
+def check_page_target(path: Path) -> None:
+    """Find before the work whether a page can be written to `path`. InputError says why not."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{path}: the report is an HTML page", hint=f"write --report {shlex.quote(path.stem)}.html")
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
+        raise InputError(
+            f"the report cannot be written to {path}: {reason}", hint="name a file in a folder that exists"
+        )
+
+
+def write_page(report: Report, path: Path) -> None:
+    """Write the report to `path`, over what is there. InputError if that is not possible."""
+    try:
+        path.write_text(page(report), encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"the report cannot be written to {path}: {error.strerror}", hint="name another place with --report"
+        ) from error
+
+
+def page(report: Report) -> str:
+    """The report as HTML text."""
+    name = _text(os.path.basename(os.path.abspath(report.film)))
+    body = [
+        _header(report, name),
+        _findings(report.findings),
+        _sheet(report),
+        _plots(report),
+        _drifts(report.drifts),
+        _chunks(report.chunks),
+        _limits(),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{name}: check</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _text(text: object) -> str:
+    """For HTML. A file name that is no UTF-8 is shown with a replacement character."""
+    return escape(os.fsencode(str(text)).decode(errors="replace"))
+
+
+def _header(report: Report, name: str) -> str:
+    count = len(report.findings)
+    verdict = f"{count} finding{'s' if count > 1 else ''}" if count else "nothing found"
+    facts = (
+        f"{report.width}x{report.height}, {report.fps:.5g} frames per second, {report.num_frames} frames, "
+        f"{clock_time(report.seconds)}, {len(report.chunks)} chunks"
+    )
+    notices = "".join(f"<p>{_text(notice)}</p>" for notice in report.notices)
+    kind = "bad" if count else "good"
+    return (
+        f'<header><h1>{name}</h1><p class="verdict {kind}">{verdict}</p><p class="soft">{facts}. Levels are those of '
+        f"8-bit pictures, 0 to 255.</p>{notices}</header>"
+    )
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return ""
+    rows = (
+        [finding.kind, chunk_range(finding), clock_time(finding.start_seconds), finding.message] for finding in findings
+    )
+    return f"<section><h2>Findings</h2>{_table(['kind', 'where', 'from', 'what'], rows)}</section>"
+
+
+def _sheet(report: Report) -> str:
+    marked = chunks_with(report.findings)
+    figures = "".join(
+        _figure(thumbnail, report.chunks[thumbnail.chunk], report.fps, thumbnail.chunk in marked)
+        for thumbnail in report.thumbnails
+    )
+    return f'<section><h2>Contact sheet</h2><div class="sheet">{figures}</div></section>'
+
+
+def _figure(thumbnail: Thumbnail, chunk: ChunkReport, fps: float, bad: bool) -> str:
+    file = io.BytesIO()
+    Image.fromarray(thumbnail.pixels).save(file, "JPEG", quality=JPEG_QUALITY)
+    data = base64.b64encode(file.getvalue()).decode()
+    caption = f"chunk {chunk.index + 1}, {clock_time((chunk.start_frame + chunk.num_frames // 2) / fps)}"
+    kind = ' class="bad"' if bad else ""
+    return (
+        f'<figure{kind}><img src="data:image/jpeg;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption>'
+        "</figure>"
+    )
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of the value `name` of every chunk, at its middle or start; chunks with findings of `kind` are marked."""
+
+    title: str
+    meaning: str
+    name: str
+    kind: str = ""
+    faint: str = ""
+    limit: float | None = None
+    from_zero: bool = True
+    at_start: bool = False
+
+
+PLOTS = (
+    Plot("Brightness", "mean luma", "brightness", "black", from_zero=False),
+    Plot("Saturation", "largest less smallest channel", "saturation", from_zero=False),
+    Plot("Contrast", "standard deviation of luma", "contrast", "uniform", from_zero=False),
+    Plot("Motion", "difference from frame to frame", "motion", "frozen"),
+    Plot(
+        "Seams",
+        "difference across the border to the chunk before; grey: the usual difference around it",
+        "jump",
+        "seam jump",
+        faint="usual_step",
+        at_start=True,
+    ),
+    Plot("Flicker", "brightness of a frame against its neighbours", "flicker", "flickering", limit=FLICKER.value),
+    Plot("Distance from the start", "difference from the take's first chunk", "from_start", "repeating"),
+)
+
+
+def _plots(report: Report) -> str:
+    figures = "".join(_plot(report, plotted) for plotted in PLOTS)
+    return f"<section><h2>Over time, in levels</h2>{figures}</section>"
+
+
+def _plot(report: Report, plotted: Plot) -> str:
+    chunks = report.chunks
+    offsets = [0 if plotted.at_start else chunk.num_frames / 2 for chunk in chunks]
+    series = plot.Series(
+        times=[(chunk.start_frame + offset) / report.fps for chunk, offset in zip(chunks, offsets, strict=True)],
+        values=[getattr(chunk, plotted.name) for chunk in chunks],
+        faint=[getattr(chunk, plotted.faint) for chunk in chunks] if plotted.faint else (),
+        from_zero=plotted.from_zero,
+        limit=plotted.limit,
+        marked=sorted(chunks_with([finding for finding in report.findings if finding.kind == plotted.kind])),
+        cuts=[chunk.start_frame / report.fps for chunk in chunks if chunk.cut and chunk.index],
+    )
+    caption = f"<figcaption><b>{plotted.title}</b>: {plotted.meaning}</figcaption>"
+    picture = plot.svg(series, report.seconds, f"{plotted.title} over time")
+    return f'<figure class="plot">{caption}{picture}</figure>'
+
+
+def _drifts(drifts: Sequence[Drift]) -> str:
+    rows = []
+    for drift in drifts:
+        chunks = f"{drift.first_chunk + 1}-{drift.last_chunk + 1}"
+        change = [drift.brightness, drift.saturation, drift.contrast]
+        rows.append([chunks, "first 15 %", *_look_cells(drift.first), ""])
+        rows.append(["", "last 15 %", *_look_cells(drift.last), ""])
+        rows.append(["", "change", "", *(f"{value:+.1f}" for value in change), f"{drift.color:.1f}"])
+    if not rows:
+        return ""
+    columns = ["chunks", "", "mean colour", "brightness", "saturation", "contrast", "colour shift"]
+    return f"<section><h2>Drift</h2>{_table(columns, rows, numbers=4, html=True)}</section>"
+
+
+def _look_cells(look: Look) -> list[str]:
+    color = ", ".join(f"{value:.0f}" for value in (look.red, look.green, look.blue))
+    swatch = f'<span class="swatch" style="background: rgb({color})"></span> {color}'
+    return [swatch, *(f"{value:.1f}" for value in (look.brightness, look.saturation, look.contrast))]
+
+
+def _chunks(chunks: Sequence[ChunkReport]) -> str:
+    rows = ([chunk.index + 1, chunk.start_frame, *_numbers(chunk)] for chunk in chunks)
+    columns = [
+        "chunk",
+        "first frame",
+        "brightness",
+        "saturation",
+        "contrast",
+        "motion",
+        "flicker",
+        "jump",
+        "times usual",
+    ]
+    columns.append("from start")
+    return f"<details><summary>All chunks</summary>{_table(columns, rows, numbers=10)}</details>"
+
+
+def _numbers(chunk: ChunkReport) -> list[str]:
+    ratio = seam_ratio(chunk)
+    return [
+        *(f"{value:.1f}" for value in (chunk.brightness, chunk.saturation, chunk.contrast)),
+        *(f"{value:.2f}" for value in (chunk.motion, chunk.flicker)),
+        "" if chunk.jump is None else f"{chunk.jump:.2f}",
+        "" if ratio is None else f"{ratio:.2f}",
+        f"{chunk.from_start:.1f}",
+    ]
+
+
+def _limits() -> str:
+    rows = (
+        [name.replace("_", " "), f"{limit.value:g} {limit.unit}", f"{limit.means} {limit.why}"]
+        for name, limit in LIMITS.items()
+    )
+    columns = ["limit", "value", "what it means, and why this value"]
+    return f"<details><summary>Limits</summary>{_table(columns, rows)}</details>"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: int = 0, html: bool = False) -> str:
+    """A table whose last `numbers` columns are numbers; `html`: the cells are HTML already."""
+    kinds = [""] * (len(columns) - numbers) + [' class="number"'] * numbers
+    head = "".join(f"<th{kind}>{column}</th>" for kind, column in zip(kinds, columns, strict=True))
+    lines = [
+        "".join(f"<td{kind}>{cell if html else _text(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
+        for row in rows
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'

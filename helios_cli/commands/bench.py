@@ -1,0 +1,226 @@
+"""`helios bench`: how fast this machine renders, side by side with the reference, and in how much memory."""
+
+from __future__ import annotations
+
+import json as json_text
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from helios_cli.console import JsonFlag, console
+from helios_cli.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    from helios_cli.bench.job import Job
+    from helios_cli.recipe.settings import ModelDefaults
+
+app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
+
+SIZES = "tiny, 215m, 1.3b, 14b"
+REFERENCE = ("diffusers", "transformers", "accelerate")
+
+
+@app.command()
+def render(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="tiny, distilled, mid, base, a Hub id or a folder. (default: tiny)"),
+    ] = None,
+    synthetic: Annotated[str | None, typer.Option(help=f"Random weights of a size instead: {SIZES}.")] = None,
+    against: Annotated[Literal["diffusers"] | None, typer.Option(help="Measure this too, and the ratio.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT. (default: the model's native size)")] = None,
+    chunks: Annotated[int, typer.Option(min=1, help="Length of the film in chunks of 33 frames.")] = 2,
+    steps: Annotated[str | None, typer.Option(help="Steps a stage: 2,2,2, or 50. (default: the model's)")] = None,
+    dtype: Annotated[
+        Literal["default", "bfloat16", "float32"],
+        typer.Option(help="default: on each side what it does unless told; for diffusers, float32."),
+    ] = "default",
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps, cpu.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads a side. (default: PyTorch's)")] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Compare the peak memory of a short and a long film instead.")
+    ] = False,
+    minutes: Annotated[str, typer.Option(help="With --memory: the two lengths.")] = "1,10",
+    json: JsonFlag = False,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
+) -> None:
+    """Time a render and its phases after a warm-up, each side in a process of its own."""
+    from helios_cli.bench.job import Job, plan_of
+    from helios_cli.recipe.values import parse_size, parse_steps
+    from helios_cli.units import FRAMES_PER_CHUNK
+
+    if against and memory:
+        raise InputError("--memory measures helios alone", hint="leave out --against")
+    lengths = _lengths(minutes)
+    _require(against)
+    subject = _subject(model, synthetic)
+    plan = plan_of(
+        subject.defaults,
+        size=None if size is None else parse_size(size),
+        steps=None if steps is None else parse_steps(steps),
+        frames=FRAMES_PER_CHUNK * chunks,
+    )
+    with subject.at_hand() as (folder, work):
+        job = Job(
+            folder=folder,
+            synthetic=None if folder else subject.name,
+            size=plan.size,
+            num_frames=plan.num_frames,
+            steps=plan.steps,
+            dtype=dtype,
+            device=device,
+            threads=threads or 0,
+            film=f"{work}/helios.mp4",
+        )
+        report = _memory(subject.name, job, lengths) if memory else _speed(subject.name, job, against)
+    if out:
+        out.write_text(json_text.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def checkpoint(
+    size: Annotated[str, typer.Argument(help=f"{SIZES}.")],
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    kind: Annotated[Literal["base", "mid", "distilled"], typer.Option(help="How it is sampled.")] = "distilled",
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type to store.")] = "float32",
+    seed: Annotated[int, typer.Option(min=0, help="Of the random weights.")] = 0,
+) -> None:
+    """Write a checkpoint with random weights in the published layout, for tests and measurements."""
+    from helios_cli.bench.specs import SPECS
+
+    _require_size(size)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder", hint="name a new folder")
+
+    import torch
+
+    from helios_cli.bench.synthetic import write_checkpoint
+
+    write_checkpoint(folder, SPECS[size], dtype=getattr(torch, dtype), seed=seed, kind=kind)
+    console.line(str(folder))
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The model under measurement. Without `folder` it is the synthetic size called `name`."""
+
+    name: str
+    folder: Path | None
+    defaults: ModelDefaults
+
+    @contextmanager
+    def at_hand(self) -> Iterator[tuple[str | None, str]]:
+        """Yields the model's folder, None for one that is made on the device, and a folder for films."""
+        from helios_cli.bench.specs import SPECS
+
+        with tempfile.TemporaryDirectory(prefix="helios-") as work:
+            folder = self.folder
+            if folder is None and not SPECS[self.name].resident:
+                from helios_cli.bench.synthetic import write_checkpoint
+
+                console.status(f"writing random weights of size {self.name}")
+                folder = write_checkpoint(Path(work, "model"), SPECS[self.name])
+            yield str(folder) if folder else None, work
+
+
+def _subject(model: str | None, synthetic: str | None) -> _Subject:
+    from helios_cli.bench.specs import SPECS
+    from helios_cli.recipe.settings import ModelDefaults
+    from helios_cli.weights import hub
+    from helios_cli.weights.checkpoint import PRESETS, Checkpoint
+    from helios_cli.weights.names import EMBEDDED
+
+    if model and synthetic:
+        raise InputError("--model and --synthetic both name a model", hint="keep one of them")
+    if synthetic:
+        _require_size(synthetic)
+        preset = PRESETS["distilled"]
+        defaults = ModelDefaults(SPECS[synthetic].native_size, preset.steps, preset.guidance)
+        return _Subject(synthetic, None, defaults)
+    folder = hub.resolve(model or EMBEDDED, progress=console.progress_bytes)
+    checkpoint = Checkpoint.open(folder)
+    preset = checkpoint.preset
+    return _Subject(model or EMBEDDED, folder, ModelDefaults(checkpoint.native_size, preset.steps, preset.guidance))
+
+
+def _require_size(size: str) -> None:
+    from helios_cli.bench.specs import SPECS
+
+    if size not in SPECS:
+        raise InputError(f"{size!r} is no size of a synthetic model", hint=f"write one of {', '.join(SPECS)}")
+
+
+def _require(against: str | None) -> None:
+    missing = [package for package in REFERENCE if against and find_spec(package) is None]
+    if missing:
+        raise MachineError(
+            f"--against {against}: {', '.join(missing)} not installed", hint='pip install "helios-cli[dev]"'
+        )
+
+
+def _lengths(minutes: str) -> tuple[float, float]:
+    try:
+        short, long = (float(part) for part in minutes.split(","))
+    except ValueError:
+        raise InputError(f"--minutes {minutes}: not two numbers", hint="write --minutes 1,10") from None
+    if not 0 < short < long < 1e4:
+        raise InputError(f"--minutes {minutes}: a short film comes before a longer one", hint="write --minutes 1,10")
+    return short, long
+
+
+def _speed(name: str, job: Job, against: str | None) -> dict:
+    """Measure and show the film, and the reference's if that is asked for."""
+    from helios_cli.bench import report
+    from helios_cli.bench.job import run
+
+    results, films = [], []
+    for module, side in (("ours", "helios"), *([("reference", against)] if against else [])):
+        console.status(f"{side}: {job.num_frames} frames of {job.size[0]}x{job.size[1]} with {name}, after a warm-up")
+        films.append(job.film.replace("helios.mp4", f"{side}.mp4"))
+        results.append(run(module, replace(job, film=films[-1])))
+    data = {**report.environment(), "film": report.film(name, job), "sides": [report.side(one) for one in results]}
+    columns = ["", *(result.side for result in results)]
+    if against:
+        columns.append("ratio")
+        data["ratios"] = report.ratios(*results)
+        data["agreement_db"] = report.agreement_db(*films)
+        if data["agreement_db"] < report.SAME_FILM_DB:
+            console.warning(f"the films are not the same (PSNR {data['agreement_db']:.1f} dB): the ratio says nothing")
+    console.table(columns, report.rows(results), data=data)
+    for result in results:
+        kinds = ", ".join(f"{part} {dtype}" for part, dtype in result.dtypes.items())
+        console.line(f"{result.side} {result.version} on {result.device}, {result.threads} threads: {kinds}")
+    return data
+
+
+def _memory(name: str, job: Job, lengths: tuple[float, float]) -> dict:
+    """Measure and show the peak memory of two lengths of film."""
+    from helios_cli.bench import report
+    from helios_cli.bench.job import run
+    from helios_cli.units import DEFAULT_FPS
+
+    results = []
+    for minutes in lengths:
+        console.status(f"helios: {minutes:g} minutes of {job.size[0]}x{job.size[1]} with {name}")
+        results.append(run("ours", replace(job, num_frames=max(1, round(minutes * 60 * DEFAULT_FPS)))))
+    ratio = results[1].peak_host_bytes / results[0].peak_host_bytes
+    data = {
+        **report.environment(),
+        "film": report.film(name, job),
+        "minutes": list(lengths),
+        "sides": [report.side(one) for one in results],
+        "peak_ratio": ratio,
+    }
+    table = [
+        [minutes, one.num_frames, round(one.peak_host_bytes / 1e6, 1), round(one.frames_per_second, 1)]
+        for minutes, one in zip(lengths, results, strict=True)
+    ]
+    console.table(["minutes", "frames", "peak memory, MB", "frames a second"], table, data=data)
+    console.line(f"the long film's peak is {ratio:.4f} of the short one's")
+    return data

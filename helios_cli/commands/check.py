@@ -1,0 +1,100 @@
+"""`helios check`: numbers of a finished film, and what in it is worth a look."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from helios_cli.check.layout import MAX_CHUNK_FRAMES
+from helios_cli.console import JsonFlag, console
+from helios_cli.errors import HeliosError
+
+if TYPE_CHECKING:
+    from helios_cli.check.report import ChunkReport, Report
+
+MAX_ROWS = 40
+"""Chunks of a longer film are shown only where something was found."""
+
+MEASURES = ("brightness", "saturation", "contrast", "motion", "flicker")
+COLUMNS = ("chunk", "   time", "bright", "satur", "contr", "motion", "flicker", " jump", "found")
+
+
+def check(
+    video: Annotated[Path, typer.Argument(help="A film, or a folder of PNG frames.", show_default=False)],
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything is found.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page with pictures and plots to this file.")
+    ] = None,
+    chunk_frames: Annotated[
+        int | None,
+        typer.Option(min=8, max=MAX_CHUNK_FRAMES, help="Frames of a chunk; default: the film's sidecar, else 33."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Look for black, frozen, flickering, drifting and repeating chunks of a film.
+
+    What is found is no error: the exit code is 0, or 1 with --strict. A file that cannot be read ends with 2.
+    """
+    from helios_cli.check.examine import examine
+    from helios_cli.check.page import check_page_target, write_page
+
+    if report:
+        check_page_target(report)
+    result = examine(video, chunk_frames=chunk_frames)
+    if report:
+        write_page(result, report)
+    console.result(result.to_dict())
+    for notice in result.notices:
+        console.notice(notice)
+    _show(result)
+    if strict and result.findings:
+        hint = None if report else "add --report report.html to see where"
+        raise HeliosError(f"{video}: {_counted(len(result.findings), 'finding')}, and --strict allows none", hint=hint)
+
+
+def _show(report: Report) -> None:
+    from helios_cli.check.report import chunk_range, chunks_with, clock_time
+
+    found = chunks_with(report.findings)
+    shown = [chunk for chunk in report.chunks if len(report.chunks) <= MAX_ROWS or chunk.index in found]
+    rows = [_row(chunk, report, found.get(chunk.index, [])) for chunk in shown[:MAX_ROWS]]
+    if len(report.chunks) > MAX_ROWS:
+        rows.append(_median_row(report))
+    console.table(COLUMNS, rows)
+    if len(rows) - 1 < len(report.chunks) > MAX_ROWS:
+        console.line(f"{len(rows) - 1} of {len(report.chunks)} chunks are shown; --json and --report have all")
+    console.line()
+    for finding in report.findings:
+        time = f"{clock_time(finding.start_seconds)}-{clock_time(finding.end_seconds)}"
+        console.line(f"{finding.kind}: {chunk_range(finding)}, {time}: {finding.message}")
+    kinds = ", ".join(dict.fromkeys(finding.kind for finding in report.findings))
+    verdict = f"{_counted(len(report.findings), 'finding')} ({kinds})" if kinds else "nothing found"
+    length = f"{_counted(len(report.chunks), 'chunk')}, {_counted(report.num_frames, 'frame')}"
+    console.line(f"{verdict} in {length}, {clock_time(report.seconds)}")
+
+
+def _row(chunk: ChunkReport, report: Report, found: list[str]) -> list[str]:
+    from helios_cli.check.report import clock_time
+
+    jump = "" if chunk.jump is None else "cut" if chunk.cut else f"{chunk.jump:.1f}"
+    numbers = [f"{getattr(chunk, name):.1f}" for name in MEASURES]
+    start = clock_time(chunk.start_frame / report.fps)
+    return [*_aligned([str(chunk.index + 1), start, *numbers, jump]), ", ".join(dict.fromkeys(found))]
+
+
+def _median_row(report: Report) -> list[str]:
+    medians = [statistics.median(getattr(chunk, name) for chunk in report.chunks) for name in MEASURES]
+    medians.append(statistics.median(chunk.jump for chunk in report.chunks[1:]))
+    return [*_aligned(["median", "", *(f"{value:.1f}" for value in medians)]), ""]
+
+
+def _aligned(cells: list[str]) -> list[str]:
+    """Numbers under the ends of their headings."""
+    return [cell.rjust(len(column)) for cell, column in zip(cells, COLUMNS, strict=False)]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

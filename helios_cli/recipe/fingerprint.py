@@ -1,0 +1,98 @@
+"""Fingerprints: one for each chunk, over everything that decides its latents, and over nothing else.
+
+Two chunks with one fingerprint are the same pictures, bit for bit, in whatever films they stand. Resume and the cache
+of kept pieces rest on that, so what belongs here is decided by the render loop alone:
+
+- A fresh chunk begins with empty history, an empty anchor and a generator seeded anew: nothing before it counts.
+- Any other chunk takes history, anchor and generator from the chunk before it: its fingerprint goes on from that one's.
+- How many of a chunk's 33 frames are kept does not count; it is recorded beside the fingerprint (`Chunk.num_frames`).
+- Neither do title, place in the film, rate, codec or file: they change no latent. The rate does where a clip is
+  continued, which is brought to it first.
+
+Bit for bit holds for one `Arithmetic`: the same products round otherwise on another device, in another dtype, by
+another PyTorch, and on a CPU with another number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from helios_cli.errors import InputError
+from helios_cli.recipe.plan import Chunk, Plan
+
+NUMERICS_VERSION = 1
+"""Raised with every change of helios that moves a bit of a latent or a frame: kernels, samplers, presets, noise."""
+
+REANCHORED_FROM = 2
+"""The first chunk of a segment that sees an anchor taken from the second chunk."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How numbers are rounded. `device` names the model of the processor, for a CPU with its number of threads."""
+
+    device: str
+    dtype: str
+    torch: str
+
+
+def chunk_fingerprints(plan: Plan, weights: str, arithmetic: Arithmetic, *, reanchor: bool = False) -> list[str]:
+    """The fingerprint of each chunk of `plan`, 64 hex digits.
+
+    `weights` is `weights.identity.weights_identity` of the checkpoint. Pictures and clips are read, each once; one that
+    cannot be is an InputError.
+    """
+    basis = {
+        "numerics": NUMERICS_VERSION,
+        "arithmetic": asdict(arithmetic),
+        "weights": weights,
+        "size": plan.size,
+        "steps": plan.steps,
+        # Up to 1 there is one model call a step and no negative prompt, whatever the number.
+        "guidance": (plan.guidance, plan.negative) if plan.guidance > 1 else None,
+    }
+    files: dict[Path, str] = {}
+    found: list[str] = []
+    place = 0  # in the segment
+    for chunk in plan.chunks:
+        place = 0 if chunk.fresh else place + 1
+        before = {"fresh": basis, **_start(chunk, plan.fps, files)} if chunk.fresh else {"after": found[-1]}
+        if reanchor and place == REANCHORED_FROM:
+            before["reanchor"] = True
+        found.append(_digest({**before, "prompts": chunk.prompts}))
+    return found
+
+
+def film_fingerprint(plan: Plan, chunks: Iterable[str]) -> str:
+    """One fingerprint for a film's frames: those of its chunks, and how many frames of each are kept."""
+    return _digest([[fingerprint, chunk.num_frames] for fingerprint, chunk in zip(chunks, plan.chunks, strict=True)])
+
+
+def _start(chunk: Chunk, fps: float, files: dict[Path, str]) -> dict:
+    """What a fresh chunk begins with. Decoders are named with their version: they round as well."""
+    start: dict = {"seed": chunk.seed}
+    if chunk.image:
+        start["image"] = [_content(chunk.image, files), metadata.version("pillow")]
+    if chunk.video:
+        start["video"] = [_content(chunk.video, files), metadata.version("imageio-ffmpeg"), fps]
+    return start
+
+
+def _content(path: Path, files: dict[Path, str]) -> str:
+    if path not in files:
+        try:
+            with path.open("rb") as file:
+                files[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return files[path]
+
+
+def _digest(value: dict | list) -> str:
+    """SHA-256 of a value's JSON, in which every float is written to its last bit."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()

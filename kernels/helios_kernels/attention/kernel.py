@@ -1,0 +1,109 @@
+"""Attention through plain pointers: Ampere, Ada, consumer Blackwell, CDNA, and whatever TMA cannot address."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from helios_kernels.attention.softmax import LOG2_E, block_logits, fold
+from helios_kernels.configs import config
+from helios_kernels.dispatch import INTERPRETER, current_chip
+from helios_kernels.launch import launch
+
+
+@triton.jit
+def _keys(
+    total, top, weight_sum, q, k, v, bias, first, last, K, k_s, v_s, scale,
+    HAS_BIAS: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Folds the keys from `first` to `last`; MASKED where the last block reaches past K."""
+    channels = tl.arange(0, D)[None, :]
+    rows = tl.arange(0, BLOCK_K)
+    for start in range(first, last, BLOCK_K):
+        keys = start + rows
+        # The block's start goes into the 64-bit base, so that offsets within the block are 32-bit ones.
+        k_place = k + tl.cast(start, tl.int64) * k_s + rows[:, None] * k_s + channels
+        v_place = v + tl.cast(start, tl.int64) * v_s + rows[:, None] * v_s + channels
+        if MASKED:
+            k_block = tl.load(k_place, (keys < K)[:, None], other=0.0)
+            v_block = tl.load(v_place, (keys < K)[:, None], other=0.0)
+        else:
+            k_block, v_block = tl.load(k_place), tl.load(v_place)
+        logits = block_logits(q, k_block, scale, bias, keys, K, HAS_BIAS, MASKED, WIDE)
+        total, top, weight_sum = fold(
+            total, top, weight_sum, logits, 1.0 if HAS_BIAS else scale, v_block, HAS_BIAS, WIDE
+        )
+    return total, top, weight_sum
+
+
+@triton.jit(do_not_specialize=["Q", "K"])
+def attention_kernel(
+    q,  # [B, Q, N, D]
+    k,  # [B, K, N, D]
+    v,  # [B, K, N, D]
+    bias,  # [K] float32
+    out,  # [B, Q, N, D]
+    N,
+    Q,
+    K,
+    scale,  # log2(e) / sqrt(D)
+    q_b,  # strides in elements; those along D are 1
+    q_s,
+    q_n,
+    k_b,
+    k_s,
+    k_n,
+    v_b,
+    v_s,
+    v_n,
+    out_b,
+    out_s,
+    out_n,
+    HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    batch, head = (tl.program_id(1) // N).to(tl.int64), (tl.program_id(1) % N).to(tl.int64)
+    rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    channels = tl.arange(0, D)[None, :]
+    exists = (rows < Q)[:, None]
+    wide_rows = rows.to(tl.int64)[:, None]
+
+    q_block = tl.load(q + batch * q_b + head * q_n + wide_rows * q_s + channels, exists, other=0.0)
+    k += batch * k_b + head * k_n
+    v += batch * v_b + head * v_n
+    total = tl.zeros((BLOCK_Q, D), tl.float32)
+    top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+    weight_sum = tl.zeros((BLOCK_Q,), tl.float32)
+
+    whole = K // BLOCK_K * BLOCK_K
+    if not HAS_BIAS:
+        total, top, weight_sum = _keys(
+            total, top, weight_sum, q_block, k, v, bias, 0, whole, K, k_s, v_s, scale, False, False, WIDE, D, BLOCK_K
+        )
+    total, top, weight_sum = _keys(
+        total, top, weight_sum, q_block, k, v, bias, 0 if HAS_BIAS else whole, K, K, k_s, v_s, scale,
+        HAS_BIAS, True, WIDE, D, BLOCK_K,
+    )  # fmt: skip
+    place = out + batch * out_b + head * out_n + wide_rows * out_s + channels
+    tl.store(place, (total / weight_sum[:, None]).to(out.dtype.element_ty), exists)
+
+
+def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    B, Q, N, D = q.shape
+    assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1 and k.shape[1] > 0
+    out = torch.empty((B, Q, N, D), dtype=q.dtype, device=q.device)
+    chosen = config("attention", head=D)
+    launch(
+        attention_kernel,
+        (triton.cdiv(Q, chosen.block_q), B * N),
+        q, k, v, q if bias is None else bias, out, N, Q, k.shape[1], LOG2_E * D**-0.5,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+        config=chosen, HAS_BIAS=bias is not None, WIDE=current_chip() == INTERPRETER,
+        D=D, BLOCK_Q=chosen.block_q, BLOCK_K=chosen.block_k,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,110 @@
+"""Triton or plain PyTorch: decided once, with the reason, for the whole process.
+
+`HELIOS_KERNELS` forces it: `auto` (default) takes Triton where it runs, `triton` insists, `reference` is plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHOICES = ("auto", "triton", "reference")
+
+OLDEST_TRITON = (3, 4)
+"""First release with tensor descriptors."""
+
+INTERPRETER = "interpreter"
+
+_compiling_for: ContextVar[str | None] = ContextVar("compiling_for", default=None)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """`chip` is the key of the launch configurations (`configs.py`), None for plain PyTorch."""
+
+    chip: str | None
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return "triton" if self.chip else "reference"
+
+
+@functools.cache
+def backend() -> Backend:
+    """What runs the kernels of this process. RuntimeError for a choice that cannot be had."""
+    choice = os.environ.get("HELIOS_KERNELS", "auto")
+    if choice not in CHOICES:
+        raise RuntimeError(f"HELIOS_KERNELS is {choice!r}; it is one of {', '.join(CHOICES)}")
+    if choice == "reference":
+        return Backend(None, "HELIOS_KERNELS=reference")
+    found = _find_triton()
+    if choice == "triton" and found.chip is None:
+        raise RuntimeError(f"HELIOS_KERNELS=triton, but {found.reason}")
+    return found
+
+
+def _find_triton() -> Backend:
+    if importlib.util.find_spec("triton") is None:
+        return Backend(None, "Triton is not installed")
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < OLDEST_TRITON:
+        return Backend(None, f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST_TRITON))}")
+    if triton.knobs.runtime.interpret:
+        return Backend(INTERPRETER, "TRITON_INTERPRET=1: kernels run on the CPU, slowly")
+    if not torch.cuda.is_available():
+        return Backend(None, "PyTorch sees no GPU")
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    chip = chip_of(properties)
+    if chip is None:
+        return Backend(None, f"no kernel configuration is shipped for {properties.name}")
+    return Backend(chip, f"Triton {triton.__version__} on {properties.name}, configured as {chip}")
+
+
+def chip_of(properties) -> str | None:
+    """Key of the launch configurations for a GPU: the nearest one whose shared memory and instructions it has."""
+    if torch.version.hip:
+        return "gfx942" if properties.gcnArchName.split(":")[0] in ("gfx942", "gfx950") else None
+    match (properties.major, properties.minor):
+        case (8, 0):
+            return "sm_80"
+        case (8, _) | (12, _):  # 99 KiB of shared memory and mma.sync, consumer Blackwell included
+            return "sm_89"
+        case (9, 0):
+            return "sm_90"
+        case (10, _) | (11, _):
+            return "sm_100"
+    return None
+
+
+def current_chip() -> str:
+    """Whose configurations a launch takes."""
+    return _compiling_for.get() or backend().chip or ""
+
+
+@contextmanager
+def compiling_for(chip: str):
+    """Calls inside choose `chip`'s kernels and configurations, whatever the tensors' device (ahead-of-time builds)."""
+    token = _compiling_for.set(chip)
+    try:
+        yield
+    finally:
+        _compiling_for.reset(token)
+
+
+def runs(x: Tensor) -> bool:
+    """Whether a kernel does the work on `x`. Kernels are forward only: where gradients are recorded, PyTorch does."""
+    if _compiling_for.get():
+        return True
+    if torch.is_grad_enabled() or backend().chip is None:
+        return False
+    return x.is_cuda or backend().chip == INTERPRETER

@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from helios_kernels.precision import wide
+
+
+def dmd_step(x: Tensor, flow: Tensor, start_point: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    x0 = wide(x) - sigma * wide(flow)
+    return x0 if sigma_next == 0 else (1 - sigma_next) * x0 + sigma_next * wide(start_point)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from helios_kernels.configs import row_tile
+from helios_kernels.launch import launch
+from helios_kernels.modulated_norm.kernel import row_strides
+from helios_kernels.stream import layer_norm_tile, row_programs, rows_of_program
+
+
+@triton.jit(do_not_specialize=["S", "split", "y_from", "norm_from"])
+def gated_residual_kernel(
+    x,  # [B, S, E], changed in place
+    y,  # [B, S - y_from, E]
+    gate,  # [B, 2, E] float32
+    scale,  # [B, 2, E] float32
+    shift,  # [B, 2, E] float32
+    out,  # [B, S - norm_from, E], the norm of the new x
+    S,
+    split,
+    y_from,  # 0 or split
+    norm_from,  # 0 or split
+    eps,
+    x_b,  # strides in elements; those along E are 1
+    x_s,
+    y_b,
+    y_s,
+    gate_b,
+    gate_r,
+    scale_b,
+    scale_r,
+    shift_b,
+    shift_r,
+    out_b,
+    out_s,
+    HAS_GATE: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    base: tl.constexpr,  # 1 for modulation, 0 for a plain weight
+    E: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    rows, exists, noisy = rows_of_program(S, split, ROWS)
+    batch = tl.program_id(1).to(tl.int64)
+    side = noisy.to(tl.int64)
+    rows = rows.to(tl.int64)[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    inside = exists[:, None] & (columns < E)
+
+    place = x + batch * x_b + rows * x_s + columns
+    tile = tl.load(place, inside, other=0.0).to(tl.float32)
+    if noisy | (y_from == 0):
+        added = tl.load(y + batch * y_b + (rows - y_from) * y_s + columns, inside, other=0.0).to(tl.float32)
+        if HAS_GATE:
+            factor = tl.load(gate + batch * gate_b + side * gate_r + columns, columns < E, other=0.0).to(tl.float32)
+            added = added * factor
+        rounded = (tile + added).to(x.dtype.element_ty)
+        tl.store(place, rounded, inside)
+        tile = rounded.to(tl.float32)
+    if HAS_NORM:
+        if noisy | (norm_from == 0):
+            weight = tl.load(scale + batch * scale_b + side * scale_r + columns, columns < E, other=0.0).to(tl.float32)
+            offset = tl.load(shift + batch * shift_b + side * shift_r + columns, columns < E, other=0.0).to(tl.float32)
+            normed = layer_norm_tile(tile, inside, E, eps) * (base + weight) + offset
+            normed = normed.to(out.dtype.element_ty)
+            tl.store(out + batch * out_b + (rows - norm_from) * out_s + columns, normed, inside)
+
+
+def run(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    split: int,
+    norm: tuple[Tensor, Tensor] | None = None,
+    base: float = 1.0,
+    eps: float = 0.0,
+    norm_from: int = 0,
+) -> Tensor | None:
+    """Adds `y * gate` to x in place; with `norm` (scale, shift) returns `norm(x) * (base + scale) + shift`."""
+    B, S, E = x.shape
+    y_from = S - y.shape[1]
+    assert y_from in (0, split) and x.stride(-1) == y.stride(-1) == 1
+    # Absent tensors are never read; x stands in for their pointers.
+    scale, shift = norm or (x[:, :1], x[:, :1])
+    out = torch.empty((B, S - norm_from, E), dtype=x.dtype, device=x.device) if norm else x
+    gates = x[:, :1] if gate is None else gate
+    tile = row_tile("gated_residual", E)
+    launch(
+        gated_residual_kernel,
+        (row_programs(S, split, tile.rows), B),
+        x, y, gates, scale, shift, out, S, split, y_from, norm_from, eps,
+        *x.stride()[:2], *y.stride()[:2], *row_strides(gates), *row_strides(scale), *row_strides(shift),
+        *out.stride()[:2],
+        config=tile.config, HAS_GATE=gate is not None, HAS_NORM=norm is not None, base=base,
+        E=E, ROWS=tile.rows, BLOCK=tile.block,
+    )  # fmt: skip
+    return out if norm else None

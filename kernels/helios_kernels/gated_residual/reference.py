@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from helios_kernels.modulated_norm.reference import layer_norm, modulated_norm
+from helios_kernels.precision import wide
+
+
+def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, split: int) -> Tensor:
+    start = x_BSE.shape[1] - y_BSE.shape[1]
+    y = wide(y_BSE)
+    if gate is not None:
+        history = split - start
+        y = torch.cat([y[:, :history] * gate[:, :1], y[:, history:] * gate[:, 1:]], dim=1)
+    return torch.cat([x_BSE[:, :start], (wide(x_BSE[:, start:]) + y).to(x_BSE.dtype)], dim=1)
+
+
+def gated_residual_modulated_norm(
+    x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, split: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    x = gated_residual(x_BSE, y_BSE, gate, split)
+    return x, modulated_norm(x, scale, shift, split, eps)
+
+
+def gated_residual_layer_norm(
+    x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, weight_E: Tensor, bias_E: Tensor, split: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    x = gated_residual(x_BSE, y_BSE, gate, split)
+    return x, layer_norm(x[:, split:], weight_E, bias_E, eps)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from helios_kernels.configs import config
+from helios_kernels.launch import launch
+
+
+@triton.jit(do_not_specialize=["count", "H", "W"])
+def renoise_kernel(
+    x,  # [planes, H, W], contiguous
+    noise,  # [planes, 2 H, 2 W], contiguous
+    out,  # like noise, float32
+    count,  # elements of out
+    H,
+    W,
+    alpha,
+    beta,
+    BLOCK: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    column, line = place % (2 * W), place // (2 * W)
+    source = (line // (2 * H) * H + line % (2 * H) // 2) * W + column // 2
+    coarse = tl.load(x + source, inside).to(tl.float32)
+    fresh = tl.load(noise + place, inside).to(tl.float32)
+    tl.store(out + place, alpha * coarse + beta * fresh, inside)
+
+
+def run(x: Tensor, noise: Tensor, alpha: float, beta: float) -> Tensor:
+    H, W = x.shape[-2:]
+    assert noise.shape == (*x.shape[:-2], 2 * H, 2 * W)
+    out = torch.empty(noise.shape, dtype=torch.float32, device=x.device)
+    chosen = config("renoise")
+    launch(
+        renoise_kernel,
+        (triton.cdiv(out.numel(), chosen.tile),),
+        x.contiguous(), noise.contiguous(), out, out.numel(), H, W, alpha, beta,
+        config=chosen, BLOCK=chosen.tile,
+    )  # fmt: skip
+    return out

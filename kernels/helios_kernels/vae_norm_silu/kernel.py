@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from helios_kernels.configs import row_tile
+from helios_kernels.launch import launch
+from helios_kernels.vae_norm_silu.reference import NORM_EPS
+
+
+@triton.jit(do_not_specialize=["count", "past_count"])
+def vae_norm_silu_kernel(
+    x,  # [B, positions, C]
+    past,  # [B, past positions, C]
+    gamma,  # [C]
+    out,  # [B, past and x, C]
+    count,  # positions of out
+    past_count,
+    x_b,  # strides in elements; within a batch item all are contiguous
+    past_b,
+    out_b,
+    EPS: tl.constexpr,
+    ROOT: tl.constexpr,  # sqrt(C)
+    HAS_PAST: tl.constexpr,
+    NORM: tl.constexpr,
+    SILU: tl.constexpr,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    batch = tl.program_id(1).to(tl.int64)
+    rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    own = rows - past_count
+    inside = (rows < count) & (columns < C)
+
+    tile = tl.load(x + batch * x_b + own * C + columns, inside & (own >= 0), other=0.0).to(tl.float32)
+    if NORM:
+        length = tl.sqrt(tl.sum(tile * tile, axis=1))
+        factor = tl.load(gamma + columns, columns < C, other=0.0).to(tl.float32) * ROOT
+        tile = tile * (1.0 / tl.maximum(length, EPS))[:, None] * factor
+    if SILU:
+        tile = tile * tl.sigmoid(tile)
+    if HAS_PAST:
+        remembered = tl.load(past + batch * past_b + rows * C + columns, inside & (own < 0), other=0.0).to(tl.float32)
+        tile = tl.where(own < 0, remembered, tile)
+    tl.store(out + batch * out_b + rows * C + columns, tile.to(out.dtype.element_ty), inside)
+
+
+def run(x: Tensor, past: Tensor | None, gamma: Tensor | None, out: Tensor, silu: bool) -> Tensor:
+    """The frames of `out` before x's are those of `past`, or zeros. Without `gamma` no norm."""
+    B, T, H, W, C = x.shape
+    padded = out.shape[1] - T
+    assert all(item.is_contiguous() for tensor in (x, out, past) if tensor is not None for item in tensor[:1])
+    assert past is None or past.shape == (B, padded, H, W, C)
+    tile = row_tile("vae_norm_silu", C)
+    count = out.shape[1] * H * W
+    stand_in = x if past is None else past
+    launch(
+        vae_norm_silu_kernel,
+        (triton.cdiv(count, tile.rows), B),
+        x, stand_in, x if gamma is None else gamma, out, count, padded * H * W,
+        x.stride(0), stand_in.stride(0), out.stride(0),
+        config=tile.config, EPS=NORM_EPS, ROOT=C**0.5, HAS_PAST=past is not None, NORM=gamma is not None, SILU=silu,
+        C=C, ROWS=tile.rows, BLOCK=tile.block,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helios_kernels.precision import wide
+
+NORM_EPS = 1e-12
+
+
+def vae_norm_silu(
+    x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor | None = None, *, silu: bool = True
+) -> Tensor:
+    """The twin returns a new tensor; `out` is there for the kernel's signature."""
+    y = F.normalize(wide(x_BTHWC), dim=-1, eps=NORM_EPS) * (x_BTHWC.shape[-1] ** 0.5 * wide(gamma_C))
+    return (F.silu(y) if silu else y).to(x_BTHWC.dtype)
+
+
+def causal_pad(
+    x_BTHWC: Tensor,
+    past_BPHWC: Tensor | None,
+    out_BTHWC: Tensor,
+    gamma_C: Tensor | None = None,
+    *,
+    silu: bool = False,
+) -> Tensor:
+    """The twin reads nothing but the length of `out`."""
+    if past_BPHWC is None:
+        B, T, H, W, C = x_BTHWC.shape
+        past_BPHWC = x_BTHWC.new_zeros(B, out_BTHWC.shape[1] - T, H, W, C)
+    x = x_BTHWC if gamma_C is None else vae_norm_silu(x_BTHWC, gamma_C, silu=silu)
+    return torch.cat([past_BPHWC, x], dim=1)

@@ -1,0 +1,185 @@
+"""`helios bench` through its command line, with real processes on both sides. No speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from helios_cli import __version__
+from helios_cli.bench import report
+from helios_cli.bench.job import Job, Result, run
+from helios_cli.cli import main
+from helios_cli.commands import bench
+from helios_cli.errors import CheckpointError, HeliosError, MachineError
+from helios_cli.weights.names import EMBEDDED_FOLDER
+
+SMALL = ["--size", "64x64", "--steps", "1,1,1", "--threads", "1"]
+JOB = Job(
+    folder=str(EMBEDDED_FOLDER),
+    synthetic=None,
+    size=(64, 64),
+    num_frames=33,
+    steps=(1, 1, 1),
+    dtype="float32",
+    device="cpu",
+    threads=1,
+    film="film.mp4",
+)
+
+
+def check_side(side: dict, frames: int) -> None:
+    """What holds of any measurement."""
+    assert side["num_frames"] == frames and side["threads"] == 1 and side["device"] == "cpu"
+    assert list(side["phases"]) == ["text", "stage 0", "stage 1", "stage 2", "decode", "write"]
+    assert all(seconds > 0 for seconds in side["phases"].values())
+    assert sum(side["phases"].values()) <= side["seconds"]
+    assert side["other_seconds"] == pytest.approx(side["seconds"] - sum(side["phases"].values()))
+    assert side["frames_per_second"] == pytest.approx(frames / side["seconds"])
+    assert side["load_seconds"] > 0
+    assert 100e6 < side["peak_host_bytes"] < 8e9 and side["peak_device_bytes"] is None
+
+
+def test_side_by_side(tmp_path, capsys):
+    out = tmp_path / "result.json"
+    arguments = ["--synthetic", "tiny", "--chunks", "1", "--against", "diffusers", "--dtype", "float32", *SMALL]
+    assert main(["bench", "render", *arguments, "--device", "cpu", "--json", "--out", str(out)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data == json.loads(out.read_text())
+    ours, theirs = data["sides"]
+    assert (ours["side"], ours["version"], theirs["side"]) == ("helios", __version__, "diffusers")
+    for side in (ours, theirs):
+        check_side(side, frames=33)
+        assert set(side["dtypes"].values()) == {"float32"}
+    assert data["ratios"]["total"] == pytest.approx(ours["seconds"] / theirs["seconds"])
+    assert data["ratios"]["decode"] == pytest.approx(ours["phases"]["decode"] / theirs["phases"]["decode"])
+    assert data["agreement_db"] > report.SAME_FILM_DB
+    assert data["film"]["size"] == [64, 64] and data["film"]["chunks"] == 1 and data["film"]["steps"] == [1, 1, 1]
+    assert data["versions"]["torch"] and data["machine"]["model"] and data["date"].endswith("+00:00")
+
+
+@pytest.mark.parametrize("side", ["ours", "reference"])
+def test_a_resident_size_is_made_by_each_side(side, tmp_path):
+    """The way of the 14b, at the tiny size: the film is that of the same weights read from a folder."""
+    job = replace(JOB, folder=None, synthetic="tiny", film=str(tmp_path / "made.mp4"))
+    result = run(side, job)
+    assert result.num_frames == 33 and set(result.dtypes.values()) == {"float32"}
+    run("ours", replace(job, folder=str(EMBEDDED_FOLDER), synthetic=None, film=str(tmp_path / "read.mp4")))
+    assert report.agreement_db(str(tmp_path / "made.mp4"), str(tmp_path / "read.mp4")) > report.SAME_FILM_DB
+
+
+def test_memory_of_two_lengths(capsys):
+    arguments = ["--minutes", "0.02,0.05", "--dtype", "bfloat16", "--device", "cpu", *SMALL]
+    assert main(["bench", "render", "--memory", *arguments, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    short, long = data["sides"]
+    check_side(short, frames=29)
+    check_side(long, frames=72)
+    assert data["minutes"] == [0.02, 0.05]
+    assert data["peak_ratio"] == pytest.approx(long["peak_host_bytes"] / short["peak_host_bytes"])
+    assert 0.8 < data["peak_ratio"] < 1.25
+
+
+def test_the_table_has_a_line_for_each_number(capsys):
+    assert main(["bench", "render", "--chunks", "1", "--device", "cpu", *SMALL]) == 0
+    out = capsys.readouterr().out
+    for label in ("text, s", "stage 2, s", "decode, s", "film, s", "frames a second", "peak memory, MB"):
+        assert label in out
+    assert "helios" in out and "1 threads" in out and "ratio" not in out
+
+
+def test_two_seeds_are_not_the_same_film(tmp_path):
+    films = [str(tmp_path / f"{seed}.mp4") for seed in (0, 1)]
+    for seed, film in enumerate(films):
+        run("ours", replace(JOB, seed=seed, film=film))
+    assert report.agreement_db(films[0], films[0]) == 100
+    assert report.agreement_db(*films) < report.SAME_FILM_DB
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--synthetic", "huge"], 2, "'huge' is no size"),
+        (["--synthetic", "tiny", "-m", "tiny"], 2, "both name a model"),
+        (["--memory", "--against", "diffusers"], 2, "helios alone"),
+        (["--memory", "--minutes", "10,1"], 2, "a short film comes before"),
+        (["--memory", "--minutes", "1"], 2, "not two numbers"),
+        (["--size", "100x100"], 2, "100x100"),
+        (["--steps", "2,2"], 2, "3 stages"),
+        (["-m", "./nowhere"], 2, "nowhere"),
+        (["--device", "cuda:99"], 3, "cuda:99"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_measured(arguments, code, said, capsys):
+    assert main(["bench", "render", *arguments]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and said in err
+
+
+def test_a_missing_reference_is_told_before_anything_runs(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert main(["bench", "render", "--against", "diffusers"]) == 3
+    assert "not installed" in capsys.readouterr().err
+
+
+def test_a_checkpoint_goes_to_a_new_folder(tmp_path, capsys):
+    (tmp_path / "kept.txt").write_text("mine")
+    assert main(["bench", "checkpoint", "tiny", str(tmp_path)]) == 2
+    assert main(["bench", "checkpoint", "huge", str(tmp_path / "new")]) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_an_error_of_a_side_is_its_own(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere does not exist"):
+        run("ours", replace(JOB, folder=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "said"),
+    [
+        ("kill -9 $$", MachineError, "stopped by SIGKILL"),
+        ("echo first >&2; echo ValueError: no >&2; exit 1", HeliosError, "failed: ValueError: no"),
+    ],
+)
+def test_a_side_that_dies(script, error, said, tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(error, match=said):
+        run("ours", JOB)
+
+
+def test_a_childs_peak_is_not_its_parents(tmp_path):
+    """A process begins with its parent's `ru_maxrss`; what is measured does not."""
+    ballast = bytearray(os.urandom(1)) * 2**30
+    with_ballast = run("ours", replace(JOB, film=str(tmp_path / "a.mp4"))).peak_host_bytes
+    del ballast
+    assert with_ballast < 2**30
+
+
+def test_ratios_and_rows():
+    common = dict(version="1", device="cpu", dtypes={}, num_frames=33, threads=1, peak_device_bytes=None)
+    phases = {"text": 0.5, "stage 0": 1.0, "stage 1": 2.0, "decode": 4.0, "write": 0.25}
+    ours = Result("helios", load_seconds=1.0, seconds=8.0, phases=phases, peak_host_bytes=500_000_000, **common)
+    slower = {phase: 2 * seconds for phase, seconds in phases.items()}
+    theirs = Result("diffusers", load_seconds=4.0, seconds=20.0, phases=slower, peak_host_bytes=10**9, **common)
+    assert report.ratios(ours, theirs) == {"total": 0.4, "dit": 0.5, "decode": 0.5, "load": 0.25}
+    rows = {label: numbers for label, *numbers in report.rows([ours, theirs])}
+    assert rows["all stages, s"] == [3.0, 6.0, 0.5]
+    assert rows["other, s"] == [0.25, 4.5, 0.0556]
+    assert rows["peak memory, MB"] == [500, 1000, 0.5]
+    assert {label: numbers for label, *numbers in report.rows([ours])}["film, s"] == [8.0]
+
+
+def test_the_commit_is_this_checkouts():
+    root = Path(report.__file__).parents[2]
+    if not (root / ".git").exists():
+        assert report.commit() is None
+    else:
+        assert len(report.commit().removesuffix("+")) == 12

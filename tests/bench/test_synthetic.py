@@ -1,0 +1,151 @@
+"""Synthetic models against the classes of diffusers and transformers, and their films' range."""
+
+from __future__ import annotations
+
+import diffusers
+import numpy as np
+import oracle
+import pytest
+import torch
+import transformers
+from accelerate import init_empty_weights
+from films import plan_of, rendered
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import Case
+
+from helios_cli.bench.specs import SPECS
+from helios_cli.bench.synthetic import RandomModels, describe, write_checkpoint
+from helios_cli.bench.tokenizer import WORDS, word_tokenizer
+from helios_cli.engine.history import History
+from helios_cli.engine.render import render
+from helios_cli.engine.writer import open_writer
+from helios_cli.weights.checkpoint import Checkpoint, files_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """kind -> a tiny checkpoint in float32."""
+    made = {}
+
+    def get(kind: str):
+        if kind not in made:
+            made[kind] = write_checkpoint(tmp_path_factory.mktemp(kind), SPECS["tiny"], kind=kind)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture
+def exact_block_noise(monkeypatch):
+    monkeypatch.setattr(torch.linalg, "cholesky", oracle.exact_block_noise_factor(torch.linalg.cholesky))
+
+
+@pytest.mark.parametrize("size", SPECS)
+def test_tensors_are_those_of_the_reference_classes(size, tmp_path):
+    spec = SPECS[size]
+    with init_empty_weights():
+        reference = {
+            "transformer": diffusers.HeliosTransformer3DModel.from_config(spec.transformer),
+            "vae": diffusers.AutoencoderKLWan.from_config(spec.vae),
+            "text_encoder": transformers.UMT5EncoderModel(transformers.UMT5Config(**spec.text_encoder)),
+        }
+    described = describe(tmp_path, spec, "distilled", torch.bfloat16)
+    for name, module in reference.items():
+        shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+        shapes.pop("encoder.embed_tokens.weight", None)  # shared.weight once more
+        assert {key: info.shape for key, info in described.component(name).tensors.items()} == shapes
+
+
+def test_the_large_size_is_the_published_model(tmp_path):
+    """Counts from the model card and the published files: 14.3 B parameters, 80 481 086 028 bytes of float32."""
+    described = describe(tmp_path, SPECS["14b"], "distilled", torch.float32)
+    counts = {name: component.parameters for name, component in described.components.items()}
+    assert counts["transformer"] == 14_312_427_584
+    headers = 80_481_086_028 - 4 * sum(counts.values())
+    assert 0 < headers < 1e6
+
+
+def test_same_arguments_give_the_same_bytes(tmp_path):
+    first, again, other = (
+        write_checkpoint(tmp_path / name, SPECS["tiny"], dtype=torch.bfloat16, seed=seed)
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    names = files_of(first)
+    assert names == files_of(again) == files_of(other) and len(names) == 11
+    same = {name for name in names if (first / name).read_bytes() == (other / name).read_bytes()}
+    assert all((first / name).read_bytes() == (again / name).read_bytes() for name in names)
+    assert {name for name in names if name not in same} == {name for name in names if name.endswith(".safetensors")}
+
+
+def test_files_can_be_read_by_others(tiny):
+    folder = tiny("distilled")
+    assert all((folder / name).stat().st_mode & 0o044 == 0o044 for name in files_of(folder))
+
+
+@pytest.mark.parametrize(("kind", "size", "steps"), [("base", (64, 64), (2,)), ("mid", (128, 128), (2, 2, 2))])
+def test_diffusers_renders_the_same_frames(kind, size, steps, tiny, tmp_path, exact_block_noise):
+    """As in test_parity. The distilled kind is that of the embedded checkpoint, in test_tiny."""
+    folder = tiny(kind)
+    assert Checkpoint.open(folder).kind == kind
+    case = Case(kind, size, steps, chunks=1)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = oracle.reference(case, pipeline).astype(int)
+    frames = rendered(case, folder, tmp_path / "f")[: len(expected)].astype(int)
+    assert expected.std() > 20
+    assert (np.abs(frames - expected) > 1).mean() <= 1e-3
+
+
+def test_made_on_the_device_is_the_same_as_written(tiny, tmp_path):
+    case = Case("distilled", (64, 64), (1, 1, 1), chunks=1)
+    models = RandomModels(SPECS["tiny"], CPU, torch.float32, name="tiny")
+    kept = [file for file in models.checkpoint.path.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in kept) < 50_000
+    plan = plan_of(case)
+    frames = []
+    with open_writer(tmp_path / "x.mkv", size=plan.size, fps=plan.fps) as writer:
+        write = writer.write
+        writer.write = lambda pictures: (frames.append(pictures.copy()), write(pictures))
+        list(render(plan, models, writer))
+    expected = rendered(case, tiny("distilled"), tmp_path / "f")
+    np.testing.assert_array_equal(np.concatenate(frames), expected)
+
+
+def test_values_stay_in_range_over_many_chunks(monkeypatch, tmp_path):
+    """Twelve chunks fill the history more than five times over."""
+    latents = []
+    remember = History.remember
+    monkeypatch.setattr(
+        History, "remember", lambda self, x, **kw: (latents.append(x.float()), remember(self, x, **kw))[1]
+    )
+    folder = write_checkpoint(tmp_path / "model", SPECS["tiny"], dtype=torch.bfloat16)
+    case = Case("distilled", (64, 64), (1, 1, 1), chunks=12)
+    frames = rendered(case, folder, tmp_path / "f", dtype=torch.bfloat16)
+    deviations = torch.stack([x.std() for x in latents])
+    assert deviations.min() > 0.7 and deviations.max() < 2.5
+    assert deviations[-4:].mean() / deviations[:4].mean() == pytest.approx(1, abs=0.1)
+    assert 20 < frames.std() < 80
+    assert ((frames == 0) | (frames == 255)).mean() < 0.1
+
+
+@given(st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=60))
+def test_every_ascii_prompt_has_a_spelling(text):
+    encoding = word_tokenizer().encode(text)
+    assert encoding.tokens[-1] == "</s>" and "<unk>" not in encoding.tokens
+    assert "".join(encoding.tokens[:-1]) == "".join(text.lower().split())
+
+
+def test_known_words_are_one_token():
+    tokens = word_tokenizer().encode(" ".join(WORDS)).tokens
+    assert tokens == [*WORDS, "</s>"]
+    assert word_tokenizer().encode("A RED fish.").tokens == ["a", "red", "f", "i", "s", "h", ".", "</s>"]
+
+
+def test_transformers_reads_the_same_tokens(tiny):
+    theirs = transformers.AutoTokenizer.from_pretrained(tiny("distilled") / "tokenizer")
+    prompt = "A Red circle, slowly: café 42%"
+    assert theirs(prompt).input_ids == word_tokenizer().encode(prompt).ids
+    assert (theirs.pad_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2)

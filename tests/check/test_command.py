@@ -1,0 +1,117 @@
+"""`helios check` from outside: what it prints where, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from check.clips import CHUNK, film, pan, scene
+
+from helios_cli import cli
+from helios_cli.check.limits import LIMITS
+from helios_cli.commands.check import check
+
+
+@pytest.fixture
+def helios(monkeypatch, capsys):
+    """`helios(*arguments)` runs `helios check`; gives its exit code, and what it printed on stdout and stderr."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(check)
+    app.callback()(lambda: None)
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments) -> tuple[int, str, str]:
+        code = cli.main(["check", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    return film(tmp_path_factory.mktemp("clean") / "film.mp4", pan(scene(), 3 * CHUNK))
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory):
+    """The second of three chunks flickers."""
+    frames = pan(scene(), 3 * CHUNK)
+    frames[CHUNK : 2 * CHUNK : 2] += 8
+    return film(tmp_path_factory.mktemp("spoilt") / "film.mp4", frames)
+
+
+def test_a_clean_film(helios, clean):
+    code, out, err = helios(clean, "--strict")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "nothing found in 3 chunks, 99 frames, 0:04.12"
+
+
+def test_findings_are_no_error_unless_strict(helios, spoilt):
+    code, out, err = helios(spoilt)
+    assert (code, err) == (0, "")
+    assert [line.split()[-1] for line in out.splitlines()[1:4]] != ["flickering"] * 3
+    assert out.splitlines()[2].endswith("flickering")
+    assert "flickering: chunk 2, 0:01.38-0:02.75: " in out
+    assert max(map(len, out.splitlines()[:4])) <= 80
+    code, strict_out, err = helios(spoilt, "--strict")
+    assert code == 1 and strict_out == out
+    assert err.startswith("error: ") and "1 finding" in err and "hint: " in err
+
+
+def test_json_is_the_report(helios, spoilt):
+    code, out, err = helios(spoilt, "--json")
+    report = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (report["version"], report["ok"], report["frames"], report["fps"]) == (1, False, 99, 24)
+    (finding,) = report["findings"]
+    assert (finding["kind"], finding["chunk"], finding["last_chunk"]) == ("flickering", 1, 1)
+    assert finding["value"] > finding["limit"] == LIMITS["flicker"].value == report["limits"]["flicker"]
+    assert len(report["chunks"]) == 3 and report["chunks"][0]["jump"] is None
+    assert helios(spoilt, "--json", "--strict")[0] == 1
+
+
+def test_long_films_show_only_what_was_found(helios, tmp_path):
+    frames = pan(scene(width=4096), 48 * 8)
+    frames[80:88:2] += 12
+    code, out, _ = helios(film(tmp_path / "film.mp4", frames), "--chunk-frames", 8)
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert [row[0] for row in rows[:3]] == ["chunk", "11", "median"]
+    assert "1 of 48 chunks are shown" in out
+
+
+def test_the_page_is_written_before_strict_fails(helios, spoilt, tmp_path):
+    code, _, err = helios(spoilt, "--strict", "--report", tmp_path / "report.html")
+    assert code == 1 and "hint" not in err
+    assert "flickering" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--report", "film.mp4"], "HTML"),
+        (["--report", "no/r.html"], "does not exist"),
+        (["--chunk-frames", "1"], "8<=x"),
+    ],
+)
+def test_wrong_options_end_before_the_film_is_read(helios, options, word):
+    code, out, err = helios("no-such-film.mp4", *options)
+    assert (code, out) == (2, "") and word in err
+
+
+def test_a_film_that_is_none(helios, tmp_path):
+    (tmp_path / "film.mp4").write_bytes(b"no film")
+    code, out, err = helios(tmp_path / "film.mp4", "--json")
+    assert (code, out) == (2, "") and err.startswith("error: ") and "hint: " in err
+
+
+def test_help_and_the_whole_check_leave_torch_alone(clean):
+    """`--help` even numpy: what a command needs is imported when it runs."""
+    script = "import sys; import helios_cli.commands.check; print('numpy' in sys.modules)\n"
+    script += "from helios_cli.check.examine import examine; examine(sys.argv[1]); print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script, str(clean)], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "False"]

@@ -1,0 +1,155 @@
+"""`helios render` as a user runs it: real processes, real files, exit codes, streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import oracle
+import pytest
+
+from helios_cli.cli import main
+from helios_cli.engine.ffmpeg import probe
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    oracle.pipeline("distilled").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def helios(tmp_path, model):
+    """Runs `helios` in an empty folder with its own home; returns the finished process."""
+
+    def run(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "helios_cli", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "HELIOS_HOME": str(tmp_path / "home"), "HELIOS_MODEL": str(model), **environment},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+SMALL = ("--size", "64x64", "--steps", "1,1,1", "--dtype", "float32")
+
+
+def test_a_prompt_becomes_an_mp4_that_players_open(helios, tmp_path):
+    result = helios("render", "A red circle, moving!", *SMALL, "--seconds", "2")
+    assert result.returncode == 0, result.stderr
+    film = tmp_path / "a-red-circle-moving.mp4"
+    info = probe(film)
+    assert (info.width, info.height, info.fps, info.codec, info.pix_fmt) == (64, 64, 24, "h264", "yuv420p")
+    assert info.profile == "High"
+    tags = (info.color_range, info.color_matrix, info.color_primaries, info.color_transfer)
+    assert tags == ("tv", "bt709", "bt709", "bt709")
+    assert result.stdout == ""
+    assert "48 frames" in result.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == [film.name]
+
+
+def test_events_are_one_json_object_a_line(helios):
+    result = helios("render", "a red circle", *SMALL, "--frames", "40", "--json")
+    assert result.returncode == 0, result.stderr
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {event["version"] for event in events} == {1}
+    assert events[0]["event"] == "film_started"
+    assert events[-1]["event"] == "film_done"
+    assert events[-1]["frames"] == 40
+    assert [event["frames"] for event in events if event["event"] == "chunk_done"] == [33, 40]
+
+
+def test_quiet_says_nothing(helios):
+    result = helios("render", "a red circle", *SMALL, "-q")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_standard_input_and_a_text_file_are_read(helios, tmp_path):
+    result = helios("render", "-", *SMALL, "-o", "in.mkv", stdin="[1s] a red circle\n\n[1s] a green square\n")
+    assert result.returncode == 0, result.stderr
+    assert probe(tmp_path / "in.mkv").codec == "ffv1"
+    (tmp_path / "shots.txt").write_text("a red circle\n\na green square\n")
+    assert helios("render", "shots.txt", *SMALL, "--frames", "66").returncode == 0
+    assert probe(tmp_path / "shots.mp4").duration == pytest.approx(66 / 24, abs=0.01)
+
+
+def test_same_seed_same_film(helios, tmp_path):
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        assert helios("render", "a red circle", *SMALL, "--seed", seed, "-o", f"{name}/").returncode == 0
+    a, b, c = ([file.read_bytes() for file in sorted((tmp_path / name).iterdir())] for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_a_finished_film_is_not_overwritten_unless_forced(helios, tmp_path):
+    (tmp_path / "out.mp4").write_bytes(b"precious")
+    refused = helios("render", "a red circle", *SMALL, "-o", "out.mp4")
+    assert refused.returncode == 2
+    assert "--force" in refused.stderr
+    assert (tmp_path / "out.mp4").read_bytes() == b"precious"
+    assert helios("render", "a red circle", *SMALL, "-o", "out.mp4", "--force").returncode == 0
+    assert probe(tmp_path / "out.mp4").codec == "h264"
+
+
+def test_one_bad_film_does_not_stop_the_others(helios, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "good.txt").write_text("a red circle\n")
+    (tmp_path / "bad.toml").write_text('version = 1\nmodel = "./nowhere"\n[[shot]]\nprompt = "a red circle"\n')
+    result = helios("render", "bad.toml", "good.txt", *SMALL, "-o", "out")
+    assert result.returncode == 1
+    assert "1 of 2 films failed: bad" in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.mp4"]
+    stopped = helios("render", "bad.toml", "good.txt", *SMALL, "-o", "out", "--force", "--on-error", "stop")
+    assert stopped.returncode == 2
+
+
+BAD_INPUT = [
+    (["a boat", "--size", "100x64"], 2, "the nearest sizes"),
+    (["a boat", "--size", "huge"], 2, "WIDTHxHEIGHT"),
+    (["a boat", "--seconds", "-3"], 2, "not a time"),
+    (["a boat", "--seconds", "3", "--frames", "9"], 2, "--seconds and --frames"),
+    (["a boat", "--steps", "50"], 2, "3 stages"),
+    (["a boat", "--crf", "0"], 2, "lossless"),
+    (["a boat", "-o", "film.avi"], 2, ".mp4"),
+    (["a boat", "-o", "nowhere/film.mp4"], 2, "mkdir"),
+    (["a boat", "--image", "no.png"], 2, "no.png"),
+    (["no-such-file.toml"], 2, "no-such-file.toml"),
+    (["a boat", "-m", "distiled"], 2, "distilled"),
+    (["a boat", "--device", "cuda:9"], 3, "cuda:9"),
+    (["a boat", "--nonsense"], 2, "nonsense"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), BAD_INPUT, ids=[" ".join(case[0]) for case in BAD_INPUT])
+def test_bad_input_is_named_and_nothing_is_left_behind(arguments, code, said, model, tmp_path, monkeypatch, capsys):
+    """In this process, through the one boundary."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HELIOS_MODEL", str(model))
+    assert main(["render", *arguments]) == code
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert said in told.err
+    assert "Traceback" not in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_weight_file_is_found_before_anything_is_loaded(helios, model, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = helios("render", "a boat", "-m", "broken")
+    assert result.returncode == 4
+    assert "diffusion_pytorch_model.safetensors" in result.stderr
+    assert "truncated" in result.stderr

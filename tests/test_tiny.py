@@ -1,0 +1,77 @@
+"""The checkpoint in the package: what it is, that it can be made again, that it ships, and that others read it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import oracle
+import pytest
+import torch
+from films import rendered
+from oracle import Case
+
+from helios_cli.cli import main
+from helios_cli.weights.checkpoint import Checkpoint, files_of
+from helios_cli.weights.names import EMBEDDED_FOLDER
+
+ROOT = Path(__file__).resolve().parent.parent
+CARD = EMBEDDED_FOLDER / "README.md"
+MOST_BYTES = 10_000_000
+
+
+def test_it_says_what_it_is():
+    checkpoint = Checkpoint.open(EMBEDDED_FOLDER)
+    assert (checkpoint.kind, checkpoint.native_size, checkpoint.trained) == ("distilled", (128, 64), False)
+    assert checkpoint.preset.steps == (2, 2, 2)
+    assert checkpoint.knows and "untrained" in CARD.read_text()
+    assert {dtype for part in checkpoint.components.values() for dtype in part.dtypes} == {"BF16"}
+
+
+def test_it_is_small_and_nothing_else():
+    files = {file.relative_to(EMBEDDED_FOLDER).as_posix() for file in EMBEDDED_FOLDER.rglob("*") if file.is_file()}
+    assert files == {"README.md", *files_of(EMBEDDED_FOLDER)}
+    assert sum((EMBEDDED_FOLDER / name).stat().st_size for name in files) <= MOST_BYTES
+
+
+def test_the_command_of_its_card_makes_it_again(tmp_path, capsys):
+    (command,) = re.findall(r"^helios (.*)$", CARD.read_text(), re.MULTILINE)
+    made = tmp_path / "made"
+    assert main([str(made) if word == "FOLDER" else word for word in shlex.split(command)]) == 0
+    assert capsys.readouterr().out == f"{made}\n"
+    names = files_of(EMBEDDED_FOLDER)
+    assert files_of(made) == names
+    assert [name for name in names if (made / name).read_bytes() != (EMBEDDED_FOLDER / name).read_bytes()] == []
+
+
+def test_diffusers_renders_the_same_frames(tmp_path, monkeypatch):
+    """As in test_parity."""
+    monkeypatch.setattr(torch.linalg, "cholesky", oracle.exact_block_noise_factor(torch.linalg.cholesky))
+    case = Case("distilled", (128, 64), (2, 2, 2), chunks=2)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(EMBEDDED_FOLDER, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = oracle.reference(case, pipeline).astype(int)
+    frames = rendered(case, EMBEDDED_FOLDER, tmp_path / "f")[: len(expected)].astype(int)
+    assert expected.std() > 20
+    assert (np.abs(frames - expected) > 1).mean() <= 1e-3
+
+
+def test_it_is_in_the_wheel(tmp_path):
+    """Built by the backend itself, from a copy: a build leaves files behind in its source."""
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".git", "tests", "build", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    (source / "README.md").touch()
+    build = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"helios_cli/tiny/{name}" for name in ("README.md", *files_of(EMBEDDED_FOLDER))} <= held
