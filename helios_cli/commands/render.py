@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -115,9 +115,9 @@ def render(
     )
     jobs = _jobs(source, flags, output, force=force)
     encoding = _encoding(jobs, codec, crf, preset)
-    bench = _Workbench(flags, revision, device, dtype, encoding, strict=strict, reanchor=reanchor)
     with open_view("none" if quiet else "json" if json else progress) as view:
-        failed = list(_render_all(jobs, bench, view, stop=on_error == "stop"))
+        bench = _Workbench(flags, revision, device, dtype, encoding, view, strict, reanchor)
+        failed = list(_render_all(jobs, bench, stop=on_error == "stop"))
     if failed:
         raise HeliosError(f"{len(failed)} of {len(jobs)} films failed: {', '.join(failed)}")
 
@@ -171,35 +171,30 @@ def _encoding(jobs: list[_Job], codec: str, crf: int, preset: str) -> Encoding:
     return Encoding(codec, crf, preset)
 
 
+@dataclass
 class _Workbench:
-    """What all films of one command share: flags, device, and each model loaded once."""
+    """What all films of one command share: flags, device, and the model that is loaded."""
 
-    def __init__(
-        self,
-        flags: Flags,
-        revision: str | None,
-        device: str,
-        dtype: str,
-        encoding: Encoding,
-        *,
-        strict: bool,
-        reanchor: bool,
-    ) -> None:
-        self.flags, self.revision, self.encoding, self.strict, self.reanchor = (
-            flags,
-            revision,
-            encoding,
-            strict,
-            reanchor,
-        )
-        self._device_name, self._dtype_name = device, dtype
-        self._models: dict[str, Models] = {}
+    flags: Flags
+    revision: str | None
+    device_name: str
+    dtype_name: str
+    encoding: Encoding
+    view: View
+    strict: bool
+    reanchor: bool
+    loaded: dict[str, Models] = field(default_factory=dict)
+
+    def tell(self, message: str) -> None:
+        from helios_cli.engine.events import Notice
+
+        self.view.show(Notice(message))
 
     def device(self) -> tuple[torch.device, torch.dtype]:
         from helios_cli import machine
 
-        device = machine.pick_device(self._device_name)
-        return device, machine.pick_dtype(self._dtype_name, device)[0]
+        device = machine.pick_device(self.device_name)
+        return device, machine.pick_dtype(self.dtype_name, device)[0]
 
     def plan(self, job: _Job, models: Models) -> Plan:
         from helios_cli.recipe.plan import plan_film
@@ -211,10 +206,10 @@ class _Workbench:
 
     def models(self, name: str) -> Models:
         """The loaded model called `name`; several films share it."""
-        if name not in self._models:
-            self._models.clear()  # one model in memory at a time
-            self._models[name] = self._load(name)
-        return self._models[name]
+        if name not in self.loaded:
+            self.loaded.clear()  # one model in memory at a time
+            self.loaded[name] = self._load(name)
+        return self.loaded[name]
 
     def _load(self, name: str) -> Models:
         from helios_cli.engine import preflight
@@ -226,20 +221,20 @@ class _Workbench:
         device, dtype = self.device()
         if name == DEFAULT_MODEL:
             name, line = preflight.auto_model(device, dtype)
-            console.notice(line)
+            self.tell(line)
         folder = hub.resolve(name, self.revision, progress=console.progress_bytes)
         checkpoint = Checkpoint.open(folder)
         if checkpoint.knows:
-            console.notice(f"{name} {'' if checkpoint.trained else 'is untrained: it '}knows {checkpoint.knows}")
+            self.tell(f"{name} {'' if checkpoint.trained else 'is untrained; it '}knows {checkpoint.knows}")
         preflight.require_memory(checkpoint, device, dtype)
         return Models(checkpoint, device, dtype, name=name)
 
 
-def _render_all(jobs: list[_Job], bench: _Workbench, view: View, *, stop: bool) -> Iterator[str]:
+def _render_all(jobs: list[_Job], bench: _Workbench, *, stop: bool) -> Iterator[str]:
     """Renders all films; yields the names of those that failed. The error of an only film is raised as it is."""
     for job in jobs:
         try:
-            _render_one(job, bench, view)
+            _render_one(job, bench)
         except HeliosError as error:
             if stop or len(jobs) == 1:
                 raise
@@ -247,17 +242,17 @@ def _render_all(jobs: list[_Job], bench: _Workbench, view: View, *, stop: bool) 
             yield job.film.name
 
 
-def _render_one(job: _Job, bench: _Workbench, view: View) -> None:
+def _render_one(job: _Job, bench: _Workbench) -> None:
     from helios_cli.engine.render import render as render_film
     from helios_cli.engine.writer import open_writer
 
     models = bench.models(job.model)
     plan = bench.plan(job, models)
     for notice in plan.notices:
-        console.notice(notice)
+        bench.tell(notice)
     encoding = bench.encoding
     writer = open_writer(
         job.output, size=plan.size, fps=plan.fps, codec=encoding.codec, crf=encoding.crf, preset=encoding.preset
     )
     for event in render_film(plan, models, writer, reanchor=bench.reanchor):
-        view.show(event)
+        bench.view.show(event)

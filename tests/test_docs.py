@@ -1,0 +1,82 @@
+"""The README against the code: commands, file tree, exit codes, variables, the recipe it shows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from helios_cli import errors
+from helios_cli.cli import app
+from helios_cli.recipe.sources import read_films
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def leaves(command, name: str = "helios"):
+    children = getattr(command, "commands", {})
+    if not children:
+        yield name
+    for child_name, child in children.items():
+        yield from leaves(child, f"{name} {child_name}")
+
+
+def test_commands_are_those_of_the_code():
+    listed = re.findall(r"^\| `(helios(?: [a-z]+)+)", README, re.MULTILINE)
+    assert sorted(listed) == sorted(leaves(get_command(app)))
+
+
+def tree() -> list[Path]:
+    """Paths of the file tree in the README."""
+    block = re.search(r"## How it is laid out\n\n```\n(.*?)```", README, re.DOTALL)[1]
+    paths, parents = [], {}
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 4
+        path = parents.get(depth - 1, Path()) / line.split()[0]
+        parents[depth] = path
+        paths.append(path)
+    return paths
+
+
+def test_file_tree_is_the_repository_s():
+    listed = set(tree())
+    for path in listed:
+        assert (ROOT / path).exists(), path
+    package = {path.relative_to(ROOT) for path in (ROOT / "helios_cli").iterdir() if not path.name.startswith("__")}
+    assert package - listed == set()
+
+
+def test_exit_codes_are_those_of_the_errors():
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    used = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
+    assert listed == used | {0}
+
+
+def test_variables_are_those_that_are_read():
+    source = "\n".join(path.read_text() for path in (ROOT / "helios_cli").rglob("*.py"))
+    read = set(re.findall(r"\"(HELIOS_[A-Z]+)\"", source))
+    assert set(re.findall(r"`(HELIOS_[A-Z]+)`", README)) == read
+
+
+def test_the_recipe_shown_is_one(tmp_path):
+    recipe = tmp_path / "shown.toml"
+    recipe.write_text(re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1])
+    assert len(read_films([str(recipe)])[0].recipe.shots) == 2
+
+
+@pytest.mark.parametrize("line", re.findall(r"^(?:.*&& \S*bin/)?helios (.*)$", README, re.MULTILINE))
+def test_flags_shown_exist(line):
+    """Every flag in a command line of the README belongs to that command."""
+    command, words = get_command(app), line.split("#")[0].split("|")[0].split()
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    known = {flag for parameter in command.params for flag in parameter.opts}
+    assert {word for word in words if word.startswith("-") and len(word) > 1} <= known
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
