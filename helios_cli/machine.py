@@ -160,7 +160,13 @@ def _read(path: Path) -> str:
 
 
 def peak_host_bytes() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Largest resident size of this process so far.
+
+    Linux hands `ru_maxrss` on from parent to child; VmHWM begins anew.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
     import resource  # not on Windows, which can still show the help
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

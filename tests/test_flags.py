@@ -11,6 +11,16 @@ from helios_cli.cli import app
 
 FLAGS = {
     "helios": "--install-completion --show-completion --version",
+    "helios bench": "",
+    "helios bench checkpoint": "--dtype --kind --seed",
+    "helios bench render": (
+        "--against --chunks --device --dtype --json --memory --minutes --model --out --size --steps --synthetic "
+        "--threads -m"
+    ),
+    "helios cache": "",
+    "helios cache clear": "--json",
+    "helios cache list": "--json",
+    "helios check": "--chunk-frames --json --report --strict",
     "helios doctor": "--json",
     "helios models": "",
     "helios models info": "--json --revision",
@@ -22,8 +32,8 @@ FLAGS = {
     "helios recipe convert": "--film --force --to",
     "helios recipe schema": "--json",
     "helios render": (
-        "--codec --crf --device --dtype --force --fps --frames --guidance --image --json --minutes --model --negative "
-        "--on-error --output --preset --progress --quiet --reanchor --revision --seconds --seed --size --steps --strict "
+        "--codec --crf --device --dtype --force --fps --frames --guidance --image --json --keep --minutes --model --negative "
+        "--no-cache --on-error --output --preset --progress --quiet --reanchor --revision --seconds --seed --size --steps --strict "
         "--video -m -o -q"
     ),
 }

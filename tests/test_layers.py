@@ -210,6 +210,7 @@ LIGHT_COMMANDS = [
     (["models", "info", "./no-such-folder"], 2),
     (["recipe", "check", "broken.toml"], 2),
     (["plan", "broken.toml"], 2),
+    (["bench", "render", "--synthetic", "huge"], 2),
     (["render", "broken.toml"], 2),
     (["render", "a boat", "--size", "huge"], 2),
 ]

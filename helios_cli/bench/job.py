@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -123,20 +122,22 @@ def job_plan(job: Job, defaults: ModelDefaults, *, warm_up: bool = False) -> Pla
 def run(side: str, job: Job) -> Result:
     """Measure `job` in a process of its own. `side` is the module of this package that does it.
 
-    Raises what that process raised, and MachineError if it was killed.
+    Raises what that process raised, and MachineError if it was killed. With HELIOS_DEBUG its stderr is shown.
     """
     threads = dict.fromkeys(THREAD_VARIABLES, str(job.threads)) if job.threads else {}
+    stderr = None if os.environ.get("HELIOS_DEBUG", "") not in ("", "0") else subprocess.PIPE
     with tempfile.TemporaryDirectory(prefix="helios-") as folder:
         answer = Path(folder, "result.json")
         command = [sys.executable, "-m", f"{__package__}.{side}", json.dumps(asdict(job)), str(answer)]
-        ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads})
+        environment = {**os.environ, **threads}
+        ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=stderr, text=True, env=environment)
         if ended.returncode == 0:
             return _result(json.loads(answer.read_text()))
     if ended.returncode < 0:
         name = signal.Signals(-ended.returncode).name
         raise MachineError(f"the {side} side was stopped by {name}", hint="if memory ran out, take a smaller size")
-    said = ended.stderr.strip().splitlines() or ["nothing was said"]
-    raise HeliosError(f"the {side} side failed: {said[-1]}", hint=f"see more: {__package__}.{side} is a script")
+    last = (ended.stderr or "").strip().rpartition("\n")[2] or f"exit code {ended.returncode}"
+    raise HeliosError(f"the {side} side failed: {last}", hint="HELIOS_DEBUG=1 shows all that it said")
 
 
 def _result(answer: dict) -> Result:
@@ -153,17 +154,3 @@ def serve(measure: Callable[[Job], Result]) -> None:
     except HeliosError as error:  # goes over to `run`, which raises it again
         said = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
     answer.write_text(json.dumps(said))
-
-
-def peak_host_bytes() -> int:
-    """Largest resident size of this process so far.
-
-    Linux hands `ru_maxrss` on from parent to child; VmHWM begins anew.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
-    import resource  # not on Windows, which can still show the help
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

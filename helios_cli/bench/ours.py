@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from helios_cli import __version__, machine
-from helios_cli.bench.job import Job, Result, job_plan, peak_host_bytes, serve
+from helios_cli.bench.job import Job, Result, job_plan, serve
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.engine.clock import Clock
@@ -23,8 +23,9 @@ from helios_cli.weights.checkpoint import Checkpoint
 def measure(job: Job) -> Result:
     """Render a warm-up of one chunk, then the film, each with models of its own, as a render loads them.
 
-    The film's "text" holds the load of the text encoder, which is freed before the transformer comes. `load_seconds`
-    is the warm-up's load of the other two: the first in the process, as on the other side.
+    The film's "text" holds the load of the text encoder (of a resident size, the making of its weights), which is freed
+    before the transformer comes. `load_seconds` is the warm-up's load of the other two: the first in the process, as on
+    the other side.
     """
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -47,7 +48,7 @@ def measure(job: Job) -> Result:
         },
         num_frames=done.frames,
         threads=torch.get_num_threads(),
-        peak_host_bytes=peak_host_bytes(),
+        peak_host_bytes=machine.peak_host_bytes(),
         peak_device_bytes=done.peak_device_bytes,
     )
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from helios_cli import machine
-from helios_cli.bench.job import PROMPT, Job, Result, peak_host_bytes, serve
+from helios_cli.bench.job import PROMPT, Job, Result, serve
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import describe, random_state
 from helios_cli.engine.clock import Clock
@@ -62,7 +62,7 @@ def measure(job: Job) -> Result:
         phases={phase: clock.seconds[phase] for phase in order},
         num_frames=num_frames,
         threads=torch.get_num_threads(),
-        peak_host_bytes=peak_host_bytes(),
+        peak_host_bytes=machine.peak_host_bytes(),
         peak_device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
 
@@ -115,7 +115,7 @@ def _random_pipeline(job: Job, device: torch.device, dtype: torch.dtype) -> tupl
 
     spec = SPECS[job.synthetic]
     with tempfile.TemporaryDirectory(prefix="helios-") as folder:
-        checkpoint = describe(Path(folder), spec, "distilled", dtype)
+        checkpoint = describe(Path(folder), spec, dtype)
         tokenizer = transformers.AutoTokenizer.from_pretrained(Path(folder, "tokenizer"))
     with init_empty_weights():  # buffers are made: some are no weights
         parts = {

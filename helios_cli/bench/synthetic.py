@@ -15,7 +15,6 @@ import math
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -115,14 +114,15 @@ def _moments(name: str, shape: torch.Size) -> tuple[float, float]:
 
 
 class RandomModels(Models):
-    """Models without a checkpoint on disk: every part is filled with random values where it is to run."""
+    """Models of the distilled kind without a checkpoint on disk: each part is filled where it is to run.
 
-    def __init__(
-        self, spec: Spec, device: torch.device, dtype: torch.dtype, *, name: str, seed: int = 0, kind: str = "distilled"
-    ) -> None:
+    In `dtype`, float32 parameters kept, they hold what `write_checkpoint` with the same seed writes (on a CPU).
+    """
+
+    def __init__(self, spec: Spec, device: torch.device, dtype: torch.dtype, *, name: str, seed: int = 0) -> None:
         self._description = tempfile.TemporaryDirectory(prefix="helios-")  # JSON and the tokenizer, some kilobytes
         self._seed = seed
-        super().__init__(describe(Path(self._description.name), spec, kind, dtype), device, dtype, name=name)
+        super().__init__(describe(Path(self._description.name), spec, dtype), device, dtype, name=name)
 
     def _load(
         self, name: str, build: Callable[[], nn.Module], dtype: torch.dtype, fp32_islands: frozenset[str]
@@ -140,18 +140,18 @@ class RandomModels(Models):
         return module.eval().requires_grad_(False)
 
 
-def describe(folder: Path, spec: Spec, kind: str, dtype: torch.dtype) -> Checkpoint:
-    """A checkpoint of `spec` whose weights are nowhere: only its JSON files and tokenizer are written to `folder`."""
+def describe(folder: Path, spec: Spec, dtype: torch.dtype) -> Checkpoint:
+    """A distilled checkpoint whose weights are nowhere: its JSON files and tokenizer are written to `folder`."""
+    kind = "distilled"
     _write_description(folder, spec, kind, dtype)
     components = {
         name: Component(name, folder / name, getattr(spec, name), _tensors(module, folder / name, dtype))
         for name, module in _modules(spec)
     }
-    zero_star = kind == "mid"
     return Checkpoint(
         path=folder,
         kind=kind,
-        preset=replace(PRESETS[kind], cfg_zero_star=zero_star, zero_init=zero_star),
+        preset=PRESETS[kind],
         native_size=spec.native_size,
         trained=False,
         knows=KNOWS,

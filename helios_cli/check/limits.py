@@ -23,8 +23,7 @@ BLACK_BRIGHTNESS = Limit(
     10,
     "levels",
     "A frame is black if its mean luma is below this and it is also uniform.",
-    "Above what a badly tagged range makes of black (16 shown as 16 is caught as uniform); a night scene has lights, "
-    "and so is not uniform.",
+    "Encoded black comes back within 2. A night scene has lights, and so is not uniform.",
 )
 UNIFORM_CONTRAST = Limit(
     1.5,
@@ -50,7 +49,7 @@ FROZEN_SECONDS = Limit(
     1.0,
     "s",
     "Repeated frames are a finding if they last at least this long, or for the whole film.",
-    "Three quarters of a chunk: drawn animation holds a picture for some tenths of a second, people hold no longer.",
+    "Three quarters of a chunk; drawn animation holds a picture for some tenths of a second.",
 )
 FLICKER = Limit(
     2,

@@ -6,11 +6,13 @@ pictures themselves only one, the small ones of a take's first chunk, and a few 
 
 from __future__ import annotations
 
+import io
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from helios_cli.check.layout import Span
 
@@ -24,14 +26,15 @@ GRID = 16
 """Cells on each side of the small pictures by which chunks are compared with the start."""
 
 MAX_THUMBNAILS = 48
+JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """The middle frame of a chunk, uint8 [h, w, 3]."""
+    """The middle frame of a chunk."""
 
     chunk: int
-    pixels: np.ndarray
+    jpeg: bytes
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Measures:
 
 
 def measure(frames: Iterable[np.ndarray], spans: Iterable[Span]) -> Measures:
-    """Measures `frames` (uint8 [h, w, 3]) chunk by chunk; stops at the end of either."""
+    """Measure at least one frame (uint8 [h, w, 3]) chunk by chunk, until the frames or the spans end."""
     looks, steps = array("f"), array("f")
     found: list[Span] = []
     from_start: list[float] = []
@@ -126,7 +129,7 @@ class _Thumbnails:
 
     def __init__(self) -> None:
         self._stride = 1
-        self._kept: dict[int, np.ndarray] = {}
+        self._kept: dict[int, bytes] = {}
 
     def offer(self, chunk: int, number: int, length: int, frame: np.ndarray) -> None:
         """Frame `number` of a chunk of `length`: the first is taken in case the film ends before the middle one."""
@@ -137,7 +140,9 @@ class _Thumbnails:
             self._kept = {index: kept for index, kept in self._kept.items() if index % self._stride == 0}
             self.offer(chunk, number, length, frame)
             return
-        self._kept[chunk] = frame
+        file = io.BytesIO()
+        Image.fromarray(frame).save(file, "JPEG", quality=JPEG_QUALITY)
+        self._kept[chunk] = file.getvalue()
 
     def kept(self) -> tuple[Thumbnail, ...]:
-        return tuple(Thumbnail(chunk, pixels) for chunk, pixels in self._kept.items())
+        return tuple(Thumbnail(chunk, jpeg) for chunk, jpeg in self._kept.items())

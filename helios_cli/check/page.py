@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import os
 import shlex
 from collections.abc import Iterable, Sequence
@@ -11,16 +10,12 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
 from helios_cli.check import plot
 from helios_cli.check.findings import seam_ratio
 from helios_cli.check.limits import FLICKER, LIMITS
 from helios_cli.check.measure import Thumbnail
 from helios_cli.check.report import ChunkReport, Drift, Finding, Look, Report, chunk_range, chunks_with, clock_time
 from helios_cli.errors import InputError
-
-JPEG_QUALITY = 82
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f4f5f7; --card: #fff; --ink: #1c2228; --soft: #5b6670; --rule: #dde1e6;
@@ -136,9 +131,7 @@ def _sheet(report: Report) -> str:
 
 
 def _figure(thumbnail: Thumbnail, chunk: ChunkReport, fps: float, bad: bool) -> str:
-    file = io.BytesIO()
-    Image.fromarray(thumbnail.pixels).save(file, "JPEG", quality=JPEG_QUALITY)
-    data = base64.b64encode(file.getvalue()).decode()
+    data = base64.b64encode(thumbnail.jpeg).decode()
     caption = f"chunk {chunk.index + 1}, {clock_time((chunk.start_frame + chunk.num_frames // 2) / fps)}"
     kind = ' class="bad"' if bad else ""
     return (

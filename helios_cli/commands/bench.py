@@ -57,6 +57,8 @@ def render(
 
     if against and memory:
         raise InputError("--memory measures helios alone", hint="leave out --against")
+    if out and not out.parent.is_dir():
+        raise InputError(f"--out {out}: the folder {out.parent} does not exist", hint="create it, or name another")
     lengths = _lengths(minutes)
     _require(against)
     subject = _subject(model, synthetic)
@@ -178,6 +180,7 @@ def _speed(name: str, job: Job, against: str | None) -> dict:
     """Measure and show the film, and the reference's if that is asked for."""
     from helios_cli.bench import report
     from helios_cli.bench.job import run
+    from helios_cli.recipe.problems import counted
 
     results, films = [], []
     for module, side in (("ours", "helios"), *([("reference", against)] if against else [])):
@@ -195,7 +198,7 @@ def _speed(name: str, job: Job, against: str | None) -> dict:
     console.table(columns, report.rows(results), data=data)
     for result in results:
         kinds = ", ".join(f"{part} {dtype}" for part, dtype in result.dtypes.items())
-        console.line(f"{result.side} {result.version} on {result.device}, {result.threads} threads: {kinds}")
+        console.line(f"{result.side} {result.version} on {result.device}, {counted(result.threads, 'thread')}: {kinds}")
     return data
 
 

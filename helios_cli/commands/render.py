@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from helios_cli.console import console
-from helios_cli.errors import HeliosError, InputError
+from helios_cli.errors import HeliosError, InputError, Interrupted
 from helios_cli.progress import View, open_view
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from helios_cli.engine.ffmpeg import Encoding
     from helios_cli.engine.models import Models
     from helios_cli.recipe.film import Film
+    from helios_cli.recipe.fingerprint import Arithmetic
     from helios_cli.recipe.plan import Plan
     from helios_cli.recipe.settings import Flags
 
@@ -75,6 +79,13 @@ def render(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace a finished film.")] = False,
+    no_cache: Annotated[
+        bool,
+        typer.Option("--no-cache", rich_help_panel=OUTPUT, help="Neither use nor keep chunks for other films."),
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", rich_help_panel=OUTPUT, help="Leave journal and pieces beside the finished film.")
+    ] = False,
     codec: Annotated[Literal["h264", "hevc", "av1"], typer.Option(rich_help_panel=OUTPUT, help="Of an .mp4.")] = "h264",
     crf: Annotated[int, typer.Option(rich_help_panel=OUTPUT, help="Quality, lower is better.")] = 17,
     preset: Annotated[
@@ -113,10 +124,11 @@ def render(
         image=image,
         video=video,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away is a Ctrl-C
     jobs = _jobs(source, flags, output, force=force)
     encoding = _encoding(jobs, codec, crf, preset)
     with open_view("none" if quiet else "json" if json else progress) as view:
-        bench = _Workbench(flags, revision, device, dtype, encoding, view, strict, reanchor)
+        bench = _Workbench(flags, revision, device, dtype, encoding, view, strict, reanchor, not no_cache, keep)
         failed = list(_render_all(jobs, bench, stop=on_error == "stop"))
     if failed:
         raise HeliosError(f"{len(failed)} of {len(jobs)} films failed: {', '.join(failed)}")
@@ -183,6 +195,8 @@ class _Workbench:
     view: View
     strict: bool
     reanchor: bool
+    use_cache: bool
+    keep: bool
     loaded: dict[str, Models] = field(default_factory=dict)
 
     def tell(self, message: str) -> None:
@@ -235,6 +249,8 @@ def _render_all(jobs: list[_Job], bench: _Workbench, *, stop: bool) -> Iterator[
     for job in jobs:
         try:
             _render_one(job, bench)
+        except Interrupted:
+            raise
         except HeliosError as error:
             if stop or len(jobs) == 1:
                 raise
@@ -243,16 +259,57 @@ def _render_all(jobs: list[_Job], bench: _Workbench, *, stop: bool) -> Iterator[
 
 
 def _render_one(job: _Job, bench: _Workbench) -> None:
+    from helios_cli.engine.cache import Cache
     from helios_cli.engine.render import render as render_film
     from helios_cli.engine.writer import open_writer
+    from helios_cli.recipe.fingerprint import chunk_fingerprints
+    from helios_cli.weights.identity import weights_identity
 
     models = bench.models(job.model)
     plan = bench.plan(job, models)
     for notice in plan.notices:
         bench.tell(notice)
     encoding = bench.encoding
+    weights = weights_identity(models.checkpoint)
     writer = open_writer(
-        job.output, size=plan.size, fps=plan.fps, codec=encoding.codec, crf=encoding.crf, preset=encoding.preset
+        job.output,
+        size=plan.size,
+        fps=plan.fps,
+        codec=encoding.codec,
+        crf=encoding.crf,
+        preset=encoding.preset,
+        keep=bench.keep,
     )
-    for event in render_film(plan, models, writer, reanchor=bench.reanchor):
-        bench.view.show(event)
+    events = render_film(
+        plan,
+        models,
+        writer,
+        reanchor=bench.reanchor,
+        fingerprints=chunk_fingerprints(plan, weights, _arithmetic(models), reanchor=bench.reanchor),
+        cache=Cache() if bench.use_cache else None,
+    )
+    try:
+        with contextlib.closing(events):
+            for event in events:
+                bench.view.show(event)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped: {writer.safe_chunks} of the {len(plan.chunks)} chunks of {job.output} are safe",
+            hint="run the same command again to go on from there",
+        ) from None
+
+
+def _arithmetic(models: Models) -> Arithmetic:
+    """What rounds the numbers, as `helios plan` names it too."""
+    import torch
+
+    from helios_cli import machine
+    from helios_cli.cost.device import cpu_name
+    from helios_cli.recipe.fingerprint import Arithmetic
+
+    device = models.device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = cpu_name(torch.get_num_threads()) if device.type == "cpu" else machine.cpu().model
+    return Arithmetic(name, str(models.dtype).removeprefix("torch."), metadata.version("torch"))

@@ -24,6 +24,26 @@ ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 NVIDIA_QUERY = ["--query-gpu=name,compute_cap,memory.total,memory.free", "--format=csv,noheader,nounits"]
 
 
+
+@dataclass(frozen=True)
+class KnownGpu:
+    """From the vendor's data sheet: dense operations a second (float16 is as fast as bfloat16), and memory."""
+
+    bfloat16_flops: float
+    float32_flops: float
+    total_bytes: int
+
+
+KNOWN_GPUS = {
+    "H100 PCIe": KnownGpu(756e12, 51e12, 80_000_000_000),
+    "H100": KnownGpu(989e12, 67e12, 80_000_000_000),
+    "H200": KnownGpu(989e12, 67e12, 141_000_000_000),
+    "A100": KnownGpu(312e12, 19.5e12, 80_000_000_000),
+    "4090": KnownGpu(165e12, 83e12, 24_000_000_000),
+}
+"""By a part of the device's name, the longer ones first."""
+
+
 @dataclass(frozen=True)
 class Device:
     """Where the model would run.
@@ -55,6 +75,14 @@ def find_device(name: str = "auto") -> Device:
         memory = machine.host_memory()
         return Device("mps", machine.cpu().model, memory.total_bytes, memory.available_bytes)
     return _host()
+
+
+def other_device(name: str) -> Device:
+    """A GPU that is not here, by its name in `KNOWN_GPUS`, with all of its memory free."""
+    for known, gpu in KNOWN_GPUS.items():
+        if known.lower() == name.lower():
+            return Device("cuda", known, gpu.total_bytes, gpu.total_bytes, (8, 0))
+    raise InputError(f"--on {name}: not a GPU that is known here", hint=f"known are {', '.join(KNOWN_GPUS)}")
 
 
 def pick_dtype(name: str, device: Device) -> str:

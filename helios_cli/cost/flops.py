@@ -7,7 +7,6 @@ the 14B model, once a film) and the samplers are not counted either: together th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 from helios_cli.cost.shapes import DiTShape, TextShape, patch_cells
@@ -74,4 +73,4 @@ def text_flops(text: TextShape, tokens: int) -> int:
 def sum_flops(parts: list[tuple[CallFlops, int]]) -> CallFlops:
     """Several kinds of calls, each as often as it says."""
     names = [field.name for field in fields(CallFlops)]
-    return CallFlops(*(math.sumprod([getattr(call, name) for call, _ in parts], [n for _, n in parts]) for name in names))
+    return CallFlops(*(sum(count * getattr(call, name) for call, count in parts) for name in names))

@@ -79,7 +79,10 @@ def auto_model(device: Device, itemsize: int) -> tuple[str, str]:
     folder = hub.find(hub.source_of(BEST))
     if folder is None:
         return EMBEDDED, f"model: {EMBEDDED}, as {BEST} is not downloaded; get it with `helios models pull {BEST}`"
-    needed = Checkpoint.open(folder).resident_bytes(itemsize)
+    try:
+        needed = Checkpoint.open(folder).resident_bytes(itemsize)
+    except CheckpointError as error:
+        return EMBEDDED, f"model: {EMBEDDED}, as {error.message}; `-m {BEST}` insists"
     if device.free_bytes is not None and needed > device.free_bytes:
         why = f"the weights of {BEST} take {format_bytes(needed)}, {format_bytes(device.free_bytes)} are free"
         return EMBEDDED, f"model: {EMBEDDED}, as {why}; `-m {BEST}` insists"

@@ -81,7 +81,8 @@ class Denoiser:
 
         `negative` is needed where the guidance is over 1. `amplify` doubles the steps where the solver is DMD.
         """
-        tokens = self.dit.embed_history(*history.terms())
+        with self.clock("stage 0"):
+            tokens = self.dit.embed_history(*history.terms())
         x = coarsest(draw(self.shape, generator), self.scheduler.stages).to(tokens.device)
         for k, stage in enumerate(self.stages[amplify]):
             with self.clock(f"stage {k}"):

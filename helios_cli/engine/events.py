@@ -65,6 +65,21 @@ class ChunkDone(Event):
 
 
 @dataclass(frozen=True)
+class ChunksReused(Event):
+    """`count` chunks up to `chunk` came into the film without the model: they were rendered before.
+
+    `source` is "journal" (this film's unfinished run) or "cache" (kept pieces of any film); `frames` counts the film's
+    frames so far.
+    """
+
+    chunk: int
+    chunks: int
+    frames: int
+    count: int
+    source: str
+
+
+@dataclass(frozen=True)
 class Notice(Event):
     """Something the user should know that stops nothing."""
 
@@ -73,7 +88,10 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class FilmDone(Event):
-    """Last event of a film that succeeded. `phases` maps a phase to seconds, "denoise" summed over chunks."""
+    """Last event of a film that succeeded. `phases` maps a phase to seconds, "denoise" summed over chunks.
+
+    `frames_reused` of the `frames` were rendered before; `frames_per_second` counts the others.
+    """
 
     output: str
     frames: int
@@ -82,3 +100,4 @@ class FilmDone(Event):
     peak_host_bytes: int
     peak_device_bytes: int | None
     phases: dict[str, float] = field(default_factory=dict)
+    frames_reused: int = 0

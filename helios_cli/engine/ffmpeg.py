@@ -22,6 +22,7 @@ from typing import IO
 
 import imageio_ffmpeg
 
+from helios_cli.engine.disk import full_disk, too_large
 from helios_cli.errors import InputError, MachineError
 
 INSTALL_HINT = (
@@ -156,15 +157,9 @@ class Process:
         """The error for an ffmpeg that ended with `status` while `doing` ("writing film.mp4")."""
         messages = self.messages()
         if "No space left" in messages:
-            return MachineError(
-                f"the disk became full while {doing}",
-                hint="free some space, or write elsewhere with -o, and run it again",
-            )
+            return full_disk(doing)
         if "File too large" in messages or status == -signal.SIGXFSZ:
-            return MachineError(
-                f"the file-size limit was reached while {doing}",
-                hint="raise it (`ulimit -f unlimited`) and run it again",
-            )
+            return too_large(doing)
         if status < 0:
             return MachineError(
                 f"ffmpeg was ended by signal {-status} ({signal.strsignal(-status)}) while {doing}",
@@ -187,6 +182,12 @@ PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "sl
 SVT_AV1_PRESETS = dict(zip(PRESETS, (12, 11, 10, 9, 8, 7, 5, 4, 2), strict=True))
 CRF_RANGES = {"h264": (1, 51), "hevc": (0, 51), "av1": (1, 63)}
 """From best to worst. H.264 leaves out 0: that is lossless, in a profile most players show as black."""
+
+DECODING_DELAYS = {"h264": 2, "hevc": 2, "av1": 0}
+"""Frames that decoding runs ahead of showing. The encoders leave it out of pieces too short to need it."""
+
+ENCODER_THREADS = 4
+"""Fixed, since the number moves the encoders' decisions: a film begun on one machine goes on equally on another."""
 
 TO_BT709 = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_inp,format=yuv420p,"
@@ -223,15 +224,24 @@ class Encoding:
         return [*ENCODERS[self.codec], "-preset", f"{preset}", "-crf", f"{self.crf}"]
 
 
-def mp4_arguments(encoding: Encoding) -> list[str]:
-    """Output options of a film that plays everywhere: bt709, converted and tagged, its index in front."""
+def piece_arguments(encoding: Encoding | None) -> list[str]:
+    """Output options of a piece of film, a fragmented MP4: bt709, converted and tagged; lossless RGB for None.
+
+    Pieces of one encoding fit together whatever their lengths are: the same header, the same decoding delay.
+    """
+    if encoding is None:
+        video, delay = ["-vf", TO_TAGGED_RGB, *LOSSLESS], 0
+    else:
+        video, delay = ["-vf", TO_BT709, *encoding.arguments()], DECODING_DELAYS[encoding.codec]
+    timing = ["-threads", f"{ENCODER_THREADS}", "-bsf:v", f"setts=pts=PTS:dts=N-{delay}"]
+    return [*video, *timing, "-movflags", "+empty_moov+default_base_moof+frag_keyframe", "-f", "mp4"]
+
+
+def finish_arguments(kind: str) -> list[str]:
+    """Output options that copy a fragmented MP4 into a film of `kind`, "mp4" with its index in front, or "mkv"."""
     # use_metadata_tags: without it an .mp4 keeps only the dozen keys that iTunes knows.
-    return ["-vf", TO_BT709, *encoding.arguments(), "-movflags", "+faststart+use_metadata_tags", "-f", "mp4"]
-
-
-def mkv_arguments() -> list[str]:
-    """Output options of a lossless RGB film."""
-    return ["-vf", TO_TAGGED_RGB, *LOSSLESS, "-f", "matroska"]
+    options = ["-movflags", "+faststart+use_metadata_tags", "-f", "mp4"] if kind == "mp4" else ["-f", "matroska"]
+    return ["-c", "copy", *options]
 
 
 def encodes(encoder: Sequence[str]) -> bool:

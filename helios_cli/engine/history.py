@@ -11,14 +11,19 @@ from helios_cli.units import HISTORY_LATENTS, LONG_TERM, MID_TERM, SHORT_TERM
 class History:
     """Latents of one segment of film, oldest first; empty slots are zero latents.
 
+    The tensors are contiguous and never changed in place, so that they can be kept and restored as they are.
+
     Attributes:
         latents: [1, C, 19, H, W] float32.
         anchor: [1, C, 1, H, W] float32, or None until the first chunk of a film from text alone is done.
     """
 
-    def __init__(self, channels: int, height: int, width: int, device: torch.device) -> None:
-        self.latents = torch.zeros(1, channels, HISTORY_LATENTS, height, width, device=device)
-        self.anchor: Tensor | None = None
+    def __init__(self, latents: Tensor, anchor: Tensor | None = None) -> None:
+        self.latents, self.anchor = latents, anchor
+
+    @classmethod
+    def empty(cls, channels: int, height: int, width: int, device: torch.device) -> History:
+        return cls(torch.zeros(1, channels, HISTORY_LATENTS, height, width, device=device))
 
     def terms(self) -> tuple[Tensor, Tensor, Tensor]:
         """(long [1, C, 16, H, W], mid [.., 2, ..], short [.., 2, ..]); short is the anchor and the newest frame."""
@@ -28,10 +33,10 @@ class History:
 
     def push(self, latents_1CTHW: Tensor) -> None:
         """Appends clean latents; what is older than 19 frames is forgotten."""
-        self.latents = torch.cat([self.latents, latents_1CTHW.float()], dim=2)[:, :, -HISTORY_LATENTS:]
+        self.latents = torch.cat([self.latents, latents_1CTHW.float()], dim=2)[:, :, -HISTORY_LATENTS:].contiguous()
 
     def remember(self, chunk_1CTHW: Tensor, *, reanchor: bool = False) -> None:
         """Appends a generated chunk. Its first frame becomes the anchor if there is none yet, or with `reanchor`."""
         if self.anchor is None or reanchor:
-            self.anchor = chunk_1CTHW[:, :, :1].float()
+            self.anchor = chunk_1CTHW[:, :, :1].float().contiguous()
         self.push(chunk_1CTHW)

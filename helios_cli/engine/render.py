@@ -1,19 +1,23 @@
 """The render loop: plan in, events out, a film on disk at the end.
 
 For each chunk: noise -> latents -> frames -> bytes -> encoder, then nothing of it is kept but 19 latent frames and the
-anchor. Memory does not grow with the film.
+anchor. Memory does not grow with the film. Chunks that were rendered before, by a run of this film that was ended or
+for another film, are not rendered again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from helios_cli.engine import events
+from helios_cli.engine.cache import Cache
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.conditioning import start_from_clip, start_from_picture
 from helios_cli.engine.denoise import Denoiser, stages_of
@@ -21,7 +25,9 @@ from helios_cli.engine.events import Event
 from helios_cli.engine.history import History
 from helios_cli.engine.media import VideoClip, read_image
 from helios_cli.engine.models import Models
-from helios_cli.engine.writer import FilmWriter
+from helios_cli.engine.resume import Resumed, Wanted
+from helios_cli.engine.state import State
+from helios_cli.engine.writer import FilmWriter, Safe
 from helios_cli.errors import PictureError
 from helios_cli.machine import peak_host_bytes
 from helios_cli.model.dit import TextContext
@@ -31,14 +37,26 @@ from helios_cli.units import PIXELS_PER_CELL
 
 
 def render(
-    plan: Plan, models: Models, writer: FilmWriter, *, reanchor: bool = False, clock: Clock | None = None
+    plan: Plan,
+    models: Models,
+    writer: FilmWriter,
+    *,
+    reanchor: bool = False,
+    clock: Clock | None = None,
+    fingerprints: Sequence[str] | None = None,
+    cache: Cache | None = None,
 ) -> Iterator[Event]:
     """Renders `plan` into `writer` and closes it, telling each step; stops the writer if anything fails.
 
-    `reanchor` takes the anchor from each segment's second chunk, for films whose start hardly moves. Raises
-    PictureError (values that are not finite), InputError (a picture or clip that cannot be read), MachineError.
+    `reanchor` takes the anchor from each segment's second chunk, for films whose start hardly moves.
+
+    With `fingerprints` (`recipe.fingerprint.chunk_fingerprints`) each chunk is safe as soon as it is done: however a
+    run is ended, the next one of the same plan goes on behind its last chunk. Chunks that are kept in `cache` are taken
+    from there, and new ones put into it. Neither changes a frame.
+
+    Raises PictureError (values that are not finite), InputError (a picture or clip that cannot be read), MachineError.
     """
-    film = _Film(plan, models, writer, reanchor, clock or Clock(models.device))
+    film = _Film(plan, models, writer, reanchor, clock or Clock(models.device), fingerprints, cache)
     with writer, torch.inference_mode():
         yield from film.events()
 
@@ -46,44 +64,120 @@ def render(
 class _Film:
     """One film while it renders: the models' contexts that are kept between chunks, the history, the generator."""
 
-    def __init__(self, plan: Plan, models: Models, writer: FilmWriter, reanchor: bool, clock: Clock) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        models: Models,
+        writer: FilmWriter,
+        reanchor: bool,
+        clock: Clock,
+        fingerprints: Sequence[str] | None,
+        cache: Cache | None,
+    ) -> None:
         self.plan, self.models, self.writer, self.reanchor, self.clock = plan, models, writer, reanchor, clock
+        self.fingerprints, self.cache = fingerprints, cache
         self.started = time.perf_counter()
         self.history: History
         self.generator: torch.Generator
         self.chunks_in_segment = 0
+        self.frames_reused = 0
         self.text: tuple[tuple[tuple[str, float], ...], TextContext] | None = None
 
     def events(self) -> Iterator[Event]:
+        resumed = self._resume()
         yield self._film_started()
-        yield events.PhaseStarted("text")
-        yield from self._encode_prompts()
-        yield events.PhaseStarted("load")
-        with self.clock("load"):
-            denoiser = self._denoiser()
-            _ = self.models.vae
-        negative = self._negative_context()
-        for chunk in self.plan.chunks:
-            began = time.perf_counter()
-            if chunk.fresh:
-                yield from self._start_segment(chunk)
-            yield events.PhaseStarted("denoise")
-            latents = yield from self._denoise(denoiser, chunk, negative)
-            yield events.PhaseStarted("decode")
-            self._write_frames(chunk, latents)
-            yield events.ChunkDone(
-                chunk=chunk.index,
-                chunks=len(self.plan.chunks),
-                frames=self.writer.num_frames,
-                seconds=time.perf_counter() - began,
-            )
+        if resumed.notice:
+            yield events.Notice(resumed.notice)
+        if resumed.chunks:
+            yield self._reused(resumed.chunks, "journal", resumed.chunks)
+        rest = self.plan.chunks[resumed.chunks :]
+        yield from self._prepare([chunk for chunk in rest if not self._is_kept(chunk)])
+        kept = 0
+        for chunk in rest:
+            if self._take_kept(chunk):
+                kept += 1
+                continue
+            if kept:
+                yield self._reused(chunk.index, "cache", kept)
+                kept = 0
+            yield from self._render(chunk)
+        if kept:
+            yield self._reused(len(self.plan.chunks), "cache", kept)
         yield events.PhaseStarted("finish")
         with self.clock("finish"):
             output = self.writer.close()
+        if self.writer.cache_problem:
+            yield events.Notice(f"chunks could not be kept for other films: {self.writer.cache_problem}")
         yield self._done(str(output))
 
-    def _encode_prompts(self) -> Iterator[Event]:
-        texts = [text for chunk in self.plan.chunks for text, _ in chunk.prompts]
+    def _resume(self) -> Resumed:
+        """Go on from what an earlier run left, if the film has a journal."""
+        if self.fingerprints is None:
+            return Resumed()
+        wanted = Wanted(self.plan.chunks, self.fingerprints, self._settings())
+        resumed = self.writer.resume(wanted, self.cache)
+        if resumed.state is not None:
+            self._restore(State.from_bytes(resumed.state))
+        if self.cache:
+            with contextlib.suppress(OSError):  # a line of `helios cache list` is no reason to fail
+                self.cache.note_film(self.plan.title, str(self.writer.target.path), self.fingerprints)
+        return resumed
+
+    def _is_kept(self, chunk: Chunk) -> bool:
+        return self.cache is not None and self.cache.has(self.fingerprints[chunk.index])
+
+    def _take_kept(self, chunk: Chunk) -> bool:
+        """Whether the chunk came from the cache: its piece as it is, or its frames decoded anew from its latents."""
+        if self.cache is None:
+            return False
+        state = State.from_bytes(self.cache.state(self.fingerprints[chunk.index]))
+        if state is None:
+            return False
+        self._restore(state)
+        safe = Safe(self.fingerprints[chunk.index], state.to_bytes)
+        if not self.writer.take_kept(safe, chunk.num_frames):
+            self._write_frames(chunk, state.chunk.to(self.models.device))
+            self.writer.end_piece(safe)
+        return True
+
+    def _restore(self, state: State) -> None:
+        self.history, self.generator = state.restore(self.models.device)
+        self.chunks_in_segment = state.place
+
+    def _prepare(self, chunks: list[Chunk]) -> Iterator[Event]:
+        """Everything that the chunks to be rendered share."""
+        if not chunks:
+            return
+        yield events.PhaseStarted("text")
+        yield from self._encode_prompts(chunks)
+        yield events.PhaseStarted("load")
+        with self.clock("load"):
+            _ = self.denoiser, self.models.vae
+
+    def _render(self, chunk: Chunk) -> Iterator[Event]:
+        began = time.perf_counter()
+        if chunk.fresh:
+            yield from self._start_segment(chunk)
+        yield events.PhaseStarted("denoise")
+        latents = yield from self._denoise(chunk)
+        yield events.PhaseStarted("decode")
+        self._write_frames(chunk, latents)
+        self.writer.end_piece(self._safe(chunk))
+        yield events.ChunkDone(
+            chunk=chunk.index,
+            chunks=len(self.plan.chunks),
+            frames=self.writer.num_frames,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _safe(self, chunk: Chunk) -> Safe | None:
+        if self.fingerprints is None:
+            return None
+        state = State.of(self.history, self.generator, self.chunks_in_segment)
+        return Safe(self.fingerprints[chunk.index], state.to_bytes)
+
+    def _encode_prompts(self, chunks: list[Chunk]) -> Iterator[Event]:
+        texts = [text for chunk in chunks for text, _ in chunk.prompts]
         if self.plan.guidance > 1:
             texts.append(self.plan.negative)
         with self.clock("text"):
@@ -93,20 +187,23 @@ class _Film:
             if lost:
                 yield events.Notice(f"a prompt is longer than 512 tokens; this end of it is not seen: {lost!r}")
 
-    def _denoiser(self) -> Denoiser:
+    @cached_property
+    def denoiser(self) -> Denoiser:
         settings = replace(self.models.checkpoint.preset, steps=self.plan.steps, guidance=self.plan.guidance)
         return Denoiser(self.models.dit, self.models.scheduler, settings, self.plan.size, self.clock)
 
-    def _negative_context(self) -> TextContext | None:
+    @cached_property
+    def negative(self) -> TextContext | None:
         if self.plan.guidance <= 1:
             return None
+        self.models.encode([self.plan.negative])
         return self.models.dit.embed_text(self.models.prompts[self.plan.negative].rows[None])
 
     def _start_segment(self, chunk: Chunk) -> Iterator[Event]:
         """Fresh history and generator, from a picture or a clip if the chunk has one."""
         width, height = self.plan.size
         channels = self.models.dit_config.in_channels
-        self.history = History(channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL, self.models.device)
+        self.history = History.empty(channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL, self.models.device)
         self.generator = torch.Generator("cpu").manual_seed(chunk.seed)
         self.chunks_in_segment = 0
         if chunk.image or chunk.video:
@@ -119,11 +216,14 @@ class _Film:
                     clip = VideoClip(chunk.video, self.plan.size, self.plan.fps)
                     start_from_clip(self.history, self.models.vae, clip, self.generator)
 
-    def _denoise(
-        self, denoiser: Denoiser, chunk: Chunk, negative: TextContext | None
-    ) -> Generator[Event, None, Tensor]:
-        latents = yield from denoiser.chunk(
-            chunk.index, self.history, self._text_context(chunk), negative, self.generator, amplify=self._amplify()
+    def _denoise(self, chunk: Chunk) -> Generator[Event, None, Tensor]:
+        latents = yield from self.denoiser.chunk(
+            chunk.index,
+            self.history,
+            self._text_context(chunk),
+            self.negative,
+            self.generator,
+            amplify=self._amplify(),
         )
         if not torch.isfinite(latents).all():
             raise self._not_finite("latents", chunk)
@@ -137,6 +237,7 @@ class _Film:
     def _text_context(self, chunk: Chunk) -> TextContext:
         """Keys and values of the chunk's prompts, made again only where the prompts change."""
         if self.text is None or self.text[0] != chunk.prompts:
+            self.models.encode(text for text, _ in chunk.prompts)
             self.text = (chunk.prompts, self.models.dit.embed_text(self.models.mixed(chunk.prompts)))
         return self.text[1]
 
@@ -188,6 +289,28 @@ class _Film:
             steps=sum(steps[amplified and chunk.fresh] for chunk in plan.chunks),
         )
 
+    def _settings(self) -> dict[str, str]:
+        """What the film is made with, in words: for a message about what has changed between two runs."""
+        models, plan = self.models, self.plan
+        return {
+            "model": models.name,
+            "device": str(models.device),
+            "dtype": str(models.dtype).removeprefix("torch."),
+            "size": f"{plan.size[0]}x{plan.size[1]}",
+            "fps": f"{plan.fps:g}",
+            "steps": ",".join(map(str, plan.steps)),
+            "guidance": f"{plan.guidance:g}",
+            "seed": str(plan.chunks[0].seed),
+        }
+
+    def _reused(self, chunks_so_far: int, source: str, count: int) -> events.ChunksReused:
+        first = chunks_so_far - count
+        frames = [chunk.num_frames for chunk in self.plan.chunks[:chunks_so_far]]
+        self.frames_reused += sum(frames[first:])
+        return events.ChunksReused(
+            chunk=chunks_so_far - 1, chunks=len(self.plan.chunks), frames=sum(frames), count=count, source=source
+        )
+
     def _done(self, output: str) -> events.FilmDone:
         seconds = time.perf_counter() - self.started
         device = self.models.device
@@ -195,8 +318,9 @@ class _Film:
             output=output,
             frames=self.writer.num_frames,
             seconds=seconds,
-            frames_per_second=self.writer.num_frames / seconds,
+            frames_per_second=(self.writer.num_frames - self.frames_reused) / seconds,
             peak_host_bytes=peak_host_bytes(),
             peak_device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             phases=dict(self.clock.seconds),
+            frames_reused=self.frames_reused,
         )

@@ -1,113 +1,39 @@
 """Frames into a film: an .mp4 or .mkv through ffmpeg, or a folder of PNG pictures.
 
-A thread hands the frames on, so that encoding overlaps rendering; a bounded queue makes a slow encoder hold the
-renderer back instead of filling memory. The film grows under `<name>.partial.<ext>` beside its target and takes the
+A thread encodes, so that encoding overlaps rendering; a bounded queue makes a slow encoder hold the renderer back
+instead of filling memory. The film grows piece by piece under `<name>.partial.mp4` beside its target and takes the
 target's name only when it is whole, so a file under that name is never broken.
+
+With `resume` a journal stands beside it: each piece is then safe as soon as it is finished, and whatever ends the
+process, the next run goes on behind the last one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import shlex
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from PIL import Image, PngImagePlugin
 
 from helios_cli.engine import ffmpeg
-from helios_cli.errors import InputError, MachineError
+from helios_cli.engine.cache import Cache
+from helios_cli.engine.growing import GrowingFile, GrowingFilm, GrowingFolder
+from helios_cli.engine.journal import Journal
+from helios_cli.engine.pieces import Encoder, Encodings, PicturePieces, VideoPieces
+from helios_cli.engine.resume import Resumed, Wanted, resume
+from helios_cli.engine.target import Target, check_target
+from helios_cli.errors import InputError
 
 QUEUE_BYTES = 128 * 2**20
-PNG_LEVEL = 3
-"""zlib level: twice the speed of the default 6 for a fifth more bytes."""
 
-FRAME_NAME = re.compile(r"frame_\d{6,}\.png")
+DRAIN_SECONDS = 5.0
+"""How long a film that is stopped may take to encode the chunks that are computed."""
 
-
-@dataclass(frozen=True)
-class Target:
-    """Where a film goes. `kind` is "mp4", "mkv" or "png" (a folder); `path` is absolute."""
-
-    path: Path
-    kind: str
-
-    @classmethod
-    def of(cls, path: str | os.PathLike) -> Target:
-        """Read the kind off the name. A str that ends in "/", an existing folder, or no extension means a folder."""
-        text = os.fspath(path)
-        absolute = Path(os.path.abspath(text))
-        suffix = absolute.suffix.lower()
-        if text.endswith(("/", os.sep)) or absolute.is_dir() or not suffix:
-            return cls(absolute, "png")
-        if suffix not in (".mp4", ".mkv"):
-            raise InputError(
-                f"{text}: films are not written as {suffix}",
-                hint="end the name in .mp4 (H.264), .mkv (lossless), or / (a folder of PNG pictures)",
-            )
-        return cls(absolute, suffix[1:])
-
-    @property
-    def partial(self) -> Path:
-        """The name while the film is being written: the same each time, so what a killed run left is overwritten."""
-        return self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-
-
-def check_target(path: str | os.PathLike, *, force: bool) -> Target:
-    """Find before a render whether its film can be put at `path`; InputError says why not. Writes nothing."""
-    target = Target.of(path)
-    folder = target.path.parent
-    if not folder.is_dir():
-        raise InputError(f"the folder {folder} does not exist", hint=f"run `mkdir -p {shlex.quote(str(folder))}`")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"the folder {folder} is not writable", hint="choose another place with -o")
-    holds_film = _holds_frames if target.kind == "png" else _exists
-    try:
-        taken = holds_film(target.path)
-        holds_film(target.partial)
-    except OSError as error:  # the partial name may be too long where the name itself is not
-        raise InputError(f"cannot write {path}: {error.strerror}", hint="choose another name with -o") from error
-    if taken and not force:
-        raise InputError(f"{path} exists", hint="add --force to replace it, or choose another name with -o")
-    return target
-
-
-def _exists(path: Path) -> bool:
-    """As Path.exists, but a link to nowhere counts, and a name that cannot be is an OSError."""
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _holds_frames(folder: Path) -> bool:
-    """Whether the folder has frames of an earlier film; InputError if it has, or is, anything else.
-
-    A folder is replaced as a whole, so one with other files in it is never a target, not even by --force.
-    """
-    if not _exists(folder):
-        return False
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder} is not a folder", hint="end the name in .mp4 or .mkv, or choose another one with -o"
-        )
-    names = os.listdir(folder)
-    foreign = next((name for name in sorted(names) if not FRAME_NAME.fullmatch(name)), None)
-    if foreign:
-        raise InputError(
-            f"the folder {folder} holds other files ({foreign})", hint="name a new or empty folder with -o"
-        )
-    return bool(names)
+__all__ = ["FilmWriter", "Safe", "Target", "check_target", "open_writer"]
 
 
 def open_writer(
@@ -120,12 +46,14 @@ def open_writer(
     preset: str = "medium",
     metadata: Mapping[str, str] | None = None,
     queue_bytes: int = QUEUE_BYTES,
+    keep: bool = False,
 ) -> FilmWriter:
     """Start a film at `path` of `size` (width, height) pixels; use it as a context manager.
 
     What is at `path` stays until `close` replaces it; see `check_target` and `check_encoding` for looking first.
     `metadata` is kept in the file (in every picture of a folder); `codec`, `crf` and `preset` count for .mp4 only.
     At most `queue_bytes` of frames wait for the encoder, or one array of frames where a single one is larger.
+    `keep` leaves journal and pieces beside the finished film.
     """
     target = check_target(path, force=True)
     encoding = ffmpeg.Encoding(codec, crf, preset)
@@ -133,33 +61,64 @@ def open_writer(
         raise InputError(f"{fps} frames per second cannot be written", hint="write a rate from 1 to 1000")
     if target.kind == "mp4" and (size[0] % 2 or size[1] % 2):
         raise InputError(f"an .mp4 cannot be {size[0]}x{size[1]}: both must be even", hint="write an even --size")
+    metadata = metadata or {}
     if target.kind == "png":
-        sink = _PictureFolder(target, metadata or {})
-    else:
-        sink = _EncodedFile(target, size, fps, encoding, metadata or {})
-    return FilmWriter(target, sink, size, queue_bytes)
+        return FilmWriter(target, PicturePieces(), GrowingFolder(target, metadata), size, metadata, queue_bytes, keep)
+    pieces = VideoPieces(target, size, fps, encoding if target.kind == "mp4" else None)
+    return FilmWriter(target, pieces, GrowingFile(target, fps), size, metadata, queue_bytes, keep)
+
+
+@dataclass(frozen=True)
+class Safe:
+    """What makes a finished chunk safe: its fingerprint, and the state after it, made into bytes by `save`."""
+
+    fingerprint: str
+    save: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class _PieceEnd:
+    """Stands in the queue behind the frames of a piece, or alone with a `ready` piece of that many frames."""
+
+    num_frames: int
+    safe: Safe | None
+    ready: bytes | None = None
 
 
 class FilmWriter:
     """A film that is being written. Leaving the `with` block closes it, an exception in the block aborts it.
 
-    `num_frames` counts the frames given so far.
+    Attributes:
+        num_frames: frames given so far, with those taken over.
+        cache_problem: why finished chunks are no longer kept for other films, or None.
     """
 
-    def __init__(self, target: Target, sink: _Sink, size: tuple[int, int], queue_bytes: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        pieces: Encodings,
+        film: GrowingFilm,
+        size: tuple[int, int],
+        metadata: Mapping[str, str],
+        queue_bytes: int,
+        keep: bool,
+    ) -> None:
         self.target = target
         self.num_frames = 0
-        self._sink = sink
+        self.cache_problem: OSError | None = None
+        self._pieces, self._film, self._metadata, self._keep = pieces, film, metadata, keep
+        self._journal: Journal | None = None
+        self._cache: Cache | None = None
         self._shape = (size[1], size[0], 3)
         self._limit = queue_bytes
         self._changed = threading.Condition()
-        self._waiting: deque[np.ndarray] = deque()
-        self._held_bytes = 0  # waiting, or being handed over
+        self._waiting: deque[np.ndarray | _PieceEnd] = deque()
+        self._held_bytes = 0  # waiting, or being encoded
+        self._frames_in_piece = 0
+        self._encoder: Encoder | None = None
         self._failure: Exception | None = None
-        self._ended = False
-        self._closed = False
-        self._thread = threading.Thread(target=self._hand_over_all, name="film writer", daemon=True)
-        self._thread.start()
+        self._ended = self._stopped = self._closed = False
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> FilmWriter:
         return self
@@ -170,236 +129,193 @@ class FilmWriter:
         else:
             self.abort()
 
+    def resume(self, wanted: Wanted, cache: Cache | None) -> Resumed:
+        """Keep a journal, and go on from what an earlier run left of the film. Before the first frame.
+
+        Finished chunks go into `cache` as well. MachineError if another process renders the film.
+        """
+        self._journal, self._cache = Journal(self.target), cache
+        wanted = replace(wanted, settings={**wanted.settings, "encoding": self._pieces.name})
+        resumed = resume(wanted, self._journal, self._film, self._pieces.key, cache)
+        self.num_frames = self._film.num_frames
+        self._start()
+        return resumed
+
+    @property
+    def safe_chunks(self) -> int:
+        """Chunks that the next run of the same film need not render."""
+        return len(self._journal.records) if self._journal else 0
+
     def write(self, frames: np.ndarray) -> None:
         """Take uint8 frames [T, H, W, 3], C-contiguous, by reference: the array must not change afterwards.
 
         Returns at once unless the queue is full. Raises what stopped the encoder if it has stopped.
         """
-        if self._ended:
-            raise ValueError("the film is closed")
         good = frames.dtype == np.uint8 and frames.shape[1:] == self._shape and frames.flags.c_contiguous
         if not good or not len(frames):
             raise ValueError(f"frames must be contiguous uint8 [T, {self._shape}], not {frames.dtype} {frames.shape}")
-        with self._changed:
-            self._changed.wait_for(lambda: self._failure or self._has_room(frames.nbytes))
-            if self._failure:
-                raise self._failure
-            self._waiting.append(frames)
-            self._held_bytes += frames.nbytes
-            self._changed.notify_all()
+        self._put(frames, frames.nbytes)
         self.num_frames += len(frames)
+        self._frames_in_piece += len(frames)
+
+    def end_piece(self, safe: Safe | None = None) -> None:
+        """What was written since the last piece is a piece; in a film with a journal it is then made safe."""
+        self._put(_PieceEnd(self._frames_in_piece, safe))
+        self._frames_in_piece = 0
+
+    def take_kept(self, safe: Safe, num_frames: int) -> bool:
+        """Whether the chunk's piece of `num_frames` frames, in this encoding, was kept and is now in the film."""
+        piece = self._cache.piece(safe.fingerprint, self._key(num_frames)) if self._cache else None
+        if piece is not None:
+            self._put(_PieceEnd(num_frames, safe, piece), len(piece))
+            self.num_frames += num_frames
+        return piece is not None
 
     def close(self) -> Path:
         """Wait for the last frame, make sure that the film is whole and on disk, give it its name; return that.
 
-        If anything is wrong the film is removed and the reason raised.
+        If anything is wrong the film does not get its name and the reason is raised.
         """
         if self._closed:
             return self.target.path
         try:
             if not self.num_frames:
                 raise ValueError("no frames were written")
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
+            if self._frames_in_piece:
+                self.end_piece()
+            self._end()
             self._thread.join()
             if self._failure:
                 raise self._failure
-            self._sink.finish(self.num_frames)
+            self._film.finish(self._metadata)
         except BaseException:
             self.abort()
             raise
         self._closed = True
-        _publish(self.target)
+        self._film.publish()
+        if self._keep:
+            self._release()
+        else:
+            self._remove()
         return self.target.path
 
     def abort(self) -> None:
-        """Stop at once and remove what was written. Does nothing after `close`."""
+        """Stop, and drop the piece that is not whole. Pieces made safe stay, all else goes. Nothing after `close`."""
         if self._closed:
             return
         self._closed = True
+        if self._thread is None:  # nothing is ours yet
+            self._release()
+            return
+        self._end()
+        self._thread.join(DRAIN_SECONDS if self._journal else 0)
+        self._stop_encoding()
+        self._thread.join()
+        self._film.discard()
+        if self._journal and self._journal.records:
+            self._release()
+        else:
+            self._remove()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._encode_all, name="film writer", daemon=True)
+        self._thread.start()
+
+    def _end(self) -> None:
+        """Nothing more comes; frames of a piece that is not whole are dropped."""
         with self._changed:
+            while self._waiting and isinstance(self._waiting[-1], np.ndarray):
+                self._waiting.pop()
             self._ended = True
+            self._changed.notify_all()
+
+    def _stop_encoding(self) -> None:
+        with self._changed:
+            self._stopped = True
             self._waiting.clear()
             self._changed.notify_all()
-        self._sink.stop()
-        self._thread.join()
-        self._sink.remove()
+            encoder = self._encoder
+        if encoder:
+            encoder.stop()
+
+    def _release(self) -> None:
+        if self._journal:
+            self._journal.close()
+
+    def _remove(self) -> None:
+        """The film in the making goes, and its journal, whose lock guards it, after it."""
+        self._film.remove()
+        if self._journal:
+            self._journal.remove()
+
+    def _put(self, item: np.ndarray | _PieceEnd, num_bytes: int = 0) -> None:
+        if self._ended or self._closed:
+            raise ValueError("the film is closed")
+        if self._thread is None:
+            self._film.begin()
+            self._start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or self._has_room(num_bytes))
+            if self._failure:
+                raise self._failure
+            self._waiting.append(item)
+            self._held_bytes += num_bytes
+            self._changed.notify_all()
 
     def _has_room(self, num_bytes: int) -> bool:
         return not self._held_bytes or self._held_bytes + num_bytes <= self._limit
 
-    def _hand_over_all(self) -> None:
+    def _encode_all(self) -> None:
         try:
-            while self._hand_over_next():
+            while self._encode_next():
                 pass
         except Exception as failure:
             with self._changed:
                 self._failure = failure
                 self._waiting.clear()
                 self._changed.notify_all()
+        if self._encoder:
+            self._encoder.stop()
 
-    def _hand_over_next(self) -> bool:
-        """One array to the sink; False at the end. A method of its own, so that no reference outlives the turn."""
+    def _encode_next(self) -> bool:
+        """One item of the queue; False at the end. A method of its own, so that no reference outlives the turn."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ended)
             if not self._waiting:
                 return False
-            frames = self._waiting.popleft()
-        self._sink.write(frames)
+            item = self._waiting.popleft()
+            if self._encoder is None and isinstance(item, np.ndarray):
+                self._encoder = self._pieces.encoder()
+        if isinstance(item, np.ndarray):
+            self._encoder.write(item)
+            num_bytes = item.nbytes
+        else:
+            self._finish_piece(item)
+            num_bytes = len(item.ready or b"")
         with self._changed:
-            self._held_bytes -= frames.nbytes
+            self._held_bytes -= num_bytes
             self._changed.notify_all()
         return True
 
+    def _finish_piece(self, end: _PieceEnd) -> None:
+        """The piece into the film, then its record into the journal: in this order, each on disk before the next."""
+        piece = end.ready
+        if piece is None:
+            piece, self._encoder = self._encoder.finish(end.num_frames), None
+        mark = self._film.append(piece, end.num_frames)
+        if self._journal and end.safe:
+            state = end.safe.save()
+            self._journal.append(end.safe.fingerprint, mark, state)
+            if end.ready is None:
+                self._keep_for_others(end, state, piece)
 
-class _Sink(Protocol):
-    """Where the writer's thread puts frames. `write` runs in that thread, the rest in the caller's."""
-
-    def write(self, frames: np.ndarray) -> None: ...
-
-    def finish(self, num_frames: int) -> None:
-        """After the last `write`: complete the partial film, check it and sync it to disk."""
-
-    def stop(self) -> None:
-        """Make a running `write` end soon."""
-
-    def remove(self) -> None:
-        """Remove the partial film, after `stop` and the end of `write`."""
-
-
-class _EncodedFile:
-    """An ffmpeg that reads raw frames and writes the partial file."""
-
-    def __init__(
-        self, target: Target, size: tuple[int, int], fps: float, encoding: ffmpeg.Encoding, metadata: Mapping[str, str]
-    ) -> None:
-        self._target = target
-        with _disk_errors(target.partial), tempfile.TemporaryFile("w+", encoding="utf-8") as text:
-            # An encoder whose parent was killed may still be finishing a file of this name: it must keep its own.
-            target.partial.unlink(missing_ok=True)
-            text.write(_ffmetadata(metadata))
-            text.seek(0)
-            arguments = [
-                *("-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{size[0]}x{size[1]}"),
-                *("-framerate", f"{ffmpeg.frame_rate(fps)}", "-i", "pipe:0"),
-                *("-f", "ffmetadata", "-i", f"pipe:{text.fileno()}", "-map_metadata", "1"),
-                *("-map", "0:v", "-fps_mode", "passthrough"),
-                *(ffmpeg.mkv_arguments() if target.kind == "mkv" else ffmpeg.mp4_arguments(encoding)),
-                *("-y", ffmpeg.file_argument(target.partial)),
-            ]
-            self._ffmpeg = ffmpeg.Process(arguments, stdin=subprocess.PIPE, pass_fds=(text.fileno(),))
-
-    def write(self, frames: np.ndarray) -> None:
+    def _keep_for_others(self, end: _PieceEnd, state: bytes, piece: bytes) -> None:
+        if self._cache is None:
+            return
         try:
-            self._ffmpeg.stdin.write(memoryview(frames).cast("B"))
-        except BrokenPipeError as error:
-            raise self._failure(self._ffmpeg.wait()) from error
+            self._cache.put(end.safe.fingerprint, state, self._key(end.num_frames), piece)
+        except OSError as problem:  # a film does not fail because other films cannot use its chunks
+            self.cache_problem, self._cache = problem, None
 
-    def finish(self, num_frames: int) -> None:
-        self._close_input()
-        status = self._ffmpeg.wait()
-        if status:
-            raise self._failure(status)
-        if self._ffmpeg.num_frames != num_frames:
-            raise MachineError(f"ffmpeg wrote {self._ffmpeg.num_frames} of {num_frames} frames to {self._target.path}")
-        with _disk_errors(self._target.partial):
-            _sync(self._target.partial)
-
-    def stop(self) -> None:
-        self._ffmpeg.kill()
-
-    def remove(self) -> None:
-        self._close_input()
-        self._target.partial.unlink(missing_ok=True)
-
-    def _close_input(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # an ffmpeg that has ended says why by its status
-            self._ffmpeg.stdin.close()
-
-    def _failure(self, status: int) -> MachineError:
-        return self._ffmpeg.failure(status, f"writing {self._target.path}")
-
-
-def _ffmetadata(metadata: Mapping[str, str]) -> str:
-    """The text form of metadata that ffmpeg reads: an argument could not exceed 128 KiB, and any user sees those."""
-    lines = (f"{_escape(key)}={_escape(value)}\n" for key, value in metadata.items())
-    return ";FFMETADATA1\n" + "".join(lines)
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"([=;#\\\n])", r"\\\1", text)
-
-
-class _PictureFolder:
-    """A folder of `frame_000001.png` and so on."""
-
-    def __init__(self, target: Target, metadata: Mapping[str, str]) -> None:
-        self._target = target
-        self._text = PngImagePlugin.PngInfo()
-        for key, value in metadata.items():
-            self._text.add_itxt(key, value, zip=True)
-        self._stopped = False
-        self._written = 0
-        with _disk_errors(target.partial):
-            if target.partial.exists():
-                shutil.rmtree(target.partial)
-            target.partial.mkdir()
-
-    def write(self, frames: np.ndarray) -> None:
-        for frame in frames:
-            if self._stopped:
-                return
-            self._written += 1
-            path = self._target.partial / f"frame_{self._written:06d}.png"
-            with _disk_errors(path), path.open("wb") as file:
-                Image.fromarray(frame).save(file, "PNG", compress_level=PNG_LEVEL, pnginfo=self._text)
-                file.flush()
-                os.fsync(file.fileno())
-
-    def finish(self, num_frames: int) -> None:
-        with _disk_errors(self._target.partial):
-            _sync(self._target.partial)
-
-    def stop(self) -> None:
-        self._stopped = True
-
-    def remove(self) -> None:
-        shutil.rmtree(self._target.partial)
-
-
-def _publish(target: Target) -> None:
-    """Give the whole film its name. If that fails the film stays under the partial name, and the error says so."""
-    try:
-        if target.kind == "png" and _holds_frames(target.path):
-            with tempfile.TemporaryDirectory(dir=target.path.parent, prefix=".helios-") as replaced:
-                os.rename(target.path, Path(replaced) / "frames")
-                os.rename(target.partial, target.path)
-        else:
-            os.replace(target.partial, target.path)
-        _sync(target.path.parent)
-    except (OSError, InputError) as error:
-        raise MachineError(
-            f"the film is complete but could not be named {target.path}: {error}",
-            hint=f"run `mv {shlex.quote(str(target.partial))} {shlex.quote(str(target.path))}`",
-        ) from error
-
-
-def _sync(path: Path) -> None:
-    """Have the file's data, or the folder's entries, reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MachineError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="free some space, or write elsewhere with -o, and run it again",
-        ) from error
+    def _key(self, num_frames: int) -> str:
+        return f"{self._pieces.key}-{num_frames}"

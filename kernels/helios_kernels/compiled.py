@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from helios_kernels.case import Case, Op
 from helios_kernels.configs import CHIPS
 from helios_kernels.dispatch import compiling_for
 from helios_kernels.launch import Launch, recorded
-from helios_kernels.registry import OPS, Case, Op
+from helios_kernels.registry import OPS
 
 MATRIX_INSTRUCTIONS = {
     "sm_80": r"\bmma\.sync",
@@ -129,7 +130,7 @@ def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
         file.flush()
         command = [str(_cuobjdump()), "-res-usage", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return int(re.search(r"REG:(\d+)", text)[1]), int(re.search(r"STACK:(\d+)", text)[1])
+    return max(map(int, re.findall(r"REG:(\d+)", text))), max(map(int, re.findall(r"STACK:(\d+)", text)))
 
 
 @functools.cache

@@ -15,10 +15,6 @@ CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
 SHARED_MEMORY = {"sm_80": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 """Bytes a program may have, by the vendors' documents. Triton's compiler does not check it."""
 
-MULTIPROCESSORS = {"sm_90": 132, "sm_100": 148, INTERPRETER: 2}
-"""How many persistent programs to start. More than the chip has would wait in line, fewer leave some idle."""
-
-
 @dataclass(frozen=True)
 class Config:
     """`tile`: elements of a program of the element-wise kernels. The blocks are attention's."""
@@ -28,7 +24,6 @@ class Config:
     tile: int = 0
     block_q: int = 0
     block_k: int = 0
-    programs_per_multiprocessor: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,10 +35,10 @@ class RowTile:
     config: Config
 
 
-# A tile of 8192 is one padded row of width 5120. With 8 warps a thread holds 32 elements, two 16-byte loads of bfloat16
-# short of four, and a multiprocessor has room for several programs, so that one loads while another reduces.
-# CDNA's wavefronts are twice as wide: half as many.
-_ROW = {"cuda": Config(num_warps=8, tile=8192), "hip": Config(num_warps=4, tile=8192)}
+# A tile of 8192 is one padded row of width 5120. With 16 warps a thread holds 16 of its elements (64 registers for the
+# modulated norm, 99 with 8 warps), so two programs fill a multiprocessor's register file with 32 warps rather than 16,
+# and one loads while the other reduces. CDNA's wavefronts are twice as wide: half as many.
+_ROW = {"cuda": Config(num_warps=16, tile=8192), "hip": Config(num_warps=8, tile=8192)}
 
 # No reduction: only enough bytes in flight.
 _FLAT = {"cuda": Config(num_warps=4, tile=1024), "hip": Config(num_warps=4, tile=1024)}
@@ -60,49 +55,43 @@ _ELEMENTWISE = {
     "vae_norm_silu": {"cuda": Config(num_warps=8, tile=8192), "hip": Config(num_warps=4, tile=8192)},
 }
 
-_ATTENTION = {
-    ("attention", "sm_80"): {
-        128: Config(num_warps=8, num_stages=3, block_q=128, block_k=64),
-        64: Config(num_warps=4, num_stages=3, block_q=128, block_k=64),
-    },
-    ("attention", "sm_89"): {
-        128: Config(num_warps=8, num_stages=3, block_q=128, block_k=64),
-        64: Config(num_warps=4, num_stages=3, block_q=128, block_k=64),
-    },
-    ("attention", "sm_90"): {
-        128: Config(num_warps=8, num_stages=3, block_q=128, block_k=64),
-        64: Config(num_warps=4, num_stages=3, block_q=128, block_k=64),
-    },
-    ("attention", "sm_100"): {
-        128: Config(num_warps=8, num_stages=3, block_q=128, block_k=64),
-        64: Config(num_warps=4, num_stages=3, block_q=128, block_k=64),
-    },
-    ("attention", "gfx942"): {
-        128: Config(num_warps=4, num_stages=2, block_q=128, block_k=64),
-        64: Config(num_warps=4, num_stages=2, block_q=128, block_k=64),
-    },
-    ("attention_tma", "sm_90"): {
-        128: Config(num_warps=8, num_stages=2, block_q=128, block_k=128),
-        64: Config(num_warps=8, num_stages=2, block_q=128, block_k=128),
-    },
-    ("attention_tma", "sm_100"): {
-        128: Config(num_warps=8, num_stages=2, block_q=128, block_k=128),
-        64: Config(num_warps=8, num_stages=2, block_q=128, block_k=128),
-    },
+# By head size and whether there is a bias. On Ampere and Ada the accumulators are in registers, and 32 keys at a time are
+# what leaves none spilled with every Triton from 3.6 to 3.9. Hopper reads both factors from shared memory, Blackwell
+# accumulates outside the registers: 128 keys at a time, two buffers. A bias takes a register for every logit of a row.
+_AMPERE = {
+    (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=32),
+    (128, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=32),
+    (64, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=64),
+    (64, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=64),
 }
+_HOPPER = {
+    (128, False): Config(num_warps=8, num_stages=2, block_q=128, block_k=128),
+    (128, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=64),
+    (64, False): Config(num_warps=8, num_stages=2, block_q=128, block_k=128),
+    (64, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=64),
+}
+_CDNA = {
+    (head, bias): Config(num_warps=4, num_stages=2, block_q=128, block_k=32 if bias else 64)
+    for head in (128, 64)
+    for bias in (False, True)
+}
+_ATTENTION = {"sm_80": _AMPERE, "sm_89": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA}
 
 
-def config(kernel: str, head: int | None = None) -> Config:
-    """The configuration of `kernel` on the chip at hand; attention's by head size, small ones as the next larger."""
+def config(kernel: str) -> Config:
+    """The configuration of an element-wise kernel on the chip at hand."""
     chip = current_chip()
-    if head is None:
-        if chip == INTERPRETER:
-            return _INTERPRETED
-        return _ELEMENTWISE[kernel]["hip" if chip.startswith("gfx") else "cuda"]
+    if chip == INTERPRETER:
+        return _INTERPRETED
+    return _ELEMENTWISE[kernel]["hip" if chip.startswith("gfx") else "cuda"]
+
+
+def attention_config(head: int, *, bias: bool) -> Config:
+    """Attention's on the chip at hand; head sizes below 64 take that of 64."""
+    chip = current_chip()
     if chip == INTERPRETER:
         return Config(num_warps=1, block_q=128, block_k=128)
-    by_head = _ATTENTION[kernel, chip]
-    return by_head[min(size for size in by_head if size >= head)]
+    return _ATTENTION[chip][max(head, 64), bias]
 
 
 def row_tile(kernel: str, width: int) -> RowTile:

@@ -52,7 +52,7 @@ def test_tensors_are_those_of_the_reference_classes(size, tmp_path):
             "vae": diffusers.AutoencoderKLWan.from_config(spec.vae),
             "text_encoder": transformers.UMT5EncoderModel(transformers.UMT5Config(**spec.text_encoder)),
         }
-    described = describe(tmp_path, spec, "distilled", torch.bfloat16)
+    described = describe(tmp_path, spec, torch.bfloat16)
     for name, module in reference.items():
         shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
         shapes.pop("encoder.embed_tokens.weight", None)  # shared.weight once more
@@ -61,7 +61,7 @@ def test_tensors_are_those_of_the_reference_classes(size, tmp_path):
 
 def test_the_large_size_is_the_published_model(tmp_path):
     """Counts from the model card and the published files: 14.3 B parameters, 80 481 086 028 bytes of float32."""
-    described = describe(tmp_path, SPECS["14b"], "distilled", torch.float32)
+    described = describe(tmp_path, SPECS["14b"], torch.float32)
     counts = {name: component.parameters for name, component in described.components.items()}
     assert counts["transformer"] == 14_312_427_584
     headers = 80_481_086_028 - 4 * sum(counts.values())

@@ -53,8 +53,7 @@ def test_a_clean_film(helios, clean):
 def test_findings_are_no_error_unless_strict(helios, spoilt):
     code, out, err = helios(spoilt)
     assert (code, err) == (0, "")
-    assert [line.split()[-1] for line in out.splitlines()[1:4]] != ["flickering"] * 3
-    assert out.splitlines()[2].endswith("flickering")
+    assert [line.endswith("flickering") for line in out.splitlines()[1:4]] == [False, True, False]
     assert "flickering: chunk 2, 0:01.38-0:02.75: " in out
     assert max(map(len, out.splitlines()[:4])) <= 80
     code, strict_out, err = helios(spoilt, "--strict")
@@ -95,7 +94,7 @@ def test_the_page_is_written_before_strict_fails(helios, spoilt, tmp_path):
     [
         (["--report", "film.mp4"], "HTML"),
         (["--report", "no/r.html"], "does not exist"),
-        (["--chunk-frames", "1"], "8<=x"),
+        (["--chunk-frames", "1"], "chunk-frames"),
     ],
 )
 def test_wrong_options_end_before_the_film_is_read(helios, options, word):

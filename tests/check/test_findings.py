@@ -17,10 +17,15 @@ WIDTH, HEIGHT = SIZE
 PICTURE = scene()
 
 
-@pytest.fixture
-def clean() -> np.ndarray:
-    """Six chunks of a camera that moves steadily."""
+@pytest.fixture(scope="module")
+def panned() -> np.ndarray:
     return pan(PICTURE, FRAMES)
+
+
+@pytest.fixture
+def clean(panned) -> np.ndarray:
+    """Six chunks of a camera that moves steadily, to put a fault in."""
+    return panned.copy()
 
 
 def rising() -> np.ndarray:
@@ -97,10 +102,9 @@ def test_black(tmp_path, clean):
 
 
 @pytest.mark.parametrize("level", [40, 128, 255])
-def test_a_collapsed_chunk_is_uniform(tmp_path, level):
-    frames = pan(PICTURE, FRAMES)
-    frames[-CHUNK:] = level
-    found = examined(tmp_path, frames).findings
+def test_a_collapsed_chunk_is_uniform(tmp_path, clean, level):
+    clean[-CHUNK:] = level
+    found = examined(tmp_path, clean).findings
     assert [finding.chunk for finding in found if finding.kind == "uniform"] == [5]
     assert not [finding for finding in found if finding.kind in ("black", "frozen")]
 
@@ -109,10 +113,9 @@ def test_a_wholly_black_film_however_short(tmp_path):
     assert only(examined(tmp_path, np.zeros((5, HEIGHT, WIDTH, 3))), "black").value == pytest.approx(5 / 24)
 
 
-def test_frozen(tmp_path):
+def test_frozen(tmp_path, clean):
     """The camera stops for 33 frames in the middle of two chunks, and goes on."""
-    frames = pan(PICTURE, FRAMES)
-    frames = np.concatenate([frames[:80], frames[80:81].repeat(CHUNK, 0), frames[80 : FRAMES - CHUNK]])
+    frames = np.concatenate([clean[:80], clean[80:81].repeat(CHUNK, 0), clean[80 : FRAMES - CHUNK]])
     frozen = only(examined(tmp_path, frames), "frozen")
     assert chunks_of(frozen) == [2, 3]
     assert frozen.value == pytest.approx(CHUNK / 24, abs=2 / 24)
@@ -144,20 +147,17 @@ def test_flickering(tmp_path, clean, period, levels):
         (lambda frames: frames + 60 * rising(), "brightness rises"),
         (lambda frames: frames - 60 * rising(), "brightness falls"),
         (lambda frames: frames + np.array([20, -5, -45]) * rising(), "the mean colour shifts"),
-        (lambda frames: frames.mean(-1, keepdims=True) + [0, 0, 1] + 0 * frames, None),
         (lambda frames: _saturated(frames, 1 - 0.9 * rising()), "saturation falls"),
         (lambda frames: _saturated(frames, 1 + 2 * rising()), "saturation rises"),
         (lambda frames: _mean(frames) + (frames - _mean(frames)) * (1 - 0.8 * rising()), "contrast falls"),
     ],
 )
-def test_drifting(tmp_path, fault, words):
-    report = examined(tmp_path, fault(pan(PICTURE, FRAMES)))
+def test_drifting(tmp_path, clean, fault, words):
+    report = examined(tmp_path, fault(clean))
     drifting = {finding.message.split(" from ")[0].split(" by ")[0]: finding for finding in report.findings}
     assert {finding.kind for finding in report.findings} <= {"drifting"}
-    assert (words in drifting) if words else not drifting
-    if words:
-        assert chunks_of(drifting[words]) == [0, 1, 2, 3, 4, 5]
-        assert abs(drifting[words].value) > 1.2 * drifting[words].limit
+    assert chunks_of(drifting[words]) == [0, 1, 2, 3, 4, 5]
+    assert abs(drifting[words].value) > 1.2 * drifting[words].limit
 
 
 def _mean(frames: np.ndarray) -> np.ndarray:

@@ -203,5 +203,5 @@ def test_memory_does_not_grow_with_the_film(tmp_path):
         result = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         assert int(result[0]) == 24 * seconds
         peaks.append(int(result[1]))
-    # 37 more thumbnails of 45 kB; a frame kept as it was read would make it 55 MB.
-    assert peaks[1] < 1.05 * peaks[0], peaks
+    # Measured: 1 %. The frames, kept as they were read, would make it 55 MB.
+    assert peaks[1] < 1.04 * peaks[0], peaks

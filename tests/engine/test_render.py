@@ -140,7 +140,7 @@ def test_the_step_loop_reads_nothing_back(folder):
     plan = plan_of(CASE)
     with torch.no_grad():
         denoiser = Denoiser(models.dit, models.scheduler, models.checkpoint.preset, plan.size, Clock(models.device))
-        history = History(16, 8, 16, models.device)
+        history = History.empty(16, 8, 16, models.device)
         text = models.dit.embed_text(models.mixed(plan.chunks[0].prompts))
         generator = torch.Generator().manual_seed(1)
         with Counter("aten._local_scalar_dense") as reads:

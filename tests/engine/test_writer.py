@@ -307,7 +307,8 @@ def test_ffmpeg_killed_midway_is_noticed_at_the_next_write(tmp_path):
     with pytest.raises(MachineError, match=r"signal 9 .* writing .*film\.mp4"):  # noqa: SIM117
         with open_writer(tmp_path / "film.mp4", size=SIZE, fps=24) as writer:
             writer.write(moving(33))
-            os.kill(writer._sink._ffmpeg._popen.pid, signal.SIGKILL)
+            wait_until(lambda: writer._encoder)
+            os.kill(writer._encoder._ffmpeg._popen.pid, signal.SIGKILL)
             for _ in range(1000):
                 writer.write(moving(33))
                 time.sleep(0.01)
@@ -315,7 +316,7 @@ def test_ffmpeg_killed_midway_is_noticed_at_the_next_write(tmp_path):
 
 
 def test_ffmpeg_stopping_with_an_error_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(ffmpeg, "mkv_arguments", lambda: ["-c:v", "no_such_encoder", "-f", "matroska"])
+    monkeypatch.setattr(ffmpeg, "piece_arguments", lambda _: ["-c:v", "no_such_encoder", "-f", "mp4"])
     with pytest.raises(MachineError, match="no_such_encoder") as error:
         film(tmp_path / "film.mkv", moving(100))
     assert "IMAGEIO_FFMPEG_EXE" in error.value.hint and left_in(tmp_path) == []
@@ -367,7 +368,9 @@ def test_death_of_the_renderer_leaves_no_film_and_no_encoder(tmp_path):
         """
         with open_writer(sys.argv[1], size=(64, 48), fps=24) as writer:
             writer.write(noise)
-            print(writer._sink._ffmpeg._popen.pid, flush=True)
+            while not writer._encoder:
+                time.sleep(0.01)
+            print(writer._encoder._ffmpeg._popen.pid, flush=True)
             time.sleep(60)
         """,
         tmp_path / "film.mp4",

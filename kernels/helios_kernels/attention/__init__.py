@@ -18,16 +18,20 @@ DTYPES = (torch.bfloat16, torch.float16)
 def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(D) + bias) v, of [B, Q, N, D] with [B, K, N, D]: returns [B, Q, N, D], contiguous.
 
-    Any strides with contiguous D; Q and K of any length from 1, equal or not. `bias` is [K] float32, added to every
-    query's logits; -inf leaves a key out.
+    Any strides; Q and K of any length from 1, equal or not. `bias` is [K] float32, added to every query's logits; -inf
+    leaves a key out.
     """
     if not takes(q_BQND):
         return pytorch_attention(q_BQND, k_BKND, v_BKND, bias_K)
-    from helios_kernels.attention import kernel, kernel_tma
+    if current_chip() in TMA_CHIPS:
+        from helios_kernels.attention.kernel_tma import run
+    else:
+        from helios_kernels.attention.kernel import run
+    return run(aligned(q_BQND), aligned(k_BKND), aligned(v_BKND), bias_K)
 
-    if kernel_tma.takes(q_BQND, k_BKND, v_BKND):
-        return kernel_tma.run(q_BQND, k_BKND, v_BKND, bias_K)
-    return kernel.run(q_BQND, k_BKND, v_BKND, bias_K)
+
+TMA_CHIPS = ("sm_90", "sm_100", INTERPRETER)
+"""Where descriptors are hardware. Elsewhere Triton rewrites them to pointers, worse than the pointer kernel does it."""
 
 
 def takes(q_BQND: Tensor) -> bool:
@@ -35,6 +39,16 @@ def takes(q_BQND: Tensor) -> bool:
     if not runs(q_BQND) or q_BQND.shape[-1] not in HEAD_SIZES:
         return False
     return q_BQND.dtype in DTYPES or current_chip() == INTERPRETER
+
+
+def aligned(x_BSND: Tensor) -> Tensor:
+    """x itself if every row starts at a multiple of 16 bytes, as slices of a fused product do, else a copy of it.
+
+    TMA cannot address other rows, and through pointers they would be loaded element by element.
+    """
+    strides = [stride * x_BSND.element_size() % 16 for stride in x_BSND.stride()[:3]]
+    whole = x_BSND.stride(-1) == 1 and x_BSND.data_ptr() % 16 == 0 and not any(strides)
+    return x_BSND if whole else x_BSND.clone(memory_format=torch.contiguous_format)
 
 
 def pytorch_attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Attention through plain pointers: Ampere, Ada, consumer Blackwell, CDNA, and whatever TMA cannot address."""
+"""Attention through plain pointers: Ampere, Ada, consumer Blackwell and CDNA."""
 
 from __future__ import annotations
 
@@ -8,34 +8,29 @@ import triton.language as tl
 from torch import Tensor
 
 from helios_kernels.attention.softmax import LOG2_E, block_logits, fold
-from helios_kernels.configs import config
+from helios_kernels.configs import attention_config
 from helios_kernels.dispatch import INTERPRETER, current_chip
 from helios_kernels.launch import launch
 
 
 @triton.jit
-def _keys(
-    total, top, weight_sum, q, k, v, bias, first, last, K, k_s, v_s, scale,
+def _fold_keys(
+    total, top, weight_sum, q, k, v, bias, start, K, k_s, v_s, scale,
     HAS_BIAS: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Folds the keys from `first` to `last`; MASKED where the last block reaches past K."""
-    channels = tl.arange(0, D)[None, :]
-    rows = tl.arange(0, BLOCK_K)
-    for start in range(first, last, BLOCK_K):
-        keys = start + rows
-        # The block's start goes into the 64-bit base, so that offsets within the block are 32-bit ones.
-        k_place = k + tl.cast(start, tl.int64) * k_s + rows[:, None] * k_s + channels
-        v_place = v + tl.cast(start, tl.int64) * v_s + rows[:, None] * v_s + channels
-        if MASKED:
-            k_block = tl.load(k_place, (keys < K)[:, None], other=0.0)
-            v_block = tl.load(v_place, (keys < K)[:, None], other=0.0)
-        else:
-            k_block, v_block = tl.load(k_place), tl.load(v_place)
-        logits = block_logits(q, k_block, scale, bias, keys, K, HAS_BIAS, MASKED, WIDE)
-        total, top, weight_sum = fold(
-            total, top, weight_sum, logits, 1.0 if HAS_BIAS else scale, v_block, HAS_BIAS, WIDE
-        )
-    return total, top, weight_sum
+    """Folds the keys from `start`; MASKED where the block may reach past K."""
+    rows, channels = tl.arange(0, BLOCK_K), tl.arange(0, D)[None, :]
+    keys = start + rows
+    # The block's start goes into the 64-bit base, so that offsets within the block are 32-bit ones.
+    k_place = k + tl.cast(start, tl.int64) * k_s + rows[:, None] * k_s + channels
+    v_place = v + tl.cast(start, tl.int64) * v_s + rows[:, None] * v_s + channels
+    if MASKED:
+        k_block = tl.load(k_place, (keys < K)[:, None], other=0.0)
+        v_block = tl.load(v_place, (keys < K)[:, None], other=0.0)
+    else:
+        k_block, v_block = tl.load(k_place), tl.load(v_place)
+    logits = block_logits(q, k_block, scale, bias, keys, K, HAS_BIAS, MASKED, WIDE)
+    return fold(total, top, weight_sum, logits, 1.0 if HAS_BIAS else scale, v_block, HAS_BIAS, WIDE)
 
 
 @triton.jit(do_not_specialize=["Q", "K"])
@@ -80,15 +75,15 @@ def attention_kernel(
     top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     weight_sum = tl.zeros((BLOCK_Q,), tl.float32)
 
-    whole = K // BLOCK_K * BLOCK_K
-    if not HAS_BIAS:
-        total, top, weight_sum = _keys(
-            total, top, weight_sum, q_block, k, v, bias, 0, whole, K, k_s, v_s, scale, False, False, WIDE, D, BLOCK_K
+    # The last block first: it alone has a mask, and while nothing is summed up yet there are registers to spare for it.
+    last = (K - 1) // BLOCK_K * BLOCK_K
+    total, top, weight_sum = _fold_keys(
+        total, top, weight_sum, q_block, k, v, bias, last, K, k_s, v_s, scale, HAS_BIAS, True, WIDE, D, BLOCK_K
+    )
+    for start in range(0, last, BLOCK_K):
+        total, top, weight_sum = _fold_keys(
+            total, top, weight_sum, q_block, k, v, bias, start, K, k_s, v_s, scale, HAS_BIAS, False, WIDE, D, BLOCK_K
         )
-    total, top, weight_sum = _keys(
-        total, top, weight_sum, q_block, k, v, bias, 0 if HAS_BIAS else whole, K, K, k_s, v_s, scale,
-        HAS_BIAS, True, WIDE, D, BLOCK_K,
-    )  # fmt: skip
     place = out + batch * out_b + head * out_n + wide_rows * out_s + channels
     tl.store(place, (total / weight_sum[:, None]).to(out.dtype.element_ty), exists)
 
@@ -97,7 +92,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     B, Q, N, D = q.shape
     assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1 and k.shape[1] > 0
     out = torch.empty((B, Q, N, D), dtype=q.dtype, device=q.device)
-    chosen = config("attention", head=D)
+    chosen = attention_config(D, bias=bias is not None)
     launch(
         attention_kernel,
         (triton.cdiv(Q, chosen.block_q), B * N),

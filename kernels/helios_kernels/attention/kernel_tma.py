@@ -6,34 +6,30 @@ queries in turn, neighbours in time being of one head, whose keys and values sta
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from helios_kernels.attention.softmax import LOG2_E, block_logits, fold
-from helios_kernels.configs import MULTIPROCESSORS, config
+from helios_kernels.configs import attention_config
 from helios_kernels.dispatch import INTERPRETER, current_chip
 from helios_kernels.launch import launch
 
-CHIPS = ("sm_90", "sm_100", INTERPRETER)
-
 
 @triton.jit
-def _keys(
-    total, top, weight_sum, q, k, v, bias, batch, head, first, last, K, scale,
+def _fold_keys(
+    total, top, weight_sum, q, k, v, bias, batch, head, start, K, scale,
     HAS_BIAS: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Folds the keys from `first` to `last`; MASKED where the last block reaches past K."""
-    for start in range(first, last, BLOCK_K):
-        keys = start + tl.arange(0, BLOCK_K)
-        k_block = k.load([batch, head, start, 0]).reshape(BLOCK_K, D)
-        logits = block_logits(q, k_block, scale, bias, keys, K, HAS_BIAS, MASKED, WIDE)
-        v_block = v.load([batch, head, start, 0]).reshape(BLOCK_K, D)
-        total, top, weight_sum = fold(
-            total, top, weight_sum, logits, 1.0 if HAS_BIAS else scale, v_block, HAS_BIAS, WIDE
-        )
-    return total, top, weight_sum
+    """Folds the keys from `start`; MASKED where the block may reach past K."""
+    keys = start + tl.arange(0, BLOCK_K)
+    k_block = k.load([batch, head, start, 0]).reshape(BLOCK_K, D)
+    logits = block_logits(q, k_block, scale, bias, keys, K, HAS_BIAS, MASKED, WIDE)
+    v_block = v.load([batch, head, start, 0]).reshape(BLOCK_K, D)
+    return fold(total, top, weight_sum, logits, 1.0 if HAS_BIAS else scale, v_block, HAS_BIAS, WIDE)
 
 
 @triton.jit(do_not_specialize=["Q", "K", "tiles"])
@@ -73,7 +69,6 @@ def attention_tma_kernel(
     values = tl.make_tensor_descriptor(v, [B, N, K, D], [v_b, v_n, v_s, 1], [1, 1, BLOCK_K, D])
     results = tl.make_tensor_descriptor(out, [B, N, Q, D], [out_b, out_n, out_s, 1], [1, 1, BLOCK_Q, D])
     blocks = tl.cdiv(Q, BLOCK_Q)
-    whole = K // BLOCK_K * BLOCK_K
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first = tile % blocks * BLOCK_Q
         batch, head = tile // blocks // N, tile // blocks % N
@@ -81,27 +76,20 @@ def attention_tma_kernel(
         total = tl.zeros((BLOCK_Q, D), tl.float32)
         top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
         weight_sum = tl.zeros((BLOCK_Q,), tl.float32)
-        if not HAS_BIAS:
-            total, top, weight_sum = _keys(
-                total, top, weight_sum, q_block, keys, values, bias, batch, head, 0, whole, K, scale,
+        # Whole blocks need no mask; with a bias, which is added everywhere, the mask is part of it.
+        whole = 0 if HAS_BIAS else K // BLOCK_K * BLOCK_K
+        for start in range(0, whole, BLOCK_K):
+            total, top, weight_sum = _fold_keys(
+                total, top, weight_sum, q_block, keys, values, bias, batch, head, start, K, scale,
                 False, False, WIDE, D, BLOCK_K,
             )  # fmt: skip
-        total, top, weight_sum = _keys(
-            total, top, weight_sum, q_block, keys, values, bias, batch, head, 0 if HAS_BIAS else whole, K, K, scale,
-            HAS_BIAS, True, WIDE, D, BLOCK_K,
-        )  # fmt: skip
+        for start in range(whole, K, BLOCK_K):
+            total, top, weight_sum = _fold_keys(
+                total, top, weight_sum, q_block, keys, values, bias, batch, head, start, K, scale,
+                HAS_BIAS, True, WIDE, D, BLOCK_K,
+            )  # fmt: skip
         result = (total / weight_sum[:, None]).to(out.dtype.element_ty)
         results.store([batch, head, first, 0], result.reshape(1, 1, BLOCK_Q, D))
-
-
-def takes(*tensors: Tensor) -> bool:
-    """Whether the chip has TMA and can address the tensors: 16-byte aligned rows, contiguous channels."""
-    return current_chip() in CHIPS and all(
-        tensor.stride(-1) == 1
-        and tensor.data_ptr() % 16 == 0
-        and all(stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:3])
-        for tensor in tensors
-    )
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -109,18 +97,24 @@ def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     K = k.shape[1]
     assert K > 0
     out = torch.empty((B, Q, N, D), dtype=q.dtype, device=q.device)
-    chosen = config("attention_tma", head=D)
+    chosen = attention_config(D, bias=bias is not None)
     tiles = triton.cdiv(Q, chosen.block_q) * N * B
     triton.set_allocator(_descriptor_memory(q.device))
     launch(
         attention_tma_kernel,
-        (min(tiles, MULTIPROCESSORS[current_chip()] * chosen.programs_per_multiprocessor),),
+        (min(tiles, _multiprocessors(q.device)),),
         q, k, v, q if bias is None else bias, out, B, N, Q, K, tiles, LOG2_E * D**-0.5,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         config=chosen, HAS_BIAS=bias is not None, WIDE=current_chip() == INTERPRETER,
         D=D, BLOCK_Q=chosen.block_q, BLOCK_K=chosen.block_k,
     )  # fmt: skip
     return out
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    """How many persistent programs run at a time; two, of which one comes round again, where there is no GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def _descriptor_memory(device: torch.device):

@@ -7,9 +7,11 @@ from helios_kernels.precision import wide
 
 
 def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
-    """Holds the Q x K matrix: for tests of few heads or short sequences."""
-    q, k, v = wide(q_BQND), wide(k_BKND), wide(v_BKND)
-    logits = torch.einsum("bqnd,bknd->bnqk", q, k) * q.shape[-1] ** -0.5
-    if bias_K is not None:
-        logits = logits + bias_K
-    return torch.einsum("bnqk,bknd->bqnd", logits.softmax(-1), v).to(q_BQND.dtype)
+    """Holds a head's whole Q x K matrix."""
+    heads = []
+    for q, k, v in zip(*(wide(tensor).unbind(2) for tensor in (q_BQND, k_BKND, v_BKND)), strict=True):
+        logits = q @ k.mT * q.shape[-1] ** -0.5
+        if bias_K is not None:
+            logits = logits + bias_K
+        heads.append(logits.softmax(-1) @ v)
+    return torch.stack(heads, dim=2).to(q_BQND.dtype)

@@ -21,7 +21,7 @@ def renoise_kernel(
     beta,
     BLOCK: tl.constexpr,
 ):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     column, line = place % (2 * W), place // (2 * W)
     source = (line // (2 * H) * H + line % (2 * H) // 2) * W + column // 2
@@ -33,6 +33,7 @@ def renoise_kernel(
 def run(x: Tensor, noise: Tensor, alpha: float, beta: float) -> Tensor:
     H, W = x.shape[-2:]
     assert noise.shape == (*x.shape[:-2], 2 * H, 2 * W)
+    assert noise.numel() < 2**31
     out = torch.empty(noise.shape, dtype=torch.float32, device=x.device)
     chosen = config("renoise")
     launch(

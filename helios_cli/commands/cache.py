@@ -1,0 +1,57 @@
+"""`helios cache`: the kept pieces of films."""
+
+from __future__ import annotations
+
+import time
+
+import typer
+
+from helios_cli.console import JsonFlag, console
+from helios_cli.units import format_bytes
+
+app = typer.Typer(help="Chunks of films that are kept to be used again.", no_args_is_help=True)
+
+AGES = ((86400, "day"), (3600, "hour"), (60, "minute"))
+
+
+@app.command("list")
+def list_(json: JsonFlag = False) -> None:
+    """List the films of which chunks are kept."""
+    from helios_cli.engine.cache import Cache
+
+    cache = Cache()
+    films, num_bytes = cache.films(), cache.num_bytes()
+    rows = [
+        (
+            film.title,
+            f"{film.kept_chunks}/{film.chunks}",
+            format_bytes(film.num_bytes),
+            _age(film.last_used),
+            film.output,
+        )
+        for film in films
+    ]
+    data = {"folder": str(cache.folder), "bytes": num_bytes, "films": [vars(film) for film in films]}
+    console.table(("film", "chunks", "size", "last used", "output"), rows, data=data)
+    console.line(f"{format_bytes(num_bytes)} in {cache.folder}")
+
+
+@app.command()
+def clear(json: JsonFlag = False) -> None:
+    """Remove all kept chunks; finished and unfinished films stay as they are."""
+    from helios_cli.engine.cache import Cache
+
+    cache = Cache()
+    freed = cache.clear()
+    console.result({"folder": str(cache.folder), "freed": freed})
+    console.line(f"freed {format_bytes(freed)} in {cache.folder}")
+
+
+def _age(since: float) -> str:
+    """`3 hours ago`, of seconds since the epoch."""
+    seconds = time.time() - since
+    for length, name in AGES:
+        if seconds >= length:
+            count = int(seconds / length)
+            return f"{count} {name}{'s' * (count > 1)} ago"
+    return "just now"

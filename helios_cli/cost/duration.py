@@ -1,0 +1,99 @@
+"""How long a film takes: from speeds measured on this machine, else from what its kind of device can do at best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from helios_cli.cost.device import KNOWN_GPUS, Device
+from helios_cli.cost.speeds import Speed, find_speed
+from helios_cli.cost.work import Work
+from helios_cli.recipe.plan import Plan
+
+DIT_UTILISATION = 0.4
+"""Share of the peak that products and attention of these sizes reach in PyTorch. Stated."""
+
+VAE_UTILISATION = 0.2
+"""Convolutions with few channels and many element-wise passes: on an A100 in bfloat16, others report a third. Stated."""
+
+ENCODE_PIXELS = 14e6
+"""Of x264 medium on one core: 58 frames of 640x384 a second."""
+
+BENCH = "helios bench render"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Operations and pixels a second; None if nothing is known. `measured` says whether this machine was."""
+
+    dit_flops: float | None
+    vae_flops: float | None
+    encode_pixels: float
+    measured: bool
+    basis: str
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds by phase, of the whole film, without downloading and loading the model; None if unknown.
+
+    Encoding overlaps with rendering: the film takes the longer of the two.
+    """
+
+    rates: Rates
+    text: float | None
+    conditioning: float | None
+    denoise: float | None
+    decode: float | None
+    encode: float
+
+    @property
+    def total(self) -> float | None:
+        parts = (self.text, self.conditioning, self.denoise, self.decode)
+        return None if None in parts else max(sum(parts), self.encode)
+
+
+def duration_of(plan: Plan, work: Work, device: Device, dtype: str) -> Duration:
+    rates = rates_of(device, dtype)
+    dit, vae = rates.dit_flops, rates.vae_flops
+    return Duration(
+        rates=rates,
+        text=_seconds(work.text, dit),
+        conditioning=_seconds(work.conditioning, vae),
+        denoise=_seconds(work.denoise, dit),
+        decode=_seconds(work.decode, vae),
+        encode=prod(plan.size) * plan.num_frames / rates.encode_pixels,
+    )
+
+
+def rates_of(device: Device, dtype: str) -> Rates:
+    speed = find_speed(device.name, dtype) or Speed(device.name, dtype)
+    stated = _stated(device, dtype)
+    pixels = speed.encode_pixels or ENCODE_PIXELS
+    if speed.dit_flops and speed.vae_flops:
+        when = f" on {speed.measured}" if speed.measured else ""
+        return Rates(speed.dit_flops, speed.vae_flops, pixels, True, f"measured on this machine{when}")
+    if stated is None:
+        return Rates(None, None, pixels, False, f"not measured: run `{BENCH}`, or plan for a known GPU with --on")
+    shares = f"{DIT_UTILISATION:.0%} (transformer) and {VAE_UTILISATION:.0%} (VAE)"
+    sheet = f"{stated / 1e12:.0f} TFLOP/s"
+    return Rates(
+        stated * DIT_UTILISATION,
+        stated * VAE_UTILISATION,
+        pixels,
+        False,
+        f"stated: {shares} of the data sheet's {sheet}",
+    )
+
+
+def _stated(device: Device, dtype: str) -> float | None:
+    known = next((gpu for name, gpu in KNOWN_GPUS.items() if name.lower() in device.name.lower()), None)
+    if known is None:
+        return None
+    return known.float32_flops if dtype == "float32" else known.bfloat16_flops
+
+
+def _seconds(flops: int, rate: float | None) -> float | None:
+    if flops == 0:
+        return 0.0
+    return None if rate is None else flops / rate

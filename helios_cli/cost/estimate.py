@@ -1,0 +1,149 @@
+"""One film's plan with all that it will cost."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from dataclasses import dataclass, replace
+
+from helios_cli.cost.device import ITEMSIZE, Device, find_device, other_device, pick_dtype
+from helios_cli.cost.disk import film_bytes, film_kind
+from helios_cli.cost.duration import Duration, duration_of
+from helios_cli.cost.memory import MemoryMode, memory_modes
+from helios_cli.cost.model import Model, auto_model, find_model, is_auto
+from helios_cli.cost.tokens import PromptTokens, count_tokens
+from helios_cli.cost.work import Work, texts_of, work_of
+from helios_cli.errors import InputError
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints, film_fingerprint
+from helios_cli.recipe.plan import Plan, plan_film
+from helios_cli.recipe.settings import Flags, choose_model, resolve
+from helios_cli.units import MAX_TEXT_TOKENS
+from helios_cli.weights.identity import weights_identity
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a film is planned for, beside its recipe: the flags of `helios render`.
+
+    `on` names a GPU that is not here, in place of `device`; `price` is that of a GPU-hour.
+    """
+
+    flags: Flags
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    output: str | None = None
+    codec: str = "h264"
+    crf: int = 17
+    reanchor: bool = False
+    strict: bool = False
+    on: str | None = None
+    price: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Everything about one film before it is rendered. `fingerprints` are None where weights or device are not here."""
+
+    film: Film
+    plan: Plan
+    model: Model
+    device: Device
+    device_origin: str
+    dtype: str
+    prompts: PromptTokens
+    work: Work
+    memory: tuple[MemoryMode, ...]
+    film_bytes: int
+    duration: Duration
+    price: float | None
+    fingerprints: tuple[str, ...] | None
+    notices: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The film's."""
+        return None if self.fingerprints is None else film_fingerprint(self.plan, self.fingerprints)
+
+    @property
+    def money(self) -> float | None:
+        seconds = self.duration.total
+        return None if self.price is None or seconds is None else self.price * seconds / 3600
+
+
+def estimate_films(films: list[Film], terms: Terms) -> list[Estimate]:
+    """A film's model is found once, whatever its films; errors are those that a render would end with."""
+    device = other_device(terms.on) if terms.on else find_device(terms.device)
+    dtype = pick_dtype(terms.dtype, device)
+    models: dict[str, tuple[Model, str, list[str]]] = {}
+    found = []
+    for film in films:
+        name, origin = _model_name(film, terms.flags)
+        if name not in models:
+            models[name] = _find(name, terms.revision, device, dtype)
+        model, notices = models[name]
+        settings = resolve(film.recipe, terms.flags, model.defaults)
+        plan = plan_film(film, settings, strict=terms.strict)
+        plan = replace(plan, origins={"model": origin, **plan.origins})
+        found.append(_estimate(film, plan, model, device, dtype, terms, notices))
+    return found
+
+
+def _model_name(film: Film, flags: Flags) -> tuple[str, str]:
+    name, origin = choose_model(film.recipe, flags)
+    asked = os.environ.get("HELIOS_MODEL") if origin == "default" else None
+    return (asked, "HELIOS_MODEL") if asked else (name, origin)
+
+
+def _find(name: str, revision: str | None, device: Device, dtype: str) -> tuple[Model, list[str]]:
+    notices = []
+    if is_auto(name):
+        name, line = auto_model(device, ITEMSIZE[dtype])
+        notices.append(line)
+    model = find_model(name, revision)
+    if model.checkpoint is None:
+        notices.append(f"{name} is not downloaded: planned with its published shape, without fingerprints")
+    elif model.checkpoint.knows:
+        untrained = "" if model.trained else "is untrained: it "
+        notices.append(f"{name} {untrained}knows {model.checkpoint.knows}")
+    return model, notices
+
+
+def _estimate(
+    film: Film, plan: Plan, model: Model, device: Device, dtype: str, terms: Terms, notices: list[str]
+) -> Estimate:
+    prompts = count_tokens(model, texts_of(plan))
+    work = work_of(plan, model, prompts, dtype)
+    fingerprints = None
+    if model.checkpoint is not None and terms.on is None:
+        arithmetic = Arithmetic(device.name, dtype, importlib.metadata.version("torch"))
+        weights = weights_identity(model.checkpoint)
+        fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=terms.reanchor))
+    return Estimate(
+        film=film,
+        plan=plan,
+        model=model,
+        device=device,
+        device_origin="flag" if terms.on or terms.device != "auto" else "default",
+        dtype=dtype,
+        prompts=prompts,
+        work=work,
+        memory=memory_modes(plan, model, work, prompts, device, dtype),
+        film_bytes=film_bytes(plan, film_kind(terms.output), terms.codec, terms.crf),
+        duration=duration_of(plan, work, device, dtype),
+        price=terms.price,
+        fingerprints=fingerprints,
+        notices=(*notices, *plan.notices, *_too_long(prompts, strict=terms.strict)),
+    )
+
+
+def _too_long(prompts: PromptTokens, *, strict: bool) -> list[str]:
+    """What the model does not see of prompts that are too long; an InputError if that is `strict`."""
+    found = [
+        f"a prompt is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {end!r}"
+        for end in prompts.lost.values()
+    ]
+    if found and strict:
+        raise InputError(found[0], hint="shorten it, or leave out --strict")
+    return found

@@ -1,0 +1,195 @@
+"""An estimate as plain values: what `helios plan --json` prints.
+
+    version     1; raised when a key changes its meaning or goes
+    films       one for each film, in the order of the sources:
+      title, source
+      frames, seconds, fps, size [width, height], chunks_total
+      settings    name -> {value, from}: from is flag, recipe, model, default or HELIOS_MODEL
+      model       name, kind, repo, revision, path, trained, downloaded, download_bytes, parameters by component
+      device      kind, name, dtype, from, total_bytes, free_bytes; as seen without torch
+      notices     what was decided or adjusted, in words
+      prompts     [{text, tokens}]; the others point into this list. `tokens_counted`: false if estimated
+      shots       [{index, start_frame, frames, start_seconds, seconds, transition, seed, prompt, blend_frames}];
+                  seed is null unless the shot begins with a cut, as the first does
+      roundings   [{shot, asked_frame, actual_frame}]: where the 33-frame grid moved a prompt
+      chunks      [{index, shot, start_frame, frames, fresh, seed, prompts [[index, weight]], calls, fingerprint}]
+      history     tokens by term: {long, mid, short, total}; short is the anchor and the newest frame
+      stages      [{stage, grid [rows, columns], noisy_tokens, tokens, calls_first_chunk, calls_chunk, calls,
+                  call_flops {part: flops}, flops {part: flops}}]; coarsest first, calls and flops of the whole film
+      calls       of the whole film
+      flops       by phase: {text, conditioning, denoise, decode, total}
+      memory      [{mode, fits, device_bytes, host_bytes, phases [{phase, weights, kept, working, total}]}]
+      disk        {film_bytes (a ceiling), download_bytes}
+      time        {text, conditioning, denoise, decode, encode, total} in seconds, null if unknown; measured, basis
+      cost        {price_per_hour, total}, or null without --price; total null if the time is unknown
+      fingerprint of the film's frames; null, as are those of chunks, where weights or device are not here
+    total       {films, frames, chunks, calls, flops, seconds, cost}
+
+All indices count from 0. Operations are multiplies and adds of products. Bytes are bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from helios_cli.cost.estimate import Estimate
+from helios_cli.cost.model import Model
+from helios_cli.cost.work import StageWork
+from helios_cli.recipe.plan import Plan
+
+VERSION = 1
+
+
+def report(estimates: list[Estimate]) -> dict:
+    return {
+        "version": VERSION,
+        "films": [film_report(estimate) for estimate in estimates],
+        "total": {
+            "films": len(estimates),
+            "frames": sum(estimate.plan.num_frames for estimate in estimates),
+            "chunks": sum(len(estimate.plan.chunks) for estimate in estimates),
+            "calls": sum(estimate.work.calls for estimate in estimates),
+            "flops": sum(estimate.work.total for estimate in estimates),
+            "seconds": total([estimate.duration.total for estimate in estimates]),
+            "cost": total([estimate.money for estimate in estimates]),
+        },
+    }
+
+
+def total(values: list[float | None]) -> float | None:
+    """The sum, or None if one of them is not known."""
+    return None if None in values else sum(values)
+
+
+def film_report(estimate: Estimate) -> dict:
+    plan, work, duration = estimate.plan, estimate.work, estimate.duration
+    places = {text: place for place, text in enumerate(estimate.prompts.tokens)}
+    seconds = {key: getattr(duration, key) for key in ("text", "conditioning", "denoise", "decode", "encode", "total")}
+    flops = {key: getattr(work, key) for key in ("text", "conditioning", "denoise", "decode", "total")}
+    cost = {"price_per_hour": estimate.price, "total": estimate.money} if estimate.price is not None else None
+    return {
+        "title": plan.title,
+        "source": estimate.film.source,
+        "frames": plan.num_frames,
+        "seconds": plan.num_frames / plan.fps,
+        "fps": plan.fps,
+        "size": list(plan.size),
+        "chunks_total": len(plan.chunks),
+        "settings": settings_of(estimate),
+        "model": _model(estimate.model),
+        "device": {"dtype": estimate.dtype, "from": estimate.device_origin, **{key: getattr(estimate.device, key) for key in _DEVICE_KEYS}},
+        "notices": list(estimate.notices),
+        "prompts": [{"text": text, "tokens": tokens} for text, tokens in estimate.prompts.tokens.items()],
+        "tokens_counted": estimate.prompts.counted,
+        "shots": _shots(plan),
+        "roundings": [asdict(rounding) for rounding in plan.roundings],
+        "chunks": _chunks(estimate, places),
+        "history": {**asdict(work.history), "total": work.history.total},
+        "stages": [_stage(stage) for stage in work.stages],
+        "calls": work.calls,
+        "flops": flops,
+        "memory": [
+            {
+                "mode": mode.name,
+                "fits": mode.fits,
+                "device_bytes": mode.device_bytes,
+                "host_bytes": mode.host_bytes,
+                "phases": [{**asdict(phase), "total": phase.total} for phase in mode.phases],
+            }
+            for mode in estimate.memory
+        ],
+        "disk": {"film_bytes": estimate.film_bytes, "download_bytes": estimate.model.download_bytes},
+        "time": {**seconds, "measured": duration.rates.measured, "basis": duration.rates.basis},
+        "cost": cost,
+        "fingerprint": estimate.fingerprint,
+    }
+
+
+_DEVICE_KEYS = ("kind", "name", "total_bytes", "free_bytes")
+
+
+def settings_of(estimate: Estimate) -> dict[str, dict]:
+    """Every value that the film is planned with, and where it came from."""
+    plan = estimate.plan
+    first, origins = plan.chunks[0], dict(plan.origins)
+    if estimate.film.recipe.shots[0].seed is not None:
+        origins["seed"] = "recipe"
+    values = {
+        "model": estimate.model.name,
+        "num_frames": plan.num_frames,
+        "fps": plan.fps,
+        "size": list(plan.size),
+        "seed": first.seed,
+        "steps": list(plan.steps),
+        "guidance": plan.guidance,
+        "negative": plan.negative,
+        "image": first.image,
+        "video": first.video,
+    }
+    return {key: {"value": value, "from": origins[key]} for key, value in values.items()}
+
+
+def _model(model: Model) -> dict:
+    path: Path | None = model.checkpoint.path if model.checkpoint else None
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "repo": model.source.repo or None,
+        "revision": model.source.revision or None,
+        "path": path,
+        "trained": model.trained,
+        "downloaded": model.checkpoint is not None,
+        "download_bytes": model.download_bytes,
+        "parameters": dict(model.parameters),
+    }
+
+
+def _shots(plan: Plan) -> list[dict]:
+    seeds = {chunk.start_frame: chunk.seed for chunk in plan.chunks if chunk.fresh}
+    return [
+        {
+            "index": shot.index,
+            "start_frame": shot.start_frame,
+            "frames": shot.num_frames,
+            "start_seconds": shot.start_frame / plan.fps,
+            "seconds": shot.num_frames / plan.fps,
+            "transition": shot.transition,
+            "seed": seeds.get(shot.start_frame) if shot.transition == "cut" else None,
+            "prompt": shot.prompt,
+            "blend_frames": shot.blend_frames,
+        }
+        for shot in plan.shots
+    ]
+
+
+def _chunks(estimate: Estimate, places: dict[str, int]) -> list[dict]:
+    chunks = estimate.plan.chunks
+    return [
+        {
+            "index": chunk.index,
+            "shot": chunk.shot,
+            "start_frame": chunk.start_frame,
+            "frames": chunk.num_frames,
+            "fresh": chunk.fresh,
+            "seed": chunk.seed,
+            "prompts": [[places[text], weight] for text, weight in chunk.prompts],
+            "calls": estimate.work.chunk_calls(chunk),
+            "fingerprint": fingerprint,
+        }
+        for chunk, fingerprint in zip(chunks, estimate.fingerprints or [None] * len(chunks), strict=True)
+    ]
+
+
+def _stage(stage: StageWork) -> dict:
+    return {
+        "stage": stage.index,
+        "grid": list(stage.grid),
+        "noisy_tokens": stage.noisy,
+        "tokens": stage.noisy + stage.history,
+        "calls_first_chunk": stage.first_calls,
+        "calls_chunk": stage.calls,
+        "calls": stage.film_calls,
+        "call_flops": {**asdict(stage.call), "total": stage.call.total},
+        "flops": {**asdict(stage.film), "total": stage.film.total},
+    }

@@ -1,0 +1,81 @@
+"""Speeds of this machine, as `helios bench` measured them, in `speeds.json` of HELIOS_HOME.
+
+    {"version": 1, "speeds": [{"device": "NVIDIA H200", "dtype": "bfloat16", "dit_flops": 4.1e14, "vae_flops": 1.2e14,
+                               "encode_pixels": 1.5e7, "measured": "2026-11-20"}]}
+
+`device` is a GPU's name as the driver and torch have it, or `device.cpu_name` of a CPU and its threads. `dit_flops` and
+`vae_flops` are operations a second, as `cost.flops` and `cost.vae` count them, `encode_pixels` frames a second times
+width times height, of the default .mp4. `measured` is a date. A key may be missing: it was not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from helios_cli import machine
+
+VERSION = 1
+RATES = ("dit_flops", "vae_flops", "encode_pixels")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one device and dtype; None was not measured."""
+
+    device: str
+    dtype: str
+    dit_flops: float | None = None
+    vae_flops: float | None = None
+    encode_pixels: float | None = None
+    measured: str | None = None
+
+
+def speeds_file() -> Path:
+    return machine.home() / "speeds.json"
+
+
+def read_speeds(path: Path | None = None) -> list[Speed]:
+    """What was measured here; nothing if the file is missing, damaged or of another version: it can be made again."""
+    try:
+        stored = json.loads((path or speeds_file()).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    if not isinstance(stored, dict) or stored.get("version") != VERSION or not isinstance(stored.get("speeds"), list):
+        return []
+    return [speed for entry in stored["speeds"] if (speed := _speed(entry)) is not None]
+
+
+def find_speed(device: str, dtype: str, path: Path | None = None) -> Speed | None:
+    return next((speed for speed in read_speeds(path) if (speed.device, speed.dtype) == (device, dtype)), None)
+
+
+def record_speed(speed: Speed, path: Path | None = None) -> None:
+    """Keep `speed` in place of what was known for its device and dtype; rates that it leaves out stay as they were."""
+    path = path or speeds_file()
+    speeds = {(known.device, known.dtype): known for known in read_speeds(path)}
+    key = (speed.device, speed.dtype)
+    given = {name: value for name, value in asdict(speed).items() if value is not None}
+    speeds[key] = replace(speeds.get(key, speed), **given)
+    entries = [{name: value for name, value in asdict(known).items() if value is not None} for known in speeds.values()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"version": VERSION, "speeds": entries}, file, indent=2)
+    os.replace(partial, path)
+
+
+def _speed(entry: object) -> Speed | None:
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("device", "dtype")):
+        return None
+    rates = {name: entry[name] for name in RATES if _positive(entry.get(name))}
+    measured = entry.get("measured")
+    return Speed(entry["device"], entry["dtype"], **rates, measured=measured if isinstance(measured, str) else None)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0

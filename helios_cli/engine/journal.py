@@ -1,0 +1,174 @@
+"""The journal of a film that is being rendered: which chunks are safe on disk, and who is at work.
+
+`<name>.journal` beside the film has one JSON object a line: `run` (a process that took the film up), `film` (what is
+made, how it is encoded), and one `chunk` for each that is finished, written after its piece and its state have reached
+the disk. A line that was being written when the process died is dropped when the journal is read.
+
+The process that renders holds the file's lock. The kernel takes that away when the process ends, however it ends, so
+a lock is never stale.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import BinaryIO
+
+from helios_cli.engine.disk import disk_errors, sync, write_synced
+from helios_cli.engine.growing import Mark
+from helios_cli.engine.target import Target
+from helios_cli.errors import MachineError
+
+JOURNAL_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """A chunk that is safe: its fingerprint, the film's mark after it, the SHA-256 of its state file."""
+
+    fingerprint: str
+    mark: Mark
+    state: str
+
+
+class Journal:
+    """The journal of `target`, opened and locked; made if there is none. Use `close` or `remove` at the end.
+
+    Attributes:
+        encoding: key of the pieces' encoding; "" in a new journal.
+        settings: what the film was made with, for a message about what has changed.
+        records: the finished chunks, from the first.
+
+    Raises MachineError if another process renders the film.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        with disk_errors(target.journal):
+            self._file = _open_locked(target)
+        self.encoding = ""
+        self.settings: dict[str, str] = {}
+        self.records: list[Record] = []
+        self._ends: list[int] = []
+        self._file.seek(self._read())
+        self._write({"run": _this_run()})
+
+    def begin(self, encoding: str, settings: Mapping[str, str]) -> None:
+        """Forget all that was there."""
+        self.encoding, self.settings, self.records, self._ends = encoding, dict(settings), [], []
+        self._file.seek(0)
+        self._write({"run": _this_run()})
+        self._write({"film": JOURNAL_VERSION, "encoding": encoding, "settings": self.settings})
+        sync(self._target.path.parent)
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` (1 or more) chunks."""
+        del self.records[count:], self._ends[count:]
+        self._file.seek(self._ends[-1])
+        self._write({"run": _this_run()})
+
+    def append(self, fingerprint: str, mark: Mark, state: bytes) -> None:
+        """Note a chunk whose piece is in the film and on disk; `state` is what the film needs to go on after it."""
+        path = self._target.state(len(self.records) % 2)
+        new = not path.exists()
+        with disk_errors(path):
+            write_synced(path, state)
+            if new:
+                sync(path.parent)
+        record = Record(fingerprint, mark, hashlib.sha256(state).hexdigest())
+        self._write({"chunk": len(self.records), "fingerprint": fingerprint, **asdict(mark), "state": record.state})
+        self.records.append(record)
+        self._ends.append(self._file.tell())
+
+    def state(self, index: int) -> bytes | None:
+        """The state after chunk `index`, if it is still there and undamaged; only the last two are kept."""
+        try:
+            data = self._target.state(index % 2).read_bytes()
+        except FileNotFoundError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == self.records[index].state else None
+
+    def close(self) -> None:
+        self._file.close()
+
+    def remove(self) -> None:
+        """Remove the journal and the states. The lock goes last."""
+        self._target.journal.unlink(missing_ok=True)
+        for slot in range(2):
+            self._target.state(slot).unlink(missing_ok=True)
+        self._file.close()
+
+    def _read(self) -> int:
+        """Take in what an earlier run wrote. Returns where its last good line ends."""
+        end = 0
+        for line, end_of_line in _lines(self._file):
+            if "film" in line and line["film"] == JOURNAL_VERSION:
+                self.encoding, self.settings = line["encoding"], line["settings"]
+            elif line.get("chunk") == len(self.records) and self.encoding:
+                mark = Mark(line["frames"], line["length"], line["digest"])
+                self.records.append(Record(line["fingerprint"], mark, line["state"]))
+                self._ends.append(end_of_line)
+            elif "run" not in line:
+                break
+            end = end_of_line
+        return end
+
+    def _write(self, line: dict) -> None:
+        """Put a line where the file stands, and nothing after it; on disk when this returns."""
+        with disk_errors(self._target.journal):
+            self._file.truncate()
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[dict, int]]:
+    """The whole lines of the file up to the first that is not a JSON object, each with the place where it ends."""
+    file.seek(0)
+    end = 0
+    for text in file:
+        end += len(text)
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return
+        if not text.endswith(b"\n") or not isinstance(line, dict):
+            return
+        yield line, end
+
+
+def _open_locked(target: Target) -> BinaryIO:
+    while True:
+        file = os.fdopen(os.open(target.journal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(target, file) from None
+        if _is(file, target):
+            return file
+        file.close()  # another run finished the film in between, and its journal went
+
+
+def _is(file: BinaryIO, target: Target) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), target.journal.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _busy(target: Target, file: BinaryIO) -> MachineError:
+    runs = [line["run"] for line, _ in _lines(file) if "run" in line]
+    file.close()
+    who = f"process {runs[-1]['pid']} on {runs[-1]['host']} since {runs[-1]['started']}" if runs else "another process"
+    return MachineError(f"{target.path} is being rendered by {who}", hint="wait for it, or write another film with -o")
+
+
+def _this_run() -> dict:
+    started = datetime.now().astimezone().isoformat(" ", "seconds")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started}

@@ -1,0 +1,77 @@
+"""Going on with a film that an earlier run left unfinished: how much of it is the film that is asked for now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from helios_cli.engine.cache import Cache
+from helios_cli.engine.growing import GrowingFilm
+from helios_cli.engine.journal import Journal
+from helios_cli.recipe.plan import Chunk
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The film that is asked for: its chunks, the fingerprint of each, and what it is made with, in words."""
+
+    chunks: Sequence[Chunk]
+    fingerprints: Sequence[str]
+    settings: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """`chunks` finished ones are taken over; `state` is what comes after them, None where none is needed.
+
+    `notice` says what of the unfinished film is of no use, or is "".
+    """
+
+    chunks: int = 0
+    state: bytes | None = None
+    notice: str = ""
+
+
+def resume(wanted: Wanted, journal: Journal, film: GrowingFilm, encoding: str, cache: Cache | None) -> Resumed:
+    """Cut journal and film back to their longest good beginning, or start both anew."""
+    matching = _matching(wanted, journal) if journal.encoding == encoding else 0
+    count = film.verified([record.mark for record in journal.records[:matching]])
+    state = None
+    while 0 < count < len(wanted.chunks) and not wanted.chunks[count].fresh:
+        state = journal.state(count - 1)
+        if state is None and cache:
+            state = cache.state(wanted.fingerprints[count - 1])
+        if state is not None:
+            break
+        count -= 1
+    notice = _notice(wanted, journal, matching, count)
+    if count:
+        film.resume([record.mark for record in journal.records[:count]])
+        journal.cut(count)
+    else:
+        film.begin()
+        journal.begin(encoding, wanted.settings)
+    return Resumed(count, state, notice)
+
+
+def _matching(wanted: Wanted, journal: Journal) -> int:
+    for index, (record, chunk, fingerprint) in enumerate(
+        zip(journal.records, wanted.chunks, wanted.fingerprints, strict=False)
+    ):
+        if (record.fingerprint, record.mark.frames) != (fingerprint, chunk.num_frames):
+            return index
+    return min(len(journal.records), len(wanted.chunks))
+
+
+def _notice(wanted: Wanted, journal: Journal, matching: int, count: int) -> str:
+    dropped = len(journal.records) - count
+    if not dropped:
+        return ""
+    changed = [
+        f"{name} {old or 'none'}, now {wanted.settings.get(name, 'none')}"
+        for name, old in journal.settings.items()
+        if old != wanted.settings.get(name)
+    ]
+    why = "they are damaged" if count < matching else f"they are of another film ({'; '.join(changed) or 'its plan'})"
+    left = f"of {len(journal.records)} chunks that an unfinished film left here, {dropped} cannot be used"
+    return f"{left}: {why}"

@@ -1,0 +1,59 @@
+"""What a film needs to go on after a chunk, bit for bit: the history, the anchor, the generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from helios_cli.engine.history import History
+from helios_cli.units import LATENTS_PER_CHUNK
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a segment of film stands after one of its chunks.
+
+    Attributes:
+        latents: [1, C, 19, H, W] float32, the history; its last 9 are the chunk itself.
+        anchor: [1, C, 1, H, W] float32.
+        generator: uint8, state of the CPU generator.
+        place: chunks of the segment that are done.
+    """
+
+    latents: Tensor
+    anchor: Tensor
+    generator: Tensor
+    place: int
+
+    @classmethod
+    def of(cls, history: History, generator: torch.Generator, place: int) -> State:
+        return cls(history.latents.cpu(), history.anchor.cpu(), generator.get_state(), place)
+
+    @classmethod
+    def from_bytes(cls, data: bytes | None) -> State | None:
+        """None for None, and for what is no state."""
+        if data is None:
+            return None
+        try:
+            found = load(data)
+            return cls(found["latents"], found["anchor"], found["generator"], int(found["place"]))
+        except (SafetensorError, KeyError):
+            return None
+
+    def to_bytes(self) -> bytes:
+        place = torch.tensor(self.place)
+        return save({"latents": self.latents, "anchor": self.anchor, "generator": self.generator, "place": place})
+
+    @property
+    def chunk(self) -> Tensor:
+        """The chunk's latents, [1, C, 9, H, W] float32."""
+        return self.latents[:, :, -LATENTS_PER_CHUNK:].contiguous()
+
+    def restore(self, device: torch.device) -> tuple[History, torch.Generator]:
+        generator = torch.Generator("cpu")
+        generator.set_state(self.generator)
+        return History(self.latents.to(device), self.anchor.to(device)), generator

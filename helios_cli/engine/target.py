@@ -1,0 +1,105 @@
+"""Where a film goes, and the names of what stands beside it while it is being made."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from helios_cli.errors import InputError
+
+FRAME_NAME = re.compile(r"frame_\d{6,}\.png")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a film goes. `kind` is "mp4", "mkv" or "png" (a folder); `path` is absolute."""
+
+    path: Path
+    kind: str
+
+    @classmethod
+    def of(cls, path: str | os.PathLike) -> Target:
+        """Read the kind off the name. A str that ends in "/", an existing folder, or no extension means a folder."""
+        text = os.fspath(path)
+        absolute = Path(os.path.abspath(text))
+        suffix = absolute.suffix.lower()
+        if text.endswith(("/", os.sep)) or absolute.is_dir() or not suffix:
+            return cls(absolute, "png")
+        if suffix not in (".mp4", ".mkv"):
+            raise InputError(
+                f"{text}: films are not written as {suffix}",
+                hint="end the name in .mp4 (H.264), .mkv (lossless), or / (a folder of PNG pictures)",
+            )
+        return cls(absolute, suffix[1:])
+
+    @property
+    def partial(self) -> Path:
+        """The film while it grows, playable at any moment; a lossless one is an MP4 too until it is finished."""
+        if self.kind == "mkv":
+            return self.path.with_name(f"{self.path.name}.partial.mp4")
+        return self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
+
+    @property
+    def finishing(self) -> Path:
+        """The whole film until it is checked and takes its name."""
+        return self.path.with_name(f"{self.path.stem}.finishing{self.path.suffix}")
+
+    @property
+    def journal(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.journal")
+
+    def state(self, slot: int) -> Path:
+        """The file of the state after a chunk; two slots take turns, so that a torn write leaves the other one."""
+        return self.path.with_name(f"{self.path.name}.state-{slot}")
+
+
+def check_target(path: str | os.PathLike, *, force: bool) -> Target:
+    """Find before a render whether its film can be put at `path`; InputError says why not. Writes nothing."""
+    target = Target.of(path)
+    folder = target.path.parent
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} does not exist", hint=f"run `mkdir -p {shlex.quote(str(folder))}`")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the folder {folder} is not writable", hint="choose another place with -o")
+    holds_film = holds_frames if target.kind == "png" else _exists
+    try:
+        taken = holds_film(target.path)
+        holds_film(target.partial)
+        _exists(target.finishing)
+    except OSError as error:  # the longer names may be too long where the name itself is not
+        raise InputError(f"cannot write {path}: {error.strerror}", hint="choose another name with -o") from error
+    if taken and not force:
+        raise InputError(f"{path} exists", hint="add --force to replace it, or choose another name with -o")
+    return target
+
+
+def _exists(path: Path) -> bool:
+    """As Path.exists, but a link to nowhere counts, and a name that cannot be is an OSError."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def holds_frames(folder: Path) -> bool:
+    """Whether the folder has frames of an earlier film; InputError if it has, or is, anything else.
+
+    A folder is replaced as a whole, so one with other files in it is never a target, not even by --force.
+    """
+    if not _exists(folder):
+        return False
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} is not a folder", hint="end the name in .mp4 or .mkv, or choose another one with -o"
+        )
+    names = os.listdir(folder)
+    foreign = next((name for name in sorted(names) if not FRAME_NAME.fullmatch(name)), None)
+    if foreign:
+        raise InputError(
+            f"the folder {folder} holds other files ({foreign})", hint="name a new or empty folder with -o"
+        )
+    return bool(names)

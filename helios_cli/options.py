@@ -1,0 +1,104 @@
+"""The flags that every command about a film takes: `render`, which makes it, and `plan`, which says what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from helios_cli.recipe.settings import Flags
+
+LENGTH, LOOK, START, OUTPUT, MACHINE = "Length", "Picture", "Start", "Output", "Machine"
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...", help='"a quoted prompt", .txt, .toml, .yaml, .json, .csv, .jsonl, .srt, or - (stdin).'
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="auto, tiny, distilled, mid, base, a Hub id or a folder. (default: auto)"),
+]
+Revision = Annotated[str | None, typer.Option(help="Hub revision; known names are pinned to a commit.")]
+Minutes = Annotated[float | None, typer.Option(rich_help_panel=LENGTH, help="Length of the film.")]
+Seconds = Annotated[str | None, typer.Option(rich_help_panel=LENGTH, help="Length: 90, 1m30s, 1:30.")]
+Frames = Annotated[int | None, typer.Option(rich_help_panel=LENGTH, help="Length in frames.")]
+Fps = Annotated[float | None, typer.Option(rich_help_panel=LENGTH, help="Frames a second. (default: 24)")]
+Size = Annotated[
+    str | None, typer.Option(rich_help_panel=LOOK, help="WIDTHxHEIGHT. (default: the model's native size)")
+]
+Seed = Annotated[int | None, typer.Option(rich_help_panel=LOOK, help="Of the random numbers (default: 42).")]
+Negative = Annotated[
+    str | None, typer.Option(rich_help_panel=LOOK, help="What should not be seen; only with guidance over 1.")
+]
+Steps = Annotated[
+    str | None, typer.Option(rich_help_panel=LOOK, help="Steps a stage: 2,2,2, or 50. (default: the model's)")
+]
+Guidance = Annotated[
+    float | None, typer.Option(rich_help_panel=LOOK, help="Strength of the prompt (default: the model's).")
+]
+Image = Annotated[Path | None, typer.Option(rich_help_panel=START, help="Start from this picture.")]
+Video = Annotated[Path | None, typer.Option(rich_help_panel=START, help="Continue this clip.")]
+Reanchor = Annotated[
+    bool,
+    typer.Option(
+        "--reanchor",
+        rich_help_panel=START,
+        help="Hold on to the look of the second chunk, not the first: for starts that hardly move.",
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        rich_help_panel=OUTPUT,
+        help=".mp4, lossless .mkv, or folder/ for PNG frames; a folder for several films. (default: NAME.mp4)",
+    ),
+]
+Codec = Annotated[Literal["h264", "hevc", "av1"], typer.Option(rich_help_panel=OUTPUT, help="Of an .mp4.")]
+Crf = Annotated[int, typer.Option(rich_help_panel=OUTPUT, help="Quality, lower is better.")]
+Device = Annotated[str, typer.Option(rich_help_panel=MACHINE, help="auto, cuda, cuda:1, mps, cpu.")]
+Dtype = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32"],
+    typer.Option(rich_help_panel=MACHINE, help="auto is bfloat16 where the device is fast at it."),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Treat what would be adjusted as an error.")]
+
+
+def film_flags(
+    *,
+    model: str | None,
+    minutes: float | None,
+    seconds: str | None,
+    frames: int | None,
+    fps: float | None,
+    size: str | None,
+    seed: int | None,
+    negative: str | None,
+    steps: str | None,
+    guidance: float | None,
+    image: Path | None,
+    video: Path | None,
+) -> Flags:
+    """What the command line says about a film. InputError for a duration, size or steps that cannot be read."""
+    from helios_cli.recipe.settings import Flags
+    from helios_cli.recipe.values import parse_duration, parse_size, parse_steps
+
+    return Flags(
+        model=model,
+        fps=fps,
+        size=None if size is None else parse_size(size),
+        seconds=None if seconds is None else parse_duration(seconds),
+        minutes=minutes,
+        frames=frames,
+        seed=seed,
+        negative=negative,
+        steps=None if steps is None else parse_steps(steps),
+        guidance=guidance,
+        image=image,
+        video=video,
+    )

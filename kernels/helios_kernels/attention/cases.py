@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from helios_kernels.attention import aligned, attention, pytorch_attention, reference
+from helios_kernels.case import HEAD, HEADS, HISTORY, STAGES, Case, Op
+
+
+def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    """Slices of a fused product [B, S, 3, N, D]; queries of their own where they are fewer or more than the keys.
+
+    `gap` elements between rows make a layout that TMA cannot address. `outside` keys at the start have a bias of -inf.
+    """
+    sizes = case.sizes
+    B, Q, K, N, D = (sizes.get(name, default) for name, default in zip("BQKND", (1, 1, 1, HEADS, HEAD), strict=True))
+    product = torch.randn(B, max(Q, K), 3 * N * D + sizes.get("gap", 0), device=device).to(dtype)
+    q, k, v = product[..., : 3 * N * D].unflatten(-1, (3, N, D)).unbind(2)
+    if Q != K:
+        q = torch.randn(B, Q, N, D, device=device).to(dtype)
+    bias = None
+    if sizes.get("bias"):
+        bias = torch.zeros(K, device=device)
+        bias[-2:] = 5.0  # two rows that stand for some hundred padding rows
+        bias[: sizes.get("outside", 0)] = -torch.inf
+    return {"q_BQND": 2 * q, "k_BKND": k[:, :K], "v_BKND": v[:, :K], "bias_K": bias}
+
+
+def _bytes(case: Case, itemsize: int) -> int:
+    sizes = case.sizes
+    rows = 2 * (sizes["Q"] + sizes["K"]) * sizes.get("B", 1)
+    return rows * sizes.get("N", HEADS) * sizes.get("D", HEAD) * itemsize
+
+
+def _flops(case: Case) -> int:
+    sizes = case.sizes
+    return 4 * sizes.get("B", 1) * sizes["Q"] * sizes["K"] * sizes.get("N", HEADS) * sizes.get("D", HEAD)
+
+
+PROMPT = 122
+"""120 tokens and two rows for the padding."""
+
+def _through_pointers(q_BQND, k_BKND, v_BKND, bias_K):
+    """The kernel of the chips without TMA, by itself: the interpreter would take the other."""
+    from helios_kernels.attention.kernel import run
+
+    return run(aligned(q_BQND), aligned(k_BKND), aligned(v_BKND), bias_K)
+
+
+ATTENTION = Op(
+    name="attention",
+    run=attention,
+    reference=reference.attention,
+    baseline=pytorch_attention,
+    inputs=_inputs,
+    cases=(
+        *(
+            Case(f"{stage}-self", {"Q": S, "K": S}, real=True, interpreted=False, compiled=stage == "stage2")
+            for stage, S in STAGES.items()
+        ),
+        Case("stage2-last-block", {"Q": 8640, "K": STAGES["stage2"]}, real=True, interpreted=False),
+        *(
+            Case(
+                f"{stage}-cross",
+                {"Q": S - HISTORY, "K": PROMPT, "bias": True},
+                real=True,
+                interpreted=False,
+                compiled=stage == "stage2",
+            )
+            for stage, S in STAGES.items()
+        ),
+        Case("head64-self", {"Q": 4096, "K": 4096, "N": 16, "D": 64}, interpreted=False, compiled=True),
+        Case("head16-self", {"Q": 4096, "K": 4096, "N": 4, "D": 16}, interpreted=False, compiled=True),
+        # Few queries and heads, real numbers of keys: programs do not depend on each other.
+        *(Case(f"Q130-K{S}", {"Q": 130, "K": S, "N": 1}) for S in STAGES.values()),
+        Case("Q257-K122-bias", {"Q": 257, "K": PROMPT, "N": 2, "bias": True}),
+        Case("Q1-K1", {"Q": 1, "K": 1, "N": 3}),
+        Case("Q63-K257-D64-B2", {"B": 2, "Q": 63, "K": 257, "N": 2, "D": 64}),
+        Case("Q257-K63-D32", {"Q": 257, "K": 63, "N": 3, "D": 32}),
+        Case("Q63-K63-D16-B2-bias", {"B": 2, "Q": 63, "K": 63, "N": 2, "D": 16, "bias": True}),
+        Case("Q40-K300-first-block-outside", {"Q": 40, "K": 300, "N": 1, "D": 64, "bias": True, "outside": 200}),
+        Case("Q256-K256-even", {"Q": 256, "K": 256, "N": 1}),
+        Case("Q100-K100-gap", {"Q": 100, "K": 100, "N": 2, "D": 64, "gap": 3}),
+    ),
+    moved_bytes=_bytes,
+    flops=_flops,
+)
+
+ATTENTION_POINTERS = replace(
+    ATTENTION,
+    name="attention_pointers",
+    run=_through_pointers,
+    cases=tuple(replace(case, real=False, compiled=False) for case in ATTENTION.cases if case.interpreted),
+)

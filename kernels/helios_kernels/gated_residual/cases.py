@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import torch
+
+from helios_kernels.case import HISTORY, STAGES, WIDTH, Case, Op, outliers
+from helios_kernels.gated_residual import (
+    gated_residual,
+    gated_residual_layer_norm,
+    gated_residual_modulated_norm,
+    reference,
+)
+from helios_kernels.modulated_norm.cases import EPS, modulation, stream
+
+# `noisy`: y has the noisy rows alone, as cross-attention's has. `plain`: no gate.
+REAL = tuple(
+    Case(stage, {"S": S, "split": HISTORY}, real=True, interpreted=stage == "stage0", compiled=stage == "stage2")
+    for stage, S in STAGES.items()
+)
+CROSS = Case(
+    "stage2-cross",
+    {"S": STAGES["stage2"], "split": HISTORY, "noisy": True, "plain": True},
+    real=True,
+    interpreted=False,
+    compiled=True,
+)
+UGLY = (
+    Case("one-row-noisy", {"S": 1, "split": 0}),
+    Case("one-row-history", {"S": 1, "split": 1, "E": 96}),
+    Case("S63-E96-B2", {"B": 2, "S": 63, "split": 17, "E": 96}),
+    Case("S63-E96-B2-cross", {"B": 2, "S": 63, "split": 17, "E": 96, "noisy": True, "plain": True}),
+    Case("S257-E5123-gap", {"S": 257, "split": 64, "E": 5123, "gap": 5}),
+    Case("S257-shared-B3-noisy", {"B": 3, "S": 257, "split": 100, "E": 320, "shared": True, "noisy": True}),
+)
+
+
+def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    sizes, x = case.sizes, stream(case, dtype, device)
+    rows = sizes["S"] - (sizes["split"] if sizes.get("noisy") else 0)
+    y = outliers(x.shape[0], rows, x.shape[2], dtype=dtype, device=device)
+    gate = None if sizes.get("plain") else modulation(case, device)[:, 2]
+    return {"x_BSE": x, "y_BSE": y, "gate": gate, "split": sizes["split"]}
+
+
+def _modulated_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    shift, scale, *_ = modulation(case, device).unbind(1)
+    return {**_inputs(case, dtype, device), "scale": scale, "shift": shift, "eps": EPS}
+
+
+def _affine_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    weight, bias = torch.randn(2, case.sizes.get("E", WIDTH), device=device)
+    return {**_inputs(case, dtype, device), "weight_E": weight, "bias_E": bias, "eps": EPS}
+
+
+def _bytes(case: Case, itemsize: int, normed: str = "none") -> int:
+    """x read and y added to it where y has rows; the norm written for `all` rows, the `noisy` ones or `none`."""
+    S, noisy = case.sizes["S"], case.sizes["S"] - case.sizes["split"]
+    added = noisy if case.sizes.get("noisy") else S
+    written = {"none": 0, "all": S, "noisy": noisy}[normed]
+    read = S if normed == "all" else added
+    return (read + 2 * added + written) * case.sizes.get("B", 1) * case.sizes.get("E", WIDTH) * itemsize
+
+
+def _with_stream(function):
+    """Returns the stream, which was changed in place, beside the norm."""
+    return lambda **inputs: (inputs["x_BSE"], function(**inputs))
+
+
+GATED_RESIDUAL = Op(
+    name="gated_residual",
+    run=gated_residual,
+    reference=reference.gated_residual,
+    inputs=_inputs,
+    cases=REAL + UGLY,
+    moved_bytes=_bytes,
+    written=("x_BSE",),
+)
+
+GATED_RESIDUAL_MODULATED_NORM = Op(
+    name="gated_residual_modulated_norm",
+    run=_with_stream(gated_residual_modulated_norm),
+    reference=reference.gated_residual_modulated_norm,
+    inputs=_modulated_inputs,
+    cases=(*REAL, CROSS, *UGLY),
+    moved_bytes=lambda case, itemsize: _bytes(case, itemsize, "all"),
+    written=("x_BSE",),
+)
+
+GATED_RESIDUAL_LAYER_NORM = Op(
+    name="gated_residual_layer_norm",
+    run=_with_stream(gated_residual_layer_norm),
+    reference=reference.gated_residual_layer_norm,
+    inputs=_affine_inputs,
+    cases=REAL + UGLY,
+    moved_bytes=lambda case, itemsize: _bytes(case, itemsize, "noisy"),
+    written=("x_BSE",),
+)

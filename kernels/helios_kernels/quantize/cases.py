@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from helios_kernels.case import HIDDEN, STAGES, WIDTH, Case, Op, outliers
+from helios_kernels.dispatch import current_chip
+from helios_kernels.quantize import quantize, reference
+
+
+def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    sizes = case.sizes
+    gap = sizes.get("gap", 0)
+    x = outliers(sizes["S"], sizes["E"] + gap, dtype=dtype, device=device)[:, gap:]
+    if sizes.get("zero_row"):
+        x[1] = 0
+    cdna = sizes.get("fnuz") or current_chip().startswith("gfx")
+    fp8 = torch.float8_e4m3fnuz if cdna else torch.float8_e4m3fn
+    return {"x": x, "gelu": sizes.get("gelu", False), "dtype": fp8}
+
+
+def _exact(x: torch.Tensor, gelu: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values, scales) without the rounding to fp8."""
+    y = F.gelu(x, approximate="tanh") if gelu else x
+    return y, y.abs().amax(-1, keepdim=True).clamp_min(reference.SMALLEST) / torch.finfo(dtype).max
+
+
+def _decode(result: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    values, scales = result
+    return values.double() * scales.double(), scales
+
+
+QUANTIZE = Op(
+    name="quantize",
+    run=quantize,
+    reference=reference.quantize,
+    exact=_exact,
+    decode=_decode,
+    inputs=_inputs,
+    cases=(
+        Case("stage2-gelu", {"S": STAGES["stage2"], "E": HIDDEN, "gelu": True}, True, False, compiled=True),
+        Case("stage2", {"S": STAGES["stage2"], "E": WIDTH}, True, False, compiled=True),
+        Case("S257-E13824-gelu", {"S": 257, "E": HIDDEN, "gelu": True}),
+        Case("S63-E96-zero-row", {"S": 63, "E": 96, "zero_row": True}),
+        Case("S257-E5123-gap-gelu", {"S": 257, "E": 5123, "gap": 5, "gelu": True}),
+        Case("S63-E320-fnuz", {"S": 63, "E": 320, "fnuz": True}),
+        Case("one-row", {"S": 1, "E": 64, "gelu": True}),
+    ),
+    moved_bytes=lambda case, itemsize: case.sizes["S"] * case.sizes["E"] * (itemsize + 1),
+    chips=("sm_89", "sm_90", "sm_100", "gfx942"),  # Ampere has no fp8
+)

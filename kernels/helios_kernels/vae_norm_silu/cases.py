@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import torch
+
+from helios_kernels.case import Case, Op, outliers
+from helios_kernels.vae_norm_silu import causal_pad, reference, vae_norm_silu
+
+PAST = 2
+
+
+def _frames(case: Case, frames: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    sizes = case.sizes
+    shape = (sizes.get("B", 1), frames, sizes["H"], sizes["W"], sizes["C"])
+    return outliers(*shape, dtype=dtype, device=device)
+
+
+def _norm_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    """A piece of a clip, into the part of a padded buffer behind the remembered frames."""
+    T = case.sizes["T"]
+    x = _frames(case, T + 1, dtype, device)[:, 1:]
+    if case.sizes.get("zero_cell"):
+        x[:, 0, 0, 0] = 0
+    gamma = (1 + 0.2 * torch.randn(case.sizes["C"], device=device)).to(dtype)
+    buffer = _frames(case, PAST + T, dtype, device)
+    return {"x_BTHWC": x, "gamma_C": gamma, "out_BTHWC": buffer[:, PAST:], "silu": not case.sizes.get("no_silu")}
+
+
+def _pad_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    sizes = case.sizes
+    norm = sizes.get("norm", False)
+    buffer = _frames(case, PAST + sizes["T"] + 1, dtype, device)
+    return {
+        "x_BTHWC": _frames(case, sizes["T"], dtype, device),
+        "past_BPHWC": None if sizes.get("first") else _frames(case, PAST, dtype, device),
+        "out_BTHWC": buffer[:, 1:],
+        "gamma_C": (1 + 0.2 * torch.randn(sizes["C"], device=device)).to(dtype) if norm else None,
+        "silu": norm,
+    }
+
+
+def _bytes(case: Case, itemsize: int, past: int = 0) -> int:
+    sizes = case.sizes
+    return 2 * sizes.get("B", 1) * (sizes["T"] + past) * sizes["H"] * sizes["W"] * sizes["C"] * itemsize
+
+
+# The decoder's widths at 640x384, as many frames as a piece holds on a GPU.
+REAL = tuple(
+    Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True, interpreted=False, compiled=True)
+    for C, T, H, W in ((384, 16, 96, 160), (192, 11, 192, 320), (96, 5, 384, 640))
+)
+
+VAE_NORM_SILU = Op(
+    name="vae_norm_silu",
+    run=vae_norm_silu,
+    reference=reference.vae_norm_silu,
+    inputs=_norm_inputs,
+    cases=(
+        *REAL,
+        Case("C96-T5-B2", {"B": 2, "T": 5, "H": 24, "W": 40, "C": 96}),
+        Case("C384-no-silu", {"T": 1, "H": 13, "W": 7, "C": 384, "no_silu": True}),
+        Case("C5-zero-cell", {"T": 3, "H": 1, "W": 9, "C": 5, "zero_cell": True}),
+    ),
+    moved_bytes=_bytes,
+    written=("out_BTHWC",),
+)
+
+CAUSAL_PAD = Op(
+    name="causal_pad",
+    run=causal_pad,
+    reference=reference.causal_pad,
+    inputs=_pad_inputs,
+    cases=(
+        Case("C96-384x640-norm", {"T": 5, "H": 384, "W": 640, "C": 96, "norm": True}, True, False, compiled=True),
+        Case("C384-first", {"T": 1, "H": 48, "W": 80, "C": 384, "first": True}, True, True, compiled=True),
+        Case("C96-B2-norm", {"B": 2, "T": 4, "H": 12, "W": 20, "C": 96, "norm": True}),
+        Case("C16-B2-first-norm", {"B": 2, "T": 1, "H": 12, "W": 20, "C": 16, "norm": True, "first": True}),
+        Case("C5-T1", {"T": 1, "H": 3, "W": 9, "C": 5}),
+    ),
+    moved_bytes=lambda case, itemsize: _bytes(case, itemsize, PAST),
+    written=("out_BTHWC",),
+)

@@ -1,0 +1,127 @@
+"""Operations against torch's own counter on our modules (on the meta device: nothing is computed), and as published."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from helios_cli.bench import specs
+from helios_cli.cost import flops, tokens, vae
+from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
+from helios_cli.model.dit import DiTConfig, HeliosDiT
+from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
+from helios_cli.model.vae import PIECE_ELEMENTS, VAEConfig, WanVAE
+
+SMALL = {"num_attention_heads": 3, "attention_head_dim": 16, "rope_dim": [4, 6, 6], "num_layers": 3}
+SMALL |= {"ffn_dim": 80, "text_dim": 24, "freq_dim": 32}
+SMALL_VAE = {**specs.VAE, "base_dim": 8, "dim_mult": [1, 2, 2, 4], "num_res_blocks": 1}
+LARGE_VAE = specs.VAE
+
+TERA = 1e12
+
+
+def counted(work) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def on_meta(build):
+    with torch.device("meta"):
+        return build().requires_grad_(False)
+
+
+def call(dit: HeliosDiT, size: tuple[int, int], halvings: int, prompt_tokens: int):
+    """A model call's inputs as the engine makes them, and the three kinds of work, each to be counted."""
+    width, height = (pixels // 8 for pixels in size)
+    shape = DiTShape()
+    full, grid = (tokens.grid_of(shape, size, times) for times in (0, halvings))
+    terms = [torch.empty(1, 16, frames, height, width, device="meta") for frames in (16, 2, 2)]
+    noisy = torch.empty(1, 16, 9, 2 * grid[0], 2 * grid[1], device="meta")
+    rows = torch.empty(1, prompt_tokens, dit.config.text_dim, device="meta")
+    found = {}
+    found["history"] = lambda: found.setdefault("tokens", dit.embed_history(*terms))
+    found["text"] = lambda: found.setdefault("context", dit.embed_text(rows))
+    mods = dit.modulation(torch.zeros(1, device="meta"))
+    found["call"] = lambda: dit(noisy, found["tokens"], mods, dit.rope(full, grid), found["context"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "halvings", "prompt_tokens"),
+    [
+        (SMALL, (128, 64), 0, 7),
+        (SMALL, (192, 128), 2, 20),
+        (SMALL, (208, 112), 0, 511),  # odd grids: mid and long history are padded
+        (SMALL | {"guidance_cross_attn": False}, (128, 128), 1, 1),
+        ({"num_layers": 2}, (640, 384), 0, 120),
+    ],
+)
+def test_the_transformer(config, size, halvings, prompt_tokens):
+    dit = on_meta(lambda: HeliosDiT(DiTConfig.from_json({**specs.TRANSFORMER, **config})))
+    shape = DiTShape.from_config({**specs.TRANSFORMER, **config})
+    history = tokens.history_tokens(shape, size)
+    noisy = 9 * math.prod(tokens.grid_of(shape, size, halvings))
+    text_rows = prompt_tokens + 1
+    work = call(dit, size, halvings, prompt_tokens)
+    assert counted(work["history"]) == flops.history_flops(shape, history)
+    assert work["tokens"].shape[1] == history.total
+    assert counted(work["text"]) == flops.context_flops(shape, text_rows)
+    assert counted(work["call"]) == flops.call_flops(shape, history.total, noisy, text_rows).total
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 192)])
+def test_the_text_encoder(size):
+    config = {**specs.SMALL_TEXT_ENCODER, "num_heads": 4, "d_kv": 16, "d_ff": 96, "d_model": size[0]}
+    encoder = on_meta(lambda: UMT5Encoder(UMT5Config.from_json(config)))
+    row = torch.zeros(size[1], dtype=torch.long, device="meta")
+    assert counted(lambda: encoder(row)) == flops.text_flops(TextShape.from_config(config), size[1])
+
+
+@pytest.mark.parametrize(("config", "size"), [(SMALL_VAE, (64, 128)), (SMALL_VAE, (72, 40)), (LARGE_VAE, (640, 384))])
+def test_the_vae(config, size):
+    model = on_meta(lambda: WanVAE(VAEConfig.from_json(config)))
+    shape = VAEShape.from_config(config)
+    latents = torch.empty(1, 16, 9, size[1] // 8, size[0] // 8, device="meta")
+    assert counted(lambda: list(model.decode(latents))) == vae.decode_flops(shape, size)
+    for frames in (1, 33):
+        clip = torch.empty(1, 3, frames, size[1], size[0], device="meta")
+        encoded = counted(lambda clip=clip: model.encode(clip, torch.Generator()))
+        assert encoded == vae.encode_flops(shape, size, frames)
+
+
+def test_the_walk_has_the_sizes_of_the_vae():
+    assert vae.PIECE_ELEMENTS == PIECE_ELEMENTS
+
+
+@pytest.mark.parametrize(("stage", "published"), [(0, 69.7), (1, 119.1), (2, 359.6)])
+def test_a_call_of_the_published_model(stage, published):
+    """Counted on the reference implementation at 640x384 with 512 rows of text, which makes the prompt's keys and
+    values (2.15 TFLOP), embeds the prompt and the history (0.05) in every call, and runs history through the last block.
+    """
+    dit, size = DiTShape(), (640, 384)
+    history = tokens.history_tokens(dit, size)
+    noisy = tokens.noisy_tokens(dit, size, 3)[stage]
+    assert (history.long, history.mid, history.short) == (240, 240, 1920)
+    assert noisy == (540, 2160, 8640)[stage]
+    ours = flops.call_flops(dit, history.total, noisy, 512).total
+    once = flops.context_flops(dit, 512) + flops.history_flops(dit, history)
+    M, S, E = history.total, history.total + noisy, dit.width
+    skipped = M * (4 * E * E + 4 * E * dit.ffn_dim) + 4 * M * S * E
+    assert (ours + once + skipped) / TERA == pytest.approx(published, abs=0.1)
+    collapsed = flops.call_flops(dit, history.total, noisy, 121).total
+    assert collapsed < ours < published * TERA
+
+
+def test_the_published_vae():
+    """Counted as 69.3 TFLOP a chunk of 640x384, the first latent 2.66 and the others 8.33 each; encoding 41.2. Ours
+    upsamples with folded kernels, which takes 16 products in place of 36."""
+    shape, size = VAEShape(), (640, 384)
+    unfolded = 0
+    for width, height, channels, frames in ((80, 48, 384, 17), (160, 96, 384, 33), (320, 192, 192, 33)):
+        folded = 2 * frames * (height + 1) * (width + 1) * 16 * channels * channels // 2
+        unfolded += 2 * frames * 4 * height * width * 9 * channels * channels // 2 - folded
+    assert (vae.decode_flops(shape, size) + unfolded) / TERA == pytest.approx(69.3, abs=0.2)
+    assert vae.decode_flops(shape, size) / TERA == pytest.approx(66.1, abs=0.1)
+    assert vae.encode_flops(shape, size, 33) / TERA == pytest.approx(41.2, abs=0.1)

@@ -1,0 +1,51 @@
+"""Run by test_numbers.py in a process of its own: all kernels through Triton's interpreter, one JSON line a case.
+
+The interpreter is chosen by a variable that has to be set before Triton is imported and holds for the whole process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.update(TRITON_INTERPRET="1", HELIOS_KERNELS="triton")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+from tolerance import assert_as_good  # noqa: E402
+
+from helios_kernels.case import Case, Op  # noqa: E402
+from helios_kernels.check import compare  # noqa: E402
+from helios_kernels.registry import OPS  # noqa: E402
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def jobs() -> list[tuple[Op, Case, str]]:
+    """Every case that the interpreter can do: ugly ones in all dtypes, long real ones in the model's."""
+    return [
+        (op, case, name)
+        for op in OPS.values()
+        for case in op.cases
+        if case.interpreted
+        for name in (("bfloat16",) if case.id == "stage0" else DTYPES)
+    ]
+
+
+@torch.no_grad()
+def main() -> None:
+    for op, case, name in jobs():
+        fault = None
+        try:
+            for result in compare(op, case, DTYPES[name], torch.device("cpu")):
+                if result.exact.numel():  # a stream without noisy rows has no norm of them
+                    assert_as_good(result.ours, result.native, result.exact, result.name)
+        except AssertionError as error:
+            fault = str(error)
+        print(json.dumps({"op": op.name, "case": case.id, "dtype": name, "fault": fault}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
