@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from helios_cli import __version__
-from helios_cli.commands import bench, cache, check, doctor, models, recipe, render
+from helios_cli.commands import bench, cache, check, doctor, models, plan, recipe, render
 from helios_cli.console import console
 from helios_cli.errors import HeliosError, Interrupted, MachineError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 
 # One line a command: a function is registered with `command`, a group of subcommands with `add_typer`.
 app.command()(render.render)
+app.command()(plan.plan)
 app.add_typer(models.app, name="models")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(cache.app, name="cache")

@@ -1,4 +1,4 @@
-"""Renders that are killed and run again, for tests and for the soak script. A child process is a fork: torch is there."""
+"""Renders that are killed and run again, for tests and the soak script. Child processes are forks: torch is there."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def decoded(path: Path, size: tuple[int, int] = (64, 64)) -> np.ndarray:
 
 
 def in_child(work: Callable[[], object], *, kill_after: float | None = None) -> int:
-    """Run `work` in a process of its own; SIGKILL ends it after so many seconds. Returns minus the signal, or the code."""
+    """Run `work` in a process of its own, killed after so many seconds. Returns the code, or minus the signal."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:

@@ -27,13 +27,18 @@ FLAGS = {
     "helios models list": "--json",
     "helios models pull": "--json --revision",
     "helios models verify": "--json --revision",
+    "helios plan": (
+        "--codec --crf --device --dtype --fps --frames --guidance --image --json --minutes --model --negative --on "
+        "--output --price --reanchor --revision --seconds --seed --size --steps --strict --video -m -o"
+    ),
     "helios recipe": "",
     "helios recipe check": "--json",
     "helios recipe convert": "--film --force --to",
     "helios recipe schema": "--json",
     "helios render": (
-        "--codec --crf --device --dtype --force --fps --frames --guidance --image --json --keep --minutes --model --negative "
-        "--no-cache --on-error --output --preset --progress --quiet --reanchor --revision --seconds --seed --size --steps --strict "
+        "--codec --crf --device --dry-run --dtype --force --fps --frames --guidance --image --json --keep --minutes --model "
+        "--negative --no-cache --on-error --output --preset --progress --quiet --reanchor --revision --seconds --seed "
+        "--size --steps --strict "
         "--video -m -o -q"
     ),
 }

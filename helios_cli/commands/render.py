@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from helios_cli import options
 from helios_cli.console import console
 from helios_cli.errors import HeliosError, InputError, Interrupted
+from helios_cli.plan_view import show_plans
 from helios_cli.progress import View, open_view
 
 if TYPE_CHECKING:
@@ -27,76 +29,44 @@ if TYPE_CHECKING:
     from helios_cli.recipe.plan import Plan
     from helios_cli.recipe.settings import Flags
 
-LENGTH, LOOK, START, OUTPUT, MACHINE = "Length", "Picture", "Start", "Output", "Machine"
-
 
 def render(
-    source: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE...", help='"a quoted prompt", .txt, .toml, .yaml, .json, .csv, .jsonl, .srt, or - (stdin).'
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="auto, tiny, distilled, mid, base, a Hub id or a folder. (default: auto)"),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Hub revision; known names are pinned to a commit.")] = None,
-    minutes: Annotated[float | None, typer.Option(rich_help_panel=LENGTH, help="Length of the film.")] = None,
-    seconds: Annotated[str | None, typer.Option(rich_help_panel=LENGTH, help="Length: 90, 1m30s, 1:30.")] = None,
-    frames: Annotated[int | None, typer.Option(rich_help_panel=LENGTH, help="Length in frames.")] = None,
-    fps: Annotated[float | None, typer.Option(rich_help_panel=LENGTH, help="Frames a second. (default: 24)")] = None,
-    size: Annotated[
-        str | None, typer.Option(rich_help_panel=LOOK, help="WIDTHxHEIGHT. (default: the model's native size)")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(rich_help_panel=LOOK, help="Of the random numbers (default: 42).")] = None,
-    negative: Annotated[
-        str | None, typer.Option(rich_help_panel=LOOK, help="What should not be seen; only with guidance over 1.")
-    ] = None,
-    steps: Annotated[
-        str | None, typer.Option(rich_help_panel=LOOK, help="Steps a stage: 2,2,2, or 50. (default: the model's)")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(rich_help_panel=LOOK, help="Strength of the prompt (default: the model's).")
-    ] = None,
-    image: Annotated[Path | None, typer.Option(rich_help_panel=START, help="Start from this picture.")] = None,
-    video: Annotated[Path | None, typer.Option(rich_help_panel=START, help="Continue this clip.")] = None,
-    reanchor: Annotated[
-        bool,
-        typer.Option(
-            "--reanchor",
-            rich_help_panel=START,
-            help="Hold on to the look of the second chunk, not the first: for starts that hardly move.",
-        ),
+    source: options.Sources,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    minutes: options.Minutes = None,
+    seconds: options.Seconds = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    size: options.Size = None,
+    seed: options.Seed = None,
+    negative: options.Negative = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    image: options.Image = None,
+    video: options.Video = None,
+    reanchor: options.Reanchor = False,
+    output: options.Output = None,
+    force: Annotated[
+        bool, typer.Option("--force", rich_help_panel=options.OUTPUT, help="Replace a finished film.")
     ] = False,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            rich_help_panel=OUTPUT,
-            help=".mp4, lossless .mkv, or folder/ for PNG frames; a folder for several films. (default: NAME.mp4)",
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace a finished film.")] = False,
     no_cache: Annotated[
         bool,
-        typer.Option("--no-cache", rich_help_panel=OUTPUT, help="Neither use nor keep chunks for other films."),
+        typer.Option("--no-cache", rich_help_panel=options.OUTPUT, help="Take no chunks of earlier films, keep none."),
     ] = False,
     keep: Annotated[
-        bool, typer.Option("--keep", rich_help_panel=OUTPUT, help="Leave journal and pieces beside the finished film.")
+        bool,
+        typer.Option("--keep", rich_help_panel=options.OUTPUT, help="Leave journal and pieces beside the film."),
     ] = False,
-    codec: Annotated[Literal["h264", "hevc", "av1"], typer.Option(rich_help_panel=OUTPUT, help="Of an .mp4.")] = "h264",
-    crf: Annotated[int, typer.Option(rich_help_panel=OUTPUT, help="Quality, lower is better.")] = 17,
+    codec: options.Codec = "h264",
+    crf: options.Crf = 17,
     preset: Annotated[
-        str, typer.Option(rich_help_panel=OUTPUT, help="Encoder preset, ultrafast to veryslow.")
+        str, typer.Option(rich_help_panel=options.OUTPUT, help="Encoder preset, ultrafast to veryslow.")
     ] = "medium",
-    device: Annotated[str, typer.Option(rich_help_panel=MACHINE, help="auto, cuda, cuda:1, mps, cpu.")] = "auto",
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32"],
-        typer.Option(rich_help_panel=MACHINE, help="auto is bfloat16 where the device is fast at it."),
-    ] = "auto",
-    strict: Annotated[bool, typer.Option("--strict", help="Treat what would be adjusted as an error.")] = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    strict: options.Strict = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan, as helios plan does.")] = False,
     on_error: Annotated[
         Literal["continue", "stop"], typer.Option(help="What one failed film of several means for the others.")
     ] = "continue",
@@ -107,23 +77,27 @@ def render(
     json: Annotated[bool, typer.Option("--json", help="Same as --progress json: one event a line.")] = False,
 ) -> None:
     """Render films from prompts: helios render "a red ball rolls left" --seconds 20"""
-    from helios_cli.recipe.settings import Flags
-    from helios_cli.recipe.values import parse_duration, parse_size, parse_steps
-
-    flags = Flags(
+    flags = options.film_flags(
         model=model,
-        fps=fps,
-        size=None if size is None else parse_size(size),
-        seconds=None if seconds is None else parse_duration(seconds),
         minutes=minutes,
+        seconds=seconds,
         frames=frames,
+        fps=fps,
+        size=size,
         seed=seed,
         negative=negative,
-        steps=None if steps is None else parse_steps(steps),
+        steps=steps,
         guidance=guidance,
         image=image,
         video=video,
     )
+    if dry_run:
+        from helios_cli.cost.estimate import Terms, estimate_sources
+
+        console.json = json or progress == "json"
+        terms = Terms(flags, revision, device, dtype, output, codec, crf, reanchor=reanchor, strict=strict)
+        show_plans(estimate_sources(source, terms))
+        return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away is a Ctrl-C
     jobs = _jobs(source, flags, output, force=force)
     encoding = _encoding(jobs, codec, crf, preset)
@@ -259,8 +233,10 @@ def _render_all(jobs: list[_Job], bench: _Workbench, *, stop: bool) -> Iterator[
 
 
 def _render_one(job: _Job, bench: _Workbench) -> None:
+    from helios_cli.cost.disk import film_bytes
     from helios_cli.engine.cache import Cache
     from helios_cli.engine.render import render as render_film
+    from helios_cli.engine.target import Target, check_space
     from helios_cli.engine.writer import open_writer
     from helios_cli.recipe.fingerprint import chunk_fingerprints
     from helios_cli.weights.identity import weights_identity
@@ -270,6 +246,9 @@ def _render_one(job: _Job, bench: _Workbench) -> None:
     for notice in plan.notices:
         bench.tell(notice)
     encoding = bench.encoding
+    target = Target.of(job.output)
+    if notice := check_space(target, film_bytes(plan, target.kind, encoding.codec, encoding.crf)):
+        bench.tell(notice)
     weights = weights_identity(models.checkpoint)
     writer = open_writer(
         job.output,

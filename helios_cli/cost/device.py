@@ -24,7 +24,6 @@ ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 NVIDIA_QUERY = ["--query-gpu=name,compute_cap,memory.total,memory.free", "--format=csv,noheader,nounits"]
 
 
-
 @dataclass(frozen=True)
 class KnownGpu:
     """From the vendor's data sheet: dense operations a second (float16 is as fast as bfloat16), and memory."""
@@ -104,8 +103,8 @@ def cpu_name(threads: int) -> str:
 
 def _host() -> Device:
     memory, cpu = machine.host_memory(), machine.cpu()
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(asked) if asked.isdigit() and int(asked) else min(cpu.threads, cpu.cores or cpu.threads)
+    asked, most = os.environ.get("OMP_NUM_THREADS", ""), min(cpu.threads, cpu.cores or cpu.threads)
+    threads = min(int(asked), most) if asked.isdigit() and int(asked) else most
     return Device("cpu", cpu_name(threads), memory.total_bytes, memory.available_bytes)
 
 

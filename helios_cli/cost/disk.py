@@ -15,19 +15,17 @@ CEILING_CRF = 17
 CRF_STEP = 6
 """CRF by which the bits double, about."""
 
-RAW_BITS = 24
-"""Of a pixel in RGB: no lossless film is larger by more than its headers."""
+LOSSLESS_BITS = {"mkv": 27, "png": 24.5}
+"""Bits a pixel at most: of white noise, which takes more than its 24 bits."""
 
 
 def film_kind(output: str | None) -> str:
-    """"mp4", "mkv" or "png" of an output's name; "mp4" without one."""
+    """ "mp4", "mkv" or "png" of an output's name; "mp4" without one."""
     suffix = Path(output).suffix.lower() if output and not output.endswith("/") else ""
     return "mp4" if output is None else {".mp4": "mp4", ".mkv": "mkv"}.get(suffix, "png")
 
 
 def film_bytes(plan: Plan, kind: str, codec: str, crf: int) -> int:
     """A ceiling for the finished film, which most films stay far below."""
-    bits = RAW_BITS
-    if kind == "mp4":
-        bits = min(RAW_BITS, CEILING_BITS[codec] * 2 ** ((CEILING_CRF - crf) / CRF_STEP))
+    bits = CEILING_BITS[codec] * 2 ** ((CEILING_CRF - crf) / CRF_STEP) if kind == "mp4" else LOSSLESS_BITS[kind]
     return int(bits * prod(plan.size) * plan.num_frames / 8)

@@ -14,7 +14,7 @@ DIT_UTILISATION = 0.4
 """Share of the peak that products and attention of these sizes reach in PyTorch. Stated."""
 
 VAE_UTILISATION = 0.2
-"""Convolutions with few channels and many element-wise passes: on an A100 in bfloat16, others report a third. Stated."""
+"""Convolutions with few channels, and many element-wise passes. On an A100, others report a third. Stated."""
 
 ENCODE_PIXELS = 14e6
 """Of x264 medium on one core: 58 frames of 640x384 a second."""
@@ -75,14 +75,14 @@ def rates_of(device: Device, dtype: str) -> Rates:
         return Rates(speed.dit_flops, speed.vae_flops, pixels, True, f"measured on this machine{when}")
     if stated is None:
         return Rates(None, None, pixels, False, f"not measured: run `{BENCH}`, or plan for a known GPU with --on")
-    shares = f"{DIT_UTILISATION:.0%} (transformer) and {VAE_UTILISATION:.0%} (VAE)"
+    shares = f"{DIT_UTILISATION:.0%} (transformer), {VAE_UTILISATION:.0%} (VAE)"
     sheet = f"{stated / 1e12:.0f} TFLOP/s"
     return Rates(
         stated * DIT_UTILISATION,
         stated * VAE_UTILISATION,
         pixels,
         False,
-        f"stated: {shares} of the data sheet's {sheet}",
+        f"stated: {shares} of a peak of {sheet}",
     )
 
 

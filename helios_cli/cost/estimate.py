@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from helios_cli.cost.device import ITEMSIZE, Device, find_device, other_device, pick_dtype
 from helios_cli.cost.disk import film_bytes, film_kind
@@ -16,8 +18,9 @@ from helios_cli.cost.work import Work, texts_of, work_of
 from helios_cli.errors import InputError
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints, film_fingerprint
-from helios_cli.recipe.plan import Plan, plan_film
+from helios_cli.recipe.plan import Plan, check_film, plan_film
 from helios_cli.recipe.settings import Flags, choose_model, resolve
+from helios_cli.recipe.sources import read_films
 from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.identity import weights_identity
 
@@ -52,6 +55,7 @@ class Estimate:
     device: Device
     device_origin: str
     dtype: str
+    dtype_origin: str
     prompts: PromptTokens
     work: Work
     memory: tuple[MemoryMode, ...]
@@ -61,7 +65,7 @@ class Estimate:
     fingerprints: tuple[str, ...] | None
     notices: tuple[str, ...]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str | None:
         """The film's."""
         return None if self.fingerprints is None else film_fingerprint(self.plan, self.fingerprints)
@@ -70,6 +74,14 @@ class Estimate:
     def money(self) -> float | None:
         seconds = self.duration.total
         return None if self.price is None or seconds is None else self.price * seconds / 3600
+
+
+def estimate_sources(sources: Sequence[str], terms: Terms) -> list[Estimate]:
+    """The plans of all films of `sources`. RecipeError holds what is wrong with any of them."""
+    films = read_films(sources)
+    for film in films:
+        check_film(film, terms.flags)
+    return estimate_films(films, terms)
 
 
 def estimate_films(films: list[Film], terms: Terms) -> list[Estimate]:
@@ -127,6 +139,7 @@ def _estimate(
         device=device,
         device_origin="flag" if terms.on or terms.device != "auto" else "default",
         dtype=dtype,
+        dtype_origin="default" if terms.dtype == "auto" else "flag",
         prompts=prompts,
         work=work,
         memory=memory_modes(plan, model, work, prompts, device, dtype),

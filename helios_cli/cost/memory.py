@@ -1,6 +1,7 @@
 """Memory by phase, from the sizes of weights and tensors. What no size tells is stated and called so.
 
-The numbers are of what the engine holds at once, which the tests follow tensor by tensor; an allocator keeps some more.
+The numbers are of what the engine holds at once, which the tests follow tensor by tensor; an allocator keeps some more,
+and so do a GPU's libraries for convolutions.
 """
 
 from __future__ import annotations
@@ -108,10 +109,11 @@ def _text_phase(model: Model, prompts: PromptTokens, itemsize: int, dtype: str) 
     if dtype == "float16":
         weights += (FLOAT32 - itemsize) * shape.float16_fp32_parameters
     kept = itemsize * shape.d_model * sum(prompts.tokens.values())
-    # The scores of all heads with their bias, before and after the softmax; or the two halves of the gate.
-    scores = (2 * itemsize + 2 * FLOAT32) * shape.num_heads * tokens * tokens
+    # All heads' products, their bias and the sum of both; or in float32, before and after the softmax.
+    scores = max(3 * itemsize, 2 * FLOAT32) * shape.num_heads * tokens * tokens
     gate = 3 * itemsize * tokens * shape.d_ff
-    return PhaseMemory("text", weights, kept, max(scores, gate) + 4 * itemsize * tokens * shape.d_model)
+    rows = itemsize * tokens * shape.d_model
+    return PhaseMemory("text", weights, kept, max(scores + 5 * rows, gate + 3 * rows))
 
 
 def _kept_bytes(plan: Plan, model: Model, work: Work, itemsize: int) -> int:

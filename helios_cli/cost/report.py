@@ -6,7 +6,8 @@
       frames, seconds, fps, size [width, height], chunks_total
       settings    name -> {value, from}: from is flag, recipe, model, default or HELIOS_MODEL
       model       name, kind, repo, revision, path, trained, downloaded, download_bytes, parameters by component
-      device      kind, name, dtype, from, total_bytes, free_bytes; as seen without torch
+      device      kind, name, total_bytes, free_bytes, from; as seen without torch
+      dtype       {value, from}
       notices     what was decided or adjusted, in words
       prompts     [{text, tokens}]; the others point into this list. `tokens_counted`: false if estimated
       shots       [{index, start_frame, frames, start_seconds, seconds, transition, seed, prompt, blend_frames}];
@@ -78,7 +79,8 @@ def film_report(estimate: Estimate) -> dict:
         "chunks_total": len(plan.chunks),
         "settings": settings_of(estimate),
         "model": _model(estimate.model),
-        "device": {"dtype": estimate.dtype, "from": estimate.device_origin, **{key: getattr(estimate.device, key) for key in _DEVICE_KEYS}},
+        "device": _device(estimate),
+        "dtype": {"value": estimate.dtype, "from": estimate.dtype_origin},
         "notices": list(estimate.notices),
         "prompts": [{"text": text, "tokens": tokens} for text, tokens in estimate.prompts.tokens.items()],
         "tokens_counted": estimate.prompts.counted,
@@ -104,9 +106,6 @@ def film_report(estimate: Estimate) -> dict:
         "cost": cost,
         "fingerprint": estimate.fingerprint,
     }
-
-
-_DEVICE_KEYS = ("kind", "name", "total_bytes", "free_bytes")
 
 
 def settings_of(estimate: Estimate) -> dict[str, dict]:
@@ -143,6 +142,11 @@ def _model(model: Model) -> dict:
         "download_bytes": model.download_bytes,
         "parameters": dict(model.parameters),
     }
+
+
+def _device(estimate: Estimate) -> dict:
+    facts = {key: getattr(estimate.device, key) for key in ("kind", "name", "total_bytes", "free_bytes")}
+    return {**facts, "from": estimate.device_origin}
 
 
 def _shots(plan: Plan) -> list[dict]:

@@ -1,7 +1,7 @@
 """Operations and memory of the VAE, by walking its layers with nothing but their shapes.
 
-The walk is that of `model/vae.py`, which it is tested against: a clip's first frame (its first latent) passes alone, the
-temporal resampling layers let it by; upsampling convolves the small picture with four folded 2x2 kernels.
+The walk is that of `model/vae.py`, which it is tested against: a clip's first frame (its first latent) passes alone,
+and the temporal resampling layers let it by; upsampling convolves the small picture with four folded 2x2 kernels.
 """
 
 from __future__ import annotations
@@ -181,16 +181,17 @@ def decode_elements(vae: VAEShape, size: tuple[int, int], device: str) -> int:
     return held + buffer + remembered
 
 
-def _nested(layers: list[_Layer], walk: _Walk, vae: VAEShape, limit: int) -> tuple[int, int]:
+def _nested(layers: list[_Layer], walk: _Walk, vae: VAEShape, limit: int, *, split: bool = False) -> tuple[int, int]:
     """Elements held at most, and of the largest buffer, from these layers on.
 
     A layer's input stays while the layers behind it work on a piece of its output. Pieces differ by a frame, and the
-    smaller one may be split less further on: both are followed.
+    smaller one may be split less further on: both are followed. `split`: there was a piece before this one, whose
+    end result is still there.
     """
     held = walk.elements
     if not layers:
         buffer = walk.causal(vae.out_channels).buffer
-        return 2 * held + walk.elements, buffer
+        return (3 if split else 2) * held + walk.elements, buffer
     layer, *others = layers
     pieces = min(ceil(held * layer.growth / limit), walk.T)
     most = buffer = 0
@@ -198,7 +199,7 @@ def _nested(layers: list[_Layer], walk: _Walk, vae: VAEShape, limit: int) -> tup
         ahead = copy(walk)
         ahead.T = frames
         done = list(layer.work(ahead))
-        further, wider = _nested(others, ahead, vae, limit)
+        further, wider = _nested(others, ahead, vae, limit, split=split or pieces > 1)
         most = max(most, _working(done), further)
         buffer = max(buffer, wider, *(part.buffer for part in done))
     return held + most, buffer
@@ -223,4 +224,3 @@ def encode_elements(vae: VAEShape, size: tuple[int, int], device: str) -> int:
 def _working(done: list[Pass]) -> int:
     """Of a layer on one piece: the four largest of its results live at once."""
     return sum(sorted(part.elements for part in done)[-4:])
-

@@ -59,7 +59,7 @@ class Cache:
 
     def has(self, fingerprint: str) -> bool:
         """Whether the chunk is kept, as far as can be seen without reading it."""
-        return (self._entry(fingerprint) / "state").exists()
+        return os.path.exists(self._entry(fingerprint) / "state")
 
     def state(self, fingerprint: str) -> bytes | None:
         """The state after the chunk, which holds its latents; None if it is not kept."""
@@ -123,13 +123,16 @@ class Cache:
         notes = []
         for path in _listed(self.folder / "films"):
             with contextlib.suppress(OSError, ValueError):  # gone, or half of it: a list is no reason to fail
-                notes.append(json.loads(path.read_bytes()))
+                note = json.loads(path.read_bytes())
+                if isinstance(note, dict) and {"title", "output", "chunks"} <= note.keys():
+                    notes.append(note)
         return notes
 
     def _read(self, path: Path) -> bytes | None:
         body = unseal(path)
         if body is None:
-            path.unlink(missing_ok=True)  # so that a sound one can take its place
+            with contextlib.suppress(OSError):
+                path.unlink()  # so that a sound one can take its place
         return body
 
     def _write(self, path: Path, data: bytes) -> None:

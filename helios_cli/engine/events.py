@@ -68,8 +68,8 @@ class ChunkDone(Event):
 class ChunksReused(Event):
     """`count` chunks up to `chunk` came into the film without the model: they were rendered before.
 
-    `source` is "journal" (this film's unfinished run) or "cache" (kept pieces of any film); `frames` counts the film's
-    frames so far.
+    `source` is "journal" (this film's unfinished run, one event for all) or "cache" (kept pieces of any film, one event
+    for each); `frames` counts the film's frames so far.
     """
 
     chunk: int

@@ -87,7 +87,7 @@ class GrowingFile:
                 for count, mark in enumerate(marks):
                     if _digest(file.read(mark.length - file.tell())) != mark.digest:
                         return count
-        except FileNotFoundError:
+        except OSError:
             return 0
         return len(marks)
 

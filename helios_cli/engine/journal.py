@@ -10,6 +10,7 @@ a lock is never stale.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -18,7 +19,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import BinaryIO
+from io import FileIO
 
 from helios_cli.engine.disk import disk_errors, sync, write_synced
 from helios_cli.engine.growing import Mark
@@ -26,6 +27,11 @@ from helios_cli.engine.target import Target
 from helios_cli.errors import MachineError
 
 JOURNAL_VERSION = 1
+
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of file systems that have none; a film is rendered there all the same."""
+
+RECORD_TYPES = {"chunk": int, "fingerprint": str, "frames": int, "length": int, "digest": str, "state": str}
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,9 @@ class Journal:
         """Take in what an earlier run wrote. Returns where its last good line ends."""
         end = 0
         for line, end_of_line in _lines(self._file):
-            if "film" in line and line["film"] == JOURNAL_VERSION:
+            if _has(line, film=int, encoding=str, settings=dict) and line["film"] == JOURNAL_VERSION:
                 self.encoding, self.settings = line["encoding"], line["settings"]
-            elif line.get("chunk") == len(self.records) and self.encoding:
+            elif self.encoding and _has(line, **RECORD_TYPES) and line["chunk"] == len(self.records):
                 mark = Mark(line["frames"], line["length"], line["digest"])
                 self.records.append(Record(line["fingerprint"], mark, line["state"]))
                 self._ends.append(end_of_line)
@@ -121,18 +127,23 @@ class Journal:
 
     def _write(self, line: dict) -> None:
         """Put a line where the file stands, and nothing after it; on disk when this returns."""
+        data = json.dumps(line).encode() + b"\n"
         with disk_errors(self._target.journal):
             self._file.truncate()
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
+            while data:
+                data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[dict, int]]:
+def _has(line: dict, **types: type) -> bool:
+    return all(type(line.get(name)) is kind for name, kind in types.items())
+
+
+def _lines(file: FileIO) -> Iterator[tuple[dict, int]]:
     """The whole lines of the file up to the first that is not a JSON object, each with the place where it ends."""
     file.seek(0)
     end = 0
-    for text in file:
+    for text in file.read().splitlines(keepends=True):
         end += len(text)
         try:
             line = json.loads(text)
@@ -143,27 +154,31 @@ def _lines(file: BinaryIO) -> Iterator[tuple[dict, int]]:
         yield line, end
 
 
-def _open_locked(target: Target) -> BinaryIO:
+def _open_locked(target: Target) -> FileIO:
     while True:
-        file = os.fdopen(os.open(target.journal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
+        # Unbuffered: what a full disk did not take must not be tried again when the file is closed.
+        file = FileIO(os.open(target.journal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _busy(target, file) from None
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
         if _is(file, target):
             return file
         file.close()  # another run finished the film in between, and its journal went
 
 
-def _is(file: BinaryIO, target: Target) -> bool:
+def _is(file: FileIO, target: Target) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), target.journal.stat())
     except FileNotFoundError:
         return False
 
 
-def _busy(target: Target, file: BinaryIO) -> MachineError:
-    runs = [line["run"] for line, _ in _lines(file) if "run" in line]
+def _busy(target: Target, file: FileIO) -> MachineError:
+    runs = [line["run"] for line, _ in _lines(file) if _has(line, run=dict)]
     file.close()
     who = f"process {runs[-1]['pid']} on {runs[-1]['host']} since {runs[-1]['started']}" if runs else "another process"
     return MachineError(f"{target.path} is being rendered by {who}", hint="wait for it, or write another film with -o")

@@ -92,17 +92,11 @@ class _Film:
             yield self._reused(resumed.chunks, "journal", resumed.chunks)
         rest = self.plan.chunks[resumed.chunks :]
         yield from self._prepare([chunk for chunk in rest if not self._is_kept(chunk)])
-        kept = 0
         for chunk in rest:
             if self._take_kept(chunk):
-                kept += 1
-                continue
-            if kept:
-                yield self._reused(chunk.index, "cache", kept)
-                kept = 0
-            yield from self._render(chunk)
-        if kept:
-            yield self._reused(len(self.plan.chunks), "cache", kept)
+                yield self._reused(chunk.index + 1, "cache", 1)
+            else:
+                yield from self._render(chunk)
         yield events.PhaseStarted("finish")
         with self.clock("finish"):
             output = self.writer.close()

@@ -1,4 +1,8 @@
-"""What a film needs to go on after a chunk, bit for bit: the history, the anchor, the generator."""
+"""What a film needs to go on after a chunk, bit for bit: the history, the anchor, the generator.
+
+States outlive the process and are found by fingerprint: a change of what they hold raises
+`recipe.fingerprint.NUMERICS_VERSION`, so that none is met in an older form.
+"""
 
 from __future__ import annotations
 

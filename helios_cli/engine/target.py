@@ -8,7 +8,12 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from helios_cli.errors import InputError
+from helios_cli import machine
+from helios_cli.errors import InputError, MachineError
+from helios_cli.units import format_bytes
+
+LEAST_SHARE = 0.2
+"""Of the most that a film takes: what one without grain takes."""
 
 FRAME_NAME = re.compile(r"frame_\d{6,}\.png")
 
@@ -74,6 +79,29 @@ def check_target(path: str | os.PathLike, *, force: bool) -> Target:
     if taken and not force:
         raise InputError(f"{path} exists", hint="add --force to replace it, or choose another name with -o")
     return target
+
+
+def check_space(target: Target, film_bytes: int) -> str:
+    """Find before a render whether the disk holds the film, which takes `film_bytes` at most; a notice if it may not.
+
+    MachineError if it surely does not. While it is finished a film stands there twice, growing and whole.
+    """
+    free = machine.disk_free_bytes(target.path.parent)
+    if target.partial.is_file():  # an unfinished run's part is in use already
+        free += target.partial.stat().st_size
+    most = film_bytes * (1 if target.kind == "png" else 2)
+    if free < LEAST_SHARE * most:
+        raise MachineError(
+            f"the film takes {format_bytes(LEAST_SHARE * most)} to {format_bytes(most)} while it is made, "
+            f"{format_bytes(free)} are free in {target.path.parent}",
+            hint="free some space, write elsewhere with -o, or raise --crf",
+        )
+    if free < most:
+        return (
+            f"the film may take {format_bytes(most)} while it is made, {format_bytes(free)} are free; "
+            "if the disk becomes full, what is done stays, and the same command goes on"
+        )
+    return ""
 
 
 def _exists(path: Path) -> bool:

@@ -117,7 +117,7 @@ class FilmWriter:
         self._frames_in_piece = 0
         self._encoder: Encoder | None = None
         self._failure: Exception | None = None
-        self._ended = self._stopped = self._closed = False
+        self._ended = self._closed = False
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> FilmWriter:
@@ -204,17 +204,15 @@ class FilmWriter:
         if self._closed:
             return
         self._closed = True
-        if self._thread is None:  # nothing is ours yet
-            self._release()
-            return
-        self._end()
-        self._thread.join(DRAIN_SECONDS if self._journal else 0)
-        self._stop_encoding()
-        self._thread.join()
-        self._film.discard()
+        if self._thread:
+            self._end()
+            self._thread.join(DRAIN_SECONDS if self._journal else 0)
+            self._stop_encoding()
+            self._thread.join()
+            self._film.discard()
         if self._journal and self._journal.records:
             self._release()
-        else:
+        elif self._journal or self._thread:  # else nothing is ours yet
             self._remove()
 
     def _start(self) -> None:
@@ -231,7 +229,6 @@ class FilmWriter:
 
     def _stop_encoding(self) -> None:
         with self._changed:
-            self._stopped = True
             self._waiting.clear()
             self._changed.notify_all()
             encoder = self._encoder

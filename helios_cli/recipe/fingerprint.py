@@ -1,6 +1,7 @@
-"""Fingerprints: one for each chunk, over everything that decides its latents, and over nothing else.
+"""Fingerprints: one for each chunk, over everything that decides its latents and what comes after, and nothing else.
 
-Two chunks with one fingerprint are the same pictures, bit for bit, in whatever films they stand. Resume and the cache
+Two chunks with one fingerprint are the same pictures, bit for bit, in whatever films they stand, and leave the same
+history, anchor and generator behind. Resume and the cache
 of kept pieces rest on that, so what belongs here is decided by the render loop alone:
 
 - A fresh chunk begins with empty history, an empty anchor and a generator seeded anew: nothing before it counts.
@@ -28,8 +29,8 @@ from helios_cli.recipe.plan import Chunk, Plan
 NUMERICS_VERSION = 1
 """Raised with every change of helios that moves a bit of a latent or a frame: kernels, samplers, presets, noise."""
 
-REANCHORED_FROM = 2
-"""The first chunk of a segment that sees an anchor taken from the second chunk."""
+REANCHORING = 1
+"""Place in its segment of the chunk that leaves another anchor behind if the film is reanchored."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def chunk_fingerprints(plan: Plan, weights: str, arithmetic: Arithmetic, *, rean
     for chunk in plan.chunks:
         place = 0 if chunk.fresh else place + 1
         before = {"fresh": basis, **_start(chunk, plan.fps, files)} if chunk.fresh else {"after": found[-1]}
-        if reanchor and place == REANCHORED_FROM:
+        if reanchor and place == REANCHORING:
             before["reanchor"] = True
         found.append(_digest({**before, "prompts": chunk.prompts}))
     return found

@@ -22,6 +22,7 @@ from torch import Tensor
 from helios_kernels.case import Case, Op
 from helios_kernels.configs import CHIPS
 from helios_kernels.dispatch import compiling_for
+from helios_kernels.facts import COMPILED
 from helios_kernels.launch import Launch, recorded
 from helios_kernels.registry import OPS
 
@@ -141,10 +142,24 @@ def _cuobjdump() -> Path:
     return Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
+def table() -> str:
+    """The recorded facts as README.md has them: registers and KiB of shared memory by kernel, case and chip."""
+    rows = [f"| op, case | {' | '.join(CHIPS)} |", f"|---|{'---|' * len(CHIPS)}"]
+    for op, case in dict.fromkeys((op, case) for op, case, _ in COMPILED):
+        recorded = [COMPILED.get((op, case, chip)) for chip in CHIPS]
+        cells = [f"{entry[0]}, {entry[1] / 1024:.1f}" if entry else "-" for entry in recorded]
+        rows.append(f"| `{op}` {case} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def main(arguments: list[str]) -> None:
-    """One JSON line a build; arguments are chips, all without any."""
-    for built in builds(tuple(arguments) or CHIPS):
-        print(json.dumps(asdict(built)), flush=True)
+    """One line a build, ready for facts.py, or with `--json` everything; other arguments are chips, all without any."""
+    as_json, chips = "--json" in arguments, tuple(name for name in arguments if name != "--json")
+    for built in builds(chips or CHIPS):
+        key = (built.op, built.case, built.chip)
+        fact = json.dumps(key).replace("[", "(").replace("]", ")")
+        text = json.dumps(asdict(built)) if as_json else f"    {fact}: ({built.registers}, {built.shared_bytes}),"
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
 SHARED_MEMORY = {"sm_80": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 """Bytes a program may have, by the vendors' documents. Triton's compiler does not check it."""
 
+
 @dataclass(frozen=True)
 class Config:
     """`tile`: elements of a program of the element-wise kernels. The blocks are attention's."""
@@ -55,9 +56,9 @@ _ELEMENTWISE = {
     "vae_norm_silu": {"cuda": Config(num_warps=8, tile=8192), "hip": Config(num_warps=4, tile=8192)},
 }
 
-# By head size and whether there is a bias. On Ampere and Ada the accumulators are in registers, and 32 keys at a time are
-# what leaves none spilled with every Triton from 3.6 to 3.9. Hopper reads both factors from shared memory, Blackwell
-# accumulates outside the registers: 128 keys at a time, two buffers. A bias takes a register for every logit of a row.
+# By head size and whether there is a bias. On Ampere and Ada both factors pass through registers, and 32 keys at a time
+# are what leaves none spilled with every Triton from 3.6 to 3.9. Hopper and Blackwell multiply from shared memory: 128
+# keys at a time, two buffers. A bias and its mask take registers for every key: half as many keys.
 _AMPERE = {
     (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=32),
     (128, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=32),

@@ -17,8 +17,8 @@ from torch import Tensor
 
 CHOICES = ("auto", "triton", "reference")
 
-OLDEST_TRITON = (3, 4)
-"""First release with tensor descriptors."""
+OLDEST_TRITON = (3, 6)
+"""The oldest whose builds have been checked for spills; it comes with PyTorch 2.10."""
 
 INTERPRETER = "interpreter"
 

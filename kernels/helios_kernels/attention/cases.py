@@ -41,6 +41,7 @@ def _flops(case: Case) -> int:
 PROMPT = 122
 """120 tokens and two rows for the padding."""
 
+
 def _through_pointers(q_BQND, k_BKND, v_BKND, bias_K):
     """The kernel of the chips without TMA, by itself: the interpreter would take the other."""
     from helios_kernels.attention.kernel import run

@@ -9,7 +9,7 @@ from helios_kernels.configs import config
 from helios_kernels.launch import launch
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
 def dmd_step_kernel(
     x,
     flow,

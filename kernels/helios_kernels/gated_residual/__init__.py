@@ -1,7 +1,7 @@
 """Gate, residual add and the next norm with its modulation: the stream is read and written once.
 
-The three functions are one kernel. The stream is changed in place. `y` has a row for every row of the stream, or for the
-noisy ones alone (cross-attention leaves history as it is); `gate` None is a gate of 1.
+The three functions are one kernel. The stream is changed in place. `y` has a row for every row of the stream, or for
+the noisy ones alone (cross-attention leaves history as it is); `gate` None is a gate of 1.
 """
 
 from __future__ import annotations

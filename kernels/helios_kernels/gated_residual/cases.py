@@ -13,7 +13,7 @@ from helios_kernels.modulated_norm.cases import EPS, modulation, stream
 
 # `noisy`: y has the noisy rows alone, as cross-attention's has. `plain`: no gate.
 REAL = tuple(
-    Case(stage, {"S": S, "split": HISTORY}, real=True, interpreted=stage == "stage0", compiled=stage == "stage2")
+    Case(stage, {"S": S, "split": HISTORY}, real=True, interpreted=False, compiled=stage == "stage2")
     for stage, S in STAGES.items()
 )
 CROSS = Case(
@@ -24,11 +24,12 @@ CROSS = Case(
     compiled=True,
 )
 UGLY = (
+    Case("S101-split40", {"S": 101, "split": 40}),
     Case("one-row-noisy", {"S": 1, "split": 0}),
     Case("one-row-history", {"S": 1, "split": 1, "E": 96}),
     Case("S63-E96-B2", {"B": 2, "S": 63, "split": 17, "E": 96}),
     Case("S63-E96-B2-cross", {"B": 2, "S": 63, "split": 17, "E": 96, "noisy": True, "plain": True}),
-    Case("S257-E5123-gap", {"S": 257, "split": 64, "E": 5123, "gap": 5}),
+    Case("S65-E5123-gap", {"S": 65, "split": 20, "E": 5123, "gap": 5}),
     Case("S257-shared-B3-noisy", {"B": 3, "S": 257, "split": 100, "E": 320, "shared": True, "noisy": True}),
 )
 

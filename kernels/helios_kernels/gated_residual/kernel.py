@@ -60,7 +60,7 @@ def gated_residual_kernel(
         rounded = (tile + added).to(x.dtype.element_ty)
         tl.store(place, rounded, inside)
         tile = rounded.to(tl.float32)
-    if HAS_NORM:
+    if HAS_NORM:  # noqa: SIM102 (decided by the compiler, the inner one by the program)
         if noisy | (norm_from == 0):
             weight = tl.load(scale + batch * scale_b + side * scale_r + columns, columns < E, other=0.0).to(tl.float32)
             offset = tl.load(shift + batch * shift_b + side * shift_r + columns, columns < E, other=0.0).to(tl.float32)

@@ -13,8 +13,8 @@ def qk_norm_rope(x_BSWE: Tensor, weight_WE: Tensor, rope_SD2: Tensor | None, hea
 
     `x` is [B, S, W, E], W slices that share the rotation: `qkv[..., : 2 * E].unflatten(-1, (2, E))` for queries and
     keys of a product [B, S, 3 E], or W = 1. Any strides with contiguous rows; changed in place and returned.
-    `weight` is [W, E]. `rope` is [S, D/2, 2] float32 (cos, sin), contiguous, whose |cos + i sin| may be below 1 where it
-    was pooled; None leaves the rotation out.
+    `weight` is [W, E]. `rope` is [S, D/2, 2] float32 (cos, sin), contiguous, whose |cos + i sin| may be below 1 where
+    it was pooled; None leaves the rotation out.
     """
     if not runs(x_BSWE):
         return x_BSWE.copy_(reference.qk_norm_rope(x_BSWE, weight_WE, rope_SD2, heads, eps))

@@ -14,8 +14,9 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     x = outliers(sizes["S"], sizes["E"] + gap, dtype=dtype, device=device)[:, gap:]
     if sizes.get("zero_row"):
         x[1] = 0
-    cdna = sizes.get("fnuz") or current_chip().startswith("gfx")
-    fp8 = torch.float8_e4m3fnuz if cdna else torch.float8_e4m3fn
+    if sizes.get("small"):  # where the scale, which is float32, depends on the bend of the GELU
+        x = x * 0.03
+    fp8 = torch.float8_e4m3fnuz if current_chip().startswith("gfx") else torch.float8_e4m3fn
     return {"x": x, "gelu": sizes.get("gelu", False), "dtype": fp8}
 
 
@@ -40,10 +41,10 @@ QUANTIZE = Op(
     cases=(
         Case("stage2-gelu", {"S": STAGES["stage2"], "E": HIDDEN, "gelu": True}, True, False, compiled=True),
         Case("stage2", {"S": STAGES["stage2"], "E": WIDTH}, True, False, compiled=True),
-        Case("S257-E13824-gelu", {"S": 257, "E": HIDDEN, "gelu": True}),
+        Case("S65-E13824-gelu", {"S": 65, "E": HIDDEN, "gelu": True}),
         Case("S63-E96-zero-row", {"S": 63, "E": 96, "zero_row": True}),
-        Case("S257-E5123-gap-gelu", {"S": 257, "E": 5123, "gap": 5, "gelu": True}),
-        Case("S63-E320-fnuz", {"S": 63, "E": 320, "fnuz": True}),
+        Case("S65-E5123-gap-gelu", {"S": 65, "E": 5123, "gap": 5, "gelu": True}),
+        Case("S63-E96-gelu-small", {"S": 63, "E": 96, "gelu": True, "small": True}),
         Case("one-row", {"S": 1, "E": 64, "gelu": True}),
     ),
     moved_bytes=lambda case, itemsize: case.sizes["S"] * case.sizes["E"] * (itemsize + 1),

@@ -9,7 +9,7 @@ from helios_kernels.configs import config
 from helios_kernels.launch import launch
 
 
-@triton.jit(do_not_specialize=["count", "H", "W"])
+@triton.jit(do_not_specialize=["H", "W"])
 def renoise_kernel(
     x,  # [planes, H, W], contiguous
     noise,  # [planes, 2 H, 2 W], contiguous

@@ -11,7 +11,8 @@ from helios_kernels.vae_norm_silu import reference
 def vae_norm_silu(x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor, *, silu: bool = True) -> Tensor:
     """`silu(x / max(|x|, 1e-12) * sqrt(C) * gamma)` of every position into `out`, in float32, rounded once.
 
-    `x` and `out` are contiguous within each batch item; `out` may be a slice of the padded buffer. Returns `out`.
+    `out` is contiguous within each batch item, so it may be a slice of the padded buffer; so had x better be, else it is
+    copied. Returns `out`.
     """
     if not runs(x_BTHWC):
         return out_BTHWC.copy_(reference.vae_norm_silu(x_BTHWC, gamma_C, silu=silu))
@@ -30,7 +31,8 @@ def causal_pad(
 ) -> Tensor:
     """Fills all of `out`, [B, P + T, H, W, C]: first the P remembered frames, or zeros if `past` is None, then x.
 
-    With `gamma` x passes `vae_norm_silu` on the way. All are contiguous within each batch item. Returns `out`.
+    With `gamma` x passes `vae_norm_silu` on the way. `past` and `out` are contiguous within each batch item. Returns
+    `out`.
     """
     if not runs(x_BTHWC):
         return out_BTHWC.copy_(reference.causal_pad(x_BTHWC, past_BPHWC, out_BTHWC, gamma_C, silu=silu))

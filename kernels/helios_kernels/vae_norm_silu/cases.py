@@ -18,6 +18,8 @@ def _norm_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     """A piece of a clip, into the part of a padded buffer behind the remembered frames."""
     T = case.sizes["T"]
     x = _frames(case, T + 1, dtype, device)[:, 1:]
+    if case.sizes.get("channels_first"):
+        x = x.movedim(-1, 1).contiguous().movedim(1, -1)
     if case.sizes.get("zero_cell"):
         x[:, 0, 0, 0] = 0
     gamma = (1 + 0.2 * torch.randn(case.sizes["C"], device=device)).to(dtype)
@@ -45,7 +47,7 @@ def _bytes(case: Case, itemsize: int, past: int = 0) -> int:
 
 # The decoder's widths at 640x384, as many frames as a piece holds on a GPU.
 REAL = tuple(
-    Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True, interpreted=False, compiled=True)
+    Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True, interpreted=False, compiled=C != 192)
     for C, T, H, W in ((384, 16, 96, 160), (192, 11, 192, 320), (96, 5, 384, 640))
 )
 
@@ -58,6 +60,7 @@ VAE_NORM_SILU = Op(
         *REAL,
         Case("C96-T5-B2", {"B": 2, "T": 5, "H": 24, "W": 40, "C": 96}),
         Case("C384-no-silu", {"T": 1, "H": 13, "W": 7, "C": 384, "no_silu": True}),
+        Case("C96-channels-first", {"T": 2, "H": 9, "W": 7, "C": 96, "channels_first": True}),
         Case("C5-zero-cell", {"T": 3, "H": 1, "W": 9, "C": 5, "zero_cell": True}),
     ),
     moved_bytes=_bytes,

@@ -52,7 +52,9 @@ def run(x: Tensor, past: Tensor | None, gamma: Tensor | None, out: Tensor, silu:
     """The frames of `out` before x's are those of `past`, or zeros. Without `gamma` no norm."""
     B, T, H, W, C = x.shape
     padded = out.shape[1] - T
-    assert all(item.is_contiguous() for tensor in (x, out, past) if tensor is not None for item in tensor[:1])
+    # A convolution may have left another layout, which a copy puts right; the buffers are the caller's own.
+    x = x if x[0].is_contiguous() else x.contiguous()
+    assert out[0].is_contiguous() and (past is None or past[0].is_contiguous())
     assert past is None or past.shape == (B, padded, H, W, C)
     tile = row_tile("vae_norm_silu", C)
     count = out.shape[1] * H * W

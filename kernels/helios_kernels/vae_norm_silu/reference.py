@@ -9,9 +9,7 @@ from helios_kernels.precision import wide
 NORM_EPS = 1e-12
 
 
-def vae_norm_silu(
-    x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor | None = None, *, silu: bool = True
-) -> Tensor:
+def vae_norm_silu(x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor | None = None, *, silu: bool = True) -> Tensor:
     """The twin returns a new tensor; `out` is there for the kernel's signature."""
     y = F.normalize(wide(x_BTHWC), dim=-1, eps=NORM_EPS) * (x_BTHWC.shape[-1] ** 0.5 * wide(gamma_C))
     return (F.silu(y) if silu else y).to(x_BTHWC.dtype)

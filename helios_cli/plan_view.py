@@ -1,0 +1,199 @@
+"""What `helios plan` prints: the estimates of `cost`, as tables that fit into 80 columns, or as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from helios_cli.console import console
+from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
+
+if TYPE_CHECKING:
+    from helios_cli.cost.estimate import Estimate
+    from helios_cli.cost.work import StageWork
+
+SHOWN_SHOTS = 20
+"""Rows of a long list that are printed; `--json` has all of them."""
+
+PROMPT_WIDTH = 28
+"""Characters of a prompt in the list of shots, so that its lines fit into 80 columns."""
+
+
+def show_plans(estimates: list[Estimate]) -> None:
+    """The plan of each film, and what all of them take together."""
+    from helios_cli.cost.report import report
+
+    console.result(report(estimates))
+    for number, estimate in enumerate(estimates):
+        _show(estimate, "\n" * bool(number))
+    if len(estimates) > 1:
+        console.line(f"\nall {len(estimates)} films: {_sum_line(estimates)}")
+
+
+def _show(estimate: Estimate, before: str) -> None:
+    for notice in estimate.notices:
+        console.notice(notice)
+    console.line(before + _headline(estimate))
+    _settings(estimate)
+    _shots(estimate)
+    _stages(estimate)
+    _phases(estimate)
+    _totals(estimate)
+
+
+def _headline(estimate: Estimate) -> str:
+    plan = estimate.plan
+    width, height = plan.size
+    last = plan.chunks[-1].num_frames
+    kept = f", {last} kept of the last" if last < FRAMES_PER_CHUNK else ""
+    chunks = f"{len(plan.chunks)} chunk{'s' * (len(plan.chunks) != 1)} of {FRAMES_PER_CHUNK}{kept}"
+    return f"{plan.title}: {plan.num_frames} frames, {_time(plan.num_frames / plan.fps)}, {width}x{height}\n{chunks}"
+
+
+def _settings(estimate: Estimate) -> None:
+    from helios_cli.cost.report import settings_of
+
+    rows = [
+        [key.replace("_", " "), _plain(key, value["value"]), value["from"]]
+        for key, value in settings_of(estimate).items()
+        if value["value"] not in (None, "")
+    ]
+    rows.append(["device", f"{estimate.device.kind}: {estimate.device.name}", estimate.device_origin])
+    rows.append(["dtype", estimate.dtype, estimate.dtype_origin])
+    console.line()
+    console.table(["setting", "value", "from"], rows)
+
+
+def _shots(estimate: Estimate) -> None:
+    plan = estimate.plan
+    seeds = {chunk.start_frame: chunk.seed for chunk in plan.chunks if chunk.fresh}
+    rows = []
+    for shot in plan.shots[:SHOWN_SHOTS]:
+        seed = seeds.get(shot.start_frame, "") if shot.transition == "cut" else ""
+        how = shot.transition if not shot.blend_frames else f"blend {shot.blend_frames / plan.fps:.3g} s"
+        start = _clock(shot.start_frame / plan.fps)
+        rows.append([shot.index + 1, start, shot.num_frames, how, seed, _cut(shot.prompt, PROMPT_WIDTH)])
+    console.line()
+    console.table(["shot", "begins", "frames", "begins with", "seed", "prompt"], rows)
+    if len(plan.shots) > SHOWN_SHOTS:
+        console.line(f"and {len(plan.shots) - SHOWN_SHOTS} more shots")
+    for rounding in plan.roundings[:SHOWN_SHOTS]:
+        asked, actual = (frame / plan.fps for frame in (rounding.asked_frame, rounding.actual_frame))
+        console.line(
+            f"shot {rounding.shot + 1} comes in with the chunk at {_clock(actual)}, {abs(actual - asked):.2f} s "
+            f"{'earlier' if actual < asked else 'later'} than asked"
+        )
+
+
+def _stages(estimate: Estimate) -> None:
+    work = estimate.work
+    amplified = any(stage.first_calls != stage.calls for stage in work.stages)
+    columns = ["stage", "grid", "noisy", "tokens", "calls a chunk", "calls", "a call", "in all"]
+    console.line()
+    console.table(columns, [_stage_row(stage) for stage in work.stages])
+    history = work.history
+    console.line(
+        f"history in every call: {history.long} long + {history.mid} mid + {history.short} anchor and newest"
+        f" = {history.total}"
+    )
+    counted = "" if estimate.prompts.counted else "about "
+    console.line(f"text: {counted}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
+    if amplified:
+        first, other = (sum(getattr(stage, key) for stage in work.stages) for key in ("first_calls", "calls"))
+        console.line(f"the first chunk after each cut takes {first} calls in place of {other}")
+    if estimate.plan.guidance > 1:
+        console.line("with guidance every step is two calls: one for the prompt, one for the negative")
+
+
+def _stage_row(stage: StageWork) -> list:
+    rows, columns = stage.grid
+    tokens = stage.noisy + stage.history
+    return [
+        stage.index,
+        f"{rows}x{columns}",
+        stage.noisy,
+        tokens,
+        stage.calls,
+        stage.film_calls,
+        _flops(stage.call.total),
+        _flops(stage.film.total),
+    ]
+
+
+def _phases(estimate: Estimate) -> None:
+    work, duration, mode = estimate.work, estimate.duration, estimate.memory[0]
+    rows = []
+    for held in mode.phases:
+        seconds = getattr(duration, held.phase)
+        sizes = (format_bytes(count) for count in (held.weights, held.kept, held.working, held.total))
+        flops = _flops(getattr(work, held.phase))
+        rows.append([held.phase, flops, "?" if seconds is None else _time(seconds), *sizes])
+    console.line()
+    console.table(["phase", "work", "time", "weights", "kept", "working", "memory"], rows)
+
+
+def _totals(estimate: Estimate) -> None:
+    duration, mode, model = estimate.duration, estimate.memory[0], estimate.model
+    device, money = estimate.device, estimate.money
+    fits = {True: "fits", False: "does not fit", None: "free memory unknown"}[mode.fits]
+    free = "" if device.free_bytes is None else f" into the {format_bytes(device.free_bytes)} that are free"
+    if device.kind == "cpu":
+        memory = f"{format_bytes(mode.host_bytes)}; {fits}{free}"
+    else:
+        host = f"{format_bytes(mode.host_bytes)} on the host"
+        memory = f"{format_bytes(mode.device_bytes)} on the device; {fits}{free}\n{'':12} {host}"
+    download = f"; {format_bytes(model.download_bytes)} to download" if model.download_bytes else ""
+    console.line()
+    console.line(f"{'memory':12} {memory}")
+    console.line(f"{'disk':12} film at most {format_bytes(estimate.film_bytes)} (estimate){download}")
+    console.line(f"{'time':12} {'unknown' if duration.total is None else _time(duration.total)}, without loading")
+    console.line(f"{'':12} {duration.rates.basis}")
+    if estimate.price is not None:
+        cost = "unknown" if money is None else f"{money:.2f}"
+        console.line(f"{'cost':12} {cost} at {estimate.price:g} a GPU-hour")
+    if estimate.fingerprint:
+        console.line(f"{'fingerprint':12} {estimate.fingerprint[:16]}")
+
+
+def _sum_line(estimates: list[Estimate]) -> str:
+    from helios_cli.cost.report import total
+
+    frames = sum(estimate.plan.num_frames for estimate in estimates)
+    seconds = total([estimate.duration.total for estimate in estimates])
+    money = total([estimate.money for estimate in estimates])
+    cost = "" if money is None else f", cost {money:.2f}"
+    return f"{frames} frames, time {'unknown' if seconds is None else _time(seconds)}{cost}"
+
+
+def _time(seconds: float) -> str:
+    """`< 0.1 s`, `75 s`, `3:05 min`, `2:00:00 h`."""
+    if 0 < seconds < 0.1:
+        return "< 0.1 s"
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
+
+
+def _clock(seconds: float) -> str:
+    """A time in the film: `1:05` or `1:05.75`."""
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}:{rest:05.2f}".removesuffix(".00")
+
+
+def _flops(count: float) -> str:
+    """`352 TFLOP`."""
+    for unit in ("M", "G", "T", "P"):
+        count /= 1000 if unit != "M" else 1e6
+        if count < 999.5:
+            return f"{count:.3g} {unit}FLOP"
+    return f"{count / 1000:.3g} EFLOP"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _plain(key: str, value: object) -> str:
+    if isinstance(value, list):
+        return ("x" if key == "size" else ",").join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else _cut(str(value), 2 * PROMPT_WIDTH)

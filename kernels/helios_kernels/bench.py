@@ -1,0 +1,142 @@
+"""All operations at the 14B model's shapes: time, share of the chip's own measured ceiling, speed-up over PyTorch.
+
+`python -m helios_kernels.bench [--json] [op ...]`. Every case is first compared with its twin; one that differs gets no
+time. Ceilings are what a copy and a matrix product of this very GPU reach in the same run, not what a data sheet says.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+
+from helios_kernels.case import Case, Op
+from helios_kernels.check import compare
+from helios_kernels.dispatch import backend
+from helios_kernels.registry import OPS
+
+DTYPE = torch.bfloat16
+COPY_BYTES = 2**30
+PRODUCT = 8192
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Bytes a second of a 1 GiB copy, read and written; FLOP a second of an 8192^3 bfloat16 product."""
+
+    copy: float
+    product: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One row of the table. `share` is of the copy ceiling, or of the product's where the operation counts FLOPs.
+
+    `fault` says how the kernel differs from its twin; then there are no times.
+    """
+
+    op: str
+    case: str
+    fault: str | None = None
+    milliseconds: float | None = None
+    moved_bytes: int | None = None
+    flops: int | None = None
+    share: float | None = None
+    over_eager: float | None = None
+    over_compile: float | None = None
+
+
+def bench(names: tuple[str, ...] = ()) -> Iterator[Timing]:
+    """Times the real cases of the named operations, of all without any. RuntimeError where kernels do not run on a GPU.
+
+    Yields each row as it is measured.
+    """
+    if not torch.cuda.is_available() or backend().chip is None:
+        raise RuntimeError(f"no kernel can be timed here: {backend().reason}")
+    if unknown := sorted(set(names) - OPS.keys()):
+        raise RuntimeError(f"no operation is called {', '.join(unknown)}; there are {', '.join(OPS)}")
+    with torch.no_grad():
+        ceiling = measure_ceiling()
+        for op in OPS.values():
+            chosen = not names or op.name in names
+            if chosen and (op.chips is None or backend().chip in op.chips):
+                for case in op.cases:
+                    if case.real:
+                        yield _time_case(op, case, ceiling)
+
+
+def measure_ceiling() -> Ceiling:
+    source = torch.empty(COPY_BYTES, dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    left, right = torch.randn(2, PRODUCT, PRODUCT, device="cuda").to(DTYPE)
+    return Ceiling(
+        copy=2 * COPY_BYTES / _seconds(lambda: target.copy_(source)),
+        product=2 * PRODUCT**3 / _seconds(lambda: left @ right),
+    )
+
+
+def _time_case(op: Op, case: Case, ceiling: Ceiling) -> Timing:
+    try:
+        wrong = [result for result in compare(op, case, DTYPE, torch.device("cuda")) if not result.good]
+    except AssertionError as error:
+        return Timing(op.name, case.id, fault=str(error))
+    if wrong:
+        faults = (f"{result.name}: error {result.error:.3g}, bound {result.bound:.3g}" for result in wrong)
+        return Timing(op.name, case.id, fault="; ".join(faults))
+    inputs = op.inputs(case, DTYPE, torch.device("cuda"))
+    baseline = op.baseline or op.reference
+    seconds = _seconds(lambda: op.run(**inputs))
+    eager = _seconds(lambda: baseline(**inputs))
+    # PyTorch's attention is a kernel of its own that compiling would not change.
+    compiled = None
+    if op.baseline is None:
+        twin = torch.compile(op.reference)
+        compiled = _seconds(lambda: twin(**inputs))
+    moved, flops = op.moved_bytes(case, DTYPE.itemsize), op.flops(case) if op.flops else None
+    return Timing(
+        op.name,
+        case.id,
+        milliseconds=seconds * 1e3,
+        moved_bytes=moved,
+        flops=flops,
+        share=flops / seconds / ceiling.product if flops else moved / seconds / ceiling.copy,
+        over_eager=eager / seconds,
+        over_compile=compiled / seconds if compiled else None,
+    )
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Median of one call on the GPU, its L2 cache flushed before each."""
+    from triton.testing import do_bench
+
+    return do_bench(call, warmup=50, rep=200, return_mode="median") / 1e3
+
+
+def line(timing: Timing) -> str:
+    head = f"{timing.op:30} {timing.case:20}"
+    if timing.fault:
+        return f"{head} not timed: {timing.fault}"
+    amount = f"{timing.flops / 1e9:9.1f} GFLOP" if timing.flops else f"{timing.moved_bytes / 1e6:9.1f} MB   "
+    compiled = f"{timing.over_compile:6.2f}x" if timing.over_compile else "      -"
+    share = f"{timing.share:6.1%} of {'product' if timing.flops else 'copy   '}"
+    return f"{head} {timing.milliseconds:8.3f} ms {amount} {share} {timing.over_eager:6.2f}x eager {compiled} compiled"
+
+
+def main(arguments: list[str]) -> int:
+    as_json, names = "--json" in arguments, tuple(name for name in arguments if name != "--json")
+    red = False
+    try:
+        for timing in bench(names):
+            red |= timing.fault is not None
+            print(json.dumps(asdict(timing)) if as_json else line(timing), flush=True)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    return 1 if red else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,223 @@
+"""What may change a chunk's fingerprint and what may not, over random films; and that equal ones are equal pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from recipe.films import plan_of, timed_keys
+
+from helios_cli.bench.specs import SPECS
+from helios_cli.bench.synthetic import write_checkpoint
+from helios_cli.engine.models import Models
+from helios_cli.engine.render import render
+from helios_cli.engine.writer import open_writer
+from helios_cli.errors import InputError
+from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints, film_fingerprint
+from helios_cli.recipe.plan import Plan
+from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.identity import weights_identity
+
+HERE = Arithmetic("CPU, 1 thread", "float32", "2.13.0")
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def fingerprints(plan: Plan, weights: str = "weights", arithmetic: Arithmetic = HERE, **options) -> list[str]:
+    return chunk_fingerprints(plan, weights, arithmetic, **options)
+
+
+def decides(plan: Plan, index: int) -> tuple:
+    """Everything that the latents of a chunk depend on, written out: its segment up to it."""
+    first = max(chunk.index for chunk in plan.chunks[: index + 1] if chunk.fresh)
+    segment = plan.chunks[first : index + 1]
+    guidance = (plan.guidance, plan.negative) if plan.guidance > 1 else None
+    return plan.size, plan.steps, guidance, segment[0].seed, tuple(chunk.prompts for chunk in segment)
+
+
+@QUICK
+@given(timed_keys(), timed_keys(), st.integers(0, 2), st.sampled_from([1.0, 0.5, 5.0]))
+def test_a_fingerprint_is_what_decides_the_chunk(first, second, seed, guidance):
+    """Over all pairs of chunks of two films: equal exactly where everything that decides them is."""
+    meanings: dict[str, tuple] = {}
+    for plan in (plan_of(first), plan_of(second, seed=seed, guidance=guidance)):
+        for index, fingerprint in enumerate(fingerprints(plan)):
+            assert meanings.setdefault(fingerprint, decides(plan, index)) == decides(plan, index)
+    assert len(set(meanings.values())) == len(meanings)
+
+
+@QUICK
+@given(timed_keys(), st.integers(1, 4000))
+def test_a_longer_film_shares_the_shorter_one(keys, frames):
+    """All of it: the last chunk too, of which only fewer frames are kept."""
+    long = plan_of(keys)
+    short = plan_of(keys, frames=min(frames, long.num_frames))
+    assert fingerprints(short) == fingerprints(long)[: len(short.chunks)]
+
+
+@QUICK
+@given(timed_keys(), timed_keys())
+def test_what_stands_behind_a_cut_depends_on_nothing_before_it(before, after):
+    opening, *rest = after["shot"]
+    opening = {"prompt": opening["prompt"], "seconds": opening["seconds"], "transition": "cut"}
+    # A further cut may fall a frame earlier or later, and the segment before it have one chunk more or less.
+    tail = [opening, *(shot | {"transition": "switch"} if shot.get("transition") == "cut" else shot for shot in rest)]
+    alone = fingerprints(plan_of({"shot": tail}))
+    whole = plan_of({"shot": [*before["shot"], *tail]})
+    start = whole.shots[len(before["shot"])].start_frame
+    behind = [f for chunk, f in zip(whole.chunks, fingerprints(whole), strict=True) if chunk.start_frame >= start]
+    common = min(len(alone), len(behind))  # so may the film's last
+    assert behind[:common] == alone[:common] and abs(len(alone) - len(behind)) <= 1
+
+
+@QUICK
+@given(timed_keys(), st.data())
+def test_a_changed_shot_changes_only_what_depends_on_it(keys, data):
+    edited = data.draw(st.integers(0, len(keys["shot"]) - 1))
+    shots = [dict(shot) for shot in keys["shot"]]
+    shots[edited]["prompt"] = "something else"
+    old, new = plan_of(keys), plan_of({"shot": shots})
+    changed = {chunk.index for chunk in new.chunks if any(text == "something else" for text, _ in chunk.prompts)}
+    touched = False
+    for chunk, a, b in zip(new.chunks, fingerprints(old), fingerprints(new), strict=True):
+        touched = chunk.index in changed or (touched and not chunk.fresh)
+        assert (a != b) == touched
+
+
+def test_everything_that_decides_pixels_counts():
+    plan = plan_of({"shot": [{"prompt": "a", "seconds": 3}, {"prompt": "b", "seconds": 3, "transition": "switch"}]})
+    base = fingerprints(plan)
+    different = [
+        fingerprints(plan, weights="others"),
+        fingerprints(plan, arithmetic=replace(HERE, device="CPU, 2 threads")),
+        fingerprints(plan, arithmetic=replace(HERE, dtype="bfloat16")),
+        fingerprints(plan, arithmetic=replace(HERE, torch="2.14.0")),
+        fingerprints(replace(plan, size=(64, 128))),
+        fingerprints(replace(plan, steps=(2, 2, 1))),
+        fingerprints(replace(plan, guidance=3.0)),
+        fingerprints(replace(plan, guidance=3.0, negative="grey")),
+        fingerprints(replace(plan, guidance=3.0000000000000004)),
+        fingerprints(plan_of({"seed": 43, "shot": [{"prompt": "a", "seconds": 3}]})),
+    ]
+    for i in range(2):
+        assert len({base[i], *(found[i] for found in different)}) == len(different) + 1
+    for same in ({"fps": 30.0}, {"title": "other"}, {"negative": "grey"}, {"guidance": 0.0}, {"num_frames": 7}):
+        assert fingerprints(replace(plan, **same)) == base
+
+
+def test_kept_frames_count_for_the_film_alone():
+    plan = plan_of({"shot": [{"prompt": "a"}]}, frames=60)
+    shorter = replace(plan, chunks=(plan.chunks[0], replace(plan.chunks[1], num_frames=5)))
+    assert fingerprints(plan) == fingerprints(shorter)
+    assert film_fingerprint(plan, fingerprints(plan)) != film_fingerprint(shorter, fingerprints(shorter))
+
+
+def test_a_new_anchor_counts_from_the_chunk_that_leaves_it():
+    """The second chunk looks the same, but what is kept of it to go on from is not."""
+    plan = plan_of({"shot": [{"prompt": "a", "seconds": 6}, {"prompt": "b", "seconds": 1, "transition": "cut"}]})
+    pairs = list(zip(fingerprints(plan), fingerprints(plan, reanchor=True), strict=True))
+    assert [a == b for a, b in pairs] == [True, False, False, False, False, True]
+
+
+def test_pictures_count_by_what_is_in_them(tmp_path):
+    for name, content in (("a.png", b"one"), ("same.png", b"one"), ("b.png", b"two"), ("c.mp4", b"one")):
+        (tmp_path / name).write_bytes(content)
+    bare = plan_of({"shot": [{"prompt": "a", "seconds": 3}]})
+
+    def starting(fps: float = 24.0, **start) -> list[str]:
+        chunks = (replace(bare.chunks[0], **start), *bare.chunks[1:])
+        return fingerprints(replace(bare, chunks=chunks, fps=fps))
+
+    a, b, clip = (tmp_path / name for name in ("a.png", "b.png", "c.mp4"))
+    assert starting(image=a) == starting(image=tmp_path / "same.png") == starting(image=a, fps=30.0)
+    kinds = [fingerprints(bare), starting(image=a), starting(image=b), starting(video=clip), starting(30.0, video=clip)]
+    for i in range(len(bare.chunks)):
+        assert len({found[i] for found in kinds}) == len(kinds)
+    with pytest.raises(InputError, match=r"gone\.png"):
+        starting(image=tmp_path / "gone.png")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"), SPECS["tiny"])
+
+
+def test_weights_are_known_by_their_values(checkpoint, tmp_path):
+    whole = weights_identity(Checkpoint.open(checkpoint))
+    copied = shutil.copytree(checkpoint, tmp_path / "copy")
+    assert weights_identity(Checkpoint.open(copied)) == whole
+    weights = next((copied / "vae").glob("*.safetensors"))
+    status, data = weights.stat(), bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert weights_identity(Checkpoint.open(copied)) != whole
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert weights_identity(Checkpoint.open(copied)) == whole
+    (copied / "scheduler/scheduler_config.json").write_text(
+        json.dumps({**json.loads((checkpoint / "scheduler/scheduler_config.json").read_text()), "shift": 2.0})
+    )
+    assert weights_identity(Checkpoint.open(copied)) != whole
+
+
+def test_large_weights_are_known_by_place_size_and_time(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("helios_cli.weights.identity.READ_WHOLE", 0)
+    whole = weights_identity(Checkpoint.open(checkpoint))
+    assert weights_identity(Checkpoint.open(checkpoint)) == whole
+    copied = shutil.copytree(checkpoint, tmp_path / "copy")
+    other = weights_identity(Checkpoint.open(copied))
+    assert other != whole
+    os.utime(next((copied / "vae").glob("*.safetensors")), ns=(1, 1))
+    assert weights_identity(Checkpoint.open(copied)) != other
+
+
+def test_a_snapshot_is_known_by_its_commit(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("helios_cli.weights.identity.READ_WHOLE", 0)
+    found = []
+    for cache, commit in (("one", "a" * 40), ("two", "a" * 40), ("one", "b" * 40)):
+        folder = tmp_path / cache / "models--acme--helios" / "snapshots" / commit
+        found.append(weights_identity(Checkpoint.open(shutil.copytree(checkpoint, folder))))
+    assert found[0] == found[1] != found[2]
+
+
+FILMS = {
+    "first": [("a red ball", 1.5, "cut"), ("a green box", 1.5, "cut"), ("two stars", 1.4, "switch")],
+    "shot 1 edited": [("a blue sky", 1.5, "cut"), ("a green box", 1.5, "cut"), ("two stars", 1.4, "switch")],
+    "shot 3 edited": [("a red ball", 1.5, "cut"), ("a green box", 1.5, "cut"), ("one dot", 1.4, "switch")],
+    "longer, in another order": [("a green box", 1.5, "cut"), ("two stars", 4.2, "switch"), ("a red ball", 1.5, "cut")],
+}
+
+
+def rendered(plan: Plan, checkpoint: Path, out: Path) -> np.ndarray:
+    """Frames [T, H, W, 3], every chunk computed anew."""
+    models = Models(Checkpoint.open(checkpoint), torch.device("cpu"), torch.float32)
+    for _ in render(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps)):
+        pass
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
+
+
+def test_equal_fingerprints_are_equal_pictures(checkpoint, tmp_path):
+    """Real renders of films that share chunks: one fingerprint, one picture, bit for bit; another, another picture."""
+    seen: dict[str, np.ndarray] = {}
+    reused = 0
+    for name, shots in FILMS.items():
+        keys = {"shot": [{"prompt": text, "seconds": length, "transition": how} for text, length, how in shots]}
+        plan = plan_of(keys, size=(64, 64), steps=(1, 1, 1))
+        frames = rendered(plan, checkpoint, tmp_path / name)
+        for chunk, fingerprint in zip(plan.chunks, fingerprints(plan), strict=True):
+            pictures = frames[chunk.start_frame : chunk.start_frame + chunk.num_frames]
+            reused += fingerprint in seen
+            known = seen.setdefault(fingerprint, pictures)
+            kept = min(len(known), len(pictures))
+            assert np.array_equal(known[:kept], pictures[:kept]), f"{name}, chunk {chunk.index}"
+    assert reused >= 8 and torch.get_num_threads() == 1
+    whole = [pictures for pictures in seen.values() if len(pictures) == 33]
+    assert not any(np.array_equal(a, b) for i, a in enumerate(whole) for b in whole[:i])

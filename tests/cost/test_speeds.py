@@ -1,0 +1,85 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helios_cli.cost.device import Device, other_device
+from helios_cli.cost.duration import duration_of, rates_of
+from helios_cli.cost.speeds import Speed, find_speed, read_speeds, record_speed, speeds_file
+
+FAST = Speed("NVIDIA H200", "bfloat16", dit_flops=4e14, vae_flops=1e14, encode_pixels=2e7, measured="2026-11-20")
+GPU = Device("cuda", "NVIDIA H200", None, None)
+
+
+def test_what_was_measured_is_found_again():
+    assert read_speeds() == []
+    record_speed(FAST)
+    record_speed(Speed("NVIDIA H200", "float32", dit_flops=5e13))
+    assert find_speed("NVIDIA H200", "bfloat16") == FAST
+    assert find_speed("NVIDIA H200", "float32").vae_flops is None
+    assert find_speed("NVIDIA H100", "bfloat16") is None
+    assert [file.name for file in speeds_file().parent.iterdir()] == ["speeds.json"]
+
+
+def test_a_new_measurement_keeps_what_it_leaves_out():
+    record_speed(FAST)
+    record_speed(Speed("NVIDIA H200", "bfloat16", vae_flops=2e14, measured="2026-12-01"))
+    merged = Speed("NVIDIA H200", "bfloat16", 4e14, 2e14, 2e7, "2026-12-01")
+    assert read_speeds() == [merged]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["version", "speeds", "device", "dtype"]), inner),
+)
+
+
+@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+def test_a_damaged_file_is_no_measurement(tmp_path_factory, data):
+    file = tmp_path_factory.mktemp("home") / "speeds.json"
+    file.write_bytes(data)
+    assert read_speeds(file) == []
+
+
+@pytest.mark.parametrize("rate", [0, -1, "fast", True, float("inf"), None])
+def test_a_rate_that_cannot_be_is_not_used(rate, tmp_path):
+    file = tmp_path / "speeds.json"
+    entry = {"device": "d", "dtype": "bfloat16", "dit_flops": rate, "vae_flops": 1e12}
+    file.write_text(json.dumps({"version": 1, "speeds": [entry, "nonsense", {}]}))
+    assert read_speeds(file) == [Speed("d", "bfloat16", vae_flops=1e12)]
+
+
+def test_measured_goes_before_stated():
+    stated = rates_of(GPU, "bfloat16")
+    assert not stated.measured and 3e14 < stated.dit_flops < 5e14 and stated.vae_flops < stated.dit_flops
+    assert rates_of(GPU, "float32").dit_flops < stated.dit_flops / 10
+    record_speed(FAST)
+    measured = rates_of(GPU, "bfloat16")
+    assert measured.measured and measured.dit_flops == 4e14 and "2026-11-20" in measured.basis
+
+
+def test_what_is_not_known_is_not_guessed():
+    rates = rates_of(Device("cpu", "a CPU", None, None), "float32")
+    assert rates.dit_flops is None and "helios bench" in rates.basis
+    record_speed(Speed("a CPU", "float32", dit_flops=1e11))  # half is not enough
+    assert rates_of(Device("cpu", "a CPU", None, None), "float32").dit_flops is None
+
+
+def test_encoding_goes_on_beside_the_rendering():
+    class Film:
+        size, num_frames = (100, 100), 1000
+
+    class Work:
+        text, conditioning, denoise, decode = 4 * 10**14, 0, 8 * 10**14, 2 * 10**14
+
+    record_speed(FAST)
+    duration = duration_of(Film, Work, GPU, "bfloat16")
+    assert (duration.text, duration.conditioning, duration.denoise, duration.decode) == (1, 0, 2, 2)
+    assert duration.encode == 0.5 and duration.total == 5
+    Film.num_frames = 20_000
+    assert duration_of(Film, Work, GPU, "bfloat16").total == 10
+
+
+def test_other_gpus_are_known_by_name():
+    assert other_device("h100").name == "H100" and other_device("4090").total_bytes == 24 * 10**9

@@ -1,0 +1,132 @@
+"""The journal's file: torn anywhere, filled with anything."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helios_cli.engine.growing import Mark
+from helios_cli.engine.journal import Journal
+from helios_cli.engine.target import Target, check_space
+from helios_cli.errors import MachineError
+
+SETTINGS = {"model": "tiny", "steps": "2,2,2"}
+
+
+@pytest.fixture
+def target(tmp_path):
+    return Target.of(tmp_path / "film.mp4")
+
+
+def written(target: Target, chunks: int = 3) -> Journal:
+    journal = Journal(target)
+    journal.begin("key", SETTINGS)
+    for index in range(chunks):
+        journal.append(f"{index:064}", Mark(33, 100 * index + 100, f"{index:x}"), f"state {index}".encode())
+    return journal
+
+
+def test_what_was_written_is_read(target):
+    journal = written(target)
+    journal.close()
+    again = Journal(target)
+    assert (again.encoding, again.settings, again.records) == ("key", SETTINGS, journal.records)
+    assert [again.state(index) for index in range(3)] == [None, b"state 1", b"state 2"]
+    again.remove()
+    assert os.listdir(target.path.parent) == []
+
+
+def test_cut_anywhere_it_holds_the_records_before(target):
+    """At every byte: as many records as lines were whole, and the next one is written in their place."""
+    written(target).close()
+    data = target.journal.read_bytes()
+    for length in range(len(data) + 1):
+        target.journal.write_bytes(data[:length])
+        journal = Journal(target)
+        whole = max(0, data[:length].count(b"\n") - 2)  # `run` and `film` come first
+        assert len(journal.records) == whole
+        if whole:
+            journal.append("new", Mark(1, 2, "3"), b"")
+        journal.close()
+        lines = target.journal.read_bytes().splitlines()
+        assert all(isinstance(json.loads(line), dict) for line in lines)
+        assert sum(b'"chunk"' in line for line in lines) == whole + bool(whole)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+keys = st.sampled_from(
+    ["run", "film", "chunk", "fingerprint", "frames", "length", "digest", "state", "encoding", "settings"]
+)
+lines = st.lists(values | st.dictionaries(keys, values)).map(
+    lambda many: b"\n".join(json.dumps(v).encode() for v in many)
+)
+
+
+@given(data=st.binary() | lines)
+def test_any_bytes_are_a_journal_without_chunks(data, tmp_path_factory):
+    target = Target.of(tmp_path_factory.mktemp("journal") / "film.mp4")
+    target.journal.write_bytes(data)
+    journal = Journal(target)
+    assert journal.records == []
+    journal.begin("key", SETTINGS)
+    journal.close()
+    assert Journal(target).encoding == "key"
+
+
+def test_records_after_a_cut_follow_on(target):
+    journal = written(target)
+    journal.cut(1)
+    journal.append("new", Mark(20, 150, "f"), b"new state")
+    journal.close()
+    again = Journal(target)
+    assert [record.fingerprint for record in again.records] == [f"{0:064}", "new"]
+    assert [again.state(0), again.state(1)] == [None, b"new state"]  # slot 0 held that of the third chunk
+
+
+def test_a_locked_journal_says_who_has_it(target):
+    journal = written(target)
+    with pytest.raises(MachineError, match=f"process {os.getpid()} on ") as error:
+        Journal(target)
+    assert "-o" in error.value.hint
+    journal.close()
+    Journal(target).close()
+
+
+def test_a_journal_that_went_while_it_was_opened_is_made_anew(target, monkeypatch):
+    """A run that finishes removes its journal; one that waited for the lock must not hold what nobody can find."""
+    import fcntl
+
+    first = written(target)
+    flock, opened = fcntl.flock, []
+
+    def late(file, operation):
+        if not opened:
+            opened.append(file)
+            first.remove()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    journal = Journal(target)
+    assert opened and journal.records == []
+    with pytest.raises(MachineError, match="is being rendered"):
+        Journal(target)
+
+
+def test_space_is_asked_for_before_the_start(target, tmp_path, monkeypatch):
+    monkeypatch.setattr("helios_cli.machine.disk_free_bytes", lambda _: 1_000_000)
+    assert check_space(target, 400_000) == ""
+    assert "may take 1.2 MB" in check_space(target, 600_000)
+    with pytest.raises(MachineError, match=r"1\.2 MB to 6 MB .* 1 MB are free") as error:
+        check_space(target, 3_000_000)
+    assert "-o" in error.value.hint
+    target.partial.write_bytes(bytes(300_000))
+    check_space(target, 3_000_000)
+    assert check_space(Target.of(f"{tmp_path}/frames/"), 900_000) == ""

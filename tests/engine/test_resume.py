@@ -1,0 +1,440 @@
+"""Films that are killed, stopped and damaged, and run again. Real processes, signals and files; the bound is equality.
+
+What an uninterrupted run makes is the measure: the decoded frames of a film that went on must be the same to the bit,
+and no chunk may be rendered twice but the one that was in flight.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reruns
+from films import models_of, plan_of
+from oracle import Case
+from PIL import Image
+from reruns import FFMPEG, PROMPTS, KillAt, decoded, in_child, plan, run
+
+from helios_cli.engine import pieces
+from helios_cli.engine import writer as writer_module
+from helios_cli.engine.cache import Cache
+from helios_cli.engine.events import ChunkDone, ChunksReused, Notice
+from helios_cli.engine.render import render
+from helios_cli.engine.target import Target
+from helios_cli.engine.writer import open_writer
+from helios_cli.errors import InputError, MachineError
+
+FILM = plan((PROMPTS[0], 33, 7), (PROMPTS[0], 20, None), (PROMPTS[1], 33, 3), (PROMPTS[2], 9, None))
+"""Four chunks, two of them trimmed, and a cut."""
+
+
+@pytest.fixture(scope="module")
+def models(checkpoints):
+    return models_of(checkpoints("distilled")[1])
+
+
+@pytest.fixture(scope="module")
+def whole(models, tmp_path_factory):
+    """Suffix -> frames of FILM, rendered at one go without a journal."""
+    made = {}
+
+    def get(suffix: str) -> np.ndarray:
+        if suffix not in made:
+            path = Path(f"{tmp_path_factory.mktemp('whole') / 'film'}{suffix}")
+            for _ in render(FILM, models, open_writer(f"{path}/" if not suffix else path, size=FILM.size, fps=24)):
+                pass
+            made[suffix] = decoded(path)
+        return made[suffix]
+
+    return get
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "film.mp4"
+
+
+def rendered(events) -> list[int]:
+    return [event.chunk for event in events if isinstance(event, ChunkDone)]
+
+
+def notices(events) -> list[str]:
+    return [event.message for event in events if isinstance(event, Notice)]
+
+
+def journaled(out: Path) -> list[dict]:
+    """The finished chunks that the journal beside `out` tells of."""
+    journal = Target.of(out).journal
+    lines = [line for line in journal.read_bytes().split(b"\n")[:-1] if line] if journal.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return [line for line in found if "chunk" in line]
+
+
+def stop_after(chunks: int, models, out: Path, film=FILM, **options) -> None:
+    """Render until so many chunks are safe, then stop as Ctrl-C does."""
+    writer = open_writer(out, size=film.size, fps=24, **options)
+    fingerprints = reruns.fingerprints_of(film, models)
+    with pytest.raises(KeyboardInterrupt):
+        for event in render(film, models, writer, fingerprints=fingerprints):
+            if isinstance(event, ChunkDone) and event.chunk == chunks - 1:
+                raise KeyboardInterrupt
+    del event
+    assert writer.safe_chunks == chunks
+
+
+# Killed
+
+
+@pytest.mark.parametrize(("torn", "cached"), [(False, False), (True, True)], ids=["clean", "torn, with a cache"])
+def test_killed_at_any_step_that_makes_something_last(torn, cached, models, whole, tmp_path):
+    """SIGKILL at the n-th fsync, rename or unlink, for every n; `torn` cuts the file off that was being synced."""
+    models.encode(PROMPTS)
+    film = replace(FILM, chunks=FILM.chunks[:3], num_frames=86)
+    expected = whole(".mp4")[:86]
+    for step in itertools.count(1):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        out, cache = folder / "film.mp4", Cache(folder / "cache") if cached else None
+        if not in_child(lambda n=step, out=out, cache=cache: (KillAt(n, torn=torn), run(film, models, out, cache))):
+            break
+        safe, finished = len(journaled(out)), out.exists()
+        if finished:
+            assert np.array_equal(decoded(out), expected)
+        elif safe:
+            frames = sum(record["frames"] for record in journaled(out))
+            assert np.array_equal(decoded(Target.of(out).partial)[:frames], expected[:frames])
+        events = run(film, models, out, cache)
+        reused = [event for event in events if isinstance(event, ChunksReused)]
+        assert len(rendered(events)) == 3 - sum(event.count for event in reused)
+        assert finished or sum(event.count for event in reused if event.source == "journal") == safe
+        assert np.array_equal(decoded(out), expected)
+        assert sorted(os.listdir(folder)) == (["cache", "film.mp4"] if cached else ["film.mp4"])
+    assert step > 20, "the steps were not met"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ""])
+def test_killed_at_random_moments(suffix, models, whole, tmp_path):
+    """Killed six times, each time run again, and then let finish."""
+    models.encode(PROMPTS)
+    out = f"{tmp_path / 'film'}{suffix or '/'}"
+    draw = random.Random(suffix)
+    kills = 0
+    while in_child(lambda: run(FILM, models, out), kill_after=draw.uniform(0.02, 0.3) if kills < 6 else None):
+        kills += 1
+    assert kills >= 4, "it was finished before it was killed"
+    assert np.array_equal(decoded(Path(out)), whole(suffix))
+
+
+# Stopped
+
+
+CLI = [sys.executable, "-m", "helios_cli", "render", PROMPTS[0], "--frames", "3300", "--size", "64x64", "-q"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_at_once_and_the_chunks_are_safe(number, checkpoints, tmp_path):
+    out = tmp_path / "film.mp4"
+    command = [*CLI, "-m", str(checkpoints("distilled")[1]), "-o", str(out), "--no-cache", "--dtype", "float32"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while len(journaled(out)) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    sent = time.monotonic()
+    process.send_signal(number)
+    said = process.communicate(timeout=20)[1]
+    assert time.monotonic() - sent < 5
+    assert process.returncode == 130
+    safe = len(journaled(out))
+    assert 2 <= safe < 100
+    assert f"{safe} of the 100 chunks" in said and "same command" in said
+    assert len(decoded(Target.of(out).partial)) == 33 * safe
+    assert not out.exists()
+
+
+def test_what_was_computed_is_safe_when_the_consumer_stops(models, whole, out):
+    stop_after(2, models, out)
+    events = run(FILM, models, out)
+    assert rendered(events) == [2, 3]
+    reused = [event for event in events if isinstance(event, ChunksReused)]
+    assert [(event.chunk, event.count, event.frames, event.source) for event in reused] == [(1, 2, 53, "journal")]
+    assert [event.frames for event in events if isinstance(event, ChunkDone)] == [86, 95]
+    assert (events[-1].frames, events[-1].frames_reused) == (95, 53)
+    assert np.array_equal(decoded(out), whole(".mp4"))
+
+
+def test_a_stuck_encoder_does_not_hold_up_the_stop(models, out, tmp_path, monkeypatch):
+    """The piece that it does not finish is lost, after a bounded wait."""
+    monkeypatch.setattr(writer_module, "DRAIN_SECONDS", 0.2)
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\n[ $# = 1 ] || sleep 60\nexec '{FFMPEG}' \"$@\"\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    writer = open_writer(out, size=FILM.size, fps=24)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        for event in render(FILM, models, writer, fingerprints=reruns.fingerprints_of(FILM, models)):
+            if isinstance(event, ChunkDone):
+                raise KeyboardInterrupt
+    assert time.monotonic() - began < 5
+    assert os.listdir(tmp_path) == ["ffmpeg"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "options"),
+    [
+        ("distilled", (1, 1, 1), {"reanchor": True}),
+        ("distilled", (1, 1, 1), {"image": "start.png"}),
+        ("distilled", (1, 1, 1), {"video": "start.mkv"}),
+        ("mid", (2, 2, 2), {}),
+        ("base", (3,), {}),
+    ],
+    ids=lambda value: next(iter(value), "text") if isinstance(value, dict) else value,
+)
+def test_every_kind_of_film_goes_on(kind, steps, options, checkpoints, tmp_path):
+    """Stopped after each of its chunks in turn, whatever its history and anchor come from."""
+    frames = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
+    Image.fromarray(frames[0]).save(tmp_path / "start.png")
+    with open_writer(tmp_path / "start.mkv", size=(64, 64), fps=24) as writer:
+        writer.write(frames)
+    models = models_of(checkpoints(kind)[1])
+    case = Case(kind, (64, 64), steps, chunks=4, **{k: tmp_path / v for k, v in options.items() if k != "reanchor"})
+    film, reanchor = plan_of(case), options.get("reanchor", False)
+    fingerprints = reruns.fingerprints_of(film, models)
+    for stop in (None, 0, 1, 2, None):
+        name = "whole" if stop is None and not (tmp_path / "whole.mkv").exists() else "film"
+        writer = open_writer(tmp_path / f"{name}.mkv", size=film.size, fps=24)
+        events = render(film, models, writer, reanchor=reanchor, fingerprints=fingerprints)
+        for event in events:
+            if isinstance(event, ChunkDone) and event.chunk == stop:
+                events.close()
+    assert np.array_equal(decoded(tmp_path / "film.mkv"), decoded(tmp_path / "whole.mkv"))
+
+
+# What goes wrong
+
+
+def test_a_dead_ffmpeg_costs_one_chunk(models, whole, out, tmp_path, monkeypatch):
+    """An ffmpeg that is killed at its third piece."""
+    count = tmp_path / "count"
+    program = tmp_path / "ffmpeg"
+    program.write_text(
+        f"#!/bin/sh\n[ $# = 1 ] || echo >> {count}\n[ $(wc -l < {count} || echo 0) != 3 ] || kill -9 $$\n"
+        f"exec '{FFMPEG}' \"$@\"\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    with pytest.raises(MachineError, match="signal 9"):
+        run(FILM, models, out)
+    assert len(journaled(out)) == 2 and not out.exists()
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
+    assert rendered(run(FILM, models, out)) == [2, 3]
+    assert np.array_equal(decoded(out), whole(".mp4"))
+
+
+def limited(num_bytes: int, work) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+    with pytest.raises(MachineError, match="file-size limit"):
+        work()
+
+
+def test_a_film_over_the_file_size_limit_is_gone_on_with(models, whole, tmp_path):
+    out = f"{tmp_path}/film.mkv"
+    assert in_child(lambda: limited(700_000, lambda: run(FILM, models, out))) == 0
+    safe = len(journaled(Path(out)))
+    assert 1 <= safe < 4
+    assert len(rendered(run(FILM, models, out))) == 4 - safe
+    assert np.array_equal(decoded(Path(out)), whole(".mkv"))
+
+
+@pytest.mark.parametrize("kilobytes", [600, 1400])
+def test_a_full_disk_is_gone_on_with(kilobytes, models, whole, tmp_path):
+    """At the first size the film fills the disk while it grows, at the second when it is finished."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        with pytest.raises(MachineError, match="disk became full"):
+            run(FILM, models, small / "film.mkv")
+        assert not (small / "film.mkv").exists() and not Target.of(small / "film.mkv").finishing.exists()
+        safe = len(journaled(small / "film.mkv"))
+        assert safe
+        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
+        assert len(rendered(run(FILM, models, small / "film.mkv"))) == 4 - safe
+        assert np.array_equal(decoded(small / "film.mkv"), whole(".mkv"))
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "again"),
+    [
+        (lambda out: flip(Target.of(out).partial, journaled(out)[1]["length"] + 500), [2, 3]),
+        (lambda out: flip(Target.of(out).partial, 30), [0, 1, 2, 3]),
+        (lambda out: flip(Target.of(out).state(2 % 2), 5000), [2, 3]),
+        (lambda out: [Target.of(out).state(slot).unlink() for slot in range(2)], [2, 3]),
+        (lambda out: Target.of(out).partial.unlink(), [0, 1, 2, 3]),
+        (lambda out: os.truncate(Target.of(out).partial, journaled(out)[1]["length"] + 9), [2, 3]),
+        (lambda out: os.truncate(Target.of(out).journal, Target.of(out).journal.stat().st_size - 3), [2, 3]),
+        (lambda out: Target.of(out).journal.write_bytes(Target.of(out).journal.read_bytes() + b'{"chu\0\xff'), [3]),
+        (lambda out: Target.of(out).journal.write_bytes(b"\xff\0[" * 99), [0, 1, 2, 3]),
+    ],
+    ids=["piece", "header", "state", "states", "film", "film's end", "journal's end", "journal's tail", "journal"],
+)
+def test_damage_is_rendered_again(damage, again, models, whole, out):
+    """Chunk 2 begins with a cut: without any state the film goes on from there."""
+    stop_after(3, models, out)
+    damage(out)
+    assert rendered(run(FILM, models, out)) == again
+    assert np.array_equal(decoded(out), whole(".mp4"))
+
+
+def test_damaged_pictures_are_rendered_again(models, whole, tmp_path):
+    stop_after(3, models, f"{tmp_path}/film/")
+    flip(tmp_path / "film.partial" / "frame_000060.png", 3000)
+    assert rendered(run(FILM, models, f"{tmp_path}/film/")) == [2, 3]
+    assert np.array_equal(decoded(tmp_path / "film"), whole(""))
+
+
+# Another film under the same name
+
+
+def test_another_checkpoint_starts_over(checkpoints, models, out, tmp_path):
+    other = models_of(checkpoints("distilled", is_amplify_history=True)[1])
+    stop_after(2, models, out)
+    events = run(FILM, other, out)
+    assert rendered(events) == [0, 1, 2, 3]
+    assert len(notices(events)) == 1 and "of 2 chunks" in notices(events)[0] and "model" in notices(events)[0]
+    run(FILM, other, tmp_path / "fresh.mp4")
+    assert np.array_equal(decoded(out), decoded(tmp_path / "fresh.mp4"))
+
+
+def test_the_beginning_that_is_equal_is_kept(models, out, tmp_path):
+    stop_after(3, models, out)
+    changed = replace(FILM.chunks[2], prompts=((PROMPTS[3], 1.0),))
+    film = replace(FILM, chunks=(*FILM.chunks[:2], changed, FILM.chunks[3]))
+    events = run(film, models, out)
+    assert rendered(events) == [2, 3]
+    assert "of 3 chunks" in notices(events)[0] and "1 cannot" in notices(events)[0]
+    run(film, models, tmp_path / "fresh.mp4")
+    assert np.array_equal(decoded(out), decoded(tmp_path / "fresh.mp4"))
+
+
+def test_another_encoding_starts_over_and_says_so(models, out):
+    stop_after(2, models, out)
+    events = run(FILM, models, out, crf=30)
+    assert rendered(events) == [0, 1, 2, 3]
+    assert "encoding h264 crf 17 medium, now h264 crf 30 medium" in notices(events)[0]
+
+
+def test_a_longer_film_goes_on_from_a_journal_that_was_kept(models, whole, out):
+    short = replace(FILM, chunks=FILM.chunks[:3], num_frames=86)
+    run(short, models, out, keep=True)
+    assert len(decoded(out)) == 86 and len(journaled(out)) == 3
+    assert rendered(run(FILM, models, out)) == [3]
+    assert np.array_equal(decoded(out), whole(".mp4"))
+    assert os.listdir(out.parent) == ["film.mp4"]
+
+
+# Two runs
+
+
+def test_two_runs_of_one_film(models, whole, out):
+    """The second is refused and touches nothing; when the first is killed its lock is gone with it."""
+    models.encode(PROMPTS)
+
+    def slowly() -> None:
+        writer = open_writer(out, size=FILM.size, fps=24)
+        for event in render(FILM, models, writer, fingerprints=reruns.fingerprints_of(FILM, models)):
+            if isinstance(event, ChunkDone) and event.chunk == 1:
+                time.sleep(60)
+
+    pid = os.fork()
+    if pid == 0:
+        slowly()
+        os._exit(0)
+    while len(journaled(out)) < 2:
+        time.sleep(0.02)
+    before = {path: path.read_bytes() for path in out.parent.iterdir()}
+    with pytest.raises(MachineError, match=f"process {pid} on ") as error:
+        run(FILM, models, out)
+    assert "-o" in error.value.hint
+    assert {path: path.read_bytes() for path in out.parent.iterdir()} == before
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert rendered(run(FILM, models, out)) == [2, 3]
+    assert np.array_equal(decoded(out), whole(".mp4"))
+
+
+# While it grows
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_the_growing_film_plays_at_any_moment(suffix, models, whole, tmp_path):
+    out = tmp_path / f"film{suffix}"
+    lengths, frames = [], 0
+    for event in render(
+        FILM, models, open_writer(out, size=FILM.size, fps=24), fingerprints=reruns.fingerprints_of(FILM, models)
+    ):
+        if isinstance(event, ChunkDone):
+            while len(journaled(out)) <= event.chunk:
+                time.sleep(0.01)
+            frames += FILM.chunks[event.chunk].num_frames
+            playing = decoded(Target.of(out).partial)
+            assert np.array_equal(playing, whole(suffix)[:frames])
+            lengths.append(Target.of(out).partial.stat().st_size)
+    assert lengths == sorted(set(lengths)) and len(lengths) == 4
+
+
+def test_a_finished_film_is_not_made_again_by_itself(models, out):
+    run(FILM, models, out)
+    with pytest.raises(InputError, match="exists"):
+        writer_module.check_target(out, force=False)
+
+
+def test_pieces_of_any_length_have_one_header_and_delay(tmp_path):
+    """Every codec and preset, and lengths shorter than its reordering: their film has one constant frame time."""
+    frames = np.random.default_rng(0).integers(0, 256, (33, 64, 64, 3), np.uint8)
+    for codec, preset in [("h264", "ultrafast"), ("h264", "veryslow"), ("hevc", "fast"), ("av1", "veryfast")]:
+        path = tmp_path / f"{codec}-{preset}.mp4"
+        with open_writer(path, size=(64, 64), fps=23.976, codec=codec, preset=preset, crf=30) as writer:
+            for length in (1, 33, 2, 1, 7):
+                writer.write(frames[:length])
+                writer.end_piece()
+        listing = subprocess.run(
+            [FFMPEG, "-v", "error", "-i", path, "-c", "copy", "-copyts", "-f", "framehash", "-"],
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        rows = [line.split(",") for line in listing.splitlines() if not line.startswith("#")]
+        times = sorted(int(row[2]) for row in rows)
+        assert times == [1001 * index for index in range(44)], codec
+
+
+def test_number_of_threads_is_fixed():
+    """x264 decides otherwise with another number, and a film may go on on another machine."""
+    assert "-threads" in pieces.ffmpeg.piece_arguments(pieces.ffmpeg.Encoding())

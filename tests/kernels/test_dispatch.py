@@ -1,0 +1,122 @@
+"""Which implementation runs is decided once, by a variable and by what the machine has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helios_kernels import bench
+from helios_kernels.attention import aligned
+from helios_kernels.check import compare
+from helios_kernels.dispatch import Backend, backend, chip_of
+from helios_kernels.registry import OPS
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="asserts what happens without a GPU")
+
+
+def python(code: str, **variables: str) -> str:
+    """What a process of its own prints."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "HELIOS_KERNELS")}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, env={**clean, **variables}, timeout=60)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def decide(monkeypatch, choice: str | None) -> Backend:
+    """The decision anew, leaving the process's own as it is."""
+    if choice is None:
+        monkeypatch.delenv("HELIOS_KERNELS", raising=False)
+    else:
+        monkeypatch.setenv("HELIOS_KERNELS", choice)
+    return backend.__wrapped__()
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [(None, "PyTorch sees no GPU"), ("auto", "PyTorch sees no GPU"), ("reference", "HELIOS_KERNELS=reference")],
+)
+def test_the_choice_has_a_reason(choice, reason, monkeypatch):
+    decided = decide(monkeypatch, choice)
+    assert (decided.name, decided.reason) == ("reference", reason)
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [("triton", "HELIOS_KERNELS=triton, but PyTorch sees no GPU"), ("cuda", "is one of auto, triton, reference")],
+)
+def test_a_choice_that_cannot_be_had_is_refused(choice, said, monkeypatch):
+    with pytest.raises(RuntimeError, match=said):
+        decide(monkeypatch, choice)
+
+
+def test_importing_brings_in_no_triton():
+    assert python("import sys, helios_kernels, helios_kernels.registry; print('triton' in sys.modules)") == "False"
+
+
+def test_kernels_run_only_where_no_gradient_is_recorded():
+    """Through the interpreter, where there is always something to run them."""
+    code = (
+        "import torch, helios_kernels\n"
+        "x = torch.zeros(1)\n"
+        "recording = helios_kernels.runs(x)\n"
+        "with torch.no_grad():\n"
+        "    print(helios_kernels.backend().name, recording, helios_kernels.runs(x))\n"
+    )
+    assert python(code, TRITON_INTERPRET="1") == "triton False True"
+
+
+@no_gpu
+def test_the_bench_needs_a_gpu(capsys):
+    assert bench.main([]) == 3
+    assert capsys.readouterr() == ("", f"error: no kernel can be timed here: {backend().reason}\n")
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name != "attention_pointers"])
+def test_the_plain_path_is_the_twin(name):
+    """Without Triton the public function does what the twin does, in place where it says so."""
+    op = OPS[name]
+    if backend().chip is not None:
+        pytest.skip("kernels run here")
+    with torch.no_grad():
+        for result in compare(
+            op, next(case for case in op.cases if case.interpreted), torch.float32, torch.device("cpu")
+        ):
+            torch.testing.assert_close(result.ours, result.native, rtol=1e-5, atol=1e-5)
+
+
+class Properties:
+    def __init__(self, major: int, minor: int) -> None:
+        self.major, self.minor = major, minor
+
+
+@pytest.mark.skipif(torch.version.hip is not None, reason="CUDA's numbering")
+@pytest.mark.parametrize(
+    ("capability", "chip"),
+    [
+        ((7, 5), None),
+        ((8, 0), "sm_80"),
+        ((8, 6), "sm_89"),
+        ((8, 9), "sm_89"),
+        ((9, 0), "sm_90"),
+        ((10, 0), "sm_100"),
+        ((10, 3), "sm_100"),
+        ((12, 0), "sm_89"),
+        ((13, 0), None),
+    ],
+)
+def test_chips_have_the_configurations_they_can_hold(capability, chip):
+    assert chip_of(Properties(*capability)) == chip
+
+
+def test_only_rows_that_start_askew_are_copied():
+    product = torch.randn(2, 9, 3 * 64, dtype=torch.bfloat16)
+    q = product[..., :64].unflatten(-1, (2, 32))
+    assert aligned(q) is q
+    askew = torch.randn(2, 9, 3 * 64 + 1, dtype=torch.bfloat16)[..., :64].unflatten(-1, (2, 32))
+    assert aligned(askew).is_contiguous() and torch.equal(aligned(askew), askew)

@@ -1,0 +1,39 @@
+"""Every kernel against its twin and the exact result, through Triton's interpreter on the CPU.
+
+`TRITON_INTERPRET` has to be set before Triton is imported and changes it for the whole process, in which other tests
+import PyTorch's own users of Triton, and ahead-of-time builds would fail. So all cases run in one child process, once,
+and each is a test here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helios_kernels.registry import OPS
+
+WORKER = Path(__file__).with_name("interpreted.py")
+DTYPES = ("float32", "bfloat16", "float16")
+CASES = [(op.name, case.id, dtype) for op in OPS.values() for case in op.cases if case.interpreted for dtype in DTYPES]
+
+
+@pytest.fixture(scope="session")
+def faults() -> dict[tuple[str, str, str], str | None]:
+    """What was wrong with each case, None where nothing was."""
+    run = subprocess.run([sys.executable, str(WORKER)], capture_output=True, text=True, env=os.environ, timeout=300)
+    assert run.returncode == 0, run.stderr
+    lines = map(json.loads, run.stdout.splitlines())
+    return {(line["op"], line["case"], line["dtype"]): line["fault"] for line in lines}
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_as_good_as_the_twin(case, faults):
+    assert faults[case] is None
+
+
+def test_every_operation_is_interpreted():
+    assert {name for name, *_ in CASES} == set(OPS)

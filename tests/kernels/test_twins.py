@@ -1,0 +1,118 @@
+"""The twins compute what the program's own PyTorch path does: a kernel that equals its twin can take its place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helios_kernels.registry import OPS
+
+from helios_cli.model import ops
+from helios_cli.model.attention import attention
+from helios_cli.model.vae import ChannelNorm
+from helios_cli.sampling.schedule import Stage
+from helios_cli.sampling.solvers import DMD
+
+
+def modulated_norm(x_BSE, scale, shift, split, eps):
+    return ops.modulated_norm(x_BSE, scale, shift, split, eps)
+
+
+def layer_norm(x_BSE, weight_E, bias_E, eps):
+    return ops.layer_norm(x_BSE, weight_E, bias_E, eps).to(x_BSE.dtype)
+
+
+def gated_residual(x_BSE, y_BSE, gate, split):
+    """As `Block` does it: gated on all rows, or cross-attention's plain sum on the noisy ones."""
+    x = x_BSE.clone()
+    if gate is not None and y_BSE.shape == x.shape:
+        return ops.gated_residual(x, y_BSE, gate, split)
+    guided = x[:, split:]
+    if gate is None:
+        guided += y_BSE
+    else:
+        guided.copy_(ops.gated_residual(guided.clone(), y_BSE, gate, 0))
+    return x
+
+
+def gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps):
+    x = gated_residual(x_BSE, y_BSE, gate, split)
+    return x, ops.modulated_norm(x, scale, shift, split, eps)
+
+
+def gated_residual_layer_norm(x_BSE, y_BSE, gate, weight_E, bias_E, split, eps):
+    x = gated_residual(x_BSE, y_BSE, gate, split)
+    return x, layer_norm(x[:, split:], weight_E, bias_E, eps)
+
+
+def qk_norm_rope(x_BSWE, weight_WE, rope_SD2, heads, eps):
+    pieces = zip(x_BSWE.unbind(2), weight_WE, strict=True)
+    return torch.stack([ops.rms_norm_rope(x, w, rope_SD2, heads, eps).flatten(2) for x, w in pieces], dim=2)
+
+
+def plain_attention(q_BQND, k_BKND, v_BKND, bias_K):
+    return attention(q_BQND, k_BKND, v_BKND, bias_K).unflatten(-1, q_BQND.shape[2:])
+
+
+def quantize(x, gelu, dtype):
+    y = F.gelu(x.float(), approximate="tanh") if gelu else x.float()
+    return y, y.abs().amax(-1, keepdim=True).clamp_min(1e-12) / torch.finfo(dtype).max
+
+
+def renoise(x_BCTHW, noise, alpha, beta):
+    frames = F.interpolate(x_BCTHW[0].transpose(0, 1), scale_factor=2, mode="nearest")
+    return alpha * frames.transpose(0, 1)[None] + beta * noise
+
+
+def dmd_step(x, flow, start_point, sigma, sigma_next):
+    return DMD(Stage((0.0,), (sigma, sigma_next)), start_point).step(0, x, flow)
+
+
+def vae_norm_silu(x_BTHWC, gamma_C, out_BTHWC, silu):
+    norm = ChannelNorm(len(gamma_C))
+    norm.gamma.data = gamma_C.view(-1, 1, 1, 1)
+    return norm.into(torch.empty(x_BTHWC.shape), x_BTHWC.contiguous(), silu=silu)
+
+
+def causal_pad(x_BTHWC, past_BPHWC, out_BTHWC, gamma_C, silu):
+    buffer = torch.zeros(out_BTHWC.shape)
+    past = buffer.shape[1] - x_BTHWC.shape[1]
+    if past_BPHWC is not None:
+        buffer[:, :past] = past_BPHWC
+    buffer[:, past:] = x_BTHWC if gamma_C is None else vae_norm_silu(x_BTHWC, gamma_C, None, silu)
+    return buffer
+
+
+OURS = {
+    "modulated_norm": modulated_norm,
+    "layer_norm": layer_norm,
+    "gated_residual": gated_residual,
+    "gated_residual_modulated_norm": gated_residual_modulated_norm,
+    "gated_residual_layer_norm": gated_residual_layer_norm,
+    "qk_norm_rope": qk_norm_rope,
+    "attention": plain_attention,
+    "quantize": quantize,
+    "renoise": renoise,
+    "dmd_step": dmd_step,
+    "vae_norm_silu": vae_norm_silu,
+    "causal_pad": causal_pad,
+}
+CASES = [
+    pytest.param(op, case, id=f"{op.name}-{case.id}")
+    for op in OPS.values()
+    for case in op.cases
+    if case.interpreted and op.name != "attention_pointers"
+]
+
+
+def test_no_operation_is_left_out():
+    assert OURS.keys() == OPS.keys() - {"attention_pointers"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_twin_is_the_programs_own_path(op, case):
+    torch.manual_seed(0)
+    inputs = op.inputs(case, torch.float32, torch.device("cpu"))
+    twin, ours = (op.exact or op.reference)(**inputs), OURS[op.name](**inputs)
+    torch.testing.assert_close(twin, ours, rtol=1e-4, atol=1e-4)  # float32 sums in another order

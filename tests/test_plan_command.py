@@ -1,0 +1,275 @@
+"""`helios plan`, through the real entry point: what it says, what it leaves alone, how fast it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from helios_cli.bench.specs import SPECS
+from helios_cli.bench.synthetic import write_checkpoint
+from helios_cli.cli import main
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+TIMED = """
+import json, sys, time
+began = time.process_time()
+from helios_cli.cli import main
+code = main(sys.argv[1:])
+heavy = sorted({"torch", "numpy", "diffusers", "transformers"} & set(sys.modules))
+sys.stderr.write("\\n" + json.dumps([code, heavy, time.process_time() - began]))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {kind: write_checkpoint(root / kind, SPECS["tiny"], kind=kind) for kind in ("base", "mid", "distilled")}
+
+
+@pytest.fixture
+def helios(tmp_path, monkeypatch, capsys):
+    """Run `helios plan ...` in an empty folder, on a machine that has no model and no measurement."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HELIOS_MODEL", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+
+    def run(*arguments: object, code: int = 0) -> Said:
+        capsys.readouterr()
+        assert main(["plan", *map(str, arguments)]) == code, capsys.readouterr().err
+        return Said(*capsys.readouterr())
+
+    return run
+
+
+class Said(NamedTuple):
+    out: str
+    err: str
+
+
+def timed(tmp_path: Path, *arguments: object) -> tuple[int, list[str], float]:
+    """Exit code, heavy modules that were imported and processor seconds of a process of its own."""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HELIOS_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", TIMED, "plan", *map(str, arguments)]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    return tuple(json.loads(run.stderr.splitlines()[-1]))
+
+
+def film(said: Said) -> dict:
+    return json.loads(said.out)["films"][0]
+
+
+def test_a_published_model_is_planned_without_it(helios):
+    done = helios(RECIPES / "three_minutes.toml", "-m", "distilled", "--on", "H100", "--price", 2.5)
+    assert "is not downloaded: planned with its published shape" in done.err
+    for part in (
+        "4320 frames",
+        "132 chunks",
+        "80.5 GB to download",
+        "810 model calls",
+        "stated: 40%",
+        "2.5 a GPU-hour",
+    ):
+        assert part in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert "fingerprint" not in done.out
+
+
+@pytest.mark.parametrize("model", ["distilled", "a checkpoint"])
+def test_it_takes_half_a_second_and_no_torch(tmp_path, checkpoints, model):
+    """Of the processor, which the rest of the machine does not slow down; the faster of two runs."""
+    name = checkpoints["distilled"] if model == "a checkpoint" else model
+    runs = [timed(tmp_path, RECIPES / "three_minutes.toml", "-m", name) for _ in range(2)]
+    assert {(code, *heavy) for code, heavy, _ in runs} == {(0,)}
+    assert min(seconds for *_, seconds in runs) < 0.5
+
+
+def test_json_has_what_the_film_is_made_of(helios, checkpoints):
+    report = film(helios(RECIPES / "cut.toml", "-m", checkpoints["distilled"], "--json", "--device", "cpu"))
+    assert report["frames"] == 216 and report["seconds"] == 9 and report["chunks_total"] == len(report["chunks"]) == 8
+    assert [chunk["frames"] for chunk in report["chunks"]] == [33, 33, 6, 33, 33, 33, 33, 12]
+    assert [chunk["start_frame"] for chunk in report["chunks"] if chunk["fresh"]] == [0, 72]
+    assert [chunk["calls"] for chunk in report["chunks"]] == [12, 6, 6, 12, 6, 6, 6, 6]
+    assert sum(stage["calls"] for stage in report["stages"]) == report["calls"] == 60
+    assert [shot["seed"] for shot in report["shots"]] == [42, 8, None]
+    assert report["roundings"] == [{"shot": 2, "asked_frame": 144, "actual_frame": 138}]
+    assert report["settings"]["guidance"] == {"value": 1.0, "from": "model"}
+    assert report["settings"]["seed"] == {"value": 42, "from": "default"}
+    assert report["settings"]["model"]["from"] == "flag"
+    prompts = [entry["text"] for entry in report["prompts"]]
+    assert prompts[report["chunks"][3]["prompts"][0][0]] == report["shots"][1]["prompt"]
+    assert report["tokens_counted"] and all(entry["tokens"] > 5 for entry in report["prompts"])
+    assert len({chunk["fingerprint"] for chunk in report["chunks"]}) == 8 and report["fingerprint"]
+    assert report["flops"]["total"] == sum(value for key, value in report["flops"].items() if key != "total")
+    assert report["flops"]["denoise"] > sum(stage["flops"]["total"] for stage in report["stages"])
+    assert report["time"]["total"] is None and report["cost"] is None
+    (mode,) = report["memory"]
+    assert (
+        mode["mode"] == "none"
+        and mode["fits"]
+        and [p["phase"] for p in mode["phases"]] == [*("text", "denoise", "decode")]
+    )
+    assert report["model"]["downloaded"] and report["disk"]["download_bytes"] == 0
+
+
+def test_guidance_doubles_and_zero_init_skips(helios, checkpoints):
+    mid = film(helios("a ball", "--json", "-m", checkpoints["mid"], "--steps", "20,20,20"))
+    assert [stage["calls_chunk"] for stage in mid["stages"]] == [36, 40, 40]
+    unguided = film(helios("a ball", "--json", "-m", checkpoints["mid"], "--guidance", "1"))
+    assert [stage["calls_chunk"] for stage in unguided["stages"]] == [20, 20, 20]
+    base = film(helios("a ball", "--json", "-m", checkpoints["base"]))
+    assert [stage["calls_chunk"] for stage in base["stages"]] == [100]
+    first = film(helios("a ball", "--json", "-m", checkpoints["distilled"], "--steps", "1,2,3"))
+    assert [stage["calls"] for stage in first["stages"]] == [2, 4, 6]
+
+
+def test_the_calls_are_those_that_a_render_makes(checkpoints, helios, monkeypatch, tmp_path):
+    """Counted on real renders of every kind."""
+    import torch
+
+    from helios_cli.engine.models import Models
+    from helios_cli.engine.render import render
+    from helios_cli.engine.writer import open_writer
+    from helios_cli.model.dit import HeliosDiT
+    from helios_cli.recipe.plan import plan_film
+    from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+    from helios_cli.recipe.sources import read_films
+    from helios_cli.weights.checkpoint import Checkpoint
+
+    rows = []
+    forward = HeliosDiT.forward
+    monkeypatch.setattr(
+        HeliosDiT, "forward", lambda self, x, history, *rest: rows.append(x) or forward(self, x, history, *rest)
+    )
+    for kind, steps in (("base", "2"), ("mid", "3,1,1"), ("distilled", "1,1,2")):
+        report = film(
+            helios("a ball", "-m", checkpoints[kind], "--frames", 34, "--steps", steps, "--size", "64x64", "--json")
+        )
+        (source,) = read_films(["a ball"])
+        preset = Checkpoint.open(checkpoints[kind]).preset
+        flags = Flags(frames=34, size=(64, 64), steps=tuple(map(int, steps.split(","))))
+        defaults = ModelDefaults((128, 64), preset.steps, preset.guidance)
+        plan = plan_film(source, resolve(source.recipe, flags, defaults))
+        models = Models(Checkpoint.open(checkpoints[kind]), torch.device("cpu"), torch.float32)
+        rows.clear()
+        for _ in render(plan, models, open_writer(f"{tmp_path}/{kind}/", size=plan.size, fps=24)):
+            pass
+        assert len(rows) == report["calls"]
+        noisy = [x[0, 0].numel() // 4 for x in rows]
+        assert [noisy.count(stage["noisy_tokens"]) for stage in report["stages"]] == [
+            stage["calls"] for stage in report["stages"]
+        ]
+
+
+def test_the_plan_names_the_fingerprints_that_a_render_uses(helios, checkpoints):
+    """Of this machine's device, dtype and threads, as torch has them."""
+    import torch
+
+    from helios_cli import machine
+    from helios_cli.cost.device import cpu_name
+    from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
+    from helios_cli.recipe.plan import plan_film
+    from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+    from helios_cli.recipe.sources import read_films
+    from helios_cli.weights.checkpoint import Checkpoint
+    from helios_cli.weights.identity import weights_identity
+
+    checkpoint = Checkpoint.open(checkpoints["distilled"])
+    (source,) = read_films(["a ball"])
+    defaults = ModelDefaults((128, 64), checkpoint.preset.steps, checkpoint.preset.guidance)
+    plan = plan_film(source, resolve(source.recipe, Flags(), defaults))
+    dtype = str(machine.pick_dtype("auto", torch.device("cpu"))[0]).removeprefix("torch.")
+    here = Arithmetic(cpu_name(torch.get_num_threads()), dtype, torch.__version__)
+    expected = chunk_fingerprints(plan, weights_identity(checkpoint), here)
+    report = film(helios("a ball", "-m", checkpoint.path, "--device", "cpu", "--json"))
+    assert [chunk["fingerprint"] for chunk in report["chunks"]] == expected
+
+
+def test_several_films_have_one_sum(helios, checkpoints):
+    done = helios("a ball", RECIPES / "hello.toml", "-m", checkpoints["distilled"])
+    assert "all 2 films:" in done.out
+    report = json.loads(helios("a ball", "a box", "-m", checkpoints["mid"], "--json", "--on", "h200").out)
+    assert report["version"] == 1 and report["total"]["frames"] == 66
+    assert report["total"]["seconds"] == sum(each["time"]["total"] for each in report["films"])
+
+
+def test_a_start_from_a_picture_is_encoded(helios, checkpoints, tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    plain = film(helios("a ball", "-m", checkpoints["mid"], "--json"))
+    started = film(helios("a ball", "-m", checkpoints["mid"], "--json", "--image", tmp_path / "a.png"))
+    assert plain["flops"]["conditioning"] == 0 < started["flops"]["conditioning"]
+    assert [phase["phase"] for phase in started["memory"][0]["phases"]][1] == "conditioning"
+    assert plain["fingerprint"] != started["fingerprint"]
+    assert started["settings"]["image"]["value"] == str(tmp_path / "a.png")
+
+
+def test_speeds_that_were_measured_are_used(helios, checkpoints, tmp_path):
+    report = film(helios("a ball", "-m", checkpoints["distilled"], "--json", "--device", "cpu"))
+    speed = {"device": report["device"]["name"], "dtype": report["dtype"]["value"], "dit_flops": 1e9, "vae_flops": 1e9}
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "speeds.json").write_text(json.dumps({"version": 1, "speeds": [speed]}))
+    report = film(helios("a ball", "-m", checkpoints["distilled"], "--json", "--device", "cpu", "--price", 36))
+    assert report["time"]["measured"]
+    assert report["time"]["total"] == pytest.approx(report["flops"]["total"] / 1e9)
+    assert report["cost"]["total"] == pytest.approx(report["time"]["total"] / 100)
+
+
+def test_a_prompt_that_is_too_long_is_shown(helios, checkpoints):
+    words = "red " * 600 + "ending"
+    done = helios(words, "-m", checkpoints["distilled"])
+    assert "longer than 512 tokens" in done.err and "ending" in done.err
+    assert "longer than 512" in helios(words, "-m", checkpoints["distilled"], "--strict", code=2).err
+
+
+def test_disk_follows_the_kind_of_file(helios, checkpoints):
+    def size(*flags: object) -> int:
+        return film(helios("a ball", "-m", checkpoints["distilled"], "--json", *flags))["disk"]["film_bytes"]
+
+    raw = 3 * 128 * 64 * 33
+    assert raw < size("-o", "frames/") < size("-o", "film.mkv") < 1.2 * raw
+    assert size("--crf", 23) == pytest.approx(size() / 2, abs=1) and size() < raw / 5
+    assert size("--codec", "hevc") < size()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["a ball", "-m", "acme/unknown"], 4, "helios models pull acme/unknown"),
+        (["a ball", "-m", "distiled"], 2, "did you mean distilled?"),
+        (["a ball", "--price", "-1"], 2, "--price"),
+        (["a ball", "-m", "mid", "--on", "8088"], 2, "known are"),
+        (["a ball", "-m", "mid", "--device", "gpu"], 2, "write auto"),
+        (["a ball", "-m", "distilled", "--size", "100x100"], 2, "64"),
+        (["missing.toml"], 2, "no such file"),
+        (["a ball", "-m", "distilled", "--image", "missing.png"], 2, "no such file"),
+    ],
+)
+def test_what_cannot_be_planned(arguments, code, says, helios):
+    assert says in helios(*arguments, code=code).err
+
+
+def test_a_damaged_config_is_named(helios, checkpoints, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(checkpoints["distilled"], tmp_path / "damaged")
+    config = json.loads((folder / "vae/config.json").read_text())
+    (folder / "vae/config.json").write_text(json.dumps({**config, "dim_mult": "1,2"}))
+    assert "vae/config.json: `dim_mult`" in helios("a ball", "-m", folder, code=4).err
+
+
+def test_a_day_of_film_is_planned_in_seconds(helios, checkpoints, tmp_path):
+    shots = "\n".join(f'[[shot]]\nprompt = "shape {i}"\nseconds = 86.4' for i in range(1000))
+    (tmp_path / "day.toml").write_text(f"version = 1\n{shots}\n")
+    began = time.perf_counter()
+    said = helios(tmp_path / "day.toml", "-m", checkpoints["distilled"])
+    assert "62837 chunks" in said.out and "and 980 more shots" in said.out
+    assert time.perf_counter() - began < 10
