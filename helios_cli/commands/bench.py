@@ -6,7 +6,7 @@ import json as json_text
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,7 +17,8 @@ from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError, MachineError
 
 if TYPE_CHECKING:
-    from helios_cli.bench.job import Job
+    from helios_cli.bench.job import Job, Result
+    from helios_cli.cost.model import Model
     from helios_cli.recipe.settings import ModelDefaults
 
 app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
@@ -50,7 +51,10 @@ def render(
     json: JsonFlag = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
 ) -> None:
-    """Time a render and its phases after a warm-up, each side in a process of its own."""
+    """Time a render and its phases after a warm-up, each side in a process of its own.
+
+    The speed of helios is kept on this machine: `helios plan` takes its times from it.
+    """
     from helios_cli.bench.job import Job, plan_of
     from helios_cli.recipe.values import parse_size, parse_steps
     from helios_cli.units import FRAMES_PER_CHUNK
@@ -195,11 +199,86 @@ def _speed(name: str, job: Job, against: str | None) -> dict:
         data["agreement_db"] = report.agreement_db(*films)
         if data["agreement_db"] < report.SAME_FILM_DB:
             console.warning(f"the films are not the same (PSNR {data['agreement_db']:.1f} dB): the ratio says nothing")
+    data["speed"] = _keep_speed(job, results[0], data["date"])
     console.table(columns, report.rows(results), data=data)
     for result in results:
         kinds = ", ".join(f"{part} {dtype}" for part, dtype in result.dtypes.items())
         console.line(f"{result.side} {result.version} on {result.device}, {counted(result.threads, 'thread')}: {kinds}")
     return data
+
+
+def _keep_speed(job: Job, ours: Result, date: str) -> dict:
+    """Keep the operations a second of a timed film, counted as `helios plan` counts them; what the JSON says of it.
+
+    Frames are encoded beside the rendering, so the time of that is not told apart.
+    """
+    from helios_cli.bench.job import job_plan
+    from helios_cli.cost.speeds import Speed, record_speed, speeds_file
+    from helios_cli.cost.tokens import count_tokens
+    from helios_cli.cost.work import texts_of, work_of
+
+    dtype = ours.dtypes["transformer"]
+    with _counted_model(job) as model:
+        plan = job_plan(job, model.defaults)
+        work = work_of(plan, model, count_tokens(model, texts_of(plan)), dtype)
+    speed = Speed(
+        device=_device_name(ours),
+        dtype=dtype,
+        parameters=model.parameters["transformer"],
+        dit_flops=work.denoise / ours.dit_seconds,
+        vae_flops=work.decode / ours.phases["decode"],
+        measured=date[:10],
+    )
+    file = speeds_file()
+    try:
+        record_speed(speed, file)
+    except OSError as error:
+        console.warning(f"helios plan will not know this speed, which could not be kept: {error}")
+        return {**asdict(speed), "file": None, "problem": str(error)}
+    console.notice(f"kept in {file}, for the times that `helios plan` gives for models of about this size")
+    return {**asdict(speed), "file": str(file)}
+
+
+@contextmanager
+def _counted_model(job: Job) -> Iterator[Model]:
+    """The job's model as `helios plan` has it; that of a resident size from its configs, without weights."""
+    from helios_cli.bench.specs import SPECS
+    from helios_cli.cost.model import Model, find_model
+    from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
+    from helios_cli.weights.hub import Source
+
+    if job.folder:
+        yield find_model(job.folder)
+        return
+    import torch
+
+    from helios_cli.bench.synthetic import describe
+
+    spec = SPECS[job.synthetic]
+    with tempfile.TemporaryDirectory(prefix="helios-") as folder:
+        described = describe(Path(folder), spec, torch.float32)
+        yield Model(
+            name=job.synthetic,
+            source=Source(folder=described.path),
+            kind=described.kind,
+            preset=described.preset,
+            native_size=described.native_size,
+            dit=DiTShape.from_config(spec.transformer),
+            text=TextShape.from_config(spec.text_encoder),
+            vae=VAEShape.from_config(spec.vae),
+            parameters={name: part.parameters for name, part in described.components.items()},
+            checkpoint=described,
+            download_bytes=0,
+        )
+
+
+def _device_name(ours: Result) -> str:
+    """What it ran on, as `cost.device` calls it."""
+    from helios_cli.cost.device import cpu_name, find_device
+
+    if ours.device == "cpu":
+        return cpu_name(ours.threads)
+    return find_device("mps").name if ours.device == "mps" else ours.device
 
 
 def _memory(name: str, job: Job, lengths: tuple[float, float]) -> dict:

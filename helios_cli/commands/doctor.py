@@ -62,9 +62,20 @@ def _facts() -> dict:
         ],
         "ffmpeg": _ffmpeg(),
         "triton": asdict(machine.triton()),
+        "kernels": _kernels(),
         "attention": list(machine.attention_backends(device)),
         "models": _models(device, dtype),
     }
+
+
+def _kernels() -> dict:
+    import helios_kernels
+
+    try:
+        backend = helios_kernels.backend()
+    except RuntimeError as error:  # HELIOS_KERNELS asks for what cannot be had
+        return {"backend": None, "reason": str(error)}
+    return {"backend": backend.name, "reason": backend.reason}
 
 
 def _ffmpeg() -> dict:
@@ -108,6 +119,7 @@ def _report(facts: dict) -> dict[str, list[str]]:
         ],
         "ffmpeg": [ffmpeg["error"] or f"{ffmpeg['version']}, {ffmpeg['path']}"],
         "Triton": [_triton_line(facts["triton"])],
+        "kernels": [f"{facts['kernels']['backend'] or 'none'}: {facts['kernels']['reason']}"],
         "attention": [f"PyTorch: {', '.join(facts['attention'])}"],
         "models": _model_lines(facts["models"], facts["device"], dtype["name"]),
     }

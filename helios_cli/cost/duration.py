@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from helios_cli.cost.device import KNOWN_GPUS, Device
-from helios_cli.cost.speeds import Speed, find_speed
+from helios_cli.cost.speeds import find_speed
 from helios_cli.cost.work import Work
 from helios_cli.recipe.plan import Plan
 
@@ -53,8 +53,9 @@ class Duration:
         return None if None in parts else max(sum(parts), self.encode)
 
 
-def duration_of(plan: Plan, work: Work, device: Device, dtype: str) -> Duration:
-    rates = rates_of(device, dtype)
+def duration_of(plan: Plan, work: Work, device: Device, dtype: str, parameters: int | None = None) -> Duration:
+    """`parameters` of the transformer; without them no speed of this machine is taken."""
+    rates = rates_of(device, dtype, parameters)
     dit, vae = rates.dit_flops, rates.vae_flops
     return Duration(
         rates=rates,
@@ -66,15 +67,18 @@ def duration_of(plan: Plan, work: Work, device: Device, dtype: str) -> Duration:
     )
 
 
-def rates_of(device: Device, dtype: str) -> Rates:
-    speed = find_speed(device.name, dtype) or Speed(device.name, dtype)
+def rates_of(device: Device, dtype: str, parameters: int | None = None) -> Rates:
+    """For a transformer of so many parameters."""
+    speed = find_speed(device.name, dtype, parameters) if parameters else None
     stated = _stated(device, dtype)
-    pixels = speed.encode_pixels or ENCODE_PIXELS
-    if speed.dit_flops and speed.vae_flops:
+    pixels = (speed and speed.encode_pixels) or ENCODE_PIXELS
+    if speed and speed.dit_flops and speed.vae_flops:
         when = f" on {speed.measured}" if speed.measured else ""
-        return Rates(speed.dit_flops, speed.vae_flops, pixels, True, f"measured on this machine{when}")
+        basis = f"measured here{when} with a model of {speed.parameters / 1e6:,.1f} M parameters"
+        return Rates(speed.dit_flops, speed.vae_flops, pixels, True, basis)
     if stated is None:
-        return Rates(None, None, pixels, False, f"not measured: run `{BENCH}`, or plan for a known GPU with --on")
+        basis = f"unmeasured at this model size: `{BENCH}`, or --on a GPU"
+        return Rates(None, None, pixels, False, basis)
     shares = f"{DIT_UTILISATION:.0%} (transformer), {VAE_UTILISATION:.0%} (VAE)"
     sheet = f"{stated / 1e12:.0f} TFLOP/s"
     return Rates(

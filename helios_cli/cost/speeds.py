@@ -1,18 +1,20 @@
 """Speeds of this machine, as `helios bench` measured them, in `speeds.json` of HELIOS_HOME.
 
-    {"version": 1, "speeds": [{"device": "NVIDIA H200", "dtype": "bfloat16", "dit_flops": 4.1e14, "vae_flops": 1.2e14,
-                               "encode_pixels": 1.5e7, "measured": "2026-11-20"}]}
+    {"version": 1, "speeds": [{"device": "NVIDIA H200", "dtype": "bfloat16", "parameters": 14312427584,
+                               "dit_flops": 4.1e14, "vae_flops": 1.2e14, "encode_pixels": 1.5e7,
+                               "measured": "2026-11-20"}]}
 
-`device` is a GPU's name as the driver and torch have it, or `device.cpu_name` of a CPU and its threads. `dit_flops` and
-`vae_flops` are operations a second, as `cost.flops` and `cost.vae` count them, `encode_pixels` frames a second times
-width times height, of the default .mp4. `measured` is a date. A key may be missing: it was not measured.
+`device` is a GPU's name as the driver and torch have it, or `device.cpu_name` of a CPU and its threads. `dtype` and
+`parameters` are the transformer's. `dit_flops` and `vae_flops` are operations a second, as `cost.flops` and `cost.vae`
+count them, `encode_pixels` frames a second times width times height, of the default .mp4. `measured` is a date. A rate
+or the date may be missing: it was not measured.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,13 +24,17 @@ from helios_cli import machine
 VERSION = 1
 RATES = ("dit_flops", "vae_flops", "encode_pixels")
 
+NEAR = 4
+"""Times larger or smaller that another model may be for a speed to hold: a small one waits for launches and memory."""
+
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one device and dtype; None was not measured."""
+    """Of one device and dtype with a transformer of so many parameters; None was not measured."""
 
     device: str
     dtype: str
+    parameters: int
     dit_flops: float | None = None
     vae_flops: float | None = None
     encode_pixels: float | None = None
@@ -50,15 +56,21 @@ def read_speeds(path: Path | None = None) -> list[Speed]:
     return [speed for entry in stored["speeds"] if (speed := _speed(entry)) is not None]
 
 
-def find_speed(device: str, dtype: str, path: Path | None = None) -> Speed | None:
-    return next((speed for speed in read_speeds(path) if (speed.device, speed.dtype) == (device, dtype)), None)
+def find_speed(device: str, dtype: str, parameters: int, path: Path | None = None) -> Speed | None:
+    """What was measured with the model nearest in size to `parameters`; None if each is more than NEAR times off."""
+
+    def apart(speed: Speed) -> float:
+        return max(speed.parameters, parameters) / min(speed.parameters, parameters)
+
+    known = [speed for speed in read_speeds(path) if (speed.device, speed.dtype) == (device, dtype)]
+    return min((speed for speed in known if apart(speed) <= NEAR), key=apart, default=None)
 
 
 def record_speed(speed: Speed, path: Path | None = None) -> None:
-    """Keep `speed` in place of what was known for its device and dtype; rates that it leaves out stay as they were."""
+    """Keep `speed` in place of what was known for its device, dtype and size; rates that it leaves out stay."""
     path = path or speeds_file()
-    speeds = {(known.device, known.dtype): known for known in read_speeds(path)}
-    key = (speed.device, speed.dtype)
+    speeds = {_key(known): known for known in read_speeds(path)}
+    key = _key(speed)
     given = {name: value for name, value in asdict(speed).items() if value is not None}
     speeds[key] = replace(speeds.get(key, speed), **given)
     entries = [{name: value for name, value in asdict(known).items() if value is not None} for known in speeds.values()]
@@ -69,13 +81,20 @@ def record_speed(speed: Speed, path: Path | None = None) -> None:
     os.replace(partial, path)
 
 
+def _key(speed: Speed) -> tuple[str, str, int]:
+    return speed.device, speed.dtype, speed.parameters
+
+
 def _speed(entry: object) -> Speed | None:
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("device", "dtype")):
         return None
+    device, dtype, parameters, measured = (entry.get(key) for key in ("device", "dtype", "parameters", "measured"))
+    if not isinstance(parameters, int) or not _positive(parameters):
+        return None
     rates = {name: entry[name] for name in RATES if _positive(entry.get(name))}
-    measured = entry.get("measured")
-    return Speed(entry["device"], entry["dtype"], **rates, measured=measured if isinstance(measured, str) else None)
+    return Speed(device, dtype, parameters, **rates, measured=measured if isinstance(measured, str) else None)
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    """Whether it is a number over 0 that a float can hold, which JSON's need not be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -74,6 +74,16 @@ def _detached() -> dict:
     return {"env": environment, "start_new_session": True}
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A Ctrl-C waits, and a child that begins now never gets one: not even before it has left the terminal's group."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def file_argument(path: str | os.PathLike) -> str:
     """`path` so that ffmpeg takes it for a file whatever its name is: no option, URL or protocol.
 
@@ -110,9 +120,10 @@ class Process:
         command += ["-progress", "pipe:2", *arguments]
         self.num_frames = 0
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._popen = subprocess.Popen(
-            command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=pass_fds, **_detached()
-        )
+        with _interrupts_held():
+            self._popen = subprocess.Popen(
+                command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=pass_fds, **_detached()
+            )
         self._reader = threading.Thread(target=self._read_messages, name="ffmpeg messages", daemon=True)
         self._reader.start()
 

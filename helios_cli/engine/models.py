@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from helios_cli.errors import CheckpointError
+import helios_kernels
+from helios_cli.errors import CheckpointError, MachineError
 from helios_cli.model import dit, umt5
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
@@ -31,12 +32,17 @@ class Prompt:
 class Models:
     """Loads a checkpoint's parts as they are needed. The text encoder is freed as soon as the prompts are encoded.
 
-    `name` is what the user calls the model.
+    `name` is what the user calls the model. Raises CheckpointError for a config that is not supported, MachineError for
+    kernels that were asked for and cannot be had.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, name: str = "") -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.name = name or checkpoint.path.name
+        try:
+            helios_kernels.backend()
+        except RuntimeError as error:
+            raise MachineError(str(error), hint="unset HELIOS_KERNELS; `helios doctor` shows what is there") from error
         configs = {name: part.config for name, part in checkpoint.components.items()}
         self.dit_config = _read(DiTConfig.from_json, checkpoint, configs["transformer"], "transformer/config.json")
         self.vae_config = _read(VAEConfig.from_json, checkpoint, configs["vae"], "vae/config.json")
@@ -79,6 +85,7 @@ class Models:
     def dit(self) -> HeliosDiT:
         if self._dit is None:
             self._dit = self._load("transformer", lambda: HeliosDiT(self.dit_config), self.dtype, dit.FP32_ISLANDS)
+            self._dit.join_projections()
         return self._dit
 
     @property

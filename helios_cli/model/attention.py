@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import helios_kernels as kernels
 from helios_cli.model.ops import linear, onednn_runs
 
 _QUERY_BLOCK = 256
@@ -38,6 +39,8 @@ def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | N
     """Attention over all keys. `bias_K` is added to every query's logits. Returns [B, Q, N * D]."""
     if onednn_runs(q_BQND) and cpu_backend().name == "blocked":
         return _blocked(q_BQND, k_BKND, v_BKND, bias_K).flatten(2)
+    if kernels.runs(q_BQND):
+        return kernels.attention(q_BQND, k_BKND, v_BKND, bias_K).flatten(2)
     mask = None if bias_K is None else bias_K.to(q_BQND.dtype)[None, None, None]
     out = F.scaled_dot_product_attention(
         q_BQND.transpose(1, 2), k_BKND.transpose(1, 2), v_BKND.transpose(1, 2), attn_mask=mask

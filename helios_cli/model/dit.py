@@ -20,8 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import helios_kernels as kernels
 from helios_cli.model.attention import attention
-from helios_cli.model.ops import gated_residual, layer_norm, linear, modulated_norm, rms_norm_rope
+from helios_cli.model.ops import (
+    gated_residual,
+    gated_residual_layer_norm,
+    layer_norm,
+    linear,
+    modulated_norm,
+    residual_modulated_norm,
+    rms_norm_rope,
+    side_by_side,
+)
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM
 
 MAX_HISTORY_SCALE = 10.0
@@ -141,6 +151,27 @@ class Attention(nn.Module):
         v = linear(x_BSE, self.to_v.weight, self.to_v.bias)
         return rms_norm_rope(k, self.norm_k.weight, rope, self.heads, self.eps), v.unflatten(-1, (self.heads, -1))
 
+    @torch.no_grad()
+    def join(self) -> None:
+        """Moves the weights of queries, keys and values next to each other, for one product instead of three."""
+        layers = (self.to_q, self.to_k, self.to_v)
+        for name in ("weight", "bias"):
+            joined = torch.cat([getattr(layer, name) for layer in layers])
+            for layer, piece in zip(layers, joined.chunk(3), strict=True):
+                getattr(layer, name).data = piece
+
+    def query_key_value(self, x_BSE: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All three of the same rows; where kernels run and `join` was called, of one product."""
+        layers = (self.to_q, self.to_k, self.to_v)
+        weight = side_by_side(*(layer.weight for layer in layers)) if kernels.runs(x_BSE) else None
+        bias = side_by_side(*(layer.bias for layer in layers)) if weight is not None else None
+        if bias is None:
+            return self.query(x_BSE, rope), *self.key_value(x_BSE, rope)
+        qkv = linear(x_BSE, weight, bias)
+        norms = torch.stack([self.norm_q.weight, self.norm_k.weight])
+        kernels.qk_norm_rope(qkv.unflatten(-1, (3, -1))[:, :, :2], norms, rope, self.heads, self.eps)
+        return qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
+
     def amplify_history(self, k_BSND: Tensor, split: int) -> Tensor:
         """Multiplies history keys by a learnt factor between 1 and 10, if the checkpoint has one."""
         if not hasattr(self, "history_key_scale") or split == 0:
@@ -194,14 +225,23 @@ class Block(nn.Module):
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = mods.unbind(2)
         u = modulated_norm(x_BSE, scale1, shift1, split, self.eps)
-        k, v = self.attn1.key_value(u, rope)
-        k = self.attn1.amplify_history(k, split)
         if noisy_only:
+            k, v = self.attn1.key_value(u, rope)
+            k = self.attn1.amplify_history(k, split)
             u, rope, x_BSE, split = u[:, split:], rope[split:], x_BSE[:, split:], 0
-        a = self.attn1.out(attention(self.attn1.query(u, rope), k, v))
-        x_BSE = gated_residual(x_BSE, a, gate1, split)
-        x_BSE = self._cross(x_BSE, text, split)
-        u = modulated_norm(x_BSE, scale2, shift2, split, self.eps)
+            q = self.attn1.query(u, rope)
+        else:
+            q, k, v = self.attn1.query_key_value(u, rope)
+            k = self.attn1.amplify_history(k, split)
+        a = self.attn1.out(attention(q, k, v))
+        if self.guide_noisy_only and isinstance(self.norm2, nn.LayerNorm):
+            norm = self.norm2
+            x_BSE, c = gated_residual_layer_norm(x_BSE, a, gate1, norm.weight, norm.bias, split, self.eps)
+            a = self.attn2.out(attention(self.attn2.query(c), *text))
+            x_BSE, u = residual_modulated_norm(x_BSE, a, scale2, shift2, split, self.eps)
+        else:
+            x_BSE = self._cross(gated_residual(x_BSE, a, gate1, split), text, split)
+            u = modulated_norm(x_BSE, scale2, shift2, split, self.eps)
         return gated_residual(x_BSE, self.ffn(u), gate2, split)
 
     def _cross(self, x_BSE: Tensor, text: tuple[Tensor, Tensor, Tensor | None], split: int) -> Tensor:
@@ -268,6 +308,15 @@ class HeliosDiT(nn.Module):
         self.norm_out = nn.Module()
         self.norm_out.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         self.proj_out = nn.Linear(width, config.out_channels * math.prod(patch))
+
+    def join_projections(self) -> None:
+        """Prepares for one product of queries, keys and values instead of three, where kernels run that work on it.
+
+        To be called once, with the weights where they will stay.
+        """
+        if kernels.backend().chip:
+            for block in self.blocks:
+                block.attn1.join()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -357,7 +406,10 @@ class HeliosDiT(nn.Module):
             context = (text.keys[i], text.values[i], text.bias)
             x = block(x, mods.blocks[:, i], rope, context, split, noisy_only=i == last)
         shift, scale = mods.out[:, :1], mods.out[:, 1:]
-        y = torch.addcmul(shift, layer_norm(x, None, None, self.config.eps), 1 + scale).to(self.dtype)
+        if kernels.runs(x):
+            y = kernels.modulated_norm(x, scale.expand(-1, 2, -1), shift.expand(-1, 2, -1), 0, self.config.eps)
+        else:
+            y = torch.addcmul(shift, layer_norm(x, None, None, self.config.eps), 1 + scale).to(self.dtype)
         return self._unpatchify(linear(y, self.proj_out.weight, self.proj_out.bias), grid)
 
     def _unpatchify(self, x_BSP: Tensor, grid: torch.Size) -> Tensor:

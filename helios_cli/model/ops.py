@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import helios_kernels as kernels
+
 
 @functools.cache
 def _onednn_dtypes() -> frozenset[torch.dtype]:
@@ -49,6 +51,8 @@ def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps:
 
     `scale` and `shift` are [B or 1, 2, E] float32. Returns the dtype of `x`.
     """
+    if kernels.runs(x_BSE):
+        return kernels.modulated_norm(x_BSE, scale, shift, split, eps)
     y = layer_norm(x_BSE, None, None, eps)
     parts = [
         torch.addcmul(shift[:, row, None], rows, 1 + scale[:, row, None])
@@ -63,6 +67,8 @@ def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, split: int) -> Te
 
     `gate` is [B or 1, 2, E] float32. Writes into `x` where no gradient is recorded. Returns the sum.
     """
+    if kernels.runs(x_BSE):
+        return kernels.gated_residual(x_BSE, y_BSE, gate, split)
     spans = [(row, span) for row, span in ((0, slice(0, split)), (1, slice(split, None))) if x_BSE[:, span].shape[1]]
     sums = [torch.addcmul(x_BSE[:, s].float(), y_BSE[:, s].float(), gate[:, row, None]) for row, s in spans]
     if torch.is_grad_enabled():
@@ -76,8 +82,12 @@ def rms_norm_rope(x_BSE: Tensor, weight: Tensor, rope_SD2: Tensor | None, heads:
     """RMSNorm over all heads together, then the rotation of (even, odd) channel pairs. Returns [B, S, N, D].
 
     `rope_SD2` is [S, D/2, 2] float32 (cos, sin); None leaves the rotation out. The pair (a, b) turns into
-    (a cos - b sin, a sin + b cos), a complex product that also holds where pooling left |cos + i sin| < 1.
+    (a cos - b sin, a sin + b cos), a complex product that also holds where pooling left |cos + i sin| < 1. A kernel
+    writes into `x`, which is a product that nobody else reads.
     """
+    if kernels.runs(x_BSE):
+        y = kernels.qk_norm_rope(x_BSE[:, :, None], weight[None], rope_SD2, heads, eps)
+        return y[:, :, 0].unflatten(-1, (heads, -1))
     y = x_BSE.float()
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight.float()
     y = y.unflatten(-1, (heads, -1))
@@ -85,3 +95,42 @@ def rms_norm_rope(x_BSE: Tensor, weight: Tensor, rope_SD2: Tensor | None, heads:
         turned = torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous()) * torch.view_as_complex(rope_SD2)[:, None]
         y = torch.view_as_real(turned).flatten(-2)
     return y.to(x_BSE.dtype)
+
+
+def gated_residual_layer_norm(
+    x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, split: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`gated_residual`, then the affine norm of the noisy rows. Returns (sum, norm), both in the dtype of `x`."""
+    if kernels.runs(x_BSE):
+        return x_BSE, kernels.gated_residual_layer_norm(x_BSE, y_BSE, gate, weight, bias, split, eps)
+    x_BSE = gated_residual(x_BSE, y_BSE, gate, split)
+    return x_BSE, layer_norm(x_BSE[:, split:], weight, bias, eps).to(x_BSE.dtype)
+
+
+def residual_modulated_norm(
+    x_BSE: Tensor, y_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Adds `y`, [B, S - split, E], to the noisy rows, then `modulated_norm` of all. Returns (sum, norm)."""
+    if kernels.runs(x_BSE):
+        return x_BSE, kernels.gated_residual_modulated_norm(x_BSE, y_BSE, None, scale, shift, split, eps)
+    if torch.is_grad_enabled():
+        x_BSE = torch.cat([x_BSE[:, :split], x_BSE[:, split:] + y_BSE], dim=1)
+    else:
+        x_BSE[:, split:] += y_BSE  # the history rows stay where they are
+    return x_BSE, modulated_norm(x_BSE, scale, shift, split, eps)
+
+
+def side_by_side(*weights: Tensor) -> Tensor | None:
+    """One tensor over `weights` if they follow each other in one piece of memory, else None.
+
+    So a fused product needs no parameter of its own: the checkpoint's names stay, and weights that were moved apart
+    are multiplied one by one.
+    """
+    first, place = weights[0], weights[0].storage_offset()
+    for weight in weights:
+        together = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not together or not weight.is_contiguous() or weight.storage_offset() != place:
+            return None
+        place += weight.numel()
+    rows = sum(len(weight) for weight in weights)
+    return first.as_strided((rows, *first.shape[1:]), first.stride())

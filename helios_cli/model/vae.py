@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import helios_kernels as kernels
 from helios_cli.model.ops import onednn_runs
 from helios_cli.units import FRAMES_PER_LATENT, PIXELS_PER_CELL
 
@@ -161,6 +162,8 @@ class ChannelNorm(nn.Module):
     def into(self, out_BTHWC: Tensor, x_BTHWC: Tensor, *, silu: bool) -> Tensor:
         """Write the norm of x, through SiLU if asked, to `out`, which is contiguous within each batch item."""
         gamma = self.gamma.flatten()
+        if kernels.runs(x_BTHWC):
+            return kernels.vae_norm_silu(x_BTHWC, gamma, out_BTHWC, silu=silu)
         if x_BTHWC.device.type != "cpu":
             return normalize_fused(x_BTHWC, out_BTHWC, gamma, silu=silu)
         for x, out in zip(x_BTHWC, out_BTHWC, strict=True):

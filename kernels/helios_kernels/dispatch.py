@@ -1,6 +1,7 @@
 """Triton or plain PyTorch: decided once, with the reason, for the whole process.
 
-`HELIOS_KERNELS` forces it: `auto` (default) takes Triton where it runs, `triton` insists, `reference` is plain PyTorch.
+`HELIOS_KERNELS` forces it: `auto` (default) takes Triton on the chips where it has been seen to be right, `triton`
+insists, `reference` is plain PyTorch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ CHOICES = ("auto", "triton", "reference")
 
 OLDEST_TRITON = (3, 6)
 """The oldest whose builds have been checked for spills; it comes with PyTorch 2.10."""
+
+SEEN_RIGHT: frozenset[str] = frozenset()
+"""Chips on which `helios_kernels.bench` has compared every case with its twin. None yet."""
 
 INTERPRETER = "interpreter"
 
@@ -48,6 +52,8 @@ def backend() -> Backend:
     found = _find_triton()
     if choice == "triton" and found.chip is None:
         raise RuntimeError(f"HELIOS_KERNELS=triton, but {found.reason}")
+    if choice == "auto" and found.chip not in {None, INTERPRETER, *SEEN_RIGHT}:
+        return Backend(None, f"not yet tried on a GPU like this ({found.chip}); HELIOS_KERNELS=triton turns them on")
     return found
 
 

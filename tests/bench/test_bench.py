@@ -11,9 +11,13 @@ import pytest
 
 from helios_cli import __version__
 from helios_cli.bench import report
-from helios_cli.bench.job import Job, Result, run
+from helios_cli.bench.job import PROMPT, Job, Result, run
+from helios_cli.bench.specs import SPECS
+from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.commands import bench
+from helios_cli.cost.model import find_model
+from helios_cli.cost.speeds import read_speeds, speeds_file
 from helios_cli.errors import CheckpointError, HeliosError, MachineError
 from helios_cli.weights.names import EMBEDDED_FOLDER
 
@@ -101,6 +105,64 @@ def test_memory_of_two_lengths(capsys):
     assert data["minutes"] == [0.02, 0.05]
     assert data["peak_ratio"] == pytest.approx(long["peak_host_bytes"] / short["peak_host_bytes"])
     assert 0.8 < data["peak_ratio"] < 1.25
+    assert "speed" not in data and read_speeds() == []
+
+
+def planned(capsys, *arguments: str) -> dict:
+    """The film that `bench render` times, as `helios plan` has it."""
+    capsys.readouterr()
+    assert main(["plan", PROMPT, "--device", "cpu", "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)["films"][0]
+
+
+@pytest.mark.parametrize("way", ["embedded", "resident"])
+def test_a_plan_takes_its_times_from_a_measurement(way, tmp_path, monkeypatch, capsys):
+    """The plan of the film that was timed gives back its seconds; it still has none for models that are not alike.
+
+    A resident size is counted without weights: here the tiny one, which can be planned from a folder as well.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the threads of SMALL, which are part of a CPU's name
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    model, subject = "tiny", ["--model", "tiny"]
+    if way == "resident":
+        model, subject = str(write_checkpoint(tmp_path / "tiny", SPECS["tiny"])), ["--synthetic", "tiny"]
+        monkeypatch.setitem(SPECS, "tiny", replace(SPECS["tiny"], resident=True))
+    film = ["--model", model, "--size", "64x64", "--steps", "1,1,1", "--frames", "66", "--dtype", "bfloat16"]
+    assert planned(capsys, *film)["time"]["total"] is None
+
+    assert main(["bench", "render", *subject, *SMALL, "--device", "cpu", "--dtype", "bfloat16", "--json"]) == 0
+    out, err = capsys.readouterr()
+    data = json.loads(out)
+    assert sum(str(speeds_file()) in line for line in err.splitlines()) == 1
+
+    plan = planned(capsys, *film)
+    phases = data["sides"][0]["phases"]
+    stages = sum(phases[f"stage {index}"] for index in range(3))
+    assert plan["time"]["measured"] and plan["time"]["total"] > 0
+    assert plan["time"]["denoise"] == pytest.approx(stages)
+    assert plan["time"]["decode"] == pytest.approx(phases["decode"])
+    (kept,) = read_speeds()
+    assert data["speed"].items() >= {"file": str(speeds_file()), "dit_flops": kept.dit_flops}.items()
+    assert kept.parameters == plan["model"]["parameters"]["transformer"]
+    assert kept.measured == data["date"][:10] and kept.encode_pixels is None
+    assert planned(capsys, *film[:-1], "float32")["time"]["total"] is None
+    assert planned(capsys, "--model", "distilled", "--dtype", "bfloat16")["time"]["total"] is None
+
+
+def test_the_resident_14b_is_counted_as_the_published_model(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    published = find_model("distilled")
+    with bench._counted_model(replace(JOB, folder=None, synthetic="14b")) as model:
+        for what in ("preset", "native_size", "dit", "text", "vae", "parameters"):
+            assert getattr(model, what) == getattr(published, what)
+
+
+def test_a_speed_that_cannot_be_kept_is_told(film, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "file"))
+    said = bench._keep_speed(JOB, film[1], "2026-11-20T00:00:00+00:00")
+    assert said["dit_flops"] > 0 and said["file"] is None and said["problem"]
+    assert "could not be kept" in capsys.readouterr().err
 
 
 def test_the_table_has_a_line_for_each_number(capsys):

@@ -8,25 +8,43 @@ from helios_cli.cost.device import Device, other_device
 from helios_cli.cost.duration import duration_of, rates_of
 from helios_cli.cost.speeds import Speed, find_speed, read_speeds, record_speed, speeds_file
 
-FAST = Speed("NVIDIA H200", "bfloat16", dit_flops=4e14, vae_flops=1e14, encode_pixels=2e7, measured="2026-11-20")
+SIZE = 14_312_427_584
+FAST = Speed("NVIDIA H200", "bfloat16", SIZE, dit_flops=4e14, vae_flops=1e14, encode_pixels=2e7, measured="2026-11-20")
 GPU = Device("cuda", "NVIDIA H200", None, None)
+
+PLAN_WIDTH = 80 - 13
+"""Columns that `helios plan` has for the basis of its times."""
 
 
 def test_what_was_measured_is_found_again():
     assert read_speeds() == []
     record_speed(FAST)
-    record_speed(Speed("NVIDIA H200", "float32", dit_flops=5e13))
-    assert find_speed("NVIDIA H200", "bfloat16") == FAST
-    assert find_speed("NVIDIA H200", "float32").vae_flops is None
-    assert find_speed("NVIDIA H100", "bfloat16") is None
+    record_speed(Speed("NVIDIA H200", "float32", SIZE, dit_flops=5e13))
+    assert find_speed("NVIDIA H200", "bfloat16", SIZE) == FAST
+    assert find_speed("NVIDIA H200", "float32", SIZE).vae_flops is None
+    assert find_speed("NVIDIA H100", "bfloat16", SIZE) is None
     assert [file.name for file in speeds_file().parent.iterdir()] == ["speeds.json"]
 
 
 def test_a_new_measurement_keeps_what_it_leaves_out():
     record_speed(FAST)
-    record_speed(Speed("NVIDIA H200", "bfloat16", vae_flops=2e14, measured="2026-12-01"))
-    merged = Speed("NVIDIA H200", "bfloat16", 4e14, 2e14, 2e7, "2026-12-01")
+    record_speed(Speed("NVIDIA H200", "bfloat16", SIZE, vae_flops=2e14, measured="2026-12-01"))
+    merged = Speed("NVIDIA H200", "bfloat16", SIZE, 4e14, 2e14, 2e7, "2026-12-01")
     assert read_speeds() == [merged]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "found"),
+    [(249, None), (250, 1000), (1900, 1000), (2000, 1000), (2100, 4000), (4001, 4000), (16_000, 4000), (16_001, None)],
+)
+def test_a_speed_is_that_of_the_nearest_size(parameters, found):
+    """Nearest by ratio, and at most four times larger or smaller; other dtypes and devices are not looked at."""
+    for measured in (4000, 1000):
+        record_speed(Speed("a CPU", "float32", measured, dit_flops=1e9))
+    for other in (Speed("a CPU", "bfloat16", parameters), Speed("another CPU", "float32", parameters)):
+        record_speed(other)
+    speed = find_speed("a CPU", "float32", parameters)
+    assert found == (speed and speed.parameters)
 
 
 json_values = st.recursive(
@@ -42,28 +60,43 @@ def test_a_damaged_file_is_no_measurement(tmp_path_factory, data):
     assert read_speeds(file) == []
 
 
-@pytest.mark.parametrize("rate", [0, -1, "fast", True, float("inf"), None])
+@pytest.mark.parametrize("rate", [0, -1, "fast", True, float("inf"), float("nan"), 10**400, None])
 def test_a_rate_that_cannot_be_is_not_used(rate, tmp_path):
     file = tmp_path / "speeds.json"
-    entry = {"device": "d", "dtype": "bfloat16", "dit_flops": rate, "vae_flops": 1e12}
+    entry = {"device": "d", "dtype": "bfloat16", "parameters": SIZE, "dit_flops": rate, "vae_flops": 1e12}
     file.write_text(json.dumps({"version": 1, "speeds": [entry, "nonsense", {}]}))
-    assert read_speeds(file) == [Speed("d", "bfloat16", vae_flops=1e12)]
+    assert read_speeds(file) == [Speed("d", "bfloat16", SIZE, vae_flops=1e12)]
+
+
+@pytest.mark.parametrize("parameters", [0, -1, 1.5, "14b", True, 10**400, None])
+def test_a_speed_of_no_size_is_not_used(parameters, tmp_path):
+    file = tmp_path / "speeds.json"
+    entry = {"device": "d", "dtype": "bfloat16", "parameters": parameters, "dit_flops": 1e12}
+    file.write_text(json.dumps({"version": 1, "speeds": [entry]}))
+    assert read_speeds(file) == []
 
 
 def test_measured_goes_before_stated():
-    stated = rates_of(GPU, "bfloat16")
+    stated = rates_of(GPU, "bfloat16", SIZE)
     assert not stated.measured and 3e14 < stated.dit_flops < 5e14 and stated.vae_flops < stated.dit_flops
-    assert rates_of(GPU, "float32").dit_flops < stated.dit_flops / 10
+    assert rates_of(GPU, "float32", SIZE).dit_flops < stated.dit_flops / 10
     record_speed(FAST)
-    measured = rates_of(GPU, "bfloat16")
+    measured = rates_of(GPU, "bfloat16", SIZE)
     assert measured.measured and measured.dit_flops == 4e14 and "2026-11-20" in measured.basis
+    assert rates_of(GPU, "bfloat16", SIZE // 10) == stated
+
+
+def test_the_basis_names_the_model_that_was_measured():
+    record_speed(FAST)
+    basis = rates_of(GPU, "bfloat16", SIZE // 2).basis
+    assert "14,312.4 M parameters" in basis and len(basis) <= PLAN_WIDTH
 
 
 def test_what_is_not_known_is_not_guessed():
-    rates = rates_of(Device("cpu", "a CPU", None, None), "float32")
-    assert rates.dit_flops is None and "helios bench" in rates.basis
-    record_speed(Speed("a CPU", "float32", dit_flops=1e11))  # half is not enough
-    assert rates_of(Device("cpu", "a CPU", None, None), "float32").dit_flops is None
+    rates = rates_of(Device("cpu", "a CPU", None, None), "float32", SIZE)
+    assert rates.dit_flops is None and "helios bench" in rates.basis and len(rates.basis) <= PLAN_WIDTH
+    record_speed(Speed("a CPU", "float32", SIZE, dit_flops=1e11))  # half is not enough
+    assert rates_of(Device("cpu", "a CPU", None, None), "float32", SIZE).dit_flops is None
 
 
 def test_encoding_goes_on_beside_the_rendering():
@@ -74,11 +107,11 @@ def test_encoding_goes_on_beside_the_rendering():
         text, conditioning, denoise, decode = 4 * 10**14, 0, 8 * 10**14, 2 * 10**14
 
     record_speed(FAST)
-    duration = duration_of(Film, Work, GPU, "bfloat16")
+    duration = duration_of(Film, Work, GPU, "bfloat16", SIZE)
     assert (duration.text, duration.conditioning, duration.denoise, duration.decode) == (1, 0, 2, 2)
     assert duration.encode == 0.5 and duration.total == 5
     Film.num_frames = 20_000
-    assert duration_of(Film, Work, GPU, "bfloat16").total == 10
+    assert duration_of(Film, Work, GPU, "bfloat16", SIZE).total == 10
 
 
 def test_other_gpus_are_known_by_name():

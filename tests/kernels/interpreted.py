@@ -14,9 +14,10 @@ os.environ.update(TRITON_INTERPRET="1", HELIOS_KERNELS="triton")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from tolerance import assert_as_good
+
 from helios_kernels.check import compare
 from helios_kernels.registry import OPS
-from tolerance import assert_as_good
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
 from helios_kernels.compiled import table
 from helios_kernels.configs import CHIPS, SHARED_MEMORY
 from helios_kernels.facts import COMPILED, TRITON

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from helios_kernels import bench
 from helios_kernels.attention import aligned
 from helios_kernels.check import compare

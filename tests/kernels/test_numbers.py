@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from helios_kernels.registry import OPS
 
 WORKER = Path(__file__).with_name("interpreted.py")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helios_kernels.registry import OPS
 
 from helios_cli.model import ops
 from helios_cli.model.attention import attention
 from helios_cli.model.vae import ChannelNorm
 from helios_cli.sampling.schedule import Stage
 from helios_cli.sampling.solvers import DMD
+from helios_kernels.registry import OPS
 
 
 def modulated_norm(x_BSE, scale, shift, split, eps):

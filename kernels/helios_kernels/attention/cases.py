@@ -72,6 +72,9 @@ ATTENTION = Op(
             for stage, S in STAGES.items()
         ),
         Case("head64-self", {"Q": 4096, "K": 4096, "N": 16, "D": 64}, interpreted=False, compiled=True),
+        Case(
+            "head64-cross", {"Q": 4096, "K": PROMPT, "N": 16, "D": 64, "bias": True}, interpreted=False, compiled=True
+        ),
         Case("head16-self", {"Q": 4096, "K": 4096, "N": 4, "D": 16}, interpreted=False, compiled=True),
         # Few queries and heads, real numbers of keys: programs do not depend on each other.
         *(Case(f"Q130-K{S}", {"Q": 130, "K": S, "N": 1}) for S in STAGES.values()),

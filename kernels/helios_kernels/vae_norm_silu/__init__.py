@@ -11,8 +11,8 @@ from helios_kernels.vae_norm_silu import reference
 def vae_norm_silu(x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor, *, silu: bool = True) -> Tensor:
     """`silu(x / max(|x|, 1e-12) * sqrt(C) * gamma)` of every position into `out`, in float32, rounded once.
 
-    `out` is contiguous within each batch item, so it may be a slice of the padded buffer; so had x better be, else it is
-    copied. Returns `out`.
+    `out` is contiguous within each batch item, so it may be a slice of the padded buffer; where x is not, it is copied.
+    Returns `out`.
     """
     if not runs(x_BTHWC):
         return out_BTHWC.copy_(reference.vae_norm_silu(x_BTHWC, gamma_C, silu=silu))

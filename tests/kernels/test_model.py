@@ -1,0 +1,43 @@
+"""The transformer with kernels on and off: through the interpreter they make the same flow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import torch
+
+MODEL = """
+import sys, torch
+from helios_cli.model import attention
+from helios_cli.model.dit import DiTConfig, HeliosDiT
+
+attention.onednn_runs = lambda x: False  # a matter of CPUs, where kernels do not run by themselves
+torch.manual_seed(0)
+sizes = dict(num_attention_heads=2, attention_head_dim=16, text_dim=32, freq_dim=32, ffn_dim=64, num_layers=2)
+model = HeliosDiT(DiTConfig(**sizes, rope_dim=(4, 6, 6))).eval()
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter += 0.05 * torch.randn_like(parameter)
+    if "join" in sys.argv:
+        for block in model.blocks:
+            block.attn1.join()
+    history = model.embed_history(*(torch.randn(1, 16, frames, 8, 8) for frames in (16, 2, 2)))
+    text, mods = model.embed_text(torch.randn(1, 7, 32)), model.modulation(torch.tensor([500.0]))
+    flow = model(torch.randn(1, 16, 9, 8, 8), history, mods, model.rope((4, 4), (4, 4)), text)
+torch.save(flow, sys.argv[1])
+"""
+
+
+def flow(path, kernels: str, *arguments: str) -> torch.Tensor:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "HELIOS_KERNELS": kernels}
+    subprocess.run([sys.executable, "-c", MODEL, str(path), *arguments], check=True, env=environment, timeout=120)
+    return torch.load(path)
+
+
+def test_kernels_make_the_same_flow(tmp_path):
+    plain = flow(tmp_path / "plain.pt", "reference")
+    for arguments in ((), ("join",)):  # three products for queries, keys and values, or one
+        fused = flow(tmp_path / "fused.pt", "triton", *arguments)
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
