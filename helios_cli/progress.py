@@ -11,8 +11,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from helios_cli.console import console
-from helios_cli.engine.events import ChunkDone, Event, FilmDone, FilmStarted, Notice, PhaseStarted, StepDone
-from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
+from helios_cli.engine.events import (
+    ChunkDone,
+    ChunksReused,
+    Event,
+    FilmDone,
+    FilmStarted,
+    Notice,
+    PhaseStarted,
+    StepDone,
+)
+from helios_cli.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -83,6 +92,8 @@ class Track:
         elif isinstance(event, StepDone):
             self.phase, self.step = "denoise", event
             self.steps_in_chunk += 1
+        elif isinstance(event, ChunksReused):
+            self.frames_done, self.chunks_done = event.frames, event.chunk + 1
         elif isinstance(event, ChunkDone):
             self._follow_chunk(event)
 
@@ -90,10 +101,7 @@ class Track:
         if self.recent and not self.warm:  # the first chunk is slower: amplified, and the device was cold
             self.recent = ()
             self.warm = True
-        frames = min(
-            event.frames - self.frames_done, FRAMES_PER_CHUNK
-        )  # more only where a film goes on from kept chunks
-        self.recent = (*self.recent, (frames, event.seconds))[-RECENT_CHUNKS:]
+        self.recent = (*self.recent, (event.frames - self.frames_done, event.seconds))[-RECENT_CHUNKS:]
         self.frames_done, self.chunks_done = event.frames, event.chunk + 1
         self.steps_per_chunk = max(1, self.steps_in_chunk)
         self.phase, self.step, self.steps_in_chunk = "denoise", None, 0
@@ -165,8 +173,14 @@ class PlainView:
     def __init__(self) -> None:
         self.track = Track()
         self.phases: set[str] = set()
+        self.reused = 0
 
     def show(self, event: Event) -> None:
+        if isinstance(event, ChunksReused):
+            self.reused += event.count
+        elif self.reused:  # they come one by one, and in a long film by the hundred
+            console.status(f"{self.reused} chunk{'s' * (self.reused > 1)} taken over, {self.track.film_text}")
+            self.reused = 0
         self.track.follow(event)
         if isinstance(event, FilmStarted):
             self.track = Track(event)
@@ -257,9 +271,14 @@ def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:
     memory = f"peak memory {format_bytes(done.peak_host_bytes)}"
     if done.peak_device_bytes is not None:
         memory += f" and {format_bytes(done.peak_device_bytes)} on the device"
+    speed = f"{done.frames_per_second:.3g} frames/s"
+    if done.frames_reused == done.frames:
+        speed = "every frame from earlier renders"
+    elif done.frames_reused:
+        speed += f", {done.frames_reused} frames from earlier renders"
     lines = [
         f"wrote {done.output}: {done.frames} frames, {done.frames / film.fps:.1f} s",
-        f"  in {format_duration(done.seconds)}, {done.frames_per_second:.3g} frames/s, {memory}",
+        f"  in {format_duration(done.seconds)}, {speed}, {memory}",
     ]
     if done.phases:
         lines.append("  " + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in done.phases.items()))

@@ -56,9 +56,8 @@ def test_exit_codes_are_those_of_the_errors():
 
 
 def test_variables_are_those_that_are_read():
-    source = "\n".join(
-        path.read_text() for folder in ("helios_cli", "kernels") for path in (ROOT / folder).rglob("*.py")
-    )
+    folders = (ROOT / "helios_cli", ROOT / "kernels")
+    source = "\n".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
     read = set(re.findall(r"\"(HELIOS_[A-Z]+)\"", source))
     assert set(re.findall(r"`(HELIOS_[A-Z]+)`", README)) == read
 

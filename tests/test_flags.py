@@ -36,10 +36,9 @@ FLAGS = {
     "helios recipe convert": "--film --force --to",
     "helios recipe schema": "--json",
     "helios render": (
-        "--codec --crf --device --dry-run --dtype --force --fps --frames --guidance --image --json --keep --minutes --model "
-        "--negative --no-cache --on-error --output --preset --progress --quiet --reanchor --revision --seconds --seed "
-        "--size --steps --strict "
-        "--video -m -o -q"
+        "--codec --crf --device --dry-run --dtype --force --fps --frames --guidance --image --json --keep --minutes "
+        "--model --negative --no-cache --on-error --output --preset --progress --quiet --reanchor --revision --seconds "
+        "--seed --size --steps --strict --video -m -o -q"
     ),
 }
 

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
@@ -13,7 +14,7 @@ from rich.console import Console as RichConsole
 from test_console import in_terminal
 
 from helios_cli.engine import events
-from helios_cli.engine.events import ChunkDone, FilmDone, FilmStarted, Notice, PhaseStarted, StepDone
+from helios_cli.engine.events import ChunkDone, ChunksReused, FilmDone, FilmStarted, Notice, PhaseStarted, StepDone
 from helios_cli.progress import PHASES, RichView, Track, format_duration, open_view
 
 FILM = FilmStarted("harbour", "out/harbour.mp4", "tiny", "cpu", "float32", 192, 128, 24.0, 130, 4, 3, 15)
@@ -95,7 +96,11 @@ def test_nothing_is_left_after_the_last_chunk():
 
 
 def test_a_film_that_goes_on_at_chunk_7():
-    track = track_after((7, 10.0), clock=Clock())
+    """Chunks that were taken over took no time: they say nothing about the speed."""
+    track = track_after(clock=Clock())
+    track.follow(ChunksReused(chunk=6, chunks=10, frames=33 * 7, count=7, source="journal"))
+    assert track.fraction == 0.7
+    track.follow(ChunkDone(7, 10, 33 * 8, 10.0))
     assert track.seconds_left == 2 * 10
     assert track.fraction == 0.8
     assert track.frames_per_second == 3.3
@@ -212,6 +217,19 @@ def test_without_a_terminal_lines_are_plain(kind, capsys):
     plain = capsys.readouterr()
     show_all(kind)
     assert capsys.readouterr() == plain
+
+
+def test_chunks_taken_over_are_one_line(capsys):
+    with open_view("plain") as view:
+        view.show(FILM)
+        for chunk in range(3):
+            view.show(ChunksReused(chunk, 4, 33 * (chunk + 1), 1, "cache"))
+        view.show(ChunkDone(3, 4, 130, 10.0))
+        view.show(replace(DONE, frames_reused=99))
+    lines = capsys.readouterr().err.splitlines()[2:]
+    assert lines[0] == "3 chunks taken over, film 4.1 of 5.4 s"
+    assert lines[1].startswith("chunk 4/4 in 10.0 s: 130/130 frames")
+    assert "1.73 frames/s, 99 frames from earlier renders" in lines[3]
 
 
 def test_two_films_in_one_view(capsys):

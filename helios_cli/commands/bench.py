@@ -233,9 +233,9 @@ def _keep_speed(job: Job, ours: Result, date: str) -> dict:
     try:
         record_speed(speed, file)
     except OSError as error:
-        console.warning(f"helios plan will not know this speed, which could not be kept: {error}")
+        console.warning(f"the speed could not be kept, so `helios plan` does not know it: {error}")
         return {**asdict(speed), "file": None, "problem": str(error)}
-    console.notice(f"kept in {file}, for the times that `helios plan` gives for models of about this size")
+    console.notice(f"speed kept in {file}: `helios plan` has times from it for models of about this size")
     return {**asdict(speed), "file": str(file)}
 
 

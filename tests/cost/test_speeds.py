@@ -35,7 +35,7 @@ def test_a_new_measurement_keeps_what_it_leaves_out():
 
 @pytest.mark.parametrize(
     ("parameters", "found"),
-    [(249, None), (250, 1000), (1900, 1000), (2000, 1000), (2100, 4000), (4001, 4000), (16_000, 4000), (16_001, None)],
+    [(249, None), (250, 1000), (1990, 1000), (2010, 4000), (3999, 4000), (4001, 4000), (16_000, 4000), (16_001, None)],
 )
 def test_a_speed_is_that_of_the_nearest_size(parameters, found):
     """Nearest by ratio, and at most four times larger or smaller; other dtypes and devices are not looked at."""
