@@ -214,7 +214,8 @@ def test_a_start_from_a_picture_is_encoded(helios, checkpoints, tmp_path):
 
 def test_speeds_that_were_measured_are_used(helios, checkpoints, tmp_path):
     report = film(helios("a ball", "-m", checkpoints["distilled"], "--json", "--device", "cpu"))
-    speed = {"device": report["device"]["name"], "dtype": report["dtype"]["value"], "dit_flops": 1e9, "vae_flops": 1e9}
+    measured = {"parameters": report["model"]["parameters"]["transformer"], "dit_flops": 1e9, "vae_flops": 1e9}
+    speed = {"device": report["device"]["name"], "dtype": report["dtype"]["value"], **measured}
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "speeds.json").write_text(json.dumps({"version": 1, "speeds": [speed]}))
     report = film(helios("a ball", "-m", checkpoints["distilled"], "--json", "--device", "cpu", "--price", 36))

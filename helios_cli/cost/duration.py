@@ -53,8 +53,8 @@ class Duration:
         return None if None in parts else max(sum(parts), self.encode)
 
 
-def duration_of(plan: Plan, work: Work, device: Device, dtype: str, parameters: int | None = None) -> Duration:
-    """`parameters` of the transformer; without them no speed of this machine is taken."""
+def duration_of(plan: Plan, work: Work, device: Device, dtype: str, parameters: int) -> Duration:
+    """`parameters` are the transformer's."""
     rates = rates_of(device, dtype, parameters)
     dit, vae = rates.dit_flops, rates.vae_flops
     return Duration(
@@ -67,9 +67,9 @@ def duration_of(plan: Plan, work: Work, device: Device, dtype: str, parameters: 
     )
 
 
-def rates_of(device: Device, dtype: str, parameters: int | None = None) -> Rates:
+def rates_of(device: Device, dtype: str, parameters: int) -> Rates:
     """For a transformer of so many parameters."""
-    speed = find_speed(device.name, dtype, parameters) if parameters else None
+    speed = find_speed(device.name, dtype, parameters)
     stated = _stated(device, dtype)
     pixels = (speed and speed.encode_pixels) or ENCODE_PIXELS
     if speed and speed.dit_flops and speed.vae_flops:

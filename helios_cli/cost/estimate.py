@@ -144,7 +144,7 @@ def _estimate(
         work=work,
         memory=memory_modes(plan, model, work, prompts, device, dtype),
         film_bytes=film_bytes(plan, film_kind(terms.output), terms.codec, terms.crf),
-        duration=duration_of(plan, work, device, dtype),
+        duration=duration_of(plan, work, device, dtype, model.parameters["transformer"]),
         price=terms.price,
         fingerprints=fingerprints,
         notices=(*notices, *plan.notices, *_too_long(prompts, strict=terms.strict)),

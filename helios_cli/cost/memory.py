@@ -137,19 +137,19 @@ def _latent_elements(plan: Plan, model: Model) -> int:
 
 
 def _call_bytes(model: Model, work: Work, itemsize: int) -> int:
-    """A model call in its widest stage. A block's stream, norm, keys, values and attention stay to its end.
+    """A model call in its widest stage: the noisy tokens that enter it, and the more of two moments in a block.
 
-    With them the most is held in the feed-forward, whose hidden rows are there before and after GELU, or at its norm,
-    made in float32 in three steps and rounded.
+    One is the norm of the keys, in float32 in three steps (two where nothing is rounded), beside the stream, its norm,
+    queries, keys and values. The other is the feed-forward, whose hidden rows are there before and after GELU, beside
+    the stream and its norm, and what cross-attention leaves of the noisy rows, its norm and its result.
     """
     dit = model.dit
     widest = max(work.stages, key=lambda stage: stage.noisy)
     rows = widest.noisy + widest.history
-    rounded = itemsize if itemsize < FLOAT32 else 0
-    at_norm = rows * dit.width * (3 * FLOAT32 + rounded)
-    at_hidden = rows * 2 * dit.ffn_dim * itemsize
     entering = (work.history.total + widest.noisy) * dit.width * itemsize
-    return entering + 5 * rows * dit.width * itemsize + max(at_norm, at_hidden)
+    at_keys = rows * dit.width * (5 * itemsize + (3 if itemsize < FLOAT32 else 2) * FLOAT32)
+    at_hidden = 2 * (rows + widest.noisy) * dit.width * itemsize + 2 * rows * dit.ffn_dim * itemsize
+    return entering + max(at_keys, at_hidden)
 
 
 def _host_bytes(plan: Plan) -> int:

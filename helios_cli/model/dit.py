@@ -224,16 +224,9 @@ class Block(nn.Module):
         noisy rows alone.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = mods.unbind(2)
-        u = modulated_norm(x_BSE, scale1, shift1, split, self.eps)
+        a = self._attend(modulated_norm(x_BSE, scale1, shift1, split, self.eps), rope, split, noisy_only=noisy_only)
         if noisy_only:
-            k, v = self.attn1.key_value(u, rope)
-            k = self.attn1.amplify_history(k, split)
-            u, rope, x_BSE, split = u[:, split:], rope[split:], x_BSE[:, split:], 0
-            q = self.attn1.query(u, rope)
-        else:
-            q, k, v = self.attn1.query_key_value(u, rope)
-            k = self.attn1.amplify_history(k, split)
-        a = self.attn1.out(attention(q, k, v))
+            x_BSE, split = x_BSE[:, split:], 0
         if self.guide_noisy_only and isinstance(self.norm2, nn.LayerNorm):
             norm = self.norm2
             x_BSE, c = gated_residual_layer_norm(x_BSE, a, gate1, norm.weight, norm.bias, split, self.eps)
@@ -243,6 +236,15 @@ class Block(nn.Module):
             x_BSE = self._cross(gated_residual(x_BSE, a, gate1, split), text, split)
             u = modulated_norm(x_BSE, scale2, shift2, split, self.eps)
         return gated_residual(x_BSE, self.ffn(u), gate2, split)
+
+    def _attend(self, u_BSE: Tensor, rope: Tensor, split: int, *, noisy_only: bool) -> Tensor:
+        """Self-attention, of the noisy rows alone with `noisy_only`. Queries, keys and values end with the call."""
+        if noisy_only:
+            k, v = self.attn1.key_value(u_BSE, rope)
+            q = self.attn1.query(u_BSE[:, split:], rope[split:])
+        else:
+            q, k, v = self.attn1.query_key_value(u_BSE, rope)
+        return self.attn1.out(attention(q, self.attn1.amplify_history(k, split), v))
 
     def _cross(self, x_BSE: Tensor, text: tuple[Tensor, Tensor, Tensor | None], split: int) -> Tensor:
         guided = x_BSE[:, split:] if self.guide_noisy_only else x_BSE
