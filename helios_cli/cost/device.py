@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helios_cli import machine
@@ -102,10 +102,13 @@ def cpu_name(threads: int) -> str:
 
 
 def _host() -> Device:
-    memory, cpu = machine.host_memory(), machine.cpu()
-    asked, most = os.environ.get("OMP_NUM_THREADS", ""), min(cpu.threads, cpu.cores or cpu.threads)
-    threads = min(int(asked), most) if asked.isdigit() and int(asked) else most
-    return Device("cpu", cpu_name(threads), memory.total_bytes, memory.available_bytes)
+    memory = machine.host_memory()
+    return Device("cpu", cpu_name(machine.cpu_threads()), memory.total_bytes, memory.available_bytes)
+
+
+def for_model(device: Device, parameters: int) -> Device:
+    """`device` as a transformer of `parameters` uses it: on a CPU a small one runs on fewer threads."""
+    return replace(device, name=cpu_name(machine.cpu_threads(parameters))) if device.kind == "cpu" else device
 
 
 def _torch_has(library: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from helios_cli.cost.device import ITEMSIZE, Device, find_device, other_device, pick_dtype
+from helios_cli.cost.device import ITEMSIZE, Device, find_device, for_model, other_device, pick_dtype
 from helios_cli.cost.disk import film_bytes, film_kind
 from helios_cli.cost.duration import Duration, duration_of
 from helios_cli.cost.memory import MemoryMode, memory_modes
@@ -125,6 +125,7 @@ def _find(name: str, revision: str | None, device: Device, dtype: str) -> tuple[
 def _estimate(
     film: Film, plan: Plan, model: Model, device: Device, dtype: str, terms: Terms, notices: list[str]
 ) -> Estimate:
+    device = for_model(device, model.parameters["transformer"])
     prompts = count_tokens(model, texts_of(plan))
     work = work_of(plan, model, prompts, dtype)
     fingerprints = None

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 import helios_kernels
+from helios_cli import machine
 from helios_cli.errors import CheckpointError, MachineError
 from helios_cli.model import dit, umt5
 from helios_cli.model.dit import DiTConfig, HeliosDiT
@@ -39,6 +40,8 @@ class Models:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, name: str = "") -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.name = name or checkpoint.path.name
+        if device.type == "cpu":
+            torch.set_num_threads(machine.cpu_threads(checkpoint.component("transformer").parameters))
         try:
             helios_kernels.backend()
         except RuntimeError as error:
