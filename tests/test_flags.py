@@ -36,9 +36,9 @@ FLAGS = {
     "helios recipe convert": "--film --force --to",
     "helios recipe schema": "--json",
     "helios render": (
-        "--codec --crf --device --dry-run --dtype --force --fps --frames --guidance --image --json --keep --minutes "
-        "--model --negative --no-cache --on-error --output --preset --progress --quiet --reanchor --revision --seconds "
-        "--seed --size --steps --strict --video -m -o -q"
+        "--check --codec --crf --device --dry-run --dtype --export --force --fps --frames --from --guidance --image "
+        "--json --keep --minutes --model --negative --no-cache --no-metadata --on-error --output --preset --progress "
+        "--quiet --reanchor --revision --seconds --seed --shot --size --steps --strict --takes --video -m -o -q"
     ),
 }
 

@@ -30,8 +30,10 @@ def grid(chunk_frames: int, start_frame: int = 0) -> Iterator[Span]:
 
 
 def sidecar_of(film: Path) -> Path:
-    """`boat.json` for `boat.mp4` and for the folder `boat`."""
+    """`boat.json` for `boat.mp4` and for the folder `boat`; `boat.mp4.json`, `boat.png.json` where there is one."""
     place = Path(os.path.abspath(film))
+    if (own := place.with_name(f"{place.name}.png.json" if place.is_dir() else f"{place.name}.json")).is_file():
+        return own
     return place.parent / f"{place.name if place.is_dir() else place.stem}.json"
 
 

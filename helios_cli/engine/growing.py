@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +34,15 @@ class Mark:
     frames: int
     length: int
     digest: str
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A stretch of the film that players show by its title."""
+
+    title: str
+    start_frame: int
+    num_frames: int
 
 
 class GrowingFilm(Protocol):
@@ -68,8 +78,8 @@ class GrowingFilm(Protocol):
 class GrowingFile:
     """A fragmented MP4 of pieces from `VideoPieces`; `finish` copies its frames, as they are, into the film proper."""
 
-    def __init__(self, target: Target, fps: float) -> None:
-        self._target = target
+    def __init__(self, target: Target, fps: float, chapters: Sequence[Chapter] = ()) -> None:
+        self._target, self._chapters = target, chapters
         self._rate = ffmpeg.frame_rate(fps)
         self._init = b""
         self.length = self.num_frames = 0
@@ -124,12 +134,13 @@ class GrowingFile:
     def finish(self, metadata: Mapping[str, str]) -> None:
         partial, whole = self._target.partial, self._target.finishing
         with disk_errors(whole), tempfile.TemporaryFile("w+", encoding="utf-8") as text:
-            text.write(_ffmetadata(metadata))
+            text.write(_ffmetadata(metadata, self._chapters, self._rate))
             text.seek(0)
             process = ffmpeg.Process(
                 [
                     *("-i", ffmpeg.file_argument(partial)),
-                    *("-f", "ffmetadata", "-i", f"pipe:{text.fileno()}", "-map_metadata", "1", "-map", "0:v"),
+                    *("-f", "ffmetadata", "-i", f"pipe:{text.fileno()}", "-map_metadata", "1"),
+                    *("-map_chapters", "1", "-map", "0:v"),
                     *ffmpeg.finish_arguments(self._target.kind),
                     *("-y", ffmpeg.file_argument(whole)),
                 ],
@@ -249,9 +260,13 @@ def _digest(*data: bytes) -> str:
     return digest.hexdigest()
 
 
-def _ffmetadata(metadata: Mapping[str, str]) -> str:
+def _ffmetadata(metadata: Mapping[str, str], chapters: Sequence[Chapter], rate: Fraction) -> str:
     """The text form of metadata that ffmpeg reads: an argument could not exceed 128 KiB, and any user sees those."""
-    lines = (f"{_escape(key)}={_escape(value)}\n" for key, value in metadata.items())
+    lines = [f"{_escape(key)}={_escape(value)}\n" for key, value in metadata.items()]
+    for chapter in chapters:
+        end = chapter.start_frame + chapter.num_frames
+        lines.append(f"[CHAPTER]\nTIMEBASE={rate.denominator}/{rate.numerator}\n")
+        lines.append(f"START={chapter.start_frame}\nEND={end}\ntitle={_escape(chapter.title)}\n")
     return ";FFMETADATA1\n" + "".join(lines)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from helios_cli.engine import ffmpeg
 from helios_cli.engine.cache import Cache
-from helios_cli.engine.growing import GrowingFile, GrowingFilm, GrowingFolder
+from helios_cli.engine.growing import Chapter, GrowingFile, GrowingFilm, GrowingFolder
 from helios_cli.engine.journal import Journal
 from helios_cli.engine.pieces import Encoder, Encodings, PicturePieces, VideoPieces
 from helios_cli.engine.resume import Resumed, Wanted, resume
@@ -45,13 +45,15 @@ def open_writer(
     crf: int = 17,
     preset: str = "medium",
     metadata: Mapping[str, str] | None = None,
+    chapters: Sequence[Chapter] = (),
     queue_bytes: int = QUEUE_BYTES,
     keep: bool = False,
 ) -> FilmWriter:
     """Start a film at `path` of `size` (width, height) pixels; use it as a context manager.
 
     What is at `path` stays until `close` replaces it; see `check_target` and `check_encoding` for looking first.
-    `metadata` is kept in the file (in every picture of a folder); `codec`, `crf` and `preset` count for .mp4 only.
+    `metadata` is kept in the file (in every picture of a folder), `chapters` in a file only; `codec`, `crf` and
+    `preset` count for .mp4 only.
     At most `queue_bytes` of frames wait for the encoder, or one array of frames where a single one is larger.
     `keep` leaves journal and pieces beside the finished film.
     """
@@ -65,7 +67,7 @@ def open_writer(
     if target.kind == "png":
         return FilmWriter(target, PicturePieces(), GrowingFolder(target, metadata), size, metadata, queue_bytes, keep)
     pieces = VideoPieces(target, size, fps, encoding if target.kind == "mp4" else None)
-    return FilmWriter(target, pieces, GrowingFile(target, fps), size, metadata, queue_bytes, keep)
+    return FilmWriter(target, pieces, GrowingFile(target, fps, chapters), size, metadata, queue_bytes, keep)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,348 @@
+"""What a film was made with, written down: beside it as `<stem>.json`, and inside an .mp4 or .mkv.
+
+From either, `helios render --from` makes the same film again. Paths in a record are relative to the film's folder, so
+that film, pictures and model may move together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from helios_cli.engine import ffmpeg
+from helios_cli.engine.disk import disk_errors, sync, write_synced
+from helios_cli.engine.growing import Chapter
+from helios_cli.engine.target import Target
+from helios_cli.errors import InputError
+from helios_cli.recipe.export import write_recipe
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.fingerprint import Arithmetic, film_fingerprint
+from helios_cli.recipe.problems import Problems
+from helios_cli.recipe.schema import LENGTH_KEYS
+from helios_cli.recipe.settings import DEFAULT_SEED, Flags
+from helios_cli.recipe.validate import recipe_from
+from helios_cli.weights.hub import COMMIT, Source
+from helios_cli.weights.names import EMBEDDED_FOLDER
+
+if TYPE_CHECKING:
+    from helios_cli.recipe.plan import Plan
+
+KEY = "helios"
+"""Of the record among a film's metadata."""
+
+FORMAT = "helios film"
+MAX_BYTES = 64 * 2**20
+MAX_TITLE = 80
+"""Characters of a chapter's title: what players show of one on a line."""
+
+
+class ModelRecord(BaseModel):
+    """Which model: `repo` at commit `revision`, or a `folder`, or neither for the one in the package.
+
+    `identity` is that of the weights (`weights.identity.weights_identity`).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    repo: str | None = None
+    revision: str | None = None
+    folder: str | None = None
+    identity: str
+
+
+class EncodingRecord(BaseModel):
+    """Of an .mp4; the other forms have no choices."""
+
+    model_config = ConfigDict(frozen=True)
+
+    codec: str
+    crf: int
+    preset: str
+
+
+class Record(BaseModel):
+    """All that decides a film's frames. `recipe` has the keys of a recipe file, with every setting resolved.
+
+    `device` is what --device takes, `processor` the name of its model; `fingerprint` is the film's
+    (`recipe.fingerprint.film_fingerprint`).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal["helios film"] = FORMAT
+    version: Literal[1] = 1
+    title: str
+    versions: dict[str, str]
+    model: ModelRecord
+    device: str
+    processor: str
+    dtype: Literal["bfloat16", "float16", "float32"]
+    reanchor: bool
+    encoding: EncodingRecord | None = None
+    fingerprint: str
+    frames: int = Field(ge=1)
+    recipe: dict
+
+    def metadata(self) -> dict[str, str]:
+        """For the file itself. Without times and dates: the same film is the same file."""
+        record = self.model_dump(mode="json", exclude_none=True)
+        return {"title": self.title, KEY: json.dumps(record, ensure_ascii=False, separators=(",", ":"))}
+
+    def differences(self, other: Record) -> list[str]:
+        """The keys under which `other` was made in another way."""
+        keys = ("versions", "processor", "dtype", "reanchor", "encoding", "recipe")
+        found = [key for key in keys if getattr(self, key) != getattr(other, key)]
+        return ["model", *found] if self.model.identity != other.model.identity else found
+
+
+@dataclass(frozen=True)
+class Again:
+    """A film to be made again: `record` as it stood in `path`, `suffix` ".mp4", ".mkv" or "/"."""
+
+    path: Path
+    record: Record
+    film: Film
+    suffix: str
+
+    def flags(self, given: Flags) -> Flags:
+        """The flags given, with the model and the length of the record where they say nothing."""
+        model = self._model()[0] if given.model is None else given.model
+        has_length = any(getattr(given, key) is not None for key in LENGTH_KEYS)
+        # As a flag: a film cut short by --frames is not one whose recipe contradicts itself.
+        return replace(given, model=model, frames=given.frames if has_length else self.record.frames)
+
+    def revision(self, given: Flags) -> str | None:
+        """The recorded commit, unless another model was given."""
+        return self._model()[1] if given.model is None else None
+
+    def settings(self) -> dict:
+        """What the record says in the place of flags that were not given, by parameter.
+
+        A processor of another kind is never asked for: --device auto takes the GPU that is there, if there is one.
+        """
+        found: dict = {"dtype": self.record.dtype, "reanchor": self.record.reanchor}
+        if self.record.device == "cpu":
+            found["device"] = "cpu"
+        return found | (self.record.encoding.model_dump() if self.record.encoding else {})
+
+    def _model(self) -> tuple[str, str | None]:
+        model = self.record.model
+        if model.folder:
+            return os.path.abspath(self.film.folder / model.folder), None
+        return model.repo or EMBEDDED_FOLDER.name, model.revision
+
+
+def make_record(
+    film: Film,
+    flags: Flags,
+    plan: Plan,
+    fingerprints: Sequence[str],
+    *,
+    model: ModelRecord,
+    device: str,
+    arithmetic: Arithmetic,
+    reanchor: bool,
+    encoding: ffmpeg.Encoding | None,
+    helios_version: str,
+    folder: Path,
+) -> Record:
+    """The record of a film that goes into `folder`. `encoding` is that of an .mp4, else None."""
+    return Record(
+        title=plan.title,
+        versions={"helios": helios_version, "torch": arithmetic.torch, "ffmpeg": ffmpeg.program().version},
+        model=model,
+        device=device,
+        processor=arithmetic.device,
+        dtype=arithmetic.dtype,
+        reanchor=reanchor,
+        encoding=encoding and EncodingRecord(codec=encoding.codec, crf=encoding.crf, preset=encoding.preset),
+        fingerprint=film_fingerprint(plan, fingerprints),
+        frames=plan.num_frames,
+        recipe=_resolved(film, flags, plan, folder),
+    )
+
+
+def model_record(name: str, source: Source, checkpoint: Path, identity: str, folder: Path) -> ModelRecord:
+    """The model called `name`, found as `source` and opened at `checkpoint`, for a film that goes into `folder`."""
+    if source.repo:
+        revision = checkpoint.name if COMMIT.fullmatch(checkpoint.name) else source.revision
+        return ModelRecord(name=name, repo=source.repo, revision=revision, identity=identity)
+    if source.folder == EMBEDDED_FOLDER:
+        return ModelRecord(name=name, identity=identity)
+    return ModelRecord(name=name, folder=_relative(checkpoint, folder), identity=identity)
+
+
+def _resolved(film: Film, flags: Flags, plan: Plan, folder: Path) -> dict:
+    """The recipe's keys with the values that counted; the film's length apart, in `Record.frames`."""
+    keys = json.loads(write_recipe(film, "json", folder))
+    for key in ("model", *LENGTH_KEYS):
+        keys.pop(key, None)
+    shots = keys.pop("shot")
+    for key, path in (("image", flags.image), ("video", flags.video)):
+        if path is not None:
+            shots[0].pop("video", None)
+            shots[0].pop("image", None)
+            shots[0][key] = _relative(path, folder)
+    seeds = (flags.seed, film.recipe.seed, DEFAULT_SEED)
+    settings = {
+        "fps": plan.fps,
+        "size": f"{plan.size[0]}x{plan.size[1]}",
+        "seed": next(seed for seed in seeds if seed is not None),
+        "negative": plan.negative,
+        "steps": list(plan.steps),
+        "guidance": plan.guidance,
+    }
+    rest = {key: value for key, value in keys.items() if key not in ("title", *settings)}
+    return {"version": rest.pop("version"), "title": plan.title[:200], **rest, **settings, "shot": shots}
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive
+        return path.absolute().as_posix()
+
+
+def chapters(film: Film, plan: Plan) -> list[Chapter]:
+    """One for each shot that is seen, if there are several."""
+    seen = [shot for shot in plan.shots if shot.num_frames > 0]
+    if len(seen) < 2:
+        return []
+    prompts = [" ".join(film.recipe.shots[shot.index].prompt.split()) for shot in seen]
+    titles = [text if len(text) <= MAX_TITLE else text[: MAX_TITLE - 1].rstrip() + "…" for text in prompts]
+    return [Chapter(title, shot.start_frame, shot.num_frames) for title, shot in zip(titles, seen, strict=True)]
+
+
+# The sidecar
+
+
+def sidecar_path(target: Target, source: str) -> Path | None:
+    """Where the sidecar of the film at `target`, made from `source`, may be written without loss; None if nowhere.
+
+    That is `boat.json`; `boat.mp4.json` if the first is the source, another film's sidecar, or anything else.
+    """
+    first = target.path.with_name(f"{target.path.stem if target.kind != 'png' else target.path.name}.json")
+    second = target.path.with_name(f"{target.path.name}{'.png' if target.kind == 'png' else ''}.json")
+    recipe = Path(os.path.abspath(source))
+    if second != recipe and _is_ours(second, target):
+        return second  # once there it is the one that is read
+    return next((path for path in (first, second) if path != recipe and _is_free(path, target)), None)
+
+
+def _is_free(path: Path, target: Target) -> bool:
+    return not os.path.lexists(path) or _is_ours(path, target)
+
+
+def _is_ours(path: Path, target: Target) -> bool:
+    """Whether a file is the sidecar of this film, or of one that is gone."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_BYTES:
+            return False
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return False
+    film = str(content.get("film"))
+    return film == target.path.name or not os.path.lexists(path.with_name(Path(film).name))
+
+
+def write_sidecar(
+    path: Path, record: Record, target: Target, plan: Plan, fingerprints: Sequence[str], seconds: float
+) -> None:
+    """Write the record and the list of chunks to `path`, whole or not at all. MachineError if it cannot be."""
+    settings = ("size", "fps", "steps", "guidance", "seed", "negative")
+    content = {
+        **record.model_dump(mode="json", exclude_none=True, exclude={"recipe", "frames"}),
+        "film": target.path.name,
+        "frames": record.frames,
+        **{key: record.recipe[key] for key in settings},
+        "seconds": round(seconds, 3),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "recipe": record.recipe,
+        "chunks": [
+            {
+                "start_frame": chunk.start_frame,
+                "num_frames": chunk.num_frames,
+                "fresh": chunk.fresh,
+                "shot": chunk.shot,
+                "fingerprint": fingerprint,
+            }
+            for chunk, fingerprint in zip(plan.chunks, fingerprints, strict=True)
+        ],
+    }
+    replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is there whole, or as it was. MachineError if it cannot be."""
+    growing = path.with_name(f"{path.name}.partial")
+    try:
+        with disk_errors(path):
+            write_synced(growing, text.encode())
+            os.replace(growing, path)
+            sync(path.parent)
+    finally:
+        growing.unlink(missing_ok=True)
+
+
+# Reading
+
+
+def read_again(path: Path) -> Again:
+    """The film that `path`, a film of helios or its sidecar, says how to make. InputError if it does not say."""
+    if not path.is_file():
+        raise InputError(f"--from {path}: no such file", hint="name a film that helios rendered, or its sidecar .json")
+    in_film = path.suffix.lower() in (".mp4", ".mkv")
+    try:
+        if not in_film and path.stat().st_size > MAX_BYTES:
+            raise _unknown(path, "too large for a sidecar")
+        text = _metadata(path).get(KEY, "") if in_film else path.read_text("utf-8")
+        content = json.loads(text)
+        record = Record.model_validate(content)
+    except OSError as error:
+        raise InputError(f"--from {path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _unknown(path, f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise _unknown(path, "no record in it") from error
+    problems = Problems(f"{path} (its record)")
+    recipe = recipe_from(record.recipe, {}, problems)
+    named = path if in_film else Path(str(content.get("film") or path.name))
+    suffix = named.suffix.lower() if named.suffix.lower() in (".mp4", ".mkv") else "/"
+    stem = named.stem if suffix != "/" else named.name
+    folder = Path(os.path.abspath(path.parent))
+    return Again(path, record, Film(f"{stem}-again", str(path), recipe, folder), suffix)
+
+
+def _unknown(path: Path, why: str) -> InputError:
+    return InputError(
+        f"--from {path}: it does not say how it was made ({why})",
+        hint="name a film that helios rendered without --no-metadata, or its sidecar .json",
+    )
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The file's own metadata as ffmpeg writes it out, keys in lower case: Matroska knows no other difference."""
+    process = ffmpeg.Process(["-i", ffmpeg.file_argument(path), "-f", "ffmetadata", "-"], stdout=subprocess.PIPE)
+    try:
+        text = process.stdout.read(MAX_BYTES).decode("utf-8", "replace")
+    finally:
+        process.kill()
+    found: dict[str, str] = {}
+    for key, value in re.findall(r"^(?:((?:\\.|[^\\=\n])+)=((?:\\[\s\S]|[^\\\n])*)|\[.*)$", text, re.MULTILINE):
+        if not key:  # a stream or a chapter begins
+            break
+        found[key.lower()] = re.sub(r"\\([\s\S])", r"\1", value)
+    return found

@@ -1,0 +1,257 @@
+"""Films made again from what they record: through the command, in this process, with ffmpeg's own decode."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reruns import FFMPEG, decoded
+
+from helios_cli.check.examine import examine
+from helios_cli.check.layout import read_sidecar, sidecar_of
+from helios_cli.cli import main
+from helios_cli.engine.ffmpeg import Encoding
+from helios_cli.engine.record import KEY, Again, Record, chapters, make_record, model_record, read_again, sidecar_path
+from helios_cli.engine.target import Target
+from helios_cli.errors import InputError
+from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
+from helios_cli.recipe.plan import Plan, plan_film
+from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from helios_cli.recipe.sources import read_films
+from helios_cli.weights.hub import Source
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+SMALL = ("-m", "tiny", "--size", "64x64", "--steps", "1,1,1", "--dtype", "float32", "--no-cache", "-q")
+BOAT = """
+title = "A boat; = # \\\\ Łódź"
+[[shot]]
+prompt = "a red circle"
+seconds = 1.5
+[[shot]]
+prompt = "a green square = a; #sea"
+transition = "cut"
+seed = 9
+seconds = 0.5
+"""
+
+
+@pytest.fixture
+def helios(tmp_path, monkeypatch):
+    """Runs a command in an empty folder with its own home; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "home"))
+    Path("boat.toml").write_text(BOAT)
+    return lambda *arguments: main([*map(str, arguments)])
+
+
+def described(film: str) -> str:
+    return subprocess.run([FFMPEG, "-hide_banner", "-i", film], capture_output=True, text=True).stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "source", "again"),
+    [
+        ("boat.mp4", "boat.mp4", "boat-again.mp4"),
+        ("boat.mkv", "boat.mkv", "boat-again.mkv"),
+        ("boat.mkv", "boat.json", "boat-again.mkv"),
+        ("boat/", "boat.json", "boat-again"),
+    ],
+)
+def test_a_film_is_made_again_bit_for_bit(helios, output, source, again):
+    assert helios("render", "boat.toml", *SMALL, "--seed", 5, "--crf", 30, "--reanchor", "-o", output) == 0
+    assert helios("render", "--from", source, "--no-cache", "-q") == 0
+    first, second = Path(output), Path(again)
+    assert len(decoded(first)) == 48
+    assert (decoded(first) == decoded(second)).all()
+    if first.suffix == ".mp4":  # a Matroska file has a random number in it
+        assert first.read_bytes() == second.read_bytes()
+    elif first.is_file():
+        assert read_again(first).record == read_again(second).record
+
+
+def test_flags_go_before_the_record(helios):
+    assert helios("render", "boat.toml", *SMALL, "--seed", 5, "--frames", 40) == 0
+    assert helios("render", "boat.toml", *SMALL, "--seed", 6, "--seconds", 1, "-o", "six.mp4") == 0
+    assert helios("render", "--from", "boat.mp4", "--seed", 6, "--seconds", 1, "--no-cache", "-q") == 0
+    assert (decoded(Path("six.mp4")) == decoded(Path("boat-again.mp4"))).all()
+    assert helios("render", "--from", "boat.mp4", "--crf", 40, "-q", "-o", "small.mp4") == 0
+    assert read_again(Path("small.mp4")).record.encoding.crf == 40
+    assert len(decoded(Path("small.mp4"))) == 40
+
+
+def test_another_dtype_is_said_to_make_another_film(helios, capsys):
+    assert helios("render", "boat.toml", *SMALL) == 0
+    arguments = ("render", "--from", "boat.mp4", "--no-cache", "--progress", "plain", "--force")
+    assert helios(*arguments) == 0
+    assert "not the same film" not in capsys.readouterr().err
+    assert helios(*arguments, "--dtype", "bfloat16") == 0
+    assert "not the same film as boat.mp4: other dtype" in capsys.readouterr().err
+
+
+def test_pictures_and_model_folders_are_found_from_the_film(helios, tmp_path):
+    """Relative to the film: all three move together."""
+    Path("a").mkdir()
+    shutil.copy(RECIPES / "first_frame.png", "a/sea.png")
+    shutil.copytree(Path(__file__).resolve().parents[2] / "helios_cli" / "tiny", "a/weights")
+    small = ("-m", "a/weights", *SMALL[2:])
+    assert helios("render", "a boat", *small, "--image", "a/sea.png", "-o", "a/boat.mkv", "--frames", 9) == 0
+    text = Path("a/boat.json").read_text()
+    assert str(tmp_path) not in text
+    Path("a").rename("b")
+    assert helios("render", "--from", "b/boat.mkv", "--no-cache", "-q") == 0
+    assert (decoded(Path("b/boat.mkv")) == decoded(Path("boat-again.mkv"))).all()
+
+
+def test_the_sidecar_says_how_the_film_was_made(helios):
+    assert helios("render", "boat.toml", *SMALL, "--seed", 5) == 0
+    sidecar = json.loads(Path("boat.json").read_text())
+    assert (sidecar["format"], sidecar["version"], sidecar["film"]) == ("helios film", 1, "boat.mp4")
+    assert (sidecar["seed"], sidecar["size"], sidecar["frames"], sidecar["steps"]) == (5, "64x64", 48, [1, 1, 1])
+    assert set(sidecar["versions"]) == {"helios", "torch", "ffmpeg"}
+    spans = [(chunk["start_frame"], chunk["num_frames"], chunk["fresh"], chunk["shot"]) for chunk in sidecar["chunks"]]
+    assert spans == [(0, 33, True, 0), (33, 3, False, 0), (36, 12, True, 1)]
+    assert len({chunk["fingerprint"] for chunk in sidecar["chunks"]}) == 3
+    assert [span.cut for span in read_sidecar(Path("boat.mp4"))] == [True, False, True]
+    assert not list(Path().glob("*.partial*"))
+
+
+def test_no_metadata_leaves_nothing(helios):
+    assert helios("render", "boat.toml", *SMALL, "--no-metadata") == 0
+    assert sorted(path.name for path in Path().iterdir() if path.name != "home") == ["boat.mp4", "boat.toml"]
+    said = described("boat.mp4")
+    assert "Chapter" not in said and KEY not in said and "title" not in said
+    with pytest.raises(InputError, match="does not say how it was made"):
+        read_again(Path("boat.mp4"))
+
+
+def test_chapters_are_the_shots(helios):
+    assert helios("render", "boat.toml", *SMALL) == 0
+    said = described("boat.mp4")
+    assert "Chapter #0:0: start 0.000000, end 1.500000" in said
+    assert "Chapter #0:1: start 1.500000, end 2.000000" in said
+    assert "a green square = a; #sea" in said
+    assert helios("render", "one", *SMALL, "--frames", 9) == 0
+    assert "Chapter" not in described("one.mp4")
+
+
+def test_the_title_of_a_chapter_is_short(tmp_path):
+    film, plan = planned(tmp_path, f'[[shot]]\nprompt = "{"boat " * 99}"\n[[shot]]\nprompt = "sea"\n')
+    titles = [chapter.title for chapter in chapters(film, plan)]
+    assert titles[1] == "sea" and len(titles[0]) <= 80 and titles[0].endswith("boat…")
+
+
+def test_check_and_strict(helios, capsys):
+    assert helios("render", "boat.toml", *SMALL[:-1], "--progress", "plain", "--check") == 0
+    told = capsys.readouterr().err
+    findings = examine("boat.mp4").findings
+    assert told.count("check: ") == max(1, len(findings))
+    assert all(finding.message in told for finding in findings)
+    code = helios("render", "boat.toml", *SMALL, "--check", "--strict", "--force")
+    assert code == (1 if findings else 0)
+    assert Path("boat.mp4").exists()
+
+
+def test_exports_stand_beside_the_film(helios):
+    assert helios("render", "boat.toml", *SMALL, "--export", "otio,edl") == 0
+    assert Path("boat.otio").exists() and Path("boat.edl").exists()
+    Path("boat.mp4").unlink()
+    assert helios("render", "boat.toml", *SMALL, "--export", "edl") == 2
+    assert not Path("boat.mp4").exists()
+
+
+# Names
+
+
+def test_a_sidecar_replaces_no_other_file(helios):
+    Path("boat.json").write_text(json.dumps({"version": 1, "shot": [{"prompt": "a red circle"}]}))
+    recipe = Path("boat.json").read_text()
+    assert helios("render", "boat.json", *SMALL, "--frames", 9) == 0
+    assert Path("boat.json").read_text() == recipe
+    assert sidecar_of(Path("boat.mp4")).name == "boat.mp4.json"
+    assert read_again(Path("boat.mp4.json")).suffix == ".mp4"
+    assert helios("render", "boat.json", *SMALL, "--frames", 9, "-o", "boat/") == 0
+    assert sidecar_of(Path("boat")).name == "boat.png.json"
+    assert [span.num_frames for span in read_sidecar(Path("boat"))] == [9]
+
+
+def test_two_films_of_one_stem_have_two_sidecars(helios):
+    for name in ("boat.mp4", "boat.mkv"):
+        assert helios("render", "boat.toml", *SMALL, "-o", name) == 0
+    assert json.loads(Path("boat.json").read_text())["film"] == "boat.mp4"
+    assert json.loads(Path("boat.mkv.json").read_text())["film"] == "boat.mkv"
+    Path("boat.mkv.json").write_text("mine")
+    assert sidecar_path(Target.of("boat.mkv"), "boat.toml") is None
+
+
+# What --from takes
+
+
+def test_one_of_source_and_from(helios):
+    assert helios("render") == 2
+    assert helios("render", "a boat", "--from", "boat.mp4") == 2
+    assert helios("render", "--from", "no-such.mp4") == 2
+    Path("junk.mp4").write_bytes(b"junk")
+    assert helios("render", "--from", "junk.mp4") == 2
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
+)
+def test_any_other_file_is_bad_input(tmp_path, data):
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(InputError):
+        read_again(tmp_path / "x.json")
+
+
+def record_of(film, plan: Plan, flags: Flags, folder: Path) -> Record:
+    arithmetic = Arithmetic("cpu", "float32", "2")
+    return make_record(
+        film,
+        flags,
+        plan,
+        chunk_fingerprints(plan, "weights", arithmetic),
+        model=model_record("tiny", Source(repo="owner/name", revision="main"), Path("c" * 40), "0", folder),
+        device="cpu",
+        arithmetic=arithmetic,
+        reanchor=False,
+        encoding=Encoding(),
+        helios_version="0",
+        folder=folder,
+    )
+
+
+def planned(folder: Path, text: str, flags: Flags | None = None):
+    (folder / "x.toml").write_text(text)
+    return planned_film(read_films([str(folder / "x.toml")])[0], flags or Flags())
+
+
+def planned_film(film, flags: Flags):
+    return film, plan_film(film, resolve(film.recipe, flags, ModelDefaults((128, 64), (2, 2, 2), 1.0)))
+
+
+@pytest.mark.parametrize(
+    "flags", [Flags(), Flags(frames=700, seed=3, fps=12.5), Flags(image=RECIPES / "first_frame.png")]
+)
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.t*")), ids=lambda path: path.name)
+def test_the_plan_from_a_record_is_the_plan(tmp_path, recipe, flags):
+    """Every recipe of the package, as it is and under flags: the chunks to the last number."""
+    film, plan = planned_film(read_films([str(recipe)])[0], flags)
+    content = record_of(film, plan, flags, tmp_path).model_dump(mode="json") | {"film": "film.mkv"}
+    (tmp_path / "film.json").write_text(json.dumps(content))
+    again = read_again(tmp_path / "film.json")
+    _, second = planned_film(again.film, again.flags(Flags()))
+    keys = ("chunks", "num_frames", "fps", "size", "negative", "steps", "guidance", "title")
+    assert [getattr(second, key) for key in keys] == [getattr(plan, key) for key in keys]
+
+
+def test_the_model_comes_with_its_commit_unless_another_is_asked_for(tmp_path):
+    film, plan = planned(tmp_path, '[[shot]]\nprompt = "sea"\n')
+    again = Again(tmp_path / "x.mp4", record_of(film, plan, Flags(), tmp_path), film, ".mp4")
+    assert (again.flags(Flags()).model, again.revision(Flags())) == ("owner/name", "c" * 40)
+    assert (again.flags(Flags(model="base")).model, again.revision(Flags(model="base"))) == ("base", None)
