@@ -54,7 +54,7 @@ def test_a_prompt_becomes_an_mp4_that_players_open(helios, tmp_path):
     assert tags == ("tv", "bt709", "bt709", "bt709")
     assert result.stdout == ""
     assert "48 frames" in result.stderr
-    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == [film.name]
+    assert {path.name for path in tmp_path.iterdir()} - {"home"} == {film.name, f"{film.stem}.json"}
 
 
 def test_events_are_one_json_object_a_line(helios):
@@ -107,7 +107,7 @@ def test_one_bad_film_does_not_stop_the_others(helios, tmp_path):
     result = helios("render", "bad.toml", "good.txt", *SMALL, "-o", "out")
     assert result.returncode == 1
     assert "1 of 2 films failed: bad" in result.stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.mp4"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.mp4"]
     stopped = helios("render", "bad.toml", "good.txt", *SMALL, "-o", "out", "--force", "--on-error", "stop")
     assert stopped.returncode == 2
 

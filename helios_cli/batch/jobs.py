@@ -1,0 +1,130 @@
+"""What a command asks for, as far as it can be wrong without a model being loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helios_cli.errors import HeliosError, InputError
+
+if TYPE_CHECKING:
+    from helios_cli.engine.events import FilmDone
+    from helios_cli.engine.ffmpeg import Encoding
+    from helios_cli.engine.record import Again
+    from helios_cli.recipe.film import Film
+    from helios_cli.recipe.settings import Flags
+
+
+@dataclass
+class Job:
+    """One film to render, and how that ended: `done` and `error` are None until it is tried."""
+
+    film: Film
+    model: str
+    output: str
+    done: FilmDone | None = None
+    error: HeliosError | None = None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is made beside a film, and the film that it is made again from, if it is."""
+
+    again: Again | None
+    metadata: bool
+    export: tuple[str, ...]
+    check: bool
+
+
+def film_again(sources: list[str] | None, from_film: Path | None, *, dry_run: bool) -> Again | None:
+    """The film that --from names; exactly one of it and SOURCE is there."""
+    if from_film is None:
+        if not sources:
+            raise InputError("nothing says what to render", hint='helios render "A boat leaves the harbour."')
+        return None
+    if sources:
+        raise InputError("--from makes a film again, and SOURCE says another one", hint="leave one of them out")
+    if dry_run:
+        raise InputError("--dry-run plans a SOURCE, not a film made again", hint="leave out --dry-run")
+    from helios_cli.engine.record import read_again
+
+    return read_again(from_film)
+
+
+def check_takes_flags(takes: int | None, shot: int | None, from_film: Path | None, *, dry_run: bool) -> None:
+    if shot and not takes:
+        raise InputError("--shot says which shot --takes shows", hint="add --takes 4, or leave --shot out")
+    if takes and dry_run:
+        raise InputError("--dry-run plans a film, --takes makes none", hint="leave one of them out")
+    if takes and from_film:
+        raise InputError("--from makes a film again, --takes shows others", hint="name its source in place of --from")
+
+
+def find_jobs(
+    sources: list[str],
+    flags: Flags,
+    output: str | None,
+    *,
+    force: bool,
+    takes_of_shot: int | None,
+    films: list[Film] | None,
+) -> list[Job]:
+    """Films, models and output names; everything about them that can be wrong without a model is found here."""
+    from helios_cli.recipe.plan import check_film
+    from helios_cli.recipe.settings import choose_model
+    from helios_cli.recipe.sources import read_films
+
+    films = films or read_films(sources)
+    for film in films:
+        check_film(film, flags)
+    outputs = _outputs(films, output)
+    if takes_of_shot and len(films) > 1:
+        raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
+
+    from helios_cli.engine.takes import TakesFiles, check_shot
+    from helios_cli.engine.writer import check_target  # after the recipes: it brings in numpy
+
+    jobs = []
+    for film, target in zip(films, outputs, strict=True):
+        if takes_of_shot:
+            check_shot(film, takes_of_shot)
+            TakesFiles.of(target, force=force)
+        else:
+            check_target(target, force=force)
+        name, origin = choose_model(film.recipe, flags)
+        jobs.append(Job(film, os.environ.get("HELIOS_MODEL") or name if origin == "default" else name, target))
+    return jobs
+
+
+def _outputs(films: list[Film], output: str | None) -> list[str]:
+    if len(films) == 1:
+        return [output or f"{films[0].name}.mp4"]
+    if output and not Path(output).is_dir():
+        raise InputError(f"-o {output}: {len(films)} films need a folder that exists", hint=f"mkdir -p {output}")
+    names = [f"{film.name}.mp4" for film in films]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise InputError(f"several films would be called {', '.join(doubled)}", hint="rename their sources")
+    return [str(Path(output or "") / name) for name in names]
+
+
+def find_encoding(jobs: list[Job], codec: str, crf: int, preset: str, *, clips: bool) -> Encoding:
+    """The .mp4 encoding, tried on one frame if any film needs it: not two hours later."""
+    from helios_cli.engine.ffmpeg import Encoding, check_encoding
+
+    if clips or any(job.output.lower().endswith(".mp4") for job in jobs):
+        return check_encoding(codec=codec, crf=crf, preset=preset)
+    return Encoding(codec, crf, preset)
+
+
+def export_forms(export: str | None, jobs: list[Job], *, force: bool) -> tuple[str, ...]:
+    """What --export asks for. InputError if it cannot be written."""
+    from helios_cli.engine.export import check_exports, parse_forms
+    from helios_cli.engine.target import Target
+
+    forms = () if export is None else parse_forms(export)
+    for job in jobs:
+        check_exports(Target.of(job.output), forms, len(job.film.recipe.shots), force=force)
+    return forms
