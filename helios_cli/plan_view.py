@@ -150,6 +150,10 @@ def _totals(estimate: Estimate) -> None:
     if estimate.price is not None:
         cost = "unknown" if money is None else f"{money:.2f}"
         console.line(f"{'cost':12} {cost} at {estimate.price:g} a GPU-hour")
+    if estimate.kept:
+        kept, chunks = len(estimate.kept), len(estimate.plan.chunks)
+        saved = f"{estimate.calls_saved} of {sum(stage.film_calls for stage in estimate.work.stages)} model calls"
+        console.line(f"{'reuse':12} {kept} of {chunks} chunks are kept from earlier films, which saves {saved}")
     if estimate.fingerprint:
         console.line(f"{'fingerprint':12} {estimate.fingerprint[:16]}")
 

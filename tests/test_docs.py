@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.main import get_command
 
 from helios_cli import errors
 from helios_cli.cli import app
+from helios_cli.engine.events import Event
 from helios_cli.recipe.sources import read_films
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,3 +83,14 @@ def test_flags_shown_exist(line):
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_events_are_documented_field_by_field():
+    """docs/events.md has a section for each event, with its fields and their types."""
+    kinds = {"str": "str", "int": "int", "float": "float", "int | None": "int or null"}
+    sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", (ROOT / "docs/events.md").read_text(), re.M | re.S))
+    known = {re.sub(r"(?<!^)(?=[A-Z])", "_", event.__name__).lower(): event for event in Event.__subclasses__()}
+    assert sections.keys() == known.keys()
+    for name, event in known.items():
+        listed = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", sections[name], re.MULTILINE))
+        assert listed == {field.name: kinds.get(field.type, "object of numbers") for field in fields(event)}

@@ -274,3 +274,17 @@ def test_a_day_of_film_is_planned_in_seconds(helios, checkpoints, tmp_path):
     said = helios(tmp_path / "day.toml", "-m", checkpoints["distilled"])
     assert "62837 chunks" in said.out and "and 980 more shots" in said.out
     assert time.perf_counter() - began < 10
+
+
+def test_chunks_that_are_kept_are_told(tmp_path, monkeypatch, capsys):
+    """A film of two chunks is rendered; a longer one of the same shot is then planned to reuse both."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["render", "a red ball", "-m", "tiny", "--frames", "66", "-q"]) == 0
+    capsys.readouterr()
+    assert main(["plan", "a red ball", "-m", "tiny", "--frames", "99", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["films"][0]
+    assert [chunk["kept"] for chunk in planned["chunks"]] == [True, True, False]
+    assert main(["render", "a red ball", "-m", "tiny", "--frames", "99", "--dry-run"]) == 0
+    assert "2 of 3 chunks are kept from earlier films, which saves 18 of 24 model calls" in capsys.readouterr().out
+    assert main(["plan", "a red ball", "-m", "tiny", "--frames", "99", "--seed", "1"]) == 0
+    assert "kept from earlier films" not in capsys.readouterr().out

@@ -40,6 +40,7 @@ def plan(
 ) -> None:
     """Say what films are made of and cost: helios plan film.toml --price 2.5"""
     from helios_cli.cost.estimate import Terms, estimate_sources
+    from helios_cli.engine.cache import Cache
 
     flags = options.film_flags(
         model=model,
@@ -58,6 +59,17 @@ def plan(
     if price is not None and not 0 <= price < 1e6:
         raise InputError(f"--price {price}: must be 0 or more, for an hour of one GPU")
     terms = Terms(
-        flags, revision, device, dtype, output, codec, crf, reanchor=reanchor, strict=strict, on=on, price=price
+        flags,
+        revision,
+        device,
+        dtype,
+        output,
+        codec,
+        crf,
+        reanchor=reanchor,
+        strict=strict,
+        on=on,
+        price=price,
+        is_kept=Cache().has,
     )
     show_plans(estimate_sources(source, terms))

@@ -122,9 +122,11 @@ def render(
         reanchor = recorded.get("reanchor", reanchor)
     if dry_run:
         from helios_cli.cost.estimate import Terms, estimate_sources
+        from helios_cli.engine.cache import Cache
 
         console.json = json or progress == "json"
-        terms = Terms(flags, revision, device, dtype, output, codec, crf, reanchor=reanchor, strict=strict)
+        kept = Cache().has
+        terms = Terms(flags, revision, device, dtype, output, codec, crf, reanchor, strict, is_kept=kept)
         show_plans(estimate_sources(source, terms))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away is a Ctrl-C

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,7 +29,8 @@ from helios_cli.weights.identity import weights_identity
 class Terms:
     """What a film is planned for, beside its recipe: the flags of `helios render`.
 
-    `on` names a GPU that is not here, in place of `device`; `price` is that of a GPU-hour.
+    `on` names a GPU that is not here, in place of `device`; `price` is that of a GPU-hour. `is_kept` says whether the
+    chunk of a fingerprint is kept from an earlier film.
     """
 
     flags: Flags
@@ -43,11 +44,16 @@ class Terms:
     strict: bool = False
     on: str | None = None
     price: float | None = None
+    is_kept: Callable[[str], bool] = lambda fingerprint: False
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Everything about one film before it is rendered. `fingerprints` are None where weights or device are not here."""
+    """Everything about one film before it is rendered, as if nothing of it were there yet.
+
+    `fingerprints` are None where weights or device are not here. `kept` has the indices of the chunks that a render
+    takes from earlier films.
+    """
 
     film: Film
     plan: Plan
@@ -63,12 +69,18 @@ class Estimate:
     duration: Duration
     price: float | None
     fingerprints: tuple[str, ...] | None
+    kept: frozenset[int]
     notices: tuple[str, ...]
 
     @cached_property
     def fingerprint(self) -> str | None:
         """The film's."""
         return None if self.fingerprints is None else film_fingerprint(self.plan, self.fingerprints)
+
+    @property
+    def calls_saved(self) -> int:
+        """Model calls that the kept chunks stand for."""
+        return sum(self.work.chunk_calls(self.plan.chunks[index]) for index in self.kept)
 
     @property
     def money(self) -> float | None:
@@ -148,6 +160,7 @@ def _estimate(
         duration=duration_of(plan, work, device, dtype, model.parameters["transformer"]),
         price=terms.price,
         fingerprints=fingerprints,
+        kept=frozenset(index for index, known in enumerate(fingerprints or ()) if terms.is_kept(known)),
         notices=(*notices, *plan.notices, *_too_long(prompts, strict=terms.strict)),
     )
 

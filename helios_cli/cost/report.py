@@ -13,7 +13,8 @@
       shots       [{index, start_frame, frames, start_seconds, seconds, transition, seed, prompt, blend_frames}];
                   seed is null unless the shot begins with a cut, as the first does
       roundings   [{shot, asked_frame, actual_frame}]: where the 33-frame grid moved a prompt
-      chunks      [{index, shot, start_frame, frames, fresh, seed, prompts [[index, weight]], calls, fingerprint}]
+      chunks      [{index, shot, start_frame, frames, fresh, seed, prompts [[index, weight]], calls, fingerprint,
+                  kept (from an earlier film: not rendered again)}]
       history     tokens by term: {long, mid, short, total}; short is the anchor and the newest frame
       stages      [{stage, grid [rows, columns], noisy_tokens, tokens, calls_first_chunk, calls_chunk, calls,
                   call_flops {part: flops}, flops {part: flops}}]; coarsest first, calls and flops of the whole film
@@ -180,6 +181,7 @@ def _chunks(estimate: Estimate, places: dict[str, int]) -> list[dict]:
             "prompts": [[places[text], weight] for text, weight in chunk.prompts],
             "calls": estimate.work.chunk_calls(chunk),
             "fingerprint": fingerprint,
+            "kept": chunk.index in estimate.kept,
         }
         for chunk, fingerprint in zip(chunks, estimate.fingerprints or [None] * len(chunks), strict=True)
     ]
