@@ -13,6 +13,7 @@ FLAGS = {
     "helios": "--install-completion --show-completion --version",
     "helios bench": "",
     "helios bench checkpoint": "--dtype --kind --seed",
+    "helios bench kernels": "--json",
     "helios bench render": (
         "--against --chunks --device --dtype --json --memory --minutes --model --out --size --steps --synthetic "
         "--threads -m"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from helios_cli.console import JsonFlag, console
-from helios_cli.errors import InputError, MachineError
+from helios_cli.errors import HeliosError, InputError, MachineError
 
 if TYPE_CHECKING:
     from helios_cli.bench.job import Job, Result
@@ -87,6 +88,28 @@ def render(
         report = _memory(subject.name, job, lengths) if memory else _speed(subject.name, job, against)
     if out:
         out.write_text(json_text.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def kernels(
+    operations: Annotated[list[str] | None, typer.Argument(metavar="[OPERATION]...", help="All, if none.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Compare each Triton kernel with PyTorch on this GPU, then time it; one that differs gets no time."""
+    from helios_kernels.bench import bench, line
+
+    os.environ.setdefault("HELIOS_KERNELS", "triton")  # `auto` is off on a chip that has not been tried
+    timings = []
+    try:
+        for timing in bench(tuple(operations or ())):
+            console.line(line(timing))
+            timings.append(timing)
+    except RuntimeError as error:
+        raise MachineError(str(error), hint="kernels are timed on a GPU; `helios doctor` shows what is here") from error
+    console.result([asdict(timing) for timing in timings])
+    red = [f"{timing.op} {timing.case}" for timing in timings if timing.fault]
+    if red:
+        raise HeliosError(f"{len(red)} cases differ from PyTorch: {', '.join(red)}")
 
 
 @app.command()
