@@ -1,8 +1,8 @@
 """All operations at the 14B model's shapes: time, share of the chip's own measured ceiling, speed-up over PyTorch.
 
-`python -m helios_kernels.bench [--json] [op ...]`, or `helios bench kernels`. Every case is first compared with its twin;
-one that differs gets no time. Ceilings are what a copy and a matrix product of this very GPU reach in the same run, not
-what a data sheet says.
+`python -m helios_kernels.bench [--json] [op ...]`, or `helios bench kernels`. Every case is first compared with its
+twin; one that differs gets no time. Ceilings are what a copy and a matrix product of this very GPU reach in the same
+run, not what a data sheet says.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Timing:
 def bench(names: tuple[str, ...] = ()) -> Iterator[Timing]:
     """Times the real cases of the named operations, of all without any. RuntimeError where kernels do not run on a GPU.
 
-    Yields each row as it is measured. The process has to insist on Triton (HELIOS_KERNELS=triton) on a chip that is new.
+    Yields each row as it is measured. On a chip that is new the process has to insist: HELIOS_KERNELS=triton.
     """
     if not torch.cuda.is_available() or backend().chip is None:
         raise RuntimeError(f"no kernel can be timed here: {backend().reason}")
@@ -130,7 +130,6 @@ def line(timing: Timing) -> str:
 def main(arguments: list[str]) -> int:
     as_json, names = "--json" in arguments, tuple(name for name in arguments if name != "--json")
     red = False
-    os.environ.setdefault("HELIOS_KERNELS", "triton")
     try:
         for timing in bench(names):
             red |= timing.fault is not None
@@ -142,4 +141,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("HELIOS_KERNELS", "triton")
     sys.exit(main(sys.argv[1:]))
