@@ -112,6 +112,16 @@ def test_one_bad_film_does_not_stop_the_others(helios, tmp_path):
     assert stopped.returncode == 2
 
 
+def test_a_prompt_that_is_cut_is_an_error_under_strict(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["render", "red " * 600, "-m", str(model), *SMALL, "-o", "long.mp4"]
+    assert main([*arguments, "--strict"]) == 2
+    assert "longer than 512 tokens" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main(arguments) == 0
+    assert "longer than 512 tokens" in capsys.readouterr().err
+
+
 BAD_INPUT = [
     (["a boat", "--size", "100x64"], 2, "the nearest sizes"),
     (["a boat", "--size", "huge"], 2, "WIDTHxHEIGHT"),

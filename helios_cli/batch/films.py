@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from helios_cli.batch.jobs import Job
 from helios_cli.batch.workbench import Workbench
 from helios_cli.console import console
-from helios_cli.errors import HeliosError, Interrupted, MachineError
+from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError
+from helios_cli.units import MAX_TEXT_TOKENS
 
 if TYPE_CHECKING:
     from helios_cli.engine.events import FilmDone
@@ -42,7 +43,20 @@ def _render_one(job: Job, bench: Workbench) -> FilmDone:
     plan = bench.plan(job, models)
     for notice in plan.notices:
         bench.tell(notice)
+    if bench.strict:
+        _require_whole_prompts(plan, models)
     return render_plan(plan, job.output, models, bench, job)
+
+
+def _require_whole_prompts(plan: Plan, models: Models) -> None:
+    """InputError if the model does not see the end of a prompt."""
+    models.encode(text for chunk in plan.chunks for text, _ in chunk.prompts)
+    for prompt in models.prompts.values():
+        if prompt.lost:
+            raise InputError(
+                f"a prompt is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {prompt.lost!r}",
+                hint="shorten it, or leave out --strict",
+            )
 
 
 def render_plan(plan: Plan, output: str, models: Models, bench: Workbench, job: Job | None = None) -> FilmDone:
