@@ -51,6 +51,10 @@ LAYERS = {
     "cost": Layer({"", *FOUNDATION, "machine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
     "check": Layer({*FOUNDATION, "engine"}, banned={"torch", *TERMINAL}),
     "bench": Layer({"", *FOUNDATION, "machine", "engine", "recipe", "sampling", "model", "weights"}, banned=TERMINAL),
+    "train": Layer(
+        {"", *FOUNDATION, "machine", "engine", "recipe", "sampling", "model", "weights", "bench"},
+        banned={"typer", "rich"},
+    ),
     "commands": Layer(
         {
             "",
@@ -67,6 +71,7 @@ LAYERS = {
             "options",
             "plan_view",
             "batch",
+            "train",
         },
         banned={"rich"},
         lazy={"torch", "numpy"},

@@ -192,7 +192,7 @@ def test_a_stuck_encoder_does_not_hold_up_the_stop(models, out, tmp_path, monkey
         for event in render(FILM, models, writer, fingerprints=reruns.fingerprints_of(FILM, models)):
             if isinstance(event, ChunkDone):
                 raise KeyboardInterrupt
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # half of what the encoder sleeps
     assert os.listdir(tmp_path) == ["ffmpeg"]
 
 

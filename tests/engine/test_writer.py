@@ -442,10 +442,8 @@ def gated_ffmpeg(tmp_path, monkeypatch):
 def test_a_slow_encoder_holds_the_renderer_back_at_the_bound(tmp_path, gated_ffmpeg):
     frames = moving(33)
     with open_writer(tmp_path / "film.mp4", size=SIZE, fps=24, queue_bytes=3 * frames.nbytes) as writer:
-        started = time.monotonic()
         for _ in range(3):
-            writer.write(frames)
-        assert time.monotonic() - started < 1  # within the bound nothing waits, though nothing is encoded
+            writer.write(frames)  # within the bound nothing waits, though nothing is encoded: else this never returns
         fourth = threading.Thread(target=writer.write, args=(frames,))
         fourth.start()
         fourth.join(0.5)
@@ -475,8 +473,6 @@ def test_written_frames_are_let_go(tmp_path):
 def test_abort_does_not_wait_for_a_stuck_encoder(tmp_path, gated_ffmpeg):
     writer = open_writer(tmp_path / "film.mp4", size=SIZE, fps=24)
     writer.write(moving(33))
-    started = time.monotonic()
+    writer.abort()  # the gate stays closed: waiting for the encoder would never end
     writer.abort()
-    writer.abort()
-    assert time.monotonic() - started < 2
     assert left_in(tmp_path) == ["gate"]
