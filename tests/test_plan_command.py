@@ -18,13 +18,12 @@ from helios_cli.cli import main
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
-TIMED = """
-import json, sys, time
-began = time.process_time()
+LOADED = """
+import json, sys
 from helios_cli.cli import main
 code = main(sys.argv[1:])
 heavy = sorted({"torch", "numpy", "diffusers", "transformers"} & set(sys.modules))
-sys.stderr.write("\\n" + json.dumps([code, heavy, time.process_time() - began]))
+sys.stderr.write("\\n" + json.dumps([code, heavy]))
 """
 
 
@@ -55,10 +54,10 @@ class Said(NamedTuple):
     err: str
 
 
-def timed(tmp_path: Path, *arguments: object) -> tuple[int, list[str], float]:
-    """Exit code, heavy modules that were imported and processor seconds of a process of its own."""
+def loaded(tmp_path: Path, *arguments: object) -> tuple[int, list[str]]:
+    """Exit code of a process of its own and the heavy modules that it imported."""
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HELIOS_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", TIMED, "plan", *map(str, arguments)]
+    command = [sys.executable, "-c", LOADED, "plan", *map(str, arguments)]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     return tuple(json.loads(run.stderr.splitlines()[-1]))
 
@@ -84,12 +83,9 @@ def test_a_published_model_is_planned_without_it(helios):
 
 
 @pytest.mark.parametrize("model", ["distilled", "a checkpoint"])
-def test_it_takes_half_a_second_and_no_torch(tmp_path, checkpoints, model):
-    """Of the processor, which the rest of the machine does not slow down; the faster of two runs."""
+def test_it_needs_no_torch(tmp_path, checkpoints, model):
     name = checkpoints["distilled"] if model == "a checkpoint" else model
-    runs = [timed(tmp_path, RECIPES / "three_minutes.toml", "-m", name) for _ in range(2)]
-    assert {(code, *heavy) for code, heavy, _ in runs} == {(0,)}
-    assert min(seconds for *_, seconds in runs) < 0.5
+    assert loaded(tmp_path, RECIPES / "three_minutes.toml", "-m", name) == (0, [])
 
 
 def test_json_has_what_the_film_is_made_of(helios, checkpoints):
