@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from helios_cli import __version__
-from helios_cli.commands import bench, cache, check, doctor, models, plan, recipe, render
+from helios_cli.commands import bench, cache, check, doctor, models, plan, recipe, render, train
 from helios_cli.console import console
 from helios_cli.errors import HeliosError, Interrupted, MachineError
 
@@ -30,6 +30,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(cache.app, name="cache")
 app.command()(check.check)
+app.command()(train.train)
 app.command()(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 

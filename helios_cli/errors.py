@@ -29,6 +29,10 @@ class MachineError(HeliosError):
     exit_code = 3
 
 
+class OutOfMemory(MachineError):
+    """Memory ran out while something was computed: with less of the model in it, the same may succeed."""
+
+
 class CheckpointError(HeliosError):
     """Model files are missing, denied, damaged or of an unknown kind."""
 

@@ -200,6 +200,16 @@ def home() -> Path:
     return caches / "helios"
 
 
+def attention_file() -> Path:
+    """What was measured of attention on GPUs (`model.backends`)."""
+    return home() / "attention.json"
+
+
+def tuned_file() -> Path:
+    """Kernel configurations that `helios bench kernels --tune` found."""
+    return home() / "kernels.json"
+
+
 def disk_free_bytes(path: Path) -> int:
     """Bytes that this user can write on the disk of `path`, which need not exist yet."""
     path = path.absolute()

@@ -66,6 +66,14 @@ Dtype = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"],
     typer.Option(rich_help_panel=MACHINE, help="auto is bfloat16 where the device is fast at it."),
 ]
+Quant = Annotated[
+    Literal["none", "fp8"],
+    typer.Option(rich_help_panel=MACHINE, help="fp8: most of the transformer's products in 8 bits, other pictures."),
+]
+Attention = Annotated[
+    Literal["auto", "triton", "sdpa", "flash", "cudnn", "efficient", "math", "blocked"],
+    typer.Option(rich_help_panel=MACHINE, help="auto takes what was fastest here; `helios doctor` shows which."),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat what would be adjusted as an error.")]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from helios_cli.batch.jobs import Job
@@ -144,6 +143,7 @@ def _record(
         model=model_record(models.name, source, checkpoint, weights, target.path.parent),
         device=str(models.device),
         arithmetic=arithmetic,
+        attention=bench.attention,
         reanchor=bench.reanchor,
         encoding=bench.encoding if target.kind == "mp4" else None,
         helios_version=__version__,
@@ -201,12 +201,14 @@ def _arithmetic(models: Models) -> Arithmetic:
     import torch
 
     from helios_cli import machine
-    from helios_cli.cost.device import cpu_name
-    from helios_cli.recipe.fingerprint import Arithmetic
+    from helios_cli.cost.arithmetic import arithmetic_of
+    from helios_cli.cost.device import Device, cpu_name
 
     device = models.device
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = cpu_name(torch.get_num_threads()) if device.type == "cpu" else machine.cpu().model
-    return Arithmetic(name, str(models.dtype).removeprefix("torch."), metadata.version("torch"))
+    dtype = str(models.dtype).removeprefix("torch.")
+    seen = Device(device.type, name, None, None)
+    return arithmetic_of(seen, dtype, quant=models.quant, attention=models.attention)

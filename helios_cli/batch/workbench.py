@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from helios_cli.engine.models import Models
     from helios_cli.recipe.plan import Plan
     from helios_cli.recipe.settings import Flags
+    from helios_cli.weights.fp8 import Quant
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Workbench:
     use_cache: bool
     keep: bool
     extras: Extras
+    quant: Quant = "none"
+    attention: str = "auto"
     loaded: dict[str, Models] = field(default_factory=dict)
 
     def tell(self, message: str) -> None:
@@ -42,9 +45,10 @@ class Workbench:
 
     def device(self) -> tuple[torch.device, torch.dtype]:
         from helios_cli import machine
+        from helios_cli.weights.fp8 import dtype_with
 
         device = machine.pick_device(self.device_name)
-        return device, machine.pick_dtype(self.dtype_name, device)[0]
+        return device, machine.pick_dtype(dtype_with(self.quant, self.dtype_name), device)[0]
 
     def plan(self, job: Job, models: Models) -> Plan:
         from helios_cli.recipe.plan import plan_film
@@ -77,4 +81,4 @@ class Workbench:
         if checkpoint.knows:
             self.tell(f"{name} {'' if checkpoint.trained else 'is untrained; it '}knows {checkpoint.knows}")
         preflight.require_memory(checkpoint, device, dtype)
-        return Models(checkpoint, device, dtype, name=name)
+        return Models(checkpoint, device, dtype, name=name, quant=self.quant, attention=self.attention)

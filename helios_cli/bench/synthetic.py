@@ -10,7 +10,6 @@ about 0.4 around grey.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import zlib
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from helios_cli.bench.specs import SCHEDULERS, Spec
@@ -27,19 +25,14 @@ from helios_cli.engine.models import Models
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
-from helios_cli.weights.checkpoint import (
-    MODEL_INDEX,
-    OWN_FILE,
-    PRESETS,
-    SCHEDULER_CONFIG,
-    TOKENIZER,
-    WEIGHT_STEMS,
-    Checkpoint,
-    Component,
-)
+from helios_cli.weights.checkpoint import OWN_FILE, PRESETS, TOKENIZER, Checkpoint, Component
 from helios_cli.weights.files import TensorInfo
+from helios_cli.weights.fp8 import SCALE_SUFFIX, is_scale, quantize_weight
+from helios_cli.weights.layout import set_kind, write_json, write_weights
 
 KNOWS = "nothing: its weights are random and its pictures are noise"
+
+FP8 = torch.float8_e4m3fn
 
 STORED_AS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -68,9 +61,7 @@ def write_checkpoint(
     _write_description(folder, spec, kind, dtype)
     for name, module in _modules(spec):
         state = random_state(name, module, seed=seed, device=torch.device("cpu"), dtype_of=lambda _: dtype)
-        file = folder / name / f"{WEIGHT_STEMS[name]}.safetensors"
-        save_file(state, file, metadata={"format": "pt"})
-        file.chmod(0o644)  # the library leaves it to its owner alone
+        write_weights(folder, name, state)
     return folder
 
 
@@ -84,15 +75,20 @@ def random_state(
 ) -> dict[str, Tensor]:
     """Random values for all parameters of `module`, which may be on the meta device and anybody's implementation.
 
-    Drawn in float32, so that `dtype_of` a parameter's name decides only how the value is rounded.
+    Drawn in float32, so that `dtype_of` a parameter's name decides only how the value is rounded; weights that `module`
+    has in fp8 are then rounded further, and get their scales.
     """
     state = {}
     for name, parameter in module.named_parameters():
+        if is_scale(name):
+            continue
         generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}/{component}/{name}".encode()))
         mean, deviation = _moments(name, parameter.shape)
         # Up to the subtraction exact, so rounding happens at the same places everywhere.
         values = torch.rand(parameter.shape, generator=generator, device=device).mul_(2).sub_(1)
         state[name] = values.mul_(deviation * UNIT_UNIFORM).add_(mean).to(dtype_of(name))
+        if parameter.dtype == FP8:
+            state[name], state[name + SCALE_SUFFIX] = quantize_weight(state[name])
     return state
 
 
@@ -170,23 +166,12 @@ def _tensors(module: nn.Module, folder: Path, dtype: torch.dtype) -> dict[str, T
 
 def _write_description(folder: Path, spec: Spec, kind: str, dtype: torch.dtype) -> None:
     """Everything but the weights."""
-    scheduler = SCHEDULERS[kind]
-    index = {
-        "_class_name": "HeliosPipeline" if kind == "base" else "HeliosPyramidPipeline",
-        **({} if kind == "base" else {"is_cfg_zero_star": kind == "mid", "is_distilled": kind == "distilled"}),
-        "scheduler": ["diffusers", scheduler["_class_name"]],
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "HeliosTransformer3DModel"],
-        "vae": ["diffusers", "AutoencoderKLWan"],
-    }
-    _write_json(folder / MODEL_INDEX, index)
-    _write_json(folder / OWN_FILE, {"native_size": list(spec.native_size), "trained": False, "knows": KNOWS})
-    _write_json(folder / SCHEDULER_CONFIG, scheduler)
-    _write_json(folder / "transformer/config.json", spec.transformer)
-    _write_json(folder / "vae/config.json", spec.vae)
-    _write_json(folder / "text_encoder/config.json", {**spec.text_encoder, "dtype": str(dtype).removeprefix("torch.")})
-    _write_json(
+    set_kind(folder, kind, SCHEDULERS[kind])
+    write_json(folder / OWN_FILE, {"native_size": list(spec.native_size), "trained": False, "knows": KNOWS})
+    write_json(folder / "transformer/config.json", spec.transformer)
+    write_json(folder / "vae/config.json", spec.vae)
+    write_json(folder / "text_encoder/config.json", {**spec.text_encoder, "dtype": str(dtype).removeprefix("torch.")})
+    write_json(
         folder / "tokenizer/tokenizer_config.json",
         {
             "eos_token": "</s>",
@@ -196,11 +181,6 @@ def _write_description(folder: Path, spec: Spec, kind: str, dtype: torch.dtype) 
         },
     )
     word_tokenizer().save(str(folder / TOKENIZER))
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _modules(spec: Spec) -> Iterator[tuple[str, nn.Module]]:

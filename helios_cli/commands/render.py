@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,6 +76,8 @@ def render(
     ] = "medium",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quant: options.Quant = "none",
+    attention: options.Attention = "auto",
     no_metadata: Annotated[
         bool,
         typer.Option("--no-metadata", rich_help_panel=options.OUTPUT, help="Record in film and .json nothing of how."),
@@ -119,7 +122,8 @@ def render(
         recorded = {key: value for key, value in again.settings().items() if not _is_given(context, key)}
         device, dtype = recorded.get("device", device), recorded.get("dtype", dtype)
         codec, crf, preset = recorded.get("codec", codec), recorded.get("crf", crf), recorded.get("preset", preset)
-        reanchor = recorded.get("reanchor", reanchor)
+        reanchor, quant = recorded.get("reanchor", reanchor), recorded.get("quant", quant)
+        attention = recorded.get("attention", attention)
     if dry_run:
         from helios_cli.cost.estimate import Terms, estimate_sources
         from helios_cli.engine.cache import Cache
@@ -127,6 +131,7 @@ def render(
         console.json = json or progress == "json"
         kept = Cache().has
         terms = Terms(flags, revision, device, dtype, output, codec, crf, reanchor, strict, is_kept=kept)
+        terms = replace(terms, quant=quant, attention=attention)
         show_plans(estimate_sources(source, terms))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away is a Ctrl-C
@@ -137,6 +142,7 @@ def render(
     kind = "none" if quiet else "json" if json else progress
     with table_at_the_end(jobs, shown=kind not in ("none", "json")), open_view(kind) as view:
         bench = Workbench(flags, revision, device, dtype, encoding, view, strict, reanchor, not no_cache, keep, extras)
+        bench.quant, bench.attention = quant, attention
         if takes:
             render_takes(jobs[0], bench, takes, shot or 1, context)
             return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from helios_cli.cost.arithmetic import arithmetic_of
 from helios_cli.cost.device import ITEMSIZE, Device, find_device, for_model, other_device, pick_dtype
 from helios_cli.cost.disk import film_bytes, film_kind
 from helios_cli.cost.duration import Duration, duration_of
@@ -17,11 +17,12 @@ from helios_cli.cost.tokens import PromptTokens, count_tokens
 from helios_cli.cost.work import Work, texts_of, work_of
 from helios_cli.errors import InputError
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints, film_fingerprint
+from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
 from helios_cli.recipe.plan import Plan, check_film, plan_film
 from helios_cli.recipe.settings import Flags, choose_model, resolve
 from helios_cli.recipe.sources import read_films
 from helios_cli.units import MAX_TEXT_TOKENS
+from helios_cli.weights.fp8 import Quant, dtype_with
 from helios_cli.weights.identity import weights_identity
 
 
@@ -44,6 +45,8 @@ class Terms:
     strict: bool = False
     on: str | None = None
     price: float | None = None
+    quant: Quant = "none"
+    attention: str = "auto"
     is_kept: Callable[[str], bool] = lambda fingerprint: False
 
 
@@ -99,7 +102,7 @@ def estimate_sources(sources: Sequence[str], terms: Terms) -> list[Estimate]:
 def estimate_films(films: list[Film], terms: Terms) -> list[Estimate]:
     """A film's model is found once, whatever its films; errors are those that a render would end with."""
     device = other_device(terms.on) if terms.on else find_device(terms.device)
-    dtype = pick_dtype(terms.dtype, device)
+    dtype = pick_dtype(dtype_with(terms.quant, terms.dtype), device)
     models: dict[str, tuple[Model, str, list[str]]] = {}
     found = []
     for film in films:
@@ -142,7 +145,7 @@ def _estimate(
     work = work_of(plan, model, prompts, dtype)
     fingerprints = None
     if model.checkpoint is not None and terms.on is None:
-        arithmetic = Arithmetic(device.name, dtype, importlib.metadata.version("torch"))
+        arithmetic = arithmetic_of(device, dtype, quant=terms.quant, attention=terms.attention)
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=terms.reanchor))
     return Estimate(

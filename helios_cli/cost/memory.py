@@ -6,7 +6,7 @@ and so do a GPU's libraries for convolutions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from helios_cli.cost import vae
@@ -16,14 +16,19 @@ from helios_cli.cost.tokens import PromptTokens
 from helios_cli.cost.work import Work
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK, PIXELS_PER_CELL
+from helios_cli.weights.fp8 import Quant
+from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
 
 FLOAT32 = 4
 
 RUNTIME_BYTES = {"cuda": 500_000_000, "mps": 0, "cpu": 0}
 """On the device before anything is put there: a CUDA context with its libraries. Stated."""
 
-PROCESS_BYTES = 400_000_000
-"""Of host memory: Python and PyTorch. Stated."""
+FRAGMENTATION = {"cuda": 0.1, "mps": 0.1, "cpu": 0.1}
+"""Share of what comes and goes that an allocator holds on top, and libraries of their own. Stated."""
+
+PROCESS_BYTES = {"cuda": 1_000_000_000, "mps": 600_000_000, "cpu": 400_000_000}
+"""Of host memory: Python and PyTorch, without files that are mapped. Stated."""
 
 ENCODER_BYTES = 64_000_000
 """Of host memory: ffmpeg, beside the frames it looks ahead. Stated."""
@@ -50,65 +55,213 @@ class PhaseMemory:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Bytes that a render may take; None where it is not known. On a CPU only `host_bytes` counts."""
+
+    device_bytes: int | None
+    host_bytes: int | None
+
+
+@dataclass(frozen=True)
 class MemoryMode:
     """What one way of placing the model takes.
 
     Attributes:
-        name: value of `--offload`; today there is "none", everything on the device.
+        placement: the way; its `mode` is a value of `--offload`.
         phases: on the device.
         device_bytes: at most, with what the runtime takes.
-        host_bytes: at most; on a CPU, where both are one, this is the sum.
-        fits: into what is free now; None if that is not known.
+        host_bytes: at most, pinned memory included and the kernel's page cache left out; on a CPU, where both are one,
+            this is the sum.
+        moved_bytes: weights brought to where they compute, a chunk of the film on average.
+        read_bytes: those bytes as they are stored, which come out of the page cache or from the disk.
+        pass_bytes: of the files that are read over and over, as they are stored: what the page cache has to hold.
+        fits: into the budget; None if that is not known.
     """
 
-    name: str
+    placement: Placement
     phases: tuple[PhaseMemory, ...]
     device_bytes: int
     host_bytes: int
+    moved_bytes: int
+    read_bytes: int
+    pass_bytes: int
     fits: bool | None
 
+    @property
+    def name(self) -> str:
+        return self.placement.mode
 
-def memory_modes(
-    plan: Plan, model: Model, work: Work, prompts: PromptTokens, device: Device, dtype: str
-) -> tuple[MemoryMode, ...]:
-    """Every mode that the engine has, the fastest first."""
-    phases = _resident_phases(plan, model, work, prompts, device, dtype)
-    on_device = max(phase.total for phase in phases) + RUNTIME_BYTES[device.kind]
-    host = _host_bytes(plan)
-    if device.kind == "cpu":
+
+@dataclass(frozen=True)
+class Subject:
+    """What is placed: a film, its model, and how it is computed. `lanes` films of its kind render at a time."""
+
+    plan: Plan
+    model: Model
+    work: Work
+    prompts: PromptTokens
+    device: Device
+    dtype: str
+    quant: Quant = "none"
+    lanes: int = 1
+
+    @property
+    def itemsize(self) -> int:
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def block_bytes(self) -> int:
+        """Matrices of a block of the transformer, as they compute."""
+        dit = self.model.dit
+        rounded = dit.fp8_block_parameters if self.quant == "fp8" else 0
+        return rounded + self.itemsize * (dit.block_matrices - rounded)
+
+    @property
+    def transformer_bytes(self) -> int:
+        dit = self.model.dit
+        rounded = dit.num_layers * dit.fp8_block_parameters if self.quant == "fp8" else 0
+        islands = (FLOAT32 - self.itemsize) * dit.fp32_parameters
+        return self.itemsize * self.model.parameters["transformer"] + islands - (self.itemsize - 1) * rounded
+
+    @property
+    def vae_itemsize(self) -> int:
+        return FLOAT32 if self.dtype == "float16" else self.itemsize  # the VAE leaves float16's range
+
+    def stored(self, component: str, count: float) -> int:
+        """Bytes of `count` parameters in their files."""
+        checkpoint = self.model.checkpoint
+        if checkpoint is None:
+            return round(FLOAT32 * count)  # as they are published
+        part = checkpoint.component(component)
+        return round(part.bytes / part.parameters * count)
+
+
+def memory_modes(subject: Subject, budget: Budget) -> tuple[MemoryMode, ...]:
+    """Every mode that there is, each placed as fast as it fits into `budget`."""
+    modes = [mode_of(subject, budget, Placement("none")), mode_of(subject, budget, Placement("model"))]
+    if streams(subject):
+        modes.append(_best_stream(subject, budget))
+    return tuple(modes)
+
+
+def streams(subject: Subject) -> bool:
+    """Whether blocks can stream: not on Apple's devices, and fp8 weights only from files that hold them."""
+    checkpoint = subject.model.checkpoint
+    rounded = checkpoint is not None and "F8_E4M3" in checkpoint.component("transformer").dtypes
+    return subject.device.kind != "mps" and (subject.quant == "none" or rounded)
+
+
+def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMode:
+    """What `placement` takes."""
+    phases = _phases(subject, placement)
+    kind = subject.device.kind
+    on_device = max(phase.total for phase in phases) + RUNTIME_BYTES[kind]
+    host = _host_bytes(subject.plan, kind, subject.lanes)
+    if kind == "cpu":
         host += on_device
-    needed = host if device.kind == "cpu" else on_device
-    fits = None if device.free_bytes is None else needed <= device.free_bytes
-    return (MemoryMode("none", tuple(phases), on_device, host, fits),)
+    elif placement.mode == "stream":
+        host += HOST_SLOTS * max(subject.block_bytes, _text_layer_bytes(subject))
+    fits = _fits(host, budget.host_bytes, True if kind == "cpu" else _fits(on_device, budget.device_bytes, True))
+    moved, read = _moved(subject, placement)
+    streamed = subject.model.dit.num_layers - placement.resident if placement.mode == "stream" else 0
+    whole = subject.model.parameters["transformer"] if placement.mode == "model" else 0
+    pass_bytes = subject.stored("transformer", streamed * subject.model.dit.block_matrices + whole)
+    return MemoryMode(placement, tuple(phases), on_device, host, moved, read, pass_bytes, fits)
 
 
-def _resident_phases(
-    plan: Plan, model: Model, work: Work, prompts: PromptTokens, device: Device, dtype: str
-) -> list[PhaseMemory]:
-    """The text encoder alone and gone; then transformer and VAE together, to the film's end."""
-    itemsize = ITEMSIZE[dtype]
-    vae_itemsize = FLOAT32 if dtype == "float16" else itemsize  # the VAE leaves float16's range
-    islands = (FLOAT32 - itemsize) * model.dit.fp32_parameters
-    weights = itemsize * model.parameters["transformer"] + islands + vae_itemsize * model.parameters["vae"]
-    kept = _kept_bytes(plan, model, work, itemsize)
-    kind = "cpu" if device.kind == "cpu" else "cuda"
-    phases = [_text_phase(model, prompts, itemsize, dtype)]
+def _fits(needed: int, most: int | None, others: bool | None) -> bool | None:
+    if most is not None and needed > most:
+        return False
+    return None if most is None else others
+
+
+def _best_stream(subject: Subject, budget: Budget) -> MemoryMode:
+    """With as many blocks on the device as fit, the VAE beside them or in turns, whichever moves less."""
+    layers = subject.model.dit.num_layers
+    found = []
+    for turns in (False, True):
+        modes = [mode_of(subject, budget, Placement("stream", resident, turns)) for resident in range(layers + 1)]
+        fitting = [mode for mode in modes if mode.fits]
+        found.append(fitting[-1] if fitting else modes[0])
+    best = min(found, key=lambda mode: (not mode.fits, mode.moved_bytes if mode.fits else mode.device_bytes))
+    if budget.host_bytes is None:
+        return best
+    room = max(0, budget.host_bytes - best.host_bytes)
+    cached = None if best.pass_bytes <= room else room
+    return replace(best, placement=replace(best.placement, cached_bytes=cached))
+
+
+def _moved(subject: Subject, placement: Placement) -> tuple[int, int]:
+    """Bytes of weights a chunk on average, as they compute and as they are stored."""
+    plan, model, chunks = subject.plan, subject.model, len(subject.plan.chunks)
+    dit = model.dit
+    if placement.mode == "none":
+        return 0, 0
+    whole = model.parameters["transformer"] + model.parameters["vae"]
+    if placement.mode == "model":
+        return subject.transformer_bytes + subject.vae_itemsize * model.parameters["vae"], subject.stored(
+            "transformer", whole
+        )
+    branches = 2 if plan.guidance > 1 else 1
+    passes = subject.work.calls / branches / chunks
+    changes = (
+        sum(chunk.prompts != before.prompts for before, chunk in zip(plan.chunks, plan.chunks[1:], strict=False))
+        + branches
+    )
+    streamed = dit.num_layers - placement.resident
+    share = 2 * dit.width**2 / dit.block_matrices  # keys and values of the prompts
+    blocks = streamed * (passes + share * changes / chunks)
+    if placement.turns:
+        blocks += placement.resident
+    rest = model.parameters["transformer"] - dit.num_layers * dit.block_matrices if placement.turns else 0
+    return round(blocks * subject.block_bytes + rest * subject.itemsize), subject.stored(
+        "transformer", blocks * dit.block_matrices + rest
+    )
+
+
+def _phases(subject: Subject, placement: Placement) -> list[PhaseMemory]:
+    """The text encoder alone and gone; then transformer and VAE, together or in turns, to the film's end."""
+    plan, model, work, itemsize = subject.plan, subject.model, subject.work, subject.itemsize
+    transformer, vae_weights = subject.transformer_bytes, subject.vae_itemsize * model.parameters["vae"]
+    if placement.mode == "stream":
+        slots = HOST_SLOTS if subject.device.kind == "cpu" else DEVICE_SLOTS
+        streamed = model.dit.num_layers - placement.resident
+        transformer -= (streamed - min(streamed, 1) * slots) * subject.block_bytes
+    together = 0 if placement.takes_turns else transformer + vae_weights
+    kept = subject.lanes * _kept_bytes(plan, model, work, itemsize)
+    kind = "cpu" if subject.device.kind == "cpu" else "cuda"
+    slack = 1 + FRAGMENTATION[subject.device.kind]
+    phases = [_text_phase(subject, placement)]
     if any(chunk.image or chunk.video for chunk in plan.chunks):
-        working = vae_itemsize * vae.encode_elements(model.vae, plan.size, kind)
-        phases.append(PhaseMemory("conditioning", weights, kept, working))
-    working = _call_bytes(model, work, itemsize) + 3 * FLOAT32 * _latent_elements(plan, model)
-    phases.append(PhaseMemory("denoise", weights, kept, working))
-    working = vae_itemsize * vae.decode_elements(model.vae, plan.size, kind)
-    phases.append(PhaseMemory("decode", weights, kept, working))
+        working = subject.vae_itemsize * vae.encode_elements(model.vae, plan.size, kind)
+        phases.append(PhaseMemory("conditioning", together or vae_weights, kept, round(slack * working)))
+    working = _call_bytes(model, work, itemsize) + 3 * FLOAT32 * subject.lanes * _latent_elements(plan, model)
+    if placement.mode == "stream":
+        branches = 2 if plan.guidance > 1 else 1
+        working += (subject.lanes * branches - 1) * _stream_bytes(model, work, itemsize)
+    phases.append(PhaseMemory("denoise", together or transformer, kept, round(slack * working)))
+    working = subject.vae_itemsize * vae.decode_elements(model.vae, plan.size, kind)
+    phases.append(PhaseMemory("decode", together or vae_weights, kept, round(slack * working)))
     return phases
 
 
-def _text_phase(model: Model, prompts: PromptTokens, itemsize: int, dtype: str) -> PhaseMemory:
+def _text_layer_bytes(subject: Subject) -> int:
+    """Matrices of a layer of the text encoder, as they compute."""
+    shape = subject.model.text
+    wide = shape.float16_fp32_parameters // shape.num_layers if subject.dtype == "float16" else 0
+    return subject.itemsize * shape.layer_matrices + (FLOAT32 - subject.itemsize) * wide
+
+
+def _text_phase(subject: Subject, placement: Placement) -> PhaseMemory:
+    model, prompts, itemsize = subject.model, subject.prompts, subject.itemsize
     shape, tokens = model.text, max(prompts.tokens.values())
-    weights = itemsize * model.parameters["text_encoder"]
-    if dtype == "float16":
-        weights += (FLOAT32 - itemsize) * shape.float16_fp32_parameters
-    kept = itemsize * shape.d_model * sum(prompts.tokens.values())
+    if placement.mode == "stream":
+        weights = (HOST_SLOTS if subject.device.kind == "cpu" else DEVICE_SLOTS) * _text_layer_bytes(subject)
+    else:
+        weights = itemsize * model.parameters["text_encoder"]
+        if subject.dtype == "float16":
+            weights += (FLOAT32 - itemsize) * shape.float16_fp32_parameters
+    kept = subject.lanes * itemsize * shape.d_model * sum(prompts.tokens.values())
     # All heads' products, their bias and the sum of both; or in float32, before and after the softmax.
     scores = max(3 * itemsize, 2 * FLOAT32) * shape.num_heads * tokens * tokens
     gate = 3 * itemsize * tokens * shape.d_ff
@@ -137,7 +290,7 @@ def _latent_elements(plan: Plan, model: Model) -> int:
 
 
 def _call_bytes(model: Model, work: Work, itemsize: int) -> int:
-    """A model call in its widest stage: the noisy tokens that enter it, and the more of two moments in a block.
+    """A model call in its widest stage: the history tokens, and the more of two moments in a block.
 
     One is the norm of the keys, in float32 in three steps (two where nothing is rounded), beside the stream, its norm,
     queries, keys and values. The other is the feed-forward, whose hidden rows are there before and after GELU, beside
@@ -146,15 +299,20 @@ def _call_bytes(model: Model, work: Work, itemsize: int) -> int:
     dit = model.dit
     widest = max(work.stages, key=lambda stage: stage.noisy)
     rows = widest.noisy + widest.history
-    entering = (work.history.total + widest.noisy) * dit.width * itemsize
+    history = work.history.total * dit.width * itemsize
     at_keys = rows * dit.width * (5 * itemsize + (3 if itemsize < FLOAT32 else 2) * FLOAT32)
     at_hidden = 2 * (rows + widest.noisy) * dit.width * itemsize + 2 * rows * dit.ffn_dim * itemsize
-    return entering + max(at_keys, at_hidden)
+    return history + max(at_keys, at_hidden)
 
 
-def _host_bytes(plan: Plan) -> int:
-    """Beside the model: this process, frames on their way to the encoder, the encoder."""
+def _stream_bytes(model: Model, work: Work, itemsize: int) -> int:
+    """The rows of one more call that waits for its turn in the same block."""
+    return max(stage.noisy + stage.history for stage in work.stages) * model.dit.width * itemsize
+
+
+def _host_bytes(plan: Plan, kind: str, lanes: int) -> int:
+    """Beside the model: this process, and for each film frames on their way to the encoder, and the encoder."""
     pixels = prod(plan.size)
     chunk = 3 * pixels * min(FRAMES_PER_CHUNK, plan.num_frames)
     waiting = min(QUEUE_BYTES, 3 * pixels * plan.num_frames)
-    return PROCESS_BYTES + chunk + waiting + ENCODER_BYTES + ENCODER_FRAMES * pixels * 3 // 2
+    return PROCESS_BYTES[kind] + lanes * (chunk + waiting + ENCODER_BYTES + ENCODER_FRAMES * pixels * 3 // 2)

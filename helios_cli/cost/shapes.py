@@ -64,6 +64,16 @@ class DiTShape(_FromConfig):
         norms = 2 * self.num_layers * self.width if self.cross_attn_norm else 0
         return time_embedder + tables + norms
 
+    @property
+    def block_matrices(self) -> int:
+        """Parameters of a block that are in matrices: two attentions and the feed-forward."""
+        return 8 * self.width**2 + 2 * self.width * self.ffn_dim
+
+    @property
+    def fp8_block_parameters(self) -> int:
+        """Those of them that `--quant fp8` rounds: self-attention and the feed-forward."""
+        return 4 * self.width**2 + 2 * self.width * self.ffn_dim
+
 
 @dataclass(frozen=True)
 class TextShape(_FromConfig):
@@ -79,6 +89,11 @@ class TextShape(_FromConfig):
     def float16_fp32_parameters(self) -> int:
         """Those kept in float32 when the encoder runs in float16: the second product of each feed-forward."""
         return self.num_layers * self.d_ff * self.d_model
+
+    @property
+    def layer_matrices(self) -> int:
+        """Parameters of a layer that are in matrices, without its table of distances."""
+        return 4 * self.d_model * self.num_heads * self.d_kv + 3 * self.d_model * self.d_ff
 
 
 @dataclass(frozen=True)

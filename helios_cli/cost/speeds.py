@@ -8,6 +8,10 @@
 `parameters` are the transformer's. `dit_flops` and `vae_flops` are operations a second, as `cost.flops` and `cost.vae`
 count them, `encode_pixels` frames a second times width times height, of the default .mp4. `measured` is a date. A rate
 or the date may be missing: it was not measured.
+
+    {..., "bandwidths": {"NVIDIA H200": {"disk": 2.1e9, "cache": 3.1e10, "upload": 5.2e10}}}
+
+Bytes a second at which weights come from the disk and out of the page cache, and over the bus to a GPU; by device.
 """
 
 from __future__ import annotations
@@ -16,12 +20,14 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from helios_cli import machine
 
 VERSION = 1
+BANDWIDTHS = ("disk", "cache", "upload")
 RATES = ("dit_flops", "vae_flops", "encode_pixels")
 
 NEAR = 4
@@ -47,13 +53,27 @@ def speeds_file() -> Path:
 
 def read_speeds(path: Path | None = None) -> list[Speed]:
     """What was measured here; nothing if the file is missing, damaged or of another version: it can be made again."""
+    stored = _read(path or speeds_file()).get("speeds")
+    return [speed for entry in stored if (speed := _speed(entry)) is not None] if isinstance(stored, list) else []
+
+
+def read_bandwidths(path: Path | None = None) -> dict[str, dict[str, float]]:
+    """Bytes a second that were measured here, by device."""
+    stored = _read(path or speeds_file()).get("bandwidths")
+    if not isinstance(stored, dict):
+        return {}
+    known = {device: rates for device, rates in stored.items() if isinstance(rates, dict)}
+    return {
+        device: {key: rates[key] for key in BANDWIDTHS if _positive(rates.get(key))} for device, rates in known.items()
+    }
+
+
+def _read(path: Path) -> dict:
     try:
-        stored = json.loads((path or speeds_file()).read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return []
-    if not isinstance(stored, dict) or stored.get("version") != VERSION or not isinstance(stored.get("speeds"), list):
-        return []
-    return [speed for entry in stored["speeds"] if (speed := _speed(entry)) is not None]
+        return {}
+    return stored if isinstance(stored, dict) and stored.get("version") == VERSION else {}
 
 
 def find_speed(device: str, dtype: str, parameters: int, path: Path | None = None) -> Speed | None:
@@ -73,11 +93,22 @@ def record_speed(speed: Speed, path: Path | None = None) -> None:
     key = _key(speed)
     given = {name: value for name, value in asdict(speed).items() if value is not None}
     speeds[key] = replace(speeds.get(key, speed), **given)
-    entries = [{name: value for name, value in asdict(known).items() if value is not None} for known in speeds.values()]
+    _write(path, list(speeds.values()), read_bandwidths(path))
+
+
+def record_bandwidths(device: str, rates: Mapping[str, float], path: Path | None = None) -> None:
+    """Keep bytes a second in place of what was known for `device`; those that are left out stay."""
+    path = path or speeds_file()
+    known = read_bandwidths(path)
+    _write(path, read_speeds(path), {**known, device: {**known.get(device, {}), **rates}})
+
+
+def _write(path: Path, speeds: list[Speed], bandwidths: dict[str, dict[str, float]]) -> None:
+    entries = [{name: value for name, value in asdict(known).items() if value is not None} for known in speeds]
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"version": VERSION, "speeds": entries}, file, indent=2)
+        json.dump({"version": VERSION, "speeds": entries, "bandwidths": bandwidths}, file, indent=2)
     os.replace(partial, path)
 
 

@@ -19,6 +19,7 @@ class Clock:
 
     def __init__(self, device: torch.device, *, exact: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.exact = exact
         self._wait = exact and device.type == "cuda"
 
     @contextmanager

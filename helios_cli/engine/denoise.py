@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import helios_kernels as kernels
+from helios_cli.engine.calls import ModelCalls, Steps
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import StepDone
+from helios_cli.engine.gpu import to_device
 from helios_cli.engine.history import History
-from helios_cli.model.dit import HeliosDiT, Modulation, TextContext
+from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
 from helios_cli.sampling.guidance import classifier_free, zero_star
 from helios_cli.sampling.noise import BlockNoise, coarsest, draw
 from helios_cli.sampling.schedule import SchedulerConfig, Stage, build_stage
@@ -76,8 +79,8 @@ class Denoiser:
         generator: torch.Generator,
         *,
         amplify: bool,
-    ) -> Generator[StepDone, None, Tensor]:
-        """Yields each step done, returns the chunk's latents [1, C, 9, H, W], float32.
+    ) -> Steps[Tensor]:
+        """Yields model calls and each step done, returns the chunk's latents [1, C, 9, H, W], float32.
 
         `negative` is needed where the guidance is over 1. `amplify` doubles the steps where the solver is DMD.
         """
@@ -90,7 +93,7 @@ class Denoiser:
                     x = self._enter(x, stage.renoise, generator)
                 solver = make_solver(self.scheduler, stage, x)
                 for i, timestep in enumerate(stage.timesteps):
-                    flow = self._flow(k, i, x, timestep, tokens, text, negative)
+                    flow = yield from self._flow(k, i, x, timestep, tokens, text, negative)
                     x = solver.step(i, x, flow)
                     yield StepDone(chunk=index, stage=k, step=i, steps_in_stage=stage.steps)
         return x
@@ -104,25 +107,28 @@ class Denoiser:
         tokens: Tensor,
         text: TextContext,
         negative: TextContext | None,
-    ) -> Tensor:
+    ) -> Generator[ModelCalls, list[Tensor], Tensor]:
         """Guided flow of step `i` in stage `k`; one or two model calls, none where zero-init makes it zero."""
         guided = negative is not None
         if guided and self.settings.zero_init and k == 0 and i <= self.settings.zero_steps:
             return torch.zeros_like(x)
         mods, rope = self._modulation(timestep), self.ropes[k]
-        cond = self.dit(x, tokens, mods, rope, text)
+        calls = [Call(x, tokens, mods, rope, prompt) for prompt in ((text, negative) if guided else (text,))]
+        cond, *uncond = yield ModelCalls(tuple(calls))
         if not guided:
             return cond
-        uncond = self.dit(x, tokens, mods, rope, negative)
         combine = zero_star if self.settings.cfg_zero_star else classifier_free
-        return combine(cond, uncond, self.settings.guidance)
+        return combine(cond, *uncond, self.settings.guidance)
 
     def _enter(self, x: Tensor, renoise: tuple[float, float], generator: torch.Generator) -> Tensor:
         """The jump into a finer stage: nearest x2, scaled, with the noise that upsampling took away."""
-        frames = F.interpolate(x[0].transpose(0, 1), scale_factor=2, mode="nearest")
-        x = frames.transpose(0, 1)[None]
         alpha, beta = renoise
-        return alpha * x + beta * self.block_noise.draw(tuple(x.shape), generator).to(x.device)
+        *planes, height, width = x.shape
+        noise = to_device(self.block_noise.draw((*planes, 2 * height, 2 * width), generator), x.device)
+        if kernels.runs(x):
+            return kernels.renoise(x, noise, alpha, beta)
+        frames = F.interpolate(x[0].transpose(0, 1), scale_factor=2, mode="nearest")
+        return alpha * frames.transpose(0, 1)[None] + beta * noise
 
     def _modulation(self, timestep: float) -> Modulation:
         if timestep not in self.modulations:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,16 +11,33 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 import helios_kernels
+from helios_kernels import tuned
 from helios_cli import machine
 from helios_cli.errors import CheckpointError, MachineError
+from helios_cli.engine.gpu import CallGraphs, CudaRecorder, require_quant
 from helios_cli.model import dit, umt5
-from helios_cli.model.dit import DiTConfig, HeliosDiT
+from helios_cli.model.attention import AUTO
+from helios_cli.model.attention import use as use_attention
+from helios_cli.model.dit import Call, DiTConfig, HeliosDiT
+from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.sampling.schedule import SchedulerConfig
 from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.checkpoint import SCHEDULER_CONFIG, Checkpoint
-from helios_cli.weights.load import load_component
+from helios_cli.weights.fp8 import Quant, is_fp8
+from helios_cli.weights.load import load_component, stored_tensors
+from helios_cli.weights.offload import BlockStream, StoredRows
+from helios_cli.weights.placement import Placement
+from helios_cli.weights.reader import Stored, WeightFiles, expect_files
+
+RESIDENT = Placement()
+
+EMBEDDING = "shared.weight"
+"""Of the text encoder: a row a token of its vocabulary, of which a prompt needs a few."""
+
+PROMPTS_TOGETHER = 64
+"""Prompts that are encoded in one walk over a streamed text encoder."""
 
 
 @dataclass(frozen=True)
@@ -31,46 +49,119 @@ class Prompt:
 
 
 class Models:
-    """Loads a checkpoint's parts as they are needed. The text encoder is freed as soon as the prompts are encoded.
+    """Loads a checkpoint's parts as they are needed, and where `placement` says so gives them up again. The text
+    encoder is freed as soon as the prompts are encoded.
 
     `name` is what the user calls the model. Raises CheckpointError for a config that is not supported, MachineError for
     kernels that were asked for and cannot be had.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, name: str = "") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        name: str = "",
+        placement: Placement = RESIDENT,
+        quant: Quant = "none",
+        attention: str = AUTO,
+    ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.name = name or checkpoint.path.name
+        self.placement, self.quant, self.attention = placement, quant, attention
         if device.type == "cpu":
             torch.set_num_threads(machine.cpu_threads(checkpoint.component("transformer").parameters))
+        require_quant(quant, device)
+        tuned.use(machine.tuned_file())
         try:
             helios_kernels.backend()
         except RuntimeError as error:
             raise MachineError(str(error), hint="unset HELIOS_KERNELS; `helios doctor` shows what is there") from error
         configs = {name: part.config for name, part in checkpoint.components.items()}
         self.dit_config = _read(DiTConfig.from_json, checkpoint, configs["transformer"], "transformer/config.json")
+        config = self.dit_config
+        heads = (config.num_attention_heads, config.attention_head_dim)
+        use_attention(attention, device, dtype, *heads, file=machine.attention_file())
         self.vae_config = _read(VAEConfig.from_json, checkpoint, configs["vae"], "vae/config.json")
         self.text_config = _read(UMT5Config.from_json, checkpoint, configs["text_encoder"], "text_encoder/config.json")
         self.scheduler = _read(SchedulerConfig.from_json, checkpoint, checkpoint.scheduler, SCHEDULER_CONFIG)
         self.prompts: dict[str, Prompt] = {}
+        self.stream: BlockStream | None = None
+        self._files = WeightFiles()
         self._dit: HeliosDiT | None = None
         self._vae: WanVAE | None = None
+        self._fillers: dict[str, Callable[[], nn.Module]] = {}
+        self._away: set[str] = set()
+        self.graphs = CallGraphs(CudaRecorder()) if device.type == "cuda" else None
 
     @property
     def vae_dtype(self) -> torch.dtype:
         """The VAE's values leave float16's range; it is float32 then."""
         return torch.float32 if self.dtype == torch.float16 else self.dtype
 
+    def place(self, placement: Placement) -> None:
+        """Place the parts otherwise from now on; those that are loaded go."""
+        if placement != self.placement:
+            self.unload()
+            self.placement = placement
+
+    def unload(self) -> None:
+        """Free all parts and close their files. They come again when they are needed."""
+        if self.stream is not None:
+            self.stream.close()
+        self._dit = self._vae = self.stream = None
+        self._fillers.clear()
+        self._away.clear()
+        self._files.close()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def answer(self, calls: Sequence[Call]) -> list[Tensor]:
+        """The flows of model calls that do not depend on each other; streamed weights are walked through once."""
+        dit = self.dit
+        if self.stream is not None and calls:
+            return dit.forward_all(calls)
+        if self.graphs is None or self.placement.mode != "none":
+            return [dit(*call) for call in calls]
+        return [self.graphs(dit, call) for call in calls]
+
     def encode(self, texts: Iterable[str]) -> None:
         """Encodes the prompts that are not known yet into `prompts`."""
         new = [text for text in dict.fromkeys(texts) if text not in self.prompts]
         if not new:
             return
+        self._make_room_for_text()
         tokenizer = Tokenizer.from_file(str(self.checkpoint.tokenizer))
         tokenizer.no_padding()
+        with self._text_encoder() as encoder:
+            together = PROMPTS_TOGETHER if encoder.walk else 1
+            for first in range(0, len(new), together):
+                self._encode(new[first : first + together], tokenizer, encoder)
+
+    def _encode(self, texts: list[str], tokenizer: Tokenizer, encoder: UMT5Encoder) -> None:
+        read = [_tokens(text, tokenizer) for text in texts]
+        rows = encoder.forward_all([torch.tensor(ids, device=self.device) for ids, _ in read])
+        for text, (_, lost), row in zip(texts, read, rows, strict=True):
+            self.prompts[text] = Prompt(row, lost)
+
+    @contextlib.contextmanager
+    def _text_encoder(self) -> Iterator[UMT5Encoder]:
+        """The text encoder while it is needed."""
         islands = umt5.FP32_ISLANDS_IN_FLOAT16 if self.dtype == torch.float16 else frozenset()
-        encoder = self._load("text_encoder", lambda: UMT5Encoder(self.text_config), self.dtype, islands)
-        for text in new:
-            self.prompts[text] = _encode(text, tokenizer, encoder, self.device)
+        if self.placement.mode != "stream":
+            yield self._load("text_encoder", lambda: UMT5Encoder(self.text_config), self.dtype, islands)
+            self._fillers.pop("text_encoder", None)
+            return
+        with torch.device("meta"):
+            encoder = UMT5Encoder(self.text_config)
+        stored = stored_tensors(encoder, self.checkpoint.component("text_encoder"))
+        stream = self._stream_of(encoder.encoder.block, "encoder.block.", stored, self.dtype, islands, again=False)
+        self._fill("text_encoder", encoder, self.dtype, islands, stream.names | {EMBEDDING})
+        encoder.shared = StoredRows(stored[EMBEDDING], self._files, self.device, self.dtype)
+        encoder.walk = stream.walk
+        with contextlib.closing(stream):
+            yield encoder.eval()
 
     def mixed(self, weighted: tuple[tuple[str, float], ...]) -> Tensor:
         """Weighted sum of encoded prompts, [1, K, E]; a shorter one counts as zero where it has no rows."""
@@ -86,15 +177,36 @@ class Models:
 
     @property
     def dit(self) -> HeliosDiT:
+        """The transformer, at hand until `vae` is asked for where the two take turns."""
+        if self.placement.takes_turns:
+            self._send_away("vae", self._vae)
         if self._dit is None:
-            self._dit = self._load("transformer", lambda: HeliosDiT(self.dit_config), self.dtype, dit.FP32_ISLANDS)
-            self._dit.join_projections()
+            self._dit = self._load("transformer", self._build_dit, self.dtype, dit.FP32_ISLANDS)
+        elif not self._bring_back("transformer"):
+            return self._dit
+        self._dit.join_projections()
         return self._dit
+
+    def _build_dit(self) -> HeliosDiT:
+        module = HeliosDiT(self.dit_config)
+        if self.quant == "none":
+            return module
+        try:
+            return use_fp8(module, is_fp8)
+        except ValueError as error:
+            raise MachineError(f"--quant fp8: {error}", hint="leave out --quant") from error
 
     @property
     def vae(self) -> WanVAE:
+        """The VAE, at hand until `dit` is asked for where the two take turns."""
+        if self.placement.takes_turns:
+            self._send_away("transformer", self._dit)
         if self._vae is None:
             self._vae = self._load("vae", lambda: WanVAE(self.vae_config), self.vae_dtype, frozenset())
+        else:
+            self._bring_back("vae")
+        if self.placement.mode == "model":
+            self._expect("transformer")
         return self._vae
 
     def _load(
@@ -102,23 +214,95 @@ class Models:
     ) -> nn.Module:
         with torch.device("meta"):
             module = build()
+        leave: frozenset[str] = frozenset()
+        if name == "transformer" and self.placement.mode == "stream":
+            stored = stored_tensors(module, self.checkpoint.component(name))
+            self.stream = self._stream_of(module.blocks, "blocks.", stored, dtype, fp32_islands)
+            module.walk, leave = self.stream.walk, self.stream.names
+        self._fillers[name] = lambda **how: self._fill(name, module, dtype, fp32_islands, leave, **how)
+        return self._fillers[name]().eval()
+
+    def _fill(
+        self,
+        name: str,
+        module: nn.Module,
+        dtype: torch.dtype,
+        fp32_islands: frozenset[str],
+        leave: frozenset[str],
+        *,
+        check: bool = True,
+    ) -> nn.Module:
         return load_component(
             module,
             self.checkpoint.component(name),
             device=self.device,
             dtype=dtype,
             keep_fp32=lambda parameter: not fp32_islands.isdisjoint(parameter.split(".")),
-        ).eval()
+            leave=leave,
+            files=self._files,
+            check=check,
+        )
+
+    def _stream_of(
+        self,
+        blocks: nn.ModuleList,
+        prefix: str,
+        stored: dict[str, Stored],
+        dtype: torch.dtype,
+        fp32_islands: frozenset[str],
+        *,
+        again: bool = True,
+    ) -> BlockStream:
+        return BlockStream(
+            blocks,
+            prefix,
+            stored,
+            self._files,
+            self.device,
+            lambda parameter: dtype if fp32_islands.isdisjoint(parameter.split(".")) else torch.float32,
+            resident=self.placement.resident if again else 0,
+            again=again,
+            cached_bytes=self.placement.cached_bytes,
+        )
+
+    def _send_away(self, name: str, module: nn.Module | None) -> None:
+        """Frees the memory of a part that can be read again."""
+        if module is not None and name in self._fillers and name not in self._away:
+            module.to("meta")
+            self._away.add(name)
+            if name == "transformer" and self.stream is not None:
+                self.stream.leave()
+
+    def _bring_back(self, name: str) -> bool:
+        """Reads a part again that was sent away."""
+        if name not in self._away:
+            return False
+        self._fillers[name](check=False)  # its values were looked at when they came first
+        self._away.discard(name)
+        return True
+
+    def _make_room_for_text(self) -> None:
+        """The text encoder comes alone, unless there is room for all."""
+        needed = self.dtype.itemsize * self.checkpoint.component("text_encoder").parameters
+        if self.placement.mode != "none" or needed > machine.free_bytes(self.device):
+            self._send_away("transformer", self._dit)
+            self._send_away("vae", self._vae)
+
+    def _expect(self, name: str) -> None:
+        """Lets the kernel read a part's files while another one works, if they have room in its page cache."""
+        component = self.checkpoint.component(name)
+        if component.bytes < machine.host_memory().available_bytes:
+            expect_files({tensor.file for tensor in component.tensors.values()})
 
 
-def _encode(text: str, tokenizer: Tokenizer, encoder: UMT5Encoder, device: torch.device) -> Prompt:
+def _tokens(text: str, tokenizer: Tokenizer) -> tuple[list[int], str]:
+    """Token ids of a prompt, the end token kept, and the end of the text that did not fit."""
     tokenizer.no_truncation()
-    encoding, lost = tokenizer.encode(text), ""
-    if len(encoding.ids) > MAX_TEXT_TOKENS:
-        tokenizer.enable_truncation(MAX_TEXT_TOKENS)  # keeps the end token
-        whole, encoding = encoding, tokenizer.encode(text)
-        lost = text[whole.offsets[MAX_TEXT_TOKENS - 1][0] :]
-    return Prompt(encoder(torch.tensor(encoding.ids, device=device)), lost)
+    encoding = tokenizer.encode(text)
+    if len(encoding.ids) <= MAX_TEXT_TOKENS:
+        return encoding.ids, ""
+    tokenizer.enable_truncation(MAX_TEXT_TOKENS)  # keeps the end token
+    return tokenizer.encode(text).ids, text[encoding.offsets[MAX_TEXT_TOKENS - 1][0] :]
 
 
 def _read(from_json: Callable[[dict], object], checkpoint: Checkpoint, config: dict, file: str):

@@ -87,6 +87,8 @@ class Record(BaseModel):
     device: str
     processor: str
     dtype: Literal["bfloat16", "float16", "float32"]
+    quant: Literal["fp8"] | None = None
+    attention: str | None = None
     reanchor: bool
     encoding: EncodingRecord | None = None
     fingerprint: str
@@ -100,7 +102,7 @@ class Record(BaseModel):
 
     def differences(self, other: Record) -> list[str]:
         """The keys under which `other` was made in another way."""
-        keys = ("versions", "processor", "dtype", "reanchor", "encoding", "recipe")
+        keys = ("versions", "processor", "dtype", "quant", "attention", "reanchor", "encoding", "recipe")
         found = [key for key in keys if getattr(self, key) != getattr(other, key)]
         return ["model", *found] if self.model.identity != other.model.identity else found
 
@@ -133,6 +135,7 @@ class Again:
         found: dict = {"dtype": self.record.dtype, "reanchor": self.record.reanchor}
         if self.record.device == "cpu":
             found["device"] = "cpu"
+        found |= {key: getattr(self.record, key) for key in ("quant", "attention") if getattr(self.record, key)}
         return found | (self.record.encoding.model_dump() if self.record.encoding else {})
 
     def _model(self) -> tuple[str, str | None]:
@@ -151,6 +154,7 @@ def make_record(
     model: ModelRecord,
     device: str,
     arithmetic: Arithmetic,
+    attention: str = "auto",
     reanchor: bool,
     encoding: ffmpeg.Encoding | None,
     helios_version: str,
@@ -164,6 +168,8 @@ def make_record(
         device=device,
         processor=arithmetic.device,
         dtype=arithmetic.dtype,
+        quant=None if arithmetic.quant == "none" else arithmetic.quant,
+        attention=None if attention == "auto" else attention,
         reanchor=reanchor,
         encoding=encoding and EncodingRecord(codec=encoding.codec, crf=encoding.crf, preset=encoding.preset),
         fingerprint=film_fingerprint(plan, fingerprints),

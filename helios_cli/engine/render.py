@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from helios_cli.engine import events
 from helios_cli.engine.cache import Cache
+from helios_cli.engine.calls import ModelCalls, Steps, answered, memory_told
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.conditioning import start_from_clip, start_from_picture
 from helios_cli.engine.denoise import Denoiser, stages_of
 from helios_cli.engine.events import Event
+from helios_cli.engine.gpu import Beside, on_host
 from helios_cli.engine.history import History
 from helios_cli.engine.media import VideoClip, read_image
 from helios_cli.engine.models import Models
@@ -45,6 +47,7 @@ def render(
     clock: Clock | None = None,
     fingerprints: Sequence[str] | None = None,
     cache: Cache | None = None,
+    overlap: bool | None = None,
 ) -> Iterator[Event]:
     """Renders `plan` into `writer` and closes it, telling each step; stops the writer if anything fails.
 
@@ -54,10 +57,44 @@ def render(
     run is ended, the next one of the same plan goes on behind its last chunk. Chunks that are kept in `cache` are taken
     from there, and new ones put into it. Neither changes a frame.
 
-    Raises PictureError (values that are not finite), InputError (a picture or clip that cannot be read), MachineError.
+    With `overlap` a chunk is decoded in a thread beside the denoising of the next, and its ChunkDone comes behind that;
+    by itself that is so on a GPU, unless the clock is exact.
+
+    Raises PictureError (values that are not finite), InputError (a picture or clip that cannot be read), MachineError,
+    CheckpointError (weights that can no longer be read).
     """
-    film = _Film(plan, models, writer, reanchor, clock or Clock(models.device), fingerprints, cache)
-    with writer, torch.inference_mode():
+    clock = clock or Clock(models.device)
+    if overlap is None:
+        overlap = models.device.type == "cuda" and models.placement.mode == "none" and not clock.exact
+    steps = render_steps(
+        plan,
+        models,
+        writer,
+        reanchor=reanchor,
+        clock=clock,
+        fingerprints=fingerprints,
+        cache=cache,
+        overlap=overlap,
+    )
+    with torch.inference_mode():
+        yield from answered(steps, models.answer)
+
+
+def render_steps(
+    plan: Plan,
+    models: Models,
+    writer: FilmWriter,
+    *,
+    reanchor: bool = False,
+    clock: Clock | None = None,
+    fingerprints: Sequence[str] | None = None,
+    cache: Cache | None = None,
+    overlap: bool = False,
+) -> Steps[None]:
+    """`render` with the model calls left to the caller, who answers them by `models.answer`, all in inference mode."""
+    beside = Beside(models.device, overlaps=overlap)
+    film = _Film(plan, models, writer, reanchor, clock or Clock(models.device), fingerprints, cache, beside)
+    with writer, memory_told(), contextlib.closing(beside):
         yield from film.events()
 
 
@@ -73,9 +110,10 @@ class _Film:
         clock: Clock,
         fingerprints: Sequence[str] | None,
         cache: Cache | None,
+        beside: Beside[events.ChunkDone],
     ) -> None:
         self.plan, self.models, self.writer, self.reanchor, self.clock = plan, models, writer, reanchor, clock
-        self.fingerprints, self.cache = fingerprints, cache
+        self.fingerprints, self.cache, self.beside = fingerprints, cache, beside
         self.started = time.perf_counter()
         self.history: History
         self.generator: torch.Generator
@@ -83,7 +121,7 @@ class _Film:
         self.frames_reused = 0
         self.text: tuple[tuple[tuple[str, float], ...], TextContext] | None = None
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Steps[None]:
         resumed = self._resume()
         yield self._film_started()
         if resumed.notice:
@@ -93,10 +131,13 @@ class _Film:
         rest = self.plan.chunks[resumed.chunks :]
         yield from self._prepare([chunk for chunk in rest if not self._is_kept(chunk)])
         for chunk in rest:
+            if self._is_kept(chunk):
+                yield from self.beside.take()
             if self._take_kept(chunk):
                 yield self._reused(chunk.index + 1, "cache", 1)
             else:
                 yield from self._render(chunk)
+        yield from self.beside.take()
         yield events.PhaseStarted("finish")
         with self.clock("finish"):
             output = self.writer.close()
@@ -146,18 +187,27 @@ class _Film:
         yield from self._encode_prompts(chunks)
         yield events.PhaseStarted("load")
         with self.clock("load"):
-            _ = self.denoiser, self.models.vae
+            _ = self.denoiser
+            if not self.models.placement.takes_turns:
+                _ = self.models.vae
 
-    def _render(self, chunk: Chunk) -> Iterator[Event]:
+    def _render(self, chunk: Chunk) -> Steps[None]:
         began = time.perf_counter()
         if chunk.fresh:
             yield from self._start_segment(chunk)
         yield events.PhaseStarted("denoise")
         latents = yield from self._denoise(chunk)
+        yield from self.beside.take()
         yield events.PhaseStarted("decode")
+        self.beside.start(partial(self._finish, chunk, latents, self._safe(chunk), began))
+        if not self.beside.overlaps:
+            yield from self.beside.take()
+
+    def _finish(self, chunk: Chunk, latents: Tensor, safe: Safe | None, began: float) -> events.ChunkDone:
+        """From latents to frames that are safe; what the film's state is by then does not count."""
         self._write_frames(chunk, latents)
-        self.writer.end_piece(self._safe(chunk))
-        yield events.ChunkDone(
+        self.writer.end_piece(safe)
+        return events.ChunkDone(
             chunk=chunk.index,
             chunks=len(self.plan.chunks),
             frames=self.writer.num_frames,
@@ -210,7 +260,8 @@ class _Film:
                     clip = VideoClip(chunk.video, self.plan.size, self.plan.fps)
                     start_from_clip(self.history, self.models.vae, clip, self.generator)
 
-    def _denoise(self, chunk: Chunk) -> Generator[Event, None, Tensor]:
+    def _denoise(self, chunk: Chunk) -> Steps[Tensor]:
+        yield ModelCalls()
         latents = yield from self.denoiser.chunk(
             chunk.index,
             self.history,
@@ -237,17 +288,26 @@ class _Film:
 
     def _write_frames(self, chunk: Chunk, latents: Tensor) -> None:
         """Decodes the chunk on its own, group by group, and hands the frames that are kept to the writer."""
-        left = chunk.num_frames
-        groups = self.models.vae.decode(latents)
-        while left > 0:
+        groups = on_host(self._pictures(chunk, latents))
+        while True:
             with self.clock("decode"):
-                frames = next(groups)[:, :, :left]
-                if not torch.isfinite(frames).all():
-                    raise self._not_finite("frames", chunk)
-                pictures = frames_to_uint8(frames)[0].cpu().numpy()
-            left -= len(pictures)
+                pictures = next(groups, None)
+            if pictures is None:
+                return
             with self.clock("write"):
-                self.writer.write(pictures)
+                self.writer.write(pictures.numpy())
+
+    def _pictures(self, chunk: Chunk, latents: Tensor) -> Iterator[Tensor]:
+        """The chunk's frames that are kept, group by group, bytes [T, H, W, 3] on the device."""
+        left = chunk.num_frames
+        for frames in self.models.vae.decode(latents):
+            frames = frames[:, :, :left]
+            if not torch.isfinite(frames).all():
+                raise self._not_finite("frames", chunk)
+            yield frames_to_uint8(frames)[0]
+            left -= frames.shape[2]
+            if not left:
+                return
 
     def _not_finite(self, what: str, chunk: Chunk) -> PictureError:
         dtype = str(self.models.dtype).removeprefix("torch.")

@@ -14,7 +14,9 @@ tokens, E width, N heads, D head size, L layers. Parameter names are those of th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 import helios_kernels as kernels
 from helios_cli.model.attention import attention
+from helios_cli.model.fp8 import Fp8, Fp8Linear, parameter_names, product, project
 from helios_cli.model.ops import (
     gated_residual,
     gated_residual_layer_norm,
@@ -119,6 +122,16 @@ class TextContext:
     bias: Tensor | None
 
 
+class Call(NamedTuple):
+    """The inputs of one model call, as `HeliosDiT.forward` takes them."""
+
+    noisy_BCTHW: Tensor
+    history_BME: Tensor
+    mods: Modulation
+    rope: Tensor
+    text: TextContext
+
+
 class RMSNorm(nn.Module):
     """Holds the weight; `ops.rms_norm_rope` computes, over all heads at once."""
 
@@ -142,20 +155,19 @@ class Attention(nn.Module):
                 torch.ones(self.heads if config.history_scale_mode == "per_head" else 1)
             )
 
-    def query(self, x_BSE: Tensor, rope: Tensor | None = None) -> Tensor:
-        q = linear(x_BSE, self.to_q.weight, self.to_q.bias)
+    def query(self, x_BSE: Tensor | Fp8, rope: Tensor | None = None) -> Tensor:
+        q = project(self.to_q, x_BSE)
         return rms_norm_rope(q, self.norm_q.weight, rope, self.heads, self.eps)
 
-    def key_value(self, x_BSE: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        k = linear(x_BSE, self.to_k.weight, self.to_k.bias)
-        v = linear(x_BSE, self.to_v.weight, self.to_v.bias)
+    def key_value(self, x_BSE: Tensor | Fp8, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        k, v = project(self.to_k, x_BSE), project(self.to_v, x_BSE)
         return rms_norm_rope(k, self.norm_k.weight, rope, self.heads, self.eps), v.unflatten(-1, (self.heads, -1))
 
     @torch.no_grad()
     def join(self) -> None:
         """Moves the weights of queries, keys and values next to each other, for one product instead of three."""
         layers = (self.to_q, self.to_k, self.to_v)
-        for name in ("weight", "bias"):
+        for name in parameter_names(self.to_q):
             joined = torch.cat([getattr(layer, name) for layer in layers])
             for layer, piece in zip(layers, joined.chunk(3), strict=True):
                 getattr(layer, name).data = piece
@@ -163,11 +175,12 @@ class Attention(nn.Module):
     def query_key_value(self, x_BSE: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All three of the same rows; where kernels run and `join` was called, of one product."""
         layers = (self.to_q, self.to_k, self.to_v)
-        weight = side_by_side(*(layer.weight for layer in layers)) if kernels.runs(x_BSE) else None
-        bias = side_by_side(*(layer.bias for layer in layers)) if weight is not None else None
-        if bias is None:
-            return self.query(x_BSE, rope), *self.key_value(x_BSE, rope)
-        qkv = linear(x_BSE, weight, bias)
+        x = Fp8.of(x_BSE) if isinstance(self.to_q, Fp8Linear) else x_BSE
+        names = parameter_names(self.to_q) if kernels.runs(x_BSE) else ()
+        joined = [side_by_side(*(getattr(layer, name) for layer in layers)) for name in names]
+        if not joined or any(parameter is None for parameter in joined):
+            return self.query(x, rope), *self.key_value(x, rope)
+        qkv = (product if isinstance(x, Fp8) else linear)(x, *joined)
         norms = torch.stack([self.norm_q.weight, self.norm_k.weight])
         kernels.qk_norm_rope(qkv.unflatten(-1, (3, -1))[:, :, :2], norms, rope, self.heads, self.eps)
         return qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
@@ -181,7 +194,7 @@ class Attention(nn.Module):
         return torch.cat([history, k_BSND[:, split:]], dim=1)
 
     def out(self, x_BSE: Tensor) -> Tensor:
-        return linear(x_BSE, self.to_out[0].weight, self.to_out[0].bias)
+        return project(self.to_out[0], x_BSE)
 
 
 class FeedForward(nn.Module):
@@ -193,6 +206,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         up, down = self.net[0].proj, self.net[2]
+        if isinstance(down, Fp8Linear):
+            return down(Fp8.of(up(x), gelu=True))
         return linear(linear(x, up.weight, up.bias, gelu=True), down.weight, down.bias)
 
 
@@ -268,15 +283,16 @@ class ConditionEmbedder(nn.Module):
         self.time_proj = nn.Linear(config.width, 6 * config.width)
         self.text_embedder = _two_linears(config.text_dim, config.width)
 
-    def time(self, timestep_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps on the 0..1000 scale -> (embedding [B, E], projection [B, 6, E]) in the compute dtype."""
+    def time(self, timestep_B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Timesteps on the 0..1000 scale -> (embedding [B, E], projection [B, 6, E]) in `dtype`."""
         half = self.freq_dim // 2
         frequency = torch.exp(-math.log(10000) / half * torch.arange(half, device=timestep_B.device))
         angle = timestep_B.float()[:, None] * frequency
         wave = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.time_embedder.linear_1.weight.dtype)
         hidden = F.silu(self.time_embedder.linear_1(wave))
-        embedding = self.time_embedder.linear_2(hidden).to(self.time_proj.weight.dtype)
-        return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
+        embedding = self.time_embedder.linear_2(hidden).to(dtype)
+        weight, bias = self.time_proj.weight.to(dtype), self.time_proj.bias.to(dtype)
+        return embedding, F.linear(F.silu(embedding), weight, bias).unflatten(-1, (6, -1))
 
     def text(self, rows_BKE: Tensor) -> Tensor:
         first, second = self.text_embedder.linear_1, self.text_embedder.linear_2
@@ -300,6 +316,7 @@ class HeliosDiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
+        self.compute_dtype: torch.dtype | None = None
         c, width, patch = config.in_channels, config.width, config.patch_size
         self.patch_embedding = nn.Conv3d(c, width, patch, patch)
         self.patch_short = nn.Conv3d(c, width, patch, patch)
@@ -310,6 +327,12 @@ class HeliosDiT(nn.Module):
         self.norm_out = nn.Module()
         self.norm_out.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         self.proj_out = nn.Linear(width, config.out_channels * math.prod(patch))
+        self.walk: Callable[..., Iterable[Block]] | None = None
+
+    def visit(self, *part: str) -> Iterable[Block]:
+        """The blocks in order, each to be used before the next is asked for: where `walk` is set they stream, and a
+        block's matrices are there no longer. With `part` only those are whose names begin so."""
+        return self.blocks if self.walk is None else self.walk(*part)
 
     def join_projections(self) -> None:
         """Prepares for one product of queries, keys and values instead of three, where kernels run that work on it.
@@ -322,8 +345,11 @@ class HeliosDiT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Compute dtype: the one of the parameters outside the float32 islands."""
-        return self.proj_out.weight.dtype
+        """Compute dtype: the one of the parameters outside the float32 islands, unless `compute_dtype` is another.
+
+        Training sets that: its parameters are float32, and each product rounds those that it takes.
+        """
+        return self.compute_dtype or self.proj_out.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -339,25 +365,31 @@ class HeliosDiT(nn.Module):
         biases = pad_biases(pads, self.dtype)
         rows = F.pad(rows_BKE.to(self.dtype), (0, 0, 0, len(biases)))
         embedded = self.condition_embedder.text(rows)
-        keys, values = zip(*(block.attn2.key_value(embedded) for block in self.blocks), strict=True)
+        keys, values = zip(
+            *(block.attn2.key_value(embedded) for block in self.visit("attn2.to_k", "attn2.to_v")), strict=True
+        )
         bias = torch.tensor([0.0] * rows_BKE.shape[1] + biases, device=rows.device) if biases else None
         return TextContext(torch.stack(keys), torch.stack(values), bias)
 
     def modulation(self, timestep_B: Tensor) -> Modulation:
         """Rows for the [B] timesteps (0..1000; whole numbers in pyramid models)."""
-        embedding, rows = self.condition_embedder.time(timestep_B)
+        embedding, rows = self.condition_embedder.time(timestep_B, self.dtype)
         history = rows
         if self.config.zero_history_timestep:
-            history = self.condition_embedder.time(torch.zeros_like(timestep_B))[1]
+            history = self.condition_embedder.time(torch.zeros_like(timestep_B[:1]), self.dtype)[1].expand_as(rows)
         tables = torch.stack([block.scale_shift_table[0] for block in self.blocks])  # [L, 6, E] float32
         blocks = tables[:, None] + torch.stack([history, rows], dim=1)[:, None].float()
         return Modulation(blocks, self.norm_out.scale_shift_table + embedding[:, None].float())
 
+    def patchify(self, conv: nn.Conv3d, latents_BCTHW: Tensor) -> Tensor:
+        """Tokens [B, S, E] by one of the patch layers."""
+        x = _pad_to(latents_BCTHW.to(self.dtype), conv.stride)
+        return F.conv3d(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype), conv.stride).flatten(2).transpose(1, 2)
+
     def embed_history(self, long: Tensor, mid: Tensor, short: Tensor) -> Tensor:
         """Latents [B, C, T, H, W] of the three terms, `short` being anchor and newest -> [B, M, E] tokens."""
         terms = ((self.patch_long, long), (self.patch_mid, mid), (self.patch_short, short))
-        tokens = [conv(_pad_to(latents.to(self.dtype), conv.stride)) for conv, latents in terms]
-        return torch.cat([token.flatten(2).transpose(1, 2) for token in tokens], dim=1)
+        return torch.cat([self.patchify(conv, latents) for conv, latents in terms], dim=1)
 
     def rope(self, history_grid: tuple[int, int], noisy_grid: tuple[int, int]) -> Tensor:
         """Rotations of all rows, [S, D/2, 2] float32, for grids of (rows, columns) in patches.
@@ -400,21 +432,33 @@ class HeliosDiT(nn.Module):
         self, noisy_BCTHW: Tensor, history_BME: Tensor, mods: Modulation, rope: Tensor, text: TextContext
     ) -> Tensor:
         """Predicted flow (noise - x0 of the stage), [B, C, T, H, W] in the compute dtype."""
-        tokens = self.patch_embedding(noisy_BCTHW.to(self.dtype))
-        grid = tokens.shape[2:]
-        x = torch.cat([history_BME, tokens.flatten(2).transpose(1, 2)], dim=1)
-        split, last = history_BME.shape[1], len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            context = (text.keys[i], text.values[i], text.bias)
-            x = block(x, mods.blocks[:, i], rope, context, split, noisy_only=i == last)
-        shift, scale = mods.out[:, :1], mods.out[:, 1:]
+        return self.forward_all([Call(noisy_BCTHW, history_BME, mods, rope, text)])[0]
+
+    def forward_all(self, calls: Sequence[Call]) -> list[Tensor]:
+        """The flows of several calls in one walk over the blocks: each value is that of a call of its own."""
+        streams, last = [self.enter(call) for call in calls], len(self.blocks) - 1
+        for i, block in enumerate(self.visit()):
+            for place, (call, x) in enumerate(zip(calls, streams, strict=True)):
+                context = (call.text.keys[i], call.text.values[i], call.text.bias)
+                split = call.history_BME.shape[1]
+                streams[place] = block(x, call.mods.blocks[:, i], call.rope, context, split, noisy_only=i == last)
+        return [self.leave(call, x) for call, x in zip(calls, streams, strict=True)]
+
+    def enter(self, call: Call) -> Tensor:
+        """The stream [B, S, E] before the first block."""
+        return torch.cat([call.history_BME, self.patchify(self.patch_embedding, call.noisy_BCTHW)], dim=1)
+
+    def leave(self, call: Call, x: Tensor) -> Tensor:
+        """The flow, [B, C, T, H, W], from the noisy rows after the last block."""
+        shift, scale = call.mods.out[:, :1], call.mods.out[:, 1:]
         if kernels.runs(x):
             y = kernels.modulated_norm(x, scale.expand(-1, 2, -1), shift.expand(-1, 2, -1), 0, self.config.eps)
         else:
             y = torch.addcmul(shift, layer_norm(x, None, None, self.config.eps), 1 + scale).to(self.dtype)
+        grid = [size // step for size, step in zip(call.noisy_BCTHW.shape[2:], self.config.patch_size, strict=True)]
         return self._unpatchify(linear(y, self.proj_out.weight, self.proj_out.bias), grid)
 
-    def _unpatchify(self, x_BSP: Tensor, grid: torch.Size) -> Tensor:
+    def _unpatchify(self, x_BSP: Tensor, grid: Sequence[int]) -> Tensor:
         """Channels are innermost within a patch: (p_t, p_h, p_w, C)."""
         p_t, p_h, p_w = self.config.patch_size
         x = x_BSP.unflatten(1, tuple(grid)).unflatten(-1, (p_t, p_h, p_w, -1))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import helios_kernels as kernels
+from helios_cli.model import gradients
 
 
 @functools.cache
@@ -31,9 +32,10 @@ def onednn_runs(x: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """`x @ weight.T + bias`, with the tanh-GELU after it if asked.
 
-    On a CPU the product goes to oneDNN, which `F.linear` leaves to MKL in float32: 43 against 100 ms for
-    4416x1024x1024 on one core of an AMD EPYC, where MKL does not use AVX-512.
+    Weights are taken in the type of `x`. On a CPU the product goes to oneDNN, which `F.linear` leaves to MKL in
+    float32: 43 against 100 ms for 4416x1024x1024 on one core of an AMD EPYC, where MKL does not use AVX-512.
     """
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if onednn_runs(x):
         activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)
@@ -53,6 +55,8 @@ def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps:
     """
     if kernels.runs(x_BSE):
         return kernels.modulated_norm(x_BSE, scale, shift, split, eps)
+    if torch.is_grad_enabled():
+        return gradients.modulated_norm(x_BSE, scale, shift, split, eps)
     y = layer_norm(x_BSE, None, None, eps)
     parts = [
         torch.addcmul(shift[:, row, None], rows, 1 + scale[:, row, None])
@@ -69,10 +73,10 @@ def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, split: int) -> Te
     """
     if kernels.runs(x_BSE):
         return kernels.gated_residual(x_BSE, y_BSE, gate, split)
+    if torch.is_grad_enabled():
+        return gradients.gated_residual(x_BSE, y_BSE, gate, split)
     spans = [(row, span) for row, span in ((0, slice(0, split)), (1, slice(split, None))) if x_BSE[:, span].shape[1]]
     sums = [torch.addcmul(x_BSE[:, s].float(), y_BSE[:, s].float(), gate[:, row, None]) for row, s in spans]
-    if torch.is_grad_enabled():
-        return torch.cat(sums, dim=1).to(x_BSE.dtype)
     for (_, span), total in zip(spans, sums, strict=True):
         x_BSE[:, span] = total
     return x_BSE
@@ -88,6 +92,8 @@ def rms_norm_rope(x_BSE: Tensor, weight: Tensor, rope_SD2: Tensor | None, heads:
     if kernels.runs(x_BSE):
         y = kernels.qk_norm_rope(x_BSE[:, :, None], weight[None], rope_SD2, heads, eps)
         return y[:, :, 0].unflatten(-1, (heads, -1))
+    if torch.is_grad_enabled():
+        return gradients.rms_norm_rope(x_BSE, weight, rope_SD2, heads, eps)
     y = x_BSE.float()
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight.float()
     y = y.unflatten(-1, (heads, -1))
@@ -103,6 +109,8 @@ def gated_residual_layer_norm(
     """`gated_residual`, then the affine norm of the noisy rows. Returns (sum, norm), both in the dtype of `x`."""
     if kernels.runs(x_BSE):
         return x_BSE, kernels.gated_residual_layer_norm(x_BSE, y_BSE, gate, weight, bias, split, eps)
+    if torch.is_grad_enabled():
+        return gradients.gated_residual_layer_norm(x_BSE, y_BSE, gate, weight, bias, split, eps)
     x_BSE = gated_residual(x_BSE, y_BSE, gate, split)
     return x_BSE, layer_norm(x_BSE[:, split:], weight, bias, eps).to(x_BSE.dtype)
 
@@ -114,9 +122,8 @@ def residual_modulated_norm(
     if kernels.runs(x_BSE):
         return x_BSE, kernels.gated_residual_modulated_norm(x_BSE, y_BSE, None, scale, shift, split, eps)
     if torch.is_grad_enabled():
-        x_BSE = torch.cat([x_BSE[:, :split], x_BSE[:, split:] + y_BSE], dim=1)
-    else:
-        x_BSE[:, split:] += y_BSE  # the history rows stay where they are
+        return gradients.residual_modulated_norm(x_BSE, y_BSE, scale, shift, split, eps)
+    x_BSE[:, split:] += y_BSE  # the history rows stay where they are
     return x_BSE, modulated_norm(x_BSE, scale, shift, split, eps)
 
 

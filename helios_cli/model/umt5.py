@@ -7,6 +7,7 @@ reaches a real token, so leaving it out gives the same rows. Parameter names are
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -131,10 +132,15 @@ class UMT5Encoder(nn.Module):
         self.encoder = nn.Module()
         self.encoder.block = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.encoder.final_layer_norm = ScaleNorm(config.d_model, config.layer_norm_epsilon)
+        self.walk: Callable[[], Iterable[Layer]] | None = None
 
     def forward(self, tokens_S: Tensor) -> Tensor:
         """Token ids of one prompt, end token included -> [S, E] rows."""
-        x = self.shared(tokens_S)
-        for block in self.encoder.block:
-            x = block(x)
-        return self.encoder.final_layer_norm(x)
+        return self.forward_all([tokens_S])[0]
+
+    def forward_all(self, prompts: Sequence[Tensor]) -> list[Tensor]:
+        """The rows of several prompts in one walk over the layers, which stream where `walk` is set."""
+        streams = [self.shared(tokens_S) for tokens_S in prompts]
+        for layer in self.encoder.block if self.walk is None else self.walk():
+            streams = [layer(x) for x in streams]
+        return [self.encoder.final_layer_norm(x) for x in streams]

@@ -35,11 +35,21 @@ REANCHORING = 1
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How numbers are rounded. `device` names the model of the processor, for a CPU with its number of threads."""
+    """How numbers are rounded. `device` names the model of the processor, for a CPU with its number of threads.
+
+    `quant` is --quant. `kernels` says what is not as PyTorch has it by itself: kernels, attention and their tuning.
+    """
 
     device: str
     dtype: str
     torch: str
+    quant: str = "none"
+    kernels: str = ""
+
+    def as_told(self) -> dict[str, str]:
+        """What enters a fingerprint: what is as it always was is not told, so that older ones hold."""
+        usual = {"quant": "none", "kernels": ""}
+        return {key: value for key, value in asdict(self).items() if value != usual.get(key)}
 
 
 def chunk_fingerprints(plan: Plan, weights: str, arithmetic: Arithmetic, *, reanchor: bool = False) -> list[str]:
@@ -50,7 +60,7 @@ def chunk_fingerprints(plan: Plan, weights: str, arithmetic: Arithmetic, *, rean
     """
     basis = {
         "numerics": NUMERICS_VERSION,
-        "arithmetic": asdict(arithmetic),
+        "arithmetic": arithmetic.as_told(),
         "weights": weights,
         "size": plan.size,
         "steps": plan.steps,

@@ -90,11 +90,10 @@ class Stage:
 def build_stage(config: SchedulerConfig, index: int, steps: int, tokens: int, *, amplify: bool = False) -> Stage:
     """Stage `index` with `steps` steps for `tokens` noisy tokens. `amplify` doubles the steps (DMD only)."""
     if config.stages == 1:
-        sigmas = _shifted(config, np.linspace(SIGMA_MAX, 0.0, steps + 1)[:-1], tokens)
+        sigmas = shifted(config, np.linspace(SIGMA_MAX, 0.0, steps + 1)[:-1], tokens)
         return Stage(tuple((sigmas * config.num_train_timesteps).tolist()), (*sigmas.tolist(), 0.0))
-    spans = _stage_spans(config)
-    span = spans[index]
-    table = np.linspace(span.timestep_max, span.timestep_min, config.num_train_timesteps + 1)[:-1]
+    span = stage_spans(config)[index]
+    table = span.table(config)
     local = np.linspace(SIGMA_MAX, 0, config.num_train_timesteps + 1)[:-1]
     points = steps
     if config.scheduler_type == "dmd":
@@ -104,8 +103,8 @@ def build_stage(config: SchedulerConfig, index: int, steps: int, tokens: int, *,
     if config.scheduler_type == "dmd":
         timesteps, sigmas = timesteps[:-1], sigmas[:-1]
     if config.use_dynamic_shifting:
-        sigmas = _shifted(config, sigmas, tokens)
-        timesteps = table[-1] + sigmas * (table[0] - table[-1])
+        sigmas = shifted(config, sigmas, tokens)
+        timesteps = span.told(config, sigmas)
     # The solver looks sigma up by the whole timestep it was told, so two steps within one unit share a sigma (DMD).
     whole = [int(t) for t in timesteps]
     if config.scheduler_type == "dmd":
@@ -114,13 +113,33 @@ def build_stage(config: SchedulerConfig, index: int, steps: int, tokens: int, *,
 
 
 @dataclass(frozen=True)
-class _Span:
+class StageSpan:
+    """Where a stage lies on the global schedule.
+
+    Attributes:
+        start: noise share of its start point, whose signal is the upsampled clean latents of the stage before.
+        end: noise share of its end point, whose signal is its own clean latents.
+        timestep_max, timestep_min: what its local sigmas 1 and 0 are told as.
+        renoise: as in `Stage`.
+    """
+
+    start: float
+    end: float
     timestep_max: float
     timestep_min: float
     renoise: tuple[float, float] | None
 
+    def table(self, config: SchedulerConfig) -> np.ndarray:
+        """Timesteps of the stage's grid, the last point of which lies one short of the end."""
+        return np.linspace(self.timestep_max, self.timestep_min, config.num_train_timesteps + 1)[:-1]
 
-def _stage_spans(config: SchedulerConfig) -> list[_Span]:
+    def told(self, config: SchedulerConfig, sigmas: np.ndarray) -> np.ndarray:
+        """Timesteps of shifted local sigmas, before they are cut to whole numbers."""
+        table = self.table(config)
+        return table[-1] + sigmas * (table[0] - table[-1])
+
+
+def stage_spans(config: SchedulerConfig) -> list[StageSpan]:
     """Where each stage lies on the global schedule, timesteps shared out by the length of each stage's flow.
 
     With s the signal share where stage k starts, the nearest-upsampled end of stage k - 1 plus block noise has signal
@@ -130,7 +149,7 @@ def _stage_spans(config: SchedulerConfig) -> list[_Span]:
     n = config.num_train_timesteps
     sigma = 1.0 - np.linspace(1, 1 / n, n + 1)
     sigma = (config.shift * sigma / (1 + (config.shift - 1) * sigma))[:0:-1]  # descending, without the final 0
-    starts, lengths, renoises = [], [], []
+    starts, ends, renoises = [], [], []
     for index in range(config.stages):
         first = max(int(config.stage_range[index] * n), 0)
         last = min(int(config.stage_range[index + 1] * n), n)
@@ -142,8 +161,9 @@ def _stage_spans(config: SchedulerConfig) -> list[_Span]:
             renoise = (alpha, alpha * (1 - signal) / math.sqrt(config.gamma))
             start = 1 - alpha * signal
         starts.append(start)
-        lengths.append(start - end)
+        ends.append(end)
         renoises.append(renoise)
+    lengths = [start - end for start, end in zip(starts, ends, strict=True)]
     total, spans, done = sum(lengths), [], 0.0
     for index, length in enumerate(lengths):
         begin = done / total
@@ -151,11 +171,11 @@ def _stage_spans(config: SchedulerConfig) -> list[_Span]:
         stop = 0.9999999999999999 if index == config.stages - 1 else done / total
         top = min(float(sigma[int(begin * n)]) * n, n - 1)
         bottom = float(sigma[min(int(stop * n), n - 1)]) * n
-        spans.append(_Span(top, bottom, renoises[index]))
+        spans.append(StageSpan(starts[index], ends[index], top, bottom, renoises[index]))
     return spans
 
 
-def _shifted(config: SchedulerConfig, sigmas: np.ndarray, tokens: int) -> np.ndarray:
+def shifted(config: SchedulerConfig, sigmas: np.ndarray, tokens: int) -> np.ndarray:
     """Moves the steps towards noise, the more the larger the picture. `mu` is linear in the number of tokens."""
     if not config.use_dynamic_shifting:
         return sigmas

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+import helios_kernels as kernels
 from helios_cli.sampling.schedule import SchedulerConfig, Stage
 
 SIGMA_MIN = 1e-8
@@ -52,8 +53,10 @@ class DMD:
         self.sigmas, self.start_point = stage.sigmas, start_point
 
     def step(self, index: int, x: Tensor, flow: Tensor) -> Tensor:
-        x0 = x - self.sigmas[index] * flow.float()
         sigma = self.sigmas[index + 1]
+        if kernels.runs(x):
+            return kernels.dmd_step(x, flow, self.start_point, self.sigmas[index], sigma)
+        x0 = x - self.sigmas[index] * flow.float()
         return x0 if sigma == 0 else (1 - sigma) * x0 + sigma * self.start_point
 
 

@@ -1,23 +1,24 @@
 """A component's tensors into a module that was built on the meta device.
 
-All names and shapes are compared before anything is allocated. Then tensors come one by one through a memory map into
-their final type and device, so host memory peaks at the module (if it stays on the host) plus one tensor.
+All names and shapes are compared before anything is allocated. Then tensors come one by one, a few megabytes at a time
+(`reader`), into their final type and device, so host memory peaks at the module (if it stays on the host) plus one
+tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import chain, groupby
+import contextlib
+from collections.abc import Callable
+from itertools import chain
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.checkpoint import Component
-from helios_cli.weights.files import TensorInfo, damaged, some_of
-
-FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+from helios_cli.weights.files import TensorInfo, some_of
+from helios_cli.weights.fp8 import SCALE_SUFFIX, is_scale, quantize_weight
+from helios_cli.weights.reader import FLOAT_DTYPES, SCALED_DTYPES, Stored, WeightFiles
 
 ALIASES = {
     # Wan's name of the output modulation.
@@ -38,24 +39,64 @@ def load_component(
     device: torch.device | str,
     dtype: torch.dtype,
     keep_fp32: Callable[[str], bool] = lambda name: False,
+    leave: frozenset[str] = frozenset(),
+    files: WeightFiles | None = None,
+    check: bool = True,
 ) -> nn.Module:
     """Fill `module`, built on the meta device, from `component` and return it, frozen.
 
-    Parameters for whose name `keep_fp32` is true are float32, the others `dtype`. Raises `CheckpointError` naming every
-    missing, surplus and mis-shaped tensor before it allocates, and the file and tensor of damage found later.
+    Parameters for whose name `keep_fp32` is true are float32, those that `module` has as e4m3 stay that, the others are
+    `dtype`; those in `leave` stay on the meta device. Raises `CheckpointError` naming every missing, surplus and mis-shaped tensor before it
+    allocates, and the file and tensor of damage found later; values are looked at with `check`.
     """
-    stored = _by_our_names(component)
-    _require_match(module, component, stored)
+    stored = stored_tensors(module, component)
+    rounded = {name for name, parameter in module.named_parameters() if parameter.dtype == torch.float8_e4m3fn}
+    wanted = {name: place for name, place in stored.items() if name in rounded or name not in leave}
     state = {}
-    for name, info, tensor in _read(stored):
-        kept = torch.float32 if keep_fp32(name) else dtype
-        state[name] = tensor.to(device, kept, copy=True)  # a copy: a view would keep the file mapped, and other types
-        _require_finite(name, info, tensor, state[name])
-    module.load_state_dict(state, assign=True)
-    left = [name for name, value in chain(module.named_parameters(), module.named_buffers()) if value.is_meta]
+    with contextlib.nullcontext(files) if files else contextlib.closing(WeightFiles()) as files:
+        for name, place in sorted(wanted.items(), key=lambda item: (item[1].info.file, item[1].info.begin)):
+            if name in rounded:
+                state |= _fp8_tensors(files, name, place, device, streamed=name in leave, check=check)
+                continue
+            value = torch.empty(place.info.shape, dtype=torch.float32 if keep_fp32(name) else dtype)
+            files.read(place, value, check=check)
+            state[name] = value.to(device)
+    module.load_state_dict(state, assign=True, strict=False)
+    values = chain(module.named_parameters(), module.named_buffers())
+    left = [name for name, value in values if value.is_meta and name not in leave]
     if left:
         raise RuntimeError(f"{type(module).__name__} has tensors that no checkpoint holds: {some_of(left)}")
     return module.requires_grad_(False)
+
+
+def _fp8_tensors(
+    files: WeightFiles, name: str, place: Stored, device: torch.device | str, *, streamed: bool, check: bool
+) -> dict[str, torch.Tensor]:
+    """e4m3 values and float32 scales of a weight: as stored, or rounded on the device. Only the scales if `streamed`."""
+    if place.scale is None:
+        if streamed:
+            raise RuntimeError(f"{name} is not stored as fp8, and a weight that is streamed is not rounded each time")
+        wide = torch.empty(place.info.shape)
+        files.read(place, wide, check=check)
+        values, scales = quantize_weight(wide.to(device))
+        return {name: values, name + SCALE_SUFFIX: scales}
+    scales = torch.empty(place.rows)
+    files.read(Stored(place.scale), scales, check=check)
+    found = {name + SCALE_SUFFIX: scales.to(device)}
+    if not streamed:
+        values = torch.empty(place.info.shape, dtype=torch.float8_e4m3fn)
+        files.read(place, values, check=False)  # PyTorch finds no largest among them, and no NaN was written
+        found[name] = values.to(device)
+    return found
+
+
+def stored_tensors(module: nn.Module, component: Component) -> dict[str, Stored]:
+    """Where each parameter of `module` is stored, by our names. CheckpointError if anything does not fit."""
+    found = _by_our_names(component)
+    scaled = {name for name, info in found.items() if info.dtype in SCALED_DTYPES and name + SCALE_SUFFIX in found}
+    scales = {name: found.pop(name + SCALE_SUFFIX) for name in scaled}
+    _require_match(module, component, found, scales)
+    return {name: Stored(info, scales.get(name)) for name, info in found.items()}
 
 
 def _by_our_names(component: Component) -> dict[str, TensorInfo]:
@@ -68,18 +109,22 @@ def _by_our_names(component: Component) -> dict[str, TensorInfo]:
     return stored
 
 
-def _require_match(module: nn.Module, component: Component, stored: dict[str, TensorInfo]) -> None:
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+def _require_match(
+    module: nn.Module, component: Component, stored: dict[str, TensorInfo], scales: dict[str, TensorInfo]
+) -> None:
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items() if not is_scale(name)}
+    expected = wanted | {name + SCALE_SUFFIX: wanted[name][:1] for name in scales if name in wanted}
+    shapes = stored | {name + SCALE_SUFFIX: info for name, info in scales.items()}
     faults = {
         "missing": [name for name in wanted if name not in stored],
         "surplus": sorted(name for name in stored if name not in wanted),
         "mis-shaped": [
-            f"{name} ({list(info.shape)}, expected {list(wanted[name])})"
-            for name, info in sorted(stored.items())
-            if name in wanted and info.shape != wanted[name]
+            f"{name} ({list(info.shape)}, expected {list(expected[name])})"
+            for name, info in sorted(shapes.items())
+            if name in expected and info.shape != expected[name]
         ],
         "of a type that is not read": [
-            f"{name} ({info.dtype})" for name, info in sorted(stored.items()) if info.dtype not in FLOAT_DTYPES
+            f"{name} ({info.dtype})" for name, info in sorted(stored.items()) if not _is_read(name, info, scales)
         ],
     }
     found = [f"{len(names)} {fault}: {some_of(names)}" for fault, names in faults.items() if names]
@@ -90,24 +135,5 @@ def _require_match(module: nn.Module, component: Component, stored: dict[str, Te
         )
 
 
-def _read(stored: dict[str, TensorInfo]) -> Iterator[tuple[str, TensorInfo, torch.Tensor]]:
-    """(our name, place, tensor as stored), file by file in the order of the bytes."""
-    ordered = sorted(stored.items(), key=lambda item: (item[1].file, item[1].begin))
-    for file, entries in groupby(ordered, key=lambda item: item[1].file):
-        name = "header"
-        try:
-            with safe_open(file, framework="pt", device="cpu") as tensors:
-                for name, info in entries:
-                    yield name, info, tensors.get_tensor(info.name)
-        except (SafetensorError, OSError) as error:
-            raise damaged(file, f"{name} cannot be read ({error})") from error
-
-
-def _require_finite(name: str, info: TensorInfo, stored: torch.Tensor, used: torch.Tensor) -> None:
-    if used.numel() == 0 or all(bound.isfinite() for bound in torch.aminmax(used)):
-        return
-    if all(bound.isfinite() for bound in torch.aminmax(stored)):
-        raise CheckpointError(
-            f"{info.file}: tensor {name} has values that {used.dtype} cannot hold", hint="use --dtype bfloat16"
-        )
-    raise damaged(info.file, f"tensor {name} has values that are not finite")
+def _is_read(name: str, info: TensorInfo, scales: dict[str, TensorInfo]) -> bool:
+    return info.dtype in FLOAT_DTYPES or (name in scales and scales[name].dtype == "F32")

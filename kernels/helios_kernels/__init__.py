@@ -4,7 +4,9 @@ Importing this needs PyTorch alone; a kernel's module, and with it Triton, is im
 """
 
 from helios_kernels.attention import attention
-from helios_kernels.dispatch import Backend, backend, runs
+from helios_kernels.attention import run_kernel as run_attention
+from helios_kernels.attention import takes as attention_takes
+from helios_kernels.dispatch import Backend, backend, find_triton, runs
 from helios_kernels.dmd_step import dmd_step
 from helios_kernels.gated_residual import (
     gated_residual,
@@ -20,9 +22,11 @@ from helios_kernels.vae_norm_silu import causal_pad, vae_norm_silu
 __all__ = [
     "Backend",
     "attention",
+    "attention_takes",
     "backend",
     "causal_pad",
     "dmd_step",
+    "find_triton",
     "gated_residual",
     "gated_residual_layer_norm",
     "gated_residual_modulated_norm",
@@ -31,6 +35,7 @@ __all__ = [
     "qk_norm_rope",
     "quantize",
     "renoise",
+    "run_attention",
     "runs",
     "vae_norm_silu",
 ]

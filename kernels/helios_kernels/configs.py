@@ -1,4 +1,4 @@
-"""Launch configurations as shipped for every chip, and what they compile to: nobody waits for autotuning.
+"""Launch configurations as shipped for every chip, so that nobody waits for autotuning; `tune.py` finds others.
 
 None of them has been timed on a GPU yet. They were chosen among those that compile without spills and within the chip's
 shared memory (`compiled.py`), by the reasons given here.
@@ -6,9 +6,12 @@ shared memory (`compiled.py`), by the reasons given here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from helios_kernels.dispatch import INTERPRETER, current_chip
+from helios_kernels import tuned
+from helios_kernels.dispatch import INTERPRETER, compiling_ahead, current_chip, find_triton
 
 CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
 
@@ -79,9 +82,34 @@ _CDNA = {
 _ATTENTION = {"sm_80": _AMPERE, "sm_89": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA}
 
 
+_trying: dict[str, Config] = {}
+
+
+@contextmanager
+def trying(kernel: str, chosen: Config | None) -> Iterator[None]:
+    """Inside, launches of `kernel` take this configuration, or with None what they would without."""
+    if chosen is not None:
+        _trying[kernel] = chosen
+    try:
+        yield
+    finally:
+        _trying.pop(kernel, None)
+
+
+def found_here(kernel: str) -> Config | None:
+    """What is being tried for `kernel`, or was found on this machine; attention's key has its head size and bias."""
+    if compiling_ahead():
+        return None
+    found = tuned.of(find_triton().device)
+    own = found.configs.get(kernel) if found else None
+    return _trying.get(kernel) or (Config(**own) if own else None)
+
+
 def config(kernel: str) -> Config:
     """The configuration of an element-wise kernel on the chip at hand."""
     chip = current_chip()
+    if found := found_here(kernel):
+        return found
     if chip == INTERPRETER:
         return _INTERPRETED
     return _ELEMENTWISE[kernel]["hip" if chip.startswith("gfx") else "cuda"]
@@ -90,6 +118,8 @@ def config(kernel: str) -> Config:
 def attention_config(head: int, *, bias: bool) -> Config:
     """Attention's on the chip at hand; head sizes below 64 take that of 64."""
     chip = current_chip()
+    if found := found_here(f"attention {max(head, 64)}{' bias' if bias else ''}"):
+        return found
     if chip == INTERPRETER:
         return Config(num_warps=1, block_q=128, block_k=128)
     return _ATTENTION[chip][max(head, 64), bias]

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from helios_kernels import tuned
+
 CHOICES = ("auto", "triton", "reference")
 
 OLDEST_TRITON = (3, 6)
@@ -31,10 +33,11 @@ _compiling_for: ContextVar[str | None] = ContextVar("compiling_for", default=Non
 
 @dataclass(frozen=True)
 class Backend:
-    """`chip` is the key of the launch configurations (`configs.py`), None for plain PyTorch."""
+    """`chip` is the key of the launch configurations (`configs.py`), None for plain PyTorch; `device` is its name."""
 
     chip: str | None
     reason: str
+    device: str = ""
 
     @property
     def name(self) -> str:
@@ -49,7 +52,7 @@ def backend() -> Backend:
         raise RuntimeError(f"HELIOS_KERNELS is {choice!r}; it is one of {', '.join(CHOICES)}")
     if choice == "reference":
         return Backend(None, "HELIOS_KERNELS=reference")
-    found = _find_triton()
+    found = find_triton()
     if choice == "triton" and found.chip is None:
         raise RuntimeError(f"HELIOS_KERNELS=triton, but {found.reason}")
     if choice == "auto" and found.chip not in {None, INTERPRETER, *SEEN_RIGHT}:
@@ -57,7 +60,9 @@ def backend() -> Backend:
     return found
 
 
-def _find_triton() -> Backend:
+@functools.cache
+def find_triton() -> Backend:
+    """What could run kernels here, whatever `HELIOS_KERNELS` says."""
     if importlib.util.find_spec("triton") is None:
         return Backend(None, "Triton is not installed")
     import triton
@@ -66,14 +71,15 @@ def _find_triton() -> Backend:
     if version < OLDEST_TRITON:
         return Backend(None, f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST_TRITON))}")
     if triton.knobs.runtime.interpret:
-        return Backend(INTERPRETER, "TRITON_INTERPRET=1: kernels run on the CPU, slowly")
+        return Backend(INTERPRETER, "TRITON_INTERPRET=1: kernels run on the CPU, slowly", INTERPRETER)
     if not torch.cuda.is_available():
         return Backend(None, "PyTorch sees no GPU")
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    chip = chip_of(properties)
-    if chip is None:
-        return Backend(None, f"no kernel configuration is shipped for {properties.name}")
-    return Backend(chip, f"Triton {triton.__version__} on {properties.name}, configured as {chip}")
+    chip, found = chip_of(properties), tuned.of(properties.name)
+    if chip is None and found is None:
+        return Backend(None, f"no kernel configuration is shipped for {properties.name}; `helios bench kernels --tune`")
+    by = f"configured as {chip}" if found is None else "configured by `helios bench kernels --tune`"
+    return Backend(chip or found.like, f"Triton {triton.__version__} on {properties.name}, {by}", properties.name)
 
 
 def chip_of(properties) -> str | None:
@@ -94,7 +100,7 @@ def chip_of(properties) -> str | None:
 
 def current_chip() -> str:
     """Whose configurations a launch takes."""
-    return _compiling_for.get() or backend().chip or ""
+    return _compiling_for.get() or find_triton().chip or ""
 
 
 @contextmanager
@@ -107,9 +113,13 @@ def compiling_for(chip: str):
         _compiling_for.reset(token)
 
 
+def compiling_ahead() -> bool:
+    return _compiling_for.get() is not None
+
+
 def runs(x: Tensor) -> bool:
     """Whether a kernel does the work on `x`. Kernels are forward only: where gradients are recorded, PyTorch does."""
-    if _compiling_for.get():
+    if compiling_ahead():
         return True
     if torch.is_grad_enabled() or backend().chip is None:
         return False

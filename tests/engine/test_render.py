@@ -14,6 +14,7 @@ from films import models_of, plan_of, rendered
 from oracle import Case
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helios_cli.engine.calls import answered
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.events import ChunkDone, FilmDone, FilmStarted, Notice, StepDone
@@ -144,7 +145,7 @@ def test_the_step_loop_reads_nothing_back(folder):
         text = models.dit.embed_text(models.mixed(plan.chunks[0].prompts))
         generator = torch.Generator().manual_seed(1)
         with Counter("aten._local_scalar_dense") as reads:
-            latents = [event for event in denoiser.chunk(0, history, text, None, generator, amplify=True)]
+            latents = list(answered(denoiser.chunk(0, history, text, None, generator, amplify=True), models.answer))
             assert len(latents) == 12
         with Counter("aten._local_scalar_dense") as control:
             torch.ones(1).item()

@@ -188,10 +188,10 @@ def test_a_file_damaged_since_it_was_checked(tmp_path):
     component = component_of(tmp_path, {"a": torch.ones(4)})
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match=r"model.safetensors: header cannot be read"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: truncated: 77 of 80 bytes"):
         load_component(skeleton({"a": (4,)}), component, device="cpu", dtype=torch.float32)
     save_file({"b": torch.ones(4)}, path)
-    with pytest.raises(CheckpointError, match=r"model.safetensors: a cannot be read"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: a is not where it was"):
         load_component(skeleton({"a": (4,)}), component, device="cpu", dtype=torch.float32)
 
 

@@ -21,8 +21,15 @@ def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | N
     Any strides; Q and K of any length from 1, equal or not. `bias` is [K] float32, added to every query's logits; -inf
     leaves a key out.
     """
-    if not takes(q_BQND):
+    if not (runs(q_BQND) and takes(q_BQND)):
         return pytorch_attention(q_BQND, k_BKND, v_BKND, bias_K)
+    return run_kernel(q_BQND, k_BKND, v_BKND, bias_K)
+
+
+def run_kernel(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
+    """`attention` by this chip's kernel, whatever `HELIOS_KERNELS` says. ValueError for queries that it does not take."""
+    if not takes(q_BQND):
+        raise ValueError(f"the kernel takes heads of {', '.join(map(str, HEAD_SIZES))} in bfloat16 and float16")
     if current_chip() in TMA_CHIPS:
         from helios_kernels.attention.kernel_tma import run
     else:
@@ -35,10 +42,9 @@ TMA_CHIPS = ("sm_90", "sm_100", INTERPRETER)
 
 
 def takes(q_BQND: Tensor) -> bool:
-    """Whether a kernel computes attention for such queries, or PyTorch."""
-    if not runs(q_BQND) or q_BQND.shape[-1] not in HEAD_SIZES:
-        return False
-    return q_BQND.dtype in DTYPES or current_chip() == INTERPRETER
+    """Whether there is a kernel for such queries."""
+    typed = q_BQND.dtype in DTYPES or current_chip() == INTERPRETER
+    return typed and q_BQND.shape[-1] in HEAD_SIZES
 
 
 def aligned(x_BSND: Tensor) -> Tensor:

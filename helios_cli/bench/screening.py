@@ -1,0 +1,83 @@
+"""Films that are looked at and not kept: the engine renders them as ever, and hands their frames on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+
+from helios_cli.engine.models import Models
+from helios_cli.engine.render import render
+from helios_cli.recipe.plan import Plan, plan_film
+from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from helios_cli.recipe.sources import read_films
+
+
+@dataclass(frozen=True)
+class Showing:
+    """How films are made: steps a stage and guidance (None: the model's own), and the first film's seed."""
+
+    steps: tuple[int, ...] | None = None
+    guidance: float | None = None
+    seed: int = 0
+
+
+def show(models: Models, prompt: str, frames: int, take: Callable[[np.ndarray], None], how: Showing) -> None:
+    """Render a film of a prompt; `take` is given its frames as they come, uint8 [some, height, width, 3].
+
+    Raises what `helios render` raises.
+    """
+    for _ in render(plan_of(models, prompt, frames, how), models, _Screen(take)):
+        pass
+
+
+def films(models: Models, prompts: Sequence[str], frames: int, how: Showing) -> Iterator[np.ndarray]:
+    """The film of each prompt, uint8 [frames, height, width, 3], each with a seed of its own."""
+    plans = [
+        plan_of(models, prompt, frames, Showing(how.steps, how.guidance, how.seed + number))
+        for number, prompt in enumerate(prompts)
+    ]
+    models.encode(text for plan in plans for chunk in plan.chunks for text, _ in chunk.prompts)
+    for plan in plans:
+        parts: list[np.ndarray] = []
+        for _ in render(plan, models, _Screen(parts.append)):
+            pass
+        yield np.concatenate(parts)
+
+
+def plan_of(models: Models, prompt: str, frames: int, how: Showing) -> Plan:
+    """The plan of a film as `helios render` makes it. InputError if the model cannot do what is asked."""
+    checkpoint = models.checkpoint
+    defaults = ModelDefaults(checkpoint.native_size, checkpoint.preset.steps, checkpoint.preset.guidance)
+    film = read_films([prompt])[0]
+    flags = Flags(frames=frames, steps=how.steps, guidance=how.guidance, seed=how.seed)
+    return plan_film(film, resolve(film.recipe, flags, defaults))
+
+
+class _Screen:
+    """Stands in for `engine.writer.FilmWriter`: hands the frames on and keeps nothing."""
+
+    cache_problem = None
+    target = SimpleNamespace(path="memory")
+
+    def __init__(self, take: Callable[[np.ndarray], None]) -> None:
+        self.num_frames = 0
+        self._take = take
+
+    def __enter__(self) -> _Screen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, frames_THWC: np.ndarray) -> None:
+        self.num_frames += len(frames_THWC)
+        self._take(frames_THWC)
+
+    def end_piece(self, safe: object) -> None:
+        """Nothing is made safe here."""
+
+    def close(self) -> str:
+        return self.target.path

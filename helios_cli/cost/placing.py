@@ -1,0 +1,123 @@
+"""Which way of placing a model a render takes, decided before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from helios_cli import machine
+from helios_cli.cost.device import Device
+from helios_cli.cost.memory import RUNTIME_BYTES, Budget, MemoryMode, Subject, memory_modes
+from helios_cli.cost.transfer import Bandwidths, transfer_seconds
+from helios_cli.errors import InputError, MachineError
+from helios_cli.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user says of memory: `--offload`, `--vram`, `--ram`. None is what is free."""
+
+    offload: str = "auto"
+    vram: int | None = None
+    ram: int | None = None
+
+    @property
+    def is_default(self) -> bool:
+        return self == Wish()
+
+
+def budget_of(wish: Wish, device: Device) -> Budget:
+    """What may be taken of `device` and its host. InputError for a budget that means nothing there."""
+    if device.kind == "cpu" and wish.vram is not None:
+        raise InputError("--vram is of a GPU, and this renders on the CPU", hint="give --ram, or a --device")
+    host = machine.host_memory().available_bytes
+    ram = host if wish.ram is None else wish.ram
+    return Budget(device.free_bytes if wish.vram is None else wish.vram, ram)
+
+
+def choose(modes: tuple[MemoryMode, ...], wish: Wish, budget: Budget, device: Device) -> MemoryMode:
+    """The mode that is asked for or, of those that fit, the one that moves least. MachineError if none fits."""
+    asked = [mode for mode in modes if wish.offload in ("auto", mode.name)]
+    if not asked:
+        raise MachineError(f"--offload {wish.offload} does not go on {device.kind} with these weights", hint=_HINT)
+    fitting = [mode for mode in asked if mode.fits is not False]
+    if not fitting:
+        raise _too_little(min(asked, key=lambda mode: (mode.device_bytes, mode.host_bytes)), modes, budget, device)
+    return min(fitting, key=lambda mode: mode.moved_bytes)
+
+
+_HINT = "leave --offload out; `helios plan` shows what each mode takes"
+
+
+def _too_little(smallest: MemoryMode, modes: tuple[MemoryMode, ...], budget: Budget, device: Device) -> MachineError:
+    """Names what is missing, and what would help."""
+    missing = []
+    if device.kind != "cpu" and budget.device_bytes is not None and smallest.device_bytes > budget.device_bytes:
+        needed, given = format_bytes(smallest.device_bytes), format_bytes(budget.device_bytes)
+        missing.append(f"{needed} of the device's memory, of which it may take {given}")
+    if budget.host_bytes is not None and smallest.host_bytes > budget.host_bytes:
+        needed, given = format_bytes(smallest.host_bytes), format_bytes(budget.host_bytes)
+        missing.append(f"{needed} of host memory, of which it may take {given}")
+    widest = max(smallest.phases, key=lambda phase: phase.total)
+    better = [mode.name for mode in modes if mode.fits and mode.name != smallest.name]
+    hint = (
+        f"take --offload {better[0]}" if better else "take a smaller --size; `helios plan` shows what each phase takes"
+    )
+    return MachineError(
+        f"--offload {smallest.name} takes {' and '.join(missing)}; its widest phase is {widest.phase}", hint=hint
+    )
+
+
+def smaller_budget(subject: Subject, current: MemoryMode, budget: Budget) -> Budget:
+    """A budget that the mode which ran out of memory does not fit into: nine tenths of what it was thought to take."""
+    if subject.device.kind == "cpu":
+        return replace(budget, host_bytes=int(0.9 * current.host_bytes))
+    return replace(budget, device_bytes=int(0.9 * current.device_bytes))
+
+
+def reason(mode: MemoryMode, modes: tuple[MemoryMode, ...], wish: Wish, budget: Budget, subject: Subject) -> str:
+    """A line that says which mode it is, and why."""
+    layers, placement = subject.model.dit.num_layers, mode.placement
+    what = f"offload: {mode.name}"
+    if mode.name == "stream":
+        what += f", {placement.resident} of {layers} blocks stay"
+        what += ", transformer and VAE take turns" if placement.turns else ""
+    if wish.offload != "auto":
+        return f"{what}, as asked for"
+    if mode.name == "none":
+        return f"{what}, as everything fits"
+    where = "host" if subject.device.kind == "cpu" else "device"
+    key = f"{where}_bytes"
+    full = format_bytes(getattr(modes[0], key))
+    given = getattr(budget, key)
+    room = "what is free is not known" if given is None else f"{format_bytes(given)} may be taken"
+    return f"{what}; with nothing offloaded it takes {full} and {room}"
+
+
+def cache_warning(mode: MemoryMode, budget: Budget, bandwidths: Bandwidths) -> str | None:
+    """What to say if the page cache cannot hold the weights that are read over and over, so that the disk is waited
+    for."""
+    if budget.host_bytes is None or mode.pass_bytes == 0:
+        return None
+    room = max(0, budget.host_bytes - mode.host_bytes)
+    if mode.pass_bytes <= room:
+        return None
+    seconds = transfer_seconds(mode, room, bandwidths)
+    rate = f"{format_bytes(bandwidths.disk)}/s, {bandwidths.basis}"
+    return (
+        f"the disk sets the speed: {format_bytes(room)} of memory are left to keep {format_bytes(mode.pass_bytes)} of "
+        f"weights in, so a chunk waits about {seconds:.3g} s for it ({rate}); "
+        "`helios models convert` makes a copy that is half as large or less"
+    )
+
+
+def plan_placement(subject: Subject, wish: Wish, budget: Budget) -> tuple[MemoryMode, tuple[MemoryMode, ...]]:
+    """The mode to render with, and all of them. MachineError if none fits."""
+    modes = memory_modes(subject, budget)
+    return choose(modes, wish, budget, subject.device), modes
+
+
+def allocator_share(wish: Wish, total_bytes: int) -> float | None:
+    """The share of a GPU's memory that its allocator may take so that `--vram` holds, come what may."""
+    if wish.vram is None:
+        return None
+    return min(1.0, max(0.0, (wish.vram - RUNTIME_BYTES["cuda"]) / total_bytes))

@@ -1,0 +1,222 @@
+"""What a GPU gains from: model calls replayed as graphs, decoding beside the transformer, pinned copies out.
+
+On other devices each of these is a plain call in its place: nothing changes, neither bits nor the order of events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from helios_cli.errors import MachineError
+from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
+
+T = TypeVar("T")
+
+FP8_CAPABILITY = (8, 9)
+"""CUDA's, of the first chips with fp8 products: Ada."""
+
+
+def require_quant(quant: str, device: torch.device) -> None:
+    """MachineError if products in fp8 are asked for and `device` has none."""
+    hint = "leave out --quant, or take --device cpu to see what it does to the pictures"
+    if quant == "none" or device.type == "cpu":
+        return
+    if device.type != "cuda" or torch.version.hip:
+        raise MachineError(f"--quant {quant} needs an NVIDIA GPU or a CPU, not {device}", hint=hint)
+    if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        raise MachineError(f"--quant {quant}: {name} has no fp8 products (Ada, Hopper and newer have)", hint=hint)
+
+
+# Graphs
+
+
+GRAPHS = 12
+"""Kept at most: one for each stage and number of prompt tokens, the least used going first."""
+
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+
+
+class CudaRecorder:
+    """Records work as CUDA graphs over one pool of memory, so no two of them may run at a time."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """(what replays it, where each replay leaves its result). RuntimeError for work that cannot be recorded."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads decode and read weights meanwhile, and may allocate.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            result = work()
+        return graph.replay, result
+
+
+class CallGraphs:
+    """Model calls, each shape of them recorded the second time it comes and replayed from then on.
+
+    The first call of a shape is the warm-up: it compiles and times what is to be compiled and timed. A replay reads
+    copies of the call's inputs, which are written only where an input is another tensor than the last time: prompts
+    and history change from chunk to chunk. Weights have to stay where they are; that they were moved is seen, and all
+    is recorded anew.
+
+    `problem` is why nothing more is recorded, or None.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.problem: str | None = None
+        self.replayed = 0
+        self._graphs: OrderedDict[tuple, tuple[Callable[[], None], Tensor] | None] = OrderedDict()
+        self._inputs: dict[tuple, Tensor] = {}
+        self._sources: dict[tuple, Tensor] = {}
+        self._weights: tuple[int, ...] = ()
+
+    def __call__(self, dit: HeliosDiT, call: Call) -> Tensor:
+        if self.problem:
+            return dit(*call)
+        weights = dit.proj_out.weight.data_ptr(), next(dit.blocks[0].parameters()).data_ptr()
+        if weights != self._weights:
+            self._forget()
+            self._weights = weights
+        tensors = _tensors(call)
+        key = tuple((name, tuple(x.shape), x.dtype) for name, x in tensors.items())
+        if key not in self._graphs:
+            self._graphs[key] = None
+            return dit(*call)
+        self._graphs.move_to_end(key)
+        with torch.inference_mode():
+            fixed = self._fixed(tensors)
+            if self._graphs[key] is None:
+                try:
+                    self._graphs[key] = self.record(lambda: dit(*_call(fixed)))
+                except RuntimeError as error:
+                    self.problem = f"model calls are not replayed as graphs: {str(error).strip().splitlines()[0]}"
+                    self._forget()
+                    return dit(*call)
+                while len(self._graphs) > GRAPHS:
+                    self._graphs.popitem(last=False)
+            replay, result = self._graphs[key]
+            replay()
+            self.replayed += 1
+            return result.clone()
+
+    def _fixed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs where graphs look for them; graphs of several shapes share those that are of one shape."""
+        fixed = {}
+        for name, tensor in tensors.items():
+            place = (name, tuple(tensor.shape), tensor.dtype)
+            if place not in self._inputs:
+                self._inputs[place] = torch.empty_like(tensor)
+            if self._sources.get(place) is not tensor:
+                self._inputs[place].copy_(tensor)
+                self._sources[place] = tensor
+            fixed[name] = self._inputs[place]
+        return fixed
+
+    def _forget(self) -> None:
+        self._graphs.clear()
+        self._inputs.clear()
+        self._sources.clear()
+
+
+def _tensors(call: Call) -> dict[str, Tensor]:
+    found = {
+        "noisy": call.noisy_BCTHW,
+        "history": call.history_BME,
+        "blocks": call.mods.blocks,
+        "out": call.mods.out,
+        "rope": call.rope,
+        "keys": call.text.keys,
+        "values": call.text.values,
+        "bias": call.text.bias,
+    }
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _call(tensors: dict[str, Tensor]) -> Call:
+    return Call(
+        tensors["noisy"],
+        tensors["history"],
+        Modulation(tensors["blocks"], tensors["out"]),
+        tensors["rope"],
+        TextContext(tensors["keys"], tensors["values"], tensors.get("bias")),
+    )
+
+
+# Beside the transformer
+
+
+class Beside(Generic[T]):
+    """One piece of work at a time that goes on while the caller does: in a thread, with a stream of its own on a GPU.
+
+    Without `overlaps` it is done at once, by the caller. What the work raises is raised where its result is taken.
+    """
+
+    def __init__(self, device: torch.device, *, overlaps: bool) -> None:
+        self.overlaps = overlaps
+        self._stream = torch.cuda.Stream(device) if overlaps and device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="beside") if overlaps else None
+        self._running: Future[T] | None = None
+        self._result: list[T] = []
+
+    def start(self, work: Callable[[], T]) -> None:
+        """Begin `work`, after what the caller has given the GPU so far. The one before has to have been taken."""
+        assert self._running is None and not self._result
+        if self._thread is None:
+            self._result = [work()]
+            return
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        self._running = self._thread.submit(self._run, work)
+
+    def take(self) -> Sequence[T]:
+        """Waits for the work that was begun last and gives its result; nothing if there is none to be taken."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            return [running.result()]
+        result, self._result = self._result, []
+        return result
+
+    def close(self) -> None:
+        """Waits for what is running, whose result nobody takes."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+    def _run(self, work: Callable[[], T]) -> T:
+        # Both contexts are a thread's own.
+        stream = contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        with torch.inference_mode(), stream:
+            return work()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`. A GPU is not waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def on_host(tensors: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The tensors on the host, in order. From a GPU each is copied while the next one is being computed."""
+    waiting: tuple[Tensor, torch.cuda.Event] | None = None
+    for tensor in tensors:
+        if not tensor.is_cuda:
+            yield tensor.cpu()
+            continue
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        if waiting:
+            waiting[1].synchronize()
+            yield waiting[0]
+        waiting = host, event
+    if waiting:
+        waiting[1].synchronize()
+        yield waiting[0]

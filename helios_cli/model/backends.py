@@ -1,0 +1,170 @@
+"""Which of the attentions computes: the rule for this machine, the user's choice, or on a GPU what was fastest there.
+
+With `auto` each new shape is timed once on a GPU, over every attention that runs and agrees with the others, and the
+winner is remembered in a file, by device, versions and shape:
+
+    {"version": 1, "choices": {"NVIDIA H200, torch 2.13.0, triton 3.7.1": {
+        "16384x16384 40x128 bfloat16": {"name": "cudnn", "ms": {"cudnn": 3.1, "flash": 3.6}, "refused": {"triton": "..."}}}}}
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from helios_cli.errors import InputError, MachineError
+
+AUTO = "auto"
+
+AGREES = 0.03
+"""Relative difference between two attentions in bfloat16 that are both right: ten times what their rounding makes."""
+
+VERSION = 1
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of timing one shape: the winner, milliseconds of those that ran, and why others did not."""
+
+    name: str
+    ms: dict[str, float]
+    refused: dict[str, str]
+
+
+class Memory:
+    """The file of choices; damaged or of another version it is an empty one. Written whole, if it can be."""
+
+    def __init__(self, file: Path | None, device: str) -> None:
+        self.file, self.device = file, device
+        self.known = {} if file is None else read_choices(file).get(device, {})
+
+    def keep(self, shape: str, measured: Measured) -> None:
+        self.known[shape] = measured
+        if self.file is None:
+            return
+        stored = read_choices(self.file)
+        stored[self.device] = {**stored.get(self.device, {}), shape: measured}
+        choices = {device: {shape: vars(one) for shape, one in known.items()} for device, known in stored.items()}
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, partial = tempfile.mkstemp(dir=self.file.parent, prefix=self.file.name)
+            with open(descriptor, "w", encoding="utf-8") as opened:
+                json.dump({"version": VERSION, "choices": choices}, opened, indent=2, sort_keys=True)
+            os.replace(partial, self.file)
+        except OSError:  # a home that cannot be written: measured again next time
+            self.file = None
+
+
+def read_choices(file: Path) -> dict[str, dict[str, Measured]]:
+    """By device and shape, what was measured."""
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["version"] != VERSION:
+            return {}
+        return {
+            device: {
+                shape: Measured(str(one["name"]), dict(one["ms"]), dict(one["refused"])) for shape, one in known.items()
+            }
+            for device, known in stored["choices"].items()
+        }
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def device_key(device: torch.device) -> str:
+    """A GPU with the versions that decide how fast each attention is on it."""
+    try:
+        triton = f", triton {importlib.metadata.version('triton')}"
+    except importlib.metadata.PackageNotFoundError:
+        triton = ""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, torch {torch.__version__}{triton}"
+
+
+def shape_key(q_BQND: Tensor, k_BKND: Tensor, bias_K: Tensor | None) -> str:
+    """Shapes that take the same choice: numbers of rows count up to the next power of two."""
+    rows = "x".join(str(1 << (tensor.shape[1] - 1).bit_length()) for tensor in (q_BQND, k_BKND))
+    heads = "x".join(map(str, q_BQND.shape[2:]))
+    batch = f" batch {q_BQND.shape[0]}" if q_BQND.shape[0] > 1 else ""
+    dtype = str(q_BQND.dtype).removeprefix("torch.")
+    return f"{rows} {heads} {dtype}{batch}{'' if bias_K is None else ' bias'}"
+
+
+def measure(
+    candidates: dict[str, Attention],
+    q_BQND: Tensor,
+    k_BKND: Tensor,
+    v_BKND: Tensor,
+    bias_K: Tensor | None,
+    milliseconds: Callable[[Callable[[], object]], float],
+) -> Measured:
+    """Times the candidates on these tensors. One that fails, or that differs from the first that ran, is refused.
+
+    `candidates` are in the order of trust. With none left the name is "sdpa".
+    """
+    taken, times, refused = None, {}, {}
+    for name, run in candidates.items():
+        try:
+            result = run(q_BQND, k_BKND, v_BKND, bias_K)
+            apart = 0.0 if taken is None else _distance(result, taken)
+            if not apart <= AGREES:  # true for NaN as well
+                refused[name] = f"differs from {next(iter(times))} by {apart:.2g}"
+                continue
+            taken = result if taken is None else taken
+            times[name] = milliseconds(lambda run=run: run(q_BQND, k_BKND, v_BKND, bias_K))
+        except Exception as error:  # each back end and each compiler has its own for a shape that it cannot take
+            refused[name] = first_line(error)
+    return Measured(min(times, key=times.get, default="sdpa"), times, refused)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    a, b = a.float(), b.float()
+    return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+def gpu_milliseconds(call: Callable[[], object]) -> float:
+    """Median of ten calls, by the GPU's own clock."""
+    for _ in range(2):
+        call()
+    times = []
+    for _ in range(10):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def require(name: str, run: Attention, device: torch.device, dtype: torch.dtype, heads: int, head_size: int) -> None:
+    """MachineError, with the reason, if the attention called `name` does not run for such heads on `device`."""
+    q = torch.ones(1, 64, heads, head_size, device=device, dtype=dtype)
+    try:
+        run(q, q, q, None)
+    except Exception as error:  # see `measure`
+        dtype_name = str(dtype).removeprefix("torch.")
+        raise MachineError(
+            f"--attention {name} does not run on {device} for heads of {head_size} in {dtype_name}: {first_line(error)}",
+            hint="--attention auto takes what runs here; `helios doctor` shows it",
+        ) from error
+
+
+def unknown(name: str, names: tuple[str, ...]) -> InputError:
+    return InputError(f"--attention {name}: no such attention", hint=f"write {', '.join(names)}")

@@ -1,0 +1,89 @@
+"""Products of fp8 values: weights rounded once, activations row by row as they come.
+
+Both factors are e4m3, 3 bits of mantissa, with a float32 scale for every row of the activation and every row of the
+weight; sums are float32 and the result has the type of the bias. The same call does it on a CPU, slower than bfloat16
+there, so that what fp8 does to a film can be seen anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import helios_kernels as kernels
+from helios_cli.model.ops import linear
+
+ALIGNMENT = 16
+"""What the sizes of a weight have to be multiples of."""
+
+
+class Fp8(NamedTuple):
+    """An activation: e4m3 values [..., E], float32 scales [..., 1]."""
+
+    values: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, *, gelu: bool = False) -> Fp8:
+        """x, or its tanh-GELU, rounded row by row."""
+        return cls(*kernels.quantize(x, gelu=gelu))
+
+
+class Fp8Linear(nn.Module):
+    """Stands in for an `nn.Linear`: `weight` is e4m3, `weight_scale` [out] float32. Never trained."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        weight = torch.empty(out_features, in_features, dtype=torch.float8_e4m3fn)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight_scale = nn.Parameter(torch.empty(out_features), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False)
+
+    def forward(self, x: Tensor | Fp8) -> Tensor:
+        return product(x, self.weight, self.weight_scale, self.bias)
+
+
+def product(x: Tensor | Fp8, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+    """`x @ (weight * weight_scale[:, None]).T + bias`, [..., out] in the type of `bias`."""
+    values, scales = x if isinstance(x, Fp8) else Fp8.of(x)
+    y = torch._scaled_mm(
+        values.flatten(0, -2),
+        weight.T,
+        scale_a=scales.flatten(0, -2),
+        scale_b=weight_scale[None],
+        bias=bias,
+        out_dtype=bias.dtype,
+        # Hopper's tensor cores sum up in fewer bits unless told; what is known of the quality is known for float32.
+        use_fast_accum=False,
+    )
+    return y.unflatten(0, values.shape[:-1])
+
+
+def project(layer: nn.Linear | Fp8Linear, x: Tensor | Fp8) -> Tensor:
+    return layer(x) if isinstance(layer, Fp8Linear) else linear(x, layer.weight, layer.bias)
+
+
+def parameter_names(layer: nn.Linear | Fp8Linear) -> tuple[str, ...]:
+    """In the order in which `product` or `linear` takes them."""
+    return ("weight", "weight_scale", "bias") if isinstance(layer, Fp8Linear) else ("weight", "bias")
+
+
+def use_fp8(module: nn.Module, is_fp8: Callable[[str], bool]) -> nn.Module:
+    """Replaces every `nn.Linear` of `module` for whose weight's name `is_fp8` is true, values unset; returns `module`.
+
+    Raises ValueError for a weight whose sizes are not multiples of 16.
+    """
+    for name, layer in list(module.named_modules()):
+        if not is_fp8(f"{name}.weight"):
+            continue
+        if layer.in_features % ALIGNMENT or layer.out_features % ALIGNMENT:
+            shape = f"{layer.out_features}x{layer.in_features}"
+            raise ValueError(f"{name} is {shape}; fp8 products need multiples of {ALIGNMENT}")
+        with layer.weight.device:
+            replacement = Fp8Linear(layer.in_features, layer.out_features)
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, replacement)
+    return module

@@ -1,0 +1,222 @@
+"""Peak memory of a step of distillation with each way of holding less on and off, each in a process of its own.
+
+The networks and clips are random: what is held does not depend on their values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from helios_cli.bench.specs import SPECS
+from helios_cli.errors import HeliosError, MachineError
+from helios_cli.machine import peak_host_bytes
+from helios_cli.model.dit import DiTConfig, HeliosDiT
+from helios_cli.train.cast import Cast, OneBackbone, ThreeNetworks
+from helios_cli.train.data.cache import Batch
+from helios_cli.train.discriminator import Heads
+from helios_cli.train.initial import initialise
+from helios_cli.train.optim import Mover
+from helios_cli.train.phase import Share
+from helios_cli.train.phases.distill import DistillPhase
+from helios_cli.train.settings.distill import Memory, Settings
+from helios_cli.units import HISTORY_LATENTS, LATENTS_PER_CHUNK, PIXELS_PER_CELL
+
+OFF = {
+    "cache_gradients": False,
+    "separate_backward": False,
+    "checkpoint_blocks": False,
+    "adapters": 0,
+    "rest_on_host": False,
+}
+
+WAYS: dict[str, dict[str, bool | int]] = {
+    "nothing": {},
+    "cached GAN gradient": {"cache_gradients": True},
+    "separate backward": {"separate_backward": True},
+    "block checkpointing": {"checkpoint_blocks": True},
+    "one backbone, adapters": {"checkpoint_blocks": True, "adapters": 16},
+    "idle networks on the host": {"cache_gradients": True, "rest_on_host": True},
+    "all": {"cache_gradients": True, "separate_backward": True, "checkpoint_blocks": True, "adapters": 16},
+}
+"""What is on, by name. Some stand on others: what an adapter adds is only freed block by block with checkpointing, and a
+critic may only rest if the student's backward pass does not go through it."""
+
+HEAD_SHARE = 0.15
+"""Width of the heads as a share of the transformer's."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement: `way` of WAYS, a synthetic `size`, samples of a step, and where it computes."""
+
+    way: str
+    size: str
+    batch: int
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one way takes.
+
+    Attributes:
+        critic_bytes, student_bytes: most that was held in a turn of either, with its optimizer: on a GPU what was
+            allocated there, on a CPU the resident size beyond that of the process without networks.
+        rest_bytes: what is held between turns.
+        seconds: of both turns, after a first one.
+    """
+
+    way: str
+    critic_bytes: int
+    student_bytes: int
+    rest_bytes: int
+    seconds: float
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.critic_bytes, self.student_bytes)
+
+
+def compare(size: str, batch: int, device: torch.device, dtype: str) -> Iterator[Held]:
+    """Each of WAYS; idle networks are already on the host where that is where all is computed."""
+    for way in WAYS:
+        if device.type == "cpu" and WAYS[way].get("rest_on_host"):
+            continue
+        yield _apart(Job(way, size, batch, str(device), dtype))
+
+
+def _apart(job: Job) -> Held:
+    """`measure` in a process of its own. Freed memory goes back at once, so that the resident size says what is held."""
+    returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    with tempfile.TemporaryDirectory(prefix="helios-") as folder:
+        answer = Path(folder, "held.json")
+        command = [sys.executable, "-m", __name__, json.dumps(asdict(job)), str(answer)]
+        ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **returning})
+        if ended.returncode == 0:
+            return Held(**json.loads(answer.read_text()))
+    if ended.returncode < 0 or "OutOfMemoryError" in ended.stderr:
+        raise MachineError(f"memory ran out with {job.way}", hint="take a smaller --size or --batch")
+    last = ended.stderr.strip().rpartition("\n")[2]
+    raise HeliosError(f"the measurement of {job.way} failed: {last}", hint="HELIOS_DEBUG=1 shows the traceback")
+
+
+def measure(job: Job) -> Held:
+    """One step to make the optimizers' state, then one that is measured, turn by turn."""
+    device = torch.device(job.device)
+    gauge = _Gauge(device)
+    phase = _phase(job, device)
+    movers = {
+        name: Mover(player, phase.settings.optimizer, torch.float32) for name, player in phase.players.items()
+    }
+    peaks, seconds = {}, 0.0
+    for step in (0, 1):
+        for name, mover in movers.items():
+            gauge.restart()
+            began = time.perf_counter()
+            phase.backward(name, Share(step=step, samples=range(job.batch), batch=job.batch, seed=0))
+            mover.step(1.0)
+            mover.clear()
+            gauge.wait()
+            peaks[name] = gauge.peak()
+            seconds += (time.perf_counter() - began) * step
+    gauge.restart()
+    return Held(job.way, peaks["critic"], peaks["student"], gauge.peak(), seconds)
+
+
+class _Gauge:
+    """The most memory held since `restart`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.before = device, 0
+        if device.type != "cuda":
+            self.restart()
+            self.before = peak_host_bytes()
+
+    def restart(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif (forget := Path("/proc/self/clear_refs")).exists():
+            forget.write_text("5")  # the peak begins anew at what is resident now
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return peak_host_bytes() - self.before
+
+
+class _RandomClips:
+    """Stands in for a cache: clips of two chunks whose latents are noise."""
+
+    def __init__(self, channels: int, size: tuple[int, int], text_dim: int) -> None:
+        self.shape, self.text_dim = (channels, *size), text_dim
+        self.lengths = [2] * 8
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, picks: Sequence[tuple[int, int]]) -> Batch:
+        channels, height, width = self.shape
+
+        def noise(frames: int) -> Tensor:
+            return torch.randn(len(picks), channels, frames, height, width)
+
+        rows = torch.randn(len(picks), 24, self.text_dim)
+        return Batch(noise(LATENTS_PER_CHUNK), noise(HISTORY_LATENTS), noise(1), rows, [""] * len(picks))
+
+    def empty_rows(self) -> Tensor:
+        return torch.zeros(24, self.text_dim)
+
+
+def _phase(job: Job, device: torch.device) -> DistillPhase:
+    spec = SPECS[job.size]
+    config = DiTConfig.from_json(spec.transformer)
+    width, height = spec.native_size
+    blocks = tuple(sorted({config.num_layers * i // 4 for i in (1, 2, 3)} | {config.num_layers - 1}))
+    settings = Settings(
+        phase="distill",
+        start="-",
+        out="-",
+        steps=1,
+        dtype=job.dtype,
+        data={"clips": "-", "held_back": 0},
+        matching={"real": "-"},
+        gan={"start": 0, "blocks": blocks, "channels": max(16, int(config.width * HEAD_SHARE) // 16 * 16)},
+        memory={**OFF, **WAYS[job.way]},
+    )
+    clips = _RandomClips(config.in_channels, (height // PIXELS_PER_CELL, width // PIXELS_PER_CELL), config.text_dim)
+    heads = Heads(config.width, blocks, settings.gan.channels).to(device)
+    return DistillPhase(settings, _cast(config, settings.memory, job.dtype, device), heads, clips, (width, height), device)
+
+
+def _cast(config: DiTConfig, memory: Memory, dtype: str, device: torch.device) -> Cast:
+    def network() -> HeliosDiT:
+        dit = HeliosDiT(config)
+        initialise(dit, torch.Generator().manual_seed(0))
+        dit.compute_dtype = getattr(torch, dtype)
+        return dit.requires_grad_(False)
+
+    checkpoint_blocks = memory.checkpoint_blocks
+    if memory.adapters:
+        return OneBackbone(network(), None, memory.adapters, device, checkpoint_blocks=checkpoint_blocks)
+    roles = {role: network() for role in ("student", "real", "fake")}
+    return ThreeNetworks(roles, device, checkpoint_blocks=checkpoint_blocks, rest_on_host=memory.rest_on_host)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(asdict(measure(Job(**json.loads(sys.argv[1]))))))

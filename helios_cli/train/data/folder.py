@@ -1,0 +1,229 @@
+"""A folder of clips with captions as latents: each clip a shard of its own, found again by what is in it.
+
+A clip is a film (.mp4 .mkv .webm .gif) or a folder of PNG frames; the caption of `boat.mp4`, or of the folder `boat`,
+is in `boat.txt` beside it. What cannot be used is named and left out. A clip is encoded anew only when its bytes or its
+caption change; the shard of a clip that has changed or gone is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from helios_cli.engine import ffmpeg
+from helios_cli.engine.media import VideoClip, read_image
+from helios_cli.errors import InputError
+from helios_cli.recipe.prompts import clean_prompt, has_words
+from helios_cli.train.data.cache import EncodedClip, open_cache, read_about, shard_path, shards, write_shard
+from helios_cli.train.data.encode import ClipEncoder
+from helios_cli.train.events import Event
+from helios_cli.train.settings.latents import Clips
+from helios_cli.units import FRAMES_PER_CHUNK
+
+FILMS = (".mp4", ".mkv", ".webm", ".gif")
+FRAMES = ".png"
+
+NO_MESSAGE = "no message"
+"""What `ffmpeg.Process.messages` gives for none."""
+
+SPEAKER = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] ")
+"""Which part of ffmpeg says something, in front of what it says."""
+
+SHOWN_REASONS = 3
+"""Clips that an error names when none can be used."""
+
+
+@dataclass(frozen=True)
+class ClipEncoded(Event):
+    """A clip is in the cache; `number` of `total` clips have been looked at."""
+
+    clip: str
+    chunks: int
+    number: int
+    total: int
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.number:,} of {self.total:,}: {self.clip}, {self.chunks} chunks in {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True)
+class ClipSkipped(Event):
+    """A clip cannot be used, and why."""
+
+    clip: str
+    reason: str
+
+    @property
+    def text(self) -> str:
+        return f"skipped {self.clip}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class FolderDone(Event):
+    """All clips have been looked at: `encoded` now, `kept` from before, `skipped`."""
+
+    encoded: int
+    kept: int
+    skipped: int
+
+    @property
+    def text(self) -> str:
+        return f"{self.encoded:,} clips encoded, {self.kept:,} kept from before, {self.skipped:,} skipped"
+
+
+def encode_folder(folder: Path, clips: Clips, seed: int, encoder: ClipEncoder) -> Iterator[Event]:
+    """Bring the cache in `folder` up to the clips. InputError if there is not one that can be used."""
+    found = find_clips(Path(clips.path))
+    source = {"clips": f"the folder {os.path.abspath(clips.path)}", "fps": f"{clips.fps:g}", "seed": str(seed)}
+    open_cache(folder, encoder.note(source), encoder.rows([""])[""])
+    contents = _contents(folder)
+    used, encoded, skipped = set(), 0, []
+    for number, clip in enumerate(found, 1):
+        began = time.perf_counter()
+        try:
+            caption, state = clip.caption(), clip.state()
+            content = contents.get((clip.name, state)) or clip.content()
+            path = shard_path(folder, _key(content, caption))
+            if not path.exists():
+                latents = encoder.latents(clip.chunks(encoder.size, clips.fps), _seed(seed, content))
+                about = {"clip": clip.name, "state": state, "content": content}
+                write_shard(path, [EncodedClip(latents, (caption,) * len(latents))], encoder.rows([caption]), about)
+                encoded += 1
+                yield ClipEncoded(clip.name, len(latents), number, len(found), time.perf_counter() - began)
+            used.add(path)
+        except InputError as error:
+            skipped.append(ClipSkipped(clip.name, error.message))
+            yield skipped[-1]
+    _require_some(clips.path, used, skipped)
+    for path in set(shards(folder)) - used:
+        path.unlink(missing_ok=True)
+    yield FolderDone(encoded, len(found) - len(skipped) - encoded, len(skipped))
+
+
+def find_clips(folder: Path) -> list[SourceClip]:
+    """The clips in `folder` and the folders below it, by name. InputError if there are none."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}", hint="write the folder of clips as clips.path")
+    found = []
+    for place, _, files in os.walk(folder):
+        names = [name for name in files if not name.startswith(".")]
+        found += [Path(place, name) for name in names if name.lower().endswith(FILMS)]
+        if Path(place) != folder and any(name.lower().endswith(FRAMES) for name in names):
+            found.append(Path(place))
+    if not found:
+        raise InputError(
+            f"{folder} holds no clips", hint=f"put {' '.join(FILMS)} files there, or folders of {FRAMES} frames"
+        )
+    return [SourceClip(path, path.relative_to(folder).as_posix()) for path in sorted(found)]
+
+
+@dataclass(frozen=True)
+class SourceClip:
+    """A clip where the user has it. `name`: its path in the folder of clips."""
+
+    path: Path
+    name: str
+
+    def caption(self) -> str:
+        """As the model reads prompts. InputError if there is none."""
+        path = self.path.parent / f"{self.path.name if self.path.is_dir() else self.path.stem}.txt"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise InputError(f"it has no caption: there is no {path.name} beside it") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"its caption {path.name} cannot be read: {error}") from error
+        if not has_words(text):
+            raise InputError(f"its caption {path.name} is empty")
+        return clean_prompt(text)
+
+    def state(self) -> str:
+        """Changes, as far as can be seen without reading it, when the clip does."""
+        states = [file.stat() for file in self._files]
+        return hashlib.sha256(repr([(found.st_size, found.st_mtime_ns) for found in states]).encode()).hexdigest()
+
+    def content(self) -> str:
+        """Hash of the clip's bytes."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
+
+    def chunks(self, size: tuple[int, int], fps: float) -> Iterator[np.ndarray]:
+        """The clip's last whole chunks, float32 [3, 33, H, W] in [-1, 1], one in memory.
+
+        A folder of frames is taken to have the rate `fps`. InputError if the clip is too short or damaged anywhere.
+        """
+        if self.path.is_dir():
+            yield from self._pictures(size)
+            return
+        clip = VideoClip(self.path, size, fps)
+        _require_sound(self.path)
+        yield from clip.chunks()
+
+    def _pictures(self, size: tuple[int, int]) -> Iterator[np.ndarray]:
+        files = self._files
+        if len(files) < FRAMES_PER_CHUNK:
+            raise InputError(f"it has {len(files)} frames; {FRAMES_PER_CHUNK} are needed")
+        for first in range(len(files) % FRAMES_PER_CHUNK, len(files), FRAMES_PER_CHUNK):
+            yield np.stack([read_image(file, size) for file in files[first : first + FRAMES_PER_CHUNK]], axis=1)
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        if not self.path.is_dir():
+            return [self.path]
+        names = [name for name in os.listdir(self.path) if name.lower().endswith(FRAMES) and not name.startswith(".")]
+        return [self.path / name for name in sorted(names, key=_by_number)]
+
+
+def _by_number(name: str) -> list[str | int]:
+    """`frame_10` comes after `frame_9`."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
+
+
+def _require_sound(path: Path) -> None:
+    """InputError if ffmpeg complains of anything while it decodes the film: it goes on with what it makes of the rest,
+    which may be grey or torn."""
+    decoder = ffmpeg.Process(["-i", ffmpeg.file_argument(path), "-map", "0:v:0", "-f", "null", "-"])
+    try:
+        if decoder.wait() or decoder.messages() != NO_MESSAGE:
+            raise InputError(f"it is damaged: {SPEAKER.sub('', decoder.messages())}")
+    finally:
+        decoder.kill()
+
+
+def _require_some(folder: str, used: set[Path], skipped: list[ClipSkipped]) -> None:
+    if used:
+        return
+    said = "; ".join(f"{skip.clip}: {skip.reason}" for skip in skipped[:SHOWN_REASONS])
+    more = f"; and {len(skipped) - SHOWN_REASONS} more" if len(skipped) > SHOWN_REASONS else ""
+    raise InputError(
+        f"none of the {len(skipped)} clips in {folder} can be used ({said}{more})",
+        hint="a clip needs a caption in a .txt beside it, and 33 frames at the rate clips.fps",
+    )
+
+
+def _contents(folder: Path) -> dict[tuple[str, str], str]:
+    """The contents of the clips that are encoded, by name and state: what has not changed need not be read."""
+    found = [read_about(path) for path in shards(folder)]
+    return {(about["clip"], about["state"]): about["content"] for about in found}
+
+
+def _key(content: str, caption: str) -> str:
+    """A shard's name; equal clips have one."""
+    return hashlib.sha256(f"{content} {caption}".encode()).hexdigest()[:32]
+
+
+def _seed(seed: int, content: str) -> int:
+    return (seed + int(content[:12], 16)) % 2**63

@@ -1,0 +1,101 @@
+"""Clips of the toy world as latents: as many as are asked for, each decided by its number.
+
+How long a clip is and how rich its scene is are drawn clip by clip, so that the first clips are a mixture like all of
+them: training may begin as soon as there are some, and more can be asked for later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from helios_cli.train.data.cache import EncodedClip, open_cache, shard_path, write_shard
+from helios_cli.train.data.encode import ClipEncoder
+from helios_cli.train.events import Event
+from helios_cli.train.settings.latents import World
+from helios_cli.train.world.draw import render
+from helios_cli.train.world.grammar import describe
+from helios_cli.train.world.scene import Scene, Segment, draw_scene
+from helios_cli.units import FRAMES_PER_CHUNK
+
+CLIPS_PER_SHARD = 64
+
+
+@dataclass(frozen=True)
+class ShardWritten(Event):
+    """`clips` of `total` are in the cache; the last shard has `chunks` chunks and took `seconds`."""
+
+    clips: int
+    total: int
+    chunks: int
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.clips:,} of {self.total:,} clips, {self.seconds / self.chunks:.3f} s a chunk"
+
+
+def encode_world(folder: Path, world: World, seed: int, encoder: ClipEncoder) -> Iterator[ShardWritten]:
+    """Fill the cache in `folder`; shards that are there already are not made again."""
+    open_cache(folder, encoder.note(_source(world, seed)), encoder.rows([""])[""])
+    for first in range(0, world.clips, CLIPS_PER_SHARD):
+        path = shard_path(folder, f"world-{first // CLIPS_PER_SHARD:06d}")
+        if path.exists():
+            continue
+        began = time.perf_counter()
+        clips = [draw_clip(world, seed, first + i) for i in range(CLIPS_PER_SHARD)]
+        chunks = (chunk for clip in clips for chunk in clip.chunks(encoder.size))
+        latents = encoder.latents(chunks, mixed(seed, first))
+        rows = encoder.rows(caption for clip in clips for caption in clip.captions)
+        parts = latents.split([len(clip.captions) for clip in clips])
+        encoded = [EncodedClip(part, clip.captions) for part, clip in zip(parts, clips, strict=True)]
+        write_shard(path, encoded, rows)
+        yield ShardWritten(first + CLIPS_PER_SHARD, world.clips, len(latents), time.perf_counter() - began)
+
+
+def _source(world: World, seed: int) -> dict[str, str]:
+    """What decides a clip beside its number."""
+    return {"clips": f"toy world, {world.split}", "seed": str(seed)} | {
+        name: str(getattr(world, name)) for name in ("long", "chunks", "changes", "rich")
+    }
+
+
+@dataclass(frozen=True)
+class ToyClip:
+    """A scene, and a caption for each chunk of it that is shown."""
+
+    scene: Scene
+    captions: tuple[str, ...]
+
+    def chunks(self, size: tuple[int, int]) -> Iterator[np.ndarray]:
+        """Float32 [3, 33, H, W] in [-1, 1] each, of `size` (width, height)."""
+        for chunk in range(len(self.captions)):
+            pixels = render(self.scene, FRAMES_PER_CHUNK, chunk * FRAMES_PER_CHUNK, *size)
+            yield (pixels.astype(np.float32) / 255 * 2 - 1).transpose(3, 0, 1, 2)
+
+
+def draw_clip(world: World, seed: int, number: int) -> ToyClip:
+    """Clip `number` of the world that a seed draws."""
+    dice = np.random.default_rng([seed, number])
+    chunks = world.chunks if dice.random() < world.long else 1
+    variety = "rich" if dice.random() < world.rich else "plain"
+    words = int(dice.integers(2**31))
+    borders = [chunk * FRAMES_PER_CHUNK for chunk in range(1, chunks)]
+    changes = tuple(border for border in borders if dice.random() < world.changes)
+    scene = draw_scene(mixed(seed, number), split=world.split, variety=variety, changes=changes)
+    return ToyClip(scene, tuple(describe(_segment(scene, chunk), words) for chunk in range(chunks)))
+
+
+def _segment(scene: Scene, chunk: int) -> Segment:
+    """What the chunk's middle shows, as in a plan."""
+    middle = chunk * FRAMES_PER_CHUNK + FRAMES_PER_CHUNK // 2
+    return max((segment for segment in scene.segments if segment.start <= middle), key=lambda segment: segment.start)
+
+
+def mixed(seed: int, number: int) -> int:
+    """A seed of its own for each number."""
+    return (seed * 1_000_003 + number) % 2**31

@@ -1,0 +1,117 @@
+"""What a training run tells while it runs; the command line shows it. A phase may add kinds of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from helios_cli.engine.events import Event, Notice
+
+__all__ = ["Event", "Notice", "Probed", "RunDone", "RunStarted", "Sampled", "Saved", "Trained", "figures_text"]
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """First event of a run. `step` steps are done already; `parameters` counts the trained ones of each player."""
+
+    phase: str
+    out: str
+    step: int
+    steps: int | None
+    max_minutes: float | None
+    batch: int
+    processes: int
+    device: str
+    dtype: str
+    parameters: dict[str, int]
+
+    @property
+    def text(self) -> str:
+        players = ", ".join(f"{name} with {count:,} parameters" for name, count in self.parameters.items())
+        ends = [f"{self.steps} steps"] if self.steps else []
+        ends += [f"{self.max_minutes:g} min"] if self.max_minutes else []
+        lines = [f"{self.phase}: {players}; {' or '.join(ends)} of {self.batch} samples, to {self.out}"]
+        spread = f" in {self.processes} processes" if self.processes > 1 else ""
+        lines.append(f"on {self.device} in {self.dtype}{spread}")
+        if self.step:
+            lines.append(f"goes on after step {self.step}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Trained(Event):
+    """How a player's updates went since the last such event. `losses` and `grad_norm` are means over them.
+
+    `fraction` of the run is over after `step` steps and `seconds` of training.
+    """
+
+    step: int
+    player: str
+    losses: dict[str, float]
+    lr: float
+    grad_norm: float
+    samples_per_second: float
+    seconds: float
+    fraction: float
+
+    @property
+    def text(self) -> str:
+        return (
+            f"step {self.step}, {self.fraction:.1%}: {self.player} {figures_text(self.losses)}; lr {self.lr:.3g}, "
+            f"gradient {self.grad_norm:.3g}, {self.samples_per_second:.3g} samples/s"
+        )
+
+
+@dataclass(frozen=True)
+class Probed(Event):
+    """What the phase's probe found."""
+
+    step: int
+    figures: dict[str, float]
+
+    @property
+    def text(self) -> str:
+        return f"step {self.step}: {figures_text(self.figures)}"
+
+
+@dataclass(frozen=True)
+class Sampled(Event):
+    """A contact sheet was written."""
+
+    step: int
+    path: str
+
+    @property
+    def text(self) -> str:
+        return f"step {self.step}: wrote {self.path}"
+
+
+@dataclass(frozen=True)
+class Saved(Event):
+    """State and checkpoint of `step` are on the disk."""
+
+    step: int
+    checkpoint: str
+
+    @property
+    def text(self) -> str:
+        return f"step {self.step}: saved"
+
+
+@dataclass(frozen=True)
+class RunDone(Event):
+    """Last event of a run that came to its end. `skipped` counts updates that were not finite."""
+
+    step: int
+    seconds: float
+    skipped: int
+    checkpoint: str
+
+    @property
+    def text(self) -> str:
+        skipped = f", {self.skipped} updates left out because they were not finite" if self.skipped else ""
+        return f"wrote {self.checkpoint}: {self.step} steps in {self.seconds / 60:.1f} min{skipped}"
+
+
+def figures_text(figures: dict[str, float]) -> str:
+    """`flow 0.0312, kl 4.1`."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())

@@ -1,0 +1,119 @@
+"""Teacher forcing: a chunk of a real clip as the target, and what the model is told of what came before it.
+
+One injection serves films from text, pictures and clips: the same three terms, more or less of them empty (zero).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from helios_cli.train.corruption import corrupt
+from helios_cli.train.tables import Clips, Corruption, History
+from helios_cli.units import HISTORY_LATENTS, LATENTS_PER_CHUNK, LONG_TERM, MID_TERM, SHORT_TERM
+
+SHORT_PASTS = tuple(HISTORY_LATENTS % LATENTS_PER_CHUNK + LATENTS_PER_CHUNK * n for n in range(3))
+"""How many of the oldest latents a short past lacks: what a film has after one chunk, after two, and none."""
+
+
+class Source(Protocol):
+    """Clips as latents and captions: `data.cache.LatentClips`."""
+
+    lengths: list[int]
+
+    def __len__(self) -> int: ...
+
+    def batch(self, picks: Sequence[tuple[int, int]]): ...
+
+    def empty_rows(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """B targets with what the model is told.
+
+    Attributes:
+        target: [B, C, 9, H, W], clean latents.
+        past: [B, C, 19, H, W], oldest first, corrupted.
+        anchor: [B, C, 1, H, W], corrupted.
+        rows: [B, K, text_dim], captions.
+        captions: as text.
+        firsts: index of each target's chunk in its clip.
+    """
+
+    target: Tensor
+    past: Tensor
+    anchor: Tensor
+    rows: Tensor
+    captions: list[str]
+    firsts: list[int]
+
+    def terms(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As `engine.history.History.terms`: long, mid, and short, which is the anchor and the newest latent."""
+        long, mid, newest = self.past.split([LONG_TERM, MID_TERM, SHORT_TERM], dim=2)
+        return long, mid, torch.cat([self.anchor, newest], dim=2)
+
+    def to(self, device: torch.device) -> Lesson:
+        tensors = (tensor.to(device) for tensor in (self.target, self.past, self.anchor, self.rows))
+        return Lesson(*tensors, self.captions, self.firsts)
+
+
+class Teacher:
+    """Draws lessons from clips. A sample's lesson depends on its generator alone, and on the clips there are."""
+
+    def __init__(self, clips: Source, drawing: Clips, history: History, corruption: Corruption) -> None:
+        self.clips, self.drawing, self.history, self.corruption = clips, drawing, history, corruption
+        self.empty = clips.empty_rows()
+        self._known, self._long = 0, []
+
+    def lesson(self, generators: Sequence[Generator]) -> Lesson:
+        """One sample a generator."""
+        picks = [self._pick(g) for g in generators]
+        batch = self.clips.batch(picks)
+        past, anchor = batch.past, batch.anchor if self.history.anchor else torch.zeros_like(batch.anchor)
+        captions = list(batch.captions)
+        for i, g in enumerate(generators):
+            missing, anchored = self._task(g)
+            past[i, :, :missing] = 0
+            anchor[i] *= anchored
+            if _chance(g, self.history.empty_caption):
+                batch.rows[i], captions[i] = self.empty, ""
+        past, anchor = corrupt(past, anchor, self.corruption, generators)
+        return Lesson(batch.latents, past, anchor, batch.rows, captions, [chunk for _, chunk in picks])
+
+    def _pick(self, g: Generator) -> tuple[int, int]:
+        """A clip that is not held back, and the index of its chunk."""
+        held, lengths = self.drawing.held_back, self.clips.lengths
+        for index in range(self._known, len(self.clips)):
+            if index >= held and lengths[index] > 1:
+                self._long.append(index)
+        self._known = len(self.clips)
+        if self.drawing.first is None:
+            clip = _below(g, len(self.clips) - held) + held
+            return clip, _below(g, lengths[clip])
+        if _chance(g, self.drawing.first) or not self._long:
+            return _below(g, len(self.clips) - held) + held, 0
+        clip = self._long[_below(g, len(self._long))]
+        return clip, 1 + _below(g, lengths[clip] - 1)
+
+    def _task(self, g: Generator) -> tuple[int, bool]:
+        """How many of the oldest latents of the past are missing, and whether the anchor is there."""
+        if _chance(g, self.history.text):
+            return HISTORY_LATENTS, False
+        if _chance(g, self.history.image):
+            return HISTORY_LATENTS - SHORT_TERM, True
+        if _chance(g, self.history.short):
+            return SHORT_PASTS[_below(g, len(SHORT_PASTS))], True
+        return 0, True
+
+
+def _chance(g: Generator, probability: float) -> bool:
+    return torch.rand((), generator=g).item() < probability
+
+
+def _below(g: Generator, count: int) -> int:
+    return int(torch.randint(count, (), generator=g))

@@ -1,0 +1,100 @@
+"""ODE regression: from a state on the teacher's way through a stage, the student jumps to where the teacher ended it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from helios_cli.bench.specs import SCHEDULERS
+from helios_cli.engine.denoise import stages_of
+from helios_cli.errors import InputError
+from helios_cli.model.dit import HeliosDiT
+from helios_cli.sampling.schedule import SchedulerConfig
+from helios_cli.train.flow import transformer_of
+from helios_cli.train.forward import checkpointed, flow, given, plain
+from helios_cli.train.pairs import PairsFolder
+from helios_cli.train.phase import Share
+from helios_cli.train.samples import Sampler
+from helios_cli.train.score import per_sample, x0_of
+from helios_cli.train.settings.ode import Settings
+from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.layout import set_kind, set_own, write_component
+
+KIND = "distilled"
+SCHEDULER = SchedulerConfig.from_json(SCHEDULERS[KIND])
+
+
+class OdePhase:
+    """Trains `dit` on the pairs of a folder; each sample is one of a schedule's steps, drawn with its own generator."""
+
+    def __init__(self, settings: Settings, dit: HeliosDiT, pairs: PairsFolder, device: torch.device) -> None:
+        self.settings, self.dit, self.pairs, self.device = settings, dit, pairs, device
+        self.dit.compute_dtype = getattr(torch, settings.dtype)
+        self.run = checkpointed if settings.memory.checkpoint else plain
+        self.players = {"student": dit}
+        kept = pairs.note.kept
+        self.stages = stages_of(
+            SCHEDULER, (kept,) * SCHEDULER.stages, pairs.note.size, dit.config.patch_size, amplify=False
+        )
+        self.sampler: Sampler | None = None
+
+    def turns(self, step: int) -> Sequence[str]:
+        return ("student",)
+
+    def backward(self, player: str, share: Share) -> dict[str, Tensor]:
+        loss = self.settings.loss
+        stage = int(torch.multinomial(torch.tensor(loss.ratio), 1, generator=share.shared))
+        generators = [share.generator(i) for i in share.samples]
+        picks = [int(torch.randint(len(self.pairs), (), generator=g)) for g in generators]
+        places = [self.draw_state(g) for g in generators]
+        error = self.errors(stage, picks, places).sum() / share.batch
+        (0.5 * loss.weight * loss.stages[stage] * error).backward()
+        return {f"stage_{stage}": error.detach()}
+
+    def draw_state(self, generator: Generator) -> int:
+        """Which of a stage's kept states: a step of a schedule that the student is to be sampled with."""
+        schedules = self.settings.student.steps
+        steps = schedules[int(torch.randint(len(schedules), (), generator=generator))]
+        return int(torch.randint(steps, (), generator=generator)) * (self.pairs.note.kept // steps)
+
+    def errors(self, stage: int, picks: Sequence[int], places: Sequence[int]) -> Tensor:
+        """Mean squared error of the x0 that the student sees from states of a stage, against the stage's end. [B]."""
+        found, numbers = self.pairs.batch(picks, stage), self.stages[stage]
+        rows = torch.arange(len(picks))
+        state, end = found.states[rows, list(places)].to(self.device), found.end.to(self.device)
+        timestep = torch.tensor([numbers.timesteps[place] for place in places], device=self.device)
+        sigma = torch.tensor([numbers.sigmas[place] for place in places], device=self.device)
+        lesson = found.lesson.to(self.device)
+        predicted = flow(self.dit, state, timestep, given(self.dit, lesson.terms(), lesson.rows), run=self.run)
+        return per_sample((x0_of(state, predicted, sigma) - end).square())
+
+    def samples(self, path: Path, step: int) -> None:
+        self.sampler.sheet(path, self.dit.state_dict(), f"ode, step {step}")
+
+    def save(self, folder: Path) -> None:
+        """Puts the transformer into the checkpoint `folder`, which is then of kind distilled."""
+        write_component(folder, "transformer", self.dit)
+        set_kind(folder, KIND, SCHEDULERS[KIND])
+        set_own(folder, trained=True)
+
+
+def build(settings: Settings, start: Checkpoint, device: torch.device) -> OdePhase:
+    """The phase with the transformer of `start`. InputError if the pairs lack a step of the student's."""
+    pairs = PairsFolder(settings.data.pairs)
+    for steps in settings.student.steps:
+        if pairs.note.kept % steps:
+            raise InputError(
+                f"student.steps has {steps}, and the pairs in {pairs.folder} keep {pairs.note.kept} states a stage",
+                hint="make pairs with a multiple of it as teacher.kept, or leave it out",
+            )
+    dit = transformer_of(start).to(device).requires_grad_()
+    if settings.memory.compile:
+        for block in dit.blocks:
+            block.compile()
+    phase = OdePhase(settings, dit, pairs, device)
+    dtype = getattr(torch, settings.dtype)
+    phase.sampler = Sampler(start, KIND, settings.samples, pairs.note.size, device, dtype)
+    return phase

@@ -1,0 +1,100 @@
+"""The phase in which a teacher of many steps makes pairs for a student of few. Nothing is trained in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from helios_cli.bench.specs import SCHEDULERS
+from helios_cli.engine.denoise import stages_of
+from helios_cli.errors import InputError
+from helios_cli.sampling.noise import BlockNoise
+from helios_cli.sampling.schedule import SchedulerConfig
+from helios_cli.train.data.cache import LatentClips
+from helios_cli.train.data.encode import require_same_encoder
+from helios_cli.train.events import Event
+from helios_cli.train.flow import transformer_of
+from helios_cli.train.forward import given
+from helios_cli.train.history import Lesson, Teacher
+from helios_cli.train.networks import guided, predictor
+from helios_cli.train.pairs import PairsNote, open_pairs, shard_path, write_pairs
+from helios_cli.train.phase import Share
+from helios_cli.train.rollout import Walk, draw_noise, teacher_roll_out
+from helios_cli.train.settings.pairs import Settings
+from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
+from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.identity import weights_identity
+
+STUDENT = SchedulerConfig.from_json(SCHEDULERS["distilled"])
+
+
+@dataclass(frozen=True)
+class PairsMade(Event):
+    """`pairs` of `total` are in the folder; the last ones took `seconds` each."""
+
+    pairs: int
+    total: int
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.pairs} of {self.total} pairs, {self.seconds:.2f} s each"
+
+
+def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator[PairsMade]:
+    """Fill the folder `settings.out` with the pairs that are not in it yet; each is decided by its number and the seed."""
+    if start.kind != "mid":
+        raise InputError(f"the teacher {start.path} is of kind {start.kind}", hint="a teacher is of kind mid")
+    clips = LatentClips(settings.data.clips, text_rows=settings.data.text_rows)
+    require_same_encoder(clips, start)
+    maker = PairMaker(settings, start, clips, device)
+    open_pairs(settings.folder, maker.note())
+    shards = -(-settings.pairs // settings.batch)
+    for number in range(shards):
+        path = shard_path(settings.folder, number)
+        if path.exists():
+            continue
+        began = time.perf_counter()
+        write_pairs(path, *maker.make(number))
+        seconds = (time.perf_counter() - began) / settings.batch
+        yield PairsMade((number + 1) * settings.batch, shards * settings.batch, seconds)
+
+
+class PairMaker:
+    """The teacher, the student's schedule made finer, and the lessons that both are given."""
+
+    def __init__(self, settings: Settings, start: Checkpoint, clips: LatentClips, device: torch.device) -> None:
+        self.settings, self.start, self.clips, self.device = settings, start, clips, device
+        self.dit = transformer_of(start).to(device)
+        self.dit.compute_dtype = getattr(torch, settings.dtype)
+        self.scheduler = SchedulerConfig.from_json(start.scheduler)
+        channels, height, width = clips.note.latent_shape
+        self.shape, self.size = (channels, LATENTS_PER_CHUNK, height, width), (width * PIXELS_PER_CELL, height * PIXELS_PER_CELL)
+        patch = self.dit.config.patch_size
+        self.stages = stages_of(STUDENT, (settings.teacher.steps,) * STUDENT.stages, self.size, patch, amplify=False)
+        self.block_noise = BlockNoise(STUDENT.gamma, patch)
+        self.lessons = Teacher(clips, settings.data, settings.history, settings.corruption)
+
+    def note(self) -> PairsNote:
+        settings = self.settings
+        tables = {name: str(getattr(settings, name)) for name in ("seed", "dtype", "batch", "history", "corruption")}
+        teacher = {"steps": str(settings.teacher.steps), "guidance": str(settings.teacher.guidance)}
+        made_with = {"teacher": weights_identity(self.start), "clips": settings.data.clips, **tables, **teacher}
+        return PairsNote(made_with, settings.teacher.kept, self.size)
+
+    def make(self, number: int) -> tuple[Lesson, list[Walk]]:
+        """Batch `number`: what the teacher was told, and its way through the stages."""
+        settings = self.settings
+        share = Share(step=number, samples=range(settings.batch), batch=settings.batch, seed=settings.seed)
+        lesson = self.lessons.lesson([share.generator(i) for i in share.samples]).to(self.device)
+        generators = (share.generator(i, purpose=1) for i in share.samples)
+        noise = draw_noise(self.shape, STUDENT, self.block_noise, generators).to(self.device)
+        # Frozen weights record no gradient; under `no_grad` a CPU would compute as for one long film, which is slower.
+        cond = predictor(self.dit, given(self.dit, lesson.terms(), lesson.rows))
+        empty = self.lessons.empty.to(self.device).expand_as(lesson.rows)
+        uncond = predictor(self.dit, given(self.dit, lesson.terms(), empty))
+        predict = guided(cond, uncond, settings.teacher.guidance)
+        return lesson, teacher_roll_out(predict, self.scheduler, self.stages, noise, settings.teacher.kept)

@@ -1,0 +1,119 @@
+"""Views of a training run: each consumes its events (`train/events.py`) and says how far it is.
+
+An event of a kind that a view does not know is shown by its `text`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from helios_cli.console import console
+from helios_cli.progress import BAR_LINE_WIDTH, JsonView, ProgressKind, SilentView, View, format_duration
+from helios_cli.train.events import Event, Notice, RunDone, RunStarted, Trained
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import RenderableType
+
+
+@contextmanager
+def open_view(kind: ProgressKind) -> Iterator[View]:
+    """The view called `kind`. `auto` is `rich`, and `rich` without a terminal is `plain`."""
+    if kind == "json":
+        yield JsonView()
+    elif kind == "none":
+        yield SilentView()
+    elif kind == "plain" or (terminal := console.live()) is None:
+        yield PlainView()
+    else:
+        with RichView(terminal) as view:
+            yield view
+
+
+class PlainView:
+    """Lines on stderr, made for logs."""
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            console.notice(event.message)
+        else:
+            console.status(event.text)
+
+
+class Pace:
+    """When a run will be over. `clock` gives seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: tuple[float, float] | None = None
+        self.fraction = 0.0
+
+    def follow(self, fraction: float) -> None:
+        self._first = self._first or (self._clock(), fraction)
+        self.fraction = fraction
+
+    @property
+    def left_text(self) -> str:
+        if self._first is None or self.fraction <= self._first[1]:
+            return "-:-- left"
+        since, begun = self._first
+        seconds = (self._clock() - since) * (1 - self.fraction) / (self.fraction - begun)
+        return f"{format_duration(seconds)} left"
+
+
+class RichView:
+    """A bar, and a line for each player with its latest losses, redrawn on the terminal. They vanish at the end."""
+
+    def __init__(self, terminal: RichConsole) -> None:
+        from rich.live import Live
+
+        self._pace = Pace()
+        self._run: RunStarted | None = None
+        self._players: dict[str, Trained] = {}
+        self.live = Live(get_renderable=self._draw, console=terminal, transient=True, refresh_per_second=4)
+
+    def __enter__(self) -> RichView:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Trained):
+            self._pace.follow(event.fraction)
+            self._players = {**self._players, event.player: event}  # replaced: the live view reads it from its thread
+            return
+        if isinstance(event, RunStarted):
+            self._run, self._pace, self._players = event, Pace(), {}
+        elif isinstance(event, RunDone):
+            self._run = None
+        if isinstance(event, Notice):
+            console.notice(event.message)
+        else:
+            console.status(event.text)
+
+    def _draw(self) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        if self._run is None:
+            return Text("")
+        bar = Table.grid(expand=True, padding=(0, 2, 0, 0))
+        bar.width = min(BAR_LINE_WIDTH, self.live.console.width)
+        bar.add_column(ratio=1)
+        for _ in range(2):
+            bar.add_column(no_wrap=True)
+        fraction = self._pace.fraction
+        bar.add_row(
+            ProgressBar(total=1.0, completed=fraction, complete_style="cyan"),
+            f"{fraction:.1%}",
+            self._pace.left_text,
+        )
+        lines = [Text(trained.text, no_wrap=True, overflow="ellipsis") for trained in self._players.values()]
+        return Group(bar, *lines)

@@ -1,0 +1,79 @@
+"""Writing the published layout: a component's weights and config, the files that say what the whole folder is.
+
+Each function replaces whole files, so that a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helios_cli.weights.checkpoint import MODEL_INDEX, OWN_FILE, SCHEDULER_CONFIG, SCHEDULERS, WEIGHT_STEMS
+from helios_cli.weights.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write `value` to `path`, whose folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(new, path)
+
+
+def write_weights(folder: Path, name: str, state: dict[str, Tensor]) -> None:
+    """Write the tensors of the component `name` as its one file in the checkpoint `folder`."""
+    from safetensors.torch import save_file
+
+    file = folder / name / f"{WEIGHT_STEMS[name]}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f".{file.name}.new")
+    save_file(state, new, metadata={"format": "pt"})
+    new.chmod(0o644)  # the library leaves it to its owner alone
+    os.replace(new, file)
+
+
+def write_component(
+    folder: Path, name: str, module: nn.Module, config: dict | None = None, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write the parameters of `module` as the component `name` of the checkpoint `folder`, with `config` if given.
+
+    `dtype` is what they are stored in, each parameter's own if None. Shards and an index that were there go.
+    """
+    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.named_parameters()}
+    write_weights(folder, name, state)
+    stem = WEIGHT_STEMS[name]
+    for old in (*(folder / name).glob(f"{stem}-*-of-*.safetensors"), folder / name / f"{stem}.safetensors.index.json"):
+        old.unlink(missing_ok=True)
+    if config is not None:
+        write_json(folder / name / "config.json", config)
+
+
+def index_of(kind: str) -> dict:
+    """`model_index.json` of a kind: base, mid or distilled."""
+    return {
+        "_class_name": "HeliosPipeline" if kind == "base" else "HeliosPyramidPipeline",
+        **({} if kind == "base" else {"is_cfg_zero_star": kind == "mid", "is_distilled": kind == "distilled"}),
+        "scheduler": ["diffusers", SCHEDULERS[kind]],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "HeliosTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+
+
+def set_kind(folder: Path, kind: str, scheduler: dict) -> None:
+    """Let the checkpoint `folder` be of a kind, sampled by the scheduler of that config."""
+    write_json(folder / MODEL_INDEX, index_of(kind))
+    write_json(folder / SCHEDULER_CONFIG, scheduler)
+
+
+def set_own(folder: Path, **values: object) -> None:
+    """Set keys of the folder's `helios.json`: native_size, trained, knows, steps."""
+    path = folder / OWN_FILE
+    write_json(path, {**(read_json(path) if path.exists() else {}), **values})

@@ -1,0 +1,48 @@
+"""Where weights are while a film renders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["none", "model", "stream"]
+MODES: tuple[Mode, ...] = ("none", "model", "stream")
+
+AHEAD = 2
+"""Blocks that are read ahead of the one that computes."""
+
+HOST_SLOTS = AHEAD + 1
+"""Blocks in host memory at a time; on a CPU one of them is computing."""
+
+DEVICE_SLOTS = 2
+"""Blocks on a GPU at a time, beside those that stay there: one computes, one arrives."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a model is placed; it changes no value that is computed.
+
+    Attributes:
+        mode: "none": transformer and VAE stay on the device, the text encoder is gone before they come. "model": each
+            of the three is there only while it works. "stream": blocks of transformer and text encoder come from their
+            files as they are needed.
+        resident: of "stream": blocks of the transformer that stay on the device.
+        turns: of "stream": transformer and VAE are never on the device together.
+        cached_bytes: of "stream": how much of the streamed files is left in the kernel's page cache, so that what is
+            left stays there; None leaves it to the kernel.
+    """
+
+    mode: Mode = "none"
+    resident: int = 0
+    turns: bool = False
+    cached_bytes: int | None = None
+
+    @property
+    def takes_turns(self) -> bool:
+        return self.turns or self.mode == "model"
+
+
+def streamed_blocks(count: int, resident: int) -> tuple[int, ...]:
+    """Those of `count` blocks that do not stay, evenly spread: while the others compute, the next ones arrive."""
+    streamed = max(0, count - resident)
+    return tuple(place * count // streamed for place in range(streamed))

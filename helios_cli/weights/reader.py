@@ -1,0 +1,184 @@
+"""Tensors out of weight files into memory that is already there, a few rows at a time.
+
+Files are read with pread and not mapped: bytes that cannot be had, since the file was cut short or the disk failed,
+are an error here, and behind a mapping a SIGBUS that ends the process without a word. The page cache holds the same
+pages either way. Files stay open, so that one that is removed while a film renders can be read to the film's end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from helios_cli.errors import CheckpointError
+from helios_cli.weights.files import TensorInfo, damaged, read_header
+
+FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SCALED_DTYPES = {"F8_E4M3": torch.float8_e4m3fn}
+"""Read only with a scale for each row beside them; see `convert`."""
+
+PIECE_BYTES = 8 * 2**20
+"""Read and converted at a time: large enough for a disk, small enough to stay in a core's cache on its way."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in its file. `scale`: factors of its rows, float32, one a row; None for types that need none."""
+
+    info: TensorInfo
+    scale: TensorInfo | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.info.shape[0] if self.info.shape else 1
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Spans of rows of at most PIECE_BYTES, but one row at least."""
+        step = max(1, PIECE_BYTES * self.rows // max(1, self.info.bytes))
+        for begin in range(0, self.rows, step):
+            yield begin, min(begin + step, self.rows)
+
+
+class WeightFiles:
+    """Open weight files. Any number of threads may read at the same time."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, _File] = {}
+        self._lock = threading.Lock()
+        self._own = threading.local()
+        self.bytes_read = 0
+
+    def read(self, stored: Stored, out: Tensor, rows: tuple[int, int] | None = None, *, check: bool = True) -> None:
+        """Rows `begin` to `end` of a tensor, all by default, into `out`, contiguous, on the host, of any float type.
+
+        Raises CheckpointError if they cannot be read or, with `check`, are not finite in the type of `out`.
+        """
+        begin, end = rows or (0, stored.rows)
+        for first, last in stored.pieces():
+            first, last = max(first, begin), min(last, end)
+            if first < last:
+                piece = out[first - begin : last - begin] if out.dim() else out
+                self._read_piece(stored, piece, first, last, check=check)
+
+    def forget(self, stored: Stored) -> None:
+        """Lets the kernel drop a tensor's pages from its cache, for others to stay there."""
+        if hasattr(os, "posix_fadvise"):
+            info = stored.info
+            os.posix_fadvise(self._file(info).opened.fileno(), info.begin, info.bytes, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        with self._lock:
+            for file in self._open.values():
+                file.opened.close()
+            self._open.clear()
+
+    def _read_piece(self, stored: Stored, out: Tensor, first: int, last: int, *, check: bool) -> None:
+        info = stored.info
+        file = self._file(info)
+        row = info.bytes // max(1, stored.rows)
+        place, size = info.begin + first * row, (last - first) * row
+        dtype = FLOAT_DTYPES.get(info.dtype) or SCALED_DTYPES[info.dtype]
+        if dtype == out.dtype:
+            file.read_into(out, place, info)
+            values = out
+        else:
+            raw = self._staging(size)
+            file.read_into(raw, place, info)
+            values = raw.view(dtype).view(out.shape)
+            if stored.scale is not None:
+                values = values.float().mul_(self._scale(stored.scale, first, last).view(-1, *[1] * (out.dim() - 1)))
+            out.copy_(values)
+        if check:
+            _require_finite(info, values, out)
+        with self._lock:
+            self.bytes_read += size
+
+    def _scale(self, info: TensorInfo, first: int, last: int) -> Tensor:
+        scale = torch.empty(last - first)
+        self._file(info).read_into(scale, info.begin + 4 * first, info)
+        return scale
+
+    def _staging(self, size: int) -> Tensor:
+        """This thread's buffer for bytes on their way into another type."""
+        buffer = getattr(self._own, "staging", None)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._own.staging = torch.empty(max(size, PIECE_BYTES), dtype=torch.uint8)
+        return buffer[:size]
+
+    def _file(self, info: TensorInfo) -> _File:
+        with self._lock:
+            if info.file not in self._open:
+                self._open[info.file] = _File(info.file)
+            file = self._open[info.file]
+        if file.tensors.get(info.name) != info:
+            raise damaged(info.file, f"{info.name} is not where it was when the model was opened")
+        return file
+
+
+class _File:
+    """An open file, and what tells that it is still the same."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors = read_header(path)
+        try:
+            self.opened = path.open("rb", buffering=0)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        self._status = self._now()
+        self._seeking = threading.Lock()
+
+    def read_into(self, out: Tensor, place: int, info: TensorInfo) -> None:
+        """Fills `out` with the bytes from `place` on, which belong to `info`."""
+        memory = memoryview(out.view(-1).view(torch.uint8).numpy())
+        done = 0
+        try:
+            while done < len(memory):
+                count = self._pread(memory[done:], place + done)
+                if count == 0:
+                    raise damaged(self.path, f"truncated while it was read, in {info.name}")
+                done += count
+            if self._now() != self._status:
+                raise damaged(self.path, "changed while it was read: the model is not the one that was opened")
+        except OSError as error:
+            raise damaged(self.path, f"{info.name} cannot be read: {error.strerror or error}") from error
+
+    def _pread(self, memory: memoryview, place: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self.opened.fileno(), [memory], place)
+        with self._seeking:  # Windows has no pread
+            self.opened.seek(place)
+            return self.opened.readinto(memory)
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self.opened.fileno())
+        return status.st_size, status.st_mtime_ns
+
+
+def expect_files(paths: Iterable[Path]) -> None:
+    """Lets the kernel read files into its page cache, in a thread that nobody waits for."""
+
+    def ask() -> None:
+        for path in paths:
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    if hasattr(os, "posix_fadvise"):
+        threading.Thread(target=ask, name="expect weights", daemon=True).start()
+
+
+def _require_finite(info: TensorInfo, stored: Tensor, used: Tensor) -> None:
+    if used.numel() == 0 or all(bound.isfinite() for bound in torch.aminmax(used)):
+        return
+    if all(bound.isfinite() for bound in torch.aminmax(stored)):
+        raise CheckpointError(
+            f"{info.file}: tensor {info.name} has values that {used.dtype} cannot hold", hint="use --dtype bfloat16"
+        )
+    raise damaged(info.file, f"tensor {info.name} has values that are not finite")

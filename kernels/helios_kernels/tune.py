@@ -1,0 +1,123 @@
+"""Configurations for the GPU at hand, for chips that none are shipped for and for others that want better ones.
+
+Every candidate that compiles, fits and agrees with the twin is timed on the 14B model's shapes; the fastest wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from helios_kernels import configs
+from helios_kernels.case import Case, Op
+from helios_kernels.check import compare
+from helios_kernels.configs import Config
+from helios_kernels.registry import OPS
+
+WORTH = 0.98
+"""Share of the present configuration's time that another one has to stay under: less is noise."""
+
+ROWS = tuple(Config(num_warps=warps, tile=tile) for warps, tile in product((4, 8, 16), (4096, 8192, 16384)))
+FLAT = tuple(Config(num_warps=warps, tile=tile) for warps, tile in product((2, 4, 8), (512, 1024, 2048)))
+ATTENTION = tuple(
+    Config(num_warps=warps, num_stages=stages, block_q=q, block_k=k)
+    for warps, stages, q, k in product((4, 8), (2, 3), (64, 128), (32, 64, 128))
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A kernel to tune: what it is timed on, and what shows that it is right."""
+
+    kernel: str
+    op: str
+    timed: tuple[str, ...]
+    checked: tuple[str, ...]
+    candidates: tuple[Config, ...]
+
+
+SUBJECTS = (
+    Subject("modulated_norm", "modulated_norm", ("stage2",), ("S101-split40",), ROWS),
+    Subject("gated_residual", "gated_residual_modulated_norm", ("stage2", "stage2-cross"), ("S101-split40",), ROWS),
+    Subject("qk_norm_rope", "qk_norm_rope", ("stage2", "stage2-cross-query"), ("S101",), ROWS),
+    Subject("quantize", "quantize", ("stage2-gelu", "stage2"), ("S65-E13824-gelu",), ROWS),
+    Subject("renoise", "renoise", ("into-stage2",), ("into-stage2",), FLAT),
+    Subject("dmd_step", "dmd_step", ("stage2",), ("stage2",), FLAT),
+    Subject("vae_norm_silu", "vae_norm_silu", ("C384-96x160", "C96-384x640"), ("C96-T5-B2",), ROWS),
+    Subject("attention 128", "attention", ("stage2-self",), ("Q130-K2940", "Q256-K256-even"), ATTENTION),
+    Subject("attention 128 bias", "attention", ("stage2-cross",), ("Q257-K122-bias",), ATTENTION),
+    Subject("attention 64", "attention", ("head64-self",), ("Q63-K257-D64-B2",), ATTENTION),
+    Subject("attention 64 bias", "attention", ("head64-cross",), ("Q40-K300-first-block-outside",), ATTENTION),
+)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What came of one kernel. `best` is None where nothing was better than what it had (`seconds` is then its own)."""
+
+    kernel: str
+    best: Config | None
+    seconds: float | None
+    before: float | None
+    tried: int
+    refused: int
+
+
+def tune(
+    seconds: Callable[[Callable[[], object]], float],
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    subjects: tuple[Subject, ...] = SUBJECTS,
+) -> Iterator[Tuning]:
+    """Tries all candidates of the subjects that run on this chip; `seconds` times a call."""
+    chip = configs.current_chip()
+    with torch.no_grad():
+        for subject in subjects:
+            if OPS[subject.op].chips is None or chip in OPS[subject.op].chips:
+                yield _tune_one(subject, seconds, device, dtype)
+
+
+def _tune_one(subject: Subject, seconds: Callable, device: torch.device, dtype: torch.dtype) -> Tuning:
+    before = _time(subject, None, seconds, device, dtype)
+    found = {config: _time(subject, config, seconds, device, dtype) for config in subject.candidates}
+    good = {config: time for config, time in found.items() if time is not None}
+    best = min(good, key=good.get, default=None)
+    if best is not None and before is not None and good[best] > WORTH * before:
+        best = None
+    return Tuning(
+        kernel=subject.kernel,
+        best=best,
+        seconds=before if best is None else good[best],
+        before=before,
+        tried=len(found),
+        refused=len(found) - len(good),
+    )
+
+
+def _time(
+    subject: Subject, config: Config | None, seconds: Callable, device: torch.device, dtype: torch.dtype
+) -> float | None:
+    """Of the timed cases together; None for a configuration that does not compile, fit or agree."""
+    op = OPS[subject.op]
+    with configs.trying(subject.kernel, config):
+        try:
+            if not all(
+                result.good for name in subject.checked for result in compare(op, _case(op, name), dtype, device)
+            ):
+                return None
+            return sum(_time_case(op, _case(op, name), seconds, device, dtype) for name in subject.timed)
+        except Exception:  # compilers, assemblers and drivers each have their own for what they cannot do
+            return None
+
+
+def _time_case(op: Op, case: Case, seconds: Callable, device: torch.device, dtype: torch.dtype) -> float:
+    inputs = op.inputs(case, dtype, device)
+    return seconds(lambda: op.run(**inputs))
+
+
+def _case(op: Op, name: str) -> Case:
+    return next(case for case in op.cases if case.id == name)

@@ -1,0 +1,197 @@
+"""Where the weights are changes no frame: every mode of every kind against a model that stays in memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from films import plan_of
+from oracle import Case
+from PIL import Image
+
+from helios_cli.engine.events import ChunkDone
+from helios_cli.engine.models import Models
+from helios_cli.engine.render import render
+from helios_cli.engine.writer import open_writer
+from helios_cli.errors import CheckpointError
+from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.placement import HOST_SLOTS, Placement
+
+CPU = torch.device("cpu")
+LAYERS = 4
+STEPS = {"base": (2,), "mid": (1, 1, 1), "distilled": (1, 1, 1)}
+
+PLACEMENTS = {
+    "model": Placement("model"),
+    "stream": Placement("stream"),
+    "half of it stays": Placement("stream", resident=2),
+    "all of it stays": Placement("stream", resident=LAYERS),
+    "in turns": Placement("stream", resident=1, turns=True),
+    "little is cached": Placement("stream", cached_bytes=0),
+}
+
+
+@pytest.fixture
+def folder_of(checkpoints):
+    return lambda kind: checkpoints(kind, num_layers=LAYERS)[1]
+
+
+def case_of(kind: str, **changes) -> Case:
+    return replace(Case(kind, (64, 64), STEPS[kind], chunks=2), **changes)
+
+
+def models_at(folder: Path, placement: Placement, dtype: torch.dtype = torch.float32) -> Models:
+    return Models(Checkpoint.open(folder), CPU, dtype, placement=placement)
+
+
+def frames_of(case: Case, models: Models, out: Path) -> np.ndarray:
+    plan = plan_of(case)
+    writer = open_writer(f"{out}/", size=plan.size, fps=plan.fps)
+    for _ in render(plan, models, writer):
+        pass
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
+
+
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory):
+    """Frames of a model that is in memory, by case and dtype."""
+    made = {}
+
+    def get(case: Case, folder: Path, dtype: torch.dtype) -> np.ndarray:
+        key = (repr(case), dtype)
+        if key not in made:
+            made[key] = frames_of(case, models_at(folder, Placement(), dtype), tmp_path_factory.mktemp("resident"))
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
+@pytest.mark.parametrize("kind", STEPS)
+def test_every_mode_gives_the_frames_of_the_resident_model(kind, placement, folder_of, resident, tmp_path):
+    case = case_of(kind)
+    frames = frames_of(case, models_at(folder_of(kind), placement), tmp_path / "film")
+    assert np.array_equal(frames, resident(case, folder_of(kind), torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_are_rounded_on_the_way_as_they_are_when_loaded(dtype, folder_of, resident, tmp_path):
+    case = case_of("distilled", chunks=1)
+    frames = frames_of(case, models_at(folder_of("distilled"), PLACEMENTS["half of it stays"], dtype), tmp_path / "film")
+    assert np.array_equal(frames, resident(case, folder_of("distilled"), dtype))
+
+
+@pytest.mark.parametrize("placement", [PLACEMENTS["model"], PLACEMENTS["in turns"]], ids=["model", "in turns"])
+def test_a_picture_to_start_from_when_parts_take_turns(placement, folder_of, resident, tmp_path):
+    picture = tmp_path / "start.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)).save(picture)
+    case = case_of("distilled", image=picture)
+    frames = frames_of(case, models_at(folder_of("distilled"), placement), tmp_path / "film")
+    assert np.array_equal(frames, resident(case, folder_of("distilled"), torch.float32))
+
+
+@pytest.mark.parametrize("kind", ["distilled", "base"])
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_each_block_is_read_once_a_pass(kind, kept, folder_of, tmp_path):
+    """A pass is a solver step: with guidance both of its calls are made in one. What is read for the pass after the
+    last is all that is read in vain."""
+    models = models_at(folder_of(kind), Placement("stream", resident=kept))
+    case = case_of(kind)
+    frames_of(case, models, tmp_path / "film")
+    passes = 2 * sum(case.steps) * (1 if kind == "base" else 1) + (sum(case.steps) if kind == "distilled" else 0)
+    streamed = models.stream.streamed
+    assert len(streamed) == LAYERS - kept
+    in_vain = [sum(index == streamed[place % len(streamed)] for place in range(HOST_SLOTS)) for index in range(LAYERS)]
+    expected = [passes * (index in streamed) for index in range(LAYERS)]
+    surplus = [read - wanted for read, wanted in zip(models.stream.blocks_read, expected, strict=True)]
+    assert all(0 <= more <= most for more, most in zip(surplus, in_vain, strict=True)), models.stream.blocks_read
+    assert sum(surplus) <= HOST_SLOTS
+
+
+def test_a_block_has_its_weights_only_while_it_is_at_hand(folder_of):
+    models = models_at(folder_of("distilled"), Placement("stream", resident=1))
+    names = {name for name, value in models.dit.named_parameters() if value.is_meta}
+    assert names == models.stream.names and len(names) == 3 * 10
+    for index, block in enumerate(models.dit.visit()):
+        assert not any(value.is_meta for value in block.parameters())
+        others = [other for place, other in enumerate(models.dit.blocks) if place != index]
+        assert sum(not any(value.is_meta for value in other.parameters()) for other in others) <= 1
+
+
+def test_an_abandoned_walk_does_not_disturb_the_next(folder_of):
+    models = models_at(folder_of("distilled"), Placement("stream"))
+    whole = Checkpoint.open(folder_of("distilled"))
+    resident = Models(whole, CPU, torch.float32).dit
+    for stop in (0, 1, 3, None, 2, None):
+        for index, block in enumerate(models.dit.visit()):
+            for name, value in block.named_parameters():
+                assert torch.equal(value, resident.blocks[index].get_parameter(name)), (stop, index, name)
+            if index == stop:
+                break
+    for index, block in enumerate(models.dit.visit("attn2.to_k", "attn2.to_v")):
+        assert torch.equal(block.attn2.to_k.weight, resident.blocks[index].attn2.to_k.weight)
+        assert block.attn2.to_q.weight.is_meta
+
+
+@pytest.fixture
+def copy(folder_of, tmp_path):
+    shutil.copytree(folder_of("distilled"), tmp_path / "model")
+    return tmp_path / "model"
+
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def first_chunk(models: Models, out: Path):
+    """A render of three chunks that has done its first one, and the writer."""
+    plan = plan_of(case_of("distilled", chunks=3))
+    events = render(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps))
+    for event in events:
+        if isinstance(event, ChunkDone):
+            return events
+    raise AssertionError
+
+
+def test_a_file_that_is_removed_is_read_to_the_end(copy, folder_of, resident, tmp_path):
+    events = first_chunk(models_at(copy, Placement("stream")), tmp_path / "film")
+    shutil.rmtree(copy)
+    list(events)
+    frames = np.stack([np.asarray(Image.open(file)) for file in sorted((tmp_path / "film").glob("*.png"))])
+    assert np.array_equal(frames, resident(case_of("distilled", chunks=3), folder_of("distilled"), torch.float32))
+
+
+@pytest.mark.parametrize("mode", ["stream", "model"])
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_file_that_is_cut_short_ends_the_film_with_its_name(mode, kept, copy, tmp_path):
+    events = first_chunk(models_at(copy, Placement(mode)), tmp_path / "film")
+    os.truncate(copy / WEIGHTS, int(kept * (copy / WEIGHTS).stat().st_size))
+    with pytest.raises(CheckpointError, match=r"transformer.diffusion_pytorch_model\.safetensors: (truncated|changed)"):
+        list(events)
+
+
+def test_a_file_that_is_written_over_ends_the_film(copy, tmp_path):
+    events = first_chunk(models_at(copy, Placement("stream")), tmp_path / "film")
+    with (copy / WEIGHTS).open("r+b") as file:
+        file.seek(-64, os.SEEK_END)
+        file.write(bytes(64))
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        list(events)
+
+
+def test_several_prompts_are_read_in_one_walk(folder_of):
+    """And give the rows that each gives alone."""
+    texts = ["a red circle", "the green square moves slowly left", "blue"]
+    streamed, whole = (models_at(folder_of("distilled"), Placement(mode)) for mode in ("stream", "none"))
+    with torch.inference_mode():
+        streamed.encode(texts)
+        whole.encode(texts)
+    for text in texts:
+        assert torch.equal(streamed.prompts[text].rows, whole.prompts[text].rows)
+
+

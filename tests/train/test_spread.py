@@ -1,0 +1,109 @@
+"""A run on two real processes, started by torchrun, against the same run on one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helios_cli.errors import InputError
+from helios_cli.train.spread import Spread, spread
+from helios_cli.train.state import load_state
+
+LONGEST = 400
+"""Seconds that a run may take: it is a few, where the machine has nothing else to do."""
+
+CONFIG = """
+phase = "toy"
+out = "{out}"
+steps = 10
+batch = 5
+dtype = "float32"
+[ema]
+decay = 0.9
+[log]
+every = 2
+save_every = 5
+probe_every = 5
+samples_every = 5
+[faults]
+seconds = {seconds}
+"""
+
+
+def started(out: Path, processes: int, seconds: float = 0.0) -> subprocess.Popen:
+    config = out.parent / f"{out.name}.toml"
+    config.write_text(CONFIG.format(out=out, seconds=seconds))
+    helios = ["-m", "train.toy", "train", str(config), "--device", "cpu", "--progress", "plain"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    command = [sys.executable, *(torchrun if processes > 1 else []), *helios]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_come_to_what_one_comes_to(tmp_path):
+    """A batch of five: two samples for one process, three for the other."""
+    runs = {count: started(tmp_path / f"run{count}", count) for count in (1, 2)}
+    said = {count: run.communicate(timeout=LONGEST)[1] for count, run in runs.items()}
+    assert [run.returncode for run in runs.values()] == [0, 0], said
+    assert (
+        said[2].count("wrote ") == said[1].count("wrote ") == 3
+    )  # two sheets, the checkpoint; and one process says it
+    one, two = (load_state(tmp_path / f"run{count}") for count in (1, 2))
+    for player, values in one["players"].items():
+        for name, value in values.items():
+            # float32, five gradients added in another order, 15 updates, some by Newton-Schulz.
+            torch.testing.assert_close(two["players"][player][name], value, rtol=1e-4, atol=2e-5)
+    logs = [(tmp_path / f"run{count}/log.jsonl").read_text().splitlines() for count in (1, 2)]
+    for first, second in zip(*(map(json.loads, log) for log in logs), strict=True):
+        assert first["step"] == second["step"]
+        key = "probe" if "probe" in first else "losses"
+        assert second[key] == pytest.approx(first[key], rel=1e-4)
+
+
+def test_two_processes_stop_together_and_go_on(tmp_path):
+    """torchrun hands SIGTERM on to its processes."""
+    run = started(tmp_path / "run", 2, seconds=0.1)
+    for line in run.stderr:
+        if line.startswith("step 4"):
+            break
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate(timeout=LONGEST)[1]
+    assert run.returncode != 0
+    stopped = load_state(tmp_path / "run")["step"]
+    assert 4 <= stopped < 10, said
+    again = started(tmp_path / "run", 2, seconds=0.1)
+    said = again.communicate(timeout=LONGEST)[1]
+    assert again.returncode == 0 and f"goes on after step {stopped}" in said
+    assert load_state(tmp_path / "run")["step"] == 10
+
+
+@pytest.mark.parametrize(("batch", "count"), [(8, 1), (8, 4), (7, 3), (3, 3)])
+def test_shares_are_the_batch_without_overlap(batch, count):
+    shares = [Spread(rank, count, torch.device("cpu")).share(3, batch, 9) for rank in range(count)]
+    assert [sample for share in shares for sample in share.samples] == list(range(batch))
+    assert all(share.samples and (share.step, share.batch, share.seed) == (3, batch, 9) for share in shares)
+
+
+def test_a_batch_has_a_sample_for_each_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match=r"batch of 3 .* 4 processes"), spread(torch.device("cpu"), 3):
+        pass
+
+
+def test_draws_depend_on_seed_step_sample_and_turn_alone():
+    def drawn(rank, count, **values):
+        share = Spread(rank, count, torch.device("cpu")).share(**{"step": 1, "batch": 6, "seed": 2, **values})
+        return {sample: torch.randn(3, generator=share.generator(sample)).tolist() for sample in share.samples}
+
+    whole = drawn(0, 1)
+    assert {**drawn(0, 2), **drawn(1, 2)} == whole
+    others = [drawn(0, 1, step=2), drawn(0, 1, seed=3), drawn(0, 1, turn=1)]
+    seen = [tuple(value) for found in (whole, *others) for value in found.values()]
+    assert len(set(seen)) == len(seen) == 24

@@ -1,0 +1,20 @@
+from helios_cli.train.config import Config, Count, Optimizer, Table
+
+
+class Faults(Table):
+    """Steps at which the loss is not a number, and seconds that a step takes longer."""
+
+    first: Count = 0
+    last: int = -1
+    seconds: float = 0.0
+
+
+class Loss(Table):
+    weight: float = 1.0
+
+
+class Settings(Config):
+    loss: Loss = Loss()
+    faults: Faults = Faults()
+    optimizer: Optimizer = Optimizer(lr=1e-2, muon=("conv.*",), muon_lr=1e-2)
+    critic: Optimizer = Optimizer(lr=5e-3, clip=0.0)
