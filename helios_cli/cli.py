@@ -11,7 +11,19 @@ from typing import Annotated
 import typer
 
 from helios_cli import __version__
-from helios_cli.commands import bench, cache, check, doctor, models, plan, recipe, render, train
+from helios_cli.commands import (
+    bench,
+    bench_chip,
+    bench_offload,
+    cache,
+    check,
+    doctor,
+    models,
+    plan,
+    recipe,
+    render,
+    train,
+)
 from helios_cli.console import console
 from helios_cli.errors import HeliosError, Interrupted, MachineError
 
@@ -32,6 +44,9 @@ app.add_typer(cache.app, name="cache")
 app.command()(check.check)
 app.command()(train.train)
 app.command()(doctor.doctor)
+bench.app.command("kernels")(bench_chip.kernels)
+bench.app.command("offload")(bench_offload.offload)
+bench.app.command("all")(bench_chip.everything)
 app.add_typer(bench.app, name="bench")
 
 

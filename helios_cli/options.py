@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from helios_cli.recipe.settings import Flags
+    from helios_cli.weights.placement import Wish
 
 LENGTH, LOOK, START, OUTPUT, MACHINE = "Length", "Picture", "Start", "Output", "Machine"
 
@@ -74,7 +75,28 @@ Attention = Annotated[
     Literal["auto", "triton", "sdpa", "flash", "cudnn", "efficient", "math", "blocked"],
     typer.Option(rich_help_panel=MACHINE, help="auto takes what was fastest here; `helios doctor` shows which."),
 ]
+Offload = Annotated[
+    Literal["auto", "none", "model", "stream"],
+    typer.Option(
+        rich_help_panel=MACHINE,
+        help="none; model: parts take turns on the device; stream: block by block. auto is the fastest that fits.",
+    ),
+]
+Vram = Annotated[
+    str | None, typer.Option(rich_help_panel=MACHINE, help="GPU memory to take at most, 6G. (default: what is free)")
+]
+Ram = Annotated[
+    str | None, typer.Option(rich_help_panel=MACHINE, help="Host memory to take at most, 16G. (default: what is free)")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat what would be adjusted as an error.")]
+
+
+def memory_wish(offload: str, vram: str | None, ram: str | None) -> Wish:
+    """What the command line says about memory. InputError for an amount that cannot be read."""
+    from helios_cli.recipe.values import parse_bytes
+    from helios_cli.weights.placement import Wish
+
+    return Wish(offload, None if vram is None else parse_bytes(vram), None if ram is None else parse_bytes(ram))
 
 
 def film_flags(

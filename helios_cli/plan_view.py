@@ -37,6 +37,7 @@ def _show(estimate: Estimate, before: str) -> None:
     _shots(estimate)
     _stages(estimate)
     _phases(estimate)
+    _modes(estimate)
     _totals(estimate)
 
 
@@ -120,7 +121,7 @@ def _stage_row(stage: StageWork) -> list:
 
 
 def _phases(estimate: Estimate) -> None:
-    work, duration, mode = estimate.work, estimate.duration, estimate.memory[0]
+    work, duration, mode = estimate.work, estimate.duration, estimate.mode
     rows = []
     for held in mode.phases:
         seconds = getattr(duration, held.phase)
@@ -131,19 +132,41 @@ def _phases(estimate: Estimate) -> None:
     console.table(["phase", "work", "time", "weights", "kept", "working", "memory"], rows)
 
 
+def _modes(estimate: Estimate) -> None:
+    """What each mode takes; a star at the one that is taken."""
+    fits = {True: "yes", False: "no", None: "?"}
+    rows = []
+    for mode in estimate.memory:
+        seconds = estimate.seconds_of(mode)[1]
+        sizes = (mode.device_bytes, mode.host_bytes, mode.moved_bytes)
+        rows.append(
+            [
+                f"{mode.name} *" if mode is estimate.mode else mode.name,
+                f"{mode.placement.resident}" if mode.name == "stream" else "all",
+                *(format_bytes(size) for size in sizes),
+                "?" if seconds is None else _time(seconds),
+                fits[mode.fits],
+            ]
+        )
+    console.line()
+    console.table(["offload", "blocks stay", "device", "host", "moved a chunk", "a chunk", "fits"], rows)
+
+
 def _totals(estimate: Estimate) -> None:
-    duration, mode, model = estimate.duration, estimate.memory[0], estimate.model
+    duration, mode, model = estimate.duration, estimate.mode, estimate.model
     device, money = estimate.device, estimate.money
     fits = {True: "fits", False: "does not fit", None: "free memory unknown"}[mode.fits]
-    free = "" if device.free_bytes is None else f" into the {format_bytes(device.free_bytes)} that are free"
+    budget = estimate.budget.host_bytes if device.kind == "cpu" else estimate.budget.device_bytes
+    room = "" if budget is None else f" into {format_bytes(budget)}"
     if device.kind == "cpu":
-        memory = f"{format_bytes(mode.host_bytes)}; {fits}{free}"
+        memory = f"{format_bytes(mode.host_bytes)}; {fits}{room}"
     else:
         host = f"{format_bytes(mode.host_bytes)} on the host"
-        memory = f"{format_bytes(mode.device_bytes)} on the device; {fits}{free}\n{'':12} {host}"
+        memory = f"{format_bytes(mode.device_bytes)} on the device; {fits}{room}\n{'':12} {host}"
     download = f"; {format_bytes(model.download_bytes)} to download" if model.download_bytes else ""
     console.line()
     console.line(f"{'memory':12} {memory}")
+    console.line(f"{'transfer':12} {_bandwidths(estimate)}")
     console.line(f"{'disk':12} film at most {format_bytes(estimate.film_bytes)} (estimate){download}")
     console.line(f"{'time':12} {'unknown' if duration.total is None else _time(duration.total)}, without loading")
     console.line(f"{'':12} {duration.rates.basis}")
@@ -156,6 +179,13 @@ def _totals(estimate: Estimate) -> None:
         console.line(f"{'reuse':12} {kept} of {chunks} chunks are kept from earlier films, which saves {saved}")
     if estimate.fingerprint:
         console.line(f"{'fingerprint':12} {estimate.fingerprint[:16]}")
+
+
+def _bandwidths(estimate: Estimate) -> str:
+    rates = estimate.bandwidths
+    parts = {"disk": rates.disk, "page cache": rates.cache, "to the device": rates.upload}
+    said = ", ".join(f"{name} {format_bytes(rate)}/s" for name, rate in parts.items() if rate)
+    return f"{said}\n{'':12} {rates.basis}"
 
 
 def _sum_line(estimates: list[Estimate]) -> str:

@@ -48,6 +48,10 @@ BAR_LINE_WIDTH = 100
 class View(Protocol):
     def show(self, event: Event) -> None: ...
 
+    def of(self, film: str) -> View:
+        """A view of one film among several that render at a time."""
+        ...
+
 
 @contextmanager
 def open_view(kind: ProgressKind) -> Iterator[View]:
@@ -159,43 +163,63 @@ class SilentView:
     def show(self, event: Event) -> None:
         """Show nothing."""
 
+    def of(self, film: str) -> SilentView:
+        return self
+
 
 class JsonView:
-    """NDJSON on stdout, one event a line."""
+    """NDJSON on stdout, one event a line. Among several films each says which `film` it is of."""
+
+    def __init__(self, film: str | None = None) -> None:
+        self.film = film
 
     def show(self, event: Event) -> None:
-        console.record(event.to_dict())
+        console.record(event.to_dict() | ({} if self.film is None else {"film": self.film}))
+
+    def of(self, film: str) -> JsonView:
+        return JsonView(film)
 
 
 class PlainView:
-    """Lines on stderr: what is rendered, each phase once, each chunk, the summary. Made for logs."""
+    """Lines on stderr: what is rendered, each phase once, each chunk, the summary. Made for logs.
 
-    def __init__(self) -> None:
+    `before` stands before each line.
+    """
+
+    def __init__(self, before: str = "") -> None:
+        self.before = before
         self.track = Track()
         self.phases: set[str] = set()
         self.reused = 0
+
+    def of(self, film: str) -> PlainView:
+        return PlainView(f"{film}: ")
 
     def show(self, event: Event) -> None:
         if isinstance(event, ChunksReused):
             self.reused += event.count
         elif self.reused:  # they come one by one, and in a long film by the hundred
-            console.status(f"{self.reused} chunk{'s' * (self.reused > 1)} taken over, {self.track.film_text}")
+            self._say(f"{self.reused} chunk{'s' * (self.reused > 1)} taken over, {self.track.film_text}")
             self.reused = 0
         self.track.follow(event)
         if isinstance(event, FilmStarted):
             self.track = Track(event)
-            _say_all(start_lines(event))
+            self._say(*start_lines(event))
         elif isinstance(event, Notice):
-            console.notice(event.message)
+            console.notice(self.before + event.message)
         elif isinstance(event, PhaseStarted) and event.phase not in self.phases:
             self.phases.add(event.phase)
-            console.status(PHASES[event.phase])
+            self._say(PHASES[event.phase])
         elif isinstance(event, ChunkDone):
-            console.status(self._chunk_line(event))
+            self._say(self._chunk_line(event))
         elif isinstance(event, FilmDone):
-            _say_all(summary_lines(event, self.track.film))
+            self._say(*summary_lines(event, self.track.film))
             self.track = Track()
             self.phases.clear()
+
+    def _say(self, *lines: str) -> None:
+        for line in lines:
+            console.status(self.before + line)
 
     def _chunk_line(self, done: ChunkDone) -> str:
         chunk = f"chunk {done.chunk + 1}/{done.chunks} in {done.seconds:.1f} s"
@@ -213,6 +237,9 @@ class RichView:
         self.track = Track()
         self.spinner = Spinner("dots" if terminal.encoding.startswith("utf") else "line")
         self.live = Live(get_renderable=self._draw, console=terminal, transient=True, refresh_per_second=8)
+
+    def of(self, film: str) -> PlainView:
+        return PlainView(f"{film}: ")
 
     def __enter__(self) -> RichView:
         self.live.start()

@@ -56,6 +56,7 @@ def ending_with(monkeypatch):
         (errors.HeliosError, 1),
         (errors.InputError, 2),
         (errors.MachineError, 3),
+        (errors.OutOfMemory, 3),
         (errors.CheckpointError, 4),
         (errors.PictureError, 5),
         (errors.Interrupted, 130),
@@ -207,8 +208,12 @@ def test_doctor_as_json(capsys):
     assert cli.main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     models = report["models"]
-    assert models["fits"]["tiny"]
-    assert models["fits"]["distilled"] == (models["needed_bytes"] <= models["free_bytes"])
+    for model in models["models"].values():
+        assert [mode["mode"] for mode in model["modes"]] == ["none", "model", "stream"]
+        for mode in model["modes"]:
+            assert mode["fits"] == (mode["host_bytes"] <= models["budget"]["host_bytes"])  # of a CPU
+            assert mode["chosen"] == (mode["mode"] == model["runs"])
+    assert models["models"].keys() == {"distilled", "mid", "base"}
     assert report["memory"]["available_bytes"] <= report["memory"]["total_bytes"]
     assert report["ffmpeg"]["version"]
 

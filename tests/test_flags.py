@@ -13,10 +13,13 @@ FLAGS = {
     "helios": "--install-completion --show-completion --version",
     "helios bench": "",
     "helios bench checkpoint": "--dtype --kind --seed",
-    "helios bench kernels": "--json",
+    "helios bench all": "--device --json --out --seconds",
+    "helios bench kernels": "--json --tune",
+    "helios bench quant": "--chunks --device --float32 --json --model --out --size --steps --synthetic -m",
+    "helios bench offload": "--budgets --chunks --device --dtype --json --model --out --size --steps -m",
     "helios bench render": (
-        "--against --chunks --device --dtype --json --memory --minutes --model --out --size --steps --synthetic "
-        "--threads -m"
+        "--against --attention --chunks --device --dtype --json --memory --minutes --model --out --quant --size "
+        "--steps --synthetic --threads -m"
     ),
     "helios cache": "",
     "helios cache clear": "--json",
@@ -24,22 +27,25 @@ FLAGS = {
     "helios check": "--chunk-frames --json --report --strict",
     "helios doctor": "--json",
     "helios models": "",
+    "helios models convert": "--dtype --json --out --revision",
     "helios models info": "--json --revision",
     "helios models list": "--json",
     "helios models pull": "--json --revision",
     "helios models verify": "--json --revision",
     "helios plan": (
-        "--codec --crf --device --dtype --fps --frames --guidance --image --json --minutes --model --negative --on "
-        "--output --price --reanchor --revision --seconds --seed --size --steps --strict --video -m -o"
+        "--attention --codec --crf --device --dtype --fps --frames --guidance --image --json --minutes --model "
+        "--negative --offload --on --output --price --quant --ram --reanchor --revision --seconds --seed --size "
+        "--steps --strict --video --vram -m -o"
     ),
     "helios recipe": "",
     "helios recipe check": "--json",
     "helios recipe convert": "--film --force --to",
     "helios recipe schema": "--json",
     "helios render": (
-        "--check --codec --crf --device --dry-run --dtype --export --force --fps --frames --from --guidance --image "
-        "--json --keep --minutes --model --negative --no-cache --no-metadata --on-error --output --preset --progress "
-        "--quiet --reanchor --revision --seconds --seed --shot --size --steps --strict --takes --video -m -o -q"
+        "--attention --check --codec --crf --device --dry-run --dtype --export --force --fps --frames --from "
+        "--guidance --image --json --keep --lanes --minutes --model --negative --no-cache --no-metadata --offload "
+        "--on-error --output --preset --progress --quant --quiet --ram --reanchor --revision --seconds --seed --shot "
+        "--size --steps --strict --takes --video --vram -m -o -q"
     ),
 }
 

@@ -36,7 +36,7 @@ LAYERS = {
     "machine": Layer(FOUNDATION, banned=TERMINAL, lazy={"torch"}),
     "console": Layer(FOUNDATION, banned={"torch"}, lazy={"rich"}),
     "progress": Layer({*FOUNDATION, "console", "engine"}, banned={"torch", "typer"}, lazy={"rich"}),
-    "options": Layer({*FOUNDATION, "recipe"}, banned={"torch", "rich"}),
+    "options": Layer({*FOUNDATION, "recipe", "weights"}, banned={"torch", "rich"}),
     "batch": Layer(
         {"", *FOUNDATION, "console", "progress", "machine", "engine", "recipe", "weights", "cost", "check"},
         banned={"rich"},
@@ -50,11 +50,16 @@ LAYERS = {
     "engine": Layer({*FOUNDATION, "machine", "recipe", "sampling", "model", "weights"}, banned=TERMINAL),
     "cost": Layer({"", *FOUNDATION, "machine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
     "check": Layer({*FOUNDATION, "engine"}, banned={"torch", *TERMINAL}),
-    "bench": Layer({"", *FOUNDATION, "machine", "engine", "recipe", "sampling", "model", "weights"}, banned=TERMINAL),
-    "train": Layer(
-        {"", *FOUNDATION, "machine", "engine", "recipe", "sampling", "model", "weights", "bench"},
-        banned={"typer", "rich"},
+    "world": Layer(FOUNDATION, banned={"torch", *TERMINAL}),
+    "bench": Layer(
+        {"", *FOUNDATION, "machine", "cost", "engine", "recipe", "sampling", "model", "weights", "world"},
+        banned=TERMINAL,
     ),
+    "train": Layer(
+        {"", *FOUNDATION, "machine", "engine", "recipe", "sampling", "model", "weights", "bench", "world"},
+        banned=TERMINAL,
+    ),
+    "train_view": Layer({*FOUNDATION, "console", "progress", "train"}, banned={"torch", "typer"}, lazy={"rich"}),
     "commands": Layer(
         {
             "",
@@ -72,6 +77,8 @@ LAYERS = {
             "plan_view",
             "batch",
             "train",
+            "train_view",
+            "world",
         },
         banned={"rich"},
         lazy={"torch", "numpy"},

@@ -107,9 +107,11 @@ def test_json_has_what_the_film_is_made_of(helios, checkpoints):
     assert report["flops"]["total"] == sum(value for key, value in report["flops"].items() if key != "total")
     assert report["flops"]["denoise"] > sum(stage["flops"]["total"] for stage in report["stages"])
     assert report["time"]["total"] is None and report["cost"] is None
-    (mode,) = report["memory"]
+    mode, *others = report["memory"]
+    assert [other["mode"] for other in others] == ["model", "stream"]
     assert (
         mode["mode"] == "none"
+        and mode["chosen"]
         and mode["fits"]
         and [p["phase"] for p in mode["phases"]] == [*("text", "denoise", "decode")]
     )

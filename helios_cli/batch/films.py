@@ -3,83 +3,191 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from helios_cli.batch.jobs import Job
 from helios_cli.batch.workbench import Workbench
 from helios_cli.console import console
-from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError
+from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, OutOfMemory
 from helios_cli.units import MAX_TEXT_TOKENS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from helios_cli.engine.calls import ModelCalls
     from helios_cli.engine.events import FilmDone
     from helios_cli.engine.models import Models
     from helios_cli.engine.record import Record
     from helios_cli.engine.target import Target
+    from helios_cli.engine.writer import FilmWriter
+    from helios_cli.progress import View
     from helios_cli.recipe.fingerprint import Arithmetic
     from helios_cli.recipe.plan import Plan
 
 
-def render_all(jobs: list[Job], bench: Workbench, *, stop: bool) -> Iterator[str]:
-    """Renders all films; yields the names of those that failed. The error of an only film is raised as it is."""
-    for job in jobs:
+def render_all(jobs: list[Job], bench: Workbench, *, stop: bool, lanes: int = 1) -> Iterator[str]:
+    """Renders all films, `lanes` at a time; yields the names of those that failed. The error of an only film is raised
+    as it is."""
+    for group in _groups(jobs, lanes):
         try:
-            job.done = _render_one(job, bench)
-        except Interrupted as error:
-            job.error = error
-            raise
+            _render_group(group, bench)
         except HeliosError as error:
-            job.error = error
-            if stop or len(jobs) == 1:
+            for job in group:
+                job.error = job.error if job.done or job.error else error
+            if isinstance(error, Interrupted):
                 raise
-            console.error(error)
+        for job in filter(lambda job: job.error, group):
+            if stop or len(jobs) == 1:
+                raise job.error
+            console.error(job.error)
             yield job.film.name
 
 
-def _render_one(job: Job, bench: Workbench) -> FilmDone:
-    models = bench.models(job.model)
-    plan = bench.plan(job, models)
-    for notice in plan.notices:
-        bench.tell(notice)
+def _groups(jobs: list[Job], lanes: int) -> Iterator[list[Job]]:
+    """Films that follow each other and have one model, so many at a time."""
+    for _, same in itertools.groupby(jobs, key=lambda job: job.model):
+        while group := list(itertools.islice(same, lanes)):
+            yield group
+
+
+def _render_group(jobs: list[Job], bench: Workbench) -> None:
+    """Films of one model, in lockstep. What is wrong with one of them is its job's `error`."""
+    models = bench.models(jobs[0].model)
+    runs = []
+    for job in jobs:
+        try:
+            plan = bench.plan(job, models)
+        except HeliosError as error:
+            job.error = error
+            continue
+        for notice in plan.notices:
+            bench.tell(notice)
+        runs.append(Run(plan, job.output, job))
+    if not runs:
+        return
+    bench.place([run.plan for run in runs], models, lanes=len(runs))
     if bench.strict:
-        _require_whole_prompts(plan, models)
-    return render_plan(plan, job.output, models, bench, job)
+        runs = [run for run in runs if _has_whole_prompts(run, models)]
+    render_runs(runs, models, bench)
+    for run in runs:
+        run.job.done, run.job.error = run.done, run.error
 
 
-def _require_whole_prompts(plan: Plan, models: Models) -> None:
-    """InputError if the model does not see the end of a prompt."""
-    models.encode(text for chunk in plan.chunks for text, _ in chunk.prompts)
-    for prompt in models.prompts.values():
-        if prompt.lost:
-            raise InputError(
-                f"a prompt is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {prompt.lost!r}",
+def _has_whole_prompts(run: Run, models: Models) -> bool:
+    """Whether the model sees the end of every prompt; if not, that is the job's error."""
+    models.encode(text for chunk in run.plan.chunks for text, _ in chunk.prompts)
+    for text in {text for chunk in run.plan.chunks for text, _ in chunk.prompts}:
+        if lost := models.prompts[text].lost:
+            run.job.error = InputError(
+                f"a prompt is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {lost!r}",
                 hint="shorten it, or leave out --strict",
             )
+            return False
+    return True
 
 
-def render_plan(plan: Plan, output: str, models: Models, bench: Workbench, job: Job | None = None) -> FilmDone:
-    """The film of `plan`; that of a `job` with its record, and all that is made beside it."""
+@dataclass
+class Run:
+    """A film on its way: a plan and where it goes; that of a `job` gets a record, and all that is made beside it."""
+
+    plan: Plan
+    output: str
+    job: Job | None = None
+    writer: FilmWriter | None = None
+    done: FilmDone | None = None
+    error: HeliosError | None = None
+
+
+def render_plan(plan: Plan, output: str, models: Models, bench: Workbench) -> FilmDone:
+    """A film that is no job of its own. Raises what it ends with."""
+    run = Run(plan, output)
+    render_runs([run], models, bench)
+    if run.error:
+        raise run.error
+    return run.done
+
+
+def render_runs(runs: list[Run], models: Models, bench: Workbench) -> None:
+    """Films in lockstep; each of them ends with `done` or `error`.
+
+    Where memory runs out, the films that it stopped are rendered again, from their last safe chunk on, with less of the
+    model in it, once and if the user leaves that to helios.
+    """
+    _render_lanes(runs, models, bench)
+    short = [run for run in runs if isinstance(run.error, OutOfMemory)]
+    for run in short:  # what was computed hangs on the traceback
+        run.error.__traceback__ = run.error.__cause__ = run.error.__context__ = None
+    if short and bench.place_deeper([run.plan for run in short], models, lanes=len(short)):
+        for run in short:
+            run.error = None
+        _render_lanes(short, models, bench)
+
+
+def _render_lanes(runs: list[Run], models: Models, bench: Workbench) -> None:
+    import torch
+
+    from helios_cli.engine.calls import Lane, lockstep, memory_told
+
+    view_of = bench.view.of if len(runs) > 1 else lambda film: bench.view
+    lanes = [Lane(_steps(run, models, bench, view_of(run.plan.title))) for run in runs]
+    try:
+        with torch.inference_mode():
+            if len(runs) > 1:  # the text encoder comes once for all
+                with memory_told():
+                    models.encode(text for run in runs for text in _texts(run.plan))
+            lockstep(lanes, models.answer)
+    except KeyboardInterrupt:
+        raise _stopped(runs) from None
+    for run, lane in zip(runs, lanes, strict=True):
+        if lane.error is not None and not isinstance(lane.error, HeliosError):
+            raise lane.error
+        run.done, run.error = lane.result, lane.error
+
+
+def _texts(plan: Plan) -> list[str]:
+    negative = [plan.negative] if plan.guidance > 1 else []
+    return [text for chunk in plan.chunks for text, _ in chunk.prompts] + negative
+
+
+def _stopped(runs: list[Run]) -> Interrupted:
+    safe = [
+        f"{run.writer.safe_chunks} of the {len(run.plan.chunks)} chunks of {run.output}"
+        for run in runs
+        if run.writer is not None and run.done is None
+    ]
+    what = f"stopped: {' and '.join(safe)} are safe" if safe else "stopped before a chunk was begun"
+    return Interrupted(what, hint="run the same command again to go on from there")
+
+
+def _steps(
+    run: Run, models: Models, bench: Workbench, view: View
+) -> Generator[ModelCalls, list[Tensor] | None, FilmDone]:
+    """Renders a film, its model calls being the caller's to answer."""
     from helios_cli.cost.disk import film_bytes
     from helios_cli.engine.cache import Cache
+    from helios_cli.engine.calls import ModelCalls
     from helios_cli.engine.events import FilmDone
     from helios_cli.engine.record import chapters
-    from helios_cli.engine.render import render as render_film
+    from helios_cli.engine.render import render_steps
     from helios_cli.engine.target import Target, check_space
     from helios_cli.engine.writer import open_writer
     from helios_cli.recipe.fingerprint import chunk_fingerprints
     from helios_cli.weights.identity import weights_identity
 
-    encoding = bench.encoding
+    plan, output, job, encoding = run.plan, run.output, run.job, bench.encoding
     target = Target.of(output)
     if notice := check_space(target, film_bytes(plan, target.kind, encoding.codec, encoding.crf)):
         bench.tell(notice)
     weights = weights_identity(models.checkpoint)
+    models.settle(plan.size)
     arithmetic = _arithmetic(models)
     fingerprints = chunk_fingerprints(plan, weights, arithmetic, reanchor=bench.reanchor)
     record = job and _record(job, plan, models, bench, weights, arithmetic, fingerprints)
     tells = record is not None and bench.extras.metadata
-    writer = open_writer(
+    run.writer = open_writer(
         output,
         size=plan.size,
         fps=plan.fps,
@@ -90,32 +198,36 @@ def render_plan(plan: Plan, output: str, models: Models, bench: Workbench, job: 
         chapters=chapters(job.film, plan) if tells else (),
         keep=bench.keep,
     )
-    events = render_film(
+    steps = render_steps(
         plan,
         models,
-        writer,
+        run.writer,
         reanchor=bench.reanchor,
         fingerprints=fingerprints,
         cache=Cache() if bench.use_cache else None,
     )
-    try:
-        with contextlib.closing(events):
-            for event in events:
-                if not isinstance(event, FilmDone):
-                    bench.view.show(event)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped: {writer.safe_chunks} of the {len(plan.chunks)} chunks of {output} are safe",
-            hint="run the same command again to go on from there",
-        ) from None
+    reply = None
+    with contextlib.closing(steps):
+        while True:
+            try:
+                said = steps.send(reply)
+            except StopIteration:
+                break
+            reply = None
+            if isinstance(said, ModelCalls):
+                reply = yield said
+            elif isinstance(said, FilmDone):
+                done = said
+            else:
+                view.show(said)
     if tells:
-        _write_sidecar(job, target, record, plan, fingerprints, event.seconds, bench)
+        _write_sidecar(job, target, record, plan, fingerprints, done.seconds, bench)
     findings = _look_at(job, target, plan, bench) if job else 0
-    bench.view.show(event)  # the last one: the film is done
+    view.show(done)
     if findings and bench.strict:
         what = "1 finding" if findings == 1 else f"{findings} findings"
         raise HeliosError(f"{output} is complete, with {what}, and --strict allows none")
-    return event
+    return done
 
 
 def _record(

@@ -53,7 +53,11 @@ def film_again(sources: list[str] | None, from_film: Path | None, *, dry_run: bo
     return read_again(from_film)
 
 
-def check_takes_flags(takes: int | None, shot: int | None, from_film: Path | None, *, dry_run: bool) -> None:
+def check_takes_flags(
+    takes: int | None, shot: int | None, from_film: Path | None, *, dry_run: bool, lanes: int = 1
+) -> None:
+    if takes and lanes > 1:
+        raise InputError("--lanes renders films together, --takes shows parts of one", hint="leave one of them out")
     if shot and not takes:
         raise InputError("--shot says which shot --takes shows", hint="add --takes 4, or leave --shot out")
     if takes and dry_run:

@@ -27,6 +27,7 @@ def render_takes(job: Job, bench: Workbench, count: int, shot: int, context: typ
     for notice in plan.notices:
         bench.tell(notice)
     takes = takes_of(plan, count, shot)
+    bench.place([takes[0].plan], models)
     files = TakesFiles.of(job.output, force=True)
     files.make_folder()
     for done, take in enumerate(takes):

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 from helios_cli.batch.jobs import Extras, Job
 from helios_cli.console import console
 from helios_cli.progress import View
+from helios_cli.weights.placement import NO_WISH, RESIDENT, Wish
 
 if TYPE_CHECKING:
     import torch
 
+    from helios_cli.cost.device import Device
+    from helios_cli.cost.memory import Budget, Subject
     from helios_cli.engine.ffmpeg import Encoding
     from helios_cli.engine.models import Models
     from helios_cli.recipe.plan import Plan
@@ -36,7 +39,9 @@ class Workbench:
     extras: Extras
     quant: Quant = "none"
     attention: str = "auto"
+    wish: Wish = NO_WISH
     loaded: dict[str, Models] = field(default_factory=dict)
+    budget: Budget | None = None
 
     def tell(self, message: str) -> None:
         from helios_cli.engine.events import Notice
@@ -61,12 +66,91 @@ class Workbench:
     def models(self, name: str) -> Models:
         """The loaded model called `name`; several films share it."""
         if name not in self.loaded:
-            self.loaded.clear()  # one model in memory at a time
+            for models in self.loaded.values():
+                models.unload()  # one model in memory at a time
+            self.loaded.clear()
             self.loaded[name] = self._load(name)
         return self.loaded[name]
 
+    def place(self, plans: list[Plan], models: Models, *, lanes: int = 1) -> None:
+        """Decides where the weights are while films render together. MachineError if that cannot be here."""
+        from helios_cli.cost.memory import mode_of
+        from helios_cli.cost.placing import cache_warning, plan_placement, reason
+        from helios_cli.cost.transfer import bandwidths_of
+
+        subject = self._subject(plans, models, lanes)
+        budget = self._budget(subject.device)
+        if models.is_loaded and mode_of(subject, budget, models.placement).fits:
+            return
+        mode, modes = plan_placement(subject, self.wish, budget)
+        models.place(mode.placement)
+        if mode.name != "none" or not self.wish.is_default:
+            self.tell(reason(mode, modes, self.wish, budget, subject))
+        if warning := cache_warning(mode, budget, bandwidths_of(subject.device.kind, subject.device.name)):
+            self.tell(warning)
+
+    def place_deeper(self, plans: list[Plan], models: Models, *, lanes: int = 1) -> bool:
+        """After memory ran out: places the model in less than it was thought to take. Whether that can be done."""
+        from helios_cli.cost.memory import mode_of
+        from helios_cli.cost.placing import choose_deeper
+
+        if self.wish.offload != "auto":
+            return False
+        subject = self._subject(plans, models, lanes)
+        budget = self._budget(subject.device)
+        mode = choose_deeper(subject, mode_of(subject, budget, models.placement), budget)
+        models.unload()
+        if mode is None:
+            return False
+        models.place(mode.placement)
+        self.tell(f"memory ran out; what is not safe is rendered again with --offload {mode.name}")
+        return True
+
+    def _subject(self, plans: list[Plan], models: Models, lanes: int) -> Subject:
+        """The film of `plans` that takes most, so many at a time."""
+        from helios_cli.cost.memory import Budget, Subject, mode_of
+        from helios_cli.cost.model import opened
+        from helios_cli.cost.tokens import count_tokens
+        from helios_cli.cost.work import texts_of, work_of
+        from helios_cli.weights.hub import Source
+
+        model = opened(models.name, Source(folder=models.checkpoint.path), models.checkpoint)
+        device, dtype = self._seen(models.device), str(models.dtype).removeprefix("torch.")
+        subjects = []
+        for plan in plans:
+            prompts = count_tokens(model, texts_of(plan))
+            work = work_of(plan, model, prompts, dtype)
+            subjects.append(Subject(plan, model, work, prompts, device, dtype, models.quant, lanes))
+        return max(subjects, key=lambda one: mode_of(one, Budget(None, None), RESIDENT).device_bytes)
+
+    def _seen(self, device: torch.device) -> Device:
+        """A device as `helios plan` knows one."""
+        import torch
+
+        from helios_cli import machine
+        from helios_cli.cost.device import Device, cpu_name
+
+        if device.type == "cuda":
+            name, total = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[1]
+        else:
+            name = cpu_name(torch.get_num_threads()) if device.type == "cpu" else machine.cpu().model
+            total = machine.host_memory().total_bytes
+        return Device(device.type, name, total, machine.free_bytes(device))
+
+    def _budget(self, device: Device) -> Budget:
+        """What the films of this command may take: decided before the first of them is loaded."""
+        from helios_cli.cost.placing import allocator_share, budget_of
+
+        if self.budget is None:
+            self.budget = budget_of(self.wish, device)
+            if device.kind == "cuda" and (share := allocator_share(self.wish, device.total_bytes)):
+                import torch
+
+                torch.cuda.set_per_process_memory_fraction(share)
+        return self.budget
+
     def _load(self, name: str) -> Models:
-        from helios_cli.engine import preflight
+        from helios_cli.cost.auto import auto_model
         from helios_cli.engine.models import Models
         from helios_cli.recipe.settings import DEFAULT_MODEL
         from helios_cli.weights import hub
@@ -74,11 +158,10 @@ class Workbench:
 
         device, dtype = self.device()
         if name == DEFAULT_MODEL:
-            name, line = preflight.auto_model(device, dtype)
+            name, line = auto_model(self._seen(device), str(dtype).removeprefix("torch."), self.wish, quant=self.quant)
             self.tell(line)
         folder = hub.resolve(name, self.revision, progress=console.progress_bytes)
         checkpoint = Checkpoint.open(folder)
         if checkpoint.knows:
             self.tell(f"{name} {'' if checkpoint.trained else 'is untrained; it '}knows {checkpoint.knows}")
-        preflight.require_memory(checkpoint, device, dtype)
         return Models(checkpoint, device, dtype, name=name, quant=self.quant, attention=self.attention)

@@ -43,6 +43,8 @@ class Job:
         threads: of the CPU; 0 leaves them to PyTorch.
         film: file that the film is written to, .mp4 or .mkv.
         seed: of the film, and of synthetic weights.
+        placement: fields of `weights.placement.Placement`, on our side only; () leaves the model on the device.
+        quant, attention: as in --quant and --attention; on our side only, as `kernels`, which is HELIOS_KERNELS.
     """
 
     folder: str | None
@@ -55,6 +57,10 @@ class Job:
     threads: int
     film: str
     seed: int = 0
+    quant: str = "none"
+    attention: str = "auto"
+    placement: tuple = ()
+    kernels: str = ""
 
     @classmethod
     def from_json(cls, text: str) -> Job:
@@ -73,11 +79,12 @@ class Result:
         load_seconds: from nothing to weights on the device.
         seconds: the whole film, from the prompt to the closed file, without `load_seconds`.
         phases: seconds by phase: "text", "stage 0" and on, "decode", "write". What is left of `seconds` is everything
-            between them.
+            between them. On a GPU, where phases overlap in `seconds`, they are those of another run, one after another.
         num_frames: frames of the film.
         threads: of the CPU that PyTorch used.
         peak_host_bytes: largest resident size of the process, without the encoder's.
         peak_device_bytes: most that was allocated on a GPU, or None.
+        notes: what else is to be known: kernels, graphs.
     """
 
     side: str
@@ -91,10 +98,16 @@ class Result:
     threads: int
     peak_host_bytes: int
     peak_device_bytes: int | None
+    notes: tuple[str, ...] = ()
 
     @property
     def frames_per_second(self) -> float:
         return self.num_frames / self.seconds
+
+    @property
+    def steady_frames_per_second(self) -> float:
+        """Without the prompt, which is read once however long the film."""
+        return self.num_frames / (self.seconds - self.phases["text"])
 
     @property
     def dit_seconds(self) -> float:
@@ -129,7 +142,7 @@ def run(side: str, job: Job) -> Result:
     with tempfile.TemporaryDirectory(prefix="helios-") as folder:
         answer = Path(folder, "result.json")
         command = [sys.executable, "-m", f"{__package__}.{side}", json.dumps(asdict(job)), str(answer)]
-        environment = {**os.environ, **threads}
+        environment = {**os.environ, **threads, **({"HELIOS_KERNELS": job.kernels} if job.kernels else {})}
         ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=stderr, text=True, env=environment)
         if ended.returncode == 0:
             return _result(json.loads(answer.read_text()))
@@ -143,7 +156,7 @@ def run(side: str, job: Job) -> Result:
 def _result(answer: dict) -> Result:
     if "error" in answer:
         raise getattr(errors, answer["error"])(answer["message"], hint=answer["hint"])
-    return Result(**answer)
+    return Result(**{**answer, "notes": tuple(answer["notes"])})
 
 
 def serve(measure: Callable[[Job], Result]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+import helios_kernels
 from helios_cli import __version__, machine
 from helios_cli.bench.job import Job, Result, job_plan, serve
 from helios_cli.bench.specs import SPECS
@@ -18,6 +20,8 @@ from helios_cli.engine.render import render
 from helios_cli.engine.writer import open_writer
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.fp8 import dtype_with
+from helios_cli.weights.placement import Placement
 
 
 def measure(job: Job) -> Result:
@@ -26,13 +30,17 @@ def measure(job: Job) -> Result:
     The film's "text" holds the load of the text encoder (of a resident size, the making of its weights), which is freed
     before the transformer comes. `load_seconds` is the warm-up's load of the other two: the first in the process, as on
     the other side.
+
+    On a GPU the film is made twice: with an exact clock, which keeps phases apart, and as a render makes it, in which
+    they overlap; the prompt, which the second time is known, counts once.
     """
     if job.threads:
         torch.set_num_threads(job.threads)
     device = machine.pick_device(job.device)
-    warm_up = _film(_models(job, device), job, warm_up=True)
+    warm_up = _film(_models(job, device), job, warm_up=True, exact=True)
     models = _models(job, device)
-    done = _film(models, job)
+    done = _film(models, job, exact=True)
+    timed = _film(models, job) if device.type == "cuda" else done
     stages = sorted(phase for phase in done.phases if phase.startswith("stage "))
     dtypes = {"transformer": models.dtype, "vae": models.vae_dtype, "text_encoder": models.dtype}
     return Result(
@@ -41,7 +49,7 @@ def measure(job: Job) -> Result:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         dtypes={name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()},
         load_seconds=warm_up.phases["load"],
-        seconds=done.seconds - done.phases["load"],
+        seconds=timed.seconds - timed.phases["load"] - timed.phases["text"] + done.phases["text"],
         phases={
             **{phase: done.phases[phase] for phase in ("text", *stages, "decode")},
             "write": done.phases["write"] + done.phases["finish"],
@@ -50,26 +58,38 @@ def measure(job: Job) -> Result:
         threads=torch.get_num_threads(),
         peak_host_bytes=machine.peak_host_bytes(),
         peak_device_bytes=done.peak_device_bytes,
+        notes=tuple(_notes(models)),
     )
+
+
+def _notes(models: Models) -> Iterator[str]:
+    backend = helios_kernels.backend()
+    yield f"kernels: {backend.name}, {backend.reason}"
+    if models.graphs is not None:
+        yield models.graphs.problem or f"{models.graphs.replayed} model calls replayed as graphs"
 
 
 def _models(job: Job, device: torch.device) -> Models:
     """The job's models, nothing of them loaded yet."""
-    dtype, _ = machine.pick_dtype("auto" if job.dtype == "default" else job.dtype, device)
+    asked = dtype_with(job.quant, "auto" if job.dtype == "default" else job.dtype)
+    dtype, _ = machine.pick_dtype(asked, device)
+    how = {"quant": job.quant, "attention": job.attention}
     if job.synthetic:
-        models = RandomModels(SPECS[job.synthetic], device, dtype, name=job.synthetic, seed=job.seed)
+        models = RandomModels(SPECS[job.synthetic], device, dtype, name=job.synthetic, seed=job.seed, **how)
     else:
-        models = Models(Checkpoint.open(Path(job.folder)), device, dtype)
-    require_memory(models.checkpoint, device, dtype)
+        placement = Placement(*job.placement)
+        models = Models(Checkpoint.open(Path(job.folder)), device, dtype, placement=placement, **how)
+    if models.placement.mode == "none":
+        require_memory(models.checkpoint, device, dtype)
     return models
 
 
-def _film(models: Models, job: Job, *, warm_up: bool = False) -> FilmDone:
+def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = False) -> FilmDone:
     preset = models.checkpoint.preset
     defaults = ModelDefaults(models.checkpoint.native_size, preset.steps, preset.guidance)
     plan = job_plan(job, defaults, warm_up=warm_up)
     writer = open_writer(job.film, size=plan.size, fps=plan.fps)
-    *_, done = render(plan, models, writer, clock=Clock(models.device, exact=True))
+    *_, done = render(plan, models, writer, clock=Clock(models.device, exact=exact))
     return done
 
 

@@ -1,6 +1,6 @@
 """How well a model of the toy world does: what its films show against what their prompts say, and how films last.
 
-Films come as frames, whoever made them; nothing here renders. Everything is read from pixels by `train.world.measure`.
+Films come as frames, whoever made them; nothing here renders. Everything is read from pixels by `world.measure`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from helios_cli.train.world.grammar import Attributes
-from helios_cli.train.world.measure import Look, colour_name, look, read
-from helios_cli.train.world.palette import SHAPES
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
+from helios_cli.world.grammar import Attributes
+from helios_cli.world.measure import Look, colour_name, look, read
+from helios_cli.world.palette import SHAPES
 
 SPAN_SECONDS = 10
 """Length of the first and the last part of a film whose backgrounds are compared."""
@@ -159,8 +159,8 @@ class Watcher:
             drift_percent=drifts[-1],
             worst_drift_percent=max(drifts),
             whole=float(whole.mean()),
-            same_colour=float(np.mean([name == colours[0] for name in colours])),
-            same_shape=float(np.mean([name == shapes[0] for name in shapes])),
+            same_colour=_share_of(colours, colours[0]),
+            same_shape=_share_of(shapes, shapes[0]),
             borders=len(jumps),
             smooth_borders=float((jumps <= JUMP).mean()) if len(jumps) else 1.0,
             restarts=_restarts(path, jumps),
@@ -179,6 +179,11 @@ def _names(seen: Look) -> tuple[str | None, str | None]:
     if there.mean() < 0.5:
         return None, None
     return colour_name(np.median(seen.rgb[there], axis=0)), SHAPES[int(seen.match[there].mean(axis=0).argmax())]
+
+
+def _share_of(names: Sequence[str | None], first: str | None) -> float:
+    """How many of the names are the first one; what is not seen is never the same."""
+    return 0.0 if first is None else names.count(first) / len(names)
 
 
 def _restarts(path: np.ndarray, jumps: np.ndarray) -> int:

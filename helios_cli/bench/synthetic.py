@@ -27,7 +27,7 @@ from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.weights.checkpoint import OWN_FILE, PRESETS, TOKENIZER, Checkpoint, Component
 from helios_cli.weights.files import TensorInfo
-from helios_cli.weights.fp8 import SCALE_SUFFIX, is_scale, quantize_weight
+from helios_cli.weights.fp8 import SCALE_SUFFIX, Quant, is_scale, quantize_weight
 from helios_cli.weights.layout import set_kind, write_json, write_weights
 
 KNOWS = "nothing: its weights are random and its pictures are noise"
@@ -115,10 +115,21 @@ class RandomModels(Models):
     In `dtype`, float32 parameters kept, they hold what `write_checkpoint` with the same seed writes (on a CPU).
     """
 
-    def __init__(self, spec: Spec, device: torch.device, dtype: torch.dtype, *, name: str, seed: int = 0) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        name: str,
+        seed: int = 0,
+        quant: Quant = "none",
+        attention: str = "auto",
+    ) -> None:
         self._description = tempfile.TemporaryDirectory(prefix="helios-")  # JSON and the tokenizer, some kilobytes
         self._seed = seed
-        super().__init__(describe(Path(self._description.name), spec, dtype), device, dtype, name=name)
+        checkpoint = describe(Path(self._description.name), spec, dtype)
+        super().__init__(checkpoint, device, dtype, name=name, quant=quant, attention=attention)
 
     def _load(
         self, name: str, build: Callable[[], nn.Module], dtype: torch.dtype, fp32_islands: frozenset[str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_text
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from helios_cli import options
 from helios_cli.console import JsonFlag, console
-from helios_cli.errors import HeliosError, InputError, MachineError
+from helios_cli.errors import InputError, MachineError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from helios_cli.bench.job import Job, Result
     from helios_cli.bench.screening import Showing
-    from helios_cli.cost.model import Model
     from helios_cli.engine.models import Models
+    from helios_cli.recipe.plan import Plan
     from helios_cli.recipe.settings import ModelDefaults
 
 app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
@@ -51,6 +54,8 @@ def render(
         typer.Option(help="default: on each side what it does unless told; for diffusers, float32."),
     ] = "default",
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps, cpu.")] = "auto",
+    quant: options.Quant = "none",
+    attention: options.Attention = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads a side. (default: PyTorch's)")] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Compare the peak memory of a short and a long film instead.")
@@ -69,8 +74,7 @@ def render(
 
     if against and memory:
         raise InputError("--memory measures helios alone", hint="leave out --against")
-    if out and not out.parent.is_dir():
-        raise InputError(f"--out {out}: the folder {out.parent} does not exist", hint="create it, or name another")
+    _require_folder(out)
     lengths = _lengths(minutes)
     _require(against)
     subject = _subject(model, synthetic)
@@ -91,32 +95,106 @@ def render(
             device=device,
             threads=threads or 0,
             film=f"{work}/helios.mp4",
+            quant=quant,
+            attention=attention,
         )
         report = _memory(subject.name, job, lengths) if memory else _speed(subject.name, job, against)
-    if out:
-        out.write_text(json_text.dumps(report, indent=2) + "\n", encoding="utf-8")
+    _write(out, report)
 
 
 @app.command()
-def kernels(
-    operations: Annotated[list[str] | None, typer.Argument(metavar="[OPERATION]...", help="All, if none.")] = None,
+def quant(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="tiny, distilled, mid, base, a Hub id or a folder. (default: tiny)"),
+    ] = None,
+    synthetic: Annotated[str | None, typer.Option(help=f"Random weights of a size instead: {SIZES}.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT. (default: the model's native size)")] = None,
+    chunks: Annotated[int, typer.Option(min=1, help="Length of the film in chunks of 33 frames.")] = 2,
+    steps: Annotated[str | None, typer.Option(help="Steps a stage: 2,2,2, or 50. (default: the model's)")] = None,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Compare bfloat16 with float32, too: what the rounding before it does.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, cpu.")] = "auto",
     json: JsonFlag = False,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
 ) -> None:
-    """Compare each Triton kernel with PyTorch on this GPU, then time it; one that differs gets no time."""
-    from helios_kernels.bench import bench, line
+    """Say what --quant fp8 does to a film: PSNR of latents and frames against bfloat16, chunk by chunk."""
+    from helios_cli import machine
+    from helios_cli.bench import report
+    from helios_cli.bench.job import plan_of
+    from helios_cli.recipe.values import parse_size, parse_steps
+    from helios_cli.units import FRAMES_PER_CHUNK
 
-    os.environ.setdefault("HELIOS_KERNELS", "triton")  # `auto` is off on a chip that has not been tried
-    timings = []
+    _require_folder(out)
+    subject = _subject(model, synthetic)
+    plan = plan_of(
+        subject.defaults,
+        size=None if size is None else parse_size(size),
+        steps=None if steps is None else parse_steps(steps),
+        frames=FRAMES_PER_CHUNK * chunks,
+        guidance=1.0,
+        seed=0,
+    )
+    where, films = machine.pick_device(device), {}
+    for name in (*(["float32"] if float32 else []), "bfloat16", "fp8"):
+        console.status(f"{name}: {plan.num_frames} frames of {plan.size[0]}x{plan.size[1]} with {subject.name}")
+        films[name] = _film_of(subject, where, name, plan)
+    pairs = [("fp8", "bfloat16"), *([("bfloat16", "float32"), ("fp8", "float32")] if float32 else [])]
+    rows = _distance_rows(films, pairs)
+    keys = ("film", "against", "chunk", "latents_db", "frames_db")
+    data = {
+        **report.environment(),
+        "model": subject.name,
+        "device": str(where),
+        "size": list(plan.size),
+        "steps": list(plan.steps),
+        "distances": [dict(zip(keys, row, strict=True)) for row in rows],
+    }
+    console.table(["film", "against", "chunk", "latents, dB", "frames, dB"], rows, data=data)
+    _write(out, data)
+
+
+def _film_of(subject: _Subject, device: torch.device, name: str, plan: Plan) -> list[tuple[Tensor, Tensor]]:
+    """Latents and frames of the plan's chunks, computed in what `name` says: fp8, or a dtype."""
+    import torch
+
+    from helios_cli.bench.fidelity import film
+    from helios_cli.bench.specs import SPECS
+    from helios_cli.bench.synthetic import RandomModels
+    from helios_cli.engine.models import Models
+    from helios_cli.weights.checkpoint import Checkpoint
+
+    quant = "fp8" if name == "fp8" else "none"
+    dtype = torch.bfloat16 if name == "fp8" else getattr(torch, name)
+    if subject.folder:
+        models = Models(Checkpoint.open(subject.folder), device, dtype, quant=quant)
+    else:
+        models = RandomModels(SPECS[subject.name], device, dtype, name=subject.name, quant=quant)
     try:
-        for timing in bench(tuple(operations or ())):
-            console.line(line(timing))
-            timings.append(timing)
-    except RuntimeError as error:
-        raise MachineError(str(error), hint="kernels are timed on a GPU; `helios doctor` shows what is here") from error
-    console.result([asdict(timing) for timing in timings])
-    red = [f"{timing.op} {timing.case}" for timing in timings if timing.fault]
-    if red:
-        raise HeliosError(f"{len(red)} cases differ from PyTorch: {', '.join(red)}")
+        return film(models, plan)
+    finally:
+        models.unload()
+
+
+def _distance_rows(films: dict, pairs: list[tuple[str, str]]) -> list[list]:
+    from helios_cli.bench.fidelity import distances
+
+    return [
+        [ours, other, distance.chunk + 1, round(distance.latents_db, 1), round(distance.frames_db, 1)]
+        for ours, other in pairs
+        for distance in distances(films[ours], films[other])
+    ]
+
+
+def _require_folder(out: Path | None) -> None:
+    if out and not out.parent.is_dir():
+        raise InputError(f"--out {out}: the folder {out.parent} does not exist", hint="create it, or name another")
+
+
+def _write(out: Path | None, data: dict) -> None:
+    if out:
+        out.write_text(json_text.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -215,8 +293,7 @@ def quality(
     if minutes:
         report["long"] = _lasting(models, how, films, minutes)
     console.result(report)
-    if out:
-        out.write_text(json_text.dumps(report, indent=2) + "\n", encoding="utf-8")
+    _write(out, report)
 
 
 def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Path | None) -> dict:
@@ -224,8 +301,8 @@ def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Pat
     from helios_cli.bench.quality import ATTRIBUTES, adherence, score
     from helios_cli.bench.screening import films as rendered
     from helios_cli.train.sheet import Row, Samples, save_sheet
-    from helios_cli.train.world.split import prompts as held_out_prompts
     from helios_cli.units import FRAMES_PER_CHUNK
+    from helios_cli.world.split import prompts as held_out_prompts
 
     asked = held_out_prompts(count, how.seed)
     moments = Samples(chunks=chunks).moments()
@@ -256,8 +333,8 @@ def _lasting(models: Models, how: Showing, count: int, minutes: float) -> dict:
     """Render and watch long films, and show how they last."""
     from helios_cli.bench.quality import Watcher, lasting
     from helios_cli.bench.screening import show
-    from helios_cli.train.world.split import prompts as held_out_prompts
     from helios_cli.units import DEFAULT_FPS
+    from helios_cli.world.split import prompts as held_out_prompts
 
     captions = [LONG_PROMPT, *(prompt.caption for prompt in held_out_prompts(64, how.seed + 1))][:count]
     watched = []
@@ -377,13 +454,14 @@ def _keep_speed(job: Job, ours: Result, date: str) -> dict:
 
     Frames are encoded beside the rendering, so the time of that is not told apart.
     """
+    from helios_cli.bench.floors import counted_model
     from helios_cli.bench.job import job_plan
     from helios_cli.cost.speeds import Speed, record_speed, speeds_file
     from helios_cli.cost.tokens import count_tokens
     from helios_cli.cost.work import texts_of, work_of
 
     dtype = ours.dtypes["transformer"]
-    with _counted_model(job) as model:
+    with counted_model(job) as model:
         plan = job_plan(job, model.defaults)
         work = work_of(plan, model, count_tokens(model, texts_of(plan)), dtype)
     speed = Speed(
@@ -402,39 +480,6 @@ def _keep_speed(job: Job, ours: Result, date: str) -> dict:
         return {**asdict(speed), "file": None, "problem": str(error)}
     console.notice(f"speed kept in {file}: `helios plan` has times from it for models of about this size")
     return {**asdict(speed), "file": str(file)}
-
-
-@contextmanager
-def _counted_model(job: Job) -> Iterator[Model]:
-    """The job's model as `helios plan` has it; that of a resident size from its configs, without weights."""
-    from helios_cli.bench.specs import SPECS
-    from helios_cli.cost.model import Model, find_model
-    from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
-    from helios_cli.weights.hub import Source
-
-    if job.folder:
-        yield find_model(job.folder)
-        return
-    import torch
-
-    from helios_cli.bench.synthetic import describe
-
-    spec = SPECS[job.synthetic]
-    with tempfile.TemporaryDirectory(prefix="helios-") as folder:
-        described = describe(Path(folder), spec, torch.float32)
-        yield Model(
-            name=job.synthetic,
-            source=Source(folder=described.path),
-            kind=described.kind,
-            preset=described.preset,
-            native_size=described.native_size,
-            dit=DiTShape.from_config(spec.transformer),
-            text=TextShape.from_config(spec.text_encoder),
-            vae=VAEShape.from_config(spec.vae),
-            parameters={name: part.parameters for name, part in described.components.items()},
-            checkpoint=described,
-            download_bytes=0,
-        )
 
 
 def _device_name(ours: Result) -> str:

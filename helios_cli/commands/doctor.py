@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -11,16 +12,10 @@ from helios_cli import __version__, machine
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import MachineError
 from helios_cli.units import format_bytes
-from helios_cli.weights.names import EMBEDDED, KNOWN
+from helios_cli.weights.names import EMBEDDED
 
 if TYPE_CHECKING:
     import torch
-
-FLOAT32_BYTES = {"transformer": 57.25e9, "text_encoder": 22.72e9, "vae": 0.51e9}
-"""Weights of each published model, as stored. All three models have the same shapes."""
-
-WORKING_BYTES = 3e9
-"""Activations of the 14B transformer at 384x640, from the sizes of its tensors."""
 
 
 def doctor(json: JsonFlag = False) -> None:
@@ -63,19 +58,38 @@ def _facts() -> dict:
         "ffmpeg": _ffmpeg(),
         "triton": asdict(machine.triton()),
         "kernels": _kernels(),
-        "attention": list(machine.attention_backends(device)),
+        "attention": _attention(device),
         "models": _models(device, dtype),
     }
 
 
 def _kernels() -> dict:
     import helios_kernels
+    from helios_kernels import tuned
 
+    tuned.use(machine.tuned_file())
     try:
         backend = helios_kernels.backend()
     except RuntimeError as error:  # HELIOS_KERNELS asks for what cannot be had
-        return {"backend": None, "reason": str(error)}
-    return {"backend": backend.name, "reason": backend.reason}
+        return {"asked": os.environ["HELIOS_KERNELS"], "backend": None, "reason": str(error), "could": None}
+    asked = os.environ.get("HELIOS_KERNELS", "auto")
+    found = helios_kernels.find_triton()
+    return {"asked": asked, "backend": backend.name, "reason": backend.reason, "could": found.reason}
+
+
+def _attention(device: torch.device) -> dict:
+    """What --attention auto takes on `device`, why, and what PyTorch has besides."""
+    from helios_cli.model.attention import auto_rule
+    from helios_cli.model.backends import Memory, device_key
+
+    rule = auto_rule(device)
+    known = Memory(machine.attention_file(), device_key(device)).known if device.type == "cuda" else {}
+    return {
+        "auto": rule.name,
+        "reason": rule.reason,
+        "measured": {shape: asdict(measured) for shape, measured in sorted(known.items())},
+        "pytorch": list(machine.attention_backends(device)),
+    }
 
 
 def _ffmpeg() -> dict:
@@ -89,16 +103,12 @@ def _ffmpeg() -> dict:
 
 
 def _models(device: torch.device, dtype: torch.dtype) -> dict:
-    """Whether the models' weights fit on `device` in `dtype` while nothing is offloaded."""
-    free = machine.free_bytes(device)
-    sizes = {name: int(size * dtype.itemsize / 4) for name, size in FLOAT32_BYTES.items()}
-    needed = max(sizes["text_encoder"], sizes["transformer"] + sizes["vae"]) + int(WORKING_BYTES)
-    return {
-        "weight_bytes": sizes,
-        "needed_bytes": needed,
-        "free_bytes": free,
-        "fits": {EMBEDDED: True, **{name: needed <= free for name in KNOWN}},
-    }
+    """What each way of placing the published models takes here, and which would be taken."""
+    from helios_cli.cost.auto import survey
+    from helios_cli.cost.device import find_device
+    from helios_cli.weights.placement import NO_WISH
+
+    return survey(find_device(str(device)), str(dtype).removeprefix("torch."), NO_WISH)
 
 
 def _report(facts: dict) -> dict[str, list[str]]:
@@ -119,8 +129,8 @@ def _report(facts: dict) -> dict[str, list[str]]:
         ],
         "ffmpeg": [ffmpeg["error"] or f"{ffmpeg['version']}, {ffmpeg['path']}"],
         "Triton": [_triton_line(facts["triton"])],
-        "kernels": [f"{facts['kernels']['backend'] or 'none'}: {facts['kernels']['reason']}"],
-        "attention": [f"PyTorch: {', '.join(facts['attention'])}"],
+        "kernels": _kernel_lines(facts["kernels"]),
+        "attention": _attention_lines(facts["attention"]),
         "models": _model_lines(facts["models"], facts["device"], dtype["name"]),
     }
 
@@ -156,17 +166,29 @@ def _triton_line(triton: dict) -> str:
     return f"{triton['version']}, {'runs' if triton['runs'] else 'cannot run'}: {triton['reason']}"
 
 
+def _kernel_lines(kernels: dict) -> list[str]:
+    could = [f"without HELIOS_KERNELS: {kernels['could']}"] if kernels["asked"] == "reference" else []
+    return [f"{kernels['backend'] or 'none'}: {kernels['reason']}", *could]
+
+
+def _attention_lines(attention: dict) -> list[str]:
+    lines = [f"auto is {attention['auto']}: {attention['reason']}", f"PyTorch has {', '.join(attention['pytorch'])}"]
+    for shape, measured in attention["measured"].items():
+        times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(measured["ms"].items(), key=lambda one: one[1]))
+        refused = "".join(f"; {name} refused: {why}" for name, why in measured["refused"].items())
+        lines.append(f"{shape}: {measured['name']} ({times}{refused})")
+    return lines
+
+
 def _model_lines(models: dict, device: str, dtype: str) -> list[str]:
-    needed, free = format_bytes(models["needed_bytes"]), format_bytes(models["free_bytes"])
-    sizes = {name: format_bytes(size) for name, size in models["weight_bytes"].items()}
-    lines = [f"on {device} in {dtype}, with nothing offloaded:"]
-    for name, fits in models["fits"].items():
-        need = (
-            "" if name == EMBEDDED else f", needs {needed} of {free} free" if fits else f": needs {needed}, {free} free"
-        )
-        lines.append(f"{name} {'fits' if fits else 'does not fit'}{need}")
-    return [
-        *lines,
-        f"(transformer {sizes['transformer']}, VAE {sizes['vae']}, {format_bytes(WORKING_BYTES)} to work in;",
-        f"text encoder {sizes['text_encoder']}, freed once the prompts are read)",
-    ]
+    """A line a mode: memory at its peak, weights moved and seconds a chunk; the star is at the one that is taken."""
+    lines = [f"on {device} in {dtype}; device, host, moved a chunk, time a chunk:", f"{EMBEDDED} fits"]
+    for name, model in models["models"].items():
+        for mode in model["modes"]:
+            sizes = (format_bytes(mode[key]) for key in ("device_bytes", "host_bytes", "moved_bytes"))
+            seconds = "time unknown" if mode["seconds"] is None else f"{mode['seconds']:.3g} s"
+            stay = f", {mode['resident_blocks']} blocks stay" if mode["mode"] == "stream" else ""
+            fits = {True: "" if mode["chosen"] else ", fits", False: ", does not fit", None: ""}[mode["fits"]]
+            star = " *" if mode["chosen"] else ""
+            lines.append(f"{name} {mode['mode']}{star}: {', '.join(sizes)}, {seconds}{stay}{fits}")
+    return lines

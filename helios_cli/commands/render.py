@@ -76,6 +76,18 @@ def render(
     ] = "medium",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    lanes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            rich_help_panel=options.MACHINE,
+            help="Films that render at a time; where weights stream, each block comes once for all of them.",
+        ),
+    ] = 1,
+    offload: options.Offload = "auto",
+    vram: options.Vram = None,
+    ram: options.Ram = None,
     quant: options.Quant = "none",
     attention: options.Attention = "auto",
     no_metadata: Annotated[
@@ -114,7 +126,8 @@ def render(
         image=image,
         video=video,
     )
-    check_takes_flags(takes, shot, from_film, dry_run=dry_run)
+    wish = options.memory_wish(offload, vram, ram)
+    check_takes_flags(takes, shot, from_film, dry_run=dry_run, lanes=lanes)
     again = film_again(source, from_film, dry_run=dry_run)
     if again:
         revision = revision or again.revision(flags)
@@ -131,7 +144,7 @@ def render(
         console.json = json or progress == "json"
         kept = Cache().has
         terms = Terms(flags, revision, device, dtype, output, codec, crf, reanchor, strict, is_kept=kept)
-        terms = replace(terms, quant=quant, attention=attention)
+        terms = replace(terms, quant=quant, attention=attention, wish=wish)
         show_plans(estimate_sources(source, terms))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away is a Ctrl-C
@@ -139,14 +152,14 @@ def render(
     jobs = find_jobs(source, flags, output, force=force, takes_of_shot=takes and (shot or 1), films=films)
     extras = Extras(again, not no_metadata, export_forms(None if takes else export, jobs, force=force), check)
     encoding = find_encoding(jobs, codec, crf, preset, clips=takes is not None)
-    kind = "none" if quiet else "json" if json else progress
+    kind = "none" if quiet else "json" if json else "plain" if lanes > 1 and progress in ("auto", "rich") else progress
     with table_at_the_end(jobs, shown=kind not in ("none", "json")), open_view(kind) as view:
         bench = Workbench(flags, revision, device, dtype, encoding, view, strict, reanchor, not no_cache, keep, extras)
-        bench.quant, bench.attention = quant, attention
+        bench.quant, bench.attention, bench.wish = quant, attention, wish
         if takes:
             render_takes(jobs[0], bench, takes, shot or 1, context)
             return
-        failed = list(render_all(jobs, bench, stop=on_error == "stop"))
+        failed = list(render_all(jobs, bench, stop=on_error == "stop", lanes=lanes))
     if failed:
         raise HeliosError(f"{len(failed)} of {len(jobs)} films failed: {', '.join(failed)}")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +14,7 @@ import typer
 
 from helios_cli import options
 from helios_cli.console import console
+from helios_cli.errors import InputError
 from helios_cli.progress import ProgressKind
 from helios_cli.train_view import open_view
 
@@ -29,17 +33,19 @@ def train(
     check: Annotated[bool, typer.Option("--check", help="Only read the files and say what is wrong in them.")] = False,
     progress: Annotated[ProgressKind, typer.Option(help="How to show it.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Same as --progress json: one event a line.")] = False,
 ) -> None:
-    """Train a model: helios train recipes/train/vae.toml
+    """Train a model: helios train recipes/train/tiny-vae.toml
 
     A run that was stopped goes on with the same command. On several processes: torchrun --nproc-per-node 2 -m
     helios_cli train CONFIG.
     """
     from helios_cli.train.config import load
 
-    given = list(overrides or ())
-    flags = {"steps": steps, "max_minutes": max_minutes, "out": out and f'"{out}"'}
-    given += [f"{key}={value}" for key, value in flags.items() if value is not None]
+    if out and len(configs) > 1:
+        raise InputError("--output names one folder, for one config", hint="leave it out, or train one after another")
+    flags = {"steps": steps, "max_minutes": max_minutes, "out": out and dumps(str(out))}
+    given = [*(overrides or ()), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
     jobs = [load(path, given) for path in configs]
     if check:
         for path in configs:
@@ -51,10 +57,10 @@ def train(
     from helios_cli import machine
     from helios_cli.train.loop import perform
 
-    stop = _Stopper()
     if threads:
         torch.set_num_threads(threads)
-    with open_view("none" if quiet or _follows() else progress) as view:
+    kind = "none" if quiet or _follows() else "json" if json else progress
+    with open_view(kind) as view, _stop_asked() as stop:
         for job in jobs:
             for event in perform(job, machine.pick_device(device), stop):
                 view.show(event)
@@ -65,18 +71,20 @@ def _follows() -> bool:
     return os.environ.get("RANK", "0") != "0"
 
 
-class _Stopper:
-    """Becomes true when the process is asked to stop. A second Ctrl-C stops it at once."""
+@contextmanager
+def _stop_asked() -> Iterator[Callable[[], bool]]:
+    """Yields what tells whether SIGINT or SIGTERM has come. A second Ctrl-C stops the process at once."""
+    asked = False
 
-    def __init__(self) -> None:
-        self._asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def __call__(self) -> bool:
-        return self._asked
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self._asked and number == signal.SIGINT:  # torchrun follows a Ctrl-C up with a SIGTERM
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:  # torchrun follows a Ctrl-C up with a SIGTERM
             raise KeyboardInterrupt
-        self._asked = True
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+from pathlib import Path
 
 from helios_cli import machine
 from helios_cli.cost.device import Device
@@ -25,7 +26,7 @@ def _kernels(device: Device, attention: str) -> str:
     return " ".join(told)
 
 
-def _measured(file, device: str) -> str:
+def _measured(file: Path, device: str) -> str:
     """A digest of which attention each shape takes on the device."""
     known = _read(file, "choices")
     names = {
@@ -41,7 +42,7 @@ def _tuned(device: str) -> str:
     return f"tuned {_digest(found)}" if found else ""
 
 
-def _read(file, key: str) -> dict:
+def _read(file: Path, key: str) -> dict:
     try:
         found = json.loads(file.read_text(encoding="utf-8")).get(key, {})
         return found if isinstance(found, dict) else {}

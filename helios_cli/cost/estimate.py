@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from helios_cli.cost.arithmetic import arithmetic_of
-from helios_cli.cost.device import ITEMSIZE, Device, find_device, for_model, other_device, pick_dtype
+from helios_cli.cost.auto import auto_model
+from helios_cli.cost.device import Device, find_device, for_model, other_device, pick_dtype
 from helios_cli.cost.disk import film_bytes, film_kind
 from helios_cli.cost.duration import Duration, duration_of
-from helios_cli.cost.memory import MemoryMode, memory_modes
-from helios_cli.cost.model import Model, auto_model, find_model, is_auto
+from helios_cli.cost.memory import Budget, MemoryMode, Subject, memory_modes
+from helios_cli.cost.model import Model, find_model, is_auto
+from helios_cli.cost.placing import budget_of, cache_warning, choose, reason
 from helios_cli.cost.tokens import PromptTokens, count_tokens
+from helios_cli.cost.transfer import Bandwidths, bandwidths_of, mode_seconds
 from helios_cli.cost.work import Work, texts_of, work_of
-from helios_cli.errors import InputError
+from helios_cli.errors import InputError, MachineError
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
 from helios_cli.recipe.plan import Plan, check_film, plan_film
@@ -24,6 +27,7 @@ from helios_cli.recipe.sources import read_films
 from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.fp8 import Quant, dtype_with
 from helios_cli.weights.identity import weights_identity
+from helios_cli.weights.placement import NO_WISH, Wish
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Terms:
     price: float | None = None
     quant: Quant = "none"
     attention: str = "auto"
+    wish: Wish = NO_WISH
     is_kept: Callable[[str], bool] = lambda fingerprint: False
 
 
@@ -68,6 +73,9 @@ class Estimate:
     prompts: PromptTokens
     work: Work
     memory: tuple[MemoryMode, ...]
+    mode: MemoryMode
+    budget: Budget
+    bandwidths: Bandwidths
     film_bytes: int
     duration: Duration
     price: float | None
@@ -84,6 +92,10 @@ class Estimate:
     def calls_saved(self) -> int:
         """Model calls that the kept chunks stand for."""
         return sum(self.work.chunk_calls(self.plan.chunks[index]) for index in self.kept)
+
+    def seconds_of(self, mode: MemoryMode) -> tuple[float, float | None]:
+        """Of a chunk on average in one of the modes: to bring its weights, and in all, None if that is not known."""
+        return mode_seconds(mode, self.budget, self.bandwidths, self.duration, len(self.plan.chunks))
 
     @property
     def money(self) -> float | None:
@@ -108,7 +120,7 @@ def estimate_films(films: list[Film], terms: Terms) -> list[Estimate]:
     for film in films:
         name, origin = _model_name(film, terms.flags)
         if name not in models:
-            models[name] = _find(name, terms.revision, device, dtype)
+            models[name] = _find(name, terms, device, dtype)
         model, notices = models[name]
         settings = resolve(film.recipe, terms.flags, model.defaults)
         plan = plan_film(film, settings, strict=terms.strict)
@@ -123,12 +135,12 @@ def _model_name(film: Film, flags: Flags) -> tuple[str, str]:
     return (asked, "HELIOS_MODEL") if asked else (name, origin)
 
 
-def _find(name: str, revision: str | None, device: Device, dtype: str) -> tuple[Model, list[str]]:
+def _find(name: str, terms: Terms, device: Device, dtype: str) -> tuple[Model, list[str]]:
     notices = []
     if is_auto(name):
-        name, line = auto_model(device, ITEMSIZE[dtype])
+        name, line = auto_model(device, dtype, terms.wish, quant=terms.quant)
         notices.append(line)
-    model = find_model(name, revision)
+    model = find_model(name, terms.revision)
     if model.checkpoint is None:
         notices.append(f"{name} is not downloaded: planned with its published shape, without fingerprints")
     elif model.checkpoint.knows:
@@ -148,6 +160,11 @@ def _estimate(
         arithmetic = arithmetic_of(device, dtype, quant=terms.quant, attention=terms.attention)
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=terms.reanchor))
+    subject = Subject(plan, model, work, prompts, device, dtype, terms.quant)
+    budget = budget_of(terms.wish, device, here=terms.on is None)
+    bandwidths = bandwidths_of(device.kind, device.name)
+    modes = memory_modes(subject, budget)
+    mode, said = _placed(modes, terms.wish, budget, subject, bandwidths)
     return Estimate(
         film=film,
         plan=plan,
@@ -158,14 +175,31 @@ def _estimate(
         dtype_origin="default" if terms.dtype == "auto" else "flag",
         prompts=prompts,
         work=work,
-        memory=memory_modes(plan, model, work, prompts, device, dtype),
+        memory=modes,
+        mode=mode,
+        budget=budget,
+        bandwidths=bandwidths,
         film_bytes=film_bytes(plan, film_kind(terms.output), terms.codec, terms.crf),
         duration=duration_of(plan, work, device, dtype, model.parameters["transformer"]),
         price=terms.price,
         fingerprints=fingerprints,
         kept=frozenset(index for index, known in enumerate(fingerprints or ()) if terms.is_kept(known)),
-        notices=(*notices, *plan.notices, *_too_long(prompts, strict=terms.strict)),
+        notices=(*notices, *plan.notices, *said, *_too_long(prompts, strict=terms.strict)),
     )
+
+
+def _placed(
+    modes: tuple[MemoryMode, ...], wish: Wish, budget: Budget, subject: Subject, bandwidths: Bandwidths
+) -> tuple[MemoryMode, list[str]]:
+    """The mode that a render takes, or the smallest where none fits, and what is to be said of it."""
+    try:
+        mode = choose(modes, wish, budget, subject.device)
+    except MachineError as error:
+        return min(modes, key=lambda mode: mode.device_bytes), [f"a render would end with: {error.message}"]
+    said = [] if mode.name == "none" and wish.is_default else [reason(mode, modes, wish, budget, subject)]
+    if warning := cache_warning(mode, budget, bandwidths):
+        said.append(warning)
+    return mode, said
 
 
 def _too_long(prompts: PromptTokens, *, strict: bool) -> list[str]:

@@ -156,12 +156,17 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
     phases = _phases(subject, placement)
     kind = subject.device.kind
     on_device = max(phase.total for phase in phases) + RUNTIME_BYTES[kind]
+    if kind == "cuda" and placement.mode == "none":  # a chunk is decoded while the next one is denoised
+        *_, denoise, decode = phases
+        on_device = max(on_device, decode.total + denoise.working + RUNTIME_BYTES[kind])
     host = _host_bytes(subject.plan, kind, subject.lanes)
     if kind == "cpu":
         host += on_device
     elif placement.mode == "stream":
         host += HOST_SLOTS * max(subject.block_bytes, _text_layer_bytes(subject))
-    fits = _fits(host, budget.host_bytes, True if kind == "cpu" else _fits(on_device, budget.device_bytes, True))
+    fits = _fits(
+        [(host, budget.host_bytes)] if kind == "cpu" else [(on_device, budget.device_bytes), (host, budget.host_bytes)]
+    )
     moved, read = _moved(subject, placement)
     streamed = subject.model.dit.num_layers - placement.resident if placement.mode == "stream" else 0
     whole = subject.model.parameters["transformer"] if placement.mode == "model" else 0
@@ -169,10 +174,11 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
     return MemoryMode(placement, tuple(phases), on_device, host, moved, read, pass_bytes, fits)
 
 
-def _fits(needed: int, most: int | None, others: bool | None) -> bool | None:
-    if most is not None and needed > most:
+def _fits(sizes: list[tuple[int, int | None]]) -> bool | None:
+    """Of (needed, most), the first of which has to be known for a yes."""
+    if any(most is not None and needed > most for needed, most in sizes):
         return False
-    return None if most is None else others
+    return None if sizes[0][1] is None else True
 
 
 def _best_stream(subject: Subject, budget: Budget) -> MemoryMode:

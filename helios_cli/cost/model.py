@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from helios_cli.cost.device import Device
 from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
 from helios_cli.errors import CheckpointError
 from helios_cli.recipe.settings import DEFAULT_MODEL, ModelDefaults
-from helios_cli.units import format_bytes
 from helios_cli.weights import hub
 from helios_cli.weights.checkpoint import PRESETS, PUBLISHED_SIZE, Checkpoint, Preset, files_of
-from helios_cli.weights.names import EMBEDDED, WEIGHT_BYTES, known_repo
-
-BEST = "distilled"
-"""The published model that `auto` takes where it can."""
+from helios_cli.weights.names import WEIGHT_BYTES, known_repo
 
 PUBLISHED_PARAMETERS = {"transformer": 14_312_427_584, "text_encoder": 5_680_910_336, "vae": 126_892_531}
 
@@ -64,7 +59,7 @@ def find_model(name: str, revision: str | None = None) -> Model:
     source = hub.source_of(name, revision)
     folder = hub.find(source)
     if folder is not None:
-        return _opened(name, source, Checkpoint.open(folder))
+        return opened(name, source, Checkpoint.open(folder))
     known = known_repo(source.repo)
     if known is None:
         raise CheckpointError(
@@ -74,26 +69,12 @@ def find_model(name: str, revision: str | None = None) -> Model:
     return _published(name, source, known.name)
 
 
-def auto_model(device: Device, itemsize: int) -> tuple[str, str]:
-    """The model that `auto` stands for on `device`, and a line that says which, why, and how to get the other."""
-    folder = hub.find(hub.source_of(BEST))
-    if folder is None:
-        return EMBEDDED, f"model: {EMBEDDED}, as {BEST} is not downloaded; get it with `helios models pull {BEST}`"
-    try:
-        needed = Checkpoint.open(folder).resident_bytes(itemsize)
-    except CheckpointError as error:
-        return EMBEDDED, f"model: {EMBEDDED}, as {error.message}; `-m {BEST}` insists"
-    if device.free_bytes is not None and needed > device.free_bytes:
-        why = f"the weights of {BEST} take {format_bytes(needed)}, {format_bytes(device.free_bytes)} are free"
-        return EMBEDDED, f"model: {EMBEDDED}, as {why}; `-m {BEST}` insists"
-    return BEST, f"model: {BEST}, from the local cache; `-m {EMBEDDED}` takes the small one in the package"
-
-
 def is_auto(name: str) -> bool:
     return name == DEFAULT_MODEL
 
 
-def _opened(name: str, source: hub.Source, checkpoint: Checkpoint) -> Model:
+def opened(name: str, source: hub.Source, checkpoint: Checkpoint) -> Model:
+    """The model in an opened folder. CheckpointError if its shapes cannot be planned with."""
     shapes = {}
     for component, shape in (("transformer", DiTShape), ("text_encoder", TextShape), ("vae", VAEShape)):
         part = checkpoint.component(component)

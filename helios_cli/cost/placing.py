@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from helios_cli import machine
 from helios_cli.cost.device import Device
@@ -10,26 +10,15 @@ from helios_cli.cost.memory import RUNTIME_BYTES, Budget, MemoryMode, Subject, m
 from helios_cli.cost.transfer import Bandwidths, transfer_seconds
 from helios_cli.errors import InputError, MachineError
 from helios_cli.units import format_bytes
+from helios_cli.weights.placement import Wish
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What the user says of memory: `--offload`, `--vram`, `--ram`. None is what is free."""
-
-    offload: str = "auto"
-    vram: int | None = None
-    ram: int | None = None
-
-    @property
-    def is_default(self) -> bool:
-        return self == Wish()
-
-
-def budget_of(wish: Wish, device: Device) -> Budget:
-    """What may be taken of `device` and its host. InputError for a budget that means nothing there."""
+def budget_of(wish: Wish, device: Device, *, here: bool = True) -> Budget:
+    """What may be taken of `device` and its host, whose memory is not known unless it is `here`. InputError for a
+    budget that means nothing there."""
     if device.kind == "cpu" and wish.vram is not None:
         raise InputError("--vram is of a GPU, and this renders on the CPU", hint="give --ram, or a --device")
-    host = machine.host_memory().available_bytes
+    host = machine.host_memory().available_bytes if here else None
     ram = host if wish.ram is None else wish.ram
     return Budget(device.free_bytes if wish.vram is None else wish.vram, ram)
 
@@ -67,11 +56,20 @@ def _too_little(smallest: MemoryMode, modes: tuple[MemoryMode, ...], budget: Bud
     )
 
 
-def smaller_budget(subject: Subject, current: MemoryMode, budget: Budget) -> Budget:
-    """A budget that the mode which ran out of memory does not fit into: nine tenths of what it was thought to take."""
+def choose_deeper(subject: Subject, current: MemoryMode, budget: Budget) -> MemoryMode | None:
+    """A mode to go on with after memory ran out in `current`: one that takes a tenth less of what the model takes, or
+    else the smallest there is; None if that is no smaller."""
+    spared = max(phase.total for phase in current.phases) // 10
     if subject.device.kind == "cpu":
-        return replace(budget, host_bytes=int(0.9 * current.host_bytes))
-    return replace(budget, device_bytes=int(0.9 * current.device_bytes))
+        budget = replace(budget, host_bytes=current.host_bytes - spared)
+    else:
+        budget = replace(budget, device_bytes=current.device_bytes - spared)
+    modes = memory_modes(subject, budget)
+    fitting = [mode for mode in modes if mode.fits]
+    if fitting:
+        return min(fitting, key=lambda mode: mode.moved_bytes)
+    smallest = min(modes, key=lambda mode: mode.device_bytes)
+    return smallest if smallest.device_bytes < current.device_bytes else None
 
 
 def reason(mode: MemoryMode, modes: tuple[MemoryMode, ...], wish: Wish, budget: Budget, subject: Subject) -> str:

@@ -20,7 +20,12 @@
                   call_flops {part: flops}, flops {part: flops}}]; coarsest first, calls and flops of the whole film
       calls       of the whole film
       flops       by phase: {text, conditioning, denoise, decode, total}
-      memory      [{mode, fits, device_bytes, host_bytes, phases [{phase, weights, kept, working, total}]}]
+      budget      {device_bytes, host_bytes}: what may be taken, null if not known; from flags, or what is free
+      memory      by mode of --offload, as it would be placed: [{mode, chosen, fits, resident_blocks (of the
+                  transformer), turns (transformer and VAE), device_bytes, host_bytes (with pinned memory, without page
+                  cache), moved_bytes and read_bytes (of weights, a chunk), transfer_seconds and seconds (a chunk, null
+                  if unknown), phases [{phase, weights, kept, working, total}]}]
+      bandwidths  {disk, cache, upload (null on a CPU), basis}, bytes a second
       disk        {film_bytes (a ceiling), download_bytes}
       time        {text, conditioning, denoise, decode, encode, total} in seconds, null if unknown; measured, basis
       cost        {price_per_hour, total}, or null without --price; total null if the time is unknown
@@ -37,6 +42,7 @@ from pathlib import Path
 
 from helios_cli.cost.estimate import Estimate
 from helios_cli.cost.model import Model
+from helios_cli.cost.transfer import mode_report
 from helios_cli.cost.work import StageWork
 from helios_cli.recipe.plan import Plan
 
@@ -92,16 +98,12 @@ def film_report(estimate: Estimate) -> dict:
         "stages": [_stage(stage) for stage in work.stages],
         "calls": work.calls,
         "flops": flops,
+        "budget": asdict(estimate.budget),
         "memory": [
-            {
-                "mode": mode.name,
-                "fits": mode.fits,
-                "device_bytes": mode.device_bytes,
-                "host_bytes": mode.host_bytes,
-                "phases": [{**asdict(phase), "total": phase.total} for phase in mode.phases],
-            }
+            mode_report(mode, estimate.model.dit.num_layers, *estimate.seconds_of(mode), chosen=mode is estimate.mode)
             for mode in estimate.memory
         ],
+        "bandwidths": asdict(estimate.bandwidths),
         "disk": {"film_bytes": estimate.film_bytes, "download_bytes": estimate.model.download_bytes},
         "time": {**seconds, "measured": duration.rates.measured, "basis": duration.rates.basis},
         "cost": cost,

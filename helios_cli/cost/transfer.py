@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from helios_cli.cost.memory import MemoryMode
+from helios_cli.cost.duration import Duration
+from helios_cli.cost.memory import Budget, MemoryMode
 from helios_cli.cost.speeds import read_bandwidths
 
 STATED = {"disk": 1e9, "cache": 4e9, "upload": 20e9}
@@ -39,8 +40,32 @@ def transfer_seconds(mode: MemoryMode, room: int | None, bandwidths: Bandwidths)
     return max(reading, mode.moved_bytes / bandwidths.upload if bandwidths.upload else 0.0)
 
 
-def chunk_seconds(mode: MemoryMode, computing: float | None, transfer: float) -> float | None:
-    """Seconds a chunk: streaming runs beside the computing, whole parts that take turns are waited for."""
-    if computing is None:
-        return None
-    return computing + transfer if mode.name == "model" else max(computing, transfer)
+def mode_seconds(
+    mode: MemoryMode, budget: Budget, bandwidths: Bandwidths, duration: Duration, chunks: int
+) -> tuple[float, float | None]:
+    """Of a chunk, the mean of a film of so many: to bring its weights, and in all, None if that is not known.
+
+    Streaming runs beside the computing; whole parts that take turns are waited for.
+    """
+    room = None if budget.host_bytes is None else max(0, budget.host_bytes - mode.host_bytes)
+    transfer = transfer_seconds(mode, room, bandwidths)
+    phases = (duration.denoise, duration.decode)
+    if None in phases:
+        return transfer, None
+    computing = sum(phases) / chunks
+    return transfer, computing + transfer if mode.name == "model" else max(computing, transfer)
+
+
+def mode_report(mode: MemoryMode, layers: int, transfer: float, seconds: float | None, *, chosen: bool) -> dict:
+    """A mode of a model of so many blocks; seconds are a chunk's."""
+    return {
+        "mode": mode.name,
+        "chosen": chosen,
+        "fits": mode.fits,
+        "resident_blocks": mode.placement.resident if mode.name == "stream" else layers,
+        "turns": mode.placement.takes_turns,
+        **{key: getattr(mode, key) for key in ("device_bytes", "host_bytes", "moved_bytes", "read_bytes")},
+        "transfer_seconds": transfer,
+        "seconds": seconds,
+        "phases": [{**asdict(phase), "total": phase.total} for phase in mode.phases],
+    }

@@ -51,9 +51,10 @@ def answered(film: Steps[T], answer: Answer) -> Generator[Event, None, T]:
 
 @dataclass
 class Lane:
-    """A film among several. `error`: what it ended with, if it did not come to its end."""
+    """A film among several. `result`: what it returned; `error`: what it ended with if it did not come to its end."""
 
     steps: Generator[ModelCalls, list[Tensor] | None, object]
+    result: object = None
     error: Exception | None = None
 
 
@@ -74,11 +75,11 @@ def _send(lane: Lane, reply: list[Tensor] | None) -> ModelCalls | None:
     """What the lane waits for next; None at its end."""
     try:
         return lane.steps.send(reply)
-    except StopIteration:
-        return None
+    except StopIteration as done:
+        lane.result = done.value
     except Exception as error:
         lane.error = error
-        return None
+    return None
 
 
 def _answers(waiting: dict[int, ModelCalls], lanes: Sequence[Lane], answer: Answer) -> dict[int, list[Tensor]]:

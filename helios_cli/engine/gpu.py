@@ -6,16 +6,23 @@ On other devices each of these is a plain call in its place: nothing changes, ne
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+import helios_kernels
+from helios_cli import machine
 from helios_cli.errors import MachineError
-from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
+from helios_cli.model.attention import attention
+from helios_cli.model.dit import Call, DiTConfig, HeliosDiT, Modulation, TextContext
+from helios_cli.units import LATENTS_PER_CHUNK
+from helios_kernels.dispatch import INTERPRETER
 
 T = TypeVar("T")
 
@@ -33,6 +40,39 @@ def require_quant(quant: str, device: torch.device) -> None:
     if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         name = torch.cuda.get_device_name(device)
         raise MachineError(f"--quant {quant}: {name} has no fp8 products (Ada, Hopper and newer have)", hint=hint)
+
+
+class FirstUse:
+    """Whether kernels of this machine, device and version have yet to be compiled, by a mark in HELIOS_HOME.
+
+    Triton keeps what it has compiled in a cache of its own; the mark only spares the user a wait without a word.
+    """
+
+    def __init__(self, *what: str) -> None:
+        digest = hashlib.sha256("/".join(what).encode()).hexdigest()[:16]
+        self._mark = machine.home() / "compiled" / digest
+
+    @classmethod
+    def of(cls, width: int, dtype: torch.dtype) -> FirstUse | None:
+        """For a transformer of this width; None where kernels do not run on a GPU."""
+        found = helios_kernels.backend()
+        if found.chip in (None, INTERPRETER):
+            return None
+        versions = (f"{package} {metadata.version(package)}" for package in ("torch", "triton", "helios-cli"))
+        return cls(found.device, *versions, str(width), str(dtype))
+
+    @property
+    def notice(self) -> str | None:
+        """What to tell the user before the first chunk."""
+        if self._mark.exists():
+            return None
+        return "the first film on this GPU compiles its kernels: about a minute, once"
+
+    def done(self) -> None:
+        """A chunk was denoised: all is compiled."""
+        with contextlib.suppress(OSError):  # a home that cannot be written: it is said again
+            self._mark.parent.mkdir(parents=True, exist_ok=True)
+            self._mark.touch()
 
 
 # Graphs
@@ -73,6 +113,7 @@ class CallGraphs:
     def __init__(self, record: Record) -> None:
         self.record = record
         self.problem: str | None = None
+        self.problem_told = False
         self.replayed = 0
         self._graphs: OrderedDict[tuple, tuple[Callable[[], None], Tensor] | None] = OrderedDict()
         self._inputs: dict[tuple, Tensor] = {}
@@ -149,6 +190,36 @@ def _call(tensors: dict[str, Tensor]) -> Call:
         tensors["rope"],
         TextContext(tensors["keys"], tensors["values"], tensors.get("bias")),
     )
+
+
+# Attention
+
+PROMPT_KEYS = (64, 128, 256, 512)
+"""Numbers of keys that prompts have, as `backends.shape_key` counts them."""
+
+
+@torch.no_grad()
+def measure_attention(
+    config: DiTConfig, grids: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
+) -> None:
+    """On a GPU, let `auto` time what it has not yet of a film whose stages have these grids of patches, coarsest first.
+
+    So what it takes is known before the film begins, and the film's fingerprints can say it.
+    """
+    if device.type != "cuda":
+        return
+    with torch.device("meta"):
+        dit = HeliosDiT(config)
+    shape = config.num_attention_heads, config.attention_head_dim
+    for grid in grids:
+        rows, noisy = len(dit.rope(grids[-1], grid)), LATENTS_PER_CHUNK * grid[0] * grid[1]
+        x = torch.randn(1, rows, *shape, device=device).to(dtype)
+        attention(x, x, x)
+        attention(x[:, -noisy:], x, x)  # the last block
+        queries = x if not config.guidance_cross_attn else x[:, -noisy:]
+        for keys in PROMPT_KEYS:
+            prompt = torch.randn(1, keys, *shape, device=device).to(dtype)
+            attention(queries, prompt, prompt, torch.zeros(keys, device=device))
 
 
 # Beside the transformer

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 import helios_kernels
-from helios_kernels import tuned
 from helios_cli import machine
+from helios_cli.engine.denoise import grid_of
+from helios_cli.engine.gpu import CallGraphs, CudaRecorder, measure_attention, require_quant
 from helios_cli.errors import CheckpointError, MachineError
-from helios_cli.engine.gpu import CallGraphs, CudaRecorder, require_quant
 from helios_cli.model import dit, umt5
 from helios_cli.model.attention import AUTO
 from helios_cli.model.attention import use as use_attention
@@ -28,10 +28,9 @@ from helios_cli.weights.checkpoint import SCHEDULER_CONFIG, Checkpoint
 from helios_cli.weights.fp8 import Quant, is_fp8
 from helios_cli.weights.load import load_component, stored_tensors
 from helios_cli.weights.offload import BlockStream, StoredRows
-from helios_cli.weights.placement import Placement
+from helios_cli.weights.placement import RESIDENT, Placement
 from helios_cli.weights.reader import Stored, WeightFiles, expect_files
-
-RESIDENT = Placement()
+from helios_kernels import tuned
 
 EMBEDDING = "shared.weight"
 """Of the text encoder: a row a token of its vocabulary, of which a prompt needs a few."""
@@ -100,6 +99,11 @@ class Models:
         """The VAE's values leave float16's range; it is float32 then."""
         return torch.float32 if self.dtype == torch.float16 else self.dtype
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a part that stays is in memory."""
+        return self._dit is not None or self._vae is not None
+
     def place(self, placement: Placement) -> None:
         """Place the parts otherwise from now on; those that are loaded go."""
         if placement != self.placement:
@@ -116,6 +120,13 @@ class Models:
         self._files.close()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def settle(self, size: tuple[int, int]) -> None:
+        """Measure what `auto` has to know for films of `size`: it decides how numbers are rounded."""
+        if self.attention == AUTO:
+            patch, stages = self.dit_config.patch_size, self.scheduler.stages
+            grids = [grid_of(size, patch, stages - 1 - k) for k in range(stages)]
+            measure_attention(self.dit_config, grids, self.dtype, self.device)
 
     def answer(self, calls: Sequence[Call]) -> list[Tensor]:
         """The flows of model calls that do not depend on each other; streamed weights are walked through once."""

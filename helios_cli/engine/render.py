@@ -23,7 +23,7 @@ from helios_cli.engine.clock import Clock
 from helios_cli.engine.conditioning import start_from_clip, start_from_picture
 from helios_cli.engine.denoise import Denoiser, stages_of
 from helios_cli.engine.events import Event
-from helios_cli.engine.gpu import Beside, on_host
+from helios_cli.engine.gpu import Beside, FirstUse, on_host
 from helios_cli.engine.history import History
 from helios_cli.engine.media import VideoClip, read_image
 from helios_cli.engine.models import Models
@@ -119,6 +119,7 @@ class _Film:
         self.generator: torch.Generator
         self.chunks_in_segment = 0
         self.frames_reused = 0
+        self.first_use = FirstUse.of(models.dit_config.width, models.dtype)
         self.text: tuple[tuple[tuple[str, float], ...], TextContext] | None = None
 
     def events(self) -> Steps[None]:
@@ -190,6 +191,8 @@ class _Film:
             _ = self.denoiser
             if not self.models.placement.takes_turns:
                 _ = self.models.vae
+        if self.first_use and self.first_use.notice:
+            yield events.Notice(self.first_use.notice)
 
     def _render(self, chunk: Chunk) -> Steps[None]:
         began = time.perf_counter()
@@ -197,11 +200,22 @@ class _Film:
             yield from self._start_segment(chunk)
         yield events.PhaseStarted("denoise")
         latents = yield from self._denoise(chunk)
+        yield from self._told_by_gpu()
         yield from self.beside.take()
         yield events.PhaseStarted("decode")
         self.beside.start(partial(self._finish, chunk, latents, self._safe(chunk), began))
         if not self.beside.overlaps:
             yield from self.beside.take()
+
+    def _told_by_gpu(self) -> Iterator[Event]:
+        """What is known of kernels and graphs once a chunk is denoised."""
+        if self.first_use:
+            self.first_use.done()
+            self.first_use = None
+        graphs = self.models.graphs
+        if graphs is not None and graphs.problem and not graphs.problem_told:
+            graphs.problem_told = True
+            yield events.Notice(graphs.problem)
 
     def _finish(self, chunk: Chunk, latents: Tensor, safe: Safe | None, began: float) -> events.ChunkDone:
         """From latents to frames that are safe; what the film's state is by then does not count."""

@@ -4,7 +4,7 @@ With `auto` each new shape is timed once on a GPU, over every attention that run
 winner is remembered in a file, by device, versions and shape:
 
     {"version": 1, "choices": {"NVIDIA H200, torch 2.13.0, triton 3.7.1": {
-        "16384x16384 40x128 bfloat16": {"name": "cudnn", "ms": {"cudnn": 3.1, "flash": 3.6}, "refused": {"triton": "..."}}}}}
+        "16384x16384 40x128 bfloat16": {"name": "cudnn", "ms": {"cudnn": 3.1, "flash": 3.6}, "refused": {}}}}}
 """
 
 from __future__ import annotations
@@ -159,9 +159,9 @@ def require(name: str, run: Attention, device: torch.device, dtype: torch.dtype,
     try:
         run(q, q, q, None)
     except Exception as error:  # see `measure`
-        dtype_name = str(dtype).removeprefix("torch.")
+        heads = f"heads of {head_size} in {str(dtype).removeprefix('torch.')}"
         raise MachineError(
-            f"--attention {name} does not run on {device} for heads of {head_size} in {dtype_name}: {first_line(error)}",
+            f"--attention {name} does not run on {device} for {heads}: {first_line(error)}",
             hint="--attention auto takes what runs here; `helios doctor` shows it",
         ) from error
 

@@ -256,7 +256,7 @@ class Block(nn.Module):
         """Self-attention, of the noisy rows alone with `noisy_only`. Queries, keys and values end with the call."""
         if noisy_only:
             k, v = self.attn1.key_value(u_BSE, rope)
-            q = self.attn1.query(u_BSE[:, split:], rope[split:])
+            q = self.attn1.query(u_BSE[:, split:], rope[..., split:, :, :])
         else:
             q, k, v = self.attn1.query_key_value(u_BSE, rope)
         return self.attn1.out(attention(q, self.attn1.amplify_history(k, split), v))
@@ -391,13 +391,14 @@ class HeliosDiT(nn.Module):
         terms = ((self.patch_long, long), (self.patch_mid, mid), (self.patch_short, short))
         return torch.cat([self.patchify(conv, latents) for conv, latents in terms], dim=1)
 
-    def rope(self, history_grid: tuple[int, int], noisy_grid: tuple[int, int]) -> Tensor:
-        """Rotations of all rows, [S, D/2, 2] float32, for grids of (rows, columns) in patches.
+    def rope(self, history_grid: tuple[int, int], noisy_grid: tuple[int, int], passed: int = 0) -> Tensor:
+        """Rotations of all rows, [S, D/2, 2] float32, for grids of (rows, columns) in patches. All but the anchor's are
+        `passed` latent frames on, which is 0 in every chunk of the published models.
 
         The noisy grid of a coarse stage counts from 0 by 1, as the fine one does. Mid and long history take the mean
         of cos and sin over the cells that one token covers, not the cos of the mean position.
         """
-        start = 1  # 0 is the anchor
+        start = 1 + passed  # 0 is the anchor
         long = range(start, start + LONG_TERM)
         mid = range(long.stop, long.stop + MID_TERM)
         newest = range(mid.stop, mid.stop + SHORT_TERM)

@@ -200,6 +200,6 @@ def _turn(y_BSND: Tensor, rope_SD2: Tensor | None, *, back: bool = False) -> Ten
     """Turns the (even, odd) channel pairs of `y`, in place."""
     if rope_SD2 is None:
         return y_BSND
-    waves = torch.view_as_complex(rope_SD2.to(y_BSND.dtype))[:, None]
+    waves = torch.view_as_complex(rope_SD2.to(y_BSND.dtype)).unsqueeze(-2)
     torch.view_as_complex(y_BSND.unflatten(-1, (-1, 2))).mul_(waves.conj() if back else waves)
     return y_BSND

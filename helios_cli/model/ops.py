@@ -85,9 +85,9 @@ def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, split: int) -> Te
 def rms_norm_rope(x_BSE: Tensor, weight: Tensor, rope_SD2: Tensor | None, heads: int, eps: float) -> Tensor:
     """RMSNorm over all heads together, then the rotation of (even, odd) channel pairs. Returns [B, S, N, D].
 
-    `rope_SD2` is [S, D/2, 2] float32 (cos, sin); None leaves the rotation out. The pair (a, b) turns into
-    (a cos - b sin, a sin + b cos), a complex product that also holds where pooling left |cos + i sin| < 1. A kernel
-    writes into `x`, which is a product that nobody else reads.
+    `rope_SD2` is [S, D/2, 2] float32 (cos, sin), or in PyTorch alone one a sample; None leaves the rotation out. The
+    pair (a, b) turns into (a cos - b sin, a sin + b cos), a complex product that also holds where pooling left
+    |cos + i sin| < 1. A kernel writes into `x`, which is a product that nobody else reads.
     """
     if kernels.runs(x_BSE):
         y = kernels.qk_norm_rope(x_BSE[:, :, None], weight[None], rope_SD2, heads, eps)
@@ -98,7 +98,9 @@ def rms_norm_rope(x_BSE: Tensor, weight: Tensor, rope_SD2: Tensor | None, heads:
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight.float()
     y = y.unflatten(-1, (heads, -1))
     if rope_SD2 is not None:
-        turned = torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous()) * torch.view_as_complex(rope_SD2)[:, None]
+        turned = torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous()) * torch.view_as_complex(
+            rope_SD2
+        ).unsqueeze(-2)
         y = torch.view_as_real(turned).flatten(-2)
     return y.to(x_BSE.dtype)
 

@@ -120,13 +120,20 @@ class CausalState:
 
         Nothing remembered is zeros. Valid until the next call.
         """
+        buffer = self.unfilled(x_BTHWC, past)
+        buffer[:, :past] = self._tails.get(layer, 0)
+        return buffer
+
+    def remembered(self, layer: nn.Module) -> Tensor | None:
+        return self._tails.get(layer)
+
+    def unfilled(self, x_BTHWC: Tensor, past: int = PAST) -> Tensor:
+        """`buffer` with nothing in it."""
         B, T, H, W, C = x_BTHWC.shape
         shape = (B, past + T, H, W, C)
         if self._space.numel() < math.prod(shape):
             self._space = x_BTHWC.new_empty(math.prod(shape))
-        buffer = self._space[: math.prod(shape)].view(shape)
-        buffer[:, :past] = self._tails.get(layer, 0)
-        return buffer
+        return self._space[: math.prod(shape)].view(shape)
 
     def remember(self, layer: nn.Module, buffer_BTHWC: Tensor, past: int = PAST) -> None:
         """Keep a copy of the last `past` frames for the layer's next frames."""
@@ -557,6 +564,9 @@ def channels_last(x_BCTHW: Tensor) -> Tensor:
 def norm_silu_conv(norm: ChannelNorm, conv: CausalConv3d, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
     if state is None:
         return convolve(conv, DifferentiableNorm.apply(x_BTHWC, norm.gamma.flatten(), PAST, True))
+    if kernels.runs(x_BTHWC):
+        past, buffer = state.remembered(conv), state.unfilled(x_BTHWC)
+        return conv.filled(kernels.causal_pad(x_BTHWC, past, buffer, norm.gamma.flatten(), silu=True), state)
     buffer = state.buffer(conv, x_BTHWC)
     norm.into(buffer[:, PAST:], x_BTHWC, silu=True)
     return conv.filled(buffer, state)
@@ -576,7 +586,8 @@ def upsample_conv(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
     """
     B, T, H, W, _ = x_BTHWC.shape
     C = conv.out_channels
-    weight = fold_taps(fold_taps(conv.weight.to(working_dtype(conv.weight)), dim=2), dim=4)  # [2, 2, C, in, 2, 2]: column, row position first
+    weight = conv.weight.to(working_dtype(conv.weight))
+    weight = fold_taps(fold_taps(weight, dim=2), dim=4)  # [2, 2, C, in, 2, 2]: column, row position first
     weight = weight.transpose(0, 1).flatten(0, 2).to(x_BTHWC.dtype)
     small = x_BTHWC.flatten(0, 1).movedim(-1, 1)
     y = channels_last(F.conv2d(small, weight, conv.bias.repeat(4), padding=1))  # [B*T, H + 1, W + 1, 4 * C]

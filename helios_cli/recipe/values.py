@@ -24,6 +24,7 @@ MAX_SEED = 2**63 - 1
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _CLOCK = re.compile(rf"(?:([0-9]+):)?([0-9]+):({_NUMBER})")
 _UNITS = re.compile(rf"(?:({_NUMBER})\s*h)?\s*(?:({_NUMBER})\s*m)?\s*(?:({_NUMBER})\s*s?)?")
+_BYTES = re.compile(rf"({_NUMBER})\s*([KMGTkmgt])(i?)[Bb]?")
 _SIZE = re.compile(r"([0-9]{1,6})\s*[xX×]\s*([0-9]{1,6})")
 
 DURATION_FORMS = "write 90, 90s, 1m30s, 0:05 or 1:02:03"
@@ -50,6 +51,15 @@ def parse_duration(value: object) -> float:
     if seconds == 0:
         raise InputError("a length must be more than 0 seconds", hint=DURATION_FORMS)
     return seconds
+
+
+def parse_bytes(value: str) -> int:
+    """An amount of memory: `6G` and `6GB` are 6,000,000,000 bytes, `6GiB` is 2**30 times 6."""
+    match = _BYTES.fullmatch(value.strip())
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"{_shown(value)} is not an amount of memory", hint="write 6G, 6.5GB, 512M or 6GiB")
+    power = 1 + "KMGT".index(match[2].upper())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def parse_size(value: object) -> tuple[int, int]:

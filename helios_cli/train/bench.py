@@ -49,8 +49,8 @@ WAYS: dict[str, dict[str, bool | int]] = {
     "idle networks on the host": {"cache_gradients": True, "rest_on_host": True},
     "all": {"cache_gradients": True, "separate_backward": True, "checkpoint_blocks": True, "adapters": 16},
 }
-"""What is on, by name. Some stand on others: what an adapter adds is only freed block by block with checkpointing, and a
-critic may only rest if the student's backward pass does not go through it."""
+"""What is on, by name. Some stand on others: what an adapter adds is freed block by block only with checkpointing, and
+a critic may rest only if the student's backward pass does not go through it."""
 
 HEAD_SHARE = 0.15
 """Width of the heads as a share of the transformer's."""
@@ -98,8 +98,9 @@ def compare(size: str, batch: int, device: torch.device, dtype: str) -> Iterator
 
 
 def _apart(job: Job) -> Held:
-    """`measure` in a process of its own. Freed memory goes back at once, so that the resident size says what is held."""
-    returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    """`measure` in a process of its own. Large tensors that are freed go back at once, so that the resident size
+    says what is held."""
+    returning = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
     with tempfile.TemporaryDirectory(prefix="helios-") as folder:
         answer = Path(folder, "held.json")
         command = [sys.executable, "-m", __name__, json.dumps(asdict(job)), str(answer)]
@@ -117,9 +118,7 @@ def measure(job: Job) -> Held:
     device = torch.device(job.device)
     gauge = _Gauge(device)
     phase = _phase(job, device)
-    movers = {
-        name: Mover(player, phase.settings.optimizer, torch.float32) for name, player in phase.players.items()
-    }
+    movers = {name: Mover(player, phase.settings.optimizer, torch.float32) for name, player in phase.players.items()}
     peaks, seconds = {}, 0.0
     for step in (0, 1):
         for name, mover in movers.items():
@@ -170,6 +169,9 @@ class _RandomClips:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def refresh(self) -> int:
+        return 0
+
     def batch(self, picks: Sequence[tuple[int, int]]) -> Batch:
         channels, height, width = self.shape
 
@@ -201,7 +203,9 @@ def _phase(job: Job, device: torch.device) -> DistillPhase:
     )
     clips = _RandomClips(config.in_channels, (height // PIXELS_PER_CELL, width // PIXELS_PER_CELL), config.text_dim)
     heads = Heads(config.width, blocks, settings.gan.channels).to(device)
-    return DistillPhase(settings, _cast(config, settings.memory, job.dtype, device), heads, clips, (width, height), device)
+    return DistillPhase(
+        settings, _cast(config, settings.memory, job.dtype, device), heads, clips, (width, height), device
+    )
 
 
 def _cast(config: DiTConfig, memory: Memory, dtype: str, device: torch.device) -> Cast:

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
 
-from helios_cli.engine.events import Event, Notice
+STREAM_VERSION = 1
 
-__all__ = ["Event", "Notice", "Probed", "RunDone", "RunStarted", "Sampled", "Saved", "Trained", "figures_text"]
+
+@dataclass(frozen=True)
+class Event:
+    """Plain values. `to_dict` gives the JSON object of the event stream (`--progress json`)."""
+
+    @property
+    def text(self) -> str:
+        """The event in words, for a log: a line, or several."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict:
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+        return {"version": STREAM_VERSION, "event": name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """Something the user should know that stops nothing."""
+
+    message: str
+
+    @property
+    def text(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True)

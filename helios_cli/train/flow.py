@@ -20,7 +20,10 @@ from helios_cli.train.forward import checkpointed, flow, given, plain
 from helios_cli.train.history import Lesson, Source, Teacher
 from helios_cli.train.initial import initialise
 from helios_cli.train.phase import Share
+from helios_cli.train.probe import Probe
+from helios_cli.train.samples import Sampler
 from helios_cli.train.tables import FlowConfig
+from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import set_kind, set_own, write_component
 from helios_cli.weights.load import load_component
@@ -55,6 +58,8 @@ class FlowPhase(ABC):
         self.teacher = Teacher(clips, settings.data, settings.history, settings.corruption)
         self.run = checkpointed if settings.memory.checkpoint else plain
         self.players = {PLAYER: dit}
+        self.sampler: Sampler | None = None
+        self.prober: Probe | None = None
 
     @abstractmethod
     def ask(self, target: Tensor, noise: Tensor, stage: int, generators: Sequence[Generator]) -> Question:
@@ -90,10 +95,21 @@ class FlowPhase(ABC):
         """Mean squared error of each sample's flow, [B]. The noise is drawn first, of the size of the target."""
         noise = torch.cat([draw((1, *lesson.target.shape[1:]), g) for g in generators])
         question = self.ask(lesson.target, noise, stage, generators)
-        told = given(self.dit, [term.to(self.device) for term in lesson.terms()], lesson.rows.to(self.device))
+        lesson = lesson.to(self.device)
+        absolute = self.settings.history.positions == "absolute"
+        passed = [chunk * LATENTS_PER_CHUNK for chunk in lesson.chunks] if absolute else None
+        told = given(self.dit, lesson.terms(), lesson.rows, passed)
         noisy, timestep = question.noisy.to(self.device), question.timestep.to(self.device)
         predicted = flow(self.dit, noisy, timestep, told, run=self.run)
         return (predicted.float() - question.answer.to(self.device)).square().flatten(1).mean(1)
+
+    def probe(self, share: Share) -> dict[str, float]:
+        """Figures of `Probe`; each process adds its part of the batch's share of them."""
+        figures = self.prober.figures(self.errors, range(self.scheduler.stages)) if self.prober else {}
+        return {name: value * len(share.samples) / share.batch for name, value in figures.items()}
+
+    def samples(self, path: Path, step: int) -> None:
+        self.sampler.sheet(path, self.dit.state_dict(), f"{self.kind}, step {step}")
 
     def save(self, folder: Path) -> None:
         """Puts the transformer into the checkpoint `folder`."""
@@ -111,7 +127,13 @@ def build(phase: type[FlowPhase], settings: FlowConfig, start: Checkpoint, devic
     if settings.memory.compile:
         for block in dit.blocks:
             block.compile()
-    return phase(settings, dit, clips, device)
+    made = phase(settings, dit, clips, device)
+    height, width = (cells * PIXELS_PER_CELL for cells in clips.note.latent_shape[1:])
+    dtype = getattr(torch, settings.dtype)
+    made.sampler = Sampler(start, phase.kind, settings.samples, (width, height), device, dtype)
+    if settings.data.held_back:
+        made.prober = Probe(clips, settings.data.held_back, made.sampler.models, settings.data.text_rows)
+    return made
 
 
 def transformer_of(start: Checkpoint) -> HeliosDiT:

@@ -6,10 +6,11 @@ transformer set, each product takes them rounded, and the float32 islands stay w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -28,18 +29,25 @@ class Given:
     Attributes:
         history: [B, M, E].
         grid: rows and columns of patches of the history's frames.
+        passed: latent frames that went before each sample's chunk, where positions are absolute.
     """
 
     history: Tensor
     text: TextContext
     grid: tuple[int, int]
+    passed: Sequence[int] | None = None
 
 
-def given(dit: HeliosDiT, terms: tuple[Tensor, Tensor, Tensor], rows_BKE: Tensor) -> Given:
+def given(
+    dit: HeliosDiT,
+    terms: tuple[Tensor, Tensor, Tensor],
+    rows_BKE: Tensor,
+    passed: Sequence[int] | None = None,
+) -> Given:
     """From the terms of history, [B, C, T, H, W] each, and captions, which zero rows may follow."""
     _, p_h, p_w = dit.config.patch_size
     height, width = terms[0].shape[-2:]
-    return Given(dit.embed_history(*terms), dit.embed_text(rows_BKE), (height // p_h, width // p_w))
+    return Given(dit.embed_history(*terms), dit.embed_text(rows_BKE), (height // p_h, width // p_w), passed)
 
 
 def plain(block: Callable[..., Tensor], *args, **kwargs) -> Tensor:
@@ -68,7 +76,7 @@ def flow_and_hidden(
 ) -> tuple[Tensor, list[Tensor]]:
     """The flow, and the noisy rows [B, N, E] after each block whose index is in `hidden`, in order."""
     _, p_h, p_w = dit.config.patch_size
-    rope = _rope(dit, told.grid, (noisy_BCTHW.shape[-2] // p_h, noisy_BCTHW.shape[-1] // p_w))
+    rope = _rope(dit, told, (noisy_BCTHW.shape[-2] // p_h, noisy_BCTHW.shape[-1] // p_w))
     mods = dit.modulation(timestep_B)
     call = Call(noisy_BCTHW, told.history, mods, rope, told.text)
     x, split, last, seen = dit.enter(call), told.history.shape[1], len(dit.blocks) - 1, []
@@ -80,9 +88,15 @@ def flow_and_hidden(
     return dit.leave(call, x), seen
 
 
-def _rope(dit: HeliosDiT, history_grid: tuple[int, int], noisy_grid: tuple[int, int]) -> Tensor:
-    """The table of the two grids, made once."""
-    tables, key = _ropes.setdefault(dit, {}), (history_grid, noisy_grid, dit.device)
+def _rope(dit: HeliosDiT, told: Given, noisy_grid: tuple[int, int]) -> Tensor:
+    """The rotations of a batch's rows, each table made once."""
+    if told.passed is None:
+        return _table(dit, told.grid, noisy_grid, 0)
+    return torch.stack([_table(dit, told.grid, noisy_grid, passed) for passed in told.passed])
+
+
+def _table(dit: HeliosDiT, history_grid: tuple[int, int], noisy_grid: tuple[int, int], passed: int) -> Tensor:
+    tables, key = _ropes.setdefault(dit, {}), (history_grid, noisy_grid, passed, dit.device)
     if key not in tables:
-        tables[key] = dit.rope(history_grid, noisy_grid)
+        tables[key] = dit.rope(history_grid, noisy_grid, passed)
     return tables[key]

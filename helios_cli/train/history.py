@@ -12,9 +12,13 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from helios_cli.errors import InputError
 from helios_cli.train.corruption import corrupt
 from helios_cli.train.tables import Clips, Corruption, History
 from helios_cli.units import HISTORY_LATENTS, LATENTS_PER_CHUNK, LONG_TERM, MID_TERM, SHORT_TERM
+
+REFRESHED_EVERY = 50
+"""Lessons after which clips that were added to the cache meanwhile are looked for."""
 
 SHORT_PASTS = tuple(HISTORY_LATENTS % LATENTS_PER_CHUNK + LATENTS_PER_CHUNK * n for n in range(3))
 """How many of the oldest latents a short past lacks: what a film has after one chunk, after two, and none."""
@@ -26,6 +30,8 @@ class Source(Protocol):
     lengths: list[int]
 
     def __len__(self) -> int: ...
+
+    def refresh(self) -> int: ...
 
     def batch(self, picks: Sequence[tuple[int, int]]): ...
 
@@ -42,7 +48,7 @@ class Lesson:
         anchor: [B, C, 1, H, W], corrupted.
         rows: [B, K, text_dim], captions.
         captions: as text.
-        firsts: index of each target's chunk in its clip.
+        chunks: index of each target's chunk in its clip.
     """
 
     target: Tensor
@@ -50,7 +56,7 @@ class Lesson:
     anchor: Tensor
     rows: Tensor
     captions: list[str]
-    firsts: list[int]
+    chunks: list[int]
 
     def terms(self) -> tuple[Tensor, Tensor, Tensor]:
         """As `engine.history.History.terms`: long, mid, and short, which is the anchor and the newest latent."""
@@ -59,19 +65,28 @@ class Lesson:
 
     def to(self, device: torch.device) -> Lesson:
         tensors = (tensor.to(device) for tensor in (self.target, self.past, self.anchor, self.rows))
-        return Lesson(*tensors, self.captions, self.firsts)
+        return Lesson(*tensors, self.captions, self.chunks)
 
 
 class Teacher:
-    """Draws lessons from clips. A sample's lesson depends on its generator alone, and on the clips there are."""
+    """Draws lessons from clips. A sample's lesson depends on its generator alone, and on the clips there are.
+
+    InputError if all of them are held back.
+    """
 
     def __init__(self, clips: Source, drawing: Clips, history: History, corruption: Corruption) -> None:
         self.clips, self.drawing, self.history, self.corruption = clips, drawing, history, corruption
         self.empty = clips.empty_rows()
-        self._known, self._long = 0, []
+        self._lessons, self._known, self._long = 0, 0, []
+        if len(clips) <= drawing.held_back:
+            raise InputError(
+                f"{drawing.clips} has {len(clips)} clips, and {drawing.held_back} are held back for the probe",
+                hint="encode more, or lower data.held_back",
+            )
 
     def lesson(self, generators: Sequence[Generator]) -> Lesson:
         """One sample a generator."""
+        self._find_new()
         picks = [self._pick(g) for g in generators]
         batch = self.clips.batch(picks)
         past, anchor = batch.past, batch.anchor if self.history.anchor else torch.zeros_like(batch.anchor)
@@ -85,13 +100,17 @@ class Teacher:
         past, anchor = corrupt(past, anchor, self.corruption, generators)
         return Lesson(batch.latents, past, anchor, batch.rows, captions, [chunk for _, chunk in picks])
 
+    def _find_new(self) -> None:
+        if self._lessons % REFRESHED_EVERY == 0:
+            self.clips.refresh()
+            first = max(self._known, self.drawing.held_back)
+            self._long += [i for i in range(first, len(self.clips)) if self.clips.lengths[i] > 1]
+            self._known = len(self.clips)
+        self._lessons += 1
+
     def _pick(self, g: Generator) -> tuple[int, int]:
         """A clip that is not held back, and the index of its chunk."""
         held, lengths = self.drawing.held_back, self.clips.lengths
-        for index in range(self._known, len(self.clips)):
-            if index >= held and lengths[index] > 1:
-                self._long.append(index)
-        self._known = len(self.clips)
         if self.drawing.first is None:
             clip = _below(g, len(self.clips) - held) + held
             return clip, _below(g, lengths[clip])

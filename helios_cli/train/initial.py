@@ -7,7 +7,7 @@ from torch import nn
 
 from helios_cli.model.dit import HeliosDiT
 
-KEY_BIAS = -0.3
+KEY_BIAS = -0.16
 QUERY_BIAS = 1.0
 NORM_WEIGHT = 1.6
 """With these, a zero row's logit is near -7 below a word's: the some 490 of them would have nearly all attention."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from helios_cli.errors import Interrupted, PictureError
 from helios_cli.train.config import Config, Job
@@ -107,7 +107,7 @@ class Run:
             stopped, over = bool(wanted), self.fraction >= 1
             if self.step % log.every == 0 or over or stopped:
                 yield from self.record.close(self.step, self.fraction, self.seconds)
-            yield from self._extras(self.step, over)
+            yield from self._extras(over)
             due = self.step % log.save_every == 0 or self.seconds - saved >= 60 * log.save_minutes
             if due or over or stopped:
                 yield self._save()
@@ -156,13 +156,14 @@ class Run:
         if self.skipped_in_a_row == MOST_SKIPPED:
             raise PictureError(
                 f"{what}, as were the {MOST_SKIPPED - 1} before it",
-                hint="lower optimizer.lr or optimizer.clip, or use dtype float32; the last saved state is sound",
+                hint="begin again in another `out` with a lower optimizer.lr or clip, or dtype float32; "
+                f"what is saved in {self.config.out} is sound",
             )
         return Notice(f"{what}; it is left out")
 
-    def _extras(self, step: int, over: bool) -> Iterator[Event]:
-        """What the phase wants to look at, on the mean of its parameters."""
-        log = self.config.log
+    def _extras(self, over: bool) -> Iterator[Event]:
+        """What the phase has to look at, on the mean of its parameters."""
+        log, step = self.config.log, self.step
         probe, samples = getattr(self.phase, "probe", None), getattr(self.phase, "samples", None)
         probing = probe and log.probe_every and (step % log.probe_every == 0 or over)
         sampling = samples and log.samples_every and (step % log.samples_every == 0 or over)
@@ -186,12 +187,12 @@ class Run:
         return self._summed(figures)
 
     @contextmanager
-    def _averaged(self) -> Iterator[nn.Module]:
+    def _averaged(self) -> Iterator[None]:
         """The first player with the mean of its parameters, if one is kept."""
         if self.mean:
             self.mean.swap()
         try:
-            yield self.phase.players[self.first]
+            yield
         finally:
             if self.mean:
                 self.mean.swap()

@@ -1,8 +1,8 @@
 """A folder of what a teacher made: states along its way, and where each stage ended. Written shard by shard.
 
-    pairs.json                  what the pairs were made with
-    NAME.pairs.safetensors      M pairs, float16: `past` [M, C, 19, H, W], `anchor` [M, C, 1, H, W], `rows` [M, K, E],
-                                and for each stage k `states.k` [M, n, C, 9, h, w] and `end.k` [M, C, 9, h, w]
+pairs.json                  what the pairs were made with
+NAME.pairs.safetensors      M pairs, float16: `past` [M, C, 19, H, W], `anchor` [M, C, 1, H, W], `rows` [M, K, E],
+                            and for each stage k `states.k` [M, n, C, 9, h, w] and `end.k` [M, C, 9, h, w]
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def write_pairs(path: Path, lesson: Lesson, walks: Sequence[Walk]) -> None:
         tensors |= {f"states.{k}": walk.states.transpose(0, 1), f"end.{k}": walk.end}
     halves = {name: tensor.cpu().half().contiguous() for name, tensor in tensors.items()}
     if not all(tensor.isfinite().all() for tensor in halves.values()):
-        raise InputError(f"the teacher's pairs for {path} are not finite numbers", hint="train it on, or lower guidance")
+        raise InputError(f"the teacher's pairs for {path} are not finite numbers", hint="train the teacher on")
     new = path.with_name(f".new-{os.getpid()}-{path.name}")
     with disk_errors(path):
         save_file(halves, new)

@@ -17,16 +17,17 @@ from helios_cli.errors import PictureError
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.train.held import HeldModels
 from helios_cli.train.sheet import Row, Samples, save_sheet
-from helios_cli.train.world.grammar import caption
-from helios_cli.train.world.scene import draw_scene
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import PRESETS, Checkpoint
+from helios_cli.world.grammar import caption
+from helios_cli.world.scene import draw_scene
 
 
 class Sampler:
     """Renders prompts with the weights of the moment; VAE and text encoder are the checkpoint's and stay loaded.
 
-    `kind` (base, mid or distilled) decides how the transformer is sampled, whatever the checkpoint's is;
+    `kind` (base, mid or distilled) decides how the transformer is sampled, whatever the checkpoint's is (and without
+    CFG-Zero*, which blanks most of a short schedule);
     `transformer_config` replaces the checkpoint's where another transformer is trained. `size` is (width, height).
     """
 
@@ -54,7 +55,8 @@ class Sampler:
     def rows(self, transformer: Mapping[str, Tensor]) -> list[Row]:
         """One film a prompt, its pictures at `samples.moments()`. A film that is not finite says so in its row."""
         self.models.hold("transformer", transformer)
-        self.models.encode([*self.prompts, ""])
+        with torch.inference_mode():
+            self.models.encode([*self.prompts, ""])
         rows = []
         for number, prompt in enumerate(self.prompts):
             frames = _Frames(self.samples.moments())

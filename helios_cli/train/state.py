@@ -74,11 +74,10 @@ def trained_state(player: nn.Module) -> dict[str, Tensor]:
 
 def check_same(config: Config, saved: dict, folder: Path) -> None:
     """InputError if the run that `saved` settings began would go on with others."""
-    now, before = dict(_flat(config.model_dump(mode="json"))), dict(_flat(saved))
     changed = [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted({*now, *before})
-        if now.get(key) != before.get(key) and key.split(".")[0] not in FREE_TO_CHANGE
+        f"{key} was {before!r}, is {now!r}"
+        for key, before, now in _differences(saved, config.model_dump(mode="json"))
+        if key.split(".")[0] not in FREE_TO_CHANGE
     ]
     if changed:
         raise InputError(
@@ -87,12 +86,13 @@ def check_same(config: Config, saved: dict, folder: Path) -> None:
         )
 
 
-def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _differences(before: dict, now: dict, prefix: str = "") -> Iterator[tuple[str, object, object]]:
+    """(key, value before, value now) of what differs. A key that one side lacks came, or went, with another version."""
+    for key in sorted(before.keys() & now.keys()):
+        if isinstance(before[key], dict) and isinstance(now[key], dict):
+            yield from _differences(before[key], now[key], f"{prefix}{key}.")
+        elif before[key] != now[key]:
+            yield f"{prefix}{key}", before[key], now[key]
 
 
 def open_folder(config: Config) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from helios_cli.train.config import Config, Count, Ema, Fraction, Optimizer, Table
+from helios_cli.train.sheet import Samples
 
 Weight = Annotated[float, Field(ge=0)]
 Range = tuple[Weight, Weight]
@@ -37,6 +38,8 @@ class History(Table):
         image: probability of the newest latent and the anchor alone, if not empty.
         short: probability that the oldest 1, 10 or 19 latents are missing, if neither.
         anchor: whether there is one.
+        positions: "absolute" counts a clip's frames on from chunk to chunk, which published models do not; films of
+            such a model are made within `train.ablation.absolute_positions`.
         empty_caption: probability of the empty caption, which guidance needs.
     """
 
@@ -44,6 +47,7 @@ class History(Table):
     image: Fraction = 0.0
     short: Fraction = 0.4
     anchor: bool = True
+    positions: Literal["relative", "absolute"] = "relative"
     empty_caption: Fraction = 0.1
 
 
@@ -72,7 +76,9 @@ class Corruption(Table):
     @model_validator(mode="after")
     def _possible(self) -> Corruption:
         if not sum(self.shares):
-            raise ValueError("noise, blur, exposure, saturation and none are all 0; write `clean = 1` for no corruption")
+            raise ValueError(
+                "noise, blur, exposure, saturation and none are all 0; write `clean = 1` for no corruption"
+            )
         for name in ("sigma", "ratio", "darker", "brighter"):
             low, high = getattr(self, name)
             if low > high:
@@ -108,5 +114,6 @@ class FlowConfig(Config):
     history: History = History()
     corruption: Corruption = Corruption()
     memory: Memory = Memory()
+    samples: Samples = Samples(guidance=3.0)
     optimizer: Optimizer = Optimizer(lr=1e-3, muon=("blocks.*.weight",), muon_lr=2e-3, warmup=20)
     ema: Ema = Ema(decay=0.9985)

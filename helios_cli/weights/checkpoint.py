@@ -18,6 +18,7 @@ from pathlib import Path
 
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo, read_json, read_tensors, weight_files
+from helios_cli.weights.fp8 import is_scale
 
 PUBLISHED_SIZE = (640, 384)
 """Width and height in pixels that the published models were trained at."""
@@ -83,7 +84,8 @@ class Component:
 
     @cached_property
     def parameters(self) -> int:
-        return sum(tensor.elements for tensor in self.tensors.values())
+        """Of the network: the factors that float8 weights have beside them are none."""
+        return sum(tensor.elements for name, tensor in self.tensors.items() if not is_scale(name))
 
     @cached_property
     def dtypes(self) -> tuple[str, ...]:

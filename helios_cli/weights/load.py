@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import torch
@@ -18,7 +19,7 @@ from helios_cli.errors import CheckpointError
 from helios_cli.weights.checkpoint import Component
 from helios_cli.weights.files import TensorInfo, some_of
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_scale, quantize_weight
-from helios_cli.weights.reader import FLOAT_DTYPES, SCALED_DTYPES, Stored, WeightFiles
+from helios_cli.weights.reader import FLOAT_DTYPES, SCALED_DTYPES, Stored, WeightFiles, reading_threads
 
 ALIASES = {
     # Wan's name of the output modulation.
@@ -46,8 +47,9 @@ def load_component(
     """Fill `module`, built on the meta device, from `component` and return it, frozen.
 
     Parameters for whose name `keep_fp32` is true are float32, those that `module` has as e4m3 stay that, the others are
-    `dtype`; those in `leave` stay on the meta device. Raises `CheckpointError` naming every missing, surplus and mis-shaped tensor before it
-    allocates, and the file and tensor of damage found later; values are looked at with `check`.
+    `dtype`; those in `leave` stay on the meta device. Raises `CheckpointError` naming every missing, surplus and
+    mis-shaped tensor before it allocates, and the file and tensor of damage found later; values are looked at with
+    `check`.
     """
     stored = stored_tensors(module, component)
     rounded = {name for name, parameter in module.named_parameters() if parameter.dtype == torch.float8_e4m3fn}
@@ -58,9 +60,8 @@ def load_component(
             if name in rounded:
                 state |= _fp8_tensors(files, name, place, device, streamed=name in leave, check=check)
                 continue
-            value = torch.empty(place.info.shape, dtype=torch.float32 if keep_fp32(name) else dtype)
-            files.read(place, value, check=check)
-            state[name] = value.to(device)
+            kept = torch.float32 if keep_fp32(name) else dtype
+            state[name] = _read(files, place, kept, torch.device(device), check=check)
     module.load_state_dict(state, assign=True, strict=False)
     values = chain(module.named_parameters(), module.named_buffers())
     left = [name for name, value in values if value.is_meta and name not in leave]
@@ -69,10 +70,29 @@ def load_component(
     return module.requires_grad_(False)
 
 
+def _read(files: WeightFiles, place: Stored, dtype: torch.dtype, device: torch.device, *, check: bool) -> torch.Tensor:
+    """A tensor on its device; to a GPU it goes a few megabytes at a time, by several threads."""
+    value = torch.empty(place.info.shape, dtype=dtype, device=device)
+    if device.type == "cpu" or not place.info.shape:
+        host = value if device.type == "cpu" else torch.empty(place.info.shape, dtype=dtype)
+        files.read(place, host, check=check)
+        return value.copy_(host)
+
+    def bring(rows: tuple[int, int]) -> None:
+        host = torch.empty((rows[1] - rows[0], *place.info.shape[1:]), dtype=dtype)
+        files.read(place, host, rows, check=check)
+        with torch.inference_mode():
+            value[slice(*rows)].copy_(host)
+
+    with ThreadPoolExecutor(reading_threads(device)) as readers:
+        list(readers.map(bring, place.pieces()))
+    return value
+
+
 def _fp8_tensors(
     files: WeightFiles, name: str, place: Stored, device: torch.device | str, *, streamed: bool, check: bool
 ) -> dict[str, torch.Tensor]:
-    """e4m3 values and float32 scales of a weight: as stored, or rounded on the device. Only the scales if `streamed`."""
+    """e4m3 values and float32 scales of a weight, as stored or rounded on the device; only scales if `streamed`."""
     if place.scale is None:
         if streamed:
             raise RuntimeError(f"{name} is not stored as fp8, and a weight that is streamed is not rounded each time")
@@ -92,10 +112,17 @@ def _fp8_tensors(
 
 def stored_tensors(module: nn.Module, component: Component) -> dict[str, Stored]:
     """Where each parameter of `module` is stored, by our names. CheckpointError if anything does not fit."""
+    found = stored_of(component)
+    scales = {name: place.scale for name, place in found.items() if place.scale is not None}
+    _require_match(module, component, {name: place.info for name, place in found.items()}, scales)
+    return found
+
+
+def stored_of(component: Component) -> dict[str, Stored]:
+    """Where the tensors of a component are, by our names; factors of rows beside what they scale."""
     found = _by_our_names(component)
     scaled = {name for name, info in found.items() if info.dtype in SCALED_DTYPES and name + SCALE_SUFFIX in found}
     scales = {name: found.pop(name + SCALE_SUFFIX) for name in scaled}
-    _require_match(module, component, found, scales)
     return {name: Stored(info, scales.get(name)) for name, info in found.items()}
 
 

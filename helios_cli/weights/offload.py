@@ -11,24 +11,23 @@ only matrices move.
 from __future__ import annotations
 
 import math
-import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from helios_cli.errors import MachineError
+from helios_cli.units import format_bytes
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, streamed_blocks
-from helios_cli.weights.reader import SCALED_DTYPES, Stored, WeightFiles
+from helios_cli.weights.reader import SCALED_DTYPES, Stored, WeightFiles, reading_threads
 
 ALIGNMENT = 256
 """Bytes; of each tensor in a slot, as PyTorch aligns its own."""
-
-GPU_READERS = 8
-"""Threads at most that feed a GPU: one copies some gigabytes a second out of the page cache, its bus takes tens. A CPU
-computes slower than one thread reads."""
 
 WHOLE = ("",)
 """All of a block's weights."""
@@ -65,13 +64,27 @@ def layout_of(block: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> tuple
 
 
 class _Slot:
-    """Memory of one block."""
+    """Memory of one block. Pinned memory is not PyTorch's own, which is rounded up to a power of two and kept."""
 
     def __init__(self, layout: tuple[Matrix, ...], device: torch.device, *, pinned: bool = False) -> None:
         with torch.inference_mode(False):  # written by threads that are not in it
-            self.memory = torch.empty(layout[-1].end, dtype=torch.uint8, device=device, pin_memory=pinned)
+            size = layout[-1].end
+            self.memory = pinned_memory(size) if pinned else torch.empty(size, dtype=torch.uint8, device=device)
             self.tensors = {m.name: self.memory[m.begin : m.end].view(m.dtype).view(m.shape) for m in layout}
         self.parameters = {name: nn.Parameter(value, requires_grad=False) for name, value in self.tensors.items()}
+
+
+def pinned_memory(size: int) -> Tensor:
+    """Bytes that a GPU copies from without a detour, pinned until nobody holds them."""
+    memory = np.empty(size, np.uint8)
+    code = int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, size, 0))
+    if code:
+        raise MachineError(
+            f"{format_bytes(size)} of host memory could not be pinned (CUDA error {code})",
+            hint="raise `ulimit -l`, or take --offload model",
+        )
+    weakref.finalize(memory, torch.cuda.cudart().cudaHostUnregister, memory.ctypes.data)
+    return torch.from_numpy(memory)
 
 
 class _OnHost:
@@ -271,10 +284,6 @@ class BlockStream:
         if before >= self._cached_bytes:
             for place in places:
                 self._readers.submit(self._files.forget, place)
-
-
-def reading_threads(device: torch.device) -> int:
-    return min(GPU_READERS, os.cpu_count() or 1) if device.type == "cuda" else 1
 
 
 def _bind(block: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:

@@ -42,6 +42,25 @@ class Placement:
         return self.turns or self.mode == "model"
 
 
+RESIDENT = Placement()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user says of memory: `--offload`, `--vram`, `--ram`. None is what is free."""
+
+    offload: str = "auto"
+    vram: int | None = None
+    ram: int | None = None
+
+    @property
+    def is_default(self) -> bool:
+        return self == NO_WISH
+
+
+NO_WISH = Wish()
+
+
 def streamed_blocks(count: int, resident: int) -> tuple[int, ...]:
     """Those of `count` blocks that do not stay, evenly spread: while the others compute, the next ones arrive."""
     streamed = max(0, count - resident)

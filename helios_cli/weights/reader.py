@@ -24,6 +24,10 @@ FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
 SCALED_DTYPES = {"F8_E4M3": torch.float8_e4m3fn}
 """Read only with a scale for each row beside them; see `convert`."""
 
+GPU_READERS = 8
+"""Threads at most that feed a GPU: one copies some gigabytes a second out of the page cache, its bus takes tens. A CPU
+computes slower than one thread reads."""
+
 PIECE_BYTES = 8 * 2**20
 """Read and converted at a time: large enough for a disk, small enough to stay in a core's cache on its way."""
 
@@ -160,6 +164,10 @@ class _File:
     def _now(self) -> tuple[int, int]:
         status = os.fstat(self.opened.fileno())
         return status.st_size, status.st_mtime_ns
+
+
+def reading_threads(device: torch.device) -> int:
+    return min(GPU_READERS, os.cpu_count() or 1) if device.type == "cuda" else 1
 
 
 def expect_files(paths: Iterable[Path]) -> None:

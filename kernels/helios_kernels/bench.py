@@ -51,10 +51,11 @@ class Timing:
     over_compile: float | None = None
 
 
-def bench(names: tuple[str, ...] = ()) -> Iterator[Timing]:
+def bench(names: tuple[str, ...] = (), *, compiled: bool = True) -> Iterator[Timing]:
     """Times the real cases of the named operations, of all without any. RuntimeError where kernels do not run on a GPU.
 
-    Yields each row as it is measured. On a chip that is new the process has to insist: HELIOS_KERNELS=triton.
+    Without `compiled` there is no comparison with `torch.compile`, which takes most of the time. Yields each row as it
+    is measured. On a chip that is new the process has to insist: HELIOS_KERNELS=triton.
     """
     if not torch.cuda.is_available() or backend().chip is None:
         raise RuntimeError(f"no kernel can be timed here: {backend().reason}")
@@ -67,7 +68,7 @@ def bench(names: tuple[str, ...] = ()) -> Iterator[Timing]:
             if chosen and (op.chips is None or backend().chip in op.chips):
                 for case in op.cases:
                     if case.real:
-                        yield _time_case(op, case, ceiling)
+                        yield _time_case(op, case, ceiling, against_compile=compiled)
 
 
 def measure_ceiling() -> Ceiling:
@@ -75,12 +76,12 @@ def measure_ceiling() -> Ceiling:
     target = torch.empty_like(source)
     left, right = torch.randn(2, PRODUCT, PRODUCT, device="cuda").to(DTYPE)
     return Ceiling(
-        copy=2 * COPY_BYTES / _seconds(lambda: target.copy_(source)),
-        product=2 * PRODUCT**3 / _seconds(lambda: left @ right),
+        copy=2 * COPY_BYTES / seconds(lambda: target.copy_(source)),
+        product=2 * PRODUCT**3 / seconds(lambda: left @ right),
     )
 
 
-def _time_case(op: Op, case: Case, ceiling: Ceiling) -> Timing:
+def _time_case(op: Op, case: Case, ceiling: Ceiling, *, against_compile: bool) -> Timing:
     try:
         wrong = [result for result in compare(op, case, DTYPE, torch.device("cuda")) if not result.good]
     except AssertionError as error:
@@ -90,27 +91,27 @@ def _time_case(op: Op, case: Case, ceiling: Ceiling) -> Timing:
         return Timing(op.name, case.id, fault="; ".join(faults))
     inputs = op.inputs(case, DTYPE, torch.device("cuda"))
     baseline = op.baseline or op.reference
-    seconds = _seconds(lambda: op.run(**inputs))
-    eager = _seconds(lambda: baseline(**inputs))
+    ours = seconds(lambda: op.run(**inputs))
+    eager = seconds(lambda: baseline(**inputs))
     # PyTorch's attention is a kernel of its own that compiling would not change.
     compiled = None
-    if op.baseline is None:
+    if op.baseline is None and against_compile:
         twin = torch.compile(op.reference)
-        compiled = _seconds(lambda: twin(**inputs))
+        compiled = seconds(lambda: twin(**inputs))
     moved, flops = op.moved_bytes(case, DTYPE.itemsize), op.flops(case) if op.flops else None
     return Timing(
         op.name,
         case.id,
-        milliseconds=seconds * 1e3,
+        milliseconds=ours * 1e3,
         moved_bytes=moved,
         flops=flops,
-        share=flops / seconds / ceiling.product if flops else moved / seconds / ceiling.copy,
-        over_eager=eager / seconds,
-        over_compile=compiled / seconds if compiled else None,
+        share=flops / ours / ceiling.product if flops else moved / ours / ceiling.copy,
+        over_eager=eager / ours,
+        over_compile=compiled / ours if compiled else None,
     )
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds(call: Callable[[], object]) -> float:
     """Median of one call on the GPU, its L2 cache flushed before each."""
     from triton.testing import do_bench
 

@@ -6,16 +6,19 @@ Every candidate that compiles, fits and agrees with the twin is timed on the 14B
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 
 import torch
 
-from helios_kernels import configs
+from helios_kernels import configs, tuned
 from helios_kernels.case import Case, Op
 from helios_kernels.check import compare
 from helios_kernels.configs import Config
+from helios_kernels.dispatch import find_triton
 from helios_kernels.registry import OPS
+from helios_kernels.tuned import Tuned
 
 WORTH = 0.98
 """Share of the present configuration's time that another one has to stay under: less is noise."""
@@ -70,15 +73,36 @@ def tune(
     seconds: Callable[[Callable[[], object]], float],
     *,
     device: torch.device,
+    like: str,
     dtype: torch.dtype = torch.bfloat16,
     subjects: tuple[Subject, ...] = SUBJECTS,
 ) -> Iterator[Tuning]:
-    """Tries all candidates of the subjects that run on this chip; `seconds` times a call."""
-    chip = configs.current_chip()
+    """Tries all candidates of the subjects that run on this chip, which is `like` one; `seconds` times a call."""
     with torch.no_grad():
         for subject in subjects:
-            if OPS[subject.op].chips is None or chip in OPS[subject.op].chips:
+            if OPS[subject.op].chips is None or like in OPS[subject.op].chips:
                 yield _tune_one(subject, seconds, device, dtype)
+
+
+def like_here() -> str:
+    """The chip whose configurations this one begins with. RuntimeError where no kernel runs."""
+    found = find_triton()
+    if found.chip is None:
+        raise RuntimeError(f"no kernel can be tuned here: {found.reason}")
+    return found.chip
+
+
+def keep(found: dict[str, Config], file: Path) -> None:
+    """Write the configurations that were found to `file`, under this device's name."""
+    import triton
+
+    here = find_triton()
+    known = {name: {key: value for key, value in asdict(config).items() if value} for name, config in found.items()}
+    tuned.keep(here.device, Tuned(here.chip, triton.__version__, known), file)
+
+
+def told(config: Config) -> str:
+    return ", ".join(f"{key} {value}" for key, value in asdict(config).items() if value)
 
 
 def _tune_one(subject: Subject, seconds: Callable, device: torch.device, dtype: torch.dtype) -> Tuning:

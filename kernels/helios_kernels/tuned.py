@@ -32,8 +32,8 @@ class Tuned:
     configs: dict[str, dict[str, int]]
 
 
-def use(file: Path) -> None:
-    """Take configurations from `file`, which need not exist, from now on."""
+def use(file: Path | None) -> None:
+    """Take configurations from `file`, which need not exist, from now on; from none with None."""
     global _file
     _file = file
     of.cache_clear()

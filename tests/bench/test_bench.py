@@ -11,6 +11,7 @@ import pytest
 
 from helios_cli import __version__
 from helios_cli.bench import report
+from helios_cli.bench.floors import counted_model
 from helios_cli.bench.job import PROMPT, Job, Result, run
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
@@ -152,7 +153,7 @@ def test_a_plan_takes_its_times_from_a_measurement(way, tmp_path, monkeypatch, c
 def test_the_resident_14b_is_counted_as_the_published_model(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     published = find_model("distilled")
-    with bench._counted_model(replace(JOB, folder=None, synthetic="14b")) as model:
+    with counted_model(replace(JOB, folder=None, synthetic="14b")) as model:
         for what in ("preset", "native_size", "dit", "text", "vae", "parameters"):
             assert getattr(model, what) == getattr(published, what)
 

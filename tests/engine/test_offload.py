@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from films import plan_of
 from oracle import Case
 from PIL import Image
 
+from helios_cli.engine.convert import convert
 from helios_cli.engine.events import ChunkDone
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
@@ -85,6 +85,17 @@ def test_weights_are_rounded_on_the_way_as_they_are_when_loaded(dtype, folder_of
     case = case_of("distilled", chunks=1)
     frames = frames_of(case, models_at(folder_of("distilled"), PLACEMENTS["half of it stays"], dtype), tmp_path / "film")
     assert np.array_equal(frames, resident(case, folder_of("distilled"), dtype))
+
+
+@pytest.mark.parametrize("mode", ["model", "stream"])
+def test_fp8_weights_stream_from_a_copy_that_holds_them(mode, folder_of, tmp_path):
+    copy = convert(Checkpoint.open(folder_of("distilled")), tmp_path / "copy", "float8", lambda count: None).path
+    case = case_of("distilled", chunks=1)
+    frames = [
+        frames_of(case, Models(Checkpoint.open(copy), CPU, torch.bfloat16, placement=place, quant="fp8"), tmp_path / name)
+        for name, place in (("moved", Placement(mode)), ("resident", Placement()))
+    ]
+    assert np.array_equal(*frames)
 
 
 @pytest.mark.parametrize("placement", [PLACEMENTS["model"], PLACEMENTS["in turns"]], ids=["model", "in turns"])

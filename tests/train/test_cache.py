@@ -24,9 +24,9 @@ from helios_cli.train.data.cache import CacheNote, EncodedClip, LatentClips, ope
 from helios_cli.train.data.encode import ClipEncoder, encoder_identity, require_same_encoder
 from helios_cli.train.data.toy import CLIPS_PER_SHARD, draw_clip, encode_world, mixed
 from helios_cli.train.settings.latents import World
-from helios_cli.train.world.draw import render
-from helios_cli.train.world.grammar import attributes, labels
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.world.draw import render
+from helios_cli.world.grammar import attributes, labels
 
 SIZE = (32, 16)
 CPU = torch.device("cpu")
@@ -67,7 +67,9 @@ def test_latents_are_those_of_diffusers(model, cache):
     with torch.inference_mode():
         posterior = vae.encode(frames).latent_dist
         theirs = posterior.sample(generator=torch.Generator().manual_seed(mixed(5, 0)))
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
     expected = (theirs - mean) / std
     assert len(pixels) > CLIPS_PER_SHARD  # some of the clips have more than one chunk
     # Half a unit in the last place of float16 at the size of the values, beside the float32 difference of the VAEs.
@@ -292,4 +294,4 @@ def test_scenes_change_with_the_number_and_not_otherwise():
     assert drawn == [draw_clip(WORLD, 5, number) for number in range(20)]
     assert len({clip.scene for clip in drawn}) == 20
     pixels = np.concatenate([chunk for clip in drawn for chunk in clip.chunks(SIZE)])
-    assert -1 <= pixels.min() and pixels.max() <= 1
+    assert pixels.min() >= -1 and pixels.max() <= 1

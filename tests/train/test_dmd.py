@@ -7,11 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from train.distilling import checkpoint, distillation, network
 
 from helios_cli.bench.specs import SCHEDULERS
-from helios_cli.sampling.noise import BlockNoise, draw
+from helios_cli.sampling.noise import BlockNoise, coarsest, draw
 from helios_cli.sampling.schedule import SchedulerConfig, build_stage
+from helios_cli.sampling.solvers import make_solver
 from helios_cli.train import rollout, score
+from helios_cli.train.flow import transformer_of
+from helios_cli.train.phase import Share
+from helios_cli.weights.checkpoint import Checkpoint
 
 DMD = SchedulerConfig.from_json(SCHEDULERS["distilled"])
 MID = SchedulerConfig.from_json(SCHEDULERS["mid"])
@@ -101,9 +106,6 @@ def test_score_times_bend_from_beta_to_uniform():
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_roll_out_to_the_last_steps_is_the_sampler(steps):
     """Against the solver and the noise as the engine's Denoiser puts them together, one film at a time."""
-    from helios_cli.sampling.noise import coarsest
-    from helios_cli.sampling.solvers import make_solver
-
     stages = stages_with(steps)
     rolled = rollout.student_roll_out(bent, stages, noise_of(3), [steps - 1] * 3)
     for sample in range(3):
@@ -142,7 +144,9 @@ def test_a_gradient_passes_the_exits_alone_and_all_stages():
         stage = next(k for k in range(3) if timestep in stages[k].timesteps)
         return knobs[stage] * bent(x, timestep)
 
-    (found,) = torch.autograd.grad(rollout.student_roll_out(staged, stages, noise_of(2), (0, 0, 0)).square().sum(), knobs)
+    (found,) = torch.autograd.grad(
+        rollout.student_roll_out(staged, stages, noise_of(2), (0, 0, 0)).square().sum(), knobs
+    )
     assert (found.abs() > 1e-3).all()
 
 
@@ -167,3 +171,71 @@ def test_roll_out_gradient_by_finite_differences():
     with torch.no_grad():
         numeric = (end(knob + 1e-6) - end(knob - 1e-6)) / 2e-6
     assert found.item() == pytest.approx(numeric.item(), rel=1e-6)
+
+
+def test_matching_brings_one_cloud_over_another():
+    """A student x = place + width z against N(2, 0.5^2), with both scores known exactly: it ends there, in place and
+    width. A wrong sign, or scores in the wrong order, would drive it away."""
+    generator = torch.Generator().manual_seed(0)
+    place, width = torch.tensor(-1.0, requires_grad=True), torch.tensor(1.5, requires_grad=True)
+    times = score.ScoreTimes(shift=1.919, low=0.02, high=0.98, begin=(4.0, 1.5), anneal=20)
+    optimizer = torch.optim.SGD([place, width], 0.8)
+
+    def best_guess(noisy, sigma, mean, deviation):
+        """E[x0 | x_t] of a normal distribution."""
+        gain = (1 - sigma) * deviation**2 / ((1 - sigma) ** 2 * deviation**2 + sigma**2)
+        return mean + gain * (noisy - (1 - sigma) * mean)
+
+    for step in range(120):
+        x = place + width * torch.randn(64, 8, generator=generator)
+        sigma = torch.tensor([times.draw(step, generator) for _ in range(64)])
+        noisy = score.noised(x.detach(), torch.randn(x.shape, generator=generator), sigma)
+        real = best_guess(noisy, sigma[:, None], 2.0, 0.5)
+        fake = best_guess(noisy, sigma[:, None], place.detach(), width.detach())
+        loss = score.matching_loss(x, score.matching_gradient(x, real, fake)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert place.item() == pytest.approx(2.0, abs=0.15)
+    assert abs(width.item()) == pytest.approx(0.5, abs=0.15)
+
+
+def told(dit, x: torch.Tensor, timestep: torch.Tensor, lesson, rows: torch.Tensor) -> torch.Tensor:
+    """The plain transformer's flow at the last stage's size."""
+    with torch.no_grad():
+        history, text = dit.embed_history(*lesson.terms()), dit.embed_text(rows)
+        return dit(x, history, dit.modulation(timestep), dit.rope((4, 8), (4, 8)), text)
+
+
+def test_the_phase_s_gradient_is_that_of_plain_scores():
+    """Real score guided in x0: u + 3 (c - u); fake score plain; timesteps a thousand times sigma."""
+    phase = distillation()
+    lesson = phase.lessons.lesson([torch.Generator().manual_seed(i) for i in range(2)])
+    x, noise, sigma = torch.randn(2, 16, 9, 8, 16), torch.randn(2, 16, 9, 8, 16), torch.tensor([0.3, 0.9])
+    s = sigma.view(2, 1, 1, 1, 1)
+    noisy = (1 - s) * x + s * noise
+    c, u = (noisy - s * told(network(1), noisy, 1000 * sigma, lesson, rows) for rows in (lesson.rows, 0 * lesson.rows))
+    real, fake = u + 3 * (c - u), noisy - s * told(network(2), noisy, 1000 * sigma, lesson, lesson.rows)
+    wanted = torch.stack([(fake[i] - real[i]) / (x[i] - real[i]).abs().mean() for i in range(2)])
+    found = phase.matching_gradient(x, noise, sigma, lesson)
+    torch.testing.assert_close(found.float(), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("player", ["student", "critic"])
+def test_two_processes_add_up_to_one(player):
+    whole, halves = distillation(), distillation()
+    whole.backward(player, Share(step=5, samples=range(2), batch=2, seed=0))
+    for samples in (range(1), range(1, 2)):
+        halves.backward(player, Share(step=5, samples=samples, batch=2, seed=0))
+    for a, b in zip(whole.players[player].parameters(), halves.players[player].parameters(), strict=True):
+        assert (a.grad - b.grad).norm() <= 1e-3 * a.grad.norm() + 1e-7
+
+
+def test_a_saved_student_is_a_distilled_checkpoint(tmp_path):
+    start = checkpoint(tmp_path, "mid")
+    phase = distillation()
+    phase.save(start.path)
+    saved = Checkpoint.open(start.path)
+    assert saved.kind == "distilled" and saved.trained
+    for (name, a), b in zip(transformer_of(saved).named_parameters(), phase.cast.student.parameters(), strict=True):
+        assert torch.equal(a, b), name

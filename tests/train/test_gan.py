@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from train.distilling import Clips, checkpoint, distillation, gradients, network
 
+from helios_cli.errors import InputError
 from helios_cli.train.discriminator import (
     FAKE,
     REAL,
@@ -16,6 +18,9 @@ from helios_cli.train.discriminator import (
     crop_window,
     smoothness_loss,
 )
+from helios_cli.train.phase import Share
+from helios_cli.train.phases import distill
+from helios_cli.train.settings.distill import Memory
 
 
 def test_losses_are_the_formulas():
@@ -93,3 +98,69 @@ def test_windows_are_halves_at_whole_patches():
         seen.add(rows.start)
     assert seen == set(range(0, 26, 2))
     assert crop_window((8, 16), (2, 2), generator)[0] == slice(0, 8)  # half of 8 is less than a head takes
+
+
+def hidden_rows(dit, noisy, sigma, batch, blocks) -> list[torch.Tensor]:
+    """What leaves some blocks of the plain transformer, by hooks."""
+    seen, handles = {}, []
+    for i in blocks:
+        handles.append(dit.blocks[i].register_forward_hook(lambda _, __, out, i=i: seen.__setitem__(i, out.clone())))
+    history = dit.embed_history(
+        batch.past[:, :, :16], batch.past[:, :, 16:18], torch.cat([batch.anchor, batch.past[:, :, 18:]], 2)
+    )
+    mods, rope = dit.modulation(1000 * sigma), dit.rope((4, 8), (4, 8))
+    with torch.no_grad():
+        dit(noisy, history, mods, rope, dit.embed_text(batch.rows))
+    for handle in handles:
+        handle.remove()
+    return [rows[:, -9 * 4 * 8 :] for rows in seen.values()]
+
+
+def test_logits_are_the_heads_on_the_hidden_rows():
+    phase, batch = distillation(), Clips().batch([(0, 1), (1, 1)])
+    lesson = phase.lessons.lesson([torch.Generator().manual_seed(i) for i in range(2)])
+    sigma, noisy = torch.tensor([0.3, 0.9]), torch.randn(2, 16, 9, 8, 16)
+    whole = (slice(0, 8), slice(0, 16))
+    with phase.cast.using("fake") as dit:
+        found = phase.logits(dit, noisy, sigma, lesson, whole)
+    batch = batch._replace(past=lesson.past, anchor=lesson.anchor, rows=lesson.rows)
+    wanted = phase.heads(hidden_rows(network(2), noisy, sigma, batch, (0, 2)), (9, 4, 8))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_game_begins_at_its_step():
+    phase = distillation()
+    share = {"samples": range(1), "batch": 1, "seed": 0}
+    assert set(phase.backward("student", Share(step=4, **share))) == {"matching"}
+    assert set(phase.backward("student", Share(step=5, **share))) == {"matching", "adversarial"}
+    assert set(phase.backward("critic", Share(step=4, **share))) == {"score"}
+    assert set(phase.backward("critic", Share(step=5, **share))) == {"score", "told_fake", "told_real"}
+    assert phase.turns(0) == ("critic", "critic", "student")
+
+
+def test_before_the_game_heads_are_left_alone():
+    found = gradients(distillation(), "critic", step=4)
+    assert any(name.startswith("critic.score") for name in found)
+    assert not any(name.startswith("critic.heads") for name in found)
+    assert any(name.startswith("critic.heads") for name in gradients(distillation(), "critic", step=5))
+
+
+def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
+    mid, base = checkpoint(tmp_path, "mid"), checkpoint(tmp_path, "base")
+    monkeypatch.setattr(distill, "LatentClips", lambda *_, **__: Clips())
+    monkeypatch.setattr(distill, "require_same_encoder", lambda *_: None)
+    settings = distillation().settings
+
+    def build(real, **gan):
+        matching = settings.matching.model_copy(update={"real": str(real.path)})
+        changes = {"matching": matching, "gan": settings.gan.model_copy(update=gan)}
+        return distill.build(settings.model_copy(update=changes), mid, torch.device("cpu"))
+
+    with pytest.raises(InputError, match="of kind mid"):
+        build(mid)
+    with pytest.raises(InputError, match="blocks 0 to 2"):
+        build(base, blocks=(1, 3))
+    with pytest.raises(ValueError, match="cache_gradients"):
+        Memory(cache_gradients=False, rest_on_host=True)
+    with pytest.raises(ValueError, match="leave out `rest_on_host`"):
+        Memory(adapters=4, rest_on_host=True)

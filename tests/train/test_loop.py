@@ -188,6 +188,16 @@ def test_a_run_does_not_go_on_with_other_settings(tmp_path, changed, named):
         finish(settings(tmp_path / "run", **changed))
 
 
+def test_a_run_goes_on_under_a_version_with_another_setting(tmp_path):
+    finish(settings(tmp_path / "run", steps=4))
+    (file,) = (tmp_path / "run/state").iterdir()
+    state = torch.load(file)
+    del state["config"]["loss"]
+    state["config"]["gone"] = 3
+    torch.save(state, file)
+    assert finish(settings(tmp_path / "run"))[-1].step == 12
+
+
 def test_an_update_that_is_not_finite_is_left_out(tmp_path):
     config = settings(tmp_path / "run", faults=Faults(first=5, last=6))
     events = finish(config)

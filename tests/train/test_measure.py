@@ -8,13 +8,13 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from helios_cli.train.world.draw import backdrop_picture, render
-from helios_cli.train.world.grammar import labels
-from helios_cli.train.world.measure import Reading, colour_name, look, read
-from helios_cli.train.world.motion import motion_of
-from helios_cli.train.world.palette import COLOURS
-from helios_cli.train.world.scene import Scene, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.world.draw import backdrop_picture, render
+from helios_cli.world.grammar import labels
+from helios_cli.world.measure import Reading, colour_name, look, read
+from helios_cli.world.motion import motion_of
+from helios_cli.world.palette import COLOURS
+from helios_cli.world.scene import Scene, draw_scene
 
 NAMES = ("background", "colour", "shape", "motion")
 
@@ -55,7 +55,8 @@ def test_films_of_the_world_are_read():
     assert np.mean([reading.whole for reading in readings]) > 0.99
     for scene, reading in zip(wanted, readings, strict=True):
         off = reading.path - scene.thing.track.at(np.arange(FRAMES_PER_CHUNK))
-        assert np.percentile(np.abs(off - np.median(off, axis=0)), 95) < 1.5  # a triangle's centroid is below the middle of its height
+        assert np.percentile(np.abs(off - np.median(off, axis=0)), 95) < 1.5
+        # A triangle's centroid is below the middle of its height.
         assert np.abs(np.median(off, axis=0)).max() < (6 if scene.thing.shape == "triangle" else 2)
 
 

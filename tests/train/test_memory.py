@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 
 import pytest
 import torch
 from torch import nn
+from train.distilling import distillation, gradients, network
 
-from helios_cli.model.dit import DiTConfig, HeliosDiT
+from helios_cli.model.dit import HeliosDiT
 from helios_cli.train.adapters import SharedBackbone
+from helios_cli.train.cast import OneBackbone
 from helios_cli.train.memory import cached_loss, frozen, placed
-
-SMALL = DiTConfig(
-    num_attention_heads=2, attention_head_dim=16, text_dim=8, freq_dim=16, ffn_dim=48, num_layers=3, rope_dim=(6, 4, 6)
-)
-
-
-def network(seed: int = 0) -> HeliosDiT:
-    torch.manual_seed(seed)
-    return HeliosDiT(SMALL)
 
 
 def inputs(seed: int = 1) -> dict:
     generator = torch.Generator().manual_seed(seed)
     drawn = {"noisy": (2, 16, 9, 4, 8), "long": (2, 16, 16, 4, 8), "mid": (2, 16, 2, 4, 8), "short": (2, 16, 2, 4, 8)}
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in drawn.items()}
-    return {**tensors, "rows": torch.randn(2, 5, 8, generator=generator)}
+    return {**tensors, "rows": torch.randn(2, 5, 64, generator=generator)}
 
 
 def flow(dit: HeliosDiT, x: dict, noisy: torch.Tensor | None = None) -> torch.Tensor:
@@ -112,8 +106,8 @@ def test_placed_moves_there_and_back():
 
 def test_a_new_adapter_changes_nothing():
     x = inputs()
-    expected = flow(network(), x)
-    shared = SharedBackbone(network(), ("student", "fake"), rank=4)
+    expected = flow(network(0), x)
+    shared = SharedBackbone(network(0), ("student", "fake"), rank=4)
     for name in ("student", "fake", None):
         with shared.using(name) as dit:
             torch.testing.assert_close(flow(dit, x), expected, rtol=0, atol=0)
@@ -122,17 +116,17 @@ def test_a_new_adapter_changes_nothing():
 def test_an_adapter_of_full_rank_is_the_other_network():
     x = inputs()
     other = network(5)
-    shared = SharedBackbone(network(), ("student",), rank=48)
+    shared = SharedBackbone(network(0), ("student",), rank=48)
     assert shared.fit("student", other.state_dict()) < 1e-12
     with shared.using("student") as dit:
         torch.testing.assert_close(flow(dit, x), flow(other, x), rtol=1e-4, atol=1e-4)
     with shared.using(None) as dit:
-        torch.testing.assert_close(flow(dit, x), flow(network(), x), rtol=0, atol=0)
+        torch.testing.assert_close(flow(dit, x), flow(network(0), x), rtol=0, atol=0)
 
 
 def test_a_narrow_adapter_is_the_best_of_its_rank():
     """What is left out is what the singular values say (Eckart-Young), by numpy of one matrix at a time."""
-    shared, other, base = SharedBackbone(network(), ("student",), rank=4), network(5), network()
+    shared, other, base = SharedBackbone(network(0), ("student",), rank=4), network(5), network(0)
     left = shared.fit("student", other.state_dict())
     squares = rest = 0.0
     for name, layer in base.blocks.named_modules():
@@ -145,10 +139,10 @@ def test_a_narrow_adapter_is_the_best_of_its_rank():
 def test_gradients_of_an_adapter_follow_from_the_plain_networks():
     """d(base + up down) = dW: the product rule gives d up = dW down^T and d down = up^T dW; whole parameters have the
     plain network's own."""
-    x, other = inputs(), network(5)
+    x, other = inputs(), network(5).requires_grad_()
     flow(other, x).square().sum().backward()
     wanted = {name: p.grad for name, p in other.named_parameters()}
-    shared = SharedBackbone(network(), ("student", "fake"), rank=48)
+    shared = SharedBackbone(network(0), ("student", "fake"), rank=48)
     shared.fit("student", other.state_dict())
     with shared.using("student") as dit:
         flow(dit, x).square().sum().backward()
@@ -163,9 +157,69 @@ def test_gradients_of_an_adapter_follow_from_the_plain_networks():
 
 
 def test_merged_is_a_plain_checkpoint():
-    shared, x = SharedBackbone(network(), ("student",), rank=4), inputs()
+    shared, x = SharedBackbone(network(0), ("student",), rank=4), inputs()
     shared.fit("student", network(5).state_dict())
     plain = network(7)
     plain.load_state_dict(shared.merged("student"))
     with shared.using("student") as dit:
         torch.testing.assert_close(flow(plain, x), flow(dit, x), rtol=1e-5, atol=1e-5)
+
+
+def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Every gradient within `tolerance` of its own size."""
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        apart = (found[name] - gradient).norm() / gradient.norm().clamp_min(1e-12)
+        assert apart <= tolerance, f"{name}: {apart:.1e}"
+
+
+@functools.cache
+def plain_gradients(player: str) -> dict[str, torch.Tensor]:
+    return gradients(distillation(), player)
+
+
+@pytest.mark.parametrize(
+    ("way", "player", "tolerance"),
+    [
+        # The same products in the same order: equal to the last bit.
+        ({"checkpoint_blocks": True}, "student", 0.0),
+        ({"checkpoint_blocks": True}, "critic", 0.0),
+        # The two losses' gradients are added up in another order; one parameter's may nearly cancel.
+        ({"cache_gradients": True}, "student", 1e-4),
+        ({"separate_backward": True}, "critic", 1e-4),
+        ({"rest_on_host": True, "cache_gradients": True}, "student", 1e-4),
+        ({"cache_gradients": True, "separate_backward": True, "checkpoint_blocks": True}, "student", 1e-4),
+    ],
+    ids=str,
+)
+def test_a_turn_has_the_plain_gradients(way, player, tolerance):
+    wanted = {name: g for name, g in plain_gradients(player).items() if name.startswith(player)}
+    assert len(wanted) > 50
+    found = {name: g for name, g in gradients(distillation(**way), player).items() if name.startswith(player)}
+    assert_same(found, wanted, tolerance)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("player", ["student", "critic"])
+def test_a_turn_moves_its_own_player_alone(player, cached):
+    found = gradients(distillation(cache_gradients=cached), player)
+    assert {name.split(".")[0] for name in found} == {player}
+
+
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
+def test_adapters_play_like_networks_of_their_own(checkpoint_blocks, cached):
+    """A whole parameter's gradient is that of the plain network, also where blocks are computed again while another
+    adapter is active."""
+    plain = plain_gradients("student")
+    student, base = network(0), network(1)
+    cast = OneBackbone(base, student.state_dict(), 48, torch.device("cpu"), checkpoint_blocks=checkpoint_blocks)
+    assert cast.left_out < 1e-12
+    cast.shared.fit("fake", network(2).state_dict())
+    phase = distillation(cast=cast, cache_gradients=cached, checkpoint_blocks=checkpoint_blocks)
+    found = gradients(phase, "student")
+    for name in ("blocks/0/attn1/to_q/bias", "blocks/2/ffn/net/2/bias", "patch_embedding/weight", "proj_out/weight"):
+        wanted = plain[f"student.{name.replace('/', '.')}"]
+        torch.testing.assert_close(
+            found[f"student.whole.{name}"], wanted, rtol=1e-2, atol=1e-2 * wanted.abs().max().item()
+        )

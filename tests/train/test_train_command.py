@@ -31,7 +31,7 @@ def config(tmp_path) -> Path:
 
 
 def test_events_are_lines_of_json(config, capfd):
-    assert main(["train", str(config), "--progress", "json", "--device", "cpu"]) == 0
+    assert main(["train", str(config), "--json", "--device", "cpu"]) == 0
     events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     names = [event["event"] for event in events]
     assert names == ["run_started", "trained", "trained", "saved", "trained", "trained", "saved", "run_done"]
@@ -50,7 +50,7 @@ def test_plain_progress_goes_to_stderr(config, capfd):
 
 
 def test_flags_take_the_place_of_settings(config, tmp_path, capfd):
-    out = tmp_path / "other, one"
+    out = tmp_path / 'the "other", one'
     flags = ["--steps", "1", "-o", str(out), "--set", "loss.weight=0.5", "--set", "ema.decay=0.5", "-q"]
     assert main(["train", str(config), *flags]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["checkpoint", "log.jsonl", "losses.png", "state"]
@@ -72,6 +72,11 @@ def test_all_files_are_read_before_any_is_trained(config, tmp_path, capfd):
     assert main(["train", str(config), str(bad)]) == 2
     assert "bad.toml" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_one_folder_is_for_one_config(config, capfd):
+    assert main(["train", str(config), str(config), "-o", "runs"]) == 2
+    assert "--output" in capfd.readouterr().err
 
 
 def test_check_only_reads(config, tmp_path, capfd):

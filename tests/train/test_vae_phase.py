@@ -18,7 +18,7 @@ from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.vae import DifferentiableNorm, Interleave, VAEConfig, WanVAE
 from helios_cli.train.phase import Share
-from helios_cli.train.phases.vae import averaged, build, detail_weights, initialise, losses, psnr, total
+from helios_cli.train.phases.vae import Passes, averaged, build, detail_weights, initialise, losses, psnr, total
 from helios_cli.train.settings.vae import Data, Latents, Loss, Settings
 from helios_cli.weights.checkpoint import Checkpoint
 
@@ -141,13 +141,13 @@ def test_a_batch_is_the_sum_of_its_shares(small):
     assert gradients(phase, range(2), step=1)[0] != all_losses
 
 
-def test_the_gradient_of_the_whole_loss_by_finite_differences(small):
-    phase = make_phase()
-    vae = phase.players["vae"].double()
+def test_the_gradient_of_the_whole_loss_by_finite_differences():
+    vae = make_pair(**COMPARED)[1].double()
+    passes = Passes(vae)
     frames, noise = clip(5).double(), torch.randn(2, 2, 16, 2, 4, 4, dtype=torch.float64)
 
     def loss() -> torch.Tensor:
-        return total(losses(phase._passes(frames, noise, 0.2, 2), frames, 2, Loss(kl=0.1)), Loss(kl=0.1))
+        return total(losses(passes(frames, noise, 0.2, 2), frames, 2, Loss(kl=0.1)), Loss(kl=0.1))
 
     loss().backward()
     step = 1e-6
@@ -162,14 +162,13 @@ def test_the_gradient_of_the_whole_loss_by_finite_differences(small):
     ):
         parameter = vae.get_parameter(name)
         direction = torch.randn_like(parameter)
-        with torch.no_grad():
-            parameter += step * direction
-            above = loss()
-            parameter -= 2 * step * direction
-            below = loss()
-            parameter += step * direction
-        # The absolute values have kinks, which a few of some ten thousand pixels cross.
-        assert (above - below).item() / (2 * step) == pytest.approx((parameter.grad * direction).sum().item(), rel=1e-3)
+        # Inference takes the attention's norm in float32, so the losses are taken as in training.
+        parameter.data += step * direction
+        above = loss().item()
+        parameter.data -= 2 * step * direction
+        below = loss().item()
+        parameter.data += step * direction
+        assert (above - below) / (2 * step) == pytest.approx((parameter.grad * direction).sum().item(), rel=1e-4)
 
 
 def test_losses_are_their_formulas():
@@ -239,12 +238,12 @@ def test_it_learns(small):
     vae = phase.players["vae"]
     mover = torch.optim.Adam(vae.parameters(), lr=3e-3)
     history = []
-    for _ in range(25):
+    for _ in range(15):
         mover.zero_grad()
         found = phase.backward("vae", Share(0, range(1), 1, seed=0))
         history.append(found["l1"].item())
         mover.step()
-    assert history[-1] < 0.5 * history[0]
+    assert history[-1] < 0.7 * history[0]
 
 
 def test_what_is_saved_is_read_by_others_and_its_latents_have_the_deviation_asked_for(small, tmp_path):
@@ -274,7 +273,20 @@ def test_it_goes_on_with_the_vae_it_starts_from_unless_told_otherwise(small, tmp
         assert all(parameter.requires_grad for parameter in vae.parameters())
 
 
-def test_what_is_looked_at(small, tmp_path):
+def test_the_decoder_alone_keeps_the_encoder_and_the_statistics(small, tmp_path):
+    folder = write_checkpoint(tmp_path, small)
+    written = (folder / "vae/config.json").read_bytes()
+    phase = build(settings(part="decoder"), Checkpoint.open(folder), torch.device("cpu"))
+    vae = phase.players["vae"]
+    phase.backward("vae", Share(0, range(1), 1, seed=0))
+    moved = {name for name, parameter in vae.named_parameters() if parameter.grad is not None}
+    assert moved == {name for name, _ in vae.named_parameters() if name.startswith(("decoder.", "post_quant_conv."))}
+    phase.save(folder)
+    assert json.loads((folder / "vae/config.json").read_bytes()) == json.loads(written)
+
+
+def test_what_is_looked_at(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("helios_cli.train.phases.vae.PROBED", 2)
     phase = make_phase(dtype="bfloat16")
     figures = phase.probe(Share(0, range(2), 2, seed=0))
     assert 0 < figures["psnr_worst"] <= figures["psnr"] < 40
@@ -285,7 +297,7 @@ def test_what_is_looked_at(small, tmp_path):
         assert sheet.size == (5 * 128 * 2, 8 * 64 * 2)
 
 
-@pytest.mark.parametrize("piece", [(6, 64, 64), (5, 48, 64), (0, 64, 64)])
+@pytest.mark.parametrize("piece", [(6, 64, 64), (5, 48, 64), (0, 64, 64), (5, 96, 64), (5, 64, 160)])
 def test_pieces_off_the_grid_are_refused(piece):
     with pytest.raises(ValidationError, match=r"pieces"):
         Data(pieces=(piece,))

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from helios_cli.engine.conditioning import USED_CHUNKS
 from helios_cli.engine.disk import disk_errors
 from helios_cli.errors import InputError
 from helios_cli.units import HISTORY_LATENTS, LATENTS_PER_CHUNK
@@ -193,10 +194,6 @@ class LatentClips:
 
     def _rows(self, entry: _Entry, caption: _Caption) -> Tensor:
         return self._mapped(entry.shard)["rows"][caption.begin : caption.end]
-
-
-USED_CHUNKS = -(-HISTORY_LATENTS // LATENTS_PER_CHUNK)
-"""Chunks before one that reach into its history (3)."""
 
 
 def open_cache(folder: Path, note: CacheNote, empty: Tensor) -> None:

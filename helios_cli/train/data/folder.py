@@ -168,9 +168,9 @@ class SourceClip:
         if self.path.is_dir():
             yield from self._pictures(size)
             return
-        clip = VideoClip(self.path, size, fps)
+        ffmpeg.probe(self.path)
         _require_sound(self.path)
-        yield from clip.chunks()
+        yield from VideoClip(self.path, size, fps).chunks()
 
     def _pictures(self, size: tuple[int, int]) -> Iterator[np.ndarray]:
         files = self._files
@@ -194,7 +194,10 @@ def _by_number(name: str) -> list[str | int]:
 
 def _require_sound(path: Path) -> None:
     """InputError if ffmpeg complains of anything while it decodes the film: it goes on with what it makes of the rest,
-    which may be grey or torn."""
+    which may be grey or torn.
+
+    A GIF that was cut between two frames looks whole to ffmpeg, and to this.
+    """
     decoder = ffmpeg.Process(["-i", ffmpeg.file_argument(path), "-map", "0:v:0", "-f", "null", "-"])
     try:
         if decoder.wait() or decoder.messages() != NO_MESSAGE:

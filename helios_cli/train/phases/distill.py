@@ -123,7 +123,7 @@ class DistillPhase:
 
     def _student_turn(self, drawn: Draw) -> dict[str, Tensor]:
         settings = self.settings
-        with self.cast.using("student") as dit:
+        with frozen(self.critic), self.cast.using("student") as dit:
             x = self.roll_out(dit, drawn)
             sigma, noise = self._score_time(drawn), drawn.noise(x)
             gradient = self.matching_gradient(x.detach(), noise, sigma, drawn.lesson)
@@ -148,14 +148,14 @@ class DistillPhase:
         return matching_gradient(x, x0_of(noisy, real, sigma), x0_of(noisy, fake, sigma))
 
     def fooling_loss(self, noisy: Tensor, sigma: Tensor, drawn: Draw) -> Tensor:
-        """How little the heads take the student's noisy chunks for real. No parameter of the critic gets a gradient."""
+        """How little the heads take the student's noisy chunks for real. The critic is to be frozen."""
         window = self._window(drawn)
+        with self.cast.using("fake") as dit:
 
-        def loss_of(noisy: Tensor) -> Tensor:
-            with frozen(self.critic), self.cast.using("fake") as dit:
+            def loss_of(noisy: Tensor) -> Tensor:
                 return drawn.mean(adversarial_loss(self.logits(dit, noisy, sigma, drawn.lesson, window), REAL))
 
-        return cached_loss(noisy, loss_of) if self.settings.memory.cache_gradients else loss_of(noisy)
+            return cached_loss(noisy, loss_of) if self.settings.memory.cache_gradients else loss_of(noisy)
 
     def _critic_turn(self, drawn: Draw) -> dict[str, Tensor]:
         with frozen(self.cast.student), self.cast.using("student") as dit:

@@ -1,4 +1,4 @@
-"""ODE regression: from a state on the teacher's way through a stage, the student jumps to where the teacher ended it."""
+"""ODE regression: from a state on the teacher's way through a stage, the student jumps to where the teacher ended."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class PairsMade(Event):
 
 
 def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator[PairsMade]:
-    """Fill the folder `settings.out` with the pairs that are not in it yet; each is decided by its number and the seed."""
+    """Fill the folder `settings.out` with the pairs that it lacks; each is decided by its number and the seed."""
     if start.kind != "mid":
         raise InputError(f"the teacher {start.path} is of kind {start.kind}", hint="a teacher is of kind mid")
     clips = LatentClips(settings.data.clips, text_rows=settings.data.text_rows)
@@ -72,7 +72,10 @@ class PairMaker:
         self.dit.compute_dtype = getattr(torch, settings.dtype)
         self.scheduler = SchedulerConfig.from_json(start.scheduler)
         channels, height, width = clips.note.latent_shape
-        self.shape, self.size = (channels, LATENTS_PER_CHUNK, height, width), (width * PIXELS_PER_CELL, height * PIXELS_PER_CELL)
+        self.shape, self.size = (
+            (channels, LATENTS_PER_CHUNK, height, width),
+            (width * PIXELS_PER_CELL, height * PIXELS_PER_CELL),
+        )
         patch = self.dit.config.patch_size
         self.stages = stages_of(STUDENT, (settings.teacher.steps,) * STUDENT.stages, self.size, patch, amplify=False)
         self.block_noise = BlockNoise(STUDENT.gamma, patch)

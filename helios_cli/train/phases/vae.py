@@ -21,12 +21,12 @@ from helios_cli.bench.specs import SPECS
 from helios_cli.model.vae import PAST, CausalConv3d, VAEConfig, WanVAE, frames_to_uint8
 from helios_cli.train.phase import Share
 from helios_cli.train.settings.vae import POOLS, Loss, Settings
-from helios_cli.train.world.draw import render
-from helios_cli.train.world.scene import draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import write_component
 from helios_cli.weights.load import load_component
+from helios_cli.world.draw import render
+from helios_cli.world.scene import draw_scene
 
 FIRST_LOGVAR = -5.0
 """Log-variance of a new VAE's posterior: noise that does not hide anything yet."""
@@ -41,8 +41,10 @@ EDGE_REACH = 7
 """Width in pixels of what is near an edge."""
 
 PROBED = 16
-"""Held-out clips that the probe and the contact sheet take."""
+"""Held-out clips that the probe takes."""
+
 SHOWN = 4
+"""Of those, how many are on the contact sheet."""
 
 
 class Passes(nn.Module):
@@ -69,6 +71,9 @@ class VAEPhase:
         self.players = {"vae": vae}
         self._settings, self._vae, self._config, self._device = settings, vae, config, device
         self._passes = Passes(vae)
+        if settings.part == "decoder":
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
 
     def turns(self, step: int) -> Sequence[str]:
         return ("vae",)
@@ -94,9 +99,7 @@ class VAEPhase:
     def _draw(self, generator: torch.Generator, piece: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """A piece of a clip [3, T, H, W] and noise for its latents [2, z, t, h, w]."""
         frames, height, width = piece
-        seed, start = (
-            int(torch.randint(n, (), generator=generator)) for n in (2**31, self._settings.data.longest_start + 1)
-        )
+        seed, start = (drawn(range(n), generator) for n in (2**31, self._settings.data.longest_start + 1))
         scene = draw_scene(seed, variety=self._settings.data.world)
         film = render(scene, frames, start)
         x, y = scene.thing.track.at(np.arange(start, start + frames)).mean(0)
@@ -127,10 +130,12 @@ class VAEPhase:
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
-        """Writes the VAE with the statistics of its latents as they are now."""
-        mean, std = self._statistics()
-        std = std / self._settings.latents.deviation
-        config = {**self._config, "latents_mean": rounded(mean), "latents_std": rounded(std)}
+        """Writes the VAE with the statistics of its latents, as they are now if the encoder is trained."""
+        config = self._config
+        if self._settings.part == "all":
+            mean, std = self._statistics()
+            std = std / self._settings.latents.deviation
+            config = {**config, "latents_mean": rounded(mean), "latents_std": rounded(std)}
         write_component(folder, "vae", self._vae, config, dtype=torch.float32)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
@@ -193,7 +198,7 @@ def averaged(x_BCTHW: Tensor, factor: int) -> Tensor:
     return F.avg_pool3d(x_BCTHW, (1, factor, factor))
 
 
-def drawn(choices: Sequence, generator: torch.Generator):
+def drawn(choices: Sequence, generator: torch.Generator) -> object:
     """One of `choices`."""
     return choices[int(torch.randint(len(choices), (), generator=generator))]
 
@@ -257,7 +262,7 @@ def pass_on(weight: Tensor, *taps: slice) -> None:
 
 
 def build(settings: Settings, start: Checkpoint | None, device: torch.device) -> VAEPhase:
-    """The phase, from the VAE of `start` if that has been trained, or from nothing."""
+    """The phase, from the VAE of `start`, or from a new one if there is no start or it is to be `fresh`."""
     config = SPECS["tiny"].vae if start is None else start.components["vae"].config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -87,7 +87,9 @@ class Memory(Table):
     @model_validator(mode="after")
     def _possible(self) -> Memory:
         if self.rest_on_host and not self.cache_gradients:
-            raise ValueError("`rest_on_host` needs `cache_gradients`: the student's backward pass would need the critic")
+            raise ValueError(
+                "`rest_on_host` needs `cache_gradients`: the student's backward pass would meet the critic"
+            )
         if self.rest_on_host and self.adapters:
             raise ValueError("with `adapters` there is one network and none rests: leave out `rest_on_host`")
         return self

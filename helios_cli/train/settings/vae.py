@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from helios_cli.train.config import Config, Ema, Optimizer, Positive, Table
 from helios_cli.units import FRAMES_PER_LATENT, PIXELS_PER_CELL
+from helios_cli.world.tracks import HEIGHT, WIDTH
 
 POOLS = (2, 4)
 """How many times smaller the two coarser stages of the pyramid are."""
@@ -22,8 +23,8 @@ class Data(Table):
     Attributes:
         world: variety of the toy world's scenes.
         pieces: (frames, height, width) of what is cut out of a clip around its object; each step takes one of these.
-            Frames are 4k + 1, sides multiples of 32. Small ones are quicker, but only long and large ones show what
-            rendering meets.
+            Frames are 4k + 1, sides multiples of 32, 64 and 128 at most. Small ones are quicker, but only long and
+            large ones show what rendering meets.
         longest_start: pieces begin at a frame from 0 to this.
     """
 
@@ -38,7 +39,9 @@ class Data(Table):
     @field_validator("pieces")
     @classmethod
     def _whole_latents(cls, pieces: tuple[tuple[int, int, int], ...]) -> tuple[tuple[int, int, int], ...]:
-        for frames, *_ in pieces:
+        for frames, height, width in pieces:
+            if height > HEIGHT or width > WIDTH:
+                raise ValueError(f"a piece of {height}x{width} pixels is larger than the world, {HEIGHT}x{WIDTH}")
             if frames < 1 or frames % FRAMES_PER_LATENT != 1:
                 raise ValueError(f"a piece of {frames} frames makes no whole latents; write one of 1, 5, 9, 13 ...")
         return pieces
@@ -79,9 +82,15 @@ class Latents(Table):
 
 
 class Settings(Config):
-    """`fresh`: begin with a new VAE although `start` has one."""
+    """
+    Attributes:
+        fresh: begin with a new VAE although `start` has one.
+        part: "decoder" leaves the encoder and the latents' statistics as they are, so that latents made before stay
+            valid.
+    """
 
     fresh: bool = False
+    part: Literal["all", "decoder"] = "all"
     batch: int = 8
     optimizer: Optimizer = Optimizer(lr=1e-3, muon=("encoder.*.weight", "decoder.*.weight"), muon_lr=5e-3)
     ema: Ema = Ema(decay=0.99)

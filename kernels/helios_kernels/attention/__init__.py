@@ -27,7 +27,7 @@ def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | N
 
 
 def run_kernel(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
-    """`attention` by this chip's kernel, whatever `HELIOS_KERNELS` says. ValueError for queries that it does not take."""
+    """`attention` by this chip's kernel, whatever `HELIOS_KERNELS` says. ValueError for what it does not take."""
     if not takes(q_BQND):
         raise ValueError(f"the kernel takes heads of {', '.join(map(str, HEAD_SIZES))} in bfloat16 and float16")
     if current_chip() in TMA_CHIPS:

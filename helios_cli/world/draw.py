@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 
-from helios_cli.train.world.scene import Backdrop, Camera, Scene, Thing
-from helios_cli.train.world.tracks import EXTENT, HEIGHT, MIDDLE, WIDTH
+from helios_cli.world.scene import Backdrop, Camera, Scene, Thing
+from helios_cli.world.tracks import EXTENT, HEIGHT, MIDDLE, WIDTH
 
 FADE = 20
 """Frames in which a change of the scene is complete."""
@@ -46,7 +46,7 @@ def _shares(scene: Scene, times: np.ndarray) -> np.ndarray:
 
 
 def _zoom(camera: Camera | None, times: np.ndarray) -> np.ndarray:
-    """Size of things in the picture, [frames]: 1, or between 1 and NARROWEST."""
+    """Size of things in the picture, [frames]: 1, or between 1 and WIDEST."""
     if camera is None or not camera.move.startswith("zoom"):
         return np.ones(len(times))
     away = 0.5 - 0.5 * np.cos(np.pi * times / camera.frames + (np.pi if camera.move == "zoom in" else 0))
@@ -60,20 +60,20 @@ def _behind(film: np.ndarray, scene: Scene, times: np.ndarray, shares: np.ndarra
     zoom, pan = _zoom(camera, times), np.zeros(len(times))
     if camera and camera.move.startswith("pan"):
         pan = times * ((1 if camera.move == "pan right" else -1) * WIDTH / camera.frames)
-    pictures: dict[tuple, np.ndarray] = {}
+    shown, picture = None, None
     for frame in range(len(film)):
         seen = (*shares[frame], zoom[frame], pan[frame], 0 if nightfall is None else times[frame])
-        if seen not in pictures:
-            layers = (
+        if seen != shown:
+            shown = seen
+            picture = sum(
                 share * backdrop_picture(segment.backdrop, width, height, zoom[frame], pan[frame])
                 for share, segment in zip(shares[frame], scene.segments, strict=True)
                 if share > 0
             )
-            picture = sum(layers)
             if nightfall is not None:
                 picture = picture * _daylight(times[frame], nightfall)
-            pictures = {seen: np.rint(picture)}
-        film[frame] = pictures[seen]
+            picture = np.rint(picture)
+        film[frame] = picture
 
 
 def _daylight(time: int, nightfall: int) -> np.ndarray:

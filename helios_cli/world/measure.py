@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helios_cli.train.world.draw import distance
-from helios_cli.train.world.motion import motion_of
-from helios_cli.train.world.palette import COLOURS, SHAPES
-from helios_cli.train.world.tracks import HEIGHT
 from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.world.draw import distance
+from helios_cli.world.motion import motion_of
+from helios_cli.world.palette import COLOURS, SHAPES
+from helios_cli.world.tracks import HEIGHT
 
 MIN_CONTRAST = 40.0
 """Levels, as a distance in RGB, that an object differs from what is behind it."""
@@ -40,7 +40,7 @@ class Look:
         rgb: float32 [frames, 3], the object's colour; NaN where there is none.
         match: float32 [frames, 4], overlap with each of SHAPES at its best size and place, 0 to 1.
         whole: bool [frames], an object in one piece with the outline of a shape.
-        edge: float32 [frames], steepness of the outline as a share of its contrast a pixel: 1 / its width.
+        edge: float32 [frames], slope of the outline as a share of its contrast a pixel, 1 / its width; 0 without one.
         scene: name of the background as a whole.
     """
 
@@ -104,18 +104,16 @@ def read(frames: np.ndarray) -> Reading:
 
 
 def look(frames: np.ndarray) -> Look:
-    """Looks at at most some dozens of frames, uint8 [frames, height, width, 3]."""
+    """Looks at some dozens of frames at most, uint8 [frames, height, width, 3]."""
     levels = frames.astype(np.float32)
     scale = frames.shape[1] / HEIGHT
     rows = np.median(levels[:, :, ::2], axis=2)  # an object is narrower than half of the picture
     scene = background_name(np.median(rows, axis=0))
     contrast = _contrast(levels, rows, scene)
     piece, strength, one_piece = _object(contrast, scale)
-    weight = piece * (1.0 / np.maximum(piece.sum(axis=(1, 2), keepdims=True), 1e-6))
     area = piece.sum(axis=(1, 2)) / scale**2
     there = (area > AREA[0]) & (area < AREA[1])
-    ys, xs = np.arange(frames.shape[1]), np.arange(frames.shape[2])
-    centre = np.stack([weight.sum(axis=1) @ (xs + 0.5), weight.sum(axis=2) @ (ys + 0.5)], axis=-1)
+    centre = _centre(piece)
     match = _match(piece, centre, np.sqrt(np.maximum(area, 1) / np.pi) * scale)
     rgb = _mean_where(levels, piece > 0.8)
     backdrop = _mean_where(levels, contrast < MIN_CONTRAST / 2)
@@ -126,7 +124,7 @@ def look(frames: np.ndarray) -> Look:
         rgb=np.where(missing, np.nan, rgb),
         match=match,
         whole=there & (match.max(axis=1) > WHOLE_MATCH) & (one_piece > WHOLE_SHARE),
-        edge=_edge(contrast, piece, strength),
+        edge=np.where(there, _edge(contrast, piece, strength), 0),
         scene=scene,
     )
 
@@ -276,34 +274,45 @@ _SPAN = 1.9
 """Half the side of the square that outlines are compared in, in radii of a circle of the object's area."""
 
 
+_LARGE = 40
+"""Radius in pixels of the shapes that templates are made from."""
+
+_ROUNDINGS = (1, 15, 21)
+"""Pixels of those that corners are rounded over: not at all, and as a decoder does that smears small detail."""
+
+
 @functools.lru_cache(maxsize=1)
 def _templates() -> np.ndarray:
-    """Each of SHAPES at several sizes and places and two softnesses, float32 [shapes, variants, cells]."""
-    cells = np.linspace(-_SPAN, _SPAN, 4 * _GRID + 1, dtype=np.float32)
-    x, y = cells[None, :], cells[:, None]
+    """Each of SHAPES with sharp and round corners, soft edges, sizes and places, float32 [shapes, variants, cells]."""
+    steps = (np.arange(-2 * _LARGE, 2 * _LARGE + 1) / _LARGE).astype(np.float32)
     made = []
     for shape in SHAPES:
-        inside = distance(shape, x, y) < 0
-        step = cells[1] - cells[0]
-        radius = np.sqrt(inside.sum() * step**2 / np.pi)
-        rows, columns = np.nonzero(inside)
-        middle = cells[columns].mean(), cells[rows].mean()
+        filled = (distance(shape, steps[None, :], steps[:, None]) < 0).astype(np.float32)[None]
         variants = []
-        for size in (0.94, 1.0, 1.06):
-            for right, down in ((0, 0), (-0.08, 0), (0.08, 0), (0, -0.08), (0, 0.08)):
-                across = (x - right) * (radius / size) + middle[0]
-                along = (y - down) * (radius / size) + middle[1]
-                filled = (distance(shape, across, along) < 0).astype(np.float32)[None]
-                for soft in (5, 11):
-                    variants.append(_box(_box(filled, soft), soft)[0, 2::4, 2::4].ravel())
+        for rounding in _ROUNDINGS:
+            rounded = (_box(_box(_box(filled, rounding), rounding), rounding) > 0.5).astype(np.float32)
+            for soft in (5, 13):
+                piece = _box(_box(rounded, soft), soft)
+                centre, area = _centre(piece), piece.sum(axis=(1, 2))
+                for size in (0.94, 1.0, 1.06):
+                    radius = np.sqrt(area / np.pi) * size
+                    for shift in ((0, 0), (-0.08, 0), (0.08, 0), (0, -0.08), (0, 0.08)):
+                        variants.append(_sampled(piece, centre + np.array(shift) * radius, radius)[0])
         made.append(variants)
     return np.array(made, np.float32)
 
 
-def _match(piece: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Overlap of each frame's object with each of SHAPES: shared over joint area, of the best variant."""
+def _centre(piece: np.ndarray) -> np.ndarray:
+    """Middle of what is covered in each frame, x and y in pixels from the corner of the picture, [frames, 2]."""
+    weight = piece / np.maximum(piece.sum(axis=(1, 2), keepdims=True), 1e-6)
+    x, y = (np.arange(piece.shape[axis]) + 0.5 for axis in (2, 1))
+    return np.stack([weight.sum(axis=1) @ x, weight.sum(axis=2) @ y], axis=-1)
+
+
+def _sampled(piece: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """The cells of a square around the object in each frame, between pixels, float32 [frames, cells]."""
     frames, height, width = piece.shape
-    cells = np.linspace(-_SPAN, _SPAN, 4 * _GRID + 1)[2::4]
+    cells = np.linspace(-_SPAN, _SPAN, _GRID)
     columns = centre[:, :1] - 0.5 + cells * radius[:, None]
     rows = centre[:, 1:] - 0.5 + cells * radius[:, None]
     column, row = np.floor(columns).astype(int), np.floor(rows).astype(int)
@@ -317,7 +326,12 @@ def _match(piece: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> np.ndar
 
     above = corner(0, 0) * (1 - right) + corner(0, 1) * right
     under = corner(1, 0) * (1 - right) + corner(1, 1) * right
-    seen = (above * (1 - down) + under * down).reshape(frames, 1, -1).astype(np.float32)
+    return (above * (1 - down) + under * down).reshape(frames, -1).astype(np.float32)
+
+
+def _match(piece: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Overlap of each frame's object with each of SHAPES: shared over joint area, of the best variant."""
+    seen = _sampled(piece, centre, radius)[:, None]
     best = []
     for variants in _templates():
         shared = np.minimum(seen, variants).sum(axis=-1)

@@ -1,0 +1,80 @@
+"""How far a cheaper arithmetic's film is from another's: PSNR of latents and frames by chunk, from the same noise.
+
+Each film goes on from its own history, so a later chunk's distance holds what the earlier ones have led to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from helios_cli.engine.calls import answered
+from helios_cli.engine.clock import Clock
+from helios_cli.engine.denoise import Denoiser
+from helios_cli.engine.history import History
+from helios_cli.engine.models import Models
+from helios_cli.model.vae import frames_to_uint8
+from helios_cli.recipe.plan import Plan
+from helios_cli.units import PIXELS_PER_CELL
+
+T = TypeVar("T")
+
+EQUAL_DB = 100.0
+"""Stands for the infinite PSNR of equal tensors, which JSON has no number for."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Of one chunk. PSNR in dB: latents peak to peak of the film that is compared with, frames of 255."""
+
+    chunk: int
+    latents_db: float
+    frames_db: float
+
+
+@torch.inference_mode()
+def film(models: Models, plan: Plan) -> list[tuple[Tensor, Tensor]]:
+    """Latents [1, C, 9, H, W] and frames [33, 8H, 8W, 3] of each chunk of a film from one prompt, on the host."""
+    ((prompt, _),) = plan.chunks[0].prompts
+    models.encode([prompt])
+    text = models.dit.embed_text(models.prompts[prompt].rows[None])
+    settings = replace(models.checkpoint.preset, steps=plan.steps, guidance=1.0)
+    denoiser = Denoiser(models.dit, models.scheduler, settings, plan.size, Clock(models.device))
+    width, height = (pixels // PIXELS_PER_CELL for pixels in plan.size)
+    history = History.empty(models.dit_config.in_channels, height, width, models.device)
+    generator = torch.Generator("cpu").manual_seed(plan.chunks[0].seed)
+    found = []
+    for chunk in plan.chunks:
+        amplify = chunk.fresh and settings.amplify_first_chunk
+        steps = denoiser.chunk(chunk.index, history, text, None, generator, amplify=amplify)
+        latents = _returned(answered(steps, models.answer))
+        history.remember(latents)
+        frames = [frames_to_uint8(group)[0].cpu() for group in models.vae.decode(latents)]
+        found.append((latents.cpu(), torch.cat(frames)))
+    return found
+
+
+def distances(ours: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> Iterator[Distance]:
+    """Of `ours` from the `other` film of the same plan."""
+    for chunk, (a, b) in enumerate(zip(ours, other, strict=True)):
+        latents_peak = (b[0].max() - b[0].min()).item()
+        yield Distance(chunk, psnr_db(a[0], b[0], latents_peak), psnr_db(a[1], b[1], 255))
+
+
+def psnr_db(a: Tensor, b: Tensor, peak: float) -> float:
+    error = (a.double() - b.double()).square().mean().item()
+    return EQUAL_DB if error == 0 else min(EQUAL_DB, 10 * math.log10(peak**2 / error))
+
+
+def _returned(steps: Generator[object, None, T]) -> T:
+    """What a generator returns at its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value

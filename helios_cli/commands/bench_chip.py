@@ -1,0 +1,102 @@
+"""`helios bench kernels` and `helios bench all`: what this chip does, beside what it could."""
+
+from __future__ import annotations
+
+import json as json_text
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from helios_cli.console import JsonFlag, console
+from helios_cli.errors import HeliosError, InputError, MachineError
+
+
+def kernels(
+    operations: Annotated[list[str] | None, typer.Argument(metavar="[OPERATION]...", help="All, if none.")] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Look for better launch configurations for this GPU, and keep them.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Compare each Triton kernel with PyTorch on this GPU, then time it; one that differs gets no time."""
+    from helios_cli import machine
+    from helios_kernels import tuned
+    from helios_kernels.bench import bench, line
+
+    os.environ.setdefault("HELIOS_KERNELS", "triton")  # `auto` is off on a chip that has not been tried
+    tuned.use(machine.tuned_file())
+    if tune:
+        if operations:
+            raise InputError("--tune looks at all operations", hint="leave their names out")
+        _tune(machine.tuned_file())
+        return
+    timings = []
+    try:
+        for timing in bench(tuple(operations or ())):
+            console.line(line(timing))
+            timings.append(timing)
+    except RuntimeError as error:
+        raise MachineError(str(error), hint="kernels are timed on a GPU; `helios doctor` shows what is here") from error
+    console.result([asdict(timing) for timing in timings])
+    red = [f"{timing.op} {timing.case}" for timing in timings if timing.fault]
+    if red:
+        raise HeliosError(f"{len(red)} cases differ from PyTorch: {', '.join(red)}")
+
+
+def _tune(file: Path) -> None:
+    """Tune every kernel, and write what is better than what it has to `file`."""
+    import torch
+
+    from helios_kernels import tune
+    from helios_kernels.bench import seconds
+
+    rows, found = [], {}
+    try:
+        for tuning in tune.tune(seconds, device=torch.device("cuda"), like=tune.like_here()):
+            console.status(f"{tuning.kernel}: {tuning.tried} tried, {tuning.refused} of them refused")
+            if tuning.best:
+                found[tuning.kernel] = tuning.best
+            times = [None if time is None else round(time * 1e3, 4) for time in (tuning.before, tuning.seconds)]
+            rows.append([tuning.kernel, *times, tune.told(tuning.best) if tuning.best else "as before"])
+    except RuntimeError as error:
+        raise MachineError(str(error), hint="kernels are tuned on a GPU; `helios doctor` shows what is here") from error
+    tune.keep(found, file)
+    console.table(["kernel", "before, ms", "now, ms", "configuration"], rows, data={"file": str(file), "kernels": rows})
+    console.line(f"kept in {file}, and taken from now on")
+
+
+def everything(
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, cpu.")] = "auto",
+    seconds: Annotated[float, typer.Option(min=0, help="After which no further part is begun.")] = 480.0,
+    json: JsonFlag = False,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, after every part.")] = None,
+) -> None:
+    """Measure all there is of this machine: kernels, attention, fp8, renders and their floors."""
+    if out and not out.parent.is_dir():
+        raise InputError(f"--out {out}: the folder {out.parent} does not exist", hint="create it, or name another")
+
+    from helios_cli import machine
+
+    where = machine.pick_device(device)
+    if where.type == "cuda":
+        os.environ.setdefault("HELIOS_KERNELS", "triton")  # `auto` is off on a chip that has not been tried
+    from helios_cli.bench import report
+    from helios_cli.bench.everything import CPU, GPU, heading, measure_all
+
+    data = {**report.environment(), **heading(where), "parts": {}}
+    if data["note"]:
+        console.notice(data["note"])
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="helios-") as work:
+        for name, said in measure_all(where, GPU if where.type == "cuda" else CPU, work, seconds=seconds):
+            data["parts"][name] = said
+            told = "done" if "result" in said else said.get("failed") or said["left_out"]
+            console.status(f"{name}: {told}")
+            rows.append([name, round(said["seconds"], 1), told])
+            if out:
+                out.write_text(json_text.dumps(data, indent=2) + "\n", encoding="utf-8")
+    console.table(["part", "seconds", ""], rows, data=data)

@@ -1,0 +1,220 @@
+"""`helios bench offload`: every way of placing a model, measured against what its transfers and its computing allow."""
+
+from __future__ import annotations
+
+import json as json_text
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from helios_cli import options
+from helios_cli.console import JsonFlag, console
+from helios_cli.errors import InputError, MachineError
+from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from helios_cli.bench.job import Result
+    from helios_cli.cost.memory import Budget, MemoryMode, Subject
+    from helios_cli.weights.checkpoint import Checkpoint
+
+LEAST_BYTES = 250_000_000
+"""Of a transformer whose reading says something about the disk."""
+
+GPU_BUDGETS = "6G,12G,24G"
+
+
+def offload(
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="tiny, distilled, mid, base, a Hub id or a folder."),
+    ] = "tiny",
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            help=f"For stream. (default: {GPU_BUDGETS}; on a CPU, where it is host memory: none, half, all blocks stay)"
+        ),
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT. (default: the model's native size)")] = None,
+    chunks: Annotated[int, typer.Option(min=1, help="Length of the film in chunks of 33 frames.")] = 2,
+    steps: Annotated[str | None, typer.Option(help="Steps a stage: 2,2,2, or 50. (default: the model's)")] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: JsonFlag = False,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
+) -> None:
+    """Measure none, model and stream: peak memory and seconds a chunk, against the floor of transfers and computing.
+
+    The bandwidths are kept on this machine: `helios plan` and `doctor` take their times from them.
+    """
+    if out and not out.parent.is_dir():
+        raise InputError(f"--out {out}: the folder {out.parent} does not exist", hint="create it, or name another")
+    from helios_cli.bench import report
+    from helios_cli.bench.job import plan_of
+    from helios_cli.recipe.settings import ModelDefaults
+    from helios_cli.recipe.values import parse_bytes, parse_size, parse_steps
+    from helios_cli.weights import hub
+    from helios_cli.weights.checkpoint import Checkpoint
+
+    amounts = None if budgets is None else [parse_bytes(part) for part in budgets.split(",")]
+    checkpoint = Checkpoint.open(hub.resolve(model, progress=console.progress_bytes))
+    preset = checkpoint.preset
+    plan = plan_of(
+        ModelDefaults(checkpoint.native_size, preset.steps, preset.guidance),
+        size=None if size is None else parse_size(size),
+        steps=None if steps is None else parse_steps(steps),
+        frames=FRAMES_PER_CHUNK * chunks,
+        seed=0,
+    )
+    from helios_cli import machine
+
+    where = machine.pick_device(device)
+    kind, _ = machine.pick_dtype(dtype, where)
+    subject = _subject(model, checkpoint, plan, where, kind)
+    rates = _bandwidths(checkpoint, where, kind, subject)
+    computing, rows, told = None, [], []
+    for mode, budget in _placements(subject, amounts):
+        console.status(f"{mode.name}, {format_bytes(mode.device_bytes)} planned")
+        result = _measure(checkpoint, subject, mode)
+        if isinstance(result, MachineError):
+            console.warning(f"{mode.name}: {result.message}")
+            continue
+        seconds = (result.seconds - result.phases["text"]) / chunks
+        if mode.name == "none":
+            computing = seconds
+        told.append(_told(mode, budget, result, seconds, computing, rates))
+        rows.append(_row(told[-1]))
+    columns = ["mode", "budget", "blocks stay", "device peak", "host peak", "s a chunk", "floor, s", "ratio"]
+    data = {
+        **report.environment(),
+        "model": model,
+        "size": list(plan.size),
+        "steps": list(plan.steps),
+        "chunks": chunks,
+        "device": subject.device.name,
+        "dtype": subject.dtype,
+        "bandwidths": rates,
+        "modes": told,
+    }
+    console.table(columns, rows, data=data)
+    if out:
+        out.write_text(json_text.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _subject(name: str, checkpoint: Checkpoint, plan, device: torch.device, dtype: torch.dtype) -> Subject:
+    from helios_cli.cost.device import find_device, for_model
+    from helios_cli.cost.memory import Subject
+    from helios_cli.cost.model import opened
+    from helios_cli.cost.tokens import count_tokens
+    from helios_cli.cost.work import texts_of, work_of
+    from helios_cli.weights.hub import Source
+
+    model = opened(name, Source(folder=checkpoint.path), checkpoint)
+    prompts, kind = count_tokens(model, texts_of(plan)), str(dtype).removeprefix("torch.")
+    seen = for_model(find_device(str(device)), model.parameters["transformer"])
+    return Subject(plan, model, work_of(plan, model, prompts, kind), prompts, seen, kind)
+
+
+def _bandwidths(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, subject: Subject) -> dict:
+    from helios_cli.bench.bandwidth import bandwidths
+    from helios_cli.cost.speeds import record_bandwidths, speeds_file
+
+    console.status("reading weights from the disk and out of the page cache")
+    rates = bandwidths(checkpoint, device, dtype)
+    if checkpoint.component("transformer").bytes < LEAST_BYTES:
+        console.notice(f"the bandwidths are not kept: {subject.model.name} is too small to tell them of larger models")
+        return rates
+    try:
+        record_bandwidths(subject.device.name, rates)
+    except OSError as error:
+        console.warning(f"the bandwidths could not be kept in {speeds_file()}: {error}")
+    return rates
+
+
+def _placements(subject: Subject, amounts: list[int] | None) -> list[tuple[MemoryMode, int | None]]:
+    """The modes to measure, and the budget that each was placed in: first without one, then in each that it fits."""
+    from helios_cli.cost.memory import Budget, memory_modes, mode_of
+    from helios_cli.recipe.values import parse_bytes
+    from helios_cli.weights.placement import Placement
+
+    free = Budget(None, None)
+    found = [(mode_of(subject, free, Placement(mode)), None) for mode in ("none", "model")]
+    if subject.device.kind == "cpu" and amounts is None:
+        layers = subject.model.dit.num_layers
+        kept = sorted({0, layers // 2, layers})
+        return [*found, *((mode_of(subject, free, Placement("stream", count)), None) for count in kept)]
+    for amount in amounts or [parse_bytes(part) for part in GPU_BUDGETS.split(",")]:
+        budget: Budget = Budget(None, amount) if subject.device.kind == "cpu" else Budget(amount, None)
+        streams = [mode for mode in memory_modes(subject, budget) if mode.name == "stream"]
+        if streams and streams[0].fits:
+            found.append((streams[0], amount))
+        else:
+            console.warning(f"nothing streams in {format_bytes(amount)}")
+    return found
+
+
+def _measure(checkpoint: Checkpoint, subject: Subject, mode: MemoryMode) -> Result | MachineError:
+    """A film in a process of its own; the error where memory was too small."""
+    from helios_cli.bench.job import Job, run
+
+    plan, placement = subject.plan, mode.placement
+    with tempfile.TemporaryDirectory(prefix="helios-") as work:
+        job = Job(
+            folder=str(checkpoint.path),
+            synthetic=None,
+            size=plan.size,
+            num_frames=plan.num_frames,
+            steps=plan.steps,
+            dtype=subject.dtype,
+            device=subject.device.kind,
+            threads=0,
+            film=f"{work}/film.mkv",
+            placement=(placement.mode, placement.resident, placement.turns, placement.cached_bytes),
+        )
+        try:
+            return run("ours", job)
+        except MachineError as error:
+            return error
+
+
+def _told(
+    mode: MemoryMode, budget: int | None, result: Result, seconds: float, computing: float | None, rates: dict
+) -> dict:
+    """`floor_seconds`: the larger of what the transfers take at the measured bandwidths, the files being in the page
+    cache, and what a chunk takes with nothing offloaded."""
+    reading = mode.read_bytes / rates["cache"] if mode.name != "none" else 0.0
+    upload = mode.moved_bytes / rates["upload"] if "upload" in rates else 0.0
+    floor = max(reading, upload, computing or 0.0)
+    return {
+        "mode": mode.name,
+        "budget_bytes": budget,
+        "resident_blocks": mode.placement.resident if mode.name == "stream" else None,
+        "turns": mode.placement.takes_turns,
+        "planned_device_bytes": mode.device_bytes,
+        "planned_host_bytes": mode.host_bytes,
+        "peak_device_bytes": result.peak_device_bytes,
+        "peak_host_bytes": result.peak_host_bytes,
+        "moved_bytes": mode.moved_bytes,
+        "seconds": seconds,
+        "floor_seconds": floor,
+        "ratio": seconds / floor if floor else None,
+    }
+
+
+def _row(told: dict) -> list:
+    def amount(key: str) -> str:
+        return "" if told[key] is None else format_bytes(told[key])
+
+    return [
+        told["mode"] + (" in turns" if told["turns"] and told["mode"] == "stream" else ""),
+        amount("budget_bytes"),
+        "all" if told["resident_blocks"] is None else told["resident_blocks"],
+        amount("peak_device_bytes"),
+        amount("peak_host_bytes"),
+        round(told["seconds"], 3),
+        round(told["floor_seconds"], 3),
+        "" if told["ratio"] is None else round(told["ratio"], 2),
+    ]

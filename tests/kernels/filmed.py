@@ -1,0 +1,30 @@
+"""Run by test_model.py in a process of its own, with kernels or without: a small film's latents and frames to a file.
+
+filmed.py OUT none|fp8
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from helios_cli.bench.fidelity import film
+from helios_cli.bench.job import plan_of
+from helios_cli.bench.specs import SPECS
+from helios_cli.bench.synthetic import RandomModels
+from helios_cli.model import attention
+from helios_cli.recipe.settings import ModelDefaults
+from helios_cli.units import FRAMES_PER_CHUNK
+
+attention.onednn_runs = lambda x: False  # a matter of CPUs, where kernels do not run by themselves
+
+torch.manual_seed(0)
+tiny = SPECS["tiny"]
+spec = replace(tiny, transformer={**tiny.transformer, "num_layers": 2}, native_size=(64, 64))
+defaults = ModelDefaults(spec.native_size, (1, 1, 1), 1.0)
+plan = plan_of(defaults, frames=2 * FRAMES_PER_CHUNK, seed=0)
+models = RandomModels(spec, torch.device("cpu"), torch.float32, name="small", quant=sys.argv[2])
+torch.save(film(models, plan), Path(sys.argv[1]))

@@ -1,0 +1,86 @@
+"""Configurations that are found on a machine: the fastest that is right, kept, and used from then on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helios_kernels import configs, tuned
+from helios_kernels.configs import Config
+from helios_kernels.registry import OPS
+from helios_kernels.tune import SUBJECTS
+from helios_kernels.tuned import Tuned
+
+WORKER = Path(__file__).with_name("tuned_here.py")
+
+
+@pytest.fixture(autouse=True)
+def no_file():
+    yield
+    tuned.use(None)
+
+
+def test_the_fastest_that_is_right_is_kept_and_used(tmp_path):
+    file = tmp_path / "home" / "kernels.json"
+    run = subprocess.run([sys.executable, str(WORKER), str(file)], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    said = json.loads(run.stdout)
+    assert said["best"] == "num_warps 1, num_stages 1, tile 512"
+    assert said["refused"] == 1
+    assert said["seconds"] == [2.0, 1.0]
+    assert said["tiles"] == [2**18, 2**18, 512]
+    tuned.use(file)
+    assert tuned.of("interpreter").like == "interpreter"
+
+
+def test_what_is_kept_of_one_kernel_leaves_the_others(tmp_path):
+    file = tmp_path / "kernels.json"
+    tuned.use(file)
+    tuned.keep("GPU", Tuned("sm_89", "3.7.1", {"renoise": {"num_warps": 4, "tile": 512}}), file)
+    tuned.keep("GPU", Tuned("sm_89", "3.9.0", {"dmd_step": {"num_warps": 2, "tile": 512}}), file)
+    tuned.keep("other", Tuned("sm_90", "3.9.0", {}), file)
+    assert set(tuned.of("GPU").configs) == {"renoise", "dmd_step"}
+    assert tuned.of("GPU").triton == "3.9.0"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '{"version": 2, "devices": {}}',
+        '{"version": 1, "devices": {"GPU": {"like": "sm_80"}}}',
+        '{"version": 1, "devices": {"GPU": {"like": "sm_80", "triton": "3", "configs": {"x": {"speed": 3}}}}}',
+        '{"version": 1, "devices": {"GPU": {"like": "sm_80", "triton": "3", "configs": {"x": {"tile": 3}}}}}',
+    ],
+)
+def test_a_damaged_file_is_no_file(text, tmp_path):
+    file = tmp_path / "kernels.json"
+    file.write_text(text)
+    tuned.use(file)
+    assert tuned.of("GPU") is None
+
+
+def test_a_configuration_that_is_tried_ends_with_the_block():
+    tried = Config(num_warps=2, tile=64)
+    with configs.trying("renoise", tried):
+        assert configs.found_here("renoise") == tried
+    assert configs.found_here("renoise") is None
+
+
+def test_what_is_tuned_is_there():
+    """Every kernel but attention's second, on cases that exist, each timed one of the 14B model's shapes."""
+    assert {subject.op for subject in SUBJECTS} | {
+        "layer_norm",
+        "gated_residual",
+        "gated_residual_layer_norm",
+        "attention_pointers",
+        "causal_pad",
+    } == set(OPS)
+    for subject in SUBJECTS:
+        cases = {case.id: case for case in OPS[subject.op].cases}
+        assert all(cases[name].interpreted for name in subject.checked)
+        assert all(cases[name].real or cases[name].compiled for name in subject.timed)

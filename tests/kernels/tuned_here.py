@@ -1,0 +1,46 @@
+"""Run by test_tune.py in a process of its own: one kernel tuned through Triton's interpreter, with a clock of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.update(TRITON_INTERPRET="1", HELIOS_KERNELS="triton")
+
+import torch
+
+from helios_kernels import configs, tune, tuned
+from helios_kernels.configs import Config
+
+FAST = Config(num_warps=1, tile=512)
+CANDIDATES = (Config(num_warps=1, tile=2048), FAST, Config(num_warps=1, tile=1000))  # the last: no power of two
+
+
+def main(file: Path) -> None:
+    tuned.use(file)
+    before = configs.config("renoise").tile
+
+    def seconds(call) -> float:
+        call()
+        return 1.0 if configs.config("renoise") == FAST else 2.0
+
+    subject = tune.Subject("renoise", "renoise", ("into-stage1",), ("odd",), CANDIDATES)
+    (found,) = tune.tune(seconds, device=torch.device("cpu"), like=tune.like_here(), subjects=(subject,))
+    untouched = configs.config("renoise").tile
+    tune.keep({found.kernel: found.best}, file)
+    print(
+        json.dumps(
+            {
+                "best": tune.told(found.best),
+                "refused": found.refused,
+                "seconds": [found.before, found.seconds],
+                "tiles": [before, untouched, configs.config("renoise").tile],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,111 @@
+"""Which attention computes: forced, by the rule, or the fastest that is right."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from helios_cli.errors import InputError, MachineError
+from helios_cli.model import attention, backends
+from helios_cli.model.backends import Measured, Memory, measure, read_choices, shape_key
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    yield
+    attention.use("auto", CPU, torch.float32, 2, 32)
+
+
+def tensors(queries: int = 40, keys: int = 40) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    return torch.randn(1, queries, 2, 32), torch.randn(1, keys, 2, 32), torch.randn(1, keys, 2, 32)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sdpa", "flash", "math", "blocked"])
+@pytest.mark.parametrize("bias", [None, torch.linspace(-1, 2, 40)])
+def test_every_attention_of_a_cpu_is_the_same_function(name, bias):
+    q, k, v = tensors()
+    logits = torch.einsum("bqnd,bknd->bnqk", q.double(), k.double()) / 32**0.5
+    weights = (logits if bias is None else logits + bias.double()).softmax(-1)
+    exact = torch.einsum("bnqk,bknd->bqnd", weights, v.double()).flatten(2)
+    attention.use(name, CPU, torch.float32, 2, 32)
+    torch.testing.assert_close(attention.attention(q, k, v, bias).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_forced_choice_is_taken_for_every_shape():
+    choice = attention.use("math", CPU, torch.float32, 2, 32)
+    with torch.no_grad():
+        assert {choice.of(*tensors(n), None) for n in (1, 40, 300)} == {"math"}
+
+
+def test_flash_leaves_the_prompt_to_what_takes_a_bias():
+    choice = attention.use("flash", CPU, torch.float32, 2, 32)
+    assert choice.of(*tensors(), None) == "flash"
+    assert choice.of(*tensors(), torch.zeros(40)) == "sdpa"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asserts what happens without a GPU")
+@pytest.mark.parametrize("name", ["triton", "cudnn", "efficient"])
+def test_a_choice_that_does_not_run_here_is_refused_with_the_reason(name):
+    with pytest.raises(MachineError, match=f"--attention {name}.*(sees no GPU|No viable backend)"):
+        attention.use(name, CPU, torch.float32, 2, 32)
+
+
+def test_a_name_that_is_none_is_refused():
+    with pytest.raises(InputError, match="--attention fast: no such attention"):
+        attention.use("fast", CPU, torch.float32, 2, 32)
+
+
+def right(q, k, v, bias):
+    return attention.RUN["math"](q, k, v, bias)
+
+
+def wrong(q, k, v, bias):
+    return right(q, k, v, bias) * 1.1
+
+
+def broken(q, k, v, bias):
+    raise RuntimeError("no kernel image\nfor this device")
+
+
+@torch.no_grad()
+def test_the_fastest_that_is_right_wins_and_the_others_have_a_reason():
+    times = iter([3.0, 2.0])
+    found = measure(
+        {"a": right, "b": wrong, "c": right, "d": broken}, *tensors(), None, milliseconds=lambda call: next(times)
+    )
+    assert found == Measured("c", {"a": 3.0, "c": 2.0}, {"b": "differs from a by 0.1", "d": "no kernel image"})
+
+
+@torch.no_grad()
+def test_nothing_that_runs_leaves_it_to_pytorch():
+    assert measure({"d": broken}, *tensors(), None, milliseconds=lambda call: 1.0).name == "sdpa"
+
+
+def test_what_was_measured_is_remembered_by_device_and_shape(tmp_path):
+    file, one = tmp_path / "home" / "attention.json", Measured("cudnn", {"cudnn": 1.0}, {"triton": "x"})
+    Memory(file, "A").keep("64x64 2x32 bfloat16", one)
+    Memory(file, "B").keep("64x64 2x32 bfloat16", Measured("flash", {"flash": 1.0}, {}))
+    assert Memory(file, "A").known == {"64x64 2x32 bfloat16": one}
+    assert read_choices(file)["B"]["64x64 2x32 bfloat16"].name == "flash"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "choices": {"A": {"s": 1}}}', "{" * 5000])
+def test_a_damaged_file_is_an_empty_one(text, tmp_path):
+    file = tmp_path / "attention.json"
+    file.write_text(text)
+    assert read_choices(file) == {}
+    Memory(file, "A").keep("s", Measured("flash", {}, {}))
+    assert json.loads(file.read_text())["choices"]["A"]["s"]["name"] == "flash"
+
+
+def test_shapes_that_differ_little_take_one_choice():
+    keys = {shape_key(*tensors(queries, 122)[:2], None) for queries in (2100, 2940, 4096)}
+    assert keys == {"4096x128 2x32 float32"}
+    assert shape_key(*tensors(4097, 122)[:2], torch.zeros(122)) == "8192x128 2x32 float32 bias"
+    assert backends.device_key(CPU).startswith("cpu, torch ")

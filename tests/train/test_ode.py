@@ -1,0 +1,231 @@
+"""Pairs of a teacher and the regression on them, against the engine's sampler and the transformer called one by one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from train.distilling import CONFIG, LATENT, SIZE, Clips, checkpoint, network
+
+from helios_cli.bench.specs import SCHEDULERS
+from helios_cli.engine.calls import answered
+from helios_cli.engine.clock import Clock
+from helios_cli.engine.denoise import Denoiser, stages_of
+from helios_cli.engine.history import History
+from helios_cli.errors import InputError
+from helios_cli.sampling.noise import BlockNoise
+from helios_cli.sampling.schedule import SchedulerConfig
+from helios_cli.train.forward import given
+from helios_cli.train.history import Lesson
+from helios_cli.train.networks import guided, predictor
+from helios_cli.train.pairs import PairsFolder, PairsNote, open_pairs, shard_path, write_pairs
+from helios_cli.train.phase import Share
+from helios_cli.train.phases import ode, pairs
+from helios_cli.train.rollout import Walk, draw_noise, student_roll_out, teacher_roll_out
+from helios_cli.train.settings.ode import Settings
+from helios_cli.train.settings.pairs import Settings as PairsSettings
+from helios_cli.train.settings.pairs import Teacher
+from helios_cli.weights.checkpoint import Preset
+
+DMD = SchedulerConfig.from_json(SCHEDULERS["distilled"])
+MID = SchedulerConfig.from_json(SCHEDULERS["mid"])
+CLOCK = Clock(torch.device("cpu"))
+
+
+def lesson(samples: int) -> Lesson:
+    batch = Clips().batch([(i % 2, 1) for i in range(samples)])
+    return Lesson(batch.latents, batch.past, batch.anchor, batch.rows, batch.captions, [1] * samples)
+
+
+def engine_chunk(dit, config: SchedulerConfig, steps: tuple[int, ...], guidance: float, told: Lesson) -> torch.Tensor:
+    """What `helios render` makes of one sample's history and prompt."""
+    history = History(told.past, told.anchor)
+    settings = Preset(steps=steps, guidance=guidance)
+    with torch.no_grad():
+        text, negative = dit.embed_text(told.rows), dit.embed_text(torch.zeros_like(told.rows))
+        if guidance == 1:
+            negative = None
+        denoiser = Denoiser(dit, config, settings, SIZE, CLOCK)
+        chunk = denoiser.chunk(0, history, text, negative, torch.Generator().manual_seed(3), amplify=False)
+        film = answered(chunk, lambda calls: [dit(*call) for call in calls])
+        while True:
+            try:
+                next(film)
+            except StopIteration as end:
+                return end.value
+
+
+def noise() -> object:
+    return draw_noise(LATENT, DMD, BlockNoise(DMD.gamma, (1, 2, 2)), iter([torch.Generator().manual_seed(3)]))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_student_goes_as_the_engine_samples(steps):
+    """Every part of it: history, prompt, timesteps, sigmas, noise, jumps."""
+    dit, told = network(0), lesson(1)
+    stages = stages_of(DMD, (steps,) * 3, SIZE, CONFIG.patch_size, amplify=False)
+    predict = predictor(dit, given(dit, told.terms(), told.rows))
+    found = student_roll_out(predict, stages, noise(), [steps - 1] * 3)
+    wanted = engine_chunk(dit, DMD, (steps,) * 3, 1.0, told)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)  # float32 in another order of sums
+
+
+def test_a_teacher_goes_as_the_engine_samples():
+    dit, told = network(0), lesson(1)
+    stages = stages_of(MID, (3, 3, 3), SIZE, CONFIG.patch_size, amplify=False)
+    cond = predictor(dit, given(dit, told.terms(), told.rows))
+    uncond = predictor(dit, given(dit, told.terms(), torch.zeros_like(told.rows)))
+    walks = teacher_roll_out(guided(cond, uncond, 2.0), MID, stages, noise(), 1)
+    wanted = engine_chunk(dit, MID, (3, 3, 3), 2.0, told)
+    torch.testing.assert_close(walks[-1].end, wanted, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [(128, 64), (640, 384)])
+@pytest.mark.parametrize("kept", [4, 12])
+def test_kept_states_are_the_student_s_steps(size, kept):
+    """The teacher's finer schedule and every coarser one of the student meet in the numbers that the engine uses."""
+    every = stages_of(DMD, (kept,) * 3, size, (1, 2, 2), amplify=False)
+    for steps in (1, 2, 4):
+        for fine, coarse in zip(every, stages_of(DMD, (steps,) * 3, size, (1, 2, 2), amplify=False), strict=True):
+            assert fine.timesteps[:: kept // steps] == coarse.timesteps
+            assert fine.sigmas[: -1 : kept // steps] == pytest.approx(coarse.sigmas[:-1], abs=1e-12)
+            assert fine.renoise == coarse.renoise
+    doubled = stages_of(DMD, (1, 1, 1), size, (1, 2, 2), amplify=True)
+    assert doubled == stages_of(DMD, (2, 2, 2), size, (1, 2, 2), amplify=False)
+
+
+def test_states_lie_where_a_straight_flow_says():
+    """With a constant flow v a solver of any order goes from the start point P along P - (sigma_0 - sigma) v."""
+    flow = torch.randn(1, *LATENT)[..., :1, :1]
+    stages = stages_of(DMD, (8, 8, 8), SIZE, (1, 2, 2), amplify=False)
+    for config in (MID, SchedulerConfig(scheduler_type="euler")):
+        for walk, stage in zip(
+            teacher_roll_out(lambda x, t: flow.expand_as(x), config, stages, noise(), 4), stages, strict=True
+        ):
+            start = walk.states[0]
+            for state, sigma in zip(walk.states, stage.sigmas[:-1:2], strict=True):
+                torch.testing.assert_close(state, start - (stage.sigmas[0] - sigma) * flow, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(walk.end, start - stage.sigmas[0] * flow, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four pairs of noise in two shards, two states kept."""
+    torch.manual_seed(0)
+    open_pairs(tmp_path, PairsNote({"teacher": "none"}, 2, SIZE))
+    for number in range(2):
+        walks = [
+            Walk(torch.randn(2, 2, 16, 9, 2 << k, 4 << k), torch.randn(2, 16, 9, 2 << k, 4 << k)) for k in range(3)
+        ]
+        write_pairs(shard_path(tmp_path, number), lesson(2), walks)
+    return tmp_path
+
+
+def phase(folder, **changes) -> ode.OdePhase:
+    settings = Settings(
+        phase="ode",
+        start="-",
+        out="-",
+        steps=1,
+        dtype="float32",
+        data={"pairs": str(folder)},
+        student={"steps": (1, 2)},
+        **changes,
+    )
+    return ode.OdePhase(settings, network(0).requires_grad_(), PairsFolder(folder), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_errors_are_those_of_the_plain_transformer(folder, stage):
+    ours, dit = phase(folder), network(0)
+    numbers = stages_of(DMD, (2, 2, 2), SIZE, CONFIG.patch_size, amplify=False)[stage]
+    found = ours.errors(stage, [0, 3, 2], [0, 1, 1])
+    batch = ours.pairs.batch([0, 3, 2], stage)
+    for i, place in enumerate([0, 1, 1]):
+        told, state = batch.lesson, batch.states[i : i + 1, place]
+        with torch.no_grad():
+            history = dit.embed_history(*(term[i : i + 1] for term in told.terms()))
+            mods = dit.modulation(torch.tensor([numbers.timesteps[place]]))
+            rope = dit.rope((4, 8), (1 << stage, 2 << stage))
+            flow = dit(state, history, mods, rope, dit.embed_text(told.rows[i : i + 1]))
+        error = (state - numbers.sigmas[place] * flow - batch.end[i : i + 1]).square().mean()
+        assert found[i].item() == pytest.approx(error.item(), rel=1e-4)
+
+
+def test_gradient_by_finite_differences(folder):
+    """Along one direction through all parameters. float32: two decimals of six are left after the difference."""
+    ours = phase(folder)
+    share = Share(step=0, samples=range(2), batch=2, seed=0)
+    ours.backward("student", share)
+    params = list(ours.dit.parameters())
+    direction = [p.grad / torch.cat([q.grad.flatten() for q in params]).norm() for p in params]
+    slope = sum((p.grad * d).sum() for p, d in zip(params, direction, strict=True)).item()
+
+    def loss(by: float) -> float:
+        with torch.no_grad():
+            for p, d in zip(params, direction, strict=True):
+                p.add_(d, alpha=by)
+            with torch.enable_grad():
+                (error,) = ours.backward("student", share).values()
+            for p, d in zip(params, direction, strict=True):
+                p.sub_(d, alpha=by)
+        return 40.0 * error.item()  # half of the weight 80
+
+    assert slope == pytest.approx((loss(2e-3) - loss(-2e-3)) / 4e-3, rel=0.02)
+
+
+def test_two_processes_add_up_to_one(folder):
+    whole, halves = phase(folder), phase(folder)
+    whole.backward("student", Share(step=3, samples=range(4), batch=4, seed=0))
+    for samples in (range(2), range(2, 4)):
+        halves.backward("student", Share(step=3, samples=samples, batch=4, seed=0))
+    for a, b in zip(whole.dit.parameters(), halves.dit.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_samples_are_steps_of_the_student_s_schedules(folder):
+    """Of (1, 2): half the draws are the one step, a quarter each of the two."""
+    ours = phase(folder)
+    places = [ours.draw_state(torch.Generator().manual_seed(i)) for i in range(400)]
+    assert set(places) == {0, 1} and places.count(1) == pytest.approx(100, abs=5 * 8.7)
+
+
+def test_pairs_are_made_once_and_go_on(tmp_path, monkeypatch):
+    start = checkpoint(tmp_path, "mid")
+    monkeypatch.setattr(pairs, "LatentClips", lambda *_, **__: _Noted())
+    monkeypatch.setattr(pairs, "require_same_encoder", lambda *_: None)
+    settings = PairsSettings(
+        phase="pairs",
+        start="-",
+        out=str(tmp_path / "pairs"),
+        dtype="float32",
+        pairs=2,
+        batch=1,
+        data={"clips": "-", "held_back": 0},
+        teacher=Teacher(steps=2, kept=1, guidance=2.0),
+    )
+    device = torch.device("cpu")
+    assert [event.pairs for event in pairs.run(settings, start, device)] == [1, 2]
+    first, second = (shard_path(settings.folder, number) for number in range(2))
+    assert first.read_bytes() != second.read_bytes()
+    before = second.read_bytes()
+    second.unlink()
+    assert [event.pairs for event in pairs.run(settings, start, device)] == [2]
+    assert second.read_bytes() == before
+    with pytest.raises(InputError, match=r"guidance was 2\.0, is 3\.0"):
+        list(pairs.run(settings.model_copy(update={"teacher": Teacher(steps=2, kept=1, guidance=3.0)}), start, device))
+
+
+class _Noted(Clips):
+    note = SimpleNamespace(latent_shape=(16, 8, 16))
+
+
+def test_what_does_not_fit_is_said(tmp_path, folder):
+    with pytest.raises(InputError, match="no pairs of a teacher"):
+        PairsFolder(tmp_path / "none")
+    with pytest.raises(ValueError, match="write `steps = 8`"):
+        Teacher(steps=6, kept=4)
+    settings = Settings(phase="ode", start="-", out="-", steps=1, data={"pairs": str(folder)}, student={"steps": (3,)})
+    with pytest.raises(InputError, match="keep 2 states"):
+        ode.build(settings, None, torch.device("cpu"))
