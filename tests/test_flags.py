@@ -21,6 +21,10 @@ FLAGS = {
         "--against --attention --chunks --device --dtype --json --memory --minutes --model --out --quant --size "
         "--steps --synthetic --threads -m"
     ),
+    "helios bench quality": (
+        "--chunks --device --dtype --films --guidance --json --minutes --model --out --prompts --seed --sheet --steps -m"
+    ),
+    "helios bench train": "--batch --device --dtype --json --size",
     "helios cache": "",
     "helios cache clear": "--json",
     "helios cache list": "--json",
@@ -47,6 +51,7 @@ FLAGS = {
         "--on-error --output --preset --progress --quant --quiet --ram --reanchor --revision --seconds --seed --shot "
         "--size --steps --strict --takes --video --vram -m -o -q"
     ),
+    "helios train": "--check --device --json --max-minutes --output --progress --quiet --set --steps --threads -o -q",
 }
 
 

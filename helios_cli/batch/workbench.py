@@ -56,12 +56,17 @@ class Workbench:
         return device, machine.pick_dtype(dtype_with(self.quant, self.dtype_name), device)[0]
 
     def plan(self, job: Job, models: Models) -> Plan:
+        from helios_cli.cost.work import texts_of
         from helios_cli.recipe.plan import plan_film
         from helios_cli.recipe.settings import ModelDefaults, resolve
+        from helios_cli.weights.vocabulary import introduction
 
         checkpoint = models.checkpoint
         defaults = ModelDefaults(checkpoint.native_size, checkpoint.preset.steps, checkpoint.preset.guidance)
-        return plan_film(job.film, resolve(job.film.recipe, self.flags, defaults), strict=self.strict)
+        plan = plan_film(job.film, resolve(job.film.recipe, self.flags, defaults), strict=self.strict)
+        if line := introduction(checkpoint, models.name, texts_of(plan)):
+            self.tell(line)
+        return plan
 
     def models(self, name: str) -> Models:
         """The loaded model called `name`; several films share it."""
@@ -79,7 +84,7 @@ class Workbench:
         from helios_cli.cost.transfer import bandwidths_of
 
         subject = self._subject(plans, models, lanes)
-        budget = self._budget(subject.device)
+        budget = self._budget(subject.device, models)
         if models.is_loaded and mode_of(subject, budget, models.placement).fits:
             return
         mode, modes = plan_placement(subject, self.wish, budget)
@@ -97,7 +102,7 @@ class Workbench:
         if self.wish.offload != "auto":
             return False
         subject = self._subject(plans, models, lanes)
-        budget = self._budget(subject.device)
+        budget = self._budget(subject.device, models)
         mode = choose_deeper(subject, mode_of(subject, budget, models.placement), budget)
         models.unload()
         if mode is None:
@@ -137,7 +142,7 @@ class Workbench:
             total = machine.host_memory().total_bytes
         return Device(device.type, name, total, machine.free_bytes(device))
 
-    def _budget(self, device: Device) -> Budget:
+    def _budget(self, device: Device, models: Models) -> Budget:
         """What the films of this command may take: decided before the first of them is loaded."""
         from helios_cli.cost.placing import allocator_share, budget_of
 
@@ -146,7 +151,7 @@ class Workbench:
             if device.kind == "cuda" and (share := allocator_share(self.wish, device.total_bytes)):
                 import torch
 
-                torch.cuda.set_per_process_memory_fraction(share)
+                torch.cuda.set_per_process_memory_fraction(share, models.device)
         return self.budget
 
     def _load(self, name: str) -> Models:
@@ -162,6 +167,4 @@ class Workbench:
             self.tell(line)
         folder = hub.resolve(name, self.revision, progress=console.progress_bytes)
         checkpoint = Checkpoint.open(folder)
-        if checkpoint.knows:
-            self.tell(f"{name} {'' if checkpoint.trained else 'is untrained; it '}knows {checkpoint.knows}")
         return Models(checkpoint, device, dtype, name=name, quant=self.quant, attention=self.attention)

@@ -68,6 +68,7 @@ CPU = Shapes("tiny", "tiny", ((300, 300, 4, 32, False), (200, 20, 4, 32, True)),
 class Part:
     name: str
     measure: Callable[[], object]
+    needs_gpu: bool = False
 
 
 def parts(device: torch.device, shapes: Shapes, folder: str) -> Iterator[Part]:
@@ -85,7 +86,7 @@ def parts(device: torch.device, shapes: Shapes, folder: str) -> Iterator[Part]:
         kernels="triton" if device.type == "cuda" else "",
     )
     yield Part("ceiling", lambda: asdict(_ceiling(device)))
-    yield Part("kernels", lambda: _kernels(compiled=False))
+    yield Part("kernels", lambda: _kernels(compiled=False), needs_gpu=True)
     yield Part("attention", lambda: _attention(device, shapes))
     yield Part("fp8 products", lambda: _products(device, shapes))
     for steps in ((1, 1, 1), (2, 2, 2)):
@@ -94,7 +95,7 @@ def parts(device: torch.device, shapes: Shapes, folder: str) -> Iterator[Part]:
             yield Part(name, lambda steps=steps, quant=quant: _render(replace(job, steps=steps, quant=quant), device))
     yield Part("kernels on and off", lambda: _on_and_off(job, shapes, folder))
     yield Part("fp8 quality", lambda: _quality(device, shapes))
-    yield Part("kernels against torch.compile", lambda: _kernels(compiled=True))
+    yield Part("kernels against torch.compile", lambda: _kernels(compiled=True), needs_gpu=True)
 
 
 def measure_all(
@@ -104,8 +105,11 @@ def measure_all(
     began = time.perf_counter()
     for part in parts(device, shapes, folder):
         start = time.perf_counter()
-        if start - began > seconds:
-            yield part.name, {"seconds": 0.0, "left_out": f"{seconds:g} seconds were over"}
+        why = f"{seconds:g} seconds were over" if start - began > seconds else None
+        if part.needs_gpu and device.type != "cuda":
+            why = "timed on a GPU"
+        if why:
+            yield part.name, {"seconds": 0.0, "left_out": why}
             continue
         try:
             said = {"result": part.measure()}
@@ -190,7 +194,7 @@ def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def _render(job: Job, device: torch.device) -> dict:
     """A film, its phases, and how long each would take at the rate that a large product reaches here."""
-    result = run("ours", job)
+    result = run("ours", job, timeout=SECONDS / 2)
     floor = floors(job, "bfloat16", _ceiling(device).product)
     return {
         **side(result),
@@ -214,7 +218,7 @@ def _on_and_off(job: Job, shapes: Shapes, folder: str) -> dict:
             film=films[-1],
             kernels=kernels,
         )
-        results[kernels or "auto"] = side(run("ours", one))
+        results[kernels or "auto"] = side(run("ours", one, timeout=SECONDS / 4))
     return {"agreement_db": agreement_db(*films), **results}
 
 

@@ -132,10 +132,11 @@ def job_plan(job: Job, defaults: ModelDefaults, *, warm_up: bool = False) -> Pla
     return plan_of(defaults, size=job.size, steps=job.steps, frames=frames, seed=job.seed)
 
 
-def run(side: str, job: Job) -> Result:
+def run(side: str, job: Job, *, timeout: float | None = None) -> Result:
     """Measure `job` in a process of its own. `side` is the module of this package that does it.
 
-    Raises what that process raised, and MachineError if it was killed. With HELIOS_DEBUG its stderr is shown.
+    Raises what that process raised, and MachineError if it was killed or took more than `timeout` seconds. With
+    HELIOS_DEBUG its stderr is shown.
     """
     threads = dict.fromkeys(THREAD_VARIABLES, str(job.threads)) if job.threads else {}
     stderr = None if os.environ.get("HELIOS_DEBUG", "") not in ("", "0") else subprocess.PIPE
@@ -143,7 +144,12 @@ def run(side: str, job: Job) -> Result:
         answer = Path(folder, "result.json")
         command = [sys.executable, "-m", f"{__package__}.{side}", json.dumps(asdict(job)), str(answer)]
         environment = {**os.environ, **threads, **({"HELIOS_KERNELS": job.kernels} if job.kernels else {})}
-        ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=stderr, text=True, env=environment)
+        try:
+            ended = subprocess.run(
+                command, stdout=subprocess.DEVNULL, stderr=stderr, text=True, env=environment, timeout=timeout
+            )
+        except subprocess.TimeoutExpired as error:
+            raise MachineError(f"the {side} side took more than {timeout:g} s", hint="take a smaller film") from error
         if ended.returncode == 0:
             return _result(json.loads(answer.read_text()))
     if ended.returncode < 0:

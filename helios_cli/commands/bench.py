@@ -239,7 +239,7 @@ def train_memory(
     for held in compare(size, batch, pick_device(device), dtype):
         console.status(f"measured with {held.way}")
         data["ways"].append({**asdict(held), "peak_bytes": held.peak_bytes})
-        sizes = (held.peak_bytes, held.critic_bytes, held.student_bytes, held.rest_bytes)
+        sizes = (held.peak_bytes, held.critic_bytes, held.student_bytes, held.between_bytes)
         rows.append([held.way, *(round(size / 1e6) for size in sizes), round(held.seconds, 2)])
     console.table(["on", "peak, MB", "critic's turn", "student's turn", "between", "seconds"], rows, data=data)
 

@@ -37,6 +37,8 @@ def _facts() -> dict:
     import torch
     from huggingface_hub import constants
 
+    from helios_cli.engine.gpu import attention_facts
+
     device = machine.pick_device("auto")
     dtype, reason = machine.pick_dtype("auto", device)
     memory = machine.host_memory()
@@ -58,7 +60,7 @@ def _facts() -> dict:
         "ffmpeg": _ffmpeg(),
         "triton": asdict(machine.triton()),
         "kernels": _kernels(),
-        "attention": _attention(device),
+        "attention": attention_facts(device),
         "models": _models(device, dtype),
     }
 
@@ -75,21 +77,6 @@ def _kernels() -> dict:
     asked = os.environ.get("HELIOS_KERNELS", "auto")
     found = helios_kernels.find_triton()
     return {"asked": asked, "backend": backend.name, "reason": backend.reason, "could": found.reason}
-
-
-def _attention(device: torch.device) -> dict:
-    """What --attention auto takes on `device`, why, and what PyTorch has besides."""
-    from helios_cli.model.attention import auto_rule
-    from helios_cli.model.backends import Memory, device_key
-
-    rule = auto_rule(device)
-    known = Memory(machine.attention_file(), device_key(device)).known if device.type == "cuda" else {}
-    return {
-        "auto": rule.name,
-        "reason": rule.reason,
-        "measured": {shape: asdict(measured) for shape, measured in sorted(known.items())},
-        "pytorch": list(machine.attention_backends(device)),
-    }
 
 
 def _ffmpeg() -> dict:

@@ -28,6 +28,7 @@ from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.fp8 import Quant, dtype_with
 from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.placement import NO_WISH, Wish
+from helios_cli.weights.vocabulary import introduction
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,6 @@ def _find(name: str, terms: Terms, device: Device, dtype: str) -> tuple[Model, l
     model = find_model(name, terms.revision)
     if model.checkpoint is None:
         notices.append(f"{name} is not downloaded: planned with its published shape, without fingerprints")
-    elif model.checkpoint.knows:
-        untrained = "" if model.trained else "is untrained: it "
-        notices.append(f"{name} {untrained}knows {model.checkpoint.knows}")
     return model, notices
 
 
@@ -153,7 +151,10 @@ def _estimate(
     film: Film, plan: Plan, model: Model, device: Device, dtype: str, terms: Terms, notices: list[str]
 ) -> Estimate:
     device = for_model(device, model.parameters["transformer"])
-    prompts = count_tokens(model, texts_of(plan))
+    texts = texts_of(plan)
+    prompts = count_tokens(model, texts)
+    if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, texts)):
+        notices = [*notices, line]
     work = work_of(plan, model, prompts, dtype)
     fingerprints = None
     if model.checkpoint is not None and terms.on is None:

@@ -10,6 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from importlib import metadata
 from typing import Generic, TypeVar
 
@@ -19,7 +20,8 @@ from torch import Tensor
 import helios_kernels
 from helios_cli import machine
 from helios_cli.errors import MachineError
-from helios_cli.model.attention import attention
+from helios_cli.model.attention import attention, auto_rule
+from helios_cli.model.backends import Memory, device_key
 from helios_cli.model.dit import Call, DiTConfig, HeliosDiT, Modulation, TextContext
 from helios_cli.units import LATENTS_PER_CHUNK
 from helios_kernels.dispatch import INTERPRETER
@@ -125,7 +127,7 @@ class CallGraphs:
             return dit(*call)
         weights = dit.proj_out.weight.data_ptr(), next(dit.blocks[0].parameters()).data_ptr()
         if weights != self._weights:
-            self._forget()
+            self.forget()
             self._weights = weights
         tensors = _tensors(call)
         key = tuple((name, tuple(x.shape), x.dtype) for name, x in tensors.items())
@@ -140,10 +142,9 @@ class CallGraphs:
                     self._graphs[key] = self.record(lambda: dit(*_call(fixed)))
                 except RuntimeError as error:
                     self.problem = f"model calls are not replayed as graphs: {str(error).strip().splitlines()[0]}"
-                    self._forget()
+                    self.forget()
                     return dit(*call)
-                while len(self._graphs) > GRAPHS:
-                    self._graphs.popitem(last=False)
+                self._drop_old()
             replay, result = self._graphs[key]
             replay()
             self.replayed += 1
@@ -162,7 +163,16 @@ class CallGraphs:
             fixed[name] = self._inputs[place]
         return fixed
 
-    def _forget(self) -> None:
+    def _drop_old(self) -> None:
+        while len(self._graphs) > GRAPHS:
+            self._graphs.popitem(last=False)
+        used = {place for key in self._graphs for place in key}
+        for place in self._inputs.keys() - used:
+            del self._inputs[place]
+            self._sources.pop(place, None)
+
+    def forget(self) -> None:
+        """Gives back what is recorded, which holds memory and the places of the weights."""
         self._graphs.clear()
         self._inputs.clear()
         self._sources.clear()
@@ -193,6 +203,19 @@ def _call(tensors: dict[str, Tensor]) -> Call:
 
 
 # Attention
+
+
+def attention_facts(device: torch.device) -> dict:
+    """What --attention auto takes on `device`, why, and what was measured there."""
+    rule = auto_rule(device)
+    known = Memory(machine.attention_file(), device_key(device)).known if device.type == "cuda" else {}
+    return {
+        "auto": rule.name,
+        "reason": rule.reason,
+        "measured": {shape: asdict(measured) for shape, measured in sorted(known.items())},
+        "pytorch": list(machine.attention_backends(device)),
+    }
+
 
 PROMPT_KEYS = (64, 128, 256, 512)
 """Numbers of keys that prompts have, as `backends.shape_key` counts them."""

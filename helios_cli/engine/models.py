@@ -114,10 +114,13 @@ class Models:
         """Free all parts and close their files. They come again when they are needed."""
         if self.stream is not None:
             self.stream.close()
+        if self.graphs is not None:
+            self.graphs.forget()
         self._dit = self._vae = self.stream = None
         self._fillers.clear()
         self._away.clear()
         self._files.close()
+        machine.give_back_memory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -149,6 +152,8 @@ class Models:
             together = PROMPTS_TOGETHER if encoder.walk else 1
             for first in range(0, len(new), together):
                 self._encode(new[first : first + together], tokenizer, encoder)
+        del encoder
+        machine.give_back_memory()
 
     def _encode(self, texts: list[str], tokenizer: Tokenizer, encoder: UMT5Encoder) -> None:
         read = [_tokens(text, tokenizer) for text in texts]
@@ -161,7 +166,10 @@ class Models:
         """The text encoder while it is needed."""
         islands = umt5.FP32_ISLANDS_IN_FLOAT16 if self.dtype == torch.float16 else frozenset()
         if self.placement.mode != "stream":
-            yield self._load("text_encoder", lambda: UMT5Encoder(self.text_config), self.dtype, islands)
+            encoder = self._load("text_encoder", lambda: UMT5Encoder(self.text_config), self.dtype, islands)
+            if not self.is_loaded:
+                self._expect("transformer")
+            yield encoder
             self._fillers.pop("text_encoder", None)
             return
         with torch.device("meta"):
@@ -280,9 +288,12 @@ class Models:
         """Frees the memory of a part that can be read again."""
         if module is not None and name in self._fillers and name not in self._away:
             module.to("meta")
+            machine.give_back_memory()
             self._away.add(name)
             if name == "transformer" and self.stream is not None:
                 self.stream.leave()
+            if name == "transformer" and self.graphs is not None:
+                self.graphs.forget()
 
     def _bring_back(self, name: str) -> bool:
         """Reads a part again that was sent away."""

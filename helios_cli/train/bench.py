@@ -5,22 +5,24 @@ The networks and clips are random: what is held does not depend on their values.
 
 from __future__ import annotations
 
+import gc
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from helios_cli.bench.specs import SPECS
 from helios_cli.errors import HeliosError, MachineError
-from helios_cli.machine import peak_host_bytes
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.train.cast import Cast, OneBackbone, ThreeNetworks
 from helios_cli.train.data.cache import Batch
@@ -72,16 +74,15 @@ class Held:
     """What one way takes.
 
     Attributes:
-        critic_bytes, student_bytes: most that was held in a turn of either, with its optimizer: on a GPU what was
-            allocated there, on a CPU the resident size beyond that of the process without networks.
-        rest_bytes: what is held between turns.
-        seconds: of both turns, after a first one.
+        critic_bytes, student_bytes: most that tensors held in a turn of either, with its optimizer.
+        between_bytes: what is held between turns.
+        seconds: of both turns.
     """
 
     way: str
     critic_bytes: int
     student_bytes: int
-    rest_bytes: int
+    between_bytes: int
     seconds: float
 
     @property
@@ -98,13 +99,11 @@ def compare(size: str, batch: int, device: torch.device, dtype: str) -> Iterator
 
 
 def _apart(job: Job) -> Held:
-    """`measure` in a process of its own. Large tensors that are freed go back at once, so that the resident size
-    says what is held."""
-    returning = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    """`measure` in a process of its own, in which no other way has left anything."""
     with tempfile.TemporaryDirectory(prefix="helios-") as folder:
         answer = Path(folder, "held.json")
         command = [sys.executable, "-m", __name__, json.dumps(asdict(job)), str(answer)]
-        ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **returning})
+        ended = subprocess.run(command, capture_output=True, text=True)
         if ended.returncode == 0:
             return Held(**json.loads(answer.read_text()))
     if ended.returncode < 0 or "OutOfMemoryError" in ended.stderr:
@@ -114,49 +113,48 @@ def _apart(job: Job) -> Held:
 
 
 def measure(job: Job) -> Held:
-    """One step to make the optimizers' state, then one that is measured, turn by turn."""
+    """A step that makes the optimizers' state, one whose memory is measured turn by turn, and one that is timed."""
     device = torch.device(job.device)
-    gauge = _Gauge(device)
     phase = _phase(job, device)
     movers = {name: Mover(player, phase.settings.optimizer, torch.float32) for name, player in phase.players.items()}
-    peaks, seconds = {}, 0.0
-    for step in (0, 1):
-        for name, mover in movers.items():
-            gauge.restart()
-            began = time.perf_counter()
-            phase.backward(name, Share(step=step, samples=range(job.batch), batch=job.batch, seed=0))
-            mover.step(1.0)
-            mover.clear()
-            gauge.wait()
-            peaks[name] = gauge.peak()
-            seconds += (time.perf_counter() - began) * step
-    gauge.restart()
-    return Held(job.way, peaks["critic"], peaks["student"], gauge.peak(), seconds)
+
+    def turn(name: str, step: int) -> None:
+        phase.backward(name, Share(step=step, samples=range(job.batch), batch=job.batch, seed=0))
+        movers[name].step(1.0)
+        movers[name].clear()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for name in movers:
+        turn(name, 0)
+    peaks = {name: peak_of(partial(turn, name, 1), device) for name in movers}
+    between = peak_of(lambda: None, device)
+    began = time.perf_counter()
+    for name in movers:
+        turn(name, 2)
+    return Held(job.way, peaks["critic"], peaks["student"], between, time.perf_counter() - began)
 
 
-class _Gauge:
-    """The most memory held since `restart`."""
+def peak_of(work: Callable[[], None], device: torch.device) -> int:
+    """Most bytes that tensors on `device` held at any time during `work`, those that were there before included."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device)
+    before = _held_bytes()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    events = (event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return before + max(accumulate(changes, initial=0))
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.before = device, 0
-        if device.type != "cuda":
-            self.restart()
-            self.before = peak_host_bytes()
 
-    def restart(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        elif (forget := Path("/proc/self/clear_refs")).exists():
-            forget.write_text("5")  # the peak begins anew at what is resident now
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def peak(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return peak_host_bytes() - self.before
+def _held_bytes() -> int:
+    """Bytes of all tensors on the host."""
+    gc.collect()
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), Tensor) and found.device.type == "cpu"]
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 class _RandomClips:

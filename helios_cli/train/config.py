@@ -125,11 +125,13 @@ class Config(Job):
     Attributes:
         steps, max_minutes: the run ends at whichever comes first; one of them has to be there.
         batch: samples of a step, of all processes together.
+        knows: what the finished model can show, in words that end the sentence "it knows ..."; empty for anything.
     """
 
     steps: Annotated[int, Field(ge=1)] | None = None
     max_minutes: Positive | None = None
     batch: Annotated[int, Field(ge=1)] = 16
+    knows: str = ""
     optimizer: Optimizer = Optimizer()
     ema: Ema = Ema()
     log: Log = Log()

@@ -115,7 +115,7 @@ class FlowPhase(ABC):
         """Puts the transformer into the checkpoint `folder`."""
         write_component(folder, "transformer", self.dit)
         set_kind(folder, self.kind, SCHEDULERS[self.kind])
-        set_own(folder, trained=True)
+        set_own(folder, trained=True, knows=self.settings.knows)
 
 
 def build(phase: type[FlowPhase], settings: FlowConfig, start: Checkpoint, device: torch.device) -> FlowPhase:

@@ -43,11 +43,12 @@ class Stored:
     def rows(self) -> int:
         return self.info.shape[0] if self.info.shape else 1
 
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """Spans of rows of at most PIECE_BYTES, but one row at least."""
+    def pieces(self, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+        """Spans of rows `begin` to `end`, all by default, of at most PIECE_BYTES, but one row at least."""
         step = max(1, PIECE_BYTES * self.rows // max(1, self.info.bytes))
-        for begin in range(0, self.rows, step):
-            yield begin, min(begin + step, self.rows)
+        end = self.rows if end is None else end
+        for first in range(begin, end, step):
+            yield first, min(first + step, end)
 
 
 class WeightFiles:
@@ -65,11 +66,9 @@ class WeightFiles:
         Raises CheckpointError if they cannot be read or, with `check`, are not finite in the type of `out`.
         """
         begin, end = rows or (0, stored.rows)
-        for first, last in stored.pieces():
-            first, last = max(first, begin), min(last, end)
-            if first < last:
-                piece = out[first - begin : last - begin] if out.dim() else out
-                self._read_piece(stored, piece, first, last, check=check)
+        for first, last in stored.pieces(begin, end):
+            piece = out[first - begin : last - begin] if out.dim() else out
+            self._read_piece(stored, piece, first, last, check=check)
 
     def forget(self, stored: Stored) -> None:
         """Lets the kernel drop a tensor's pages from its cache, for others to stay there."""

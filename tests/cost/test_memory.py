@@ -186,7 +186,7 @@ def stream(vram: float, **flags):
 
 
 def test_blocks_are_as_large_as_the_slots_that_they_come_into():
-    """Counted on the modules, of the 14B transformer and the published text encoder, whose tables of distances move, too."""
+    """Counted on the modules, of the 14B transformer and the published text encoder, whose distances move, too."""
     dit, text = DiTShape(), TextShape()
     block = on_meta(lambda: HeliosDiT(DiTConfig(num_layers=1))).blocks[0]
     assert layout_of(block, lambda name: torch.bfloat16)[-1].end == pytest.approx(2 * dit.block_matrices, rel=1e-6)

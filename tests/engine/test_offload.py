@@ -83,18 +83,19 @@ def test_every_mode_gives_the_frames_of_the_resident_model(kind, placement, fold
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_weights_are_rounded_on_the_way_as_they_are_when_loaded(dtype, folder_of, resident, tmp_path):
     case = case_of("distilled", chunks=1)
-    frames = frames_of(case, models_at(folder_of("distilled"), PLACEMENTS["half of it stays"], dtype), tmp_path / "film")
+    models = models_at(folder_of("distilled"), PLACEMENTS["half of it stays"], dtype)
+    frames = frames_of(case, models, tmp_path / "film")
     assert np.array_equal(frames, resident(case, folder_of("distilled"), dtype))
 
 
 @pytest.mark.parametrize("mode", ["model", "stream"])
 def test_fp8_weights_stream_from_a_copy_that_holds_them(mode, folder_of, tmp_path):
-    copy = convert(Checkpoint.open(folder_of("distilled")), tmp_path / "copy", "float8", lambda count: None).path
-    case = case_of("distilled", chunks=1)
-    frames = [
-        frames_of(case, Models(Checkpoint.open(copy), CPU, torch.bfloat16, placement=place, quant="fp8"), tmp_path / name)
-        for name, place in (("moved", Placement(mode)), ("resident", Placement()))
-    ]
+    original = Checkpoint.open(folder_of("distilled"))
+    copy = Checkpoint.open(convert(original, tmp_path / "copy", "float8", lambda count: None).path)
+    case, frames = case_of("distilled", chunks=1), []
+    for placement in (Placement(mode), Placement()):
+        models = Models(copy, CPU, torch.bfloat16, placement=placement, quant="fp8")
+        frames.append(frames_of(case, models, tmp_path / placement.mode))
     assert np.array_equal(*frames)
 
 
@@ -115,7 +116,8 @@ def test_each_block_is_read_once_a_pass(kind, kept, folder_of, tmp_path):
     models = models_at(folder_of(kind), Placement("stream", resident=kept))
     case = case_of(kind)
     frames_of(case, models, tmp_path / "film")
-    passes = 2 * sum(case.steps) * (1 if kind == "base" else 1) + (sum(case.steps) if kind == "distilled" else 0)
+    amplified = sum(case.steps) if kind == "distilled" else 0  # the first chunk's steps are doubled
+    passes = case.chunks * sum(case.steps) + amplified
     streamed = models.stream.streamed
     assert len(streamed) == LAYERS - kept
     in_vain = [sum(index == streamed[place % len(streamed)] for place in range(HOST_SLOTS)) for index in range(LAYERS)]
@@ -204,5 +206,3 @@ def test_several_prompts_are_read_in_one_walk(folder_of):
         whole.encode(texts)
     for text in texts:
         assert torch.equal(streamed.prompts[text].rows, whole.prompts[text].rows)
-
-

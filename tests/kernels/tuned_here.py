@@ -1,4 +1,4 @@
-"""Run by test_tune.py in a process of its own: one kernel tuned through Triton's interpreter, with a clock of its own."""
+"""Run by test_tune.py in a process of its own: a kernel tuned through Triton's interpreter, by a clock made up here."""
 
 from __future__ import annotations
 

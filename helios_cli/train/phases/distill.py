@@ -247,7 +247,7 @@ class DistillPhase:
         plain.load_state_dict(self.cast.state(), assign=True)
         write_component(folder, "transformer", plain)
         set_kind(folder, KIND, SCHEDULERS[KIND])
-        set_own(folder, trained=True)
+        set_own(folder, trained=True, knows=self.settings.knows)
 
 
 def build(settings: Settings, start: Checkpoint, device: torch.device) -> DistillPhase:

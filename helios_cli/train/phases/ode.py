@@ -78,7 +78,7 @@ class OdePhase:
         """Puts the transformer into the checkpoint `folder`, which is then of kind distilled."""
         write_component(folder, "transformer", self.dit)
         set_kind(folder, KIND, SCHEDULERS[KIND])
-        set_own(folder, trained=True)
+        set_own(folder, trained=True, knows=self.settings.knows)
 
 
 def build(settings: Settings, start: Checkpoint, device: torch.device) -> OdePhase:

@@ -1,0 +1,82 @@
+"""`helios bench quant` and `helios bench all` without a GPU: that they run, and what they say where they cannot."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from helios_cli.bench import everything
+from helios_cli.bench.everything import CPU, Part, measure_all
+from helios_cli.bench.fidelity import EQUAL_DB, psnr_db
+from helios_cli.bench.specs import SPECS
+from helios_cli.cli import main
+
+DEVICE = torch.device("cpu")
+
+
+def test_the_quality_of_fp8_by_chunk(tmp_path, capsys):
+    out = tmp_path / "quant.json"
+    size = ["--synthetic", "tiny", "--size", "64x64", "--steps", "1,1,1", "--chunks", "2", "--device", "cpu"]
+    assert main(["bench", "quant", *size, "--float32", "--json", "--out", str(out)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data == json.loads(out.read_text())
+    found = {(row["film"], row["against"], row["chunk"]): row for row in data["distances"]}
+    assert set(found) == {
+        (film, against, chunk)
+        for film, against in (("fp8", "bfloat16"), ("bfloat16", "float32"), ("fp8", "float32"))
+        for chunk in (1, 2)
+    }
+    for chunk in (1, 2):  # 3 bits of mantissa are worse than 7, and neither changes the picture beyond recognition
+        rounded, usual = found["fp8", "bfloat16", chunk], found["bfloat16", "float32", chunk]
+        assert 35 < rounded["latents_db"] < usual["latents_db"]
+        assert 30 < rounded["frames_db"] < usual["frames_db"]
+
+
+@pytest.mark.parametrize(("error", "expected"), [(0.0, EQUAL_DB), (1.0, 40.0), (10.0, 20.0)])
+def test_psnr(error, expected):
+    assert psnr_db(torch.full((5,), error), torch.zeros(5), peak=100) == pytest.approx(expected)
+
+
+def test_a_part_that_fails_leaves_the_others(monkeypatch):
+    def broken() -> None:
+        raise ValueError("no such shape")
+
+    made = [Part("a", lambda: 1), Part("b", broken), Part("gpu", lambda: 2, needs_gpu=True), Part("c", lambda: 3)]
+    monkeypatch.setattr(everything, "parts", lambda *_: made)
+    said = dict(measure_all(DEVICE, CPU, "folder"))
+    assert (said["a"]["result"], said["c"]["result"]) == (1, 3)
+    assert said["b"]["failed"] == "ValueError: no such shape" and "broken" in said["b"]["where"]
+    assert said["gpu"]["left_out"] == "timed on a GPU"
+
+
+@pytest.mark.parametrize("name", ["ceiling", "attention", "fp8 products"])
+def test_the_parts_of_this_process_run_at_small_shapes(name, tmp_path):
+    part = next(part for part in everything.parts(DEVICE, CPU, str(tmp_path)) if part.name == name)
+    result = part.measure()
+    assert json.loads(json.dumps(result)) == result
+    if name == "attention":
+        assert all(not shape["refused"] and shape["name"] in shape["ms"] for shape in result)
+    if name == "fp8 products":
+        assert all(0.02 < product["relative_error"]["fp8"] < 0.05 for product in result)  # 2^-4 / sqrt(3), twice
+
+
+def test_a_render_has_its_floors(tmp_path):
+    parts = everything.parts(DEVICE, CPU, str(tmp_path))
+    name, measure = next((part.name, part.measure) for part in parts if part.name.endswith("fp8"))
+    result = measure()
+    assert name == "render tiny 1,1,1 fp8"
+    assert set(result["floors"]) == {"stage 0", "stage 1", "stage 2", "decode"} == set(result["share_of_floor"])
+    assert all(seconds > 0 for seconds in result["floors"].values())
+    assert result["num_frames"] == CPU.chunks * 33 and SPECS[CPU.size].native_size == (128, 64)
+
+
+def test_without_time_every_part_says_so(tmp_path, capsys):
+    out = tmp_path / "all.json"
+    assert main(["bench", "all", "--device", "cpu", "--seconds", "0", "--json", "--out", str(out)]) == 0
+    data = json.loads(out.read_text())
+    assert data == json.loads(capsys.readouterr().out)
+    assert data["device"] == "cpu" and data["note"].startswith("a CPU") and data["versions"]["commit"]
+    assert {tuple(part) for part in data["parts"].values()} == {("seconds", "left_out")}
+    assert {"kernels", "render tiny 2,2,2 fp8", "fp8 quality", "kernels on and off"} <= set(data["parts"])

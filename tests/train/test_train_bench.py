@@ -1,0 +1,34 @@
+"""The gauge of the memory table against tensors of known size, and the ways against what they are for."""
+
+from __future__ import annotations
+
+import torch
+
+from helios_cli.train.bench import Job, measure, peak_of
+
+MEGA = 10**6
+
+
+def test_the_gauge_counts_what_is_alive_at_once():
+    kept = torch.zeros(MEGA)  # 4 MB
+
+    def work() -> None:
+        first = torch.zeros(2 * MEGA)
+        del first
+        second, third = torch.zeros(MEGA), torch.zeros(MEGA)
+        del second, third
+
+    idle = peak_of(lambda: None, torch.device("cpu"))
+    assert idle >= kept.nbytes
+    assert 8 * MEGA <= peak_of(work, torch.device("cpu")) - idle < 8.1 * MEGA
+
+
+def test_checkpointing_and_adapters_hold_less():
+    """Without activations of blocks a step holds less; with one backbone for three, less stays between steps."""
+    plain, checkpointed, shared = (
+        measure(Job(way, "tiny", 1, "cpu", "float32"))
+        for way in ("nothing", "block checkpointing", "one backbone, adapters")
+    )
+    assert checkpointed.peak_bytes < 0.8 * plain.peak_bytes
+    assert checkpointed.between_bytes == plain.between_bytes
+    assert shared.between_bytes < 0.7 * plain.between_bytes
