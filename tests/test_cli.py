@@ -216,6 +216,7 @@ def test_doctor_as_json(capsys):
     assert models["models"].keys() == {"distilled", "mid", "base"}
     assert report["memory"]["available_bytes"] <= report["memory"]["total_bytes"]
     assert report["ffmpeg"]["version"]
+    assert report["ffmpeg"]["encoders"] == ["h264", "hevc", "av1", "ffv1"]
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

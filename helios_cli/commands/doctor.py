@@ -85,8 +85,9 @@ def _ffmpeg() -> dict:
     try:
         program = ffmpeg.program()
     except MachineError as error:
-        return {"path": None, "version": None, "error": error.message, "hint": error.hint}
-    return {"path": program.path, "version": program.version, "error": None, "hint": None}
+        return {"path": None, "version": None, "encoders": [], "error": error.message, "hint": error.hint}
+    encoders = list(ffmpeg.available_encoders())
+    return {"path": program.path, "version": program.version, "encoders": encoders, "error": None, "hint": None}
 
 
 def _models(device: torch.device, dtype: torch.dtype) -> dict:
@@ -114,12 +115,18 @@ def _report(facts: dict) -> dict[str, list[str]]:
         "disk": [
             f"{format_bytes(disk['free_bytes'])} free for {disk['use']}, {disk['path']}" for disk in facts["disk"]
         ],
-        "ffmpeg": [ffmpeg["error"] or f"{ffmpeg['version']}, {ffmpeg['path']}"],
+        "ffmpeg": _ffmpeg_lines(ffmpeg),
         "Triton": [_triton_line(facts["triton"])],
         "kernels": _kernel_lines(facts["kernels"]),
         "attention": _attention_lines(facts["attention"]),
         "models": _model_lines(facts["models"], facts["device"], dtype["name"]),
     }
+
+
+def _ffmpeg_lines(ffmpeg: dict) -> list[str]:
+    if ffmpeg["error"]:
+        return [ffmpeg["error"]]
+    return [f"{ffmpeg['version']}, {ffmpeg['path']}", f"encodes {', '.join(ffmpeg['encoders']) or 'nothing'}"]
 
 
 def _processor_line(cpu: dict) -> str:

@@ -272,6 +272,10 @@ class _Film:
                     start_from_picture(self.history, self.models.vae, picture, self.generator)
                 else:
                     clip = VideoClip(chunk.video, self.plan.size, self.plan.fps)
+                    if clip.info.high_dynamic_range:
+                        yield events.Notice(
+                            f"{chunk.video} is HDR and is not tone mapped: the film starts flat and grey"
+                        )
                     start_from_clip(self.history, self.models.vae, clip, self.generator)
 
     def _denoise(self, chunk: Chunk) -> Steps[Tensor]:

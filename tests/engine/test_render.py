@@ -11,6 +11,7 @@ import oracle
 import pytest
 import torch
 from films import models_of, plan_of, rendered
+from imageio_ffmpeg import get_ffmpeg_exe
 from oracle import Case
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -228,3 +229,16 @@ def test_memory_does_not_grow_with_the_film(folder, tmp_path):
         assert result.returncode == 0, result.stderr
         peaks.append(int(result.stdout))
     assert peaks[1] <= 1.03 * peaks[0]
+
+
+def test_an_hdr_clip_is_said_to_look_flat(folder, tmp_path):
+    tags = "setparams=color_primaries=bt2020:color_trc=smpte2084:colorspace=bt2020nc:range=tv"
+    source = ["-f", "lavfi", "-i", "color=gray:s=128x64:r=24:d=1.5", "-vf", f"format=yuv420p10le,{tags}"]
+    subprocess.run([get_ffmpeg_exe(), "-v", "error", *source, "-c:v", "ffv1", str(tmp_path / "hdr.mkv")], check=True)
+    case = replace(CASE, chunks=1, video=tmp_path / "hdr.mkv")
+    notices = [
+        event.message
+        for event in events_of(plan_of(case), models_of(folder), tmp_path / "f.mkv")
+        if isinstance(event, Notice)
+    ]
+    assert any("hdr.mkv is HDR" in message for message in notices)
