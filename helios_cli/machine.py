@@ -187,12 +187,21 @@ def peak_host_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+M_MMAP_THRESHOLD = -3
+"""Of glibc's mallopt."""
+
+
 def give_back_memory() -> None:
-    """Hands freed memory back to the system. glibc keeps blocks of up to 32 MB for itself, which are most weights."""
+    """Hands freed memory back to the system, now and from now on as soon as a large piece is freed.
+
+    glibc keeps pieces of up to 32 MB for itself, which are most weights, and leaves holes between them.
+    """
     import ctypes
 
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library is not None and hasattr(library, "malloc_trim"):
+        library.mallopt(M_MMAP_THRESHOLD, 2**20)
+        library.malloc_trim(0)
 
 
 def home() -> Path:

@@ -90,7 +90,7 @@ class Models:
         self._files = WeightFiles()
         self._dit: HeliosDiT | None = None
         self._vae: WanVAE | None = None
-        self._fillers: dict[str, Callable[[], nn.Module]] = {}
+        self._fillers: dict[str, tuple] = {}  # the arguments of _fill, for parts that can come again
         self._away: set[str] = set()
         self.graphs = CallGraphs(CudaRecorder()) if device.type == "cuda" else None
 
@@ -120,7 +120,6 @@ class Models:
         self._fillers.clear()
         self._away.clear()
         self._files.close()
-        machine.give_back_memory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -146,6 +145,8 @@ class Models:
         if not new:
             return
         self._make_room_for_text()
+        if self.placement.mode != "none":
+            machine.give_back_memory()
         tokenizer = Tokenizer.from_file(str(self.checkpoint.tokenizer))
         tokenizer.no_padding()
         with self._text_encoder() as encoder:
@@ -153,7 +154,8 @@ class Models:
             for first in range(0, len(new), together):
                 self._encode(new[first : first + together], tokenizer, encoder)
         del encoder
-        machine.give_back_memory()
+        if self.placement.mode != "none":
+            machine.give_back_memory()
 
     def _encode(self, texts: list[str], tokenizer: Tokenizer, encoder: UMT5Encoder) -> None:
         read = [_tokens(text, tokenizer) for text in texts]
@@ -238,8 +240,8 @@ class Models:
             stored = stored_tensors(module, self.checkpoint.component(name))
             self.stream = self._stream_of(module.blocks, "blocks.", stored, dtype, fp32_islands)
             module.walk, leave = self.stream.walk, self.stream.names
-        self._fillers[name] = lambda **how: self._fill(name, module, dtype, fp32_islands, leave, **how)
-        return self._fillers[name]().eval()
+        self._fillers[name] = (module, dtype, fp32_islands, leave)
+        return self._fill(name, *self._fillers[name]).eval()
 
     def _fill(
         self,
@@ -299,7 +301,7 @@ class Models:
         """Reads a part again that was sent away."""
         if name not in self._away:
             return False
-        self._fillers[name](check=False)  # its values were looked at when they came first
+        self._fill(name, *self._fillers[name], check=False)  # its values were looked at when they came first
         self._away.discard(name)
         return True
 

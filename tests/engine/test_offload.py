@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,3 +207,13 @@ def test_several_prompts_are_read_in_one_walk(folder_of):
         whole.encode(texts)
     for text in texts:
         assert torch.equal(streamed.prompts[text].rows, whole.prompts[text].rows)
+
+
+@pytest.mark.parametrize("placement", [Placement(), *PLACEMENTS.values()], ids=["none", *PLACEMENTS])
+def test_models_that_nobody_holds_are_gone_at_once(placement, folder_of, tmp_path):
+    """Not when the garbage collector comes by: the next ones need the memory."""
+    models = models_at(folder_of("distilled"), placement)
+    frames_of(case_of("distilled", chunks=1), models, tmp_path / "film")
+    gone = weakref.ref(models.dit)
+    del models
+    assert gone() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from helios_cli.errors import CheckpointError
-from helios_cli.weights import reader
+from helios_cli.weights import offload, reader
 from helios_cli.weights.files import read_header
 from helios_cli.weights.offload import ALIGNMENT, BlockStream, StoredRows, layout_of
-from helios_cli.weights.placement import HOST_SLOTS, Placement, Wish, streamed_blocks
+from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement, Wish, streamed_blocks
 from helios_cli.weights.reader import Stored, WeightFiles
 
 CPU = torch.device("cpu")
@@ -217,3 +218,67 @@ def test_memory_of_a_streamed_model_is_that_of_a_few_blocks(tmp_path):
         assert run.returncode == 0, run.stderr
         peaks[mode] = int(run.stdout.splitlines()[-1])
     assert peaks["none"] - peaks["stream"] > (24 - HOST_SLOTS - 3) * block
+
+
+class Queue:
+    """Stands in for a CUDA stream, of which this machine has none: tells what it is asked to do, in order."""
+
+    def __init__(self, name: str, log: list) -> None:
+        self.name, self.log = name, log
+
+    def wait_event(self, event: Mark) -> None:
+        self.log.append((self.name, "waits for", event))
+
+    def wait_stream(self, other: Queue) -> None:
+        self.log.append((self.name, "waits for", other.name))
+
+
+class Mark:
+    """Stands in for a CUDA event."""
+
+    def record(self, queue: Queue) -> None:
+        queue.log.append((queue.name, "marks", self))
+
+    def synchronize(self) -> None:
+        COPIES.append(self)
+
+
+COPIES: list[Mark] = []
+
+
+def test_the_order_of_a_gpu_s_copies(stream, monkeypatch):
+    """What two queues are told, the copies being made at once: no slot is written that is still to be read.
+
+    A copy waits for the mark that was set when the block before in that slot had been launched; the computing waits for
+    the copy; and a thread that fills a host slot waits for the copy out of it.
+    """
+    log: list = []
+    computing, copying = Queue("computing", log), Queue("copying", log)
+    COPIES.clear()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: copying)
+    monkeypatch.setattr(torch.cuda, "Event", Mark)
+    monkeypatch.setattr(torch.cuda, "stream", lambda queue: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr(offload._OnCuda, "pinned", False)
+    ring, blocks = stream(7, resident=2)
+    ring._on = offload._OnCuda(ring.layout, CPU)
+    for _ in range(3):
+        for index, block in enumerate(ring.walk()):
+            for name, value in block.named_parameters():
+                assert torch.equal(value, blocks[index].get_parameter(name))
+            if index in ring.streamed:
+                log.append(("computing", "runs", index))
+    assert log.pop(0) == ("copying", "waits for", "computing")
+    assert len(log) == 5 * 3 * 5
+    freed: dict[Mark, int] = {}
+    for place in range(0, len(log), 5):
+        free, copied, arrived, runs, launched = log[place : place + 5]
+        assert free[:2] == ("copying", "waits for") and copied[:2] == ("copying", "marks")
+        assert arrived == ("computing", "waits for", copied[2])
+        assert runs[:2] == ("computing", "runs")
+        assert launched == ("computing", "marks", free[2])  # the mark that the next copy into this slot waits for
+        assert place - freed.get(free[2], place - 5 * DEVICE_SLOTS) == 5 * DEVICE_SLOTS
+        freed[free[2]] = place
+    assert set(COPIES) == {entry[2] for entry in log if entry[:2] == ("copying", "marks")}
+    ring.leave()
+    assert not ring._on._slots
