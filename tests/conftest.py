@@ -6,10 +6,16 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+# No stopwatch on a machine that does other things too; and what fails is due to a change, not to the dice.
+settings.register_profile("helios", deadline=None, derandomize=True)
+settings.load_profile("helios")
 
 
 @pytest.fixture(autouse=True)

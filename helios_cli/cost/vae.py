@@ -14,7 +14,7 @@ from math import ceil
 from helios_cli.cost.shapes import VAEShape
 from helios_cli.units import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, PIXELS_PER_CELL, latent_frames_for
 
-PIECE_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
+PIECE_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
 """Activations that a layer works on at a time, as `model.vae` has it."""
 
 PAST = 2

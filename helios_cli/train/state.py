@@ -24,7 +24,7 @@ CHECKPOINT, STATE = "checkpoint", "state"
 KEPT_STATES = 2
 """The newest, and the one before it in case that one cannot be read."""
 
-FREE_TO_CHANGE = ("out", "steps", "max_minutes", "log")
+FREE_TO_CHANGE = ("out", "steps", "max_minutes", "log", "knows")
 """Keys that a resumed run may have otherwise."""
 
 

@@ -54,9 +54,7 @@ def tensors_of(folder, component):
 
 def test_diffusers_loads_the_bfloat16_copy_and_finds_the_same_weights(folder, made, checkpoints):
     pipeline = type(checkpoints("distilled")[0])
-    ours, theirs = (
-        pipeline.from_pretrained(path, dtype=torch.bfloat16) for path in (made(folder, "bfloat16"), folder)
-    )
+    ours, theirs = (pipeline.from_pretrained(path, dtype=torch.bfloat16) for path in (made(folder, "bfloat16"), folder))
     for name in ("transformer", "text_encoder", "vae"):
         expected = getattr(theirs, name).state_dict()
         for key, value in getattr(ours, name).state_dict().items():

@@ -221,14 +221,17 @@ print(peak_host_bytes())
 
 
 def test_memory_does_not_grow_with_the_film(folder, tmp_path):
-    """Peak resident size of 48 chunks (66 s of film) within 3 % of 6, each in its own process, all of it kept."""
+    """Peak resident size of 48 chunks (66 s of film) within 5 % of 6, each in its own process, all of it kept.
+
+    The frames alone, as bytes, would be 7 % more; how far the encoder lags behind on a busy machine is 1 to 3 %.
+    """
     peaks = []
     for chunks in (6, 48):
         command = [sys.executable, "-c", MEMORY_SCRIPT, str(folder), str(tmp_path / f"{chunks}.mp4"), str(chunks)]
         result = subprocess.run(command, capture_output=True, text=True, cwd=oracle.__file__.rpartition("/")[0])
         assert result.returncode == 0, result.stderr
         peaks.append(int(result.stdout))
-    assert peaks[1] <= 1.03 * peaks[0]
+    assert peaks[1] <= 1.05 * peaks[0]
 
 
 def test_an_hdr_clip_is_said_to_look_flat(folder, tmp_path):

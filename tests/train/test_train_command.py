@@ -110,7 +110,7 @@ REPORT_MODULES = """
 import json, sys
 from helios_cli.cli import main
 code = main(sys.argv[1:])
-heavy = {"torch", "numpy", "transformers", "diffusers"} & set(sys.modules)
+heavy = {"torch", "transformers", "diffusers"} & set(sys.modules)
 sys.stderr.write("\\n" + json.dumps([code, sorted(heavy)]))
 """
 

@@ -1,0 +1,67 @@
+"""The phase that makes one small checkpoint of what several runs made. Nothing is trained in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from helios_cli.errors import InputError
+from helios_cli.train.events import Event
+from helios_cli.train.settings.package import Settings
+from helios_cli.train.state import open_start
+from helios_cli.units import format_bytes
+from helios_cli.weights.checkpoint import Checkpoint, Component, files_of
+from helios_cli.weights.layout import set_own, write_json, write_weights
+from helios_cli.weights.reader import Stored, WeightFiles
+
+
+@dataclass(frozen=True)
+class Packaged(Event):
+    """The checkpoint is whole; `bytes` is the size of its weights."""
+
+    out: str
+    bytes: int
+
+    @property
+    def text(self) -> str:
+        return f"wrote {self.out}: {format_bytes(self.bytes)} of weights"
+
+
+def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator[Event]:
+    """Write the checkpoint `settings.out`. InputError if the VAEs do not have the same latents."""
+    parts = dict(start.components)
+    if settings.vae is not None:
+        parts["vae"] = open_start(settings.vae).component("vae")
+        _require_same_latents(start.component("vae"), parts["vae"])
+    folder = settings.folder
+    for name in files_of(start.path):
+        if not name.endswith((".safetensors", ".safetensors.index.json")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(start.path / name, folder / name)
+    for name, part in parts.items():
+        write_weights(folder, name, _tensors(part, getattr(torch, settings.dtype)))
+        config = {**part.config, "dtype": settings.dtype} if "dtype" in part.config else part.config
+        write_json(folder / name / "config.json", config)
+    set_own(folder, knows=settings.knows)
+    yield Packaged(settings.out, sum(part.bytes for part in Checkpoint.open(folder).components.values()))
+
+
+def _tensors(part: Component, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    files, state = WeightFiles(), {}
+    for name, info in part.tensors.items():
+        state[name] = torch.empty(info.shape, dtype=dtype)
+        files.read(Stored(info), state[name])
+    files.close()
+    return state
+
+
+def _require_same_latents(one: Component, other: Component) -> None:
+    for key in ("latents_mean", "latents_std"):
+        if one.config[key] != other.config[key]:
+            raise InputError(
+                f"the transformer of {one.folder.parent} was trained on latents that {other.folder} does not decode",
+                hint='train that VAE with `part = "decoder"`, which leaves the latents what they are',
+            )

@@ -1,0 +1,55 @@
+"""One small checkpoint of what several runs made."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helios_cli.bench.specs import SPECS
+from helios_cli.bench.synthetic import write_checkpoint
+from helios_cli.cli import main
+from helios_cli.train.config import load
+from helios_cli.train.loop import perform
+from helios_cli.weights.checkpoint import Checkpoint, files_of
+
+CONFIG = 'phase = "package"\nstart = "{start}"\nvae = "{vae}"\nout = "{out}"\nknows = "shapes"\n'
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two checkpoints that differ in every weight, as two runs with the same latents leave them."""
+    root = tmp_path_factory.mktemp("runs")
+    return [write_checkpoint(root / f"{seed}", SPECS["tiny"], seed=seed) for seed in (1, 2)]
+
+
+def config_in(folder, one, other):
+    path = folder / "package.toml"
+    path.write_text(CONFIG.format(start=one, vae=other, out=folder / "out"))
+    return path
+
+
+def test_each_part_is_of_its_run_and_in_the_dtype_asked_for(made, tmp_path):
+    list(perform(load(config_in(tmp_path, *made)), torch.device("cpu"), lambda: False))
+    packaged = Checkpoint.open(tmp_path / "out")
+    assert packaged.knows == "shapes"
+    assert files_of(packaged.path) == files_of(made[0])
+    for name, source in (("transformer", made[0]), ("text_encoder", made[0]), ("vae", made[1])):
+        (file,) = (packaged.path / name).glob("*.safetensors")
+        found, expected = load_file(file), load_file(source / name / file.name)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key].to(torch.bfloat16)) for key in found), name
+
+
+def test_a_vae_of_other_latents_is_refused(made, tmp_path, capsys):
+    config = made[1] / "vae/config.json"
+    before = config.read_text()
+    config.write_text(json.dumps({**json.loads(before), "latents_mean": [0.5] * 16}))
+    try:
+        assert main(["train", str(config_in(tmp_path, *made))]) == 2
+    finally:
+        config.write_text(before)
+    said = capsys.readouterr().err
+    assert "does not decode" in said and 'part = "decoder"' in said
