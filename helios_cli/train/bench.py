@@ -95,10 +95,10 @@ def compare(size: str, batch: int, device: torch.device, dtype: str) -> Iterator
     for way in WAYS:
         if device.type == "cpu" and WAYS[way].get("rest_on_host"):
             continue
-        yield _apart(Job(way, size, batch, str(device), dtype))
+        yield measure_apart(Job(way, size, batch, str(device), dtype))
 
 
-def _apart(job: Job) -> Held:
+def measure_apart(job: Job) -> Held:
     """`measure` in a process of its own, in which no other way has left anything."""
     with tempfile.TemporaryDirectory(prefix="helios-") as folder:
         answer = Path(folder, "held.json")

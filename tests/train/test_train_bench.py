@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from helios_cli.train.bench import Job, measure, peak_of
+from helios_cli.train.bench import Job, measure_apart, peak_of
 
 MEGA = 10**6
 
@@ -24,9 +24,10 @@ def test_the_gauge_counts_what_is_alive_at_once():
 
 
 def test_checkpointing_and_adapters_hold_less():
-    """Without activations of blocks a step holds less; with one backbone for three, less stays between steps."""
+    """Without activations of blocks a step holds less; with one backbone for three, less stays between steps. Each way
+    in a process of its own, where no other test's tensors are."""
     plain, checkpointed, shared = (
-        measure(Job(way, "tiny", 1, "cpu", "float32"))
+        measure_apart(Job(way, "tiny", 1, "cpu", "float32"))
         for way in ("nothing", "block checkpointing", "one backbone, adapters")
     )
     assert checkpointed.peak_bytes < 0.8 * plain.peak_bytes
