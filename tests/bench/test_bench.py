@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from helios_cli import __version__
 from helios_cli.bench import report
@@ -20,11 +21,10 @@ from helios_cli.commands import bench
 from helios_cli.cost.model import find_model
 from helios_cli.cost.speeds import read_speeds, speeds_file
 from helios_cli.errors import CheckpointError, HeliosError, MachineError
-from helios_cli.weights.names import EMBEDDED_FOLDER
 
 SMALL = ["--size", "64x64", "--steps", "1,1,1", "--threads", "1"]
 JOB = Job(
-    folder=str(EMBEDDED_FOLDER),
+    folder=None,
     synthetic=None,
     size=(64, 64),
     num_frames=33,
@@ -67,9 +67,14 @@ def test_side_by_side(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory) -> tuple[str, Result]:
-    """JOB's film, measured by a process whose parent holds a gigabyte."""
-    job = replace(JOB, film=str(tmp_path_factory.mktemp("film") / "film.mp4"))
+def job(tmp_path_factory) -> Job:
+    folder = write_checkpoint(tmp_path_factory.mktemp("job") / "tiny", SPECS["tiny"], dtype=torch.bfloat16)
+    return replace(JOB, folder=str(folder), film=str(folder.parent / "film.mp4"))
+
+
+@pytest.fixture(scope="module")
+def film(job) -> tuple[str, Result]:
+    """The job's film, measured by a process whose parent holds a gigabyte."""
     ballast = bytearray(b"x") * 2**30
     result = run("ours", job)
     del ballast
@@ -81,17 +86,17 @@ def test_a_peak_is_not_the_parents(film):
     assert film[1].peak_host_bytes < 2**30
 
 
-def test_a_resident_size_is_made_on_the_other_side_too(film, tmp_path):
+def test_a_resident_size_is_made_on_the_other_side_too(job, film, tmp_path):
     """The way of the 14b, at the tiny size: the film is that of the same weights read from a folder by ours."""
     made = str(tmp_path / "made.mp4")
-    result = run("reference", replace(JOB, folder=None, synthetic="tiny", film=made))
+    result = run("reference", replace(job, folder=None, synthetic="tiny", film=made))
     assert result.num_frames == 33 and set(result.dtypes.values()) == {"bfloat16"}
     assert report.agreement_db(made, film[0]) > report.SAME_FILM_DB
 
 
-def test_another_seed_is_not_the_same_film(film, tmp_path):
+def test_another_seed_is_not_the_same_film(job, film, tmp_path):
     other = str(tmp_path / "other.mp4")
-    run("ours", replace(JOB, seed=1, film=other))
+    run("ours", replace(job, seed=1, film=other))
     assert report.agreement_db(film[0], film[0]) == 100
     assert report.agreement_db(film[0], other) < report.SAME_FILM_DB
 
@@ -158,10 +163,10 @@ def test_the_resident_14b_is_counted_as_the_published_model(monkeypatch, tmp_pat
             assert getattr(model, what) == getattr(published, what)
 
 
-def test_a_speed_that_cannot_be_kept_is_told(film, monkeypatch, tmp_path, capsys):
+def test_a_speed_that_cannot_be_kept_is_told(job, film, monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "file"))
-    said = bench._keep_speed(JOB, film[1], "2026-11-20T00:00:00+00:00")
+    said = bench._keep_speed(job, film[1], "2026-11-20T00:00:00+00:00")
     assert said["dit_flops"] > 0 and said["file"] is None and said["problem"]
     assert "could not be kept" in capsys.readouterr().err
 
