@@ -168,7 +168,7 @@ def _totals(estimate: Estimate) -> None:
     console.line(f"{'memory':12} {memory}")
     console.line(f"{'transfer':12} {_bandwidths(estimate)}")
     console.line(f"{'disk':12} film at most {format_bytes(estimate.film_bytes)} (estimate){download}")
-    console.line(f"{'time':12} {'unknown' if duration.total is None else _time(duration.total)}, without loading")
+    console.line(f"{'time':12} {'unknown' if estimate.seconds is None else _time(estimate.seconds)}, without loading")
     console.line(f"{'':12} {duration.rates.basis}")
     if estimate.price is not None:
         cost = "unknown" if money is None else f"{money:.2f}"
@@ -192,7 +192,7 @@ def _sum_line(estimates: list[Estimate]) -> str:
     from helios_cli.cost.report import total
 
     frames = sum(estimate.plan.num_frames for estimate in estimates)
-    seconds = total([estimate.duration.total for estimate in estimates])
+    seconds = total([estimate.seconds for estimate in estimates])
     money = total([estimate.money for estimate in estimates])
     cost = "" if money is None else f", cost {money:.2f}"
     return f"{frames} frames, time {'unknown' if seconds is None else _time(seconds)}{cost}"

@@ -221,6 +221,16 @@ def test_speeds_that_were_measured_are_used(helios, checkpoints, tmp_path):
     assert report["cost"]["total"] == pytest.approx(report["time"]["total"] / 100)
 
 
+def test_the_time_of_a_streamed_film_is_that_of_its_weights(helios):
+    """On a card that computes faster than blocks arrive, a film takes as long as they do."""
+    arguments = ("a ball", "-m", "distilled", "--on", "4090", "--json", "--minutes", 1)
+    report = film(helios(*arguments, "--vram", "12G", "--ram", "8G"))
+    (mode,) = (mode for mode in report["memory"] if mode["chosen"])
+    assert mode["mode"] == "stream"
+    assert report["time"]["total"] == pytest.approx(mode["transfer_seconds"] * len(report["chunks"]))
+    assert report["time"]["total"] > 5 * sum(report["time"][phase] for phase in ("text", "denoise", "decode"))
+
+
 def test_a_prompt_that_is_too_long_is_shown(helios, checkpoints):
     words = "red " * 600 + "ending"
     done = helios(words, "-m", checkpoints["distilled"])

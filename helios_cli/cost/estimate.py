@@ -99,8 +99,16 @@ class Estimate:
         return mode_seconds(mode, self.budget, self.bandwidths, self.duration, len(self.plan.chunks))
 
     @property
+    def seconds(self) -> float | None:
+        """Of the whole film in the mode that is taken: it computes, or waits for weights; None if not known."""
+        computing, a_chunk = self.duration.total, self.seconds_of(self.mode)[1]
+        if computing is None or a_chunk is None or not self.mode.moved_bytes:
+            return computing
+        return max(computing, a_chunk * len(self.plan.chunks))
+
+    @property
     def money(self) -> float | None:
-        seconds = self.duration.total
+        seconds = self.seconds
         return None if self.price is None or seconds is None else self.price * seconds / 3600
 
 

@@ -27,7 +27,8 @@
                   if unknown), phases [{phase, weights, kept, working, total}]}]
       bandwidths  {disk, cache, upload (null on a CPU), basis}, bytes a second
       disk        {film_bytes (a ceiling), download_bytes}
-      time        {text, conditioning, denoise, decode, encode, total} in seconds, null if unknown; measured, basis
+      time        {text, conditioning, denoise, decode, encode: computing; total: in the mode chosen} in seconds, null
+                  if unknown; measured, basis
       cost        {price_per_hour, total}, or null without --price; total null if the time is unknown
       fingerprint of the film's frames; null, as are those of chunks, where weights or device are not here
     total       {films, frames, chunks, calls, flops, seconds, cost}
@@ -59,7 +60,7 @@ def report(estimates: list[Estimate]) -> dict:
             "chunks": sum(len(estimate.plan.chunks) for estimate in estimates),
             "calls": sum(estimate.work.calls for estimate in estimates),
             "flops": sum(estimate.work.total for estimate in estimates),
-            "seconds": total([estimate.duration.total for estimate in estimates]),
+            "seconds": total([estimate.seconds for estimate in estimates]),
             "cost": total([estimate.money for estimate in estimates]),
         },
     }
@@ -73,7 +74,8 @@ def total(values: list[float | None]) -> float | None:
 def film_report(estimate: Estimate) -> dict:
     plan, work, duration = estimate.plan, estimate.work, estimate.duration
     places = {text: place for place, text in enumerate(estimate.prompts.tokens)}
-    seconds = {key: getattr(duration, key) for key in ("text", "conditioning", "denoise", "decode", "encode", "total")}
+    seconds = {key: getattr(duration, key) for key in ("text", "conditioning", "denoise", "decode", "encode")}
+    seconds["total"] = estimate.seconds
     flops = {key: getattr(work, key) for key in ("text", "conditioning", "denoise", "decode", "total")}
     cost = {"price_per_hour": estimate.price, "total": estimate.money} if estimate.price is not None else None
     return {
