@@ -15,6 +15,7 @@ from helios_cli.commands import (
     bench,
     bench_chip,
     bench_offload,
+    bench_quality,
     cache,
     check,
     doctor,
@@ -46,6 +47,7 @@ app.command()(train.train)
 app.command()(doctor.doctor)
 bench.app.command("kernels")(bench_chip.kernels)
 bench.app.command("offload")(bench_offload.offload)
+bench.app.command("quality")(bench_quality.quality)
 bench.app.command("all")(bench_chip.everything)
 app.add_typer(bench.app, name="bench")
 

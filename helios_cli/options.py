@@ -1,11 +1,14 @@
-"""The flags that every command about a film takes: `render`, which makes it, and `plan`, which says what it costs."""
+"""Flags that commands share: those about a film, of `render` and `plan`, and those of measurements, of `bench`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from helios_cli.errors import InputError
 
 if TYPE_CHECKING:
     from helios_cli.recipe.settings import Flags
@@ -89,6 +92,27 @@ Ram = Annotated[
     str | None, typer.Option(rich_help_panel=MACHINE, help="Host memory to take at most, 16G. (default: what is free)")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat what would be adjusted as an error.")]
+
+BenchModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="tiny, distilled, mid, base, a Hub id or a folder. (default: tiny)"),
+]
+BenchSize = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT. (default: the model's native size)")]
+BenchChunks = Annotated[int, typer.Option(min=1, help="Length of the film in chunks of 33 frames.")]
+BenchSteps = Annotated[str | None, typer.Option(help="Steps a stage: 2,2,2, or 50. (default: the model's)")]
+BenchOut = Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")]
+
+
+def require_folder(out: Path | None, flag: str = "--out") -> None:
+    """InputError if the file that a flag names could not be written for want of its folder."""
+    if out and not out.parent.is_dir():
+        raise InputError(f"{flag} {out}: the folder {out.parent} does not exist", hint="create it, or name another")
+
+
+def write_out(out: Path | None, data: dict) -> None:
+    """What --out asks for."""
+    if out:
+        out.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def memory_wish(offload: str, vram: str | None, ram: str | None) -> Wish:

@@ -54,16 +54,21 @@ class View(Protocol):
 
 
 @contextmanager
-def open_view(kind: ProgressKind) -> Iterator[View]:
-    """The view called `kind`, for any number of films. `auto` is `rich`, and `rich` without a terminal is `plain`."""
+def open_view(
+    kind: ProgressKind, plain: Callable[[], View] | None = None, rich: Callable[[RichConsole], RichView] | None = None
+) -> Iterator[View]:
+    """The view called `kind`, for any number of films. `auto` is `rich`, and `rich` without a terminal is `plain`.
+
+    Other work than films brings a `plain` and a `rich` view of its own.
+    """
     if kind == "json":
         yield JsonView()
     elif kind == "none":
         yield SilentView()
     elif kind == "plain" or (terminal := console.live()) is None:
-        yield PlainView()
+        yield (plain or PlainView)()
     else:
-        with RichView(terminal) as view:
+        with (rich or RichView)(terminal) as view:
             yield view
 
 

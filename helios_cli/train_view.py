@@ -6,31 +6,16 @@ An event of a kind that a view does not know is shown by its `text`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from helios_cli.console import console
-from helios_cli.progress import BAR_LINE_WIDTH, JsonView, ProgressKind, SilentView, View, format_duration
+from helios_cli.progress import BAR_LINE_WIDTH, format_duration
 from helios_cli.train.events import Event, Notice, RunDone, RunStarted, Trained
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
-
-
-@contextmanager
-def open_view(kind: ProgressKind) -> Iterator[View]:
-    """The view called `kind`. `auto` is `rich`, and `rich` without a terminal is `plain`."""
-    if kind == "json":
-        yield JsonView()
-    elif kind == "none":
-        yield SilentView()
-    elif kind == "plain" or (terminal := console.live()) is None:
-        yield PlainView()
-    else:
-        with RichView(terminal) as view:
-            yield view
 
 
 class PlainView:

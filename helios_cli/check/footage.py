@@ -25,9 +25,6 @@ from helios_cli.units import DEFAULT_FPS
 ANALYSIS_SIDE = 160
 """Longest side in pixels of what is measured."""
 
-NO_MESSAGE = "no message"
-"""What `ffmpeg.Process.messages` gives where ffmpeg had nothing to say."""
-
 
 def open_footage(path: str | os.PathLike) -> VideoFile | PictureFolder:
     """The film at `path`: a file that ffmpeg reads, or a folder of PNG pictures. InputError if it is neither."""
@@ -81,7 +78,7 @@ class VideoFile:
                 f"the video {self.path} cannot be decoded: {decoder.messages()}",
                 hint="see whether a player shows it; if not, render it again",
             )
-        self.damage = None if decoder.messages() == NO_MESSAGE else decoder.messages()
+        self.damage = None if decoder.messages() == ffmpeg.NO_MESSAGE else decoder.messages()
 
 
 def _reduction() -> str:

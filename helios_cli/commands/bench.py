@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_text
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from helios_cli.bench.job import Job, Result
-    from helios_cli.bench.screening import Showing
-    from helios_cli.engine.models import Models
     from helios_cli.recipe.plan import Plan
     from helios_cli.recipe.settings import ModelDefaults
 
@@ -32,23 +29,15 @@ app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
 SIZES = "tiny, 215m, 1.3b, 14b"
 REFERENCE = ("diffusers", "transformers", "accelerate")
 
-LONG_PROMPT = "a red ball rolls left over green hills"
-"""Of the first long film of `quality`."""
-
-SHEET_ROWS = 16
-
 
 @app.command()
 def render(
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="tiny, distilled, mid, base, a Hub id or a folder. (default: tiny)"),
-    ] = None,
+    model: options.BenchModel = None,
     synthetic: Annotated[str | None, typer.Option(help=f"Random weights of a size instead: {SIZES}.")] = None,
     against: Annotated[Literal["diffusers"] | None, typer.Option(help="Measure this too, and the ratio.")] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT. (default: the model's native size)")] = None,
-    chunks: Annotated[int, typer.Option(min=1, help="Length of the film in chunks of 33 frames.")] = 2,
-    steps: Annotated[str | None, typer.Option(help="Steps a stage: 2,2,2, or 50. (default: the model's)")] = None,
+    size: options.BenchSize = None,
+    chunks: options.BenchChunks = 2,
+    steps: options.BenchSteps = None,
     dtype: Annotated[
         Literal["default", "bfloat16", "float32"],
         typer.Option(help="default: on each side what it does unless told; for diffusers, float32."),
@@ -62,7 +51,7 @@ def render(
     ] = False,
     minutes: Annotated[str, typer.Option(help="With --memory: the two lengths.")] = "1,10",
     json: JsonFlag = False,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
+    out: options.BenchOut = None,
 ) -> None:
     """Time a render and its phases after a warm-up, each side in a process of its own.
 
@@ -74,7 +63,7 @@ def render(
 
     if against and memory:
         raise InputError("--memory measures helios alone", hint="leave out --against")
-    _require_folder(out)
+    options.require_folder(out)
     lengths = _lengths(minutes)
     _require(against)
     subject = _subject(model, synthetic)
@@ -99,25 +88,22 @@ def render(
             attention=attention,
         )
         report = _memory(subject.name, job, lengths) if memory else _speed(subject.name, job, against)
-    _write(out, report)
+    options.write_out(out, report)
 
 
 @app.command()
 def quant(
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="tiny, distilled, mid, base, a Hub id or a folder. (default: tiny)"),
-    ] = None,
+    model: options.BenchModel = None,
     synthetic: Annotated[str | None, typer.Option(help=f"Random weights of a size instead: {SIZES}.")] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT. (default: the model's native size)")] = None,
-    chunks: Annotated[int, typer.Option(min=1, help="Length of the film in chunks of 33 frames.")] = 2,
-    steps: Annotated[str | None, typer.Option(help="Steps a stage: 2,2,2, or 50. (default: the model's)")] = None,
+    size: options.BenchSize = None,
+    chunks: options.BenchChunks = 2,
+    steps: options.BenchSteps = None,
     float32: Annotated[
         bool, typer.Option("--float32", help="Compare bfloat16 with float32, too: what the rounding before it does.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, cpu.")] = "auto",
     json: JsonFlag = False,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
+    out: options.BenchOut = None,
 ) -> None:
     """Say what --quant fp8 does to a film: PSNR of latents and frames against bfloat16, chunk by chunk."""
     from helios_cli import machine
@@ -126,7 +112,7 @@ def quant(
     from helios_cli.recipe.values import parse_size, parse_steps
     from helios_cli.units import FRAMES_PER_CHUNK
 
-    _require_folder(out)
+    options.require_folder(out)
     subject = _subject(model, synthetic)
     plan = plan_of(
         subject.defaults,
@@ -152,7 +138,7 @@ def quant(
         "distances": [dict(zip(keys, row, strict=True)) for row in rows],
     }
     console.table(["film", "against", "chunk", "latents, dB", "frames, dB"], rows, data=data)
-    _write(out, data)
+    options.write_out(out, data)
 
 
 def _film_of(subject: _Subject, device: torch.device, name: str, plan: Plan) -> list[tuple[Tensor, Tensor]]:
@@ -185,16 +171,6 @@ def _distance_rows(films: dict, pairs: list[tuple[str, str]]) -> list[list]:
         for ours, other in pairs
         for distance in distances(films[ours], films[other])
     ]
-
-
-def _require_folder(out: Path | None) -> None:
-    if out and not out.parent.is_dir():
-        raise InputError(f"--out {out}: the folder {out.parent} does not exist", hint="create it, or name another")
-
-
-def _write(out: Path | None, data: dict) -> None:
-    if out:
-        out.write_text(json_text.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -242,116 +218,6 @@ def train_memory(
         sizes = (held.peak_bytes, held.critic_bytes, held.student_bytes, held.between_bytes)
         rows.append([held.way, *(round(size / 1e6) for size in sizes), round(held.seconds, 2)])
     console.table(["on", "peak, MB", "critic's turn", "student's turn", "between", "seconds"], rows, data=data)
-
-
-@app.command()
-def quality(
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="A model of the toy world: tiny, or a folder. (default: tiny)")
-    ] = None,
-    prompts: Annotated[int, typer.Option(min=2, help="Films, half of them of combinations never trained.")] = 64,
-    chunks: Annotated[int, typer.Option(min=1, help="Length of these films in chunks of 33 frames.")] = 2,
-    minutes: Annotated[float, typer.Option(min=0, help="Length of the long films; 0 for none.")] = 3,
-    films: Annotated[int, typer.Option(min=1, help="How many long films.")] = 2,
-    steps: Annotated[str | None, typer.Option(help="Steps a stage: 2,2,2, or 50. (default: the model's)")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="1 is none. (default: the model's)")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of prompts and films.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps, cpu.")] = "auto",
-    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Of the arithmetic.")] = "auto",
-    sheet: Annotated[Path | None, typer.Option(help="Write frames of the first 16 films to this PNG.")] = None,
-    json: JsonFlag = False,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
-) -> None:
-    """Measure a model of the toy world: what its films show against their prompts, and how long films last."""
-    from helios_cli import machine
-    from helios_cli.bench.report import environment
-    from helios_cli.recipe.values import parse_steps
-    from helios_cli.weights import hub
-    from helios_cli.weights.checkpoint import Checkpoint
-    from helios_cli.weights.names import EMBEDDED
-
-    for path in (sheet, out):
-        if path and not path.parent.is_dir():
-            raise InputError(f"{path}: the folder {path.parent} does not exist", hint="create it, or name another")
-    asked = None if steps is None else parse_steps(steps)
-    checkpoint = Checkpoint.open(hub.resolve(model or EMBEDDED, progress=console.progress_bytes))
-
-    from helios_cli.bench.screening import Showing
-    from helios_cli.engine.models import Models
-
-    where = machine.pick_device(device)
-    models = Models(checkpoint, where, machine.pick_dtype(dtype, where)[0], name=model or EMBEDDED)
-    how = Showing(asked, guidance, seed)
-    report = {
-        **environment(),
-        "model": models.name,
-        "steps": list(asked or checkpoint.preset.steps),
-        "guidance": checkpoint.preset.guidance if guidance is None else guidance,
-        "seed": seed,
-    }
-    report["prompts"] = _adherence(models, how, prompts, chunks, sheet)
-    if minutes:
-        report["long"] = _lasting(models, how, films, minutes)
-    console.result(report)
-    _write(out, report)
-
-
-def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Path | None) -> dict:
-    """Render, score and show the films of held-out prompts."""
-    from helios_cli.bench.quality import ATTRIBUTES, adherence, score
-    from helios_cli.bench.screening import films as rendered
-    from helios_cli.train.sheet import Row, Samples, save_sheet
-    from helios_cli.units import FRAMES_PER_CHUNK
-    from helios_cli.world.split import prompts as held_out_prompts
-
-    asked = held_out_prompts(count, how.seed)
-    moments = Samples(chunks=chunks).moments()
-    scores, rows, size = [], [], (0, 0)
-    console.status(f"{count} films of {chunks * FRAMES_PER_CHUNK} frames")
-    films = rendered(models, [prompt.caption for prompt in asked], chunks * FRAMES_PER_CHUNK, how)
-    for prompt, film in zip(asked, films, strict=True):
-        scores.append(score(film, prompt.expected))
-        if sheet and len(rows) < SHEET_ROWS:
-            size = film.shape[2], film.shape[1]
-            wrong = [name for name in ATTRIBUTES if not getattr(scores[-1], name)]
-            rows.append(Row(prompt.caption, {moment: film[moment] for moment in moments}, ", ".join(wrong)))
-    if sheet:
-        save_sheet(sheet, f"{models.name}: held-out prompts; below them, what is not as they say", rows, size, moments)
-    groups = {
-        "unseen": [one for one, prompt in zip(scores, asked, strict=True) if prompt.unseen],
-        "seen": [one for one, prompt in zip(scores, asked, strict=True) if not prompt.unseen],
-        "all": scores,
-    }
-    table = {name: adherence(group) for name, group in groups.items()}
-    measures = list(table["all"])
-    console.table(["", *table], [[name, *(_figure(table[group][name]) for group in table)] for name in measures])
-    each = [{"caption": prompt.caption, **asdict(one)} for prompt, one in zip(asked, scores, strict=True)]
-    return {**table, "films": each}
-
-
-def _lasting(models: Models, how: Showing, count: int, minutes: float) -> dict:
-    """Render and watch long films, and show how they last."""
-    from helios_cli.bench.quality import Watcher, lasting
-    from helios_cli.bench.screening import show
-    from helios_cli.units import DEFAULT_FPS
-    from helios_cli.world.split import prompts as held_out_prompts
-
-    captions = [LONG_PROMPT, *(prompt.caption for prompt in held_out_prompts(64, how.seed + 1))][:count]
-    watched = []
-    for caption in captions:
-        console.status(f"{minutes:g} minutes of {caption!r}")
-        watcher = Watcher()
-        show(models, caption, max(1, round(minutes * 60 * DEFAULT_FPS)), watcher.write, how)
-        watched.append(watcher.result())
-    table = lasting(watched)
-    console.line()
-    console.table([f"{minutes:g} minutes", ""], [[name, _figure(value)] for name, value in table.items()])
-    each = [{"caption": caption, **asdict(one)} for caption, one in zip(captions, watched, strict=True)]
-    return {"minutes": minutes, **table, "films": each}
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_text
 import os
 import tempfile
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from helios_cli import options
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import HeliosError, InputError, MachineError
 
@@ -76,8 +76,7 @@ def everything(
     out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, after every part.")] = None,
 ) -> None:
     """Measure all there is of this machine: kernels, attention, fp8, renders and their floors."""
-    if out and not out.parent.is_dir():
-        raise InputError(f"--out {out}: the folder {out.parent} does not exist", hint="create it, or name another")
+    options.require_folder(out)
 
     from helios_cli import machine
 
@@ -97,6 +96,5 @@ def everything(
             told = "done" if "result" in said else said.get("failed") or said["left_out"]
             console.status(f"{name}: {told}")
             rows.append([name, round(said["seconds"], 1), told])
-            if out:
-                out.write_text(json_text.dumps(data, indent=2) + "\n", encoding="utf-8")
+            options.write_out(out, data)
     console.table(["part", "seconds", ""], rows, data=data)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_text
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from helios_cli import options
 from helios_cli.console import JsonFlag, console
-from helios_cli.errors import InputError, MachineError
+from helios_cli.errors import MachineError
 from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
 
 if TYPE_CHECKING:
@@ -38,20 +36,19 @@ def offload(
             help=f"For stream. (default: {GPU_BUDGETS}; on a CPU, where it is host memory: none, half, all blocks stay)"
         ),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT. (default: the model's native size)")] = None,
-    chunks: Annotated[int, typer.Option(min=1, help="Length of the film in chunks of 33 frames.")] = 2,
-    steps: Annotated[str | None, typer.Option(help="Steps a stage: 2,2,2, or 50. (default: the model's)")] = None,
+    size: options.BenchSize = None,
+    chunks: options.BenchChunks = 2,
+    steps: options.BenchSteps = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: JsonFlag = False,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
+    out: options.BenchOut = None,
 ) -> None:
     """Measure none, model and stream: peak memory and seconds a chunk, against the floor of transfers and computing.
 
     The bandwidths are kept on this machine: `helios plan` and `doctor` take their times from them.
     """
-    if out and not out.parent.is_dir():
-        raise InputError(f"--out {out}: the folder {out.parent} does not exist", hint="create it, or name another")
+    options.require_folder(out)
     from helios_cli.bench import report
     from helios_cli.bench.job import plan_of
     from helios_cli.recipe.settings import ModelDefaults
@@ -100,8 +97,7 @@ def offload(
         "modes": told,
     }
     console.table(columns, rows, data=data)
-    if out:
-        out.write_text(json_text.dumps(data, indent=2) + "\n", encoding="utf-8")
+    options.write_out(out, data)
 
 
 def _subject(name: str, checkpoint: Checkpoint, plan, device: torch.device, dtype: torch.dtype) -> Subject:

@@ -15,8 +15,8 @@ import typer
 from helios_cli import options
 from helios_cli.console import console
 from helios_cli.errors import InputError
-from helios_cli.progress import ProgressKind
-from helios_cli.train_view import open_view
+from helios_cli.progress import ProgressKind, open_view
+from helios_cli.train_view import PlainView, RichView
 
 
 def train(
@@ -60,7 +60,7 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     kind = "none" if quiet or _follows() else "json" if json else progress
-    with open_view(kind) as view, _stop_asked() as stop:
+    with open_view(kind, PlainView, RichView) as view, _stop_asked() as stop:
         for job in jobs:
             for event in perform(job, machine.pick_device(device), stop):
                 view.show(event)

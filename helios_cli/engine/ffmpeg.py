@@ -30,6 +30,10 @@ INSTALL_HINT = (
     "or set IMAGEIO_FFMPEG_EXE to the path of an ffmpeg 5.1 or newer"
 )
 TAIL_LINES = 20
+
+NO_MESSAGE = "no message"
+"""What `Process.messages` gives where ffmpeg had nothing to say."""
+
 PROGRESS_LINE = re.compile(
     r"(frame|fps|stream_\w+|bitrate|total_size|out_time\w*|dup_frames|drop_frames|speed|progress)=\s*(\S+)"
 )
@@ -162,7 +166,7 @@ class Process:
 
     def messages(self) -> str:
         """ffmpeg's last words on one line."""
-        return "; ".join(line for line in list(self._tail)[-4:] if line) or "no message"
+        return "; ".join(line for line in list(self._tail)[-4:] if line) or NO_MESSAGE
 
     def failure(self, status: int, doing: str) -> MachineError:
         """The error for an ffmpeg that ended with `status` while `doing` ("writing film.mp4")."""

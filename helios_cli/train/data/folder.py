@@ -31,9 +31,6 @@ from helios_cli.units import FRAMES_PER_CHUNK
 FILMS = (".mp4", ".mkv", ".webm", ".gif")
 FRAMES = ".png"
 
-NO_MESSAGE = "no message"
-"""What `ffmpeg.Process.messages` gives for none."""
-
 SPEAKER = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] ")
 """Which part of ffmpeg says something, in front of what it says."""
 
@@ -200,7 +197,7 @@ def _require_sound(path: Path) -> None:
     """
     decoder = ffmpeg.Process(["-i", ffmpeg.file_argument(path), "-map", "0:v:0", "-f", "null", "-"])
     try:
-        if decoder.wait() or decoder.messages() != NO_MESSAGE:
+        if decoder.wait() or decoder.messages() != ffmpeg.NO_MESSAGE:
             raise InputError(f"it is damaged: {SPEAKER.sub('', decoder.messages())}")
     finally:
         decoder.kill()

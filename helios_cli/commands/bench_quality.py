@@ -1,0 +1,129 @@
+"""`helios bench quality`: what films of the toy world show against their prompts, and how long films last."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from helios_cli import options
+from helios_cli.console import JsonFlag, console
+
+if TYPE_CHECKING:
+    from helios_cli.bench.screening import Showing
+    from helios_cli.engine.models import Models
+
+LONG_PROMPT = "a red ball rolls left over green hills"
+"""Of the first long film."""
+
+SHEET_ROWS = 16
+
+
+def quality(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A model of the toy world: tiny, or a folder. (default: tiny)")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Films, half of them of combinations never trained.")] = 64,
+    chunks: Annotated[int, typer.Option(min=1, help="Length of these films in chunks of 33 frames.")] = 2,
+    minutes: Annotated[float, typer.Option(min=0, help="Length of the long films; 0 for none.")] = 3,
+    films: Annotated[int, typer.Option(min=1, help="How many long films.")] = 2,
+    steps: options.BenchSteps = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="1 is none. (default: the model's)")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of prompts and films.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps, cpu.")] = "auto",
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Of the arithmetic.")] = "auto",
+    sheet: Annotated[Path | None, typer.Option(help="Write frames of the first 16 films to this PNG.")] = None,
+    json: JsonFlag = False,
+    out: options.BenchOut = None,
+) -> None:
+    """Measure a model of the toy world: what its films show against their prompts, and how long films last."""
+    from helios_cli import machine
+    from helios_cli.bench.report import environment
+    from helios_cli.recipe.values import parse_steps
+    from helios_cli.weights import hub
+    from helios_cli.weights.checkpoint import Checkpoint
+    from helios_cli.weights.names import EMBEDDED
+
+    options.require_folder(sheet, "--sheet")
+    options.require_folder(out)
+    asked = None if steps is None else parse_steps(steps)
+    checkpoint = Checkpoint.open(hub.resolve(model or EMBEDDED, progress=console.progress_bytes))
+
+    from helios_cli.bench.screening import Showing
+    from helios_cli.engine.models import Models
+
+    where = machine.pick_device(device)
+    models = Models(checkpoint, where, machine.pick_dtype(dtype, where)[0], name=model or EMBEDDED)
+    how = Showing(asked, guidance, seed)
+    report = {
+        **environment(),
+        "model": models.name,
+        "steps": list(asked or checkpoint.preset.steps),
+        "guidance": checkpoint.preset.guidance if guidance is None else guidance,
+        "seed": seed,
+    }
+    report["prompts"] = _adherence(models, how, prompts, chunks, sheet)
+    if minutes:
+        report["long"] = _lasting(models, how, films, minutes)
+    console.result(report)
+    options.write_out(out, report)
+
+
+def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Path | None) -> dict:
+    """Render, score and show the films of held-out prompts."""
+    from helios_cli.bench.quality import ATTRIBUTES, adherence, score
+    from helios_cli.bench.screening import films as rendered
+    from helios_cli.train.sheet import Row, Samples, save_sheet
+    from helios_cli.units import FRAMES_PER_CHUNK
+    from helios_cli.world.split import prompts as held_out_prompts
+
+    asked = held_out_prompts(count, how.seed)
+    moments = Samples(chunks=chunks).moments()
+    scores, rows, size = [], [], (0, 0)
+    console.status(f"{count} films of {chunks * FRAMES_PER_CHUNK} frames")
+    films = rendered(models, [prompt.caption for prompt in asked], chunks * FRAMES_PER_CHUNK, how)
+    for prompt, film in zip(asked, films, strict=True):
+        scores.append(score(film, prompt.expected))
+        if sheet and len(rows) < SHEET_ROWS:
+            size = film.shape[2], film.shape[1]
+            wrong = [name for name in ATTRIBUTES if not getattr(scores[-1], name)]
+            rows.append(Row(prompt.caption, {moment: film[moment] for moment in moments}, ", ".join(wrong)))
+    if sheet:
+        save_sheet(sheet, f"{models.name}: held-out prompts; below them, what is not as they say", rows, size, moments)
+    groups = {
+        "unseen": [one for one, prompt in zip(scores, asked, strict=True) if prompt.unseen],
+        "seen": [one for one, prompt in zip(scores, asked, strict=True) if not prompt.unseen],
+        "all": scores,
+    }
+    table = {name: adherence(group) for name, group in groups.items()}
+    measures = list(table["all"])
+    console.table(["", *table], [[name, *(_figure(table[group][name]) for group in table)] for name in measures])
+    each = [{"caption": prompt.caption, **asdict(one)} for prompt, one in zip(asked, scores, strict=True)]
+    return {**table, "films": each}
+
+
+def _lasting(models: Models, how: Showing, count: int, minutes: float) -> dict:
+    """Render and watch long films, and show how they last."""
+    from helios_cli.bench.quality import Watcher, lasting
+    from helios_cli.bench.screening import show
+    from helios_cli.units import DEFAULT_FPS
+    from helios_cli.world.split import prompts as held_out_prompts
+
+    captions = [LONG_PROMPT, *(prompt.caption for prompt in held_out_prompts(64, how.seed + 1))][:count]
+    watched = []
+    for caption in captions:
+        console.status(f"{minutes:g} minutes of {caption!r}")
+        watcher = Watcher()
+        show(models, caption, max(1, round(minutes * 60 * DEFAULT_FPS)), watcher.write, how)
+        watched.append(watcher.result())
+    table = lasting(watched)
+    console.line()
+    console.table([f"{minutes:g} minutes", ""], [[name, _figure(value)] for name, value in table.items()])
+    each = [{"caption": caption, **asdict(one)} for caption, one in zip(captions, watched, strict=True)]
+    return {"minutes": minutes, **table, "films": each}
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
