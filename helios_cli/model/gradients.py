@@ -1,8 +1,8 @@
 """The element-wise chains of `ops` with their gradients written out, for training.
 
 PyTorch would record each of a chain's operations and keep its float32 intermediates. Here a chain keeps what came in,
-and does as many passes over the stream as the mathematics needs: a training step of the tiny model takes 6 to 8 % less time
-on a CPU, and keeps fewer float32 intermediates.
+and does as many passes over the stream as the mathematics needs: a training step of the tiny model takes 6 to 8 % less
+time on a CPU, and keeps fewer float32 intermediates.
 
 Shapes and `split` are those of `ops`; sums and norms are in float32 (in float64 for a float64 stream).
 """
