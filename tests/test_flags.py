@@ -22,8 +22,8 @@ FLAGS = {
         "--steps --synthetic --threads -m"
     ),
     "helios bench quality": (
-        "--chunks --device --dtype --films --guidance --json --minutes --model --out --prompts --seed --sheet "
-        "--steps -m"
+        "--changes --chunks --device --dtype --films --guidance --json --minutes --model --out --prompts --seed "
+        "--sheet --steps -m"
     ),
     "helios bench train": "--batch --device --dtype --json --size",
     "helios cache": "",

@@ -100,6 +100,43 @@ def jumps_of(path: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A film whose second shot has another prompt.
+
+    Attributes:
+        held: whether every chunk before the second shot shows the first one's background and colour.
+        chunks: from the second shot's start until one shows the background and the colour of its prompt; None: never.
+        stayed: whether all chunks from then on do.
+    """
+
+    held: bool
+    chunks: int | None
+    stayed: bool
+
+
+def change(frames: np.ndarray, before: Attributes, after: Attributes, start: int) -> Change:
+    """How a film, uint8 [frames, height, width, 3], goes from one prompt to another; `start` is a chunk's first frame."""
+    seen = [look(frames[at : at + FRAMES_PER_CHUNK]) for at in range(0, len(frames), FRAMES_PER_CHUNK)]
+    shown = [(one.scene, _names(one)[0]) for one in seen]
+    first, second = shown[: start // FRAMES_PER_CHUNK], shown[start // FRAMES_PER_CHUNK :]
+    right = [one == (after.background, after.colour) for one in second]
+    chunks = right.index(True) if any(right) else None
+    held = all(one == (before.background, before.colour) for one in first)
+    return Change(held, chunks, chunks is not None and all(right[chunks:]))
+
+
+def changes(films: Sequence[Change], due: int) -> dict[str, float]:
+    """Shares of films that keep their first prompt while it is in force, show the second one `due` chunks after it has
+    begun at the latest, and go on with it."""
+    return {
+        "films": len(films),
+        "held": float(np.mean([film.held for film in films])),
+        "in_time": float(np.mean([film.chunks is not None and film.chunks <= due for film in films])),
+        "stayed": float(np.mean([film.stayed for film in films])),
+    }
+
+
+@dataclass(frozen=True)
 class Lasting:
     """How a long film lasts.
 

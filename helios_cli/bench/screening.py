@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
+from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Plan, plan_film
+from helios_cli.recipe.schema import Recipe
 from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
+from helios_cli.units import DEFAULT_FPS
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,16 @@ def show(models: Models, prompt: str, frames: int, take: Callable[[np.ndarray], 
 
     Raises what `helios render` raises.
     """
-    for _ in render(plan_of(models, prompt, frames, how), models, _Screen(take)):
-        pass
+    _screen(models, plan_of(models, prompt, frames, how), take)
+
+
+def two_shots(models: Models, prompts: tuple[str, str], transition: str, frames: int, how: Showing) -> np.ndarray:
+    """A film of two shots of `frames` each, uint8 [2 * frames, height, width, 3]; `transition` as in a recipe."""
+    first, second = ({"prompt": prompt, "seconds": frames / DEFAULT_FPS} for prompt in prompts)
+    recipe = Recipe.model_validate({"shot": [first, {**second, "transition": transition}]})
+    parts: list[np.ndarray] = []
+    _screen(models, _plan(models, Film("shots", "two shots", recipe, Path.cwd()), None, how), parts.append)
+    return np.concatenate(parts)
 
 
 def films(models: Models, prompts: Sequence[str], frames: int, how: Showing) -> Iterator[np.ndarray]:
@@ -42,18 +54,25 @@ def films(models: Models, prompts: Sequence[str], frames: int, how: Showing) -> 
     models.encode(text for plan in plans for chunk in plan.chunks for text, _ in chunk.prompts)
     for plan in plans:
         parts: list[np.ndarray] = []
-        for _ in render(plan, models, _Screen(parts.append)):
-            pass
+        _screen(models, plan, parts.append)
         yield np.concatenate(parts)
 
 
 def plan_of(models: Models, prompt: str, frames: int, how: Showing) -> Plan:
     """The plan of a film as `helios render` makes it. InputError if the model cannot do what is asked."""
+    return _plan(models, read_films([prompt])[0], frames, how)
+
+
+def _plan(models: Models, film: Film, frames: int | None, how: Showing) -> Plan:
     checkpoint = models.checkpoint
     defaults = ModelDefaults(checkpoint.native_size, checkpoint.preset.steps, checkpoint.preset.guidance)
-    film = read_films([prompt])[0]
     flags = Flags(frames=frames, steps=how.steps, guidance=how.guidance, seed=how.seed)
     return plan_film(film, resolve(film.recipe, flags, defaults))
+
+
+def _screen(models: Models, plan: Plan, take: Callable[[np.ndarray], None]) -> None:
+    for _ in render(plan, models, _Screen(take)):
+        pass
 
 
 class _Screen:

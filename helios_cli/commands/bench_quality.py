@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,6 +21,9 @@ LONG_PROMPT = "a red ball rolls left over green hills"
 
 SHEET_ROWS = 16
 
+SHOT_CHUNKS = 5
+"""Length of each of the two shots of a film that changes."""
+
 
 def quality(
     model: Annotated[
@@ -29,6 +33,7 @@ def quality(
     chunks: Annotated[int, typer.Option(min=1, help="Length of these films in chunks of 33 frames.")] = 2,
     minutes: Annotated[float, typer.Option(min=0, help="Length of the long films; 0 for none.")] = 3,
     films: Annotated[int, typer.Option(min=1, help="How many long films.")] = 2,
+    changes: Annotated[int, typer.Option(min=0, help="Films of two shots for each transition; 0 for none.")] = 12,
     steps: options.BenchSteps = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="1 is none. (default: the model's)")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of prompts and films.")] = 0,
@@ -67,6 +72,8 @@ def quality(
     report["prompts"] = _adherence(models, how, prompts, chunks, sheet)
     if minutes:
         report["long"] = _lasting(models, how, films, minutes)
+    if changes:
+        report["changes"] = _changes(models, how, changes)
     console.result(report)
     options.write_out(out, report)
 
@@ -123,6 +130,32 @@ def _lasting(models: Models, how: Showing, count: int, minutes: float) -> dict:
     console.table([f"{minutes:g} minutes", ""], [[name, _figure(value)] for name, value in table.items()])
     each = [{"caption": caption, **asdict(one)} for caption, one in zip(captions, watched, strict=True)]
     return {"minutes": minutes, **table, "films": each}
+
+
+def _changes(models: Models, how: Showing, count: int) -> dict:
+    """Render films of two shots with each transition, and show how they go from one prompt to the other."""
+    from helios_cli.bench.quality import change
+    from helios_cli.bench.quality import changes as together
+    from helios_cli.bench.screening import two_shots
+    from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
+    from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
+    from helios_cli.world.split import pairs
+
+    frames = SHOT_CHUNKS * FRAMES_PER_CHUNK
+    blended = math.ceil(DEFAULT_BLEND_SECONDS * DEFAULT_FPS / FRAMES_PER_CHUNK)
+    table = {}
+    for transition, due in (("cut", 0), ("switch", 0), ("blend", blended)):
+        console.status(f"{count} films of two shots, with a {transition}")
+        films = []
+        for before, after in pairs(count, how.seed):
+            film = two_shots(models, (before.caption, after.caption), transition, frames, how)
+            films.append(change(film, before.expected, after.expected, frames))
+        table[transition] = {**together(films, due), "due_chunks": due, "chunks": [film.chunks for film in films]}
+    console.line()
+    names = ("held", "in_time", "stayed")
+    rows = [[transition, *(_figure(found[name]) for name in names)] for transition, found in table.items()]
+    console.table(["from shot to shot", *names], rows)
+    return table
 
 
 def _figure(value: float | None) -> str:

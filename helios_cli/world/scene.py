@@ -161,7 +161,7 @@ def draw_thing(
 ) -> Thing:
     """An object of these names. `low`: near the ground where its motion leaves that open."""
     size = str(dice.choice(["small", "large", ""], p=[0.2, 0.2, 0.6]))
-    radius = float(dice.uniform(*{"small": (10.5, 11.2), "large": (13.2, 13.8), "": (11.2, 13.2)}[size]))
+    radius = float(dice.uniform(*{"small": (12.0, 12.8), "large": (15.2, 16.0), "": (12.8, 15.2)}[size]))
     pace = str(dice.choice(["slow", "quick", ""], p=[0.12, 0.12, 0.76])) if motion != "still" else ""
     length = float(dice.uniform(*{"slow": (0.85, 1), "quick": (0, 0.15), "": (0.15, 0.85)}[pace]))
     track = draw_track(dice, motion, room(shape, radius), length=length, low=low, drifts=drifts)

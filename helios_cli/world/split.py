@@ -32,6 +32,18 @@ def prompts(n: int = 64, seed: int = 0) -> list[Prompt]:
     return made
 
 
+def pairs(n: int, seed: int = 0) -> list[tuple[Prompt, Prompt]]:
+    """`n` pairs of prompts that differ in background and in colour."""
+    found, number = [], 0
+    while len(found) < n:
+        first, second = prompts(2, seed + number)
+        number += 1
+        here, there = first.expected, second.expected
+        if here.background != there.background and here.colour != there.colour:
+            found.append((first, second))
+    return found
+
+
 def _in_turn(dice: np.random.Generator, combinations: tuple) -> list[tuple[str, str, str]]:
     """All combinations, shuffled, one of each motion after another while there are any."""
     shuffled = [combinations[index] for index in dice.permutation(len(combinations))]

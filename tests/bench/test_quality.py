@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helios_cli.bench.quality import Watcher, adherence, jumps_of, lasting, score
+from helios_cli.bench.quality import Watcher, adherence, change, changes, jumps_of, lasting, score
 from helios_cli.cli import main
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.world.draw import backdrop_picture, render
@@ -111,6 +111,26 @@ def test_wrong_films_have_no_marks():
     assert adherence([found])["all_four"] == 0 and adherence([found])["smooth_borders"] is None
 
 
+def two_worlds(shown_from: int, start: int, frames: int = 4 * FRAMES_PER_CHUNK):
+    """What is measured of a film that goes at frame `shown_from` to another scene, asked for from frame `start` on."""
+    here, there = scene_with("left"), scene_with("still", "night")
+    film = np.concatenate([render(here, shown_from), render(there, frames)[shown_from:]])
+    return change(film, labels(here.segments[0]), labels(there.segments[0]), start)
+
+
+def test_a_change_of_prompts_is_found_when_it_shows():
+    found = two_worlds(66, start=66)
+    assert found.held and found.chunks == 0 and found.stayed
+    late = two_worlds(99, start=66)
+    assert late.held and late.chunks == 1 and late.stayed
+    early = two_worlds(33, start=66)
+    assert not early.held and early.chunks == 0
+    never = two_worlds(132, start=66)
+    assert never.held and never.chunks is None and not never.stayed
+    assert changes([found, late, early, never], due=0) == {"films": 4, "held": 0.75, "in_time": 0.5, "stayed": 0.75}
+    assert changes([found, late, early, never], due=1)["in_time"] == 0.75
+
+
 def test_long_films_together():
     films = [watched(render(scene_with(motion), 330)) for motion in ("left", "still")]
     together = lasting(films)
@@ -121,7 +141,7 @@ def test_long_films_together():
 def test_command(tmp_path, capsys):
     """Whatever the shipped weights do, the whole way runs, and every figure is a number."""
     sheet, out = tmp_path / "sheet.png", tmp_path / "quality.json"
-    arguments = ["--prompts", "2", "--chunks", "2", "--steps", "1,1,1", "--minutes", "0.03", "--films", "1"]
+    arguments = ["--prompts", "2", "--chunks", "2", "--steps", "1,1,1", "--minutes", "0.03", "--films", "1", "--changes", "1"]
     command = ["bench", "quality", *arguments, "--device", "cpu", "--sheet", str(sheet), "--out", str(out)]
     assert main([*command, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
@@ -129,6 +149,8 @@ def test_command(tmp_path, capsys):
     assert data["steps"] == [1, 1, 1] and data["prompts"]["all"]["films"] == 2
     assert [film["caption"] for film in data["long"]["films"]] == ["a red ball rolls left over green hills"]
     assert data["long"]["borders"] == 1 and 0 <= data["prompts"]["unseen"]["whole"] <= 1
+    assert {name: found["due_chunks"] for name, found in data["changes"].items()} == {"cut": 0, "switch": 0, "blend": 3}
+    assert all(found["films"] == 1 for found in data["changes"].values())
     assert Image.open(sheet).width > 600
 
 
