@@ -115,7 +115,7 @@ class Change:
 
 
 def change(frames: np.ndarray, before: Attributes, after: Attributes, start: int) -> Change:
-    """How a film, uint8 [frames, height, width, 3], goes over to another prompt at frame `start`, where a chunk begins."""
+    """How a film, uint8 [frames, height, width, 3], goes to another prompt at frame `start`, the first of a chunk."""
     seen = [look(frames[at : at + FRAMES_PER_CHUNK]) for at in range(0, len(frames), FRAMES_PER_CHUNK)]
     shown = [(one.scene, _names(one)[0]) for one in seen]
     first, second = shown[: start // FRAMES_PER_CHUNK], shown[start // FRAMES_PER_CHUNK :]
