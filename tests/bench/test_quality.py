@@ -142,7 +142,7 @@ def test_command(tmp_path, capsys):
     """Whatever the shipped weights do, the whole way runs, and every figure is a number."""
     sheet, out = tmp_path / "sheet.png", tmp_path / "quality.json"
     short = ["--prompts", "2", "--chunks", "2", "--minutes", "0.03", "--films", "1", "--changes", "1"]
-    command = ["bench", "quality", *short, "--steps", "1,1,1", "--device", "cpu", "--sheet", str(sheet), "--out", str(out)]
+    command = ["bench", "quality", *short, "--steps", "1,1,1", "--sheet", str(sheet), "--out", str(out)]
     assert main([*command, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data == json.loads(out.read_text())
