@@ -38,7 +38,7 @@ class Extras:
     check: bool
 
 
-def film_again(sources: list[str] | None, from_film: Path | None, *, dry_run: bool) -> Again | None:
+def film_again(sources: list[str] | None, from_film: Path | None) -> Again | None:
     """The film that --from names; exactly one of it and SOURCE is there."""
     if from_film is None:
         if not sources:
@@ -46,22 +46,31 @@ def film_again(sources: list[str] | None, from_film: Path | None, *, dry_run: bo
         return None
     if sources:
         raise InputError("--from makes a film again, and SOURCE says another one", hint="leave one of them out")
-    if dry_run:
-        raise InputError("--dry-run plans a SOURCE, not a film made again", hint="leave out --dry-run")
     from helios_cli.engine.record import read_again
 
     return read_again(from_film)
 
 
 def check_takes_flags(
-    takes: int | None, shot: int | None, from_film: Path | None, *, dry_run: bool, lanes: int = 1
+    takes: int | None,
+    shot: int | None,
+    from_film: Path | None,
+    *,
+    dry_run: bool = False,
+    lanes: int = 1,
+    export: str | None = None,
+    check: bool = False,
 ) -> None:
+    """InputError for flags that takes have no use for: what is asked for is done or refused."""
     if takes and lanes > 1:
         raise InputError("--lanes renders films together, --takes shows parts of one", hint="leave one of them out")
     if shot and not takes:
         raise InputError("--shot says which shot --takes shows", hint="add --takes 4, or leave --shot out")
     if takes and dry_run:
         raise InputError("--dry-run plans a film, --takes makes none", hint="leave one of them out")
+    if takes and (export or check):
+        flag = "--export" if export else "--check"
+        raise InputError(f"{flag} is for a finished film, --takes makes none", hint="leave one of them out")
     if takes and from_film:
         raise InputError("--from makes a film again, --takes shows others", hint="name its source in place of --from")
 

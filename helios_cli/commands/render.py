@@ -127,8 +127,8 @@ def render(
         video=video,
     )
     wish = options.memory_wish(offload, vram, ram)
-    check_takes_flags(takes, shot, from_film, dry_run=dry_run, lanes=lanes)
-    again = film_again(source, from_film, dry_run=dry_run)
+    check_takes_flags(takes, shot, from_film, dry_run=dry_run, lanes=lanes, export=export, check=check)
+    again = film_again(source, from_film)
     if again:
         revision = revision or again.revision(flags)
         flags, output = again.flags(flags), output or f"{again.film.name}{again.suffix}"
@@ -138,19 +138,19 @@ def render(
         reanchor, quant = recorded.get("reanchor", reanchor), recorded.get("quant", quant)
         attention = recorded.get("attention", attention)
     if dry_run:
-        from helios_cli.cost.estimate import Terms, estimate_sources
+        from helios_cli.cost.estimate import Terms, estimate_films, estimate_sources
         from helios_cli.engine.cache import Cache
 
         console.json = json or progress == "json"
         kept = Cache().has
         terms = Terms(flags, revision, device, dtype, output, codec, crf, reanchor, strict, is_kept=kept)
         terms = replace(terms, quant=quant, attention=attention, wish=wish)
-        show_plans(estimate_sources(source, terms))
+        show_plans(estimate_films([again.film], terms) if again else estimate_sources(source, terms))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away is a Ctrl-C
     films = [again.film] if again else None
     jobs = find_jobs(source, flags, output, force=force, takes_of_shot=takes and (shot or 1), films=films)
-    extras = Extras(again, not no_metadata, export_forms(None if takes else export, jobs, force=force), check)
+    extras = Extras(again, not no_metadata, export_forms(export, jobs, force=force), check)
     encoding = find_encoding(jobs, codec, crf, preset, clips=takes is not None)
     kind = "none" if quiet else "json" if json else "plain" if lanes > 1 and progress in ("auto", "rich") else progress
     with table_at_the_end(jobs, shown=kind not in ("none", "json")), open_view(kind) as view:

@@ -84,6 +84,20 @@ def test_flags_go_before_the_record(helios):
     assert len(decoded(Path("small.mp4"))) == 40
 
 
+def test_a_film_made_again_can_be_planned_first(helios, capsys):
+    """With what it records: its chunks are those kept from it. Another seed changes all before the cut with its own."""
+    kept = [flag for flag in SMALL if flag != "--no-cache"]
+    assert helios("render", "boat.toml", *kept, "--seed", 5, "--frames", 40) == 0
+    capsys.readouterr()
+    assert helios("render", "--from", "boat.mp4", "--dry-run", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)["films"][0]
+    assert [chunk["kept"] for chunk in planned["chunks"]] == [True, True, True]
+    assert helios("render", "--from", "boat.mp4", "--dry-run", "--json", "--seed", 6) == 0
+    changed = json.loads(capsys.readouterr().out)["films"][0]
+    assert [chunk["kept"] for chunk in changed["chunks"]] == [False, False, True]
+    assert not Path("boat-again.mp4").exists()
+
+
 def test_another_dtype_is_said_to_make_another_film(helios, capsys):
     assert helios("render", "boat.toml", *SMALL) == 0
     arguments = ("render", "--from", "boat.mp4", "--no-cache", "--progress", "plain", "--force")

@@ -292,6 +292,8 @@ def test_ended_takes_go_on(number, helios, tmp_path):
         (["a boat", "--takes", "2", "--shot", "2"], "1 shot"),
         (["a boat", "a train", "--takes", "2", "-o", "."], "one film"),
         (["a boat", "--takes", "2", "--dry-run"], "--dry-run"),
+        (["a boat", "--takes", "2", "--export", "otio"], "--export"),
+        (["a boat", "--takes", "2", "--check"], "--check"),
         (["--from", "film.mp4", "--takes", "2"], "--from"),
         (["a boat", "--takes", "2", "-o", "nowhere/film.mp4"], "mkdir"),
         (["a boat", "--takes", "2", "--seed", str(MAX_SEED)], "too many"),
