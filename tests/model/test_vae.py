@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 
 from helios_cli.model import vae as vae_module
-from helios_cli.model.vae import VAEConfig, WanVAE, frames_to_uint8, normalize_fused, normalize_slabs
+from helios_cli.model.channel_norm import normalize_fused, normalize_slabs
+from helios_cli.model.vae import VAEConfig, WanVAE, frames_to_uint8
 
 TOLERANCE = 3e-5
 
