@@ -21,9 +21,9 @@ from pathlib import Path
 
 from reruns import decoded
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.specs import SPECS
 
 SIZE = (64, 64)
 CHUNKS = 2

@@ -13,10 +13,10 @@ import pytest
 import torch
 from reruns import decoded
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.model.dit import Block, HeliosDiT
+from helios_cli.weights.specs import SPECS
 
 SMALL = ["--size", "64x64", "--steps", "1,1,1", "--frames", "99"]
 

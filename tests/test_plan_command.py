@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
+from helios_cli.weights.specs import SPECS
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 

@@ -20,12 +20,12 @@ from helios_cli.bench.fidelity import distances, film
 from helios_cli.bench.floors import floors
 from helios_cli.bench.job import Job, run
 from helios_cli.bench.report import agreement_db, side
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.model import attention, backends
 from helios_cli.model.fp8 import Fp8
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.fp8 import quantize_weight
+from helios_cli.weights.specs import SPECS
 from helios_kernels import bench as kernel_bench
 
 SECONDS = 480.0

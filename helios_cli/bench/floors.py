@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from helios_cli.bench.job import Job, job_plan
-from helios_cli.bench.specs import SPECS
 from helios_cli.cost.model import Model, find_model
 from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
 from helios_cli.cost.tokens import count_tokens
 from helios_cli.cost.work import texts_of, work_of
 from helios_cli.weights.hub import Source
+from helios_cli.weights.specs import SPECS
 
 
 @contextmanager

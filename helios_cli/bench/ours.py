@@ -10,7 +10,6 @@ import torch
 import helios_kernels
 from helios_cli import __version__, machine
 from helios_cli.bench.job import Job, Result, job_plan, serve
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone
@@ -22,6 +21,7 @@ from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.placement import Placement
+from helios_cli.weights.specs import SPECS
 
 
 def measure(job: Job) -> Result:

@@ -19,8 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from helios_cli.bench.specs import SCHEDULERS, Spec
-from helios_cli.bench.tokenizer import word_tokenizer
 from helios_cli.engine.models import Models
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
@@ -29,6 +27,8 @@ from helios_cli.weights.checkpoint import OWN_FILE, PRESETS, TOKENIZER, Checkpoi
 from helios_cli.weights.files import TensorInfo
 from helios_cli.weights.fp8 import SCALE_SUFFIX, Quant, is_scale, quantize_weight
 from helios_cli.weights.layout import set_kind, write_json, write_weights
+from helios_cli.weights.specs import SCHEDULERS, Spec
+from helios_cli.weights.word_tokenizer import word_tokenizer
 
 KNOWS = "nothing: its weights are random and its pictures are noise"
 

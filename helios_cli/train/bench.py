@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.errors import HeliosError, MachineError
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.train.cast import Cast, OneBackbone, ThreeNetworks
@@ -33,6 +32,7 @@ from helios_cli.train.phase import Share
 from helios_cli.train.phases.distill import DistillPhase
 from helios_cli.train.settings.distill import Memory, Settings
 from helios_cli.units import HISTORY_LATENTS, LATENTS_PER_CHUNK, PIXELS_PER_CELL
+from helios_cli.weights.specs import SPECS
 
 OFF = {
     "cache_gradients": False,

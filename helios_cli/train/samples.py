@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helios_cli.bench.specs import SCHEDULERS
 from helios_cli.engine.render import render
 from helios_cli.errors import PictureError
 from helios_cli.recipe.plan import Chunk, Plan
@@ -19,6 +18,7 @@ from helios_cli.train.held import HeldModels
 from helios_cli.train.sheet import Row, Samples, save_sheet
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import PRESETS, Checkpoint
+from helios_cli.weights.specs import SCHEDULERS
 from helios_cli.world.grammar import caption
 from helios_cli.world.scene import draw_scene
 

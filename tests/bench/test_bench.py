@@ -14,13 +14,13 @@ from helios_cli import __version__
 from helios_cli.bench import report
 from helios_cli.bench.floors import counted_model
 from helios_cli.bench.job import PROMPT, Job, Result, run
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.commands import bench
 from helios_cli.cost.model import find_model
 from helios_cli.cost.speeds import read_speeds, speeds_file
 from helios_cli.errors import CheckpointError, HeliosError, MachineError
+from helios_cli.weights.specs import SPECS
 
 SMALL = ["--size", "64x64", "--steps", "1,1,1", "--threads", "1"]
 JOB = Job(

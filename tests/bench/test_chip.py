@@ -10,8 +10,8 @@ import torch
 from helios_cli.bench import everything
 from helios_cli.bench.everything import CPU, Part, measure_all
 from helios_cli.bench.fidelity import EQUAL_DB, psnr_db
-from helios_cli.bench.specs import SPECS
 from helios_cli.cli import main
+from helios_cli.weights.specs import SPECS
 
 DEVICE = torch.device("cpu")
 

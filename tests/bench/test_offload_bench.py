@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from helios_cli.bench.bandwidth import bandwidths
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.cost.speeds import read_bandwidths
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.specs import SPECS
 
 SMALL = ["--size", "64x64", "--steps", "1,1,1", "--chunks", "1", "--device", "cpu"]
 

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Case
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels, describe, write_checkpoint
-from helios_cli.bench.tokenizer import WORDS, word_tokenizer
 from helios_cli.engine.history import History
 from helios_cli.engine.render import render
 from helios_cli.engine.writer import open_writer
 from helios_cli.weights.checkpoint import Checkpoint, files_of
+from helios_cli.weights.specs import SPECS
+from helios_cli.weights.word_tokenizer import WORDS, word_tokenizer
 
 CPU = torch.device("cpu")
 

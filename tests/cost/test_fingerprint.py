@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from recipe.films import plan_of, timed_keys
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
@@ -26,6 +25,7 @@ from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints, film_f
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.identity import weights_identity
+from helios_cli.weights.specs import SPECS
 
 HERE = Arithmetic("CPU, 1 thread", "float32", "2.13.0")
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

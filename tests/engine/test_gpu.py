@@ -11,7 +11,6 @@ import torch
 from films import models_of, plan_of
 from oracle import Case
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
 from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, on_host, require_quant
@@ -19,6 +18,7 @@ from helios_cli.engine.render import render
 from helios_cli.engine.writer import open_writer
 from helios_cli.errors import MachineError, PictureError
 from helios_cli.model.dit import Call
+from helios_cli.weights.specs import SPECS
 
 CPU = torch.device("cpu")
 CASE = Case("distilled", (128, 64), (1, 1, 1), chunks=3)

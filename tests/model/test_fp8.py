@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels, write_checkpoint
 from helios_cli.engine.models import Models
 from helios_cli.errors import InputError
@@ -14,6 +13,7 @@ from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.model.fp8 import Fp8, Fp8Linear, product, use_fp8
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import SCALE_SUFFIX, dtype_with, is_fp8, quantize_weight
+from helios_cli.weights.specs import SPECS
 
 CPU = torch.device("cpu")
 

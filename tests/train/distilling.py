@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.train.cast import Cast, ThreeNetworks
@@ -18,6 +17,7 @@ from helios_cli.train.phase import Share
 from helios_cli.train.phases.distill import DistillPhase
 from helios_cli.train.settings.distill import Settings
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.specs import SPECS
 
 TRANSFORMER = {
     **SPECS["tiny"].transformer,

@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.engine.history import History
 from helios_cli.errors import InputError
@@ -25,6 +24,7 @@ from helios_cli.train.data.encode import ClipEncoder, encoder_identity, require_
 from helios_cli.train.data.toy import CLIPS_PER_SHARD, draw_clip, encode_world, mixed
 from helios_cli.train.settings.latents import World
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.specs import SPECS
 from helios_cli.world.draw import render
 from helios_cli.world.grammar import attributes, labels
 

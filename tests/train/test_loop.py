@@ -18,7 +18,6 @@ from torch import nn
 from train.toy.phases.toy import Toy
 from train.toy.settings.toy import Faults, Settings
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.errors import CheckpointError, InputError, Interrupted, PictureError
 from helios_cli.train.config import Ema, Log, Optimizer
@@ -27,6 +26,7 @@ from helios_cli.train.loop import train
 from helios_cli.train.phase import Share
 from helios_cli.train.state import load_state
 from helios_cli.weights.checkpoint import Checkpoint, files_of
+from helios_cli.weights.specs import SPECS
 
 CPU = torch.device("cpu")
 

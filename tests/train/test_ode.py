@@ -8,7 +8,6 @@ import pytest
 import torch
 from train.distilling import CONFIG, LATENT, SIZE, Clips, checkpoint, network
 
-from helios_cli.bench.specs import SCHEDULERS
 from helios_cli.engine.calls import answered
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.denoise import Denoiser, stages_of
@@ -27,6 +26,7 @@ from helios_cli.train.settings.ode import Settings
 from helios_cli.train.settings.pairs import Settings as PairsSettings
 from helios_cli.train.settings.pairs import Teacher
 from helios_cli.weights.checkpoint import Preset
+from helios_cli.weights.specs import SCHEDULERS
 
 DMD = SchedulerConfig.from_json(SCHEDULERS["distilled"])
 MID = SchedulerConfig.from_json(SCHEDULERS["mid"])

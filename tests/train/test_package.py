@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.train.config import load
 from helios_cli.train.loop import perform
 from helios_cli.weights.checkpoint import Checkpoint, files_of
+from helios_cli.weights.specs import SPECS
 
 CONFIG = 'phase = "package"\nstart = "{start}"\nvae = "{vae}"\nout = "{out}"\nknows = "shapes"\n'
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from train.lessons import CONFIG
 
-from helios_cli.bench.specs import SCHEDULERS
 from helios_cli.engine import render
 from helios_cli.engine.calls import answered
 from helios_cli.engine.clock import Clock
@@ -23,6 +22,7 @@ from helios_cli.train import pyramid
 from helios_cli.train.ablation import absolute_positions
 from helios_cli.train.rollout import enter
 from helios_cli.weights.checkpoint import Preset
+from helios_cli.weights.specs import SCHEDULERS
 
 MID = SchedulerConfig.from_json(SCHEDULERS["mid"])
 METHOD = [(0.999, 0.666333), (0.799760, 0.333666), (0.500374, 0.0)]

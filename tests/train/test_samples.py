@@ -13,13 +13,13 @@ from films import plan_of, rendered
 from oracle import Case
 from PIL import Image
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.train.samples import Sampler, held_out_prompts
 from helios_cli.train.sheet import Row, Samples, save_sheet
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint
 from helios_cli.weights.load import load_component
+from helios_cli.weights.specs import SPECS
 from helios_cli.world.grammar import attributes
 from helios_cli.world.palette import held_out
 

@@ -14,7 +14,6 @@ from PIL import Image
 from pydantic import ValidationError
 from torch.distributions import Normal, kl_divergence
 
-from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.channel_norm import DifferentiableNorm
 from helios_cli.model.vae import Interleave, VAEConfig, WanVAE
@@ -22,6 +21,7 @@ from helios_cli.train.phase import Share
 from helios_cli.train.phases.vae import Passes, averaged, build, detail_weights, initialise, losses, psnr, total
 from helios_cli.train.settings.vae import Data, Latents, Loss, Settings
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.specs import SPECS
 
 # As in tests/model/test_vae.py: another order of the same sums makes some 1e-6 on values of order 1.
 TOLERANCE = 3e-5

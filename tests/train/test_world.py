@@ -9,8 +9,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from helios_cli.bench.tokenizer import SPECIAL, WORDS, word_tokenizer
 from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.weights.word_tokenizer import SPECIAL, WORDS, word_tokenizer
 from helios_cli.world.draw import FADE, backdrop_picture, distance, render
 from helios_cli.world.grammar import MAX_TOKENS, Attributes, attributes, caption, describe, labels
 from helios_cli.world.palette import BACKGROUNDS, COLOURS, COMBINATIONS, MOTIONS, SCENES, SHAPES, SPLITS

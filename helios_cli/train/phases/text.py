@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from helios_cli.bench.specs import SPECS
-from helios_cli.bench.tokenizer import word_tokenizer
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.train.phase import Share
 from helios_cli.train.settings.text import Settings
 from helios_cli.weights.checkpoint import TOKENIZER, Checkpoint
 from helios_cli.weights.layout import write_component
 from helios_cli.weights.load import load_component
+from helios_cli.weights.specs import SPECS
+from helios_cli.weights.word_tokenizer import word_tokenizer
 from helios_cli.world.grammar import Attributes, caption_with_labels
 from helios_cli.world.palette import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 from helios_cli.world.scene import draw_scene

@@ -1,4 +1,4 @@
-"""Synthetic models by size: the published architecture in the diffusers layout's own words, as small as is useful.
+"""The published architecture by size, in the diffusers layout's own words: the 14B model, and some as small as is useful.
 
 Plain data, no torch. What a size does not name is as in the published 14B model.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from helios_cli.bench.tokenizer import PIECES, SPECIAL
+from helios_cli.weights.word_tokenizer import PIECES, SPECIAL
 
 TRANSFORMER = {
     "_class_name": "HeliosTransformer3DModel",

@@ -1,4 +1,4 @@
-"""The tokenizer of synthetic models: words of a small world of coloured shapes, and characters to spell all others.
+"""The tokenizer of small models: words of a world of coloured shapes, and characters to spell all others.
 
 A word that a small model is to be trained on is one token; any other is spelt. So every ASCII prompt has tokens, and no
 piece of an unknown word is mistaken for a known one (`fish` is not an `is` between two letters).
