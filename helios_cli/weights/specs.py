@@ -1,4 +1,4 @@
-"""The published architecture by size, in the diffusers layout's own words: the 14B model, and some as small as is useful.
+"""The published architecture in the diffusers layout's own words, and smaller sizes of it: as small as is useful.
 
 Plain data, no torch. What a size does not name is as in the published 14B model.
 """
