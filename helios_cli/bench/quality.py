@@ -24,6 +24,9 @@ JUMP = 2.0
 READING_ERROR = 0.5
 """Pixels by which the centre of an object is misread now and then; a resting object has a usual step of none."""
 
+FASTEST = 8.5
+"""Pixels a frame, of a picture 64 high: no object of the world is faster, so a usual step is none longer."""
+
 SAME_PATH = 3.0
 """Pixels, mean over a chunk, within which a path is that of the start again."""
 
@@ -85,8 +88,9 @@ def adherence(scores: Sequence[Score]) -> dict[str, float | None]:
 def jumps_of(path: np.ndarray) -> np.ndarray:
     """The object's step across each border between chunks over its usual step in the two chunks beside it.
 
-    The usual step is their mean, plus what centres are misread by. `path`: [frames, 2], NaN where no object is seen;
-    a border at which none is seen is infinitely far.
+    The usual step is their median, so that no jump within a chunk excuses one between two, plus what centres are
+    misread by. `path`: [frames, 2] of a picture 64 high, NaN where no object is seen; a border at which none is seen is
+    infinitely far.
     """
     steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
     jumps = []
@@ -94,7 +98,7 @@ def jumps_of(path: np.ndarray) -> np.ndarray:
         before = steps[border - FRAMES_PER_CHUNK : border - 1]
         within = np.concatenate([before, steps[border : border + FRAMES_PER_CHUNK - 1]])
         known = within[~np.isnan(within)]
-        usual = (known.mean() if len(known) else 0.0) + READING_ERROR / JUMP
+        usual = min(float(np.median(known)) if len(known) else 0.0, FASTEST) + READING_ERROR / JUMP
         jumps.append(np.inf if np.isnan(steps[border - 1]) else steps[border - 1] / usual)
     return np.array(jumps)
 
@@ -143,7 +147,8 @@ class Lasting:
     Attributes:
         seconds: its length.
         drift_percent: of 255, the greatest change of a channel of the background's mean colour from the film's first 10
-            seconds to its last; `worst_drift_percent` from the first 10 seconds to any other.
+            seconds to its last; `worst_drift_percent` from the first 10 seconds to any other. In a film of less than 20
+            seconds, from its first half to its second.
         whole: share of the frames with an object in one piece.
         same_colour: share of the chunks whose object has the colour that it began with; `same_shape` likewise.
         borders: of chunks; `smooth_borders` is the share that the object crosses without a jump.
@@ -185,7 +190,7 @@ class Watcher:
             np.concatenate([getattr(one, name) for one in self._looks])
             for name in ("centre", "backdrop", "whole", "edge")
         )
-        span = round(SPAN_SECONDS * fps)
+        span = max(1, min(round(SPAN_SECONDS * fps), len(backdrop) // 2))
         start = backdrop[:span].mean(axis=0)
         spans = [backdrop[at : at + span].mean(axis=0) for at in range(span, len(backdrop) - span + 1, span)]
         drifts = [float(np.abs(later - start).max()) / 2.55 for later in [*spans, backdrop[-span:].mean(axis=0)]]

@@ -29,7 +29,9 @@ def quality(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="A model of the toy world: tiny, or a folder. (default: tiny)")
     ] = None,
-    prompts: Annotated[int, typer.Option(min=2, help="Films, half of them of combinations never trained.")] = 64,
+    prompts: Annotated[
+        int, typer.Option(min=2, help="Films, half of them of combinations never prompted in training.")
+    ] = 64,
     chunks: Annotated[int, typer.Option(min=1, help="Length of these films in chunks of 33 frames.")] = 2,
     minutes: Annotated[float, typer.Option(min=0, help="Length of the long films; 0 for none.")] = 3,
     films: Annotated[int, typer.Option(min=1, help="How many long films.")] = 2,

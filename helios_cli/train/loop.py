@@ -84,7 +84,8 @@ class Run:
         self.first = next(iter(phase.players))
         self.mean = Mean(phase.players[self.first], config.ema.decay) if config.ema.decay else None
         self.record = Record(config.folder, writes=processes.leads)
-        self.step = self.skipped = self.skipped_in_a_row = 0
+        self.step = self.skipped = 0
+        self.skipped_in_a_row: Counter[str] = Counter()
         self.seconds = 0.0
         self.has_saved = False
 
@@ -131,7 +132,7 @@ class Run:
             if not all(map(math.isfinite, (norm, *losses.values()))):
                 yield self._skip(name, norm, losses)
                 continue
-            self.skipped_in_a_row = 0
+            self.skipped_in_a_row[name] = 0
             rate = mover.step(rate_scale(mover.settings, self.step, self.fraction))
             if self.mean and name == self.first:
                 if self.step < self.config.ema.start:
@@ -150,10 +151,10 @@ class Run:
 
     def _skip(self, name: str, norm: float, losses: dict[str, float]) -> Event:
         self.skipped += 1
-        self.skipped_in_a_row += 1
+        self.skipped_in_a_row[name] += 1
         found = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
         what = f"step {self.step}: the update of {name} is not finite (gradient norm {norm:.4g}; {found})"
-        if self.skipped_in_a_row == MOST_SKIPPED:
+        if self.skipped_in_a_row[name] == MOST_SKIPPED:
             raise PictureError(
                 f"{what}, as were the {MOST_SKIPPED - 1} before it",
                 hint="begin again in another `out` with a lower optimizer.lr or clip, or dtype float32; "

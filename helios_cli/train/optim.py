@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim import Optimizer as TorchOptimizer
 
+from helios_cli.errors import InputError
 from helios_cli.train.config import Optimizer
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -76,13 +77,17 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 class Mover:
-    """The optimizers of one player. `dtype` is what Muon multiplies in."""
+    """The optimizers of one player. `dtype` is what Muon multiplies in.
+
+    InputError for a name in `settings.muon` that no parameter has.
+    """
 
     def __init__(self, player: nn.Module, settings: Optimizer, dtype: torch.dtype) -> None:
         self.settings = settings
         self.params = trained(player)
         if any(p.dtype != torch.float32 for p in self.params):
             raise TypeError(f"{type(player).__name__}: trained parameters are float32; a phase casts what it computes")
+        require_known(player, settings.muon)
         muon, rest = split(player, settings.muon)
         self.optimizers: list[TorchOptimizer] = []
         if muon:
@@ -118,6 +123,15 @@ class Mover:
 
 def trained(player: nn.Module) -> list[nn.Parameter]:
     return [p for p in player.parameters() if p.requires_grad]
+
+
+def require_known(player: nn.Module, globs: Iterable[str]) -> None:
+    """InputError for a glob that is no parameter's, trained or not: Muon would move less than was asked for."""
+    names = [name for name, _ in player.named_parameters()]
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            few = ", ".join(names[:: max(1, len(names) // 3)][:3])
+            raise InputError(f"muon says {glob!r}, and no parameter is called so", hint=f"names are such as {few}")
 
 
 def split(player: nn.Module, globs: Iterable[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

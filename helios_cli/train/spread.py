@@ -44,7 +44,8 @@ class Spread:
         for p in params:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        flat = torch.cat([p.grad.flatten() for p in params])
+        # A network that rests has its gradients on the host, where NCCL does not reach.
+        flat = torch.cat([p.grad.flatten().to(self.device) for p in params])
         dist.all_reduce(flat)
         for p, summed in zip(params, flat.split([p.numel() for p in params]), strict=True):
             p.grad.copy_(summed.view_as(p))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from helios_cli.train.config import Config, Count, Ema, Fraction, Optimizer, Table
 from helios_cli.train.sheet import Samples
@@ -20,7 +20,8 @@ class Clips(Table):
         clips: folder of the cache that the phase `latents` wrote.
         first: probability that the target is a clip's first chunk; without it, every chunk is as likely. Chunks after
             the first come from clips that have them.
-        held_back: clips, the first of the cache, that are kept for the probe.
+        held_back: clips, the first of the cache, that are kept for the probe. In a folder of clips the first are those
+            whose names in the cache are: other ones where clips are added between two runs.
         text_rows: tokens that captions are padded to; the padding of all 512 counts whatever it is.
     """
 
@@ -49,6 +50,16 @@ class History(Table):
     anchor: bool = True
     positions: Literal["relative", "absolute"] = "relative"
     empty_caption: Fraction = 0.1
+
+
+def _relative(history: History) -> History:
+    if history.positions != "relative":
+        raise ValueError('`positions = "absolute"` is for the phases base and mid: leave it out here')
+    return history
+
+
+RelativeHistory = Annotated[History, AfterValidator(_relative)]
+"""Of phases that roll films out, which they do with relative positions alone."""
 
 
 class Corruption(Table):

@@ -55,7 +55,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Reading:
-    """A film read as a caption would say it; None for what is not there.
+    """A film read as a caption would say it; None for what is not there, or in less than half of the frames.
 
     Attributes:
         background: one of palette.BACKGROUNDS.
@@ -89,13 +89,14 @@ def read(frames: np.ndarray) -> Reading:
     seen = ~np.isnan(path[:, 0])
     if seen.mean() < 0.5:
         return Reading(looks[0].scene, None, None, None, path, 0.0, 0.0, backdrop)
+    first = path[:FRAMES_PER_CHUNK]
     rgb = np.concatenate([one.rgb for one in looks])[seen]
     match = np.concatenate([one.match for one in looks])[seen]
     return Reading(
         background=looks[0].scene,
         colour=colour_name(np.median(rgb, axis=0)),
         shape=SHAPES[int(match.mean(axis=0).argmax())],
-        motion=motion_of(path[:FRAMES_PER_CHUNK] * (HEIGHT / frames.shape[1])),
+        motion=motion_of(first * (HEIGHT / frames.shape[1])) if seen[:FRAMES_PER_CHUNK].mean() >= 0.5 else None,
         path=path,
         whole=float(np.concatenate([one.whole for one in looks]).mean()),
         sharpness=float(np.concatenate([one.edge for one in looks])[seen].mean()),

@@ -1,4 +1,4 @@
-"""The names of the world, their colours, and which combinations of names training never sees."""
+"""The names of the world, their colours, and which combinations of names no prompt in training has."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HELD_OUT_PERCENT = 16
 
 
 def held_out(colour: str, shape: str, motion: str) -> bool:
-    """Whether training never sees this combination. It does see each pair of the three."""
+    """Whether no prompt in training has this combination. Each pair of the three is in some."""
     return zlib.crc32(f"the {colour} {shape} {motion}".encode()) % 100 < HELD_OUT_PERCENT
 
 

@@ -1,4 +1,8 @@
-"""Prompts to judge a model by: combinations that its training has seen, and those that it never sees."""
+"""Prompts to judge a model by: combinations that its training has seen, and those that no prompt of it names.
+
+A clip's later chunks may show such a combination, where an object has turned at an edge; its prompt says the way it set
+out.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from helios_cli.world.scene import draw_segment
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, what its film should show, and whether training never saw its colour, shape and motion together."""
+    """A caption, what its film should show, and whether no prompt in training has its colour, shape and motion."""
 
     caption: str
     expected: Attributes

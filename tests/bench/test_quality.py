@@ -103,6 +103,33 @@ def test_jumps_are_measured_in_usual_steps():
     assert len(jumps_of(np.zeros((33, 2)))) == 0
 
 
+def test_unrest_within_chunks_does_not_smooth_their_borders():
+    """A few frames that are misread leave a jump what it is, and an object that is elsewhere in each frame has none."""
+    x = np.arange(66.0)
+    x[33:] += 8
+    x[[10, 50]] += 60
+    assert jumps_of(np.stack([x, np.zeros(66)], axis=-1)) == pytest.approx([9 / 1.25])
+    anywhere = np.random.default_rng(0).uniform((0, 0), (128, 64), (3300, 2))
+    assert (jumps_of(anywhere) > 2).mean() > 0.8
+
+
+def test_a_short_film_drifts_from_its_first_half_to_its_second():
+    film = render(scene_with("left"), 240).astype(float)
+    faded = np.rint(film * np.linspace(1, 0.5, 240)[:, None, None, None]).astype(np.uint8)
+    brightest = film[0, 0, 0].max() / 255
+    assert watched(faded).drift_percent == pytest.approx(100 * 0.25 * brightest, rel=0.1)
+
+
+def test_a_film_without_an_object_in_its_first_chunk_shows_no_motion():
+    scene = scene_with("left")
+    film = render(scene, 2 * FRAMES_PER_CHUNK)
+    film[1:FRAMES_PER_CHUNK] = np.rint(backdrop_picture(scene.backdrop, 128, 64))
+    found = score(film, labels(scene.segments[0]))
+    assert found.colour and not found.motion
+    film[0] = film[1]
+    assert not score(film, labels(scene.segments[0])).motion
+
+
 def test_wrong_films_have_no_marks():
     """Each scene's film against what another prompt asked for."""
     first, other = scene_with("left"), scene_with("still", "night")

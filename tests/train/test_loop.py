@@ -208,8 +208,10 @@ def test_an_update_that_is_not_finite_is_left_out(tmp_path):
     assert all(line["step"] not in (6, 7) for line in lines(tmp_path / "run") if "player" in line)
 
 
-def test_a_run_that_does_not_recover_fails_and_keeps_its_last_sound_state(tmp_path):
-    config = settings(tmp_path / "run", steps=50, faults=Faults(first=9, last=50))
+@pytest.mark.parametrize("player", ["", "net", "critic"])
+def test_a_run_that_does_not_recover_fails_and_keeps_its_last_sound_state(tmp_path, player):
+    """Also if all other players do well."""
+    config = settings(tmp_path / "run", steps=50, faults=Faults(first=9, last=50, player=player))
     with pytest.raises(PictureError, match="not finite"):
         finish(config)
     state = load_state(tmp_path / "run")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from train.distilling import CONFIG, LATENT, SIZE, Clips, checkpoint, network
 
 from helios_cli.engine.calls import answered
@@ -15,6 +17,7 @@ from helios_cli.engine.history import History
 from helios_cli.errors import InputError
 from helios_cli.sampling.noise import BlockNoise
 from helios_cli.sampling.schedule import SchedulerConfig
+from helios_cli.train.data.encode import encoder_identity
 from helios_cli.train.forward import given
 from helios_cli.train.history import Lesson
 from helios_cli.train.networks import guided, predictor
@@ -22,10 +25,12 @@ from helios_cli.train.pairs import PairsFolder, PairsNote, open_pairs, shard_pat
 from helios_cli.train.phase import Share
 from helios_cli.train.phases import ode, pairs
 from helios_cli.train.rollout import Walk, draw_noise, student_roll_out, teacher_roll_out
+from helios_cli.train.settings.distill import Settings as DistillSettings
 from helios_cli.train.settings.ode import Settings
 from helios_cli.train.settings.pairs import Settings as PairsSettings
 from helios_cli.train.settings.pairs import Teacher
 from helios_cli.weights.checkpoint import Preset
+from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.specs import SCHEDULERS
 
 DMD = SchedulerConfig.from_json(SCHEDULERS["distilled"])
@@ -218,7 +223,7 @@ def test_pairs_are_made_once_and_go_on(tmp_path, monkeypatch):
 
 
 class _Noted(Clips):
-    note = SimpleNamespace(latent_shape=(16, 8, 16))
+    note = SimpleNamespace(latent_shape=(16, 8, 16), encoder="-")
 
 
 def test_what_does_not_fit_is_said(tmp_path, folder):
@@ -229,3 +234,32 @@ def test_what_does_not_fit_is_said(tmp_path, folder):
     settings = Settings(phase="ode", start="-", out="-", steps=1, data={"pairs": str(folder)}, student={"steps": (3,)})
     with pytest.raises(InputError, match="keep 2 states"):
         ode.build(settings, None, torch.device("cpu"))
+    for phase in (PairsSettings, DistillSettings):
+        tables = {"data": {"clips": "-"}, "history": {"positions": "absolute"}}
+        more = {"pairs": 1} if phase is PairsSettings else {"steps": 1, "matching": {"real": "-"}}
+        with pytest.raises(ValidationError, match="leave it out here"):
+            phase(phase="-", start="-", out="-", **tables, **more)
+
+
+def test_pairs_of_another_model_are_refused(tmp_path):
+    """Of another encoder for any student; of another teacher for one that has not begun."""
+    mid = checkpoint(tmp_path, "mid")
+    start = dataclasses.replace(mid, kind="distilled")
+    settings = Settings(
+        phase="ode", start="-", out="-", steps=1, data={"pairs": str(tmp_path)}, student={"steps": (1,)}
+    )
+
+    def build(start, **made_with: str) -> None:
+        (tmp_path / "pairs.json").unlink(missing_ok=True)
+        open_pairs(tmp_path, PairsNote(made_with, 1, SIZE))
+        ode.build(settings, start, torch.device("cpu"))
+
+    walks = [Walk(torch.zeros(1, 1, 16, 9, 2 << k, 4 << k), torch.zeros(1, 16, 9, 2 << k, 4 << k)) for k in range(3)]
+    write_pairs(shard_path(tmp_path, 0), lesson(1), walks)
+    encoder, teacher = encoder_identity(start), weights_identity(start)
+    build(mid, encoder=encoder, teacher=teacher)
+    build(start, encoder=encoder, teacher="another")
+    with pytest.raises(InputError, match="another teacher"):
+        build(mid, encoder=encoder, teacher="another")
+    with pytest.raises(InputError, match="another VAE or text encoder"):
+        build(start, encoder="another", teacher=teacher)

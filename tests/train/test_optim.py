@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from helios_cli.errors import InputError
 from helios_cli.train.config import Optimizer
 from helios_cli.train.optim import Mean, Mover, Muon, orthogonal, rate_scale, split
 
@@ -93,6 +94,14 @@ def test_globs_choose_what_muon_moves():
         "gate.bias",
     }
     assert split(net, [])[0] == []
+
+
+def test_a_glob_that_names_nothing_is_refused():
+    """A slip of the pen would leave all to AdamW; one that names a frozen part is meant."""
+    with pytest.raises(InputError, match=r"'block\.\*'") as error:
+        Mover(Net(), Optimizer(muon=("block.*",)), torch.float32)
+    assert "blocks.0.weight" in error.value.hint
+    assert len(Mover(Net(), Optimizer(muon=("blocks.*", "frozen.*")), torch.float32).optimizers) == 2
 
 
 def test_the_rest_moves_as_pytorchs_adamw_does():

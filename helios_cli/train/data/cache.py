@@ -219,7 +219,7 @@ def read_note(folder: Path) -> CacheNote:
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is no cache of encoded clips: it has no {NOTE}",
-            hint="encode the clips first: helios train recipes/train/latents.toml",
+            hint="encode the clips first: helios train recipes/train/tiny-latents.toml",
         ) from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder / NOTE} cannot be read: {error}", hint=f"remove {folder} and encode anew") from error

@@ -12,6 +12,7 @@ from helios_cli.engine.denoise import stages_of
 from helios_cli.errors import InputError
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.sampling.schedule import SchedulerConfig
+from helios_cli.train.data.encode import encoder_identity
 from helios_cli.train.flow import transformer_of
 from helios_cli.train.forward import checkpointed, flow, given, plain
 from helios_cli.train.pairs import PairsFolder
@@ -20,6 +21,7 @@ from helios_cli.train.samples import Sampler
 from helios_cli.train.score import per_sample, x0_of
 from helios_cli.train.settings.ode import Settings
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.layout import set_kind, set_own, write_component
 from helios_cli.weights.specs import SCHEDULERS
 
@@ -82,7 +84,8 @@ class OdePhase:
 
 
 def build(settings: Settings, start: Checkpoint, device: torch.device) -> OdePhase:
-    """The phase with the transformer of `start`. InputError if the pairs lack a step of the student's."""
+    """The phase with the transformer of `start`. InputError if the pairs are another model's, or lack a step of the
+    student's."""
     pairs = PairsFolder(settings.data.pairs)
     for steps in settings.student.steps:
         if pairs.note.kept % steps:
@@ -90,6 +93,7 @@ def build(settings: Settings, start: Checkpoint, device: torch.device) -> OdePha
                 f"student.steps has {steps}, and the pairs in {pairs.folder} keep {pairs.note.kept} states a stage",
                 hint="make pairs with a multiple of it as teacher.kept, or leave it out",
             )
+    _require_same_models(pairs, start)
     dit = transformer_of(start).to(device).requires_grad_()
     if settings.memory.compile:
         for block in dit.blocks:
@@ -98,3 +102,17 @@ def build(settings: Settings, start: Checkpoint, device: torch.device) -> OdePha
     dtype = getattr(torch, settings.dtype)
     phase.sampler = Sampler(start, KIND, settings.samples, pairs.note.size, device, dtype)
     return phase
+
+
+def _require_same_models(pairs: PairsFolder, start: Checkpoint) -> None:
+    """InputError where latents or captions of the pairs mean something else to `start`, or it is not their teacher.
+
+    A student that has begun already may go on with pairs of any teacher.
+    """
+    made_with, hint = pairs.note.made_with, "make pairs of this one, in another folder, with the phase pairs"
+    if made_with.get("encoder") != encoder_identity(start):
+        raise InputError(
+            f"the pairs in {pairs.folder} come from another VAE or text encoder than those of {start.path}", hint=hint
+        )
+    if start.kind == "mid" and made_with.get("teacher") != weights_identity(start):
+        raise InputError(f"the pairs in {pairs.folder} come from another teacher than {start.path}", hint=hint)

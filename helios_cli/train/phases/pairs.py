@@ -83,9 +83,11 @@ class PairMaker:
 
     def note(self) -> PairsNote:
         settings = self.settings
-        tables = {name: str(getattr(settings, name)) for name in ("seed", "dtype", "batch", "history", "corruption")}
+        named = ("seed", "dtype", "batch", "data", "history", "corruption")
+        tables = {name: str(getattr(settings, name)) for name in named}
         teacher = {"steps": str(settings.teacher.steps), "guidance": str(settings.teacher.guidance)}
-        made_with = {"teacher": weights_identity(self.start), "clips": settings.data.clips, **tables, **teacher}
+        identities = {"teacher": weights_identity(self.start), "encoder": self.clips.note.encoder}
+        made_with = {**identities, **tables, **teacher}
         return PairsNote(made_with, settings.teacher.kept, self.size)
 
     def make(self, number: int) -> tuple[Lesson, list[Walk]]:

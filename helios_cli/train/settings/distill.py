@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from helios_cli.train.config import Config, Count, Ema, Optimizer, Positive, Table
 from helios_cli.train.sheet import Samples
-from helios_cli.train.tables import Clips, Corruption, History, Weight
+from helios_cli.train.tables import Clips, Corruption, History, RelativeHistory, Weight
 
 
 class Student(Table):
@@ -104,7 +104,7 @@ class Settings(Config):
 
     start: str
     data: Clips
-    history: History = History(empty_caption=0.0, short=0.5)
+    history: RelativeHistory = History(empty_caption=0.0, short=0.5)
     corruption: Corruption = METHOD
     student: Student = Student()
     matching: Matching

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from helios_cli.train.config import Job, Table
-from helios_cli.train.tables import Clips, Corruption, History
+from helios_cli.train.tables import Clips, Corruption, History, RelativeHistory
 
 Steps = Annotated[int, Field(ge=1)]
 
@@ -46,6 +46,6 @@ class Settings(Job):
     pairs: Annotated[int, Field(ge=1)] = 1024
     batch: Annotated[int, Field(ge=1)] = 64
     data: Clips
-    history: History = History(empty_caption=0.0)
+    history: RelativeHistory = History(empty_caption=0.0)
     corruption: Corruption = Corruption()
     teacher: Teacher = Teacher()

@@ -37,7 +37,8 @@ class Toy:
         total = torch.zeros((), device=self.device)
         for sample in share.samples:
             loss = self.loss(player, share, sample) / share.batch
-            if self.settings.faults.first <= share.step <= self.settings.faults.last:
+            faults = self.settings.faults
+            if faults.first <= share.step <= faults.last and faults.player in ("", player):
                 loss = loss * float("nan")
             loss.backward()
             total += loss.detach()

@@ -2,10 +2,11 @@ from helios_cli.train.config import Config, Count, Optimizer, Table
 
 
 class Faults(Table):
-    """Steps at which the loss is not a number, and seconds that a step takes longer."""
+    """Steps at which the loss of `player`, or of all, is not a number, and seconds that a step takes longer."""
 
     first: Count = 0
     last: int = -1
+    player: str = ""
     seconds: float = 0.0
 
 
