@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -13,6 +14,8 @@ from helios_cli.errors import InputError
 if TYPE_CHECKING:
     from helios_cli.recipe.settings import Flags
     from helios_cli.weights.placement import Wish
+
+T = TypeVar("T")
 
 LENGTH, LOOK, START, OUTPUT, MACHINE = "Length", "Picture", "Start", "Output", "Machine"
 
@@ -115,12 +118,20 @@ def write_out(out: Path | None, data: dict) -> None:
         out.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
+def _read(flag: str, parse: Callable[[str], T], text: str | None) -> T | None:
+    """The value of a flag, if it is given. InputError that names the flag."""
+    try:
+        return None if text is None else parse(text)
+    except InputError as error:
+        raise InputError(f"{flag}: {error.message}", hint=error.hint) from error
+
+
 def memory_wish(offload: str, vram: str | None, ram: str | None) -> Wish:
     """What the command line says about memory. InputError for an amount that cannot be read."""
     from helios_cli.recipe.values import parse_bytes
     from helios_cli.weights.placement import Wish
 
-    return Wish(offload, None if vram is None else parse_bytes(vram), None if ram is None else parse_bytes(ram))
+    return Wish(offload, _read("--vram", parse_bytes, vram), _read("--ram", parse_bytes, ram))
 
 
 def film_flags(
@@ -145,13 +156,13 @@ def film_flags(
     return Flags(
         model=model,
         fps=fps,
-        size=None if size is None else parse_size(size),
-        seconds=None if seconds is None else parse_duration(seconds),
+        size=_read("--size", parse_size, size),
+        seconds=_read("--seconds", parse_duration, seconds),
         minutes=minutes,
         frames=frames,
         seed=seed,
         negative=negative,
-        steps=None if steps is None else parse_steps(steps),
+        steps=_read("--steps", parse_steps, steps),
         guidance=guidance,
         image=image,
         video=video,

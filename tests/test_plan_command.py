@@ -293,3 +293,29 @@ def test_chunks_that_are_kept_are_told(tmp_path, monkeypatch, capsys):
     assert "2 of 3 chunks are kept from earlier films, which saves 18 of 24 model calls" in capsys.readouterr().out
     assert main(["plan", "a red ball", "-m", "tiny", "--frames", "99", "--seed", "1"]) == 0
     assert "kept from earlier films" not in capsys.readouterr().out
+    assert main(["render", "a red ball", "-m", "tiny", "--frames", "99", "--dry-run", "--no-cache"]) == 0
+    assert "kept from earlier films" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-o", "film.avi"], "are not written as .avi"),
+        (["-o", "nowhere/film.mp4"], "does not exist"),
+        (["--crf", "9999"], "has no crf 9999"),
+        (["--size", "12"], "--size: '12' is not a size"),
+        (["--seconds", "-3"], "--seconds: '-3' is not a time"),
+        (["--seed", "-1"], "must be 0 to 9,223,372,036,854,775,807"),
+    ],
+)
+@pytest.mark.parametrize("command", [["plan"], ["render", "--dry-run"]])
+def test_what_a_render_refuses_is_not_planned(tmp_path, monkeypatch, capsys, command, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "a red ball", "-m", "tiny", *arguments]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_empty_prompt_is_said_to_be_empty(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "", "-m", "tiny"]) == 2
+    assert "is empty: say what the shot shows" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def find_jobs(
         raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
 
     from helios_cli.engine.takes import TakesFiles, check_shot
-    from helios_cli.engine.writer import check_target  # after the recipes: it brings in numpy
+    from helios_cli.engine.target import check_target
 
     jobs = []
     for film, target in zip(films, outputs, strict=True):
@@ -130,6 +130,16 @@ def find_encoding(jobs: list[Job], codec: str, crf: int, preset: str, *, clips: 
     if clips or any(job.output.lower().endswith(".mp4") for job in jobs):
         return check_encoding(codec=codec, crf=crf, preset=preset)
     return Encoding(codec, crf, preset)
+
+
+def check_planned(output: str | None, codec: str, crf: int, preset: str = "medium") -> None:
+    """InputError for a film that a render would refuse to write, but for one that is there already."""
+    from helios_cli.engine.ffmpeg import Encoding
+    from helios_cli.engine.target import check_target
+
+    Encoding(codec, crf, preset)
+    if output and not Path(output).is_dir():
+        check_target(output, force=True)
 
 
 def export_forms(export: str | None, jobs: list[Job], *, force: bool) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ def plan(
     json: JsonFlag = False,
 ) -> None:
     """Say what films are made of and cost: helios plan film.toml --price 2.5"""
+    from helios_cli.batch.jobs import check_planned
     from helios_cli.cost.estimate import Terms, estimate_sources
     from helios_cli.engine.cache import Cache
 
@@ -63,6 +64,7 @@ def plan(
     )
     if price is not None and not 0 <= price < 1e6:
         raise InputError(f"--price {price}: must be 0 or more, for an hour of one GPU")
+    check_planned(output, codec, crf)
     terms = Terms(
         flags,
         revision,

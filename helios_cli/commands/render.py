@@ -11,7 +11,15 @@ import typer
 
 from helios_cli import options
 from helios_cli.batch.films import render_all
-from helios_cli.batch.jobs import Extras, check_takes_flags, export_forms, film_again, find_encoding, find_jobs
+from helios_cli.batch.jobs import (
+    Extras,
+    check_planned,
+    check_takes_flags,
+    export_forms,
+    film_again,
+    find_encoding,
+    find_jobs,
+)
 from helios_cli.batch.table import table_at_the_end
 from helios_cli.batch.takes import render_takes
 from helios_cli.batch.workbench import Workbench
@@ -142,9 +150,11 @@ def render(
         from helios_cli.engine.cache import Cache
 
         console.json = json or progress == "json"
-        kept = Cache().has
-        terms = Terms(flags, revision, device, dtype, output, codec, crf, reanchor, strict, is_kept=kept)
+        check_planned(output, codec, crf, preset)
+        terms = Terms(flags, revision, device, dtype, output, codec, crf, reanchor, strict)
         terms = replace(terms, quant=quant, attention=attention, wish=wish)
+        if not no_cache:
+            terms = replace(terms, is_kept=Cache().has)
         show_plans(estimate_films([again.film], terms) if again else estimate_sources(source, terms))
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away is a Ctrl-C

@@ -149,7 +149,12 @@ def check_flags(flags: Flags) -> None:
     for key, (least, most) in _LIMITS.items():
         value = getattr(flags, key)
         if value is not None and not least <= value <= most:  # NaN fails too
-            raise InputError(f"--{key} {value}: must be {least:g} to {most:g}")
+            raise InputError(f"--{key} {value}: must be {_number(least)} to {_number(most)}")
+
+
+def _number(value: float) -> str:
+    """In full where it is whole: 1,036,800 and not 1.0368e+06."""
+    return f"{round(value):,}" if value == round(value) else f"{value:.2g}"
 
 
 def _absolute(path: Path | None) -> Path | None:

@@ -52,6 +52,8 @@ def _read(source: str, stdin: BinaryIO | None) -> list[Film]:
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, ValueError):  # longer than any path, or with a NUL
         is_file = is_folder = False
+    if not source.strip():  # a path of no characters is the folder here
+        return _read_words(source)
     if is_file:
         return _read_file(path, problems)
     _refuse_path(path, source, is_folder, problems)
@@ -138,7 +140,8 @@ def _refuse_path(path: Path, source: str, is_folder: bool, problems: Problems) -
 def _picture_advice(path: Path) -> str | None:
     if path.suffix.lower() in PICTURES:
         return "a film starts from a picture with --image"
-    return "a clip is continued with --video" if path.suffix.lower() in CLIPS else None
+    clip = "a clip is continued with --video; a film of helios is made again with --from"
+    return clip if path.suffix.lower() in CLIPS else None
 
 
 def _slug(words: str) -> str:
