@@ -7,12 +7,12 @@ import torch
 from cost.modules import SMALL, call, on_meta
 from torch.utils.flop_counter import FlopCounterMode
 
-from helios_cli.bench import specs
 from helios_cli.cost import flops, tokens, vae
 from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import PIECE_ELEMENTS, VAEConfig, WanVAE
+from helios_cli.weights import specs
 
 SMALL_VAE = {**specs.VAE, "base_dim": 8, "dim_mult": [1, 2, 2, 4], "num_res_blocks": 1}
 TERA = 1e12

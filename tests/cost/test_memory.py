@@ -10,7 +10,6 @@ from cost.live import peak_bytes
 from cost.modules import SMALL, call, on_meta
 from recipe.films import plan_of
 
-from helios_cli.bench import specs
 from helios_cli.cost import memory, tokens, vae
 from helios_cli.cost.device import ITEMSIZE, Device
 from helios_cli.cost.memory import Budget, Subject, memory_modes
@@ -24,6 +23,7 @@ from helios_cli.model import umt5
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.weights import specs
 from helios_cli.weights.offload import layout_of
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
 
