@@ -56,10 +56,10 @@ def check_takes_flags(
     shot: int | None,
     from_film: Path | None,
     *,
-    dry_run: bool = False,
-    lanes: int = 1,
-    export: str | None = None,
-    check: bool = False,
+    dry_run: bool,
+    lanes: int,
+    export: str | None,
+    check: bool,
 ) -> None:
     """InputError for flags that takes have no use for: what is asked for is done or refused."""
     if takes and lanes > 1:

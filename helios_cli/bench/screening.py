@@ -33,16 +33,14 @@ def show(models: Models, prompt: str, frames: int, take: Callable[[np.ndarray], 
 
     Raises what `helios render` raises.
     """
-    _screen(models, plan_of(models, prompt, frames, how), take)
+    _play(models, plan_of(models, prompt, frames, how), take)
 
 
 def two_shots(models: Models, prompts: tuple[str, str], transition: str, frames: int, how: Showing) -> np.ndarray:
     """A film of two shots of `frames` each, uint8 [2 * frames, height, width, 3]; `transition` as in a recipe."""
     first, second = ({"prompt": prompt, "seconds": frames / DEFAULT_FPS} for prompt in prompts)
     recipe = Recipe.model_validate({"shot": [first, {**second, "transition": transition}]})
-    parts: list[np.ndarray] = []
-    _screen(models, _plan(models, Film("shots", "two shots", recipe, Path.cwd()), None, how), parts.append)
-    return np.concatenate(parts)
+    return _film(models, _plan(models, Film("shots", "two shots", recipe, Path.cwd()), None, how))
 
 
 def films(models: Models, prompts: Sequence[str], frames: int, how: Showing) -> Iterator[np.ndarray]:
@@ -53,9 +51,7 @@ def films(models: Models, prompts: Sequence[str], frames: int, how: Showing) -> 
     ]
     models.encode(text for plan in plans for chunk in plan.chunks for text, _ in chunk.prompts)
     for plan in plans:
-        parts: list[np.ndarray] = []
-        _screen(models, plan, parts.append)
-        yield np.concatenate(parts)
+        yield _film(models, plan)
 
 
 def plan_of(models: Models, prompt: str, frames: int, how: Showing) -> Plan:
@@ -70,7 +66,13 @@ def _plan(models: Models, film: Film, frames: int | None, how: Showing) -> Plan:
     return plan_film(film, resolve(film.recipe, flags, defaults))
 
 
-def _screen(models: Models, plan: Plan, take: Callable[[np.ndarray], None]) -> None:
+def _film(models: Models, plan: Plan) -> np.ndarray:
+    parts: list[np.ndarray] = []
+    _play(models, plan, parts.append)
+    return np.concatenate(parts)
+
+
+def _play(models: Models, plan: Plan, take: Callable[[np.ndarray], None]) -> None:
     for _ in render(plan, models, _Screen(take)):
         pass
 
