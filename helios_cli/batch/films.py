@@ -209,6 +209,8 @@ def _steps(
     reply = None
     with contextlib.closing(steps):
         while True:
+            if bench.is_stopped():
+                raise KeyboardInterrupt
             try:
                 said = steps.send(reply)
             except StopIteration:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from helios_cli.batch.jobs import Extras, Job
 from helios_cli.console import console
 from helios_cli.progress import View
+from helios_cli.stop import IsStopped
 from helios_cli.weights.placement import NO_WISH, RESIDENT, Wish
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Workbench:
     quant: Quant = "none"
     attention: str = "auto"
     wish: Wish = NO_WISH
+    is_stopped: IsStopped = lambda: False
     loaded: dict[str, Models] = field(default_factory=dict)
     budget: Budget | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,6 +26,7 @@ from helios_cli.console import console
 from helios_cli.errors import HeliosError
 from helios_cli.plan_view import show_plans
 from helios_cli.progress import open_view
+from helios_cli.stop import stop_at_once
 
 MAX_TAKES = 100
 
@@ -157,15 +157,15 @@ def render(
             terms = replace(terms, is_kept=Cache().has)
         show_plans(estimate_films([again.film], terms) if again else estimate_sources(source, terms))
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away is a Ctrl-C
     films = [again.film] if again else None
     jobs = find_jobs(source, flags, output, force=force, takes_of_shot=takes and (shot or 1), films=films)
     extras = Extras(again, not no_metadata, export_forms(export, jobs, force=force), check)
     encoding = find_encoding(jobs, codec, crf, preset, clips=takes is not None)
     kind = "none" if quiet else "json" if json else "plain" if lanes > 1 and progress in ("auto", "rich") else progress
-    with table_at_the_end(jobs, shown=kind not in ("none", "json")), open_view(kind) as view:
+    shown = kind not in ("none", "json")
+    with stop_at_once() as is_stopped, table_at_the_end(jobs, shown=shown), open_view(kind) as view:
         bench = Workbench(flags, revision, device, dtype, encoding, view, strict, reanchor, not no_cache, keep, extras)
-        bench.quant, bench.attention, bench.wish = quant, attention, wish
+        bench.quant, bench.attention, bench.wish, bench.is_stopped = quant, attention, wish, is_stopped
         if takes:
             render_takes(jobs[0], bench, takes, shot or 1, context)
             return

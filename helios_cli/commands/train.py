@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +13,7 @@ from helios_cli import options
 from helios_cli.console import console
 from helios_cli.errors import InputError
 from helios_cli.progress import ProgressKind, open_view
+from helios_cli.stop import stop_after_step
 from helios_cli.train_view import PlainView, RichView
 
 
@@ -60,31 +58,12 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     kind = "none" if quiet or _follows() else "json" if json else progress
-    with open_view(kind, PlainView, RichView) as view, _stop_asked() as stop:
+    with open_view(kind, PlainView, RichView) as view, stop_after_step() as is_stopped:
         for job in jobs:
-            for event in perform(job, machine.pick_device(device), stop):
+            for event in perform(job, machine.pick_device(device), is_stopped):
                 view.show(event)
 
 
 def _follows() -> bool:
     """Whether another process of the same run shows it."""
     return os.environ.get("RANK", "0") != "0"
-
-
-@contextmanager
-def _stop_asked() -> Iterator[Callable[[], bool]]:
-    """Yields what tells whether SIGINT or SIGTERM has come. A second Ctrl-C stops the process at once."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:  # torchrun follows a Ctrl-C up with a SIGTERM
-            raise KeyboardInterrupt
-        asked = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
