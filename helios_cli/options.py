@@ -118,7 +118,7 @@ def write_out(out: Path | None, data: dict) -> None:
         out.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def _read(flag: str, parse: Callable[[str], T], text: str | None) -> T | None:
+def read(flag: str, parse: Callable[[str], T], text: str | None) -> T | None:
     """The value of a flag, if it is given. InputError that names the flag."""
     try:
         return None if text is None else parse(text)
@@ -126,12 +126,26 @@ def _read(flag: str, parse: Callable[[str], T], text: str | None) -> T | None:
         raise InputError(f"{flag}: {error.message}", hint=error.hint) from error
 
 
+def read_size(size: str | None) -> tuple[int, int] | None:
+    """Of --size: width and height."""
+    from helios_cli.recipe.values import parse_size
+
+    return read("--size", parse_size, size)
+
+
+def read_steps(steps: str | None) -> tuple[int, ...] | None:
+    """Of --steps: those of each stage."""
+    from helios_cli.recipe.values import parse_steps
+
+    return read("--steps", parse_steps, steps)
+
+
 def memory_wish(offload: str, vram: str | None, ram: str | None) -> Wish:
     """What the command line says about memory. InputError for an amount that cannot be read."""
     from helios_cli.recipe.values import parse_bytes
     from helios_cli.weights.placement import Wish
 
-    return Wish(offload, _read("--vram", parse_bytes, vram), _read("--ram", parse_bytes, ram))
+    return Wish(offload, read("--vram", parse_bytes, vram), read("--ram", parse_bytes, ram))
 
 
 def film_flags(
@@ -151,18 +165,18 @@ def film_flags(
 ) -> Flags:
     """What the command line says about a film. InputError for a duration, size or steps that cannot be read."""
     from helios_cli.recipe.settings import Flags
-    from helios_cli.recipe.values import parse_duration, parse_size, parse_steps
+    from helios_cli.recipe.values import parse_duration
 
     return Flags(
         model=model,
         fps=fps,
-        size=_read("--size", parse_size, size),
-        seconds=_read("--seconds", parse_duration, seconds),
+        size=read_size(size),
+        seconds=read("--seconds", parse_duration, seconds),
         minutes=minutes,
         frames=frames,
         seed=seed,
         negative=negative,
-        steps=_read("--steps", parse_steps, steps),
+        steps=read_steps(steps),
         guidance=guidance,
         image=image,
         video=video,

@@ -58,7 +58,6 @@ def render(
     The speed of helios is kept on this machine: `helios plan` takes its times from it.
     """
     from helios_cli.bench.job import Job, plan_of
-    from helios_cli.recipe.values import parse_size, parse_steps
     from helios_cli.units import FRAMES_PER_CHUNK
 
     if against and memory:
@@ -69,8 +68,8 @@ def render(
     subject = _subject(model, synthetic)
     plan = plan_of(
         subject.defaults,
-        size=None if size is None else parse_size(size),
-        steps=None if steps is None else parse_steps(steps),
+        size=options.read_size(size),
+        steps=options.read_steps(steps),
         frames=FRAMES_PER_CHUNK * chunks,
     )
     with subject.at_hand() as (folder, work):
@@ -109,15 +108,14 @@ def quant(
     from helios_cli import machine
     from helios_cli.bench import report
     from helios_cli.bench.job import plan_of
-    from helios_cli.recipe.values import parse_size, parse_steps
     from helios_cli.units import FRAMES_PER_CHUNK
 
     options.require_folder(out)
     subject = _subject(model, synthetic)
     plan = plan_of(
         subject.defaults,
-        size=None if size is None else parse_size(size),
-        steps=None if steps is None else parse_steps(steps),
+        size=options.read_size(size),
+        steps=options.read_steps(steps),
         frames=FRAMES_PER_CHUNK * chunks,
         guidance=1.0,
         seed=0,

@@ -52,17 +52,16 @@ def offload(
     from helios_cli.bench import report
     from helios_cli.bench.job import plan_of
     from helios_cli.recipe.settings import ModelDefaults
-    from helios_cli.recipe.values import parse_bytes, parse_size, parse_steps
     from helios_cli.weights import hub
     from helios_cli.weights.checkpoint import Checkpoint
 
-    amounts = None if budgets is None else [parse_bytes(part) for part in budgets.split(",")]
+    amounts = options.read("--budgets", _amounts, budgets)
     checkpoint = Checkpoint.open(hub.resolve(model, progress=console.progress_bytes))
     preset = checkpoint.preset
     plan = plan_of(
         ModelDefaults(checkpoint.native_size, preset.steps, preset.guidance),
-        size=None if size is None else parse_size(size),
-        steps=None if steps is None else parse_steps(steps),
+        size=options.read_size(size),
+        steps=options.read_steps(steps),
         frames=FRAMES_PER_CHUNK * chunks,
         seed=0,
     )
@@ -130,10 +129,15 @@ def _bandwidths(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
     return rates
 
 
+def _amounts(text: str) -> list[int]:
+    from helios_cli.recipe.values import parse_bytes
+
+    return [parse_bytes(part) for part in text.split(",")]
+
+
 def _placements(subject: Subject, amounts: list[int] | None) -> list[tuple[MemoryMode, int | None]]:
     """The modes to measure, and the budget that each was placed in: first without one, then in each that it fits."""
     from helios_cli.cost.memory import Budget, memory_modes, mode_of
-    from helios_cli.recipe.values import parse_bytes
     from helios_cli.weights.placement import Placement
 
     free = Budget(None, None)
@@ -142,7 +146,7 @@ def _placements(subject: Subject, amounts: list[int] | None) -> list[tuple[Memor
         layers = subject.model.dit.num_layers
         kept = sorted({0, layers // 2, layers})
         return [*found, *((mode_of(subject, free, Placement("stream", count)), None) for count in kept)]
-    for amount in amounts or [parse_bytes(part) for part in GPU_BUDGETS.split(",")]:
+    for amount in amounts or _amounts(GPU_BUDGETS):
         budget: Budget = Budget(None, amount) if subject.device.kind == "cpu" else Budget(amount, None)
         streams = [mode for mode in memory_modes(subject, budget) if mode.name == "stream"]
         if streams and streams[0].fits:

@@ -48,14 +48,13 @@ def quality(
     """Measure a model of the toy world: what its films show against their prompts, and how long films last."""
     from helios_cli import machine
     from helios_cli.bench.report import environment
-    from helios_cli.recipe.values import parse_steps
     from helios_cli.weights import hub
     from helios_cli.weights.checkpoint import Checkpoint
     from helios_cli.weights.names import EMBEDDED
 
     options.require_folder(sheet, "--sheet")
     options.require_folder(out)
-    asked = None if steps is None else parse_steps(steps)
+    asked = options.read_steps(steps)
     checkpoint = Checkpoint.open(hub.resolve(model or EMBEDDED, progress=console.progress_bytes))
 
     from helios_cli.bench.screening import Showing

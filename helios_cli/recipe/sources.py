@@ -21,6 +21,9 @@ from helios_cli.recipe.validate import recipe_from
 RECIPES = (".toml", ".yaml", ".yml", ".json")
 SUFFIXES = (*RECIPES, ".txt", *READERS)
 
+_FILE_NAME = re.compile(r"[^.]\.[a-z][a-z0-9]{1,4}$", re.IGNORECASE)
+"""The end of a word that is the name of a file rather than a prompt."""
+
 
 def read_films(sources: Sequence[str], *, stdin: BinaryIO | None = None) -> list[Film]:
     """The films of all sources, in order. RecipeError holds the problems of all of them.
@@ -126,12 +129,12 @@ def _refuse_path(path: Path, source: str, is_folder: bool, problems: Problems) -
     elif len(source) <= 255 and "\n" not in source:
         one_word = not re.search(r"\s", source)
         suffix = path.suffix.lower()
-        if suffix in SUFFIXES or (one_word and (suffix in (*PICTURES, *CLIPS) or "/" in source or "\\" in source)):
+        if suffix in SUFFIXES or (one_word and (_FILE_NAME.search(source) or "/" in source or "\\" in source)):
             near = near_files(path, SUFFIXES)
             advice = (
                 f"did you mean {printable(path.parent / near[0], 200)}?"
                 if near
-                else 'a prompt in quotes needs no file: helios render "A boat."'
+                else "sources end in " + ", ".join(SUFFIXES) + '; a prompt needs no file: helios render "A boat."'
             )
             problems.add("no such file", suggestion=_picture_advice(path) or advice)
     problems.stop()

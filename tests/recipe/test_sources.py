@@ -38,14 +38,28 @@ def test_words_are_one_shot():
 
 
 @pytest.mark.parametrize(
-    "words", ["boat.toml", "my film.txt", "films/boat", "boat.csv", "./x", "a.png", "clip.mp4", "\0/0"]
+    "words",
+    [
+        "boat.toml",
+        "my film.txt",
+        "films/boat",
+        "boat.csv",
+        "./x",
+        "a.png",
+        "clip.mp4",
+        "film.md",
+        "script.docx",
+        "\0/0",
+    ],
 )
 def test_words_that_look_like_a_path_are_a_missing_file(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     assert problems(words)[0].message == "no such file"
 
 
-@pytest.mark.parametrize("words", ["a boat.", "either/or is a question", "version 2.0", "and so on..."])
+@pytest.mark.parametrize(
+    "words", ["a boat.", "Wait...boats", "Pi=3.14", "夜.星", "either/or is a question", "version 2.0", "and so on..."]
+)
 def test_words_that_only_hold_a_dot_or_slash_are_words(words):
     assert shots(read_films([words])[0])[0][0] == words
 
