@@ -327,6 +327,7 @@ def _cuda_device(name: str) -> torch.device:
     if index >= count:
         known = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise MachineError(f"--device {name}: this machine has {known}", hint=hint)
+    torch.cuda.set_device(index)  # streams, events and graphs are the current device's
     return torch.device("cuda", index)
 
 

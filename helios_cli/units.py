@@ -22,6 +22,9 @@ HISTORY_LATENTS = LONG_TERM + MID_TERM + SHORT_TERM  # 19
 MAX_TEXT_TOKENS = 512
 """Rows of text the model was trained with; shorter prompts are padded with zero rows."""
 
+PROMPT_KEYS = (64, 128, 256, MAX_TEXT_TOKENS)
+"""Rows of text as `counted_rows` counts them."""
+
 DEFAULT_FPS = 24
 
 
@@ -41,6 +44,11 @@ def size_multiple(num_stages: int) -> int:
     16 for one stage (Base), 64 for three (Mid, Distilled).
     """
     return PIXELS_PER_CELL * 2 * 2 ** (num_stages - 1)
+
+
+def counted_rows(rows: int) -> int:
+    """The next power of two from 64 on: so many rows are timed, and their attention chosen, alike."""
+    return max(PROMPT_KEYS[0], 1 << (rows - 1).bit_length())
 
 
 def format_bytes(count: float) -> str:

@@ -132,7 +132,8 @@ def _render_lanes(runs: list[Run], models: Models, bench: Workbench) -> None:
     from helios_cli.engine.calls import Lane, lockstep, memory_told
 
     view_of = bench.view.of if len(runs) > 1 else lambda film: bench.view
-    lanes = [Lane(_steps(run, models, bench, view_of(run.plan.title))) for run in runs]
+    overlap = None if len(runs) == 1 else False  # films in lockstep take turns
+    lanes = [Lane(_steps(run, models, bench, view_of(run.plan.title), overlap)) for run in runs]
     try:
         with torch.inference_mode():
             if len(runs) > 1:  # the text encoder comes once for all
@@ -163,12 +164,12 @@ def _stopped(runs: list[Run]) -> Interrupted:
 
 
 def _steps(
-    run: Run, models: Models, bench: Workbench, view: View
+    run: Run, models: Models, bench: Workbench, view: View, overlap: bool | None
 ) -> Generator[ModelCalls, list[Tensor] | None, FilmDone]:
-    """Renders a film, its model calls being the caller's to answer."""
+    """Renders a film, its model calls being the caller's to answer; `overlap` as in `engine.render.render`."""
     from helios_cli.cost.disk import film_bytes
     from helios_cli.engine.cache import Cache
-    from helios_cli.engine.calls import ModelCalls
+    from helios_cli.engine.calls import ModelCalls, memory_told
     from helios_cli.engine.events import FilmDone
     from helios_cli.engine.record import chapters
     from helios_cli.engine.render import render_steps
@@ -182,8 +183,9 @@ def _steps(
     if notice := check_space(target, film_bytes(plan, target.kind, encoding.codec, encoding.crf)):
         bench.tell(notice)
     weights = weights_identity(models.checkpoint)
-    models.settle(plan.size)
-    arithmetic = _arithmetic(models)
+    with memory_told():
+        models.settle(plan.size)
+    arithmetic = _arithmetic(models, plan.size)
     fingerprints = chunk_fingerprints(plan, weights, arithmetic, reanchor=bench.reanchor)
     record = job and _record(job, plan, models, bench, weights, arithmetic, fingerprints)
     tells = record is not None and bench.extras.metadata
@@ -205,6 +207,7 @@ def _steps(
         reanchor=bench.reanchor,
         fingerprints=fingerprints,
         cache=Cache() if bench.use_cache else None,
+        overlap=overlap,
     )
     reply = None
     with contextlib.closing(steps):
@@ -310,13 +313,14 @@ def _look_at(job: Job, target: Target, plan: Plan, bench: Workbench) -> int:
     return len(report.findings)
 
 
-def _arithmetic(models: Models) -> Arithmetic:
+def _arithmetic(models: Models, size: tuple[int, int]) -> Arithmetic:
     """What rounds the numbers, as `helios plan` names it too."""
     import torch
 
     from helios_cli import machine
-    from helios_cli.cost.arithmetic import arithmetic_of
+    from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes
     from helios_cli.cost.device import Device, cpu_name
+    from helios_cli.cost.shapes import DiTShape
 
     device = models.device
     if device.type == "cuda":
@@ -325,4 +329,6 @@ def _arithmetic(models: Models) -> Arithmetic:
         name = cpu_name(torch.get_num_threads()) if device.type == "cpu" else machine.cpu().model
     dtype = str(models.dtype).removeprefix("torch.")
     seen = Device(device.type, name, None, None)
-    return arithmetic_of(seen, dtype, quant=models.quant, attention=models.attention)
+    shape = DiTShape.from_config(models.checkpoint.component("transformer").config)
+    shapes = attention_shapes(shape, size, models.scheduler.stages, dtype)
+    return arithmetic_of(seen, dtype, shapes, quant=models.quant, attention=models.attention)

@@ -1,23 +1,15 @@
 """What a benchmark renders, what it measures, and the process of its own that does it.
 
-Each side runs as `python -m helios_cli.bench.<side> JOB RESULT`, so that neither pays for the other's imports, memory
-or thread pools, and peak memory is one side's alone. Nothing here imports torch.
+Each side is a module of this package that `child.ask` runs, so that neither pays for the other's imports, memory or
+thread pools, and peak memory is one side's alone. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from helios_cli import errors
-from helios_cli.errors import HeliosError, MachineError
+from helios_cli.bench.child import ask, serve
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
@@ -63,8 +55,8 @@ class Job:
     kernels: str = ""
 
     @classmethod
-    def from_json(cls, text: str) -> Job:
-        values = json.loads(text)
+    def of(cls, values: dict) -> Job:
+        """From its fields as JSON has them."""
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -135,41 +127,14 @@ def job_plan(job: Job, defaults: ModelDefaults, *, warm_up: bool = False) -> Pla
 def run(side: str, job: Job, *, timeout: float | None = None) -> Result:
     """Measure `job` in a process of its own. `side` is the module of this package that does it.
 
-    Raises what that process raised, and MachineError if it was killed or took more than `timeout` seconds. With
-    HELIOS_DEBUG its stderr is shown.
+    Raises what `child.ask` raises.
     """
     threads = dict.fromkeys(THREAD_VARIABLES, str(job.threads)) if job.threads else {}
-    stderr = None if os.environ.get("HELIOS_DEBUG", "") not in ("", "0") else subprocess.PIPE
-    with tempfile.TemporaryDirectory(prefix="helios-") as folder:
-        answer = Path(folder, "result.json")
-        command = [sys.executable, "-m", f"{__package__}.{side}", json.dumps(asdict(job)), str(answer)]
-        environment = {**os.environ, **threads, **({"HELIOS_KERNELS": job.kernels} if job.kernels else {})}
-        try:
-            ended = subprocess.run(
-                command, stdout=subprocess.DEVNULL, stderr=stderr, text=True, env=environment, timeout=timeout
-            )
-        except subprocess.TimeoutExpired as error:
-            raise MachineError(f"the {side} side took more than {timeout:g} s", hint="take a smaller film") from error
-        if ended.returncode == 0:
-            return _result(json.loads(answer.read_text()))
-    if ended.returncode < 0:
-        name = signal.Signals(-ended.returncode).name
-        raise MachineError(f"the {side} side was stopped by {name}", hint="if memory ran out, take a smaller size")
-    last = (ended.stderr or "").strip().rpartition("\n")[2] or f"exit code {ended.returncode}"
-    raise HeliosError(f"the {side} side failed: {last}", hint="HELIOS_DEBUG=1 shows all that it said")
-
-
-def _result(answer: dict) -> Result:
-    if "error" in answer:
-        raise getattr(errors, answer["error"])(answer["message"], hint=answer["hint"])
+    kernels = {"HELIOS_KERNELS": job.kernels} if job.kernels else {}
+    (answer,) = ask(side, asdict(job), environment={**threads, **kernels}, timeout=timeout)
     return Result(**{**answer, "notes": tuple(answer["notes"])})
 
 
-def serve(measure: Callable[[Job], Result]) -> None:
-    """The main program of a side: a job from the command line, its result or error to a file."""
-    job, answer = Job.from_json(sys.argv[1]), Path(sys.argv[2])
-    try:
-        said = asdict(measure(job))
-    except HeliosError as error:  # goes over to `run`, which raises it again
-        said = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-    answer.write_text(json.dumps(said))
+def serve_job(measure: Callable[[Job], Result]) -> None:
+    """The main program of a side."""
+    serve(lambda question: [asdict(measure(Job.of(question)))])

@@ -9,7 +9,7 @@ import torch
 
 import helios_kernels
 from helios_cli import __version__, machine
-from helios_cli.bench.job import Job, Result, job_plan, serve
+from helios_cli.bench.job import Job, Result, job_plan, serve_job
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone
@@ -31,16 +31,20 @@ def measure(job: Job) -> Result:
     before the transformer comes. `load_seconds` is the warm-up's load of the other two: the first in the process, as on
     the other side.
 
-    On a GPU the film is made twice: with an exact clock, which keeps phases apart, and as a render makes it, in which
-    they overlap; the prompt, which the second time is known, counts once.
+    On a GPU the film is made twice, after a chunk in which graphs are recorded: with an exact clock, which keeps phases
+    apart, and as a render makes it, in which they overlap; the prompt, which is known by then, counts once.
     """
     if job.threads:
         torch.set_num_threads(job.threads)
     device = machine.pick_device(job.device)
-    warm_up = _film(_models(job, device), job, warm_up=True, exact=True)
     models = _models(job, device)
+    warm_up = _film(models, job, warm_up=True, exact=True)
+    models.unload()
+    models = _models(job, device)
+    recorded = _film(models, job, warm_up=True, exact=True) if device.type == "cuda" else None
     done = _film(models, job, exact=True)
     timed = _film(models, job) if device.type == "cuda" else done
+    text = (recorded or done).phases["text"]
     stages = sorted(phase for phase in done.phases if phase.startswith("stage "))
     dtypes = {"transformer": models.dtype, "vae": models.vae_dtype, "text_encoder": models.dtype}
     return Result(
@@ -49,9 +53,10 @@ def measure(job: Job) -> Result:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         dtypes={name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()},
         load_seconds=warm_up.phases["load"],
-        seconds=timed.seconds - timed.phases["load"] - timed.phases["text"] + done.phases["text"],
+        seconds=timed.seconds - timed.phases["load"] - timed.phases["text"] + text,
         phases={
-            **{phase: done.phases[phase] for phase in ("text", *stages, "decode")},
+            "text": text,
+            **{phase: done.phases[phase] for phase in (*stages, "decode")},
             "write": done.phases["write"] + done.phases["finish"],
         },
         num_frames=done.frames,
@@ -94,4 +99,4 @@ def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = Fals
 
 
 if __name__ == "__main__":
-    serve(measure)
+    serve_job(measure)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from helios_cli import machine
-from helios_cli.bench.job import PROMPT, Job, Result, serve
+from helios_cli.bench.job import PROMPT, Job, Result, serve_job
 from helios_cli.bench.synthetic import describe, random_state
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.writer import open_writer
@@ -191,4 +191,4 @@ def _film(pipeline: DiffusionPipeline, checkpoint: Checkpoint, job: Job, num_fra
 
 
 if __name__ == "__main__":
-    serve(measure)
+    serve_job(measure)

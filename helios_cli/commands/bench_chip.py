@@ -52,11 +52,11 @@ def _tune(file: Path) -> None:
     import torch
 
     from helios_kernels import tune
-    from helios_kernels.bench import seconds
+    from helios_kernels.timing import gpu_seconds
 
     rows, found = [], {}
     try:
-        for tuning in tune.tune(seconds, device=torch.device("cuda"), like=tune.like_here()):
+        for tuning in tune.tune(gpu_seconds, device=torch.device("cuda"), like=tune.like_here()):
             console.status(f"{tuning.kernel}: {tuning.tried} tried, {tuning.refused} of them refused")
             if tuning.best:
                 found[tuning.kernel] = tuning.best
@@ -71,7 +71,7 @@ def _tune(file: Path) -> None:
 
 def everything(
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, cpu.")] = "auto",
-    seconds: Annotated[float, typer.Option(min=0, help="After which no further part is begun.")] = 480.0,
+    seconds: Annotated[float, typer.Option(min=0, help="After which no part goes on.")] = 480.0,
     json: JsonFlag = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, after every part.")] = None,
 ) -> None:
@@ -81,17 +81,15 @@ def everything(
     from helios_cli import machine
 
     where = machine.pick_device(device)
-    if where.type == "cuda":
-        os.environ.setdefault("HELIOS_KERNELS", "triton")  # `auto` is off on a chip that has not been tried
     from helios_cli.bench import report
-    from helios_cli.bench.everything import CPU, GPU, heading, measure_all
+    from helios_cli.bench.everything import heading, measure_all
 
     data = {**report.environment(), **heading(where), "parts": {}}
     if data["note"]:
         console.notice(data["note"])
     rows = []
     with tempfile.TemporaryDirectory(prefix="helios-") as work:
-        for name, said in measure_all(where, GPU if where.type == "cuda" else CPU, work, seconds=seconds):
+        for name, said in measure_all(where, work, seconds=seconds):
             data["parts"][name] = said
             told = "done" if "result" in said else said.get("failed") or said["left_out"]
             console.status(f"{name}: {told}")

@@ -6,32 +6,50 @@ import hashlib
 import importlib.metadata
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from helios_cli import machine
 from helios_cli.cost.device import Device
+from helios_cli.cost.shapes import DiTShape
+from helios_cli.cost.tokens import history_tokens, noisy_tokens
 from helios_cli.recipe.fingerprint import Arithmetic
+from helios_cli.units import PROMPT_KEYS, counted_rows
 
 
-def arithmetic_of(device: Device, dtype: str, *, quant: str, attention: str) -> Arithmetic:
-    return Arithmetic(device.name, dtype, importlib.metadata.version("torch"), quant, _kernels(device, attention))
+def arithmetic_of(device: Device, dtype: str, shapes: Iterable[str], *, quant: str, attention: str) -> Arithmetic:
+    """`shapes` are the film's, of `attention_shapes`."""
+    kernels = _kernels(device, attention, frozenset(shapes))
+    return Arithmetic(device.name, dtype, importlib.metadata.version("torch"), quant, kernels)
 
 
-def _kernels(device: Device, attention: str) -> str:
+def attention_shapes(dit: DiTShape, size: tuple[int, int], stages: int, dtype: str) -> Iterator[str]:
+    """What --attention auto times on a GPU before a film of `size`, as `model.backends.shape_key` calls it."""
+    history, heads = history_tokens(dit, size).total, f"{dit.num_attention_heads}x{dit.attention_head_dim} {dtype}"
+    for noisy in noisy_tokens(dit, size, stages):
+        rows, few = counted_rows(history + noisy), counted_rows(noisy)
+        guided = few if dit.guidance_cross_attn else rows
+        yield f"{rows}x{rows} {heads}"
+        yield f"{few}x{rows} {heads}"
+        yield from (f"{guided}x{keys} {heads} bias" for keys in PROMPT_KEYS)
+        yield f"{guided}x{PROMPT_KEYS[-1]} {heads}"
+
+
+def _kernels(device: Device, attention: str, shapes: frozenset[str]) -> str:
     """What is asked for, and on a GPU what was measured there; empty for a CPU that nothing is asked of."""
     asked = {"HELIOS_KERNELS": os.environ.get("HELIOS_KERNELS", "auto"), "--attention": attention}
     told = [f"{name}={value}" for name, value in asked.items() if value != "auto"]
     if device.kind == "cuda":
-        told += filter(None, (_measured(machine.attention_file(), device.name), _tuned(device.name)))
+        told += filter(None, (_measured(machine.attention_file(), device.name, shapes), _tuned(device.name)))
     return " ".join(told)
 
 
-def _measured(file: Path, device: str) -> str:
-    """A digest of which attention each shape takes on the device."""
+def _measured(file: Path, device: str, shapes: frozenset[str]) -> str:
+    """A digest of which attention each of the shapes takes on the device."""
     known = _read(file, "choices")
     names = {
-        key: {shape: one.get("name") for shape, one in sorted(shapes.items())}
-        for key, shapes in known.items()
+        key: {shape: one.get("name") for shape, one in sorted(measured.items()) if shape in shapes}
+        for key, measured in known.items()
         if key.startswith(f"{device}, ")
     }
     return f"attention {_digest(names)}" if names else ""

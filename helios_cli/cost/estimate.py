@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from helios_cli.cost.arithmetic import arithmetic_of
+from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes
 from helios_cli.cost.auto import auto_model
 from helios_cli.cost.device import Device, find_device, for_model, other_device, pick_dtype
 from helios_cli.cost.disk import film_bytes, film_kind
@@ -166,7 +166,8 @@ def _estimate(
     work = work_of(plan, model, prompts, dtype)
     fingerprints = None
     if model.checkpoint is not None and terms.on is None:
-        arithmetic = arithmetic_of(device, dtype, quant=terms.quant, attention=terms.attention)
+        shapes = attention_shapes(model.dit, plan.size, model.stages, dtype)
+        arithmetic = arithmetic_of(device, dtype, shapes, quant=terms.quant, attention=terms.attention)
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=terms.reanchor))
     subject = Subject(plan, model, work, prompts, device, dtype, terms.quant)

@@ -6,13 +6,14 @@ On other devices each of these is a plain call in its place: nothing changes, ne
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import metadata
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from helios_cli.errors import MachineError
 from helios_cli.model.attention import attention, auto_rule
 from helios_cli.model.backends import Memory, device_key
 from helios_cli.model.dit import Call, DiTConfig, HeliosDiT, Modulation, TextContext
-from helios_cli.units import LATENTS_PER_CHUNK
+from helios_cli.units import LATENTS_PER_CHUNK, PROMPT_KEYS
 from helios_kernels.dispatch import INTERPRETER
 
 T = TypeVar("T")
@@ -83,20 +84,33 @@ class FirstUse:
 GRAPHS = 12
 """Kept at most: one for each stage and number of prompt tokens, the least used going first."""
 
-Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+
+class Recorder(Protocol):
+    """`CudaRecorder`."""
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]: ...
+
+    def forget(self) -> None: ...
 
 
 class CudaRecorder:
     """Records work as CUDA graphs over one pool of memory, so no two of them may run at a time."""
 
     def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
+        self.pool: tuple[int, int] | None = None
+
+    def forget(self) -> None:
+        """All graphs are gone. A pool that no graph holds must not be recorded into again: the next gets a new one."""
+        self.pool = None
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """(what replays it, where each replay leaves its result). RuntimeError for work that cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads decode and read weights meanwhile, and may allocate.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        # The outer context is what a recording that fails to begin or to end leaves the caller's stream to. Other
+        # threads decode and read weights meanwhile, and may allocate.
+        recording = torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local")
+        with torch.cuda.stream(torch.cuda.current_stream()), recording:
             result = work()
         return graph.replay, result
 
@@ -112,7 +126,7 @@ class CallGraphs:
     `problem` is why nothing more is recorded, or None.
     """
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Recorder) -> None:
         self.record = record
         self.problem: str | None = None
         self.problem_told = False
@@ -140,8 +154,9 @@ class CallGraphs:
             if self._graphs[key] is None:
                 try:
                     self._graphs[key] = self.record(lambda: dit(*_call(fixed)))
-                except RuntimeError as error:
+                except RuntimeError as error:  # which holds all that was computed until it is left
                     self.problem = f"model calls are not replayed as graphs: {str(error).strip().splitlines()[0]}"
+                if self.problem:
                     self.forget()
                     return dit(*call)
                 self._drop_old()
@@ -176,6 +191,7 @@ class CallGraphs:
         self._graphs.clear()
         self._inputs.clear()
         self._sources.clear()
+        self.record.forget()
 
 
 def _tensors(call: Call) -> dict[str, Tensor]:
@@ -217,20 +233,15 @@ def attention_facts(device: torch.device) -> dict:
     }
 
 
-PROMPT_KEYS = (64, 128, 256, 512)
-"""Numbers of keys that prompts have, as `backends.shape_key` counts them."""
-
-
 @torch.no_grad()
 def measure_attention(
     config: DiTConfig, grids: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """On a GPU, let `auto` time what it has not yet of a film whose stages have these grids of patches, coarsest first.
+    """Let `auto` time what it has not yet of a film whose stages have these grids of patches, coarsest first.
 
-    So what it takes is known before the film begins, and the film's fingerprints can say it.
+    So what it takes is known before the film begins, and the film's fingerprints can say it
+    (`cost.arithmetic.attention_shapes`).
     """
-    if device.type != "cuda":
-        return
     with torch.device("meta"):
         dit = HeliosDiT(config)
     shape = config.num_attention_heads, config.attention_head_dim
@@ -243,9 +254,16 @@ def measure_attention(
         for keys in PROMPT_KEYS:
             prompt = torch.randn(1, keys, *shape, device=device).to(dtype)
             attention(queries, prompt, prompt, torch.zeros(keys, device=device))
+        attention(queries, prompt, prompt)  # a prompt that fills all 512
 
 
 # Beside the transformer
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all films: PyTorch hands out 32 in turn, and one of them is what graphs are recorded on."""
+    return torch.cuda.Stream(device)
 
 
 class Beside(Generic[T]):
@@ -256,7 +274,7 @@ class Beside(Generic[T]):
 
     def __init__(self, device: torch.device, *, overlaps: bool) -> None:
         self.overlaps = overlaps
-        self._stream = torch.cuda.Stream(device) if overlaps and device.type == "cuda" else None
+        self._stream = _side_stream(device) if overlaps and device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="beside") if overlaps else None
         self._running: Future[T] | None = None
         self._result: list[T] = []

@@ -125,7 +125,7 @@ class Models:
 
     def settle(self, size: tuple[int, int]) -> None:
         """Measure what `auto` has to know for films of `size`: it decides how numbers are rounded."""
-        if self.attention == AUTO:
+        if self.attention == AUTO and self.device.type == "cuda":
             patch, stages = self.dit_config.patch_size, self.scheduler.stages
             grids = [grid_of(size, patch, stages - 1 - k) for k in range(stages)]
             measure_attention(self.dit_config, grids, self.dtype, self.device)

@@ -63,9 +63,6 @@ def render(
     Raises PictureError (values that are not finite), InputError (a picture or clip that cannot be read), MachineError,
     CheckpointError (weights that can no longer be read).
     """
-    clock = clock or Clock(models.device)
-    if overlap is None:
-        overlap = models.device.type == "cuda" and models.placement.mode == "none" and not clock.exact
     steps = render_steps(
         plan,
         models,
@@ -89,11 +86,14 @@ def render_steps(
     clock: Clock | None = None,
     fingerprints: Sequence[str] | None = None,
     cache: Cache | None = None,
-    overlap: bool = False,
+    overlap: bool | None = None,
 ) -> Steps[None]:
     """`render` with the model calls left to the caller, who answers them by `models.answer`, all in inference mode."""
+    clock = clock or Clock(models.device)
+    if overlap is None:
+        overlap = models.device.type == "cuda" and models.placement.mode == "none" and not clock.exact
     beside = Beside(models.device, overlaps=overlap)
-    film = _Film(plan, models, writer, reanchor, clock or Clock(models.device), fingerprints, cache, beside)
+    film = _Film(plan, models, writer, reanchor, clock, fingerprints, cache, beside)
     with writer, memory_told(), contextlib.closing(beside):
         yield from film.events()
 

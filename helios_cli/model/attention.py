@@ -6,6 +6,7 @@ Shapes: B batch, Q query tokens, K key tokens, N heads, D head size.
 from __future__ import annotations
 
 import functools
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from helios_cli.errors import MachineError
 from helios_cli.model import backends
 from helios_cli.model.backends import AUTO, Memory
 from helios_cli.model.ops import linear, onednn_runs
+from helios_kernels.timing import gpu_seconds
 
 _QUERY_BLOCK = 128
 """Query rows at a time on a CPU: their scores against some thousand keys stay in its cache. Against 4416 keys a third
@@ -72,9 +74,19 @@ def _sdpa(
     mask = None if bias_K is None else bias_K.to(q_BQND.dtype)[None, None, None]
     q, k, v = (x.transpose(1, 2) for x in (q_BQND, k_BKND, v_BKND))
     if only is None:
+        return scaled_dot_product(q, k, v, mask).transpose(1, 2)
+    with _switches, sdpa_kernel([only]):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-    with sdpa_kernel([only]):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+_switches = threading.Lock()
+"""Of PyTorch's back ends, which one thread sets for all: the VAE may be decoding beside the transformer."""
+
+
+def scaled_dot_product(q_BNQD: Tensor, k_BNKD: Tensor, v_BNKD: Tensor, mask: Tensor | None = None) -> Tensor:
+    """PyTorch's attention, with all of its back ends to choose from."""
+    with _switches:
+        return F.scaled_dot_product_attention(q_BNQD, k_BNKD, v_BNKD, attn_mask=mask)
 
 
 def _blocked(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> Tensor:
@@ -134,7 +146,7 @@ class Choice:
             if torch.cuda.is_current_stream_capturing():
                 return "sdpa"  # nothing can be timed in a graph
             candidates = {name: RUN[name] for name in self._candidates(q_BQND, bias_K)}
-            timed = backends.measure(candidates, q_BQND, k_BKND, v_BKND, bias_K, backends.gpu_milliseconds)
+            timed = backends.measure(candidates, q_BQND, k_BKND, v_BKND, bias_K, gpu_seconds)
             self.memory.keep(shape, timed)
         name = self.memory.known[shape].name
         return name if name in RUN and (name != "triton" or kernels.runs(q_BQND)) else "sdpa"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from helios_cli.errors import InputError, MachineError
+from helios_cli.units import counted_rows
 
 AUTO = "auto"
 
@@ -93,8 +93,8 @@ def device_key(device: torch.device) -> str:
 
 
 def shape_key(q_BQND: Tensor, k_BKND: Tensor, bias_K: Tensor | None) -> str:
-    """Shapes that take the same choice: numbers of rows count up to the next power of two."""
-    rows = "x".join(str(1 << (tensor.shape[1] - 1).bit_length()) for tensor in (q_BQND, k_BKND))
+    """Shapes that take the same choice, `units.counted_rows` of rows alike."""
+    rows = "x".join(str(counted_rows(tensor.shape[1])) for tensor in (q_BQND, k_BKND))
     heads = "x".join(map(str, q_BQND.shape[2:]))
     batch = f" batch {q_BQND.shape[0]}" if q_BQND.shape[0] > 1 else ""
     dtype = str(q_BQND.dtype).removeprefix("torch.")
@@ -107,9 +107,10 @@ def measure(
     k_BKND: Tensor,
     v_BKND: Tensor,
     bias_K: Tensor | None,
-    milliseconds: Callable[[Callable[[], object]], float],
+    seconds: Callable[[Callable[[], object]], float],
 ) -> Measured:
-    """Times the candidates on these tensors. One that fails, or that differs from the first that ran, is refused.
+    """Times the candidates on these tensors. One that fails, or that differs from the first that ran, is refused; not
+    one that found no memory, which is raised.
 
     `candidates` are in the order of trust. With none left the name is "sdpa".
     """
@@ -122,7 +123,9 @@ def measure(
                 refused[name] = f"differs from {next(iter(times))} by {apart:.2g}"
                 continue
             taken = result if taken is None else taken
-            times[name] = milliseconds(lambda run=run: run(q_BQND, k_BKND, v_BKND, bias_K))
+            times[name] = 1e3 * seconds(lambda run=run: run(q_BQND, k_BKND, v_BKND, bias_K))
+        except torch.OutOfMemoryError:  # says nothing about the attention
+            raise
         except Exception as error:  # each back end and each compiler has its own for a shape that it cannot take
             refused[name] = first_line(error)
     return Measured(min(times, key=times.get, default="sdpa"), times, refused)
@@ -136,21 +139,6 @@ def _distance(a: Tensor, b: Tensor) -> float:
 def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
-
-
-def gpu_milliseconds(call: Callable[[], object]) -> float:
-    """Median of ten calls, by the GPU's own clock."""
-    for _ in range(2):
-        call()
-    times = []
-    for _ in range(10):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
 
 
 def require(name: str, run: Attention, device: torch.device, dtype: torch.dtype, heads: int, head_size: int) -> None:

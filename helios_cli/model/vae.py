@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import helios_kernels as kernels
+from helios_cli.model.attention import scaled_dot_product
 from helios_cli.model.channel_norm import ChannelNorm, DifferentiableNorm, working_dtype
 from helios_cli.model.ops import onednn_runs
 from helios_cli.units import FRAMES_PER_LATENT, PIXELS_PER_CELL
@@ -187,7 +188,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x_BTHWC: Tensor) -> Tensor:
         B, T, H, W, C = x_BTHWC.shape
         qkv = pointwise(self.to_qkv, self.norm(x_BTHWC)).view(B * T, 1, H * W, 3 * C)
-        attended = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
+        attended = scaled_dot_product(*qkv.chunk(3, dim=-1))
         return x_BTHWC + pointwise(self.proj, attended.reshape(x_BTHWC.shape))
 
 

@@ -124,7 +124,8 @@ class _OnCuda:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def leave(self) -> None:
-        self._slots.clear()  # all that was copied has been waited for by the stream that computes
+        self._stream.synchronize()  # host memory that is unpinned under a copy is nobody's
+        self._slots.clear()
 
     def free(self, host: _Slot) -> None:
         """Waits, in a reading thread, until a host slot has been copied and can be written again."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -19,6 +19,7 @@ from helios_kernels.case import Case, Op
 from helios_kernels.check import compare
 from helios_kernels.dispatch import backend
 from helios_kernels.registry import OPS
+from helios_kernels.timing import gpu_seconds
 
 DTYPE = torch.bfloat16
 COPY_BYTES = 2**30
@@ -76,28 +77,34 @@ def measure_ceiling() -> Ceiling:
     target = torch.empty_like(source)
     left, right = torch.randn(2, PRODUCT, PRODUCT, device="cuda").to(DTYPE)
     return Ceiling(
-        copy=2 * COPY_BYTES / seconds(lambda: target.copy_(source)),
-        product=2 * PRODUCT**3 / seconds(lambda: left @ right),
+        copy=2 * COPY_BYTES / gpu_seconds(lambda: target.copy_(source)),
+        product=2 * PRODUCT**3 / gpu_seconds(lambda: left @ right),
     )
 
 
 def _time_case(op: Op, case: Case, ceiling: Ceiling, *, against_compile: bool) -> Timing:
+    """Its row, or what is wrong with it. Raises what a GPU says that answers nothing more."""
     try:
-        wrong = [result for result in compare(op, case, DTYPE, torch.device("cuda")) if not result.good]
-    except AssertionError as error:
-        return Timing(op.name, case.id, fault=str(error))
+        return _timed(op, case, ceiling, against_compile=against_compile)
+    except Exception as error:  # a compiler's, a launch's, a twin's that differs: the other cases are worth having
+        torch.cuda.synchronize()
+        return Timing(op.name, case.id, fault=f"{type(error).__name__}: {error}")
+
+
+def _timed(op: Op, case: Case, ceiling: Ceiling, *, against_compile: bool) -> Timing:
+    wrong = [result for result in compare(op, case, DTYPE, torch.device("cuda")) if not result.good]
     if wrong:
         faults = (f"{result.name}: error {result.error:.3g}, bound {result.bound:.3g}" for result in wrong)
         return Timing(op.name, case.id, fault="; ".join(faults))
     inputs = op.inputs(case, DTYPE, torch.device("cuda"))
     baseline = op.baseline or op.reference
-    ours = seconds(lambda: op.run(**inputs))
-    eager = seconds(lambda: baseline(**inputs))
+    ours = gpu_seconds(lambda: op.run(**inputs))
+    eager = gpu_seconds(lambda: baseline(**inputs))
     # PyTorch's attention is a kernel of its own that compiling would not change.
     compiled = None
     if op.baseline is None and against_compile:
         twin = torch.compile(op.reference)
-        compiled = seconds(lambda: twin(**inputs))
+        compiled = gpu_seconds(lambda: twin(**inputs))
     moved, flops = op.moved_bytes(case, DTYPE.itemsize), op.flops(case) if op.flops else None
     return Timing(
         op.name,
@@ -109,13 +116,6 @@ def _time_case(op: Op, case: Case, ceiling: Ceiling, *, against_compile: bool) -
         over_eager=eager / ours,
         over_compile=compiled / ours if compiled else None,
     )
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Median of one call on the GPU, its L2 cache flushed before each."""
-    from triton.testing import do_bench
-
-    return do_bench(call, warmup=50, rep=200, return_mode="median") / 1e3
 
 
 def line(timing: Timing) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from helios_cli.bench import everything
+from helios_cli.bench.child import ChildError
 from helios_cli.bench.everything import CPU, Part, measure_all
 from helios_cli.bench.fidelity import EQUAL_DB, psnr_db
 from helios_cli.cli import main
@@ -40,36 +41,79 @@ def test_psnr(error, expected):
 
 
 def test_a_part_that_fails_leaves_the_others(monkeypatch):
-    def broken() -> None:
+    def broken(seconds, known):
         raise ValueError("no such shape")
 
-    made = [Part("a", lambda: 1), Part("b", broken), Part("gpu", lambda: 2, needs_gpu=True), Part("c", lambda: 3)]
+    def lost(seconds, known):
+        raise ChildError("the process died", hint="none", answers=[{"row": 1}])
+
+    made = [
+        Part("a", lambda seconds, known: 1),
+        Part("b", broken),
+        Part("lost", lost),
+        Part("gpu", lambda seconds, known: 2, needs_gpu=True),
+        Part("c", lambda seconds, known: known["a"]["result"] + 2),
+    ]
     monkeypatch.setattr(everything, "parts", lambda *_: made)
-    said = dict(measure_all(DEVICE, CPU, "folder"))
+    said = dict(measure_all(DEVICE, "folder"))
     assert (said["a"]["result"], said["c"]["result"]) == (1, 3)
     assert said["b"]["failed"] == "ValueError: no such shape" and "broken" in said["b"]["where"]
+    assert said["lost"]["failed"] == "ChildError: the process died" and said["lost"]["result"] == [{"row": 1}]
     assert said["gpu"]["left_out"] == "timed on a GPU"
 
 
+def test_an_operation_that_takes_its_process_down_costs_its_own_rows(monkeypatch):
+    def child(device, part, seconds, *, names, compiled):
+        said = []
+        for name in names:
+            said.append({"begun": name})
+            if name == "second":
+                raise ChildError("an illegal memory access", hint="none", answers=said)
+            said.append({"op": name, "case": "one", "fault": None})
+        return said
+
+    monkeypatch.setattr(everything, "OPS", dict.fromkeys(["first", "second", "third"]))
+    monkeypatch.setattr(everything, "_child", child)
+    rows = everything._kernels(DEVICE, 60.0, {}, compiled=False)
+    assert [(row["op"], row["fault"]) for row in rows] == [
+        ("first", None),
+        ("second", "an illegal memory access"),
+        ("third", None),
+    ]
+
+
 @pytest.mark.parametrize("name", ["ceiling", "attention", "fp8 products"])
-def test_the_parts_of_this_process_run_at_small_shapes(name, tmp_path):
-    part = next(part for part in everything.parts(DEVICE, CPU, str(tmp_path)) if part.name == name)
-    result = part.measure()
+def test_the_parts_of_a_chip_run_at_small_shapes(name, tmp_path):
+    part = next(part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == name)
+    result = part.measure(300.0, {})
     assert json.loads(json.dumps(result)) == result
     if name == "attention":
+        assert len(result) == len(CPU.attention)
         assert all(not shape["refused"] and shape["name"] in shape["ms"] for shape in result)
     if name == "fp8 products":
         assert all(0.02 < product["relative_error"]["fp8"] < 0.05 for product in result)  # 2^-4 / sqrt(3), twice
+        assert all(not product["refused"] and "fp8 with a bias" in product["milliseconds"] for product in result)
 
 
 def test_a_render_has_its_floors(tmp_path):
-    parts = everything.parts(DEVICE, CPU, str(tmp_path))
-    name, measure = next((part.name, part.measure) for part in parts if part.name.endswith("fp8"))
-    result = measure()
-    assert name == "render tiny 1,1,1 fp8"
+    (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "render tiny 1,1,1 fp8")
+    result = part.measure(300.0, {"ceiling": {"result": {"product": 1e11}}})
     assert set(result["floors"]) == {"stage 0", "stage 1", "stage 2", "decode"} == set(result["share_of_floor"])
     assert all(seconds > 0 for seconds in result["floors"].values())
     assert result["num_frames"] == CPU.chunks * 33 and SPECS[CPU.size].native_size == (128, 64)
+
+
+def test_a_side_that_fails_leaves_the_other(tmp_path, monkeypatch):
+    def run(side, job, *, timeout):
+        if job.kernels == "reference":
+            raise ChildError("no", hint="none", answers=[])
+        return real(side, job, timeout=timeout)
+
+    real = everything.run
+    monkeypatch.setattr(everything, "run", run)
+    (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "kernels on and off")
+    result = part.measure(600.0, {})
+    assert result["reference"] == {"failed": "no"} and result["auto"]["num_frames"] == 33
 
 
 def test_without_time_every_part_says_so(tmp_path, capsys):

@@ -12,12 +12,17 @@ from films import models_of, plan_of
 from oracle import Case
 
 from helios_cli.bench.synthetic import RandomModels
+from helios_cli.cost.arithmetic import attention_shapes
+from helios_cli.cost.shapes import DiTShape
+from helios_cli.engine import gpu
+from helios_cli.engine.denoise import grid_of
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
 from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, on_host, require_quant
 from helios_cli.engine.render import render
 from helios_cli.engine.writer import open_writer
 from helios_cli.errors import MachineError, PictureError
-from helios_cli.model.dit import Call
+from helios_cli.model.backends import shape_key
+from helios_cli.model.dit import Call, DiTConfig
 from helios_cli.weights.specs import SPECS
 
 CPU = torch.device("cpu")
@@ -39,6 +44,13 @@ class Replays:
         self.recorded += 1
         result = work()
         return lambda: result.copy_(work()), result
+
+    def forget(self) -> None: ...
+
+
+class Refuses(Replays):
+    def __call__(self, work: Callable[[], torch.Tensor]):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
 @torch.inference_mode()
@@ -79,10 +91,7 @@ def test_moved_weights_are_recorded_anew(dit):
 
 @torch.inference_mode()
 def test_work_that_cannot_be_recorded_is_done_plainly_and_said(dit):
-    def refuse(work):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
-    graphs = CallGraphs(refuse)
+    graphs = CallGraphs(Refuses())
     (call,) = calls(dit, 5)
     results = [graphs(dit, call) for _ in range(3)]
     assert all(torch.equal(result, dit(*call)) for result in results)
@@ -158,3 +167,14 @@ def test_fp8_is_refused_where_no_chip_has_it():
     require_quant("none", torch.device("mps"))
     with pytest.raises(MachineError, match="needs an NVIDIA GPU or a CPU, not mps"):
         require_quant("fp8", torch.device("mps"))
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_what_is_timed_before_a_film_is_what_its_fingerprints_look_at(guided, monkeypatch):
+    """Here with tensors that hold nothing: only shapes count."""
+    config = {**SPECS["14b"].transformer, "guidance_cross_attn": guided}
+    timed, size, dtype = [], (640, 384), torch.bfloat16
+    monkeypatch.setattr(gpu, "attention", lambda q, k, v, bias=None: timed.append(shape_key(q, k, bias)))
+    grids = [grid_of(size, (1, 2, 2), halvings) for halvings in (2, 1, 0)]
+    gpu.measure_attention(DiTConfig.from_json(config), grids, dtype, torch.device("meta"))
+    assert timed == list(attention_shapes(DiTShape.from_config(config), size, 3, "bfloat16"))

@@ -75,16 +75,22 @@ def broken(q, k, v, bias):
 
 @torch.no_grad()
 def test_the_fastest_that_is_right_wins_and_the_others_have_a_reason():
-    times = iter([3.0, 2.0])
-    found = measure(
-        {"a": right, "b": wrong, "c": right, "d": broken}, *tensors(), None, milliseconds=lambda call: next(times)
-    )
+    times = iter([0.003, 0.002])
+    found = measure({"a": right, "b": wrong, "c": right, "d": broken}, *tensors(), None, lambda call: next(times))
     assert found == Measured("c", {"a": 3.0, "c": 2.0}, {"b": "differs from a by 0.1", "d": "no kernel image"})
 
 
 @torch.no_grad()
 def test_nothing_that_runs_leaves_it_to_pytorch():
-    assert measure({"d": broken}, *tensors(), None, milliseconds=lambda call: 1.0).name == "sdpa"
+    assert measure({"d": broken}, *tensors(), None, lambda call: 1.0).name == "sdpa"
+
+
+def test_an_attention_that_found_no_memory_is_not_judged():
+    def full(q, k, v, bias):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        measure({"a": right, "b": full}, *tensors(), None, lambda call: 1.0)
 
 
 def test_what_was_measured_is_remembered_by_device_and_shape(tmp_path):
@@ -108,4 +114,5 @@ def test_shapes_that_differ_little_take_one_choice():
     keys = {shape_key(*tensors(queries, 122)[:2], None) for queries in (2100, 2940, 4096)}
     assert keys == {"4096x128 2x32 float32"}
     assert shape_key(*tensors(4097, 122)[:2], torch.zeros(122)) == "8192x128 2x32 float32 bias"
+    assert shape_key(*tensors(40, 9)[:2], None) == "64x64 2x32 float32"
     assert backends.device_key(CPU).startswith("cpu, torch ")

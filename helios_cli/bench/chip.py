@@ -1,0 +1,150 @@
+"""What a chip does, part by part, each in a process of its own: `helios bench all` asks for them by name."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+
+import torch
+
+from helios_cli.bench.child import serve
+from helios_cli.bench.everything import shapes_of
+from helios_cli.bench.fidelity import distances, film
+from helios_cli.bench.job import Job, job_plan
+from helios_cli.bench.synthetic import RandomModels
+from helios_cli.model import attention, backends
+from helios_cli.model.fp8 import Fp8
+from helios_cli.recipe.settings import ModelDefaults
+from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.weights.checkpoint import PRESETS
+from helios_cli.weights.fp8 import quantize_weight
+from helios_cli.weights.specs import SPECS
+from helios_kernels import bench as kernel_bench
+from helios_kernels.timing import gpu_seconds
+
+Rows = Iterator[dict]
+
+
+def measure(question: dict) -> Rows:
+    """The rows of `question["part"]` on `question["device"]`, as they come; what else there is are its arguments."""
+    part, device = question.pop("part"), torch.device(question.pop("device"))
+    yield from PARTS[part](device, **question)
+
+
+def ceiling(device: torch.device) -> Rows:
+    """What a copy and a product reach, the product of 1024 rows and columns on a CPU."""
+    if device.type == "cuda":
+        yield asdict(kernel_bench.measure_ceiling())
+        return
+    x, y = torch.empty(2**24, dtype=torch.int8), torch.randn(1024, 1024).bfloat16()
+    copy, product = seconds_of(lambda: x.clone(), device), seconds_of(lambda: y @ y, device)
+    yield asdict(kernel_bench.Ceiling(copy=2 * x.numel() / copy, product=2 * 1024**3 / product))
+
+
+def kernels(device: torch.device, names: list[str], compiled: bool) -> Rows:
+    """Each operation is announced, so that one that never comes back is known."""
+    for name in names:
+        yield {"begun": name}
+        for timing in kernel_bench.bench((name,), compiled=compiled):
+            yield asdict(timing)
+
+
+@torch.no_grad()
+def attentions(device: torch.device) -> Rows:
+    """Every attention at every shape, with what `auto` would take."""
+    for queries, keys, heads, head, biased in shapes_of(device).attention:
+        q = torch.randn(1, queries, heads, head, device=device).bfloat16()
+        k, v = torch.randn(2, 1, keys, heads, head, device=device).bfloat16()
+        bias = torch.zeros(keys, device=device) if biased else None
+        names = attention.ON_GPU if device.type == "cuda" else ("math", "flash", "sdpa", "blocked")
+        candidates = {name: attention.RUN[name] for name in names if not (biased and name == "flash")}
+        timed = backends.measure(candidates, q, k, v, bias, partial(seconds_of, device=device))
+        flops = 4 * queries * keys * heads * head
+        teraflops = {name: flops / ms / 1e9 for name, ms in timed.ms.items()}
+        shape = f"{queries}x{keys} {heads}x{head}{' bias' if biased else ''}"
+        yield {"shape": shape, **asdict(timed), "teraflops": teraflops}
+
+
+@torch.no_grad()
+def products(device: torch.device) -> Rows:
+    """bfloat16 against fp8, with the sums in float32 and, as Hopper does it faster, in fewer bits."""
+    for rows, inner, outer in shapes_of(device).products:
+        x = torch.randn(rows, inner, device=device).bfloat16()
+        weight, bias = torch.randn(outer, inner, device=device).bfloat16(), torch.randn(outer, device=device).bfloat16()
+        values, scale = quantize_weight(weight)
+        rounded, exact = Fp8.of(x), x.float() @ weight.float().T
+
+        def product(fast: bool, added=None, a=rounded, b=values, s=scale) -> torch.Tensor:
+            return torch._scaled_mm(
+                a.values,
+                b.T,
+                scale_a=a.scales,
+                scale_b=s[None],
+                bias=added,
+                out_dtype=torch.bfloat16,
+                use_fast_accum=fast,
+            )
+
+        calls = {
+            "bfloat16": lambda x=x, weight=weight: x @ weight.T,
+            "fp8": lambda: product(False),
+            "fp8 with a bias": lambda bias=bias: product(False, bias),
+            "fp8 with fewer bits": lambda: product(True),
+            "rounding the rows": lambda x=x: Fp8.of(x).values,
+        }
+        times, refused, errors = {}, {}, {}
+        for name, call in calls.items():
+            try:
+                times[name] = 1e3 * seconds_of(call, device)
+                if name in ("fp8", "fp8 with fewer bits"):
+                    errors[name] = _relative(call(), exact)
+            except RuntimeError as error:  # what a chip's library has no product for
+                refused[name] = backends.first_line(error)
+        told = {"milliseconds": times, "relative_error": errors, "refused": refused}
+        yield {"rows": rows, "inner": inner, "outer": outer, **told}
+
+
+def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a.float() - b).norm() / b.norm()).item()
+
+
+def quality(device: torch.device) -> Rows:
+    """The distance of an fp8 film from a bfloat16 one with random weights, whose errors nothing trained holds down."""
+    size = shapes_of(device).size
+    spec, preset = SPECS[size], PRESETS["distilled"]
+    job = Job(None, size, spec.native_size, 2 * FRAMES_PER_CHUNK, (1, 1, 1), "bfloat16", str(device), 0, "")
+    plan = job_plan(job, ModelDefaults(spec.native_size, preset.steps, preset.guidance))
+    films = []
+    for quant in ("none", "fp8"):
+        models = RandomModels(spec, device, torch.bfloat16, name=size, quant=quant)
+        films.append(film(models, plan))
+        models.unload()
+    yield from (asdict(distance) for distance in distances(films[1], films[0]))
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Median of a few calls, after one."""
+    if device.type == "cuda":
+        return gpu_seconds(call)
+    call()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+PARTS = {
+    "ceiling": ceiling,
+    "kernels": kernels,
+    "attention": attentions,
+    "fp8 products": products,
+    "fp8 quality": quality,
+}
+
+if __name__ == "__main__":
+    serve(measure)

@@ -1,0 +1,40 @@
+"""How long work takes by the GPU's own clock."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+BUDGET_SECONDS = 0.2
+FEWEST, MOST = 5, 100
+
+AHEAD_CYCLES = 1_000_000
+"""About half a millisecond that the GPU idles before each call, in which Python hands over what is timed. Without it a
+short kernel would be timed with the launch that graphs spare."""
+
+
+def gpu_seconds(call: Callable[[], object]) -> float:
+    """Median of one call on the current GPU, its L2 cache flushed before each; some calls before are not counted."""
+    call()
+    flushed = torch.empty(_l2_bytes() * 2, dtype=torch.int8, device="cuda")
+    (once,) = _timed(call, flushed, 1)
+    return statistics.median(_timed(call, flushed, min(MOST, max(FEWEST, int(BUDGET_SECONDS / max(once, 1e-6))))))
+
+
+def _timed(call: Callable[[], object], flushed: torch.Tensor, count: int) -> list[float]:
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+    for start, end in events:
+        flushed.zero_()
+        torch.cuda._sleep(AHEAD_CYCLES)
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in events]
+
+
+def _l2_bytes() -> int:
+    """Of the GPU; that of the largest there is where it is not told."""
+    return getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "L2_cache_size", 0) or 2**28

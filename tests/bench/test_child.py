@@ -1,0 +1,70 @@
+"""Processes that answer, fail, are killed and hang: what comes of each."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from helios_cli.bench import child
+from helios_cli.bench.child import ChildError, ChildStoppedError, ask
+from helios_cli.errors import InputError, MachineError
+
+
+@pytest.fixture
+def answering(tmp_path, monkeypatch):
+    """Lets a shell script stand in for Python; its third and fourth arguments are question and answer."""
+
+    def use(script: str) -> None:
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setattr(child.sys, "executable", str(program))
+        monkeypatch.delenv("HELIOS_DEBUG", raising=False)
+
+    return use
+
+
+def test_answers_come_in_order_with_the_environment(answering):
+    answering('echo "$3" > "$4"; echo "{\\"told\\": \\"$TOLD\\"}" >> "$4"')
+    assert ask("chip", {"part": "x"}, environment={"TOLD": "you"}) == [{"part": "x"}, {"told": "you"}]
+
+
+def test_an_error_of_helios_is_raised_again(answering):
+    answering('echo \'{"error": "InputError", "message": "no", "hint": "yes"}\' > "$4"')
+    with pytest.raises(InputError, match="no") as raised:
+        ask("chip", {})
+    assert raised.value.hint == "yes"
+
+
+def test_what_was_raised_is_found_among_what_followed_it(answering):
+    answering(
+        'echo \'{"row": 1}\' > "$4"; printf \'{"row": \' >> "$4"\n'
+        "cat >&2 <<'END'\nTraceback (most recent call last):\n"
+        '  File "x.py", line 1\ntorch.AcceleratorError: CUDA error: an illegal memory access was encountered\n'
+        "CUDA kernel errors might be reported asynchronously\n"
+        "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\nEND\nexit 1"
+    )
+    with pytest.raises(ChildError, match=r"chip failed: torch\.AcceleratorError: CUDA error: an illegal") as raised:
+        ask("chip", {})
+    assert raised.value.answers == [{"row": 1}]  # and not the line that was cut
+    assert "asynchronously" in raised.value.__notes__[0]
+    assert not isinstance(raised.value, MachineError)
+
+
+@pytest.mark.parametrize(("script", "told"), [("kill -9 $$", "stopped by SIGKILL"), ("exec sleep 60", "more than 1 s")])
+def test_one_that_is_killed_or_hangs_is_the_machines_affair(answering, script, told):
+    answering(f'echo \'{{"row": 1}}\' > "$4"; {script}')
+    with pytest.raises(ChildStoppedError, match=told) as raised:
+        ask("chip", {}, timeout=1)
+    assert raised.value.answers == [{"row": 1}] and raised.value.exit_code == MachineError.exit_code
+
+
+def test_nothing_of_it_stays(answering, tmp_path, monkeypatch):
+    monkeypatch.setattr(child.tempfile, "tempdir", str(tmp_path / "scratch"))
+    os.mkdir(tmp_path / "scratch")
+    answering("exit 3")
+    with pytest.raises(ChildError, match="exit code 3"):
+        ask("chip", {})
+    assert not os.listdir(tmp_path / "scratch")
