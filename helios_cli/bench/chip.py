@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from helios_cli import machine
 from helios_cli.bench.child import serve
 from helios_cli.bench.everything import shapes_of
 from helios_cli.bench.fidelity import distances, film
@@ -23,6 +24,7 @@ from helios_cli.weights.checkpoint import PRESETS
 from helios_cli.weights.fp8 import quantize_weight
 from helios_cli.weights.specs import SPECS
 from helios_kernels import bench as kernel_bench
+from helios_kernels import tuned
 from helios_kernels.timing import gpu_seconds
 
 Rows = Iterator[dict]
@@ -31,6 +33,7 @@ Rows = Iterator[dict]
 def measure(question: dict) -> Rows:
     """The rows of `question["part"]` on `question["device"]`, as they come; what else there is are its arguments."""
     part, device = question.pop("part"), torch.device(question.pop("device"))
+    tuned.use(machine.tuned_file())
     yield from PARTS[part](device, **question)
 
 

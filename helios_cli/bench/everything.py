@@ -155,7 +155,7 @@ def _child(device: torch.device, part: str, seconds: float, **arguments) -> list
 def _kernels(device: torch.device, seconds: float, known: Results, *, compiled: bool) -> list[dict]:
     """All operations; one that takes its process down costs its own rows, and the next process goes on behind it."""
     end = time.perf_counter() + seconds
-    names, rows = list(OPS), []
+    names, rows = sorted(OPS, key=lambda name: name.startswith("attention")), []  # what is most likely to hang is last
     while names:
         try:
             said = _child(device, "kernels", end - time.perf_counter(), names=names, compiled=compiled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ import typer
 
 from helios_cli import options
 from helios_cli.console import JsonFlag, console
-from helios_cli.errors import HeliosError, InputError, MachineError
+from helios_cli.errors import HeliosError, MachineError
 
 
 def kernels(
@@ -30,9 +31,7 @@ def kernels(
     os.environ.setdefault("HELIOS_KERNELS", "triton")  # `auto` is off on a chip that has not been tried
     tuned.use(machine.tuned_file())
     if tune:
-        if operations:
-            raise InputError("--tune looks at all operations", hint="leave their names out")
-        _tune(machine.tuned_file())
+        _tune(machine.tuned_file(), operations or ())
         return
     timings = []
     try:
@@ -47,24 +46,23 @@ def kernels(
         raise HeliosError(f"{len(red)} cases differ from PyTorch: {', '.join(red)}")
 
 
-def _tune(file: Path) -> None:
-    """Tune every kernel, and write what is better than what it has to `file`."""
+def _tune(file: Path, operations: Collection[str]) -> None:
+    """Tune kernels, and write what is better than what they have to `file` as it is found."""
     import torch
 
     from helios_kernels import tune
     from helios_kernels.timing import gpu_seconds
 
-    rows, found = [], {}
+    rows = []
     try:
-        for tuning in tune.tune(gpu_seconds, device=torch.device("cuda"), like=tune.like_here()):
+        for tuning in tune.tune(gpu_seconds, device=torch.device("cuda"), like=tune.like_here(), names=operations):
             console.status(f"{tuning.kernel}: {tuning.tried} tried, {tuning.refused} of them refused")
             if tuning.best:
-                found[tuning.kernel] = tuning.best
+                tune.keep({tuning.kernel: tuning.best}, file)
             times = [None if time is None else round(time * 1e3, 4) for time in (tuning.before, tuning.seconds)]
             rows.append([tuning.kernel, *times, tune.told(tuning.best) if tuning.best else "as before"])
     except RuntimeError as error:
         raise MachineError(str(error), hint="kernels are tuned on a GPU; `helios doctor` shows what is here") from error
-    tune.keep(found, file)
     console.table(["kernel", "before, ms", "now, ms", "configuration"], rows, data={"file": str(file), "kernels": rows})
     console.line(f"kept in {file}, and taken from now on")
 

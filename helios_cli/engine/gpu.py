@@ -22,8 +22,9 @@ import helios_kernels
 from helios_cli import machine
 from helios_cli.errors import MachineError
 from helios_cli.model.attention import attention, auto_rule
-from helios_cli.model.backends import Memory, device_key
+from helios_cli.model.backends import Memory, device_key, first_line
 from helios_cli.model.dit import Call, DiTConfig, HeliosDiT, Modulation, TextContext
+from helios_cli.model.fp8 import Fp8, product
 from helios_cli.units import LATENTS_PER_CHUNK, PROMPT_KEYS
 from helios_kernels.dispatch import INTERPRETER
 
@@ -40,9 +41,15 @@ def require_quant(quant: str, device: torch.device) -> None:
         return
     if device.type != "cuda" or torch.version.hip:
         raise MachineError(f"--quant {quant} needs an NVIDIA GPU or a CPU, not {device}", hint=hint)
+    name = torch.cuda.get_device_name(device)
     if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
-        name = torch.cuda.get_device_name(device)
         raise MachineError(f"--quant {quant}: {name} has no fp8 products (Ada, Hopper and newer have)", hint=hint)
+    values, scales = torch.ones(16, 16, device=device).to(torch.float8_e4m3fn), torch.ones(16, device=device)
+    try:
+        product(Fp8(values, scales[:, None]), values, scales, scales.bfloat16())
+    except RuntimeError as error:  # libraries lag behind chips
+        said = f"PyTorch {torch.__version__} has no fp8 products with scales by row for {name}: {first_line(error)}"
+        raise MachineError(f"--quant {quant}: {said}", hint=hint) from error
 
 
 class FirstUse:

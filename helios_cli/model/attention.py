@@ -141,15 +141,15 @@ class Choice:
             if onednn_runs(q_BQND) and cpu_backend().name == "blocked":
                 return "blocked"
             return "triton" if kernels.runs(q_BQND) and kernels.attention_takes(q_BQND) else "sdpa"
-        shape = backends.shape_key(q_BQND, k_BKND, bias_K)
-        if shape not in self.memory.known:
+        shape, names = backends.shape_key(q_BQND, k_BKND, bias_K), self._candidates(q_BQND, bias_K)
+        known = self.memory.known.get(shape)
+        if known is None or not known.covers(names):
             if torch.cuda.is_current_stream_capturing():
                 return "sdpa"  # nothing can be timed in a graph
-            candidates = {name: RUN[name] for name in self._candidates(q_BQND, bias_K)}
-            timed = backends.measure(candidates, q_BQND, k_BKND, v_BKND, bias_K, gpu_seconds)
-            self.memory.keep(shape, timed)
-        name = self.memory.known[shape].name
-        return name if name in RUN and (name != "triton" or kernels.runs(q_BQND)) else "sdpa"
+            candidates = {name: RUN[name] for name in names}
+            known = backends.measure(candidates, q_BQND, k_BKND, v_BKND, bias_K, gpu_seconds)
+            self.memory.keep(shape, known)
+        return known.fastest(names)
 
     def _candidates(self, q_BQND: Tensor, bias_K: Tensor | None) -> list[str]:
         without = {"flash"} if bias_K is not None else set()

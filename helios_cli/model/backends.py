@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,14 @@ class Measured:
     name: str
     ms: dict[str, float]
     refused: dict[str, str]
+
+    def covers(self, names: Iterable[str]) -> bool:
+        """Whether all of these have been tried."""
+        return all(name in self.ms or name in self.refused for name in names)
+
+    def fastest(self, names: Iterable[str]) -> str:
+        """Of these; "sdpa" if none of them runs. Kernels that were timed may be switched off now."""
+        return min((name for name in names if name in self.ms), key=self.ms.get, default="sdpa")
 
 
 class Memory:

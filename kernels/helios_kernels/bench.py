@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 
@@ -36,7 +37,8 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Timing:
-    """One row of the table. `share` is of the copy ceiling, or of the product's where the operation counts FLOPs.
+    """One row of the table. `share` is of the least time that its bytes take at the copy ceiling or, if that is longer,
+    its FLOPs at the product's; `bound` says which.
 
     `fault` says how the kernel differs from its twin; then there are no times.
     """
@@ -48,6 +50,7 @@ class Timing:
     moved_bytes: int | None = None
     flops: int | None = None
     share: float | None = None
+    bound: Literal["copy", "product"] | None = None
     over_eager: float | None = None
     over_compile: float | None = None
 
@@ -103,16 +106,20 @@ def _timed(op: Op, case: Case, ceiling: Ceiling, *, against_compile: bool) -> Ti
     # PyTorch's attention is a kernel of its own that compiling would not change.
     compiled = None
     if op.baseline is None and against_compile:
-        twin = torch.compile(op.reference)
+        torch._dynamo.reset()  # sizes of the case before would make it compile for any size
+        twin = torch.compile(op.reference, dynamic=False)
         compiled = gpu_seconds(lambda: twin(**inputs))
     moved, flops = op.moved_bytes(case, DTYPE.itemsize), op.flops(case) if op.flops else None
+    floors = {"copy": moved / ceiling.copy, "product": (flops or 0) / ceiling.product}
+    bound = max(floors, key=floors.get)
     return Timing(
         op.name,
         case.id,
         milliseconds=ours * 1e3,
         moved_bytes=moved,
         flops=flops,
-        share=flops / ours / ceiling.product if flops else moved / ours / ceiling.copy,
+        share=floors[bound] / ours,
+        bound=bound,
         over_eager=eager / ours,
         over_compile=compiled / ours if compiled else None,
     )
@@ -124,7 +131,7 @@ def line(timing: Timing) -> str:
         return f"{head} not timed: {timing.fault}"
     amount = f"{timing.flops / 1e9:9.1f} GFLOP" if timing.flops else f"{timing.moved_bytes / 1e6:9.1f} MB   "
     compiled = f"{timing.over_compile:6.2f}x" if timing.over_compile else "      -"
-    share = f"{timing.share:6.1%} of {'product' if timing.flops else 'copy   '}"
+    share = f"{timing.share:6.1%} of {timing.bound:7}"
     return f"{head} {timing.milliseconds:8.3f} ms {amount} {share} {timing.over_eager:6.2f}x eager {compiled} compiled"
 
 

@@ -21,13 +21,15 @@ SHARED_MEMORY = {"sm_80": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 23
 
 @dataclass(frozen=True)
 class Config:
-    """`tile`: elements of a program of the element-wise kernels. The blocks are attention's."""
+    """`tile`: elements of a program of the element-wise kernels. The blocks are attention's; `programs` are those of
+    its persistent kernel on a multiprocessor, which may be more than fit."""
 
     num_warps: int
     num_stages: int = 1
     tile: int = 0
     block_q: int = 0
     block_k: int = 0
+    programs: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ class RowTile:
     config: Config
 
 
-# A tile of 8192 is one padded row of width 5120. With 16 warps a thread holds 16 of its elements (64 registers for the
-# modulated norm, 99 with 8 warps), so two programs fill a multiprocessor's register file with 32 warps rather than 16,
-# and one loads while the other reduces. CDNA's wavefronts are twice as wide: half as many.
-_ROW = {"cuda": Config(num_warps=16, tile=8192), "hip": Config(num_warps=8, tile=8192)}
+# A tile of 8192 is one padded row of width 5120. What counts is how many rows a multiprocessor has under way, and that
+# no instruction is spent on more threads than loads need. With 4 warps (140 registers for the modulated norm on sm_90)
+# it has three rows, and issues for 23 microseconds of the 53 that the bytes of a call at stage 2 take; with 16 warps it
+# has two, and issues for 55. The same number on CDNA, whose wavefronts are twice as wide.
+_ROW = {"cuda": Config(num_warps=4, tile=8192), "hip": Config(num_warps=4, tile=8192)}
 
 # No reduction: only enough bytes in flight.
 _FLAT = {"cuda": Config(num_warps=4, tile=1024), "hip": Config(num_warps=4, tile=1024)}
@@ -61,7 +64,8 @@ _ELEMENTWISE = {
 
 # By head size and whether there is a bias. On Ampere and Ada both factors pass through registers, and 32 keys at a time
 # are what leaves none spilled with every Triton from 3.6 to 3.9. Hopper and Blackwell multiply from shared memory: 128
-# keys at a time, two buffers. A bias and its mask take registers for every key: half as many keys.
+# keys at a time, three buffers; 64 on Blackwell, where 128 spill. With a bias there are a prompt's few keys, all in one
+# block, and waiting for memory is what takes the time: few queries at a time, two programs.
 _AMPERE = {
     (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=32),
     (128, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=32),
@@ -69,17 +73,18 @@ _AMPERE = {
     (64, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=64),
 }
 _HOPPER = {
-    (128, False): Config(num_warps=8, num_stages=2, block_q=128, block_k=128),
-    (128, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=64),
-    (64, False): Config(num_warps=8, num_stages=2, block_q=128, block_k=128),
-    (64, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=64),
+    (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=128),
+    (128, True): Config(num_warps=4, num_stages=1, block_q=64, block_k=128, programs=2),
+    (64, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=128),
+    (64, True): Config(num_warps=4, num_stages=1, block_q=64, block_k=128, programs=2),
 }
+_BLACKWELL = {**_HOPPER, (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=64)}
 _CDNA = {
     (head, bias): Config(num_warps=4, num_stages=2, block_q=128, block_k=32 if bias else 64)
     for head in (128, 64)
     for bias in (False, True)
 }
-_ATTENTION = {"sm_80": _AMPERE, "sm_89": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA}
+_ATTENTION = {"sm_80": _AMPERE, "sm_89": _AMPERE, "sm_90": _HOPPER, "sm_100": _BLACKWELL, "gfx942": _CDNA}
 
 
 _trying: dict[str, Config] = {}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
 
 BUDGET_SECONDS = 0.2
 FEWEST, MOST = 5, 100
+WARM_SECONDS = 0.1
 
 AHEAD_CYCLES = 1_000_000
 """About half a millisecond that the GPU idles before each call, in which Python hands over what is timed. Without it a
@@ -17,8 +19,11 @@ short kernel would be timed with the launch that graphs spare."""
 
 def gpu_seconds(call: Callable[[], object]) -> float:
     """Median of one call on the current GPU, its L2 cache flushed before each; some calls before are not counted."""
-    call()
     flushed = torch.empty(_l2_bytes() * 2, dtype=torch.int8, device="cuda")
+    began = time.perf_counter()
+    while time.perf_counter() - began < WARM_SECONDS:  # a chip that has waited for a compiler has to speed up again
+        call()
+        torch.cuda.synchronize()
     (once,) = _timed(call, flushed, 1)
     return statistics.median(_timed(call, flushed, min(MOST, max(FEWEST, int(BUDGET_SECONDS / max(once, 1e-6))))))
 

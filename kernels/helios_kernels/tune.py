@@ -5,7 +5,7 @@ Every candidate that compiles, fits and agrees with the twin is timed on the 14B
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -23,11 +23,24 @@ from helios_kernels.tuned import Tuned
 WORTH = 0.98
 """Share of the present configuration's time that another one has to stay under: less is noise."""
 
-ROWS = tuple(Config(num_warps=warps, tile=tile) for warps, tile in product((4, 8, 16), (4096, 8192, 16384)))
-FLAT = tuple(Config(num_warps=warps, tile=tile) for warps, tile in product((2, 4, 8), (512, 1024, 2048)))
-ATTENTION = tuple(
-    Config(num_warps=warps, num_stages=stages, block_q=q, block_k=k)
-    for warps, stages, q, k in product((4, 8), (2, 3), (64, 128), (32, 64, 128))
+# By the 14B model's padded rows, one or two a program: of 8192, of 16384, and of the VAE's few channels.
+ROWS = tuple(Config(num_warps=warps, tile=tile) for warps, tile in product((2, 4, 8, 16), (8192, 16384)))
+WIDE_ROWS = tuple(Config(num_warps=warps, tile=16384) for warps in (4, 8, 16, 32))
+SHORT_ROWS = tuple(Config(num_warps=warps, tile=tile) for warps, tile in product((4, 8), (2048, 4096, 8192)))
+SELF = tuple(
+    Config(num_warps=warps, num_stages=stages, block_q=q, block_k=k, programs=programs)
+    for warps, q, k, programs, many in (
+        (8, 128, 128, 1, (2, 3)),
+        (8, 128, 64, 1, (2, 3, 4)),
+        (4, 128, 64, 1, (2, 3)),
+        (4, 64, 64, 2, (2, 3)),
+        (8, 128, 32, 1, (2, 3)),
+    )
+    for stages in many
+)
+PROMPT = tuple(
+    Config(num_warps=4, num_stages=stages, block_q=q, block_k=k, programs=2)
+    for stages, q, k in product((1, 2), (64, 128), (32, 64, 128))
 )
 
 
@@ -42,18 +55,17 @@ class Subject:
     candidates: tuple[Config, ...]
 
 
+# `renoise` and `dmd_step` take a microsecond or two, in which a launch cannot be told from noise.
 SUBJECTS = (
     Subject("modulated_norm", "modulated_norm", ("stage2",), ("S101-split40",), ROWS),
     Subject("gated_residual", "gated_residual_modulated_norm", ("stage2", "stage2-cross"), ("S101-split40",), ROWS),
     Subject("qk_norm_rope", "qk_norm_rope", ("stage2", "stage2-cross-query"), ("S101",), ROWS),
-    Subject("quantize", "quantize", ("stage2-gelu", "stage2"), ("S65-E13824-gelu",), ROWS),
-    Subject("renoise", "renoise", ("into-stage2",), ("into-stage2",), FLAT),
-    Subject("dmd_step", "dmd_step", ("stage2",), ("stage2",), FLAT),
-    Subject("vae_norm_silu", "vae_norm_silu", ("C384-96x160", "C96-384x640"), ("C96-T5-B2",), ROWS),
-    Subject("attention 128", "attention", ("stage2-self",), ("Q130-K2940", "Q256-K256-even"), ATTENTION),
-    Subject("attention 128 bias", "attention", ("stage2-cross",), ("Q257-K122-bias",), ATTENTION),
-    Subject("attention 64", "attention", ("head64-self",), ("Q63-K257-D64-B2",), ATTENTION),
-    Subject("attention 64 bias", "attention", ("head64-cross",), ("Q40-K300-first-block-outside",), ATTENTION),
+    Subject("quantize", "quantize", ("stage2-gelu", "stage2"), ("S65-E13824-gelu",), WIDE_ROWS),
+    Subject("vae_norm_silu", "vae_norm_silu", ("C384-96x160", "C96-384x640"), ("C96-T5-B2",), SHORT_ROWS),
+    Subject("attention 128", "attention", ("stage2-self",), ("Q130-K2940", "Q256-K256-even"), SELF),
+    Subject("attention 128 bias", "attention", ("stage2-cross",), ("Q257-K122-bias",), PROMPT),
+    Subject("attention 64", "attention", ("head64-self",), ("Q63-K257-D64-B2",), SELF),
+    Subject("attention 64 bias", "attention", ("head64-cross",), ("Q40-K300-first-block-outside",), PROMPT),
 )
 
 
@@ -74,13 +86,21 @@ def tune(
     *,
     device: torch.device,
     like: str,
+    names: Collection[str] = (),
     dtype: torch.dtype = torch.bfloat16,
     subjects: tuple[Subject, ...] = SUBJECTS,
 ) -> Iterator[Tuning]:
-    """Tries all candidates of the subjects that run on this chip, which is `like` one; `seconds` times a call."""
+    """Tries all candidates of the subjects that run on this chip, which is `like` one; `seconds` times a call.
+
+    `names` are those of operations; without any, all are tuned. RuntimeError for one that is not tuned.
+    """
+    if unknown := sorted(set(names) - {subject.op for subject in subjects}):
+        tuned = ", ".join(dict.fromkeys(subject.op for subject in subjects))
+        raise RuntimeError(f"{', '.join(unknown)}: not tuned; there are {tuned}")
     with torch.no_grad():
         for subject in subjects:
-            if OPS[subject.op].chips is None or like in OPS[subject.op].chips:
+            chosen = not names or subject.op in names
+            if chosen and (OPS[subject.op].chips is None or like in OPS[subject.op].chips):
                 yield _tune_one(subject, seconds, device, dtype)
 
 

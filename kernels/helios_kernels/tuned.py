@@ -18,7 +18,7 @@ from pathlib import Path
 
 VERSION = 1
 
-FIELDS = {"num_warps", "num_stages", "tile", "block_q", "block_k"}
+FIELDS = {"num_warps", "num_stages", "tile", "block_q", "block_k", "programs"}
 
 _file: Path | None = None
 

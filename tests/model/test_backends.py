@@ -93,6 +93,14 @@ def test_an_attention_that_found_no_memory_is_not_judged():
         measure({"a": right, "b": full}, *tensors(), None, lambda call: 1.0)
 
 
+def test_what_was_timed_with_kernels_serves_without_them_and_not_the_other_way():
+    with_kernels = Measured("triton", {"cudnn": 2.0, "triton": 1.0, "flash": 3.0}, {"efficient": "no"})
+    assert with_kernels.covers(["efficient", "flash", "cudnn"])
+    assert with_kernels.fastest(["efficient", "flash", "cudnn"]) == "cudnn"
+    assert with_kernels.fastest(["efficient"]) == "sdpa"
+    assert not Measured("cudnn", {"cudnn": 2.0}, {"flash": "no"}).covers(["cudnn", "flash", "triton"])
+
+
 def test_what_was_measured_is_remembered_by_device_and_shape(tmp_path):
     file, one = tmp_path / "home" / "attention.json", Measured("cudnn", {"cudnn": 1.0}, {"triton": "x"})
     Memory(file, "A").keep("64x64 2x32 bfloat16", one)

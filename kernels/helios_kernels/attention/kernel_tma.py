@@ -1,7 +1,7 @@
 """Attention through TMA descriptors, for Hopper and Blackwell data-centre chips.
 
-Programs are persistent: as many as the chip has multiprocessors, each makes its descriptors once and takes tiles of
-queries in turn, neighbours in time being of one head, whose keys and values stay in the L2 cache.
+Programs are persistent: one or two for each multiprocessor of the chip, each makes its descriptors once and takes tiles
+of queries in turn, neighbours in time being of one head, whose keys and values stay in the L2 cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _fold_keys(
     return fold(total, top, weight_sum, logits, 1.0 if HAS_BIAS else scale, v_block, HAS_BIAS, WIDE)
 
 
-@triton.jit(do_not_specialize=["Q", "K", "tiles"])
+@triton.jit(do_not_specialize=["B", "N", "Q", "K", "tiles"])
 def attention_tma_kernel(
     q,  # [B, Q, N, D]
     k,  # [B, K, N, D]
@@ -63,11 +63,11 @@ def attention_tma_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # A descriptor reads zeros past the end of its rows and drops what is written there: no masks for ragged lengths.
+    # A descriptor reads zeros past the end of its rows: no masks for ragged lengths. The result goes out by pointers: a
+    # descriptor's buffer would stand in the way of a third one for keys and values.
     queries = tl.make_tensor_descriptor(q, [B, N, Q, D], [q_b, q_n, q_s, 1], [1, 1, BLOCK_Q, D])
     keys = tl.make_tensor_descriptor(k, [B, N, K, D], [k_b, k_n, k_s, 1], [1, 1, BLOCK_K, D])
     values = tl.make_tensor_descriptor(v, [B, N, K, D], [v_b, v_n, v_s, 1], [1, 1, BLOCK_K, D])
-    results = tl.make_tensor_descriptor(out, [B, N, Q, D], [out_b, out_n, out_s, 1], [1, 1, BLOCK_Q, D])
     blocks = tl.cdiv(Q, BLOCK_Q)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first = tile % blocks * BLOCK_Q
@@ -88,8 +88,9 @@ def attention_tma_kernel(
                 total, top, weight_sum, q_block, keys, values, bias, batch, head, start, K, scale,
                 HAS_BIAS, True, WIDE, D, BLOCK_K,
             )  # fmt: skip
-        result = (total / weight_sum[:, None]).to(out.dtype.element_ty)
-        results.store([batch, head, first, 0], result.reshape(1, 1, BLOCK_Q, D))
+        rows, columns = (first + tl.arange(0, BLOCK_Q))[:, None], tl.arange(0, D)[None, :]
+        place = out + batch.to(tl.int64) * out_b + head * out_n + rows.to(tl.int64) * out_s + columns
+        tl.store(place, (total / weight_sum[:, None]).to(out.dtype.element_ty), rows < Q)
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -102,7 +103,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     triton.set_allocator(_descriptor_memory(q.device))
     launch(
         attention_tma_kernel,
-        (min(tiles, _multiprocessors(q.device)),),
+        (min(tiles, _multiprocessors(q.device) * chosen.programs),),
         q, k, v, q if bias is None else bias, out, B, N, Q, K, tiles, LOG2_E * D**-0.5,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         config=chosen, HAS_BIAS=bias is not None, WIDE=current_chip() == INTERPRETER,

@@ -40,12 +40,18 @@ def _pad_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     }
 
 
-def _bytes(case: Case, itemsize: int, past: int = 0) -> int:
+def _bytes(case: Case, itemsize: int) -> int:
     sizes = case.sizes
-    return 2 * sizes.get("B", 1) * (sizes["T"] + past) * sizes["H"] * sizes["W"] * sizes["C"] * itemsize
+    return 2 * sizes.get("B", 1) * sizes["T"] * sizes["H"] * sizes["W"] * sizes["C"] * itemsize
 
 
-# The decoder's widths at 640x384, as many frames as a piece holds on a GPU.
+def _pad_bytes(case: Case, itemsize: int) -> int:
+    """Where a clip begins, nothing is remembered and zeros are written without being read."""
+    sizes, frames = case.sizes, 2 * (case.sizes["T"] + PAST) - (PAST if case.sizes.get("first") else 0)
+    return sizes.get("B", 1) * frames * sizes["H"] * sizes["W"] * sizes["C"] * itemsize
+
+
+# The decoder's widths at 640x384, some frames of each.
 REAL = tuple(
     Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True, interpreted=False, compiled=C != 192)
     for C, T, H, W in ((384, 16, 96, 160), (192, 11, 192, 320), (96, 5, 384, 640))
@@ -79,6 +85,6 @@ CAUSAL_PAD = Op(
         Case("C16-B2-first-norm", {"B": 2, "T": 1, "H": 12, "W": 20, "C": 16, "norm": True, "first": True}),
         Case("C5-T1", {"T": 1, "H": 3, "W": 9, "C": 5}),
     ),
-    moved_bytes=lambda case, itemsize: _bytes(case, itemsize, PAST),
+    moved_bytes=_pad_bytes,
     written=("out_BTHWC",),
 )
