@@ -15,7 +15,7 @@ from helios_cli.train.loop import perform
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.specs import SPECS
 
-CONFIG = 'phase = "package"\nstart = "{start}"\nvae = "{vae}"\nout = "{out}"\nknows = "shapes"\n'
+CONFIG = 'phase = "package"\nstart = "{start}"\nvae = "{vae}"\nout = "{out}"\nknows = "shapes"\nsteps = [3, 2, 1]\n'
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def test_each_part_is_of_its_run_and_in_the_dtype_asked_for(made, tmp_path):
     list(perform(load(config_in(tmp_path, *made)), torch.device("cpu"), lambda: False))
     packaged = Checkpoint.open(tmp_path / "out")
     assert packaged.knows == "shapes"
+    assert packaged.preset.steps == (3, 2, 1)
     assert files_of(packaged.path) == files_of(made[0])
     for name, source in (("transformer", made[0]), ("text_encoder", made[0]), ("vae", made[1])):
         (file,) = (packaged.path / name).glob("*.safetensors")

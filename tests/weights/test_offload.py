@@ -232,6 +232,9 @@ class Queue:
     def wait_stream(self, other: Queue) -> None:
         self.log.append((self.name, "waits for", other.name))
 
+    def synchronize(self) -> None:
+        self.log.append((self.name, "ends", None))
+
 
 class Mark:
     """Stands in for a CUDA event."""
@@ -281,4 +284,5 @@ def test_the_order_of_a_gpu_s_copies(stream, monkeypatch):
         freed[free[2]] = place
     assert set(COPIES) == {entry[2] for entry in log if entry[:2] == ("copying", "marks")}
     ring.leave()
+    assert log[-1] == ("copying", "ends", None)  # before host memory goes that it may be copying from
     assert not ring._on._slots

@@ -45,7 +45,7 @@ def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator
         write_weights(folder, name, _tensors(part, getattr(torch, settings.dtype)))
         config = {**part.config, "dtype": settings.dtype} if "dtype" in part.config else part.config
         write_json(folder / name / "config.json", config)
-    set_own(folder, knows=settings.knows)
+    set_own(folder, knows=settings.knows, **({"steps": list(settings.steps)} if settings.steps else {}))
     yield Packaged(settings.out, sum(part.bytes for part in Checkpoint.open(folder).components.values()))
 
 
