@@ -44,7 +44,8 @@ def stop_after_step() -> Iterator[IsStopped]:
 
 @contextmanager
 def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}  # a shell's background job is not for Ctrl-C
     try:
         yield
     finally:

@@ -75,3 +75,15 @@ def test_handlers_are_put_back(kind):
     with kind():
         assert signal.getsignal(signal.SIGINT) is not before[0]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_that_the_caller_ignores_is_ignored():
+    """As in a background job of a shell script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_at_once() as is_stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not is_stopped()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
