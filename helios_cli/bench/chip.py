@@ -16,8 +16,7 @@ from helios_cli.bench.everything import shapes_of
 from helios_cli.bench.fidelity import distances, film
 from helios_cli.bench.job import Job, job_plan
 from helios_cli.bench.synthetic import RandomModels
-from helios_cli.model import attention, backends
-from helios_cli.model.fp8 import Fp8
+from helios_cli.model import attention, backends, fp8
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import PRESETS
@@ -78,25 +77,19 @@ def products(device: torch.device) -> Rows:
         x = torch.randn(rows, inner, device=device).bfloat16()
         weight, bias = torch.randn(outer, inner, device=device).bfloat16(), torch.randn(outer, device=device).bfloat16()
         values, scale = quantize_weight(weight)
-        rounded, exact = Fp8.of(x), x.float() @ weight.float().T
+        rounded, exact = fp8.Fp8.of(x), x.float() @ weight.float().T
 
-        def product(fast: bool, added=None, a=rounded, b=values, s=scale) -> torch.Tensor:
+        def product(fast: bool, a=rounded, b=values, s=scale) -> torch.Tensor:
             return torch._scaled_mm(
-                a.values,
-                b.T,
-                scale_a=a.scales,
-                scale_b=s[None],
-                bias=added,
-                out_dtype=torch.bfloat16,
-                use_fast_accum=fast,
+                a.values, b.T, scale_a=a.scales, scale_b=s[None], out_dtype=torch.bfloat16, use_fast_accum=fast
             )
 
         calls = {
             "bfloat16": lambda x=x, weight=weight: x @ weight.T,
             "fp8": lambda: product(False),
-            "fp8 with a bias": lambda bias=bias: product(False, bias),
+            "fp8 with a bias": partial(fp8.product, rounded, values, scale, bias),  # as renders do it
             "fp8 with fewer bits": lambda: product(True),
-            "rounding the rows": lambda x=x: Fp8.of(x).values,
+            "rounding the rows": lambda x=x: fp8.Fp8.of(x).values,
         }
         times, refused, errors = {}, {}, {}
         for name, call in calls.items():

@@ -89,7 +89,7 @@ def everything(
     with tempfile.TemporaryDirectory(prefix="helios-") as work:
         for name, said in measure_all(where, work, seconds=seconds):
             data["parts"][name] = said
-            told = "done" if "result" in said else said.get("failed") or said["left_out"]
+            told = said.get("failed") or said.get("left_out") or "done"  # what failed may have a part of its result
             console.status(f"{name}: {told}")
             rows.append([name, round(said["seconds"], 1), told])
             options.write_out(out, data)

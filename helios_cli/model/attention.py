@@ -125,6 +125,10 @@ ON_GPU = ("efficient", "flash", "cudnn", "triton")
 """What `auto` times on a GPU, those first that the others are compared with."""
 
 
+SECONDS_PER_CANDIDATE = 0.03
+"""Of timing each attention at each of a film's twenty shapes, which the first film of a size waits for."""
+
+
 class Choice:
     """What computes attention in this process; `asked` is --attention, `memory` that of what was measured on a GPU."""
 
@@ -147,7 +151,8 @@ class Choice:
             if torch.cuda.is_current_stream_capturing():
                 return "sdpa"  # nothing can be timed in a graph
             candidates = {name: RUN[name] for name in names}
-            known = backends.measure(candidates, q_BQND, k_BKND, v_BKND, bias_K, gpu_seconds)
+            seconds = functools.partial(gpu_seconds, budget=SECONDS_PER_CANDIDATE)
+            known = backends.measure(candidates, q_BQND, k_BKND, v_BKND, bias_K, seconds)
             self.memory.keep(shape, known)
         return known.fastest(names)
 

@@ -42,7 +42,7 @@ class RowTile:
 
 
 # A tile of 8192 is one padded row of width 5120. What counts is how many rows a multiprocessor has under way, and that
-# no instruction is spent on more threads than loads need. With 4 warps (140 registers for the modulated norm on sm_90)
+# no instruction is spent on more threads than loads need. With 4 warps (146 registers for the modulated norm on sm_90)
 # it has three rows, and issues for 23 microseconds of the 53 that the bytes of a call at stage 2 take; with 16 warps it
 # has two, and issues for 55. The same number on CDNA, whose wavefronts are twice as wide.
 _ROW = {"cuda": Config(num_warps=4, tile=8192), "hip": Config(num_warps=4, tile=8192)}

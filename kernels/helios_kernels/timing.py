@@ -8,24 +8,26 @@ from collections.abc import Callable
 
 import torch
 
-BUDGET_SECONDS = 0.2
 FEWEST, MOST = 5, 100
-WARM_SECONDS = 0.1
+"""Calls that are timed."""
 
 AHEAD_CYCLES = 1_000_000
 """About half a millisecond that the GPU idles before each call, in which Python hands over what is timed. Without it a
 short kernel would be timed with the launch that graphs spare."""
 
 
-def gpu_seconds(call: Callable[[], object]) -> float:
-    """Median of one call on the current GPU, its L2 cache flushed before each; some calls before are not counted."""
+def gpu_seconds(call: Callable[[], object], *, budget: float = 0.3) -> float:
+    """Median of one call on the current GPU, its L2 cache flushed before each.
+
+    Calls take about `budget` seconds in all, of which the first third is not counted.
+    """
     flushed = torch.empty(_l2_bytes() * 2, dtype=torch.int8, device="cuda")
     began = time.perf_counter()
-    while time.perf_counter() - began < WARM_SECONDS:  # a chip that has waited for a compiler has to speed up again
+    while time.perf_counter() - began < budget / 3:  # a chip that has waited for a compiler has to speed up again
         call()
         torch.cuda.synchronize()
     (once,) = _timed(call, flushed, 1)
-    return statistics.median(_timed(call, flushed, min(MOST, max(FEWEST, int(BUDGET_SECONDS / max(once, 1e-6))))))
+    return statistics.median(_timed(call, flushed, min(MOST, max(FEWEST, int(budget * 2 / 3 / max(once, 1e-6))))))
 
 
 def _timed(call: Callable[[], object], flushed: torch.Tensor, count: int) -> list[float]:

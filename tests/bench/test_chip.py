@@ -62,6 +62,16 @@ def test_a_part_that_fails_leaves_the_others(monkeypatch):
     assert said["gpu"]["left_out"] == "timed on a GPU"
 
 
+def test_a_part_that_failed_half_way_is_not_called_done(monkeypatch, capsys):
+    def lost(seconds, known):
+        raise ChildError("the process died", hint="none", answers=[{"row": 1}])
+
+    monkeypatch.setattr(everything, "parts", lambda *_: [Part("lost", lost), Part("whole", lambda seconds, known: 1)])
+    assert main(["bench", "all", "--device", "cpu"]) == 0
+    said = capsys.readouterr().err
+    assert "lost: ChildError: the process died" in said and "whole: done" in said
+
+
 def test_an_operation_that_takes_its_process_down_costs_its_own_rows(monkeypatch):
     def child(device, part, seconds, *, names, compiled):
         said = []
