@@ -1,0 +1,84 @@
+"""Convolutions of channels-last activations, [..., C]: what the VAE's layers call."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helios_cli.model.channel_norm import working_dtype
+from helios_cli.model.ops import onednn_runs
+
+
+def convolve(conv: nn.Conv3d, x_BTHWC: Tensor) -> Tensor:
+    """`conv` of channels-last frames.
+
+    On a CPU oneDNN is called by name: PyTorch gives small float32 inputs to a loop of its own that is ten times slower.
+    """
+    x_BCTHW = x_BTHWC.movedim(-1, 1)
+    if onednn_runs(x_BCTHW):
+        y = torch.mkldnn_convolution(x_BCTHW, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, 1)
+    else:
+        y = F.conv3d(x_BCTHW, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+    return channels_last(y)
+
+
+def channels_last(x_BCTHW: Tensor) -> Tensor:
+    """[B, C, ...] to contiguous [B, ..., C]: a view of what a channels-last convolution returns."""
+    return x_BCTHW.movedim(1, -1).contiguous()
+
+
+def pointwise(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """A convolution of kernel size 1 on channels-last x."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def upsample_conv(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
+    """Nearest-neighbour doubling followed by a 3x3 convolution with zero padding, [B, T, 2H, 2W, conv.out_channels].
+
+    On doubled pixels the nine taps of an output pixel fall on 2x2 input pixels, so four 2x2 convolutions of the small
+    picture, one for each position in the doubled pixel, do the work of one 3x3 on the large: 16 products instead of 36,
+    and no large picture of all channels. They run as one convolution with four times the outputs.
+    """
+    B, T, H, W, _ = x_BTHWC.shape
+    C = conv.out_channels
+    weight = conv.weight.to(working_dtype(conv.weight))
+    weight = fold_taps(fold_taps(weight, dim=2), dim=4)  # [2, 2, C, in, 2, 2]: column, row position first
+    weight = weight.transpose(0, 1).flatten(0, 2).to(x_BTHWC.dtype)
+    small = x_BTHWC.flatten(0, 1).movedim(-1, 1)
+    y = channels_last(F.conv2d(small, weight, conv.bias.repeat(4), padding=1))  # [B*T, H + 1, W + 1, 4 * C]
+    return Interleave.apply(y).view(B, T, 2 * H, 2 * W, C)
+
+
+class Interleave(torch.autograd.Function):
+    """[N, H + 1, W + 1, 4C] to [N, 2H, 2W, C]: position (a, b) of the doubled pixel (i, j) lies at row i + a, column
+    j + b, in channels (2a + b)C onwards.
+
+    One copy either way: no element is read twice, which autograd cannot know of overlapping rows.
+    """
+
+    @staticmethod
+    def places(y: Tensor) -> Tensor:
+        N, rows, columns, channels = y.shape
+        H, W, C = rows - 1, columns - 1, channels // 4
+        frame, row, column, _ = y.stride()
+        return y.as_strided((N, H, 2, W, 2, C), (frame, row, row + 2 * C, column, column + C, 1))
+
+    @staticmethod
+    def forward(ctx, y: Tensor) -> Tensor:
+        ctx.shape = y.shape
+        return Interleave.places(y).reshape(len(y), 2 * y.shape[1] - 2, 2 * y.shape[2] - 2, -1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad_y = grad.new_zeros(ctx.shape)
+        places = Interleave.places(grad_y)
+        places.copy_(grad.reshape(places.shape))
+        return grad_y
+
+
+def fold_taps(weight: Tensor, dim: int) -> Tensor:
+    """Sum the three taps of `dim` into the two inputs they fall on, for the near and far output: a new first dim."""
+    before, centre, after = weight.unbind(dim)
+    near, far = torch.stack((before, centre + after), dim), torch.stack((before + centre, after), dim)
+    return torch.stack((near, far))
