@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 
 STREAM_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Event:
+class Event(ABC):
     """Plain values. `to_dict` gives the JSON object of the event stream (`--progress json`)."""
 
     @property
+    @abstractmethod
     def text(self) -> str:
         """The event in words, for a log: a line, or several."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict:
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
