@@ -227,6 +227,11 @@ def tuned_file() -> Path:
     return home() / "kernels.json"
 
 
+def tried_file() -> Path:
+    """What came of trying the kernels on GPUs (`engine.trial`)."""
+    return home() / "trials.json"
+
+
 def disk_free_bytes(path: Path) -> int:
     """Bytes that this user can write on the disk of `path`, which need not exist yet."""
     path = path.absolute()

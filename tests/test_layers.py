@@ -34,6 +34,7 @@ LAYERS = {
     "errors": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "units": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "machine": Layer(FOUNDATION, banned=TERMINAL, lazy={"torch"}),
+    "child": Layer({"", *FOUNDATION}, banned={"torch", "numpy", *TERMINAL}),
     "console": Layer(FOUNDATION, banned={"torch"}, lazy={"rich"}),
     "progress": Layer({*FOUNDATION, "console", "engine"}, banned={"torch", "typer"}, lazy={"rich"}),
     "stop": Layer(set(), banned={"torch", "numpy", *TERMINAL}),
@@ -48,12 +49,12 @@ LAYERS = {
     "sampling": Layer(FOUNDATION, banned=TERMINAL),
     "model": Layer(FOUNDATION, banned=TERMINAL),
     "weights": Layer(FOUNDATION, banned=TERMINAL),
-    "engine": Layer({*FOUNDATION, "machine", "recipe", "sampling", "model", "weights"}, banned=TERMINAL),
+    "engine": Layer({*FOUNDATION, "machine", "child", "recipe", "sampling", "model", "weights"}, banned=TERMINAL),
     "cost": Layer({"", *FOUNDATION, "machine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
     "check": Layer({*FOUNDATION, "engine"}, banned={"torch", *TERMINAL}),
     "world": Layer(FOUNDATION, banned={"torch", *TERMINAL}),
     "bench": Layer(
-        {"", *FOUNDATION, "machine", "cost", "engine", "recipe", "sampling", "model", "weights", "world"},
+        {"", *FOUNDATION, "machine", "child", "cost", "engine", "recipe", "sampling", "model", "weights", "world"},
         banned=TERMINAL,
     ),
     "train": Layer(

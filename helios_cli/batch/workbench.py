@@ -158,6 +158,7 @@ class Workbench:
 
     def _load(self, name: str) -> Models:
         from helios_cli.cost.auto import auto_model
+        from helios_cli.engine import trial
         from helios_cli.engine.models import Models
         from helios_cli.recipe.settings import DEFAULT_MODEL
         from helios_cli.weights import hub
@@ -169,4 +170,6 @@ class Workbench:
             self.tell(line)
         folder = hub.resolve(name, self.revision, progress=console.progress_bytes)
         checkpoint = Checkpoint.open(folder)
+        for line in trial.settle(device):
+            self.tell(line)
         return Models(checkpoint, device, dtype, name=name, quant=self.quant, attention=self.attention)

@@ -11,11 +11,11 @@ from functools import partial
 import torch
 
 from helios_cli import machine
-from helios_cli.bench.child import serve
 from helios_cli.bench.everything import shapes_of
 from helios_cli.bench.fidelity import distances, film
 from helios_cli.bench.job import Job, job_plan
 from helios_cli.bench.synthetic import RandomModels
+from helios_cli.child import serve
 from helios_cli.model import attention, backends, fp8
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK

@@ -16,10 +16,10 @@ from functools import partial
 import torch
 
 import helios_kernels
-from helios_cli.bench.child import ChildError, ask
 from helios_cli.bench.floors import floors
 from helios_cli.bench.job import Job, run
 from helios_cli.bench.report import agreement_db, side
+from helios_cli.child import ChildError, ask
 from helios_cli.errors import HeliosError
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.specs import SPECS
@@ -149,7 +149,9 @@ def _child(device: torch.device, part: str, seconds: float, **arguments) -> list
     """The rows of a part of `chip`."""
     kernels = _kernels_wanted(device)
     question = {"part": part, "device": str(device), **arguments}
-    return ask("chip", question, environment={"HELIOS_KERNELS": kernels} if kernels else None, timeout=seconds)
+    return ask(
+        "helios_cli.bench.chip", question, environment={"HELIOS_KERNELS": kernels} if kernels else None, timeout=seconds
+    )
 
 
 def _kernels(device: torch.device, seconds: float, known: Results, *, compiled: bool) -> list[dict]:

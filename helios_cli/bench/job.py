@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from helios_cli.bench.child import ask, serve
+from helios_cli.child import ask, serve
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
@@ -131,7 +131,7 @@ def run(side: str, job: Job, *, timeout: float | None = None) -> Result:
     """
     threads = dict.fromkeys(THREAD_VARIABLES, str(job.threads)) if job.threads else {}
     kernels = {"HELIOS_KERNELS": job.kernels} if job.kernels else {}
-    (answer,) = ask(side, asdict(job), environment={**threads, **kernels}, timeout=timeout)
+    (answer,) = ask(f"{__package__}.{side}", asdict(job), environment={**threads, **kernels}, timeout=timeout)
     return Result(**{**answer, "notes": tuple(answer["notes"])})
 
 

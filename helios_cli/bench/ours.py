@@ -11,6 +11,7 @@ import helios_kernels
 from helios_cli import __version__, machine
 from helios_cli.bench.job import Job, Result, job_plan, serve_job
 from helios_cli.bench.synthetic import RandomModels
+from helios_cli.engine import trial
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone
 from helios_cli.engine.models import Models
@@ -37,6 +38,8 @@ def measure(job: Job) -> Result:
     if job.threads:
         torch.set_num_threads(job.threads)
     device = machine.pick_device(job.device)
+    for _ in trial.settle(device):
+        pass
     models = _models(job, device)
     warm_up = _film(models, job, warm_up=True, exact=True)
     models.unload()

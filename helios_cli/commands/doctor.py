@@ -67,9 +67,10 @@ def _facts() -> dict:
 
 def _kernels() -> dict:
     import helios_kernels
-    from helios_kernels import tuned
+    from helios_kernels import tried, tuned
 
     tuned.use(machine.tuned_file())
+    tried.use(machine.tried_file())
     try:
         backend = helios_kernels.backend()
     except RuntimeError as error:  # HELIOS_KERNELS asks for what cannot be had

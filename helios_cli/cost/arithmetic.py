@@ -40,7 +40,8 @@ def _kernels(device: Device, attention: str, shapes: frozenset[str]) -> str:
     asked = {"HELIOS_KERNELS": os.environ.get("HELIOS_KERNELS", "auto"), "--attention": attention}
     told = [f"{name}={value}" for name, value in asked.items() if value != "auto"]
     if device.kind == "cuda":
-        told += filter(None, (_measured(machine.attention_file(), device.name, shapes), _tuned(device.name)))
+        found = (_measured(machine.attention_file(), device.name, shapes), _tuned(device.name))
+        told += filter(None, (*found, _tried(device.name) if asked["HELIOS_KERNELS"] == "auto" else ""))
     return " ".join(told)
 
 
@@ -58,6 +59,12 @@ def _measured(file: Path, device: str, shapes: frozenset[str]) -> str:
 def _tuned(device: str) -> str:
     found = _read(machine.tuned_file(), "devices").get(device)
     return f"tuned {_digest(found)}" if found else ""
+
+
+def _tried(device: str) -> str:
+    """`auto` takes kernels that were right when they were tried, until they are other ones."""
+    found = _read(machine.tried_file(), "devices").get(device)
+    return f"tried {_digest(found)}" if found else ""
 
 
 def _read(file: Path, key: str) -> dict:

@@ -6,7 +6,7 @@ Importing this needs PyTorch alone; a kernel's module, and with it Triton, is im
 from helios_kernels.attention import attention
 from helios_kernels.attention import run_kernel as run_attention
 from helios_kernels.attention import takes as attention_takes
-from helios_kernels.dispatch import Backend, backend, find_triton, runs
+from helios_kernels.dispatch import Backend, backend, find_triton, is_untried, runs
 from helios_kernels.dmd_step import dmd_step
 from helios_kernels.gated_residual import (
     gated_residual,
@@ -30,6 +30,7 @@ __all__ = [
     "gated_residual",
     "gated_residual_layer_norm",
     "gated_residual_modulated_norm",
+    "is_untried",
     "layer_norm",
     "modulated_norm",
     "qk_norm_rope",

@@ -1,7 +1,7 @@
 """Triton or plain PyTorch: decided once, with the reason, for the whole process.
 
-`HELIOS_KERNELS` forces it: `auto` (default) takes Triton on the chips where it has been seen to be right, `triton`
-insists, `reference` is plain PyTorch.
+`HELIOS_KERNELS` forces it: `auto` (default) takes Triton on GPUs where its kernels were tried and right (`trial.py`),
+`triton` insists, `reference` is plain PyTorch.
 """
 
 from __future__ import annotations
@@ -11,20 +11,17 @@ import importlib.util
 import os
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from helios_kernels import tuned
+from helios_kernels import tried, tuned
 
 CHOICES = ("auto", "triton", "reference")
 
 OLDEST_TRITON = (3, 6)
 """The oldest whose builds have been checked for spills; it comes with PyTorch 2.10."""
-
-SEEN_RIGHT: frozenset[str] = frozenset()
-"""Chips on which `helios_kernels.bench` has compared every case with its twin. None yet."""
 
 INTERPRETER = "interpreter"
 
@@ -55,9 +52,26 @@ def backend() -> Backend:
     found = find_triton()
     if choice == "triton" and found.chip is None:
         raise RuntimeError(f"HELIOS_KERNELS=triton, but {found.reason}")
-    if choice == "auto" and found.chip not in {None, INTERPRETER, *SEEN_RIGHT}:
-        return Backend(None, f"not yet tried on a GPU like this ({found.chip}); HELIOS_KERNELS=triton turns them on")
-    return found
+    return found if choice == "triton" or found.chip in (None, INTERPRETER) else _tried(found)
+
+
+def is_untried() -> bool:
+    """Whether kernels could run here, are left to `auto`, and have not been tried on this GPU."""
+    if os.environ.get("HELIOS_KERNELS", "auto") != "auto":
+        return False
+    found = find_triton()
+    return found.chip not in (None, INTERPRETER) and tried.of(found.device) is None
+
+
+def _tried(found: Backend) -> Backend:
+    """What runs with `auto`, where kernels could run."""
+    faults = tried.of(found.device)
+    if faults is None:
+        return Backend(None, "kernels have not been tried on this GPU: the first film does, or HELIOS_KERNELS=triton")
+    if faults:
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        return Backend(None, f"kernels were tried on this GPU and are wrong: {faults[0]}{more}")
+    return replace(found, reason=f"{found.reason}, tried here and right")
 
 
 @functools.cache

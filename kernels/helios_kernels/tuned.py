@@ -1,22 +1,17 @@
 """Launch configurations that were found on a machine (`tune.py`), in a file that the program names with `use`.
 
-    {"version": 1, "devices": {"NVIDIA A10": {"like": "sm_89", "triton": "3.7.1",
-                                              "configs": {"modulated_norm": {"num_warps": 8, "tile": 8192}}}}}
+    "NVIDIA A10": {"like": "sm_89", "triton": "3.7.1", "configs": {"modulated_norm": {"num_warps": 8, "tile": 8192}}}
 
-`like` is the chip whose configurations serve where none was found. The file can be made again: one that is damaged, or
-of another version, is no file.
+`like` is the chip whose configurations serve where none was found.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-VERSION = 1
+from helios_kernels import devices
 
 FIELDS = {"num_warps", "num_stages", "tile", "block_q", "block_k", "programs"}
 
@@ -42,7 +37,7 @@ def use(file: Path | None) -> None:
 @functools.cache
 def of(device: str) -> Tuned | None:
     """What was found on a device of this name; None if nothing was."""
-    entry = _devices(_file).get(device) if _file else None
+    entry = devices.read(_file).get(device) if _file else None
     try:
         return Tuned(entry["like"], entry["triton"], {name: _ints(config) for name, config in entry["configs"].items()})
     except (TypeError, KeyError, AttributeError, ValueError):
@@ -51,25 +46,10 @@ def of(device: str) -> Tuned | None:
 
 def keep(device: str, tuned: Tuned, file: Path) -> None:
     """Write what was found on `device`, beside what is known; a kernel that was not tuned stays as it was."""
-    devices = _devices(file)
     known = of(device)
     configs = {**(known.configs if known else {}), **tuned.configs}
-    devices[device] = asdict(Tuned(tuned.like, tuned.triton, configs))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=file.name)
-    with open(descriptor, "w", encoding="utf-8") as opened:
-        json.dump({"version": VERSION, "devices": devices}, opened, indent=2)
-    os.replace(partial, file)
+    devices.write(device, asdict(Tuned(tuned.like, tuned.triton, configs)), file)
     of.cache_clear()
-
-
-def _devices(file: Path) -> dict:
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    good = isinstance(stored, dict) and stored.get("version") == VERSION and isinstance(stored.get("devices"), dict)
-    return stored["devices"] if good else {}
 
 
 def _ints(config: dict) -> dict[str, int]:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from helios_cli.bench import everything
-from helios_cli.bench.child import ChildError
 from helios_cli.bench.everything import CPU, Part, measure_all
 from helios_cli.bench.fidelity import EQUAL_DB, psnr_db
+from helios_cli.child import ChildError
 from helios_cli.cli import main
 from helios_cli.weights.specs import SPECS
 

@@ -17,6 +17,8 @@ from PIL import Image
 from recipe.films import plan_of, timed_keys
 
 from helios_cli.bench.synthetic import write_checkpoint
+from helios_cli.cost.arithmetic import arithmetic_of
+from helios_cli.cost.device import Device
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
 from helios_cli.engine.writer import open_writer
@@ -26,6 +28,7 @@ from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.specs import SPECS
+from helios_kernels import devices
 
 HERE = Arithmetic("CPU, 1 thread", "float32", "2.13.0")
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -221,3 +224,20 @@ def test_equal_fingerprints_are_equal_pictures(checkpoint, tmp_path):
     assert reused >= 8 and torch.get_num_threads() == 1
     whole = [pictures for pictures in seen.values() if len(pictures) == 33]
     assert not any(np.array_equal(a, b) for i, a in enumerate(whole) for b in whole[:i])
+
+
+def test_kernels_that_were_tried_count_where_they_may_run(tmp_path, monkeypatch):
+    """Kernels round otherwise than PyTorch: whether `auto` takes them is part of what decides the pixels."""
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
+
+    def told(choice: str | None) -> str:
+        monkeypatch.delenv("HELIOS_KERNELS", raising=False)
+        if choice:
+            monkeypatch.setenv("HELIOS_KERNELS", choice)
+        return arithmetic_of(
+            Device("cuda", "a GPU", 2**34, 2**34), "bfloat16", (), quant="none", attention="auto"
+        ).kernels
+
+    before = {choice: told(choice) for choice in (None, "reference")}
+    devices.write("a GPU", {"made_with": "torch 2.13.0", "faults": []}, tmp_path / "trials.json")
+    assert told(None) != before[None] and told("reference") == before["reference"]

@@ -7,8 +7,8 @@ import stat
 
 import pytest
 
-from helios_cli.bench import child
-from helios_cli.bench.child import ChildError, ChildStoppedError, ask
+from helios_cli import child
+from helios_cli.child import ChildError, ChildStoppedError, ask
 from helios_cli.errors import InputError, MachineError
 
 

@@ -1,4 +1,4 @@
-"""Measurements in processes of their own, which say what they have as they go. Nothing here imports torch.
+"""Measurements and trials in processes of their own, which say what they have as they go. Nothing here imports torch.
 
 What such a process does to memory, thread pools and the device ends with it. A GPU that was led to a wrong address
 answers nothing more to the process that did it, so what has never run on a chip is tried in one that can be lost.
@@ -27,7 +27,7 @@ _RAISED = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b.*$", re.MUL
 
 
 class ChildError(HeliosError):
-    """A measurement did not come to its end.
+    """Such a process did not come to its end.
 
     Attributes:
         answers: what it had said by then.
@@ -45,7 +45,7 @@ class ChildStoppedError(ChildError, MachineError):
 def ask(
     module: str, question: object, *, environment: Mapping[str, str] | None = None, timeout: float | None = None
 ) -> list[dict]:
-    """What `python -m helios_cli.bench.MODULE` answers to a question, both as JSON.
+    """What `python -m MODULE` answers to a question, both as JSON. `module` is one of ours, in full.
 
     Raises the HeliosError that it raised; ChildStoppedError if it was killed or took more than `timeout` seconds,
     ChildError if it failed otherwise. The last of what it wrote is a note on that; HELIOS_DEBUG shows it all.
@@ -54,7 +54,7 @@ def ask(
     with tempfile.TemporaryDirectory(prefix="helios-") as folder:
         answer, said = Path(folder, "answer.jsonl"), Path(folder, "stderr")
         answer.touch()
-        command = [sys.executable, "-m", f"{__package__}.{module}", json.dumps(question), str(answer)]
+        command = [sys.executable, "-m", module, json.dumps(question), str(answer)]
         with said.open("wb") as stderr:
             try:
                 code = subprocess.run(
@@ -78,7 +78,7 @@ def ask(
         raised = [match[0] for match in _RAISED.finditer(told)] or told.splitlines() or [f"exit code {code}"]
         what, hint = f"failed: {raised[-1]}", "HELIOS_DEBUG=1 shows all that it said"
     kind = ChildStoppedError if code is None or code < 0 else ChildError
-    error = kind(f"the measurement {module} {what}", hint=hint, answers=answers)
+    error = kind(f"the process {module} {what}", hint=hint, answers=answers)
     error.add_note("\n".join(told.splitlines()[-TOLD_LINES:]))
     raise error
 
