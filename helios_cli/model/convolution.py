@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helios_cli.model.channel_norm import working_dtype
-from helios_cli.model.ops import onednn_runs
+from helios_cli.model.ops import onednn_runs, product_dtype
 
 
 def convolve(conv: nn.Conv3d, x_BTHWC: Tensor) -> Tensor:
@@ -15,12 +15,19 @@ def convolve(conv: nn.Conv3d, x_BTHWC: Tensor) -> Tensor:
 
     On a CPU oneDNN is called by name: PyTorch gives small float32 inputs to a loop of its own that is ten times slower.
     """
-    x_BCTHW = x_BTHWC.movedim(-1, 1)
+    wide = product_dtype(x_BTHWC)
+    x_BCTHW, weight, bias = x_BTHWC.to(wide).movedim(-1, 1), conv.weight.to(wide), conv.bias.to(wide)
     if onednn_runs(x_BCTHW):
-        y = torch.mkldnn_convolution(x_BCTHW, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, 1)
+        y = torch.mkldnn_convolution(x_BCTHW, weight, bias, conv.padding, conv.stride, conv.dilation, 1)
     else:
-        y = F.conv3d(x_BCTHW, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
-    return channels_last(y)
+        y = F.conv3d(x_BCTHW, weight, bias, conv.stride, conv.padding, conv.dilation)
+    return channels_last(y).to(x_BTHWC.dtype)
+
+
+def convolve_pictures(x_NCHW: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
+    """A 2D convolution, in the type of `x`."""
+    wide = product_dtype(x_NCHW)
+    return F.conv2d(x_NCHW.to(wide), weight.to(wide), bias.to(wide), stride, padding).to(x_NCHW.dtype)
 
 
 def channels_last(x_BCTHW: Tensor) -> Tensor:
@@ -30,7 +37,8 @@ def channels_last(x_BCTHW: Tensor) -> Tensor:
 
 def pointwise(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     """A convolution of kernel size 1 on channels-last x."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+    wide = product_dtype(x)
+    return F.linear(x.to(wide), conv.weight.flatten(1).to(wide), conv.bias.to(wide)).to(x.dtype)
 
 
 def upsample_conv(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
@@ -46,7 +54,7 @@ def upsample_conv(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
     weight = fold_taps(fold_taps(weight, dim=2), dim=4)  # [2, 2, C, in, 2, 2]: column, row position first
     weight = weight.transpose(0, 1).flatten(0, 2).to(x_BTHWC.dtype)
     small = x_BTHWC.flatten(0, 1).movedim(-1, 1)
-    y = channels_last(F.conv2d(small, weight, conv.bias.repeat(4), padding=1))  # [B*T, H + 1, W + 1, 4 * C]
+    y = channels_last(convolve_pictures(small, weight, conv.bias.repeat(4), padding=1))  # [B*T, H + 1, W + 1, 4 * C]
     return Interleave.apply(y).view(B, T, 2 * H, 2 * W, C)
 
 

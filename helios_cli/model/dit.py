@@ -31,6 +31,7 @@ from helios_cli.model.ops import (
     layer_norm,
     linear,
     modulated_norm,
+    product_dtype,
     residual_modulated_norm,
     rms_norm_rope,
     side_by_side,
@@ -384,7 +385,9 @@ class HeliosDiT(nn.Module):
     def patchify(self, conv: nn.Conv3d, latents_BCTHW: Tensor) -> Tensor:
         """Tokens [B, S, E] by one of the patch layers."""
         x = _pad_to(latents_BCTHW.to(self.dtype), conv.stride)
-        return F.conv3d(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype), conv.stride).flatten(2).transpose(1, 2)
+        wide = product_dtype(x)
+        weight, bias = (parameter.to(x.dtype).to(wide) for parameter in (conv.weight, conv.bias))
+        return F.conv3d(x.to(wide), weight, bias, conv.stride).to(x.dtype).flatten(2).transpose(1, 2)
 
     def embed_history(self, long: Tensor, mid: Tensor, short: Tensor) -> Tensor:
         """Latents [B, C, T, H, W] of the three terms, `short` being anchor and newest -> [B, M, E] tokens."""

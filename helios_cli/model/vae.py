@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import helios_kernels as kernels
 from helios_cli.model.attention import scaled_dot_product
 from helios_cli.model.channel_norm import ChannelNorm, DifferentiableNorm, working_dtype
-from helios_cli.model.convolution import channels_last, convolve, pointwise, upsample_conv
+from helios_cli.model.convolution import channels_last, convolve, convolve_pictures, pointwise, upsample_conv
 from helios_cli.units import FRAMES_PER_LATENT, PIXELS_PER_CELL
 
 PAST = 2
@@ -238,7 +238,9 @@ class Downsample(nn.Module):
 
     def forward(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
         frames = F.pad(x_BTHWC.flatten(0, 1), (0, 0, 0, 1, 0, 1)).movedim(-1, 1)
-        x = channels_last(self.resample["1"](frames)).unflatten(0, x_BTHWC.shape[:2])
+        conv = self.resample["1"]
+        x = convolve_pictures(frames, conv.weight, conv.bias, stride=2)
+        x = channels_last(x).unflatten(0, x_BTHWC.shape[:2])
         if self.time_conv is None:
             return x
         if state is None:
