@@ -28,7 +28,7 @@ JOB = Job(
     size=(64, 64),
     num_frames=33,
     steps=(1, 1, 1),
-    dtype="bfloat16",
+    dtype="float32",
     device="cpu",
     threads=1,
     film="film.mp4",
@@ -89,7 +89,7 @@ def test_a_resident_size_is_made_on_the_other_side_too(job, film, tmp_path):
     """The way of the 14b, at the tiny size: the film is that of the same weights read from a folder by ours."""
     made = str(tmp_path / "made.mp4")
     result = run("reference", replace(job, folder=None, synthetic="tiny", film=made))
-    assert result.num_frames == 33 and set(result.dtypes.values()) == {"bfloat16"}
+    assert result.num_frames == 33 and set(result.dtypes.values()) == {"float32"}
     assert report.agreement_db(made, film[0]) > report.SAME_FILM_DB
 
 

@@ -11,6 +11,7 @@ from helios_cli.bench.bandwidth import bandwidths
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.cost.speeds import read_bandwidths
+from helios_cli.machine import pick_dtype
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SPECS
 
@@ -30,10 +31,11 @@ def test_each_mode_is_measured_against_its_floor(folder, tmp_path, capsys):
     assert report == json.loads(out.read_text())
     assert [mode["mode"] for mode in report["modes"]] == ["none", "model", "stream"]
     none, model, stream = report["modes"]
+    itemsize = pick_dtype("auto", torch.device("cpu"))[0].itemsize
     assert none["ratio"] == 1 and none["moved_bytes"] == 0 and none["floor_seconds"] == none["seconds"]
     assert stream["budget_bytes"] == 10**9 and stream["planned_host_bytes"] <= 10**9
     for mode in (model, stream):
-        reading = mode["moved_bytes"] * 2 / report["bandwidths"]["cache"]  # float32 in the file, bfloat16 in use
+        reading = mode["moved_bytes"] * 4 / itemsize / report["bandwidths"]["cache"]  # float32 in the file
         assert mode["floor_seconds"] == pytest.approx(max(none["seconds"], reading), rel=0.01)
         assert mode["ratio"] == mode["seconds"] / mode["floor_seconds"]
         assert mode["peak_host_bytes"] > 10**8 and mode["peak_device_bytes"] is None
