@@ -268,8 +268,8 @@ def measure_attention(
 
 
 @functools.cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all films: PyTorch hands out 32 in turn, and one of them is what graphs are recorded on."""
+def _stream_for(use: str, device: torch.device) -> torch.cuda.Stream:
+    """One a use for all films: PyTorch hands out 32 in turn, and one of them is what graphs are recorded on."""
     return torch.cuda.Stream(device)
 
 
@@ -281,7 +281,7 @@ class Beside(Generic[T]):
 
     def __init__(self, device: torch.device, *, overlaps: bool) -> None:
         self.overlaps = overlaps
-        self._stream = _side_stream(device) if overlaps and device.type == "cuda" else None
+        self._stream = _stream_for("beside", device) if overlaps and device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="beside") if overlaps else None
         self._running: Future[T] | None = None
         self._result: list[T] = []
@@ -321,21 +321,39 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def on_host(tensors: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The tensors on the host, in order. From a GPU each is copied while the next one is being computed."""
-    waiting: tuple[Tensor, torch.cuda.Event] | None = None
-    for tensor in tensors:
-        if not tensor.is_cuda:
-            yield tensor.cpu()
+def to_host(*tensors: Tensor) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
+    """The tensors, all of one device, on the host, and what to wait for before they are read: from a GPU they come
+    behind what its current stream was given, and nobody waits for that here. None where they are there."""
+    if not tensors[0].is_cuda:
+        return tuple(tensor.cpu() for tensor in tensors), None
+    copies = tuple(_pinned_like(tensor).copy_(tensor, non_blocking=True) for tensor in tensors)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(tensors[0].device))
+    return copies, copied
+
+
+def _pinned_like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+
+
+def on_host(pieces: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces of one tensor or more on the host, in order. From a GPU each is copied, by a stream of its own, while the
+    next one is being computed."""
+    waiting: tuple[tuple[Tensor, ...], torch.cuda.Event, tuple[Tensor, ...]] | None = None
+    for piece in pieces:
+        if not piece[0].is_cuda:
+            yield to_host(*piece)[0]
             continue
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        host.copy_(tensor, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
+        device = piece[0].device
+        copying = _stream_for("copies", device)
+        copying.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(copying):
+            copies, copied = to_host(*piece)
         if waiting:
             waiting[1].synchronize()
             yield waiting[0]
-        waiting = host, event
+        # The piece is held as well: once it is free, the stream that made it may write over it.
+        waiting = copies, copied, piece
     if waiting:
         waiting[1].synchronize()
         yield waiting[0]

@@ -199,11 +199,11 @@ class _Film:
         if chunk.fresh:
             yield from self._start_segment(chunk)
         yield events.PhaseStarted("denoise")
-        latents = yield from self._denoise(chunk)
+        latents, finite = yield from self._denoise(chunk)
         yield from self._told_by_gpu()
         yield from self.beside.take()
         yield events.PhaseStarted("decode")
-        self.beside.start(partial(self._finish, chunk, latents, self._safe(chunk), began))
+        self.beside.start(partial(self._finish, chunk, latents, finite, self._safe(chunk), began))
         if not self.beside.overlaps:
             yield from self.beside.take()
 
@@ -217,8 +217,13 @@ class _Film:
             graphs.problem_told = True
             yield events.Notice(graphs.problem)
 
-    def _finish(self, chunk: Chunk, latents: Tensor, safe: Safe | None, began: float) -> events.ChunkDone:
-        """From latents to frames that are safe; what the film's state is by then does not count."""
+    def _finish(
+        self, chunk: Chunk, latents: Tensor, finite: Tensor, safe: Safe | None, began: float
+    ) -> events.ChunkDone:
+        """From latents, if they are `finite`, to frames that are safe; what the film's state is by then does not
+        count."""
+        if not finite:
+            raise self._not_finite("latents", chunk)
         self._write_frames(chunk, latents)
         self.writer.end_piece(safe)
         return events.ChunkDone(
@@ -278,7 +283,9 @@ class _Film:
                         )
                     start_from_clip(self.history, self.models.vae, clip, self.generator)
 
-    def _denoise(self, chunk: Chunk) -> Steps[Tensor]:
+    def _denoise(self, chunk: Chunk) -> Steps[tuple[Tensor, Tensor]]:
+        """The chunk's latents, and whether they are finite: a flag on the device, since whoever reads it waits for all
+        that the device was given."""
         yield ModelCalls()
         latents = yield from self.denoiser.chunk(
             chunk.index,
@@ -288,11 +295,9 @@ class _Film:
             self.generator,
             amplify=self._amplify(),
         )
-        if not torch.isfinite(latents).all():
-            raise self._not_finite("latents", chunk)
         self.history.remember(latents, reanchor=self.reanchor and self.chunks_in_segment == 1)
         self.chunks_in_segment += 1
-        return latents
+        return latents, torch.isfinite(latents).all()
 
     def _amplify(self) -> bool:
         return self.models.checkpoint.preset.amplify_first_chunk and self.chunks_in_segment == 0
@@ -309,20 +314,22 @@ class _Film:
         groups = on_host(self._pictures(chunk, latents))
         while True:
             with self.clock("decode"):
-                pictures = next(groups, None)
-            if pictures is None:
+                group = next(groups, None)
+            if group is None:
                 return
+            pictures, finite = group
+            if not finite:
+                raise self._not_finite("frames", chunk)
             with self.clock("write"):
                 self.writer.write(pictures.numpy())
 
-    def _pictures(self, chunk: Chunk, latents: Tensor) -> Iterator[Tensor]:
-        """The chunk's frames that are kept, group by group, bytes [T, H, W, 3] on the device."""
+    def _pictures(self, chunk: Chunk, latents: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The chunk's frames that are kept, group by group, bytes [T, H, W, 3] on the device, each with a flag: whether
+        they were finite."""
         left = chunk.num_frames
         for frames in self.models.vae.decode(latents):
             frames = frames[:, :, :left]
-            if not torch.isfinite(frames).all():
-                raise self._not_finite("frames", chunk)
-            yield frames_to_uint8(frames)[0]
+            yield frames_to_uint8(frames)[0], torch.isfinite(frames).all()
             left -= frames.shape[2]
             if not left:
                 return

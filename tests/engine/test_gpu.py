@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from films import models_of, plan_of
 from oracle import Case
+from queues import Mark, Queue
 
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.arithmetic import attention_shapes
@@ -18,7 +20,9 @@ from helios_cli.engine import gpu
 from helios_cli.engine.denoise import grid_of
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
 from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, on_host, require_quant
+from helios_cli.engine.history import History
 from helios_cli.engine.render import render
+from helios_cli.engine.state import State
 from helios_cli.engine.writer import open_writer
 from helios_cli.errors import MachineError, PictureError
 from helios_cli.model.backends import shape_key
@@ -157,9 +161,63 @@ def test_beside_hands_over_one_result_and_its_thread_records_no_gradient():
 
 
 def test_tensors_of_the_host_are_handed_on_as_they_are():
-    made = [torch.arange(3), torch.arange(5)]
-    assert all(a is b for a, b in zip(on_host(iter(made)), made, strict=True))
-    assert np.shares_memory(next(on_host(iter(made))).numpy(), made[0].numpy())
+    made = [(torch.arange(3), torch.ones(())), (torch.arange(5), torch.zeros(()))]
+    for piece, of in zip(on_host(iter(made)), made, strict=True):
+        assert all(a is b for a, b in zip(piece, of, strict=True))
+    assert np.shares_memory(next(on_host(iter(made)))[0].numpy(), made[0][0].numpy())
+
+
+@pytest.fixture
+def queues(monkeypatch):
+    """What the queues of a GPU are told, in order, by a machine without one: tensors of the host count as its."""
+    log: list = []
+    computing = Queue("computing", log)
+    current = [computing]
+
+    @contextlib.contextmanager
+    def on(queue):
+        current.append(queue)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "Event", lambda: Mark(log))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: current[-1])
+    monkeypatch.setattr(gpu, "_stream_for", lambda use, device: Queue(use, log))
+    monkeypatch.setattr(gpu, "_pinned_like", torch.empty_like)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    return log
+
+
+def test_a_piece_is_copied_beside_the_computing_and_read_once_it_has_come(queues):
+    def pieces():
+        for number in range(3):
+            queues.append(("computing", "computes", number))
+            yield torch.full((4,), number), torch.ones((), dtype=torch.bool)
+
+    for number, (values, flag) in enumerate(on_host(pieces())):
+        queues.append(("host", "reads", number))
+        assert flag and torch.equal(values, torch.full((4,), number))
+    said = [entry[:2] if isinstance(entry[2], Mark) else entry for entry in queues]
+    arrives = [("copies", "waits for", "computing"), ("copies", "marks")]
+    comes = [("host", "waits for")]
+    assert said == [
+        *[("computing", "computes", 0), *arrives],
+        *[("computing", "computes", 1), *arrives, *comes, ("host", "reads", 0)],
+        *[("computing", "computes", 2), *arrives, *comes, ("host", "reads", 1)],
+        *[*comes, ("host", "reads", 2)],
+    ]
+    marks = [entry[2] for entry in queues if isinstance(entry[2], Mark)]
+    assert [marks.index(mark) for mark in marks] == [0, 1, 0, 3, 1, 3]  # each piece waits for its own copy
+
+
+def test_a_state_is_waited_for_where_its_bytes_are_wanted(queues):
+    history = History(torch.rand(1, 2, 19, 4, 4), torch.rand(1, 2, 1, 4, 4))
+    state = State.of(history, torch.Generator().manual_seed(1), 1)
+    assert [entry[:2] for entry in queues] == [("computing", "marks")]
+    found = State.from_bytes(state.to_bytes())
+    assert queues[1:] == [("host", "waits for", queues[0][2])]
+    assert torch.equal(found.latents, history.latents) and torch.equal(found.anchor, history.anchor)
 
 
 def test_fp8_is_refused_where_no_chip_has_it():
