@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import metadata
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -273,39 +273,37 @@ def _stream_for(use: str, device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-class Beside(Generic[T]):
-    """One piece of work at a time that goes on while the caller does: in a thread, with a stream of its own on a GPU.
+class Beside:
+    """Work that goes on while the caller does, one piece after the other: in a thread, on a GPU with its own stream.
 
-    Without `overlaps` it is done at once, by the caller. What the work raises is raised where its result is taken.
+    Without `overlaps` it is done at once, by the caller.
     """
 
     def __init__(self, device: torch.device, *, overlaps: bool) -> None:
         self.overlaps = overlaps
         self._stream = _stream_for("beside", device) if overlaps and device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="beside") if overlaps else None
-        self._running: Future[T] | None = None
-        self._result: list[T] = []
 
-    def start(self, work: Callable[[], T]) -> None:
-        """Begin `work`, after what the caller has given the GPU so far. The one before has to have been taken."""
-        assert self._running is None and not self._result
+    def start(self, work: Callable[[], T]) -> Future[T]:
+        """Begin `work`, after what the caller has given the GPU so far. Where its result is taken, what it raised is
+        raised, and the GPU is done with it."""
         if self._thread is None:
-            self._result = [work()]
-            return
+            done: Future[T] = Future()
+            done.set_result(work())
+            return done
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        self._running = self._thread.submit(self._run, work)
+        return self._thread.submit(self._run, work)
 
-    def take(self) -> Sequence[T]:
-        """Waits for the work that was begun last and gives its result; nothing if there is none to be taken."""
-        if self._running is not None:
-            running, self._running = self._running, None
-            return [running.result()]
-        result, self._result = self._result, []
-        return result
+    def hand_over(self, *tensors: Tensor) -> None:
+        """Tensors of a result are the caller's from here on: until its stream is done with them, their memory is not
+        used again by the stream that made them."""
+        if self._stream is not None:
+            for tensor in tensors:
+                tensor.record_stream(torch.cuda.current_stream(self._stream.device))
 
     def close(self) -> None:
-        """Waits for what is running, whose result nobody takes."""
+        """Waits for what was begun, whose results nobody takes."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
@@ -313,7 +311,10 @@ class Beside(Generic[T]):
         # Both contexts are a thread's own.
         stream = contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         with torch.inference_mode(), stream:
-            return work()
+            result = work()
+        if self._stream is not None:
+            self._stream.synchronize()
+        return result
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
