@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from queues import Mark, Queue
 from safetensors.torch import save_file
 from torch import nn
 
-from helios_cli.errors import CheckpointError
+from helios_cli.errors import CheckpointError, OutOfMemory
 from helios_cli.weights import offload, reader
 from helios_cli.weights.files import read_header
 from helios_cli.weights.offload import ALIGNMENT, BlockStream, StoredRows, layout_of
@@ -171,6 +172,14 @@ def test_an_embedding_reads_the_rows_that_it_is_asked_for(stored):
     tokens = torch.tensor([3, 999, 3, 0])
     assert torch.equal(rows(tokens), nn.functional.embedding(tokens, table.bfloat16()))
     assert files.bytes_read == len(tokens) * 64
+
+
+def test_host_memory_that_cannot_be_pinned_has_run_out(monkeypatch):
+    """So that a film is tried again with less of the model in memory."""
+    refuses = SimpleNamespace(cudaHostRegister=lambda place, size, flags: 2)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: refuses)
+    with pytest.raises(OutOfMemory, match=r"of host memory could not be pinned \(CUDA error 2\)"):
+        offload.pinned_memory(2000)
 
 
 def test_turns_and_wishes():
