@@ -27,6 +27,9 @@ RUNTIME_BYTES = {"cuda": 500_000_000, "mps": 0, "cpu": 0}
 FRAGMENTATION = {"cuda": 0.1, "mps": 0.1, "cpu": 0.1}
 """Share of what comes and goes that an allocator holds on top, and libraries of their own. Stated."""
 
+AHEAD_SHARE = 0.9
+"""Of a budget, that reading ahead may fill: what is estimated for the rest is some percent off. Stated."""
+
 PROCESS_BYTES = {"cuda": 1_000_000_000, "mps": 600_000_000, "cpu": 550_000_000}
 """Of host memory: Python, PyTorch, what it keeps to be fast, and the libraries' files. On a CPU it was 490 MB."""
 
@@ -179,20 +182,18 @@ def _with_ahead(
     subject: Subject, placement: Placement, phases: list[PhaseMemory], budget: Budget, host: int
 ) -> Placement:
     """`placement` with how much of the part that works next may be read while another works: what the budget leaves."""
-    kind, taken = subject.device.kind, max(phase.total for phase in phases)
+    kind, totals = subject.device.kind, {phase.phase: phase.total for phase in phases}
     room = None
     if kind == "cpu" and budget.host_bytes is not None:
-        room = budget.host_bytes - (host - taken)
+        room = AHEAD_SHARE * budget.host_bytes - (host - max(totals.values()))
     elif kind == "cuda" and budget.device_bytes is not None:
-        room = budget.device_bytes - RUNTIME_BYTES[kind]
+        room = AHEAD_SHARE * budget.device_bytes - RUNTIME_BYTES[kind]
     if placement.mode != "model" or room is None:
         return placement
-    totals = {phase.phase: phase.total for phase in phases}
-    beside_vae = room - totals.pop("denoise")
+    vae_room = room - totals.pop("denoise")
+    transformer_room = room - max(totals.values())
     return replace(
-        placement,
-        transformer_ahead_bytes=max(0, room - max(totals.values())),
-        vae_ahead_bytes=max(0, beside_vae),
+        placement, transformer_ahead_bytes=max(0, int(transformer_room)), vae_ahead_bytes=max(0, int(vae_room))
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import threading
@@ -89,6 +90,23 @@ def test_what_cannot_be_read_is_said_where_the_part_is_taken(component):
         reading.take("part")
     assert not readers()
     assert reading.take("part") == {}  # and whoever needs it reads it anew
+
+
+def test_a_disk_that_fails_is_said_where_the_part_is_taken(component, monkeypatch):
+    files = WeightFiles()
+    reading, reads, preadv = Ahead(files, CPU), [], os.preadv
+
+    def fails(*how):
+        reads.append(how)
+        if len(reads) == 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(*how)
+
+    monkeypatch.setattr(os, "preadv", fails)
+    reading.begin("part", wanted_tensors(on_meta(), component, **HOW), 2**40)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: 0\.weight cannot be read: Input/output error"):
+        reading.take("part")
+    assert len(reads) == 3
 
 
 def test_readers_end_with_whoever_began_them(component, monkeypatch):
