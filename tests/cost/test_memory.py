@@ -75,20 +75,20 @@ def test_the_text_encoder(dtype, length):
 def test_the_vae_on_a_cpu(base_dim, size):
     """In one piece; in several; in pieces that are split again further on."""
     config = {**specs.VAE, "base_dim": base_dim, "num_res_blocks": 1}
-    model, shape = WanVAE(VAEConfig.from_json(config)).to(torch.bfloat16), VAEShape.from_config(config)
+    model, shape = WanVAE(VAEConfig.from_json(config)), VAEShape.from_config(config)
     latents = torch.zeros(1, 16, 9, size[1] // 8, size[0] // 8)
 
     def decode() -> None:
         for frames in model.decode(latents):
             del frames
 
-    assert peak_bytes(decode) == pytest.approx(2 * vae.decode_elements(shape, size, "cpu"), rel=0.1)
+    assert peak_bytes(decode) == pytest.approx(4 * vae.decode_elements(shape, size, "cpu"), rel=0.1)
     if size == (384, 256):
         return  # two seconds more for the same
-    clip = torch.zeros(1, 3, 33, size[1], size[0], dtype=torch.bfloat16)
+    clip = torch.zeros(1, 3, 33, size[1], size[0])
     peak, expected = (
         peak_bytes(lambda: model.encode(clip, torch.Generator())),
-        2 * vae.encode_elements(shape, size, "cpu"),
+        4 * vae.encode_elements(shape, size, "cpu"),
     )
     assert 0.8 * expected < peak < expected
 
