@@ -127,6 +127,16 @@ def gated_residual_layer_norm(
     return x_BSE, layer_norm(x_BSE[:, split:], weight, bias, eps).to(x_BSE.dtype)
 
 
+def gated_residual_modulated_norm(
+    x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`gated_residual`, then `modulated_norm` of all rows. Returns (sum, norm)."""
+    if kernels.runs(x_BSE):
+        return x_BSE, kernels.gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps)
+    x_BSE = gated_residual(x_BSE, y_BSE, gate, split)
+    return x_BSE, modulated_norm(x_BSE, scale, shift, split, eps)
+
+
 def residual_modulated_norm(
     x_BSE: Tensor, y_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
 ) -> tuple[Tensor, Tensor]:
