@@ -312,8 +312,8 @@ def _call_bytes(model: Model, work: Work, itemsize: int) -> int:
 
 
 def _stream_bytes(model: Model, work: Work, itemsize: int) -> int:
-    """The rows of one more call that waits for its turn in the same block."""
-    return max(stage.noisy + stage.history for stage in work.stages) * model.dit.width * itemsize
+    """The rows of one more call that waits for its turn in the same block, and their norm."""
+    return 2 * max(stage.noisy + stage.history for stage in work.stages) * model.dit.width * itemsize
 
 
 def _host_bytes(plan: Plan, kind: str, lanes: int) -> int:
