@@ -69,7 +69,7 @@ class MemoryMode:
     Attributes:
         placement: the way; its `mode` is a value of `--offload`.
         phases: on the device.
-        device_bytes: at most, with what the runtime takes.
+        device_bytes: at most, with what the runtime takes, and without what of the budget is used to read ahead.
         host_bytes: at most, pinned memory included and the kernel's page cache left out; on a CPU, where both are one,
             this is the sum.
         moved_bytes: weights brought to where they compute, a chunk of the film on average.
@@ -167,11 +167,33 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
     fits = _fits(
         [(host, budget.host_bytes)] if kind == "cpu" else [(on_device, budget.device_bytes), (host, budget.host_bytes)]
     )
+    placement = _with_ahead(subject, placement, phases, budget, host)
     moved, read = _moved(subject, placement)
     streamed = subject.model.dit.num_layers - placement.resident if placement.mode == "stream" else 0
     whole = subject.model.parameters["transformer"] if placement.mode == "model" else 0
     pass_bytes = subject.stored("transformer", streamed * subject.model.dit.block_matrices + whole)
     return MemoryMode(placement, tuple(phases), on_device, host, moved, read, pass_bytes, fits)
+
+
+def _with_ahead(
+    subject: Subject, placement: Placement, phases: list[PhaseMemory], budget: Budget, host: int
+) -> Placement:
+    """`placement` with how much of the part that works next may be read while another works: what the budget leaves."""
+    kind, taken = subject.device.kind, max(phase.total for phase in phases)
+    room = None
+    if kind == "cpu" and budget.host_bytes is not None:
+        room = budget.host_bytes - (host - taken)
+    elif kind == "cuda" and budget.device_bytes is not None:
+        room = budget.device_bytes - RUNTIME_BYTES[kind]
+    if placement.mode != "model" or room is None:
+        return placement
+    totals = {phase.phase: phase.total for phase in phases}
+    beside_vae = room - totals.pop("denoise")
+    return replace(
+        placement,
+        transformer_ahead_bytes=max(0, room - max(totals.values())),
+        vae_ahead_bytes=max(0, beside_vae),
+    )
 
 
 def _fits(sizes: list[tuple[int, int | None]]) -> bool | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Mode = Literal["none", "model", "stream"]
@@ -30,12 +30,15 @@ class Placement:
         turns: of "stream": transformer and VAE are never on the device together.
         cached_bytes: of "stream": how much of the streamed files is left in the kernel's page cache, so that what is
             left stays there; None leaves it to the kernel.
+        transformer_ahead_bytes, vae_ahead_bytes: of "model": how much of each may be read while another part works.
     """
 
     mode: Mode = "none"
     resident: int = 0
     turns: bool = False
     cached_bytes: int | None = None
+    transformer_ahead_bytes: int = field(default=0, compare=False)  # nothing has to go when it becomes another
+    vae_ahead_bytes: int = field(default=0, compare=False)
 
     @property
     def takes_turns(self) -> bool:
