@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 import helios_kernels
-from helios_cli.bench.floors import floors
+from helios_cli.bench.floors import against_floors
 from helios_cli.bench.job import Job, run
 from helios_cli.bench.report import agreement_db, side
 from helios_cli.child import ChildError, ask
@@ -176,12 +176,8 @@ def _kernels(device: torch.device, seconds: float, known: Results, *, compiled: 
 def _render(job: Job, seconds: float, known: Results) -> dict:
     """A film, its phases, and how long each would take at the rate that a large product reaches here."""
     result = run("ours", job, timeout=seconds)
-    told = {**side(result), "steady_frames_per_second": result.steady_frames_per_second}
     ceiling = known.get("ceiling", {}).get("result")
-    if ceiling is None:
-        return told
-    floor = floors(job, "bfloat16", ceiling["product"])
-    return {**told, "floors": floor, "share_of_floor": {phase: floor[phase] / result.phases[phase] for phase in floor}}
+    return {**side(result), **({} if ceiling is None else against_floors(job, result, ceiling))}
 
 
 def _on_and_off(job: Job, compared: str, folder: str, seconds: float, known: Results) -> dict:

@@ -29,10 +29,12 @@ PRODUCT = 8192
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Bytes a second of a 1 GiB copy, read and written; FLOP a second of an 8192^3 bfloat16 product."""
+    """Bytes a second of a 1 GiB copy, read and written; FLOP a second of an 8192^3 product, and of one in fp8 with a
+    scale a row and float32 sums, None where there is none."""
 
     copy: float
     product: float
+    fp8_product: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,25 @@ def bench(names: tuple[str, ...] = (), *, compiled: bool = True) -> Iterator[Tim
                         yield _time_case(op, case, ceiling, against_compile=compiled)
 
 
-def measure_ceiling() -> Ceiling:
+def measure_ceiling(dtype: torch.dtype = DTYPE) -> Ceiling:
     source = torch.empty(COPY_BYTES, dtype=torch.int8, device="cuda")
     target = torch.empty_like(source)
-    left, right = torch.randn(2, PRODUCT, PRODUCT, device="cuda").to(DTYPE)
+    left, right = torch.randn(2, PRODUCT, PRODUCT, device="cuda").to(dtype)
     return Ceiling(
         copy=2 * COPY_BYTES / gpu_seconds(lambda: target.copy_(source)),
         product=2 * PRODUCT**3 / gpu_seconds(lambda: left @ right),
+        fp8_product=_fp8_ceiling(left, right),
     )
+
+
+def _fp8_ceiling(left: torch.Tensor, right: torch.Tensor) -> float | None:
+    scales = torch.ones(PRODUCT, 1, device="cuda")
+    how = {"scale_a": scales, "scale_b": scales.T, "out_dtype": torch.bfloat16, "use_fast_accum": False}
+    try:
+        a, b = left.to(torch.float8_e4m3fn), right.to(torch.float8_e4m3fn).T
+        return 2 * PRODUCT**3 / gpu_seconds(lambda: torch._scaled_mm(a, b, **how))
+    except (RuntimeError, ValueError):  # a chip or a library that has no such product
+        return None
 
 
 def _time_case(op: Op, case: Case, ceiling: Ceiling, *, against_compile: bool) -> Timing:

@@ -107,7 +107,7 @@ def test_the_parts_of_a_chip_run_at_small_shapes(name, tmp_path):
 
 def test_a_render_has_its_floors(tmp_path):
     (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "render tiny 1,1,1 fp8")
-    result = part.measure(300.0, {"ceiling": {"result": {"product": 1e11}}})
+    result = part.measure(300.0, {"ceiling": {"result": {"product": 1e11, "fp8_product": None}}})
     assert set(result["floors"]) == {"stage 0", "stage 1", "stage 2", "decode"} == set(result["share_of_floor"])
     assert all(seconds > 0 for seconds in result["floors"].values())
     assert result["num_frames"] == CPU.chunks * 33 and SPECS[CPU.size].native_size == (128, 64)
