@@ -158,9 +158,11 @@ def _kernels(device: torch.device, seconds: float, known: Results, *, compiled: 
     """All operations; one that takes its process down costs its own rows, and the next process goes on behind it."""
     end = time.perf_counter() + seconds
     names, rows = sorted(OPS, key=lambda name: name.startswith("attention")), []  # what is most likely to hang is last
+    ceiling = known.get("ceiling", {}).get("result")
     while names:
+        left = end - time.perf_counter()
         try:
-            said = _child(device, "kernels", end - time.perf_counter(), names=names, compiled=compiled)
+            said = _child(device, "kernels", left, names=names, compiled=compiled, ceiling=ceiling)
             names = []
         except ChildError as error:
             said = error.answers

@@ -73,7 +73,8 @@ def test_a_part_that_failed_half_way_is_not_called_done(monkeypatch, capsys):
 
 
 def test_an_operation_that_takes_its_process_down_costs_its_own_rows(monkeypatch):
-    def child(device, part, seconds, *, names, compiled):
+    def child(device, part, seconds, *, names, compiled, ceiling):
+        assert ceiling == {"copy": 1e12}  # not measured once more
         said = []
         for name in names:
             said.append({"begun": name})
@@ -84,7 +85,7 @@ def test_an_operation_that_takes_its_process_down_costs_its_own_rows(monkeypatch
 
     monkeypatch.setattr(everything, "OPS", dict.fromkeys(["first", "second", "third"]))
     monkeypatch.setattr(everything, "_child", child)
-    rows = everything._kernels(DEVICE, 60.0, {}, compiled=False)
+    rows = everything._kernels(DEVICE, 60.0, {"ceiling": {"result": {"copy": 1e12}}}, compiled=False)
     assert [(row["op"], row["fault"]) for row in rows] == [
         ("first", None),
         ("second", "an illegal memory access"),
