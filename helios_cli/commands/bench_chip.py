@@ -67,10 +67,9 @@ def _tune(file: Path, operations: Collection[str]) -> dict:
 
     rows = []
     try:
-        for tuning in tune.tune(gpu_seconds, device=torch.device("cuda"), like=tune.like_here(), names=operations):
+        for tuning in tune.tune(gpu_seconds, device=torch.device("cuda"), like=tune.begin(), names=operations):
             console.status(f"{tuning.kernel}: {tuning.tried} tried, {tuning.refused} of them refused")
-            if tuning.best:
-                tune.keep({tuning.kernel: tuning.best}, file)
+            tune.keep(tuning, file)
             times = [None if time is None else round(time * 1e3, 4) for time in (tuning.before, tuning.seconds)]
             rows.append([tuning.kernel, *times, tune.told(tuning.best) if tuning.best else "as before"])
     except RuntimeError as error:

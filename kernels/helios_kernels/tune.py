@@ -16,7 +16,7 @@ from helios_kernels import configs, tuned
 from helios_kernels.case import Case, Op
 from helios_kernels.check import compare
 from helios_kernels.configs import Config
-from helios_kernels.dispatch import find_triton
+from helios_kernels.dispatch import borrow, find_triton
 from helios_kernels.registry import OPS
 from helios_kernels.tuned import Tuned
 
@@ -104,20 +104,29 @@ def tune(
                 yield _tune_one(subject, seconds, device, dtype)
 
 
-def like_here() -> str:
-    """The chip whose configurations this one begins with. RuntimeError where no kernel runs."""
+def begin() -> str:
+    """Let kernels run here, with the nearest chip's configurations if none are shipped for this one; returns whose they
+    are. RuntimeError where no kernel runs."""
+    borrow()
     found = find_triton()
     if found.chip is None:
         raise RuntimeError(f"no kernel can be tuned here: {found.reason}")
     return found.chip
 
 
-def keep(found: dict[str, Config], file: Path) -> None:
-    """Write the configurations that were found to `file`, under this device's name."""
+def keep(tuning: Tuning, file: Path) -> None:
+    """Write what was found better to `file`, under this device's name. OSError if it cannot be written.
+
+    On a chip that none are shipped for, one kernel that runs with what it began with is worth writing as well: kernels
+    run there from then on.
+    """
     import triton
 
     here = find_triton()
-    known = {name: {key: value for key, value in asdict(config).items() if value} for name, config in found.items()}
+    if tuning.best is None and not (here.borrowed and tuning.before is not None):
+        return
+    fields = {} if tuning.best is None else {key: value for key, value in asdict(tuning.best).items() if value}
+    known = {tuning.kernel: fields} if fields else {}
     tuned.keep(here.device, Tuned(here.chip, triton.__version__, known), file)
 
 

@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from helios_kernels import configs, tuned
+from helios_kernels import configs, dispatch, tune, tuned
 from helios_kernels.configs import Config
 from helios_kernels.registry import OPS
-from helios_kernels.tune import SUBJECTS
+from helios_kernels.tune import SUBJECTS, Tuning
 from helios_kernels.tuned import Tuned
 
 WORKER = Path(__file__).with_name("tuned_here.py")
@@ -69,6 +71,52 @@ def test_a_configuration_that_is_tried_ends_with_the_block():
     with configs.trying("renoise", tried):
         assert configs.found_here("renoise") == tried
     assert configs.found_here("renoise") is None
+
+
+@pytest.fixture
+def unshipped(monkeypatch):
+    """A GPU that no configuration is shipped for, as far as its properties go."""
+    properties = SimpleNamespace(name="NVIDIA X1", major=13, minor=0, gcnArchName="gfx90a")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(dispatch, "_borrows", False)
+    monkeypatch.setenv("HELIOS_KERNELS", "triton")
+    clear()
+    yield
+    clear()
+
+
+def clear() -> None:
+    dispatch.find_triton.cache_clear()
+    dispatch.backend.cache_clear()
+
+
+@pytest.mark.parametrize(("hip", "like"), [(None, "sm_89"), ("7.0", "gfx942")])
+def test_a_chip_that_none_are_shipped_for_is_tuned_from_the_nearest(hip, like, unshipped, monkeypatch, tmp_path):
+    file = tmp_path / "kernels.json"
+    tuned.use(file)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    with pytest.raises(RuntimeError, match="bench kernels --tune"):
+        dispatch.backend()
+    assert tune.begin() == like == dispatch.current_chip() == dispatch.backend().chip
+    assert configs.config("renoise").tile and configs.attention_config(128, bias=True).block_q
+    tune.keep(Tuning("renoise", None, None, None, tried=3, refused=3), file)
+    assert tuned.of("NVIDIA X1") is None  # nothing ran
+    tune.keep(Tuning("renoise", None, 1.0, 1.0, tried=3, refused=2), file)
+    tune.keep(Tuning("quantize", Config(num_warps=2, tile=64), 1.0, 2.0, tried=3, refused=0), file)
+    assert tuned.of("NVIDIA X1").configs == {"quantize": {"num_warps": 2, "num_stages": 1, "tile": 64, "programs": 1}}
+    monkeypatch.setattr(dispatch, "_borrows", False)  # another process
+    clear()
+    assert dispatch.backend().chip == like and not dispatch.backend().borrowed
+
+
+def test_a_shipped_chip_that_has_the_best_already_is_not_written(unshipped, monkeypatch, tmp_path):
+    monkeypatch.setattr(dispatch, "chip_of", lambda _: "sm_90")
+    tuned.use(tmp_path / "kernels.json")
+    assert tune.begin() == "sm_90"
+    tune.keep(Tuning("renoise", None, 1.0, 1.0, tried=3, refused=2), tmp_path / "kernels.json")
+    assert tuned.of("NVIDIA X1") is None
 
 
 def test_what_is_tuned_is_there():
