@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,10 @@ import pytest
 import torch
 
 from helios_kernels import configs, dispatch, tune, tuned
-from helios_kernels.configs import Config
+from helios_kernels.compiled import compile_launch, facts
+from helios_kernels.configs import SHARED_MEMORY, Config
+from helios_kernels.dispatch import compiling_for
+from helios_kernels.launch import recorded
 from helios_kernels.registry import OPS
 from helios_kernels.tune import SUBJECTS, Tuning
 from helios_kernels.tuned import Tuned
@@ -117,6 +122,37 @@ def test_a_shipped_chip_that_has_the_best_already_is_not_written(unshipped, monk
     assert tune.begin() == "sm_90"
     tune.keep(Tuning("renoise", None, 1.0, 1.0, tried=3, refused=2), tmp_path / "kernels.json")
     assert tuned.of("NVIDIA X1") is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton builds them")
+@pytest.mark.parametrize(("chip", "tried"), [("sm_90", tune.SPECIALIZED[0]), ("sm_100", tune.SPECIALIZED[3])])
+def test_warps_are_specialised_without_spills(chip, tried):
+    """Triton drops the wish without a word where it cannot: what loads by itself gives its registers away."""
+    op = OPS["attention"]
+    with configs.trying("attention 128", tried), compiling_for(chip), recorded() as launches, torch.no_grad():
+        case = next(case for case in op.cases if case.id == "stage2-self")
+        op.run(**op.inputs(case, torch.bfloat16, torch.device("meta")))
+    built = compile_launch(launches[0], chip)
+    found = facts(built, chip)
+    assert found["spilled_bytes"] == 0 and found["shared_bytes"] <= SHARED_MEMORY[chip]
+    assert found["matrix_instructions"] and found["tma_instructions"]
+    assert "setmaxnreg" in built.asm["ptx"] and built.metadata.num_warps > tried.num_warps
+
+
+def test_specialised_warps_compute_the_same():
+    """Through the interpreter, where one loop has the ragged end as well."""
+    code = (
+        "import torch\n"
+        "from helios_kernels import configs, tune\n"
+        "from helios_kernels.check import compare\n"
+        "from helios_kernels.registry import OPS\n"
+        "case = next(case for case in OPS['attention'].cases if case.id == 'Q63-K257-D64-B2')\n"
+        "with torch.no_grad(), configs.trying('attention 64', tune.SPECIALIZED[1]):\n"
+        "    print(*(one.good for one in compare(OPS['attention'], case, torch.float32, torch.device('cpu'))))\n"
+    )
+    variables = {**os.environ, "TRITON_INTERPRET": "1", "HELIOS_KERNELS": "triton"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=120)
+    assert run.stdout.split() == ["True"], run.stderr
 
 
 def test_what_is_tuned_is_there():
