@@ -24,7 +24,7 @@ from helios_cli.weights.checkpoint import PRESETS
 from helios_cli.weights.fp8 import quantize_weight
 from helios_cli.weights.specs import SPECS
 from helios_kernels import bench as kernel_bench
-from helios_kernels import tuned
+from helios_kernels import tune, tuned
 from helios_kernels.timing import gpu_seconds
 
 Rows = Iterator[dict]
@@ -57,6 +57,16 @@ def kernels(device: torch.device, names: list[str], compiled: bool, ceiling: dic
         yield {"begun": name}
         for timing in kernel_bench.bench(known, (name,), compiled=compiled):
             yield asdict(timing)
+
+
+def tuning(device: torch.device, names: list[str]) -> Rows:
+    """Every kernel's best configuration, kept as it is found."""
+    like = tune.begin()
+    for name in names:
+        yield {"begun": name}
+        for found in tune.tune(gpu_seconds, device=device, like=like, names=(name,)):
+            tune.keep(found, machine.tuned_file())
+            yield asdict(found)
 
 
 @torch.no_grad()
@@ -143,6 +153,7 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 PARTS = {
     "ceiling": ceiling,
     "kernels": kernels,
+    "tuning": tuning,
     "attention": attentions,
     "fp8 products": products,
     "fp8 quality": quality,
