@@ -93,6 +93,23 @@ def test_an_operation_that_takes_its_process_down_costs_its_own_rows(monkeypatch
     ]
 
 
+def test_tuning_has_the_time_that_is_left_and_keeps_what_a_lost_process_found(monkeypatch):
+    asked = []
+
+    def child(device, part, seconds, *, names):
+        asked.append((part, seconds > 300, names))
+        if len(asked) == 1:
+            said = [{"begun": names[0]}, {"kernel": "found"}, {"begun": names[1]}]
+            raise ChildError("an illegal memory access", hint="none", answers=said)
+        return []
+
+    monkeypatch.setattr(everything, "_child", child)
+    (part,) = (part for part in everything.parts(DEVICE, "") if part.name == "tuning")
+    rows = part.measure(min(400.0, part.seconds), {})
+    assert [row.get("kernel", row.get("op")) for row in rows] == ["found", asked[0][2][1]]
+    assert asked == [("tuning", True, asked[0][2]), ("tuning", True, asked[0][2][2:])]
+
+
 @pytest.mark.parametrize("name", ["ceiling", "attention", "fp8 products"])
 def test_the_parts_of_a_chip_run_at_small_shapes(name, tmp_path):
     part = next(part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == name)

@@ -189,11 +189,12 @@ def test_attention_is_timed_on_what_a_block_gives_it(kernels, amplified, monkeyp
     config = DiTConfig.from_json({**SPECS["tiny"].transformer, "is_amplify_history": amplified})
     given, timed, grid = [], [], grid_of((128, 64), (1, 2, 2), 0)
     for module, calls in ((dit_module, given), (gpu, timed)):
-        monkeypatch.setattr(
-            module,
-            "attention",
-            lambda *qkv, calls=calls: calls.append([x.stride() for x in qkv[:3]]) or qkv[0].flatten(2),
-        )
+
+        def strides_of(q, k, v, bias=None, calls=calls):
+            calls.append([x.stride() for x in (q, k, v)])
+            return q.flatten(2)
+
+        monkeypatch.setattr(module, "attention", strides_of)
     monkeypatch.setattr(helios_kernels, "runs", lambda x: kernels)
     monkeypatch.setattr(helios_kernels, "qk_norm_rope", lambda *_: None)
     with torch.device("meta"), torch.no_grad():
