@@ -14,7 +14,7 @@ FLAGS = {
     "helios bench": "",
     "helios bench checkpoint": "--dtype --kind --seed",
     "helios bench all": "--device --json --out --seconds",
-    "helios bench kernels": "--json --tune",
+    "helios bench kernels": "--json --out --tune",
     "helios bench quant": "--chunks --device --float32 --json --model --out --size --steps --synthetic -m",
     "helios bench offload": "--budgets --chunks --device --dtype --json --model --out --size --steps -m",
     "helios bench render": (
