@@ -24,6 +24,8 @@ from helios_cli.train.config import load
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.names import EMBEDDED_FOLDER
+from helios_cli.weights.vocabulary import introduction
+from helios_cli.world.grammar import NOUNS
 from helios_cli.world.split import prompts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +55,29 @@ def test_the_commands_of_its_card_can_be_run():
     for job in map(load, configs):
         assert job.start in made | {None}, job
         made.add(job.out)
+
+
+def test_prompts_beyond_its_world_get_a_line_and_no_others():
+    """What it was never shown, in words that its tokenizer has; what README and its card ask for."""
+    checkpoint = Checkpoint.open(EMBEDDED_FOLDER)
+    beyond = {
+        "a red ball, the camera pans right": "not: camera, pans.",
+        "a red ball and a blue square move left": "not: move, ball and square together.",
+        "a red ball with a green ball": "not: ball and ball together.",
+        "day becomes night": "not: day, becomes.",
+        "the camera zooms in": "not: camera, zooms.",
+    }
+    for prompt, said in beyond.items():
+        assert said in introduction(checkpoint, "tiny", [prompt])
+    known = ["a red ball rolls left over green hills", "a red ball rolls left", ""]
+    known += [prompt.caption for prompt in prompts(64)]
+    assert introduction(checkpoint, "tiny", known) is None
+
+
+def test_its_things_are_the_worlds():
+    things = {noun for names in NOUNS.values() for noun in names}
+    assert set(Checkpoint.open(EMBEDDED_FOLDER).things) == things
+    assert set(load(ROOT / "recipes/train/tiny-package.toml").things) == things
 
 
 def test_its_films_show_what_the_prompts_say():

@@ -26,7 +26,7 @@ from helios_cli.train.samples import Sampler
 from helios_cli.train.tables import FlowConfig
 from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.layout import set_kind, set_own, write_component
+from helios_cli.weights.layout import set_kind, set_trained, write_component
 from helios_cli.weights.load import load_component
 from helios_cli.weights.specs import SCHEDULERS
 
@@ -119,7 +119,7 @@ class FlowPhase(ABC):
         """Puts the transformer into the checkpoint `folder`."""
         write_component(folder, "transformer", self.dit)
         set_kind(folder, self.kind, SCHEDULERS[self.kind])
-        set_own(folder, trained=True, knows=self.settings.knows)
+        set_trained(folder, self.settings.knows)
 
 
 def build(phase: type[FlowPhase], settings: FlowConfig, start: Checkpoint, device: torch.device) -> FlowPhase:

@@ -38,7 +38,7 @@ from helios_cli.train.settings.distill import Settings
 from helios_cli.train.state import open_start
 from helios_cli.units import PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.layout import set_kind, set_own, write_component
+from helios_cli.weights.layout import set_kind, set_trained, write_component
 from helios_cli.weights.specs import SCHEDULERS
 
 KIND = "distilled"
@@ -247,7 +247,7 @@ class DistillPhase:
         plain.load_state_dict(self.cast.state(), assign=True)
         write_component(folder, "transformer", plain)
         set_kind(folder, KIND, SCHEDULERS[KIND])
-        set_own(folder, trained=True, knows=self.settings.knows)
+        set_trained(folder, self.settings.knows)
 
 
 def build(settings: Settings, start: Checkpoint, device: torch.device) -> DistillPhase:
