@@ -8,7 +8,7 @@ import pytest
 import train.toy  # noqa: F401
 
 from helios_cli.errors import InputError
-from helios_cli.train.config import load, phases, settings_of
+from helios_cli.train.config import Config, load, phases, settings_of
 
 GOOD = 'phase = "toy"\nout = "runs/toy"\nsteps = 10\n'
 RECIPES = Path(__file__).resolve().parents[2] / "recipes/train"
@@ -109,3 +109,13 @@ def test_settings_do_not_change(tmp_path):
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
 def test_the_configs_of_the_repository_are_valid(path):
     assert load(path).phase in phases()
+
+
+def test_runs_that_train_a_transformer_can_be_watched():
+    """Contact sheets before the run is over, and figures of clips that are kept back where the phase has them."""
+    jobs = [job for path in RECIPES.glob("*.toml") if isinstance(job := load(path), Config)]
+    watched = [job for job in jobs if hasattr(job, "samples")]
+    assert {job.phase for job in watched} == {"base", "mid", "ode", "distill"}
+    for job in watched:
+        assert 0 < job.log.samples_every <= 1000, job.out
+        assert job.log.probe_every or job.phase in ("ode", "distill"), job.out
