@@ -16,9 +16,11 @@ import pytest
 import torch
 from films import rendered
 from oracle import Case
+from typer.main import get_command
 
 from helios_cli.bench.quality import adherence, score
 from helios_cli.bench.screening import Showing, films
+from helios_cli.cli import app
 from helios_cli.engine.models import Models
 from helios_cli.train.config import load
 from helios_cli.units import FRAMES_PER_CHUNK
@@ -49,12 +51,25 @@ def test_it_is_small_and_nothing_else():
 
 def test_the_commands_of_its_card_can_be_run():
     """Configs that are there and sound, each of which starts from what an earlier one made."""
-    configs = [ROOT / name for name in re.findall(r"^helios train (\S+\.toml)$", CARD.read_text(), re.MULTILINE)]
-    assert len(configs) >= 6
+    lines = re.findall(r"^helios train (\S+\.toml)(.*)$", CARD.read_text(), re.MULTILINE)
+    jobs = [(name, load(ROOT / name, re.findall(r"--set (\S+)", flags))) for name, flags in lines]
+    shipping = [job for name, job in jobs if "ablation" not in name]
+    assert len(shipping) >= 6
     made = set()
-    for job in map(load, configs):
+    for job in shipping:
         assert job.start in made | {None}, job
         made.add(job.out)
+    ablated = [job for name, job in jobs if "ablation" in name]
+    assert ablated and all(job.start in made for job in ablated)
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"helios (bench [^`\n]*|train .*)", CARD.read_text()))))
+def test_the_flags_of_its_card_exist(line):
+    command, words = get_command(app), line.split()
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    known = {flag for parameter in command.params for flag in parameter.opts}
+    assert {word for word in words if word.startswith("-")} <= known
 
 
 def test_prompts_beyond_its_world_get_a_line_and_no_others():

@@ -21,6 +21,7 @@ from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.sampling.guidance import classifier_free
 from helios_cli.sampling.noise import BlockNoise, draw
 from helios_cli.sampling.schedule import SchedulerConfig
+from helios_cli.train.ablation import as_taught
 from helios_cli.train.cast import Cast, OneBackbone, ThreeNetworks
 from helios_cli.train.data.cache import LatentClips
 from helios_cli.train.data.encode import require_same_encoder
@@ -238,7 +239,8 @@ class DistillPhase:
         return crop_window((height, width), self.config.patch_size[1:], drawn.shared)
 
     def samples(self, path: Path, step: int) -> None:
-        self.sampler.sheet(path, self.cast.state(), f"distilled, step {step}")
+        with as_taught(self.settings.history):
+            self.sampler.sheet(path, self.cast.state(), f"distilled, step {step}")
 
     def save(self, folder: Path) -> None:
         """Puts the student into the checkpoint `folder`, which is then of kind distilled."""
