@@ -45,7 +45,10 @@ def test_a_file_is_its_phases_settings(tmp_path):
         (GOOD + "[log]\nbatch = 3\n", ["`log.batch`", "belongs above the first table"]),
         (GOOD + 'batch = "8"\n', [":4: `batch`", "must be a whole number, not '8'", "the default is 16"]),
         (GOOD + "batch = 0\n", ["`batch`", "greater than or equal to 1"]),
-        (GOOD + 'dtype = "bfloat"\n', ["`dtype`", "must be 'bfloat16' or 'float32'", 'write `dtype = "bfloat16"`']),
+        (
+            GOOD + 'dtype = "bfloat"\n',
+            ["`dtype`", "must be 'auto', 'bfloat16' or 'float32'", 'write `dtype = "bfloat16"`'],
+        ),
         (GOOD + '[critic]\nlr = "x"\n', ["`critic.lr`", "a number, not 'x'", "the default is 0.005"]),
         (GOOD + "log = 3\n", ["`log`", "must be a table, not 3"]),
         (GOOD + "[optimizer]\nlr = nan\n", ["`optimizer.lr`", "finite number"]),

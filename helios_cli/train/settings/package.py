@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ class Settings(Job):
     """
 
     start: str
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
     vae: str | None = None
     knows: str = ""
     clips: str | None = None
