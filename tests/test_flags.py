@@ -23,7 +23,7 @@ FLAGS = {
     ),
     "helios bench quality": (
         "--changes --chunks --device --dtype --films --guidance --json --minutes --model --out --prompts --seed "
-        "--sheet --steps -m"
+        "--sheet --steps --without -m"
     ),
     "helios bench train": "--batch --device --dtype --json --size",
     "helios cache": "",

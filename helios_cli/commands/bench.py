@@ -198,7 +198,7 @@ def checkpoint(
 def train_memory(
     size: Annotated[str, typer.Option(help=f"Random weights of a size: {SIZES}.")] = "tiny",
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 4,
-    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="What networks compute in.")] = "bfloat16",
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="What networks compute in.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, cpu.")] = "auto",
     json: JsonFlag = False,
 ) -> None:
@@ -208,9 +208,12 @@ def train_memory(
     from helios_cli.bench import report
     from helios_cli.machine import pick_device
     from helios_cli.train.bench import compare
+    from helios_cli.train.dtype import dtype_name
 
-    data, rows = {**report.environment(), "size": size, "batch": batch, "dtype": dtype, "ways": []}, []
-    for held in compare(size, batch, pick_device(device), dtype):
+    where = pick_device(device)
+    computed_in = dtype_name(dtype, where)
+    data, rows = {**report.environment(), "size": size, "batch": batch, "dtype": computed_in, "ways": []}, []
+    for held in compare(size, batch, where, computed_in):
         console.status(f"measured with {held.way}")
         data["ways"].append({**asdict(held), "peak_bytes": held.peak_bytes})
         sizes = (held.peak_bytes, held.critic_bytes, held.student_bytes, held.between_bytes)
