@@ -290,12 +290,12 @@ class Models:
         """Frees the memory of a part that can be read again."""
         if module is not None and name in self._fillers and name not in self._away:
             module.to("meta")
-            machine.give_back_memory()
             self._away.add(name)
             if name == "transformer" and self.stream is not None:
                 self.stream.leave()
             if name == "transformer" and self.graphs is not None:
                 self.graphs.forget()
+            machine.give_back_memory()
 
     def _bring_back(self, name: str) -> bool:
         """Reads a part again that was sent away."""
@@ -311,6 +311,8 @@ class Models:
         if self.placement.mode != "none" or needed > machine.free_bytes(self.device):
             self._send_away("transformer", self._dit)
             self._send_away("vae", self._vae)
+        if self.stream is not None:
+            self.stream.leave(host=True)  # the text encoder's slots take their place
 
     def _expect(self, name: str) -> None:
         """Lets the kernel read a part's files while another one works, if they have room in its page cache."""

@@ -138,6 +138,17 @@ def test_a_block_has_its_weights_only_while_it_is_at_hand(folder_of):
         assert sum(not any(value.is_meta for value in other.parameters()) for other in others) <= 1
 
 
+def test_a_part_that_comes_finds_no_slots_of_the_one_that_goes(folder_of):
+    """VAE or text encoder: their plan is made without the transformer's blocks."""
+    models = models_at(folder_of("distilled"), PLACEMENTS["in turns"])
+    for come in (lambda: models.vae, lambda: models.encode(["a red circle"])):
+        list(models.dit.visit())
+        assert models.stream._slots and models.stream._loads
+        with torch.inference_mode():
+            come()
+        assert not models.stream._slots and not models.stream._loads
+
+
 def test_an_abandoned_walk_does_not_disturb_the_next(folder_of):
     models = models_at(folder_of("distilled"), Placement("stream"))
     whole = Checkpoint.open(folder_of("distilled"))
