@@ -30,12 +30,19 @@ class Placement:
         turns: of "stream": transformer and VAE are never on the device together.
         cached_bytes: of "stream": how much of the streamed files is left in the kernel's page cache, so that what is
             left stays there; None leaves it to the kernel.
+        text_beside: of "none": whether the text encoder comes beside transformer and VAE where they are there already,
+            as they are when a command's next film begins. None, which no plan has: if there is memory free for it then.
+        decode_beside: a GPU decodes a chunk while it denoises the next one, unless transformer and VAE take turns.
+        graphs: of "none": a GPU replays recorded model calls, which takes a call's memory once more.
     """
 
     mode: Mode = "none"
     resident: int = 0
     turns: bool = False
     cached_bytes: int | None = None
+    text_beside: bool | None = None
+    decode_beside: bool = True
+    graphs: bool = True
 
     @property
     def takes_turns(self) -> bool:
