@@ -15,6 +15,7 @@ from reruns import decoded
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
+from helios_cli.engine.models import Models
 from helios_cli.model.dit import Block, HeliosDiT
 from helios_cli.weights.specs import SPECS
 
@@ -157,6 +158,17 @@ def test_one_lane_may_fail(helios, folder):
     said = helios("render", *names, "-m", folder, *SMALL, "-o", "out", "--lanes", 2, "--strict", code=1)
     assert "1 of 2 films failed: 1" in said.err
     assert Path("out/0.mp4").exists() and not Path("out/1.mp4").exists()
+
+
+def test_a_next_film_has_its_text_encoder_beside_the_rest(helios, folder, monkeypatch):
+    """There is room for all of so small a model: its transformer is read once."""
+    placed, place = [], Models.place
+    monkeypatch.setattr(Models, "place", lambda self, placement: placed.append(placement) or place(self, placement))
+    names = sources("a red circle", "a green square")
+    Path("out").mkdir()
+    helios("render", *names, "-m", folder, *SMALL, "--no-cache", "-o", "out", "--frames", 33)
+    assert [placement.mode for placement in placed] == ["none", "none"]
+    assert [placement.text_beside for placement in placed] == [False, True]
 
 
 SHIM = r"""
