@@ -137,7 +137,7 @@ def _modes(estimate: Estimate) -> None:
     fits = {True: "yes", False: "no", None: "?"}
     rows = []
     for mode in estimate.memory:
-        seconds = estimate.seconds_of(mode)[1]
+        seconds = estimate.speed.seconds(mode, estimate.budget)
         sizes = (mode.device_bytes, mode.host_bytes, mode.moved_bytes)
         rows.append(
             [
@@ -182,7 +182,7 @@ def _totals(estimate: Estimate) -> None:
 
 
 def _bandwidths(estimate: Estimate) -> str:
-    rates = estimate.bandwidths
+    rates = estimate.speed.bandwidths
     parts = {"disk": rates.disk, "page cache": rates.cache, "to the device": rates.upload}
     said = ", ".join(f"{name} {format_bytes(rate)}/s" for name, rate in parts.items() if rate)
     return f"{said}\n{'':12} {rates.basis}"

@@ -15,6 +15,7 @@ from reruns import decoded
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
+from helios_cli.engine.models import Models
 from helios_cli.engine.writer import FilmWriter
 from helios_cli.model.dit import Block, HeliosDiT
 from helios_cli.model.vae import Decoder
@@ -202,6 +203,17 @@ def test_a_weight_file_that_is_cut_short_and_made_whole_again(helios, folder, tm
     assert "taken over" in helios(*arguments, "-o", "film/").err
     frames, expected = ([file.read_bytes() for file in sorted(Path(name).iterdir())] for name in ("film", "whole"))
     assert frames == expected
+
+
+def test_a_next_film_has_its_text_encoder_beside_the_rest(helios, folder, monkeypatch):
+    """There is room for all of so small a model: its transformer is read once."""
+    placed, place = [], Models.place
+    monkeypatch.setattr(Models, "place", lambda self, placement: placed.append(placement) or place(self, placement))
+    names = sources("a red circle", "a green square")
+    Path("out").mkdir()
+    helios("render", *names, "-m", folder, *SMALL, "--no-cache", "-o", "out", "--frames", 33)
+    assert [placement.mode for placement in placed] == ["none", "none"]
+    assert [placement.text_beside for placement in placed] == [False, True]
 
 
 SHIM = r"""

@@ -227,7 +227,8 @@ def test_the_time_of_a_streamed_film_is_that_of_its_weights(helios):
     report = film(helios(*arguments, "--vram", "12G", "--ram", "8G"))
     (mode,) = (mode for mode in report["memory"] if mode["chosen"])
     assert mode["mode"] == "stream"
-    assert report["time"]["total"] == pytest.approx(mode["transfer_seconds"] * len(report["chunks"]))
+    waited = report["time"]["decode"] + report["time"]["text"]  # beside which nothing comes, in so little memory
+    assert report["time"]["total"] == pytest.approx(mode["transfer_seconds"] * len(report["chunks"]) + waited)
     assert report["time"]["total"] > 5 * sum(report["time"][phase] for phase in ("text", "denoise", "decode"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from helios_cli.batch.jobs import Extras, Job
@@ -83,17 +83,21 @@ class Workbench:
         """Decides where the weights are while films render together. MachineError if that cannot be here."""
         from helios_cli.cost.memory import mode_of
         from helios_cli.cost.placing import cache_warning, plan_placement, reason
-        from helios_cli.cost.transfer import bandwidths_of
+        from helios_cli.cost.transfer import speed_of
 
         subject = self._subject(plans, models, lanes)
         budget = self._budget(subject.device, models)
-        if models.is_loaded and mode_of(subject, budget, models.placement).fits:
-            return
+        if models.is_loaded:
+            for beside in (models.placement.mode == "none", False):
+                placement = replace(models.placement, text_beside=beside)
+                if mode_of(subject, budget, placement).fits:
+                    models.place(placement)
+                    return
         mode, modes = plan_placement(subject, self.wish, budget)
         models.place(mode.placement)
         if mode.name != "none" or not self.wish.is_default:
             self.tell(reason(mode, modes, self.wish, budget, subject))
-        if warning := cache_warning(mode, budget, bandwidths_of(subject.device.kind, subject.device.name)):
+        if warning := cache_warning(mode, budget, speed_of(subject)):
             self.tell(warning)
 
     def place_deeper(self, plans: list[Plan], models: Models, *, lanes: int = 1) -> bool:
@@ -146,10 +150,12 @@ class Workbench:
 
     def _budget(self, device: Device, models: Models) -> Budget:
         """What the films of this command may take: decided before the first of them is loaded."""
-        from helios_cli.cost.placing import allocator_share, budget_of
+        from helios_cli.cost.placing import allocator_share, budget_notices, budget_of
 
         if self.budget is None:
             self.budget = budget_of(self.wish, device)
+            for notice in budget_notices(self.wish, self.budget):
+                self.tell(notice)
             if device.kind == "cuda" and (share := allocator_share(self.wish, device.total_bytes)):
                 import torch
 

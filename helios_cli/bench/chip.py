@@ -17,13 +17,14 @@ from helios_cli.bench.job import Job, job_plan
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.child import serve
 from helios_cli.model import attention, backends, fp8
+from helios_cli.model.ops import linear
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import PRESETS
 from helios_cli.weights.fp8 import quantize_weight
 from helios_cli.weights.specs import SPECS
 from helios_kernels import bench as kernel_bench
-from helios_kernels import tuned
+from helios_kernels import tune, tuned
 from helios_kernels.timing import gpu_seconds
 
 Rows = Iterator[dict]
@@ -31,27 +32,41 @@ Rows = Iterator[dict]
 
 def measure(question: dict) -> Rows:
     """The rows of `question["part"]` on `question["device"]`, as they come; what else there is are its arguments."""
-    part, device = question.pop("part"), torch.device(question.pop("device"))
+    part, device = question.pop("part"), machine.pick_device(question.pop("device"))
     tuned.use(machine.tuned_file())
     yield from PARTS[part](device, **question)
 
 
-def ceiling(device: torch.device) -> Rows:
-    """What a copy and a product reach, the product of 1024 rows and columns on a CPU."""
+@torch.no_grad()
+def ceiling(device: torch.device, dtype: str = "bfloat16") -> Rows:
+    """What a copy and products reach; on a CPU the product of 1024 rows and columns, as renders compute it."""
+    kind, _ = machine.pick_dtype(dtype, device)
     if device.type == "cuda":
-        yield asdict(kernel_bench.measure_ceiling())
+        yield asdict(kernel_bench.measure_ceiling(kind))
         return
-    x, y = torch.empty(2**24, dtype=torch.int8), torch.randn(1024, 1024).bfloat16()
-    copy, product = seconds_of(lambda: x.clone(), device), seconds_of(lambda: y @ y, device)
+    x, y = torch.empty(2**24, dtype=torch.int8, device=device), torch.randn(1024, 1024, device=device).to(kind)
+    copy, product = seconds_of(lambda: x.clone(), device), seconds_of(lambda: linear(y, y), device)
     yield asdict(kernel_bench.Ceiling(copy=2 * x.numel() / copy, product=2 * 1024**3 / product))
 
 
-def kernels(device: torch.device, names: list[str], compiled: bool) -> Rows:
-    """Each operation is announced, so that one that never comes back is known."""
+def kernels(device: torch.device, names: list[str], compiled: bool, ceiling: dict | None) -> Rows:
+    """Each operation is announced, so that one that never comes back is known. Without a `ceiling` it is measured."""
+    kernel_bench.require(tuple(names))
+    known = kernel_bench.Ceiling(**ceiling) if ceiling else kernel_bench.measure_ceiling()
     for name in names:
         yield {"begun": name}
-        for timing in kernel_bench.bench((name,), compiled=compiled):
+        for timing in kernel_bench.bench(known, (name,), compiled=compiled):
             yield asdict(timing)
+
+
+def tuning(device: torch.device, names: list[str]) -> Rows:
+    """Every kernel's best configuration, kept as it is found."""
+    like = tune.begin()
+    for name in names:
+        yield {"begun": name}
+        for found in tune.tune(gpu_seconds, device=device, like=like, names=(name,)):
+            tune.keep(found, machine.tuned_file())
+            yield asdict(found)
 
 
 @torch.no_grad()
@@ -125,18 +140,20 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """Median of a few calls, after one."""
     if device.type == "cuda":
         return gpu_seconds(call)
-    call()
+    wait = torch.mps.synchronize if device.type == "mps" else lambda: None
     times = []
-    for _ in range(3):
+    for _ in range(4):
         start = time.perf_counter()
         call()
+        wait()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(times[1:])
 
 
 PARTS = {
     "ceiling": ceiling,
     "kernels": kernels,
+    "tuning": tuning,
     "attention": attentions,
     "fp8 products": products,
     "fp8 quality": quality,

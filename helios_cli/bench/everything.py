@@ -16,13 +16,14 @@ from functools import partial
 import torch
 
 import helios_kernels
-from helios_cli.bench.floors import floors
+from helios_cli.bench.floors import against_floors
 from helios_cli.bench.job import Job, run
 from helios_cli.bench.report import agreement_db, side
 from helios_cli.child import ChildError, ask
 from helios_cli.errors import HeliosError
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.specs import SPECS
+from helios_kernels import tune
 from helios_kernels.registry import OPS
 
 SECONDS = 480.0
@@ -77,11 +78,12 @@ Results = dict[str, dict]
 
 @dataclass(frozen=True)
 class Part:
-    """`measure` is told how many seconds it may take, and what other parts found before it."""
+    """`measure` is told how many seconds it may take, at most `seconds`, and what other parts found before it."""
 
     name: str
     measure: Callable[[float, Results], object]
     needs_gpu: bool = False
+    seconds: float = PART_SECONDS
 
 
 def parts(device: torch.device, folder: str) -> list[Part]:
@@ -115,6 +117,7 @@ def parts(device: torch.device, folder: str) -> list[Part]:
         Part(f"render {shapes.size} 2,2,2 fp8", partial(_render, replace(twice, quant="fp8"))),
         Part("fp8 quality", lambda seconds, known: child("fp8 quality", seconds)),
         Part("kernels against torch.compile", partial(_kernels, device, compiled=True), needs_gpu=True),
+        Part("tuning", partial(_tuning, device), needs_gpu=True, seconds=SECONDS),  # whatever is left
     ]
 
 
@@ -127,7 +130,7 @@ def measure_all(device: torch.device, folder: str, *, seconds: float = SECONDS) 
         why = f"{seconds:g} seconds were over" if left < LEAST_SECONDS else None
         if part.needs_gpu and device.type != "cuda":
             why = "timed on a GPU"
-        said = {"left_out": why} if why else _measured(part, min(left, PART_SECONDS), known)
+        said = {"left_out": why} if why else _measured(part, min(left, part.seconds), known)
         known[part.name] = {"seconds": 0.0 if why else time.perf_counter() - start, **said}
         yield part.name, known[part.name]
 
@@ -155,12 +158,23 @@ def _child(device: torch.device, part: str, seconds: float, **arguments) -> list
 
 
 def _kernels(device: torch.device, seconds: float, known: Results, *, compiled: bool) -> list[dict]:
+    """All operations, timed."""
+    names = sorted(OPS, key=lambda name: name.startswith("attention"))  # what is most likely to hang is last
+    ceiling = known.get("ceiling", {}).get("result")
+    return _one_by_one(device, "kernels", names, seconds, compiled=compiled, ceiling=ceiling)
+
+
+def _tuning(device: torch.device, seconds: float, known: Results) -> list[dict]:
+    """As `helios bench kernels --tune`: what is found better is kept at once, and stays if time runs out."""
+    return _one_by_one(device, "tuning", list(dict.fromkeys(subject.op for subject in tune.SUBJECTS)), seconds)
+
+
+def _one_by_one(device: torch.device, part: str, names: list[str], seconds: float, **arguments) -> list[dict]:
     """All operations; one that takes its process down costs its own rows, and the next process goes on behind it."""
-    end = time.perf_counter() + seconds
-    names, rows = sorted(OPS, key=lambda name: name.startswith("attention")), []  # what is most likely to hang is last
+    end, rows = time.perf_counter() + seconds, []
     while names:
         try:
-            said = _child(device, "kernels", end - time.perf_counter(), names=names, compiled=compiled)
+            said = _child(device, part, end - time.perf_counter(), names=names, **arguments)
             names = []
         except ChildError as error:
             said = error.answers
@@ -176,12 +190,8 @@ def _kernels(device: torch.device, seconds: float, known: Results, *, compiled: 
 def _render(job: Job, seconds: float, known: Results) -> dict:
     """A film, its phases, and how long each would take at the rate that a large product reaches here."""
     result = run("ours", job, timeout=seconds)
-    told = {**side(result), "steady_frames_per_second": result.steady_frames_per_second}
     ceiling = known.get("ceiling", {}).get("result")
-    if ceiling is None:
-        return told
-    floor = floors(job, "bfloat16", ceiling["product"])
-    return {**told, "floors": floor, "share_of_floor": {phase: floor[phase] / result.phases[phase] for phase in floor}}
+    return {**side(result), **({} if ceiling is None else against_floors(job, result, ceiling))}
 
 
 def _on_and_off(job: Job, compared: str, folder: str, seconds: float, known: Results) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from helios_cli.bench.job import Job, Result, job_plan, serve_job
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.engine import trial
 from helios_cli.engine.clock import Clock
-from helios_cli.engine.events import FilmDone
+from helios_cli.engine.events import FilmDone, PhaseStarted
 from helios_cli.engine.models import Models
 from helios_cli.engine.preflight import require_memory
 from helios_cli.engine.render import render
 from helios_cli.engine.writer import open_writer
 from helios_cli.recipe.settings import ModelDefaults
+from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.placement import Placement
@@ -41,12 +43,12 @@ def measure(job: Job) -> Result:
     for _ in trial.settle(device):
         pass
     models = _models(job, device)
-    warm_up = _film(models, job, warm_up=True, exact=True)
+    warm_up, _ = _film(models, job, warm_up=True, exact=True)
     models.unload()
     models = _models(job, device)
-    recorded = _film(models, job, warm_up=True, exact=True) if device.type == "cuda" else None
-    done = _film(models, job, exact=True)
-    timed = _film(models, job) if device.type == "cuda" else done
+    recorded, _ = _film(models, job, warm_up=True, exact=True) if device.type == "cuda" else (None, None)
+    done, steady = _film(models, job, exact=True)
+    timed, steady = _film(models, job) if device.type == "cuda" else (done, steady)
     text = (recorded or done).phases["text"]
     stages = sorted(phase for phase in done.phases if phase.startswith("stage "))
     dtypes = {"transformer": models.dtype, "vae": models.vae_dtype, "text_encoder": models.dtype}
@@ -66,6 +68,7 @@ def measure(job: Job) -> Result:
         threads=torch.get_num_threads(),
         peak_host_bytes=machine.peak_host_bytes(),
         peak_device_bytes=done.peak_device_bytes,
+        steady_frames_per_second=steady,
         notes=tuple(_notes(models)),
     )
 
@@ -92,13 +95,23 @@ def _models(job: Job, device: torch.device) -> Models:
     return models
 
 
-def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = False) -> FilmDone:
+def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = False) -> tuple[FilmDone, float | None]:
+    """The film's last event, and `Result.steady_frames_per_second`."""
     preset = models.checkpoint.preset
     defaults = ModelDefaults(models.checkpoint.native_size, preset.steps, preset.guidance)
     plan = job_plan(job, defaults, warm_up=warm_up)
     writer = open_writer(job.film, size=plan.size, fps=plan.fps)
-    *_, done = render(plan, models, writer, clock=Clock(models.device, exact=exact))
-    return done
+    denoised = []  # when each chunk was, and the chunk before it decoded
+    for event in render(plan, models, writer, clock=Clock(models.device, exact=exact)):
+        if event == PhaseStarted("decode"):
+            denoised.append(time.perf_counter())
+    return event, steady_rate(denoised)
+
+
+def steady_rate(denoised: list[float]) -> float | None:
+    """`Result.steady_frames_per_second` of a film whose chunks' denoising ended at these times."""
+    chunks = len(denoised) - 1
+    return FRAMES_PER_CHUNK * chunks / (denoised[-1] - denoised[0]) if chunks else None
 
 
 if __name__ == "__main__":

@@ -22,31 +22,43 @@ def kernels(
         bool, typer.Option("--tune", help="Look for better launch configurations for this GPU, and keep them.")
     ] = False,
     json: JsonFlag = False,
+    out: options.BenchOut = None,
 ) -> None:
     """Compare each Triton kernel with PyTorch on this GPU, then time it; one that differs gets no time."""
+    options.require_folder(out)
     from helios_cli import machine
-    from helios_kernels import tuned
-    from helios_kernels.bench import bench, line
+    from helios_kernels import bench, tuned
 
+    names = tuple(operations or ())
     os.environ.setdefault("HELIOS_KERNELS", "triton")  # `auto` is off on a chip that has not been tried
     tuned.use(machine.tuned_file())
     if tune:
-        _tune(machine.tuned_file(), operations or ())
+        options.write_out(out, _tune(machine.tuned_file(), names))
         return
-    timings = []
     try:
-        for timing in bench(tuple(operations or ())):
-            console.line(line(timing))
-            timings.append(timing)
+        bench.require(names)
     except RuntimeError as error:
         raise MachineError(str(error), hint="kernels are timed on a GPU; `helios doctor` shows what is here") from error
-    console.result([asdict(timing) for timing in timings])
-    red = [f"{timing.op} {timing.case}" for timing in timings if timing.fault]
+    from helios_cli.bench import report
+    from helios_cli.bench.everything import heading
+
+    ceiling = bench.measure_ceiling()
+    data = {**report.environment(), **heading(machine.pick_device("cuda")), "ceiling": asdict(ceiling), "timings": []}
+    for text in (f"{data['device']}, {data['date'][:10]}, {data['versions']['commit']}", bench.told(ceiling), ""):
+        console.line(text)
+    console.line(bench.HEADING)
+    red = []
+    for timing in bench.bench(ceiling, names):
+        console.line(bench.line(timing))
+        data["timings"].append(asdict(timing))
+        options.write_out(out, data)
+        red += [f"{timing.op} {timing.case}"] if timing.fault else []
+    console.result(data)
     if red:
         raise HeliosError(f"{len(red)} cases differ from PyTorch: {', '.join(red)}")
 
 
-def _tune(file: Path, operations: Collection[str]) -> None:
+def _tune(file: Path, operations: Collection[str]) -> dict:
     """Tune kernels, and write what is better than what they have to `file` as it is found."""
     import torch
 
@@ -55,16 +67,19 @@ def _tune(file: Path, operations: Collection[str]) -> None:
 
     rows = []
     try:
-        for tuning in tune.tune(gpu_seconds, device=torch.device("cuda"), like=tune.like_here(), names=operations):
+        for tuning in tune.tune(gpu_seconds, device=torch.device("cuda"), like=tune.begin(), names=operations):
             console.status(f"{tuning.kernel}: {tuning.tried} tried, {tuning.refused} of them refused")
-            if tuning.best:
-                tune.keep({tuning.kernel: tuning.best}, file)
+            tune.keep(tuning, file)
             times = [None if time is None else round(time * 1e3, 4) for time in (tuning.before, tuning.seconds)]
             rows.append([tuning.kernel, *times, tune.told(tuning.best) if tuning.best else "as before"])
     except RuntimeError as error:
         raise MachineError(str(error), hint="kernels are tuned on a GPU; `helios doctor` shows what is here") from error
-    console.table(["kernel", "before, ms", "now, ms", "configuration"], rows, data={"file": str(file), "kernels": rows})
+    from helios_cli.bench import report
+
+    data = {**report.environment(), "device": torch.cuda.get_device_name(), "file": str(file), "kernels": rows}
+    console.table(["kernel", "before, ms", "now, ms", "configuration"], rows, data=data)
     console.line(f"kept in {file}, and taken from now on")
+    return data
 
 
 def everything(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -137,7 +138,8 @@ def _amounts(text: str) -> list[int]:
 
 def _placements(subject: Subject, amounts: list[int] | None) -> list[tuple[MemoryMode, int | None]]:
     """The modes to measure, and the budget that each was placed in: first without one, then in each that it fits."""
-    from helios_cli.cost.memory import Budget, memory_modes, mode_of
+    from helios_cli.cost.memory import Budget, mode_of
+    from helios_cli.cost.modes import memory_modes
     from helios_cli.weights.placement import Placement
 
     free = Budget(None, None)
@@ -172,7 +174,7 @@ def _measure(checkpoint: Checkpoint, subject: Subject, mode: MemoryMode) -> Resu
             device=subject.device.kind,
             threads=0,
             film=f"{work}/film.mkv",
-            placement=(placement.mode, placement.resident, placement.turns, placement.cached_bytes),
+            placement=astuple(placement),
         )
         try:
             return run("ours", job)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from helios_cli.cost.device import Device
-from helios_cli.cost.duration import duration_of
-from helios_cli.cost.memory import Subject, memory_modes
+from helios_cli.cost.memory import Subject
 from helios_cli.cost.model import Model, find_model
+from helios_cli.cost.modes import memory_modes
 from helios_cli.cost.placing import budget_of, choose, plan_placement
 from helios_cli.cost.tokens import PromptTokens
-from helios_cli.cost.transfer import bandwidths_of, mode_report, mode_seconds
+from helios_cli.cost.transfer import bandwidths_of, mode_report, speed_of
 from helios_cli.cost.work import work_of
 from helios_cli.errors import CheckpointError, MachineError
 from helios_cli.recipe.plan import Chunk, Plan
@@ -56,21 +56,16 @@ def survey(device: Device, dtype: str, wish: Wish) -> dict:
     for name in KNOWN:
         model = find_model(name)
         subject = usual_film(model, device, dtype)
-        modes = memory_modes(subject, budget)
+        speed = speed_of(subject)
+        modes = memory_modes(subject, budget, speed)
         try:
-            chosen = choose(modes, wish, budget, device)
+            chosen = choose(modes, wish, budget, device, speed)
         except MachineError:
             chosen = None
-        duration = duration_of(subject.plan, subject.work, device, dtype, model.parameters["transformer"])
-        chunks, layers = len(subject.plan.chunks), model.dit.num_layers
+        layers = model.dit.num_layers
         found[name] = {
             "runs": chosen and chosen.name,
-            "modes": [
-                mode_report(
-                    mode, layers, *mode_seconds(mode, budget, bandwidths, duration, chunks), chosen=mode is chosen
-                )
-                for mode in modes
-            ],
+            "modes": [mode_report(mode, layers, budget, speed, chosen=mode is chosen) for mode in modes],
         }
     return {"budget": asdict(budget), "bandwidths": asdict(bandwidths), "models": found}
 

@@ -12,11 +12,12 @@ from helios_cli.cost.auto import auto_model
 from helios_cli.cost.device import Device, find_device, for_model, other_device, pick_dtype
 from helios_cli.cost.disk import film_bytes, film_kind
 from helios_cli.cost.duration import Duration, duration_of
-from helios_cli.cost.memory import Budget, MemoryMode, Subject, memory_modes
+from helios_cli.cost.memory import Budget, MemoryMode, Subject
 from helios_cli.cost.model import Model, find_model, is_auto
-from helios_cli.cost.placing import budget_of, cache_warning, choose, reason
+from helios_cli.cost.modes import memory_modes
+from helios_cli.cost.placing import budget_notices, budget_of, cache_warning, choose, reason
 from helios_cli.cost.tokens import PromptTokens, count_tokens
-from helios_cli.cost.transfer import Bandwidths, bandwidths_of, mode_seconds
+from helios_cli.cost.transfer import Speed, speed_of
 from helios_cli.cost.work import Work, texts_of, work_of
 from helios_cli.errors import InputError, MachineError
 from helios_cli.recipe.film import Film
@@ -76,7 +77,7 @@ class Estimate:
     memory: tuple[MemoryMode, ...]
     mode: MemoryMode
     budget: Budget
-    bandwidths: Bandwidths
+    speed: Speed
     film_bytes: int
     duration: Duration
     price: float | None
@@ -94,17 +95,13 @@ class Estimate:
         """Model calls that the kept chunks stand for."""
         return sum(self.work.chunk_calls(self.plan.chunks[index]) for index in self.kept)
 
-    def seconds_of(self, mode: MemoryMode) -> tuple[float, float | None]:
-        """Of a chunk on average in one of the modes: to bring its weights, and in all, None if that is not known."""
-        return mode_seconds(mode, self.budget, self.bandwidths, self.duration, len(self.plan.chunks))
-
     @property
     def seconds(self) -> float | None:
-        """Of the whole film in the mode that is taken: it computes, or waits for weights; None if not known."""
-        computing, a_chunk = self.duration.total, self.seconds_of(self.mode)[1]
-        if computing is None or a_chunk is None or not self.mode.moved_bytes:
-            return computing
-        return max(computing, a_chunk * len(self.plan.chunks))
+        """Of the whole film in the mode that is taken, its weights included; None if not known."""
+        duration, a_chunk = self.duration, self.speed.seconds(self.mode, self.budget)
+        if a_chunk is None or duration.total is None:
+            return None
+        return max(duration.text + duration.conditioning + a_chunk * len(self.plan.chunks), duration.encode)
 
     @property
     def money(self) -> float | None:
@@ -172,9 +169,9 @@ def _estimate(
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=terms.reanchor))
     subject = Subject(plan, model, work, prompts, device, dtype, terms.quant)
     budget = budget_of(terms.wish, device, here=terms.on is None)
-    bandwidths = bandwidths_of(device.kind, device.name)
-    modes = memory_modes(subject, budget)
-    mode, said = _placed(modes, terms.wish, budget, subject, bandwidths)
+    speed = speed_of(subject)
+    modes = memory_modes(subject, budget, speed)
+    mode, said = _placed(modes, terms.wish, budget, subject, speed)
     return Estimate(
         film=film,
         plan=plan,
@@ -188,7 +185,7 @@ def _estimate(
         memory=modes,
         mode=mode,
         budget=budget,
-        bandwidths=bandwidths,
+        speed=speed,
         film_bytes=film_bytes(plan, film_kind(terms.output), terms.codec, terms.crf),
         duration=duration_of(plan, work, device, dtype, model.parameters["transformer"]),
         price=terms.price,
@@ -199,15 +196,17 @@ def _estimate(
 
 
 def _placed(
-    modes: tuple[MemoryMode, ...], wish: Wish, budget: Budget, subject: Subject, bandwidths: Bandwidths
+    modes: tuple[MemoryMode, ...], wish: Wish, budget: Budget, subject: Subject, speed: Speed
 ) -> tuple[MemoryMode, list[str]]:
     """The mode that a render takes, or the smallest where none fits, and what is to be said of it."""
+    said = budget_notices(wish, budget)
     try:
-        mode = choose(modes, wish, budget, subject.device)
+        mode = choose(modes, wish, budget, subject.device, speed)
     except MachineError as error:
-        return min(modes, key=lambda mode: mode.device_bytes), [f"a render would end with: {error.message}"]
-    said = [] if mode.name == "none" and wish.is_default else [reason(mode, modes, wish, budget, subject)]
-    if warning := cache_warning(mode, budget, bandwidths):
+        return min(modes, key=lambda mode: mode.device_bytes), [*said, f"a render would end with: {error.message}"]
+    if mode.name != "none" or not wish.is_default:
+        said.append(reason(mode, modes, wish, budget, subject))
+    if warning := cache_warning(mode, budget, speed):
         said.append(warning)
     return mode, said
 

@@ -42,6 +42,9 @@ ENCODER_FRAMES = 130
 QUEUE_BYTES = 128 * 2**20
 """Frames that may wait for the encoder, as `engine.writer` has it."""
 
+GRAPHS = 12
+"""Recorded calls at most, as `engine.gpu` has it."""
+
 
 @dataclass(frozen=True)
 class PhaseMemory:
@@ -77,7 +80,10 @@ class MemoryMode:
             this is the sum.
         moved_bytes: weights brought to where they compute, a chunk of the film on average.
         read_bytes: those bytes as they are stored, which come out of the page cache or from the disk.
+        waited_bytes: of the moved ones, those that nothing computes beside, as they come before the transformer or the
+            VAE begins.
         pass_bytes: of the files that are read over and over, as they are stored: what the page cache has to hold.
+        overlaps: a chunk is decoded while the next one is denoised.
         fits: into the budget; None if that is not known.
     """
 
@@ -87,7 +93,9 @@ class MemoryMode:
     host_bytes: int
     moved_bytes: int
     read_bytes: int
+    waited_bytes: int
     pass_bytes: int
+    overlaps: bool
     fits: bool | None
 
     @property
@@ -139,14 +147,6 @@ class Subject:
         return round(part.bytes / part.parameters * count)
 
 
-def memory_modes(subject: Subject, budget: Budget) -> tuple[MemoryMode, ...]:
-    """Every mode that there is, each placed as fast as it fits into `budget`."""
-    modes = [mode_of(subject, budget, Placement("none")), mode_of(subject, budget, Placement("model"))]
-    if streams(subject):
-        modes.append(_best_stream(subject, budget))
-    return tuple(modes)
-
-
 def streams(subject: Subject) -> bool:
     """Whether blocks can stream: not on Apple's devices, and fp8 weights only from files that hold them."""
     checkpoint = subject.model.checkpoint
@@ -158,10 +158,12 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
     """What `placement` takes."""
     phases = _phases(subject, placement)
     kind = subject.device.kind
-    on_device = max(phase.total for phase in phases) + RUNTIME_BYTES[kind]
-    if kind == "cuda" and placement.mode == "none":  # a chunk is decoded while the next one is denoised
-        *_, denoise, decode = phases
-        on_device = max(on_device, decode.total + denoise.working + RUNTIME_BYTES[kind])
+    overlaps = kind == "cuda" and subject.lanes == 1 and placement.decode_beside and not placement.takes_turns
+    on_device = max(phase.total for phase in phases)
+    if overlaps:  # the next chunk begins, perhaps with a picture to encode
+        _, *beside, decode = phases
+        on_device = max(on_device, decode.total + max(phase.working for phase in beside))
+    on_device += RUNTIME_BYTES[kind]
     host = _host_bytes(subject.plan, kind, subject.lanes)
     if kind == "cpu":
         host += on_device
@@ -170,12 +172,19 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
     fits = _fits(
         [(host, budget.host_bytes)] if kind == "cpu" else [(on_device, budget.device_bytes), (host, budget.host_bytes)]
     )
-    placement = _with_ahead(subject, placement, phases, budget, host)
-    moved, read = _moved(subject, placement)
-    streamed = subject.model.dit.num_layers - placement.resident if placement.mode == "stream" else 0
-    whole = subject.model.parameters["transformer"] if placement.mode == "model" else 0
-    pass_bytes = subject.stored("transformer", streamed * subject.model.dit.block_matrices + whole)
-    return MemoryMode(placement, tuple(phases), on_device, host, moved, read, pass_bytes, fits)
+    moved, read, waited = _moved(subject, placement)
+    return MemoryMode(
+        placement=_with_ahead(subject, placement, phases, budget, host),
+        phases=tuple(phases),
+        device_bytes=on_device,
+        host_bytes=host,
+        moved_bytes=moved,
+        read_bytes=read,
+        waited_bytes=waited,
+        pass_bytes=_pass_bytes(subject, placement),
+        overlaps=overlaps,
+        fits=fits,
+    )
 
 
 def _with_ahead(
@@ -204,48 +213,46 @@ def _fits(sizes: list[tuple[int, int | None]]) -> bool | None:
     return None if sizes[0][1] is None else True
 
 
-def _best_stream(subject: Subject, budget: Budget) -> MemoryMode:
-    """With as many blocks on the device as fit, the VAE beside them or in turns, whichever moves less."""
-    layers = subject.model.dit.num_layers
-    found = []
-    for turns in (False, True):
-        modes = [mode_of(subject, budget, Placement("stream", resident, turns)) for resident in range(layers + 1)]
-        fitting = [mode for mode in modes if mode.fits]
-        found.append(fitting[-1] if fitting else modes[0])
-    best = min(found, key=lambda mode: (not mode.fits, mode.moved_bytes if mode.fits else mode.device_bytes))
-    if budget.host_bytes is None:
-        return best
-    room = max(0, budget.host_bytes - best.host_bytes)
-    cached = None if best.pass_bytes <= room else room
-    return replace(best, placement=replace(best.placement, cached_bytes=cached))
+def _moved(subject: Subject, placement: Placement) -> tuple[int, int, int]:
+    """Bytes of weights a chunk on average: as they compute, as they are stored, and those computed that are waited for.
 
-
-def _moved(subject: Subject, placement: Placement) -> tuple[int, int]:
-    """Bytes of weights a chunk on average, as they compute and as they are stored."""
+    Parts that take turns come whole but for blocks that stream.
+    """
     plan, model, chunks = subject.plan, subject.model, len(subject.plan.chunks)
     dit = model.dit
     if placement.mode == "none":
-        return 0, 0
-    whole = model.parameters["transformer"] + model.parameters["vae"]
-    if placement.mode == "model":
-        return subject.transformer_bytes + subject.vae_itemsize * model.parameters["vae"], subject.stored(
-            "transformer", whole
-        )
+        return 0, 0, 0
+    streamed = dit.num_layers - placement.resident if placement.mode == "stream" else 0
+    whole = read_whole = 0
+    if placement.takes_turns:
+        stays = model.parameters["transformer"] - streamed * dit.block_matrices
+        vae_weights = model.parameters["vae"]
+        whole = subject.transformer_bytes - streamed * subject.block_bytes + subject.vae_itemsize * vae_weights
+        read_whole = subject.stored("transformer", stays) + subject.stored("vae", vae_weights)
     branches = 2 if plan.guidance > 1 else 1
     passes = subject.work.calls / branches / chunks
     changes = (
         sum(chunk.prompts != before.prompts for before, chunk in zip(plan.chunks, plan.chunks[1:], strict=False))
         + branches
     )
-    streamed = dit.num_layers - placement.resident
     share = 2 * dit.width**2 / dit.block_matrices  # keys and values of the prompts
-    blocks = streamed * (passes + share * changes / chunks)
-    if placement.turns:
-        blocks += placement.resident
-    rest = model.parameters["transformer"] - dit.num_layers * dit.block_matrices if placement.turns else 0
-    return round(blocks * subject.block_bytes + rest * subject.itemsize), subject.stored(
-        "transformer", blocks * dit.block_matrices + rest
+    blocks = streamed * (passes + subject.lanes * share * changes / chunks)
+    return (
+        round(blocks * subject.block_bytes) + whole,
+        subject.stored("transformer", blocks * dit.block_matrices) + read_whole,
+        whole,
     )
+
+
+def _pass_bytes(subject: Subject, placement: Placement) -> int:
+    """Of the files that are read over and over, as they are stored."""
+    model = subject.model
+    if placement.takes_turns:
+        return subject.stored("transformer", model.parameters["transformer"]) + subject.stored(
+            "vae", model.parameters["vae"]
+        )
+    streamed = model.dit.num_layers - placement.resident if placement.mode == "stream" else 0
+    return subject.stored("transformer", streamed * model.dit.block_matrices)
 
 
 def _phases(subject: Subject, placement: Placement) -> list[PhaseMemory]:
@@ -260,14 +267,21 @@ def _phases(subject: Subject, placement: Placement) -> list[PhaseMemory]:
     kept = subject.lanes * _kept_bytes(plan, model, work, itemsize)
     kind = "cpu" if subject.device.kind == "cpu" else "cuda"
     slack = 1 + FRAGMENTATION[subject.device.kind]
+    calling = _call_bytes(model, work, itemsize)
+    if subject.device.kind == "cuda" and placement.mode == "none" and placement.graphs:
+        kept += round(slack * calling) + _recorded_bytes(subject)
     phases = [_text_phase(subject, placement)]
+    if placement.text_beside:
+        phases[0] = replace(phases[0], weights=phases[0].weights + together)
     if any(chunk.image or chunk.video for chunk in plan.chunks):
         working = subject.vae_itemsize * vae.encode_elements(model.vae, plan.size, kind)
         phases.append(PhaseMemory("conditioning", together or vae_weights, kept, round(slack * working)))
-    working = _call_bytes(model, work, itemsize) + 3 * FLOAT32 * subject.lanes * _latent_elements(plan, model)
     if placement.mode == "stream":
         branches = 2 if plan.guidance > 1 else 1
-        working += (subject.lanes * branches - 1) * _stream_bytes(model, work, itemsize)
+        calling += (subject.lanes * branches - 1) * _stream_bytes(model, work, itemsize)
+    # A prompt's keys and values are there twice when they are put together, beside those of the one before.
+    working = max(calling, 2 * _context_bytes(model, work.text_rows, itemsize))
+    working += 3 * FLOAT32 * subject.lanes * _latent_elements(plan, model)
     phases.append(PhaseMemory("denoise", together or transformer, kept, round(slack * working)))
     working = subject.vae_itemsize * vae.decode_elements(model.vae, plan.size, kind)
     phases.append(PhaseMemory("decode", together or vae_weights, kept, round(slack * working)))
@@ -299,10 +313,10 @@ def _text_phase(subject: Subject, placement: Placement) -> PhaseMemory:
 
 
 def _kept_bytes(plan: Plan, model: Model, work: Work, itemsize: int) -> int:
-    """Keys and values of the prompts, rotations, modulation rows, history."""
+    """Keys and values of the prompts, rotations, modulation rows, history and its tokens."""
     dit = model.dit
     contexts = 2 if plan.guidance > 1 else 1
-    text = 2 * dit.num_layers * work.text_rows * dit.width * itemsize * contexts
+    text = contexts * _context_bytes(model, work.text_rows, itemsize)
     rows = sum(stage.noisy + stage.history for stage in work.stages)
     rotations = FLOAT32 * rows * dit.attention_head_dim
     amplified = model.preset.amplify_first_chunk and model.stages > 1
@@ -310,7 +324,28 @@ def _kept_bytes(plan: Plan, model: Model, work: Work, itemsize: int) -> int:
     timesteps = sum(plan.steps) * sum(schedules)
     modulation = FLOAT32 * timesteps * 2 * 6 * dit.num_layers * dit.width
     history = FLOAT32 * 3 * _latent_elements(plan, model)  # 19 frames and the anchor, while 9 more come in
-    return text + rotations + modulation + history
+    return text + rotations + modulation + history + work.history.total * dit.width * itemsize
+
+
+def _context_bytes(model: Model, rows: int, itemsize: int) -> int:
+    """Keys and values of a prompt for all blocks."""
+    return 2 * model.dit.num_layers * rows * model.dit.width * itemsize
+
+
+def _recorded_bytes(subject: Subject) -> int:
+    """What recorded calls hold beside a call's memory: copies of the inputs and the results of each shape, and the
+    inputs of earlier chunks that the copies were made of."""
+    plan, model, work, itemsize = subject.plan, subject.model, subject.work, subject.itemsize
+    dit, latents = model.dit, _latent_elements(plan, model)
+    lengths = {subject.prompts.rows((text for text, _ in chunk.prompts), subject.dtype) for chunk in plan.chunks}
+    if plan.guidance > 1:
+        lengths.add(subject.prompts.rows([plan.negative], subject.dtype))
+    texts = 2 * sum(_context_bytes(model, rows, itemsize) for rows in sorted(lengths)[-GRAPHS:])
+    texts -= _context_bytes(model, work.text_rows, itemsize)  # the film keeps that one
+    history = 2 * work.history.total * dit.width * itemsize
+    rotations = FLOAT32 * sum(stage.noisy + stage.history for stage in work.stages) * dit.attention_head_dim
+    modulation = FLOAT32 * 2 * (6 * dit.num_layers + 1) * dit.width
+    return texts + history + rotations + modulation + (2 * len(work.stages) + GRAPHS) * FLOAT32 * latents
 
 
 def _latent_elements(plan: Plan, model: Model) -> int:
@@ -319,7 +354,7 @@ def _latent_elements(plan: Plan, model: Model) -> int:
 
 
 def _call_bytes(model: Model, work: Work, itemsize: int) -> int:
-    """A model call in its widest stage: the history tokens, and the more of two moments in a block.
+    """A model call in its widest stage: the more of two moments in a block.
 
     One is the norm of the keys, in float32 in three steps (two where nothing is rounded), beside the stream, its norm,
     queries, keys and values. The other is the feed-forward, whose hidden rows are there before and after GELU, beside
@@ -328,15 +363,14 @@ def _call_bytes(model: Model, work: Work, itemsize: int) -> int:
     dit = model.dit
     widest = max(work.stages, key=lambda stage: stage.noisy)
     rows = widest.noisy + widest.history
-    history = work.history.total * dit.width * itemsize
     at_keys = rows * dit.width * (5 * itemsize + (3 if itemsize < FLOAT32 else 2) * FLOAT32)
     at_hidden = 2 * (rows + widest.noisy) * dit.width * itemsize + 2 * rows * dit.ffn_dim * itemsize
-    return history + max(at_keys, at_hidden)
+    return max(at_keys, at_hidden)
 
 
 def _stream_bytes(model: Model, work: Work, itemsize: int) -> int:
-    """The rows of one more call that waits for its turn in the same block."""
-    return max(stage.noisy + stage.history for stage in work.stages) * model.dit.width * itemsize
+    """The rows of one more call that waits for its turn in the same block, and their norm."""
+    return 2 * max(stage.noisy + stage.history for stage in work.stages) * model.dit.width * itemsize
 
 
 def _host_bytes(plan: Plan, kind: str, lanes: int) -> int:

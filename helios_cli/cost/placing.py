@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from helios_cli import machine
 from helios_cli.cost.device import Device
-from helios_cli.cost.memory import RUNTIME_BYTES, Budget, MemoryMode, Subject, memory_modes
-from helios_cli.cost.transfer import Bandwidths, transfer_seconds
+from helios_cli.cost.memory import RUNTIME_BYTES, Budget, MemoryMode, Subject
+from helios_cli.cost.modes import fastest, memory_modes
+from helios_cli.cost.transfer import Speed, speed_of
 from helios_cli.errors import InputError, MachineError
 from helios_cli.units import format_bytes
 from helios_cli.weights.placement import Wish
@@ -15,24 +16,40 @@ from helios_cli.weights.placement import Wish
 
 def budget_of(wish: Wish, device: Device, *, here: bool = True) -> Budget:
     """What may be taken of `device` and its host, whose memory is not known unless it is `here`. InputError for a
-    budget that means nothing there."""
+    budget that means nothing there. More than is free is not to be had, whatever is wished."""
     if device.kind == "cpu" and wish.vram is not None:
         raise InputError("--vram is of a GPU, and this renders on the CPU", hint="give --ram, or a --device")
     host = machine.host_memory().available_bytes if here else None
-    ram = host if wish.ram is None else wish.ram
-    return Budget(device.free_bytes if wish.vram is None else wish.vram, ram)
+    return Budget(_least(device.free_bytes, wish.vram), _least(host, wish.ram))
 
 
-def choose(modes: tuple[MemoryMode, ...], wish: Wish, budget: Budget, device: Device) -> MemoryMode:
-    """The mode that is asked for or, of those that fit, the one that moves least. MachineError if none fits."""
+def _least(*amounts: int | None) -> int | None:
+    """Of those that are known."""
+    return min((amount for amount in amounts if amount is not None), default=None)
+
+
+def budget_notices(wish: Wish, budget: Budget) -> list[str]:
+    """What to say of wishes for more than there is."""
+    return [
+        f"{flag} {format_bytes(wished)}: only {format_bytes(given)} is free, which is what may be taken"
+        for flag, wished, given in (("--vram", wish.vram, budget.device_bytes), ("--ram", wish.ram, budget.host_bytes))
+        if wished is not None and given is not None and given < wished
+    ]
+
+
+def choose(modes: tuple[MemoryMode, ...], wish: Wish, budget: Budget, device: Device, speed: Speed) -> MemoryMode:
+    """The mode that is asked for or, of those that fit, the fastest. MachineError if none fits."""
     asked = [mode for mode in modes if wish.offload in ("auto", mode.name)]
     if not asked:
         raise MachineError(f"--offload {wish.offload} does not go on {device.kind} with these weights", hint=_HINT)
     fitting = [mode for mode in asked if mode.fits is not False]
     if not fitting:
         raise _too_little(min(asked, key=lambda mode: (mode.device_bytes, mode.host_bytes)), modes, budget, device)
-    return min(fitting, key=lambda mode: mode.moved_bytes)
+    return fastest(fitting, budget, speed)
 
+
+WORTH_A_WORD = 0.05
+"""Share of the computing that may be waited for, or of the files that may be spared, without a word."""
 
 _HINT = "leave --offload out; `helios plan` shows what each mode takes"
 
@@ -64,10 +81,11 @@ def choose_deeper(subject: Subject, current: MemoryMode, budget: Budget) -> Memo
         budget = replace(budget, host_bytes=current.host_bytes - spared)
     else:
         budget = replace(budget, device_bytes=current.device_bytes - spared)
-    modes = memory_modes(subject, budget)
+    speed = speed_of(subject)
+    modes = memory_modes(subject, budget, speed)
     fitting = [mode for mode in modes if mode.fits]
     if fitting:
-        return min(fitting, key=lambda mode: mode.moved_bytes)
+        return fastest(fitting, budget, speed)
     smallest = min(modes, key=lambda mode: mode.device_bytes)
     return smallest if smallest.device_bytes < current.device_bytes else None
 
@@ -79,6 +97,10 @@ def reason(mode: MemoryMode, modes: tuple[MemoryMode, ...], wish: Wish, budget: 
     if mode.name == "stream":
         what += f", {placement.resident} of {layers} blocks stay"
         what += ", transformer and VAE take turns" if placement.turns else ""
+    if not placement.graphs:
+        what += ", without room for graphs"
+    if not placement.decode_beside:
+        what += ", nothing is computed while a chunk is decoded"
     if wish.offload != "auto":
         return f"{what}, as asked for"
     if mode.name == "none":
@@ -91,7 +113,7 @@ def reason(mode: MemoryMode, modes: tuple[MemoryMode, ...], wish: Wish, budget: 
     return f"{what}; with nothing offloaded it takes {full} and {room}"
 
 
-def cache_warning(mode: MemoryMode, budget: Budget, bandwidths: Bandwidths) -> str | None:
+def cache_warning(mode: MemoryMode, budget: Budget, speed: Speed) -> str | None:
     """What to say if the page cache cannot hold the weights that are read over and over, so that the disk is waited
     for."""
     if budget.host_bytes is None or mode.pass_bytes == 0:
@@ -99,19 +121,25 @@ def cache_warning(mode: MemoryMode, budget: Budget, bandwidths: Bandwidths) -> s
     room = max(0, budget.host_bytes - mode.host_bytes)
     if mode.pass_bytes <= room:
         return None
-    seconds = transfer_seconds(mode, room, bandwidths)
-    rate = f"{format_bytes(bandwidths.disk)}/s, {bandwidths.basis}"
-    return (
-        f"the disk sets the speed: {format_bytes(room)} of memory are left to keep {format_bytes(mode.pass_bytes)} of "
-        f"weights in, so a chunk waits about {seconds:.3g} s for it ({rate}); "
-        "`helios models convert` makes a copy that is half as large or less"
+    waiting = speed.least_seconds(mode, budget) - (speed.computing or 0.0)
+    if speed.computing is not None and waiting < WORTH_A_WORD * speed.computing:
+        return None
+    sets, waits = ("sets", "about") if speed.computing is not None else ("may set", "up to")
+    said = (
+        f"the disk {sets} the speed: {format_bytes(room)} of memory are left to keep {format_bytes(mode.pass_bytes)} "
+        f"of weights in, so a chunk waits {waits} {waiting:.3g} s for it "
+        f"({format_bytes(speed.bandwidths.disk)}/s, {speed.bandwidths.basis})"
     )
+    if mode.read_bytes > mode.moved_bytes * (1 + WORTH_A_WORD):  # stored in more bytes than it computes in
+        said += "; `helios models convert` makes a copy that is half as large or less"
+    return said
 
 
 def plan_placement(subject: Subject, wish: Wish, budget: Budget) -> tuple[MemoryMode, tuple[MemoryMode, ...]]:
     """The mode to render with, and all of them. MachineError if none fits."""
-    modes = memory_modes(subject, budget)
-    return choose(modes, wish, budget, subject.device), modes
+    speed = speed_of(subject)
+    modes = memory_modes(subject, budget, speed)
+    return choose(modes, wish, budget, subject.device, speed), modes
 
 
 def allocator_share(wish: Wish, total_bytes: int) -> float | None:

@@ -77,6 +77,7 @@ def film_report(estimate: Estimate) -> dict:
     seconds = {key: getattr(duration, key) for key in ("text", "conditioning", "denoise", "decode", "encode")}
     seconds["total"] = estimate.seconds
     flops = {key: getattr(work, key) for key in ("text", "conditioning", "denoise", "decode", "total")}
+    layers = estimate.model.dit.num_layers
     cost = {"price_per_hour": estimate.price, "total": estimate.money} if estimate.price is not None else None
     return {
         "title": plan.title,
@@ -102,10 +103,10 @@ def film_report(estimate: Estimate) -> dict:
         "flops": flops,
         "budget": asdict(estimate.budget),
         "memory": [
-            mode_report(mode, estimate.model.dit.num_layers, *estimate.seconds_of(mode), chosen=mode is estimate.mode)
+            mode_report(mode, layers, estimate.budget, estimate.speed, chosen=mode is estimate.mode)
             for mode in estimate.memory
         ],
-        "bandwidths": asdict(estimate.bandwidths),
+        "bandwidths": asdict(estimate.speed.bandwidths),
         "disk": {"film_bytes": estimate.film_bytes, "download_bytes": estimate.model.download_bytes},
         "time": {**seconds, "measured": duration.rates.measured, "basis": duration.rates.basis},
         "cost": cost,

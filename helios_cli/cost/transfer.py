@@ -1,11 +1,11 @@
-"""How fast weights come: from the disk, out of the page cache, over the bus to a GPU."""
+"""How fast weights come, from the disk, out of the page cache, over the bus to a GPU; and chunks with them."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from helios_cli.cost.duration import Duration
-from helios_cli.cost.memory import Budget, MemoryMode
+from helios_cli.cost.duration import duration_of
+from helios_cli.cost.memory import Budget, MemoryMode, Subject
 from helios_cli.cost.speeds import read_bandwidths
 
 STATED = {"disk": 1e9, "cache": 4e9, "upload": 20e9}
@@ -40,23 +40,51 @@ def transfer_seconds(mode: MemoryMode, room: int | None, bandwidths: Bandwidths)
     return max(reading, mode.moved_bytes / bandwidths.upload if bandwidths.upload else 0.0)
 
 
-def mode_seconds(
-    mode: MemoryMode, budget: Budget, bandwidths: Bandwidths, duration: Duration, chunks: int
-) -> tuple[float, float | None]:
-    """Of a chunk, the mean of a film of so many: to bring its weights, and in all, None if that is not known.
+@dataclass(frozen=True)
+class Speed:
+    """Bandwidths, and seconds that a chunk of each lane is denoised and decoded for, None if that is not known."""
 
-    Streaming runs beside the computing; whole parts that take turns are waited for.
-    """
-    room = None if budget.host_bytes is None else max(0, budget.host_bytes - mode.host_bytes)
-    transfer = transfer_seconds(mode, room, bandwidths)
-    phases = (duration.denoise, duration.decode)
-    if None in phases:
-        return transfer, None
-    computing = sum(phases) / chunks
-    return transfer, computing + transfer if mode.name == "model" else max(computing, transfer)
+    bandwidths: Bandwidths
+    denoise: float | None
+    decode: float | None
+
+    @property
+    def computing(self) -> float | None:
+        return None if self.denoise is None or self.decode is None else self.denoise + self.decode
+
+    def transfer(self, mode: MemoryMode, budget: Budget) -> float:
+        """Seconds a chunk that its weights take to come."""
+        room = None if budget.host_bytes is None else max(0, budget.host_bytes - mode.host_bytes)
+        return transfer_seconds(mode, room, self.bandwidths)
+
+    def seconds(self, mode: MemoryMode, budget: Budget) -> float | None:
+        """Of a chunk in all. What streams comes while the transformer computes, and while a chunk is decoded if that is
+        beside it; what takes turns is waited for."""
+        if self.computing is None:
+            return None
+        return self._seconds(mode, budget, self.denoise, self.decode)
+
+    def least_seconds(self, mode: MemoryMode, budget: Budget) -> float:
+        """Those or, where they are not known, what its weights alone take."""
+        return self._seconds(mode, budget, self.denoise or 0.0, self.decode or 0.0)
+
+    def _seconds(self, mode: MemoryMode, budget: Budget, denoise: float, decode: float) -> float:
+        transfer = self.transfer(mode, budget)
+        waited = transfer * mode.waited_bytes / mode.moved_bytes if mode.moved_bytes else 0.0
+        streamed = transfer - waited
+        return waited + (max(streamed, denoise + decode) if mode.overlaps else max(streamed, denoise) + decode)
 
 
-def mode_report(mode: MemoryMode, layers: int, transfer: float, seconds: float | None, *, chosen: bool) -> dict:
+def speed_of(subject: Subject) -> Speed:
+    """Of a film's chunk on average, as measured on this machine or stated."""
+    plan, device = subject.plan, subject.device
+    duration = duration_of(plan, subject.work, device, subject.dtype, subject.model.parameters["transformer"])
+    share = subject.lanes / len(plan.chunks)
+    denoise, decode = (part and part * share for part in (duration.denoise, duration.decode))
+    return Speed(bandwidths_of(device.kind, device.name), denoise, decode)
+
+
+def mode_report(mode: MemoryMode, layers: int, budget: Budget, speed: Speed, *, chosen: bool) -> dict:
     """A mode of a model of so many blocks; seconds are a chunk's."""
     return {
         "mode": mode.name,
@@ -65,7 +93,7 @@ def mode_report(mode: MemoryMode, layers: int, transfer: float, seconds: float |
         "resident_blocks": mode.placement.resident if mode.name == "stream" else layers,
         "turns": mode.placement.takes_turns,
         **{key: getattr(mode, key) for key in ("device_bytes", "host_bytes", "moved_bytes", "read_bytes")},
-        "transfer_seconds": transfer,
-        "seconds": seconds,
+        "transfer_seconds": speed.transfer(mode, budget),
+        "seconds": speed.seconds(mode, budget),
         "phases": [{**asdict(phase), "total": phase.total} for phase in mode.phases],
     }

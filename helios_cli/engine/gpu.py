@@ -254,12 +254,15 @@ def measure_attention(
     shape = config.num_attention_heads, config.attention_head_dim
     for grid in grids:
         rows, noisy = len(dit.rope(grids[-1], grid)), LATENTS_PER_CHUNK * grid[0] * grid[1]
-        x = torch.randn(1, rows, *shape, device=device).to(dtype)
-        attention(x, x, x)
-        attention(x[:, -noisy:], x, x)  # the last block
+        q, k, v = torch.randn(1, rows, 3, *shape, device=device, dtype=dtype).unbind(2)  # slices of one product
+        x = q.contiguous()
+        if not helios_kernels.runs(x):
+            q, k, v = x, x, x
+        attention(q, x if config.is_amplify_history else k, v)  # amplified keys are a tensor of their own
+        attention(x[:, -noisy:], x, x)  # the last block, whose queries are a product of their own
         queries = x if not config.guidance_cross_attn else x[:, -noisy:]
         for keys in PROMPT_KEYS:
-            prompt = torch.randn(1, keys, *shape, device=device).to(dtype)
+            prompt = torch.randn(1, keys, *shape, device=device, dtype=dtype)
             attention(queries, prompt, prompt, torch.zeros(keys, device=device))
         attention(queries, prompt, prompt)  # a prompt that fills all 512
 

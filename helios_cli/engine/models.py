@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tokenizers import Tokenizer
@@ -107,9 +107,12 @@ class Models:
         return self._dit is not None or self._vae is not None
 
     def place(self, placement: Placement) -> None:
-        """Place the parts otherwise from now on; those that are loaded go."""
-        if placement != self.placement:
+        """Place the parts so from the next film on. Those that are loaded go if they were placed otherwise, and so do
+        graphs in any case: they hold memory by the shapes of films before."""
+        if replace(placement, text_beside=self.placement.text_beside) != self.placement:
             self.unload()
+        elif self.graphs is not None:
+            self.graphs.forget()
         self.placement = placement
 
     def unload(self) -> None:
@@ -138,7 +141,7 @@ class Models:
         dit = self.dit
         if self.stream is not None and calls:
             return dit.forward_all(calls)
-        if self.graphs is None or self.placement.mode != "none":
+        if self.graphs is None or self.placement.mode != "none" or not self.placement.graphs:
             return [dit(*call) for call in calls]
         return [self.graphs(dit, call) for call in calls]
 
@@ -302,12 +305,12 @@ class Models:
         """Frees the memory of a part that can be read again."""
         if module is not None and name in self._fillers and name not in self._away:
             module.to("meta")
-            machine.give_back_memory()
             self._away.add(name)
             if name == "transformer" and self.stream is not None:
                 self.stream.leave()
             if name == "transformer" and self.graphs is not None:
                 self.graphs.forget()
+            machine.give_back_memory()
 
     def _bring_back(self, name: str) -> bool:
         """Reads a part again that was sent away."""
@@ -318,12 +321,18 @@ class Models:
         return True
 
     def _make_room_for_text(self) -> None:
-        """The text encoder comes alone, unless there is room for all."""
-        needed = self.dtype.itemsize * self.checkpoint.component("text_encoder").parameters
+        """The text encoder comes alone, unless it is to be beside the others."""
         self._ahead.drop()
-        if self.placement.mode != "none" or needed > machine.free_bytes(self.device):
-            self._send_away("transformer", self._dit)
-            self._send_away("vae", self._vae)
+        beside = self.placement.text_beside
+        if beside is None and self.placement.mode == "none":
+            needed = self.dtype.itemsize * self.checkpoint.component("text_encoder").parameters
+            beside = needed <= machine.free_bytes(self.device)
+        if beside:
+            return
+        self._send_away("transformer", self._dit)
+        self._send_away("vae", self._vae)
+        if self.stream is not None:
+            self.stream.leave(host=True)  # the text encoder's slots take their place
 
     def _read_ahead(self, name: str) -> None:
         """Begins to read a part while another one works: as much as there is room for where it computes, and into the

@@ -59,8 +59,8 @@ def render(
     from there, and new ones put into it. Neither changes a frame.
 
     With `overlap` a chunk is decoded in a thread beside the denoising of the next, and its ChunkDone comes behind that;
-    what a picture or clip starts with is encoded beside the chunk before. By itself that is so on a GPU that holds
-    transformer and VAE, unless the clock is exact.
+    what a picture or clip starts with is encoded beside the chunk before. By itself that is so on a GPU where the
+    placement has room for both, unless the clock is exact.
 
     Raises PictureError (values that are not finite), InputError (a picture or clip that cannot be read), MachineError,
     CheckpointError (weights that can no longer be read).
@@ -93,7 +93,9 @@ def render_steps(
     """`render` with the model calls left to the caller, who answers them by `models.answer`, all in inference mode."""
     clock = clock or Clock(models.device)
     if overlap is None:
-        overlap = models.device.type == "cuda" and models.placement.mode == "none" and not clock.exact
+        placement = models.placement
+        together = placement.decode_beside and not placement.takes_turns
+        overlap = models.device.type == "cuda" and together and not clock.exact
     beside = Beside(models.device, overlaps=overlap)
     film = _Film(plan, models, writer, reanchor, clock, fingerprints, cache, beside)
     with writer, memory_told(), contextlib.closing(beside):

@@ -28,6 +28,7 @@ from helios_cli.model.fp8 import Fp8, Fp8Linear, parameter_names, product, proje
 from helios_cli.model.ops import (
     gated_residual,
     gated_residual_layer_norm,
+    gated_residual_modulated_norm,
     layer_norm,
     linear,
     modulated_norm,
@@ -108,6 +109,14 @@ class Modulation:
     blocks: Tensor
     out: Tensor
 
+    def norm(self, index: int) -> tuple[Tensor, Tensor]:
+        """(scale, shift), [B or 1, 2, E], of the norm that block `index` begins with; the last one after all blocks."""
+        if index == self.blocks.shape[1]:
+            shift, scale = (row.expand(-1, 2, -1) for row in self.out.split(1, dim=1))
+        else:
+            shift, scale = self.blocks[:, index, :, :2].unbind(2)
+        return scale, shift
+
 
 @dataclass(frozen=True)
 class TextContext:
@@ -131,6 +140,23 @@ class Call(NamedTuple):
     mods: Modulation
     rope: Tensor
     text: TextContext
+
+
+@dataclass
+class Rows:
+    """The stream of one call between two blocks.
+
+    Attributes:
+        x: [B, S, E].
+        u: its norm, which the coming block attends over; None once that has begun, so that nothing keeps it.
+    """
+
+    x: Tensor
+    u: Tensor | None
+
+    def take_norm(self) -> Tensor:
+        u, self.u = self.u, None
+        return u
 
 
 class RMSNorm(nn.Module):
@@ -239,19 +265,53 @@ class Block(nn.Module):
         With `noisy_only` (the last block) history rows give their keys and values and end there: the result has the
         noisy rows alone.
         """
-        shift1, scale1, gate1, shift2, scale2, gate2 = mods.unbind(2)
-        a = self._attend(modulated_norm(x_BSE, scale1, shift1, split, self.eps), rope, split, noisy_only=noisy_only)
+        shift, scale = mods[:, :, 0], mods[:, :, 1]
+        rows = Rows(x_BSE, modulated_norm(x_BSE, scale, shift, split, self.eps))
+        y, split = self._last_summand(rows, mods, rope, text, split, noisy_only=noisy_only)
+        return gated_residual(rows.x, y, mods[:, :, 5], split)
+
+    def advance(
+        self,
+        rows: Rows,
+        mods: Tensor,
+        rope: Tensor,
+        text: tuple[Tensor, Tensor, Tensor | None],
+        split: int,
+        norm: tuple[Tensor, Tensor],
+        *,
+        noisy_only: bool = False,
+    ) -> None:
+        """`forward` and the norm behind it, whose (scale, shift) `norm` is: one pass over the stream where kernels run.
+
+        For sampling. Where gradients are recorded, a norm that passes from block to block would have to be kept.
+        """
+        y, split = self._last_summand(rows, mods, rope, text, split, noisy_only=noisy_only)
+        rows.x, rows.u = gated_residual_modulated_norm(rows.x, y, mods[:, :, 5], *norm, split, self.eps)
+
+    def _last_summand(
+        self,
+        rows: Rows,
+        mods: Tensor,
+        rope: Tensor,
+        text: tuple[Tensor, Tensor, Tensor | None],
+        split: int,
+        *,
+        noisy_only: bool,
+    ) -> tuple[Tensor, int]:
+        """What the feed-forward makes, which is still to be gated and added to `rows.x`, and its history rows."""
+        _, _, gate1, shift2, scale2, _ = mods.unbind(2)
+        a = self._attend(rows.take_norm(), rope, split, noisy_only=noisy_only)
         if noisy_only:
-            x_BSE, split = x_BSE[:, split:], 0
+            rows.x, split = rows.x[:, split:], 0
         if self.guide_noisy_only and isinstance(self.norm2, nn.LayerNorm):
             norm = self.norm2
-            x_BSE, c = gated_residual_layer_norm(x_BSE, a, gate1, norm.weight, norm.bias, split, self.eps)
+            rows.x, c = gated_residual_layer_norm(rows.x, a, gate1, norm.weight, norm.bias, split, self.eps)
             a = self.attn2.out(attention(self.attn2.query(c), *text))
-            x_BSE, u = residual_modulated_norm(x_BSE, a, scale2, shift2, split, self.eps)
+            rows.x, u = residual_modulated_norm(rows.x, a, scale2, shift2, split, self.eps)
         else:
-            x_BSE = self._cross(gated_residual(x_BSE, a, gate1, split), text, split)
-            u = modulated_norm(x_BSE, scale2, shift2, split, self.eps)
-        return gated_residual(x_BSE, self.ffn(u), gate2, split)
+            rows.x = self._cross(gated_residual(rows.x, a, gate1, split), text, split)
+            u = modulated_norm(rows.x, scale2, shift2, split, self.eps)
+        return self.ffn(u), split
 
     def _attend(self, u_BSE: Tensor, rope: Tensor, split: int, *, noisy_only: bool) -> Tensor:
         """Self-attention, of the noisy rows alone with `noisy_only`. Queries, keys and values end with the call."""
@@ -440,13 +500,17 @@ class HeliosDiT(nn.Module):
 
     def forward_all(self, calls: Sequence[Call]) -> list[Tensor]:
         """The flows of several calls in one walk over the blocks: each value is that of a call of its own."""
-        streams, last = [self.enter(call) for call in calls], len(self.blocks) - 1
+        streams, last = [self._begin(call) for call in calls], len(self.blocks) - 1
         for i, block in enumerate(self.visit()):
-            for place, (call, x) in enumerate(zip(calls, streams, strict=True)):
+            for call, rows in zip(calls, streams, strict=True):
+                mods, split = call.mods.blocks[:, i], call.history_BME.shape[1]
                 context = (call.text.keys[i], call.text.values[i], call.text.bias)
-                split = call.history_BME.shape[1]
-                streams[place] = block(x, call.mods.blocks[:, i], call.rope, context, split, noisy_only=i == last)
-        return [self.leave(call, x) for call, x in zip(calls, streams, strict=True)]
+                block.advance(rows, mods, call.rope, context, split, call.mods.norm(i + 1), noisy_only=i == last)
+        return [self._flow(call, rows.take_norm()) for call, rows in zip(calls, streams, strict=True)]
+
+    def _begin(self, call: Call) -> Rows:
+        x = self.enter(call)
+        return Rows(x, modulated_norm(x, *call.mods.norm(0), call.history_BME.shape[1], self.config.eps))
 
     def enter(self, call: Call) -> Tensor:
         """The stream [B, S, E] before the first block."""
@@ -454,13 +518,16 @@ class HeliosDiT(nn.Module):
 
     def leave(self, call: Call, x: Tensor) -> Tensor:
         """The flow, [B, C, T, H, W], from the noisy rows after the last block."""
-        shift, scale = call.mods.out[:, :1], call.mods.out[:, 1:]
+        scale, shift = call.mods.norm(len(self.blocks))
         if kernels.runs(x):
-            y = kernels.modulated_norm(x, scale.expand(-1, 2, -1), shift.expand(-1, 2, -1), 0, self.config.eps)
+            y = kernels.modulated_norm(x, scale, shift, 0, self.config.eps)
         else:
-            y = torch.addcmul(shift, layer_norm(x, None, None, self.config.eps), 1 + scale).to(self.dtype)
+            y = torch.addcmul(shift[:, 1:], layer_norm(x, None, None, self.config.eps), 1 + scale[:, 1:]).to(self.dtype)
+        return self._flow(call, y)
+
+    def _flow(self, call: Call, u_BSE: Tensor) -> Tensor:
         grid = [size // step for size, step in zip(call.noisy_BCTHW.shape[2:], self.config.patch_size, strict=True)]
-        return self._unpatchify(linear(y, self.proj_out.weight, self.proj_out.bias), grid)
+        return self._unpatchify(linear(u_BSE, self.proj_out.weight, self.proj_out.bias), grid)
 
     def _unpatchify(self, x_BSP: Tensor, grid: Sequence[int]) -> Tensor:
         """Channels are innermost within a patch: (p_t, p_h, p_w, C)."""

@@ -74,6 +74,12 @@ def set_kind(folder: Path, kind: str, scheduler: dict) -> None:
 
 
 def set_own(folder: Path, **values: object) -> None:
-    """Set keys of the folder's `helios.json`: native_size, trained, knows, steps."""
+    """Set keys of the folder's `helios.json`: native_size, trained, knows, words, things, steps. None takes one out."""
     path = folder / OWN_FILE
-    write_json(path, {**(read_json(path) if path.exists() else {}), **values})
+    own = {**(read_json(path) if path.exists() else {}), **values}
+    write_json(path, {key: value for key, value in own.items() if value is not None})
+
+
+def set_trained(folder: Path, knows: str) -> None:
+    """Let the folder's model be a trained one that `knows` this; the words that an earlier one knew go."""
+    set_own(folder, trained=True, knows=knows, words=None, things=None)

@@ -72,6 +72,7 @@ class _Slot:
             self.memory = pinned_memory(size) if pinned else torch.empty(size, dtype=torch.uint8, device=device)
             self.tensors = {m.name: self.memory[m.begin : m.end].view(m.dtype).view(m.shape) for m in layout}
         self.parameters = {name: nn.Parameter(value, requires_grad=False) for name, value in self.tensors.items()}
+        self.copied: torch.cuda.Event | None = None  # of a host slot: its last copy to a GPU
 
 
 def pinned_memory(size: int) -> Tensor:
@@ -114,7 +115,6 @@ class _OnCuda:
         self._stream = torch.cuda.Stream(device)
         self._slots: list[_Slot] = []
         self._computed = [torch.cuda.Event() for _ in range(DEVICE_SLOTS)]
-        self._copied: dict[int, torch.cuda.Event] = {}
         self._turn = 0
 
     def enter(self) -> None:
@@ -129,18 +129,18 @@ class _OnCuda:
 
     def free(self, host: _Slot) -> None:
         """Waits, in a reading thread, until a host slot has been copied and can be written again."""
-        if id(host) in self._copied:
-            self._copied[id(host)].synchronize()
+        if host.copied is not None:
+            host.copied.synchronize()
 
     def bring(self, host: _Slot, begin: int, end: int) -> _Slot:
         """Queues the copy of a host slot's bytes, and lets the computing stream wait for it."""
         self._turn = (self._turn + 1) % DEVICE_SLOTS
-        slot, copied = self._slots[self._turn], self._copied.setdefault(id(host), torch.cuda.Event())
+        slot, host.copied = self._slots[self._turn], host.copied or torch.cuda.Event()
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(self._computed[self._turn])
             slot.memory[begin:end].copy_(host.memory[begin:end], non_blocking=True)
-            copied.record(self._stream)
-        torch.cuda.current_stream(self._device).wait_event(copied)
+            host.copied.record(self._stream)
+        torch.cuda.current_stream(self._device).wait_event(host.copied)
         return slot
 
     def done(self) -> None:
@@ -220,9 +220,15 @@ class BlockStream:
                 self._on.done()
             self._forget(index, wanted)
 
-    def leave(self) -> None:
-        """Gives the device's memory back until the next walk."""
-        self._on.leave()
+    def leave(self, *, host: bool = False) -> None:
+        """Gives the device's memory back until the next walk; with `host`, as on a CPU, the host's too, and what was
+        read ahead with it."""
+        if host or not self._on.pinned:
+            self._drop()
+            self._on.leave()
+            self._slots.clear()
+        else:
+            self._on.leave()
 
     def close(self) -> None:
         self._drop()

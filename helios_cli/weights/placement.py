@@ -31,6 +31,10 @@ class Placement:
         cached_bytes: of "stream": how much of the streamed files is left in the kernel's page cache, so that what is
             left stays there; None leaves it to the kernel.
         transformer_ahead_bytes, vae_ahead_bytes: of "model": how much of each may be read while another part works.
+        text_beside: of "none": whether the text encoder comes beside transformer and VAE where they are there already,
+            as they are when a command's next film begins. None, which no plan has: if there is memory free for it then.
+        decode_beside: a GPU decodes a chunk while it denoises the next one, unless transformer and VAE take turns.
+        graphs: of "none": a GPU replays recorded model calls, which takes a call's memory once more.
     """
 
     mode: Mode = "none"
@@ -39,6 +43,9 @@ class Placement:
     cached_bytes: int | None = None
     transformer_ahead_bytes: int = field(default=0, compare=False)  # nothing has to go when it becomes another
     vae_ahead_bytes: int = field(default=0, compare=False)
+    text_beside: bool | None = None
+    decode_beside: bool = True
+    graphs: bool = True
 
     @property
     def takes_turns(self) -> bool:

@@ -73,7 +73,8 @@ def test_a_part_that_failed_half_way_is_not_called_done(monkeypatch, capsys):
 
 
 def test_an_operation_that_takes_its_process_down_costs_its_own_rows(monkeypatch):
-    def child(device, part, seconds, *, names, compiled):
+    def child(device, part, seconds, *, names, compiled, ceiling):
+        assert ceiling == {"copy": 1e12}  # not measured once more
         said = []
         for name in names:
             said.append({"begun": name})
@@ -84,12 +85,29 @@ def test_an_operation_that_takes_its_process_down_costs_its_own_rows(monkeypatch
 
     monkeypatch.setattr(everything, "OPS", dict.fromkeys(["first", "second", "third"]))
     monkeypatch.setattr(everything, "_child", child)
-    rows = everything._kernels(DEVICE, 60.0, {}, compiled=False)
+    rows = everything._kernels(DEVICE, 60.0, {"ceiling": {"result": {"copy": 1e12}}}, compiled=False)
     assert [(row["op"], row["fault"]) for row in rows] == [
         ("first", None),
         ("second", "an illegal memory access"),
         ("third", None),
     ]
+
+
+def test_tuning_has_the_time_that_is_left_and_keeps_what_a_lost_process_found(monkeypatch):
+    asked = []
+
+    def child(device, part, seconds, *, names):
+        asked.append((part, seconds > 300, names))
+        if len(asked) == 1:
+            said = [{"begun": names[0]}, {"kernel": "found"}, {"begun": names[1]}]
+            raise ChildError("an illegal memory access", hint="none", answers=said)
+        return []
+
+    monkeypatch.setattr(everything, "_child", child)
+    (part,) = (part for part in everything.parts(DEVICE, "") if part.name == "tuning")
+    rows = part.measure(min(400.0, part.seconds), {})
+    assert [row.get("kernel", row.get("op")) for row in rows] == ["found", asked[0][2][1]]
+    assert asked == [("tuning", True, asked[0][2]), ("tuning", True, asked[0][2][2:])]
 
 
 @pytest.mark.parametrize("name", ["ceiling", "attention", "fp8 products"])
@@ -107,7 +125,7 @@ def test_the_parts_of_a_chip_run_at_small_shapes(name, tmp_path):
 
 def test_a_render_has_its_floors(tmp_path):
     (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "render tiny 1,1,1 fp8")
-    result = part.measure(300.0, {"ceiling": {"result": {"product": 1e11}}})
+    result = part.measure(300.0, {"ceiling": {"result": {"product": 1e11, "fp8_product": None}}})
     assert set(result["floors"]) == {"stage 0", "stage 1", "stage 2", "decode"} == set(result["share_of_floor"])
     assert all(seconds > 0 for seconds in result["floors"].values())
     assert result["num_frames"] == CPU.chunks * 33 and SPECS[CPU.size].native_size == (128, 64)

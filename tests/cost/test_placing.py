@@ -11,29 +11,39 @@ from hypothesis import strategies as st
 from helios_cli import machine
 from helios_cli.cost.auto import auto_model, survey, usual_film
 from helios_cli.cost.device import Device
-from helios_cli.cost.memory import Budget, memory_modes
+from helios_cli.cost.memory import Budget, mode_of
 from helios_cli.cost.model import find_model
-from helios_cli.cost.placing import allocator_share, budget_of, cache_warning, choose, choose_deeper, reason
+from helios_cli.cost.modes import memory_modes
+from helios_cli.cost.placing import (
+    allocator_share,
+    budget_notices,
+    budget_of,
+    cache_warning,
+    choose,
+    choose_deeper,
+    reason,
+)
 from helios_cli.cost.speeds import record_bandwidths
-from helios_cli.cost.transfer import Bandwidths, bandwidths_of, transfer_seconds
+from helios_cli.cost.transfer import Bandwidths, Speed, bandwidths_of, speed_of, transfer_seconds
 from helios_cli.errors import InputError, MachineError
 from helios_cli.recipe.values import parse_bytes
-from helios_cli.weights.placement import NO_WISH, Wish
+from helios_cli.weights.placement import NO_WISH, Placement, Wish
 
 GB = 10**9
 GPU = Device("cuda", "GPU", 80 * GB, 80 * GB)
 CPU = Device("cpu", "CPU", 64 * GB, 64 * GB)
 RATES = Bandwidths(disk=1e9, cache=4e9, upload=20e9, basis="stated")
+UNKNOWN = Speed(RATES, None, None)
 
 
 def film(device=GPU, name="distilled", dtype="bfloat16", quant="none"):
     return usual_film(find_model(name), device, dtype, quant=quant)
 
 
-def chosen(vram, ram=64 * GB, wish=NO_WISH, name="distilled"):
+def chosen(vram, ram=64 * GB, wish=NO_WISH, name="distilled", speed=UNKNOWN):
     subject, budget = film(name=name), Budget(vram, ram)
-    modes = memory_modes(subject, budget)
-    return choose(modes, wish, budget, GPU), modes, budget, subject
+    modes = memory_modes(subject, budget, speed)
+    return choose(modes, wish, budget, GPU, speed), modes, budget, subject
 
 
 def test_what_fits_whole_is_not_offloaded():
@@ -48,12 +58,51 @@ def test_a_small_gpu_streams_and_says_why():
     assert f"stream, {mode.placement.resident} of 40 blocks stay" in line and "12 GB may be taken" in line
 
 
-def test_the_least_bytes_win():
-    """Of a film with a hundred calls a chunk even a few streamed blocks move more than all of them once."""
-    few, *_ = chosen(31 * GB, name="distilled")
-    many, *_ = chosen(31 * GB, name="base")
-    assert few.moved_bytes <= min(mode.moved_bytes for mode in chosen(31 * GB)[1] if mode.fits)
-    assert many.moved_bytes <= min(mode.moved_bytes for mode in chosen(31 * GB, name="base")[1] if mode.fits)
+@pytest.mark.parametrize("speed", [UNKNOWN, Speed(RATES, 1.0, 0.2), Speed(RATES, 600.0, 30.0)], ids=str)
+@pytest.mark.parametrize("name", ["distilled", "base"])
+def test_the_fastest_wins(name, speed):
+    """Where the computing is not known, the one that waits least for its weights, as if it computed in no time."""
+    for vram in (9, 24, 31, 34):
+        mode, modes, budget, _ = chosen(vram * GB, name=name, speed=speed)
+        assert speed.least_seconds(mode, budget) == min(speed.least_seconds(m, budget) for m in modes if m.fits)
+
+
+def test_a_slow_gpu_hides_what_a_fast_one_waits_for():
+    """Of ten blocks that stream six times a chunk, all is hidden behind a minute of computing, while a transformer that
+    comes once is waited for; of a second of computing next to nothing is."""
+    slow, *_ = chosen(31 * GB, speed=Speed(RATES, 60.0, 5.0))
+    fast, *_ = chosen(31 * GB, speed=Speed(RATES, 1.0, 0.2))
+    assert (slow.name, fast.name) == ("stream", "model")
+    assert slow.moved_bytes > fast.moved_bytes
+
+
+def test_seconds_of_a_chunk():
+    """What streams comes beside the computing, and beside the decoding where that is beside it, too; what takes turns
+    is waited for."""
+    subject, budget, speed = film(), Budget(None, None), Speed(RATES, 50.0, 7.0)
+
+    def told(placement):
+        mode = mode_of(subject, budget, placement)
+        return speed.transfer(mode, budget), speed.seconds(mode, budget), mode
+
+    transfer, seconds, _ = told(Placement("model"))
+    assert seconds == pytest.approx(transfer + 57)
+    assert told(Placement())[:2] == (0, 57)
+    transfer, seconds, _ = told(Placement("stream"))
+    assert transfer > 57 and seconds == transfer
+    assert told(Placement("stream", decode_beside=False))[1] == pytest.approx(transfer + 7)
+    transfer, seconds, _ = told(Placement("stream", resident=30))
+    assert transfer < 57 and seconds == 57
+    transfer, seconds, mode = told(Placement("stream", resident=30, turns=True))
+    waited = transfer * mode.waited_bytes / mode.moved_bytes
+    assert seconds == pytest.approx(waited + max(50, transfer - waited) + 7) and waited > 10
+    assert UNKNOWN.seconds(mode, budget) is None and UNKNOWN.least_seconds(mode, budget) == pytest.approx(transfer)
+
+
+def test_lanes_compute_for_all_of_them():
+    subject = film(Device("cuda", "NVIDIA H100", 80 * GB, 80 * GB))
+    one, three = speed_of(subject), speed_of(replace(subject, lanes=3))
+    assert three.computing == pytest.approx(3 * one.computing)
 
 
 @settings(deadline=None, max_examples=30)
@@ -88,6 +137,20 @@ def test_a_budget_of_what_is_not_there():
     assert budget_of(NO_WISH, GPU, here=False).host_bytes is None
 
 
+def test_a_wish_for_more_than_there_is():
+    """Means all that is free, and that is said."""
+    free = machine.host_memory().available_bytes
+    wish = Wish(vram=100 * GB, ram=10**14)
+    budget = budget_of(wish, GPU)
+    assert budget.device_bytes == 80 * GB and budget.host_bytes == pytest.approx(free, rel=0.2)
+    vram, ram = budget_notices(wish, budget)
+    assert vram == "--vram 100 GB: only 80 GB is free, which is what may be taken" and ram.startswith("--ram 100 TB")
+    assert budget_notices(Wish(vram=GB), budget_of(Wish(vram=GB), GPU)) == []
+    assert budget_of(wish, GPU, here=False).host_bytes == 10**14  # of a machine that is not this one
+    unseen = replace(GPU, free_bytes=None)
+    assert budget_of(wish, unseen).device_bytes == 100 * GB
+
+
 def test_an_allocator_that_is_held_to_the_budget():
     assert allocator_share(NO_WISH, 80 * GB) is None
     assert allocator_share(Wish(vram=8 * GB), 80 * GB) == pytest.approx(7.5 / 80)
@@ -95,13 +158,24 @@ def test_an_allocator_that_is_held_to_the_budget():
 
 def test_the_disk_sets_the_speed():
     """54.9 GB of float32 blocks, read six times a chunk on average over a film that begins twice as slow."""
-    mode, _, budget, _ = chosen(7 * GB, ram=16 * GB)
-    said = cache_warning(mode, budget, RATES)
+    mode, _, budget, subject = chosen(7 * GB, ram=16 * GB)
+    said = cache_warning(mode, budget, UNKNOWN)
     room = 16 * GB - mode.host_bytes
     seconds = mode.read_bytes * ((room / mode.pass_bytes) / 4e9 + (1 - room / mode.pass_bytes) / 1e9)
-    assert f"about {seconds:.3g} s" in said and "1 GB/s" in said
-    assert cache_warning(mode, Budget(7 * GB, 200 * GB), RATES) is None
+    assert f"may set the speed: {room / 1e9:.3g} GB" in said and f"up to {seconds:.3g} s" in said and "1 GB/s" in said
+    assert cache_warning(mode, Budget(7 * GB, 200 * GB), UNKNOWN) is None
     assert transfer_seconds(mode, None, RATES) == pytest.approx(max(mode.read_bytes / 4e9, mode.moved_bytes / 20e9))
+    assert "the disk sets the speed" in cache_warning(mode, budget, Speed(RATES, 20.0, 2.0))
+    streamed = mode_of(subject, budget, Placement("stream"))
+    assert cache_warning(streamed, budget, Speed(RATES, 4000.0, 2.0)) is None  # it computes for longer
+    assert cache_warning(streamed, budget, Speed(RATES, 400.0, 2.0)) is not None
+
+
+def test_a_copy_is_advised_where_it_would_be_smaller():
+    mode, _, budget, _ = chosen(7 * GB, ram=16 * GB)
+    assert "helios models convert" in cache_warning(mode, budget, UNKNOWN)
+    converted = replace(mode, read_bytes=mode.moved_bytes)
+    assert "convert" not in cache_warning(converted, budget, UNKNOWN)
 
 
 def test_measured_bandwidths_take_the_place_of_stated_ones():
@@ -135,7 +209,7 @@ def test_apple_s_devices_do_not_stream():
     modes = memory_modes(subject, Budget(20 * GB, 64 * GB))
     assert [mode.name for mode in modes] == ["none", "model"]
     with pytest.raises(MachineError, match="--offload stream does not go on mps"):
-        choose(modes, Wish("stream"), Budget(20 * GB, 64 * GB), subject.device)
+        choose(modes, Wish("stream"), Budget(20 * GB, 64 * GB), subject.device, UNKNOWN)
 
 
 def test_auto_takes_the_small_one_until_the_other_is_here():

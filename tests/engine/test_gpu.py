@@ -17,6 +17,7 @@ from oracle import Case
 from PIL import Image
 from queues import Mark, Queue
 
+import helios_kernels
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.arithmetic import attention_shapes
 from helios_cli.cost.shapes import DiTShape
@@ -29,8 +30,9 @@ from helios_cli.engine.render import render
 from helios_cli.engine.state import State
 from helios_cli.engine.writer import open_writer
 from helios_cli.errors import InputError, MachineError, PictureError
+from helios_cli.model import dit as dit_module
 from helios_cli.model.backends import shape_key
-from helios_cli.model.dit import Call, DiTConfig
+from helios_cli.model.dit import Call, DiTConfig, HeliosDiT
 from helios_cli.model.vae import WanVAE
 from helios_cli.weights.specs import SPECS
 
@@ -289,3 +291,30 @@ def test_what_is_timed_before_a_film_is_what_its_fingerprints_look_at(guided, mo
     grids = [grid_of(size, (1, 2, 2), halvings) for halvings in (2, 1, 0)]
     gpu.measure_attention(DiTConfig.from_json(config), grids, dtype, torch.device("meta"))
     assert timed == list(attention_shapes(DiTShape.from_config(config), size, 3, "bfloat16"))
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("amplified", [True, False])
+def test_attention_is_timed_on_what_a_block_gives_it(kernels, amplified, monkeypatch):
+    """Queries, keys and values of a block with kernels, against those that are timed: the strides of a stage."""
+    config = DiTConfig.from_json({**SPECS["tiny"].transformer, "is_amplify_history": amplified})
+    given, timed, grid = [], [], grid_of((128, 64), (1, 2, 2), 0)
+    for module, calls in ((dit_module, given), (gpu, timed)):
+
+        def strides_of(q, k, v, bias=None, calls=calls):
+            calls.append([x.stride() for x in (q, k, v)])
+            return q.flatten(2)
+
+        monkeypatch.setattr(module, "attention", strides_of)
+    monkeypatch.setattr(helios_kernels, "runs", lambda x: kernels)
+    monkeypatch.setattr(helios_kernels, "qk_norm_rope", lambda *_: None)
+    with torch.device("meta"), torch.no_grad():
+        dit = HeliosDiT(config)
+        block, rope = dit.blocks[0], dit.rope(grid, grid)
+        if kernels:
+            block.attn1.join()
+        rows = torch.empty(1, len(rope), config.width)
+        block._attend(rows, rope, len(rope) - 9 * grid[0] * grid[1], noisy_only=False)
+    gpu.measure_attention(config, [grid], torch.float32, torch.device("meta"))
+    assert given == timed[:1]
+    assert (given[0][2][1] == 3 * config.width) == kernels

@@ -162,6 +162,36 @@ def test_a_block_has_its_weights_only_while_it_is_at_hand(folder_of):
         assert sum(not any(value.is_meta for value in other.parameters()) for other in others) <= 1
 
 
+def test_a_part_that_comes_finds_no_slots_of_the_one_that_goes(folder_of):
+    """VAE or text encoder: their plan is made without the transformer's blocks."""
+    models = models_at(folder_of("distilled"), PLACEMENTS["in turns"])
+    for come in (lambda: models.vae, lambda: models.encode(["a red circle"])):
+        list(models.dit.visit())
+        assert models.stream._slots and models.stream._loads
+        with torch.inference_mode():
+            come()
+        assert not models.stream._slots and not models.stream._loads
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_text_encoder_comes_beside_the_others_where_that_is_planned(beside, folder_of):
+    models = models_at(folder_of("distilled"), Placement(text_beside=beside))
+    weight = models.dit.proj_out.weight
+    with torch.inference_mode():
+        models.encode(["a red circle"])
+    assert (models.dit.proj_out.weight is weight) == beside
+    assert not models.dit.proj_out.weight.is_meta
+
+
+def test_a_next_film_needs_no_other_weights_for_a_word_about_the_text_encoder(folder_of):
+    models = models_at(folder_of("distilled"), Placement())
+    dit = models.dit
+    models.place(Placement(text_beside=True))
+    assert models.dit is dit
+    models.place(Placement("model"))
+    assert models.dit is not dit
+
+
 def test_an_abandoned_walk_does_not_disturb_the_next(folder_of):
     models = models_at(folder_of("distilled"), Placement("stream"))
     whole = Checkpoint.open(folder_of("distilled"))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
-from helios_cli.train.bench import Job, measure_apart, peak_of
+from helios_cli import machine
+from helios_cli.cli import main
+from helios_cli.train import bench
+from helios_cli.train.bench import Held, Job, measure_apart, peak_of
 
 MEGA = 10**6
 
@@ -33,3 +38,13 @@ def test_checkpointing_and_adapters_hold_less():
     assert checkpointed.peak_bytes < 0.8 * plain.peak_bytes
     assert checkpointed.between_bytes == plain.between_bytes
     assert shared.between_bytes < 0.7 * plain.between_bytes
+
+
+def test_the_command_says_what_auto_came_to(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(machine, "cpu", lambda: machine.Cpu("", 1, 1, ()))
+    monkeypatch.setattr(bench, "compare", lambda *job: asked.append(job) or [Held("nothing", 2, 1, 1, 0.5)])
+    assert main(["bench", "train", "--device", "cpu", "--json"]) == 0
+    assert asked == [("tiny", 4, torch.device("cpu"), "float32")]
+    report = json.loads(capsys.readouterr().out)
+    assert report["dtype"] == "float32" and report["ways"][0]["peak_bytes"] == 2

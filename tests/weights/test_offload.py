@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +136,19 @@ def test_two_blocks_are_read_ahead(stream):
     assert ring.blocks_read == [1] * HOST_SLOTS + [0] * (9 - HOST_SLOTS)
 
 
+def test_on_a_cpu_nothing_is_kept_until_the_next_walk(stream):
+    """Neither the slots nor what was read ahead into them: another network has their memory."""
+    ring, blocks = stream(6)
+    for _ in range(2):
+        for index, block in enumerate(ring.walk()):
+            assert torch.equal(block[0].weight, blocks[index][0].weight)
+        slots = [weakref.ref(slot) for slot in ring._slots]
+        assert len(slots) == HOST_SLOTS
+        del block
+        ring.leave()
+        assert [slot() for slot in slots] == [None] * HOST_SLOTS
+
+
 def test_a_reading_thread_s_error_ends_the_walk_and_not_the_ring(stream, monkeypatch):
     ring, blocks = stream(6)
     read, broken = WeightFiles.read, [True]
@@ -243,7 +257,7 @@ def test_the_order_of_a_gpu_s_copies(stream, monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", lambda: Mark(freeing))
     monkeypatch.setattr(torch.cuda, "stream", lambda queue: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
-    monkeypatch.setattr(offload._OnCuda, "pinned", False)
+    monkeypatch.setattr(offload, "pinned_memory", lambda size: torch.empty(size, dtype=torch.uint8))
     ring, blocks = stream(7, resident=2)
     ring._on = offload._OnCuda(ring.layout, CPU)
     for _ in range(3):
@@ -266,4 +280,6 @@ def test_the_order_of_a_gpu_s_copies(stream, monkeypatch):
     assert {entry[2] for entry in freeing} == {entry[2] for entry in log if entry[:2] == ("copying", "marks")}
     ring.leave()
     assert log[-1] == ("copying", "ends", None)  # before host memory goes that it may be copying from
-    assert not ring._on._slots
+    assert not ring._on._slots and len(ring._slots) == HOST_SLOTS  # pinning them again would take long
+    ring.leave(host=True)
+    assert not ring._slots
