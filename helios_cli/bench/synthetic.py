@@ -162,6 +162,8 @@ def describe(folder: Path, spec: Spec, dtype: torch.dtype) -> Checkpoint:
         native_size=spec.native_size,
         trained=False,
         knows=KNOWS,
+        words=(),
+        things=(),
         scheduler=SCHEDULERS[kind],
         components=components,
     )
