@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from helios_kernels.case import HISTORY, STAGES, WIDTH, Case, Op, outliers
+from helios_kernels.case import BF16, DTYPES, HISTORY, STAGES, WIDTH, Case, Op, outliers
 from helios_kernels.modulated_norm import layer_norm, modulated_norm, reference
 
 EPS = 1e-6
@@ -38,9 +38,10 @@ def stream_bytes(case: Case, itemsize: int, passes: int = 2) -> int:
 
 
 REAL = tuple(
-    Case(stage, {"S": S, "split": HISTORY}, real=True, interpreted=False, compiled=stage == "stage2")
+    Case(stage, {"S": S, "split": HISTORY}, real=True, interpreted=False, compiled=DTYPES if stage == "stage2" else ())
     for stage, S in STAGES.items()
 )
+NARROW = Case("stage2-E1536", {"S": STAGES["stage2"], "split": HISTORY, "E": 1536}, interpreted=False, compiled=BF16)
 UGLY = (
     Case("S101-split40", {"S": 101, "split": 40}),
     Case("one-row-noisy", {"S": 1, "split": 0}),
@@ -56,7 +57,7 @@ MODULATED_NORM = Op(
     run=modulated_norm,
     reference=reference.modulated_norm,
     inputs=_modulated_inputs,
-    cases=REAL + UGLY,
+    cases=(*REAL, NARROW, *UGLY),
     moved_bytes=stream_bytes,
 )
 
