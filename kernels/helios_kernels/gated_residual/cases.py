@@ -9,7 +9,7 @@ from helios_kernels.gated_residual import (
     gated_residual_modulated_norm,
     reference,
 )
-from helios_kernels.modulated_norm.cases import EPS, NARROW, modulation, stream
+from helios_kernels.modulated_norm.cases import EPS, NARROW, ROWS, modulation, stream
 
 # `noisy`: y has the noisy rows alone, as cross-attention's has. `plain`: no gate.
 REAL = tuple(
@@ -71,7 +71,7 @@ GATED_RESIDUAL = Op(
     run=gated_residual,
     reference=reference.gated_residual,
     inputs=_inputs,
-    cases=REAL + UGLY,
+    cases=REAL + ROWS + UGLY,
     moved_bytes=_bytes,
     written=("x_BSE",),
 )
@@ -81,7 +81,7 @@ GATED_RESIDUAL_MODULATED_NORM = Op(
     run=_with_stream(gated_residual_modulated_norm),
     reference=reference.gated_residual_modulated_norm,
     inputs=_modulated_inputs,
-    cases=(*REAL, CROSS, NARROW, *UGLY),
+    cases=(*REAL, CROSS, NARROW, *ROWS, *UGLY),
     moved_bytes=lambda case, itemsize: _bytes(case, itemsize, "all"),
     written=("x_BSE",),
 )
@@ -91,7 +91,7 @@ GATED_RESIDUAL_LAYER_NORM = Op(
     run=_with_stream(gated_residual_layer_norm),
     reference=reference.gated_residual_layer_norm,
     inputs=_affine_inputs,
-    cases=REAL + UGLY,
+    cases=REAL + ROWS + UGLY,
     moved_bytes=lambda case, itemsize: _bytes(case, itemsize, "noisy"),
     written=("x_BSE",),
 )
