@@ -11,22 +11,25 @@ import torch
 from films import models_of, plan_of
 from oracle import Case
 
+import helios_kernels
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.arithmetic import attention_shapes
 from helios_cli.cost.shapes import DiTShape
 from helios_cli.engine import gpu
 from helios_cli.engine.denoise import grid_of
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
-from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, on_host, require_quant
+from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, FirstUse, on_host, require_quant
 from helios_cli.engine.render import render
 from helios_cli.engine.writer import open_writer
 from helios_cli.errors import MachineError, PictureError
 from helios_cli.model.backends import shape_key
 from helios_cli.model.dit import Call, DiTConfig
 from helios_cli.weights.specs import SPECS
+from helios_kernels.dispatch import INTERPRETER, Backend
 
 CPU = torch.device("cpu")
 CASE = Case("distilled", (128, 64), (1, 1, 1), chunks=3)
+A_GPU = Backend("sm_90", "found", "a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +181,37 @@ def test_what_is_timed_before_a_film_is_what_its_fingerprints_look_at(guided, mo
     grids = [grid_of(size, (1, 2, 2), halvings) for halvings in (2, 1, 0)]
     gpu.measure_attention(DiTConfig.from_json(config), grids, dtype, torch.device("meta"))
     assert timed == list(attention_shapes(DiTShape.from_config(config), size, 3, "bfloat16"))
+
+
+def test_a_first_use_is_told_until_a_chunk_was_denoised():
+    first = FirstUse("a GPU", "triton 3.9.0", "5120")
+    assert "about a minute, once" in first.notice
+    assert first.notice == FirstUse("a GPU", "triton 3.9.0", "5120").notice  # asking leaves no mark
+    first.done()
+    assert FirstUse("a GPU", "triton 3.9.0", "5120").notice is None
+    assert FirstUse("a GPU", "triton 3.9.1", "5120").notice
+
+
+def test_a_home_that_cannot_be_written_is_told_again(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "file"))
+    first = FirstUse("a GPU")
+    first.done()
+    assert first.notice
+
+
+@pytest.mark.parametrize(
+    ("found", "told"), [(Backend(None, "no GPU"), False), (Backend(INTERPRETER, "slowly"), False), (A_GPU, True)]
+)
+def test_kernels_are_compiled_where_they_run_on_a_gpu(found, told, monkeypatch):
+    monkeypatch.setattr(helios_kernels, "backend", lambda: found)
+    assert (FirstUse.of(5120, torch.bfloat16) is not None) is told
+
+
+def test_each_width_dtype_and_device_is_compiled_once(monkeypatch):
+    monkeypatch.setattr(helios_kernels, "backend", lambda: A_GPU)
+    FirstUse.of(5120, torch.bfloat16).done()
+    assert FirstUse.of(5120, torch.bfloat16).notice is None
+    assert FirstUse.of(1536, torch.bfloat16).notice and FirstUse.of(5120, torch.float16).notice
+    monkeypatch.setattr(helios_kernels, "backend", lambda: Backend("sm_90", "found", "another GPU"))
+    assert FirstUse.of(5120, torch.bfloat16).notice
