@@ -187,30 +187,48 @@ class Attention(nn.Module):
         return rms_norm_rope(q, self.norm_q.weight, rope, self.heads, self.eps)
 
     def key_value(self, x_BSE: Tensor | Fp8, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Both of the same rows; where kernels run and `join` was called, of one product."""
+        joined = self._product(x_BSE, self.to_k, self.to_v)
+        if joined is not None:
+            slices = joined.unflatten(-1, (2, -1))
+            kernels.qk_norm_rope(slices[:, :, :1], self.norm_k.weight[None], rope, self.heads, self.eps)
+            return slices.unflatten(-1, (self.heads, -1)).unbind(2)
         k, v = project(self.to_k, x_BSE), project(self.to_v, x_BSE)
         return rms_norm_rope(k, self.norm_k.weight, rope, self.heads, self.eps), v.unflatten(-1, (self.heads, -1))
 
     @torch.no_grad()
     def join(self) -> None:
-        """Moves the weights of queries, keys and values next to each other, for one product instead of three."""
+        """Moves the weights of queries, keys and values next to each other, for one product instead of three, and those
+        of the norms for one kernel."""
         layers = (self.to_q, self.to_k, self.to_v)
-        for name in parameter_names(self.to_q):
-            joined = torch.cat([getattr(layer, name) for layer in layers])
-            for layer, piece in zip(layers, joined.chunk(3), strict=True):
-                getattr(layer, name).data = piece
+        alike = [[getattr(layer, name) for layer in layers] for name in parameter_names(self.to_q)]
+        for parameters in (*alike, [self.norm_q.weight, self.norm_k.weight]):
+            for parameter, piece in zip(parameters, torch.cat(parameters).chunk(len(parameters)), strict=True):
+                parameter.data = piece
 
-    def query_key_value(self, x_BSE: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All three of the same rows; where kernels run and `join` was called, of one product."""
-        layers = (self.to_q, self.to_k, self.to_v)
+    def query_key_value(self, x_BSE: Tensor, rope: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the rows from `first` on, keys and values of all. Of one product where all rows ask, kernels run
+        and `join` was called."""
         x = Fp8.of(x_BSE) if isinstance(self.to_q, Fp8Linear) else x_BSE
-        names = parameter_names(self.to_q) if kernels.runs(x_BSE) else ()
-        joined = [side_by_side(*(getattr(layer, name) for layer in layers)) for name in names]
-        if not joined or any(parameter is None for parameter in joined):
+        if first:
+            asking = x.rows(first) if isinstance(x, Fp8) else x[:, first:]
+            return self.query(asking, rope[..., first:, :, :]), *self.key_value(x, rope)
+        joined = self._product(x, self.to_q, self.to_k, self.to_v)
+        norms = side_by_side(self.norm_q.weight, self.norm_k.weight)
+        if joined is None or norms is None:
             return self.query(x, rope), *self.key_value(x, rope)
-        qkv = (product if isinstance(x, Fp8) else linear)(x, *joined)
-        norms = torch.stack([self.norm_q.weight, self.norm_k.weight])
-        kernels.qk_norm_rope(qkv.unflatten(-1, (3, -1))[:, :, :2], norms, rope, self.heads, self.eps)
-        return qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        slices = joined.unflatten(-1, (3, -1))
+        kernels.qk_norm_rope(slices[:, :, :2], norms.unflatten(0, (2, -1)), rope, self.heads, self.eps)
+        return slices.unflatten(-1, (self.heads, -1)).unbind(2)
+
+    def _product(self, x: Tensor | Fp8, *layers: nn.Linear | Fp8Linear) -> Tensor | None:
+        """One product for all the layers, where kernels run on its slices and the weights are side by side."""
+        if not kernels.runs(x.values if isinstance(x, Fp8) else x):
+            return None
+        joined = [side_by_side(*(getattr(layer, name) for layer in layers)) for name in parameter_names(layers[0])]
+        if any(parameter is None for parameter in joined):
+            return None
+        return (product if isinstance(x, Fp8) else linear)(x, *joined)
 
     def amplify_history(self, k_BSND: Tensor, split: int) -> Tensor:
         """Multiplies history keys by a learnt factor between 1 and 10, if the checkpoint has one."""
@@ -315,11 +333,7 @@ class Block(nn.Module):
 
     def _attend(self, u_BSE: Tensor, rope: Tensor, split: int, *, noisy_only: bool) -> Tensor:
         """Self-attention, of the noisy rows alone with `noisy_only`. Queries, keys and values end with the call."""
-        if noisy_only:
-            k, v = self.attn1.key_value(u_BSE, rope)
-            q = self.attn1.query(u_BSE[:, split:], rope[..., split:, :, :])
-        else:
-            q, k, v = self.attn1.query_key_value(u_BSE, rope)
+        q, k, v = self.attn1.query_key_value(u_BSE, rope, split if noisy_only else 0)
         return self.attn1.out(attention(q, self.attn1.amplify_history(k, split), v))
 
     def _cross(self, x_BSE: Tensor, text: tuple[Tensor, Tensor, Tensor | None], split: int) -> Tensor:

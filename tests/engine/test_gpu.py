@@ -24,7 +24,7 @@ from helios_cli.cost.shapes import DiTShape
 from helios_cli.engine import gpu
 from helios_cli.engine.denoise import grid_of
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
-from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, on_host, require_quant
+from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, FirstUse, on_host, require_quant
 from helios_cli.engine.history import History
 from helios_cli.engine.render import render
 from helios_cli.engine.state import State
@@ -35,9 +35,11 @@ from helios_cli.model.backends import shape_key
 from helios_cli.model.dit import Call, DiTConfig, HeliosDiT
 from helios_cli.model.vae import WanVAE
 from helios_cli.weights.specs import SPECS
+from helios_kernels.dispatch import INTERPRETER, Backend
 
 CPU = torch.device("cpu")
 CASE = Case("distilled", (128, 64), (1, 1, 1), chunks=3)
+A_GPU = Backend("sm_90", "found", "a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -318,3 +320,37 @@ def test_attention_is_timed_on_what_a_block_gives_it(kernels, amplified, monkeyp
     gpu.measure_attention(config, [grid], torch.float32, torch.device("meta"))
     assert given == timed[:1]
     assert (given[0][2][1] == 3 * config.width) == kernels
+
+
+def test_a_first_use_is_told_until_a_chunk_was_denoised():
+    first = FirstUse("a GPU", "triton 3.9.0", "5120")
+    assert "about a minute, once" in first.notice
+    assert first.notice == FirstUse("a GPU", "triton 3.9.0", "5120").notice  # asking leaves no mark
+    first.done()
+    assert FirstUse("a GPU", "triton 3.9.0", "5120").notice is None
+    assert FirstUse("a GPU", "triton 3.9.1", "5120").notice
+
+
+def test_a_home_that_cannot_be_written_is_told_again(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "file"))
+    first = FirstUse("a GPU")
+    first.done()
+    assert first.notice
+
+
+@pytest.mark.parametrize(
+    ("found", "told"), [(Backend(None, "no GPU"), False), (Backend(INTERPRETER, "slowly"), False), (A_GPU, True)]
+)
+def test_kernels_are_compiled_where_they_run_on_a_gpu(found, told, monkeypatch):
+    monkeypatch.setattr(helios_kernels, "backend", lambda: found)
+    assert (FirstUse.of(5120, torch.bfloat16) is not None) is told
+
+
+def test_each_width_dtype_and_device_is_compiled_once(monkeypatch):
+    monkeypatch.setattr(helios_kernels, "backend", lambda: A_GPU)
+    FirstUse.of(5120, torch.bfloat16).done()
+    assert FirstUse.of(5120, torch.bfloat16).notice is None
+    assert FirstUse.of(1536, torch.bfloat16).notice and FirstUse.of(5120, torch.float16).notice
+    monkeypatch.setattr(helios_kernels, "backend", lambda: Backend("sm_90", "found", "another GPU"))
+    assert FirstUse.of(5120, torch.bfloat16).notice
