@@ -104,7 +104,8 @@ def everything(
     with tempfile.TemporaryDirectory(prefix="helios-") as work:
         for name, said in measure_all(where, work, seconds=seconds):
             data["parts"][name] = said
-            told = said.get("failed") or said.get("left_out") or "done"  # what failed may have a part of its result
+            verdict = said["result"].get("verdict") if isinstance(said.get("result"), dict) else None
+            told = said.get("failed") or said.get("left_out") or verdict or "done"  # a failure may have half a result
             console.status(f"{name}: {told}")
             rows.append([name, round(said["seconds"], 1), told])
             options.write_out(out, data)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
 
 import pytest
 import torch
 
 from helios_cli.bench import everything
+from helios_cli.bench.chip import PARTS, waits
 from helios_cli.bench.everything import CPU, Part, measure_all
 from helios_cli.bench.fidelity import EQUAL_DB, psnr_db
 from helios_cli.child import ChildError
@@ -131,17 +134,50 @@ def test_a_render_has_its_floors(tmp_path):
     assert result["num_frames"] == CPU.chunks * 33 and SPECS[CPU.size].native_size == (128, 64)
 
 
-def test_a_side_that_fails_leaves_the_other(tmp_path, monkeypatch):
-    def run(side, job, *, timeout):
-        if job.kernels == "reference":
-            raise ChildError("no", hint="none", answers=[])
-        return real(side, job, timeout=timeout)
-
-    real = everything.run
-    monkeypatch.setattr(everything, "run", run)
+def test_kernels_are_judged_by_float32(tmp_path, monkeypatch):
+    """Here both are PyTorch, and so equal; then one of them is lost."""
     (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "kernels on and off")
-    result = part.measure(600.0, {})
-    assert result["reference"] == {"failed": "no"} and result["auto"]["num_frames"] == 33
+    made = {}
+
+    def child(device, name, seconds, *, kernels, size, dtype, file):
+        if dtype in made:
+            shutil.copy(made[dtype], file)
+        else:
+            made[dtype] = file
+            assert list(PARTS[name](device, size, dtype, file)) == [{"kernels": "reference"}]
+
+    monkeypatch.setattr(everything, "_child", child)
+    result = part.measure(900.0, {})
+    assert result["on against off"] == {"latents_db": EQUAL_DB, "frames_db": EQUAL_DB}
+    assert result["on against float32"] == result["off against float32"]
+    assert 40 < result["on against float32"]["frames_db"] < EQUAL_DB
+    assert result["verdict"].startswith("right: ")
+
+    def lost(device, name, seconds, *, kernels, **arguments):
+        if kernels == "reference":
+            raise ChildError("no GPU answers", hint="none", answers=[])
+
+    monkeypatch.setattr(everything, "_child", lost)
+    result = part.measure(900.0, {})
+    assert result["float32"] == {"failed": "no GPU answers"}
+    assert result["verdict"].startswith("not compared, off: no GPU answers")
+
+
+@pytest.mark.parametrize(("frames", "said"), [(41.0, "right"), (40.9, "WRONG")])
+def test_noise_is_no_fault(frames, said):
+    found = {"off against float32": {"latents_db": 50.0, "frames_db": 44.0}}
+    found["on against float32"] = {"latents_db": 47.0, "frames_db": frames}
+    assert everything.verdict(found).startswith(f"{said}: with kernels and without 47.0 and 50.0 dB (latents), ")
+
+
+def test_waits_are_counted_by_their_place():
+    def work():
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    found = waits(work)
+    assert list(found.values()) == [2] and next(iter(found)).startswith("test_chip.py:")
 
 
 def test_without_time_every_part_says_so(tmp_path, capsys):
