@@ -50,6 +50,7 @@ def offload(
     """
     options.require_folder(out)
     from helios_cli.bench import report
+    from helios_cli.bench.driver import DriverWatch
     from helios_cli.bench.job import plan_of
     from helios_cli.recipe.settings import ModelDefaults
     from helios_cli.weights import hub
@@ -74,16 +75,18 @@ def offload(
     computing, rows, told = None, [], []
     for mode, budget in _placements(subject, amounts):
         console.status(f"{mode.name}, {format_bytes(mode.device_bytes)} planned")
-        result = _measure(checkpoint, subject, mode)
+        with DriverWatch(str(where)) as watch:
+            result = _measure(checkpoint, subject, mode, budget, str(where))
         if isinstance(result, MachineError):
             console.warning(f"{mode.name}: {result.message}")
             continue
         seconds = (result.seconds - result.phases["text"]) / chunks
         if mode.name == "none":
             computing = seconds
-        told.append(_told(mode, budget, result, seconds, computing, rates))
+        told.append(_told(mode, budget, result, watch.peak_bytes, seconds, computing, rates))
         rows.append(_row(told[-1]))
-    columns = ["mode", "budget", "blocks stay", "device peak", "host peak", "s a chunk", "floor, s", "ratio"]
+    peaks = ["device peak", "reserved", "by nvidia-smi", "host peak"]
+    columns = ["mode", "budget", "blocks stay", *peaks, "s a chunk", "floor, s", "ratio", ""]
     data = {
         **report.environment(),
         "model": model,
@@ -156,8 +159,10 @@ def _placements(subject: Subject, amounts: list[int] | None) -> list[tuple[Memor
     return found
 
 
-def _measure(checkpoint: Checkpoint, subject: Subject, mode: MemoryMode) -> Result | MachineError:
-    """A film in a process of its own; the error where memory was too small."""
+def _measure(
+    checkpoint: Checkpoint, subject: Subject, mode: MemoryMode, budget: int | None, device: str
+) -> Result | MachineError:
+    """A film in a process of its own, held to its budget on a GPU; the error where memory was too small."""
     from helios_cli.bench.job import Job, run
 
     plan, placement = subject.plan, mode.placement
@@ -169,10 +174,11 @@ def _measure(checkpoint: Checkpoint, subject: Subject, mode: MemoryMode) -> Resu
             num_frames=plan.num_frames,
             steps=plan.steps,
             dtype=subject.dtype,
-            device=subject.device.kind,
+            device=device,
             threads=0,
             film=f"{work}/film.mkv",
             placement=(placement.mode, placement.resident, placement.turns, placement.cached_bytes),
+            vram=budget,
         )
         try:
             return run("ours", job)
@@ -181,10 +187,19 @@ def _measure(checkpoint: Checkpoint, subject: Subject, mode: MemoryMode) -> Resu
 
 
 def _told(
-    mode: MemoryMode, budget: int | None, result: Result, seconds: float, computing: float | None, rates: dict
+    mode: MemoryMode,
+    budget: int | None,
+    result: Result,
+    driver: int | None,
+    seconds: float,
+    computing: float | None,
+    rates: dict,
 ) -> dict:
     """`floor_seconds`: the larger of what the transfers take at the measured bandwidths, the files being in the page
-    cache, and what a chunk takes with nothing offloaded."""
+    cache, and what a chunk takes with nothing offloaded. `driver`: the peak in bytes as nvidia-smi says it."""
+    # The budget is of what computes: a GPU's memory by the widest of the three counts, or the host's.
+    device_peaks = [peak for peak in (result.peak_device_bytes, result.peak_reserved_bytes, driver) if peak is not None]
+    peak = max(device_peaks, default=result.peak_host_bytes)
     reading = mode.read_bytes / rates["cache"] if mode.name != "none" else 0.0
     upload = mode.moved_bytes / rates["upload"] if "upload" in rates else 0.0
     floor = max(reading, upload, computing or 0.0)
@@ -196,7 +211,10 @@ def _told(
         "planned_device_bytes": mode.device_bytes,
         "planned_host_bytes": mode.host_bytes,
         "peak_device_bytes": result.peak_device_bytes,
+        "peak_reserved_bytes": result.peak_reserved_bytes,
+        "peak_driver_bytes": driver,
         "peak_host_bytes": result.peak_host_bytes,
+        "over_budget": budget is not None and peak > budget,
         "moved_bytes": mode.moved_bytes,
         "seconds": seconds,
         "floor_seconds": floor,
@@ -213,8 +231,11 @@ def _row(told: dict) -> list:
         amount("budget_bytes"),
         "all" if told["resident_blocks"] is None else told["resident_blocks"],
         amount("peak_device_bytes"),
+        amount("peak_reserved_bytes"),
+        amount("peak_driver_bytes"),
         amount("peak_host_bytes"),
         round(told["seconds"], 3),
         round(told["floor_seconds"], 3),
         "" if told["ratio"] is None else round(told["ratio"], 2),
+        "over its budget" if told["over_budget"] else "",
     ]
