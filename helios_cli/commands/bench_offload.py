@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from helios_cli import options
 from helios_cli.console import JsonFlag, console
-from helios_cli.errors import MachineError
+from helios_cli.errors import InputError, MachineError
 from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
 
 if TYPE_CHECKING:
@@ -24,12 +25,17 @@ LEAST_BYTES = 250_000_000
 
 GPU_BUDGETS = "6G,12G,24G"
 
+SIZES = "tiny, 215m, 1.3b, 14b"
+
 
 def offload(
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="tiny, distilled, mid, base, a Hub id or a folder."),
-    ] = "tiny",
+    model: options.BenchModel = None,
+    synthetic: Annotated[
+        str | None, typer.Option(help=f"Random weights of a size instead, stored in bfloat16: {SIZES}.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="With --synthetic: where they are written, or were by a run before.")
+    ] = None,
     budgets: Annotated[
         str | None,
         typer.Option(
@@ -55,9 +61,14 @@ def offload(
     from helios_cli.recipe.settings import ModelDefaults
     from helios_cli.weights import hub
     from helios_cli.weights.checkpoint import Checkpoint
+    from helios_cli.weights.names import EMBEDDED
 
     amounts = options.read("--budgets", _amounts, budgets)
-    checkpoint = Checkpoint.open(hub.resolve(model, progress=console.progress_bytes))
+    if synthetic or folder:
+        found = _written(model, synthetic, folder)
+    else:
+        found = hub.resolve(model or EMBEDDED, progress=console.progress_bytes)
+    checkpoint, name = Checkpoint.open(found), synthetic or model or EMBEDDED
     preset = checkpoint.preset
     plan = plan_of(
         ModelDefaults(checkpoint.native_size, preset.steps, preset.guidance),
@@ -70,7 +81,7 @@ def offload(
 
     where = machine.pick_device(device)
     kind, _ = machine.pick_dtype(dtype, where)
-    subject = _subject(model, checkpoint, plan, where, kind)
+    subject = _subject(name, checkpoint, plan, where, kind)
     rates = _bandwidths(checkpoint, where, kind, subject)
     computing, rows, told = None, [], []
     for mode, budget in _placements(subject, amounts):
@@ -89,7 +100,7 @@ def offload(
     columns = ["mode", "budget", "blocks stay", *peaks, "s a chunk", "floor, s", "ratio", ""]
     data = {
         **report.environment(),
-        "model": model,
+        "model": name,
         "size": list(plan.size),
         "steps": list(plan.steps),
         "chunks": chunks,
@@ -100,6 +111,25 @@ def offload(
     }
     console.table(columns, rows, data=data)
     options.write_out(out, data)
+
+
+def _written(model: str | None, size: str | None, folder: Path | None) -> Path:
+    """`folder`, holding a synthetic model of `size`: of the run that wrote it, or written now."""
+    from helios_cli.weights.checkpoint import MODEL_INDEX
+    from helios_cli.weights.specs import SPECS
+
+    if model or size is None or folder is None:
+        raise InputError("--synthetic SIZE and --folder go together, without --model", hint="give both, or neither")
+    if size not in SPECS:
+        raise InputError(f"{size!r} is no size of a synthetic model", hint=f"write one of {', '.join(SPECS)}")
+    if (folder / MODEL_INDEX).exists():
+        return folder
+    import torch
+
+    from helios_cli.bench.synthetic import write_checkpoint
+
+    console.status(f"writing random weights of size {size} to {folder}")
+    return write_checkpoint(folder, SPECS[size], dtype=torch.bfloat16)
 
 
 def _subject(name: str, checkpoint: Checkpoint, plan, device: torch.device, dtype: torch.dtype) -> Subject:

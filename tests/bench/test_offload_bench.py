@@ -98,6 +98,29 @@ def test_a_peak_over_its_budget_is_marked(device, reserved, driver, host, over):
         assert bench_offload._row(told)[-1] == ("over its budget" if marked else "")
 
 
+def test_synthetic_weights_are_written_once(tmp_path, monkeypatch):
+    made = bench_offload._written(None, "tiny", tmp_path / "made")
+    stored = Checkpoint.open(made).component("transformer").tensors.values()
+    assert {tensor.dtype for tensor in stored} == {"BF16"}
+    monkeypatch.delattr("helios_cli.bench.synthetic.write_checkpoint")
+    assert bench_offload._written(None, "tiny", made) == made
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--synthetic", "tiny"], "go together"),
+        (["--folder", "x"], "go together"),
+        (["--synthetic", "tiny", "--folder", "x", "-m", "tiny"], "go together"),
+        (["--synthetic", "huge", "--folder", "x"], "'huge' is no size"),
+    ],
+    ids=str,
+)
+def test_a_size_and_a_folder_go_together(flags, said, capsys):
+    assert main(["bench", "offload", *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_budget_that_cannot_be_read(folder, capsys):
     assert main(["bench", "offload", "-m", str(folder), "--budgets", "lots"]) == 2
     assert "not an amount of memory" in capsys.readouterr().err
