@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from helios_cli import machine
+from helios_cli.bench.bandwidth import bandwidths
 from helios_cli.bench.everything import shapes_of
 from helios_cli.bench.fidelity import distances, film
 from helios_cli.bench.job import Job, job_plan
@@ -26,7 +27,7 @@ from helios_cli.model.ops import linear
 from helios_cli.recipe.plan import Plan
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
-from helios_cli.weights.checkpoint import PRESETS
+from helios_cli.weights.checkpoint import PRESETS, Checkpoint
 from helios_cli.weights.fp8 import quantize_weight
 from helios_cli.weights.specs import SPECS
 from helios_kernels import bench as kernel_bench
@@ -165,6 +166,11 @@ def synchronisations(device: torch.device, size: str, file: str) -> Rows:
     yield {"count": sum(where.values()), "where": where}
 
 
+def weight_rates(device: torch.device, folder: str) -> Rows:
+    """How fast a checkpoint's weights come."""
+    yield bandwidths(Checkpoint.open(Path(folder)), device, torch.bfloat16)
+
+
 def waits(work: Callable[[], None]) -> dict[str, int]:
     """What PyTorch warns of while it watches for synchronisations: how often, by file and line."""
     with warnings.catch_warnings(record=True) as caught:
@@ -203,6 +209,7 @@ PARTS = {
     "fp8 quality": quality,
     "one chunk": one_chunk,
     "synchronisations": synchronisations,
+    "bandwidths": weight_rates,
 }
 
 if __name__ == "__main__":

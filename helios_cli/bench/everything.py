@@ -12,17 +12,22 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
 import helios_kernels
 from helios_cli.bench.fidelity import distances
 from helios_cli.bench.floors import against_floors
-from helios_cli.bench.job import Job, run
+from helios_cli.bench.job import Job, plan_of, run
+from helios_cli.bench.offload import measure, placements, subject_of
 from helios_cli.bench.report import side
+from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.child import ChildError, ask
 from helios_cli.errors import HeliosError
+from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SPECS
 from helios_kernels import tune
 from helios_kernels.registry import OPS
@@ -49,6 +54,7 @@ class Shapes:
         attention: (queries, keys, heads, head size, with a bias).
         products: (rows, inputs, outputs).
         chunks: of every film but those compared.
+        budgets: bytes in which the compared one streams.
     """
 
     size: str
@@ -56,6 +62,7 @@ class Shapes:
     attention: tuple[tuple[int, int, int, int, bool], ...]
     products: tuple[tuple[int, int, int], ...]
     chunks: int
+    budgets: tuple[int, ...]
 
 
 GPU = Shapes(
@@ -68,8 +75,9 @@ GPU = Shapes(
     ),
     products=((11040, 5120, 15360), (11040, 5120, 13824), (11040, 13824, 5120), (2940, 5120, 13824)),
     chunks=3,
+    budgets=(3 * 10**9, 5 * 10**9),
 )
-CPU = Shapes("tiny", "tiny", ((300, 300, 4, 32, False), (200, 20, 4, 32, True)), ((256, 128, 512),), 2)
+CPU = Shapes("tiny", "tiny", ((300, 300, 4, 32, False), (200, 20, 4, 32, True)), ((256, 128, 512),), 2, (10**9,))
 
 
 def shapes_of(device: torch.device) -> Shapes:
@@ -121,6 +129,7 @@ def parts(device: torch.device, folder: str) -> list[Part]:
         Part(f"render {shapes.size} 2,2,2 fp8", partial(_render, replace(twice, quant="fp8"))),
         Part("fp8 quality", lambda seconds, known: child("fp8 quality", seconds)),
         Part("synchronisations", partial(_synchronisations, device, shapes.compared, folder), needs_gpu=True),
+        Part("offload", partial(_offload, device, shapes, folder), seconds=90.0),
         Part("kernels against torch.compile", partial(_kernels, device, compiled=True), needs_gpu=True),
         Part("tuning", partial(_tuning, device), needs_gpu=True, seconds=SECONDS),  # whatever is left
     ]
@@ -201,6 +210,22 @@ def _render(job: Job, seconds: float, known: Results) -> dict:
 
 def _synchronisations(device: torch.device, size: str, folder: str, seconds: float, known: Results) -> dict:
     return _child(device, "synchronisations", seconds, size=size, file=f"{folder}/waits.mp4")[0]
+
+
+def _offload(device: torch.device, shapes: Shapes, folder: str, seconds: float, known: Results) -> dict:
+    """A chunk of a model that is read from the disk, in each way of placing it."""
+    end, spec = time.perf_counter() + seconds, SPECS[shapes.compared]
+    checkpoint = Checkpoint.open(write_checkpoint(Path(folder, "model"), spec, dtype=torch.bfloat16))
+    (rates,) = _child(device, "bandwidths", end - time.perf_counter(), folder=str(checkpoint.path))
+    preset = checkpoint.preset
+    defaults = ModelDefaults(spec.native_size, preset.steps, preset.guidance)
+    plan = plan_of(defaults, size=spec.native_size, steps=(1, 1, 1), frames=FRAMES_PER_CHUNK, seed=0)
+    subject = subject_of(shapes.compared, checkpoint, plan, device, torch.bfloat16)
+    placed, small = placements(subject, shapes.budgets)
+    modes = []
+    for mode, said in measure(checkpoint, subject, placed, rates, device, seconds=end - time.perf_counter()):
+        modes.append(said if isinstance(said, dict) else {"mode": mode.name, "failed": said.message})
+    return {"model": shapes.compared, "bandwidths": rates, "modes": modes, "nothing_streams_in": small}
 
 
 def _on_and_off(device: torch.device, compared: str, folder: str, seconds: float, known: Results) -> dict:

@@ -15,6 +15,7 @@ from helios_cli.bench.everything import CPU, Part, measure_all
 from helios_cli.bench.fidelity import EQUAL_DB, psnr_db
 from helios_cli.child import ChildError
 from helios_cli.cli import main
+from helios_cli.errors import MachineError
 from helios_cli.weights.specs import SPECS
 
 DEVICE = torch.device("cpu")
@@ -161,6 +162,23 @@ def test_kernels_are_judged_by_float32(tmp_path, monkeypatch):
     result = part.measure(900.0, {})
     assert result["float32"] == {"failed": "no GPU answers"}
     assert result["verdict"].startswith("not compared, off: no GPU answers")
+
+
+def test_what_does_not_fit_is_a_row_of_the_offloads(tmp_path, monkeypatch):
+    """A written checkpoint with its real bandwidths and plans; the films are `bench offload`'s to test."""
+
+    def films(checkpoint, subject, placed, rates, device, *, seconds):
+        assert [(mode.name, budget) for mode, budget in placed] == [("none", None), ("model", None), ("stream", 10**9)]
+        assert rates["cache"] > 0 and 0 < seconds < 90 and checkpoint.component("vae").bytes
+        yield placed[0][0], {"mode": "none", "seconds": 1.0}
+        yield placed[1][0], MachineError("took more than 3 s", hint="none")
+
+    monkeypatch.setattr(everything, "measure", films)
+    monkeypatch.setattr(everything, "_child", lambda device, name, seconds, **given: list(PARTS[name](device, **given)))
+    (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "offload")
+    result = part.measure(part.seconds, {})
+    assert result["modes"] == [{"mode": "none", "seconds": 1.0}, {"mode": "model", "failed": "took more than 3 s"}]
+    assert result["nothing_streams_in"] == []
 
 
 @pytest.mark.parametrize(("frames", "said"), [(41.0, "right"), (40.9, "WRONG")])

@@ -12,6 +12,7 @@ import torch
 
 from helios_cli.bench.bandwidth import bandwidths
 from helios_cli.bench.driver import DriverWatch
+from helios_cli.bench.offload import told as told_of
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.commands import bench_offload
@@ -93,7 +94,7 @@ def test_a_peak_over_its_budget_is_marked(device, reserved, driver, host, over):
     )
     result = SimpleNamespace(peak_device_bytes=device, peak_reserved_bytes=reserved, peak_host_bytes=host)
     for budget, marked in ((10, over), (None, False)):
-        told = bench_offload._told(mode, budget, result, driver, 2.0, 1.0, {"cache": 4.0})
+        told = told_of(mode, budget, result, driver, 2.0, 1.0, {"cache": 4.0})
         assert told["over_budget"] == marked
         assert bench_offload._row(told)[-1] == ("over its budget" if marked else "")
 
