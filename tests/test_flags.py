@@ -13,7 +13,7 @@ FLAGS = {
     "helios": "--install-completion --show-completion --version",
     "helios bench": "",
     "helios bench checkpoint": "--dtype --kind --seed",
-    "helios bench all": "--device --json --out --seconds",
+    "helios bench all": "--device --json --out --seconds --table",
     "helios bench kernels": "--json --out --tune",
     "helios bench quant": "--chunks --device --float32 --json --model --out --size --steps --synthetic -m",
     "helios bench offload": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from helios_cli.child import ChildError
 from helios_cli.cli import main
 from helios_cli.errors import MachineError
 from helios_cli.weights.specs import SPECS
+from helios_kernels.bench import Timing
 
 DEVICE = torch.device("cpu")
 
@@ -196,6 +198,37 @@ def test_waits_are_counted_by_their_place():
 
     found = waits(work)
     assert list(found.values()) == [2] and next(iter(found)).startswith("test_chip.py:")
+
+
+def test_results_become_tables(tmp_path, capsys):
+    """Kernels as their bench says them, other parts as they were, or why they are not there."""
+    timed = Timing("renoise", "stage2", None, 0.5, 10, None, 0.8, "copy", {"eager": 1.0}, 2.0, None, "85% of a copy")
+    film = {"frames_per_second": 33.25, "steady_frames_per_second": None, "phases": {"decode": 2.0}}
+    parts = {
+        "ceiling": {"result": {"copy": 4e12, "product": 7.9e14, "fp8_product": None}},
+        "render 14b 1,1,1": {"result": {**film, "floors": {"decode": 1.0}, "share_of_floor": {"decode": 0.5}}},
+        "kernels": {"result": [asdict(timed), asdict(Timing("gelu", "x", fault="error 2, bound 1"))]},
+        "attention": {"result": [{"shape": "8x8", "ms": {"flash": 2.0, "triton": 1.5}, "name": "triton"}]},
+        "kernels on and off": {"result": {"verdict": "right: near"}},
+        "tuning": {"left_out": "480 seconds were over"},
+    }
+    file = tmp_path / "results.json"
+    versions = {"commit": "abc", "torch": "2.13.0"}
+    file.write_text(json.dumps({"device": "NVIDIA H200", "date": "2026-11-28T", "versions": versions, "parts": parts}))
+    assert main(["bench", "all", "--table", str(file)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "NVIDIA H200, 2026-11-28, commit abc, torch 2.13.0, 4000 GB/s copied, 790 TFLOP/s"
+    assert {
+        "| render 14b 1,1,1 | 33.2 | - | 2 (50%) |",
+        "| `renoise` | stage2 | 0.5 | 80% of copy | 2x | 85% of a copy |",
+        "| `gelu` | x | error 2, bound 1 | error 2, bound 1 | error 2, bound 1 | error 2, bound 1 |",
+        "| 8x8 | 2 | 1.5 | triton |",
+        "- kernels on and off: right: near",
+        "- tuning: 480 seconds were over",
+    } <= set(said)
+    file.write_text('{"parts": 3}')
+    assert main(["bench", "all", "--table", str(file)]) == 2
+    assert "no result of `helios bench all`" in capsys.readouterr().err
 
 
 def test_without_time_every_part_says_so(tmp_path, capsys):
