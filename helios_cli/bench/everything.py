@@ -180,7 +180,8 @@ def _kernels(device: torch.device, seconds: float, known: Results, *, compiled: 
 
 def _tuning(device: torch.device, seconds: float, known: Results) -> list[dict]:
     """As `helios bench kernels --tune`: what is found better is kept at once, and stays if time runs out."""
-    return _one_by_one(device, "tuning", list(dict.fromkeys(subject.op for subject in tune.SUBJECTS)), seconds)
+    names = list(dict.fromkeys(subject.op for subject in tune.SUBJECTS))
+    return _one_by_one(device, "tuning", names, seconds, kernels="triton")
 
 
 def _one_by_one(device: torch.device, part: str, names: list[str], seconds: float, **arguments) -> list[dict]:

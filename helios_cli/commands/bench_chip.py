@@ -114,6 +114,9 @@ def everything(
     where = machine.pick_device(device)
     from helios_cli.bench import report
     from helios_cli.bench.everything import heading, measure_all
+    from helios_kernels import tuned
+
+    tuned.use(machine.tuned_file())  # a chip may have been tuned that none are shipped for
 
     data = {**report.environment(), **heading(where), "parts": {}}
     if data["note"]:
