@@ -37,6 +37,7 @@ class Job:
         film: file that the film is written to, .mp4 or .mkv.
         seed: of the film, and of synthetic weights.
         placement: fields of `weights.placement.Placement`, on our side only; () leaves the model on the device.
+        vram: bytes of a GPU that our side may take, as in --vram: its allocator is held to that.
         quant, attention: as in --quant and --attention; on our side only, as `kernels`, which is HELIOS_KERNELS.
     """
 
@@ -53,6 +54,7 @@ class Job:
     quant: str = "none"
     attention: str = "auto"
     placement: tuple = ()
+    vram: int | None = None
     kernels: str = ""
 
     @classmethod
@@ -76,7 +78,8 @@ class Result:
         num_frames: frames of the film.
         threads: of the CPU that PyTorch used.
         peak_host_bytes: largest resident size of the process, without the encoder's.
-        peak_device_bytes: most that was allocated on a GPU, or None.
+        peak_device_bytes: most that was allocated on a GPU, or None; `peak_reserved_bytes`: most that the allocator
+            held for it, on our side.
         steady_frames_per_second: from the end of the first chunk's denoising to the end of the last one's, so without
             the prompt, the first chunk and a decoding that no other chunk covers; None for a film of one chunk, and on
             the side that makes all chunks in one call.
@@ -94,6 +97,7 @@ class Result:
     threads: int
     peak_host_bytes: int
     peak_device_bytes: int | None
+    peak_reserved_bytes: int | None = None
     steady_frames_per_second: float | None = None
     notes: tuple[str, ...] = ()
 

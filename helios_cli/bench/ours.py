@@ -12,6 +12,7 @@ import helios_kernels
 from helios_cli import __version__, machine
 from helios_cli.bench.job import Job, Result, job_plan, serve_job
 from helios_cli.bench.synthetic import RandomModels
+from helios_cli.cost.placing import allocator_share
 from helios_cli.engine import trial
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone, PhaseStarted
@@ -23,7 +24,7 @@ from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import dtype_with
-from helios_cli.weights.placement import Placement
+from helios_cli.weights.placement import Placement, Wish
 from helios_cli.weights.specs import SPECS
 
 
@@ -40,6 +41,9 @@ def measure(job: Job) -> Result:
     if job.threads:
         torch.set_num_threads(job.threads)
     device = machine.pick_device(job.device)
+    if device.type == "cuda" and job.vram is not None:
+        share = allocator_share(Wish(vram=job.vram), torch.cuda.mem_get_info(device)[1])
+        torch.cuda.set_per_process_memory_fraction(share, device)
     for _ in trial.settle(device):
         pass
     models = _models(job, device)
@@ -68,6 +72,7 @@ def measure(job: Job) -> Result:
         threads=torch.get_num_threads(),
         peak_host_bytes=machine.peak_host_bytes(),
         peak_device_bytes=done.peak_device_bytes,
+        peak_reserved_bytes=torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
         steady_frames_per_second=steady,
         notes=tuple(_notes(models)),
     )

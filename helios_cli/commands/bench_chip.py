@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Collection
 from dataclasses import asdict
+from json import loads as read_json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import typer
 
 from helios_cli import options
 from helios_cli.console import JsonFlag, console
-from helios_cli.errors import HeliosError, MachineError
+from helios_cli.errors import HeliosError, InputError, MachineError
 
 
 def kernels(
@@ -82,20 +83,40 @@ def _tune(file: Path, operations: Collection[str]) -> dict:
     return data
 
 
+def _print_tables(file: Path) -> None:
+    from helios_cli.bench.tables import markdown
+
+    try:
+        lines = list(markdown(read_json(file.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is no result of `helios bench all`: {error}", hint="write one with --out") from error
+    for line in lines:
+        console.line(line)
+
+
 def everything(
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, cpu.")] = "auto",
     seconds: Annotated[float, typer.Option(min=0, help="After which no part goes on.")] = 480.0,
     json: JsonFlag = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, after every part.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Print such a file as Markdown tables instead; nothing is measured.")
+    ] = None,
 ) -> None:
     """Measure all there is of this machine: kernels, attention, fp8, renders and their floors."""
     options.require_folder(out)
+    if table:
+        _print_tables(table)
+        return
 
     from helios_cli import machine
 
     where = machine.pick_device(device)
     from helios_cli.bench import report
     from helios_cli.bench.everything import heading, measure_all
+    from helios_kernels import tuned
+
+    tuned.use(machine.tuned_file())  # a chip may have been tuned that none are shipped for
 
     data = {**report.environment(), **heading(where), "parts": {}}
     if data["note"]:
@@ -104,7 +125,8 @@ def everything(
     with tempfile.TemporaryDirectory(prefix="helios-") as work:
         for name, said in measure_all(where, work, seconds=seconds):
             data["parts"][name] = said
-            told = said.get("failed") or said.get("left_out") or "done"  # what failed may have a part of its result
+            verdict = said["result"].get("verdict") if isinstance(said.get("result"), dict) else None
+            told = said.get("failed") or said.get("left_out") or verdict or "done"  # a failure may have half a result
             console.status(f"{name}: {told}")
             rows.append([name, round(said["seconds"], 1), told])
             options.write_out(out, data)

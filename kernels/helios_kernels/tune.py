@@ -17,7 +17,7 @@ from helios_kernels.attention import TMA_CHIPS
 from helios_kernels.case import Case, Op
 from helios_kernels.check import compare
 from helios_kernels.configs import Config
-from helios_kernels.dispatch import borrow, find_triton
+from helios_kernels.dispatch import backend, borrow, find_triton
 from helios_kernels.registry import OPS
 from helios_kernels.tuned import Tuned
 
@@ -121,11 +121,11 @@ def tune(
 
 def begin() -> str:
     """Let kernels run here, with the nearest chip's configurations if none are shipped for this one; returns whose they
-    are. RuntimeError where no kernel runs."""
+    are. RuntimeError where no kernel runs, as where HELIOS_KERNELS does not insist on a chip that is new."""
     borrow()
     found = find_triton()
-    if found.chip is None:
-        raise RuntimeError(f"no kernel can be tuned here: {found.reason}")
+    if found.chip is None or backend().chip is None:
+        raise RuntimeError(f"no kernel can be tuned here: {(backend() if found.chip else found).reason}")
     return found.chip
 
 

@@ -116,6 +116,12 @@ def test_a_chip_that_none_are_shipped_for_is_tuned_from_the_nearest(hip, like, u
     assert dispatch.backend().chip == like and not dispatch.backend().borrowed
 
 
+def test_what_would_be_pytorch_alone_is_not_tuned(unshipped, monkeypatch):
+    monkeypatch.setenv("HELIOS_KERNELS", "auto")
+    with pytest.raises(RuntimeError, match="no kernel can be tuned here: kernels have not been tried"):
+        tune.begin()
+
+
 def test_a_shipped_chip_that_has_the_best_already_is_not_written(unshipped, monkeypatch, tmp_path):
     monkeypatch.setattr(dispatch, "chip_of", lambda _: "sm_90")
     tuned.use(tmp_path / "kernels.json")
