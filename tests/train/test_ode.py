@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from train.distilling import CONFIG, LATENT, SIZE, Clips, checkpoint, network
+from train.slopes import assert_slope
 
 from helios_cli.engine.calls import answered
 from helios_cli.engine.clock import Clock
@@ -161,25 +162,9 @@ def test_errors_are_those_of_the_plain_transformer(folder, stage):
 
 
 def test_gradient_by_finite_differences(folder):
-    """Along one direction through all parameters. float32: two decimals of six are left after the difference."""
-    ours = phase(folder)
+    """The weight of 80 and the mean over two samples are in the gradient alone."""
     share = Share(step=0, samples=range(2), batch=2, seed=0)
-    ours.backward("student", share)
-    params = list(ours.dit.parameters())
-    direction = [p.grad / torch.cat([q.grad.flatten() for q in params]).norm() for p in params]
-    slope = sum((p.grad * d).sum() for p, d in zip(params, direction, strict=True)).item()
-
-    def loss(by: float) -> float:
-        with torch.no_grad():
-            for p, d in zip(params, direction, strict=True):
-                p.add_(d, alpha=by)
-            with torch.enable_grad():
-                (error,) = ours.backward("student", share).values()
-            for p, d in zip(params, direction, strict=True):
-                p.sub_(d, alpha=by)
-        return 40.0 * error.item()  # half of the weight 80
-
-    assert slope == pytest.approx((loss(2e-3) - loss(-2e-3)) / 4e-3, rel=0.02)
+    assert_slope(phase(folder), "student", share, lambda losses: 40.0 * sum(losses.values()))
 
 
 def test_two_processes_add_up_to_one(folder):
