@@ -58,7 +58,7 @@ LAYERS = {
         banned=TERMINAL,
     ),
     "train": Layer(
-        {"", *FOUNDATION, "machine", "engine", "recipe", "sampling", "model", "weights", "bench", "world"},
+        {"", *FOUNDATION, "machine", "child", "engine", "recipe", "sampling", "model", "weights", "bench", "world"},
         banned=TERMINAL,
     ),
     "train_view": Layer({*FOUNDATION, "console", "progress", "train"}, banned={"torch", "typer"}, lazy={"rich"}),

@@ -15,6 +15,7 @@ import typer
 from helios_cli import options
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError, MachineError
+from helios_cli.stop import stop_at_once
 
 if TYPE_CHECKING:
     import torch
@@ -213,11 +214,12 @@ def train_memory(
     where = pick_device(device)
     computed_in = dtype_name(dtype, where)
     data, rows = {**report.environment(), "size": size, "batch": batch, "dtype": computed_in, "ways": []}, []
-    for held in compare(size, batch, where, computed_in):
-        console.status(f"measured with {held.way}")
-        data["ways"].append({**asdict(held), "peak_bytes": held.peak_bytes})
-        sizes = (held.peak_bytes, held.critic_bytes, held.student_bytes, held.between_bytes)
-        rows.append([held.way, *(round(size / 1e6) for size in sizes), round(held.seconds, 2)])
+    with stop_at_once():  # so that no measurement goes on without anybody who waits for it
+        for held in compare(size, batch, where, computed_in):
+            console.status(f"measured with {held.way}")
+            data["ways"].append({**asdict(held), "peak_bytes": held.peak_bytes})
+            sizes = (held.peak_bytes, held.critic_bytes, held.student_bytes, held.between_bytes)
+            rows.append([held.way, *(round(size / 1e6) for size in sizes), round(held.seconds, 2)])
     console.table(["on", "peak, MB", "critic's turn", "student's turn", "between", "seconds"], rows, data=data)
 
 

@@ -24,7 +24,7 @@ from helios_cli.train.optim import Mean, Mover, rate_scale
 from helios_cli.train.phase import Phase
 from helios_cli.train.plot import plot_log
 from helios_cli.train.record import PLOT, Record
-from helios_cli.train.spread import Spread, spread
+from helios_cli.train.spread import Spread, own_device, spread
 from helios_cli.train.state import (
     CHECKPOINT,
     check_same,
@@ -51,7 +51,7 @@ def perform(job: Job, device: torch.device, stop: Callable[[], bool] = lambda: F
         yield from train(job, device, stop)
         return
     job, start = _settled(job, device), None if job.start is None else open_start(job.start)
-    for event in module.run(job, start, device):
+    for event in module.run(job, start, own_device(device)):
         yield event
         if stop():
             raise Interrupted(f"{job.out}: stopped", hint="the same command goes on")

@@ -13,6 +13,7 @@ from helios_cli.errors import InputError
 from helios_cli.train.data.cache import captions_of
 from helios_cli.train.events import Event
 from helios_cli.train.settings.package import Settings
+from helios_cli.train.spread import part_of_run
 from helios_cli.train.state import open_start
 from helios_cli.units import format_bytes
 from helios_cli.weights.checkpoint import Checkpoint, Component, files_of
@@ -34,7 +35,12 @@ class Packaged(Event):
 
 
 def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator[Event]:
-    """Write the checkpoint `settings.out`. InputError where VAEs have other latents, or clips are no cache."""
+    """Write the checkpoint `settings.out`. InputError where VAEs have other latents, or clips are no cache.
+
+    Of several processes the first one writes it.
+    """
+    if part_of_run()[0]:
+        return
     parts = dict(start.components)
     if settings.vae is not None:
         parts["vae"] = open_start(settings.vae).component("vae")
