@@ -23,6 +23,7 @@ from helios_cli.engine.writer import open_writer
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, Placement
+from helios_cli.weights.reader import WeightFiles
 
 CPU = torch.device("cpu")
 LAYERS = 4
@@ -226,6 +227,20 @@ def test_a_file_that_is_written_over_ends_the_film(copy, tmp_path):
         file.write(bytes(64))
     with pytest.raises(CheckpointError, match="changed while it was read"):
         list(events)
+
+
+@pytest.mark.parametrize("cached", [None, 10**9])
+def test_a_text_encoder_does_not_stay_in_a_page_cache_that_is_too_small(cached, folder_of, monkeypatch):
+    """It is read once; the transformer, of which so much stays, at each step."""
+    forgotten = []
+    monkeypatch.setattr(WeightFiles, "forget", lambda self, place: forgotten.append(place.info.name))
+    models = models_at(folder_of("distilled"), Placement("stream", cached_bytes=cached))
+    with torch.inference_mode():
+        models.encode(["a red circle"])
+    list(models.dit.visit())
+    layers = {name.split(".")[2] for name in forgotten if name.startswith("encoder.block.")}
+    assert len(layers) == (0 if cached is None else models.text_config.num_layers)
+    assert all(name.startswith("encoder.") for name in forgotten)
 
 
 def test_several_prompts_are_read_in_one_walk(folder_of):
