@@ -153,6 +153,8 @@ def _modes(estimate: Estimate) -> None:
         )
     console.line()
     console.table(["offload", "blocks stay", "device", "host", "moved", "transfer", "a chunk", "fits"], rows)
+    if estimate.lanes > 1:
+        console.line(f"for {estimate.lanes} films in lockstep; a chunk is one of each")
 
 
 def _totals(estimate: Estimate) -> None:

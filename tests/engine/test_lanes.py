@@ -74,7 +74,9 @@ def frames_alone(plan: Plan, models: Models, out) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "placement", [Placement("none"), Placement("stream"), Placement("stream", 1, turns=True)], ids=str
+    "placement",
+    [Placement("none"), Placement("model"), Placement("stream"), Placement("stream", 1, turns=True)],
+    ids=["none", "model", "stream", "turns"],
 )
 @pytest.mark.parametrize("kind", ["base", "mid", "distilled"])
 def test_films_together_are_what_they_are_alone(kind, placement, models_at, tmp_path):

@@ -189,6 +189,9 @@ def test_an_embedding_reads_the_rows_that_it_is_asked_for(stored):
 def test_turns_and_wishes():
     assert Placement("model").takes_turns and Placement("stream", turns=True).takes_turns
     assert not Placement("none").takes_turns and not Placement("stream").takes_turns
+    assert Placement("none").overlaps and Placement("stream").overlaps
+    assert not any(Placement(*way).overlaps for way in (("model",), ("stream", 0, True)))
+    assert not Placement("stream", decode_beside=False).overlaps
     assert Wish().is_default and not Wish(ram=1).is_default
 
 
