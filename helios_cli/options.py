@@ -81,6 +81,15 @@ Attention = Annotated[
     Literal["auto", "triton", "sdpa", "flash", "cudnn", "efficient", "math", "blocked"],
     typer.Option(rich_help_panel=MACHINE, help="auto takes what was fastest here; `helios doctor` shows which."),
 ]
+Lanes = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=64,
+        rich_help_panel=MACHINE,
+        help="Films that render at a time; where weights stream, each block comes once for all of them.",
+    ),
+]
 Offload = Annotated[
     Literal["auto", "none", "model", "stream"],
     typer.Option(

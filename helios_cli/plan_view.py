@@ -133,10 +133,12 @@ def _phases(estimate: Estimate) -> None:
 
 
 def _modes(estimate: Estimate) -> None:
-    """What each mode takes; a star at the one that is taken."""
+    """What each mode takes, weights moved and seconds being a chunk's; a star at the one that is taken. Where the
+    computing is not known, a chunk takes no less than its weights."""
     fits = {True: "yes", False: "no", None: "?"}
     rows = []
     for mode in estimate.memory:
+        transfer = estimate.speed.transfer(mode, estimate.budget)
         seconds = estimate.speed.seconds(mode, estimate.budget)
         sizes = (mode.device_bytes, mode.host_bytes, mode.moved_bytes)
         rows.append(
@@ -144,12 +146,15 @@ def _modes(estimate: Estimate) -> None:
                 f"{mode.name} *" if mode is estimate.mode else mode.name,
                 f"{mode.placement.resident}" if mode.name == "stream" else "all",
                 *(format_bytes(size) for size in sizes),
-                "?" if seconds is None else _time(seconds),
+                _time(transfer),
+                (f">= {_time(transfer)}" if transfer else "?") if seconds is None else _time(seconds),
                 fits[mode.fits],
             ]
         )
     console.line()
-    console.table(["offload", "blocks stay", "device", "host", "moved a chunk", "a chunk", "fits"], rows)
+    console.table(["offload", "blocks stay", "device", "host", "moved", "transfer", "a chunk", "fits"], rows)
+    if estimate.lanes > 1:
+        console.line(f"for {estimate.lanes} films in lockstep; a chunk is one of each")
 
 
 def _totals(estimate: Estimate) -> None:

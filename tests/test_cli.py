@@ -191,6 +191,7 @@ def test_doctor_reports_and_ends_well(capsys):
         assert f"\n{label} " in out
     for name in ("tiny", "distilled", "mid", "base"):
         assert f"\n            {name} " in out
+    assert "transfer at " in out and "/s from the page cache (" in out
 
 
 def test_doctor_as_json(capsys):

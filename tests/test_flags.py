@@ -40,7 +40,7 @@ FLAGS = {
     "helios models pull": "--json --revision",
     "helios models verify": "--json --revision",
     "helios plan": (
-        "--attention --codec --crf --device --dtype --fps --frames --guidance --image --json --minutes --model "
+        "--attention --codec --crf --device --dtype --fps --frames --guidance --image --json --lanes --minutes --model "
         "--negative --offload --on --output --price --quant --ram --reanchor --revision --seconds --seed --size "
         "--steps --strict --video --vram -m -o"
     ),

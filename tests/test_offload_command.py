@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from reruns import decoded
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
+from helios_cli.cost import placing
+from helios_cli.cost.memory import MemoryMode
 from helios_cli.engine.models import Models
 from helios_cli.engine.writer import FilmWriter
 from helios_cli.model.dit import Block, HeliosDiT
 from helios_cli.model.vae import Decoder
+from helios_cli.weights.offload import BlockStream
 from helios_cli.weights.specs import SPECS
 
 SMALL = ["--size", "64x64", "--steps", "1,1,1", "--frames", "99"]
@@ -42,7 +46,26 @@ def helios(folder, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_every_mode_writes_the_same_film(helios, folder, tmp_path):
+@pytest.fixture
+def nothing_stays(monkeypatch) -> list[BlockStream]:
+    """Of a model so small all blocks would stay, and nothing stream. Gives the streams of transformers."""
+    streams, choose, begin = [], placing.choose, BlockStream.__init__
+
+    def streamed(*arguments) -> MemoryMode:
+        mode = choose(*arguments)
+        return replace(mode, placement=replace(mode.placement, resident=0))
+
+    def noted(stream, blocks, prefix, *rest, **how) -> None:
+        begin(stream, blocks, prefix, *rest, **how)
+        if prefix == "blocks.":
+            streams.append(stream)
+
+    monkeypatch.setattr(placing, "choose", streamed)
+    monkeypatch.setattr(BlockStream, "__init__", noted)
+    return streams
+
+
+def test_every_mode_writes_the_same_film(helios, folder, nothing_stays):
     films = {}
     for mode in ("auto", "none", "model", "stream"):
         said = helios("render", "a red circle", "-m", folder, *SMALL, "--no-cache", "--offload", mode, "-o", f"{mode}/")
@@ -50,6 +73,8 @@ def test_every_mode_writes_the_same_film(helios, folder, tmp_path):
         assert ("offload:" in said.err) == (mode != "auto")
     assert len(films["none"]) == 99
     assert films["auto"] == films["none"] == films["model"] == films["stream"]
+    (stream,) = nothing_stays
+    assert min(stream.blocks_read) >= 12  # passes over them
 
 
 def test_a_chunk_kept_in_one_mode_is_taken_in_another(helios, folder):
@@ -135,13 +160,16 @@ def sources(*prompts: str) -> list[str]:
     return [f"{place}.txt" for place in range(len(prompts))]
 
 
-def test_lanes_write_the_films_that_are_written_one_by_one(helios, folder, tmp_path):
+def test_lanes_write_the_films_that_are_written_one_by_one(helios, folder, tmp_path, nothing_stays):
+    """And read each block once for two of them."""
     names = sources("a red circle", "a green square", "a blue ball")
     for out, flags in (("alone", []), ("together", ["--lanes", "2", "--offload", "stream"])):
         Path(out).mkdir()
         said = helios("render", *names, "-m", folder, *SMALL, "--no-cache", "-o", out, *flags)
     for name in ("0.mp4", "1.mp4", "2.mp4"):
         assert (decoded(tmp_path / "alone" / name) == decoded(tmp_path / "together" / name)).all()
+    (stream,) = nothing_stays
+    assert all(24 <= count < 30 for count in stream.blocks_read)  # 36 passes of three films; more is read ahead
     assert "0: chunk 2/3" in said.err and "1: chunk 2/3" in said.err
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -230,6 +231,34 @@ def test_the_time_of_a_streamed_film_is_that_of_its_weights(helios):
     waited = report["time"]["decode"] + report["time"]["text"]  # beside which nothing comes, in so little memory
     assert report["time"]["total"] == pytest.approx(mode["transfer_seconds"] * len(report["chunks"]) + waited)
     assert report["time"]["total"] > 5 * sum(report["time"][phase] for phase in ("text", "denoise", "decode"))
+
+
+def test_lanes_share_what_is_waited_for(helios):
+    """Films render together as `render` puts them; each takes its share of the pass that they share."""
+    sources = ("a ball", "a box", "a cube", "-m", "distilled", "--on", "4090", "--vram", "12G")
+    alone = json.loads(helios(*sources, "--json").out)
+    together = json.loads(helios(*sources, "--lanes", 2, "--json").out)
+    assert [each["lanes"] for each in together["films"]] == [2, 2, 1]
+    pairs = list(zip(together["films"], alone["films"], strict=True))
+    assert all(2 * shared["time"]["total"] < 1.3 * each["time"]["total"] for shared, each in pairs[:2])
+    assert pairs[2][0] == pairs[2][1]
+    kept = [each["memory"][1]["phases"][1]["kept"] for each in pairs[0]]
+    assert kept[0] == 2 * kept[1]
+    assert "for 2 films in lockstep" in helios(*sources, "--lanes", 2).out
+
+
+def test_a_chunk_takes_no_less_than_its_weights(helios):
+    """Where the computing was not measured; where it is known, both are told."""
+    unknown = helios("a ball", "-m", "distilled", "--device", "cpu", "--dtype", "float32", "--ram", "8G").out
+    known = helios("a ball", "-m", "distilled", "--on", "H100", "--vram", "12G").out
+    assert re.search(r" 57\.8 s +>= 57\.8 s +no", unknown)
+    assert re.search(r" 14\.4 s +20\.2 s +no", known)  # what comes whole is waited for
+    assert max(map(len, [*unknown.splitlines(), *known.splitlines()])) <= 80
+
+
+def test_a_budget_that_is_not_there_is_said_to_be_none(helios):
+    said = helios("a ball", "-m", "distilled", "--device", "cpu", "--ram", "900T")
+    assert "--ram 900 TB: only" in said.err and "everything fits" not in said.err
 
 
 def test_a_prompt_that_is_too_long_is_shown(helios, checkpoints):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,7 +30,9 @@ if TYPE_CHECKING:
 def render_all(jobs: list[Job], bench: Workbench, *, stop: bool, lanes: int = 1) -> Iterator[str]:
     """Renders all films, `lanes` at a time; yields the names of those that failed. The error of an only film is raised
     as it is."""
-    for group in _groups(jobs, lanes):
+    from helios_cli.cost.estimate import groups_of
+
+    for group in groups_of(jobs, lanes, lambda job: job.model):
         try:
             _render_group(group, bench)
         except HeliosError as error:
@@ -44,13 +45,6 @@ def render_all(jobs: list[Job], bench: Workbench, *, stop: bool, lanes: int = 1)
                 raise job.error
             console.error(job.error)
             yield job.film.name
-
-
-def _groups(jobs: list[Job], lanes: int) -> Iterator[list[Job]]:
-    """Films that follow each other and have one model, so many at a time."""
-    for _, same in itertools.groupby(jobs, key=lambda job: job.model):
-        while group := list(itertools.islice(same, lanes)):
-            yield group
 
 
 def _render_group(jobs: list[Job], bench: Workbench) -> None:

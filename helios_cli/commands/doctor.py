@@ -176,14 +176,27 @@ def _attention_lines(attention: dict) -> list[str]:
 
 
 def _model_lines(models: dict, device: str, dtype: str) -> list[str]:
-    """A line a mode: memory at its peak, weights moved and seconds a chunk; the star is at the one that is taken."""
-    lines = [f"on {device} in {dtype}; device, host, moved a chunk, time a chunk:", f"{EMBEDDED} fits"]
+    """A line a mode: memory at its peak, weights moved, seconds that they take to come and seconds in all, a chunk; the
+    star is at the one that is taken."""
+    lines = [
+        f"on {device} in {dtype}; device, host, moved a chunk, transfer, time a chunk:",
+        _bandwidth_line(models["bandwidths"]),
+        f"{EMBEDDED} fits",
+    ]
     for name, model in models["models"].items():
         for mode in model["modes"]:
             sizes = (format_bytes(mode[key]) for key in ("device_bytes", "host_bytes", "moved_bytes"))
-            seconds = "time unknown" if mode["seconds"] is None else f"{mode['seconds']:.3g} s"
+            transfer, seconds = f"{mode['transfer_seconds']:.3g} s", f"{mode['seconds'] or 0:.3g} s"
+            if mode["seconds"] is None:
+                seconds = f">= {transfer}" if mode["moved_bytes"] else "time unknown"
             stay = f", {mode['resident_blocks']} blocks stay" if mode["mode"] == "stream" else ""
             fits = {True: "" if mode["chosen"] else ", fits", False: ", does not fit", None: ""}[mode["fits"]]
             star = " *" if mode["chosen"] else ""
-            lines.append(f"{name} {mode['mode']}{star}: {', '.join(sizes)}, {seconds}{stay}{fits}")
+            lines.append(f"{name} {mode['mode']}{star}: {', '.join(sizes)}, {transfer}, {seconds}{stay}{fits}")
     return lines
+
+
+def _bandwidth_line(rates: dict) -> str:
+    names = {"disk": "the disk", "cache": "the page cache", "upload": "the host's memory to the device"}
+    told = [f"{format_bytes(rates[key])}/s from {name}" for key, name in names.items() if rates[key]]
+    return f"transfer at {', '.join(told)} ({rates['basis']})"

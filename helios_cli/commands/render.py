@@ -84,15 +84,7 @@ def render(
     ] = "medium",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    lanes: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=64,
-            rich_help_panel=options.MACHINE,
-            help="Films that render at a time; where weights stream, each block comes once for all of them.",
-        ),
-    ] = 1,
+    lanes: options.Lanes = 1,
     offload: options.Offload = "auto",
     vram: options.Vram = None,
     ram: options.Ram = None,
@@ -152,7 +144,7 @@ def render(
         console.json = json or progress == "json"
         check_planned(output, codec, crf, preset)
         terms = Terms(flags, revision, device, dtype, output, codec, crf, reanchor, strict)
-        terms = replace(terms, quant=quant, attention=attention, wish=wish)
+        terms = replace(terms, quant=quant, attention=attention, wish=wish, lanes=lanes)
         if not no_cache:
             terms = replace(terms, is_kept=Cache().has)
         show_plans(estimate_films([again.film], terms) if again else estimate_sources(source, terms))

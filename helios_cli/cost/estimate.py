@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes
 from helios_cli.cost.auto import auto_model
@@ -31,13 +33,15 @@ from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.placement import NO_WISH, Wish
 from helios_cli.weights.vocabulary import introduction
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Terms:
     """What a film is planned for, beside its recipe: the flags of `helios render`.
 
-    `on` names a GPU that is not here, in place of `device`; `price` is that of a GPU-hour. `is_kept` says whether the
-    chunk of a fingerprint is kept from an earlier film.
+    `on` names a GPU that is not here, in place of `device`; `price` is that of a GPU-hour. So many `lanes`, films of
+    one model, render at a time. `is_kept` says whether the chunk of a fingerprint is kept from an earlier film.
     """
 
     flags: Flags
@@ -54,6 +58,7 @@ class Terms:
     quant: Quant = "none"
     attention: str = "auto"
     wish: Wish = NO_WISH
+    lanes: int = 1
     is_kept: Callable[[str], bool] = lambda fingerprint: False
 
 
@@ -61,6 +66,7 @@ class Terms:
 class Estimate:
     """Everything about one film before it is rendered, as if nothing of it were there yet.
 
+    It renders beside others in so many `lanes` in all: memory and a chunk's seconds are those of all of them.
     `fingerprints` are None where weights or device are not here. `kept` has the indices of the chunks that a render
     takes from earlier films.
     """
@@ -74,6 +80,7 @@ class Estimate:
     dtype_origin: str
     prompts: PromptTokens
     work: Work
+    lanes: int
     memory: tuple[MemoryMode, ...]
     mode: MemoryMode
     budget: Budget
@@ -97,11 +104,13 @@ class Estimate:
 
     @property
     def seconds(self) -> float | None:
-        """Of the whole film in the mode that is taken, its weights included; None if not known."""
+        """Of the whole film in the mode that is taken, its weights included, and its share of what lanes take; None if
+        not known."""
         duration, a_chunk = self.duration, self.speed.seconds(self.mode, self.budget)
         if a_chunk is None or duration.total is None:
             return None
-        return max(duration.text + duration.conditioning + a_chunk * len(self.plan.chunks), duration.encode)
+        chunks = a_chunk / self.lanes * len(self.plan.chunks)
+        return max(duration.text + duration.conditioning + chunks, duration.encode)
 
     @property
     def money(self) -> float | None:
@@ -123,16 +132,24 @@ def estimate_films(films: list[Film], terms: Terms) -> list[Estimate]:
     dtype = pick_dtype(dtype_with(terms.quant, terms.dtype), device)
     models: dict[str, tuple[Model, str, list[str]]] = {}
     found = []
-    for film in films:
-        name, origin = _model_name(film, terms.flags)
-        if name not in models:
-            models[name] = _find(name, terms, device, dtype)
-        model, notices = models[name]
-        settings = resolve(film.recipe, terms.flags, model.defaults)
-        plan = plan_film(film, settings, strict=terms.strict)
-        plan = replace(plan, origins={"model": origin, **plan.origins})
-        found.append(_estimate(film, plan, model, device, dtype, terms, notices))
+    for group in groups_of(films, terms.lanes, lambda film: _model_name(film, terms.flags)[0]):
+        for film in group:
+            name, origin = _model_name(film, terms.flags)
+            if name not in models:
+                models[name] = _find(name, terms, device, dtype)
+            model, notices = models[name]
+            settings = resolve(film.recipe, terms.flags, model.defaults)
+            plan = plan_film(film, settings, strict=terms.strict)
+            plan = replace(plan, origins={"model": origin, **plan.origins})
+            found.append(_estimate(film, plan, model, device, dtype, terms, notices, len(group)))
     return found
+
+
+def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], str]) -> Iterator[list[T]]:
+    """Films that follow each other and have one model, so many at a time: those that render together."""
+    for _, same in itertools.groupby(films, key=model_of):
+        while group := list(itertools.islice(same, lanes)):
+            yield group
 
 
 def _model_name(film: Film, flags: Flags) -> tuple[str, str]:
@@ -153,7 +170,7 @@ def _find(name: str, terms: Terms, device: Device, dtype: str) -> tuple[Model, l
 
 
 def _estimate(
-    film: Film, plan: Plan, model: Model, device: Device, dtype: str, terms: Terms, notices: list[str]
+    film: Film, plan: Plan, model: Model, device: Device, dtype: str, terms: Terms, notices: list[str], lanes: int
 ) -> Estimate:
     device = for_model(device, model.parameters["transformer"])
     texts = texts_of(plan)
@@ -167,7 +184,7 @@ def _estimate(
         arithmetic = arithmetic_of(device, dtype, shapes, quant=terms.quant, attention=terms.attention)
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=terms.reanchor))
-    subject = Subject(plan, model, work, prompts, device, dtype, terms.quant)
+    subject = Subject(plan, model, work, prompts, device, dtype, terms.quant, lanes)
     budget = budget_of(terms.wish, device, here=terms.on is None)
     speed = speed_of(subject)
     modes = memory_modes(subject, budget, speed)
@@ -182,6 +199,7 @@ def _estimate(
         dtype_origin="default" if terms.dtype == "auto" else "flag",
         prompts=prompts,
         work=work,
+        lanes=lanes,
         memory=modes,
         mode=mode,
         budget=budget,

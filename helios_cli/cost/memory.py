@@ -158,7 +158,7 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
     """What `placement` takes."""
     phases = _phases(subject, placement)
     kind = subject.device.kind
-    overlaps = kind == "cuda" and subject.lanes == 1 and placement.decode_beside and not placement.takes_turns
+    overlaps = kind == "cuda" and subject.lanes == 1 and placement.overlaps
     on_device = max(phase.total for phase in phases)
     if overlaps:  # the next chunk begins, perhaps with a picture to encode
         _, *beside, decode = phases

@@ -21,6 +21,7 @@
       calls       of the whole film
       flops       by phase: {text, conditioning, denoise, decode, total}
       budget      {device_bytes, host_bytes}: what may be taken, null if not known; from flags, or what is free
+      lanes       films that render together: memory and seconds of a chunk below are those of all
       memory      by mode of --offload, as it would be placed: [{mode, chosen, fits, resident_blocks (of the
                   transformer), turns (transformer and VAE), device_bytes, host_bytes (with pinned memory, without page
                   cache), moved_bytes and read_bytes (of weights, a chunk), transfer_seconds and seconds (a chunk, null
@@ -102,6 +103,7 @@ def film_report(estimate: Estimate) -> dict:
         "calls": work.calls,
         "flops": flops,
         "budget": asdict(estimate.budget),
+        "lanes": estimate.lanes,
         "memory": [
             mode_report(mode, layers, estimate.budget, estimate.speed, chosen=mode is estimate.mode)
             for mode in estimate.memory

@@ -298,7 +298,8 @@ class Models:
             lambda parameter: dtype if fp32_islands.isdisjoint(parameter.split(".")) else torch.float32,
             resident=self.placement.resident if again else 0,
             again=again,
-            cached_bytes=self.placement.cached_bytes,
+            # What is read once makes no room in a page cache that is too small for what is read again.
+            cached_bytes=self.placement.cached_bytes if again or self.placement.cached_bytes is None else 0,
         )
 
     def _send_away(self, name: str, module: nn.Module | None) -> None:

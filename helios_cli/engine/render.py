@@ -93,9 +93,7 @@ def render_steps(
     """`render` with the model calls left to the caller, who answers them by `models.answer`, all in inference mode."""
     clock = clock or Clock(models.device)
     if overlap is None:
-        placement = models.placement
-        together = placement.decode_beside and not placement.takes_turns
-        overlap = models.device.type == "cuda" and together and not clock.exact
+        overlap = models.device.type == "cuda" and models.placement.overlaps and not clock.exact
     beside = Beside(models.device, overlaps=overlap)
     film = _Film(plan, models, writer, reanchor, clock, fingerprints, cache, beside)
     with writer, memory_told(), contextlib.closing(beside):

@@ -51,6 +51,11 @@ class Placement:
     def takes_turns(self) -> bool:
         return self.turns or self.mode == "model"
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether a GPU decodes a chunk of an only film while it denoises the next one."""
+        return self.decode_beside and not self.takes_turns
+
 
 RESIDENT = Placement()
 

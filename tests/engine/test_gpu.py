@@ -34,6 +34,7 @@ from helios_cli.model import dit as dit_module
 from helios_cli.model.backends import shape_key
 from helios_cli.model.dit import Call, DiTConfig, HeliosDiT
 from helios_cli.model.vae import WanVAE
+from helios_cli.weights.placement import Placement
 from helios_cli.weights.specs import SPECS
 from helios_kernels.dispatch import INTERPRETER, Backend
 
@@ -111,6 +112,19 @@ def test_work_that_cannot_be_recorded_is_done_plainly_and_said(dit):
     assert graphs.problem == (
         "model calls are not replayed as graphs: operation not permitted when stream is capturing"
     )
+
+
+def test_where_there_is_no_room_for_graphs_none_are_recorded():
+    """And those of films before go when the next one is placed: they hold memory by their shapes."""
+    models = RandomModels(SPECS["tiny"], CPU, torch.float32, name="tiny")
+    models.graphs = CallGraphs(Replays())
+    for placement, recorded in ((Placement(), 1), (Placement(), 2), (Placement(graphs=False), 2)):
+        models.place(placement)
+        assert not models.graphs._graphs
+        with torch.inference_mode():
+            for _ in range(3):
+                models.answer(calls(models.dit, 5))
+        assert models.graphs.record.recorded == recorded
 
 
 def test_no_more_than_some_graphs_are_kept():

@@ -73,10 +73,15 @@ def frames_alone(plan: Plan, models: Models, out) -> np.ndarray:
     return frames_in(out)
 
 
+WAYS = {"none": Placement("none"), "stream": Placement("stream"), "turns": Placement("stream", 1, turns=True)}
+
+
 @pytest.mark.parametrize(
-    "placement", [Placement("none"), Placement("stream"), Placement("stream", 1, turns=True)], ids=str
+    ("kind", "placement"),
+    [(kind, way) for kind in ("base", "mid", "distilled") for way in WAYS.values()]
+    + [("distilled", Placement("model"))],
+    ids=str,
 )
-@pytest.mark.parametrize("kind", ["base", "mid", "distilled"])
 def test_films_together_are_what_they_are_alone(kind, placement, models_at, tmp_path):
     plans, models = plans_of(kind), models_at(kind, placement)
     lanes = [lane_of(plan, models, tmp_path / str(place)) for place, plan in enumerate(plans)]

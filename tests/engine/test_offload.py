@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import weakref
@@ -14,6 +15,7 @@ import torch
 from films import plan_of
 from oracle import Case
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from helios_cli.engine.convert import convert
 from helios_cli.engine.events import ChunkDone
@@ -24,6 +26,7 @@ from helios_cli.errors import CheckpointError
 from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, Placement
+from helios_cli.weights.reader import WeightFiles
 
 CPU = torch.device("cpu")
 LAYERS = 4
@@ -54,10 +57,10 @@ def models_at(folder: Path, placement: Placement, dtype: torch.dtype = torch.flo
     return Models(Checkpoint.open(folder), CPU, dtype, placement=placement)
 
 
-def frames_of(case: Case, models: Models, out: Path) -> np.ndarray:
+def frames_of(case: Case, models: Models, out: Path, *, overlap: bool = False) -> np.ndarray:
     plan = plan_of(case)
     writer = open_writer(f"{out}/", size=plan.size, fps=plan.fps)
-    for _ in render(plan, models, writer):
+    for _ in render(plan, models, writer, overlap=overlap):
         pass
     return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
 
@@ -82,6 +85,46 @@ def test_every_mode_gives_the_frames_of_the_resident_model(kind, placement, fold
     case = case_of(kind)
     frames = frames_of(case, models_at(folder_of(kind), placement), tmp_path / "film")
     assert np.array_equal(frames, resident(case, folder_of(kind), torch.float32))
+
+
+def test_blocks_stream_while_a_chunk_is_decoded(folder_of, resident, tmp_path):
+    """As on a GPU: the decoding thread walks through nothing."""
+    case = case_of("distilled", chunks=3)
+    models = models_at(folder_of("distilled"), PLACEMENTS["half of it stays"])
+    frames = frames_of(case, models, tmp_path / "film", overlap=True)
+    assert np.array_equal(frames, resident(case, folder_of("distilled"), torch.float32))
+
+
+@pytest.mark.parametrize("placement", [PLACEMENTS["half of it stays"], PLACEMENTS["in turns"]], ids=["stream", "turns"])
+@pytest.mark.parametrize("kind", ["a copy in bfloat16", "in several files"])
+def test_streams_of_every_layout(kind, placement, folder_of, tmp_path):
+    """Of copies, whose blocks lie one behind the other, and of files that a block may be spread over."""
+    original = folder_of("distilled")
+    if kind == "a copy in bfloat16":
+        folder = convert(Checkpoint.open(original), tmp_path / "copy", "bfloat16", lambda count: None).path
+    else:
+        folder = in_several_files(original, tmp_path / "copy")
+    case, frames = case_of("distilled", chunks=1), []
+    for way in (placement, Placement()):
+        models = models_at(folder, way)
+        frames.append(frames_of(case, models, tmp_path / way.mode))
+        assert models.stream is None or sum(models.stream.blocks_read) > LAYERS
+    assert np.array_equal(*frames)
+
+
+def in_several_files(original: Path, folder: Path) -> Path:
+    """The same checkpoint, each tensor of the transformer in one of three files in turn, with an index."""
+    shutil.copytree(original, folder)
+    whole = folder / WEIGHTS
+    tensors = load_file(whole)
+    whole.unlink()
+    names = [f"diffusion_pytorch_model-0000{place + 1}-of-00003.safetensors" for place in range(3)]
+    for place, name in enumerate(names):
+        part = dict(list(tensors.items())[place::3])
+        save_file(part, whole.parent / name)
+    index = {"weight_map": {tensor: names[place % 3] for place, tensor in enumerate(tensors)}}
+    (whole.parent / f"{whole.name}.index.json").write_text(json.dumps(index))
+    return folder
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -250,6 +293,20 @@ def test_a_file_that_is_written_over_ends_the_film(copy, tmp_path):
         file.write(bytes(64))
     with pytest.raises(CheckpointError, match="changed while it was read"):
         list(events)
+
+
+@pytest.mark.parametrize("cached", [None, 10**9])
+def test_a_text_encoder_does_not_stay_in_a_page_cache_that_is_too_small(cached, folder_of, monkeypatch):
+    """It is read once; the transformer, of which so much stays, at each step."""
+    forgotten = []
+    monkeypatch.setattr(WeightFiles, "forget", lambda self, place: forgotten.append(place.info.name))
+    models = models_at(folder_of("distilled"), Placement("stream", cached_bytes=cached))
+    with torch.inference_mode():
+        models.encode(["a red circle"])
+    list(models.dit.visit())
+    layers = {name.split(".")[2] for name in forgotten if name.startswith("encoder.block.")}
+    assert len(layers) == (0 if cached is None else models.text_config.num_layers)
+    assert all(name.startswith("encoder.") for name in forgotten)
 
 
 def test_several_prompts_are_read_in_one_walk(folder_of):

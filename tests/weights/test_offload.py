@@ -199,6 +199,9 @@ def test_host_memory_that_cannot_be_pinned_has_run_out(monkeypatch):
 def test_turns_and_wishes():
     assert Placement("model").takes_turns and Placement("stream", turns=True).takes_turns
     assert not Placement("none").takes_turns and not Placement("stream").takes_turns
+    assert Placement("none").overlaps and Placement("stream").overlaps
+    assert not any(Placement(*way).overlaps for way in (("model",), ("stream", 0, True)))
+    assert not Placement("stream", decode_beside=False).overlaps
     assert Wish().is_default and not Wish(ram=1).is_default
 
 
