@@ -23,6 +23,9 @@ from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.hub import Source
 from helios_cli.weights.placement import Placement
 
+LEAST_SECONDS = 5.0
+"""In which a film can at least begin."""
+
 Placed = tuple[MemoryMode, int | None]
 """A mode, and the budget in bytes that it was placed in."""
 
@@ -69,7 +72,10 @@ def measure(
     """
     end, computing, chunks = time.perf_counter() + (seconds or 0), None, len(subject.plan.chunks)
     for mode, budget in placed:
-        left = None if seconds is None else max(0.1, end - time.perf_counter())
+        left = None if seconds is None else end - time.perf_counter()
+        if left is not None and left < LEAST_SECONDS:
+            yield mode, MachineError("no time was left for it", hint="allow more time")
+            continue
         with DriverWatch(str(device)) as watch:
             result = _film(checkpoint, subject, mode, budget, device, left)
         if isinstance(result, MachineError):

@@ -39,6 +39,7 @@ def markdown(data: dict) -> Iterator[str]:
         ["attention, ms", *names, "taken"],
         [[row["shape"], *(_figure(row["ms"].get(name)) for name in names), row["name"]] for row in shapes],
     )
+    yield ""
     for name in parts:
         told = parts[name].get("failed") or parts[name].get("left_out")
         verdict = found[name].get("verdict") if isinstance(found.get(name), dict) else None
@@ -64,4 +65,3 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
     if rows:
         yield from ("", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|")
         yield from (f"| {' | '.join(row)} |" for row in rows)
-        yield ""

@@ -12,6 +12,7 @@ import torch
 
 from helios_cli.bench.bandwidth import bandwidths
 from helios_cli.bench.driver import DriverWatch
+from helios_cli.bench.offload import measure
 from helios_cli.bench.offload import told as told_of
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
@@ -120,6 +121,13 @@ def test_synthetic_weights_are_written_once(tmp_path, monkeypatch):
 def test_a_size_and_a_folder_go_together(flags, said, capsys):
     assert main(["bench", "offload", *flags]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_without_time_no_film_begins():
+    mode = SimpleNamespace(name="none")
+    subject = SimpleNamespace(plan=SimpleNamespace(chunks=[1]))
+    ((_, said),) = measure(None, subject, [(mode, None)], {}, torch.device("cpu"), seconds=1.0)
+    assert said.message == "no time was left for it"
 
 
 def test_a_budget_that_cannot_be_read(folder, capsys):
