@@ -1,6 +1,6 @@
 """Run by test_model.py in a process of its own, with kernels or without: a small film's latents and frames to a file.
 
-filmed.py OUT none|fp8
+filmed.py OUT none|fp8 float32|bfloat16 CHUNKS
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rounding import round_to_nearest
 
 from helios_cli.bench.fidelity import film
 from helios_cli.bench.job import plan_of
@@ -19,12 +20,13 @@ from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.specs import SPECS
 
+round_to_nearest()
 attention.onednn_runs = lambda x: False  # a matter of CPUs, where kernels do not run by themselves
 
 torch.manual_seed(0)
 tiny = SPECS["tiny"]
 spec = replace(tiny, transformer={**tiny.transformer, "num_layers": 2}, native_size=(64, 64))
 defaults = ModelDefaults(spec.native_size, (1, 1, 1), 1.0)
-plan = plan_of(defaults, frames=2 * FRAMES_PER_CHUNK, seed=0)
-models = RandomModels(spec, torch.device("cpu"), torch.float32, name="small", quant=sys.argv[2])
+plan = plan_of(defaults, frames=int(sys.argv[4]) * FRAMES_PER_CHUNK, seed=0)
+models = RandomModels(spec, torch.device("cpu"), getattr(torch, sys.argv[3]), name="small", quant=sys.argv[2])
 torch.save(film(models, plan), Path(sys.argv[1]))
