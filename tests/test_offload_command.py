@@ -111,7 +111,8 @@ class Gives:
 
     def __init__(self, monkeypatch, first: int, times: int, again: int = 1, kind: type = Block) -> None:
         self.left, self.times = first, times
-        forward = kind.forward
+        method = "advance" if kind is Block else "forward"
+        forward = getattr(kind, method)
 
         def fail(block, *args, **kwargs):
             self.left -= 1
@@ -120,7 +121,7 @@ class Gives:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return forward(block, *args, **kwargs)
 
-        monkeypatch.setattr(kind, "forward", fail)
+        monkeypatch.setattr(kind, method, fail)
 
 
 def layers(folder: Path) -> int:
