@@ -79,10 +79,10 @@ def test_kernels_make_the_same_film_in_fp8(tmp_path):
 
 
 def test_kernels_make_as_good_a_film_in_bfloat16(plain, tmp_path):
-    """The first chunk is as far from that in float32 as PyTorch's in bfloat16 is."""
+    """The first chunk is as far from that in float32 as PyTorch's is; bfloat16 cut off would be 1.3 dB further."""
     on, off = (
         distances(film(tmp_path / f"{kernels}.pt", kernels, dtype="bfloat16", chunks=1), plain[:1])
         for kernels in ("triton", "reference")
     )
     for ours, native in zip(on, off, strict=True):
-        assert ours.latents_db >= native.latents_db - 3 and ours.frames_db >= native.frames_db - 3, (ours, native)
+        assert ours.latents_db >= native.latents_db - 1 and ours.frames_db >= native.frames_db - 1, (ours, native)
