@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from helios_cli.console import console
 from helios_cli.progress import BAR_LINE_WIDTH, format_duration
-from helios_cli.train.events import Event, Notice, RunDone, RunStarted, Trained
+from helios_cli.train.events import Event, FillDone, Filled, FillStarted, Notice, RunDone, RunStarted, Trained
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -50,14 +50,16 @@ class Pace:
 
 
 class RichView:
-    """A bar, and a line for each player with its latest losses, redrawn on the terminal. They vanish at the end."""
+    """A bar, and a line for each player with its latest losses, or one for what a folder has got by now. Redrawn on the
+    terminal; they vanish at the end.
+    """
 
     def __init__(self, terminal: RichConsole) -> None:
         from rich.live import Live
 
         self._pace = Pace()
-        self._run: RunStarted | None = None
-        self._players: dict[str, Trained] = {}
+        self._is_under_way = False
+        self._latest: dict[str, Event] = {}
         self.live = Live(get_renderable=self._draw, console=terminal, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> RichView:
@@ -70,12 +72,16 @@ class RichView:
     def show(self, event: Event) -> None:
         if isinstance(event, Trained):
             self._pace.follow(event.fraction)
-            self._players = {**self._players, event.player: event}  # replaced: the live view reads it from its thread
+            self._latest = {**self._latest, event.player: event}  # replaced: the live view reads it from its thread
             return
-        if isinstance(event, RunStarted):
-            self._run, self._pace, self._players = event, Pace(), {}
-        elif isinstance(event, RunDone):
-            self._run = None
+        if isinstance(event, Filled):
+            self._pace.follow(event.done / event.total)
+            self._latest = {"": event}
+            return
+        if isinstance(event, RunStarted | FillStarted):
+            self._is_under_way, self._pace, self._latest = True, Pace(), {}
+        elif isinstance(event, RunDone | FillDone):
+            self._is_under_way = False
         if isinstance(event, Notice):
             console.notice(event.message)
         else:
@@ -87,7 +93,7 @@ class RichView:
         from rich.table import Table
         from rich.text import Text
 
-        if self._run is None:
+        if not self._is_under_way:
             return Text("")
         bar = Table.grid(expand=True, padding=(0, 2, 0, 0))
         bar.width = min(BAR_LINE_WIDTH, self.live.console.width)
@@ -100,5 +106,5 @@ class RichView:
             f"{fraction:.1%}",
             self._pace.left_text,
         )
-        lines = [Text(trained.text, no_wrap=True, overflow="ellipsis") for trained in self._players.values()]
+        lines = [Text(event.text, no_wrap=True, overflow="ellipsis") for event in self._latest.values()]
         return Group(bar, *lines)

@@ -13,17 +13,19 @@ FLAGS = {
     "helios": "--install-completion --show-completion --version",
     "helios bench": "",
     "helios bench checkpoint": "--dtype --kind --seed",
-    "helios bench all": "--device --json --out --seconds",
-    "helios bench kernels": "--json --tune",
+    "helios bench all": "--device --json --out --seconds --table",
+    "helios bench kernels": "--json --out --tune",
     "helios bench quant": "--chunks --device --float32 --json --model --out --size --steps --synthetic -m",
-    "helios bench offload": "--budgets --chunks --device --dtype --json --model --out --size --steps -m",
+    "helios bench offload": (
+        "--budgets --chunks --device --dtype --folder --json --model --out --size --steps --synthetic -m"
+    ),
     "helios bench render": (
         "--against --attention --chunks --device --dtype --json --memory --minutes --model --out --quant --size "
         "--steps --synthetic --threads -m"
     ),
     "helios bench quality": (
         "--changes --chunks --device --dtype --films --guidance --json --minutes --model --out --prompts --seed "
-        "--sheet --steps -m"
+        "--sheet --steps --without -m"
     ),
     "helios bench train": "--batch --device --dtype --json --size",
     "helios cache": "",

@@ -58,7 +58,7 @@ LAYERS = {
         banned=TERMINAL,
     ),
     "train": Layer(
-        {"", *FOUNDATION, "machine", "engine", "recipe", "sampling", "model", "weights", "bench", "world"},
+        {"", *FOUNDATION, "machine", "child", "engine", "recipe", "sampling", "model", "weights", "bench", "world"},
         banned=TERMINAL,
     ),
     "train_view": Layer({*FOUNDATION, "console", "progress", "train"}, banned={"torch", "typer"}, lazy={"rich"}),
@@ -89,7 +89,7 @@ LAYERS = {
     "cli": Layer({"", "commands", "console", "errors"}, banned={"torch", "rich"}),
 }
 
-WEIGHTS_WITH_TORCH = {"load", "offload", "reader"}
+WEIGHTS_WITH_TORCH = {"ahead", "load", "offload", "reader"}
 """The modules of weights/ that may import torch when they are imported; the others read files and ask the Hub."""
 
 COMPARED_WITH = {("bench", "reference")}

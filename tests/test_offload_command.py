@@ -19,7 +19,9 @@ from helios_cli.cli import main
 from helios_cli.cost import placing
 from helios_cli.cost.memory import MemoryMode
 from helios_cli.engine.models import Models
+from helios_cli.engine.writer import FilmWriter
 from helios_cli.model.dit import Block, HeliosDiT
+from helios_cli.model.vae import Decoder
 from helios_cli.weights.offload import BlockStream
 from helios_cli.weights.specs import SPECS
 
@@ -105,11 +107,11 @@ def test_nothing_fits_is_said_before_anything_is_loaded(helios, folder, monkeypa
 
 
 class Gives:
-    """Memory that gives out so many `times`: at the `first`-th block, then each time `again` blocks later."""
+    """Memory that gives out so many `times`: at the `first`-th module of a kind, then each time `again` ones later."""
 
-    def __init__(self, monkeypatch, first: int, times: int, again: int = 1) -> None:
+    def __init__(self, monkeypatch, first: int, times: int, again: int = 1, kind: type = Block) -> None:
         self.left, self.times = first, times
-        forward = Block.forward
+        forward = kind.forward
 
         def fail(block, *args, **kwargs):
             self.left -= 1
@@ -118,17 +120,19 @@ class Gives:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return forward(block, *args, **kwargs)
 
-        monkeypatch.setattr(Block, "forward", fail)
+        monkeypatch.setattr(kind, "forward", fail)
 
 
 def layers(folder: Path) -> int:
     return json.loads((folder / "transformer" / "config.json").read_text())["num_layers"]
 
 
-def test_memory_that_runs_out_is_met_with_less_once(helios, folder, monkeypatch):
-    """In the second chunk: the first is safe and taken over, the film is what it would have been."""
+@pytest.mark.parametrize("kind", [Block, Decoder])
+def test_memory_that_runs_out_is_met_with_less_once(kind, helios, folder, monkeypatch):
+    """In the second chunk, of which the VAE has written a frame: the first is safe and taken over, the film is what it
+    would have been."""
     helios("render", "a red circle", "-m", folder, *SMALL, "--no-cache", "-o", "whole/")
-    Gives(monkeypatch, first=8 * layers(folder), times=1)
+    Gives(monkeypatch, first=8 * layers(folder) if kind is Block else 2 + 2, times=1, kind=kind)
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--no-cache", "-o", "film/")
     assert "memory ran out" in said.err and "1 chunk taken over" in said.err
     whole, film = ([file.read_bytes() for file in sorted(Path(name).iterdir())] for name in ("whole", "film"))
@@ -169,6 +173,23 @@ def test_lanes_write_the_films_that_are_written_one_by_one(helios, folder, tmp_p
     assert "0: chunk 2/3" in said.err and "1: chunk 2/3" in said.err
 
 
+@pytest.mark.parametrize(("kind", "again"), [(Block, ["0", "1"]), (Decoder, ["1"])])
+def test_memory_that_runs_out_in_lanes(kind, again, helios, folder, tmp_path, monkeypatch):
+    """A call is all films', and frames are one film's: those that it stopped go on with less, and are what they are
+    alone."""
+    names, frames = sources("a red circle", "a green square"), ["--frames", 33, "--no-cache"]
+    for out in ("alone", "together"):
+        Path(out).mkdir()
+    helios("render", *names, "-m", folder, *SMALL, *frames, "-o", "alone")
+    Gives(monkeypatch, first=3 * layers(folder) if kind is Block else 2 + 1, times=1, kind=kind)
+    said = helios("render", *names, "-m", folder, *SMALL, *frames, "-o", "together", "--lanes", 2, "--json")
+    events = [json.loads(line) for line in said.out.splitlines()]
+    assert any(event["event"] == "notice" and "memory ran out" in event["message"] for event in events)
+    assert [event["film"] for event in events if event["event"] == "film_started"] == ["0", "1", *again]
+    for name in ("0.mp4", "1.mp4"):
+        assert (decoded(tmp_path / "alone" / name) == decoded(tmp_path / "together" / name)).all()
+
+
 def test_events_of_lanes_say_their_film(helios, folder):
     names = sources("a red circle", "a green square")
     Path("out").mkdir()
@@ -186,6 +207,30 @@ def test_one_lane_may_fail(helios, folder):
     said = helios("render", *names, "-m", folder, *SMALL, "-o", "out", "--lanes", 2, "--strict", code=1)
     assert "1 of 2 films failed: 1" in said.err
     assert Path("out/0.mp4").exists() and not Path("out/1.mp4").exists()
+
+
+def test_a_weight_file_that_is_cut_short_and_made_whole_again(helios, folder, tmp_path, monkeypatch):
+    """While a film renders whose transformer comes again for each chunk, ahead of its use: exit code 4, and what is
+    safe is gone on from."""
+    copy = shutil.copytree(folder, tmp_path / "model")
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    whole, status, end_piece = weights.read_bytes(), weights.stat(), FilmWriter.end_piece
+    arguments = ["render", "a red circle", "-m", copy, *SMALL, "--no-cache", "--offload", "model"]
+    helios(*arguments, "-o", "whole/")
+
+    def cut(writer, safe):
+        end_piece(writer, safe)
+        os.truncate(weights, 1000)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(FilmWriter, "end_piece", cut)
+        said = helios(*arguments, "-o", "film/", code=4)
+    assert f"{weights.name}: truncated" in said.err or f"{weights.name}: changed" in said.err
+    weights.write_bytes(whole)
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "taken over" in helios(*arguments, "-o", "film/").err
+    frames, expected = ([file.read_bytes() for file in sorted(Path(name).iterdir())] for name in ("film", "whole"))
+    assert frames == expected
 
 
 def test_a_next_film_has_its_text_encoder_beside_the_rest(helios, folder, monkeypatch):

@@ -16,14 +16,18 @@ import pytest
 import torch
 from films import rendered
 from oracle import Case
+from typer.main import get_command
 
 from helios_cli.bench.quality import adherence, score
 from helios_cli.bench.screening import Showing, films
+from helios_cli.cli import app
 from helios_cli.engine.models import Models
 from helios_cli.train.config import load
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.names import EMBEDDED_FOLDER
+from helios_cli.weights.vocabulary import introduction
+from helios_cli.world.grammar import NOUNS
 from helios_cli.world.split import prompts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,12 +51,48 @@ def test_it_is_small_and_nothing_else():
 
 def test_the_commands_of_its_card_can_be_run():
     """Configs that are there and sound, each of which starts from what an earlier one made."""
-    configs = [ROOT / name for name in re.findall(r"^helios train (\S+\.toml)$", CARD.read_text(), re.MULTILINE)]
-    assert len(configs) >= 6
+    lines = re.findall(r"^helios train (\S+\.toml)(.*)$", CARD.read_text(), re.MULTILINE)
+    jobs = [(name, load(ROOT / name, re.findall(r"--set (\S+)", flags))) for name, flags in lines]
+    shipping = [job for name, job in jobs if "ablation" not in name]
+    assert len(shipping) >= 6
     made = set()
-    for job in map(load, configs):
+    for job in shipping:
         assert job.start in made | {None}, job
         made.add(job.out)
+    ablated = [job for name, job in jobs if "ablation" in name]
+    assert ablated and all(job.start in made for job in ablated)
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"helios (bench [^`\n]*|train .*)", CARD.read_text()))))
+def test_the_flags_of_its_card_exist(line):
+    command, words = get_command(app), line.split()
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    known = {flag for parameter in command.params for flag in parameter.opts}
+    assert {word for word in words if word.startswith("-")} <= known
+
+
+def test_prompts_beyond_its_world_get_a_line_and_no_others():
+    """What it was never shown, in words that its tokenizer has; what README and its card ask for."""
+    checkpoint = Checkpoint.open(EMBEDDED_FOLDER)
+    beyond = {
+        "a red ball, the camera pans right": "not: camera, pans.",
+        "a red ball and a blue square move left": "not: move, ball and square together.",
+        "a red ball with a green ball": "not: ball and ball together.",
+        "day becomes night": "not: day, becomes.",
+        "the camera zooms in": "not: camera, zooms.",
+    }
+    for prompt, said in beyond.items():
+        assert said in introduction(checkpoint, "tiny", [prompt])
+    known = ["a red ball rolls left over green hills", "a red ball rolls left", ""]
+    known += [prompt.caption for prompt in prompts(64)]
+    assert introduction(checkpoint, "tiny", known) is None
+
+
+def test_its_things_are_the_worlds():
+    things = {noun for names in NOUNS.values() for noun in names}
+    assert set(Checkpoint.open(EMBEDDED_FOLDER).things) == things
+    assert set(load(ROOT / "recipes/train/tiny-package.toml").things) == things
 
 
 def test_its_films_show_what_the_prompts_say():

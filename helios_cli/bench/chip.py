@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from helios_cli import machine
+from helios_cli.bench.bandwidth import bandwidths
 from helios_cli.bench.everything import shapes_of
 from helios_cli.bench.fidelity import distances, film
 from helios_cli.bench.job import Job, job_plan
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.child import serve
+from helios_cli.engine.render import render
+from helios_cli.engine.writer import open_writer
 from helios_cli.model import attention, backends, fp8
+from helios_cli.model.ops import linear
+from helios_cli.recipe.plan import Plan
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
-from helios_cli.weights.checkpoint import PRESETS
+from helios_cli.weights.checkpoint import PRESETS, Checkpoint
 from helios_cli.weights.fp8 import quantize_weight
 from helios_cli.weights.specs import SPECS
 from helios_kernels import bench as kernel_bench
-from helios_kernels import tuned
+from helios_kernels import tune, tuned
+from helios_kernels.dispatch import backend
 from helios_kernels.timing import gpu_seconds
 
 Rows = Iterator[dict]
@@ -31,27 +40,41 @@ Rows = Iterator[dict]
 
 def measure(question: dict) -> Rows:
     """The rows of `question["part"]` on `question["device"]`, as they come; what else there is are its arguments."""
-    part, device = question.pop("part"), torch.device(question.pop("device"))
+    part, device = question.pop("part"), machine.pick_device(question.pop("device"))
     tuned.use(machine.tuned_file())
     yield from PARTS[part](device, **question)
 
 
-def ceiling(device: torch.device) -> Rows:
-    """What a copy and a product reach, the product of 1024 rows and columns on a CPU."""
+@torch.no_grad()
+def ceiling(device: torch.device, dtype: str = "bfloat16") -> Rows:
+    """What a copy and products reach; on a CPU the product of 1024 rows and columns, as renders compute it."""
+    kind, _ = machine.pick_dtype(dtype, device)
     if device.type == "cuda":
-        yield asdict(kernel_bench.measure_ceiling())
+        yield asdict(kernel_bench.measure_ceiling(kind))
         return
-    x, y = torch.empty(2**24, dtype=torch.int8), torch.randn(1024, 1024).bfloat16()
-    copy, product = seconds_of(lambda: x.clone(), device), seconds_of(lambda: y @ y, device)
+    x, y = torch.empty(2**24, dtype=torch.int8, device=device), torch.randn(1024, 1024, device=device).to(kind)
+    copy, product = seconds_of(lambda: x.clone(), device), seconds_of(lambda: linear(y, y), device)
     yield asdict(kernel_bench.Ceiling(copy=2 * x.numel() / copy, product=2 * 1024**3 / product))
 
 
-def kernels(device: torch.device, names: list[str], compiled: bool) -> Rows:
-    """Each operation is announced, so that one that never comes back is known."""
+def kernels(device: torch.device, names: list[str], compiled: bool, ceiling: dict | None) -> Rows:
+    """Each operation is announced, so that one that never comes back is known. Without a `ceiling` it is measured."""
+    kernel_bench.require(tuple(names))
+    known = kernel_bench.Ceiling(**ceiling) if ceiling else kernel_bench.measure_ceiling()
     for name in names:
         yield {"begun": name}
-        for timing in kernel_bench.bench((name,), compiled=compiled):
+        for timing in kernel_bench.bench(known, (name,), compiled=compiled):
             yield asdict(timing)
+
+
+def tuning(device: torch.device, names: list[str]) -> Rows:
+    """Every kernel's best configuration, kept as it is found."""
+    like = tune.begin()
+    for name in names:
+        yield {"begun": name}
+        for found in tune.tune(gpu_seconds, device=device, like=like, names=(name,)):
+            tune.keep(found, machine.tuned_file())
+            yield asdict(found)
 
 
 @torch.no_grad()
@@ -109,37 +132,84 @@ def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def quality(device: torch.device) -> Rows:
     """The distance of an fp8 film from a bfloat16 one with random weights, whose errors nothing trained holds down."""
-    size = shapes_of(device).size
-    spec, preset = SPECS[size], PRESETS["distilled"]
-    job = Job(None, size, spec.native_size, 2 * FRAMES_PER_CHUNK, (1, 1, 1), "bfloat16", str(device), 0, "")
-    plan = job_plan(job, ModelDefaults(spec.native_size, preset.steps, preset.guidance))
-    films = []
+    size, films = shapes_of(device).size, []
     for quant in ("none", "fp8"):
-        models = RandomModels(spec, device, torch.bfloat16, name=size, quant=quant)
-        films.append(film(models, plan))
+        models = RandomModels(SPECS[size], device, torch.bfloat16, name=size, quant=quant)
+        films.append(film(models, _plan(size, 2)))
         models.unload()
     yield from (asdict(distance) for distance in distances(films[1], films[0]))
+
+
+def one_chunk(device: torch.device, size: str, dtype: str, file: str) -> Rows:
+    """Latents and frames of a chunk with random weights, written to `file` for who compares them."""
+    torch.backends.cudnn.allow_tf32 = False  # what is called float32 is to be that
+    models = RandomModels(SPECS[size], device, getattr(torch, dtype), name=size)
+    torch.save(film(models, _plan(size, 1)), file)
+    yield {"kernels": backend().name}
+
+
+def synchronisations(device: torch.device, size: str, file: str) -> Rows:
+    """How often the host waits for the GPU in a chunk whose graphs are recorded, and where; what waits for an event, as
+    the copies of frames do, is not counted by PyTorch."""
+    models = RandomModels(SPECS[size], device, torch.bfloat16, name=size)
+
+    def chunk() -> None:
+        plan = _plan(size, 1)
+        for _ in render(plan, models, open_writer(file, size=plan.size, fps=plan.fps)):
+            pass
+
+    for _ in range(2):
+        chunk()
+    torch.cuda.set_sync_debug_mode("warn")
+    where = waits(chunk)
+    torch.cuda.set_sync_debug_mode("default")
+    yield {"count": sum(where.values()), "where": where}
+
+
+def weight_rates(device: torch.device, folder: str) -> Rows:
+    """How fast a checkpoint's weights come."""
+    yield bandwidths(Checkpoint.open(Path(folder)), device, torch.bfloat16)
+
+
+def waits(work: Callable[[], None]) -> dict[str, int]:
+    """What PyTorch warns of while it watches for synchronisations: how often, by file and line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        work()
+    places = (f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message))
+    return dict(Counter(places).most_common())
+
+
+def _plan(size: str, chunks: int) -> Plan:
+    spec, preset = SPECS[size], PRESETS["distilled"]
+    job = Job(None, size, spec.native_size, chunks * FRAMES_PER_CHUNK, (1, 1, 1), "bfloat16", "", 0, "")
+    return job_plan(job, ModelDefaults(spec.native_size, preset.steps, preset.guidance))
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """Median of a few calls, after one."""
     if device.type == "cuda":
         return gpu_seconds(call)
-    call()
+    wait = torch.mps.synchronize if device.type == "mps" else lambda: None
     times = []
-    for _ in range(3):
+    for _ in range(4):
         start = time.perf_counter()
         call()
+        wait()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(times[1:])
 
 
 PARTS = {
     "ceiling": ceiling,
     "kernels": kernels,
+    "tuning": tuning,
     "attention": attentions,
     "fp8 products": products,
     "fp8 quality": quality,
+    "one chunk": one_chunk,
+    "synchronisations": synchronisations,
+    "bandwidths": weight_rates,
 }
 
 if __name__ == "__main__":

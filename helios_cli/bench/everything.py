@@ -12,17 +12,24 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
 import helios_kernels
-from helios_cli.bench.floors import floors
-from helios_cli.bench.job import Job, run
-from helios_cli.bench.report import agreement_db, side
+from helios_cli.bench.fidelity import distances
+from helios_cli.bench.floors import against_floors
+from helios_cli.bench.job import Job, plan_of, run
+from helios_cli.bench.offload import measure, placements, subject_of
+from helios_cli.bench.report import side
+from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.child import ChildError, ask
 from helios_cli.errors import HeliosError
+from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SPECS
+from helios_kernels import tune
 from helios_kernels.registry import OPS
 
 SECONDS = 480.0
@@ -30,6 +37,9 @@ SECONDS = 480.0
 
 PART_SECONDS = 150.0
 """Of one process: a kernel that hangs costs no more."""
+
+NOISE_DB = 3.0
+"""By which kernels may be further from float32 than PyTorch: twice its squared error."""
 
 LEAST_SECONDS = 5.0
 """In which a process can at least begin."""
@@ -44,6 +54,7 @@ class Shapes:
         attention: (queries, keys, heads, head size, with a bias).
         products: (rows, inputs, outputs).
         chunks: of every film but those compared.
+        budgets: bytes in which the compared one streams.
     """
 
     size: str
@@ -51,6 +62,7 @@ class Shapes:
     attention: tuple[tuple[int, int, int, int, bool], ...]
     products: tuple[tuple[int, int, int], ...]
     chunks: int
+    budgets: tuple[int, ...]
 
 
 GPU = Shapes(
@@ -63,8 +75,9 @@ GPU = Shapes(
     ),
     products=((11040, 5120, 15360), (11040, 5120, 13824), (11040, 13824, 5120), (2940, 5120, 13824)),
     chunks=3,
+    budgets=(3 * 10**9, 5 * 10**9),
 )
-CPU = Shapes("tiny", "tiny", ((300, 300, 4, 32, False), (200, 20, 4, 32, True)), ((256, 128, 512),), 2)
+CPU = Shapes("tiny", "tiny", ((300, 300, 4, 32, False), (200, 20, 4, 32, True)), ((256, 128, 512),), 2, (10**9,))
 
 
 def shapes_of(device: torch.device) -> Shapes:
@@ -77,11 +90,12 @@ Results = dict[str, dict]
 
 @dataclass(frozen=True)
 class Part:
-    """`measure` is told how many seconds it may take, and what other parts found before it."""
+    """`measure` is told how many seconds it may take, at most `seconds`, and what other parts found before it."""
 
     name: str
     measure: Callable[[float, Results], object]
     needs_gpu: bool = False
+    seconds: float = PART_SECONDS
 
 
 def parts(device: torch.device, folder: str) -> list[Part]:
@@ -110,11 +124,14 @@ def parts(device: torch.device, folder: str) -> list[Part]:
         Part(f"render {shapes.size} 1,1,1 fp8", partial(_render, replace(job, quant="fp8"))),
         Part("attention", lambda seconds, known: child("attention", seconds)),
         Part("fp8 products", lambda seconds, known: child("fp8 products", seconds)),
-        Part("kernels on and off", partial(_on_and_off, job, shapes.compared, folder)),
+        Part("kernels on and off", partial(_on_and_off, device, shapes.compared, folder)),
         Part(f"render {shapes.size} 2,2,2", partial(_render, twice)),
         Part(f"render {shapes.size} 2,2,2 fp8", partial(_render, replace(twice, quant="fp8"))),
         Part("fp8 quality", lambda seconds, known: child("fp8 quality", seconds)),
+        Part("synchronisations", partial(_synchronisations, device, shapes.compared, folder), needs_gpu=True),
+        Part("offload", partial(_offload, device, shapes, folder), seconds=90.0),
         Part("kernels against torch.compile", partial(_kernels, device, compiled=True), needs_gpu=True),
+        Part("tuning", partial(_tuning, device), needs_gpu=True, seconds=SECONDS),  # whatever is left
     ]
 
 
@@ -127,7 +144,7 @@ def measure_all(device: torch.device, folder: str, *, seconds: float = SECONDS) 
         why = f"{seconds:g} seconds were over" if left < LEAST_SECONDS else None
         if part.needs_gpu and device.type != "cuda":
             why = "timed on a GPU"
-        said = {"left_out": why} if why else _measured(part, min(left, PART_SECONDS), known)
+        said = {"left_out": why} if why else _measured(part, min(left, part.seconds), known)
         known[part.name] = {"seconds": 0.0 if why else time.perf_counter() - start, **said}
         yield part.name, known[part.name]
 
@@ -145,9 +162,9 @@ def _kernels_wanted(device: torch.device) -> str:
     return "triton" if device.type == "cuda" and helios_kernels.find_triton().chip else ""
 
 
-def _child(device: torch.device, part: str, seconds: float, **arguments) -> list[dict]:
-    """The rows of a part of `chip`."""
-    kernels = _kernels_wanted(device)
+def _child(device: torch.device, part: str, seconds: float, *, kernels: str | None = None, **arguments) -> list[dict]:
+    """The rows of a part of `chip`, with HELIOS_KERNELS as it is wanted here unless `kernels` says otherwise."""
+    kernels = _kernels_wanted(device) if kernels is None else kernels
     question = {"part": part, "device": str(device), **arguments}
     return ask(
         "helios_cli.bench.chip", question, environment={"HELIOS_KERNELS": kernels} if kernels else None, timeout=seconds
@@ -155,12 +172,24 @@ def _child(device: torch.device, part: str, seconds: float, **arguments) -> list
 
 
 def _kernels(device: torch.device, seconds: float, known: Results, *, compiled: bool) -> list[dict]:
+    """All operations, timed."""
+    names = sorted(OPS, key=lambda name: name.startswith("attention"))  # what is most likely to hang is last
+    ceiling = known.get("ceiling", {}).get("result")
+    return _one_by_one(device, "kernels", names, seconds, compiled=compiled, ceiling=ceiling)
+
+
+def _tuning(device: torch.device, seconds: float, known: Results) -> list[dict]:
+    """As `helios bench kernels --tune`: what is found better is kept at once, and stays if time runs out."""
+    names = list(dict.fromkeys(subject.op for subject in tune.SUBJECTS))
+    return _one_by_one(device, "tuning", names, seconds, kernels="triton")
+
+
+def _one_by_one(device: torch.device, part: str, names: list[str], seconds: float, **arguments) -> list[dict]:
     """All operations; one that takes its process down costs its own rows, and the next process goes on behind it."""
-    end = time.perf_counter() + seconds
-    names, rows = sorted(OPS, key=lambda name: name.startswith("attention")), []  # what is most likely to hang is last
+    end, rows = time.perf_counter() + seconds, []
     while names:
         try:
-            said = _child(device, "kernels", end - time.perf_counter(), names=names, compiled=compiled)
+            said = _child(device, part, end - time.perf_counter(), names=names, **arguments)
             names = []
         except ChildError as error:
             said = error.answers
@@ -176,30 +205,60 @@ def _kernels(device: torch.device, seconds: float, known: Results, *, compiled: 
 def _render(job: Job, seconds: float, known: Results) -> dict:
     """A film, its phases, and how long each would take at the rate that a large product reaches here."""
     result = run("ours", job, timeout=seconds)
-    told = {**side(result), "steady_frames_per_second": result.steady_frames_per_second}
     ceiling = known.get("ceiling", {}).get("result")
-    if ceiling is None:
-        return told
-    floor = floors(job, "bfloat16", ceiling["product"])
-    return {**told, "floors": floor, "share_of_floor": {phase: floor[phase] / result.phases[phase] for phase in floor}}
+    return {**side(result), **({} if ceiling is None else against_floors(job, result, ceiling))}
 
 
-def _on_and_off(job: Job, compared: str, folder: str, seconds: float, known: Results) -> dict:
-    """The same film with and without kernels: times, and how alike the pictures are."""
-    size, results, films = SPECS[compared].native_size, {}, {}
-    for kernels in (job.kernels, "reference"):
-        name = kernels or "auto"
-        films[name] = f"{folder}/{name}.mkv"
-        one = replace(
-            job, synthetic=compared, size=size, num_frames=FRAMES_PER_CHUNK, kernels=kernels, film=films[name]
-        )
+def _synchronisations(device: torch.device, size: str, folder: str, seconds: float, known: Results) -> dict:
+    return _child(device, "synchronisations", seconds, size=size, file=f"{folder}/waits.mp4")[0]
+
+
+def _offload(device: torch.device, shapes: Shapes, folder: str, seconds: float, known: Results) -> dict:
+    """A chunk of a model that is read from the disk, in each way of placing it."""
+    end, spec = time.perf_counter() + seconds, SPECS[shapes.compared]
+    checkpoint = Checkpoint.open(write_checkpoint(Path(folder, "model"), spec, dtype=torch.bfloat16))
+    (rates,) = _child(device, "bandwidths", end - time.perf_counter(), folder=str(checkpoint.path))
+    preset = checkpoint.preset
+    defaults = ModelDefaults(spec.native_size, preset.steps, preset.guidance)
+    plan = plan_of(defaults, size=spec.native_size, steps=(1, 1, 1), frames=FRAMES_PER_CHUNK, seed=0)
+    subject = subject_of(shapes.compared, checkpoint, plan, device, torch.bfloat16)
+    placed, small = placements(subject, shapes.budgets)
+    modes = []
+    for mode, said in measure(checkpoint, subject, placed, rates, device, seconds=end - time.perf_counter()):
+        modes.append(said if isinstance(said, dict) else {"mode": mode.name, "failed": said.message})
+    return {"model": shapes.compared, "bandwidths": rates, "modes": modes, "nothing_streams_in": small}
+
+
+def _on_and_off(device: torch.device, compared: str, folder: str, seconds: float, known: Results) -> dict:
+    """A chunk with kernels and without, each held against the same in float32: kernels are to be as near as PyTorch."""
+    ways = {
+        "on": (_kernels_wanted(device), "bfloat16"),
+        "off": ("reference", "bfloat16"),
+        "float32": ("reference", "float32"),
+    }
+    films, found = {}, {}
+    for name, (kernels, dtype) in ways.items():
+        file = f"{folder}/{name}.pt"
         try:
-            results[name] = side(run("ours", one, timeout=seconds / 2))
+            _child(device, "one chunk", seconds / len(ways), kernels=kernels, size=compared, dtype=dtype, file=file)
+            films[name] = torch.load(file)
         except HeliosError as error:
-            results[name] = {"failed": error.message}
-    if not any("failed" in result for result in results.values()):
-        results["agreement_db"] = agreement_db(*films.values())
-    return results
+            found[name] = {"failed": error.message}
+    for ours, other in (("on", "float32"), ("off", "float32"), ("on", "off")):
+        if ours in films and other in films:
+            (distance,) = distances(films[ours], films[other])
+            found[f"{ours} against {other}"] = {"latents_db": distance.latents_db, "frames_db": distance.frames_db}
+    return {**found, "verdict": verdict(found)}
+
+
+def verdict(found: dict[str, dict]) -> str:
+    """Whether kernels are right: within `NOISE_DB` as near float32 as PyTorch is without them."""
+    on, off = found.get("on against float32"), found.get("off against float32")
+    if not (on and off):
+        return "; ".join(f"not compared, {name}: {said['failed']}" for name, said in found.items() if "failed" in said)
+    good = all(on[measure] >= off[measure] - NOISE_DB for measure in on)
+    told = ", ".join(f"{on[key]:.1f} and {off[key]:.1f} dB ({key.removesuffix('_db')})" for key in on)
+    return f"{'right' if good else 'WRONG'}: with kernels and without {told} from float32"
 
 
 def heading(device: torch.device) -> dict:

@@ -1,4 +1,5 @@
-"""The least time that a film's phases can take: its operations, as `helios plan` counts them, at a given rate."""
+"""The least time that a film's phases can take: its operations, as `helios plan` counts them, at the rates that large
+products reach on the machine."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from helios_cli.bench.job import Job, job_plan
+from helios_cli.bench.job import Job, Result, job_plan
+from helios_cli.cost.flops import CallFlops
 from helios_cli.cost.model import Model, find_model
 from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
 from helios_cli.cost.tokens import count_tokens
@@ -44,10 +46,23 @@ def counted_model(job: Job) -> Iterator[Model]:
         )
 
 
-def floors(job: Job, dtype: str, flops_a_second: float) -> dict[str, float]:
-    """Seconds of each stage and of decoding, if products were all there is and ran at that rate."""
+def floors(job: Job, dtype: str, ceiling: dict) -> dict[str, float]:
+    """Seconds of each stage and of decoding, if products were all there is and ran at the rates of `ceiling`
+    (`helios_kernels.bench.Ceiling`), those that --quant fp8 has in fp8 at the rate of fp8 if that is known."""
     with counted_model(job) as model:
         plan = job_plan(job, model.defaults)
         work = work_of(plan, model, count_tokens(model, texts_of(plan)), dtype)
-    stages = {f"stage {stage.index}": stage.film.total / flops_a_second for stage in work.stages}
-    return {**stages, "decode": work.decode / flops_a_second}
+    rate = ceiling["product"]
+    in_fp8 = ceiling["fp8_product"] if job.quant == "fp8" else None
+
+    def seconds(film: CallFlops) -> float:
+        quick = film.projections + film.feed_forward if in_fp8 else 0  # `weights.fp8.LAYERS`
+        return (film.total - quick) / rate + (quick / in_fp8 if in_fp8 else 0.0)
+
+    return {**{f"stage {stage.index}": seconds(stage.film) for stage in work.stages}, "decode": work.decode / rate}
+
+
+def against_floors(job: Job, result: Result, ceiling: dict) -> dict[str, dict[str, float]]:
+    """The floors of a film that was timed, and what share of each phase's time its floor is."""
+    floor = floors(job, result.dtypes["transformer"], ceiling)
+    return {"floors": floor, "share_of_floor": {phase: floor[phase] / result.phases[phase] for phase in floor}}

@@ -14,6 +14,7 @@ from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
 from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.weights.fp8 import dtype_with
 
 PROMPT = "a red circle moves slowly to the left over a blue background"
 
@@ -36,6 +37,7 @@ class Job:
         film: file that the film is written to, .mp4 or .mkv.
         seed: of the film, and of synthetic weights.
         placement: fields of `weights.placement.Placement`, on our side only; () leaves the model on the device.
+        vram: bytes of a GPU that our side may take, as in --vram: its allocator is held to that.
         quant, attention: as in --quant and --attention; on our side only, as `kernels`, which is HELIOS_KERNELS.
     """
 
@@ -52,6 +54,7 @@ class Job:
     quant: str = "none"
     attention: str = "auto"
     placement: tuple = ()
+    vram: int | None = None
     kernels: str = ""
 
     @classmethod
@@ -75,7 +78,11 @@ class Result:
         num_frames: frames of the film.
         threads: of the CPU that PyTorch used.
         peak_host_bytes: largest resident size of the process, without the encoder's.
-        peak_device_bytes: most that was allocated on a GPU, or None.
+        peak_device_bytes: most that was allocated on a GPU, or None; `peak_reserved_bytes`: most that the allocator
+            held for it, on our side.
+        steady_frames_per_second: from the end of the first chunk's denoising to the end of the last one's, so without
+            the prompt, the first chunk and a decoding that no other chunk covers; None for a film of one chunk, and on
+            the side that makes all chunks in one call.
         notes: what else is to be known: kernels, graphs.
     """
 
@@ -90,16 +97,13 @@ class Result:
     threads: int
     peak_host_bytes: int
     peak_device_bytes: int | None
+    peak_reserved_bytes: int | None = None
+    steady_frames_per_second: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def frames_per_second(self) -> float:
         return self.num_frames / self.seconds
-
-    @property
-    def steady_frames_per_second(self) -> float:
-        """Without the prompt, which is read once however long the film."""
-        return self.num_frames / (self.seconds - self.phases["text"])
 
     @property
     def dit_seconds(self) -> float:
@@ -129,10 +133,24 @@ def run(side: str, job: Job, *, timeout: float | None = None) -> Result:
 
     Raises what `child.ask` raises.
     """
-    threads = dict.fromkeys(THREAD_VARIABLES, str(job.threads)) if job.threads else {}
-    kernels = {"HELIOS_KERNELS": job.kernels} if job.kernels else {}
-    (answer,) = ask(f"{__package__}.{side}", asdict(job), environment={**threads, **kernels}, timeout=timeout)
+    (answer,) = ask(f"{__package__}.{side}", asdict(job), environment=_environment(job), timeout=timeout)
     return Result(**{**answer, "notes": tuple(answer["notes"])})
+
+
+def ceiling(job: Job) -> dict[str, float | None]:
+    """What a copy and products of the job's dtype reach on its device, by `chip.ceiling` in a process of its own.
+
+    Raises what `child.ask` raises.
+    """
+    dtype = dtype_with(job.quant, "auto" if job.dtype == "default" else job.dtype)
+    question = {"part": "ceiling", "device": job.device, "dtype": dtype}
+    (answer,) = ask(f"{__package__}.chip", question, environment=_environment(job))
+    return answer
+
+
+def _environment(job: Job) -> dict[str, str]:
+    threads = dict.fromkeys(THREAD_VARIABLES, str(job.threads)) if job.threads else {}
+    return {**threads, **({"HELIOS_KERNELS": job.kernels} if job.kernels else {})}
 
 
 def serve_job(measure: Callable[[Job], Result]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,17 +12,19 @@ import helios_kernels
 from helios_cli import __version__, machine
 from helios_cli.bench.job import Job, Result, job_plan, serve_job
 from helios_cli.bench.synthetic import RandomModels
+from helios_cli.cost.placing import allocator_share
 from helios_cli.engine import trial
 from helios_cli.engine.clock import Clock
-from helios_cli.engine.events import FilmDone
+from helios_cli.engine.events import FilmDone, PhaseStarted
 from helios_cli.engine.models import Models
 from helios_cli.engine.preflight import require_memory
 from helios_cli.engine.render import render
 from helios_cli.engine.writer import open_writer
 from helios_cli.recipe.settings import ModelDefaults
+from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import dtype_with
-from helios_cli.weights.placement import Placement
+from helios_cli.weights.placement import Placement, Wish
 from helios_cli.weights.specs import SPECS
 
 
@@ -38,15 +41,18 @@ def measure(job: Job) -> Result:
     if job.threads:
         torch.set_num_threads(job.threads)
     device = machine.pick_device(job.device)
+    if device.type == "cuda" and job.vram is not None:
+        share = allocator_share(Wish(vram=job.vram), torch.cuda.mem_get_info(device)[1])
+        torch.cuda.set_per_process_memory_fraction(share, device)
     for _ in trial.settle(device):
         pass
     models = _models(job, device)
-    warm_up = _film(models, job, warm_up=True, exact=True)
+    warm_up, _ = _film(models, job, warm_up=True, exact=True)
     models.unload()
     models = _models(job, device)
-    recorded = _film(models, job, warm_up=True, exact=True) if device.type == "cuda" else None
-    done = _film(models, job, exact=True)
-    timed = _film(models, job) if device.type == "cuda" else done
+    recorded, _ = _film(models, job, warm_up=True, exact=True) if device.type == "cuda" else (None, None)
+    done, steady = _film(models, job, exact=True)
+    timed, steady = _film(models, job) if device.type == "cuda" else (done, steady)
     text = (recorded or done).phases["text"]
     stages = sorted(phase for phase in done.phases if phase.startswith("stage "))
     dtypes = {"transformer": models.dtype, "vae": models.vae_dtype, "text_encoder": models.dtype}
@@ -66,6 +72,8 @@ def measure(job: Job) -> Result:
         threads=torch.get_num_threads(),
         peak_host_bytes=machine.peak_host_bytes(),
         peak_device_bytes=done.peak_device_bytes,
+        peak_reserved_bytes=torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
+        steady_frames_per_second=steady,
         notes=tuple(_notes(models)),
     )
 
@@ -92,13 +100,23 @@ def _models(job: Job, device: torch.device) -> Models:
     return models
 
 
-def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = False) -> FilmDone:
+def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = False) -> tuple[FilmDone, float | None]:
+    """The film's last event, and `Result.steady_frames_per_second`."""
     preset = models.checkpoint.preset
     defaults = ModelDefaults(models.checkpoint.native_size, preset.steps, preset.guidance)
     plan = job_plan(job, defaults, warm_up=warm_up)
     writer = open_writer(job.film, size=plan.size, fps=plan.fps)
-    *_, done = render(plan, models, writer, clock=Clock(models.device, exact=exact))
-    return done
+    denoised = []  # when each chunk was, and the chunk before it decoded
+    for event in render(plan, models, writer, clock=Clock(models.device, exact=exact)):
+        if event == PhaseStarted("decode"):
+            denoised.append(time.perf_counter())
+    return event, steady_rate(denoised)
+
+
+def steady_rate(denoised: list[float]) -> float | None:
+    """`Result.steady_frames_per_second` of a film whose chunks' denoising ended at these times."""
+    chunks = len(denoised) - 1
+    return FRAMES_PER_CHUNK * chunks / (denoised[-1] - denoised[0]) if chunks else None
 
 
 if __name__ == "__main__":

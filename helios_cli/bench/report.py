@@ -18,7 +18,8 @@ from helios_cli.units import FRAMES_PER_CHUNK, chunks_for
 SAME_FILM_DB = 25
 """PSNR of two encodes of the same film, at least: those of random weights are near 38, those of two seeds near 13."""
 
-Row = tuple[str, *tuple[float, ...]]
+Row = tuple[str, *tuple[float | str, ...]]
+"""A label and numbers; "" where there is none."""
 
 
 def environment() -> dict:
@@ -80,8 +81,9 @@ def ratios(ours: Result, theirs: Result) -> dict[str, float]:
     }
 
 
-def rows(results: list[Result]) -> list[Row]:
-    """A table's rows: what it is and in which unit, a number a side, and with two sides the first over the second."""
+def rows(results: list[Result], floors: dict[str, float]) -> list[Row]:
+    """A table's rows: what it is and in which unit, a number a side, with two sides the first over the second, the
+    floor and its share of the first side's number; `floors` are seconds by phase."""
     numbers = {
         **{f"{phase}, s": [result.phases[phase] for result in results] for phase in results[0].phases},
         "all stages, s": [result.dit_seconds for result in results],
@@ -94,11 +96,17 @@ def rows(results: list[Result]) -> list[Row]:
     }
     if all(result.peak_device_bytes is not None for result in results):
         numbers["peak GPU memory, MB"] = [result.peak_device_bytes / 1e6 for result in results]
-    ratio = len(results) == 2
-    return [
-        (label, *(_rounded(value) for value in values), *([_rounded(values[0] / values[1])] if ratio else []))
-        for label, values in numbers.items()
-    ]
+    if all(result.steady_frames_per_second is not None for result in results):
+        numbers["steady frames a second"] = [result.steady_frames_per_second for result in results]
+    stages = sum(seconds for phase, seconds in floors.items() if phase.startswith("stage "))
+    least = {**{f"{phase}, s": seconds for phase, seconds in floors.items()}, "all stages, s": stages}
+    least["film, s"] = sum(floors.values())
+    table = []
+    for label, values in numbers.items():
+        ratio = [_rounded(values[0] / values[1])] if len(values) == 2 else []
+        floor = [_rounded(least[label]), _rounded(least[label] / values[0])] if label in least else ["", ""]
+        table.append((label, *map(_rounded, values), *ratio, *floor))
+    return table
 
 
 def agreement_db(first: str, second: str) -> float:

@@ -19,14 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from helios_cli.engine.convert import BLOCK
 from helios_cli.engine.models import Models
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
-from helios_cli.weights.checkpoint import OWN_FILE, PRESETS, TOKENIZER, Checkpoint, Component
-from helios_cli.weights.files import TensorInfo
+from helios_cli.weights.checkpoint import OWN_FILE, PRESETS, TOKENIZER, WEIGHT_STEMS, Checkpoint, Component
+from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo
 from helios_cli.weights.fp8 import SCALE_SUFFIX, Quant, is_scale, quantize_weight
-from helios_cli.weights.layout import set_kind, write_json, write_weights
+from helios_cli.weights.layout import set_kind, shard_name, write_json, write_weights
 from helios_cli.weights.specs import SCHEDULERS, Spec
 from helios_cli.weights.word_tokenizer import word_tokenizer
 
@@ -56,13 +57,37 @@ def write_checkpoint(
 ) -> Path:
     """Write a model of `spec` with random weights to `folder`, and return it. Same arguments, same bytes.
 
-    `kind` is base, mid or distilled. One component is in memory at a time.
+    `kind` is base, mid or distilled. One component is in memory at a time, of a resident size one block, which has a
+    file of its own.
     """
-    _write_description(folder, spec, kind, dtype)
     for name, module in _modules(spec):
-        state = random_state(name, module, seed=seed, device=torch.device("cpu"), dtype_of=lambda _: dtype)
-        write_weights(folder, name, state)
+        if spec.resident:
+            _write_blocks(folder, name, module, dtype, seed)
+        else:
+            state = random_state(name, module, seed=seed, device=torch.device("cpu"), dtype_of=lambda _: dtype)
+            write_weights(folder, name, state)
+    _write_description(folder, spec, kind, dtype)  # last: it is what makes a folder a checkpoint
     return folder
+
+
+def _write_blocks(folder: Path, component: str, module: nn.Module, dtype: torch.dtype, seed: int) -> None:
+    """The files of a component and their index: what is outside of blocks first."""
+    blocks: dict[int, list[str]] = {}
+    for name, _ in module.named_parameters():
+        place = BLOCK[component].match(name) if component in BLOCK else None
+        blocks.setdefault(int(place[1]) if place else -1, []).append(name)
+    weight_map, size = {}, 0
+    for number, index in enumerate(sorted(blocks), start=1):
+        shard = shard_name(component, number, len(blocks))
+        cpu = torch.device("cpu")
+        state = random_state(
+            component, module, seed=seed, device=cpu, dtype_of=lambda _: dtype, names=frozenset(blocks[index])
+        )
+        write_weights(folder, component, state, shard=shard)
+        weight_map |= dict.fromkeys(state, shard)
+        size += sum(value.nbytes for value in state.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    write_json(folder / component / f"{WEIGHT_STEMS[component]}{INDEX_SUFFIX}", index)
 
 
 def random_state(
@@ -72,15 +97,17 @@ def random_state(
     seed: int,
     device: torch.device,
     dtype_of: Callable[[str], torch.dtype],
+    names: frozenset[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Random values for all parameters of `module`, which may be on the meta device and anybody's implementation.
+    """Random values for all parameters of `module`, or those of these `names`; it may be on the meta device and
+    anybody's implementation.
 
     Drawn in float32, so that `dtype_of` a parameter's name decides only how the value is rounded; weights that `module`
     has in fp8 are then rounded further, and get their scales.
     """
     state = {}
     for name, parameter in module.named_parameters():
-        if is_scale(name):
+        if is_scale(name) or (names is not None and name not in names):
             continue
         generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}/{component}/{name}".encode()))
         mean, deviation = _moments(name, parameter.shape)
@@ -162,6 +189,8 @@ def describe(folder: Path, spec: Spec, dtype: torch.dtype) -> Checkpoint:
         native_size=spec.native_size,
         trained=False,
         knows=KNOWS,
+        words=(),
+        things=(),
         scheduler=SCHEDULERS[kind],
         components=components,
     )

@@ -15,6 +15,7 @@ import typer
 from helios_cli import options
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError, MachineError
+from helios_cli.stop import stop_at_once
 
 if TYPE_CHECKING:
     import torch
@@ -198,7 +199,7 @@ def checkpoint(
 def train_memory(
     size: Annotated[str, typer.Option(help=f"Random weights of a size: {SIZES}.")] = "tiny",
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 4,
-    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="What networks compute in.")] = "bfloat16",
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="What networks compute in.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, cpu.")] = "auto",
     json: JsonFlag = False,
 ) -> None:
@@ -208,13 +209,17 @@ def train_memory(
     from helios_cli.bench import report
     from helios_cli.machine import pick_device
     from helios_cli.train.bench import compare
+    from helios_cli.train.dtype import dtype_name
 
-    data, rows = {**report.environment(), "size": size, "batch": batch, "dtype": dtype, "ways": []}, []
-    for held in compare(size, batch, pick_device(device), dtype):
-        console.status(f"measured with {held.way}")
-        data["ways"].append({**asdict(held), "peak_bytes": held.peak_bytes})
-        sizes = (held.peak_bytes, held.critic_bytes, held.student_bytes, held.between_bytes)
-        rows.append([held.way, *(round(size / 1e6) for size in sizes), round(held.seconds, 2)])
+    where = pick_device(device)
+    computed_in = dtype_name(dtype, where)
+    data, rows = {**report.environment(), "size": size, "batch": batch, "dtype": computed_in, "ways": []}, []
+    with stop_at_once():  # so that no measurement goes on without anybody who waits for it
+        for held in compare(size, batch, where, computed_in):
+            console.status(f"measured with {held.way}")
+            data["ways"].append({**asdict(held), "peak_bytes": held.peak_bytes})
+            sizes = (held.peak_bytes, held.critic_bytes, held.student_bytes, held.between_bytes)
+            rows.append([held.way, *(round(size / 1e6) for size in sizes), round(held.seconds, 2)])
     console.table(["on", "peak, MB", "critic's turn", "student's turn", "between", "seconds"], rows, data=data)
 
 
@@ -289,15 +294,19 @@ def _lengths(minutes: str) -> tuple[float, float]:
 def _speed(name: str, job: Job, against: str | None) -> dict:
     """Measure and show the film, and the reference's if that is asked for."""
     from helios_cli.bench import report
-    from helios_cli.bench.job import run
+    from helios_cli.bench.floors import against_floors
+    from helios_cli.bench.job import ceiling, run
     from helios_cli.recipe.problems import counted
 
-    results, films = [], []
+    console.status("what a copy and a large product take on this device")
+    rates, results, films = ceiling(job), [], []
     for module, side in (("ours", "helios"), *([("reference", against)] if against else [])):
         console.status(f"{side}: {job.num_frames} frames of {job.size[0]}x{job.size[1]} with {name}, after a warm-up")
         films.append(job.film.replace("helios.mp4", f"{side}.mp4"))
         results.append(run(module, replace(job, film=films[-1])))
     data = {**report.environment(), "film": report.film(name, job), "sides": [report.side(one) for one in results]}
+    data["ceiling"] = rates
+    data.update(against_floors(job, results[0], rates))
     columns = ["", *(result.side for result in results)]
     if against:
         columns.append("ratio")
@@ -306,10 +315,17 @@ def _speed(name: str, job: Job, against: str | None) -> dict:
         if data["agreement_db"] < report.SAME_FILM_DB:
             console.warning(f"the films are not the same (PSNR {data['agreement_db']:.1f} dB): the ratio says nothing")
     data["speed"] = _keep_speed(job, results[0], data["date"])
-    console.table(columns, report.rows(results), data=data)
+    console.table([*columns, "floor", "share"], report.rows(results, data["floors"]), data=data)
+    in_fp8 = f", {rates['fp8_product'] / 1e12:.4g} in fp8" if rates["fp8_product"] else ""
+    console.line(
+        f"floor: all products at the {rates['product'] / 1e12:.4g} TFLOP/s that a large one reaches here{in_fp8}; "
+        f"a copy has {rates['copy'] / 1e9:.4g} GB/s"
+    )
     for result in results:
         kinds = ", ".join(f"{part} {dtype}" for part, dtype in result.dtypes.items())
         console.line(f"{result.side} {result.version} on {result.device}, {counted(result.threads, 'thread')}: {kinds}")
+        for note in result.notes:
+            console.line(f"{result.side}: {note}")
     return data
 
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Collection
 from dataclasses import asdict
+from json import loads as read_json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import typer
 
 from helios_cli import options
 from helios_cli.console import JsonFlag, console
-from helios_cli.errors import HeliosError, MachineError
+from helios_cli.errors import HeliosError, InputError, MachineError
 
 
 def kernels(
@@ -22,31 +23,43 @@ def kernels(
         bool, typer.Option("--tune", help="Look for better launch configurations for this GPU, and keep them.")
     ] = False,
     json: JsonFlag = False,
+    out: options.BenchOut = None,
 ) -> None:
     """Compare each Triton kernel with PyTorch on this GPU, then time it; one that differs gets no time."""
+    options.require_folder(out)
     from helios_cli import machine
-    from helios_kernels import tuned
-    from helios_kernels.bench import bench, line
+    from helios_kernels import bench, tuned
 
+    names = tuple(operations or ())
     os.environ.setdefault("HELIOS_KERNELS", "triton")  # `auto` is off on a chip that has not been tried
     tuned.use(machine.tuned_file())
     if tune:
-        _tune(machine.tuned_file(), operations or ())
+        options.write_out(out, _tune(machine.tuned_file(), names))
         return
-    timings = []
     try:
-        for timing in bench(tuple(operations or ())):
-            console.line(line(timing))
-            timings.append(timing)
+        bench.require(names)
     except RuntimeError as error:
         raise MachineError(str(error), hint="kernels are timed on a GPU; `helios doctor` shows what is here") from error
-    console.result([asdict(timing) for timing in timings])
-    red = [f"{timing.op} {timing.case}" for timing in timings if timing.fault]
+    from helios_cli.bench import report
+    from helios_cli.bench.everything import heading
+
+    ceiling = bench.measure_ceiling()
+    data = {**report.environment(), **heading(machine.pick_device("cuda")), "ceiling": asdict(ceiling), "timings": []}
+    for text in (f"{data['device']}, {data['date'][:10]}, {data['versions']['commit']}", bench.told(ceiling), ""):
+        console.line(text)
+    console.line(bench.HEADING)
+    red = []
+    for timing in bench.bench(ceiling, names):
+        console.line(bench.line(timing))
+        data["timings"].append(asdict(timing))
+        options.write_out(out, data)
+        red += [f"{timing.op} {timing.case}"] if timing.fault else []
+    console.result(data)
     if red:
         raise HeliosError(f"{len(red)} cases differ from PyTorch: {', '.join(red)}")
 
 
-def _tune(file: Path, operations: Collection[str]) -> None:
+def _tune(file: Path, operations: Collection[str]) -> dict:
     """Tune kernels, and write what is better than what they have to `file` as it is found."""
     import torch
 
@@ -55,16 +68,30 @@ def _tune(file: Path, operations: Collection[str]) -> None:
 
     rows = []
     try:
-        for tuning in tune.tune(gpu_seconds, device=torch.device("cuda"), like=tune.like_here(), names=operations):
+        for tuning in tune.tune(gpu_seconds, device=torch.device("cuda"), like=tune.begin(), names=operations):
             console.status(f"{tuning.kernel}: {tuning.tried} tried, {tuning.refused} of them refused")
-            if tuning.best:
-                tune.keep({tuning.kernel: tuning.best}, file)
+            tune.keep(tuning, file)
             times = [None if time is None else round(time * 1e3, 4) for time in (tuning.before, tuning.seconds)]
             rows.append([tuning.kernel, *times, tune.told(tuning.best) if tuning.best else "as before"])
     except RuntimeError as error:
         raise MachineError(str(error), hint="kernels are tuned on a GPU; `helios doctor` shows what is here") from error
-    console.table(["kernel", "before, ms", "now, ms", "configuration"], rows, data={"file": str(file), "kernels": rows})
+    from helios_cli.bench import report
+
+    data = {**report.environment(), "device": torch.cuda.get_device_name(), "file": str(file), "kernels": rows}
+    console.table(["kernel", "before, ms", "now, ms", "configuration"], rows, data=data)
     console.line(f"kept in {file}, and taken from now on")
+    return data
+
+
+def _print_tables(file: Path) -> None:
+    from helios_cli.bench.tables import markdown
+
+    try:
+        lines = list(markdown(read_json(file.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is no result of `helios bench all`: {error}", hint="write one with --out") from error
+    for line in lines:
+        console.line(line)
 
 
 def everything(
@@ -72,15 +99,24 @@ def everything(
     seconds: Annotated[float, typer.Option(min=0, help="After which no part goes on.")] = 480.0,
     json: JsonFlag = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, after every part.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Print such a file as Markdown tables instead; nothing is measured.")
+    ] = None,
 ) -> None:
     """Measure all there is of this machine: kernels, attention, fp8, renders and their floors."""
     options.require_folder(out)
+    if table:
+        _print_tables(table)
+        return
 
     from helios_cli import machine
 
     where = machine.pick_device(device)
     from helios_cli.bench import report
     from helios_cli.bench.everything import heading, measure_all
+    from helios_kernels import tuned
+
+    tuned.use(machine.tuned_file())  # a chip may have been tuned that none are shipped for
 
     data = {**report.environment(), **heading(where), "parts": {}}
     if data["note"]:
@@ -89,7 +125,8 @@ def everything(
     with tempfile.TemporaryDirectory(prefix="helios-") as work:
         for name, said in measure_all(where, work, seconds=seconds):
             data["parts"][name] = said
-            told = said.get("failed") or said.get("left_out") or "done"  # what failed may have a part of its result
+            verdict = said["result"].get("verdict") if isinstance(said.get("result"), dict) else None
+            told = said.get("failed") or said.get("left_out") or verdict or "done"  # a failure may have half a result
             console.status(f"{name}: {told}")
             rows.append([name, round(said["seconds"], 1), told])
             options.write_out(out, data)

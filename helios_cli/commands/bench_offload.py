@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import astuple
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from helios_cli import options
 from helios_cli.console import JsonFlag, console
-from helios_cli.errors import MachineError
+from helios_cli.errors import InputError, MachineError
 from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
 
 if TYPE_CHECKING:
     import torch
 
-    from helios_cli.bench.job import Result
-    from helios_cli.cost.memory import Budget, MemoryMode, Subject
+    from helios_cli.cost.memory import Subject
     from helios_cli.weights.checkpoint import Checkpoint
 
 LEAST_BYTES = 250_000_000
@@ -25,12 +23,17 @@ LEAST_BYTES = 250_000_000
 
 GPU_BUDGETS = "6G,12G,24G"
 
+SIZES = "tiny, 215m, 1.3b, 14b"
+
 
 def offload(
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="tiny, distilled, mid, base, a Hub id or a folder."),
-    ] = "tiny",
+    model: options.BenchModel = None,
+    synthetic: Annotated[
+        str | None, typer.Option(help=f"Random weights of a size instead, stored in bfloat16: {SIZES}.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="With --synthetic: where they are written, or were by a run before.")
+    ] = None,
     budgets: Annotated[
         str | None,
         typer.Option(
@@ -55,9 +58,14 @@ def offload(
     from helios_cli.recipe.settings import ModelDefaults
     from helios_cli.weights import hub
     from helios_cli.weights.checkpoint import Checkpoint
+    from helios_cli.weights.names import EMBEDDED
 
     amounts = options.read("--budgets", _amounts, budgets)
-    checkpoint = Checkpoint.open(hub.resolve(model, progress=console.progress_bytes))
+    if synthetic or folder:
+        found = _written(model, synthetic, folder)
+    else:
+        found = hub.resolve(model or EMBEDDED, progress=console.progress_bytes)
+    checkpoint, name = Checkpoint.open(found), synthetic or model or EMBEDDED
     preset = checkpoint.preset
     plan = plan_of(
         ModelDefaults(checkpoint.native_size, preset.steps, preset.guidance),
@@ -70,24 +78,27 @@ def offload(
 
     where = machine.pick_device(device)
     kind, _ = machine.pick_dtype(dtype, where)
-    subject = _subject(model, checkpoint, plan, where, kind)
+    from helios_cli.bench.offload import measure, placements, subject_of
+
+    subject = subject_of(name, checkpoint, plan, where, kind)
     rates = _bandwidths(checkpoint, where, kind, subject)
-    computing, rows, told = None, [], []
-    for mode, budget in _placements(subject, amounts):
-        console.status(f"{mode.name}, {format_bytes(mode.device_bytes)} planned")
-        result = _measure(checkpoint, subject, mode)
-        if isinstance(result, MachineError):
-            console.warning(f"{mode.name}: {result.message}")
-            continue
-        seconds = (result.seconds - result.phases["text"]) / chunks
-        if mode.name == "none":
-            computing = seconds
-        told.append(_told(mode, budget, result, seconds, computing, rates))
-        rows.append(_row(told[-1]))
-    columns = ["mode", "budget", "blocks stay", "device peak", "host peak", "s a chunk", "floor, s", "ratio"]
+    if amounts is None and where.type != "cpu":
+        amounts = _amounts(GPU_BUDGETS)
+    placed, small = placements(subject, amounts)
+    for amount in small:
+        console.warning(f"nothing streams in {format_bytes(amount)}")
+    told = []
+    for mode, said in measure(checkpoint, subject, placed, rates, where):
+        if isinstance(said, MachineError):
+            console.warning(f"{mode.name}: {said.message}")
+        else:
+            console.status(f"{mode.name}: {said['seconds']:.3g} s a chunk")
+            told.append(said)
+    peaks = ["device peak", "reserved", "by nvidia-smi", "host peak"]
+    columns = ["mode", "budget", "blocks stay", *peaks, "s a chunk", "floor, s", "ratio", ""]
     data = {
         **report.environment(),
-        "model": model,
+        "model": name,
         "size": list(plan.size),
         "steps": list(plan.steps),
         "chunks": chunks,
@@ -96,22 +107,27 @@ def offload(
         "bandwidths": rates,
         "modes": told,
     }
-    console.table(columns, rows, data=data)
+    console.table(columns, [_row(said) for said in told], data=data)
     options.write_out(out, data)
 
 
-def _subject(name: str, checkpoint: Checkpoint, plan, device: torch.device, dtype: torch.dtype) -> Subject:
-    from helios_cli.cost.device import find_device, for_model
-    from helios_cli.cost.memory import Subject
-    from helios_cli.cost.model import opened
-    from helios_cli.cost.tokens import count_tokens
-    from helios_cli.cost.work import texts_of, work_of
-    from helios_cli.weights.hub import Source
+def _written(model: str | None, size: str | None, folder: Path | None) -> Path:
+    """`folder`, holding a synthetic model of `size`: of the run that wrote it, or written now."""
+    from helios_cli.weights.checkpoint import MODEL_INDEX
+    from helios_cli.weights.specs import SPECS
 
-    model = opened(name, Source(folder=checkpoint.path), checkpoint)
-    prompts, kind = count_tokens(model, texts_of(plan)), str(dtype).removeprefix("torch.")
-    seen = for_model(find_device(str(device)), model.parameters["transformer"])
-    return Subject(plan, model, work_of(plan, model, prompts, kind), prompts, seen, kind)
+    if model or size is None or folder is None:
+        raise InputError("--synthetic SIZE and --folder go together, without --model", hint="give both, or neither")
+    if size not in SPECS:
+        raise InputError(f"{size!r} is no size of a synthetic model", hint=f"write one of {', '.join(SPECS)}")
+    if (folder / MODEL_INDEX).exists():
+        return folder
+    import torch
+
+    from helios_cli.bench.synthetic import write_checkpoint
+
+    console.status(f"writing random weights of size {size} to {folder}")
+    return write_checkpoint(folder, SPECS[size], dtype=torch.bfloat16)
 
 
 def _bandwidths(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, subject: Subject) -> dict:
@@ -136,76 +152,6 @@ def _amounts(text: str) -> list[int]:
     return [parse_bytes(part) for part in text.split(",")]
 
 
-def _placements(subject: Subject, amounts: list[int] | None) -> list[tuple[MemoryMode, int | None]]:
-    """The modes to measure, and the budget that each was placed in: first without one, then in each that it fits."""
-    from helios_cli.cost.memory import Budget, mode_of
-    from helios_cli.cost.modes import memory_modes
-    from helios_cli.weights.placement import Placement
-
-    free = Budget(None, None)
-    found = [(mode_of(subject, free, Placement(mode)), None) for mode in ("none", "model")]
-    if subject.device.kind == "cpu" and amounts is None:
-        layers = subject.model.dit.num_layers
-        kept = sorted({0, layers // 2, layers})
-        return [*found, *((mode_of(subject, free, Placement("stream", count)), None) for count in kept)]
-    for amount in amounts or _amounts(GPU_BUDGETS):
-        budget: Budget = Budget(None, amount) if subject.device.kind == "cpu" else Budget(amount, None)
-        streams = [mode for mode in memory_modes(subject, budget) if mode.name == "stream"]
-        if streams and streams[0].fits:
-            found.append((streams[0], amount))
-        else:
-            console.warning(f"nothing streams in {format_bytes(amount)}")
-    return found
-
-
-def _measure(checkpoint: Checkpoint, subject: Subject, mode: MemoryMode) -> Result | MachineError:
-    """A film in a process of its own; the error where memory was too small."""
-    from helios_cli.bench.job import Job, run
-
-    plan, placement = subject.plan, mode.placement
-    with tempfile.TemporaryDirectory(prefix="helios-") as work:
-        job = Job(
-            folder=str(checkpoint.path),
-            synthetic=None,
-            size=plan.size,
-            num_frames=plan.num_frames,
-            steps=plan.steps,
-            dtype=subject.dtype,
-            device=subject.device.kind,
-            threads=0,
-            film=f"{work}/film.mkv",
-            placement=astuple(placement),
-        )
-        try:
-            return run("ours", job)
-        except MachineError as error:
-            return error
-
-
-def _told(
-    mode: MemoryMode, budget: int | None, result: Result, seconds: float, computing: float | None, rates: dict
-) -> dict:
-    """`floor_seconds`: the larger of what the transfers take at the measured bandwidths, the files being in the page
-    cache, and what a chunk takes with nothing offloaded."""
-    reading = mode.read_bytes / rates["cache"] if mode.name != "none" else 0.0
-    upload = mode.moved_bytes / rates["upload"] if "upload" in rates else 0.0
-    floor = max(reading, upload, computing or 0.0)
-    return {
-        "mode": mode.name,
-        "budget_bytes": budget,
-        "resident_blocks": mode.placement.resident if mode.name == "stream" else None,
-        "turns": mode.placement.takes_turns,
-        "planned_device_bytes": mode.device_bytes,
-        "planned_host_bytes": mode.host_bytes,
-        "peak_device_bytes": result.peak_device_bytes,
-        "peak_host_bytes": result.peak_host_bytes,
-        "moved_bytes": mode.moved_bytes,
-        "seconds": seconds,
-        "floor_seconds": floor,
-        "ratio": seconds / floor if floor else None,
-    }
-
-
 def _row(told: dict) -> list:
     def amount(key: str) -> str:
         return "" if told[key] is None else format_bytes(told[key])
@@ -215,8 +161,11 @@ def _row(told: dict) -> list:
         amount("budget_bytes"),
         "all" if told["resident_blocks"] is None else told["resident_blocks"],
         amount("peak_device_bytes"),
+        amount("peak_reserved_bytes"),
+        amount("peak_driver_bytes"),
         amount("peak_host_bytes"),
         round(told["seconds"], 3),
         round(told["floor_seconds"], 3),
         "" if told["ratio"] is None else round(told["ratio"], 2),
+        "over its budget" if told["over_budget"] else "",
     ]

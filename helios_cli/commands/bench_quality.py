@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -38,6 +39,10 @@ def quality(
     changes: Annotated[int, typer.Option(min=0, help="Films of two shots for each transition; 0 for none.")] = 12,
     steps: options.BenchSteps = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="1 is none. (default: the model's)")] = None,
+    without: Annotated[
+        Literal["anchor", "relative"] | None,
+        typer.Option(help="For a model trained so: films without the anchor, or with absolute positions."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of prompts and films.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps, cpu.")] = "auto",
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Of the arithmetic.")] = "auto",
@@ -59,6 +64,7 @@ def quality(
 
     from helios_cli.bench.screening import Showing
     from helios_cli.engine.models import Models
+    from helios_cli.train.ablation import WITHOUT
 
     where = machine.pick_device(device)
     models = Models(checkpoint, where, machine.pick_dtype(dtype, where)[0], name=model or EMBEDDED)
@@ -68,13 +74,15 @@ def quality(
         "model": models.name,
         "steps": list(asked or checkpoint.preset.steps),
         "guidance": checkpoint.preset.guidance if guidance is None else guidance,
+        "without": without,
         "seed": seed,
     }
-    report["prompts"] = _adherence(models, how, prompts, chunks, sheet)
-    if minutes:
-        report["long"] = _lasting(models, how, films, minutes)
-    if changes:
-        report["changes"] = _changes(models, how, changes)
+    with WITHOUT[without]() if without else nullcontext():
+        report["prompts"] = _adherence(models, how, prompts, chunks, sheet)
+        if minutes:
+            report["long"] = _lasting(models, how, films, minutes)
+        if changes:
+            report["changes"] = _changes(models, how, changes)
     console.result(report)
     options.write_out(out, report)
 

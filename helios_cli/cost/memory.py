@@ -27,6 +27,9 @@ RUNTIME_BYTES = {"cuda": 500_000_000, "mps": 0, "cpu": 0}
 FRAGMENTATION = {"cuda": 0.1, "mps": 0.1, "cpu": 0.1}
 """Share of what comes and goes that an allocator holds on top, and libraries of their own. Stated."""
 
+AHEAD_SHARE = 0.9
+"""Of a budget, that reading ahead may fill: what is estimated for the rest is some percent off. Stated."""
+
 PROCESS_BYTES = {"cuda": 1_000_000_000, "mps": 600_000_000, "cpu": 550_000_000}
 """Of host memory: Python, PyTorch, what it keeps to be fast, and the libraries' files. On a CPU it was 490 MB."""
 
@@ -72,7 +75,7 @@ class MemoryMode:
     Attributes:
         placement: the way; its `mode` is a value of `--offload`.
         phases: on the device.
-        device_bytes: at most, with what the runtime takes.
+        device_bytes: at most, with what the runtime takes, and without what of the budget is used to read ahead.
         host_bytes: at most, pinned memory included and the kernel's page cache left out; on a CPU, where both are one,
             this is the sum.
         moved_bytes: weights brought to where they compute, a chunk of the film on average.
@@ -171,7 +174,7 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
     )
     moved, read, waited = _moved(subject, placement)
     return MemoryMode(
-        placement=placement,
+        placement=_with_ahead(subject, placement, phases, budget, host),
         phases=tuple(phases),
         device_bytes=on_device,
         host_bytes=host,
@@ -181,6 +184,25 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
         pass_bytes=_pass_bytes(subject, placement),
         overlaps=overlaps,
         fits=fits,
+    )
+
+
+def _with_ahead(
+    subject: Subject, placement: Placement, phases: list[PhaseMemory], budget: Budget, host: int
+) -> Placement:
+    """`placement` with how much of the part that works next may be read while another works: what the budget leaves."""
+    kind, totals = subject.device.kind, {phase.phase: phase.total for phase in phases}
+    room = None
+    if kind == "cpu" and budget.host_bytes is not None:
+        room = AHEAD_SHARE * budget.host_bytes - (host - max(totals.values()))
+    elif kind == "cuda" and budget.device_bytes is not None:
+        room = AHEAD_SHARE * budget.device_bytes - RUNTIME_BYTES[kind]
+    if placement.mode != "model" or room is None:
+        return placement
+    vae_room = room - totals.pop("denoise")
+    transformer_room = room - max(totals.values())
+    return replace(
+        placement, transformer_ahead_bytes=max(0, int(transformer_room)), vae_ahead_bytes=max(0, int(vae_room))
     )
 
 
@@ -347,8 +369,8 @@ def _call_bytes(model: Model, work: Work, itemsize: int) -> int:
 
 
 def _stream_bytes(model: Model, work: Work, itemsize: int) -> int:
-    """The rows of one more call that waits for its turn in the same block."""
-    return max(stage.noisy + stage.history for stage in work.stages) * model.dit.width * itemsize
+    """The rows of one more call that waits for its turn in the same block, and their norm."""
+    return 2 * max(stage.noisy + stage.history for stage in work.stages) * model.dit.width * itemsize
 
 
 def _host_bytes(plan: Plan, kind: str, lanes: int) -> int:

@@ -98,15 +98,20 @@ def _answers(waiting: dict[int, ModelCalls], lanes: Sequence[Lane], answer: Answ
 
 @contextlib.contextmanager
 def memory_told() -> Iterator[None]:
-    """OutOfMemory in place of what PyTorch raises when a device, or the host, has no more."""
+    """OutOfMemory in place of what PyTorch and its libraries raise when a device, or the host, has no more."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"the device ran out of memory: {str(error).partition('.')[0]}", hint=MEMORY_HINT) from error
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
-            raise
-        raise OutOfMemory("this machine ran out of memory", hint=MEMORY_HINT) from error
+        said = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(words in said for words in DEVICE_SAYS):
+            first = said.strip().splitlines()[0].partition(". ")[0].rstrip(".")
+            raise OutOfMemory(f"the device ran out of memory: {first}", hint=MEMORY_HINT) from error
+        if isinstance(error, MemoryError) or "can't allocate memory" in said:
+            raise OutOfMemory("this machine ran out of memory", hint=MEMORY_HINT) from error
+        raise
 
+
+DEVICE_SAYS = ("error: out of memory", "[CUDA]: out of memory", "BLAS_STATUS_ALLOC_FAILED", "DNN_STATUS_ALLOC_FAILED")
+"""The CUDA runtime, which pins host memory too; Triton; cuBLAS and cuDNN. PyTorch raises RuntimeErrors for these."""
 
 MEMORY_HINT = "take --offload stream, a smaller --size, or a smaller --vram so that more is kept away"

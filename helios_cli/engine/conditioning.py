@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from helios_cli.engine.gpu import to_device
 from helios_cli.engine.history import History
 from helios_cli.engine.media import VideoClip
 from helios_cli.model.vae import WanVAE
@@ -30,7 +31,7 @@ def start_from_picture(history: History, vae: WanVAE, picture_3HW: np.ndarray, g
     for a whole chunk, because first latents look unlike the later ones.
     """
     device = history.latents.device
-    frame = torch.from_numpy(picture_3HW)[None, :, None].to(device)
+    frame = to_device(torch.from_numpy(picture_3HW)[None, :, None], device)
     anchor = vae.encode(frame, generator)
     held = vae.encode(frame.expand(-1, -1, FRAMES_PER_CHUNK, -1, -1), generator)[:, :, -1:]
     history.anchor = _with_noise(anchor, _sigmas(1, generator), generator)
@@ -43,7 +44,7 @@ def start_from_clip(history: History, vae: WanVAE, clip: VideoClip, generator: t
     Chunks too early to be remembered are not encoded; only their random numbers are drawn.
     """
     device = history.latents.device
-    anchor = vae.encode(torch.from_numpy(clip.first_frame())[None].to(device), generator)
+    anchor = vae.encode(to_device(torch.from_numpy(clip.first_frame())[None], device), generator)
     shape = (1, *history.latents.shape[1:2], LATENTS_PER_CHUNK, *history.latents.shape[3:])
     forgotten = max(0, clip.num_chunks - USED_CHUNKS)
     encoded = []
@@ -51,7 +52,7 @@ def start_from_clip(history: History, vae: WanVAE, clip: VideoClip, generator: t
         if index < forgotten:
             torch.randn(shape, generator=generator, dtype=vae.dtype)
         else:
-            encoded.append(vae.encode(torch.from_numpy(frames)[None].to(device), generator))
+            encoded.append(vae.encode(to_device(torch.from_numpy(frames)[None], device), generator))
     history.anchor = _with_noise(anchor, _sigmas(1, generator), generator)
     for _ in range(forgotten):
         _sigmas(LATENTS_PER_CHUNK, generator)
@@ -66,6 +67,6 @@ def _sigmas(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _with_noise(latents_1CTHW: Tensor, sigma_T: Tensor, generator: torch.Generator) -> Tensor:
-    sigma = sigma_T.view(1, 1, -1, 1, 1).to(latents_1CTHW.device)
-    noise = draw(tuple(latents_1CTHW.shape), generator).to(latents_1CTHW.device)
+    sigma = to_device(sigma_T.view(1, 1, -1, 1, 1), latents_1CTHW.device)
+    noise = to_device(draw(tuple(latents_1CTHW.shape), generator), latents_1CTHW.device)
     return sigma * noise + (1 - sigma) * latents_1CTHW

@@ -86,7 +86,7 @@ class Denoiser:
         """
         with self.clock("stage 0"):
             tokens = self.dit.embed_history(*history.terms())
-        x = coarsest(draw(self.shape, generator), self.scheduler.stages).to(tokens.device)
+        x = to_device(coarsest(draw(self.shape, generator), self.scheduler.stages), tokens.device)
         for k, stage in enumerate(self.stages[amplify]):
             with self.clock(f"stage {k}"):
                 if stage.renoise:
@@ -132,5 +132,5 @@ class Denoiser:
 
     def _modulation(self, timestep: float) -> Modulation:
         if timestep not in self.modulations:
-            self.modulations[timestep] = self.dit.modulation(torch.tensor([timestep], device=self.dit.device))
+            self.modulations[timestep] = self.dit.modulation(torch.full((1,), timestep, device=self.dit.device))
         return self.modulations[timestep]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import metadata
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -254,12 +254,15 @@ def measure_attention(
     shape = config.num_attention_heads, config.attention_head_dim
     for grid in grids:
         rows, noisy = len(dit.rope(grids[-1], grid)), LATENTS_PER_CHUNK * grid[0] * grid[1]
-        x = torch.randn(1, rows, *shape, device=device).to(dtype)
-        attention(x, x, x)
-        attention(x[:, -noisy:], x, x)  # the last block
+        q, k, v = torch.randn(1, rows, 3, *shape, device=device, dtype=dtype).unbind(2)  # slices of one product
+        x = q.contiguous()
+        if not helios_kernels.runs(x):
+            q, k, v = x, x, x
+        attention(q, x if config.is_amplify_history else k, v)  # amplified keys are a tensor of their own
+        attention(x[:, -noisy:], x, x)  # the last block, whose queries are a product of their own
         queries = x if not config.guidance_cross_attn else x[:, -noisy:]
         for keys in PROMPT_KEYS:
-            prompt = torch.randn(1, keys, *shape, device=device).to(dtype)
+            prompt = torch.randn(1, keys, *shape, device=device, dtype=dtype)
             attention(queries, prompt, prompt, torch.zeros(keys, device=device))
         attention(queries, prompt, prompt)  # a prompt that fills all 512
 
@@ -268,44 +271,42 @@ def measure_attention(
 
 
 @functools.cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all films: PyTorch hands out 32 in turn, and one of them is what graphs are recorded on."""
+def _stream_for(use: str, device: torch.device) -> torch.cuda.Stream:
+    """One a use for all films: PyTorch hands out 32 in turn, and one of them is what graphs are recorded on."""
     return torch.cuda.Stream(device)
 
 
-class Beside(Generic[T]):
-    """One piece of work at a time that goes on while the caller does: in a thread, with a stream of its own on a GPU.
+class Beside:
+    """Work that goes on while the caller does, one piece after the other: in a thread, on a GPU with its own stream.
 
-    Without `overlaps` it is done at once, by the caller. What the work raises is raised where its result is taken.
+    Without `overlaps` it is done at once, by the caller.
     """
 
     def __init__(self, device: torch.device, *, overlaps: bool) -> None:
         self.overlaps = overlaps
-        self._stream = _side_stream(device) if overlaps and device.type == "cuda" else None
+        self._stream = _stream_for("beside", device) if overlaps and device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="beside") if overlaps else None
-        self._running: Future[T] | None = None
-        self._result: list[T] = []
 
-    def start(self, work: Callable[[], T]) -> None:
-        """Begin `work`, after what the caller has given the GPU so far. The one before has to have been taken."""
-        assert self._running is None and not self._result
+    def start(self, work: Callable[[], T]) -> Future[T]:
+        """Begin `work`, after what the caller has given the GPU so far. Where its result is taken, what it raised is
+        raised, and the GPU is done with it."""
         if self._thread is None:
-            self._result = [work()]
-            return
+            done: Future[T] = Future()
+            done.set_result(work())
+            return done
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        self._running = self._thread.submit(self._run, work)
+        return self._thread.submit(self._run, work)
 
-    def take(self) -> Sequence[T]:
-        """Waits for the work that was begun last and gives its result; nothing if there is none to be taken."""
-        if self._running is not None:
-            running, self._running = self._running, None
-            return [running.result()]
-        result, self._result = self._result, []
-        return result
+    def hand_over(self, *tensors: Tensor) -> None:
+        """Tensors of a result are the caller's from here on: until its stream is done with them, their memory is not
+        used again by the stream that made them."""
+        if self._stream is not None:
+            for tensor in tensors:
+                tensor.record_stream(torch.cuda.current_stream(self._stream.device))
 
     def close(self) -> None:
-        """Waits for what is running, whose result nobody takes."""
+        """Waits for what was begun, whose results nobody takes."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
@@ -313,7 +314,10 @@ class Beside(Generic[T]):
         # Both contexts are a thread's own.
         stream = contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         with torch.inference_mode(), stream:
-            return work()
+            result = work()
+        if self._stream is not None:
+            self._stream.synchronize()
+        return result
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -321,21 +325,39 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def on_host(tensors: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The tensors on the host, in order. From a GPU each is copied while the next one is being computed."""
-    waiting: tuple[Tensor, torch.cuda.Event] | None = None
-    for tensor in tensors:
-        if not tensor.is_cuda:
-            yield tensor.cpu()
+def to_host(*tensors: Tensor) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
+    """The tensors, all of one device, on the host, and what to wait for before they are read: from a GPU they come
+    behind what its current stream was given, and nobody waits for that here. None where they are there."""
+    if not tensors[0].is_cuda:
+        return tuple(tensor.cpu() for tensor in tensors), None
+    copies = tuple(_pinned_like(tensor).copy_(tensor, non_blocking=True) for tensor in tensors)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(tensors[0].device))
+    return copies, copied
+
+
+def _pinned_like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+
+
+def on_host(pieces: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces of one tensor or more on the host, in order. From a GPU each is copied, by a stream of its own, while the
+    next one is being computed."""
+    waiting: tuple[tuple[Tensor, ...], torch.cuda.Event, tuple[Tensor, ...]] | None = None
+    for piece in pieces:
+        if not piece[0].is_cuda:
+            yield to_host(*piece)[0]
             continue
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        host.copy_(tensor, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
+        device = piece[0].device
+        copying = _stream_for("copies", device)
+        copying.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(copying):
+            copies, copied = to_host(*piece)
         if waiting:
             waiting[1].synchronize()
             yield waiting[0]
-        waiting = host, event
+        # The piece is held as well: once it is free, the stream that made it may write over it.
+        waiting = copies, copied, piece
     if waiting:
         waiting[1].synchronize()
         yield waiting[0]

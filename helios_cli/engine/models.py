@@ -24,9 +24,10 @@ from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.sampling.schedule import SchedulerConfig
 from helios_cli.units import MAX_TEXT_TOKENS
+from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import SCHEDULER_CONFIG, Checkpoint
 from helios_cli.weights.fp8 import Quant, is_fp8
-from helios_cli.weights.load import load_component, stored_tensors
+from helios_cli.weights.load import load_component, stored_tensors, wanted_tensors
 from helios_cli.weights.offload import BlockStream, StoredRows
 from helios_cli.weights.placement import RESIDENT, Placement
 from helios_cli.weights.reader import Stored, WeightFiles, expect_files
@@ -88,6 +89,7 @@ class Models:
         self.prompts: dict[str, Prompt] = {}
         self.stream: BlockStream | None = None
         self._files = WeightFiles()
+        self._ahead = Ahead(self._files, device)
         self._dit: HeliosDiT | None = None
         self._vae: WanVAE | None = None
         self._fillers: dict[str, tuple] = {}  # the arguments of _fill, for parts that can come again
@@ -115,6 +117,7 @@ class Models:
 
     def unload(self) -> None:
         """Free all parts and close their files. They come again when they are needed."""
+        self._ahead.close()
         if self.stream is not None:
             self.stream.close()
         if self.graphs is not None:
@@ -172,8 +175,8 @@ class Models:
         islands = umt5.FP32_ISLANDS_IN_FLOAT16 if self.dtype == torch.float16 else frozenset()
         if self.placement.mode != "stream":
             encoder = self._load("text_encoder", lambda: UMT5Encoder(self.text_config), self.dtype, islands)
-            if not self.is_loaded:
-                self._expect("transformer")
+            if not self.is_loaded or self.placement.mode == "model":
+                self._read_ahead("transformer")
             yield encoder
             self._fillers.pop("text_encoder", None)
             return
@@ -205,11 +208,19 @@ class Models:
         if self.placement.takes_turns:
             self._send_away("vae", self._vae)
         if self._dit is None:
-            self._dit = self._load("transformer", self._build_dit, self.dtype, dit.FP32_ISLANDS)
+            self._dit = self._load("transformer", *self._part("transformer"))
         elif not self._bring_back("transformer"):
             return self._dit
         self._dit.join_projections()
+        if self.placement.mode == "model":
+            self._read_ahead("vae")
         return self._dit
+
+    def _part(self, name: str) -> tuple[Callable[[], nn.Module], torch.dtype, frozenset[str]]:
+        """How transformer and VAE are built, and in which types."""
+        if name == "transformer":
+            return self._build_dit, self.dtype, dit.FP32_ISLANDS
+        return lambda: WanVAE(self.vae_config), self.vae_dtype, frozenset()
 
     def _build_dit(self) -> HeliosDiT:
         module = HeliosDiT(self.dit_config)
@@ -226,11 +237,11 @@ class Models:
         if self.placement.takes_turns:
             self._send_away("transformer", self._dit)
         if self._vae is None:
-            self._vae = self._load("vae", lambda: WanVAE(self.vae_config), self.vae_dtype, frozenset())
-        else:
-            self._bring_back("vae")
+            self._vae = self._load("vae", *self._part("vae"))
+        elif not self._bring_back("vae"):
+            return self._vae
         if self.placement.mode == "model":
-            self._expect("transformer")
+            self._read_ahead("transformer")
         return self._vae
 
     def _load(
@@ -261,10 +272,11 @@ class Models:
             self.checkpoint.component(name),
             device=self.device,
             dtype=dtype,
-            keep_fp32=lambda parameter: not fp32_islands.isdisjoint(parameter.split(".")),
+            keep_fp32=_keeps_fp32(fp32_islands),
             leave=leave,
             files=self._files,
             check=check,
+            ahead=self._ahead.take(name),
         )
 
     def _stream_of(
@@ -311,6 +323,7 @@ class Models:
 
     def _make_room_for_text(self) -> None:
         """The text encoder comes alone, unless it is to be beside the others."""
+        self._ahead.drop()
         beside = self.placement.text_beside
         if beside is None and self.placement.mode == "none":
             needed = self.dtype.itemsize * self.checkpoint.component("text_encoder").parameters
@@ -322,11 +335,27 @@ class Models:
         if self.stream is not None:
             self.stream.leave(host=True)  # the text encoder's slots take their place
 
-    def _expect(self, name: str) -> None:
-        """Lets the kernel read a part's files while another one works, if they have room in its page cache."""
-        component = self.checkpoint.component(name)
+    def _read_ahead(self, name: str) -> None:
+        """Begins to read a part while another one works: as much as there is room for where it computes, and into the
+        kernel's page cache, if its files have room there."""
+        component, placement = self.checkpoint.component(name), self.placement
+        most = placement.transformer_ahead_bytes if name == "transformer" else placement.vae_ahead_bytes
+        if most and self._ahead.part != name:
+            if name in self._fillers:
+                module, dtype, islands, leave = self._fillers[name]
+            else:
+                build, dtype, islands = self._part(name)
+                with torch.device("meta"):
+                    module, leave = build(), frozenset()
+            kept, check = _keeps_fp32(islands), name not in self._fillers
+            wanted = wanted_tensors(module, component, dtype=dtype, keep_fp32=kept, leave=leave, check=check)
+            self._ahead.begin(name, wanted, most)
         if component.bytes < machine.host_memory().available_bytes:
             expect_files({tensor.file for tensor in component.tensors.values()})
+
+
+def _keeps_fp32(islands: frozenset[str]) -> Callable[[str], bool]:
+    return lambda parameter: not islands.isdisjoint(parameter.split("."))
 
 
 def _tokens(text: str, tokenizer: Tokenizer) -> tuple[list[int], str]:

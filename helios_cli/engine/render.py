@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -58,7 +59,8 @@ def render(
     from there, and new ones put into it. Neither changes a frame.
 
     With `overlap` a chunk is decoded in a thread beside the denoising of the next, and its ChunkDone comes behind that;
-    by itself that is so on a GPU where the placement has room for both, unless the clock is exact.
+    what a picture or clip starts with is encoded beside the chunk before. By itself that is so on a GPU where the
+    placement has room for both, unless the clock is exact.
 
     Raises PictureError (values that are not finite), InputError (a picture or clip that cannot be read), MachineError,
     CheckpointError (weights that can no longer be read).
@@ -98,6 +100,15 @@ def render_steps(
         yield from film.events()
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What a segment starts from, and what there is to tell of it."""
+
+    history: History
+    generator: torch.Generator
+    notice: str | None = None
+
+
 class _Film:
     """One film while it renders: the models' contexts that are kept between chunks, the history, the generator."""
 
@@ -110,7 +121,7 @@ class _Film:
         clock: Clock,
         fingerprints: Sequence[str] | None,
         cache: Cache | None,
-        beside: Beside[events.ChunkDone],
+        beside: Beside,
     ) -> None:
         self.plan, self.models, self.writer, self.reanchor, self.clock = plan, models, writer, reanchor, clock
         self.fingerprints, self.cache, self.beside = fingerprints, cache, beside
@@ -120,6 +131,8 @@ class _Film:
         self.chunks_in_segment = 0
         self.frames_reused = 0
         self.first_use = FirstUse.of(models.dit_config.width, models.dtype)
+        self.decoding: Future[events.ChunkDone] | None = None
+        self.starting: dict[int, Future[_Start]] = {}  # at most one, by the index of its chunk
         self.text: tuple[tuple[tuple[str, float], ...], TextContext] | None = None
 
     def events(self) -> Steps[None]:
@@ -133,12 +146,12 @@ class _Film:
         yield from self._prepare([chunk for chunk in rest if not self._is_kept(chunk)])
         for chunk in rest:
             if self._is_kept(chunk):
-                yield from self.beside.take()
+                yield from self._decoded()
             if self._take_kept(chunk):
                 yield self._reused(chunk.index + 1, "cache", 1)
             else:
                 yield from self._render(chunk)
-        yield from self.beside.take()
+        yield from self._decoded()
         yield events.PhaseStarted("finish")
         with self.clock("finish"):
             output = self.writer.close()
@@ -198,14 +211,21 @@ class _Film:
         began = time.perf_counter()
         if chunk.fresh:
             yield from self._start_segment(chunk)
+        self._start_beside(chunk.index + 1)
         yield events.PhaseStarted("denoise")
-        latents = yield from self._denoise(chunk)
+        latents, finite = yield from self._denoise(chunk)
         yield from self._told_by_gpu()
-        yield from self.beside.take()
+        yield from self._decoded()
         yield events.PhaseStarted("decode")
-        self.beside.start(partial(self._finish, chunk, latents, self._safe(chunk), began))
+        self.decoding = self.beside.start(partial(self._finish, chunk, latents, finite, self._safe(chunk), began))
         if not self.beside.overlaps:
-            yield from self.beside.take()
+            yield from self._decoded()
+
+    def _decoded(self) -> Iterator[Event]:
+        """The end of the chunk that was denoised last, if it has not been told; what stopped it is raised."""
+        if self.decoding is not None:
+            decoding, self.decoding = self.decoding, None
+            yield decoding.result()
 
     def _told_by_gpu(self) -> Iterator[Event]:
         """What is known of kernels and graphs once a chunk is denoised."""
@@ -217,8 +237,13 @@ class _Film:
             graphs.problem_told = True
             yield events.Notice(graphs.problem)
 
-    def _finish(self, chunk: Chunk, latents: Tensor, safe: Safe | None, began: float) -> events.ChunkDone:
-        """From latents to frames that are safe; what the film's state is by then does not count."""
+    def _finish(
+        self, chunk: Chunk, latents: Tensor, finite: Tensor, safe: Safe | None, began: float
+    ) -> events.ChunkDone:
+        """From latents, if they are `finite`, to frames that are safe; what the film's state is by then does not
+        count."""
+        if not finite:
+            raise self._not_finite("latents", chunk)
         self._write_frames(chunk, latents)
         self.writer.end_piece(safe)
         return events.ChunkDone(
@@ -259,26 +284,46 @@ class _Film:
 
     def _start_segment(self, chunk: Chunk) -> Iterator[Event]:
         """Fresh history and generator, from a picture or a clip if the chunk has one."""
-        width, height = self.plan.size
-        channels = self.models.dit_config.in_channels
-        self.history = History.empty(channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL, self.models.device)
-        self.generator = torch.Generator("cpu").manual_seed(chunk.seed)
-        self.chunks_in_segment = 0
         if chunk.image or chunk.video:
             yield events.PhaseStarted("conditioning")
-            with self.clock("conditioning"):
-                if chunk.image:
-                    picture = read_image(chunk.image, self.plan.size)
-                    start_from_picture(self.history, self.models.vae, picture, self.generator)
-                else:
-                    clip = VideoClip(chunk.video, self.plan.size, self.plan.fps)
-                    if clip.info.high_dynamic_range:
-                        yield events.Notice(
-                            f"{chunk.video} is HDR and is not tone mapped: the film starts flat and grey"
-                        )
-                    start_from_clip(self.history, self.models.vae, clip, self.generator)
+        if chunk.index in self.starting:
+            start = self.starting.pop(chunk.index).result()
+            self.beside.hand_over(start.history.latents, start.history.anchor)
+        else:
+            start = self._start_of(chunk)
+        self.history, self.generator, self.chunks_in_segment = start.history, start.generator, 0
+        if start.notice:
+            yield events.Notice(start.notice)
 
-    def _denoise(self, chunk: Chunk) -> Steps[Tensor]:
+    def _start_beside(self, index: int) -> None:
+        """Begins what chunk `index` starts from while the one before it is denoised, if it is a picture or a clip."""
+        self.starting.clear()  # of a chunk that came from the cache after all
+        chunks = self.plan.chunks[index : index + 1]
+        for chunk in chunks if self.beside.overlaps else ():
+            if chunk.fresh and (chunk.image or chunk.video) and not self._is_kept(chunk):
+                self.starting[index] = self.beside.start(partial(self._start_of, chunk))
+
+    def _start_of(self, chunk: Chunk) -> _Start:
+        width, height = self.plan.size
+        channels = self.models.dit_config.in_channels
+        history = History.empty(channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL, self.models.device)
+        start = _Start(history, torch.Generator("cpu").manual_seed(chunk.seed))
+        if not (chunk.image or chunk.video):
+            return start
+        with self.clock("conditioning"):
+            if chunk.image:
+                picture = read_image(chunk.image, self.plan.size)
+                start_from_picture(history, self.models.vae, picture, start.generator)
+                return start
+            clip = VideoClip(chunk.video, self.plan.size, self.plan.fps)
+            start_from_clip(history, self.models.vae, clip, start.generator)
+        if not clip.info.high_dynamic_range:
+            return start
+        return replace(start, notice=f"{chunk.video} is HDR and is not tone mapped: the film starts flat and grey")
+
+    def _denoise(self, chunk: Chunk) -> Steps[tuple[Tensor, Tensor]]:
+        """The chunk's latents, and whether they are finite: a flag on the device, since whoever reads it waits for all
+        that the device was given."""
         yield ModelCalls()
         latents = yield from self.denoiser.chunk(
             chunk.index,
@@ -288,11 +333,9 @@ class _Film:
             self.generator,
             amplify=self._amplify(),
         )
-        if not torch.isfinite(latents).all():
-            raise self._not_finite("latents", chunk)
         self.history.remember(latents, reanchor=self.reanchor and self.chunks_in_segment == 1)
         self.chunks_in_segment += 1
-        return latents
+        return latents, torch.isfinite(latents).all()
 
     def _amplify(self) -> bool:
         return self.models.checkpoint.preset.amplify_first_chunk and self.chunks_in_segment == 0
@@ -309,20 +352,22 @@ class _Film:
         groups = on_host(self._pictures(chunk, latents))
         while True:
             with self.clock("decode"):
-                pictures = next(groups, None)
-            if pictures is None:
+                group = next(groups, None)
+            if group is None:
                 return
+            pictures, finite = group
+            if not finite:
+                raise self._not_finite("frames", chunk)
             with self.clock("write"):
                 self.writer.write(pictures.numpy())
 
-    def _pictures(self, chunk: Chunk, latents: Tensor) -> Iterator[Tensor]:
-        """The chunk's frames that are kept, group by group, bytes [T, H, W, 3] on the device."""
+    def _pictures(self, chunk: Chunk, latents: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The chunk's frames that are kept, group by group, bytes [T, H, W, 3] on the device, each with a flag: whether
+        they were finite."""
         left = chunk.num_frames
         for frames in self.models.vae.decode(latents):
             frames = frames[:, :, :left]
-            if not torch.isfinite(frames).all():
-                raise self._not_finite("frames", chunk)
-            yield frames_to_uint8(frames)[0]
+            yield frames_to_uint8(frames)[0], torch.isfinite(frames).all()
             left -= frames.shape[2]
             if not left:
                 return

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from helios_cli.engine.gpu import to_host
 from helios_cli.engine.history import History
 from helios_cli.units import LATENTS_PER_CHUNK
 
@@ -26,16 +27,20 @@ class State:
         anchor: [1, C, 1, H, W] float32.
         generator: uint8, state of the CPU generator.
         place: chunks of the segment that are done.
+        copied: latents and anchor are still on their way from a GPU until this has come, which `to_bytes` waits for.
     """
 
     latents: Tensor
     anchor: Tensor
     generator: Tensor
     place: int
+    copied: torch.cuda.Event | None = None
 
     @classmethod
     def of(cls, history: History, generator: torch.Generator, place: int) -> State:
-        return cls(history.latents.cpu(), history.anchor.cpu(), generator.get_state(), place)
+        """Waits for no GPU."""
+        (latents, anchor), copied = to_host(history.latents, history.anchor)
+        return cls(latents, anchor, generator.get_state(), place, copied)
 
     @classmethod
     def from_bytes(cls, data: bytes | None) -> State | None:
@@ -49,6 +54,8 @@ class State:
             return None
 
     def to_bytes(self) -> bytes:
+        if self.copied is not None:
+            self.copied.synchronize()
         place = torch.tensor(self.place)
         return save({"latents": self.latents, "anchor": self.anchor, "generator": self.generator, "place": place})
 

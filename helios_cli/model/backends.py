@@ -9,6 +9,7 @@ winner is remembered in a file, by device, versions and shape:
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.units import counted_rows
+from helios_kernels import tuned
 
 AUTO = "auto"
 
@@ -91,13 +93,21 @@ def read_choices(file: Path) -> dict[str, dict[str, Measured]]:
 
 
 def device_key(device: torch.device) -> str:
-    """A GPU with the versions that decide how fast each attention is on it."""
+    """A GPU with the versions, and the configurations tuned on it, that decide how fast each attention is there."""
     try:
         triton = f", triton {importlib.metadata.version('triton')}"
     except importlib.metadata.PackageNotFoundError:
         triton = ""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{name}, torch {torch.__version__}{triton}"
+    return f"{name}, torch {torch.__version__}{triton}{_tuned_attention(name)}"
+
+
+def _tuned_attention(device: str) -> str:
+    found = tuned.of(device)
+    own = {
+        kernel: config for kernel, config in (found.configs if found else {}).items() if kernel.startswith("attention")
+    }
+    return f", tuned {hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]}" if own else ""
 
 
 def shape_key(q_BQND: Tensor, k_BKND: Tensor, bias_K: Tensor | None) -> str:

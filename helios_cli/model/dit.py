@@ -28,6 +28,7 @@ from helios_cli.model.fp8 import Fp8, Fp8Linear, parameter_names, product, proje
 from helios_cli.model.ops import (
     gated_residual,
     gated_residual_layer_norm,
+    gated_residual_modulated_norm,
     layer_norm,
     linear,
     modulated_norm,
@@ -108,6 +109,14 @@ class Modulation:
     blocks: Tensor
     out: Tensor
 
+    def norm(self, index: int) -> tuple[Tensor, Tensor]:
+        """(scale, shift), [B or 1, 2, E], of the norm that block `index` begins with; the last one after all blocks."""
+        if index == self.blocks.shape[1]:
+            shift, scale = (row.expand(-1, 2, -1) for row in self.out.split(1, dim=1))
+        else:
+            shift, scale = self.blocks[:, index, :, :2].unbind(2)
+        return scale, shift
+
 
 @dataclass(frozen=True)
 class TextContext:
@@ -131,6 +140,23 @@ class Call(NamedTuple):
     mods: Modulation
     rope: Tensor
     text: TextContext
+
+
+@dataclass
+class Rows:
+    """The stream of one call between two blocks.
+
+    Attributes:
+        x: [B, S, E].
+        u: its norm, which the coming block attends over; None once that has begun, so that nothing keeps it.
+    """
+
+    x: Tensor
+    u: Tensor | None
+
+    def take_norm(self) -> Tensor:
+        u, self.u = self.u, None
+        return u
 
 
 class RMSNorm(nn.Module):
@@ -161,30 +187,48 @@ class Attention(nn.Module):
         return rms_norm_rope(q, self.norm_q.weight, rope, self.heads, self.eps)
 
     def key_value(self, x_BSE: Tensor | Fp8, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Both of the same rows; where kernels run and `join` was called, of one product."""
+        joined = self._product(x_BSE, self.to_k, self.to_v)
+        if joined is not None:
+            slices = joined.unflatten(-1, (2, -1))
+            kernels.qk_norm_rope(slices[:, :, :1], self.norm_k.weight[None], rope, self.heads, self.eps)
+            return slices.unflatten(-1, (self.heads, -1)).unbind(2)
         k, v = project(self.to_k, x_BSE), project(self.to_v, x_BSE)
         return rms_norm_rope(k, self.norm_k.weight, rope, self.heads, self.eps), v.unflatten(-1, (self.heads, -1))
 
     @torch.no_grad()
     def join(self) -> None:
-        """Moves the weights of queries, keys and values next to each other, for one product instead of three."""
+        """Moves the weights of queries, keys and values next to each other, for one product instead of three, and those
+        of the norms for one kernel."""
         layers = (self.to_q, self.to_k, self.to_v)
-        for name in parameter_names(self.to_q):
-            joined = torch.cat([getattr(layer, name) for layer in layers])
-            for layer, piece in zip(layers, joined.chunk(3), strict=True):
-                getattr(layer, name).data = piece
+        alike = [[getattr(layer, name) for layer in layers] for name in parameter_names(self.to_q)]
+        for parameters in (*alike, [self.norm_q.weight, self.norm_k.weight]):
+            for parameter, piece in zip(parameters, torch.cat(parameters).chunk(len(parameters)), strict=True):
+                parameter.data = piece
 
-    def query_key_value(self, x_BSE: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All three of the same rows; where kernels run and `join` was called, of one product."""
-        layers = (self.to_q, self.to_k, self.to_v)
+    def query_key_value(self, x_BSE: Tensor, rope: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the rows from `first` on, keys and values of all. Of one product where all rows ask, kernels run
+        and `join` was called."""
         x = Fp8.of(x_BSE) if isinstance(self.to_q, Fp8Linear) else x_BSE
-        names = parameter_names(self.to_q) if kernels.runs(x_BSE) else ()
-        joined = [side_by_side(*(getattr(layer, name) for layer in layers)) for name in names]
-        if not joined or any(parameter is None for parameter in joined):
+        if first:
+            asking = x.rows(first) if isinstance(x, Fp8) else x[:, first:]
+            return self.query(asking, rope[..., first:, :, :]), *self.key_value(x, rope)
+        joined = self._product(x, self.to_q, self.to_k, self.to_v)
+        norms = side_by_side(self.norm_q.weight, self.norm_k.weight)
+        if joined is None or norms is None:
             return self.query(x, rope), *self.key_value(x, rope)
-        qkv = (product if isinstance(x, Fp8) else linear)(x, *joined)
-        norms = torch.stack([self.norm_q.weight, self.norm_k.weight])
-        kernels.qk_norm_rope(qkv.unflatten(-1, (3, -1))[:, :, :2], norms, rope, self.heads, self.eps)
-        return qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        slices = joined.unflatten(-1, (3, -1))
+        kernels.qk_norm_rope(slices[:, :, :2], norms.unflatten(0, (2, -1)), rope, self.heads, self.eps)
+        return slices.unflatten(-1, (self.heads, -1)).unbind(2)
+
+    def _product(self, x: Tensor | Fp8, *layers: nn.Linear | Fp8Linear) -> Tensor | None:
+        """One product for all the layers, where kernels run on its slices and the weights are side by side."""
+        if not kernels.runs(x.values if isinstance(x, Fp8) else x):
+            return None
+        joined = [side_by_side(*(getattr(layer, name) for layer in layers)) for name in parameter_names(layers[0])]
+        if any(parameter is None for parameter in joined):
+            return None
+        return (product if isinstance(x, Fp8) else linear)(x, *joined)
 
     def amplify_history(self, k_BSND: Tensor, split: int) -> Tensor:
         """Multiplies history keys by a learnt factor between 1 and 10, if the checkpoint has one."""
@@ -239,27 +283,57 @@ class Block(nn.Module):
         With `noisy_only` (the last block) history rows give their keys and values and end there: the result has the
         noisy rows alone.
         """
-        shift1, scale1, gate1, shift2, scale2, gate2 = mods.unbind(2)
-        a = self._attend(modulated_norm(x_BSE, scale1, shift1, split, self.eps), rope, split, noisy_only=noisy_only)
+        shift, scale = mods[:, :, 0], mods[:, :, 1]
+        rows = Rows(x_BSE, modulated_norm(x_BSE, scale, shift, split, self.eps))
+        y, split = self._last_summand(rows, mods, rope, text, split, noisy_only=noisy_only)
+        return gated_residual(rows.x, y, mods[:, :, 5], split)
+
+    def advance(
+        self,
+        rows: Rows,
+        mods: Tensor,
+        rope: Tensor,
+        text: tuple[Tensor, Tensor, Tensor | None],
+        split: int,
+        norm: tuple[Tensor, Tensor],
+        *,
+        noisy_only: bool = False,
+    ) -> None:
+        """`forward` and the norm behind it, whose (scale, shift) `norm` is: one pass over the stream where kernels run.
+
+        For sampling. Where gradients are recorded, a norm that passes from block to block would have to be kept.
+        """
+        y, split = self._last_summand(rows, mods, rope, text, split, noisy_only=noisy_only)
+        rows.x, rows.u = gated_residual_modulated_norm(rows.x, y, mods[:, :, 5], *norm, split, self.eps)
+
+    def _last_summand(
+        self,
+        rows: Rows,
+        mods: Tensor,
+        rope: Tensor,
+        text: tuple[Tensor, Tensor, Tensor | None],
+        split: int,
+        *,
+        noisy_only: bool,
+    ) -> tuple[Tensor, int]:
+        """What the feed-forward makes, which is still to be gated and added to `rows.x`, and its history rows."""
+        _, _, gate1, shift2, scale2, _ = mods.unbind(2)
+        a = self._attend(rows.take_norm(), rope, split, noisy_only=noisy_only)
         if noisy_only:
-            x_BSE, split = x_BSE[:, split:], 0
+            rows.x, split = rows.x[:, split:], 0
         if self.guide_noisy_only and isinstance(self.norm2, nn.LayerNorm):
             norm = self.norm2
-            x_BSE, c = gated_residual_layer_norm(x_BSE, a, gate1, norm.weight, norm.bias, split, self.eps)
+            rows.x, c = gated_residual_layer_norm(rows.x, a, gate1, norm.weight, norm.bias, split, self.eps)
             a = self.attn2.out(attention(self.attn2.query(c), *text))
-            x_BSE, u = residual_modulated_norm(x_BSE, a, scale2, shift2, split, self.eps)
+            rows.x, u = residual_modulated_norm(rows.x, a, scale2, shift2, split, self.eps)
         else:
-            x_BSE = self._cross(gated_residual(x_BSE, a, gate1, split), text, split)
-            u = modulated_norm(x_BSE, scale2, shift2, split, self.eps)
-        return gated_residual(x_BSE, self.ffn(u), gate2, split)
+            rows.x = self._cross(gated_residual(rows.x, a, gate1, split), text, split)
+            u = modulated_norm(rows.x, scale2, shift2, split, self.eps)
+        return self.ffn(u), split
 
     def _attend(self, u_BSE: Tensor, rope: Tensor, split: int, *, noisy_only: bool) -> Tensor:
         """Self-attention, of the noisy rows alone with `noisy_only`. Queries, keys and values end with the call."""
-        if noisy_only:
-            k, v = self.attn1.key_value(u_BSE, rope)
-            q = self.attn1.query(u_BSE[:, split:], rope[..., split:, :, :])
-        else:
-            q, k, v = self.attn1.query_key_value(u_BSE, rope)
+        q, k, v = self.attn1.query_key_value(u_BSE, rope, split if noisy_only else 0)
         return self.attn1.out(attention(q, self.attn1.amplify_history(k, split), v))
 
     def _cross(self, x_BSE: Tensor, text: tuple[Tensor, Tensor, Tensor | None], split: int) -> Tensor:
@@ -440,13 +514,17 @@ class HeliosDiT(nn.Module):
 
     def forward_all(self, calls: Sequence[Call]) -> list[Tensor]:
         """The flows of several calls in one walk over the blocks: each value is that of a call of its own."""
-        streams, last = [self.enter(call) for call in calls], len(self.blocks) - 1
+        streams, last = [self._begin(call) for call in calls], len(self.blocks) - 1
         for i, block in enumerate(self.visit()):
-            for place, (call, x) in enumerate(zip(calls, streams, strict=True)):
+            for call, rows in zip(calls, streams, strict=True):
+                mods, split = call.mods.blocks[:, i], call.history_BME.shape[1]
                 context = (call.text.keys[i], call.text.values[i], call.text.bias)
-                split = call.history_BME.shape[1]
-                streams[place] = block(x, call.mods.blocks[:, i], call.rope, context, split, noisy_only=i == last)
-        return [self.leave(call, x) for call, x in zip(calls, streams, strict=True)]
+                block.advance(rows, mods, call.rope, context, split, call.mods.norm(i + 1), noisy_only=i == last)
+        return [self._flow(call, rows.take_norm()) for call, rows in zip(calls, streams, strict=True)]
+
+    def _begin(self, call: Call) -> Rows:
+        x = self.enter(call)
+        return Rows(x, modulated_norm(x, *call.mods.norm(0), call.history_BME.shape[1], self.config.eps))
 
     def enter(self, call: Call) -> Tensor:
         """The stream [B, S, E] before the first block."""
@@ -454,13 +532,16 @@ class HeliosDiT(nn.Module):
 
     def leave(self, call: Call, x: Tensor) -> Tensor:
         """The flow, [B, C, T, H, W], from the noisy rows after the last block."""
-        shift, scale = call.mods.out[:, :1], call.mods.out[:, 1:]
+        scale, shift = call.mods.norm(len(self.blocks))
         if kernels.runs(x):
-            y = kernels.modulated_norm(x, scale.expand(-1, 2, -1), shift.expand(-1, 2, -1), 0, self.config.eps)
+            y = kernels.modulated_norm(x, scale, shift, 0, self.config.eps)
         else:
-            y = torch.addcmul(shift, layer_norm(x, None, None, self.config.eps), 1 + scale).to(self.dtype)
+            y = torch.addcmul(shift[:, 1:], layer_norm(x, None, None, self.config.eps), 1 + scale[:, 1:]).to(self.dtype)
+        return self._flow(call, y)
+
+    def _flow(self, call: Call, u_BSE: Tensor) -> Tensor:
         grid = [size // step for size, step in zip(call.noisy_BCTHW.shape[2:], self.config.patch_size, strict=True)]
-        return self._unpatchify(linear(y, self.proj_out.weight, self.proj_out.bias), grid)
+        return self._unpatchify(linear(u_BSE, self.proj_out.weight, self.proj_out.bias), grid)
 
     def _unpatchify(self, x_BSP: Tensor, grid: Sequence[int]) -> Tensor:
         """Channels are innermost within a patch: (p_t, p_h, p_w, C)."""

@@ -31,6 +31,10 @@ class Fp8(NamedTuple):
         """x, or its tanh-GELU, rounded row by row."""
         return cls(*kernels.quantize(x, gelu=gelu))
 
+    def rows(self, first: int) -> Fp8:
+        """Those from `first` on, of [B, S, E]. The scales are copied, as libraries may want them to begin aligned."""
+        return Fp8(self.values[:, first:], self.scales[:, first:].clone())
+
 
 class Fp8Linear(nn.Module):
     """Stands in for an `nn.Linear`: `weight` is e4m3, `weight_scale` [out] float32. Never trained."""

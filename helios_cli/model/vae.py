@@ -20,6 +20,7 @@ then agree with the float32 decode to a PSNR of 56 dB (peak to peak 2), diffuser
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -421,8 +422,15 @@ class WanVAE(nn.Module):
         return self.post_quant_conv.weight.dtype
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean, std = torch.tensor([self.config.latents_mean, self.config.latents_std], device=device)
-        return mean, std
+        return _statistics_of(self.config, device)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _statistics_of(config: VAEConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each latent channel; made once, as a GPU is waited for until they are there."""
+    mean, std = torch.tensor([config.latents_mean, config.latents_std], device=device)
+    return mean, std
 
 
 def frames_to_uint8(frames_BCTHW: Tensor) -> Tensor:

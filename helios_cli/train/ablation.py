@@ -1,15 +1,18 @@
-"""Films of a model that was trained with absolute positions, to see what relative ones are for."""
+"""Films of a model that was trained without one of the method's parts, to see what that part is for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor
 
 from helios_cli.engine import render
 from helios_cli.engine.calls import Steps
 from helios_cli.engine.denoise import Denoiser, grid_of
+from helios_cli.engine.history import History
+from helios_cli.train import tables
 from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
 
 
@@ -25,6 +28,15 @@ class AbsoluteDenoiser(Denoiser):
         return (yield from super().chunk(index, *args, **kwargs))
 
 
+class AnchorlessHistory(History):
+    """Tells no chunk of the first frame."""
+
+    def terms(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As `History.terms`; the anchor's place is empty, as in a film's first chunk."""
+        long, mid, short = super().terms()
+        return long, mid, torch.cat([torch.zeros_like(short[:, :, :1]), short[:, :, 1:]], dim=2)
+
+
 @contextmanager
 def absolute_positions() -> Iterator[None]:
     """Within, films are rendered with absolute positions."""
@@ -33,3 +45,28 @@ def absolute_positions() -> Iterator[None]:
         yield
     finally:
         render.Denoiser = Denoiser
+
+
+@contextmanager
+def without_anchor() -> Iterator[None]:
+    """Within, films are rendered without an anchor."""
+    render.History = AnchorlessHistory
+    try:
+        yield
+    finally:
+        render.History = History
+
+
+WITHOUT = {"anchor": without_anchor, "relative": absolute_positions}
+"""By what is taken away."""
+
+
+@contextmanager
+def as_taught(history: tables.History) -> Iterator[None]:
+    """Within, films are rendered as a model that was taught with these settings expects it."""
+    with ExitStack() as taken:
+        if not history.anchor:
+            taken.enter_context(without_anchor())
+        if history.positions == "absolute":
+            taken.enter_context(absolute_positions())
+        yield

@@ -6,22 +6,18 @@ The networks and clips are random: what is held does not depend on their values.
 from __future__ import annotations
 
 import gc
-import json
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from helios_cli.errors import HeliosError, MachineError
+from helios_cli.child import ChildError, ChildStoppedError, ask, serve
+from helios_cli.errors import MachineError
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.train.cast import Cast, OneBackbone, ThreeNetworks
 from helios_cli.train.data.cache import Batch
@@ -100,16 +96,13 @@ def compare(size: str, batch: int, device: torch.device, dtype: str) -> Iterator
 
 def measure_apart(job: Job) -> Held:
     """`measure` in a process of its own, in which no other way has left anything."""
-    with tempfile.TemporaryDirectory(prefix="helios-") as folder:
-        answer = Path(folder, "held.json")
-        command = [sys.executable, "-m", __name__, json.dumps(asdict(job)), str(answer)]
-        ended = subprocess.run(command, capture_output=True, text=True)
-        if ended.returncode == 0:
-            return Held(**json.loads(answer.read_text()))
-    if ended.returncode < 0 or "OutOfMemoryError" in ended.stderr:
-        raise MachineError(f"memory ran out with {job.way}", hint="take a smaller --size or --batch")
-    last = ended.stderr.strip().rpartition("\n")[2]
-    raise HeliosError(f"the measurement of {job.way} failed: {last}", hint="HELIOS_DEBUG=1 shows the traceback")
+    try:
+        (held,) = ask(__name__, asdict(job))
+    except ChildError as error:
+        if isinstance(error, ChildStoppedError) or "OutOfMemoryError" in error.message:
+            raise MachineError(f"memory ran out with {job.way}", hint="take a smaller --size or --batch") from error
+        raise
+    return Held(**held)
 
 
 def measure(job: Job) -> Held:
@@ -221,4 +214,4 @@ def _cast(config: DiTConfig, memory: Memory, dtype: str, device: torch.device) -
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(asdict(measure(Job(**json.loads(sys.argv[1]))))))
+    serve(lambda question: [asdict(measure(Job(**question)))])

@@ -105,14 +105,15 @@ class Job(Table):
     Attributes:
         start: folder of a checkpoint, or of a run, that the phase begins with; without it, it begins from nothing.
         out: folder of what is made; what stands there unfinished goes on.
-        dtype: what the networks compute in; parameters and optimizers are always float32.
+        dtype: what the networks compute in; "auto" is bfloat16 where the device multiplies it fast, else float32.
+            Parameters and optimizers are always float32.
     """
 
     phase: str
     start: str | None = None
     out: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
 
     @property
     def folder(self) -> Path:

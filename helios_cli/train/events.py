@@ -55,8 +55,7 @@ class RunStarted(Event):
         ends = [f"{self.steps} steps"] if self.steps else []
         ends += [f"{self.max_minutes:g} min"] if self.max_minutes else []
         lines = [f"{self.phase}: {players}; {' or '.join(ends)} of {self.batch} samples, to {self.out}"]
-        spread = f" in {self.processes} processes" if self.processes > 1 else ""
-        lines.append(f"on {self.device} in {self.dtype}{spread}")
+        lines.append(_where(self))
         if self.step:
             lines.append(f"goes on after step {self.step}")
         return "\n".join(lines)
@@ -135,6 +134,45 @@ class RunDone(Event):
     def text(self) -> str:
         skipped = f", {self.skipped} updates left out because they were not finite" if self.skipped else ""
         return f"wrote {self.checkpoint}: {self.step} steps in {self.seconds / 60:.1f} min{skipped}"
+
+
+@dataclass(frozen=True)
+class FillStarted(Event):
+    """First event of a phase that trains nothing and fills the folder `out`."""
+
+    phase: str
+    out: str
+    processes: int
+    device: str
+    dtype: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.phase}: to {self.out}\n{_where(self)}"
+
+
+@dataclass(frozen=True)
+class Filled(Event):
+    """`done` of `total` pieces are in the folder. Phases derive what they tell of the last ones from it."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class FillDone(Event):
+    """Last event of such a phase: this process has made its part of what the folder lacked."""
+
+    out: str
+
+    @property
+    def text(self) -> str:
+        return f"wrote {self.out}"
+
+
+def _where(started: RunStarted | FillStarted) -> str:
+    spread = f" in {started.processes} processes" if started.processes > 1 else ""
+    return f"on {started.device} in {started.dtype}{spread}"
 
 
 def figures_text(figures: dict[str, float]) -> str:

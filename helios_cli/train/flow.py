@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Generator, Tensor
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.sampling.noise import draw
 from helios_cli.sampling.schedule import SchedulerConfig
-from helios_cli.train.ablation import absolute_positions
+from helios_cli.train.ablation import as_taught
 from helios_cli.train.data.cache import LatentClips
 from helios_cli.train.data.encode import require_same_encoder
 from helios_cli.train.forward import checkpointed, flow, given, plain
@@ -26,7 +25,7 @@ from helios_cli.train.samples import Sampler
 from helios_cli.train.tables import FlowConfig
 from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.layout import set_kind, set_own, write_component
+from helios_cli.weights.layout import set_kind, set_trained, write_component
 from helios_cli.weights.load import load_component
 from helios_cli.weights.specs import SCHEDULERS
 
@@ -111,15 +110,14 @@ class FlowPhase(ABC):
         return {name: value * len(share.samples) / share.batch for name, value in figures.items()}
 
     def samples(self, path: Path, step: int) -> None:
-        absolute = self.settings.history.positions == "absolute"
-        with absolute_positions() if absolute else nullcontext():
+        with as_taught(self.settings.history):
             self.sampler.sheet(path, self.dit.state_dict(), f"{self.kind}, step {step}")
 
     def save(self, folder: Path) -> None:
         """Puts the transformer into the checkpoint `folder`."""
         write_component(folder, "transformer", self.dit)
         set_kind(folder, self.kind, SCHEDULERS[self.kind])
-        set_own(folder, trained=True, knows=self.settings.knows)
+        set_trained(folder, self.settings.knows)
 
 
 def build(phase: type[FlowPhase], settings: FlowConfig, start: Checkpoint, device: torch.device) -> FlowPhase:

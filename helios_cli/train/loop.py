@@ -18,12 +18,13 @@ from torch import Tensor
 
 from helios_cli.errors import Interrupted, PictureError
 from helios_cli.train.config import Config, Job
+from helios_cli.train.dtype import dtype_name
 from helios_cli.train.events import Event, Notice, Probed, RunDone, RunStarted, Sampled, Saved
 from helios_cli.train.optim import Mean, Mover, rate_scale
 from helios_cli.train.phase import Phase
 from helios_cli.train.plot import plot_log
 from helios_cli.train.record import PLOT, Record
-from helios_cli.train.spread import Spread, spread
+from helios_cli.train.spread import Spread, own_device, spread
 from helios_cli.train.state import (
     CHECKPOINT,
     check_same,
@@ -49,8 +50,8 @@ def perform(job: Job, device: torch.device, stop: Callable[[], bool] = lambda: F
     if not hasattr(module, "run"):
         yield from train(job, device, stop)
         return
-    start = None if job.start is None else open_start(job.start)
-    for event in module.run(job, start, device):
+    job, start = _settled(job, device), None if job.start is None else open_start(job.start)
+    for event in module.run(job, start, own_device(device)):
         yield event
         if stop():
             raise Interrupted(f"{job.out}: stopped", hint="the same command goes on")
@@ -63,10 +64,16 @@ def train(config: Config, device: torch.device, stop: Callable[[], bool] = lambd
     folder or the settings do not fit, CheckpointError for what it starts from, PictureError if it diverges.
     """
     open_folder(config)
+    config = _settled(config, device)
     start = None if config.start is None else open_start(config.start)
     with spread(device, config.batch) as processes:
         phase = import_module(f"helios_cli.train.phases.{config.phase}").build(config, start, processes.device)
         yield from Run(config, phase, start, processes, stop).events()
+
+
+def _settled(job: Job, device: torch.device) -> Job:
+    """The job with the dtype that it comes to on this device."""
+    return job.model_copy(update={"dtype": dtype_name(job.dtype, device)})
 
 
 class Run:

@@ -83,7 +83,9 @@ def open_pairs(folder: Path, note: PairsNote) -> None:
     if not (folder / NOTE).exists():
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / NOTE).write_text(json.dumps(vars(note), indent=2) + "\n", encoding="utf-8")
+            new = folder / f".new-{os.getpid()}-{NOTE}"
+            new.write_text(json.dumps(vars(note), indent=2) + "\n", encoding="utf-8")
+            os.replace(new, folder / NOTE)  # whole, as other processes may be about to read it
         return
     found = read_note(folder)
     before, now = ({"kept": str(n.kept), "size": str(n.size), **n.made_with} for n in (found, note))

@@ -70,20 +70,32 @@ class Spread:
             dist.barrier()
 
 
+def part_of_run() -> tuple[int, int]:
+    """This process's number among those that torchrun started, and how many these are."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The GPU of this process where each has one of its own; `device` elsewhere."""
+    if device.type != "cuda" or part_of_run()[1] == 1:
+        return device
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
 @contextmanager
 def spread(device: torch.device, batch: int) -> Iterator[Spread]:
     """The processes that torchrun started, or this one alone. InputError if the batch has not a sample for each."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, count = part_of_run()
     if count == 1:
         yield Spread(0, 1, device)
         return
     if batch < count:
         raise InputError(f"a batch of {batch} cannot be spread over {count} processes", hint=f"set batch to {count}")
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    device = own_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Spread(dist.get_rank(), count, device)
+        yield Spread(rank, count, device)
     finally:
         dist.destroy_process_group()

@@ -39,8 +39,8 @@ class History(Table):
         image: probability of the newest latent and the anchor alone, if not empty.
         short: probability that the oldest 1, 10 or 19 latents are missing, if neither.
         anchor: whether there is one.
-        positions: "absolute" counts a clip's frames on from chunk to chunk, which published models do not; films of
-            such a model are made within `train.ablation.absolute_positions`.
+        positions: "absolute" counts a clip's frames on from chunk to chunk, which published models do not. Films of
+            such a model, and of one without an anchor, are made within `train.ablation.as_taught`.
         empty_caption: probability of the empty caption, which guidance needs.
     """
 

@@ -3,7 +3,7 @@
 Everything comes from its JSON files and the headers of its weights, so opening one takes milliseconds and no torch.
 
     model_index.json            which pipeline: base, mid or distilled
-    helios.json                 ours, optional: native size, whether it is trained, what it knows
+    helios.json                 ours, optional: native size, whether it is trained, what it knows, its steps
     scheduler/ text_encoder/ tokenizer/ transformer/ vae/
 """
 
@@ -98,7 +98,15 @@ class Component:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint folder. `kind` is base, mid or distilled; `native_size` is width and height in pixels."""
+    """A checked checkpoint folder.
+
+    Attributes:
+        kind: base, mid or distilled.
+        native_size: width and height in pixels.
+        knows: what the model can show, in words that end the sentence "it knows ..."; empty for anything.
+        words: those that its training showed it, in lower case; empty where nobody wrote them down.
+        things: nouns among them, of which it can show one at a time.
+    """
 
     path: Path
     kind: str
@@ -106,6 +114,8 @@ class Checkpoint:
     native_size: tuple[int, int]
     trained: bool
     knows: str
+    words: tuple[str, ...]
+    things: tuple[str, ...]
     scheduler: dict
     components: dict[str, Component]
 
@@ -129,6 +139,8 @@ class Checkpoint:
             native_size=own.native_size,
             trained=own.trained,
             knows=own.knows,
+            words=own.words,
+            things=own.things,
             scheduler=scheduler,
             components={name: _component(path / name, stem) for name, stem in WEIGHT_STEMS.items()},
         )
@@ -176,6 +188,8 @@ class _OwnFile:
     native_size: tuple[int, int] = PUBLISHED_SIZE
     trained: bool = True
     knows: str = ""
+    words: tuple[str, ...] = ()
+    things: tuple[str, ...] = ()
     steps: tuple[int, ...] | None = None
 
     @classmethod
@@ -187,6 +201,8 @@ class _OwnFile:
             "native_size": lambda value: _positive_counts(value) and len(value) == 2,
             "trained": lambda value: isinstance(value, bool),
             "knows": lambda value: isinstance(value, str),
+            "words": _are_words,
+            "things": _are_words,
             "steps": _positive_counts,
         }
         for key, value in values.items():
@@ -195,6 +211,10 @@ class _OwnFile:
             if not valid[key](value):
                 raise CheckpointError(f"{path}: {key} cannot be {value!r}")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _are_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _positive_counts(value: object) -> bool:

@@ -26,16 +26,22 @@ def write_json(path: Path, value: dict) -> None:
     os.replace(new, path)
 
 
-def write_weights(folder: Path, name: str, state: dict[str, Tensor]) -> None:
-    """Write the tensors of the component `name` as its one file in the checkpoint `folder`."""
+def write_weights(folder: Path, name: str, state: dict[str, Tensor], *, shard: str = "") -> None:
+    """Write the tensors of the component `name` as its one file in the checkpoint `folder`, or as the file of a `shard`
+    (`shard_name`), which an index has to tell of."""
     from safetensors.torch import save_file
 
-    file = folder / name / f"{WEIGHT_STEMS[name]}.safetensors"
+    file = folder / name / (shard or f"{WEIGHT_STEMS[name]}.safetensors")
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f".{file.name}.new")
     save_file(state, new, metadata={"format": "pt"})
     new.chmod(0o644)  # the library leaves it to its owner alone
     os.replace(new, file)
+
+
+def shard_name(name: str, number: int, count: int) -> str:
+    """File `number` (from 1) of `count` with weights of the component `name`."""
+    return f"{WEIGHT_STEMS[name]}-{number:05}-of-{count:05}.safetensors"
 
 
 def write_component(
@@ -74,6 +80,12 @@ def set_kind(folder: Path, kind: str, scheduler: dict) -> None:
 
 
 def set_own(folder: Path, **values: object) -> None:
-    """Set keys of the folder's `helios.json`: native_size, trained, knows, steps."""
+    """Set keys of the folder's `helios.json`: native_size, trained, knows, words, things, steps. None takes one out."""
     path = folder / OWN_FILE
-    write_json(path, {**(read_json(path) if path.exists() else {}), **values})
+    own = {**(read_json(path) if path.exists() else {}), **values}
+    write_json(path, {key: value for key, value in own.items() if value is not None})
+
+
+def set_trained(folder: Path, knows: str) -> None:
+    """Let the folder's model be a trained one that `knows` this; the words that an earlier one knew go."""
+    set_own(folder, trained=True, knows=knows, words=None, things=None)

@@ -8,8 +8,9 @@ tensor.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -33,6 +34,22 @@ UNUSED = {"transformer": "norm_added_q"}
 """Tensors whose names contain this belong to an image branch that Helios does not have."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A tensor of a module: by our name, where it is stored, and as what it is wanted. Its values are looked at with
+    `check`."""
+
+    name: str
+    place: Stored
+    dtype: torch.dtype
+    check: bool
+
+    @property
+    def is_rounded(self) -> bool:
+        """To fp8 and scales when it comes, as it is stored without."""
+        return self.dtype == torch.float8_e4m3fn and self.place.scale is None
+
+
 def load_component(
     module: nn.Module,
     component: Component,
@@ -43,25 +60,22 @@ def load_component(
     leave: frozenset[str] = frozenset(),
     files: WeightFiles | None = None,
     check: bool = True,
+    ahead: Mapping[str, torch.Tensor] | None = None,
 ) -> nn.Module:
     """Fill `module`, built on the meta device, from `component` and return it, frozen.
 
     Parameters for whose name `keep_fp32` is true are float32, those that `module` has as e4m3 stay that, the others are
     `dtype`; those in `leave` stay on the meta device. Raises `CheckpointError` naming every missing, surplus and
     mis-shaped tensor before it allocates, and the file and tensor of damage found later; values are looked at with
-    `check`.
+    `check`. `ahead` are tensors that were read before (`weights.ahead`).
     """
-    stored = stored_tensors(module, component)
-    rounded = {name for name, parameter in module.named_parameters() if parameter.dtype == torch.float8_e4m3fn}
-    wanted = {name: place for name, place in stored.items() if name in rounded or name not in leave}
-    state = {}
+    state = dict(ahead or {})
     with contextlib.nullcontext(files) if files else contextlib.closing(WeightFiles()) as files:
-        for name, place in sorted(wanted.items(), key=lambda item: (item[1].info.file, item[1].info.begin)):
-            if name in rounded:
-                state |= _fp8_tensors(files, name, place, device, streamed=name in leave, check=check)
-                continue
-            kept = torch.float32 if keep_fp32(name) else dtype
-            state[name] = _read(files, place, kept, torch.device(device), check=check)
+        for one in wanted_tensors(module, component, dtype=dtype, keep_fp32=keep_fp32, leave=leave, check=check):
+            if one.is_rounded:
+                state |= _rounded(files, one, device)
+            elif one.name not in state:
+                state[one.name] = _read(files, one, torch.device(device))
     module.load_state_dict(state, assign=True, strict=False)
     values = chain(module.named_parameters(), module.named_buffers())
     left = [name for name, value in values if value.is_meta and name not in leave]
@@ -70,8 +84,36 @@ def load_component(
     return module.requires_grad_(False)
 
 
-def _read(files: WeightFiles, place: Stored, dtype: torch.dtype, device: torch.device, *, check: bool) -> torch.Tensor:
+def wanted_tensors(
+    module: nn.Module,
+    component: Component,
+    *,
+    dtype: torch.dtype,
+    keep_fp32: Callable[[str], bool],
+    leave: frozenset[str],
+    check: bool,
+) -> Iterator[Wanted]:
+    """What `load_component` reads, in the order of the files, the scales of fp8 weights before what they scale. Of
+    those that are left only the scales."""
+    stored = stored_tensors(module, component)
+    fp8 = {name for name, parameter in module.named_parameters() if parameter.dtype == torch.float8_e4m3fn}
+    for name, place in sorted(stored.items(), key=lambda item: (item[1].info.file, item[1].info.begin)):
+        if name in fp8 and place.scale is not None:
+            yield Wanted(name + SCALE_SUFFIX, Stored(place.scale), torch.float32, check)
+        elif name in fp8 and name in leave:
+            raise RuntimeError(f"{name} is not stored as fp8, and a weight that is streamed is not rounded each time")
+        if name in leave:
+            continue
+        if name in fp8:
+            # PyTorch finds no largest among stored e4m3 values, and no NaN was written.
+            yield Wanted(name, place, torch.float8_e4m3fn, check and place.scale is None)
+        else:
+            yield Wanted(name, place, torch.float32 if keep_fp32(name) else dtype, check)
+
+
+def _read(files: WeightFiles, wanted: Wanted, device: torch.device) -> torch.Tensor:
     """A tensor on its device; to a GPU it goes a few megabytes at a time, by several threads."""
+    place, dtype, check = wanted.place, wanted.dtype, wanted.check
     value = torch.empty(place.info.shape, dtype=dtype, device=device)
     if device.type == "cpu" or not place.info.shape:
         host = value if device.type == "cpu" else torch.empty(place.info.shape, dtype=dtype)
@@ -89,25 +131,12 @@ def _read(files: WeightFiles, place: Stored, dtype: torch.dtype, device: torch.d
     return value
 
 
-def _fp8_tensors(
-    files: WeightFiles, name: str, place: Stored, device: torch.device | str, *, streamed: bool, check: bool
-) -> dict[str, torch.Tensor]:
-    """e4m3 values and float32 scales of a weight, as stored or rounded on the device; only scales if `streamed`."""
-    if place.scale is None:
-        if streamed:
-            raise RuntimeError(f"{name} is not stored as fp8, and a weight that is streamed is not rounded each time")
-        wide = torch.empty(place.info.shape)
-        files.read(place, wide, check=check)
-        values, scales = quantize_weight(wide.to(device))
-        return {name: values, name + SCALE_SUFFIX: scales}
-    scales = torch.empty(place.rows)
-    files.read(Stored(place.scale), scales, check=check)
-    found = {name + SCALE_SUFFIX: scales.to(device)}
-    if not streamed:
-        values = torch.empty(place.info.shape, dtype=torch.float8_e4m3fn)
-        files.read(place, values, check=False)  # PyTorch finds no largest among them, and no NaN was written
-        found[name] = values.to(device)
-    return found
+def _rounded(files: WeightFiles, wanted: Wanted, device: torch.device | str) -> dict[str, torch.Tensor]:
+    """e4m3 values and float32 scales of a weight that is stored without, rounded on the device."""
+    wide = torch.empty(wanted.place.info.shape)
+    files.read(wanted.place, wide, check=wanted.check)
+    values, scales = quantize_weight(wide.to(device))
+    return {wanted.name: values, wanted.name + SCALE_SUFFIX: scales}
 
 
 def stored_tensors(module: nn.Module, component: Component) -> dict[str, Stored]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helios_cli.errors import MachineError
+from helios_cli.errors import OutOfMemory
 from helios_cli.units import format_bytes
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, streamed_blocks
 from helios_cli.weights.reader import SCALED_DTYPES, Stored, WeightFiles, reading_threads
@@ -80,7 +80,7 @@ def pinned_memory(size: int) -> Tensor:
     memory = np.empty(size, np.uint8)
     code = int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, size, 0))
     if code:
-        raise MachineError(
+        raise OutOfMemory(
             f"{format_bytes(size)} of host memory could not be pinned (CUDA error {code})",
             hint="raise `ulimit -l`, or take --offload model",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Mode = Literal["none", "model", "stream"]
@@ -30,6 +30,7 @@ class Placement:
         turns: of "stream": transformer and VAE are never on the device together.
         cached_bytes: of "stream": how much of the streamed files is left in the kernel's page cache, so that what is
             left stays there; None leaves it to the kernel.
+        transformer_ahead_bytes, vae_ahead_bytes: of "model": how much of each may be read while another part works.
         text_beside: of "none": whether the text encoder comes beside transformer and VAE where they are there already,
             as they are when a command's next film begins. None, which no plan has: if there is memory free for it then.
         decode_beside: a GPU decodes a chunk while it denoises the next one, unless transformer and VAE take turns.
@@ -40,6 +41,8 @@ class Placement:
     resident: int = 0
     turns: bool = False
     cached_bytes: int | None = None
+    transformer_ahead_bytes: int = field(default=0, compare=False)  # nothing has to go when it becomes another
+    vae_ahead_bytes: int = field(default=0, compare=False)
     text_beside: bool | None = None
     decode_beside: bool = True
     graphs: bool = True

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.files import read_json
 
 SHOWN = 3
 """Unknown words that the line names."""
+
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 def introduction(checkpoint: Checkpoint, name: str, texts: Iterable[str]) -> str | None:
@@ -18,7 +20,8 @@ def introduction(checkpoint: Checkpoint, name: str, texts: Iterable[str]) -> str
         return None
     if not checkpoint.trained:
         return f"{name} is untrained; it knows {checkpoint.knows}"
-    unknown = unknown_words(checkpoint, texts)
+    texts = list(texts)
+    unknown = [*unknown_words(checkpoint, texts), *crowds(checkpoint, texts)]
     if not unknown:
         return None
     words = ", ".join(unknown[:SHOWN]) + (" ..." if len(unknown) > SHOWN else "")
@@ -26,9 +29,29 @@ def introduction(checkpoint: Checkpoint, name: str, texts: Iterable[str]) -> str
 
 
 def unknown_words(checkpoint: Checkpoint, texts: Iterable[str]) -> list[str]:
-    """Words that a tokenizer of words has no token for, each once; none where it is one of pieces of words."""
-    model = read_json(checkpoint.tokenizer)["model"]
-    if model["type"] != "WordLevel":
+    """Words that training never showed the model, each once.
+
+    Where nobody wrote down what it was shown, those that a tokenizer of words has no token for; none where it is one of
+    pieces of words.
+    """
+    known = set(checkpoint.words) or _tokens(checkpoint)
+    if known is None:
         return []
-    words = (word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower()))
-    return list(dict.fromkeys(word for word in words if word not in model["vocab"]))
+    words = (word for text in texts for word in words_of(text))
+    return list(dict.fromkeys(word for word in words if word not in known))
+
+
+def crowds(checkpoint: Checkpoint, texts: Iterable[str]) -> list[str]:
+    """The things of each text that has several, in words, for a model that can show one at a time; each once."""
+    found = ([word for word in words_of(text) if word in checkpoint.things] for text in texts)
+    return list(dict.fromkeys(f"{' and '.join(things)} together" for things in found if len(things) > 1))
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without numbers and punctuation."""
+    return _WORD.findall(text.lower())
+
+
+def _tokens(checkpoint: Checkpoint) -> Container[str] | None:
+    model = read_json(checkpoint.tokenizer)["model"]
+    return model["vocab"] if model["type"] == "WordLevel" else None

@@ -11,11 +11,14 @@ from typing import Literal
 
 import numpy as np
 
-from helios_cli.world.palette import COLOURS, CONTRASTS, SCENES, SHAPES, SPLITS, stands_out
-from helios_cli.world.tracks import MIDDLE, Track, draw_track, has_way, refit, room, turn_to
+from helios_cli.world.palette import COLOURS, CONTRASTS, SCENES, SPLITS, stands_out
+from helios_cli.world.tracks import EXTENT, MARGIN, MIDDLE, Track, draw_track, has_way, refit, room, turn_to
 
 Split = Literal["train", "held_out"]
 Variety = Literal["plain", "rich"]
+
+PLACES = 16
+"""That are tried for a second object, until the first one leaves it alone in one of them."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +124,19 @@ def draw_scene(
     """
     rich = variety == "rich"
     dice = np.random.default_rng([seed, zlib.crc32(split.encode()), rich])
-    segment = draw_segment(dice, SPLITS[split][dice.integers(len(SPLITS[split]))], rich=rich)
+    segment = draw_segment(dice, SPLITS[split][dice.integers(len(SPLITS[split]))], drifts=rich)
+    if rich:
+        segment = _enrich(dice, segment, split)
     segments = [segment]
     for frame in changes:
         segments.append(_changed(dice, segments[-1], frame, split))
     return Scene(seed, tuple(segments))
 
 
-def draw_segment(dice: np.random.Generator, combination: tuple[str, str, str], *, rich: bool = False) -> Segment:
-    """The first segment of a scene with an object of this colour, shape and motion."""
+def draw_segment(dice: np.random.Generator, combination: tuple[str, str, str], *, drifts: bool = False) -> Segment:
+    """The first segment of a plain scene with such an object. `drifts`: as in `draw_track`."""
     backdrop = draw_backdrop(dice, combination[0])
-    thing = draw_thing(dice, *combination, low=backdrop.kind == "hills", drifts=rich)
-    segment = Segment(0, backdrop, (thing,))
-    return _enrich(dice, segment) if rich else segment
+    return Segment(0, backdrop, (draw_thing(dice, *combination, low=backdrop.kind == "hills", drifts=drifts),))
 
 
 def draw_backdrop(dice: np.random.Generator, colour: str) -> Backdrop:
@@ -172,14 +175,20 @@ def _changed(dice: np.random.Generator, segment: Segment, frame: int, split: Spl
     """The segment that follows: another background, colour, shape or motion, or all of these."""
     what = dice.choice(["background", "colour", "shape", "motion", "all"], p=[0.3, 0.25, 0.15, 0.2, 0.1])
     free = {"background": (), "colour": (0,), "shape": (1,), "motion": (2,), "all": (0, 1, 2)}[what]
-    thing, backdrop = segment.things[0], segment.backdrop
-    choice = _neighbours(thing, free, frame, split)
-    if choice:
-        thing = _become(dice, thing, choice[dice.integers(len(choice))], frame)
-    another = what in ("background", "all") or not choice
-    while not stands_out(thing.colour, backdrop.name) or (another and backdrop.name == segment.backdrop.name):
+    (thing, *others), backdrop = segment.things, segment.backdrop
+    choice = [new for new in _neighbours(thing, free, frame, split) if all(new[0] != one.colour for one in others)]
+    another = True
+    while choice and another:
+        changed = _become(dice, thing, choice.pop(dice.integers(len(choice))), frame)
+        another = not all(_apart(changed, one) for one in others)
+    thing = thing if another else changed
+    another = another or what == "all"
+    shown = (thing, *others)
+    while not all(stands_out(one.colour, backdrop.name) for one in shown) or (
+        another and backdrop.name == segment.backdrop.name
+    ):
         backdrop = draw_backdrop(dice, thing.colour)
-    return replace(segment, start=frame, backdrop=backdrop, things=(thing, *segment.things[1:]))
+    return replace(segment, start=frame, backdrop=backdrop, things=shown)
 
 
 def _neighbours(thing: Thing, free: tuple[int, ...], frame: int, split: Split) -> list[tuple[str, str, str]]:
@@ -207,11 +216,11 @@ def _become(dice: np.random.Generator, thing: Thing, names: tuple[str, str, str]
     return replace(thing, colour=colour, shape=shape, rgb=rgb, track=track, pace=pace)
 
 
-def _enrich(dice: np.random.Generator, segment: Segment) -> Segment:
+def _enrich(dice: np.random.Generator, segment: Segment, split: Split) -> Segment:
     """The segment with a second object, a moving camera, nightfall: each in some."""
     backdrop, thing = segment.backdrop, segment.things[0]
-    if dice.random() < 0.35:
-        segment = replace(segment, things=(thing, _companion(dice, thing, backdrop)))
+    if dice.random() < 0.35 and (companion := _companion(dice, thing, backdrop, split)):
+        segment = replace(segment, things=(thing, companion))
     if backdrop.kind in SCENES and dice.random() < 0.5:
         move = str(dice.choice(["pan left", "pan right", "zoom in", "zoom out"]))
         segment = replace(segment, camera=Camera(move, int(dice.integers(160, 320))))
@@ -220,10 +229,28 @@ def _enrich(dice: np.random.Generator, segment: Segment) -> Segment:
     return segment
 
 
-def _companion(dice: np.random.Generator, thing: Thing, backdrop: Backdrop) -> Thing:
-    """A small object at rest on the side where the first one's path is not centred."""
-    colours = [name for name in COLOURS if name != thing.colour and stands_out(name, backdrop.name)]
-    colour, shape = str(dice.choice(colours)), str(dice.choice(SHAPES))
-    side = -1 if thing.track.centre[0] > MIDDLE[0] else 1
-    place = MIDDLE[0] + side * float(dice.uniform(30, 50)), MIDDLE[1] + float(dice.uniform(-18, 18))
-    return Thing(colour, shape, shade(dice, colour), float(dice.uniform(6, 7)), Track("still", place))
+def _companion(dice: np.random.Generator, thing: Thing, backdrop: Backdrop, split: Split) -> Thing | None:
+    """A small object at rest that the first one never covers; None where `split` has none or no place was found."""
+    choice = [
+        (colour, shape)
+        for colour, shape, motion in SPLITS[split]
+        if motion == "still" and colour != thing.colour and stands_out(colour, backdrop.name)
+    ]
+    if not choice:
+        return None
+    colour, shape = choice[dice.integers(len(choice))]
+    rgb, radius = shade(dice, colour), float(dice.uniform(6, 7))
+    space = room(shape, radius)
+    for _ in range(PLACES):
+        x, y = (MIDDLE[axis] + space[axis] * float(dice.uniform(-1, 1)) for axis in (0, 1))
+        companion = Thing(colour, shape, rgb, radius, Track("still", (x, y)))
+        if _apart(thing, companion):
+            return companion
+    return None
+
+
+def _apart(thing: Thing, resting: Thing) -> bool:
+    """Whether the boxes around both stay MARGIN from each other, wherever the path takes the thing."""
+    away = np.abs(thing.track.round_trip() - resting.track.centre)
+    reach = [sum(one.radius * EXTENT[one.shape][axis] for one in (thing, resting)) + MARGIN for axis in (0, 1)]
+    return bool((away > reach).any(axis=1).all())

@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 128, 64
 MIDDLE = (WIDTH / 2, HEIGHT / 2)
 
 MARGIN = 2.0
-"""Least distance of an object from the edge of the picture."""
+"""Least distance of an object from the edge of the picture, and from a second one."""
 
 EXTENT = {"circle": (1.0, 1.0), "square": (0.90, 0.90), "triangle": (1.25, 1.09), "star": (1.34, 1.27)}
 """Half the width and half the height of a shape of radius 1. Areas are alike, so that size does not tell the shape."""
@@ -67,6 +67,11 @@ class Track:
         else:
             way = swing(turn), swing(turn)
         return np.stack(way, axis=-1) * self.reach + self.centre
+
+    def round_trip(self) -> np.ndarray:
+        """The object's centres, four a frame, until it is back where it was, float64 [places, 2]."""
+        rounds = DRIFT_PERIODS if self.motion == "bouncing" else 1
+        return self.at(np.arange(0, rounds * self.period, 0.25))
 
 
 def swing(turn: np.ndarray) -> np.ndarray:

@@ -18,14 +18,14 @@ class Case:
         sizes: what `inputs` makes the tensors from.
         real: a shape of the 14B model, timed by the bench.
         interpreted: small enough for Triton's interpreter.
-        compiled: built ahead of time; one for every kernel variant that a render starts.
+        compiled: the dtypes it is built ahead of time in; a case for every kernel variant that a render starts.
     """
 
     id: str
     sizes: Mapping[str, Any]
     real: bool = False
     interpreted: bool = True
-    compiled: bool = False
+    compiled: tuple[torch.dtype, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Op:
     baseline: Callable | None = None
     chips: tuple[str, ...] | None = None
 
+
+BF16 = (torch.bfloat16,)
+HALVES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""What renders compute in on a GPU."""
 
 HISTORY = 2400
 """Rows of history at 640x384."""

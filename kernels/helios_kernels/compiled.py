@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class Build:
 
     op: str
     case: str
+    dtype: str
     chip: str
     kernel: str
     registers: int
@@ -61,26 +63,44 @@ class Build:
 
 def builds(chips: tuple[str, ...] = CHIPS) -> Iterator[Build]:
     """Compiles every case that is marked for it, for every chip. Equal kernels are compiled once."""
+    for op, case, dtype, chip in marked(chips):
+        started = launch_of(op, case, dtype, chip)
+        known = facts(compile_launch(started, chip), chip)
+        yield Build(op.name, case.id, TYPES[dtype], chip, started.kernel.__name__, **known)
+
+
+def marked(chips: tuple[str, ...] = CHIPS) -> Iterator[tuple[Op, Case, torch.dtype, str]]:
+    """What is built."""
     for chip in chips:
         for op in OPS.values():
-            for case in op.cases:
-                if case.compiled and (op.chips is None or chip in op.chips):
-                    yield build(op, case, chip)
+            if op.chips is None or chip in op.chips:
+                yield from ((op, case, dtype, chip) for case in op.cases for dtype in case.compiled)
 
 
-def build(op: Op, case: Case, chip: str) -> Build:
+def launch_of(op: Op, case: Case, dtype: torch.dtype, chip: str) -> Launch:
+    """The one launch of the case."""
     with compiling_for(chip), recorded() as launches, torch.no_grad():
-        op.run(**op.inputs(case, torch.bfloat16, torch.device("meta")))
+        op.run(**op.inputs(case, dtype, torch.device("meta")))
     (started,) = launches
-    return Build(op.name, case.id, chip, started.kernel.__name__, **facts(compile_launch(started, chip), chip))
+    return started
 
 
-def compile_launch(started: Launch, chip: str):
-    """`triton.compile` of a recorded launch, its arguments specialised as Triton's own launcher does it."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@dataclass(frozen=True)
+class Variant:
+    """What a launch is compiled for: its arguments specialised as Triton's own launcher does it.
 
+    Attributes:
+        signature: types by parameter, "constexpr" for constants.
+        constants: their values.
+        attributes: by position of a parameter, what the compiler may rely on.
+    """
+
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int], list]
+
+
+def variant(started: Launch) -> Variant:
     signature, constants, attributes = {}, dict(started.constants), {}
     for position, parameter in enumerate(started.kernel.params):
         if parameter.is_constexpr:
@@ -99,7 +119,17 @@ def compile_launch(started: Launch, chip: str):
             aligned = argument % 16 == 0 and not parameter.do_not_specialize
         if aligned:
             attributes[(position,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=started.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return Variant(signature, constants, attributes)
+
+
+def compile_launch(started: Launch, chip: str):
+    """`triton.compile` of a recorded launch."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    of = variant(started)
+    source = ASTSource(fn=started.kernel, signature=of.signature, constexprs=of.constants, attrs=of.attributes)
     target = GPUTarget("hip", chip, 64) if chip.startswith("gfx") else GPUTarget("cuda", int(chip[3:]), 32)
     options = {"num_warps": started.config.num_warps, "num_stages": started.config.num_stages}
     return triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
@@ -143,10 +173,10 @@ def _cuobjdump() -> Path:
 
 
 def table() -> str:
-    """The recorded facts as README.md has them: registers and KiB of shared memory by kernel, case and chip."""
+    """The bfloat16 facts as README.md has them: registers and KiB of shared memory by kernel, case and chip."""
     rows = [f"| op, case | {' | '.join(CHIPS)} |", f"|---|{'---|' * len(CHIPS)}"]
-    for op, case in dict.fromkeys((op, case) for op, case, _ in COMPILED):
-        recorded = [COMPILED.get((op, case, chip)) for chip in CHIPS]
+    for op, case in dict.fromkeys((op, case) for op, case, dtype, _ in COMPILED if dtype == "bf16"):
+        recorded = [COMPILED.get((op, case, "bf16", chip)) for chip in CHIPS]
         cells = [f"{entry[0]}, {entry[1] / 1024:.1f}" if entry else "-" for entry in recorded]
         rows.append(f"| `{op}` {case} | {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -156,7 +186,7 @@ def main(arguments: list[str]) -> None:
     """One line a build, ready for facts.py, or with `--json` everything; other arguments are chips, all without any."""
     as_json, chips = "--json" in arguments, tuple(name for name in arguments if name != "--json")
     for built in builds(chips or CHIPS):
-        key = (built.op, built.case, built.chip)
+        key = (built.op, built.case, built.dtype, built.chip)
         fact = json.dumps(key).replace("[", "(").replace("]", ")")
         text = json.dumps(asdict(built)) if as_json else f"    {fact}: ({built.registers}, {built.shared_bytes}),"
         print(text, flush=True)

@@ -22,7 +22,8 @@ SHARED_MEMORY = {"sm_80": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 23
 @dataclass(frozen=True)
 class Config:
     """`tile`: elements of a program of the element-wise kernels. The blocks are attention's; `programs` are those of
-    its persistent kernel on a multiprocessor, which may be more than fit."""
+    its persistent kernel on a multiprocessor, which may be more than fit; with `specialize` some of its warps load keys
+    and values while others compute."""
 
     num_warps: int
     num_stages: int = 1
@@ -30,6 +31,7 @@ class Config:
     block_q: int = 0
     block_k: int = 0
     programs: int = 1
+    specialize: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,11 @@ def trying(kernel: str, chosen: Config | None) -> Iterator[None]:
 
 def found_here(kernel: str) -> Config | None:
     """What is being tried for `kernel`, or was found on this machine; attention's key has its head size and bias."""
-    if compiling_ahead():
-        return None
+    if kernel in _trying or compiling_ahead():
+        return _trying.get(kernel)
     found = tuned.of(find_triton().device)
     own = found.configs.get(kernel) if found else None
-    return _trying.get(kernel) or (Config(**own) if own else None)
+    return Config(**own) if own else None
 
 
 def config(kernel: str) -> Config:

@@ -25,16 +25,22 @@ OLDEST_TRITON = (3, 6)
 
 INTERPRETER = "interpreter"
 
+_borrows = False
+
 _compiling_for: ContextVar[str | None] = ContextVar("compiling_for", default=None)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """`chip` is the key of the launch configurations (`configs.py`), None for plain PyTorch; `device` is its name."""
+    """`chip` is the key of the launch configurations (`configs.py`), None for plain PyTorch; `device` is its name.
+
+    `borrowed`: the configurations are another chip's, to be tuned from.
+    """
 
     chip: str | None
     reason: str
     device: str = ""
+    borrowed: bool = False
 
     @property
     def name(self) -> str:
@@ -90,6 +96,8 @@ def find_triton() -> Backend:
         return Backend(None, "PyTorch sees no GPU")
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     chip, found = chip_of(properties), tuned.of(properties.name)
+    if chip is None and found is None and _borrows:
+        return Backend(nearest_chip(), f"{properties.name} begins with another chip's", properties.name, borrowed=True)
     if chip is None and found is None:
         return Backend(None, f"no kernel configuration is shipped for {properties.name}; `helios bench kernels --tune`")
     by = f"configured as {chip}" if found is None else "configured by `helios bench kernels --tune`"
@@ -110,6 +118,19 @@ def chip_of(properties) -> str | None:
         case (10, _) | (11, _):
             return "sm_100"
     return None
+
+
+def nearest_chip() -> str:
+    """Whose configurations a chip that none are shipped for is tuned from: the ones that ask least of it."""
+    return "gfx942" if torch.version.hip else "sm_89"
+
+
+def borrow() -> None:
+    """From now on kernels run in this process on a chip that none are shipped for: to be tuned, not to make films."""
+    global _borrows
+    _borrows = True
+    find_triton.cache_clear()
+    backend.cache_clear()
 
 
 def current_chip() -> str:

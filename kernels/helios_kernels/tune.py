@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from helios_kernels import configs, tuned
+from helios_kernels.attention import TMA_CHIPS
 from helios_kernels.case import Case, Op
 from helios_kernels.check import compare
 from helios_kernels.configs import Config
-from helios_kernels.dispatch import find_triton
+from helios_kernels.dispatch import backend, borrow, find_triton
 from helios_kernels.registry import OPS
 from helios_kernels.tuned import Tuned
 
@@ -37,6 +38,19 @@ SELF = tuple(
         (8, 128, 32, 1, (2, 3)),
     )
     for stages in many
+)
+# What compiles to warps that load and warps that compute, without spills: on sm_90 with four warps and 64 queries, on
+# sm_100 with eight and 128 (Triton 3.9.0, ahead of time).
+SPECIALIZED = tuple(
+    Config(num_warps=warps, num_stages=stages, block_q=q, block_k=k, specialize=True)
+    for warps, stages, q, k in (
+        (4, 2, 64, 128),
+        (4, 2, 64, 64),
+        (4, 3, 64, 64),
+        (8, 2, 128, 128),
+        (8, 3, 128, 128),
+        (8, 3, 128, 64),
+    )
 )
 PROMPT = tuple(
     Config(num_warps=4, num_stages=stages, block_q=q, block_k=k, programs=2)
@@ -62,9 +76,9 @@ SUBJECTS = (
     Subject("qk_norm_rope", "qk_norm_rope", ("stage2", "stage2-cross-query"), ("S101",), ROWS),
     Subject("quantize", "quantize", ("stage2-gelu", "stage2"), ("S65-E13824-gelu",), WIDE_ROWS),
     Subject("vae_norm_silu", "vae_norm_silu", ("C384-96x160", "C96-384x640"), ("C96-T5-B2",), SHORT_ROWS),
-    Subject("attention 128", "attention", ("stage2-self",), ("Q130-K2940", "Q256-K256-even"), SELF),
+    Subject("attention 128", "attention", ("stage2-self",), ("Q130-K2940", "Q256-K256-even"), SELF + SPECIALIZED),
     Subject("attention 128 bias", "attention", ("stage2-cross",), ("Q257-K122-bias",), PROMPT),
-    Subject("attention 64", "attention", ("head64-self",), ("Q63-K257-D64-B2",), SELF),
+    Subject("attention 64", "attention", ("head64-self",), ("Q63-K257-D64-B2",), SELF + SPECIALIZED),
     Subject("attention 64 bias", "attention", ("head64-cross",), ("Q40-K300-first-block-outside",), PROMPT),
 )
 
@@ -101,23 +115,33 @@ def tune(
         for subject in subjects:
             chosen = not names or subject.op in names
             if chosen and (OPS[subject.op].chips is None or like in OPS[subject.op].chips):
-                yield _tune_one(subject, seconds, device, dtype)
+                tried = [one for one in subject.candidates if like in TMA_CHIPS or not one.specialize]
+                yield _tune_one(subject, tried, seconds, device, dtype)
 
 
-def like_here() -> str:
-    """The chip whose configurations this one begins with. RuntimeError where no kernel runs."""
+def begin() -> str:
+    """Let kernels run here, with the nearest chip's configurations if none are shipped for this one; returns whose they
+    are. RuntimeError where no kernel runs, as where HELIOS_KERNELS does not insist on a chip that is new."""
+    borrow()
     found = find_triton()
-    if found.chip is None:
-        raise RuntimeError(f"no kernel can be tuned here: {found.reason}")
+    if found.chip is None or backend().chip is None:
+        raise RuntimeError(f"no kernel can be tuned here: {(backend() if found.chip else found).reason}")
     return found.chip
 
 
-def keep(found: dict[str, Config], file: Path) -> None:
-    """Write the configurations that were found to `file`, under this device's name."""
+def keep(tuning: Tuning, file: Path) -> None:
+    """Write what was found better to `file`, under this device's name. OSError if it cannot be written.
+
+    On a chip that none are shipped for, one kernel that runs with what it began with is worth writing as well: kernels
+    run there from then on.
+    """
     import triton
 
     here = find_triton()
-    known = {name: {key: value for key, value in asdict(config).items() if value} for name, config in found.items()}
+    if tuning.best is None and not (here.borrowed and tuning.before is not None):
+        return
+    fields = {} if tuning.best is None else {key: value for key, value in asdict(tuning.best).items() if value}
+    known = {tuning.kernel: fields} if fields else {}
     tuned.keep(here.device, Tuned(here.chip, triton.__version__, known), file)
 
 
@@ -125,9 +149,11 @@ def told(config: Config) -> str:
     return ", ".join(f"{key} {value}" for key, value in asdict(config).items() if value)
 
 
-def _tune_one(subject: Subject, seconds: Callable, device: torch.device, dtype: torch.dtype) -> Tuning:
+def _tune_one(
+    subject: Subject, candidates: list[Config], seconds: Callable, device: torch.device, dtype: torch.dtype
+) -> Tuning:
     before = _time(subject, None, seconds, device, dtype)
-    found = {config: _time(subject, config, seconds, device, dtype) for config in subject.candidates}
+    found = {config: _time(subject, config, seconds, device, dtype) for config in candidates}
     good = {config: time for config, time in found.items() if time is not None}
     best = min(good, key=good.get, default=None)
     if best is not None and before is not None and good[best] > WORTH * before:

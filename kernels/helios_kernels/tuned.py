@@ -13,7 +13,7 @@ from pathlib import Path
 
 from helios_kernels import devices
 
-FIELDS = {"num_warps", "num_stages", "tile", "block_q", "block_k", "programs"}
+FIELDS = {"num_warps", "num_stages", "tile", "block_q", "block_k", "programs", "specialize"}
 
 _file: Path | None = None
 

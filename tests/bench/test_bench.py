@@ -11,13 +11,16 @@ import torch
 
 from helios_cli import __version__
 from helios_cli.bench import report
-from helios_cli.bench.floors import counted_model
-from helios_cli.bench.job import PROMPT, Job, Result, run
+from helios_cli.bench.floors import counted_model, floors
+from helios_cli.bench.job import PROMPT, Job, Result, job_plan, run
+from helios_cli.bench.ours import steady_rate
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.commands import bench
 from helios_cli.cost.model import find_model
 from helios_cli.cost.speeds import read_speeds, speeds_file
+from helios_cli.cost.tokens import PromptTokens
+from helios_cli.cost.work import work_of
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.specs import SPECS
 
@@ -61,6 +64,11 @@ def test_side_by_side(tmp_path, capsys):
     assert data["ratios"]["total"] == pytest.approx(ours["seconds"] / theirs["seconds"])
     assert data["ratios"]["decode"] == pytest.approx(ours["phases"]["decode"] / theirs["phases"]["decode"])
     assert data["agreement_db"] > report.SAME_FILM_DB
+    assert data["ceiling"]["product"] > 1e9 < data["ceiling"]["copy"] and data["ceiling"]["fp8_product"] is None
+    assert list(data["floors"]) == ["stage 0", "stage 1", "stage 2", "decode"]
+    for phase, floor in data["floors"].items():
+        assert data["share_of_floor"][phase] == pytest.approx(floor / ours["phases"][phase])
+    assert ours["steady_frames_per_second"] is None  # of one chunk
     assert data["film"]["size"] == [64, 64] and data["film"]["chunks"] == 1 and data["film"]["steps"] == [1, 1, 1]
     assert data["versions"]["torch"] and data["machine"]["model"] and data["date"].endswith("+00:00")
 
@@ -138,6 +146,7 @@ def test_a_plan_takes_its_times_from_a_measurement(way, tmp_path, monkeypatch, c
     assert main(["bench", "render", *subject, *SMALL, "--device", "cpu", "--dtype", "bfloat16", "--json"]) == 0
     out, err = capsys.readouterr()
     data = json.loads(out)
+    assert data["sides"][0]["steady_frames_per_second"] > 0
     assert sum(str(speeds_file()) in line for line in err.splitlines()) == 1
 
     plan = planned(capsys, *film)
@@ -171,11 +180,13 @@ def test_a_speed_that_cannot_be_kept_is_told(job, film, monkeypatch, tmp_path, c
 
 
 def test_the_table_has_a_line_for_each_number(capsys):
-    assert main(["bench", "render", "--chunks", "1", "--dtype", "bfloat16", "--device", "cpu", *SMALL]) == 0
+    assert main(["bench", "render", "--chunks", "2", "--dtype", "bfloat16", "--device", "cpu", *SMALL]) == 0
     out = capsys.readouterr().out
-    for label in ("text, s", "stage 2, s", "decode, s", "film, s", "frames a second", "peak memory, MB"):
+    labels = ("text, s", "stage 2, s", "decode, s", "film, s", "frames a second", "peak memory, MB", "steady frames")
+    for label in labels:
         assert label in out
     assert "helios" in out and "cpu, 1 thread:" in out and "ratio" not in out
+    assert "floor: all products at the" in out and "helios: kernels: reference" in out
 
 
 @pytest.mark.parametrize(
@@ -225,11 +236,32 @@ def test_ratios_and_rows():
     slower = {phase: 2 * seconds for phase, seconds in phases.items()}
     theirs = Result("diffusers", load_seconds=4.0, seconds=20.0, phases=slower, peak_host_bytes=10**9, **common)
     assert report.ratios(ours, theirs) == {"total": 0.4, "dit": 0.5, "decode": 0.5, "load": 0.25}
-    rows = {label: numbers for label, *numbers in report.rows([ours, theirs])}
-    assert rows["all stages, s"] == [3.0, 6.0, 0.5]
-    assert rows["other, s"] == [0.25, 4.5, 0.0556]
-    assert rows["peak memory, MB"] == [500, 1000, 0.5]
-    assert {label: numbers for label, *numbers in report.rows([ours])}["film, s"] == [8.0]
+    floors = {"stage 0": 0.5, "stage 1": 1.0, "decode": 1.0}
+    rows = {label: numbers for label, *numbers in report.rows([ours, theirs], floors)}
+    assert rows["stage 0, s"] == [1.0, 2.0, 0.5, 0.5, 0.5] and rows["decode, s"] == [4.0, 8.0, 0.5, 1.0, 0.25]
+    assert rows["all stages, s"] == [3.0, 6.0, 0.5, 1.5, 0.5]
+    assert rows["other, s"] == [0.25, 4.5, 0.0556, "", ""]
+    assert rows["peak memory, MB"] == [500, 1000, 0.5, "", ""]
+    assert "steady frames a second" not in rows
+    steady = replace(ours, steady_frames_per_second=5.0)
+    alone = {label: numbers for label, *numbers in report.rows([steady], floors)}
+    assert alone["film, s"] == [8.0, 2.5, 0.312] and alone["steady frames a second"] == [5.0, "", ""]
+
+
+def test_floors_have_the_rate_of_fp8_for_what_is_computed_in_it(job):
+    usual = floors(job, "bfloat16", {"product": 1e12, "fp8_product": 4e12})
+    quick = floors(replace(job, quant="fp8"), "bfloat16", {"product": 1e12, "fp8_product": 4e12})
+    unknown = floors(replace(job, quant="fp8"), "bfloat16", {"product": 1e12, "fp8_product": None})
+    assert unknown == usual and quick["decode"] == usual["decode"]
+    with counted_model(job) as model:
+        work = work_of(job_plan(job, model.defaults), model, PromptTokens({PROMPT: 12}, True, {}), "bfloat16")
+    film = work.stages[2].film
+    assert usual["stage 2"] - quick["stage 2"] == pytest.approx(0.75e-12 * (film.projections + film.feed_forward))
+
+
+@pytest.mark.parametrize(("denoised", "expected"), [([3.0], None), ([3.0, 5.0, 7.5], 66 / 4.5)])
+def test_a_steady_rate_leaves_out_the_first_chunk_and_the_last_decoding(denoised, expected):
+    assert steady_rate(denoised) == expected
 
 
 def test_the_commit_is_this_checkouts():

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from helios_cli.bench import everything
+from helios_cli.bench.chip import PARTS, waits
 from helios_cli.bench.everything import CPU, Part, measure_all
 from helios_cli.bench.fidelity import EQUAL_DB, psnr_db
 from helios_cli.child import ChildError
 from helios_cli.cli import main
+from helios_cli.errors import MachineError
 from helios_cli.weights.specs import SPECS
+from helios_kernels.bench import Timing
 
 DEVICE = torch.device("cpu")
 
@@ -73,7 +79,8 @@ def test_a_part_that_failed_half_way_is_not_called_done(monkeypatch, capsys):
 
 
 def test_an_operation_that_takes_its_process_down_costs_its_own_rows(monkeypatch):
-    def child(device, part, seconds, *, names, compiled):
+    def child(device, part, seconds, *, names, compiled, ceiling):
+        assert ceiling == {"copy": 1e12}  # not measured once more
         said = []
         for name in names:
             said.append({"begun": name})
@@ -84,12 +91,30 @@ def test_an_operation_that_takes_its_process_down_costs_its_own_rows(monkeypatch
 
     monkeypatch.setattr(everything, "OPS", dict.fromkeys(["first", "second", "third"]))
     monkeypatch.setattr(everything, "_child", child)
-    rows = everything._kernels(DEVICE, 60.0, {}, compiled=False)
+    rows = everything._kernels(DEVICE, 60.0, {"ceiling": {"result": {"copy": 1e12}}}, compiled=False)
     assert [(row["op"], row["fault"]) for row in rows] == [
         ("first", None),
         ("second", "an illegal memory access"),
         ("third", None),
     ]
+
+
+def test_tuning_has_the_time_that_is_left_and_keeps_what_a_lost_process_found(monkeypatch):
+    asked = []
+
+    def child(device, part, seconds, *, names, kernels):
+        assert kernels == "triton"  # on a chip that none are shipped for as well
+        asked.append((part, seconds > 300, names))
+        if len(asked) == 1:
+            said = [{"begun": names[0]}, {"kernel": "found"}, {"begun": names[1]}]
+            raise ChildError("an illegal memory access", hint="none", answers=said)
+        return []
+
+    monkeypatch.setattr(everything, "_child", child)
+    (part,) = (part for part in everything.parts(DEVICE, "") if part.name == "tuning")
+    rows = part.measure(min(400.0, part.seconds), {})
+    assert [row.get("kernel", row.get("op")) for row in rows] == ["found", asked[0][2][1]]
+    assert asked == [("tuning", True, asked[0][2]), ("tuning", True, asked[0][2][2:])]
 
 
 @pytest.mark.parametrize("name", ["ceiling", "attention", "fp8 products"])
@@ -107,23 +132,104 @@ def test_the_parts_of_a_chip_run_at_small_shapes(name, tmp_path):
 
 def test_a_render_has_its_floors(tmp_path):
     (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "render tiny 1,1,1 fp8")
-    result = part.measure(300.0, {"ceiling": {"result": {"product": 1e11}}})
+    result = part.measure(300.0, {"ceiling": {"result": {"product": 1e11, "fp8_product": None}}})
     assert set(result["floors"]) == {"stage 0", "stage 1", "stage 2", "decode"} == set(result["share_of_floor"])
     assert all(seconds > 0 for seconds in result["floors"].values())
     assert result["num_frames"] == CPU.chunks * 33 and SPECS[CPU.size].native_size == (128, 64)
 
 
-def test_a_side_that_fails_leaves_the_other(tmp_path, monkeypatch):
-    def run(side, job, *, timeout):
-        if job.kernels == "reference":
-            raise ChildError("no", hint="none", answers=[])
-        return real(side, job, timeout=timeout)
-
-    real = everything.run
-    monkeypatch.setattr(everything, "run", run)
+def test_kernels_are_judged_by_float32(tmp_path, monkeypatch):
+    """Here both are PyTorch, and so equal; then one of them is lost."""
     (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "kernels on and off")
-    result = part.measure(600.0, {})
-    assert result["reference"] == {"failed": "no"} and result["auto"]["num_frames"] == 33
+    made = {}
+
+    def child(device, name, seconds, *, kernels, size, dtype, file):
+        if dtype in made:
+            shutil.copy(made[dtype], file)
+        else:
+            made[dtype] = file
+            assert list(PARTS[name](device, size, dtype, file)) == [{"kernels": "reference"}]
+
+    monkeypatch.setattr(everything, "_child", child)
+    result = part.measure(900.0, {})
+    assert result["on against off"] == {"latents_db": EQUAL_DB, "frames_db": EQUAL_DB}
+    assert result["on against float32"] == result["off against float32"]
+    assert 40 < result["on against float32"]["frames_db"] < EQUAL_DB
+    assert result["verdict"].startswith("right: ")
+
+    def lost(device, name, seconds, *, kernels, **arguments):
+        if kernels == "reference":
+            raise ChildError("no GPU answers", hint="none", answers=[])
+
+    monkeypatch.setattr(everything, "_child", lost)
+    result = part.measure(900.0, {})
+    assert result["float32"] == {"failed": "no GPU answers"}
+    assert result["verdict"].startswith("not compared, off: no GPU answers")
+
+
+def test_what_does_not_fit_is_a_row_of_the_offloads(tmp_path, monkeypatch):
+    """A written checkpoint with its real bandwidths and plans; the films are `bench offload`'s to test."""
+
+    def films(checkpoint, subject, placed, rates, device, *, seconds):
+        assert [(mode.name, budget) for mode, budget in placed] == [("none", None), ("model", None), ("stream", 10**9)]
+        assert rates["cache"] > 0 and 0 < seconds < 90 and checkpoint.component("vae").bytes
+        yield placed[0][0], {"mode": "none", "seconds": 1.0}
+        yield placed[1][0], MachineError("took more than 3 s", hint="none")
+
+    monkeypatch.setattr(everything, "measure", films)
+    monkeypatch.setattr(everything, "_child", lambda device, name, seconds, **given: list(PARTS[name](device, **given)))
+    (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "offload")
+    result = part.measure(part.seconds, {})
+    assert result["modes"] == [{"mode": "none", "seconds": 1.0}, {"mode": "model", "failed": "took more than 3 s"}]
+    assert result["nothing_streams_in"] == []
+
+
+@pytest.mark.parametrize(("frames", "said"), [(41.0, "right"), (40.9, "WRONG")])
+def test_noise_is_no_fault(frames, said):
+    found = {"off against float32": {"latents_db": 50.0, "frames_db": 44.0}}
+    found["on against float32"] = {"latents_db": 47.0, "frames_db": frames}
+    assert everything.verdict(found).startswith(f"{said}: with kernels and without 47.0 and 50.0 dB (latents), ")
+
+
+def test_waits_are_counted_by_their_place():
+    def work():
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    found = waits(work)
+    assert list(found.values()) == [2] and next(iter(found)).startswith("test_chip.py:")
+
+
+def test_results_become_tables(tmp_path, capsys):
+    """Kernels as their bench says them, other parts as they were, or why they are not there."""
+    timed = Timing("renoise", "stage2", None, 0.5, 10, None, 0.8, "copy", {"eager": 1.0}, 2.0, None, "85% of a copy")
+    film = {"frames_per_second": 33.25, "steady_frames_per_second": None, "phases": {"decode": 2.0}}
+    parts = {
+        "ceiling": {"result": {"copy": 4e12, "product": 7.9e14, "fp8_product": None}},
+        "render 14b 1,1,1": {"result": {**film, "floors": {"decode": 1.0}, "share_of_floor": {"decode": 0.5}}},
+        "kernels": {"result": [asdict(timed), asdict(Timing("gelu", "x", fault="error 2, bound 1"))]},
+        "attention": {"result": [{"shape": "8x8", "ms": {"flash": 2.0, "triton": 1.5}, "name": "triton"}]},
+        "kernels on and off": {"result": {"verdict": "right: near"}},
+        "tuning": {"left_out": "480 seconds were over"},
+    }
+    file = tmp_path / "results.json"
+    versions = {"commit": "abc", "torch": "2.13.0"}
+    file.write_text(json.dumps({"device": "NVIDIA H200", "date": "2026-11-28T", "versions": versions, "parts": parts}))
+    assert main(["bench", "all", "--table", str(file)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "NVIDIA H200, 2026-11-28, commit abc, torch 2.13.0, 4000 GB/s copied, 790 TFLOP/s"
+    assert {
+        "| render 14b 1,1,1 | 33.2 | - | 2 (50%) |",
+        "| `renoise` | stage2 | 0.5 | 80% of copy | 2x | 85% of a copy |",
+        "| `gelu` | x | error 2, bound 1 | error 2, bound 1 | error 2, bound 1 | error 2, bound 1 |",
+        "| 8x8 | 2 | 1.5 | triton |",
+        "- kernels on and off: right: near",
+        "- tuning: 480 seconds were over",
+    } <= set(said)
+    file.write_text('{"parts": 3}')
+    assert main(["bench", "all", "--table", str(file)]) == 2
+    assert "no result of `helios bench all`" in capsys.readouterr().err
 
 
 def test_without_time_every_part_says_so(tmp_path, capsys):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from helios_cli.bench.bandwidth import bandwidths
+from helios_cli.bench.driver import DriverWatch
+from helios_cli.bench.offload import told as told_of
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
+from helios_cli.commands import bench_offload
 from helios_cli.cost.speeds import read_bandwidths
 from helios_cli.machine import pick_dtype
 from helios_cli.weights.checkpoint import Checkpoint
@@ -39,7 +45,81 @@ def test_each_mode_is_measured_against_its_floor(folder, tmp_path, capsys):
         assert mode["floor_seconds"] == pytest.approx(max(none["seconds"], reading), rel=0.01)
         assert mode["ratio"] == mode["seconds"] / mode["floor_seconds"]
         assert mode["peak_host_bytes"] > 10**8 and mode["peak_device_bytes"] is None
+    assert not stream["over_budget"] and stream["peak_driver_bytes"] is None and stream["peak_reserved_bytes"] is None
     assert "too small to tell" in said.err and read_bandwidths() == {}
+
+
+def test_what_the_driver_says_is_watched(tmp_path, monkeypatch):
+    """The most that is used over what was before, by a program that answers as nvidia-smi does."""
+    program, free = tmp_path / "nvidia-smi", tmp_path / "free"
+    program.write_text(f'#!/bin/sh\necho "NVIDIA H200, 9.0, 1000, $(cat {free})"\n')
+    program.chmod(0o755)
+    free.write_text("900")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with DriverWatch("cuda:1") as watch:
+        for left, most in (("400", 500), ("700", 500), ("300", 600)):
+            free.write_text(left)
+            for _ in range(100):
+                time.sleep(0.01)
+                if watch.peak_bytes == most * 2**20:
+                    break
+            assert watch.peak_bytes == most * 2**20
+    free.write_text("0")
+    assert watch.peak_bytes == 600 * 2**20 and not watch._thread.is_alive()
+
+
+def test_without_a_driver_nothing_is_watched(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    for device in ("cuda", "cpu"):
+        with DriverWatch(device) as watch:
+            pass
+        assert watch.peak_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("device", "reserved", "driver", "host", "over"),
+    [
+        (5, 7, 9, 99, False),
+        (5, 7, 11, 99, True),
+        (5, 11, None, 99, True),
+        (None, None, None, 9, False),
+        (None, None, None, 11, True),
+    ],
+)
+def test_a_peak_over_its_budget_is_marked(device, reserved, driver, host, over):
+    placement = SimpleNamespace(mode="stream", resident=3, takes_turns=False)
+    mode = SimpleNamespace(
+        name="stream", placement=placement, device_bytes=1, host_bytes=1, read_bytes=8, moved_bytes=8
+    )
+    result = SimpleNamespace(peak_device_bytes=device, peak_reserved_bytes=reserved, peak_host_bytes=host)
+    for budget, marked in ((10, over), (None, False)):
+        told = told_of(mode, budget, result, driver, 2.0, 1.0, {"cache": 4.0})
+        assert told["over_budget"] == marked
+        assert bench_offload._row(told)[-1] == ("over its budget" if marked else "")
+
+
+def test_synthetic_weights_are_written_once(tmp_path, monkeypatch):
+    made = bench_offload._written(None, "tiny", tmp_path / "made")
+    stored = Checkpoint.open(made).component("transformer").tensors.values()
+    assert {tensor.dtype for tensor in stored} == {"BF16"}
+    monkeypatch.delattr("helios_cli.bench.synthetic.write_checkpoint")
+    assert bench_offload._written(None, "tiny", made) == made
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--synthetic", "tiny"], "go together"),
+        (["--folder", "x"], "go together"),
+        (["--synthetic", "tiny", "--folder", "x", "-m", "tiny"], "go together"),
+        (["--synthetic", "huge", "--folder", "x"], "'huge' is no size"),
+    ],
+    ids=str,
+)
+def test_a_size_and_a_folder_go_together(flags, said, capsys):
+    assert main(["bench", "offload", *flags]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_budget_that_cannot_be_read(folder, capsys):

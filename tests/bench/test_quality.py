@@ -10,6 +10,11 @@ from PIL import Image
 
 from helios_cli.bench.quality import Watcher, adherence, change, changes, jumps_of, lasting, score
 from helios_cli.cli import main
+from helios_cli.commands import bench_quality
+from helios_cli.engine import render as engine
+from helios_cli.engine.denoise import Denoiser
+from helios_cli.engine.history import History
+from helios_cli.train.ablation import AbsoluteDenoiser, AnchorlessHistory
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.world.draw import backdrop_picture, render
 from helios_cli.world.grammar import labels
@@ -179,6 +184,23 @@ def test_command(tmp_path, capsys):
     assert {name: found["due_chunks"] for name, found in data["changes"].items()} == {"cut": 0, "switch": 0, "blend": 3}
     assert all(found["films"] == 1 for found in data["changes"].values())
     assert Image.open(sheet).width > 600
+
+
+@pytest.mark.parametrize(
+    ("flags", "history", "denoiser"),
+    [
+        ([], History, Denoiser),
+        (["--without", "anchor"], AnchorlessHistory, Denoiser),
+        (["--without", "relative"], History, AbsoluteDenoiser),
+    ],
+)
+def test_what_films_are_rendered_without(flags, history, denoiser, capsys, monkeypatch):
+    """While they are; the report says it too."""
+    seen = []
+    monkeypatch.setattr(bench_quality, "_adherence", lambda *_: seen.append((engine.History, engine.Denoiser)) or {})
+    assert main(["bench", "quality", "--minutes", "0", "--changes", "0", *flags, "--json"]) == 0
+    assert seen == [(history, denoiser)] and (engine.History, engine.Denoiser) == (History, Denoiser)
+    assert json.loads(capsys.readouterr().out)["without"] == (flags[1] if flags else None)
 
 
 def test_a_folder_that_is_not_there(tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import diffusers
 import numpy as np
 import oracle
@@ -13,7 +15,9 @@ from films import plan_of, rendered
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Case
+from safetensors.torch import load_file
 
+from helios_cli.bench import synthetic
 from helios_cli.bench.synthetic import RandomModels, describe, write_checkpoint
 from helios_cli.engine.history import History
 from helios_cli.engine.render import render
@@ -36,6 +40,28 @@ def tiny(tmp_path_factory):
         return made[kind]
 
     return get
+
+
+def test_a_resident_size_is_written_block_by_block(tiny, tmp_path, monkeypatch):
+    """The same tensors, and never more than a block of them at once."""
+    whole, held, real = tiny("distilled"), [], synthetic.random_state
+
+    def watched(*arguments, **options):
+        state = real(*arguments, **options)
+        held.append(len(state))
+        return state
+
+    monkeypatch.setattr(synthetic, "random_state", watched)
+    folder = write_checkpoint(tmp_path / "large", replace(SPECS["tiny"], resident=True))
+    for name, part in Checkpoint.open(whole).components.items():
+        written = Checkpoint.open(folder).component(name).tensors
+        assert written.keys() == part.tensors.keys()
+        for key in ("blocks.3.attn1.to_q.weight", "encoder.block.1.layer.0.SelfAttention.q.weight", "patch_mid.weight"):
+            if key in written:
+                values = [load_file(tensors[key].file)[key] for tensors in (written, part.tensors)]
+                assert torch.equal(*values)
+    blocks = SPECS["tiny"].transformer["num_layers"] + SPECS["tiny"].text_encoder["num_layers"]
+    assert len(held) == blocks + 3
 
 
 @pytest.fixture

@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from films import models_of, plan_of
 from oracle import Case
+from PIL import Image
+from queues import Mark, Queue
 
+import helios_kernels
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.arithmetic import attention_shapes
 from helios_cli.cost.shapes import DiTShape
 from helios_cli.engine import gpu
 from helios_cli.engine.denoise import grid_of
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
-from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, on_host, require_quant
+from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, FirstUse, on_host, require_quant
+from helios_cli.engine.history import History
 from helios_cli.engine.render import render
+from helios_cli.engine.state import State
 from helios_cli.engine.writer import open_writer
-from helios_cli.errors import MachineError, PictureError
+from helios_cli.errors import InputError, MachineError, PictureError
+from helios_cli.model import dit as dit_module
 from helios_cli.model.backends import shape_key
-from helios_cli.model.dit import Call, DiTConfig
+from helios_cli.model.dit import Call, DiTConfig, HeliosDiT
+from helios_cli.model.vae import WanVAE
 from helios_cli.weights.placement import Placement
 from helios_cli.weights.specs import SPECS
+from helios_kernels.dispatch import INTERPRETER, Backend
 
 CPU = torch.device("cpu")
 CASE = Case("distilled", (128, 64), (1, 1, 1), chunks=3)
+A_GPU = Backend("sm_90", "found", "a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -162,18 +175,120 @@ def test_what_fails_beside_is_raised_by_the_film(checkpoints, tmp_path):
     assert "beside" not in "".join(thread.name for thread in threading.enumerate())
 
 
-def test_beside_hands_over_one_result_and_its_thread_records_no_gradient():
-    beside = Beside(CPU, overlaps=True)
-    beside.start(torch.is_inference_mode_enabled)
-    assert list(beside.take()) == [True]
-    assert list(beside.take()) == []
+def test_what_is_done_beside_comes_in_order_and_records_no_gradient():
+    beside, began = Beside(CPU, overlaps=True), []
+    for place in "abc":
+        beside.start(partial(began.append, place))
+    assert beside.start(torch.is_inference_mode_enabled).result()
     beside.close()
+    assert began == ["a", "b", "c"]
+
+
+def cut_to(picture: Path, clip: Path):
+    """A film of three chunks, each a cut: to words, to a picture, to a clip."""
+    plan = plan_of(replace(CASE, size=(64, 64)))
+    starts = ({}, {"image": picture}, {"video": clip})
+    chunks = zip(plan.chunks, starts, strict=True)
+    return replace(plan, chunks=tuple(replace(c, fresh=True, seed=7 + c.index, **start) for c, start in chunks))
+
+
+def test_a_start_that_is_encoded_beside_the_chunk_before_changes_no_byte(checkpoints, tmp_path, monkeypatch):
+    picture = tmp_path / "start.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)).save(picture)
+    models, plan = models_of(checkpoints("distilled")[1]), cut_to(picture, tmp_path / "clip.mkv")
+    words = replace(plan, chunks=plan.chunks[:1], num_frames=33)
+    list(render(words, models, open_writer(tmp_path / "clip.mkv", size=plan.size, fps=plan.fps)))
+    threads, films = [], []
+    encode = WanVAE.encode
+    monkeypatch.setattr(WanVAE, "encode", lambda *of: (threads.append(threading.current_thread().name), encode(*of))[1])
+    for overlap in (False, True):
+        out = tmp_path / f"{overlap}"
+        list(render(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps), overlap=overlap))
+        films.append([file.read_bytes() for file in sorted(out.glob("*.png"))])
+    assert len(films[0]) == 3 * 33 and films[0] == films[1]
+    inline, beside = threads[: len(threads) // 2], threads[len(threads) // 2 :]
+    assert set(inline) == {threading.current_thread().name} and {name[:6] for name in beside} == {"beside"}
+
+
+def test_a_picture_that_cannot_be_read_ends_the_film_behind_the_chunks_before_it(checkpoints, tmp_path):
+    plan, models = cut_to(tmp_path / "none.png", tmp_path / "none.mkv"), models_of(checkpoints("distilled")[1])
+    done = []
+    with pytest.raises(InputError, match=r"none\.png"):
+        for event in render(plan, models, open_writer(tmp_path / "f.mkv", size=plan.size, fps=plan.fps), overlap=True):
+            done.append(type(event))
+    assert done.count(StepDone) == 6
+
+
+def test_tensors_made_beside_are_held_for_the_stream_that_uses_them(queues, monkeypatch):
+    beside = Beside(CPU, overlaps=True)
+    monkeypatch.setattr(Queue, "device", CPU, raising=False)
+    monkeypatch.setattr(beside, "_stream", Queue("beside", queues))
+    monkeypatch.setattr(
+        torch.Tensor, "record_stream", lambda tensor, queue: queues.append((queue.name, "uses", len(tensor)))
+    )
+    beside.hand_over(beside.start(lambda: torch.ones(3)).result())
+    beside.close()
+    assert queues == [("beside", "waits for", "computing"), ("beside", "ends", None), ("computing", "uses", 3)]
 
 
 def test_tensors_of_the_host_are_handed_on_as_they_are():
-    made = [torch.arange(3), torch.arange(5)]
-    assert all(a is b for a, b in zip(on_host(iter(made)), made, strict=True))
-    assert np.shares_memory(next(on_host(iter(made))).numpy(), made[0].numpy())
+    made = [(torch.arange(3), torch.ones(())), (torch.arange(5), torch.zeros(()))]
+    for piece, of in zip(on_host(iter(made)), made, strict=True):
+        assert all(a is b for a, b in zip(piece, of, strict=True))
+    assert np.shares_memory(next(on_host(iter(made)))[0].numpy(), made[0][0].numpy())
+
+
+@pytest.fixture
+def queues(monkeypatch):
+    """What the queues of a GPU are told, in order, by a machine without one: tensors of the host count as its."""
+    log: list = []
+    computing = Queue("computing", log)
+    current = [computing]
+
+    @contextlib.contextmanager
+    def on(queue):
+        current.append(queue)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "Event", lambda: Mark(log))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: current[-1])
+    monkeypatch.setattr(gpu, "_stream_for", lambda use, device: Queue(use, log))
+    monkeypatch.setattr(gpu, "_pinned_like", torch.empty_like)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    return log
+
+
+def test_a_piece_is_copied_beside_the_computing_and_read_once_it_has_come(queues):
+    def pieces():
+        for number in range(3):
+            queues.append(("computing", "computes", number))
+            yield torch.full((4,), number), torch.ones((), dtype=torch.bool)
+
+    for number, (values, flag) in enumerate(on_host(pieces())):
+        queues.append(("host", "reads", number))
+        assert flag and torch.equal(values, torch.full((4,), number))
+    said = [entry[:2] if isinstance(entry[2], Mark) else entry for entry in queues]
+    arrives = [("copies", "waits for", "computing"), ("copies", "marks")]
+    comes = [("host", "waits for")]
+    assert said == [
+        *[("computing", "computes", 0), *arrives],
+        *[("computing", "computes", 1), *arrives, *comes, ("host", "reads", 0)],
+        *[("computing", "computes", 2), *arrives, *comes, ("host", "reads", 1)],
+        *[*comes, ("host", "reads", 2)],
+    ]
+    marks = [entry[2] for entry in queues if isinstance(entry[2], Mark)]
+    assert [marks.index(mark) for mark in marks] == [0, 1, 0, 3, 1, 3]  # each piece waits for its own copy
+
+
+def test_a_state_is_waited_for_where_its_bytes_are_wanted(queues):
+    history = History(torch.rand(1, 2, 19, 4, 4), torch.rand(1, 2, 1, 4, 4))
+    state = State.of(history, torch.Generator().manual_seed(1), 1)
+    assert [entry[:2] for entry in queues] == [("computing", "marks")]
+    found = State.from_bytes(state.to_bytes())
+    assert queues[1:] == [("host", "waits for", queues[0][2])]
+    assert torch.equal(found.latents, history.latents) and torch.equal(found.anchor, history.anchor)
 
 
 def test_fp8_is_refused_where_no_chip_has_it():
@@ -192,3 +307,64 @@ def test_what_is_timed_before_a_film_is_what_its_fingerprints_look_at(guided, mo
     grids = [grid_of(size, (1, 2, 2), halvings) for halvings in (2, 1, 0)]
     gpu.measure_attention(DiTConfig.from_json(config), grids, dtype, torch.device("meta"))
     assert timed == list(attention_shapes(DiTShape.from_config(config), size, 3, "bfloat16"))
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("amplified", [True, False])
+def test_attention_is_timed_on_what_a_block_gives_it(kernels, amplified, monkeypatch):
+    """Queries, keys and values of a block with kernels, against those that are timed: the strides of a stage."""
+    config = DiTConfig.from_json({**SPECS["tiny"].transformer, "is_amplify_history": amplified})
+    given, timed, grid = [], [], grid_of((128, 64), (1, 2, 2), 0)
+    for module, calls in ((dit_module, given), (gpu, timed)):
+
+        def strides_of(q, k, v, bias=None, calls=calls):
+            calls.append([x.stride() for x in (q, k, v)])
+            return q.flatten(2)
+
+        monkeypatch.setattr(module, "attention", strides_of)
+    monkeypatch.setattr(helios_kernels, "runs", lambda x: kernels)
+    monkeypatch.setattr(helios_kernels, "qk_norm_rope", lambda *_: None)
+    with torch.device("meta"), torch.no_grad():
+        dit = HeliosDiT(config)
+        block, rope = dit.blocks[0], dit.rope(grid, grid)
+        if kernels:
+            block.attn1.join()
+        rows = torch.empty(1, len(rope), config.width)
+        block._attend(rows, rope, len(rope) - 9 * grid[0] * grid[1], noisy_only=False)
+    gpu.measure_attention(config, [grid], torch.float32, torch.device("meta"))
+    assert given == timed[:1]
+    assert (given[0][2][1] == 3 * config.width) == kernels
+
+
+def test_a_first_use_is_told_until_a_chunk_was_denoised():
+    first = FirstUse("a GPU", "triton 3.9.0", "5120")
+    assert "about a minute, once" in first.notice
+    assert first.notice == FirstUse("a GPU", "triton 3.9.0", "5120").notice  # asking leaves no mark
+    first.done()
+    assert FirstUse("a GPU", "triton 3.9.0", "5120").notice is None
+    assert FirstUse("a GPU", "triton 3.9.1", "5120").notice
+
+
+def test_a_home_that_cannot_be_written_is_told_again(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "file"))
+    first = FirstUse("a GPU")
+    first.done()
+    assert first.notice
+
+
+@pytest.mark.parametrize(
+    ("found", "told"), [(Backend(None, "no GPU"), False), (Backend(INTERPRETER, "slowly"), False), (A_GPU, True)]
+)
+def test_kernels_are_compiled_where_they_run_on_a_gpu(found, told, monkeypatch):
+    monkeypatch.setattr(helios_kernels, "backend", lambda: found)
+    assert (FirstUse.of(5120, torch.bfloat16) is not None) is told
+
+
+def test_each_width_dtype_and_device_is_compiled_once(monkeypatch):
+    monkeypatch.setattr(helios_kernels, "backend", lambda: A_GPU)
+    FirstUse.of(5120, torch.bfloat16).done()
+    assert FirstUse.of(5120, torch.bfloat16).notice is None
+    assert FirstUse.of(1536, torch.bfloat16).notice and FirstUse.of(5120, torch.float16).notice
+    monkeypatch.setattr(helios_kernels, "backend", lambda: Backend("sm_90", "found", "another GPU"))
+    assert FirstUse.of(5120, torch.bfloat16).notice

@@ -130,10 +130,15 @@ def test_a_film_that_fails_leaves_the_others_alone(models_at, tmp_path, monkeypa
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU"), OutOfMemory),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), OutOfMemory),
         (MemoryError(), OutOfMemory),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at"), OutOfMemory),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemory),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), OutOfMemory),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), OutOfMemory),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), RuntimeError),
         (CheckpointError("gone"), CheckpointError),
         (RuntimeError("a bug"), RuntimeError),
     ],
-    ids=["device", "host", "Python", "file", "bug"],
+    ids=["device", "host", "Python", "CUDA", "cuBLAS", "cuDNN", "Triton", "access", "file", "bug"],
 )
 def test_a_call_that_fails_ends_all_that_wait_for_it(raised, told, models_at, tmp_path):
     models = models_at("distilled", Placement("none"))

@@ -23,6 +23,7 @@ from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
 from helios_cli.engine.writer import open_writer
 from helios_cli.errors import CheckpointError
+from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, Placement
 from helios_cli.weights.reader import WeightFiles
@@ -33,6 +34,8 @@ STEPS = {"base": (2,), "mid": (1, 1, 1), "distilled": (1, 1, 1)}
 
 PLACEMENTS = {
     "model": Placement("model"),
+    "model, all read ahead": Placement("model", transformer_ahead_bytes=2**40, vae_ahead_bytes=2**40),
+    "model, some read ahead": Placement("model", transformer_ahead_bytes=2**18, vae_ahead_bytes=2**14),
     "stream": Placement("stream"),
     "half of it stays": Placement("stream", resident=2),
     "all of it stays": Placement("stream", resident=LAYERS),
@@ -132,24 +135,45 @@ def test_weights_are_rounded_on_the_way_as_they_are_when_loaded(dtype, folder_of
     assert np.array_equal(frames, resident(case, folder_of("distilled"), dtype))
 
 
-@pytest.mark.parametrize("mode", ["model", "stream"])
-def test_fp8_weights_stream_from_a_copy_that_holds_them(mode, folder_of, tmp_path):
+@pytest.mark.parametrize("name", ["model", "model, all read ahead", "stream"])
+def test_fp8_weights_stream_from_a_copy_that_holds_them(name, folder_of, tmp_path):
     original = Checkpoint.open(folder_of("distilled"))
     copy = Checkpoint.open(convert(original, tmp_path / "copy", "float8", lambda count: None).path)
     case, frames = case_of("distilled", chunks=1), []
-    for placement in (Placement(mode), Placement()):
+    for placement in (PLACEMENTS[name], Placement()):
         models = Models(copy, CPU, torch.bfloat16, placement=placement, quant="fp8")
         frames.append(frames_of(case, models, tmp_path / placement.mode))
     assert np.array_equal(*frames)
 
 
-@pytest.mark.parametrize("placement", [PLACEMENTS["model"], PLACEMENTS["in turns"]], ids=["model", "in turns"])
-def test_a_picture_to_start_from_when_parts_take_turns(placement, folder_of, resident, tmp_path):
+@pytest.mark.parametrize("name", ["model", "model, all read ahead", "in turns"])
+def test_a_picture_to_start_from_when_parts_take_turns(name, folder_of, resident, tmp_path):
     picture = tmp_path / "start.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)).save(picture)
     case = case_of("distilled", image=picture)
-    frames = frames_of(case, models_at(folder_of("distilled"), placement), tmp_path / "film")
+    frames = frames_of(case, models_at(folder_of("distilled"), PLACEMENTS[name]), tmp_path / "film")
     assert np.array_equal(frames, resident(case, folder_of("distilled"), torch.float32))
+
+
+@pytest.mark.parametrize("name", ["model", "model, some read ahead", "model, all read ahead"])
+def test_what_was_read_ahead_is_not_read_again(name, folder_of, tmp_path, monkeypatch):
+    """Each part of a film of two chunks, and how much of it was there when it was taken."""
+    taken, take = [], Ahead.take
+    monkeypatch.setattr(Ahead, "take", lambda self, part: (taken.append((part, take(self, part))), taken[-1][1])[1])
+    models = models_at(folder_of("distilled"), PLACEMENTS[name])
+    frames_of(case_of("distilled"), models, tmp_path / "film")
+    assert [part for part, _ in taken] == ["text_encoder", *["transformer", "vae"] * 2]
+    whole = {"transformer": len(models._dit.state_dict()), "vae": len(models._vae.state_dict())}
+    for part, tensors in taken[1:]:
+        least, most = {"model": (0, 0), "model, all read ahead": (whole[part], whole[part])}.get(
+            name, (1, whole[part] - 1)
+        )
+        assert least <= len(tensors) <= most, part
+    models.unload()
+    one_of_each = sum(models.checkpoint.component(part).bytes for part in ("text_encoder", "transformer", "vae"))
+    twice = sum(models.checkpoint.component(part).bytes for part in ("transformer", "vae"))
+    again = models._files.bytes_read - one_of_each - twice  # begun for a third chunk that did not come
+    assert 0 <= again <= models.checkpoint.component("transformer").bytes
 
 
 @pytest.mark.parametrize("kind", ["distilled", "base"])
@@ -253,10 +277,10 @@ def test_a_file_that_is_removed_is_read_to_the_end(copy, folder_of, resident, tm
     assert np.array_equal(frames, resident(case_of("distilled", chunks=3), folder_of("distilled"), torch.float32))
 
 
-@pytest.mark.parametrize("mode", ["stream", "model"])
+@pytest.mark.parametrize("name", ["stream", "model", "model, all read ahead"])
 @pytest.mark.parametrize("kept", [0, 0.5])
-def test_a_file_that_is_cut_short_ends_the_film_with_its_name(mode, kept, copy, tmp_path):
-    events = first_chunk(models_at(copy, Placement(mode)), tmp_path / "film")
+def test_a_file_that_is_cut_short_ends_the_film_with_its_name(name, kept, copy, tmp_path):
+    events = first_chunk(models_at(copy, PLACEMENTS[name]), tmp_path / "film")
     os.truncate(copy / WEIGHTS, int(kept * (copy / WEIGHTS).stat().st_size))
     with pytest.raises(CheckpointError, match=r"transformer.diffusion_pytorch_model\.safetensors: (truncated|changed)"):
         list(events)

@@ -123,15 +123,15 @@ def test_a_lost_end_of_a_prompt_is_told(folder, tmp_path):
     assert notices[0].count("red") == 600 - (MAX_TEXT_TOKENS - 1)
 
 
-class Counter(TorchDispatchMode):
-    """Counts calls of an operator while it is active."""
+class Reads(TorchDispatchMode):
+    """Counts what a GPU would be waited for by: values or shapes that are read back, in the thread it is active in."""
 
-    def __init__(self, operator: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.operator, self.count = operator, 0
+        self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += str(function).startswith(self.operator)
+        self.count += str(function).startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select"))
         return function(*args, **(kwargs or {}))
 
 
@@ -145,13 +145,26 @@ def test_the_step_loop_reads_nothing_back(folder):
         history = History.empty(16, 8, 16, models.device)
         text = models.dit.embed_text(models.mixed(plan.chunks[0].prompts))
         generator = torch.Generator().manual_seed(1)
-        with Counter("aten._local_scalar_dense") as reads:
+        with Reads() as reads:
             latents = list(answered(denoiser.chunk(0, history, text, None, generator, amplify=True), models.answer))
             assert len(latents) == 12
-        with Counter("aten._local_scalar_dense") as control:
+        with Reads() as control:
             torch.ones(1).item()
     assert reads.count == 0
     assert control.count == 1
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("distilled", (1, 1, 1)), ("mid", (3, 1, 1))])
+def test_a_film_is_denoised_to_its_end_without_a_look_at_it(kind, steps, checkpoints, tmp_path):
+    """From the first step on: what is looked at, for values that are not finite, is so by the thread that decodes."""
+    plan, reads = plan_of(replace(CASE, kind=kind, steps=steps)), Reads()
+    writer = open_writer(f"{tmp_path / kind}/", size=plan.size, fps=plan.fps)
+    events = render(plan, models_of(checkpoints(kind)[1]), writer, overlap=True)
+    assert any(isinstance(event, StepDone) for event in events)
+    with reads:
+        *_, done = events
+    assert isinstance(done, FilmDone) and done.frames == 99
+    assert reads.count == 0
 
 
 def test_what_does_not_change_is_made_once(folder, tmp_path, monkeypatch):

@@ -9,34 +9,34 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from helios_kernels.compiled import table
+from helios_kernels.compiled import TYPES, marked, table
 from helios_kernels.configs import CHIPS, SHARED_MEMORY
 from helios_kernels.facts import COMPILED, TRITON
 from helios_kernels.registry import OPS
 
 README = Path(__file__).resolve().parents[2] / "kernels/README.md"
-CASES = [
-    (op.name, case.id, chip)
-    for op in OPS.values()
-    for case in op.cases
-    for chip in CHIPS
-    if case.compiled and (op.chips is None or chip in op.chips)
-]
+CASES = [(op.name, case.id, TYPES[dtype], chip) for op, case, dtype, chip in marked()]
 
 
 @pytest.fixture(scope="session")
-def built() -> dict[tuple[str, str, str], dict]:
+def built() -> dict[tuple[str, str, str, str], dict]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "helios_kernels.compiled", "--json"]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert run.returncode == 0, run.stderr
-    lines = map(json.loads, run.stdout.splitlines())
-    return {(line["op"], line["case"], line["chip"]): line for line in lines}
+
+    def lines(chip: str) -> list[dict]:
+        run = subprocess.run([*command, chip], capture_output=True, text=True, env=environment, timeout=600)
+        assert run.returncode == 0, run.stderr
+        return list(map(json.loads, run.stdout.splitlines()))
+
+    with ThreadPoolExecutor(os.cpu_count()) as together:
+        found = [line for part in together.map(lines, CHIPS) for line in part]
+    return {(line["op"], line["case"], line["dtype"], line["chip"]): line for line in found}
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -52,7 +52,7 @@ def test_attention_is_on_the_matrix_units(case, built):
 
 
 def test_every_kernel_is_built_for_every_chip():
-    started = {(op, chip) for op, _, chip in CASES}
+    started = {(op, chip) for op, _, _, chip in CASES}
     # Ampere has no fp8; LayerNorm alone is modulated_norm's kernel; the pointer kernel is attention's own elsewhere.
     missing = {(op, chip) for op in OPS for chip in CHIPS} - started
     assert missing == {("quantize", "sm_80")} | {
@@ -81,7 +81,8 @@ def test_a_spill_is_seen():
         "configs._ROW['cuda'] = configs.Config(num_warps=4, tile=2**15)\n"
         "op = compiled.OPS['modulated_norm']\n"
         "case = next(case for case in op.cases if case.compiled)\n"
-        "print(compiled.build(op, case, 'sm_90').spilled_bytes)\n"
+        "started = compiled.launch_of(op, case, case.compiled[0], 'sm_90')\n"
+        "print(compiled.facts(compiled.compile_launch(started, 'sm_90'), 'sm_90')['spilled_bytes'])\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -76,6 +77,40 @@ def test_kernels_run_only_where_no_gradient_is_recorded():
 def test_the_bench_needs_a_gpu(capsys):
     assert bench.main([]) == 3
     assert capsys.readouterr() == ("", f"error: no kernel can be timed here: {backend().reason}\n")
+
+
+def seconds_here(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("op", "case", "bound"), [("attention", "Q1-K1", "copy"), ("renoise", "odd", "copy")])
+def test_a_kernel_is_timed_beside_each_of_pytorchs_own(op, case, bound, monkeypatch):
+    """On a CPU, where the plain path is what is timed; it has no attention of cuDNN's."""
+    monkeypatch.setattr(bench, "gpu_seconds", seconds_here)
+    one = next(known for known in OPS[op].cases if known.id == case)
+    slow = bench.Ceiling(copy=1e18, product=1e18)
+    row = bench._timed(OPS[op], one, slow, torch.device("cpu"), against_compile=False)
+    assert set(row.baselines) == ({"flash"} if op == "attention" else {"eager"})
+    assert row.bound == bound and row.over_eager == pytest.approx(min(row.baselines.values()) / row.milliseconds)
+    assert row.short_of == (None if op == "attention" else "85% of a copy")
+    assert case in bench.line(row) and min(row.baselines) in bench.line(row)
+
+
+@pytest.mark.parametrize(
+    ("share", "theirs", "expected"),
+    [
+        (0.84, {"eager": 9.0}, "85% of a copy"),
+        (0.86, {"eager": 0.5}, None),
+        (0.2, {"cudnn": 0.9, "flash": 2.0}, "cuDNN"),
+        (0.2, {"cudnn": 1.1, "flash": 0.5}, None),
+        (0.2, {"flash": 0.5}, None),
+    ],
+)
+def test_a_mark_stands_where_an_aim_is_missed(share, theirs, expected):
+    assert bench.short_of(share, 1.0, theirs) == expected
 
 
 @pytest.mark.parametrize("name", [name for name in OPS if name != "attention_pointers"])

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from helios_kernels import configs, tuned
-from helios_kernels.configs import Config
+from helios_kernels import configs, dispatch, tune, tuned
+from helios_kernels.compiled import compile_launch, facts
+from helios_kernels.configs import SHARED_MEMORY, Config
+from helios_kernels.dispatch import compiling_for
+from helios_kernels.launch import recorded
 from helios_kernels.registry import OPS
-from helios_kernels.tune import SUBJECTS
+from helios_kernels.tune import SUBJECTS, Tuning
 from helios_kernels.tuned import Tuned
 
 WORKER = Path(__file__).with_name("tuned_here.py")
@@ -69,6 +76,89 @@ def test_a_configuration_that_is_tried_ends_with_the_block():
     with configs.trying("renoise", tried):
         assert configs.found_here("renoise") == tried
     assert configs.found_here("renoise") is None
+
+
+@pytest.fixture
+def unshipped(monkeypatch):
+    """A GPU that no configuration is shipped for, as far as its properties go."""
+    properties = SimpleNamespace(name="NVIDIA X1", major=13, minor=0, gcnArchName="gfx90a")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(dispatch, "_borrows", False)
+    monkeypatch.setenv("HELIOS_KERNELS", "triton")
+    clear()
+    yield
+    clear()
+
+
+def clear() -> None:
+    dispatch.find_triton.cache_clear()
+    dispatch.backend.cache_clear()
+
+
+@pytest.mark.parametrize(("hip", "like"), [(None, "sm_89"), ("7.0", "gfx942")])
+def test_a_chip_that_none_are_shipped_for_is_tuned_from_the_nearest(hip, like, unshipped, monkeypatch, tmp_path):
+    file = tmp_path / "kernels.json"
+    tuned.use(file)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    with pytest.raises(RuntimeError, match="bench kernels --tune"):
+        dispatch.backend()
+    assert tune.begin() == like == dispatch.current_chip() == dispatch.backend().chip
+    assert configs.config("renoise").tile and configs.attention_config(128, bias=True).block_q
+    tune.keep(Tuning("renoise", None, None, None, tried=3, refused=3), file)
+    assert tuned.of("NVIDIA X1") is None  # nothing ran
+    tune.keep(Tuning("renoise", None, 1.0, 1.0, tried=3, refused=2), file)
+    tune.keep(Tuning("quantize", Config(num_warps=2, tile=64), 1.0, 2.0, tried=3, refused=0), file)
+    assert tuned.of("NVIDIA X1").configs == {"quantize": {"num_warps": 2, "num_stages": 1, "tile": 64, "programs": 1}}
+    monkeypatch.setattr(dispatch, "_borrows", False)  # another process
+    clear()
+    assert dispatch.backend().chip == like and not dispatch.backend().borrowed
+
+
+def test_what_would_be_pytorch_alone_is_not_tuned(unshipped, monkeypatch):
+    monkeypatch.setenv("HELIOS_KERNELS", "auto")
+    with pytest.raises(RuntimeError, match="no kernel can be tuned here: kernels have not been tried"):
+        tune.begin()
+
+
+def test_a_shipped_chip_that_has_the_best_already_is_not_written(unshipped, monkeypatch, tmp_path):
+    monkeypatch.setattr(dispatch, "chip_of", lambda _: "sm_90")
+    tuned.use(tmp_path / "kernels.json")
+    assert tune.begin() == "sm_90"
+    tune.keep(Tuning("renoise", None, 1.0, 1.0, tried=3, refused=2), tmp_path / "kernels.json")
+    assert tuned.of("NVIDIA X1") is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton builds them")
+@pytest.mark.parametrize(("chip", "tried"), [("sm_90", tune.SPECIALIZED[0]), ("sm_100", tune.SPECIALIZED[3])])
+def test_warps_are_specialised_without_spills(chip, tried):
+    """Triton drops the wish without a word where it cannot: what loads by itself gives its registers away."""
+    op = OPS["attention"]
+    with configs.trying("attention 128", tried), compiling_for(chip), recorded() as launches, torch.no_grad():
+        case = next(case for case in op.cases if case.id == "stage2-self")
+        op.run(**op.inputs(case, torch.bfloat16, torch.device("meta")))
+    built = compile_launch(launches[0], chip)
+    found = facts(built, chip)
+    assert found["spilled_bytes"] == 0 and found["shared_bytes"] <= SHARED_MEMORY[chip]
+    assert found["matrix_instructions"] and found["tma_instructions"]
+    assert "setmaxnreg" in built.asm["ptx"] and built.metadata.num_warps > tried.num_warps
+
+
+def test_specialised_warps_compute_the_same():
+    """Through the interpreter, where one loop has the ragged end as well."""
+    code = (
+        "import torch\n"
+        "from helios_kernels import configs, tune\n"
+        "from helios_kernels.check import compare\n"
+        "from helios_kernels.registry import OPS\n"
+        "case = next(case for case in OPS['attention'].cases if case.id == 'Q63-K257-D64-B2')\n"
+        "with torch.no_grad(), configs.trying('attention 64', tune.SPECIALIZED[1]):\n"
+        "    print(*(one.good for one in compare(OPS['attention'], case, torch.float32, torch.device('cpu'))))\n"
+    )
+    variables = {**os.environ, "TRITON_INTERPRET": "1", "HELIOS_KERNELS": "triton"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=120)
+    assert run.stdout.split() == ["True"], run.stderr
 
 
 def test_what_is_tuned_is_there():

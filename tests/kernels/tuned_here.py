@@ -27,9 +27,9 @@ def main(file: Path) -> None:
         return 1.0 if configs.config("renoise") == FAST else 2.0
 
     subject = tune.Subject("renoise", "renoise", ("into-stage1",), ("odd",), CANDIDATES)
-    (found,) = tune.tune(seconds, device=torch.device("cpu"), like=tune.like_here(), subjects=(subject,))
+    (found,) = tune.tune(seconds, device=torch.device("cpu"), like=tune.begin(), subjects=(subject,))
     untouched = configs.config("renoise").tile
-    tune.keep({found.kernel: found.best}, file)
+    tune.keep(found, file)
     print(
         json.dumps(
             {

@@ -10,6 +10,8 @@ import torch
 from helios_cli.errors import InputError, MachineError
 from helios_cli.model import attention, backends
 from helios_cli.model.backends import Measured, Memory, measure, read_choices, shape_key
+from helios_kernels import tuned
+from helios_kernels.tuned import Tuned
 
 CPU = torch.device("cpu")
 
@@ -107,6 +109,23 @@ def test_what_was_measured_is_remembered_by_device_and_shape(tmp_path):
     Memory(file, "B").keep("64x64 2x32 bfloat16", Measured("flash", {"flash": 1.0}, {}))
     assert Memory(file, "A").known == {"64x64 2x32 bfloat16": one}
     assert read_choices(file)["B"]["64x64 2x32 bfloat16"].name == "flash"
+
+
+def test_what_was_timed_before_attention_was_tuned_is_not_known_after(tmp_path):
+    """Films' fingerprints look for the device and a comma at the start of the key."""
+    tuned_file, plain = tmp_path / "kernels.json", backends.device_key(CPU)
+    tuned.use(tuned_file)
+    try:
+        tuned.keep("cpu", Tuned("sm_89", "3.7.1", {"renoise": {"num_warps": 4, "tile": 512}}), tuned_file)
+        assert backends.device_key(CPU) == plain
+        keys = set()
+        for warps in (4, 8):
+            tuned.keep("cpu", Tuned("sm_89", "3.7.1", {"attention 128": {"num_warps": warps}}), tuned_file)
+            keys.add(backends.device_key(CPU))
+        assert len(keys) == 2 and all(key.startswith(f"{plain}, tuned ") for key in keys)
+        assert plain.startswith("cpu, ")
+    finally:
+        tuned.use(None)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "choices": {"A": {"s": 1}}}', "{" * 5000])

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+import helios_kernels as kernels
 from helios_cli.bench.synthetic import RandomModels, write_checkpoint
 from helios_cli.engine.models import Models
 from helios_cli.errors import InputError
 from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.model.fp8 import Fp8, Fp8Linear, product, use_fp8
+from helios_cli.model.ops import side_by_side
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import SCALE_SUFFIX, dtype_with, is_fp8, quantize_weight
 from helios_cli.weights.specs import SPECS
@@ -66,6 +68,27 @@ def test_joined_weights_are_one_product():
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert block.to_k.weight.storage_offset() == block.to_q.weight.numel()
     assert block.to_v.weight_scale.untyped_storage().data_ptr() == block.to_q.weight_scale.untyped_storage().data_ptr()
+    assert side_by_side(block.norm_q.weight, block.norm_k.weight).shape == (2 * 128,)
+
+
+def test_rows_of_a_rounded_activation_are_the_rounded_rows():
+    x = torch.randn(2, 9, 32)
+    found, wanted = Fp8.of(x).rows(5), Fp8.of(x[:, 5:])
+    assert torch.equal(found.values.float(), wanted.values.float()) and torch.equal(found.scales, wanted.scales)
+
+
+@torch.inference_mode()
+def test_the_last_block_rounds_its_rows_once(monkeypatch):
+    """Queries of some rows, keys and values of all: what they are where each rounds by itself."""
+    models = RandomModels(SPECS["tiny"], CPU, torch.bfloat16, name="tiny", quant="fp8")
+    attention, rope = models.dit.blocks[-1].attn1, torch.randn(9, 16, 2)
+    x = torch.randn(1, 9, 128).bfloat16()
+    wanted = attention.query(x[:, 5:], rope[5:]), *attention.key_value(x, rope)
+    rounded = []
+    monkeypatch.setattr(kernels, "quantize", lambda x, gelu, f=kernels.quantize: rounded.append(1) or f(x, gelu=gelu))
+    found = attention.query_key_value(x, rope, 5)
+    assert len(rounded) == 1
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ from helios_cli.train.config import load
 from helios_cli.train.data.cache import CacheNote, EncodedClip, LatentClips, open_cache, shard_path, shards, write_shard
 from helios_cli.train.data.encode import ClipEncoder, encoder_identity, require_same_encoder
 from helios_cli.train.data.toy import CLIPS_PER_SHARD, draw_clip, encode_world, mixed
+from helios_cli.train.events import FillDone, FillStarted
+from helios_cli.train.loop import perform
 from helios_cli.train.settings.latents import World
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SPECS
@@ -47,7 +49,7 @@ def cache(model, tmp_path_factory) -> Path:
     """Two shards, float32."""
     folder = tmp_path_factory.mktemp("cache")
     events = list(encode_world(folder, WORLD, 5, encoder_of(model)))
-    assert [event.clips for event in events] == [64, 128]
+    assert [event.done for event in events] == [64, 128]
     return folder
 
 
@@ -133,6 +135,20 @@ size = [32, 16]
 clips = {clips}
 long = 0.25
 """
+
+
+def test_several_processes_share_the_shards(model, cache, tmp_path, monkeypatch):
+    """The second of two makes the second shard, as one process alone does, and says how far they are together."""
+    config = tmp_path / "latents.toml"
+    config.write_text(CONFIG.format(start=model, out=tmp_path / "cache", clips=2 * CLIPS_PER_SHARD))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    started, written, done = perform(load(config), CPU)
+    assert isinstance(started, FillStarted) and "on cpu in float32 in 2 processes" in started.text
+    assert (written.done, written.total) == (CLIPS_PER_SHARD, 2 * CLIPS_PER_SHARD)
+    assert isinstance(done, FillDone)
+    (path,) = shards(tmp_path / "cache")
+    assert path.read_bytes() == shards(cache)[1].read_bytes()
 
 
 def test_a_reader_sees_whole_shards_while_they_are_written_and_a_kill_costs_one(model, cache, tmp_path):

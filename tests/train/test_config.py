@@ -8,7 +8,7 @@ import pytest
 import train.toy  # noqa: F401
 
 from helios_cli.errors import InputError
-from helios_cli.train.config import load, phases, settings_of
+from helios_cli.train.config import Config, load, phases, settings_of
 
 GOOD = 'phase = "toy"\nout = "runs/toy"\nsteps = 10\n'
 RECIPES = Path(__file__).resolve().parents[2] / "recipes/train"
@@ -45,7 +45,10 @@ def test_a_file_is_its_phases_settings(tmp_path):
         (GOOD + "[log]\nbatch = 3\n", ["`log.batch`", "belongs above the first table"]),
         (GOOD + 'batch = "8"\n', [":4: `batch`", "must be a whole number, not '8'", "the default is 16"]),
         (GOOD + "batch = 0\n", ["`batch`", "greater than or equal to 1"]),
-        (GOOD + 'dtype = "bfloat"\n', ["`dtype`", "must be 'bfloat16' or 'float32'", 'write `dtype = "bfloat16"`']),
+        (
+            GOOD + 'dtype = "bfloat"\n',
+            ["`dtype`", "must be 'auto', 'bfloat16' or 'float32'", 'write `dtype = "bfloat16"`'],
+        ),
         (GOOD + '[critic]\nlr = "x"\n', ["`critic.lr`", "a number, not 'x'", "the default is 0.005"]),
         (GOOD + "log = 3\n", ["`log`", "must be a table, not 3"]),
         (GOOD + "[optimizer]\nlr = nan\n", ["`optimizer.lr`", "finite number"]),
@@ -109,3 +112,13 @@ def test_settings_do_not_change(tmp_path):
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
 def test_the_configs_of_the_repository_are_valid(path):
     assert load(path).phase in phases()
+
+
+def test_runs_that_train_a_transformer_can_be_watched():
+    """Contact sheets before the run is over, and figures of clips that are kept back where the phase has them."""
+    jobs = [job for path in RECIPES.glob("*.toml") if isinstance(job := load(path), Config)]
+    watched = [job for job in jobs if hasattr(job, "samples")]
+    assert {job.phase for job in watched} == {"base", "mid", "ode", "distill"}
+    for job in watched:
+        assert 0 < job.log.samples_every <= 1000, job.out
+        assert job.log.probe_every or job.phase in ("ode", "distill"), job.out

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from train.lessons import CONFIG, ROWS, cache, generators, network
+from train.slopes import assert_slope
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import HeliosDiT
@@ -69,6 +70,15 @@ def answer_of(dit: HeliosDiT, told: Lesson, i: int, noisy: torch.Tensor, timeste
         history = dit.embed_history(*(term[i : i + 1] for term in told.terms()))
         text, mods = dit.embed_text(told.rows[i : i + 1]), dit.modulation(torch.tensor([timestep]))
         return dit(noisy[None], history, mods, dit.rope(*grids), text)[0]
+
+
+@pytest.mark.parametrize("kind", ["base", "mid"])
+def test_gradient_by_finite_differences(kind, clips):
+    """The weight of a stage is in the gradient alone."""
+    tables = {"loss": mid.Loss(ratio=(0, 1, 0), weight=(1.0, 5.0, 1.0))} if kind == "mid" else {}
+    share = Share(step=0, samples=range(2), batch=2, seed=0)
+    scale = 5.0 if kind == "mid" else 1.0
+    assert_slope(phase(kind, clips, **tables), "transformer", share, lambda losses: scale * sum(losses.values()))
 
 
 def test_the_loss_of_base_is_its_formula(clips):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ from torch import nn
 from train.toy.phases.toy import Toy
 from train.toy.settings.toy import Faults, Settings
 
+from helios_cli import machine
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.errors import CheckpointError, InputError, Interrupted, PictureError
 from helios_cli.train.config import Ema, Log, Optimizer
+from helios_cli.train.dtype import dtype_name
 from helios_cli.train.events import Notice, RunDone, RunStarted, Sampled, Saved, Trained
 from helios_cli.train.loop import train
 from helios_cli.train.phase import Share
@@ -97,6 +100,30 @@ def test_steps_are_those_of_a_loop_by_hand(tmp_path):
     for (key, p), m in zip(net.named_parameters(), mean, strict=True):
         torch.testing.assert_close(saved[key], m, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(m, p, rtol=1e-3, atol=1e-4)
+
+
+def test_auto_is_what_the_device_is_fast_in_and_a_run_keeps_to_it(tmp_path, monkeypatch):
+    """Where it goes on, too: with other arithmetic it would be another run."""
+    asked = iter(range(100))
+    fast = machine.Cpu("", 1, 1, ("avx512_bf16",))
+    monkeypatch.setattr(machine, "cpu", lambda: fast)
+    with pytest.raises(Interrupted):
+        for event in train(settings(tmp_path, dtype="auto"), CPU, lambda: next(asked) == 1):
+            if isinstance(event, RunStarted):
+                assert "on cpu in bfloat16" in event.text
+    monkeypatch.setattr(machine, "cpu", lambda: replace(fast, features=()))
+    with pytest.raises(InputError, match="dtype was 'bfloat16', is 'float32'"):
+        finish(settings(tmp_path, dtype="auto"))
+    assert finish(settings(tmp_path, dtype="bfloat16"))[0].dtype == "bfloat16"
+    assert finish(settings(tmp_path / "new", dtype="auto"))[0].dtype == "float32"
+
+
+@pytest.mark.parametrize(("capability", "name"), [((9, 0), "bfloat16"), ((7, 5), "float32")])
+def test_no_run_computes_in_float16(monkeypatch, capability, name):
+    """pick_dtype takes it for films on GPUs without bfloat16."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert dtype_name("auto", torch.device("cuda")) == name
+    assert dtype_name("bfloat16", torch.device("cuda")) == "bfloat16"
 
 
 @pytest.mark.parametrize("stopped_after", [1, 5, 8, 11])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from pydantic import ValidationError
 from train.distilling import CONFIG, LATENT, SIZE, Clips, checkpoint, network
+from train.slopes import assert_slope
 
 from helios_cli.engine.calls import answered
 from helios_cli.engine.clock import Clock
@@ -18,6 +20,7 @@ from helios_cli.errors import InputError
 from helios_cli.sampling.noise import BlockNoise
 from helios_cli.sampling.schedule import SchedulerConfig
 from helios_cli.train.data.encode import encoder_identity
+from helios_cli.train.events import FillDone, FillStarted
 from helios_cli.train.forward import given
 from helios_cli.train.history import Lesson
 from helios_cli.train.networks import guided, predictor
@@ -159,25 +162,9 @@ def test_errors_are_those_of_the_plain_transformer(folder, stage):
 
 
 def test_gradient_by_finite_differences(folder):
-    """Along one direction through all parameters. float32: two decimals of six are left after the difference."""
-    ours = phase(folder)
+    """The weight of 80 and the mean over two samples are in the gradient alone."""
     share = Share(step=0, samples=range(2), batch=2, seed=0)
-    ours.backward("student", share)
-    params = list(ours.dit.parameters())
-    direction = [p.grad / torch.cat([q.grad.flatten() for q in params]).norm() for p in params]
-    slope = sum((p.grad * d).sum() for p, d in zip(params, direction, strict=True)).item()
-
-    def loss(by: float) -> float:
-        with torch.no_grad():
-            for p, d in zip(params, direction, strict=True):
-                p.add_(d, alpha=by)
-            with torch.enable_grad():
-                (error,) = ours.backward("student", share).values()
-            for p, d in zip(params, direction, strict=True):
-                p.sub_(d, alpha=by)
-        return 40.0 * error.item()  # half of the weight 80
-
-    assert slope == pytest.approx((loss(2e-3) - loss(-2e-3)) / 4e-3, rel=0.02)
+    assert_slope(phase(folder), "student", share, lambda losses: 40.0 * sum(losses.values()))
 
 
 def test_two_processes_add_up_to_one(folder):
@@ -200,26 +187,59 @@ def test_pairs_are_made_once_and_go_on(tmp_path, monkeypatch):
     start = checkpoint(tmp_path, "mid")
     monkeypatch.setattr(pairs, "LatentClips", lambda *_, **__: _Noted())
     monkeypatch.setattr(pairs, "require_same_encoder", lambda *_: None)
-    settings = PairsSettings(
-        phase="pairs",
-        start="-",
-        out=str(tmp_path / "pairs"),
-        dtype="float32",
-        pairs=2,
-        batch=1,
-        data={"clips": "-", "held_back": 0},
-        teacher=Teacher(steps=2, kept=1, guidance=2.0),
-    )
-    device = torch.device("cpu")
-    assert [event.pairs for event in pairs.run(settings, start, device)] == [1, 2]
+    settings = pairs_settings(tmp_path / "pairs", pairs=2)
+    assert made(settings, start) == [1, 2]
     first, second = (shard_path(settings.folder, number) for number in range(2))
     assert first.read_bytes() != second.read_bytes()
     before = second.read_bytes()
     second.unlink()
-    assert [event.pairs for event in pairs.run(settings, start, device)] == [2]
+    assert made(settings, start) == [2]
     assert second.read_bytes() == before
     with pytest.raises(InputError, match=r"guidance was 2\.0, is 3\.0"):
-        list(pairs.run(settings.model_copy(update={"teacher": Teacher(steps=2, kept=1, guidance=3.0)}), start, device))
+        list(
+            pairs.run(
+                settings.model_copy(update={"teacher": Teacher(steps=2, kept=1, guidance=3.0)}),
+                start,
+                torch.device("cpu"),
+            )
+        )
+
+
+def test_several_processes_share_the_pairs(tmp_path, monkeypatch):
+    """The second one's are those that one process alone would have made."""
+    start = checkpoint(tmp_path, "mid")
+    monkeypatch.setattr(pairs, "LatentClips", lambda *_, **__: _Noted())
+    monkeypatch.setattr(pairs, "require_same_encoder", lambda *_: None)
+    alone, shared = (pairs_settings(tmp_path / name, pairs=3) for name in ("alone", "shared"))
+    made(alone, start)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, done in (("1", [1]), ("0", [2, 3])):
+        monkeypatch.setenv("RANK", rank)
+        assert made(shared, start) == done
+    for number in range(3):
+        one, other = (shard_path(settings.folder, number).read_bytes() for settings in (alone, shared))
+        assert one == other
+
+
+def made(settings: PairsSettings, start) -> list[int]:
+    """Makes the pairs that are missing; how many there were after each batch."""
+    started, *filled, done = pairs.run(settings, start, torch.device("cpu"))
+    assert isinstance(started, FillStarted) and isinstance(done, FillDone)
+    assert all(event.total == settings.pairs for event in filled)
+    return [event.done for event in filled]
+
+
+def pairs_settings(out: Path, **values) -> PairsSettings:
+    return PairsSettings(
+        phase="pairs",
+        start="-",
+        out=str(out),
+        dtype="float32",
+        batch=1,
+        data={"clips": "-", "held_back": 0},
+        teacher=Teacher(steps=2, kept=1, guidance=2.0),
+        **values,
+    )
 
 
 class _Noted(Clips):
@@ -246,7 +266,13 @@ def test_pairs_of_another_model_are_refused(tmp_path):
     mid = checkpoint(tmp_path, "mid")
     start = dataclasses.replace(mid, kind="distilled")
     settings = Settings(
-        phase="ode", start="-", out="-", steps=1, data={"pairs": str(tmp_path)}, student={"steps": (1,)}
+        phase="ode",
+        start="-",
+        out="-",
+        steps=1,
+        dtype="float32",
+        data={"pairs": str(tmp_path)},
+        student={"steps": (1,)},
     )
 
     def build(start, **made_with: str) -> None:

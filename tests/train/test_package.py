@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.train.config import load
+from helios_cli.train.data.cache import CacheNote, EncodedClip, open_cache, shard_path, write_shard
 from helios_cli.train.loop import perform
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.specs import SPECS
@@ -42,6 +43,19 @@ def test_each_part_is_of_its_run_and_in_the_dtype_asked_for(made, tmp_path):
         found, expected = load_file(file), load_file(source / name / file.name)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key].to(torch.bfloat16)) for key in found), name
+
+
+def test_the_words_of_its_captions_are_written_down(made, tmp_path):
+    note = CacheNote("encoder", {}, (16, 8, 16), 64)
+    open_cache(tmp_path / "clips", note, torch.zeros(1, 64))
+    captions = ("A red ball, over hills.", "the ball rises")
+    clip = EncodedClip(torch.zeros(2, 16, 9, 8, 16), captions)
+    write_shard(shard_path(tmp_path / "clips", "one"), [clip], dict.fromkeys(captions, torch.zeros(3, 64)))
+    given = [f'clips="{tmp_path / "clips"}"', 'things=["ball"]']
+    list(perform(load(config_in(tmp_path, *made), given), torch.device("cpu")))
+    packaged = Checkpoint.open(tmp_path / "out")
+    assert packaged.words == ("a", "ball", "hills", "over", "red", "rises", "the")
+    assert packaged.things == ("ball",)
 
 
 def test_a_vae_of_other_latents_is_refused(made, tmp_path, capsys):

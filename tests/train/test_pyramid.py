@@ -18,8 +18,8 @@ from helios_cli.engine.history import History
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.sampling.noise import BlockNoise
 from helios_cli.sampling.schedule import SIGMA_MAX, SchedulerConfig, build_stage, stage_spans
-from helios_cli.train import pyramid
-from helios_cli.train.ablation import absolute_positions
+from helios_cli.train import pyramid, tables
+from helios_cli.train.ablation import AbsoluteDenoiser, AnchorlessHistory, absolute_positions, as_taught, without_anchor
 from helios_cli.train.rollout import enter
 from helios_cli.weights.checkpoint import Preset
 from helios_cli.weights.specs import SCHEDULERS
@@ -156,6 +156,28 @@ def test_the_exact_flow_drives_the_sampler_to_the_clean_latents(solver):
         assert abs(values.square().mean() - 1) < 5 * (2 / len(values)) ** 0.5, f"stage {stage}"
         for later in noises[1:]:
             torch.testing.assert_close(later, noises[0], atol=2e-2, rtol=0)
+
+
+def test_films_without_an_anchor():
+    """The newest frame and all before it stay; afterwards the engine is what it was."""
+    with without_anchor():
+        history = render.History.empty(16, 8, 16, torch.device("cpu"))
+    assert render.History is History
+    plain = History.empty(16, 8, 16, torch.device("cpu"))
+    for seed in (0, 1):
+        for one in (history, plain):
+            one.remember(noise(1, 16, 9, 8, 16, seed=seed))
+    for found, expected in zip(history.terms(), plain.terms(), strict=True):
+        assert torch.equal(found[:, :, 1 - found.shape[2] :], expected[:, :, 1 - found.shape[2] :])
+    assert plain.terms()[2][:, :, 0].any() and not history.terms()[2][:, :, 0].any()
+
+
+@pytest.mark.parametrize(("anchor", "positions"), [(True, "relative"), (False, "relative"), (False, "absolute")])
+def test_films_as_a_model_was_taught(anchor, positions):
+    with as_taught(tables.History(anchor=anchor, positions=positions)):
+        assert render.History is (History if anchor else AnchorlessHistory)
+        assert render.Denoiser is (Denoiser if positions == "relative" else AbsoluteDenoiser)
+    assert (render.History, render.Denoiser) == (History, Denoiser)
 
 
 def test_films_with_absolute_positions():

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
+from train.slopes import assert_slope
 from transformers import UMT5EncoderModel
 
 from helios_cli.bench.synthetic import write_checkpoint
@@ -58,6 +59,10 @@ def test_the_loss_is_the_mean_over_captions_of_the_mean_over_tokens(phase, folde
                 at += len(values)
     found = {name: loss.item() for name, loss in phase.backward("text_encoder", share()).items()}
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_by_finite_differences(phase):
+    assert_slope(phase, "text_encoder", share(range(2)), lambda losses: sum(losses.values()))
 
 
 def test_a_batch_is_the_sum_of_its_shares(phase):

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
 import torch
 
-from helios_cli.train.bench import Job, measure_apart, peak_of
+from helios_cli import child, machine
+from helios_cli.cli import main
+from helios_cli.errors import Interrupted, MachineError
+from helios_cli.train import bench
+from helios_cli.train.bench import Held, Job, measure_apart, peak_of
 
 MEGA = 10**6
 
@@ -33,3 +45,41 @@ def test_checkpointing_and_adapters_hold_less():
     assert checkpointed.peak_bytes < 0.8 * plain.peak_bytes
     assert checkpointed.between_bytes == plain.between_bytes
     assert shared.between_bytes < 0.7 * plain.between_bytes
+
+
+def test_the_command_says_what_auto_came_to(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(machine, "cpu", lambda: machine.Cpu("", 1, 1, ()))
+    monkeypatch.setattr(bench, "compare", lambda *job: asked.append(job) or [Held("nothing", 2, 1, 1, 0.5)])
+    assert main(["bench", "train", "--device", "cpu", "--json"]) == 0
+    assert asked == [("tiny", 4, torch.device("cpu"), "float32")]
+    report = json.loads(capsys.readouterr().out)
+    assert report["dtype"] == "float32" and report["ways"][0]["peak_bytes"] == 2
+
+
+def test_a_measurement_ends_with_the_command(tmp_path, monkeypatch):
+    """A machine that is taken away sends SIGTERM to the command alone."""
+    program, began = tmp_path / "python", tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\necho $$ > {began}.new; mv {began}.new {began}; exec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(child.sys, "executable", str(program))
+
+    def take_away() -> None:
+        while not began.exists():
+            time.sleep(0.01)
+        time.sleep(0.5)  # the process is there a moment before the call that made it is back
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=take_away, daemon=True).start()
+    assert main(["bench", "train", "--device", "cpu"]) == Interrupted.exit_code
+    with contextlib.suppress(ChildProcessError):  # that has been waited for
+        assert os.WTERMSIG(os.waitpid(int(began.read_text()), 0)[1]) == signal.SIGKILL
+
+
+def test_a_measurement_that_is_killed_has_run_out_of_memory(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(child.sys, "executable", str(program))
+    with pytest.raises(MachineError, match="memory ran out with nothing"):
+        measure_apart(Job("nothing", "tiny", 1, "cpu", "float32"))

@@ -16,7 +16,8 @@ from rich.cells import cell_len
 from rich.console import Console as RichConsole
 
 from helios_cli.cli import main
-from helios_cli.train.events import RunStarted, Trained
+from helios_cli.train.data.toy import ShardWritten
+from helios_cli.train.events import FillDone, FillStarted, RunStarted, Trained
 from helios_cli.train.plot import HEIGHT, WIDTH, Axis, plot_log, read_log
 from helios_cli.train_view import Pace, RichView
 
@@ -138,6 +139,22 @@ def test_the_bar_is_never_wider_than_its_terminal(width):
     assert len(lines) == 3 and "20.0%" in lines[0] and "left" in lines[0]
     assert lines[1].startswith("step 20, 20.0%: net a long name") and lines[2].startswith("step 20, 20.0%: critic")
     assert max(map(cell_len, lines)) <= width
+
+
+def test_a_folder_that_is_filled_has_a_bar():
+    terminal = RichConsole(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    view = RichView(terminal)
+    view.show(FillStarted("latents", "runs/latents", 1, "cpu", "float32"))
+    for done in (64, 1280):
+        view.show(ShardWritten(done, 12032, 110, 22.0))
+    with terminal.capture() as captured:
+        terminal.print(view.live.get_renderable())
+    bar, line = captured.get().rstrip("\n").split("\n")
+    assert "10.6%" in bar and "left" in bar and line.strip() == "1,280 of 12,032 clips, 0.200 s a chunk"
+    view.show(FillDone("runs/latents"))
+    with terminal.capture() as captured:
+        terminal.print(view.live.get_renderable())
+    assert not captured.get().strip()
 
 
 def test_what_is_left_goes_by_the_pace_of_this_process():

@@ -42,9 +42,11 @@ def test_components(checkpoint):
 
 def test_own_file(checkpoint):
     own = {"native_size": [128, 64], "trained": False, "knows": "coloured shapes", "steps": [6, 6, 4]}
+    own |= {"words": ["a", "ball"], "things": ["ball"]}
     write_json(checkpoint / "helios.json", own)
     opened = Checkpoint.open(checkpoint)
     assert (opened.native_size, opened.trained, opened.knows) == ((128, 64), False, "coloured shapes")
+    assert (opened.words, opened.things) == (("a", "ball"), ("ball",))
     assert opened.preset.steps == (6, 6, 4)
     assert opened.preset.guidance == 1.0
 
@@ -59,6 +61,8 @@ def test_own_file(checkpoint):
         ({"steps": [0, 1, 1]}, "steps cannot be"),
         ({"steps": [4, 4]}, "2 counts, the model has 3 stages"),
         ({"trained": "yes"}, "trained cannot be"),
+        ({"words": "a ball"}, "words cannot be"),
+        ({"things": [1]}, "things cannot be"),
     ],
 )
 def test_own_file_is_checked(checkpoint, own, message):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.layout import set_kind, set_own, write_component
+from helios_cli.weights.layout import set_kind, set_own, set_trained, write_component
 from helios_cli.weights.load import load_component
 from helios_cli.weights.specs import SCHEDULERS, SPECS
 
@@ -65,7 +65,9 @@ def test_shards_give_way_to_the_one_file(folder):
 @pytest.mark.parametrize("kind", ["base", "mid", "distilled"])
 def test_a_folder_becomes_another_kind(folder, kind):
     set_kind(folder, kind, SCHEDULERS[kind])
-    set_own(folder, trained=True, knows="circles")
+    set_own(folder, words=["ball"], things=["ball"])
+    set_trained(folder, "circles")
     found = Checkpoint.open(folder)
+    assert not found.words and not found.things
     assert (found.kind, found.trained, found.knows, found.native_size) == (kind, True, "circles", (128, 64))
     assert found.stages == (1 if kind == "base" else 3)

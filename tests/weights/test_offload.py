@@ -8,13 +8,15 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from queues import Mark, Queue
 from safetensors.torch import save_file
 from torch import nn
 
-from helios_cli.errors import CheckpointError
+from helios_cli.errors import CheckpointError, OutOfMemory
 from helios_cli.weights import offload, reader
 from helios_cli.weights.files import read_header
 from helios_cli.weights.offload import ALIGNMENT, BlockStream, StoredRows, layout_of
@@ -186,6 +188,14 @@ def test_an_embedding_reads_the_rows_that_it_is_asked_for(stored):
     assert files.bytes_read == len(tokens) * 64
 
 
+def test_host_memory_that_cannot_be_pinned_has_run_out(monkeypatch):
+    """So that a film is tried again with less of the model in memory."""
+    refuses = SimpleNamespace(cudaHostRegister=lambda place, size, flags: 2)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: refuses)
+    with pytest.raises(OutOfMemory, match=r"of host memory could not be pinned \(CUDA error 2\)"):
+        offload.pinned_memory(2000)
+
+
 def test_turns_and_wishes():
     assert Placement("model").takes_turns and Placement("stream", turns=True).takes_turns
     assert not Placement("none").takes_turns and not Placement("stream").takes_turns
@@ -237,35 +247,6 @@ def test_memory_of_a_streamed_model_is_that_of_a_few_blocks(tmp_path):
     assert peaks["none"] - peaks["stream"] > (24 - HOST_SLOTS - 3) * block
 
 
-class Queue:
-    """Stands in for a CUDA stream, of which this machine has none: tells what it is asked to do, in order."""
-
-    def __init__(self, name: str, log: list) -> None:
-        self.name, self.log = name, log
-
-    def wait_event(self, event: Mark) -> None:
-        self.log.append((self.name, "waits for", event))
-
-    def wait_stream(self, other: Queue) -> None:
-        self.log.append((self.name, "waits for", other.name))
-
-    def synchronize(self) -> None:
-        self.log.append((self.name, "ends", None))
-
-
-class Mark:
-    """Stands in for a CUDA event."""
-
-    def record(self, queue: Queue) -> None:
-        queue.log.append((queue.name, "marks", self))
-
-    def synchronize(self) -> None:
-        COPIES.append(self)
-
-
-COPIES: list[Mark] = []
-
-
 def test_the_order_of_a_gpu_s_copies(stream, monkeypatch):
     """What two queues are told, the copies being made at once: no slot is written that is still to be read.
 
@@ -274,9 +255,9 @@ def test_the_order_of_a_gpu_s_copies(stream, monkeypatch):
     """
     log: list = []
     computing, copying = Queue("computing", log), Queue("copying", log)
-    COPIES.clear()
+    freeing: list = []
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: copying)
-    monkeypatch.setattr(torch.cuda, "Event", Mark)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: Mark(freeing))
     monkeypatch.setattr(torch.cuda, "stream", lambda queue: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
     monkeypatch.setattr(offload, "pinned_memory", lambda size: torch.empty(size, dtype=torch.uint8))
@@ -299,7 +280,7 @@ def test_the_order_of_a_gpu_s_copies(stream, monkeypatch):
         assert launched == ("computing", "marks", free[2])  # the mark that the next copy into this slot waits for
         assert place - freed.get(free[2], place - 5 * DEVICE_SLOTS) == 5 * DEVICE_SLOTS
         freed[free[2]] = place
-    assert set(COPIES) == {entry[2] for entry in log if entry[:2] == ("copying", "marks")}
+    assert {entry[2] for entry in freeing} == {entry[2] for entry in log if entry[:2] == ("copying", "marks")}
     ring.leave()
     assert log[-1] == ("copying", "ends", None)  # before host memory goes that it may be copying from
     assert not ring._on._slots and len(ring._slots) == HOST_SLOTS  # pinning them again would take long

@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def of(folder):
     def line(*texts: str, **own: object) -> str | None:
-        set_own(folder, **own)
+        set_own(folder, **{"words": None, "things": None, **own})
         return introduction(Checkpoint.open(folder), "tiny", texts)
 
     return line
@@ -39,6 +39,19 @@ def test_a_prompt_of_its_world_needs_no_line(of):
 def test_words_that_it_spells_are_named_once_and_the_first_three_only(of):
     line = of("a Dragon rolls", "a dragon, a café, two sheep and a wizard", trained=True, knows="shapes")
     assert line.startswith("tiny knows shapes, and not: dragon, café, sheep ...") and "models pull" in line
+
+
+def test_what_training_showed_counts_where_it_is_written_down(of):
+    shown = {"trained": True, "knows": "shapes", "words": ["a", "red", "blue", "ball", "star", "and"]}
+    assert of("A red ball and a BLUE star!", **shown) is None
+    assert "not: camera, pans." in of("a red ball, a camera pans", **shown)
+
+
+def test_several_things_in_one_prompt_are_beyond_a_model_of_one(of):
+    alone = {"trained": True, "knows": "shapes", "things": ["ball", "star"]}
+    assert of("a red ball", "a blue ball and stars", **alone) is None
+    line = of("a red ball with a green ball", "a dragon, a star and a ball", **alone)
+    assert "not: dragon, ball and ball together, star and ball together." in line
 
 
 def test_a_model_of_anything_says_nothing(of):

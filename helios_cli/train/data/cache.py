@@ -241,6 +241,12 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SHARD_SUFFIX}"))
 
 
+def captions_of(folder: Path) -> set[str]:
+    """All captions of a cache. InputError if the folder is none."""
+    read_note(folder)
+    return {text for path in shards(folder) for clip in read_clips(path) for text, _, _ in clip["captions"]}
+
+
 def shard_path(folder: Path, name: str) -> Path:
     return folder / f"{name}{SHARD_SUFFIX}"
 

@@ -24,7 +24,7 @@ from helios_cli.errors import InputError
 from helios_cli.recipe.prompts import clean_prompt, has_words
 from helios_cli.train.data.cache import EncodedClip, open_cache, read_about, shard_path, shards, write_shard
 from helios_cli.train.data.encode import ClipEncoder
-from helios_cli.train.events import Event
+from helios_cli.train.events import Event, Filled
 from helios_cli.train.settings.latents import Clips
 from helios_cli.units import FRAMES_PER_CHUNK
 
@@ -39,18 +39,16 @@ SHOWN_REASONS = 3
 
 
 @dataclass(frozen=True)
-class ClipEncoded(Event):
-    """A clip is in the cache; `number` of `total` clips have been looked at."""
+class ClipEncoded(Filled):
+    """A clip is in the cache; `done` of `total` clips have been looked at."""
 
     clip: str
     chunks: int
-    number: int
-    total: int
     seconds: float
 
     @property
     def text(self) -> str:
-        return f"{self.number:,} of {self.total:,}: {self.clip}, {self.chunks} chunks in {self.seconds:.1f} s"
+        return f"{self.done:,} of {self.total:,}: {self.clip}, {self.chunks} chunks in {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def encode_folder(folder: Path, clips: Clips, seed: int, encoder: ClipEncoder) -
                 about = {"clip": clip.name, "state": state, "content": content}
                 write_shard(path, [EncodedClip(latents, (caption,) * len(latents))], encoder.rows([caption]), about)
                 encoded += 1
-                yield ClipEncoded(clip.name, len(latents), number, len(found), time.perf_counter() - began)
+                yield ClipEncoded(number, len(found), clip.name, len(latents), time.perf_counter() - began)
             used.add(path)
         except InputError as error:
             skipped.append(ClipSkipped(clip.name, error.message))

@@ -15,7 +15,7 @@ import numpy as np
 
 from helios_cli.train.data.cache import EncodedClip, open_cache, shard_path, write_shard
 from helios_cli.train.data.encode import ClipEncoder
-from helios_cli.train.events import Event
+from helios_cli.train.events import Filled
 from helios_cli.train.settings.latents import World
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.world.draw import render
@@ -26,26 +26,30 @@ CLIPS_PER_SHARD = 64
 
 
 @dataclass(frozen=True)
-class ShardWritten(Event):
-    """`clips` of `total` are in the cache; the last shard has `chunks` chunks and took `seconds`."""
+class ShardWritten(Filled):
+    """`done` of `total` clips are in the cache; the last shard has `chunks` chunks and took `seconds`."""
 
-    clips: int
-    total: int
     chunks: int
     seconds: float
 
     @property
     def text(self) -> str:
-        return f"{self.clips:,} of {self.total:,} clips, {self.seconds / self.chunks:.3f} s a chunk"
+        return f"{self.done:,} of {self.total:,} clips, {self.seconds / self.chunks:.3f} s a chunk"
 
 
-def encode_world(folder: Path, world: World, seed: int, encoder: ClipEncoder) -> Iterator[ShardWritten]:
-    """Fill the cache in `folder`; shards that are there already are not made again."""
+def encode_world(
+    folder: Path, world: World, seed: int, encoder: ClipEncoder, part: tuple[int, int] = (0, 1)
+) -> Iterator[ShardWritten]:
+    """Fill the cache in `folder`; shards that are there already are not made again.
+
+    `part`: number of this process among so many, each of which makes every so many-th shard.
+    """
     open_cache(folder, encoder.note(_source(world, seed)), encoder.rows([""])[""])
-    for first in range(0, world.clips, CLIPS_PER_SHARD):
-        path = shard_path(folder, f"world-{first // CLIPS_PER_SHARD:06d}")
-        if path.exists():
+    paths = [shard_path(folder, f"world-{number:06d}") for number in range(-(-world.clips // CLIPS_PER_SHARD))]
+    for number, path in enumerate(paths):
+        if path.exists() or number % part[1] != part[0]:
             continue
+        first = number * CLIPS_PER_SHARD
         began = time.perf_counter()
         clips = [draw_clip(world, seed, first + i) for i in range(CLIPS_PER_SHARD)]
         chunks = (chunk for clip in clips for chunk in clip.chunks(encoder.size))
@@ -54,7 +58,8 @@ def encode_world(folder: Path, world: World, seed: int, encoder: ClipEncoder) ->
         parts = latents.split([len(clip.captions) for clip in clips])
         encoded = [EncodedClip(part, clip.captions) for part, clip in zip(parts, clips, strict=True)]
         write_shard(path, encoded, rows)
-        yield ShardWritten(first + CLIPS_PER_SHARD, world.clips, len(latents), time.perf_counter() - began)
+        done = CLIPS_PER_SHARD * sum(path.exists() for path in paths)
+        yield ShardWritten(done, CLIPS_PER_SHARD * len(paths), len(latents), time.perf_counter() - began)
 
 
 def _source(world: World, seed: int) -> dict[str, str]:

@@ -21,6 +21,7 @@ from helios_cli.model.dit import DiTConfig, HeliosDiT
 from helios_cli.sampling.guidance import classifier_free
 from helios_cli.sampling.noise import BlockNoise, draw
 from helios_cli.sampling.schedule import SchedulerConfig
+from helios_cli.train.ablation import as_taught
 from helios_cli.train.cast import Cast, OneBackbone, ThreeNetworks
 from helios_cli.train.data.cache import LatentClips
 from helios_cli.train.data.encode import require_same_encoder
@@ -38,7 +39,7 @@ from helios_cli.train.settings.distill import Settings
 from helios_cli.train.state import open_start
 from helios_cli.units import PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.layout import set_kind, set_own, write_component
+from helios_cli.weights.layout import set_kind, set_trained, write_component
 from helios_cli.weights.specs import SCHEDULERS
 
 KIND = "distilled"
@@ -238,7 +239,8 @@ class DistillPhase:
         return crop_window((height, width), self.config.patch_size[1:], drawn.shared)
 
     def samples(self, path: Path, step: int) -> None:
-        self.sampler.sheet(path, self.cast.state(), f"distilled, step {step}")
+        with as_taught(self.settings.history):
+            self.sampler.sheet(path, self.cast.state(), f"distilled, step {step}")
 
     def save(self, folder: Path) -> None:
         """Puts the student into the checkpoint `folder`, which is then of kind distilled."""
@@ -247,7 +249,7 @@ class DistillPhase:
         plain.load_state_dict(self.cast.state(), assign=True)
         write_component(folder, "transformer", plain)
         set_kind(folder, KIND, SCHEDULERS[KIND])
-        set_own(folder, trained=True, knows=self.settings.knows)
+        set_trained(folder, self.settings.knows)
 
 
 def build(settings: Settings, start: Checkpoint, device: torch.device) -> DistillPhase:

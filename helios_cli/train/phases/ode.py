@@ -22,7 +22,7 @@ from helios_cli.train.score import per_sample, x0_of
 from helios_cli.train.settings.ode import Settings
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.identity import weights_identity
-from helios_cli.weights.layout import set_kind, set_own, write_component
+from helios_cli.weights.layout import set_kind, set_trained, write_component
 from helios_cli.weights.specs import SCHEDULERS
 
 KIND = "distilled"
@@ -80,7 +80,7 @@ class OdePhase:
         """Puts the transformer into the checkpoint `folder`, which is then of kind distilled."""
         write_component(folder, "transformer", self.dit)
         set_kind(folder, KIND, SCHEDULERS[KIND])
-        set_own(folder, trained=True, knows=self.settings.knows)
+        set_trained(folder, self.settings.knows)
 
 
 def build(settings: Settings, start: Checkpoint, device: torch.device) -> OdePhase:

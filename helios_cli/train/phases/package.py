@@ -5,17 +5,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from helios_cli.errors import InputError
+from helios_cli.train.data.cache import captions_of
 from helios_cli.train.events import Event
 from helios_cli.train.settings.package import Settings
+from helios_cli.train.spread import part_of_run
 from helios_cli.train.state import open_start
 from helios_cli.units import format_bytes
 from helios_cli.weights.checkpoint import Checkpoint, Component, files_of
 from helios_cli.weights.layout import set_own, write_json, write_weights
 from helios_cli.weights.reader import Stored, WeightFiles
+from helios_cli.weights.vocabulary import words_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,12 @@ class Packaged(Event):
 
 
 def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator[Event]:
-    """Write the checkpoint `settings.out`. InputError if the VAEs do not have the same latents."""
+    """Write the checkpoint `settings.out`. InputError where VAEs have other latents, or clips are no cache.
+
+    Of several processes the first one writes it.
+    """
+    if part_of_run()[0]:
+        return
     parts = dict(start.components)
     if settings.vae is not None:
         parts["vae"] = open_start(settings.vae).component("vae")
@@ -45,8 +54,15 @@ def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator
         write_weights(folder, name, _tensors(part, getattr(torch, settings.dtype)))
         config = {**part.config, "dtype": settings.dtype} if "dtype" in part.config else part.config
         write_json(folder / name / "config.json", config)
-    set_own(folder, knows=settings.knows, **({"steps": list(settings.steps)} if settings.steps else {}))
+    words = None if settings.clips is None else _words_of(Path(settings.clips))
+    set_own(folder, knows=settings.knows, words=words, things=list(settings.things) or None)
+    if settings.steps:
+        set_own(folder, steps=list(settings.steps))
     yield Packaged(settings.out, sum(part.bytes for part in Checkpoint.open(folder).components.values()))
+
+
+def _words_of(clips: Path) -> list[str]:
+    return sorted({word for caption in captions_of(clips) for word in words_of(caption)})
 
 
 def _tensors(part: Component, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from helios_cli.sampling.noise import BlockNoise
 from helios_cli.sampling.schedule import SchedulerConfig
 from helios_cli.train.data.cache import LatentClips
 from helios_cli.train.data.encode import require_same_encoder
-from helios_cli.train.events import Event
+from helios_cli.train.events import Event, FillDone, Filled, FillStarted
 from helios_cli.train.flow import transformer_of
 from helios_cli.train.forward import given
 from helios_cli.train.history import Lesson, Teacher
@@ -23,6 +23,7 @@ from helios_cli.train.pairs import PairsNote, open_pairs, shard_path, write_pair
 from helios_cli.train.phase import Share
 from helios_cli.train.rollout import Walk, draw_noise, teacher_roll_out
 from helios_cli.train.settings.pairs import Settings
+from helios_cli.train.spread import part_of_run
 from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.identity import weights_identity
@@ -32,35 +33,39 @@ STUDENT = SchedulerConfig.from_json(SCHEDULERS["distilled"])
 
 
 @dataclass(frozen=True)
-class PairsMade(Event):
-    """`pairs` of `total` are in the folder; the last ones took `seconds` each."""
+class PairsMade(Filled):
+    """`done` of `total` pairs are in the folder; the last ones took `seconds` each."""
 
-    pairs: int
-    total: int
     seconds: float
 
     @property
     def text(self) -> str:
-        return f"{self.pairs} of {self.total} pairs, {self.seconds:.2f} s each"
+        return f"{self.done:,} of {self.total:,} pairs, {self.seconds:.2f} s each"
 
 
-def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator[PairsMade]:
-    """Fill the folder `settings.out` with the pairs that it lacks; each is decided by its number and the seed."""
+def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator[Event]:
+    """Fill the folder `settings.out` with the pairs that it lacks; each is decided by its number and the seed.
+
+    Several processes share the batches.
+    """
     if start.kind != "mid":
         raise InputError(f"the teacher {start.path} is of kind {start.kind}", hint="a teacher is of kind mid")
     clips = LatentClips(settings.data.clips, text_rows=settings.data.text_rows)
     require_same_encoder(clips, start)
+    rank, count = part_of_run()
+    yield FillStarted(settings.phase, settings.out, count, str(device), settings.dtype)
     maker = PairMaker(settings, start, clips, device)
     open_pairs(settings.folder, maker.note())
-    shards = -(-settings.pairs // settings.batch)
-    for number in range(shards):
-        path = shard_path(settings.folder, number)
-        if path.exists():
+    paths = [shard_path(settings.folder, number) for number in range(-(-settings.pairs // settings.batch))]
+    for number, path in enumerate(paths):
+        if path.exists() or number % count != rank:
             continue
         began = time.perf_counter()
         write_pairs(path, *maker.make(number))
         seconds = (time.perf_counter() - began) / settings.batch
-        yield PairsMade((number + 1) * settings.batch, shards * settings.batch, seconds)
+        done = sum(path.exists() for path in paths)
+        yield PairsMade(done * settings.batch, len(paths) * settings.batch, seconds)
+    yield FillDone(settings.out)
 
 
 class PairMaker:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from helios_kernels.attention import aligned, attention, pytorch_attention, reference
-from helios_kernels.case import HEAD, HEADS, HISTORY, STAGES, Case, Op
+from helios_kernels.case import BF16, HALVES, HEAD, HEADS, HISTORY, STAGES, Case, Op
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
@@ -57,7 +57,13 @@ ATTENTION = Op(
     inputs=_inputs,
     cases=(
         *(
-            Case(f"{stage}-self", {"Q": S, "K": S}, real=True, interpreted=False, compiled=stage == "stage2")
+            Case(
+                f"{stage}-self",
+                {"Q": S, "K": S},
+                real=True,
+                interpreted=False,
+                compiled=HALVES if stage == "stage2" else (),
+            )
             for stage, S in STAGES.items()
         ),
         Case("stage2-last-block", {"Q": 8640, "K": STAGES["stage2"]}, real=True, interpreted=False),
@@ -67,15 +73,16 @@ ATTENTION = Op(
                 {"Q": S - HISTORY, "K": PROMPT, "bias": True},
                 real=True,
                 interpreted=False,
-                compiled=stage == "stage2",
+                compiled=HALVES if stage == "stage2" else (),
             )
             for stage, S in STAGES.items()
         ),
-        Case("head64-self", {"Q": 4096, "K": 4096, "N": 16, "D": 64}, interpreted=False, compiled=True),
+        Case("head64-self", {"Q": 4096, "K": 4096, "N": 16, "D": 64}, interpreted=False, compiled=BF16),
         Case(
-            "head64-cross", {"Q": 4096, "K": PROMPT, "N": 16, "D": 64, "bias": True}, interpreted=False, compiled=True
+            "head64-cross", {"Q": 4096, "K": PROMPT, "N": 16, "D": 64, "bias": True}, interpreted=False, compiled=BF16
         ),
-        Case("head16-self", {"Q": 4096, "K": 4096, "N": 4, "D": 16}, interpreted=False, compiled=True),
+        Case("head32-self", {"Q": 4096, "K": 4096, "N": 4, "D": 32}, interpreted=False, compiled=BF16),
+        Case("head16-self", {"Q": 4096, "K": 4096, "N": 4, "D": 16}, interpreted=False, compiled=BF16),
         # Few queries and heads, real numbers of keys: programs do not depend on each other.
         *(Case(f"Q130-K{S}", {"Q": 130, "K": S, "N": 1}) for S in STAGES.values()),
         Case("Q257-K122-bias", {"Q": 257, "K": PROMPT, "N": 2, "bias": True}),
@@ -95,5 +102,5 @@ ATTENTION_POINTERS = replace(
     ATTENTION,
     name="attention_pointers",
     run=_through_pointers,
-    cases=tuple(replace(case, real=False, compiled=False) for case in ATTENTION.cases if case.interpreted),
+    cases=tuple(replace(case, real=False, compiled=()) for case in ATTENTION.cases if case.interpreted),
 )

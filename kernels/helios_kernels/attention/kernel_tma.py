@@ -62,6 +62,7 @@ def attention_tma_kernel(
     D: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SPECIALIZE: tl.constexpr,  # some warps load, others compute
 ):
     # A descriptor reads zeros past the end of its rows: no masks for ragged lengths. The result goes out by pointers: a
     # descriptor's buffer would stand in the way of a third one for keys and values.
@@ -76,14 +77,15 @@ def attention_tma_kernel(
         total = tl.zeros((BLOCK_Q, D), tl.float32)
         top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
         weight_sum = tl.zeros((BLOCK_Q,), tl.float32)
-        # Whole blocks need no mask; with a bias, which is added everywhere, the mask is part of it.
-        whole = 0 if HAS_BIAS else K // BLOCK_K * BLOCK_K
+        # Whole blocks need no mask; with a bias, which is added everywhere, the mask is part of it. Triton gives warps
+        # of their own to one loop only, without spills.
+        whole = 0 if HAS_BIAS or SPECIALIZE else K // BLOCK_K * BLOCK_K
         for start in range(0, whole, BLOCK_K):
             total, top, weight_sum = _fold_keys(
                 total, top, weight_sum, q_block, keys, values, bias, batch, head, start, K, scale,
                 False, False, WIDE, D, BLOCK_K,
             )  # fmt: skip
-        for start in range(whole, K, BLOCK_K):
+        for start in tl.range(whole, K, BLOCK_K, warp_specialize=SPECIALIZE):
             total, top, weight_sum = _fold_keys(
                 total, top, weight_sum, q_block, keys, values, bias, batch, head, start, K, scale,
                 HAS_BIAS, True, WIDE, D, BLOCK_K,
@@ -107,7 +109,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         q, k, v, q if bias is None else bias, out, B, N, Q, K, tiles, LOG2_E * D**-0.5,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         config=chosen, HAS_BIAS=bias is not None, WIDE=current_chip() == INTERPRETER,
-        D=D, BLOCK_Q=chosen.block_q, BLOCK_K=chosen.block_k,
+        D=D, BLOCK_Q=chosen.block_q, BLOCK_K=chosen.block_k, SPECIALIZE=chosen.specialize,
     )  # fmt: skip
     return out
 

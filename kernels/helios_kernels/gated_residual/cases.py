@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import torch
 
-from helios_kernels.case import HISTORY, STAGES, WIDTH, Case, Op, outliers
+from helios_kernels.case import BF16, DTYPES, HISTORY, STAGES, WIDTH, Case, Op, outliers
 from helios_kernels.gated_residual import (
     gated_residual,
     gated_residual_layer_norm,
     gated_residual_modulated_norm,
     reference,
 )
-from helios_kernels.modulated_norm.cases import EPS, modulation, stream
+from helios_kernels.modulated_norm.cases import EPS, NARROW, ROWS, modulation, stream
 
 # `noisy`: y has the noisy rows alone, as cross-attention's has. `plain`: no gate.
 REAL = tuple(
-    Case(stage, {"S": S, "split": HISTORY}, real=True, interpreted=False, compiled=stage == "stage2")
+    Case(stage, {"S": S, "split": HISTORY}, real=True, interpreted=False, compiled=DTYPES if stage == "stage2" else ())
     for stage, S in STAGES.items()
 )
 CROSS = Case(
@@ -21,7 +21,7 @@ CROSS = Case(
     {"S": STAGES["stage2"], "split": HISTORY, "noisy": True, "plain": True},
     real=True,
     interpreted=False,
-    compiled=True,
+    compiled=BF16,
 )
 UGLY = (
     Case("S101-split40", {"S": 101, "split": 40}),
@@ -71,7 +71,7 @@ GATED_RESIDUAL = Op(
     run=gated_residual,
     reference=reference.gated_residual,
     inputs=_inputs,
-    cases=REAL + UGLY,
+    cases=REAL + ROWS + UGLY,
     moved_bytes=_bytes,
     written=("x_BSE",),
 )
@@ -81,7 +81,7 @@ GATED_RESIDUAL_MODULATED_NORM = Op(
     run=_with_stream(gated_residual_modulated_norm),
     reference=reference.gated_residual_modulated_norm,
     inputs=_modulated_inputs,
-    cases=(*REAL, CROSS, *UGLY),
+    cases=(*REAL, CROSS, NARROW, *ROWS, *UGLY),
     moved_bytes=lambda case, itemsize: _bytes(case, itemsize, "all"),
     written=("x_BSE",),
 )
@@ -91,7 +91,7 @@ GATED_RESIDUAL_LAYER_NORM = Op(
     run=_with_stream(gated_residual_layer_norm),
     reference=reference.gated_residual_layer_norm,
     inputs=_affine_inputs,
-    cases=REAL + UGLY,
+    cases=REAL + ROWS + UGLY,
     moved_bytes=lambda case, itemsize: _bytes(case, itemsize, "noisy"),
     written=("x_BSE",),
 )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from helios_kernels.case import HISTORY, STAGES, WIDTH, Case, Op, outliers
+from helios_kernels.case import BF16, DTYPES, HISTORY, STAGES, WIDTH, Case, Op, outliers
 from helios_kernels.modulated_norm import layer_norm, modulated_norm, reference
 
 EPS = 1e-6
@@ -38,9 +38,13 @@ def stream_bytes(case: Case, itemsize: int, passes: int = 2) -> int:
 
 
 REAL = tuple(
-    Case(stage, {"S": S, "split": HISTORY}, real=True, interpreted=False, compiled=stage == "stage2")
+    Case(stage, {"S": S, "split": HISTORY}, real=True, interpreted=False, compiled=DTYPES if stage == "stage2" else ())
     for stage, S in STAGES.items()
 )
+NARROW = Case("stage2-E1536", {"S": STAGES["stage2"], "split": HISTORY, "E": 1536}, interpreted=False, compiled=BF16)
+ROWS = tuple(Case(f"S{S}-E96", {"S": S, "split": HISTORY, "E": 96}) for S in STAGES.values())
+"""All rows of a film's stream, narrow enough for the interpreter."""
+
 UGLY = (
     Case("S101-split40", {"S": 101, "split": 40}),
     Case("one-row-noisy", {"S": 1, "split": 0}),
@@ -56,7 +60,7 @@ MODULATED_NORM = Op(
     run=modulated_norm,
     reference=reference.modulated_norm,
     inputs=_modulated_inputs,
-    cases=REAL + UGLY,
+    cases=(*REAL, NARROW, *ROWS, *UGLY),
     moved_bytes=stream_bytes,
 )
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from helios_kernels.case import HEAD, HEADS, STAGES, Case, Op, outliers
+from helios_kernels.case import BF16, DTYPES, HEAD, HEADS, STAGES, Case, Op, outliers
 from helios_kernels.qk_norm_rope import qk_norm_rope, reference
 
 
@@ -40,7 +40,7 @@ QK_NORM_ROPE = Op(
     inputs=_inputs,
     cases=(
         *(
-            Case(stage, {"S": S}, real=True, interpreted=False, compiled=stage == "stage2")
+            Case(stage, {"S": S}, real=True, interpreted=False, compiled=DTYPES if stage == "stage2" else ())
             for stage, S in STAGES.items()
         ),
         Case(
@@ -48,8 +48,10 @@ QK_NORM_ROPE = Op(
             {"S": 8640, "alone": True, "no_rope": True},
             real=True,
             interpreted=False,
-            compiled=True,
+            compiled=DTYPES,
         ),
+        Case("stage2-12x128", {"S": STAGES["stage2"], "heads": 12}, interpreted=False, compiled=BF16),
+        *(Case(f"S{S}-3x32", {"S": S, "heads": 3, "D": 32}) for S in STAGES.values()),
         Case("S101", {"S": 101}),
         Case("one-row", {"S": 1}),
         Case("S63-6x16-B2", {"B": 2, "S": 63, "heads": 6, "D": 16}),

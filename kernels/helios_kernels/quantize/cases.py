@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from helios_kernels.case import HIDDEN, STAGES, WIDTH, Case, Op, outliers
+from helios_kernels.case import BF16, HIDDEN, STAGES, WIDTH, Case, Op, outliers
 from helios_kernels.dispatch import current_chip
 from helios_kernels.quantize import quantize, reference
 
@@ -39,8 +39,9 @@ QUANTIZE = Op(
     decode=_decode,
     inputs=_inputs,
     cases=(
-        Case("stage2-gelu", {"S": STAGES["stage2"], "E": HIDDEN, "gelu": True}, True, False, compiled=True),
-        Case("stage2", {"S": STAGES["stage2"], "E": WIDTH}, True, False, compiled=True),
+        Case("stage2-gelu", {"S": STAGES["stage2"], "E": HIDDEN, "gelu": True}, True, False, compiled=BF16),
+        Case("stage2", {"S": STAGES["stage2"], "E": WIDTH}, True, False, compiled=BF16),
+        Case("S11040-E96-gelu", {"S": STAGES["stage2"], "E": 96, "gelu": True}),
         Case("S65-E13824-gelu", {"S": 65, "E": HIDDEN, "gelu": True}),
         Case("S63-E96-zero-row", {"S": 63, "E": 96, "zero_row": True}),
         Case("S65-E5123-gap-gelu", {"S": 65, "E": 5123, "gap": 5, "gelu": True}),

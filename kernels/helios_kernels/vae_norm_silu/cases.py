@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from helios_kernels.case import Case, Op, outliers
+from helios_kernels.case import BF16, Case, Op, outliers
 from helios_kernels.vae_norm_silu import causal_pad, reference, vae_norm_silu
 
 PAST = 2
@@ -51,10 +51,11 @@ def _pad_bytes(case: Case, itemsize: int) -> int:
     return sizes.get("B", 1) * frames * sizes["H"] * sizes["W"] * sizes["C"] * itemsize
 
 
-# The decoder's widths at 640x384, some frames of each.
+WIDTHS = ((384, 16, 96, 160), (192, 11, 192, 320), (96, 5, 384, 640))
+"""Channels, frames, height and width: the decoder's at 640x384, some frames of each."""
+
 REAL = tuple(
-    Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True, interpreted=False, compiled=C != 192)
-    for C, T, H, W in ((384, 16, 96, 160), (192, 11, 192, 320), (96, 5, 384, 640))
+    Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True, interpreted=False) for C, T, H, W in WIDTHS
 )
 
 VAE_NORM_SILU = Op(
@@ -64,6 +65,14 @@ VAE_NORM_SILU = Op(
     inputs=_norm_inputs,
     cases=(
         *REAL,
+        # Before the decoder's attention.
+        Case(
+            "C384-48x80-no-silu",
+            {"T": 4, "H": 48, "W": 80, "C": 384, "no_silu": True},
+            real=True,
+            interpreted=False,
+            compiled=BF16,
+        ),
         Case("C96-T5-B2", {"B": 2, "T": 5, "H": 24, "W": 40, "C": 96}),
         Case("C384-no-silu", {"T": 1, "H": 13, "W": 7, "C": 384, "no_silu": True}),
         Case("C96-channels-first", {"T": 2, "H": 9, "W": 7, "C": 96, "channels_first": True}),
@@ -79,8 +88,20 @@ CAUSAL_PAD = Op(
     reference=reference.causal_pad,
     inputs=_pad_inputs,
     cases=(
-        Case("C96-384x640-norm", {"T": 5, "H": 384, "W": 640, "C": 96, "norm": True}, True, False, compiled=True),
-        Case("C384-first", {"T": 1, "H": 48, "W": 80, "C": 384, "first": True}, True, True, compiled=True),
+        *(
+            Case(f"C{C}-{H}x{W}-norm", {"T": T, "H": H, "W": W, "C": C, "norm": True}, True, False, compiled=BF16)
+            for C, T, H, W in WIDTHS
+        ),
+        *(
+            Case(
+                f"C{C}-{H}x{W}-first-norm",
+                {"T": 1, "H": H, "W": W, "C": C, "norm": True, "first": True},
+                interpreted=False,
+                compiled=BF16,
+            )
+            for C, _, H, W in WIDTHS
+        ),
+        Case("C384-first", {"T": 1, "H": 48, "W": 80, "C": 384, "first": True}),
         Case("C96-B2-norm", {"B": 2, "T": 4, "H": 12, "W": 20, "C": 96, "norm": True}),
         Case("C16-B2-first-norm", {"B": 2, "T": 1, "H": 12, "W": 20, "C": 16, "norm": True, "first": True}),
         Case("C5-T1", {"T": 1, "H": 3, "W": 9, "C": 5}),

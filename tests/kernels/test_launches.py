@@ -1,0 +1,87 @@
+"""What a film of the 14B model starts, without a GPU: shapes alone, launches written down instead of started."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from cost.modules import call, on_meta
+
+from helios_cli.model.dit import FP32_ISLANDS, DiTConfig, HeliosDiT
+from helios_cli.model.fp8 import use_fp8
+from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.sampling.schedule import Stage
+from helios_cli.sampling.solvers import DMD
+from helios_cli.weights.fp8 import is_fp8
+from helios_cli.weights.specs import VAE
+from helios_kernels import renoise
+from helios_kernels.compiled import launch_of, marked, variant
+from helios_kernels.configs import CHIPS
+from helios_kernels.dispatch import compiling_for
+from helios_kernels.launch import Launch, recorded
+
+META = torch.device("meta")
+
+
+def of_the_transformer(chip: str, quant: str = "none") -> list[Launch]:
+    """Of a call of two blocks at 640x384, the prompt's keys first."""
+    dit = on_meta(lambda: HeliosDiT(DiTConfig(num_layers=2)))
+    if quant == "fp8":
+        use_fp8(dit, is_fp8)
+    for name, parameter in dit.named_parameters():
+        if parameter.dtype == torch.float32 and FP32_ISLANDS.isdisjoint(name.split(".")) and "_scale" not in name:
+            parameter.data = parameter.data.bfloat16()
+    work = call(dit, (640, 384), halvings=0, prompt_tokens=120)
+    with torch.no_grad(), compiling_for(chip), recorded() as launches:
+        work["history"](), work["text"](), work["call"]()
+    return launches
+
+
+def of_the_sampler(chip: str) -> list[Launch]:
+    grids = ((12, 20), (24, 40), (48, 80))
+    coarse, middle, fine = (torch.empty(1, 16, 9, *grid, device=META) for grid in grids)
+    with compiling_for(chip), recorded() as launches:
+        renoise(coarse, middle, 0.6, 0.7), renoise(middle, fine, 0.6, 0.7)
+        solver = DMD(Stage((999.0, 500.0), (0.9, 0.5, 0.0)), fine)
+        solver.step(0, fine, fine.bfloat16()), solver.step(1, fine, fine.bfloat16())
+    return launches
+
+
+def of_the_vae(chip: str) -> list[Launch]:
+    """Of an image that a film begins with, and of a chunk."""
+    vae = on_meta(lambda: WanVAE(VAEConfig.from_json(VAE)).bfloat16())
+    with torch.no_grad(), compiling_for(chip), recorded() as launches:
+        vae.encode(torch.empty(1, 3, 5, 384, 640, device=META), torch.Generator())
+        for frames in vae.decode(torch.empty(1, 16, 9, 48, 80, device=META)):
+            del frames
+    return launches
+
+
+def known(started: Launch) -> tuple:
+    """What makes a build another: the kernel, its constants and the types of its tensors."""
+    of = variant(started)
+    return started.kernel.__name__, tuple(sorted(of.constants.items())), tuple(sorted(of.signature.items()))
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_all_that_a_film_starts_is_built_ahead_of_time(chip):
+    started = of_the_sampler(chip) + of_the_vae(chip) + of_the_transformer(chip)
+    if chip in ("sm_89", "sm_90", "sm_100"):  # PyTorch has fp8 products for
+        started += of_the_transformer(chip, quant="fp8")
+    built = {known(launch_of(*case)) for case in marked((chip,))}
+    missing = {known(launch) for launch in started} - built
+    assert not missing
+
+
+def test_the_stream_is_read_once_at_each_border():
+    """A norm before the first block; from then on norms come with the sums before them, the last one as well."""
+    started = of_the_transformer("sm_90")
+    assert Counter(launch.kernel.__name__ for launch in started if "attention" not in launch.kernel.__name__) == {
+        "modulated_norm_kernel": 1,
+        "gated_residual_kernel": 2 * 3,
+        "qk_norm_rope_kernel": 2 * (3 + 1),  # and the prompt's keys
+    }
+    sums = [launch.constants for launch in started if launch.kernel.__name__ == "gated_residual_kernel"]
+    assert all(constants["HAS_NORM"] for constants in sums)
+    assert [constants["HAS_GATE"] for constants in sums] == [True, False, True] * 2

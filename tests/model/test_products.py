@@ -1,0 +1,74 @@
+"""Products of small types on a CPU that has no instructions for them: float32 ones, rounded once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from helios_cli.model import ops
+from helios_cli.model.attention import attention
+from helios_cli.model.convolution import convolve, convolve_pictures, pointwise
+from helios_cli.model.ops import linear, product_dtype
+
+SMALL = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def old_cpu(monkeypatch):
+    """A CPU that multiplies float32 alone."""
+    monkeypatch.setattr(ops, "_onednn_dtypes", lambda: frozenset({torch.float32}))
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+def test_what_products_compute_in(old_cpu, monkeypatch, dtype):
+    x = torch.zeros(1, dtype=dtype)
+    assert product_dtype(x) == torch.float32 and product_dtype(x.float()) == torch.float32
+    assert product_dtype(x.double()) == torch.float64 and product_dtype(x.to("meta")) == dtype
+    monkeypatch.setattr(ops, "_onednn_dtypes", lambda: frozenset({torch.float32, dtype}))
+    assert product_dtype(x) == dtype
+
+
+def modules(seed: int = 0) -> dict[str, tuple]:
+    """Each product by name: the call, its module, and an input."""
+    torch.manual_seed(seed)
+    conv, flat, point, full = nn.Conv3d(8, 12, 3), nn.Conv2d(8, 12, 3), nn.Conv3d(8, 12, 1), nn.Linear(8, 12)
+    clip = torch.randn(1, 4, 6, 6, 8)
+    return {
+        "linear": (lambda m, x: linear(x, m.weight, m.bias), full, clip),
+        "gelu": (lambda m, x: linear(x, m.weight, m.bias, gelu=True), full, clip),
+        "convolve": (convolve, conv, clip),
+        "pointwise": (pointwise, point, clip),
+        "pictures": (lambda m, x: convolve_pictures(x, m.weight, m.bias, stride=2), flat, clip[0].movedim(-1, 1)),
+    }
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", list(modules()))
+def test_the_result_is_rounded_once(old_cpu, name, gradients, dtype):
+    """To the number of the type that is nearest to the product of the rounded factors, and of that type."""
+    call, module, x = modules()[name]
+    module, x = module.to(dtype), x.to(dtype)
+    with torch.set_grad_enabled(gradients):
+        y = call(module, x)
+        exact = call(module.double(), x.double())
+    assert y.dtype == dtype
+    # Half a unit in the last place, and what float32 sums and its tanh are off by where a half is near.
+    torch.testing.assert_close(y.double(), exact, rtol=torch.finfo(dtype).eps / 2 * 1.01, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+def test_gradients_have_the_types_of_what_they_are_of(old_cpu, dtype):
+    x, layer = torch.randn(3, 8, dtype=dtype, requires_grad=True), nn.Linear(8, 4)
+    linear(x, layer.weight, layer.bias).float().sum().backward()
+    assert x.grad.dtype == dtype and layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+def test_attention_with_its_scores_kept(old_cpu, dtype):
+    q, k, v = torch.randn(3, 2, 9, 2, 8).to(dtype)
+    with torch.enable_grad():
+        ours, exact = attention(q, k, v), attention(q.double(), k.double(), v.double())
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=3 * torch.finfo(dtype).eps)
