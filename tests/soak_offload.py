@@ -1,7 +1,8 @@
 """A model larger than the memory that it may take: `python tests/soak_offload.py --folder DIR`. Run by hand.
 
 Writes a synthetic checkpoint, renders it streamed in a process of its own under a limit, and watches that process from
-outside: anonymous memory by /proc, in a memory cgroup of its own where this user may make one. Then renders it with the
+outside: anonymous memory and bytes read by /proc. The limit is a memory cgroup's where this user may make one, else one
+of the process's own (RLIMIT_DATA), which counts private memory whether it is touched or not. Then renders it with the
 model in memory, without a limit, and compares every frame.
 """
 
@@ -23,6 +24,7 @@ from reruns import decoded
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.placement import HOST_SLOTS
 from helios_cli.weights.specs import SPECS
 
 SIZE = (64, 64)
@@ -31,17 +33,29 @@ CHUNKS = 2
 CHILD = """
 import json, sys
 from helios_cli.weights.offload import BlockStream
-close = BlockStream.close
-streams = []
+from helios_cli.weights.reader import WeightFiles
+streams, files = [], []
+def opened(one):
+    files.append(one)
+    start(one)
+start, WeightFiles.__init__ = WeightFiles.__init__, opened
 def remember(stream, *rest, **how):
     streams.append(stream)
     begin(stream, *rest, **how)
 begin, BlockStream.__init__ = BlockStream.__init__, remember
 from helios_cli.cli import main
 code = main(sys.argv[1:])
-print(json.dumps([stream.blocks_read for stream in streams]))
+streamed = streams[-1].streamed if streams else []
+blocks, read = [stream.blocks_read for stream in streams], sum(one.bytes_read for one in files)
+print(json.dumps({"blocks": blocks, "streamed": streamed, "bytes": read}))
 sys.exit(code)
 """
+
+PASSES = 9
+"""Of three steps a chunk, of which the first has twice as many."""
+
+OTHER_BYTES = 400_000_000
+"""Read at most beside weights: modules, the tokenizer, and what ffmpeg is handed."""
 
 
 def spec_of(layers: int):
@@ -76,28 +90,51 @@ def anonymous_bytes(pid: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+def bytes_read(pid: int) -> int:
+    """By the process's own calls, out of the page cache or from the disk."""
+    try:
+        return int(re.search(r"rchar: (\d+)", Path(f"/proc/{pid}/io").read_text())[1])
+    except OSError:
+        return 0
+
+
 def render(folder: Path, out: Path, flags: list[str], limit: int | None) -> dict:
-    """A film in a process of its own: its peak, its seconds, and how often each block was read."""
+    """A film in a process of its own: its peak, its seconds, and what it read."""
     arguments = ["render", "a red circle moves left", "-m", str(folder), "--frames", str(33 * CHUNKS), "-q"]
     arguments += ["--steps", "1,1,1", "--no-cache", "--device", "cpu", "-o", str(out), *flags]
     with cgroup(limit) if limit else contextlib.nullcontext() as group:
-        enter = f"echo $$ > {group}/cgroup.procs; " if group else ""
+        enter = f"echo $$ > {group}/cgroup.procs; " if group else f"ulimit -d {limit // 1024}; " if limit else ""
         shell = ["sh", "-c", f'{enter}exec "$@"', "sh", sys.executable, "-c", CHILD, *arguments]
-        began, peak = time.monotonic(), 0
+        began, peak, read = time.monotonic(), 0, 0
         process = subprocess.Popen(shell, stdout=subprocess.PIPE, text=True)
         while process.poll() is None:
-            peak = max(peak, anonymous_bytes(process.pid))
+            peak, read = max(peak, anonymous_bytes(process.pid)), max(read, bytes_read(process.pid))
             time.sleep(0.01)
         said = process.stdout.read()
         held = [file for file in ("memory.max_usage_in_bytes", "memory.peak") if group and (group / file).exists()]
         most = int((group / held[0]).read_text()) if held else None
     assert process.returncode == 0, process.returncode
     return {
+        "limit": ("a cgroup's" if group else "the process's") if limit else None,
         "peak anonymous bytes": peak,
         "peak of the cgroup, page cache included": most,
         "seconds": round(time.monotonic() - began, 1),
-        "blocks read": json.loads(said.splitlines()[-1]),
+        "bytes read": read,
+        "weights": json.loads(said.splitlines()[-1]),
     }
+
+
+def check_reads(found: dict) -> None:
+    """Each block that does not stay once a pass, but for what was read ahead and not used; and nothing besides."""
+    weights = found["weights"]
+    *text, blocks = weights["blocks"]
+    assert all(count == 1 for layers in text for count in layers), text
+    for index, count in enumerate(blocks):
+        streamed = index in weights["streamed"]
+        assert PASSES * streamed <= count <= (PASSES + CHUNKS + 1) * streamed, (index, count)
+    surplus = sum(blocks) - PASSES * len(weights["streamed"])
+    assert surplus <= 3 * HOST_SLOTS, surplus  # behind the last pass, and at each walk for the prompt
+    assert weights["bytes"] <= found["bytes read"] <= weights["bytes"] + OTHER_BYTES
 
 
 def main() -> None:
@@ -117,6 +154,7 @@ def main() -> None:
     )
     print("streamed", json.dumps(streamed), flush=True)
     assert streamed["peak anonymous bytes"] <= limit
+    check_reads(streamed)
     resident = render(folder, options.folder / "resident.mkv", ["--offload", "none"], None)
     print("resident", json.dumps(resident), flush=True)
     films = [decoded(options.folder / f"{name}.mkv", SIZE) for name in ("streamed", "resident")]

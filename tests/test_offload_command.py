@@ -16,11 +16,9 @@ from reruns import decoded
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
-from helios_cli.cost import placing
-from helios_cli.cost.memory import MemoryMode
 from helios_cli.engine.models import Models
 from helios_cli.engine.writer import FilmWriter
-from helios_cli.model.dit import Block, HeliosDiT
+from helios_cli.model.dit import FeedForward, HeliosDiT
 from helios_cli.model.vae import Decoder
 from helios_cli.weights.offload import BlockStream
 from helios_cli.weights.specs import SPECS
@@ -49,18 +47,17 @@ def helios(folder, tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def nothing_stays(monkeypatch) -> list[BlockStream]:
     """Of a model so small all blocks would stay, and nothing stream. Gives the streams of transformers."""
-    streams, choose, begin = [], placing.choose, BlockStream.__init__
+    streams, place, begin = [], Models.place, BlockStream.__init__
 
-    def streamed(*arguments) -> MemoryMode:
-        mode = choose(*arguments)
-        return replace(mode, placement=replace(mode.placement, resident=0))
+    def placed(models, placement) -> None:
+        place(models, replace(placement, resident=0))
 
     def noted(stream, blocks, prefix, *rest, **how) -> None:
         begin(stream, blocks, prefix, *rest, **how)
         if prefix == "blocks.":
             streams.append(stream)
 
-    monkeypatch.setattr(placing, "choose", streamed)
+    monkeypatch.setattr(Models, "place", placed)
     monkeypatch.setattr(BlockStream, "__init__", noted)
     return streams
 
@@ -109,7 +106,7 @@ def test_nothing_fits_is_said_before_anything_is_loaded(helios, folder, monkeypa
 class Gives:
     """Memory that gives out so many `times`: at the `first`-th module of a kind, then each time `again` ones later."""
 
-    def __init__(self, monkeypatch, first: int, times: int, again: int = 1, kind: type = Block) -> None:
+    def __init__(self, monkeypatch, first: int, times: int, again: int = 1, kind: type = FeedForward) -> None:
         self.left, self.times = first, times
         method = "advance" if kind is Block else "forward"
         forward = getattr(kind, method)
@@ -128,12 +125,12 @@ def layers(folder: Path) -> int:
     return json.loads((folder / "transformer" / "config.json").read_text())["num_layers"]
 
 
-@pytest.mark.parametrize("kind", [Block, Decoder])
+@pytest.mark.parametrize("kind", [FeedForward, Decoder])
 def test_memory_that_runs_out_is_met_with_less_once(kind, helios, folder, monkeypatch):
     """In the second chunk, of which the VAE has written a frame: the first is safe and taken over, the film is what it
     would have been."""
     helios("render", "a red circle", "-m", folder, *SMALL, "--no-cache", "-o", "whole/")
-    Gives(monkeypatch, first=8 * layers(folder) if kind is Block else 2 + 2, times=1, kind=kind)
+    Gives(monkeypatch, first=8 * layers(folder) if kind is FeedForward else 2 + 2, times=1, kind=kind)
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--no-cache", "-o", "film/")
     assert "memory ran out" in said.err and "1 chunk taken over" in said.err
     whole, film = ([file.read_bytes() for file in sorted(Path(name).iterdir())] for name in ("whole", "film"))
@@ -174,7 +171,7 @@ def test_lanes_write_the_films_that_are_written_one_by_one(helios, folder, tmp_p
     assert "0: chunk 2/3" in said.err and "1: chunk 2/3" in said.err
 
 
-@pytest.mark.parametrize(("kind", "again"), [(Block, ["0", "1"]), (Decoder, ["1"])])
+@pytest.mark.parametrize(("kind", "again"), [(FeedForward, ["0", "1"]), (Decoder, ["1"])])
 def test_memory_that_runs_out_in_lanes(kind, again, helios, folder, tmp_path, monkeypatch):
     """A call is all films', and frames are one film's: those that it stopped go on with less, and are what they are
     alone."""
@@ -182,7 +179,7 @@ def test_memory_that_runs_out_in_lanes(kind, again, helios, folder, tmp_path, mo
     for out in ("alone", "together"):
         Path(out).mkdir()
     helios("render", *names, "-m", folder, *SMALL, *frames, "-o", "alone")
-    Gives(monkeypatch, first=3 * layers(folder) if kind is Block else 2 + 1, times=1, kind=kind)
+    Gives(monkeypatch, first=3 * layers(folder) if kind is FeedForward else 2 + 1, times=1, kind=kind)
     said = helios("render", *names, "-m", folder, *SMALL, *frames, "-o", "together", "--lanes", 2, "--json")
     events = [json.loads(line) for line in said.out.splitlines()]
     assert any(event["event"] == "notice" and "memory ran out" in event["message"] for event in events)

@@ -89,9 +89,9 @@ class Workbench:
         budget = self._budget(subject.device, models)
         if models.is_loaded:
             for beside in (models.placement.mode == "none", False):
-                placement = replace(models.placement, text_beside=beside)
-                if mode_of(subject, budget, placement).fits:
-                    models.place(placement)
+                mode = mode_of(subject, budget, replace(models.placement, text_beside=beside))
+                if mode.fits:
+                    models.place(mode.placement)
                     return
         mode, modes = plan_placement(subject, self.wish, budget)
         models.place(mode.placement)

@@ -80,8 +80,9 @@ class MemoryMode:
             this is the sum.
         moved_bytes: weights brought to where they compute, a chunk of the film on average.
         read_bytes: those bytes as they are stored, which come out of the page cache or from the disk.
-        waited_bytes: of the moved ones, those that nothing computes beside, as they come before the transformer or the
-            VAE begins.
+        waited_bytes: of the moved ones, those of parts that come before the transformer or the VAE begins.
+        ahead_bytes: of those, what comes of the transformer while a chunk is decoded and of the VAE while one is
+            denoised.
         pass_bytes: of the files that are read over and over, as they are stored: what the page cache has to hold.
         overlaps: a chunk is decoded while the next one is denoised.
         fits: into the budget; None if that is not known.
@@ -94,6 +95,7 @@ class MemoryMode:
     moved_bytes: int
     read_bytes: int
     waited_bytes: int
+    ahead_bytes: tuple[int, int]
     pass_bytes: int
     overlaps: bool
     fits: bool | None
@@ -160,9 +162,9 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
     kind = subject.device.kind
     overlaps = kind == "cuda" and subject.lanes == 1 and placement.overlaps
     on_device = max(phase.total for phase in phases)
-    if overlaps:  # the next chunk begins, perhaps with a picture to encode
-        _, *beside, decode = phases
-        on_device = max(on_device, decode.total + max(phase.working for phase in beside))
+    if overlaps:  # with whatever the VAE does, one chunk's decoding or another's conditioning
+        *others, denoise = sorted(phases[1:], key=lambda phase: phase.phase == "denoise")
+        on_device = max(on_device, denoise.working + max(phase.total for phase in others))
     on_device += RUNTIME_BYTES[kind]
     host = _host_bytes(subject.plan, kind, subject.lanes)
     if kind == "cpu":
@@ -173,14 +175,20 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
         [(host, budget.host_bytes)] if kind == "cpu" else [(on_device, budget.device_bytes), (host, budget.host_bytes)]
     )
     moved, read, waited = _moved(subject, placement)
+    placement = _with_ahead(subject, placement, phases, budget, host)
+    vae_bytes = subject.vae_itemsize * subject.model.parameters["vae"]
     return MemoryMode(
-        placement=_with_ahead(subject, placement, phases, budget, host),
+        placement=placement,
         phases=tuple(phases),
         device_bytes=on_device,
         host_bytes=host,
         moved_bytes=moved,
         read_bytes=read,
         waited_bytes=waited,
+        ahead_bytes=(
+            min(placement.transformer_ahead_bytes, subject.transformer_bytes),
+            min(placement.vae_ahead_bytes, vae_bytes),
+        ),
         pass_bytes=_pass_bytes(subject, placement),
         overlaps=overlaps,
         fits=fits,

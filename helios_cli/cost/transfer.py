@@ -59,7 +59,7 @@ class Speed:
 
     def seconds(self, mode: MemoryMode, budget: Budget) -> float | None:
         """Of a chunk in all. What streams comes while the transformer computes, and while a chunk is decoded if that is
-        beside it; what takes turns is waited for."""
+        beside it; what takes turns is waited for, but for what is read ahead."""
         if self.computing is None:
             return None
         return self._seconds(mode, budget, self.denoise, self.decode)
@@ -70,8 +70,11 @@ class Speed:
 
     def _seconds(self, mode: MemoryMode, budget: Budget, denoise: float, decode: float) -> float:
         transfer = self.transfer(mode, budget)
-        waited = transfer * mode.waited_bytes / mode.moved_bytes if mode.moved_bytes else 0.0
+        a_byte = transfer / mode.moved_bytes if mode.moved_bytes else 0.0
+        waited = a_byte * mode.waited_bytes
         streamed = transfer - waited
+        transformer, vae = (a_byte * ahead for ahead in mode.ahead_bytes)
+        waited -= min(transformer, decode) + min(vae, denoise)
         return waited + (max(streamed, denoise + decode) if mode.overlaps else max(streamed, denoise) + decode)
 
 

@@ -275,6 +275,16 @@ def test_a_chunk_that_is_decoded_beside_the_next_one_is_counted():
     assert not mode_of(subject_of(Device("cpu", "CPU", None, None)), Budget(None, None), Placement()).overlaps
 
 
+def test_a_picture_that_is_encoded_beside_a_chunk_is_counted():
+    """By itself, as the VAE does one thing at a time."""
+    subject = subject_of(GPU)
+    first, *rest = subject.plan.chunks
+    pictured = replace(subject, plan=replace(subject.plan, chunks=(replace(first, image="a.png"), *rest)))
+    mode = mode_of(pictured, Budget(None, None), Placement("stream"))
+    _, conditioning, denoise, decode = mode.phases
+    assert mode.device_bytes == max(conditioning.total, decode.total) + denoise.working + 500_000_000
+
+
 def test_graphs_hold_a_call_once_more_and_its_inputs():
     """Of each number of rows of text; of a mode in which calls are not recorded, nothing."""
     shots = ("a red ball", "a green box that is seen from far away")

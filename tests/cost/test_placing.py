@@ -87,6 +87,11 @@ def test_seconds_of_a_chunk():
 
     transfer, seconds, _ = told(Placement("model"))
     assert seconds == pytest.approx(transfer + 57)
+    ahead = Budget(80 * GB, 64 * GB)  # room to read either part while the other works
+    mode = mode_of(subject, ahead, Placement("model"))
+    vae = speed.transfer(mode, ahead) * mode.ahead_bytes[1] / mode.moved_bytes
+    assert mode.ahead_bytes == (subject.transformer_bytes, 2 * subject.model.parameters["vae"])
+    assert speed.seconds(mode, ahead) == pytest.approx(57 + speed.transfer(mode, ahead) - 7 - vae)
     assert told(Placement())[:2] == (0, 57)
     transfer, seconds, _ = told(Placement("stream"))
     assert transfer > 57 and seconds == transfer
