@@ -140,6 +140,12 @@ class Subject:
     def vae_itemsize(self) -> int:
         return FLOAT32 if self.dtype == "float16" else self.itemsize  # the VAE leaves float16's range
 
+    @property
+    def product_itemsize(self) -> int:
+        """Of what products take and give: float32 on a CPU that multiplies no smaller type (`model.ops`)."""
+        is_wide = self.device.kind == "cpu" and (self.dtype == "float16" or "avx512" not in self.device.name)
+        return FLOAT32 if is_wide else self.itemsize
+
     def stored(self, component: str, count: float) -> int:
         """Bytes of `count` parameters in their files."""
         checkpoint = self.model.checkpoint
@@ -275,14 +281,14 @@ def _phases(subject: Subject, placement: Placement) -> list[PhaseMemory]:
     kept = subject.lanes * _kept_bytes(plan, model, work, itemsize)
     kind = "cpu" if subject.device.kind == "cpu" else "cuda"
     slack = 1 + FRAGMENTATION[subject.device.kind]
-    calling = _call_bytes(model, work, itemsize)
+    calling = _call_bytes(model, work, subject.product_itemsize)
     if subject.device.kind == "cuda" and placement.mode == "none" and placement.graphs:
         kept += round(slack * calling) + _recorded_bytes(subject)
     phases = [_text_phase(subject, placement)]
     if placement.text_beside:
         phases[0] = replace(phases[0], weights=phases[0].weights + together)
     if any(chunk.image or chunk.video for chunk in plan.chunks):
-        working = subject.vae_itemsize * vae.encode_elements(model.vae, plan.size, kind)
+        working = max(subject.vae_itemsize, subject.product_itemsize) * vae.encode_elements(model.vae, plan.size, kind)
         phases.append(PhaseMemory("conditioning", together or vae_weights, kept, round(slack * working)))
     if placement.mode == "stream":
         branches = 2 if plan.guidance > 1 else 1
@@ -291,7 +297,7 @@ def _phases(subject: Subject, placement: Placement) -> list[PhaseMemory]:
     working = max(calling, 2 * _context_bytes(model, work.text_rows, itemsize))
     working += 3 * FLOAT32 * subject.lanes * _latent_elements(plan, model)
     phases.append(PhaseMemory("denoise", together or transformer, kept, round(slack * working)))
-    working = subject.vae_itemsize * vae.decode_elements(model.vae, plan.size, kind)
+    working = max(subject.vae_itemsize, subject.product_itemsize) * vae.decode_elements(model.vae, plan.size, kind)
     phases.append(PhaseMemory("decode", together or vae_weights, kept, round(slack * working)))
     return phases
 

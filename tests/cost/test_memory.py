@@ -328,3 +328,22 @@ def test_a_long_prompt_is_put_together_beside_the_one_before():
     small = replace(small, work=work_of(small.plan, small.model, small.prompts, "bfloat16"))
     denoise = mode_of(small, Budget(None, None), Placement()).phases[1]
     assert denoise.working > 2 * 2 * 40 * 502 * 5120 * 2
+
+
+@pytest.mark.parametrize(
+    ("cpu", "dtype", "itemsize"),
+    [
+        ("AMD EPYC, avx2, 2 threads", "bfloat16", 4),
+        ("AMD EPYC, avx2, avx512f, 2 threads", "bfloat16", 2),
+        ("AMD EPYC, avx2, avx512f, 2 threads", "float16", 4),
+    ],
+)
+def test_a_cpu_without_small_products_works_in_wide_ones(cpu, dtype, itemsize):
+    subject = replace(subject_of(Device("cpu", cpu, None, None)), dtype=dtype)
+    assert subject.product_itemsize == itemsize
+    wide = replace(subject, dtype="float32")
+    working, widest = (
+        {phase.phase: phase.working for phase in mode_of(one, Budget(None, None), Placement()).phases}
+        for one in (subject, wide)
+    )
+    assert (working["decode"] == widest["decode"]) == (itemsize == 4)
