@@ -1,7 +1,7 @@
 """What the shipped configurations compile to: made by `python -m helios_kernels.compiled`, checked by the tests.
 
-Registers are per thread, shared memory is in bytes; nothing spills. Nor do the transformer's kernels at width 5120 in
-bfloat16 with Triton 3.6.0 and 3.7.1, at other register counts.
+Registers are per thread, shared memory is in bytes; nothing spills. Nor does it with Triton 3.6.0 and 3.7.1, at other
+register counts.
 """
 
 from __future__ import annotations
