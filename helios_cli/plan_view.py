@@ -17,6 +17,9 @@ SHOWN_SHOTS = 20
 PROMPT_WIDTH = 28
 """Characters of a prompt in the list of shots, so that its lines fit into 80 columns."""
 
+LEAST_TIME = 0.1
+"""Seconds, the shortest time that is told."""
+
 
 def show_plans(estimates: list[Estimate]) -> None:
     """The plan of each film, and what all of them take together."""
@@ -147,7 +150,7 @@ def _modes(estimate: Estimate) -> None:
                 f"{mode.placement.resident}" if mode.name == "stream" else "all",
                 *(format_bytes(size) for size in sizes),
                 _time(transfer),
-                (f">= {_time(transfer)}" if transfer else "?") if seconds is None else _time(seconds),
+                _at_least(transfer) if seconds is None else _time(seconds),
                 fits[mode.fits],
             ]
         )
@@ -203,10 +206,15 @@ def _sum_line(estimates: list[Estimate]) -> str:
     return f"{frames} frames, time {'unknown' if seconds is None else _time(seconds)}{cost}"
 
 
+def _at_least(seconds: float) -> str:
+    """`>= 75 s`; a bound that `_time` has no number for says nothing."""
+    return f">= {_time(seconds)}" if seconds >= LEAST_TIME else "?"
+
+
 def _time(seconds: float) -> str:
     """`< 0.1 s`, `75 s`, `3:05 min`, `2:00:00 h`."""
-    if 0 < seconds < 0.1:
-        return "< 0.1 s"
+    if 0 < seconds < LEAST_TIME:
+        return f"< {LEAST_TIME} s"
     if seconds < 100:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
