@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -34,6 +36,24 @@ def network(seed: int) -> HeliosDiT:
     """Random weights with which the flow is far from zero and reacts to all that it is told."""
     torch.manual_seed(seed)
     return HeliosDiT(CONFIG).requires_grad_(False)
+
+
+@contextlib.contextmanager
+def watched(dit: HeliosDiT, blocks: Collection[int]) -> Iterator[list[torch.Tensor]]:
+    """What leaves these blocks while sampling's call of the transformer goes through them, [B, S, E], in order."""
+    seen = []
+
+    def watch(advance):
+        def watching(rows, *args, **kwargs) -> None:
+            advance(rows, *args, **kwargs)
+            seen.append(rows.x.clone())
+
+        return watching
+
+    with contextlib.ExitStack() as stack:
+        for i in blocks:
+            stack.enter_context(mock.patch.object(dit.blocks[i], "advance", watch(dit.blocks[i].advance)))
+        yield seen
 
 
 def checkpoint(folder: Path, kind: str) -> Checkpoint:

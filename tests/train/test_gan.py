@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import pytest
 import torch
-from train.distilling import Clips, checkpoint, distillation, gradients, network
+from train.distilling import Clips, checkpoint, distillation, gradients, network, watched
 
 from helios_cli.errors import InputError
 from helios_cli.train.discriminator import (
@@ -103,21 +102,13 @@ def test_windows_are_halves_at_whole_patches():
 
 def hidden_rows(dit, noisy, sigma, batch, blocks) -> list[torch.Tensor]:
     """What leaves some blocks of the plain transformer as sampling calls it."""
-    seen = []
-
-    def watched(advance, rows, *args, **kwargs):
-        advance(rows, *args, **kwargs)
-        seen.append(rows.x[:, -9 * 4 * 8 :].clone())
-
-    for i in blocks:
-        dit.blocks[i].advance = partial(watched, dit.blocks[i].advance)
     history = dit.embed_history(
         batch.past[:, :, :16], batch.past[:, :, 16:18], torch.cat([batch.anchor, batch.past[:, :, 18:]], 2)
     )
     mods, rope = dit.modulation(1000 * sigma), dit.rope((4, 8), (4, 8))
-    with torch.no_grad():
+    with torch.no_grad(), watched(dit, blocks) as seen:
         dit(noisy, history, mods, rope, dit.embed_text(batch.rows))
-    return seen
+    return [rows[:, -9 * 4 * 8 :] for rows in seen]
 
 
 def test_logits_are_the_heads_on_the_hidden_rows():

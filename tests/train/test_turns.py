@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from train.distilling import LATENT, distillation, gradients, network
+from train.distilling import LATENT, distillation, gradients, network, watched
 
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.sampling.noise import draw
@@ -60,17 +60,12 @@ def logits(
     phase: DistillPhase, fake: HeliosDiT, noisy: Tensor, sigma: Tensor, lesson: Lesson, columns: slice
 ) -> Tensor:
     """The heads on what leaves the fake score's blocks, which are shown those columns of chunk and history alone."""
-    seen = {}
-    handles = [
-        fake.blocks[i].register_forward_hook(lambda _, __, out, i=i: seen.__setitem__(i, out.clone())) for i in HEADS
-    ]
     noisy = noisy[..., columns]
     history = fake.embed_history(*(term[..., columns] for term in lesson.terms()))
     grid = noisy.shape[-2] // 2, noisy.shape[-1] // 2
-    fake(noisy, history, fake.modulation(1000 * sigma), fake.rope(grid, grid), fake.embed_text(lesson.rows))
-    for handle in handles:
-        handle.remove()
-    return phase.heads([seen[i][:, -9 * grid[0] * grid[1] :] for i in HEADS], (9, *grid))
+    with watched(fake, HEADS) as seen:
+        fake(noisy, history, fake.modulation(1000 * sigma), fake.rope(grid, grid), fake.embed_text(lesson.rows))
+    return phase.heads([rows[:, -9 * grid[0] * grid[1] :] for rows in seen], (9, *grid))
 
 
 def noised(x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
