@@ -67,10 +67,9 @@ def _facts() -> dict:
 
 def _kernels() -> dict:
     import helios_kernels
-    from helios_kernels import tried, tuned
+    from helios_cli.engine.gpu import recall_kernels
 
-    tuned.use(machine.tuned_file())
-    tried.use(machine.tried_file())
+    recall_kernels()
     try:
         backend = helios_kernels.backend()
     except RuntimeError as error:  # HELIOS_KERNELS asks for what cannot be had

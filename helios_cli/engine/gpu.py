@@ -26,6 +26,7 @@ from helios_cli.model.backends import Memory, device_key, first_line
 from helios_cli.model.dit import Call, DiTConfig, HeliosDiT, Modulation, TextContext
 from helios_cli.model.fp8 import Fp8, product
 from helios_cli.units import LATENTS_PER_CHUNK, PROMPT_KEYS
+from helios_kernels import tried, tuned
 from helios_kernels.dispatch import INTERPRETER
 
 T = TypeVar("T")
@@ -50,6 +51,12 @@ def require_quant(quant: str, device: torch.device) -> None:
     except RuntimeError as error:  # libraries lag behind chips
         said = f"PyTorch {torch.__version__} has no fp8 products with scales by row for {name}: {first_line(error)}"
         raise MachineError(f"--quant {quant}: {said}", hint=hint) from error
+
+
+def recall_kernels() -> None:
+    """Have kernels go by what was found of them on this machine: launch configurations, and whether they were right."""
+    tuned.use(machine.tuned_file())
+    tried.use(machine.tried_file())
 
 
 class FirstUse:

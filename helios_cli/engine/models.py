@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import helios_kernels
 from helios_cli import machine
 from helios_cli.engine.denoise import grid_of
-from helios_cli.engine.gpu import CallGraphs, CudaRecorder, measure_attention, require_quant
+from helios_cli.engine.gpu import CallGraphs, CudaRecorder, measure_attention, recall_kernels, require_quant
 from helios_cli.errors import CheckpointError, MachineError
 from helios_cli.model import dit, umt5
 from helios_cli.model.attention import AUTO
@@ -31,7 +31,6 @@ from helios_cli.weights.load import load_component, stored_tensors, wanted_tenso
 from helios_cli.weights.offload import BlockStream, StoredRows
 from helios_cli.weights.placement import RESIDENT, Placement
 from helios_cli.weights.reader import Stored, WeightFiles, expect_files
-from helios_kernels import tuned
 
 EMBEDDING = "shared.weight"
 """Of the text encoder: a row a token of its vocabulary, of which a prompt needs a few."""
@@ -73,7 +72,7 @@ class Models:
         if device.type == "cpu":
             torch.set_num_threads(machine.cpu_threads(checkpoint.component("transformer").parameters))
         require_quant(quant, device)
-        tuned.use(machine.tuned_file())
+        recall_kernels()
         try:
             helios_kernels.backend()
         except RuntimeError as error:

@@ -11,8 +11,9 @@ import helios_kernels
 from helios_cli import machine
 from helios_cli.child import ChildError, ask, serve
 from helios_cli.engine.calls import memory_told
+from helios_cli.engine.gpu import recall_kernels
 from helios_cli.errors import HeliosError
-from helios_kernels import dispatch, tried, tuned
+from helios_kernels import dispatch, tried
 from helios_kernels.trial import trial
 
 NOTICE = "Triton kernels are tried on this GPU before films take them: about two minutes, once"
@@ -26,8 +27,7 @@ def settle(device: torch.device) -> Iterator[str]:
 
     Yields what to tell the user: before it takes minutes, and what came of it.
     """
-    tuned.use(machine.tuned_file())
-    tried.use(machine.tried_file())
+    recall_kernels()
     if device.type != "cuda" or not helios_kernels.is_untried():
         return
     yield NOTICE
@@ -56,7 +56,7 @@ def _faults(device: torch.device) -> list[str]:
 def rows(question: dict) -> Iterator[dict]:
     """The trial itself, a row a case."""
     device = machine.pick_device(question["device"])
-    tuned.use(machine.tuned_file())
+    recall_kernels()
     with memory_told():
         for case, fault in trial(device, helios_kernels.find_triton().chip):
             yield {"case": case, "fault": fault}

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from films import models_of
 
 import helios_kernels
 from helios_cli import machine
 from helios_cli.child import ChildError
 from helios_cli.engine import trial
 from helios_cli.errors import MachineError
+from helios_cli.weights import hub
 from helios_kernels import dispatch, tried
 from helios_kernels.dispatch import Backend, backend
 from helios_kernels.registry import OPS
@@ -70,6 +72,15 @@ def test_kernels_that_are_right_run_from_then_on(gpu, monkeypatch):
     begin_anew()
     assert list(trial.settle(GPU)) == [] and len(asked) == 1
     assert (backend().chip, backend().device) == ("sm_90", "a GPU")
+
+
+def test_whoever_loads_a_model_goes_by_the_trial(gpu, monkeypatch):
+    """Measurements load models as well, and try nothing."""
+    answering(monkeypatch, RIGHT)
+    list(trial.settle(GPU))
+    begin_anew()
+    models_of(hub.resolve("tiny"))
+    assert backend().chip == "sm_90"
 
 
 def test_kernels_that_are_wrong_stay_off_and_say_what_it_was(gpu, monkeypatch):
