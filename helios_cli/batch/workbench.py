@@ -88,7 +88,7 @@ class Workbench:
         subject = self._subject(plans, models, lanes)
         budget = self._budget(subject.device, models)
         if models.is_loaded:
-            for beside in (models.placement.mode == "none", False):
+            for beside in (True, False) if models.placement.mode == "none" else (False,):
                 mode = mode_of(subject, budget, replace(models.placement, text_beside=beside))
                 if mode.fits:
                     models.place(mode.placement)

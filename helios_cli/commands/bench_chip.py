@@ -28,11 +28,12 @@ def kernels(
     """Compare each Triton kernel with PyTorch on this GPU, then time it; one that differs gets no time."""
     options.require_folder(out)
     from helios_cli import machine
-    from helios_kernels import bench, tuned
+    from helios_cli.engine.gpu import recall_kernels
+    from helios_kernels import bench
 
     names = tuple(operations or ())
     os.environ.setdefault("HELIOS_KERNELS", "triton")  # `auto` is off on a chip that has not been tried
-    tuned.use(machine.tuned_file())
+    recall_kernels()
     if tune:
         options.write_out(out, _tune(machine.tuned_file(), names))
         return
@@ -114,9 +115,9 @@ def everything(
     where = machine.pick_device(device)
     from helios_cli.bench import report
     from helios_cli.bench.everything import heading, measure_all
-    from helios_kernels import tuned
+    from helios_cli.engine.gpu import recall_kernels
 
-    tuned.use(machine.tuned_file())  # a chip may have been tuned that none are shipped for
+    recall_kernels()
 
     data = {**report.environment(), **heading(where), "parts": {}}
     if data["note"]:

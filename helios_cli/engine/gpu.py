@@ -23,7 +23,8 @@ from helios_cli import machine
 from helios_cli.errors import MachineError
 from helios_cli.model.attention import attention, auto_rule
 from helios_cli.model.backends import Memory, device_key, first_line
-from helios_cli.model.dit import Call, DiTConfig, HeliosDiT, Modulation, TextContext
+from helios_cli.model.config import DiTConfig
+from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
 from helios_cli.model.fp8 import Fp8, product
 from helios_cli.units import LATENTS_PER_CHUNK, PROMPT_KEYS
 from helios_kernels import tried, tuned

@@ -18,7 +18,8 @@ from helios_cli.errors import CheckpointError, MachineError
 from helios_cli.model import dit, umt5
 from helios_cli.model.attention import AUTO
 from helios_cli.model.attention import use as use_attention
-from helios_cli.model.dit import Call, DiTConfig, HeliosDiT
+from helios_cli.model.config import DiTConfig
+from helios_cli.model.dit import Call, HeliosDiT
 from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE

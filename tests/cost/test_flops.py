@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helios_cli.cost import flops, tokens, vae
 from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
-from helios_cli.model.dit import DiTConfig, HeliosDiT
+from helios_cli.model.config import DiTConfig
+from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import PIECE_ELEMENTS, VAEConfig, WanVAE
 from helios_cli.weights import specs

@@ -22,7 +22,8 @@ from helios_cli.engine import gpu
 from helios_cli.engine.writer import QUEUE_BYTES
 from helios_cli.model import dit as dit_module
 from helios_cli.model import umt5
-from helios_cli.model.dit import DiTConfig, HeliosDiT
+from helios_cli.model.config import DiTConfig
+from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.weights import specs

@@ -32,7 +32,8 @@ from helios_cli.engine.writer import open_writer
 from helios_cli.errors import InputError, MachineError, PictureError
 from helios_cli.model import dit as dit_module
 from helios_cli.model.backends import shape_key
-from helios_cli.model.dit import Call, DiTConfig, HeliosDiT
+from helios_cli.model.config import DiTConfig
+from helios_cli.model.dit import Call, HeliosDiT
 from helios_cli.model.vae import WanVAE
 from helios_cli.weights.placement import Placement
 from helios_cli.weights.specs import SPECS

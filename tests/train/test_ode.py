@@ -130,18 +130,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def phase(folder, **changes) -> ode.OdePhase:
-    settings = Settings(
-        phase="ode",
-        start="-",
-        out="-",
-        steps=1,
-        dtype="float32",
-        data={"pairs": str(folder)},
-        student={"steps": (1, 2)},
-        **changes,
-    )
-    return ode.OdePhase(settings, network(0).requires_grad_(), PairsFolder(folder), torch.device("cpu"))
+def settings_of(folder: Path, *steps: int, **changes) -> Settings:
+    """A student that is to take so many steps a stage, one of these each time."""
+    data, student = {"pairs": str(folder)}, {"steps": steps}
+    return Settings(phase="ode", start="-", out="-", steps=1, dtype="float32", data=data, student=student, **changes)
+
+
+def phase(folder: Path, **changes) -> ode.OdePhase:
+    settings, pairs_of_it = settings_of(folder, 1, 2, **changes), PairsFolder(folder)
+    return ode.OdePhase(settings, network(0).requires_grad_(), pairs_of_it, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -251,9 +248,8 @@ def test_what_does_not_fit_is_said(tmp_path, folder):
         PairsFolder(tmp_path / "none")
     with pytest.raises(ValueError, match="write `steps = 8`"):
         Teacher(steps=6, kept=4)
-    settings = Settings(phase="ode", start="-", out="-", steps=1, data={"pairs": str(folder)}, student={"steps": (3,)})
     with pytest.raises(InputError, match="keep 2 states"):
-        ode.build(settings, None, torch.device("cpu"))
+        ode.build(settings_of(folder, 3), None, torch.device("cpu"))
     for phase in (PairsSettings, DistillSettings):
         tables = {"data": {"clips": "-"}, "history": {"positions": "absolute"}}
         more = {"pairs": 1} if phase is PairsSettings else {"steps": 1, "matching": {"real": "-"}}
@@ -265,20 +261,11 @@ def test_pairs_of_another_model_are_refused(tmp_path):
     """Of another encoder for any student; of another teacher for one that has not begun."""
     mid = checkpoint(tmp_path, "mid")
     start = dataclasses.replace(mid, kind="distilled")
-    settings = Settings(
-        phase="ode",
-        start="-",
-        out="-",
-        steps=1,
-        dtype="float32",
-        data={"pairs": str(tmp_path)},
-        student={"steps": (1,)},
-    )
 
     def build(start, **made_with: str) -> None:
         (tmp_path / "pairs.json").unlink(missing_ok=True)
         open_pairs(tmp_path, PairsNote(made_with, 1, SIZE))
-        ode.build(settings, start, torch.device("cpu"))
+        ode.build(settings_of(tmp_path, 1), start, torch.device("cpu"))
 
     walks = [Walk(torch.zeros(1, 1, 16, 9, 2 << k, 4 << k), torch.zeros(1, 16, 9, 2 << k, 4 << k)) for k in range(3)]
     write_pairs(shard_path(tmp_path, 0), lesson(1), walks)

@@ -14,7 +14,8 @@ from oracle import Case
 from PIL import Image
 
 from helios_cli.bench.synthetic import write_checkpoint
-from helios_cli.model.dit import DiTConfig, HeliosDiT
+from helios_cli.model.config import DiTConfig
+from helios_cli.model.dit import HeliosDiT
 from helios_cli.train.samples import Sampler, held_out_prompts
 from helios_cli.train.sheet import Row, Samples, save_sheet
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint
