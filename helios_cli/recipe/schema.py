@@ -29,6 +29,7 @@ from helios_cli.recipe.values import (
     MAX_FRAMES,
     MAX_SECONDS,
     MAX_SEED,
+    Transition,
     parse_duration,
     parse_size,
     parse_steps,
@@ -129,7 +130,7 @@ class Shot(BaseModel):
         "left of the film with the others that have none.",
         examples=[20],
     )
-    transition: Literal["blend", "switch", "cut"] = Field(
+    transition: Transition = Field(
         "blend",
         description="How the shot begins: blend goes over from the previous prompt, switch changes the prompt at once, "
         "cut starts with an empty memory.",

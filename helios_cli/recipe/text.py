@@ -3,6 +3,7 @@
     [12s] A boat leaves the harbour.            a shot of 12 seconds
     [0:12-0:20] It meets the sea.               from ... to ...
     [20s: A storm rises.] [25s-30s: It calms.]  from 20 s on; from 25 s to 30 s
+    [cut] A desert.  [switch 8s] A city.        a transition, also with a length
     [/duration=5s,/new_shot] A desert.          Wan2GP's commands; new_shot is a cut
 
 Lines that begin with `#` are comments. A blank line, a time at the start of a line, or a
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 from helios_cli.errors import InputError
 from helios_cli.recipe.cues import Cue
 from helios_cli.recipe.problems import Problems, nearest, printable
-from helios_cli.recipe.values import parse_duration, parse_time
+from helios_cli.recipe.values import TRANSITIONS, parse_duration, parse_time
 
 _TIME = r"(?:(?:[0-9]+:){1,2}[0-9]{1,2}(?:\.[0-9]+)?(?![0-9])|(?:[0-9]+(?:\.[0-9]+)?\s*[hms]\s*)+|[0-9]+(?:\.[0-9]+)?)"
 _MARK = re.compile(rf"\[\s*({_TIME})(?:\s*[-–]\s*({_TIME}))?\s*(?:(\])|:(?=\s))")
+_TRANSITION = re.compile(rf"\[\s*({'|'.join(TRANSITIONS)})(?:\s+({_TIME}))?\s*\]", re.IGNORECASE)
 _COMMANDS = re.compile(r"\[\s*(/[^\]\n]*)\]")
 _MEANT_AS_TIME = re.compile(r"\[\s*[-+]?[0-9][0-9:.,;\s–-]*(?:[hms]|secs?|seconds?|mins?|minutes?)?\s*\]")
 
@@ -85,8 +87,8 @@ class _Reader:
             at_start = self._begins_shot(offset, plain_from)
             mark = _MARK.match(text, offset)
             block = mark is not None and mark[3] is None
-            commands = _COMMANDS.match(text, offset) if at_start else None
-            if not (block or commands or (mark and at_start)):
+            prefix = mark or _TRANSITION.match(text, offset) or _COMMANDS.match(text, offset) if at_start else None
+            if not (block or prefix):
                 if at_start and _MEANT_AS_TIME.match(text, offset):
                     self._not_a_time(offset)
                 offset += 1
@@ -95,8 +97,8 @@ class _Reader:
             if block:
                 offset = self._block(mark)
             else:
-                self._prefix(mark, commands, offset)
-                offset = (mark or commands).end()
+                self._prefix(prefix)
+                offset = prefix.end()
             plain_from = offset
         self._plain(plain_from, len(text))
         return self.found
@@ -126,19 +128,23 @@ class _Reader:
         else:
             self.cue.prompt = words
 
-    def _prefix(self, mark: re.Match | None, commands: re.Match | None, offset: int) -> None:
-        """`[12s]`, `[0:05-0:12]` or `[/…]`: several in a row belong to one shot."""
+    def _prefix(self, prefix: re.Match) -> None:
+        """`[12s]`, `[0:05-0:12]`, `[cut]` or `[/…]`: several in a row belong to one shot."""
         if self.cue is None or self.cue.prompt:
-            self.cue = Cue("", self.paragraph.line(offset))
+            self.cue = Cue("", self.paragraph.line(prefix.start()))
             self.found.append(self.cue)
         self.after_block = False
-        if commands is not None:
-            self._run(commands[1], self.cue)
-        elif mark[2] is None:
-            self.cue.seconds = self._time(mark[1], self.cue.line, parse_duration)
+        if prefix.re is _COMMANDS:
+            self._run(prefix[1], self.cue)
+        elif prefix.re is _TRANSITION:
+            self.cue.transition = prefix[1].lower()
+            if prefix[2] is not None:
+                self.cue.seconds = self._time(prefix[2], self.cue.line, parse_duration)
+        elif prefix[2] is None:
+            self.cue.seconds = self._time(prefix[1], self.cue.line, parse_duration)
         else:
-            self.cue.start = self._time(mark[1], self.cue.line)
-            self.cue.end = self._time(mark[2], self.cue.line)
+            self.cue.start = self._time(prefix[1], self.cue.line)
+            self.cue.end = self._time(prefix[2], self.cue.line)
 
     def _block(self, mark: re.Match) -> int:
         """`[3s: …]` or `[3s-5s: …]`; returns where it ends."""

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from helios_cli.recipe.film import Lines, Place, line_of
 from helios_cli.recipe.problems import Problems, nearest, printable
 from helios_cli.recipe.schema import Recipe, Shot
+from helios_cli.recipe.values import TRANSITIONS
 
 MAX_PROBLEMS = 1000
 """Problems of one recipe that are looked into; a hostile file could hold a hundred thousand."""
@@ -57,7 +58,7 @@ def _said(error: dict, key: str | None, in_shot: bool, suffix: str) -> tuple[str
     if kind == "value_error":
         return str(context["error"]), None
     if kind == "literal_error":
-        word = nearest(value, ("blend", "switch", "cut")) if isinstance(value, str) else None
+        word = nearest(value, TRANSITIONS) if isinstance(value, str) else None
         return (
             f"must be {context['expected']}, not {_shown(value)}",
             f"write {_written(key, word, suffix)}" if word else example,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Literal, get_args
 
 from helios_cli.errors import InputError
 from helios_cli.units import size_multiple
@@ -12,6 +13,9 @@ MAX_SECONDS = 24 * 3600.0
 """Longest film, in seconds."""
 
 DEFAULT_BLEND_SECONDS = 4.0
+
+Transition = Literal["blend", "switch", "cut"]
+TRANSITIONS: tuple[str, ...] = get_args(Transition)
 
 MAX_FPS = 120.0
 MAX_FRAMES = int(MAX_SECONDS * MAX_FPS)
