@@ -58,25 +58,52 @@ def chunk_fingerprints(plan: Plan, weights: str, arithmetic: Arithmetic, *, rean
     `weights` is `weights.identity.weights_identity` of the checkpoint. Pictures and clips are read, each once; one that
     cannot be is an InputError.
     """
-    basis = {
-        "numerics": NUMERICS_VERSION,
-        "arithmetic": arithmetic.as_told(),
-        "weights": weights,
-        "size": plan.size,
-        "steps": plan.steps,
-        # Up to 1 there is one model call a step and no negative prompt, whatever the number.
-        "guidance": (plan.guidance, plan.negative) if plan.guidance > 1 else None,
-    }
-    files: dict[Path, str] = {}
-    found: list[str] = []
-    place = 0  # in the segment
-    for chunk in plan.chunks:
-        place = 0 if chunk.fresh else place + 1
-        before = {"fresh": basis, **_start(chunk, plan.fps, files)} if chunk.fresh else {"after": found[-1]}
-        if reanchor and place == REANCHORING:
+    return Fingerprints(weights, arithmetic, reanchor=reanchor).of(plan)
+
+
+class Fingerprints:
+    """`chunk_fingerprints` of a film whose plan grows: those of the chunks that it had before are not made again."""
+
+    def __init__(self, weights: str, arithmetic: Arithmetic, *, reanchor: bool = False) -> None:
+        self._weights, self._arithmetic, self._reanchor = weights, arithmetic, reanchor
+        self._chunks: tuple[Chunk, ...] = ()
+        self._found: list[str] = []
+        self._places: list[int] = []  # of the chunks in their segments
+        self._files: dict[Path, str] = {}
+
+    def of(self, plan: Plan) -> list[str]:
+        """The fingerprint of each chunk of `plan`, whose settings are those of the plans before."""
+        if plan.chunks is not self._chunks:
+            pairs = zip(self._chunks, plan.chunks, strict=False)
+            most = min(len(self._chunks), len(plan.chunks))
+            same = next((index for index, (a, b) in enumerate(pairs) if a is not b and a != b), most)
+            self._found, self._places = self._found[:same], self._places[:same]
+            for chunk in plan.chunks[same:]:
+                self._add(plan, chunk)
+            self._chunks = plan.chunks
+        return self._found
+
+    def _add(self, plan: Plan, chunk: Chunk) -> None:
+        place = 0 if chunk.fresh else self._places[-1] + 1
+        if chunk.fresh:
+            before = {"fresh": self._basis(plan), **_start(chunk, plan.fps, self._files)}
+        else:
+            before = {"after": self._found[-1]}
+        if self._reanchor and place == REANCHORING:
             before["reanchor"] = True
-        found.append(_digest({**before, "prompts": chunk.prompts}))
-    return found
+        self._found.append(_digest({**before, "prompts": chunk.prompts}))
+        self._places.append(place)
+
+    def _basis(self, plan: Plan) -> dict:
+        return {
+            "numerics": NUMERICS_VERSION,
+            "arithmetic": self._arithmetic.as_told(),
+            "weights": self._weights,
+            "size": plan.size,
+            "steps": plan.steps,
+            # Up to 1 there is one model call a step and no negative prompt, whatever the number.
+            "guidance": (plan.guidance, plan.negative) if plan.guidance > 1 else None,
+        }
 
 
 def film_fingerprint(plan: Plan, chunks: Iterable[str]) -> str:

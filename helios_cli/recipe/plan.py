@@ -7,7 +7,7 @@ a segment a prompt can change only from one chunk to the next: a chunk belongs t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,6 +121,14 @@ def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
         notices=(*film.notices, *timeline.notices, *notices, *(str(problem) for problem in adjusted)),
         origins=settings.origins,
     )
+
+
+def longer(plan: Plan) -> Plan:
+    """The plan of the same film, of whole chunks, whose last shot goes on for one chunk more once its blend is over."""
+    last, shot = plan.chunks[-1], replace(plan.shots[-1], num_frames=plan.shots[-1].num_frames + FRAMES_PER_CHUNK)
+    chunk = Chunk(len(plan.chunks), last.shot, plan.num_frames, FRAMES_PER_CHUNK, ((shot.prompt, 1.0),), False, None)
+    chunks, shots = (*plan.chunks, chunk), (*plan.shots[:-1], shot)
+    return replace(plan, chunks=chunks, shots=shots, num_frames=plan.num_frames + FRAMES_PER_CHUNK)
 
 
 def check_film(film: Film, flags: Flags | None = None) -> Timeline:
