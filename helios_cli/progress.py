@@ -19,6 +19,7 @@ from helios_cli.engine.events import (
     FilmStarted,
     Notice,
     PhaseStarted,
+    PromptTaken,
     StepDone,
 )
 from helios_cli.units import format_bytes
@@ -86,7 +87,7 @@ class Track:
         self.step: StepDone | None = None
         self.frames_done = self.chunks_done = 0
         self.steps_in_chunk = 0
-        self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film else 1.0
+        self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film and film.steps else 1.0
         # (frames, seconds) of each chunk. Replaced and never changed: a live view reads it from its own thread.
         self.recent: tuple[tuple[int, float], ...] = ()
         self.warm = False
@@ -117,8 +118,13 @@ class Track:
         self.chunk_started = self.clock()
 
     @property
-    def fraction(self) -> float:
-        """Share of the film's work that is done, 0 to 1. A chunk is its solver steps, and one more for its decoding."""
+    def fraction(self) -> float | None:
+        """Share of the film's work that is done, 0 to 1. A chunk is its solver steps, and one more for its decoding.
+
+        None for a film of no known length, as `seconds_left` is.
+        """
+        if self.film.chunks is None:
+            return None
         in_chunk = min(self.steps_in_chunk, self.steps_per_chunk) / (self.steps_per_chunk + 1)
         return min(1.0, (self.chunks_done + in_chunk) / self.film.chunks)
 
@@ -131,7 +137,7 @@ class Track:
     @property
     def seconds_left(self) -> float | None:
         """Chunks left at the mean time of the recent ones, less what the chunk in flight has had; None before any."""
-        if not self.recent:
+        if not self.recent or self.film.chunks is None:
             return None
         chunk_seconds = sum(seconds for _, seconds in self.recent) / len(self.recent)
         chunks_left = self.film.chunks - self.chunks_done
@@ -142,7 +148,7 @@ class Track:
     @property
     def place_text(self) -> str:
         """Chunk and, while it is denoised, stage and step; all counted from 1."""
-        chunk = f"chunk {min(self.chunks_done + 1, self.film.chunks)}/{self.film.chunks}"
+        chunk = self.chunk_text(self.chunks_done + 1)
         if self.phase != "denoise" or self.step is None:
             return f"{chunk}, {PHASES[self.phase]}"
         return (
@@ -150,18 +156,30 @@ class Track:
             f"step {self.step.step + 1}/{self.step.steps_in_stage}"
         )
 
+    def chunk_text(self, number: int) -> str:
+        chunks = self.film.chunks
+        return f"chunk {number}" if chunks is None else f"chunk {min(number, chunks)}/{chunks}"
+
+    @property
+    def frames_text(self) -> str:
+        return _of(self.frames_done, self.film.frames, "/") + " frames"
+
     @property
     def speed_text(self) -> str:
         return f"{self.frames_per_second:.3g} frames/s" if self.frames_per_second else ""
 
     @property
     def left_text(self) -> str:
+        """Time left; "" for a film of no known length."""
+        if self.film.chunks is None:
+            return ""
         return "-:-- left" if self.seconds_left is None else f"{format_duration(self.seconds_left)} left"
 
     @property
     def film_text(self) -> str:
         """Seconds of film done and in all."""
-        return f"film {self.frames_done / self.film.fps:.1f} of {self.film.frames / self.film.fps:.1f} s"
+        in_all = None if self.film.frames is None else f"{self.film.frames / self.film.fps:.1f}"
+        return f"film {_of(f'{self.frames_done / self.film.fps:.1f}', in_all, ' of ')} s"
 
 
 class SilentView:
@@ -212,6 +230,8 @@ class PlainView:
             self._say(*start_lines(event))
         elif isinstance(event, Notice):
             console.notice(self.before + event.message)
+        elif isinstance(event, PromptTaken):
+            self._say(taken_line(event))
         elif isinstance(event, PhaseStarted) and event.phase not in self.phases:
             self.phases.add(event.phase)
             self._say(PHASES[event.phase])
@@ -227,9 +247,9 @@ class PlainView:
             console.status(self.before + line)
 
     def _chunk_line(self, done: ChunkDone) -> str:
-        chunk = f"chunk {done.chunk + 1}/{done.chunks} in {done.seconds:.1f} s"
-        frames = f"{done.frames}/{self.track.film.frames} frames"
-        return f"{chunk}: {frames}, {self.track.film_text}, {self.track.speed_text}, {self.track.left_text}"
+        track = self.track
+        parts = (track.frames_text, track.film_text, track.speed_text, track.left_text)
+        return f"{track.chunk_text(done.chunk + 1)} in {done.seconds:.1f} s: {', '.join(filter(None, parts))}"
 
 
 class RichView:
@@ -260,6 +280,8 @@ class RichView:
             _say_all(start_lines(event))
         elif isinstance(event, Notice):
             console.notice(event.message)
+        elif isinstance(event, PromptTaken):
+            console.status(taken_line(event))
         elif isinstance(event, FilmDone):
             film, self.track = self.track.film, Track()
             _say_all(summary_lines(event, film))
@@ -281,21 +303,31 @@ class RichView:
         line.add_column(ratio=1)
         for _ in range(3):
             line.add_column(no_wrap=True)
-        percent, frames = f"{int(100 * track.fraction)} %", f"{track.frames_done}/{track.film.frames} frames"
-        line.add_row(
-            ProgressBar(total=1.0, completed=track.fraction, complete_style="cyan"), percent, frames, track.left_text
-        )
+        fraction = track.fraction
+        percent = "" if fraction is None else f"{int(100 * fraction)} %"
+        bar = ProgressBar(total=1.0, completed=fraction or 0.0, pulse=fraction is None, complete_style="cyan")
+        line.add_row(bar, percent, track.frames_text, track.left_text)
         place = "  ".join((track.place_text, track.film_text, track.speed_text))
         return Group(line, Text(place, no_wrap=True, overflow="ellipsis"))
 
 
 def start_lines(film: FilmStarted) -> list[str]:
     """What is about to be rendered, from what, where to."""
-    length = f"{film.frames} frames, {film.frames / film.fps:.1f} s at {film.fps:g} fps"
+    size = f"{film.width}x{film.height}"
+    if film.frames is None:
+        what = f"{size} at {film.fps:g} fps, as long as prompts come"
+    else:
+        length = f"{film.frames} frames, {film.frames / film.fps:.1f} s at {film.fps:g} fps"
+        what = f"{length}, {size}, {film.chunks} chunk{'s' * (film.chunks > 1)}"
     return [
-        f"{film.film}: {length}, {film.width}x{film.height}, {film.chunks} chunk{'s' * (film.chunks > 1)}",
+        f"{film.film}: {what}",
         f"model {film.model} on {film.device} in {film.dtype}, to {film.output}",
     ]
+
+
+def taken_line(taken: PromptTaken) -> str:
+    """From where on a prompt is in force, and how it comes in."""
+    return f"from chunk {taken.chunk + 1} on, {taken.transition}: {taken.prompt}"
 
 
 def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:
@@ -322,6 +354,11 @@ def format_duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _of(done: object, in_all: object | None, between: str) -> str:
+    """`3/9`, or `3` where nobody knows of how many."""
+    return f"{done}" if in_all is None else f"{done}{between}{in_all}"
 
 
 def _say_all(lines: list[str]) -> None:

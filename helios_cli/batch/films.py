@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from helios_cli.engine.events import FilmDone
     from helios_cli.engine.models import Models
     from helios_cli.engine.record import Record
+    from helios_cli.engine.script import Script
     from helios_cli.engine.target import Target
     from helios_cli.engine.writer import FilmWriter
     from helios_cli.progress import View
-    from helios_cli.recipe.fingerprint import Arithmetic
+    from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints
     from helios_cli.recipe.plan import Plan
 
 
@@ -49,6 +50,8 @@ def render_all(jobs: list[Job], bench: Workbench, *, stop: bool, lanes: int = 1)
 
 def _render_group(jobs: list[Job], bench: Workbench) -> None:
     """Films of one model, in lockstep. What is wrong with one of them is its job's `error`."""
+    from helios_cli.engine.script import Planned
+
     models = bench.models(jobs[0].model)
     runs = []
     for job in jobs:
@@ -59,7 +62,7 @@ def _render_group(jobs: list[Job], bench: Workbench) -> None:
             continue
         for notice in plan.notices:
             bench.tell(notice)
-        runs.append(Run(plan, job.output, job))
+        runs.append(Run(Planned(plan), job.output, job))
     if not runs:
         return
     bench.place([run.plan for run in runs], models, lanes=len(runs))
@@ -85,19 +88,25 @@ def _has_whole_prompts(run: Run, models: Models) -> bool:
 
 @dataclass
 class Run:
-    """A film on its way: a plan and where it goes; that of a `job` gets a record, and all that is made beside it."""
+    """A film on its way: its chunks and where it goes; that of a `job` gets a record, and all that is made beside it.
 
-    plan: Plan
+    The job's film is the one that the script's plan is of.
+    """
+
+    script: Script
     output: str
     job: Job | None = None
     writer: FilmWriter | None = None
     done: FilmDone | None = None
     error: HeliosError | None = None
 
+    @property
+    def plan(self) -> Plan:
+        return self.script.plan
 
-def render_plan(plan: Plan, output: str, models: Models, bench: Workbench) -> FilmDone:
-    """A film that is no job of its own. Raises what it ends with."""
-    run = Run(plan, output)
+
+def render_run(run: Run, models: Models, bench: Workbench) -> FilmDone:
+    """One film alone. Raises what it ends with."""
     render_runs([run], models, bench)
     if run.error:
         raise run.error
@@ -164,42 +173,41 @@ def _steps(
     from helios_cli.cost.disk import film_bytes
     from helios_cli.engine.cache import Cache
     from helios_cli.engine.calls import ModelCalls, memory_told
-    from helios_cli.engine.events import FilmDone
+    from helios_cli.engine.events import FilmDone, PhaseStarted
     from helios_cli.engine.record import chapters
     from helios_cli.engine.render import render_steps
     from helios_cli.engine.target import Target, check_space
     from helios_cli.engine.writer import open_writer
-    from helios_cli.recipe.fingerprint import chunk_fingerprints
+    from helios_cli.recipe.fingerprint import Fingerprints
     from helios_cli.weights.identity import weights_identity
 
-    plan, output, job, encoding = run.plan, run.output, run.job, bench.encoding
+    output, job, encoding = run.output, run.job, bench.encoding
     target = Target.of(output)
-    if notice := check_space(target, film_bytes(plan, target.kind, encoding.codec, encoding.crf)):
+    if notice := check_space(target, film_bytes(run.plan, target.kind, encoding.codec, encoding.crf)):
         bench.tell(notice)
-    weights = weights_identity(models.checkpoint)
+    weights, size = weights_identity(models.checkpoint), run.plan.size
     with memory_told():
-        models.settle(plan.size)
-    arithmetic = _arithmetic(models, plan.size)
-    fingerprints = chunk_fingerprints(plan, weights, arithmetic, reanchor=bench.reanchor)
-    record = job and _record(job, plan, models, bench, weights, arithmetic, fingerprints)
-    tells = record is not None and bench.extras.metadata
+        models.settle(size)
+    arithmetic = _arithmetic(models, size)
+    fingerprints = Fingerprints(weights, arithmetic, reanchor=bench.reanchor)
+    if bench.extras.again:
+        _tell_what_differs(_record(run, models, bench, weights, arithmetic, fingerprints), bench)
+    tells = job is not None and bench.extras.metadata
     run.writer = open_writer(
         output,
-        size=plan.size,
-        fps=plan.fps,
+        size=size,
+        fps=run.plan.fps,
         codec=encoding.codec,
         crf=encoding.crf,
         preset=encoding.preset,
-        metadata=record.metadata() if tells and target.kind != "png" else None,
-        chapters=chapters(job.film, plan) if tells else (),
         keep=bench.keep,
     )
     steps = render_steps(
-        plan,
+        run.script,
         models,
         run.writer,
         reanchor=bench.reanchor,
-        fingerprints=fingerprints,
+        fingerprints=fingerprints.of,
         cache=Cache() if bench.use_cache else None,
         overlap=overlap,
     )
@@ -218,10 +226,13 @@ def _steps(
             elif isinstance(said, FilmDone):
                 done = said
             else:
+                if tells and said == PhaseStarted("finish"):  # by now the last of its chunks is decided
+                    record = _record(run, models, bench, weights, arithmetic, fingerprints)
+                    run.writer.describe(record.metadata(), chapters(job.film, run.plan))
                 view.show(said)
     if tells:
-        _write_sidecar(job, target, record, plan, fingerprints, done.seconds, bench)
-    findings = _look_at(job, target, plan, bench) if job else 0
+        _write_sidecar(job, target, record, run.plan, fingerprints.of(run.plan), done.seconds, bench)
+    findings = _look_at(job, target, run.plan, bench) if job else 0
     view.show(done)
     if findings and bench.strict:
         what = "1 finding" if findings == 1 else f"{findings} findings"
@@ -230,27 +241,21 @@ def _steps(
 
 
 def _record(
-    job: Job,
-    plan: Plan,
-    models: Models,
-    bench: Workbench,
-    weights: str,
-    arithmetic: Arithmetic,
-    fingerprints: list[str],
+    run: Run, models: Models, bench: Workbench, weights: str, arithmetic: Arithmetic, fingerprints: Fingerprints
 ) -> Record:
-    """How the film is made; the user is told if that is not how the one was that it is made again from."""
+    """How the film is made, as far as it is decided."""
     from helios_cli import __version__
     from helios_cli.engine.record import make_record, model_record
     from helios_cli.engine.target import Target
     from helios_cli.weights.hub import source_of
 
-    target, checkpoint = Target.of(job.output), models.checkpoint.path
+    target, checkpoint = Target.of(run.output), models.checkpoint.path
     source = source_of(models.name, bench.revision)
-    record = make_record(
-        job.film,
+    return make_record(
+        run.job.film,
         bench.flags,
-        plan,
-        fingerprints,
+        run.plan,
+        fingerprints.of(run.plan),
         model=model_record(models.name, source, checkpoint, weights, target.path.parent),
         device=str(models.device),
         arithmetic=arithmetic,
@@ -260,11 +265,14 @@ def _record(
         helios_version=__version__,
         folder=target.path.parent,
     )
+
+
+def _tell_what_differs(record: Record, bench: Workbench) -> None:
+    """Tell the user if the film is not made as the one was that it is made again from."""
     again = bench.extras.again
-    if again and again.record.fingerprint != record.fingerprint:
+    if again.record.fingerprint != record.fingerprint:
         others = ", ".join(again.record.differences(record)) or "picture or clip"
         bench.tell(f"bit for bit not the same film as {again.path}: other {others}")
-    return record
 
 
 def _write_sidecar(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 from helios_cli.errors import HeliosError, InputError
 
 if TYPE_CHECKING:
+    import typer
+
     from helios_cli.engine.events import FilmDone
     from helios_cli.engine.ffmpeg import Encoding
     from helios_cli.engine.record import Again
@@ -121,6 +124,16 @@ def _outputs(films: list[Film], output: str | None) -> list[str]:
     if doubled:
         raise InputError(f"several films would be called {', '.join(doubled)}", hint="rename their sources")
     return [str(Path(output or "") / name) for name in names]
+
+
+def given_flags(context: typer.Context, left_out: Container[str]) -> list[str]:
+    """The words of the command line that are flags and their values, but for parameters of these names."""
+    words = []
+    for parameter in context.command.params:
+        value, source = context.params.get(parameter.name), context.get_parameter_source(parameter.name)
+        if parameter.name not in left_out and source is not None and source.name == "COMMANDLINE":
+            words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+    return words
 
 
 def find_encoding(jobs: list[Job], codec: str, crf: int, preset: str, *, clips: bool) -> Encoding:

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helios_cli.batch.films import render_plan
-from helios_cli.batch.jobs import Job
+from helios_cli.batch.films import Run, render_run
+from helios_cli.batch.jobs import Job, given_flags
 from helios_cli.batch.workbench import Workbench
 from helios_cli.errors import Interrupted
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def render_takes(job: Job, bench: Workbench, count: int, shot: int, context: typer.Context) -> None:
     """Clips and contact sheet, and how to go on with one of them."""
+    from helios_cli.engine.script import Planned
     from helios_cli.engine.takes import TakesFiles, takes_of, write_sheet
 
     models = bench.models(job.model)
@@ -32,7 +33,7 @@ def render_takes(job: Job, bench: Workbench, count: int, shot: int, context: typ
     files.make_folder()
     for done, take in enumerate(takes):
         try:
-            render_plan(take.plan, str(files.clip(take.seed)), models, bench)
+            render_run(Run(Planned(take.plan), str(files.clip(take.seed))), models, bench)
         except (Interrupted, KeyboardInterrupt):  # in a clip, or between two
             hint = "run the same command again to go on from there"
             raise Interrupted(f"stopped: {done} of {count} takes are done", hint=hint) from None
@@ -54,17 +55,6 @@ def _how_to_go_on(film: Film, shot: int, seed: int, context: typer.Context, *, k
 
 def _command_line(context: typer.Context, seed: int | None) -> str:
     """The command as it was given, for the film and not its takes, with another seed if there is one."""
-    left_out = {"takes", "shot", "force", *(["seed"] if seed is not None else [])}
-    words, sources = ["helios", "render"], []
-    for parameter in context.command.params:
-        value, source = context.params.get(parameter.name), context.get_parameter_source(parameter.name)
-        if parameter.name in left_out or source is None or source.name != "COMMANDLINE":
-            continue
-        if parameter.name == "source":
-            sources = value
-        elif value is True:
-            words.append(parameter.opts[0])
-        else:
-            words += [parameter.opts[0], str(value)]
-    words += [] if seed is None else ["--seed", str(seed)]
-    return shlex.join([*words[:2], *sources, *words[2:]])
+    left_out = {"source", "takes", "shot", "force", *(["seed"] if seed is not None else [])}
+    seeds = [] if seed is None else ["--seed", str(seed)]
+    return shlex.join(["helios", "render", *context.params["source"], *given_flags(context, left_out), *seeds])

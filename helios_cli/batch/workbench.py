@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from helios_cli.cost.memory import Budget, Subject
     from helios_cli.engine.ffmpeg import Encoding
     from helios_cli.engine.models import Models
+    from helios_cli.recipe.film import Film
     from helios_cli.recipe.plan import Plan
-    from helios_cli.recipe.settings import Flags
+    from helios_cli.recipe.settings import Flags, Settings
     from helios_cli.weights.fp8 import Quant
 
 
@@ -60,15 +62,25 @@ class Workbench:
     def plan(self, job: Job, models: Models) -> Plan:
         from helios_cli.cost.work import texts_of
         from helios_cli.recipe.plan import plan_film
+
+        plan = plan_film(job.film, self.settings(job.film, models), strict=self.strict)
+        self.introduce(models, texts_of(plan))
+        return plan
+
+    def settings(self, film: Film, models: Models) -> Settings:
         from helios_cli.recipe.settings import ModelDefaults, resolve
+
+        preset = models.checkpoint.preset
+        return resolve(
+            film.recipe, self.flags, ModelDefaults(models.checkpoint.native_size, preset.steps, preset.guidance)
+        )
+
+    def introduce(self, models: Models, texts: Iterable[str]) -> None:
+        """Tell what the model knows, if that is not what `texts` are about."""
         from helios_cli.weights.vocabulary import introduction
 
-        checkpoint = models.checkpoint
-        defaults = ModelDefaults(checkpoint.native_size, checkpoint.preset.steps, checkpoint.preset.guidance)
-        plan = plan_film(job.film, resolve(job.film.recipe, self.flags, defaults), strict=self.strict)
-        if line := introduction(checkpoint, models.name, texts_of(plan)):
+        if line := introduction(models.checkpoint, models.name, texts):
             self.tell(line)
-        return plan
 
     def models(self, name: str) -> Models:
         """The loaded model called `name`; several films share it."""

@@ -21,7 +21,10 @@ class Event:
 
 @dataclass(frozen=True)
 class FilmStarted(Event):
-    """First event of a film. `steps` is the number of solver steps of the whole film, `stages` the pyramid's."""
+    """First event of a film. `steps` is the number of solver steps of the whole film, `stages` the pyramid's.
+
+    `frames`, `chunks` and `steps` are None where nobody knows them yet: in a film whose prompts are still to come.
+    """
 
     film: str
     output: str
@@ -31,10 +34,19 @@ class FilmStarted(Event):
     width: int
     height: int
     fps: float
-    frames: int
-    chunks: int
+    frames: int | None
+    chunks: int | None
     stages: int
-    steps: int
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class PromptTaken(Event):
+    """In a live film: `prompt` is in force from chunk `chunk` (from 0) on. `transition` as in a recipe; "cut" at 0."""
+
+    prompt: str
+    chunk: int
+    transition: str
 
 
 @dataclass(frozen=True)
@@ -56,10 +68,11 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class ChunkDone(Event):
-    """A chunk's frames went to the writer. `frames` counts the film's frames so far, `seconds` this chunk's time."""
+    """A chunk's frames went to the writer. `frames` counts the film's frames so far, `seconds` this chunk's time;
+    `chunks` as in FilmStarted."""
 
     chunk: int
-    chunks: int
+    chunks: int | None
     frames: int
     seconds: float
 
@@ -69,11 +82,11 @@ class ChunksReused(Event):
     """`count` chunks up to `chunk` came into the film without the model: they were rendered before.
 
     `source` is "journal" (this film's unfinished run, one event for all) or "cache" (kept pieces of any film, one event
-    for each); `frames` counts the film's frames so far.
+    for each); `frames` counts the film's frames so far, `chunks` as in FilmStarted.
     """
 
     chunk: int
-    chunks: int
+    chunks: int | None
     frames: int
     count: int
     source: str

@@ -63,7 +63,7 @@ class GrowingFilm(Protocol):
     def append(self, piece: bytes, num_frames: int) -> Mark:
         """Add a piece. It is on disk when this returns."""
 
-    def finish(self, metadata: Mapping[str, str]) -> None:
+    def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
         """Make the whole film, check it and sync it; `publish` then gives it its name."""
 
     def publish(self) -> None: ...
@@ -78,8 +78,8 @@ class GrowingFilm(Protocol):
 class GrowingFile:
     """A fragmented MP4 of pieces from `VideoPieces`; `finish` copies its frames, as they are, into the film proper."""
 
-    def __init__(self, target: Target, fps: float, chapters: Sequence[Chapter] = ()) -> None:
-        self._target, self._chapters = target, chapters
+    def __init__(self, target: Target, fps: float) -> None:
+        self._target = target
         self._rate = ffmpeg.frame_rate(fps)
         self._init = b""
         self.length = self.num_frames = 0
@@ -131,10 +131,10 @@ class GrowingFile:
         self.num_frames += num_frames
         return Mark(num_frames, self.length, _digest(data))
 
-    def finish(self, metadata: Mapping[str, str]) -> None:
+    def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
         partial, whole = self._target.partial, self._target.finishing
         with disk_errors(whole), tempfile.TemporaryFile("w+", encoding="utf-8") as text:
-            text.write(_ffmetadata(metadata, self._chapters, self._rate))
+            text.write(_ffmetadata(metadata, chapters, self._rate))
             text.seek(0)
             process = ffmpeg.Process(
                 [
@@ -218,7 +218,7 @@ class GrowingFolder:
             sync(self._target.partial)
         return Mark(num_frames, self.num_frames, _digest(*pictures))
 
-    def finish(self, metadata: Mapping[str, str]) -> None:
+    def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
         """Nothing is left to do: the folder is the film."""
 
     def publish(self) -> None:

@@ -8,8 +8,9 @@ for another film, are not rendered again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -29,6 +30,7 @@ from helios_cli.engine.history import History
 from helios_cli.engine.media import VideoClip, read_image
 from helios_cli.engine.models import Models
 from helios_cli.engine.resume import Resumed, Wanted
+from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.state import State
 from helios_cli.engine.writer import FilmWriter, Safe
 from helios_cli.errors import PictureError
@@ -66,12 +68,12 @@ def render(
     CheckpointError (weights that can no longer be read).
     """
     steps = render_steps(
-        plan,
+        Planned(plan),
         models,
         writer,
         reanchor=reanchor,
         clock=clock,
-        fingerprints=fingerprints,
+        fingerprints=None if fingerprints is None else lambda plan: fingerprints,
         cache=cache,
         overlap=overlap,
     )
@@ -79,23 +81,28 @@ def render(
         yield from answered(steps, models.answer)
 
 
+FingerprintsOf = Callable[[Plan], Sequence[str]]
+"""The fingerprints of the chunks that a plan has (`recipe.fingerprint.Fingerprints.of`)."""
+
+
 def render_steps(
-    plan: Plan,
+    script: Script,
     models: Models,
     writer: FilmWriter,
     *,
     reanchor: bool = False,
     clock: Clock | None = None,
-    fingerprints: Sequence[str] | None = None,
+    fingerprints: FingerprintsOf | None = None,
     cache: Cache | None = None,
     overlap: bool | None = None,
 ) -> Steps[None]:
-    """`render` with the model calls left to the caller, who answers them by `models.answer`, all in inference mode."""
+    """`render` of a film that may be decided chunk by chunk, with the model calls left to the caller, who answers them
+    by `models.answer`, all in inference mode."""
     clock = clock or Clock(models.device)
     if overlap is None:
         overlap = models.device.type == "cuda" and models.placement.overlaps and not clock.exact
     beside = Beside(models.device, overlaps=overlap)
-    film = _Film(plan, models, writer, reanchor, clock, fingerprints, cache, beside)
+    film = _Film(script, models, writer, reanchor, clock, fingerprints, cache, beside)
     with writer, memory_told(), contextlib.closing(beside):
         yield from film.events()
 
@@ -114,17 +121,17 @@ class _Film:
 
     def __init__(
         self,
-        plan: Plan,
+        script: Script,
         models: Models,
         writer: FilmWriter,
         reanchor: bool,
         clock: Clock,
-        fingerprints: Sequence[str] | None,
+        fingerprints_of: FingerprintsOf | None,
         cache: Cache | None,
         beside: Beside,
     ) -> None:
-        self.plan, self.models, self.writer, self.reanchor, self.clock = plan, models, writer, reanchor, clock
-        self.fingerprints, self.cache, self.beside = fingerprints, cache, beside
+        self.script, self.models, self.writer, self.reanchor, self.clock = script, models, writer, reanchor, clock
+        self.fingerprints_of, self.cache, self.beside = fingerprints_of, cache, beside
         self.started = time.perf_counter()
         self.history: History
         self.generator: torch.Generator
@@ -135,6 +142,14 @@ class _Film:
         self.starting: dict[int, Future[_Start]] = {}  # at most one, by the index of its chunk
         self.text: tuple[tuple[tuple[str, float], ...], TextContext] | None = None
 
+    @property
+    def plan(self) -> Plan:
+        return self.script.plan
+
+    @property
+    def fingerprints(self) -> Sequence[str]:
+        return self.fingerprints_of(self.plan)
+
     def events(self) -> Steps[None]:
         resumed = self._resume()
         yield self._film_started()
@@ -144,14 +159,19 @@ class _Film:
             yield self._reused(resumed.chunks, "journal", resumed.chunks)
         rest = self.plan.chunks[resumed.chunks :]
         yield from self._prepare([chunk for chunk in rest if not self._is_kept(chunk)])
-        for chunk in rest:
+        for index in itertools.count(resumed.chunks):
+            yield from self.script.decide(index)
+            if index == len(self.plan.chunks):
+                break
+            chunk = self.plan.chunks[index]
             if self._is_kept(chunk):
                 yield from self._decoded()
             if self._take_kept(chunk):
-                yield self._reused(chunk.index + 1, "cache", 1)
+                yield self._reused(index + 1, "cache", 1)
             else:
                 yield from self._render(chunk)
         yield from self._decoded()
+        self._note_film()
         yield events.PhaseStarted("finish")
         with self.clock("finish"):
             output = self.writer.close()
@@ -161,16 +181,20 @@ class _Film:
 
     def _resume(self) -> Resumed:
         """Go on from what an earlier run left, if the film has a journal."""
-        if self.fingerprints is None:
+        if self.fingerprints_of is None:
             return Resumed()
         wanted = Wanted(self.plan.chunks, self.fingerprints, self._settings())
         resumed = self.writer.resume(wanted, self.cache)
         if resumed.state is not None:
             self._restore(State.from_bytes(resumed.state))
+        self._note_film()
+        return resumed
+
+    def _note_film(self) -> None:
+        """Tell the cache which chunks the film has, as far as they are decided."""
         if self.cache:
             with contextlib.suppress(OSError):  # a line of `helios cache list` is no reason to fail
                 self.cache.note_film(self.plan.title, str(self.writer.target.path), self.fingerprints)
-        return resumed
 
     def _is_kept(self, chunk: Chunk) -> bool:
         return self.cache is not None and self.cache.has(self.fingerprints[chunk.index])
@@ -194,11 +218,13 @@ class _Film:
         self.chunks_in_segment = state.place
 
     def _prepare(self, chunks: list[Chunk]) -> Iterator[Event]:
-        """Everything that the chunks to be rendered share."""
+        """Everything that the chunks to be rendered share, as far as they are decided."""
         if not chunks:
             return
         yield events.PhaseStarted("text")
         yield from self._encode_prompts(chunks)
+        if "denoiser" in vars(self):
+            return
         yield events.PhaseStarted("load")
         with self.clock("load"):
             _ = self.denoiser
@@ -209,6 +235,8 @@ class _Film:
 
     def _render(self, chunk: Chunk) -> Steps[None]:
         began = time.perf_counter()
+        if "denoiser" not in vars(self) or any(text not in self.models.prompts for text, _ in chunk.prompts):
+            yield from self._prepare([chunk])  # it was not decided when the film began
         if chunk.fresh:
             yield from self._start_segment(chunk)
         self._start_beside(chunk.index + 1)
@@ -248,13 +276,13 @@ class _Film:
         self.writer.end_piece(safe)
         return events.ChunkDone(
             chunk=chunk.index,
-            chunks=len(self.plan.chunks),
+            chunks=self.script.num_chunks,
             frames=self.writer.num_frames,
             seconds=time.perf_counter() - began,
         )
 
     def _safe(self, chunk: Chunk) -> Safe | None:
-        if self.fingerprints is None:
+        if self.fingerprints_of is None:
             return None
         state = State.of(self.history, self.generator, self.chunks_in_segment)
         return Safe(self.fingerprints[chunk.index], state.to_bytes)
@@ -380,7 +408,7 @@ class _Film:
         )
 
     def _film_started(self) -> events.FilmStarted:
-        models, plan = self.models, self.plan
+        models, plan, script = self.models, self.plan, self.script
         amplified = models.checkpoint.preset.amplify_first_chunk
         steps = {
             amplify: sum(
@@ -400,10 +428,12 @@ class _Film:
             width=plan.size[0],
             height=plan.size[1],
             fps=plan.fps,
-            frames=plan.num_frames,
-            chunks=len(plan.chunks),
+            frames=script.num_frames,
+            chunks=script.num_chunks,
             stages=models.scheduler.stages,
-            steps=sum(steps[amplified and chunk.fresh] for chunk in plan.chunks),
+            steps=sum(steps[amplified and chunk.fresh] for chunk in plan.chunks)
+            if script.num_chunks == len(plan.chunks)
+            else None,
         )
 
     def _settings(self) -> dict[str, str]:
@@ -425,7 +455,7 @@ class _Film:
         frames = [chunk.num_frames for chunk in self.plan.chunks[:chunks_so_far]]
         self.frames_reused += sum(frames[first:])
         return events.ChunksReused(
-            chunk=chunks_so_far - 1, chunks=len(self.plan.chunks), frames=sum(frames), count=count, source=source
+            chunk=chunks_so_far - 1, chunks=self.script.num_chunks, frames=sum(frames), count=count, source=source
         )
 
     def _done(self, output: str) -> events.FilmDone:

@@ -65,9 +65,13 @@ def open_writer(
         raise InputError(f"an .mp4 cannot be {size[0]}x{size[1]}: both must be even", hint="write an even --size")
     metadata = metadata or {}
     if target.kind == "png":
-        return FilmWriter(target, PicturePieces(), GrowingFolder(target, metadata), size, metadata, queue_bytes, keep)
-    pieces = VideoPieces(target, size, fps, encoding if target.kind == "mp4" else None)
-    return FilmWriter(target, pieces, GrowingFile(target, fps, chapters), size, metadata, queue_bytes, keep)
+        pieces, film = PicturePieces(), GrowingFolder(target, metadata)
+    else:
+        pieces = VideoPieces(target, size, fps, encoding if target.kind == "mp4" else None)
+        film = GrowingFile(target, fps)
+    writer = FilmWriter(target, pieces, film, size, queue_bytes, keep)
+    writer.describe(metadata, chapters)
+    return writer
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,15 @@ class FilmWriter:
         pieces: Encodings,
         film: GrowingFilm,
         size: tuple[int, int],
-        metadata: Mapping[str, str],
         queue_bytes: int,
         keep: bool,
     ) -> None:
         self.target = target
         self.num_frames = 0
         self.cache_problem: OSError | None = None
-        self._pieces, self._film, self._metadata, self._keep = pieces, film, metadata, keep
+        self._pieces, self._film, self._keep = pieces, film, keep
+        self._metadata: Mapping[str, str] = {}
+        self._chapters: Sequence[Chapter] = ()
         self._journal: Journal | None = None
         self._cache: Cache | None = None
         self._shape = (size[1], size[0], 3)
@@ -142,6 +147,10 @@ class FilmWriter:
         self.num_frames = self._film.num_frames
         self._start()
         return resumed
+
+    def describe(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
+        """What a file is to say of itself, for a film of which that is known at its end only. Before `close`."""
+        self._metadata, self._chapters = metadata, chapters
 
     @property
     def safe_chunks(self) -> int:
@@ -189,7 +198,7 @@ class FilmWriter:
             self._thread.join()
             if self._failure:
                 raise self._failure
-            self._film.finish(self._metadata)
+            self._film.finish(self._metadata, self._chapters)
         except BaseException:
             self.abort()
             raise

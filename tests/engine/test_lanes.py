@@ -15,6 +15,7 @@ from helios_cli.engine.calls import Lane, answered, lockstep
 from helios_cli.engine.events import Event
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render_steps
+from helios_cli.engine.script import Planned
 from helios_cli.engine.writer import open_writer
 from helios_cli.errors import CheckpointError, OutOfMemory, PictureError
 from helios_cli.recipe.plan import Plan
@@ -45,7 +46,7 @@ def plans_of(kind: str) -> list[Plan]:
 
 
 def steps_of(plan: Plan, models: Models, out):
-    return render_steps(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps))
+    return render_steps(Planned(plan), models, open_writer(f"{out}/", size=plan.size, fps=plan.fps))
 
 
 def lane_of(plan: Plan, models: Models, out) -> Lane:
