@@ -19,6 +19,7 @@ from helios_cli.commands import (
     cache,
     check,
     doctor,
+    live,
     models,
     plan,
     recipe,
@@ -38,6 +39,7 @@ app = typer.Typer(
 
 # One line a command: a function is registered with `command`, a group of subcommands with `add_typer`.
 app.command()(render.render)
+app.command()(live.live)
 app.command()(plan.plan)
 app.add_typer(models.app, name="models")
 app.add_typer(recipe.app, name="recipe")

@@ -66,8 +66,14 @@ Output = Annotated[
         help=".mp4, lossless .mkv, or folder/ for PNG frames; a folder for several films. (default: NAME.mp4)",
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace a finished film.")]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", rich_help_panel=OUTPUT, help="Take no chunks of earlier films, keep none.")
+]
+Keep = Annotated[bool, typer.Option("--keep", rich_help_panel=OUTPUT, help="Leave journal and pieces beside the film.")]
 Codec = Annotated[Literal["h264", "hevc", "av1"], typer.Option(rich_help_panel=OUTPUT, help="Of an .mp4.")]
 Crf = Annotated[int, typer.Option(rich_help_panel=OUTPUT, help="Quality, lower is better.")]
+Preset = Annotated[str, typer.Option(rich_help_panel=OUTPUT, help="Encoder preset, ultrafast to veryslow.")]
 Device = Annotated[str, typer.Option(rich_help_panel=MACHINE, help="auto, cuda, cuda:1, mps, cpu.")]
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"],
@@ -104,6 +110,10 @@ Ram = Annotated[
     str | None, typer.Option(rich_help_panel=MACHINE, help="Host memory to take at most, 16G. (default: what is free)")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat what would be adjusted as an error.")]
+
+Progress = Annotated[Literal["auto", "rich", "plain", "json", "none"], typer.Option(help="How to show it.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")]
+Events = Annotated[bool, typer.Option("--json", help="Same as --progress json: one event a line.")]
 
 BenchModel = Annotated[
     str | None,

@@ -33,6 +33,11 @@ FLAGS = {
     "helios cache list": "--json",
     "helios check": "--chunk-frames --json --report --strict",
     "helios doctor": "--json",
+    "helios live": (
+        "--attention --codec --crf --device --dtype --force --fps --frames --guidance --hold --image --json --keep "
+        "--minutes --model --negative --no-cache --offload --output --preset --progress --quant --quiet --ram "
+        "--revision --seconds --seed --size --steps --transition --video --vram -m -o -q"
+    ),
     "helios models": "",
     "helios models convert": "--dtype --json --out --revision",
     "helios models info": "--json --revision",

@@ -44,6 +44,7 @@ LAYERS = {
         banned={"rich"},
         lazy={"torch", "numpy", "typer"},
     ),
+    "live": Layer({*FOUNDATION, "engine", "recipe"}, banned={"torch", "numpy", *TERMINAL}),
     "plan_view": Layer({*FOUNDATION, "console", "cost"}, banned={"torch", *TERMINAL}),
     "recipe": Layer(FOUNDATION, banned={"torch", *TERMINAL}),
     "sampling": Layer(FOUNDATION, banned=TERMINAL),
@@ -79,6 +80,7 @@ LAYERS = {
             "stop",
             "plan_view",
             "batch",
+            "live",
             "train",
             "train_view",
             "world",
@@ -247,6 +249,7 @@ LIGHT_COMMANDS = [
     (["bench", "render", "--synthetic", "huge"], 2),
     (["render", "broken.toml"], 2),
     (["render", "a boat", "--size", "huge"], 2),
+    (["live", "a boat", "--hold", "soon"], 2),
 ]
 
 REPORT_MODULES = """

@@ -53,17 +53,9 @@ def render(
     video: options.Video = None,
     reanchor: options.Reanchor = False,
     output: options.Output = None,
-    force: Annotated[
-        bool, typer.Option("--force", rich_help_panel=options.OUTPUT, help="Replace a finished film.")
-    ] = False,
-    no_cache: Annotated[
-        bool,
-        typer.Option("--no-cache", rich_help_panel=options.OUTPUT, help="Take no chunks of earlier films, keep none."),
-    ] = False,
-    keep: Annotated[
-        bool,
-        typer.Option("--keep", rich_help_panel=options.OUTPUT, help="Leave journal and pieces beside the film."),
-    ] = False,
+    force: options.Force = False,
+    no_cache: options.NoCache = False,
+    keep: options.Keep = False,
     takes: Annotated[
         int | None,
         typer.Option(
@@ -79,9 +71,7 @@ def render(
     ] = None,
     codec: options.Codec = "h264",
     crf: options.Crf = 17,
-    preset: Annotated[
-        str, typer.Option(rich_help_panel=options.OUTPUT, help="Encoder preset, ultrafast to veryslow.")
-    ] = "medium",
+    preset: options.Preset = "medium",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     lanes: options.Lanes = 1,
@@ -105,11 +95,9 @@ def render(
     on_error: Annotated[
         Literal["continue", "stop"], typer.Option(help="What one failed film of several means for the others.")
     ] = "continue",
-    progress: Annotated[
-        Literal["auto", "rich", "plain", "json", "none"], typer.Option(help="How to show it.")
-    ] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Same as --progress json: one event a line.")] = False,
+    progress: options.Progress = "auto",
+    quiet: options.Quiet = False,
+    json: options.Events = False,
 ) -> None:
     """Render films from prompts: helios render "a red ball rolls left" --seconds 20"""
     flags = options.film_flags(
