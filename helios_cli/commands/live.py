@@ -168,6 +168,7 @@ def _render(
 ) -> None:
     from helios_cli.live.session import Session
     from helios_cli.recipe.plan import plan_film
+    from helios_cli.recipe.problems import counted
     from helios_cli.recipe.settings import Flags
 
     def keep(film: Film) -> None:
@@ -194,6 +195,8 @@ def _render(
         render_run(Run(session, job.output, job), models, bench)
     except Interrupted as stopped:
         raise Interrupted(stopped.message, hint=f"{recipe_file.command} finishes the film") from None
+    if lines.num_waiting:
+        bench.tell(f"{counted(lines.num_waiting, 'prompt')} came too late for the film")
 
 
 def _resolved(film: Film, first: Shot, models: Models, bench: Workbench) -> Film:

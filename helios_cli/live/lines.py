@@ -62,6 +62,11 @@ class Lines:
         with self._changed:
             return self._closed and not self._waiting
 
+    @property
+    def num_waiting(self) -> int:
+        """Prompts that are read and not taken yet."""
+        return len(self._waiting)
+
     def take(self) -> Shot | None:
         """The next prompt, if one waits."""
         with self._changed:

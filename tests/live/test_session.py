@@ -1,0 +1,225 @@
+"""What a live film decides, chunk by chunk, against the plan of the recipe that it writes; nothing is rendered."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helios_cli.engine.target import Target
+from helios_cli.errors import InputError
+from helios_cli.live.recipe_file import MARK, RecipeFile, check_recipe, recipe_path
+from helios_cli.live.session import Manner, Session
+from helios_cli.recipe.export import write_recipe
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints, chunk_fingerprints
+from helios_cli.recipe.plan import Plan, plan_film
+from helios_cli.recipe.problems import Problems
+from helios_cli.recipe.schema import Recipe, Shot
+from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from helios_cli.recipe.sources import read_films
+from helios_cli.recipe.trees import read_tree
+from helios_cli.recipe.validate import recipe_from
+
+FOLDER = Path("/films")
+HERE = Arithmetic("cpu", "float32", "2")
+USUAL, FIRST = Manner(), Shot(prompt="first")
+
+
+def plan_of(film: Film) -> Plan:
+    return plan_film(film, resolve(film.recipe, Flags(), ModelDefaults((64, 64), (1, 1, 1), 1.0)))
+
+
+class Lines:
+    """Prompts that are there when chunk `index` is decided: {index: shots}; at its end after the last."""
+
+    def __init__(self, at: dict[int, list[Shot]], *, end: int) -> None:
+        self.at, self.end, self.now = at, end, 0
+        self.waiting: deque[Shot] = deque()
+
+    def arrive(self, index: int) -> None:
+        self.now = index
+        self.waiting += self.at.get(index, [])
+
+    def take(self) -> Shot | None:
+        return self.waiting.popleft() if self.waiting else None
+
+    @property
+    def ended(self) -> bool:
+        return self.now >= self.end and not self.waiting
+
+
+class Live:
+    """A session that was run to its end. `kept`: the recipe's text as it was before each chunk."""
+
+    def __init__(self, lines: Lines, manner: Manner = USUAL, first: Shot = FIRST, **settings) -> None:
+        self.texts, self.told, self.events, self.kept = [], [], [], []
+        film = Film("f", "f.toml", Recipe(shot=[first], **{"fps": 24.0, "seed": 7, **settings}), FOLDER)
+        self.session = Session(
+            film, film.recipe.fps, lines, manner, plan_of=plan_of, keep=self.keep, tell=self.told.append
+        )
+        self.rendered = []
+        fingerprints = Fingerprints("weights", HERE)
+        while True:
+            lines.arrive(len(self.rendered))
+            self.events += self.session.decide(len(self.rendered))
+            if len(self.rendered) == len(self.session.plan.chunks):
+                break
+            self.kept.append(self.texts[-1])
+            self.rendered.append(self.session.plan.chunks[len(self.rendered)])
+            self.fingerprints = fingerprints.of(self.session.plan)
+
+    def keep(self, film: Film) -> None:
+        self.texts.append(write_recipe(film, "toml", FOLDER))
+
+
+def reread(text: str) -> Plan:
+    problems = Problems("f.toml")
+    tree, lines = read_tree(text, ".toml", problems)
+    return plan_of(Film("f", "f.toml", recipe_from(tree, lines, problems), FOLDER))
+
+
+SHOTS = st.builds(
+    lambda prompt, seconds, transition: Shot(
+        prompt=prompt,
+        **({} if seconds is None else {"seconds": seconds}),
+        **({} if transition is None else {"transition": transition}),
+    ),
+    st.sampled_from(["a", "b", "c"]),
+    st.sampled_from([None, None, 0.04, 1.375, 2.0, 5.5, 7.0]),
+    st.sampled_from([None, None, "blend", "switch", "cut"]),
+)
+
+
+@given(
+    at=st.dictionaries(st.integers(0, 25), st.lists(SHOTS, max_size=3), max_size=6),
+    manner=st.builds(Manner, st.sampled_from(["blend", "switch", "cut"]), st.sampled_from([0.1, 1.1, 1.375, 4.0, 6.0])),
+    length=st.sampled_from([{}, {}, {"frames": 1}, {"frames": 100}, {"seconds": 20.0}, {"minutes": 0.5}]),
+    fps=st.sampled_from([24.0, 30.0, 23.976, 8.25, 33.0, 29.97]),
+)
+def test_the_recipe_has_the_film_s_chunks_at_any_moment(at, manner, length, fps):
+    """A render of the finished recipe makes the same chunks; one of the recipe as a kill left it goes on from there."""
+    live = Live(Lines(at, end=max(at, default=0)), manner, fps=fps, **length)
+    plan = reread(live.texts[-1])
+    assert plan == live.session.plan
+    assert list(plan.chunks) == live.rendered
+    assert live.fingerprints == chunk_fingerprints(plan, "weights", HERE)
+    for index, text in enumerate(live.kept):
+        assert list(reread(text).chunks[: index + 1]) == live.rendered[: index + 1]
+    assert all(chunk.num_frames == 33 for chunk in live.rendered[:-1])
+    if length:
+        assert plan.num_frames == live.session.num_frames
+        assert len(live.rendered) == live.session.num_chunks
+
+
+def prompts(live: Live) -> list[str]:
+    """The prompt that each chunk goes to."""
+    return [chunk.prompts[-1][0] for chunk in live.rendered]
+
+
+def test_each_of_the_prompts_of_a_pipe_is_held():
+    live = Live(Lines({0: [Shot(prompt="b"), Shot(prompt="c", seconds=6)]}, end=0))
+    assert prompts(live) == ["first"] * 3 + ["b"] * 3 + ["c"] * 5  # 4 s are 2.9 chunks, 6 s are 4.4
+    assert [(e.prompt, e.chunk, e.transition) for e in live.events] == [
+        ("first", 0, "cut"),
+        ("b", 3, "blend"),
+        ("c", 6, "blend"),
+    ]
+
+
+def test_a_prompt_comes_into_force_with_the_next_chunk_and_the_last_one_goes_on_until_then():
+    live = Live(Lines({5: [Shot(prompt="b", transition="cut")]}, end=10))
+    assert prompts(live) == ["first"] * 5 + ["b"] * 5
+    assert [chunk.fresh for chunk in live.rendered] == [index in (0, 5) for index in range(10)]
+    assert live.rendered[5].seed == 7
+
+
+def test_a_blend_takes_no_longer_than_its_prompt_is_held():
+    """Whether or not another prompt follows: else the first would have to be known when the other is not."""
+    for later in ({}, {4: [Shot(prompt="c")]}):
+        live = Live(Lines({1: [Shot(prompt="b")], **later}, end=6), Manner(hold=2.0))
+        assert [chunk.prompts for chunk in live.rendered[2:4]] == [
+            (("first", 0.75), ("b", 0.25)),
+            (("first", 0.25), ("b", 0.75)),
+        ]
+
+
+def test_a_given_length_is_kept_while_lines_come_and_when_none_do():
+    for lines in (Lines({}, end=0), Lines({i: [Shot(prompt="b")] for i in range(50)}, end=50)):
+        live = Live(lines, frames=200)
+        assert [chunk.num_frames for chunk in live.rendered] == [33] * 6 + [2]
+
+
+def test_a_recipe_that_is_full_takes_no_more_prompts_and_the_film_goes_on():
+    class Small(Live):
+        def keep(self, film: Film) -> None:
+            if len(film.recipe.shots) > 2:
+                raise InputError("f.toml is as long as a recipe may be")
+            super().keep(film)
+
+    live = Small(Lines({0: [Shot(prompt=p) for p in "bcd"]}, end=8))
+    assert prompts(live) == ["first"] * 3 + ["b"] * 5
+    assert [line[-3:] for line in live.told] == ["'c'", "'d'"]
+    assert list(reread(live.texts[-1]).chunks) == live.rendered
+
+
+def test_a_film_ends_after_a_day():
+    live = Live(Lines({}, end=10**9), fps=1.0, first=Shot(prompt="first", seconds=86_000))
+    assert len(live.rendered) == 86_400 // 33
+    assert list(reread(live.texts[-1]).chunks) == live.rendered
+
+
+# The file
+
+
+@pytest.fixture
+def target(tmp_path):
+    return Target.of(tmp_path / "film.mp4")
+
+
+def test_the_recipe_stands_beside_the_film(tmp_path, target):
+    assert recipe_path(target) == tmp_path / "film.toml"
+    assert recipe_path(Target.of(f"{tmp_path}/film.v2/")) == tmp_path / "film.v2.toml"
+
+
+def test_only_a_recipe_of_its_own_is_replaced(target):
+    path = recipe_path(target)
+    check_recipe(path, target, "helios render film.toml", force=False)
+    path.write_text("version = 1\n")
+    with pytest.raises(InputError, match="did not write it"):
+        check_recipe(path, target, "helios render film.toml", force=False)
+    check_recipe(path, target, "helios render film.toml", force=True)
+    path.write_text(f"{MARK}\n")
+    check_recipe(path, target, "helios render film.toml", force=False)
+
+
+def test_an_unfinished_film_is_not_begun_anew(target):
+    path = recipe_path(target)
+    target.journal.write_text("")
+    path.write_text(f"{MARK}\n")
+    with pytest.raises(InputError) as caught:
+        check_recipe(path, target, "helios render film.toml", force=False)
+    assert caught.value.hint.startswith("helios render film.toml finishes it")
+    check_recipe(path, target, "helios render film.toml", force=True)
+
+
+def test_what_is_written_is_a_source_with_the_command_on_top(target):
+    path = recipe_path(target)
+    film = Film("film", "film.toml", Recipe(shot=[Shot(prompt='a "red" ball\\')], seed=3), target.path.parent)
+    RecipeFile(path, "helios render film.toml --dtype float32").write(film)
+    assert path.read_text().splitlines()[:2] == [
+        f"{MARK}. To finish the film, or to make it again:",
+        "#   helios render film.toml --dtype float32",
+    ]
+    assert read_films([str(path)])[0].recipe == film.recipe
+
+
+def test_a_recipe_that_could_not_be_read_again_is_not_written(target):
+    path = recipe_path(target)
+    film = Film("f", "f.toml", Recipe(shot=[Shot(prompt="a" * 20_000)] * 60), target.path.parent)
+    with pytest.raises(InputError, match="as long as a recipe may be"):
+        RecipeFile(path, "").write(film)
+    assert not path.exists()

@@ -1,0 +1,207 @@
+"""`helios live` as a user runs it: real pipes, real files, and real processes where one is stopped or killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reruns
+from PIL import Image
+
+from helios_cli.cli import main
+from helios_cli.live.recipe_file import MARK
+from helios_cli.recipe.sources import read_films
+
+SMALL = ("-m", "tiny", "--size", "64x64", "--steps", "1,1,1")
+FAST = ("--hold", "1s")  # one chunk
+
+
+@pytest.fixture
+def live(tmp_path, monkeypatch, capfd):
+    """Runs `helios live` here, in an empty folder, with `lines` on standard input, which stays `open` until it is over.
+    Returns the exit code, the events, and what is said beside them."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(lines: str, *arguments: str, left_open: bool = False) -> tuple[int, list[dict], str]:
+        reading, writing = os.pipe()
+        with os.fdopen(reading) as stdin, os.fdopen(writing, "w") as writer:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            writer.write(lines)
+            writer.flush()
+            if not left_open:
+                writer.close()
+            code = main(["live", *SMALL, *arguments, "--json"])
+            writer.close()
+            for thread in threading.enumerate():
+                if thread.name == "prompts":
+                    thread.join()
+        said = capfd.readouterr()
+        return code, [json.loads(line) for line in said.out.splitlines()], said.err
+
+    return run
+
+
+@pytest.fixture
+def process(tmp_path):
+    """Starts `helios live` in an empty folder; `after_chunks` of it waits until so many are done."""
+    started = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "helios_cli", "live", *SMALL, *arguments, "--json"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, cwd=tmp_path, text=True, **pipes))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+        one.communicate()
+
+
+def wait_for_chunks(process: subprocess.Popen, count: int) -> None:
+    next(line for line in process.stdout if f'"event": "chunk_done", "chunk": {count - 1},' in line)
+
+
+def rendered_again(output: str) -> np.ndarray:
+    """The frames of the film that the recipe beside the live one makes, no chunk being taken from it."""
+    assert main(["render", "film.toml", "--no-cache", "-q", "-o", output]) == 0
+    return reruns.decoded(Path(output))
+
+
+def of(events: list[dict], name: str) -> list[dict]:
+    return [event for event in events if event["event"] == name]
+
+
+def test_the_film_is_that_of_the_recipe_beside_it(live, tmp_path):
+    """Each transition, and a line that is no prompt: one film, twice, with its chapters and its record."""
+    lines = "[blend 2s] a blue square\n# a note\n[cutt] a star\n[cut] a green star\n[switch] a red ball"
+    code, events, said = live(lines, "a red ball moves left", *FAST, "-o", "film.mp4")
+    assert code == 0
+    assert [(taken["prompt"], taken["chunk"], taken["transition"]) for taken in of(events, "prompt_taken")] == [
+        ("a red ball moves left", 0, "cut"),
+        ("a blue square", 1, "blend"),
+        ("a green star", 3, "cut"),
+        ("a red ball", 4, "switch"),
+    ]
+    assert said == (
+        "warning: standard input:3: [cutt] is neither a length nor a transition; "
+        "write [12s], [cut], [switch], [blend], or both: [cut 12s]\n"
+    )
+    frames = reruns.decoded(tmp_path / "film.mp4")
+    assert len(frames) == events[-1]["frames"] == 5 * 33
+    assert np.array_equal(frames, rendered_again("again.mp4"))
+    assert (tmp_path / "film.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
+    film, again = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("film", "again"))
+    assert film["chunks"] == again["chunks"] and film["fingerprint"] == again["fingerprint"]
+    made = {"film.mp4", "film.json", "film.toml", "again.mp4", "again.json"}
+    assert {path.name for path in tmp_path.iterdir()} == made
+
+
+def test_a_length_ends_the_film_while_the_input_is_open(live):
+    lines = "a red ball\na blue square\na star that comes too late\na ball, too\n"
+    code, events, _ = live(lines, *FAST, "--frames", "40", "-o", "film.mkv", left_open=True)
+    assert code == 0
+    (started,) = of(events, "film_started")
+    assert (started["frames"], started["chunks"], started["steps"]) == (40, 2, None)
+    assert [taken["chunk"] for taken in of(events, "prompt_taken")] == [0, 1]
+    assert "2 prompts came too late for the film" in [notice["message"] for notice in of(events, "notice")]
+    frames = reruns.decoded(Path("film.mkv"))
+    assert len(frames) == 40
+    assert np.array_equal(frames, rendered_again("again.mkv"))
+
+
+def test_what_nobody_knows_is_null_and_an_earlier_recipe_is_replaced(live, tmp_path):
+    (tmp_path / "live.toml").write_text(f"{MARK}\n")
+    code, events, _ = live("", "a red ball", *FAST)
+    assert code == 0
+    (started,), (done,) = of(events, "film_started"), of(events, "chunk_done")
+    assert [started[key] for key in ("frames", "chunks", "steps")] == [None] * 3
+    assert done["chunks"] is None
+    assert "a red ball" in (tmp_path / "live.toml").read_text()
+
+
+@pytest.mark.parametrize("length", [(), ("--frames", "150")], ids=["open", "given"])
+def test_a_killed_film_is_finished_from_its_recipe(process, tmp_path, monkeypatch, length, capfd):
+    monkeypatch.chdir(tmp_path)
+    film = process("a red ball moves left", *length, "-o", "film.mp4")
+    film.stdin.write("[1s] a blue square\n")
+    film.stdin.flush()
+    wait_for_chunks(film, 4)
+    film.kill()
+    film.wait()
+    assert main(["render", "film.toml", "--json", "-o", "film.mp4"]) == 0
+    (reused, *_) = of([json.loads(line) for line in capfd.readouterr().out.splitlines()], "chunks_reused")
+    assert reused["source"] == "journal" and reused["count"] >= 3  # the fourth may have been with the encoder still
+    frames = reruns.decoded(Path("film.mp4"))
+    assert len(frames) == 150 if length else len(frames) >= 4 * 33
+    assert np.array_equal(frames, rendered_again("again.mp4"))
+
+
+def test_a_stopped_film_says_how_to_finish_it(process, live, tmp_path):
+    film = process("a red ball", "-o", "film.mp4", "--crf", "30", "--no-cache", "--seed", "3")
+    wait_for_chunks(film, 1)
+    film.send_signal(signal.SIGTERM)
+    said = film.communicate()[1]
+    assert film.returncode == 130
+    assert "chunks of film.mp4 are safe" in said
+    assert "hint: helios render film.toml --no-cache --crf 30 finishes the film" in said
+    assert "#   helios render film.toml --no-cache --crf 30\n" in (tmp_path / "film.toml").read_text()
+    assert (tmp_path / "film.partial.mp4").exists()
+    code, events, said = live("", "a red ball", "-o", "film.mp4")
+    assert (code, events) == (2, [])
+    assert "helios render film.toml finishes it; --force begins anew" in said
+
+
+def test_flags_and_pictures_are_in_the_recipe(live, tmp_path):
+    (tmp_path / "films").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "start.png")
+    flags = ("--fps", "30", "--seed", "3", "--negative", "grey", "--guidance", "2", "--image", "start.png")
+    code, *_ = live("[cut] a blue square\n", "a red ball", *FAST, *flags, "-o", "films/film/")
+    assert code == 0
+    (film,) = read_films(["films/film.toml"])
+    assert film.recipe.to_dict() == {
+        **{"version": 1, "model": "tiny", "fps": 30, "size": "64x64", "seed": 3, "negative": "grey"},
+        **{"steps": [1, 1, 1], "guidance": 2},
+        "shot": [
+            {"prompt": "a red ball", "seconds": 1.1, "image": "../start.png"},
+            {"prompt": "a blue square", "seconds": 1.1, "transition": "cut"},
+        ],
+    }
+    assert len(list((tmp_path / "films" / "film").iterdir())) == 66
+    assert main(["render", "films/film.toml", "--no-cache", "-q", "-o", "again/"]) == 0
+    assert np.array_equal(reruns.decoded(tmp_path / "films/film"), reruns.decoded(tmp_path / "again"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--hold", "soon"], "--hold: 'soon' is not a time"),
+        (["--seconds", "3", "--frames", "9"], "both give the film's length"),
+        (["[cutt] a ball"], "[cutt] is neither a length nor a transition"),
+        ([" "], "the prompt is empty"),
+        (["-o", "film.avi"], "films are not written as .avi"),
+        (["-o", "mine.mp4"], "mine.toml exists, and helios live did not write it"),
+        (["--image", "none.png"], "no such file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_what_is_wrong_is_said_before_a_prompt_is_waited_for(tmp_path, monkeypatch, capfd, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text("version = 1\n")
+    assert main(["live", *arguments]) == 2
+    assert says in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_no_prompt_is_no_film(live, tmp_path):
+    code, _, said = live("# nothing\n\n[cut]\n", "-o", "film.mp4")
+    assert code == 2
+    assert "`prompt`: is empty" in said and "standard input holds no prompt" in said
+    assert list(tmp_path.iterdir()) == []
