@@ -186,6 +186,7 @@ def test_flags_and_pictures_are_in_the_recipe(live, tmp_path):
         (["--seconds", "3", "--frames", "9"], "both give the film's length"),
         (["[cutt] a ball"], "[cutt] is neither a length nor a transition"),
         ([" "], "the prompt is empty"),
+        (["mine.toml"], "helios live < mine.toml takes its lines as prompts"),
         (["-o", "film.avi"], "films are not written as .avi"),
         (["-o", "mine.mp4"], "mine.toml exists, and helios live did not write it"),
         (["--image", "none.png"], "no such file"),

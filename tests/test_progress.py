@@ -14,7 +14,16 @@ from rich.console import Console as RichConsole
 from test_console import in_terminal
 
 from helios_cli.engine import events
-from helios_cli.engine.events import ChunkDone, ChunksReused, FilmDone, FilmStarted, Notice, PhaseStarted, StepDone
+from helios_cli.engine.events import (
+    ChunkDone,
+    ChunksReused,
+    FilmDone,
+    FilmStarted,
+    Notice,
+    PhaseStarted,
+    PromptTaken,
+    StepDone,
+)
 from helios_cli.progress import PHASES, RichView, Track, format_duration, open_view
 
 FILM = FilmStarted("harbour", "out/harbour.mp4", "tiny", "cpu", "float32", 192, 128, 24.0, 130, 4, 3, 15)
@@ -230,6 +239,51 @@ def test_chunks_taken_over_are_one_line(capsys):
     assert lines[0] == "3 chunks taken over, film 4.1 of 5.4 s"
     assert lines[1].startswith("chunk 4/4 in 10.0 s: 130/130 frames")
     assert "1.73 frames/s, 99 frames from earlier renders" in lines[3]
+
+
+def live_events():
+    """The events of a film of no known length."""
+    yield replace(FILM, frames=None, chunks=None, steps=None)
+    yield PromptTaken("a [red] boat", 0, "cut")
+    for chunk in range(2):
+        yield PhaseStarted("denoise")
+        yield StepDone(chunk, 0, 0, 1)
+        yield ChunkDone(chunk, None, 33 * (chunk + 1), 10.0)
+    yield PromptTaken("the sea", 2, "blend")
+    yield ChunksReused(2, None, 99, 1, "cache")
+    yield replace(DONE, frames=99)
+
+
+def test_a_film_of_no_known_length_says_how_far_it_is(capsys):
+    with open_view("plain") as view:
+        for event in live_events():
+            view.show(event)
+    assert capsys.readouterr().err.splitlines()[:-2] == [
+        "harbour: 192x128 at 24 fps, as long as prompts come",
+        "model tiny on cpu in float32, to out/harbour.mp4",
+        "from chunk 1 on, cut: a [red] boat",
+        "denoising",
+        "chunk 1 in 10.0 s: 33 frames, film 1.4 s, 3.3 frames/s",
+        "chunk 2 in 10.0 s: 66 frames, film 2.8 s, 3.3 frames/s",
+        "from chunk 3 on, blend: the sea",
+        "1 chunk taken over, film 4.1 s",
+        "wrote out/harbour.mp4: 99 frames, 4.1 s",
+    ]
+
+
+def test_the_bar_of_a_film_of_no_known_length_counts_what_is_done(capsys):
+    terminal = RichConsole(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    view = RichView(terminal)
+    for event in list(live_events())[:-1]:
+        view.show(event)
+        with terminal.capture() as captured:
+            terminal.print(view.live.get_renderable())
+        bar, place = captured.get().rstrip("\n").split("\n")
+        assert "%" not in bar and "left" not in bar
+        if isinstance(event, StepDone):
+            assert bar.endswith(f" {33 * event.chunk} frames") or f" {33 * event.chunk} frames " in bar
+            assert place.startswith(f"chunk {event.chunk + 1}, stage 1/3, step 1/1  film {1.375 * event.chunk:.1f} s")
+    assert "from chunk 3 on, blend: the sea" in capsys.readouterr().err
 
 
 def test_two_films_in_one_view(capsys):

@@ -40,7 +40,7 @@ OF_LIVE = ("prompt", "model", "image", "video", "transition", "hold", "force", "
 def live(
     context: typer.Context,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="The first prompt, in the place of a line.")
+        str | None, typer.Argument(metavar="PROMPT", help="The first prompt, in the place of a line.")
     ] = None,
     transition: Annotated[
         Transition, typer.Option(help="How a prompt comes into force whose line does not say it.")
@@ -84,14 +84,16 @@ def live(
     quiet: options.Quiet = False,
     json: options.Events = False,
 ) -> None:
-    """Render while prompts arrive, a line of standard input each: helios live "a red ball rolls left" -o film.mp4
+    r"""Render while prompts arrive, a line of standard input each: helios live "a red ball rolls left" -o film.mp4
 
-    A line's prompt comes into force with the next chunk, and stays until the next line, for --hold at least. In front
-    of it may stand how, and for how long at least: [cut] a harbour, [12s] the sea, [switch 8s] a storm. Empty lines and
-    those that begin with # are skipped. The film ends with the input (Ctrl-D), or at the length that is given.
+    A prompt comes into force with the next chunk, and stays until the next line.
+    A bracket before it says how, and for how long at least, in place of
+    --transition and --hold: \[cut] a harbour, [12s] the sea, \[switch 8s] a storm.
+    Empty lines and those that begin with # are skipped.
+    The film ends with the input (Ctrl-D), or at the length that is given.
 
-    What was typed stands beside the film as a recipe, film.toml: helios render film.toml makes the same film again, or
-    finishes it. While it grows, film.partial.mp4 can be played.
+    What was typed stands beside it as a recipe: helios render film.toml makes
+    the same film again, or finishes it. While it grows, play film.partial.mp4.
     """
     from helios_cli.engine.target import Target
     from helios_cli.live.lines import Lines
@@ -142,8 +144,12 @@ def _first_shot(prompt: str | None) -> Shot | None:
     from helios_cli.live.lines import read_line
     from helios_cli.recipe.problems import Problems
 
-    shot = None if prompt is None else read_line(os.fsencode(prompt), Problems("the prompt"))
-    if prompt is not None and shot is None:
+    if prompt is None:
+        return None
+    if os.path.isfile(prompt):
+        raise InputError(f"{prompt} is a file", hint=f"helios live < {shlex.quote(prompt)} takes its lines as prompts")
+    shot = read_line(os.fsencode(prompt), Problems("the prompt"))
+    if shot is None:
         raise InputError("the prompt is empty", hint="say what the film shows")
     return shot
 
