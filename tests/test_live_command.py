@@ -190,6 +190,7 @@ def test_flags_and_pictures_are_in_the_recipe(live, tmp_path):
         (["-o", "film.avi"], "films are not written as .avi"),
         (["-o", "mine.mp4"], "mine.toml exists, and helios live did not write it"),
         (["--image", "none.png"], "no such file"),
+        (["-m", "tiny", "--size", "100x100"], "the nearest sizes that work"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

@@ -91,8 +91,11 @@ class Workbench:
             self.loaded[name] = self._load(name)
         return self.loaded[name]
 
-    def place(self, plans: list[Plan], models: Models, *, lanes: int = 1) -> None:
-        """Decides where the weights are while films render together. MachineError if that cannot be here."""
+    def place(self, plans: list[Plan], models: Models, *, lanes: int = 1, prompts_come: bool = False) -> None:
+        """Decides where the weights are while films render together. MachineError if that cannot be here.
+
+        Where `prompts_come` while they do, nothing goes for the text encoder if there is room for all at once.
+        """
         from helios_cli.cost.memory import mode_of
         from helios_cli.cost.placing import cache_warning, plan_placement, reason
         from helios_cli.cost.transfer import speed_of
@@ -106,6 +109,9 @@ class Workbench:
                     models.place(mode.placement)
                     return
         mode, modes = plan_placement(subject, self.wish, budget)
+        if prompts_come and mode.name == "none":
+            beside = mode_of(subject, budget, replace(mode.placement, text_beside=True))
+            mode = beside if beside.fits else mode
         models.place(mode.placement)
         if mode.name != "none" or not self.wish.is_default:
             self.tell(reason(mode, modes, self.wish, budget, subject))

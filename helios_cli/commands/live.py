@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from helios_cli.recipe.film import Film
     from helios_cli.recipe.plan import Plan
     from helios_cli.recipe.schema import Shot
+    from helios_cli.recipe.settings import Flags, Settings
 
 DEFAULT_OUTPUT = "live.mp4"
 
@@ -130,13 +131,15 @@ def live(
         bench = Workbench(flags, revision, device, dtype, encoding, view, False, False, not no_cache, keep, extras)
         bench.quant, bench.attention, bench.wish, bench.is_stopped = quant, attention, wish, is_stopped
         models = bench.models(job.model)
+        settings = bench.settings(job.film, models)  # what the model cannot do is said before a prompt is waited for
         lines = Lines(None if sys.stdin is None else sys.stdin.fileno(), console.warning)
         if typed and not quiet:
             console.status("type a prompt and Enter, one after the other; Ctrl-D ends the film")
         first = first or lines.wait()
         if first is None:
             raise InputError("standard input holds no prompt", hint='helios live "A boat leaves the harbour."')
-        _render(job, first, lines, manner, recipe_file, models, bench)
+        job.film = _resolved(job.film, first, flags, settings, models.name)
+        _render(job, lines, manner, recipe_file, models, bench)
 
 
 def _first_shot(prompt: str | None) -> Shot | None:
@@ -163,15 +166,8 @@ def _film(path: Path, first: Shot | None) -> Film:
     return Film(path.stem, os.path.relpath(path), Recipe(shot=[shot]), path.parent)
 
 
-def _render(
-    job: Job,
-    first: Shot,
-    lines: Lines,
-    manner: Manner,
-    recipe_file: RecipeFile,
-    models: Models,
-    bench: Workbench,
-) -> None:
+def _render(job: Job, lines: Lines, manner: Manner, recipe_file: RecipeFile, models: Models, bench: Workbench) -> None:
+    """The film that begins as the job's does."""
     from helios_cli.live.session import Session
     from helios_cli.recipe.plan import plan_film
     from helios_cli.recipe.problems import counted
@@ -185,18 +181,10 @@ def _render(
         bench.introduce(models, [film.recipe.shots[-1].prompt])
         return plan_film(film, bench.settings(film, models))
 
-    job.film = _resolved(job.film, first, models, bench)
     bench.flags = Flags()  # all that they say is in the recipe
-    session = Session(
-        job.film,
-        job.film.recipe.fps,
-        lines,
-        manner,
-        plan_of=plan_of,
-        keep=keep,
-        tell=console.warning,
-    )
-    bench.place([session.plan], models)
+    fps = job.film.recipe.fps
+    session = Session(job.film, fps, lines, manner, plan_of=plan_of, keep=keep, tell=console.warning)
+    bench.place([session.plan], models, prompts_come=True)
     try:
         render_run(Run(session, job.output, job), models, bench)
     except Interrupted as stopped:
@@ -205,16 +193,15 @@ def _render(
         bench.tell(f"{counted(lines.num_waiting, 'prompt')} came too late for the film")
 
 
-def _resolved(film: Film, first: Shot, models: Models, bench: Workbench) -> Film:
+def _resolved(film: Film, first: Shot, flags: Flags, settings: Settings, model: str) -> Film:
     """The film of the first prompt with every setting written out, so that its recipe does without flags."""
     from helios_cli.recipe.schema import LENGTH_KEYS, Recipe
     from helios_cli.weights.hub import source_of
     from helios_cli.weights.names import EMBEDDED
 
-    flags, settings = bench.flags, bench.settings(film, models)
-    folder = source_of(models.name).folder
+    folder = source_of(model).folder
     keys = {
-        "model": models.name if folder is None or models.name == EMBEDDED else str(folder.absolute()),
+        "model": model if folder is None or model == EMBEDDED else str(folder.absolute()),
         "fps": settings.fps,
         "size": settings.size,
         **{key: getattr(flags, key) for key in LENGTH_KEYS if getattr(flags, key) is not None},

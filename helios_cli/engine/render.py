@@ -236,7 +236,9 @@ class _Film:
     def _render(self, chunk: Chunk) -> Steps[None]:
         began = time.perf_counter()
         if "denoiser" not in vars(self) or any(text not in self.models.prompts for text, _ in chunk.prompts):
-            yield from self._prepare([chunk])  # it was not decided when the film began
+            # It was not decided when the film began. Parts make room for the text encoder: none may be at work.
+            yield from self._decoded()
+            yield from self._prepare([chunk])
         if chunk.fresh:
             yield from self._start_segment(chunk)
         self._start_beside(chunk.index + 1)

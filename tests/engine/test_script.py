@@ -19,6 +19,7 @@ from helios_cli.engine.render import render_steps
 from helios_cli.engine.writer import open_writer
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import MAX_TEXT_TOKENS
+from helios_cli.weights.placement import Placement
 
 RED, GREEN = reruns.PROMPTS[:2]
 FILM = reruns.plan((RED, 33, 1), (GREEN, 33, None), (RED, 20, 5))
@@ -44,6 +45,14 @@ def models(checkpoints) -> Models:
     return models_of(checkpoints("distilled")[1])
 
 
+@pytest.fixture(scope="module")
+def planned(checkpoints, tmp_path_factory) -> np.ndarray:
+    """The frames of FILM where all of it is known."""
+    out = tmp_path_factory.mktemp("planned") / "film.mkv"
+    reruns.run(FILM, models_of(checkpoints("distilled")[1]), out)
+    return reruns.decoded(out)
+
+
 def run(plan: Plan, models: Models, out, cache: Cache | None = None, *, overlap: bool = False) -> list[Event]:
     writer = open_writer(out, size=plan.size, fps=plan.fps)
     steps = render_steps(
@@ -58,16 +67,31 @@ def run(plan: Plan, models: Models, out, cache: Cache | None = None, *, overlap:
         return list(answered(steps, models.answer))
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_the_frames_are_those_of_the_plan(models, tmp_path, overlap):
-    reruns.run(FILM, models, tmp_path / "planned.mkv")
-    events = run(FILM, models, tmp_path / "grown.mkv", overlap=overlap)
-    assert np.array_equal(reruns.decoded(tmp_path / "grown.mkv"), reruns.decoded(tmp_path / "planned.mkv"))
+def test_the_frames_are_those_of_the_plan(models, tmp_path, planned):
+    events = run(FILM, models, tmp_path / "grown.mkv")
+    assert np.array_equal(reruns.decoded(tmp_path / "grown.mkv"), planned)
     (started,) = (event for event in events if isinstance(event, FilmStarted))
     assert (started.frames, started.chunks, started.steps) == (None, None, None)
     assert [(event.chunks, event.frames) for event in events if isinstance(event, ChunkDone)] == [
         (None, frames) for frames in (33, 66, 86)
     ]
+
+
+@pytest.mark.parametrize(
+    ("placement", "overlap"),
+    [
+        (Placement("none", text_beside=False), True),
+        (Placement("none", text_beside=True), True),
+        (Placement("model"), False),
+        (Placement("stream"), True),
+        (Placement("stream", turns=True), False),
+    ],
+    ids=["apart", "beside", "model", "stream", "turns"],
+)
+def test_a_prompt_that_comes_late_moves_parts_and_no_frame(models, tmp_path, placement, overlap, planned):
+    models.place(placement)
+    run(FILM, models, tmp_path / "grown.mkv", overlap=overlap)
+    assert np.array_equal(reruns.decoded(tmp_path / "grown.mkv"), planned)
 
 
 def test_a_chunk_is_decided_when_the_one_before_it_is_denoised(models, tmp_path):
@@ -91,7 +115,7 @@ def test_a_prompt_that_comes_late_is_encoded_then(models, tmp_path):
     )
 
 
-def test_kept_chunks_come_first_and_the_model_is_loaded_behind_them(models, tmp_path):
+def test_kept_chunks_come_first_and_the_model_is_loaded_behind_them(models, tmp_path, planned):
     cache = Cache(tmp_path / "cache")
     first = replace(FILM, chunks=FILM.chunks[:2], num_frames=66)
     reruns.run(first, models, tmp_path / "first.mkv", cache)
@@ -100,5 +124,4 @@ def test_kept_chunks_come_first_and_the_model_is_loaded_behind_them(models, tmp_
     told = [entry for entry in told if entry]
     assert told[:4] == [ChunksReused, ChunksReused, "text", "load"]
     assert {film.chunks for film in cache.films()} == {2, 3}
-    reruns.run(FILM, models, tmp_path / "planned.mkv")
-    assert np.array_equal(reruns.decoded(tmp_path / "grown.mkv"), reruns.decoded(tmp_path / "planned.mkv"))
+    assert np.array_equal(reruns.decoded(tmp_path / "grown.mkv"), planned)
