@@ -16,6 +16,7 @@ import reruns
 from PIL import Image
 
 from helios_cli.cli import main
+from helios_cli.engine.models import Models
 from helios_cli.live.recipe_file import MARK
 from helios_cli.recipe.sources import read_films
 
@@ -117,7 +118,10 @@ def test_a_length_ends_the_film_while_the_input_is_open(live):
     assert np.array_equal(frames, rendered_again("again.mkv"))
 
 
-def test_what_nobody_knows_is_null_and_an_earlier_recipe_is_replaced(live, tmp_path):
+def test_what_nobody_knows_is_null_and_an_earlier_recipe_is_replaced(live, tmp_path, monkeypatch):
+    """Where the model is while more prompts may come, too: the text encoder comes beside the rest if there is room."""
+    placed, place = [], Models.place
+    monkeypatch.setattr(Models, "place", lambda models, placement: (placed.append(placement), place(models, placement)))
     (tmp_path / "live.toml").write_text(f"{MARK}\n")
     code, events, _ = live("", "a red ball", *FAST)
     assert code == 0
@@ -125,6 +129,7 @@ def test_what_nobody_knows_is_null_and_an_earlier_recipe_is_replaced(live, tmp_p
     assert [started[key] for key in ("frames", "chunks", "steps")] == [None] * 3
     assert done["chunks"] is None
     assert "a red ball" in (tmp_path / "live.toml").read_text()
+    assert [(placement.mode, placement.text_beside) for placement in placed] == [("none", True)]
 
 
 @pytest.mark.parametrize("length", [(), ("--frames", "150")], ids=["open", "given"])
