@@ -17,6 +17,7 @@ from PIL import Image
 
 from helios_cli.cli import main
 from helios_cli.engine.models import Models
+from helios_cli.live.lines import Lines
 from helios_cli.live.recipe_file import MARK
 from helios_cli.recipe.sources import read_films
 
@@ -119,17 +120,20 @@ def test_a_length_ends_the_film_while_the_input_is_open(live):
 
 
 def test_what_nobody_knows_is_null_and_an_earlier_recipe_is_replaced(live, tmp_path, monkeypatch):
-    """Where the model is while more prompts may come, too: the text encoder comes beside the rest if there is room."""
+    """The model, too: it is loaded while the first prompt is waited for, and nothing of it goes for the next ones."""
     placed, place = [], Models.place
-    monkeypatch.setattr(Models, "place", lambda models, placement: (placed.append(placement), place(models, placement)))
+    loaded, wait = [], Lines.wait
+    monkeypatch.setattr(Models, "place", lambda models, where: (placed.append((models, where)), place(models, where)))
+    monkeypatch.setattr(Lines, "wait", lambda lines: (loaded.append(placed[0][0].is_loaded), wait(lines))[1])
     (tmp_path / "live.toml").write_text(f"{MARK}\n")
-    code, events, _ = live("", "a red ball", *FAST)
+    code, events, _ = live("a red ball\n", *FAST)
     assert code == 0
     (started,), (done,) = of(events, "film_started"), of(events, "chunk_done")
     assert [started[key] for key in ("frames", "chunks", "steps")] == [None] * 3
     assert done["chunks"] is None
     assert "a red ball" in (tmp_path / "live.toml").read_text()
-    assert [(placement.mode, placement.text_beside) for placement in placed] == [("none", True)]
+    assert loaded == [True]
+    assert [(where.mode, where.text_beside) for _, where in placed] == [("none", True)] * 2
 
 
 @pytest.mark.parametrize("length", [(), ("--frames", "150")], ids=["open", "given"])

@@ -16,7 +16,7 @@ from helios_cli.batch.films import Run, render_run
 from helios_cli.batch.jobs import Extras, Job, find_encoding, find_jobs, given_flags
 from helios_cli.batch.workbench import Workbench
 from helios_cli.console import console
-from helios_cli.errors import InputError, Interrupted
+from helios_cli.errors import InputError, Interrupted, OutOfMemory
 from helios_cli.progress import open_view
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, Transition, parse_duration
 from helios_cli.stop import stop_at_once
@@ -100,6 +100,7 @@ def live(
     from helios_cli.live.lines import Lines
     from helios_cli.live.recipe_file import RecipeFile, check_recipe, recipe_path
     from helios_cli.live.session import Manner
+    from helios_cli.recipe.plan import plan_film
 
     flags = options.film_flags(
         model=model,
@@ -135,11 +136,31 @@ def live(
         lines = Lines(None if sys.stdin is None else sys.stdin.fileno(), console.warning)
         if typed and not quiet:
             console.status("type a prompt and Enter, one after the other; Ctrl-D ends the film")
-        first = first or lines.wait()
+        if first is None:
+            _load_meanwhile(plan_film(job.film, settings), models, bench)
+            first = lines.wait()
         if first is None:
             raise InputError("standard input holds no prompt", hint='helios live "A boat leaves the harbour."')
         job.film = _resolved(job.film, first, flags, settings, models.name)
         _render(job, lines, manner, recipe_file, models, bench)
+
+
+def _load_meanwhile(plan: Plan, models: Models, bench: Workbench) -> None:
+    """Load for a film like `plan` before its first prompt is there, if the text encoder then has room beside the rest.
+
+    Where memory runs out over that, the film begins as if nothing had been loaded.
+    """
+    import torch
+
+    from helios_cli.engine.calls import memory_told
+
+    bench.place([plan], models, prompts_come=True)
+    if models.placement.text_beside:
+        try:
+            with memory_told(), torch.inference_mode():
+                _ = models.dit, models.vae
+        except OutOfMemory:
+            models.unload()
 
 
 def _first_shot(prompt: str | None) -> Shot | None:
