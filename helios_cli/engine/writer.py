@@ -27,8 +27,7 @@ from helios_cli.engine.pieces import Encoder, Encodings, PicturePieces, VideoPie
 from helios_cli.engine.resume import Resumed, Wanted, resume
 from helios_cli.engine.target import Target, check_target
 from helios_cli.errors import InputError
-
-QUEUE_BYTES = 128 * 2**20
+from helios_cli.units import QUEUE_BYTES
 
 DRAIN_SECONDS = 5.0
 """How long a film that is stopped may take to encode the chunks that are computed."""

@@ -136,7 +136,7 @@ def measure(
     for name, run in candidates.items():
         try:
             result = run(q_BQND, k_BKND, v_BKND, bias_K)
-            apart = 0.0 if taken is None else _distance(result, taken)
+            apart = 0.0 if taken is None else distance(result, taken)
             if not apart <= AGREES:  # true for NaN as well
                 refused[name] = f"differs from {next(iter(times))} by {apart:.2g}"
                 continue
@@ -149,7 +149,8 @@ def measure(
     return Measured(min(times, key=times.get, default="sdpa"), times, refused)
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
+def distance(a: Tensor, b: Tensor) -> float:
+    """Of `a` from `b`, as a share of `b`."""
     a, b = a.float(), b.float()
     return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
 

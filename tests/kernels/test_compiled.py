@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from helios_kernels.attention import TMA_CHIPS
 from helios_kernels.compiled import TYPES, marked, table
 from helios_kernels.configs import CHIPS, SHARED_MEMORY
 from helios_kernels.facts import COMPILED, TRITON
@@ -49,6 +50,11 @@ def test_nothing_spills_and_shared_memory_suffices(case, built):
 def test_attention_is_on_the_matrix_units(case, built):
     assert built[case]["matrix_instructions"] > 0
     assert (built[case]["tma_instructions"] > 0) == (case[-1] in ("sm_90", "sm_100"))
+
+
+def test_the_pointer_kernel_is_for_the_chips_without_tma():
+    """With a TMA chip's configuration it does not fit there: whoever tried it would call all kernels wrong."""
+    assert set(OPS["attention_pointers"].chips) == set(CHIPS) - set(TMA_CHIPS)
 
 
 def test_every_kernel_is_built_for_every_chip():
