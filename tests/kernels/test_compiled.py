@@ -30,13 +30,15 @@ def built() -> dict[tuple[str, str, str, str], dict]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "helios_kernels.compiled", "--json"]
 
-    def lines(chip: str) -> list[dict]:
-        run = subprocess.run([*command, chip], capture_output=True, text=True, env=environment, timeout=600)
+    def lines(chips: tuple[str, ...]) -> list[dict]:
+        run = subprocess.run([*command, *chips], capture_output=True, text=True, env=environment, timeout=1200)
         assert run.returncode == 0, run.stderr
         return list(map(json.loads, run.stdout.splitlines()))
 
-    with ThreadPoolExecutor(os.cpu_count()) as together:
-        found = [line for part in together.map(lines, CHIPS) for line in part]
+    processes = min(os.cpu_count(), len(CHIPS))
+    with ThreadPoolExecutor(processes) as together:
+        shares = [CHIPS[number::processes] for number in range(processes)]
+        found = [line for part in together.map(lines, shares) for line in part]
     return {(line["op"], line["case"], line["dtype"], line["chip"]): line for line in found}
 
 
