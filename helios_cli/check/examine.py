@@ -7,9 +7,10 @@ from itertools import chain
 
 from helios_cli.check.findings import chunk_reports, drifts, find
 from helios_cli.check.footage import PictureFolder, VideoFile, open_footage
-from helios_cli.check.layout import grid, read_sidecar, sidecar_of
+from helios_cli.check.layout import grid, read_sidecar
 from helios_cli.check.measure import Measures, measure
 from helios_cli.check.report import Finding, Report
+from helios_cli.engine.target import sidecar_of
 from helios_cli.units import FRAMES_PER_CHUNK
 
 

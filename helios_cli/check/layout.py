@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+
+from helios_cli.engine.target import sidecar_of
 
 MAX_CHUNK_FRAMES = 600
 """Chunks are compared with the first frame by frame, which costs their length squared."""
@@ -27,14 +28,6 @@ class Span:
 def grid(chunk_frames: int, start_frame: int = 0) -> Iterator[Span]:
     """Chunks of equal length without end. Only frame 0 begins a take."""
     return (Span(start, chunk_frames, start == 0) for start in count(start_frame, chunk_frames))
-
-
-def sidecar_of(film: Path) -> Path:
-    """`boat.json` for `boat.mp4` and for the folder `boat`; `boat.mp4.json`, `boat.png.json` where there is one."""
-    place = Path(os.path.abspath(film))
-    if (own := place.with_name(f"{place.name}.png.json" if place.is_dir() else f"{place.name}.json")).is_file():
-        return own
-    return place.parent / f"{place.name if place.is_dir() else place.stem}.json"
 
 
 def read_sidecar(film: Path) -> tuple[Span, ...] | None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from reruns import FFMPEG, decoded
 
 from helios_cli.check.examine import examine
-from helios_cli.check.layout import read_sidecar, sidecar_of
+from helios_cli.check.layout import read_sidecar
 from helios_cli.cli import main
 from helios_cli.engine.ffmpeg import Encoding
 from helios_cli.engine.record import KEY, Again, Record, chapters, make_record, model_record, read_again, sidecar_path
-from helios_cli.engine.target import Target
+from helios_cli.engine.target import Target, sidecar_of
 from helios_cli.errors import InputError
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
 from helios_cli.recipe.plan import Plan, plan_film
