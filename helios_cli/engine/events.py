@@ -56,7 +56,9 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class ChunkDone(Event):
-    """A chunk's frames went to the writer. `frames` counts the film's frames so far, `seconds` this chunk's time."""
+    """A chunk's frames went to the writer. `frames` counts the film's frames so far, `seconds` this chunk's time: since
+    it was begun, or since the chunk before was done where that was later.
+    """
 
     chunk: int
     chunks: int
