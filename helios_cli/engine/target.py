@@ -32,7 +32,8 @@ class Target:
         absolute = Path(os.path.abspath(text))
         suffix = absolute.suffix.lower()
         if text.endswith(("/", os.sep)) or absolute.is_dir() or not suffix:
-            return cls(absolute, "png")
+            # A folder is renamed into its place, which a link to it is not.
+            return cls(Path(os.path.realpath(absolute)) if os.path.islink(absolute) else absolute, "png")
         if suffix not in (".mp4", ".mkv"):
             raise InputError(
                 f"{text}: films are not written as {suffix}",
@@ -79,6 +80,8 @@ def check_target(path: str | os.PathLike, *, force: bool) -> Target:
     """Find before a render whether its film can be put at `path`; InputError says why not. Writes nothing."""
     target = Target.of(path)
     folder = target.path.parent
+    if target.kind == "png" and os.path.ismount(target.path):
+        raise InputError(f"{path} is a mount point, and a folder is replaced as a whole", hint="name a folder in it")
     if not folder.is_dir():
         raise InputError(f"the folder {folder} does not exist", hint=f"run `mkdir -p {shlex.quote(str(folder))}`")
     if not os.access(folder, os.W_OK):
