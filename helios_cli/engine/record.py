@@ -98,7 +98,8 @@ class Record(BaseModel):
     def metadata(self) -> dict[str, str]:
         """For the file itself. Without times and dates: the same film is the same file."""
         record = self.model_dump(mode="json", exclude_none=True)
-        return {"title": self.title, KEY: json.dumps(record, ensure_ascii=False, separators=(",", ":"))}
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        return {"title": self.title, KEY: _utf8(text).decode()}
 
     def is_same_film(self, other: Record) -> bool:
         """Whether `other` has the same frames, shown as fast, encoded in the same way."""
@@ -167,7 +168,7 @@ def make_record(
 ) -> Record:
     """The record of a film that goes into `folder`. `encoding` is that of an .mp4, else None."""
     return Record(
-        title=plan.title,
+        title=_utf8(plan.title).decode(),
         versions={"helios": helios_version, "torch": arithmetic.torch, "ffmpeg": ffmpeg.program().version},
         model=model,
         device=device,
@@ -214,7 +215,13 @@ def _resolved(film: Film, flags: Flags, plan: Plan, folder: Path) -> dict:
         "guidance": plan.guidance,
     }
     rest = {key: value for key, value in keys.items() if key not in ("title", *settings)}
-    return {"version": rest.pop("version"), "title": plan.title[:200], **rest, **settings, "shot": shots}
+    return {
+        "version": rest.pop("version"),
+        "title": _utf8(plan.title).decode()[:200],
+        **rest,
+        **settings,
+        "shot": shots,
+    }
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -299,11 +306,16 @@ def replace_text(path: Path, text: str) -> None:
     growing = path.with_name(f"{path.name}.partial")
     try:
         with disk_errors(path):
-            write_synced(growing, text.encode())
+            write_synced(growing, _utf8(text))
             os.replace(growing, path)
             sync(path.parent)
     finally:
         growing.unlink(missing_ok=True)
+
+
+def _utf8(text: str) -> bytes:
+    """A byte of a file's name that is not UTF-8 becomes `\\udce9`, which JSON reads back as it was."""
+    return text.encode(errors="backslashreplace")
 
 
 # Reading

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -200,6 +201,22 @@ def test_two_films_of_one_stem_have_two_sidecars(helios):
     assert json.loads(Path("boat.mkv.json").read_text())["film"] == "boat.mkv"
     Path("boat.mkv.json").write_text("mine")
     assert sidecar_path(Target.of("boat.mkv"), "boat.toml") is None
+
+
+def test_names_that_are_not_utf_8(helios):
+    """Bytes that an old disk left: kept as they are, in every file that names them."""
+    source, film = os.fsdecode(b"b\xe9.txt"), os.fsdecode(b"caf\xe9.mkv")
+    Path(source).write_text("a red circle\n")
+    kept = [flag for flag in SMALL if flag != "--no-cache"]
+    assert helios("render", source, *kept, "--frames", 9, "-o", film, "--export", "otio,edl", "--check") == 0
+    for path in (Path(film), Path(film).with_suffix(".json")):
+        assert read_again(path).record.title == "b\\udce9"
+    timeline = Path(film).with_suffix(".otio").read_text()
+    assert '"target_url": "caf%E9.mkv"' in timeline
+    assert helios("render", "--from", Path(film).with_suffix(".json"), "-q") == 0
+    assert Path(os.fsdecode(b"caf\xe9-again.mkv")).exists()
+    assert helios("cache", "list") == 0
+    assert helios("check", film, "--report", os.fsdecode(b"p\xe9ge.html")) in (0, 1)
 
 
 # What --from takes
