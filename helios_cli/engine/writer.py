@@ -57,7 +57,7 @@ def open_writer(
     `preset` count for .mp4 only.
     At most `queue_bytes` of frames wait for the encoder, or one array of frames where a single one is larger.
     `keep` leaves journal and pieces beside the finished film. Without `force` a film that is there when this one is
-    taken up (`FilmWriter.resume`) stays.
+    taken up (`FilmWriter.resume`) stays, and so does an unfinished one of which no chunk is of use or kept elsewhere.
     """
     target = check_target(path, force=True)
     encoding = ffmpeg.Encoding(codec, crf, preset)
@@ -139,13 +139,13 @@ class FilmWriter:
         """Keep a journal, and go on from what an earlier run left of the film. Before the first frame.
 
         Finished chunks go into `cache` as well. MachineError if another process renders the film, InputError if there
-        is one that is not to be replaced.
+        is one that is not to be replaced, or the beginning of another.
         """
         self._journal, self._cache = Journal(self.target), cache
         if not self._force and is_taken(self.target):  # by now only: another run may have finished it meanwhile
             raise film_exists(self.target.path)
         wanted = replace(wanted, settings={**wanted.settings, "encoding": self._pieces.name})
-        resumed = resume(wanted, self._journal, self._film, self._pieces.key, cache)
+        resumed = resume(wanted, self._journal, self._film, self._pieces.key, cache, force=self._force)
         self.num_frames = self._film.num_frames
         self._start()
         return resumed
