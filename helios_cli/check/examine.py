@@ -43,11 +43,11 @@ def examine(path: str | os.PathLike, *, chunk_frames: int | None = None) -> Repo
 
 
 def _measured(footage: VideoFile | PictureFolder, chunk_frames: int | None) -> tuple[Measures, tuple[str, ...]]:
-    spans = None if chunk_frames else read_sidecar(footage.path)
-    if spans is None:
+    sidecar = None if chunk_frames else read_sidecar(footage.path)
+    if sidecar is None:
         return measure(footage.frames(), grid(chunk_frames or FRAMES_PER_CHUNK)), ()
-    total = spans[-1].start_frame + spans[-1].num_frames
-    measures = measure(footage.frames(), chain(spans, grid(FRAMES_PER_CHUNK, total)))
+    total = sidecar.num_frames
+    measures = measure(footage.frames(), chain(sidecar.spans, grid(FRAMES_PER_CHUNK, total)))
     found = len(measures.steps)
     if found == total:
         return measures, ()

@@ -131,7 +131,7 @@ def test_the_sidecar_says_how_the_film_was_made(helios):
     spans = [(chunk["start_frame"], chunk["num_frames"], chunk["fresh"], chunk["shot"]) for chunk in sidecar["chunks"]]
     assert spans == [(0, 33, True, 0), (33, 3, False, 0), (36, 12, True, 1)]
     assert len({chunk["fingerprint"] for chunk in sidecar["chunks"]}) == 3
-    assert [span.cut for span in read_sidecar(Path("boat.mp4"))] == [True, False, True]
+    assert [span.cut for span in read_sidecar(Path("boat.mp4")).spans] == [True, False, True]
     assert not list(Path().glob("*.partial*"))
 
 
@@ -191,7 +191,7 @@ def test_a_sidecar_replaces_no_other_file(helios):
     assert read_again(Path("boat.mp4.json")).suffix == ".mp4"
     assert helios("render", "boat.json", *SMALL, "--frames", 9, "-o", "boat/") == 0
     assert sidecar_of(Path("boat")).name == "boat.png.json"
-    assert [span.num_frames for span in read_sidecar(Path("boat"))] == [9]
+    assert [span.num_frames for span in read_sidecar(Path("boat")).spans] == [9]
 
 
 def test_two_films_of_one_stem_have_two_sidecars(helios):
