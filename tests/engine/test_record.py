@@ -60,7 +60,7 @@ def described(film: str) -> str:
         ("boat.mp4", "boat.mp4", "boat-again.mp4"),
         ("boat.mkv", "boat.mkv", "boat-again.mkv"),
         ("boat.mkv", "boat.json", "boat-again.mkv"),
-        ("boat/", "boat.json", "boat-again"),
+        ("boat/", "boat/", "boat-again"),
     ],
 )
 def test_a_film_is_made_again_bit_for_bit(helios, output, source, again):
@@ -228,6 +228,19 @@ def test_one_of_source_and_from(helios):
     assert helios("render", "--from", "no-such.mp4") == 2
     Path("junk.mp4").write_bytes(b"junk")
     assert helios("render", "--from", "junk.mp4") == 2
+
+
+def test_a_folder_of_pictures_is_known_by_its_own_sidecar(tmp_path):
+    (tmp_path / "boat").mkdir()
+    with pytest.raises(InputError, match=r"boat: it does not say .* \(no boat\.json beside it\)"):
+        read_again(tmp_path / "boat")
+    film, plan = planned(tmp_path, '[[shot]]\nprompt = "a boat"\n')
+    content = record_of(film, plan, Flags(), tmp_path).model_dump(mode="json") | {"film": "boat.mp4"}
+    (tmp_path / "boat.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"boat\.json is about boat\.mp4"):
+        read_again(tmp_path / "boat")
+    (tmp_path / "boat.png.json").write_text(json.dumps(content | {"film": "boat"}))
+    assert read_again(tmp_path / "boat").suffix == "/"
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
