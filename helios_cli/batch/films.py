@@ -127,9 +127,10 @@ def _render_lanes(runs: list[Run], models: Models, bench: Workbench) -> None:
 
     from helios_cli.engine.calls import Lane, lockstep, memory_told
 
-    view_of = bench.view.of if len(runs) > 1 else lambda film: bench.view
+    # By name: titles may be equal.
+    views = [bench.view.of(run.job.film.name) for run in runs] if len(runs) > 1 else [bench.view]
     overlap = None if len(runs) == 1 else False  # films in lockstep take turns
-    lanes = [Lane(_steps(run, models, bench, view_of(run.plan.title), overlap)) for run in runs]
+    lanes = [Lane(_steps(run, models, bench, view, overlap)) for run, view in zip(runs, views, strict=True)]
     try:
         with torch.inference_mode():
             if len(runs) > 1:  # the text encoder comes once for all

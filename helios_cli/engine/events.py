@@ -21,7 +21,8 @@ class Event:
 
 @dataclass(frozen=True)
 class FilmStarted(Event):
-    """First event of a film. `steps` is the number of solver steps of the whole film, `stages` the pyramid's."""
+    """First event of a film. `film` is its title. `steps` is the number of solver steps of the whole film, `stages` the
+    pyramid's."""
 
     film: str
     output: str
