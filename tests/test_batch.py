@@ -91,3 +91,12 @@ def test_a_film_in_lockstep_that_was_finished_is_told_as_done(helios, capsys):
     assert "stopped: 1 of the 2 chunks of out/two.mp4 are safe" in told
     rows = [line.split()[:2] for line in told.splitlines() if line.startswith(("one  ", "two  "))]
     assert rows == [["one", "done"], ["two", "stopped"]]
+
+
+@pytest.mark.parametrize(("flags", "said"), [([], "to go on from there"), (["--no-cache"], "the first take again")])
+def test_takes_that_were_stopped_say_what_comes_next(flags, said, helios, capsys):
+    arguments = [flag for flag in SMALL if flag != "--no-cache"] + flags
+    with when(lambda event: isinstance(event, FilmDone), press):
+        assert main(["render", "one.txt", *arguments, "--takes", "3"]) == 130
+    told = capsys.readouterr().err
+    assert "stopped: 0 of 3 takes are done" in told and said in told
