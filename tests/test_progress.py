@@ -18,7 +18,7 @@ from helios_cli.engine.events import ChunkDone, ChunksReused, FilmDone, FilmStar
 from helios_cli.progress import PHASES, RichView, Track, format_duration, open_view
 
 FILM = FilmStarted("harbour", "out/harbour.mp4", "tiny", "cpu", "float32", 192, 128, 24.0, 130, 4, 3, 15)
-DONE = FilmDone("out/harbour.mp4", 130, 75.0, 1.733, 1_500_000_000, 2_000_000_000, {"load": 1.0, "denoise": 60.0})
+DONE = FilmDone("out/harbour.mp4", 130, 75.0, 1.733, 1_500_000_000, 2_000_000_000, {"load": 1.0, "decode": 60.0})
 
 
 class Clock:
@@ -211,7 +211,7 @@ def test_plain_is_one_line_a_chunk_and_a_phase(capsys):
         "finishing the file",
         "wrote out/harbour.mp4: 130 frames, 5.4 s",
         "  in 1:15, 1.73 frames/s, peak memory 1.5 GB and 2 GB on the device",
-        "  load 1.0 s, denoise 60.0 s",
+        "  load 1.0 s, decode 60.0 s",
     ]
 
 

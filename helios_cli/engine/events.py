@@ -91,7 +91,8 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class FilmDone(Event):
-    """Last event of a film that succeeded. `phases` maps a phase to seconds, "denoise" summed over chunks.
+    """Last event of a film that succeeded. `phases` maps to seconds, summed over chunks: "text", "load",
+    "conditioning", "stage 0" (the coarsest) and so on, "decode", "write", "finish", as far as the film had them.
 
     `frames_reused` of the `frames` were rendered before; `frames_per_second` counts the others.
     """
