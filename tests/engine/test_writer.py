@@ -352,6 +352,17 @@ def test_full_disk_is_named(small_disk, name):
     assert "free some space" in error.value.hint and left_in(small_disk) == []
 
 
+@pytest.mark.parametrize("name", ["film.mkv", "frames/"])
+def test_a_folder_that_vanishes_is_no_full_disk(tmp_path, name):
+    (tmp_path / "disk").mkdir()
+    writer = open_writer(f"{tmp_path}/disk/{name}", size=SIZE, fps=24)
+    writer.write(moving(1))
+    (tmp_path / "disk").rename(tmp_path / "gone")
+    with pytest.raises(MachineError, match="No such file") as error:
+        writer.close()
+    assert f"see where {tmp_path}/disk" in error.value.hint and "space" not in error.value.hint
+
+
 def run_script(source: str, *arguments: str | Path, **options) -> subprocess.Popen:
     """A Python process with SIZE, `np` and the writer imported."""
     prelude = "import sys, time, numpy as np\nfrom helios_cli.engine.writer import open_writer\n"
