@@ -127,9 +127,9 @@ def _render_lanes(runs: list[Run], models: Models, bench: Workbench) -> None:
 
     from helios_cli.engine.calls import Lane, lockstep, memory_told
 
-    # By name: titles may be equal.
-    views = [bench.view.of(run.job.film.name) for run in runs] if len(runs) > 1 else [bench.view]
-    overlap = None if len(runs) == 1 else False  # films in lockstep take turns
+    alone = len(runs) == 1
+    views = [bench.view if alone else bench.view.of(run.job.film.name) for run in runs]  # titles may be equal
+    overlap = None if alone else False  # films in lockstep take turns
     lanes = [Lane(_steps(run, models, bench, view, overlap)) for run, view in zip(runs, views, strict=True)]
     try:
         with torch.inference_mode():
