@@ -76,6 +76,8 @@ class Track:
     """Where one film stands. `clock` gives seconds; it is read only to tell how long the chunk in flight has taken.
 
     Phases may come before the film is known; only `phase` and `phase_started` have a meaning then.
+    A chunk may be denoised while the one before it is decoded, which is then told to be done behind all its steps:
+    `chunk` is the last that was begun, from 0.
     """
 
     def __init__(self, film: FilmStarted | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -84,7 +86,7 @@ class Track:
         self.phase_started = self.chunk_started = clock()
         self.phase = "denoise" if film else None
         self.step: StepDone | None = None
-        self.frames_done = self.chunks_done = 0
+        self.frames_done = self.chunk = 0
         self.steps_in_chunk = 0
         self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film else 1.0
         # (frames, seconds) of each chunk. Replaced and never changed: a live view reads it from its own thread.
@@ -95,32 +97,36 @@ class Track:
         if isinstance(event, PhaseStarted):
             if event.phase != "denoise":
                 self.phase_started = self.clock()
-            elif not self.steps_in_chunk:
-                self.chunk_started = self.clock()
+            else:
+                self._begin(self.chunk if self.step is None else self.step.chunk + 1)
             self.phase = event.phase
         elif isinstance(event, StepDone):
             self.phase, self.step = "denoise", event
             self.steps_in_chunk += 1
         elif isinstance(event, ChunksReused):
-            self.frames_done, self.chunks_done = event.frames, event.chunk + 1
+            self.frames_done, self.chunk = event.frames, event.chunk + 1
         elif isinstance(event, ChunkDone):
             self._follow_chunk(event)
+
+    def _begin(self, chunk: int) -> None:
+        self.chunk, self.step, self.steps_in_chunk, self.chunk_started = chunk, None, 0, self.clock()
 
     def _follow_chunk(self, event: ChunkDone) -> None:
         if self.recent and not self.warm:  # the first chunk is slower: amplified, and the device was cold
             self.recent = ()
             self.warm = True
         self.recent = (*self.recent, (event.frames - self.frames_done, event.seconds))[-RECENT_CHUNKS:]
-        self.frames_done, self.chunks_done = event.frames, event.chunk + 1
+        self.frames_done = event.frames
         self.steps_per_chunk = max(1, self.steps_in_chunk)
-        self.phase, self.step, self.steps_in_chunk = "denoise", None, 0
-        self.chunk_started = self.clock()
+        self.phase = "denoise"
+        if self.step is None or self.step.chunk == event.chunk:
+            self._begin(event.chunk + 1)
 
     @property
     def fraction(self) -> float:
         """Share of the film's work that is done, 0 to 1. A chunk is its solver steps, and one more for its decoding."""
         in_chunk = min(self.steps_in_chunk, self.steps_per_chunk) / (self.steps_per_chunk + 1)
-        return min(1.0, (self.chunks_done + in_chunk) / self.film.chunks)
+        return min(1.0, (self.chunk + in_chunk) / self.film.chunks)
 
     @property
     def frames_per_second(self) -> float | None:
@@ -134,7 +140,7 @@ class Track:
         if not self.recent:
             return None
         chunk_seconds = sum(seconds for _, seconds in self.recent) / len(self.recent)
-        chunks_left = self.film.chunks - self.chunks_done
+        chunks_left = self.film.chunks - self.chunk
         if chunks_left == 0:
             return 0.0
         return max(0.0, chunk_seconds - (self.clock() - self.chunk_started)) + chunk_seconds * (chunks_left - 1)
@@ -142,7 +148,7 @@ class Track:
     @property
     def place_text(self) -> str:
         """Chunk and, while it is denoised, stage and step; all counted from 1."""
-        chunk = f"chunk {min(self.chunks_done + 1, self.film.chunks)}/{self.film.chunks}"
+        chunk = f"chunk {min(self.chunk + 1, self.film.chunks)}/{self.film.chunks}"
         if self.phase != "denoise" or self.step is None:
             return f"{chunk}, {PHASES[self.phase]}"
         return (

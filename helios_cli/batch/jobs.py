@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """One film to render, and how that ended: `done` and `error` are None until it is tried."""
+    """One film to render, and how that ended: `done` and `error` are None until it is tried.
+
+    `force`: a finished film may be replaced.
+    """
 
     film: Film
     model: str
     output: str
+    force: bool = False
     done: FilmDone | None = None
     error: HeliosError | None = None
 
@@ -84,7 +88,10 @@ def find_jobs(
     takes_of_shot: int | None,
     films: list[Film] | None,
 ) -> list[Job]:
-    """Films, models and output names; everything about them that can be wrong without a model is found here."""
+    """Films, models and output names; everything about them that can be wrong without a model is found here.
+
+    Of several films those that are finished may be what an ended run of this command made: that takes the model to say.
+    """
     from helios_cli.recipe.plan import check_film
     from helios_cli.recipe.settings import choose_model
     from helios_cli.recipe.sources import read_films
@@ -105,9 +112,9 @@ def find_jobs(
             check_shot(film, takes_of_shot)
             TakesFiles.of(target, force=force)
         else:
-            check_target(target, force=force)
+            check_target(target, force=force or len(films) > 1)
         name, origin = choose_model(film.recipe, flags)
-        jobs.append(Job(film, os.environ.get("HELIOS_MODEL") or name if origin == "default" else name, target))
+        jobs.append(Job(film, os.environ.get("HELIOS_MODEL") or name if origin == "default" else name, target, force))
     return jobs
 
 
@@ -143,11 +150,13 @@ def check_planned(output: str | None, codec: str, crf: int, preset: str = "mediu
 
 
 def export_forms(export: str | None, jobs: list[Job], *, force: bool) -> tuple[str, ...]:
-    """What --export asks for. InputError if it cannot be written."""
+    """What --export asks for. InputError if it cannot be written. Beside a finished film of several it may stand."""
     from helios_cli.engine.export import check_exports, parse_forms
-    from helios_cli.engine.target import Target
+    from helios_cli.engine.target import Target, is_taken
 
     forms = () if export is None else parse_forms(export)
     for job in jobs:
-        check_exports(Target.of(job.output), forms, len(job.film.recipe.shots), force=force)
+        target = Target.of(job.output)
+        may_stand = force or (len(jobs) > 1 and is_taken(target))
+        check_exports(target, forms, len(job.film.recipe.shots), force=may_stand)
     return forms

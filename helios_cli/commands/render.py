@@ -54,7 +54,10 @@ def render(
     reanchor: options.Reanchor = False,
     output: options.Output = None,
     force: Annotated[
-        bool, typer.Option("--force", rich_help_panel=options.OUTPUT, help="Replace a finished film.")
+        bool,
+        typer.Option(
+            "--force", rich_help_panel=options.OUTPUT, help="Replace a finished film, or an unfinished other one."
+        ),
     ] = False,
     no_cache: Annotated[
         bool,

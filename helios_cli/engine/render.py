@@ -132,6 +132,7 @@ class _Film:
         self.frames_reused = 0
         self.first_use = FirstUse.of(models.dit_config.width, models.dtype)
         self.decoding: Future[events.ChunkDone] | None = None
+        self.chunk_ended = self.started
         self.starting: dict[int, Future[_Start]] = {}  # at most one, by the index of its chunk
         self.text: tuple[tuple[tuple[str, float], ...], TextContext] | None = None
 
@@ -246,11 +247,12 @@ class _Film:
             raise self._not_finite("latents", chunk)
         self._write_frames(chunk, latents)
         self.writer.end_piece(safe)
+        before, self.chunk_ended = self.chunk_ended, time.perf_counter()
         return events.ChunkDone(
             chunk=chunk.index,
             chunks=len(self.plan.chunks),
             frames=self.writer.num_frames,
-            seconds=time.perf_counter() - began,
+            seconds=self.chunk_ended - max(began, before),
         )
 
     def _safe(self, chunk: Chunk) -> Safe | None:

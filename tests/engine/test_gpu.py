@@ -162,6 +162,7 @@ def test_decoding_beside_the_next_chunk_changes_no_byte(checkpoints, tmp_path):
         films.append([file.read_bytes() for file in sorted(out.glob("*.png"))])
         orders.append([type(event) for event in events if isinstance(event, StepDone | ChunkDone | FilmDone)])
         assert [event.frames for event in events if isinstance(event, ChunkDone)] == [33, 66, 99]
+        assert sum(event.seconds for event in events if isinstance(event, ChunkDone)) <= events[-1].seconds
     assert films[0] == films[1]
     assert orders[0] == [StepDone] * 6 + [ChunkDone, *[StepDone] * 3] * 2 + [ChunkDone, FilmDone]
     assert orders[1] == [StepDone] * 9 + [ChunkDone, *[StepDone] * 3, ChunkDone, ChunkDone, FilmDone]
