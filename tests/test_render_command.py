@@ -12,7 +12,7 @@ import oracle
 import pytest
 
 from helios_cli.cli import main
-from helios_cli.engine.ffmpeg import probe
+from helios_cli.engine.ffmpeg import probe, program
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,23 @@ def test_bad_input_is_named_and_nothing_is_left_behind(arguments, code, said, mo
     assert said in told.err
     assert "Traceback" not in told.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_cannot_be_read_is_found_before_a_model_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    clip = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=24", "-frames:v", "24", "short.mp4"]
+    subprocess.run([program().path, "-v", "error", *clip], check=True, stdin=subprocess.DEVNULL)
+    Path("sea.png").write_text("not a picture")
+    Path("film.toml").write_text('[[shot]]\nprompt = "a"\nvideo = "short.mp4"\n')
+    for arguments, said in (
+        (["a boat", "--image", "sea.png"], "--image: sea.png is not a picture"),
+        (["a boat", "--video", "short.mp4"], "has 24 frames at 24 a second; 33 are needed"),
+        (["film.toml"], "film.toml:3: shot 1, `video`: the video"),
+    ):
+        assert main(["render", *arguments, "-m", "nowhere/unknown"]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert main(["recipe", "check", "film.toml"]) == 2
+    assert "33 are needed" in capsys.readouterr().err
 
 
 def test_a_damaged_weight_file_is_found_before_anything_is_loaded(helios, model, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,7 @@ def find_jobs(
     films = films or read_films(sources)
     for film in films:
         check_film(film, flags)
+    check_clips(films, flags)
     outputs = _outputs(films, output)
     if takes_of_shot and len(films) > 1:
         raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
@@ -109,6 +111,34 @@ def find_jobs(
         name, origin = choose_model(film.recipe, flags)
         jobs.append(Job(film, os.environ.get("HELIOS_MODEL") or name if origin == "default" else name, target))
     return jobs
+
+
+def check_clips(films: list[Film], flags: Flags) -> None:
+    """RecipeError for the clips, of films that passed `check_film`, that they cannot continue; a chunk of each clip is
+    decoded."""
+    from helios_cli.recipe.files import picture_problems
+    from helios_cli.recipe.problems import RecipeError
+    from helios_cli.units import DEFAULT_FPS
+
+    problems = []
+    for film in films:
+        fps = flags.fps or film.recipe.fps or float(DEFAULT_FPS)
+        start = {"image": flags.image, "video": flags.video}
+        problems += picture_problems(film, start, partial(_clip_fault, fps))
+    if problems:
+        raise RecipeError(problems)
+
+
+def _clip_fault(fps: float, path: Path, key: str) -> tuple[str, str | None] | None:
+    if key != "video":
+        return None
+    from helios_cli.engine.media import check_clip
+
+    try:
+        check_clip(path, fps)
+    except InputError as error:
+        return error.message, error.hint
+    return None
 
 
 def _outputs(films: list[Film], output: str | None) -> list[str]:

@@ -64,15 +64,19 @@ def check(
     json: JsonFlag = False,
 ) -> None:
     """Report all errors of all files at once; the exit code is 2 if there are any."""
+    from helios_cli.batch.jobs import check_clips
     from helios_cli.recipe.plan import check_film
     from helios_cli.recipe.problems import RecipeError, counted
+    from helios_cli.recipe.settings import Flags
     from helios_cli.recipe.sources import read_films
 
     problems, films = [], []
     for source in sources:
         try:
             for film in read_films([source]):
-                films.append((film, check_film(film)))
+                timeline = check_film(film)
+                check_clips([film], Flags())
+                films.append((film, timeline))
         except RecipeError as error:
             problems += error.problems
     for film, timeline in films:

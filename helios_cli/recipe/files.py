@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from helios_cli.recipe.film import Film
@@ -56,25 +56,34 @@ def decode(data: bytes, problems: Problems) -> str:
     return text
 
 
-def picture_problems(film: Film, start: Mapping[str, Path]) -> Iterator[Problem]:
-    """The pictures and clips of a film that cannot be opened. `start` holds those of the flags, by key, which take the
-    place of the first shot's."""
-    for key, path in start.items():
-        if found := _file_problem(path, key):
+Fault = tuple[str, str | None]
+"""What is wrong with a file: message and suggestion."""
+
+
+def picture_problems(
+    film: Film, start: Mapping[str, Path | None], fault: Callable[[Path, str], Fault | None]
+) -> Iterator[Problem]:
+    """What `fault`, such as `file_fault`, finds of the pictures and clips of a film, given their paths and keys.
+
+    `start` holds those of the flags, by key: if there are any, they take the place of the first shot's.
+    """
+    flags = {key: path for key, path in start.items() if path is not None}
+    for key, path in flags.items():
+        if found := fault(path, key):
             yield Problem(f"--{key}", found[0], suggestion=found[1])
     for index, shot in enumerate(film.recipe.shots):
-        if index == 0 and start:
+        if index == 0 and flags:
             continue
         for key in ("image", "video"):
             written = getattr(shot, key)
-            found = _file_problem(film.picture(written), key) if written is not None else None
+            found = fault(film.picture(written), key) if written is not None else None
             if found is not None:
                 message, suggestion = found
                 yield Problem(film.source, message, film.line("shot", index, key), index + 1, key, suggestion)
 
 
-def _file_problem(path: Path, key: str) -> tuple[str, str | None] | None:
-    """Message and suggestion if `path` cannot be the picture (`key` is "image") or the clip ("video") of a shot."""
+def file_fault(path: Path, key: str) -> Fault | None:
+    """Why `path` cannot be the picture (`key` is "image") or the clip ("video") of a shot; a clip is not opened."""
     suffixes, other, meant = (PICTURES, CLIPS, "video") if key == "image" else (CLIPS, PICTURES, "image")
     shown = printable(path, 200)
     suffix = path.suffix.lower()
@@ -87,7 +96,13 @@ def _file_problem(path: Path, key: str) -> tuple[str, str | None] | None:
         return f"no such file: {shown}", f"did you mean {near[0]}?" if near else "paths are relative to the recipe"
     if not path.is_file():
         return f"{shown} is not a file", None
-    return None if os.access(path, os.R_OK) else (f"{shown} may not be read", None)
+    if not os.access(path, os.R_OK):
+        return f"{shown} may not be read", None
+    if key == "video":
+        return None
+    from helios_cli.recipe.pictures import picture_fault
+
+    return picture_fault(path)
 
 
 def near_files(path: Path, suffixes: Iterable[str]) -> list[str]:

@@ -139,12 +139,12 @@ def _checked_timeline(
     film: Film, fps: float, num_frames: int | None, start: Mapping[str, Path | None], *, by_flag: bool
 ) -> Timeline:
     """`start` is what the flags put in the place of the first shot's picture or clip."""
-    from helios_cli.recipe.files import picture_problems
+    from helios_cli.recipe.files import file_fault, picture_problems
     from helios_cli.recipe.timeline import lay_out
 
     problems = Problems(film.source)
     timeline = lay_out(film, fps, num_frames, by_flag=by_flag, problems=problems)
-    problems.found += picture_problems(film, {key: path for key, path in start.items() if path is not None})
+    problems.found += picture_problems(film, start, file_fault)
     problems.stop()
     return timeline
 
