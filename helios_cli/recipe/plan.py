@@ -101,7 +101,7 @@ def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
     num_frames = timeline.num_frames
     shots = _planned_shots(film, settings.fps, timeline)
     chunks, roundings = _chunks(film, settings, shots, num_frames)
-    adjusted, notices = _shortened(film, settings.fps, shots)
+    adjusted, notices = _shortened(film, settings.fps, shots, num_frames)
     adjusted += _unseen(film, shots, chunks, num_frames)
     if strict and adjusted:
         raise RecipeError(adjusted)
@@ -215,10 +215,13 @@ def _beginning(film: Film, settings: Settings, index: int) -> dict:
     return {"fresh": True, "seed": seed, "image": image, "video": video}
 
 
-def _shortened(film: Film, fps: float, shots: tuple[PlannedShot, ...]) -> tuple[list[Problem], list[str]]:
+def _shortened(
+    film: Film, fps: float, shots: tuple[PlannedShot, ...], num_frames: int
+) -> tuple[list[Problem], list[str]]:
     """Blends that are longer than their shot: those that somebody wrote, and a notice about the default's."""
     recipe = film.recipe.shots
-    short = [s.index for s in shots if s.blend_frames and s.blend_frames < recipe[s.index].blend_seconds * fps]
+    seen = [shot for shot in shots if shot.start_frame < num_frames and shot.blend_frames]
+    short = [shot.index for shot in seen if shot.blend_frames < recipe[shot.index].blend_seconds * fps]
     written = [index for index in short if "blend_seconds" in recipe[index].model_fields_set]
     problems, notices = [], []
     if written:

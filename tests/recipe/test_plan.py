@@ -93,7 +93,15 @@ def test_shots_without_a_length_share_what_is_left():
     assert frames_of(plan_of(keys, frames=242)) == [61, 60, 61, 60]
     assert frames_of(plan_of(keys, frames=63)) == [1, 60, 1, 1]
     with pytest.raises(RecipeError, match="leaves nothing for the 3 shots"):
-        plan_of(keys, frames=62)
+        plan_of(keys | {"seconds": 62 / 24})
+
+
+def test_a_flag_that_leaves_nothing_to_share_stops_the_film():
+    keys = {"seconds": 10, "shot": [shot(), shot(seconds=2.5), shot(), shot(GREEN)]}
+    plan = plan_of(keys, frames=62)
+    assert frames_of(plan) == [33, 29] and plan.chunks == plan_of(keys | {"seconds": 159 / 24}, frames=62).chunks
+    (notice,) = plan_of(keys, frames=30).notices  # and nothing of blends in shots that are not there
+    assert notice.endswith("of 159 frames (6.625 s), in shot 1; 3 shots after it fall away")
 
 
 def test_ends_are_rounded_and_not_lengths():
