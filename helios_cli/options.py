@@ -63,7 +63,7 @@ Output = Annotated[
         "--output",
         "-o",
         rich_help_panel=OUTPUT,
-        help=".mp4, lossless .mkv, or folder/ for PNG frames; a folder for several films. (default: NAME.mp4)",
+        help=".mp4, lossless .mkv, folder/ for PNG frames, or a folder that films go into. (default: NAME.mp4)",
     ),
 ]
 Codec = Annotated[Literal["h264", "hevc", "av1"], typer.Option(rich_help_panel=OUTPUT, help="Of an .mp4.")]

@@ -100,6 +100,18 @@ def test_a_finished_film_is_not_overwritten_unless_forced(helios, tmp_path):
     assert probe(tmp_path / "out.mp4").codec == "h264"
 
 
+def test_a_film_goes_into_a_folder_that_is_there(model, tmp_path, monkeypatch):
+    """As several do: the pattern of a shell may match one file. A slash, or pictures in the folder, mean PNG."""
+    monkeypatch.chdir(tmp_path)
+    Path("films").mkdir()
+    Path("films/earlier.mp4").touch()
+    for output in ("films", "frames", "frames/"):  # the first is there, the second is not
+        assert main(["render", "a boat", "-m", str(model), *SMALL, "--frames", "1", "-o", output, "--force", "-q"]) == 0
+    assert sorted(path.name for path in Path("films").iterdir()) == ["a-boat.json", "a-boat.mp4", "earlier.mp4"]
+    assert main(["render", "a boat", "-m", str(model), *SMALL, "--frames", "2", "-o", "frames", "--force", "-q"]) == 0
+    assert [path.name for path in sorted(Path("frames").iterdir())] == ["frame_000001.png", "frame_000002.png"]
+
+
 def test_one_bad_film_does_not_stop_the_others(helios, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "good.txt").write_text("a red circle\n")

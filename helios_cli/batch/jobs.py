@@ -142,7 +142,7 @@ def _clip_fault(fps: float, path: Path, key: str) -> tuple[str, str | None] | No
 
 
 def _outputs(films: list[Film], output: str | None) -> list[str]:
-    if len(films) == 1:
+    if len(films) == 1 and not _holds_films(output):
         return [output or f"{films[0].name}.mp4"]
     if output and not Path(output).is_dir():
         raise InputError(f"-o {output}: {len(films)} films need a folder that exists", hint=f"mkdir -p {output}")
@@ -151,6 +151,16 @@ def _outputs(films: list[Film], output: str | None) -> list[str]:
     if doubled:
         raise InputError(f"several films would be called {', '.join(doubled)}", hint="rename their sources")
     return [str(Path(output or "") / name) for name in names]
+
+
+def _holds_films(output: str | None) -> bool:
+    """Whether `output` is a folder that films go into, and not a film of PNG pictures: that ends in a slash, or has
+    some already."""
+    from helios_cli.engine.target import FRAME_NAME
+
+    if not output or output.endswith(("/", os.sep)) or not Path(output).is_dir():
+        return False
+    return not any(FRAME_NAME.fullmatch(path.name) for path in Path(output).glob("*.png"))
 
 
 def find_encoding(jobs: list[Job], codec: str, crf: int, preset: str, *, clips: bool) -> Encoding:
