@@ -345,6 +345,33 @@ def test_what_a_render_refuses_is_not_planned(tmp_path, monkeypatch, capsys, com
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a boat", "a train", "-o", "x.mp4"], "2 films need a folder that exists"),
+        (["a boat", "a train", "-o", "nowhere"], "2 films need a folder that exists"),
+        (["a boat", "a boat"], "several films would be called a-boat.mp4"),
+        (["a boat", "-o", "films/"], "holds other files"),
+    ],
+)
+@pytest.mark.parametrize("command", [["plan"], ["render", "--dry-run"]])
+def test_films_that_have_no_place_are_not_planned(tmp_path, monkeypatch, capsys, command, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "notes.txt").touch()
+    assert main([*command, *arguments, "-m", "tiny"]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_dry_run_reads_what_is_exported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["render", "--dry-run", "a boat", "-m", "tiny", "--export", "foo"]) == 2
+    assert "nothing is exported as 'foo'" in capsys.readouterr().err
+    (tmp_path / "a-boat.mp4").touch()
+    (tmp_path / "a-boat.otio").touch()
+    assert main(["render", "--dry-run", "a boat", "-m", "tiny", "--export", "otio"]) == 0
+
+
 def test_an_empty_prompt_is_said_to_be_empty(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "", "-m", "tiny"]) == 2

@@ -98,12 +98,13 @@ def find_jobs(
     if takes_of_shot and len(films) > 1:
         raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
 
-    from helios_cli.engine.takes import TakesFiles, check_shot
     from helios_cli.engine.target import check_target
 
     jobs = []
     for film, target in zip(films, outputs, strict=True):
         if takes_of_shot:
+            from helios_cli.engine.takes import TakesFiles, check_shot
+
             check_shot(film, takes_of_shot)
             TakesFiles.of(target, force=force)
         else:
@@ -172,14 +173,24 @@ def find_encoding(jobs: list[Job], codec: str, crf: int, preset: str, *, clips: 
     return Encoding(codec, crf, preset)
 
 
-def check_planned(output: str | None, codec: str, crf: int, preset: str = "medium") -> None:
-    """InputError for a film that a render would refuse to write, but for one that is there already."""
+def find_planned(
+    sources: list[str],
+    flags: Flags,
+    output: str | None,
+    codec: str,
+    crf: int,
+    preset: str = "medium",
+    *,
+    export: str | None = None,
+    films: list[Film] | None = None,
+) -> list[Job]:
+    """The jobs of a plan. InputError for all that a render would refuse, but for files that are there already."""
     from helios_cli.engine.ffmpeg import Encoding
-    from helios_cli.engine.target import check_target
 
     Encoding(codec, crf, preset)
-    if output and not Path(output).is_dir():
-        check_target(output, force=True)
+    jobs = find_jobs(sources, flags, output, force=True, takes_of_shot=None, films=films)
+    export_forms(export, jobs, force=True)
+    return jobs
 
 
 def export_forms(export: str | None, jobs: list[Job], *, force: bool) -> tuple[str, ...]:

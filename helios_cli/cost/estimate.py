@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -24,9 +24,8 @@ from helios_cli.cost.work import Work, texts_of, work_of
 from helios_cli.errors import InputError, MachineError
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
-from helios_cli.recipe.plan import Plan, check_film, plan_film
+from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import Flags, choose_model, resolve
-from helios_cli.recipe.sources import read_films
 from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.fp8 import Quant, dtype_with
 from helios_cli.weights.identity import weights_identity
@@ -116,14 +115,6 @@ class Estimate:
     def money(self) -> float | None:
         seconds = self.seconds
         return None if self.price is None or seconds is None else self.price * seconds / 3600
-
-
-def estimate_sources(sources: Sequence[str], terms: Terms) -> list[Estimate]:
-    """The plans of all films of `sources`. RecipeError holds what is wrong with any of them."""
-    films = read_films(sources)
-    for film in films:
-        check_film(film, terms.flags)
-    return estimate_films(films, terms)
 
 
 def estimate_films(films: list[Film], terms: Terms) -> list[Estimate]:
