@@ -130,7 +130,7 @@ def check_clips(films: list[Film], flags: Flags) -> None:
         raise RecipeError(problems)
 
 
-def _clip_fault(fps: float, path: Path, key: str) -> tuple[str, str | None] | None:
+def _clip_fault(fps: float, path: Path, key: str, base: str) -> tuple[str, str | None] | None:
     if key != "video":
         return None
     from helios_cli.engine.media import check_clip

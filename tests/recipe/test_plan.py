@@ -233,8 +233,9 @@ def test_pictures_must_be_readable_to_their_end(tmp_path):
 def test_a_picture_on_the_command_line_takes_the_recipes_place(tmp_path):
     picture = tmp_path / "other.png"
     keys = {"shot": [shot(image="missing.png"), shot(transition="cut")]}
-    with pytest.raises(RecipeError, match="--image"):
+    with pytest.raises(RecipeError, match="--image") as raised:
         plan_of(keys, image=picture)
+    assert raised.value.hint == "paths are relative to the current folder"
     Image.new("RGB", (8, 8)).save(picture)
     check_film(film_of(keys), Flags(image=picture))
     plan = plan_of(keys, image=picture)
