@@ -372,6 +372,14 @@ def test_a_dry_run_reads_what_is_exported(tmp_path, monkeypatch, capsys):
     assert main(["render", "--dry-run", "a boat", "-m", "tiny", "--export", "otio"]) == 0
 
 
+@pytest.mark.parametrize("command", ["plan", "render"])
+def test_a_wrong_name_in_the_environment_is_said_to_be_from_there(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HELIOS_MODEL", "distiled")
+    assert main([command, "a boat"]) == 2
+    assert "HELIOS_MODEL: distiled is neither a folder" in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_empty_prompt_is_said_to_be_empty(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "", "-m", "tiny"]) == 2

@@ -87,7 +87,7 @@ def find_jobs(
 ) -> list[Job]:
     """Films, models and output names; everything about them that can be wrong without a model is found here."""
     from helios_cli.recipe.plan import check_film
-    from helios_cli.recipe.settings import choose_model
+    from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model
     from helios_cli.recipe.sources import read_films
 
     films = films or read_films(sources)
@@ -110,8 +110,21 @@ def find_jobs(
         else:
             check_target(target, force=force)
         name, origin = choose_model(film.recipe, flags)
-        jobs.append(Job(film, os.environ.get("HELIOS_MODEL") or name if origin == "default" else name, target))
+        if origin == MODEL_VARIABLE and name != DEFAULT_MODEL:
+            _check_variable(name)
+        jobs.append(Job(film, name, target))
     return jobs
+
+
+def _check_variable(name: str) -> None:
+    """InputError, with the variable's name, if HELIOS_MODEL names no model: nobody sees it on the command line."""
+    from helios_cli.recipe.settings import MODEL_VARIABLE
+    from helios_cli.weights.hub import source_of
+
+    try:
+        source_of(name)
+    except InputError as error:
+        raise InputError(f"{MODEL_VARIABLE}: {error.message}", hint=error.hint) from error
 
 
 def check_clips(films: list[Film], flags: Flags) -> None:

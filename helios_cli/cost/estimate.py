@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -123,9 +122,9 @@ def estimate_films(films: list[Film], terms: Terms) -> list[Estimate]:
     dtype = pick_dtype(dtype_with(terms.quant, terms.dtype), device)
     models: dict[str, tuple[Model, str, list[str]]] = {}
     found = []
-    for group in groups_of(films, terms.lanes, lambda film: _model_name(film, terms.flags)[0]):
+    for group in groups_of(films, terms.lanes, lambda film: choose_model(film.recipe, terms.flags)[0]):
         for film in group:
-            name, origin = _model_name(film, terms.flags)
+            name, origin = choose_model(film.recipe, terms.flags)
             if name not in models:
                 models[name] = _find(name, terms, device, dtype)
             model, notices = models[name]
@@ -141,12 +140,6 @@ def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], str]) -> I
     for _, same in itertools.groupby(films, key=model_of):
         while group := list(itertools.islice(same, lanes)):
             yield group
-
-
-def _model_name(film: Film, flags: Flags) -> tuple[str, str]:
-    name, origin = choose_model(film.recipe, flags)
-    asked = os.environ.get("HELIOS_MODEL") if origin == "default" else None
-    return (asked, "HELIOS_MODEL") if asked else (name, origin)
 
 
 def _find(name: str, terms: Terms, device: Device, dtype: str) -> tuple[Model, list[str]]:
