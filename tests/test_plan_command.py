@@ -261,11 +261,13 @@ def test_a_budget_that_is_not_there_is_said_to_be_none(helios):
     assert "--ram 900 TB: only" in said.err and "everything fits" not in said.err
 
 
-def test_a_prompt_that_is_too_long_is_shown(helios, checkpoints):
-    words = "red " * 600 + "ending"
-    done = helios(words, "-m", checkpoints["distilled"])
-    assert "longer than 512 tokens" in done.err and "ending" in done.err
-    assert "longer than 512" in helios(words, "-m", checkpoints["distilled"], "--strict", code=2).err
+def test_a_prompt_that_is_too_long_is_shown(helios, checkpoints, tmp_path):
+    (tmp_path / "long.txt").write_text("a ball\n\n" + "red " * 500 + "and so on " * 600)
+    done = helios("long.txt", "-m", checkpoints["distilled"])
+    assert "long, shot 2: the prompt is longer than 512 tokens" in done.err and "so on" in done.err
+    assert len(done.err) < 800
+    refused = helios("long.txt", "-m", checkpoints["distilled"], "--strict", code=2).err
+    assert "long, shot 2: the prompt is longer than 512" in " ".join(refused.split())
 
 
 def test_disk_follows_the_kind_of_file(helios, checkpoints):

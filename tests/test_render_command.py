@@ -128,7 +128,7 @@ def test_a_prompt_that_is_cut_is_an_error_under_strict(model, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     arguments = ["render", "red " * 600, "-m", str(model), *SMALL, "-o", "long.mp4"]
     assert main([*arguments, "--strict"]) == 2
-    assert "longer than 512 tokens" in capsys.readouterr().err
+    assert "shot 1: the prompt is longer than 512 tokens" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert main(arguments) == 0
     assert "longer than 512 tokens" in capsys.readouterr().err

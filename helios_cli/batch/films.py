@@ -11,7 +11,6 @@ from helios_cli.batch.jobs import Job
 from helios_cli.batch.workbench import Workbench
 from helios_cli.console import console
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, OutOfMemory
-from helios_cli.units import MAX_TEXT_TOKENS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,12 +71,13 @@ def _render_group(jobs: list[Job], bench: Workbench) -> None:
 
 def _has_whole_prompts(run: Run, models: Models) -> bool:
     """Whether the model sees the end of every prompt; if not, that is the job's error."""
+    from helios_cli.recipe.plan import too_long
+
     models.encode(text for chunk in run.plan.chunks for text, _ in chunk.prompts)
     for text in {text for chunk in run.plan.chunks for text, _ in chunk.prompts}:
         if lost := models.prompts[text].lost:
             run.job.error = InputError(
-                f"a prompt is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {lost!r}",
-                hint="shorten it, or leave out --strict",
+                f"{run.plan.title}, {too_long(run.plan, text, lost)}", hint="shorten it, or leave out --strict"
             )
             return False
     return True

@@ -23,9 +23,8 @@ from helios_cli.cost.work import Work, texts_of, work_of
 from helios_cli.errors import InputError, MachineError
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
-from helios_cli.recipe.plan import Plan, plan_film
+from helios_cli.recipe.plan import Plan, plan_film, too_long
 from helios_cli.recipe.settings import Flags, choose_model, resolve
-from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.fp8 import Quant, dtype_with
 from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.placement import NO_WISH, Wish
@@ -193,7 +192,7 @@ def _estimate(
         price=terms.price,
         fingerprints=fingerprints,
         kept=frozenset(index for index, known in enumerate(fingerprints or ()) if terms.is_kept(known)),
-        notices=(*notices, *plan.notices, *said, *_too_long(prompts, strict=terms.strict)),
+        notices=(*notices, *plan.notices, *said, *_too_long(plan, prompts, strict=terms.strict)),
     )
 
 
@@ -213,12 +212,9 @@ def _placed(
     return mode, said
 
 
-def _too_long(prompts: PromptTokens, *, strict: bool) -> list[str]:
+def _too_long(plan: Plan, prompts: PromptTokens, *, strict: bool) -> list[str]:
     """What the model does not see of prompts that are too long; an InputError if that is `strict`."""
-    found = [
-        f"a prompt is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {end!r}"
-        for end in prompts.lost.values()
-    ]
+    found = [f"{plan.title}, {too_long(plan, text, lost)}" for text, lost in prompts.lost.items()]
     if found and strict:
         raise InputError(found[0], hint="shorten it, or leave out --strict")
     return found

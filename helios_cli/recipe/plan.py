@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helios_cli.recipe.problems import Problem, Problems, RecipeError, counted
+from helios_cli.recipe.problems import Problem, Problems, RecipeError, counted, printable
 from helios_cli.recipe.prompts import clean_prompt, with_style
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
-from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, chunks_for
+from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, MAX_TEXT_TOKENS, chunks_for
 
 if TYPE_CHECKING:
     from helios_cli.recipe.film import Film
@@ -121,6 +121,15 @@ def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
         notices=(*film.notices, *timeline.notices, *notices, *(str(problem) for problem in adjusted)),
         origins=settings.origins,
     )
+
+
+def too_long(plan: Plan, text: str, lost: str) -> str:
+    """What is to be said of a prompt of `plan` that is too long, `lost` being the end of it that the model does not
+    see: 200 characters of that, since it may be pages."""
+    shot = next((shot.index for shot in plan.shots if shot.prompt == text), None)
+    which = "the negative prompt" if text == plan.negative else "a prompt"
+    which = which if shot is None else f"shot {shot + 1}: the prompt"
+    return f"{which} is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {printable(lost, 200)!r}"
 
 
 def check_film(film: Film, flags: Flags | None = None) -> Timeline:
