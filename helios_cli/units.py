@@ -27,6 +27,9 @@ PROMPT_KEYS = (64, 128, 256, MAX_TEXT_TOKENS)
 
 DEFAULT_FPS = 24
 
+LEAST_SECONDS = 0.1
+"""The shortest time that is told."""
+
 
 def chunks_for(num_frames: int) -> int:
     """Whole chunks that hold `num_frames` frames (at least one)."""
@@ -58,3 +61,13 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """`< 0.1 s`, `75 s`, `3:05 min`, `2:00:00 h`."""
+    if 0 < seconds < LEAST_SECONDS:
+        return f"< {LEAST_SECONDS} s"
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"

@@ -10,7 +10,7 @@ import typer
 
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError
-from helios_cli.units import DEFAULT_FPS
+from helios_cli.units import DEFAULT_FPS, format_seconds
 
 app = typer.Typer(help="Recipes: their schema, conversion between forms, and a check.", no_args_is_help=True)
 
@@ -82,7 +82,8 @@ def check(
     for film, timeline in films:
         fps = film.recipe.fps or DEFAULT_FPS
         shots, frames = counted(len(film.recipe.shots), "shot"), counted(timeline.num_frames, "frame")
-        console.line(f"{film.source}: {shots}, {frames} ({timeline.num_frames / fps:.3g} s at {fps:g} a second)")
+        seconds = format_seconds(timeline.num_frames / fps)
+        console.line(f"{film.source}: {shots}, {frames} ({seconds} at {fps:g} a second)")
         for notice in (*film.notices, *timeline.notices):
             console.notice(f"{film.source}: {notice}")
     report = [

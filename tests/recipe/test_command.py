@@ -71,13 +71,13 @@ def test_convert_takes_one_film_of_several(tmp_path, capsys):
 
 def test_check_reports_all_errors_of_all_files(tmp_path, capsys):
     good, bad, worse = (tmp_path / name for name in ("good.toml", "bad.yaml", "worse.json"))
-    good.write_text("seconds = 10\n[[shot]]\nprompt = 'x'\n")
+    good.write_text("seconds = 3600\n[[shot]]\nprompt = 'x'\n")
     bad.write_text("shot:\n- prompt: x\n  image: gone.png\n  secnds: 3\n")
     worse.write_text('{"seconds": 1, "shot": [\n{"prompt": "x", "seconds": 9}]}')
     names = [str(path) for path in (good, bad, worse)]
     assert main(["recipe", "check", *names]) == 2
     out, err = capsys.readouterr()
-    assert out.startswith(f"{good}: 1 shot, 240 frames (10 s")
+    assert out.startswith(f"{good}: 1 shot, 86400 frames (1:00:00 h")
     assert f"{bad}:4: shot 1, `secnds`: unknown key; write `seconds`" in err and f"{worse}:1: `seconds`" in err
     assert main(["recipe", "check", *names, "--json"]) == 2
     out, err = capsys.readouterr()
@@ -86,7 +86,7 @@ def test_check_reports_all_errors_of_all_files(tmp_path, capsys):
         (str(bad), 4, "secnds"),
         (str(worse), 1, "seconds"),
     ]
-    assert [film["frames"] for film in report["films"]] == [240] and not err
+    assert [film["frames"] for film in report["films"]] == [86400] and not err
     assert main(["recipe", "check", str(good)]) == 0
 
 
