@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helios_cli.console import console
-from helios_cli.units import FRAMES_PER_CHUNK, LEAST_SECONDS, format_bytes, format_seconds
+from helios_cli.units import FRAMES_PER_CHUNK, LEAST_SECONDS, counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from helios_cli.cost.estimate import Estimate
@@ -46,8 +46,8 @@ def _headline(estimate: Estimate) -> str:
     width, height = plan.size
     last = plan.chunks[-1].num_frames
     kept = f", {last} kept of the last" if last < FRAMES_PER_CHUNK else ""
-    chunks = f"{len(plan.chunks)} chunk{'s' * (len(plan.chunks) != 1)} of {FRAMES_PER_CHUNK}{kept}"
-    length = f"{plan.num_frames} frames, {format_seconds(plan.num_frames / plan.fps)}"
+    chunks = f"{counted(len(plan.chunks), 'chunk')} of {FRAMES_PER_CHUNK}{kept}"
+    length = f"{counted(plan.num_frames, 'frame')}, {format_seconds(plan.num_frames / plan.fps)}"
     return f"{plan.title}: {length}, {width}x{height}\n{chunks}"
 
 
@@ -97,8 +97,8 @@ def _stages(estimate: Estimate) -> None:
         f"history in every call: {history.long} long + {history.mid} mid + {history.short} anchor and newest"
         f" = {history.total}"
     )
-    counted = "" if estimate.prompts.counted else "about "
-    console.line(f"text: {counted}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
+    about = "" if estimate.prompts.counted else "about "
+    console.line(f"text: {about}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
     if amplified:
         first, other = (sum(getattr(stage, key) for stage in work.stages) for key in ("first_calls", "calls"))
         console.line(f"the first chunk after each cut takes {first} calls in place of {other}")
@@ -202,7 +202,7 @@ def _sum_line(estimates: list[Estimate]) -> str:
     seconds = total([estimate.seconds for estimate in estimates])
     money = total([estimate.money for estimate in estimates])
     cost = "" if money is None else f", cost {money:.2f}"
-    return f"{frames} frames, time {'unknown' if seconds is None else format_seconds(seconds)}{cost}"
+    return f"{counted(frames, 'frame')}, time {'unknown' if seconds is None else format_seconds(seconds)}{cost}"
 
 
 def _at_least(seconds: float) -> str:

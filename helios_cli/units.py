@@ -54,6 +54,11 @@ def counted_rows(rows: int) -> int:
     return max(PROMPT_KEYS[0], 1 << (rows - 1).bit_length())
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 shot`, `2 shots`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_bytes(count: float) -> str:
     """`28619000000` as `28.6 GB`: decimal units, as disks, the Hub and GPU vendors count."""
     for unit in ("B", "kB", "MB", "GB"):

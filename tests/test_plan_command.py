@@ -382,6 +382,15 @@ def test_a_wrong_name_in_the_environment_is_said_to_be_from_there(tmp_path, monk
     assert "HELIOS_MODEL: distiled is neither a folder" in " ".join(capsys.readouterr().err.split())
 
 
+def test_one_frame_is_no_frames(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "a red ball", "-m", "tiny", "--frames", "1"]) == 0
+    assert "1 frame," in capsys.readouterr().out
+    assert main(["render", "a red ball", "-m", "tiny", "--frames", "1", "--check", "--progress", "plain"]) == 0
+    said = capsys.readouterr().err
+    assert "a-red-ball: 1 frame," in said and "mp4: 1 frame," in said and "found in 1 chunk\n" in said
+
+
 def test_an_empty_prompt_is_said_to_be_empty(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "", "-m", "tiny"]) == 2

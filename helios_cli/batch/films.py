@@ -11,6 +11,7 @@ from helios_cli.batch.jobs import Job
 from helios_cli.batch.workbench import Workbench
 from helios_cli.console import console
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, OutOfMemory
+from helios_cli.units import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,7 +150,7 @@ def _texts(plan: Plan) -> list[str]:
 
 def _stopped(runs: list[Run]) -> Interrupted:
     safe = [
-        f"{run.writer.safe_chunks} of the {len(run.plan.chunks)} chunks of {run.output}"
+        f"{run.writer.safe_chunks} of the {counted(len(run.plan.chunks), 'chunk')} of {run.output}"
         for run in runs
         if run.writer is not None and run.done is None
     ]
@@ -303,7 +304,7 @@ def _look_at(job: Job, target: Target, plan: Plan, bench: Workbench) -> int:
         span = f"{clock_time(finding.start_seconds)}-{clock_time(finding.end_seconds)}"
         bench.tell(f"check: {finding.kind}: {chunk_range(finding)}, {span}: {finding.message}")
     if not report.findings:
-        bench.tell(f"check: nothing found in {len(report.chunks)} chunks")
+        bench.tell(f"check: nothing found in {counted(len(report.chunks), 'chunk')}")
     return len(report.findings)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError
-from helios_cli.units import DEFAULT_FPS, format_seconds
+from helios_cli.units import DEFAULT_FPS, counted, format_seconds
 
 app = typer.Typer(help="Recipes: their schema, conversion between forms, and a check.", no_args_is_help=True)
 
@@ -66,7 +66,7 @@ def check(
     """Report all errors of all files at once; the exit code is 2 if there are any."""
     from helios_cli.batch.jobs import check_clips
     from helios_cli.recipe.plan import check_film
-    from helios_cli.recipe.problems import RecipeError, counted
+    from helios_cli.recipe.problems import RecipeError
     from helios_cli.recipe.settings import Flags
     from helios_cli.recipe.sources import read_films
 

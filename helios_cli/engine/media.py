@@ -18,8 +18,7 @@ from PIL import Image, ImageOps
 from helios_cli.engine import ffmpeg
 from helios_cli.errors import InputError
 from helios_cli.recipe.pictures import opened
-from helios_cli.recipe.problems import counted
-from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.units import FRAMES_PER_CHUNK, counted
 
 WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes for 16-bit grey; its own conversion to RGB clips at 255."""

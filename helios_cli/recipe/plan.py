@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helios_cli.recipe.problems import Problem, Problems, RecipeError, counted, printable
+from helios_cli.recipe.problems import Problem, Problems, RecipeError, printable
 from helios_cli.recipe.prompts import clean_prompt, with_style
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
-from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, MAX_TEXT_TOKENS, chunks_for
+from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, MAX_TEXT_TOKENS, chunks_for, counted
 
 if TYPE_CHECKING:
     from helios_cli.recipe.film import Film

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.problems import Problems, counted
+from helios_cli.recipe.problems import Problems
 from helios_cli.recipe.schema import LENGTH_KEYS
 from helios_cli.recipe.values import MAX_SECONDS
-from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.units import FRAMES_PER_CHUNK, counted
 
 
 @dataclass(frozen=True)
