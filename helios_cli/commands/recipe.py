@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,17 +30,20 @@ def schema(json: JsonFlag = False) -> None:
 def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help="Any source: .txt, .csv, .jsonl, .srt, a recipe, - ...")],
     out: Annotated[str, typer.Argument(metavar="OUT", help=".toml, .yaml or .json, or - for standard output.")],
-    to: Annotated[str, typer.Option("--to", help="Form on standard output: toml, yaml or json.")] = "toml",
+    to: Annotated[
+        Literal["toml", "yaml", "json"] | None, typer.Option("--to", help="Form on standard output. (default: toml)")
+    ] = None,
     film: Annotated[str | None, typer.Option("--film", help="Which film of a source that holds several.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
     """Write any source as a recipe: helios recipe convert shots.txt film.toml"""
-    from helios_cli.recipe.export import FORMS, form_of, write_recipe
+    from helios_cli.recipe.export import form_of, write_recipe
     from helios_cli.recipe.sources import read_films
 
-    form = to if out == STDOUT else form_of(Path(out))
-    if form not in FORMS.values():
-        raise InputError(f"--to {form}: a recipe is toml, yaml or json", hint="write --to toml")
+    form = (to or "toml") if out == STDOUT else form_of(Path(out))
+    if to not in (None, form):
+        hint = "leave --to out, or end the name otherwise"
+        raise InputError(f"--to {to}: {out} would be {form}, as its name says", hint=hint)
     chosen = _choose(read_films([source]), film, source)
     for notice in chosen.notices:
         console.notice(notice)

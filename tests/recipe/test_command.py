@@ -57,6 +57,10 @@ def test_convert_overwrites_only_when_told(tmp_path, capsys):
     assert main(["recipe", "convert", "a red circle", str(tmp_path / "film.mp4")]) == 2
     assert main(["recipe", "convert", "a red circle", str(tmp_path / "no" / "film.toml")]) == 2
     assert main(["recipe", "convert", "a red circle", "-", "--to", "xml"]) == 2
+    capsys.readouterr()
+    assert main(["recipe", "convert", "a red circle", str(tmp_path / "new.yaml"), "--to", "json"]) == 2
+    assert "--to json" in capsys.readouterr().err and not (tmp_path / "new.yaml").exists()
+    assert main(["recipe", "convert", "a red circle", str(tmp_path / "new.yml"), "--to", "yaml"]) == 0
 
 
 def test_convert_takes_one_film_of_several(tmp_path, capsys):
