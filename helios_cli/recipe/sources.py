@@ -128,8 +128,8 @@ def _refuse_path(path: Path, source: str, is_folder: bool, problems: Problems) -
         problems.add("is a folder", suggestion="name a file in it; to render the word itself, pass it through -")
     elif len(source) <= 255 and "\n" not in source:
         one_word = not re.search(r"\s", source)
-        suffix = path.suffix.lower()
-        if suffix in SUFFIXES or (one_word and (_FILE_NAME.search(source) or "/" in source or "\\" in source)):
+        known = path.suffix.lower() in (*SUFFIXES, *PICTURES, *CLIPS)
+        if known or (one_word and (_FILE_NAME.search(source) or "/" in source or "\\" in source)):
             near = near_file(path, SUFFIXES)
             advice = (
                 f"did you mean {printable(path.parent / near, 200)}?"

@@ -42,6 +42,8 @@ def test_words_are_one_shot():
     [
         "boat.toml",
         "my film.txt",
+        "my picture.png",
+        "my clip.MOV",
         "films/boat",
         "boat.csv",
         "./x",
