@@ -22,7 +22,7 @@ LENGTH, LOOK, START, OUTPUT, MACHINE = "Length", "Picture", "Start", "Output", "
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SOURCE...", help='"a quoted prompt", .txt, .toml, .yaml, .json, .csv, .jsonl, .srt, or - (stdin).'
+        metavar="SOURCE", help='"a quoted prompt", .txt, .toml, .yaml, .json, .csv, .jsonl, .srt, or - (stdin).'
     ),
 ]
 Model = Annotated[

@@ -241,7 +241,7 @@ def test_amounts_of_memory(text, count):
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["6", "lots", "-1G", "0G", "6X", "", "6 G B"])
+@pytest.mark.parametrize("text", ["6", "lots", "-1G", "0G", "6X", "", "6 G B", "9" * 400 + "G"])
 def test_words_that_are_no_amount(text):
     with pytest.raises(InputError, match="not an amount of memory"):
         parse_bytes(text)
