@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,7 +64,7 @@ def convert(
 
 @app.command()
 def check(
-    sources: Annotated[list[str], typer.Argument(metavar="FILE...", help="Sources to check.")],
+    sources: Annotated[list[str], typer.Argument(metavar="FILE", help="Sources to check.")],
     json: JsonFlag = False,
 ) -> None:
     """Report all errors of all files at once; the exit code is 2 if there are any."""
@@ -82,13 +83,15 @@ def check(
                 films.append((film, timeline))
         except RecipeError as error:
             problems += error.problems
+    held = Counter(film.source for film, _ in films)
     for film, timeline in films:
+        place = film.source if held[film.source] == 1 else f"{film.source}, {film.name}"
         fps = film.recipe.fps or DEFAULT_FPS
         shots, frames = counted(len(film.recipe.shots), "shot"), counted(timeline.num_frames, "frame")
         seconds = format_seconds(timeline.num_frames / fps)
-        console.line(f"{film.source}: {shots}, {frames} ({seconds} at {fps:g} a second)")
+        console.line(f"{place}: {shots}, {frames} ({seconds} at {fps:g} a second)")
         for notice in (*film.notices, *timeline.notices):
-            console.notice(f"{film.source}: {notice}")
+            console.notice(f"{place}: {notice}")
     report = [
         {"file": film.source, "film": film.name, "shots": len(film.recipe.shots), "frames": timeline.num_frames}
         for film, timeline in films

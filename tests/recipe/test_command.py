@@ -94,6 +94,14 @@ def test_check_reports_all_errors_of_all_files(tmp_path, capsys):
     assert main(["recipe", "check", str(good)]) == 0
 
 
+def test_check_names_the_films_of_a_list(tmp_path, capsys):
+    source = tmp_path / "list.csv"
+    source.write_text("id,prompt_index,prompt\n1,0,a\n2,0,b\n")
+    assert main(["recipe", "check", str(source)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"{source}, list-1", f"{source}, list-2"]
+
+
 def test_the_schema_is_json_on_standard_output(capsys):
     assert main(["recipe", "schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "helios recipe"

@@ -177,6 +177,11 @@ def test_errors_in_a_list_have_lines(tmp_path, text, line, key):
     assert (line, key) in [(p.line, p.key) for p in found]
 
 
+def test_all_errors_of_a_list_come_together(tmp_path):
+    found = problems(tmp_path / "list.csv", "id,prompt_index,prompt\n1,0,a, boat\n1,one,b\n1,2,c\n1,2,\n")
+    assert [(p.line, p.key) for p in found] == [(2, None), (3, "prompt_index"), (5, "prompt_index"), (5, "prompt")]
+
+
 def test_longlive_lists(tmp_path):
     found = film(tmp_path / "a.jsonl", '{"prompts": ["a", "b", "c"], "switch_frames": [48, 96]}\n')
     assert shots(found) == [("a", 2, "switch"), ("b", 2, "switch"), ("c", None, "switch")]
