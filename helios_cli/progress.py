@@ -209,7 +209,7 @@ class PlainView:
         self.track.follow(event)
         if isinstance(event, FilmStarted):
             self.track = Track(event)
-            self._say(*start_lines(event))
+            self._say(*start_lines(event, named=not self.before))
         elif isinstance(event, Notice):
             console.notice(self.before + event.message)
         elif isinstance(event, PhaseStarted) and event.phase not in self.phases:
@@ -289,11 +289,11 @@ class RichView:
         return Group(line, Text(place, no_wrap=True, overflow="ellipsis"))
 
 
-def start_lines(film: FilmStarted) -> list[str]:
-    """What is about to be rendered, from what, where to."""
+def start_lines(film: FilmStarted, *, named: bool = True) -> list[str]:
+    """What is about to be rendered, from what, where to; `named` if nothing else says which film it is."""
     length = f"{counted(film.frames, 'frame')}, {film.frames / film.fps:.1f} s at {film.fps:g} fps"
     return [
-        f"{film.film}: {length}, {film.width}x{film.height}, {counted(film.chunks, 'chunk')}",
+        f"{film.film}: " * named + f"{length}, {film.width}x{film.height}, {counted(film.chunks, 'chunk')}",
         f"model {film.model} on {film.device} in {film.dtype}, to {film.output}",
     ]
 
