@@ -350,8 +350,8 @@ def test_what_a_render_refuses_is_not_planned(tmp_path, monkeypatch, capsys, com
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["a boat", "a train", "-o", "x.mp4"], "2 films need a folder that exists"),
-        (["a boat", "a train", "-o", "nowhere"], "2 films need a folder that exists"),
+        (["a boat", "a train", "-o", "x.mp4"], "2 films need a folder that exists hint: name a folder"),
+        (["a boat", "a train", "-o", "now here"], "2 films need a folder that exists hint: mkdir -p 'now here'"),
         (["a boat", "a boat"], "several films would be called a-boat.mp4"),
         (["a boat", "-o", "films/"], "holds other files"),
     ],

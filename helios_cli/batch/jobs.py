@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -159,7 +160,8 @@ def _outputs(films: list[Film], output: str | None) -> list[str]:
     if len(films) == 1 and not _holds_films(output):
         return [output or f"{films[0].name}.mp4"]
     if output and not Path(output).is_dir():
-        raise InputError(f"-o {output}: {len(films)} films need a folder that exists", hint=f"mkdir -p {output}")
+        hint = "name a folder with -o" if Path(output).suffix else f"mkdir -p {shlex.quote(output)}"
+        raise InputError(f"-o {output}: {len(films)} films need a folder that exists", hint=hint)
     names = [f"{film.name}.mp4" for film in films]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
