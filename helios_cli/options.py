@@ -22,7 +22,7 @@ LENGTH, LOOK, START, OUTPUT, MACHINE = "Length", "Picture", "Start", "Output", "
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SOURCE...", help='"a quoted prompt", .txt, .toml, .yaml, .json, .csv, .jsonl, .srt, or - (stdin).'
+        metavar="SOURCE", help='"a quoted prompt", .txt, .toml, .yaml, .json, .csv, .jsonl, .srt, or - (stdin).'
     ),
 ]
 Model = Annotated[
@@ -63,7 +63,7 @@ Output = Annotated[
         "--output",
         "-o",
         rich_help_panel=OUTPUT,
-        help=".mp4, lossless .mkv, or folder/ for PNG frames; a folder for several films. (default: NAME.mp4)",
+        help=".mp4, lossless .mkv, folder/ for PNG frames, or a folder that films go into. (default: NAME.mp4)",
     ),
 ]
 Codec = Annotated[Literal["h264", "hevc", "av1"], typer.Option(rich_help_panel=OUTPUT, help="Of an .mp4.")]

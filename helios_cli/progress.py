@@ -21,7 +21,7 @@ from helios_cli.engine.events import (
     PhaseStarted,
     StepDone,
 )
-from helios_cli.units import format_bytes
+from helios_cli.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -210,12 +210,12 @@ class PlainView:
         if isinstance(event, ChunksReused):
             self.reused += event.count
         elif self.reused:  # they come one by one, and in a long film by the hundred
-            self._say(f"{self.reused} chunk{'s' * (self.reused > 1)} taken over, {self.track.film_text}")
+            self._say(f"{counted(self.reused, 'chunk')} taken over, {self.track.film_text}")
             self.reused = 0
         self.track.follow(event)
         if isinstance(event, FilmStarted):
             self.track = Track(event)
-            self._say(*start_lines(event))
+            self._say(*start_lines(event, named=not self.before))
         elif isinstance(event, Notice):
             console.notice(self.before + event.message)
         elif isinstance(event, PhaseStarted) and event.phase not in self.phases:
@@ -295,11 +295,11 @@ class RichView:
         return Group(line, Text(place, no_wrap=True, overflow="ellipsis"))
 
 
-def start_lines(film: FilmStarted) -> list[str]:
-    """What is about to be rendered, from what, where to."""
-    length = f"{film.frames} frames, {film.frames / film.fps:.1f} s at {film.fps:g} fps"
+def start_lines(film: FilmStarted, *, named: bool = True) -> list[str]:
+    """What is about to be rendered, from what, where to; `named` if nothing else says which film it is."""
+    length = f"{counted(film.frames, 'frame')}, {film.frames / film.fps:.1f} s at {film.fps:g} fps"
     return [
-        f"{film.film}: {length}, {film.width}x{film.height}, {film.chunks} chunk{'s' * (film.chunks > 1)}",
+        f"{film.film}: " * named + f"{length}, {film.width}x{film.height}, {counted(film.chunks, 'chunk')}",
         f"model {film.model} on {film.device} in {film.dtype}, to {film.output}",
     ]
 
@@ -313,9 +313,9 @@ def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:
     if done.frames_reused == done.frames:
         speed = "every frame from earlier renders"
     elif done.frames_reused:
-        speed += f", {done.frames_reused} frames from earlier renders"
+        speed += f", {counted(done.frames_reused, 'frame')} from earlier renders"
     lines = [
-        f"wrote {done.output}: {done.frames} frames, {done.frames / film.fps:.1f} s",
+        f"wrote {done.output}: {counted(done.frames, 'frame')}, {done.frames / film.fps:.1f} s",
         f"  in {format_duration(done.seconds)}, {speed}, {memory}",
     ]
     if done.phases:

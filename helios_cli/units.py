@@ -45,6 +45,9 @@ GRAPHS = 12
 """Recorded model calls that are kept at most: one for each stage and number of prompt tokens, the least used going
 first."""
 
+LEAST_SECONDS = 0.1
+"""The shortest time that is told."""
+
 
 def chunks_for(num_frames: int) -> int:
     """Whole chunks that hold `num_frames` frames (at least one)."""
@@ -75,6 +78,11 @@ def counted_rows(rows: int) -> int:
     return max(PROMPT_KEYS[0], 1 << (rows - 1).bit_length())
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 shot`, `2 shots`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_bytes(count: float) -> str:
     """`28619000000` as `28.6 GB`: decimal units, as disks, the Hub and GPU vendors count."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -82,3 +90,13 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """`< 0.1 s`, `75 s`, `3:05 min`, `2:00:00 h`."""
+    if 0 < seconds < LEAST_SECONDS:
+        return f"< {LEAST_SECONDS} s"
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"

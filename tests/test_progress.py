@@ -273,6 +273,12 @@ def test_two_films_in_one_view(capsys):
     assert len(lines) == 30 and lines[:15] == lines[15:]
 
 
+def test_a_film_among_several_is_named_once_a_line(capsys):
+    with open_view("plain") as view:
+        view.of("harbour").show(FILM)
+    assert [line.count(FILM.film) for line in capsys.readouterr().err.replace("out/harbour", "").splitlines()] == [1, 1]
+
+
 @pytest.mark.parametrize("width", [46, 80, 200])
 @pytest.mark.parametrize("utf8", [True, False], ids=["utf-8", "ascii"])
 def test_the_bar_is_never_wider_than_its_terminal(width, utf8):

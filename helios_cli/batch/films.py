@@ -11,7 +11,7 @@ from helios_cli.batch.jobs import Job
 from helios_cli.batch.workbench import Workbench
 from helios_cli.console import console
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, OutOfMemory
-from helios_cli.units import MAX_TEXT_TOKENS
+from helios_cli.units import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,12 +74,13 @@ def _render_group(jobs: list[Job], bench: Workbench) -> None:
 
 def _has_whole_prompts(run: Run, models: Models) -> bool:
     """Whether the model sees the end of every prompt; if not, that is the job's error."""
+    from helios_cli.recipe.plan import too_long
+
     models.encode(text for chunk in run.plan.chunks for text, _ in chunk.prompts)
     for text in {text for chunk in run.plan.chunks for text, _ in chunk.prompts}:
         if lost := models.prompts[text].lost:
             run.job.error = InputError(
-                f"a prompt is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {lost!r}",
-                hint="shorten it, or leave out --strict",
+                f"{run.plan.title}, {too_long(run.plan, text, lost)}", hint="shorten it, or leave out --strict"
             )
             return False
     return True
@@ -157,7 +158,7 @@ def _texts(plan: Plan) -> list[str]:
 
 def _stopped(runs: list[Run]) -> Interrupted:
     safe = [
-        f"{run.writer.safe_chunks} of the {len(run.plan.chunks)} chunks of {run.output}"
+        f"{run.writer.safe_chunks} of the {counted(len(run.plan.chunks), 'chunk')} of {run.output}"
         for run in runs
         if run.writer is not None and run.done is None and run.error is None
     ]
@@ -331,7 +332,7 @@ def _look_at(job: Job, target: Target, plan: Plan, bench: Workbench, forms: tupl
         span = f"{clock_time(finding.start_seconds)}-{clock_time(finding.end_seconds)}"
         bench.tell(f"check: {finding.kind}: {chunk_range(finding)}, {span}: {finding.message}")
     if not report.findings:
-        bench.tell(f"check: nothing found in {len(report.chunks)} chunks")
+        bench.tell(f"check: nothing found in {counted(len(report.chunks), 'chunk')}")
     return len(report.findings)
 
 

@@ -35,7 +35,7 @@ from helios_cli.errors import PictureError
 from helios_cli.machine import peak_host_bytes
 from helios_cli.model.dit import TextContext
 from helios_cli.model.vae import frames_to_uint8
-from helios_cli.recipe.plan import Chunk, Plan
+from helios_cli.recipe.plan import Chunk, Plan, too_long
 from helios_cli.units import PIXELS_PER_CELL
 
 
@@ -270,7 +270,7 @@ class _Film:
         for text in dict.fromkeys(texts):
             lost = self.models.prompts[text].lost
             if lost:
-                yield events.Notice(f"a prompt is longer than 512 tokens; this end of it is not seen: {lost!r}")
+                yield events.Notice(too_long(self.plan, text, lost))
 
     @cached_property
     def denoiser(self) -> Denoiser:

@@ -117,11 +117,11 @@ def test_prompts_beyond_512_tokens_are_cut_where_the_reference_cuts(checkpoints,
 
 
 def test_a_lost_end_of_a_prompt_is_told(folder, tmp_path):
-    events = events_of(plan_of(replace(CASE, prompt="red " * 600, chunks=1)), models_of(folder), tmp_path / "f.mkv")
+    events = events_of(plan_of(replace(CASE, prompt="red " * 540, chunks=1)), models_of(folder), tmp_path / "f.mkv")
     notices = [event.message for event in events if isinstance(event, Notice)]
     assert len(notices) == 1
     assert "512 tokens" in notices[0]
-    assert notices[0].count("red") == 600 - (MAX_TEXT_TOKENS - 1)
+    assert notices[0].count("red") == 540 - (MAX_TEXT_TOKENS - 1)
 
 
 class Reads(TorchDispatchMode):
