@@ -254,7 +254,7 @@ def _done_before(job: Job, target: Target, plan: Plan, bench: Workbench) -> Film
 
 def _check_findings(findings: int, output: str, bench: Workbench) -> None:
     if findings and bench.strict:
-        what = "1 finding" if findings == 1 else f"{findings} findings"
+        what = counted(findings, "finding")
         raise HeliosError(f"{output} is complete, with {what}, and --strict allows none")
 
 
