@@ -264,16 +264,28 @@ def accelerators() -> tuple[Accelerator, ...]:
         capability = (properties.major, properties.minor)
         found.append(Accelerator(f"cuda:{index}", properties.name, capability, total, free))
     if torch.backends.mps.is_available():
-        total = torch.mps.recommended_max_memory()
-        free = total - torch.mps.driver_allocated_memory()
+        total, free = _mps_memory()
         found.append(Accelerator("mps", platform.processor(), None, total, free))
     return tuple(found)
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on `device`; the host's, within its container's limits, for a CPU."""
-    found = {accelerator.device: accelerator.free_bytes for accelerator in accelerators()}
-    return found[str(device)] if str(device) in found else host_memory().available_bytes
+    import torch
+
+    if device.type == "cuda":  # and of no other GPU: asking opens a context there, which takes memory
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return _mps_memory()[1]
+    return host_memory().available_bytes
+
+
+def _mps_memory() -> tuple[int, int]:
+    """(total, free)."""
+    import torch
+
+    total = torch.mps.recommended_max_memory()
+    return total, total - torch.mps.driver_allocated_memory()
 
 
 def triton() -> Triton:

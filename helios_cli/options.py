@@ -22,7 +22,7 @@ LENGTH, LOOK, START, OUTPUT, MACHINE = "Length", "Picture", "Start", "Output", "
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SOURCE...", help='"a quoted prompt", .txt, .toml, .yaml, .json, .csv, .jsonl, .srt, or - (stdin).'
+        metavar="SOURCE", help='"a quoted prompt", .txt, .toml, .yaml, .json, .csv, .jsonl, .srt, or - (stdin).'
     ),
 ]
 Model = Annotated[
@@ -63,10 +63,12 @@ Output = Annotated[
         "--output",
         "-o",
         rich_help_panel=OUTPUT,
-        help=".mp4, lossless .mkv, or folder/ for PNG frames; a folder for several films. (default: NAME.mp4)",
+        help=".mp4, lossless .mkv, folder/ for PNG frames, or a folder that films go into. (default: NAME.mp4)",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace a finished film.")]
+Force = Annotated[
+    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace a finished film, or an unfinished other one.")
+]
 NoCache = Annotated[
     bool, typer.Option("--no-cache", rich_help_panel=OUTPUT, help="Take no chunks of earlier films, keep none.")
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helios_cli.console import console
-from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
+from helios_cli.units import FRAMES_PER_CHUNK, LEAST_SECONDS, counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from helios_cli.cost.estimate import Estimate
@@ -16,9 +16,6 @@ SHOWN_SHOTS = 20
 
 PROMPT_WIDTH = 28
 """Characters of a prompt in the list of shots, so that its lines fit into 80 columns."""
-
-LEAST_TIME = 0.1
-"""Seconds, the shortest time that is told."""
 
 
 def show_plans(estimates: list[Estimate]) -> None:
@@ -49,8 +46,9 @@ def _headline(estimate: Estimate) -> str:
     width, height = plan.size
     last = plan.chunks[-1].num_frames
     kept = f", {last} kept of the last" if last < FRAMES_PER_CHUNK else ""
-    chunks = f"{len(plan.chunks)} chunk{'s' * (len(plan.chunks) != 1)} of {FRAMES_PER_CHUNK}{kept}"
-    return f"{plan.title}: {plan.num_frames} frames, {_time(plan.num_frames / plan.fps)}, {width}x{height}\n{chunks}"
+    chunks = f"{counted(len(plan.chunks), 'chunk')} of {FRAMES_PER_CHUNK}{kept}"
+    length = f"{counted(plan.num_frames, 'frame')}, {format_seconds(plan.num_frames / plan.fps)}"
+    return f"{plan.title}: {length}, {width}x{height}\n{chunks}"
 
 
 def _settings(estimate: Estimate) -> None:
@@ -99,8 +97,8 @@ def _stages(estimate: Estimate) -> None:
         f"history in every call: {history.long} long + {history.mid} mid + {history.short} anchor and newest"
         f" = {history.total}"
     )
-    counted = "" if estimate.prompts.counted else "about "
-    console.line(f"text: {counted}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
+    about = "" if estimate.prompts.counted else "about "
+    console.line(f"text: {about}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
     if amplified:
         first, other = (sum(getattr(stage, key) for stage in work.stages) for key in ("first_calls", "calls"))
         console.line(f"the first chunk after each cut takes {first} calls in place of {other}")
@@ -130,7 +128,7 @@ def _phases(estimate: Estimate) -> None:
         seconds = getattr(duration, held.phase)
         sizes = (format_bytes(count) for count in (held.weights, held.kept, held.working, held.total))
         flops = _flops(getattr(work, held.phase))
-        rows.append([held.phase, flops, "?" if seconds is None else _time(seconds), *sizes])
+        rows.append([held.phase, flops, "?" if seconds is None else format_seconds(seconds), *sizes])
     console.line()
     console.table(["phase", "work", "time", "weights", "kept", "working", "memory"], rows)
 
@@ -149,8 +147,8 @@ def _modes(estimate: Estimate) -> None:
                 f"{mode.name} *" if mode is estimate.mode else mode.name,
                 f"{mode.placement.resident}" if mode.name == "stream" else "all",
                 *(format_bytes(size) for size in sizes),
-                _time(transfer),
-                _at_least(transfer) if seconds is None else _time(seconds),
+                format_seconds(transfer),
+                _at_least(transfer) if seconds is None else format_seconds(seconds),
                 fits[mode.fits],
             ]
         )
@@ -176,7 +174,8 @@ def _totals(estimate: Estimate) -> None:
     console.line(f"{'memory':12} {memory}")
     console.line(f"{'transfer':12} {_bandwidths(estimate)}")
     console.line(f"{'disk':12} film at most {format_bytes(estimate.film_bytes)} (estimate){download}")
-    console.line(f"{'time':12} {'unknown' if estimate.seconds is None else _time(estimate.seconds)}, without loading")
+    time = "unknown" if estimate.seconds is None else format_seconds(estimate.seconds)
+    console.line(f"{'time':12} {time}, without loading")
     console.line(f"{'':12} {duration.rates.basis}")
     if estimate.price is not None:
         cost = "unknown" if money is None else f"{money:.2f}"
@@ -203,22 +202,12 @@ def _sum_line(estimates: list[Estimate]) -> str:
     seconds = total([estimate.seconds for estimate in estimates])
     money = total([estimate.money for estimate in estimates])
     cost = "" if money is None else f", cost {money:.2f}"
-    return f"{frames} frames, time {'unknown' if seconds is None else _time(seconds)}{cost}"
+    return f"{counted(frames, 'frame')}, time {'unknown' if seconds is None else format_seconds(seconds)}{cost}"
 
 
 def _at_least(seconds: float) -> str:
-    """`>= 75 s`; a bound that `_time` has no number for says nothing."""
-    return f">= {_time(seconds)}" if seconds >= LEAST_TIME else "?"
-
-
-def _time(seconds: float) -> str:
-    """`< 0.1 s`, `75 s`, `3:05 min`, `2:00:00 h`."""
-    if 0 < seconds < LEAST_TIME:
-        return f"< {LEAST_TIME} s"
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
+    """`>= 75 s`; a bound that is too short to be told says nothing."""
+    return f">= {format_seconds(seconds)}" if seconds >= LEAST_SECONDS else "?"
 
 
 def _clock(seconds: float) -> str:

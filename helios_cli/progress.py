@@ -22,7 +22,7 @@ from helios_cli.engine.events import (
     PromptTaken,
     StepDone,
 )
-from helios_cli.units import format_bytes
+from helios_cli.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -77,6 +77,8 @@ class Track:
     """Where one film stands. `clock` gives seconds; it is read only to tell how long the chunk in flight has taken.
 
     Phases may come before the film is known; only `phase` and `phase_started` have a meaning then.
+    A chunk may be denoised while the one before it is decoded, which is then told to be done behind all its steps:
+    `chunk` is the last that was begun, from 0.
     """
 
     def __init__(self, film: FilmStarted | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -85,7 +87,7 @@ class Track:
         self.phase_started = self.chunk_started = clock()
         self.phase = "denoise" if film else None
         self.step: StepDone | None = None
-        self.frames_done = self.chunks_done = 0
+        self.frames_done = self.chunk = 0
         self.steps_in_chunk = 0
         self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film and film.steps else 1.0
         # (frames, seconds) of each chunk. Replaced and never changed: a live view reads it from its own thread.
@@ -96,26 +98,30 @@ class Track:
         if isinstance(event, PhaseStarted):
             if event.phase != "denoise":
                 self.phase_started = self.clock()
-            elif not self.steps_in_chunk:
-                self.chunk_started = self.clock()
+            else:
+                self._begin(self.chunk if self.step is None else self.step.chunk + 1)
             self.phase = event.phase
         elif isinstance(event, StepDone):
             self.phase, self.step = "denoise", event
             self.steps_in_chunk += 1
         elif isinstance(event, ChunksReused):
-            self.frames_done, self.chunks_done = event.frames, event.chunk + 1
+            self.frames_done, self.chunk = event.frames, event.chunk + 1
         elif isinstance(event, ChunkDone):
             self._follow_chunk(event)
+
+    def _begin(self, chunk: int) -> None:
+        self.chunk, self.step, self.steps_in_chunk, self.chunk_started = chunk, None, 0, self.clock()
 
     def _follow_chunk(self, event: ChunkDone) -> None:
         if self.recent and not self.warm:  # the first chunk is slower: amplified, and the device was cold
             self.recent = ()
             self.warm = True
         self.recent = (*self.recent, (event.frames - self.frames_done, event.seconds))[-RECENT_CHUNKS:]
-        self.frames_done, self.chunks_done = event.frames, event.chunk + 1
+        self.frames_done = event.frames
         self.steps_per_chunk = max(1, self.steps_in_chunk)
-        self.phase, self.step, self.steps_in_chunk = "denoise", None, 0
-        self.chunk_started = self.clock()
+        self.phase = "denoise"
+        if self.step is None or self.step.chunk == event.chunk:
+            self._begin(event.chunk + 1)
 
     @property
     def fraction(self) -> float | None:
@@ -126,7 +132,7 @@ class Track:
         if self.film.chunks is None:
             return None
         in_chunk = min(self.steps_in_chunk, self.steps_per_chunk) / (self.steps_per_chunk + 1)
-        return min(1.0, (self.chunks_done + in_chunk) / self.film.chunks)
+        return min(1.0, (self.chunk + in_chunk) / self.film.chunks)
 
     @property
     def frames_per_second(self) -> float | None:
@@ -140,7 +146,7 @@ class Track:
         if not self.recent or self.film.chunks is None:
             return None
         chunk_seconds = sum(seconds for _, seconds in self.recent) / len(self.recent)
-        chunks_left = self.film.chunks - self.chunks_done
+        chunks_left = self.film.chunks - self.chunk
         if chunks_left == 0:
             return 0.0
         return max(0.0, chunk_seconds - (self.clock() - self.chunk_started)) + chunk_seconds * (chunks_left - 1)
@@ -148,7 +154,7 @@ class Track:
     @property
     def place_text(self) -> str:
         """Chunk and, while it is denoised, stage and step; all counted from 1."""
-        chunk = self.chunk_text(self.chunks_done + 1)
+        chunk = self.chunk_text(self.chunk + 1)
         if self.phase != "denoise" or self.step is None:
             return f"{chunk}, {PHASES[self.phase]}"
         return (
@@ -222,12 +228,12 @@ class PlainView:
         if isinstance(event, ChunksReused):
             self.reused += event.count
         elif self.reused:  # they come one by one, and in a long film by the hundred
-            self._say(f"{self.reused} chunk{'s' * (self.reused > 1)} taken over, {self.track.film_text}")
+            self._say(f"{counted(self.reused, 'chunk')} taken over, {self.track.film_text}")
             self.reused = 0
         self.track.follow(event)
         if isinstance(event, FilmStarted):
             self.track = Track(event)
-            self._say(*start_lines(event))
+            self._say(*start_lines(event, named=not self.before))
         elif isinstance(event, Notice):
             console.notice(self.before + event.message)
         elif isinstance(event, PromptTaken):
@@ -311,16 +317,16 @@ class RichView:
         return Group(line, Text(place, no_wrap=True, overflow="ellipsis"))
 
 
-def start_lines(film: FilmStarted) -> list[str]:
-    """What is about to be rendered, from what, where to."""
+def start_lines(film: FilmStarted, *, named: bool = True) -> list[str]:
+    """What is about to be rendered, from what, where to; `named` if nothing else says which film it is."""
     size = f"{film.width}x{film.height}"
     if film.frames is None:
         what = f"{size} at {film.fps:g} fps, as long as prompts come"
     else:
-        length = f"{film.frames} frames, {film.frames / film.fps:.1f} s at {film.fps:g} fps"
-        what = f"{length}, {size}, {film.chunks} chunk{'s' * (film.chunks > 1)}"
+        length = f"{counted(film.frames, 'frame')}, {film.frames / film.fps:.1f} s at {film.fps:g} fps"
+        what = f"{length}, {size}, {counted(film.chunks, 'chunk')}"
     return [
-        f"{film.film}: {what}",
+        f"{film.film}: " * named + what,
         f"model {film.model} on {film.device} in {film.dtype}, to {film.output}",
     ]
 
@@ -339,9 +345,9 @@ def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:
     if done.frames_reused == done.frames:
         speed = "every frame from earlier renders"
     elif done.frames_reused:
-        speed += f", {done.frames_reused} frames from earlier renders"
+        speed += f", {counted(done.frames_reused, 'frame')} from earlier renders"
     lines = [
-        f"wrote {done.output}: {done.frames} frames, {done.frames / film.fps:.1f} s",
+        f"wrote {done.output}: {counted(done.frames, 'frame')}, {done.frames / film.fps:.1f} s",
         f"  in {format_duration(done.seconds)}, {speed}, {memory}",
     ]
     if done.phases:

@@ -1,6 +1,7 @@
 """Frames, latent frames, chunks, pixels and latent cells: the only home of the method's grid constants.
 
-Pure integers, no torch. A *chunk* is the unit of autoregression: 9 latent frames, decoded on their own into 33 frames.
+Pure integers, no torch, and with them the limits that the engine keeps to and a plan counts with. A *chunk* is the unit
+of autoregression: 9 latent frames, decoded on their own into 33 frames.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ LONG_TERM, MID_TERM, SHORT_TERM = 16, 2, 1
 
 HISTORY_LATENTS = LONG_TERM + MID_TERM + SHORT_TERM  # 19
 
+HISTORY_CHUNKS = -(-HISTORY_LATENTS // LATENTS_PER_CHUNK)  # 3
+"""Chunks at the end of a film that reach into the history."""
+
 MAX_TEXT_TOKENS = 512
 """Rows of text the model was trained with; shorter prompts are padded with zero rows."""
 
@@ -26,6 +30,23 @@ PROMPT_KEYS = (64, 128, 256, MAX_TEXT_TOKENS)
 """Rows of text as `counted_rows` counts them."""
 
 DEFAULT_FPS = 24
+
+PIECE_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
+"""Size of the activations a layer of the VAE works on at a time, as far as whole frames allow; about four live at once.
+
+On a CPU 32 MiB in float32: glibc maps larger blocks anew each time, and their page faults cost a tenth of a decode or
+more. On a GPU 0.25 GiB, two frames of 384x640 at 96 channels: a decode fits beside a streamed 14B model in 6 GB.
+"""
+
+QUEUE_BYTES = 128 * 2**20
+"""Frames that may wait for the encoder."""
+
+GRAPHS = 12
+"""Recorded model calls that are kept at most: one for each stage and number of prompt tokens, the least used going
+first."""
+
+LEAST_SECONDS = 0.1
+"""The shortest time that is told."""
 
 
 def chunks_for(num_frames: int) -> int:
@@ -36,6 +57,12 @@ def chunks_for(num_frames: int) -> int:
 def latent_frames_for(num_frames: int) -> int:
     """Latent frames of a clip of `num_frames` frames, encoded as one causal clip."""
     return (num_frames - 1) // FRAMES_PER_LATENT + 1
+
+
+def grid_of(size: tuple[int, int], patch_size: tuple[int, int, int], halvings: int = 0) -> tuple[int, int]:
+    """(rows, columns) of patches in a picture of `size` (width, height) pixels, halved `halvings` times."""
+    width, height = (pixels // PIXELS_PER_CELL // 2**halvings for pixels in size)
+    return height // patch_size[1], width // patch_size[2]
 
 
 def size_multiple(num_stages: int) -> int:
@@ -51,6 +78,11 @@ def counted_rows(rows: int) -> int:
     return max(PROMPT_KEYS[0], 1 << (rows - 1).bit_length())
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 shot`, `2 shots`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_bytes(count: float) -> str:
     """`28619000000` as `28.6 GB`: decimal units, as disks, the Hub and GPU vendors count."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -58,3 +90,13 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """`< 0.1 s`, `75 s`, `3:05 min`, `2:00:00 h`."""
+    if 0 < seconds < LEAST_SECONDS:
+        return f"< {LEAST_SECONDS} s"
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"

@@ -3,7 +3,9 @@ for each test a HELIOS_HOME of its own, so that no film takes its chunks from an
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -18,6 +20,17 @@ settings.register_profile("helios", deadline=None, derandomize=True)
 settings.load_profile("helios")
 
 
+# A shell ignores Ctrl-C for what it starts in the background, and so would all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory):
+    """New folders, one after another, which do not exist yet."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def helios_home(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("HELIOS_HOME", str(tmp_path_factory.mktemp("home")))
+def helios_home(homes, monkeypatch):
+    monkeypatch.setenv("HELIOS_HOME", str(next(homes)))

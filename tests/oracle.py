@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from unittest import mock
@@ -121,8 +121,6 @@ class Case:
     image: Path | None = None
     video: Path | None = None
     reanchor: bool = False
-    solver: str = "unipc"
-    dit: dict = field(default_factory=dict)
 
     @property
     def guidance(self) -> float:

@@ -192,6 +192,7 @@ def test_doctor_reports_and_ends_well(capsys):
     for name in ("tiny", "distilled", "mid", "base"):
         assert f"\n            {name} " in out
     assert "transfer at " in out and "/s from the page cache (" in out
+    assert "e+" not in out  # times of hours are told as such
 
 
 def test_doctor_as_json(capsys):

@@ -14,7 +14,7 @@ import pytest
 
 from helios_cli.console import console
 from helios_cli.errors import InputError
-from helios_cli.units import format_bytes
+from helios_cli.units import format_bytes, format_seconds
 
 
 @pytest.fixture(autouse=True)
@@ -160,3 +160,11 @@ with console.progress_bytes("pull [a]", 2000) as advance:
 )
 def test_format_bytes(count, text):
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (0.01, "< 0.1 s"), (7.125, "7.12 s"), (185, "3:05 min"), (2500, "41:40 min"), (7200, "2:00:00 h")],
+)
+def test_format_seconds(seconds, text):
+    assert format_seconds(seconds) == text

@@ -91,6 +91,12 @@ def test_help_is_there_and_short(name, command):
         assert option.help and len(option.help) <= 160, f"{name} {option.opts[0]}: {option.help}"
 
 
+def test_arguments_are_named_without_dots():
+    """Typer adds them where there may be several: `SOURCE...` would be `{SOURCE...}...`."""
+    arguments = [parameter for _, command in commands() for parameter in command.params]
+    assert not [parameter.name for parameter in arguments if "." in (parameter.metavar or "")]
+
+
 def test_a_flag_means_the_same_everywhere():
     """One short form for one long form, over all commands."""
     meanings: dict[str, set[str]] = {}

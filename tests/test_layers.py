@@ -261,6 +261,17 @@ sys.stderr.write("\\n" + json.dumps([code, sorted(heavy)]))
 """
 
 
+def test_a_film_needs_no_compiler(tmp_path):
+    """Three seconds of every start, once."""
+    heavy = "torch._dynamo", "torch._inductor", "sympy", "triton"
+    script = f"import sys; from helios_cli.cli import main; main(sys.argv[1:]); print(set({heavy}) & set(sys.modules))"
+    film = ["render", "a red ball moves left", "--size", "64x64", "--frames", "1", "--device", "cpu", "-q"]
+    run = subprocess.run(
+        [sys.executable, "-c", script, *film], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout.splitlines()[-1:] == ["set()"], run.stdout + run.stderr
+
+
 @pytest.mark.parametrize(("arguments", "code"), LIGHT_COMMANDS, ids=str)
 def test_light_commands_leave_torch_alone(arguments, code, tmp_path):
     (tmp_path / "broken.toml").write_text(BROKEN_RECIPE)

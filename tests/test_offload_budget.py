@@ -16,9 +16,10 @@ import torch
 from soak_offload import anonymous_bytes
 
 from helios_cli.bench.synthetic import write_checkpoint
-from helios_cli.cost.estimate import Terms, estimate_sources
+from helios_cli.cost.estimate import Terms, estimate_films
 from helios_cli.cost.memory import PROCESS_BYTES, Budget, Subject, mode_of
 from helios_cli.recipe.settings import Flags
+from helios_cli.recipe.sources import read_films
 from helios_cli.weights.placement import Placement
 from helios_cli.weights.specs import SPECS
 
@@ -66,7 +67,7 @@ def folder(tmp_path_factory) -> Path:
 
 def planned_bytes(folder: Path, placement: Placement) -> int:
     terms = Terms(Flags(model=str(folder), frames=33, steps=(2,), guidance=1.0), device="cpu", dtype="float32")
-    film, *_ = estimate_sources(PROMPTS, terms)
+    film, *_ = estimate_films(read_films(PROMPTS), terms)
     subject = Subject(film.plan, film.model, film.work, film.prompts, film.device, film.dtype)
     return mode_of(subject, Budget(None, None), placement).host_bytes
 

@@ -189,7 +189,10 @@ def test_memory_that_runs_out_in_lanes(kind, again, helios, folder, tmp_path, mo
 
 
 def test_events_of_lanes_say_their_film(helios, folder):
-    names = sources("a red circle", "a green square")
+    """By its name: they have one title."""
+    names = ["0.toml", "1.toml"]
+    for name in names:
+        Path(name).write_text('title = "twins"\n[[shot]]\nprompt = "a red circle"\n')
     Path("out").mkdir()
     said = helios("render", *names, "-m", folder, *SMALL, "-o", "out", "--lanes", 2, "--json")
     events = [json.loads(line) for line in said.out.splitlines()]

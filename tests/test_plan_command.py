@@ -261,11 +261,13 @@ def test_a_budget_that_is_not_there_is_said_to_be_none(helios):
     assert "--ram 900 TB: only" in said.err and "everything fits" not in said.err
 
 
-def test_a_prompt_that_is_too_long_is_shown(helios, checkpoints):
-    words = "red " * 600 + "ending"
-    done = helios(words, "-m", checkpoints["distilled"])
-    assert "longer than 512 tokens" in done.err and "ending" in done.err
-    assert "longer than 512" in helios(words, "-m", checkpoints["distilled"], "--strict", code=2).err
+def test_a_prompt_that_is_too_long_is_shown(helios, checkpoints, tmp_path):
+    (tmp_path / "long.txt").write_text("a ball\n\n" + "red " * 500 + "and so on " * 600)
+    done = helios("long.txt", "-m", checkpoints["distilled"])
+    assert "long, shot 2: the prompt is longer than 512 tokens" in done.err and "so on" in done.err
+    assert len(done.err) < 800
+    refused = helios("long.txt", "-m", checkpoints["distilled"], "--strict", code=2).err
+    assert "long, shot 2: the prompt is longer than 512" in " ".join(refused.split())
 
 
 def test_disk_follows_the_kind_of_file(helios, checkpoints):
@@ -343,6 +345,50 @@ def test_what_a_render_refuses_is_not_planned(tmp_path, monkeypatch, capsys, com
     monkeypatch.chdir(tmp_path)
     assert main([*command, "a red ball", "-m", "tiny", *arguments]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a boat", "a train", "-o", "x.mp4"], "2 films need a folder that exists hint: name a folder"),
+        (["a boat", "a train", "-o", "now here"], "2 films need a folder that exists hint: mkdir -p 'now here'"),
+        (["a boat", "a boat"], "several films would be called a-boat.mp4"),
+        (["a boat", "-o", "films/"], "holds other files"),
+    ],
+)
+@pytest.mark.parametrize("command", [["plan"], ["render", "--dry-run"]])
+def test_films_that_have_no_place_are_not_planned(tmp_path, monkeypatch, capsys, command, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "notes.txt").touch()
+    assert main([*command, *arguments, "-m", "tiny"]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_dry_run_reads_what_is_exported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["render", "--dry-run", "a boat", "-m", "tiny", "--export", "foo"]) == 2
+    assert "nothing is exported as 'foo'" in capsys.readouterr().err
+    (tmp_path / "a-boat.mp4").touch()
+    (tmp_path / "a-boat.otio").touch()
+    assert main(["render", "--dry-run", "a boat", "-m", "tiny", "--export", "otio"]) == 0
+
+
+@pytest.mark.parametrize("command", ["plan", "render"])
+def test_a_wrong_name_in_the_environment_is_said_to_be_from_there(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HELIOS_MODEL", "distiled")
+    assert main([command, "a boat"]) == 2
+    assert "HELIOS_MODEL: distiled is neither a folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_one_frame_is_no_frames(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "a red ball", "-m", "tiny", "--frames", "1"]) == 0
+    assert "1 frame," in capsys.readouterr().out
+    assert main(["render", "a red ball", "-m", "tiny", "--frames", "1", "--check", "--progress", "plain"]) == 0
+    said = capsys.readouterr().err
+    assert "a-red-ball: 1 frame," in said and "mp4: 1 frame," in said and "found in 1 chunk\n" in said
 
 
 def test_an_empty_prompt_is_said_to_be_empty(tmp_path, monkeypatch, capsys):

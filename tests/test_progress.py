@@ -27,7 +27,7 @@ from helios_cli.engine.events import (
 from helios_cli.progress import PHASES, RichView, Track, format_duration, open_view
 
 FILM = FilmStarted("harbour", "out/harbour.mp4", "tiny", "cpu", "float32", 192, 128, 24.0, 130, 4, 3, 15)
-DONE = FilmDone("out/harbour.mp4", 130, 75.0, 1.733, 1_500_000_000, 2_000_000_000, {"load": 1.0, "denoise": 60.0})
+DONE = FilmDone("out/harbour.mp4", 130, 75.0, 1.733, 1_500_000_000, 2_000_000_000, {"load": 1.0, "decode": 60.0})
 
 
 class Clock:
@@ -115,6 +115,38 @@ def test_a_film_that_goes_on_at_chunk_7():
     assert track.frames_per_second == 3.3
 
 
+def overlapped(clock: Clock, chunks: int, denoising: float, decoding: float):
+    """A track, and after each event of a film of `chunks` whose chunks are decoded beside the next what comes next: the
+    chunk that is denoised, and the seconds from then to the film's end."""
+    film = FilmStarted("f", "f.mp4", "m", "cuda", "bfloat16", 64, 64, 24.0, 33 * chunks, chunks, 1, 4 * chunks)
+    track, end = Track(film, clock), clock.now + chunks * denoising + decoding
+    for chunk in range(chunks):
+        for event in (PhaseStarted("denoise"), *(StepDone(chunk, 0, step, 4) for step in range(4))):
+            clock.now += denoising / 4 * isinstance(event, StepDone)
+            track.follow(event)
+            yield track, chunk, end - clock.now
+        if chunk > 0:
+            track.follow(ChunkDone(chunk - 1, chunks, 33 * chunk, denoising + (chunk == 1) * decoding))
+            yield track, chunk, end - clock.now
+        track.follow(PhaseStarted("decode"))
+    clock.now += decoding
+    track.follow(ChunkDone(chunks - 1, chunks, 33 * chunks, denoising))
+    yield track, chunks - 1, 0.0
+
+
+def test_a_chunk_that_is_decoded_beside_the_next():
+    """It is told behind the steps of that: place, time left and share are those of the chunk that is denoised."""
+    last = 0.0
+    for track, chunk, left in overlapped(Clock(), 10, 1.0, 0.6):
+        assert track.place_text.startswith(f"chunk {chunk + 1}/10, ")
+        assert track.fraction >= last
+        last = track.fraction
+        if chunk >= 3:
+            assert track.seconds_left == pytest.approx(max(0.0, left - 0.6), abs=1e-6)
+            assert track.frames_per_second == pytest.approx(33)
+    assert last == 1.0
+
+
 def test_fraction_grows_with_every_step_and_is_whole_only_at_the_end():
     track, last = Track(FILM, Clock()), 0.0
     for event in film_events():
@@ -188,7 +220,7 @@ def test_plain_is_one_line_a_chunk_and_a_phase(capsys):
         "finishing the file",
         "wrote out/harbour.mp4: 130 frames, 5.4 s",
         "  in 1:15, 1.73 frames/s, peak memory 1.5 GB and 2 GB on the device",
-        "  load 1.0 s, denoise 60.0 s",
+        "  load 1.0 s, decode 60.0 s",
     ]
 
 
@@ -293,6 +325,12 @@ def test_two_films_in_one_view(capsys):
                 view.show(event)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 30 and lines[:15] == lines[15:]
+
+
+def test_a_film_among_several_is_named_once_a_line(capsys):
+    with open_view("plain") as view:
+        view.of("harbour").show(FILM)
+    assert [line.count(FILM.film) for line in capsys.readouterr().err.replace("out/harbour", "").splitlines()] == [1, 1]
 
 
 @pytest.mark.parametrize("width", [46, 80, 200])

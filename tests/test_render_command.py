@@ -12,7 +12,7 @@ import oracle
 import pytest
 
 from helios_cli.cli import main
-from helios_cli.engine.ffmpeg import probe
+from helios_cli.engine.ffmpeg import probe, program
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,18 @@ def test_a_finished_film_is_not_overwritten_unless_forced(helios, tmp_path):
     assert probe(tmp_path / "out.mp4").codec == "h264"
 
 
+def test_a_film_goes_into_a_folder_that_is_there(model, tmp_path, monkeypatch):
+    """As several do: the pattern of a shell may match one file. A slash, or pictures in the folder, mean PNG."""
+    monkeypatch.chdir(tmp_path)
+    Path("films").mkdir()
+    Path("films/earlier.mp4").touch()
+    for output in ("films", "frames", "frames/"):  # the first is there, the second is not
+        assert main(["render", "a boat", "-m", str(model), *SMALL, "--frames", "1", "-o", output, "--force", "-q"]) == 0
+    assert sorted(path.name for path in Path("films").iterdir()) == ["a-boat.json", "a-boat.mp4", "earlier.mp4"]
+    assert main(["render", "a boat", "-m", str(model), *SMALL, "--frames", "2", "-o", "frames", "--force", "-q"]) == 0
+    assert [path.name for path in sorted(Path("frames").iterdir())] == ["frame_000001.png", "frame_000002.png"]
+
+
 def test_one_bad_film_does_not_stop_the_others(helios, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "good.txt").write_text("a red circle\n")
@@ -116,7 +128,7 @@ def test_a_prompt_that_is_cut_is_an_error_under_strict(model, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     arguments = ["render", "red " * 600, "-m", str(model), *SMALL, "-o", "long.mp4"]
     assert main([*arguments, "--strict"]) == 2
-    assert "longer than 512 tokens" in capsys.readouterr().err
+    assert "shot 1: the prompt is longer than 512 tokens" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert main(arguments) == 0
     assert "longer than 512 tokens" in capsys.readouterr().err
@@ -150,6 +162,23 @@ def test_bad_input_is_named_and_nothing_is_left_behind(arguments, code, said, mo
     assert said in told.err
     assert "Traceback" not in told.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_cannot_be_read_is_found_before_a_model_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    clip = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=24", "-frames:v", "24", "short.mp4"]
+    subprocess.run([program().path, "-v", "error", *clip], check=True, stdin=subprocess.DEVNULL)
+    Path("sea.png").write_text("not a picture")
+    Path("film.toml").write_text('[[shot]]\nprompt = "a"\nvideo = "short.mp4"\n')
+    for arguments, said in (
+        (["a boat", "--image", "sea.png"], "--image: sea.png is not a picture"),
+        (["a boat", "--video", "short.mp4"], "has 24 frames at 24 a second; 33 are needed"),
+        (["film.toml"], "film.toml:3: shot 1, `video`: the video"),
+    ):
+        assert main(["render", *arguments, "-m", "nowhere/unknown"]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert main(["recipe", "check", "film.toml"]) == 2
+    assert "33 are needed" in capsys.readouterr().err
 
 
 def test_a_damaged_weight_file_is_found_before_anything_is_loaded(helios, model, tmp_path):

@@ -11,12 +11,12 @@ from helios_cli.batch.jobs import Job
 from helios_cli.batch.workbench import Workbench
 from helios_cli.console import console
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, OutOfMemory
-from helios_cli.units import MAX_TEXT_TOKENS
+from helios_cli.units import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from helios_cli.engine.calls import ModelCalls
+    from helios_cli.engine.calls import Lane, ModelCalls
     from helios_cli.engine.events import FilmDone
     from helios_cli.engine.models import Models
     from helios_cli.engine.record import Record
@@ -68,19 +68,22 @@ def _render_group(jobs: list[Job], bench: Workbench) -> None:
     bench.place([run.plan for run in runs], models, lanes=len(runs))
     if bench.strict:
         runs = [run for run in runs if _has_whole_prompts(run, models)]
-    render_runs(runs, models, bench)
-    for run in runs:
-        run.job.done, run.job.error = run.done, run.error
+    try:
+        render_runs(runs, models, bench)
+    finally:  # of films that a key press ends some may be finished
+        for run in runs:
+            run.job.done, run.job.error = run.done, run.error
 
 
 def _has_whole_prompts(run: Run, models: Models) -> bool:
     """Whether the model sees the end of every prompt; if not, that is the job's error."""
+    from helios_cli.recipe.plan import too_long
+
     models.encode(text for chunk in run.plan.chunks for text, _ in chunk.prompts)
     for text in {text for chunk in run.plan.chunks for text, _ in chunk.prompts}:
         if lost := models.prompts[text].lost:
             run.job.error = InputError(
-                f"a prompt is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {lost!r}",
-                hint="shorten it, or leave out --strict",
+                f"{run.plan.title}, {too_long(run.plan, text, lost)}", hint="shorten it, or leave out --strict"
             )
             return False
     return True
@@ -134,9 +137,10 @@ def _render_lanes(runs: list[Run], models: Models, bench: Workbench) -> None:
 
     from helios_cli.engine.calls import Lane, lockstep, memory_told
 
-    view_of = bench.view.of if len(runs) > 1 else lambda film: bench.view
-    overlap = None if len(runs) == 1 else False  # films in lockstep take turns
-    lanes = [Lane(_steps(run, models, bench, view_of(run.plan.title), overlap)) for run in runs]
+    alone = len(runs) == 1
+    views = [bench.view if alone else bench.view.of(run.job.film.name) for run in runs]  # titles may be equal
+    overlap = None if alone else False  # films in lockstep take turns
+    lanes = [Lane(_steps(run, models, bench, view, overlap)) for run, view in zip(runs, views, strict=True)]
     try:
         with torch.inference_mode():
             if len(runs) > 1:  # the text encoder comes once for all
@@ -144,7 +148,12 @@ def _render_lanes(runs: list[Run], models: Models, bench: Workbench) -> None:
                     models.encode(text for run in runs for text in _texts(run.plan))
             lockstep(lanes, models.answer)
     except KeyboardInterrupt:
+        _take_results(runs, lanes)
         raise _stopped(runs) from None
+    _take_results(runs, lanes)
+
+
+def _take_results(runs: list[Run], lanes: list[Lane]) -> None:
     for run, lane in zip(runs, lanes, strict=True):
         if lane.error is not None and not isinstance(lane.error, HeliosError):
             raise lane.error
@@ -158,9 +167,9 @@ def _texts(plan: Plan) -> list[str]:
 
 def _stopped(runs: list[Run]) -> Interrupted:
     safe = [
-        f"{run.writer.safe_chunks} of the {len(run.plan.chunks)} chunks of {run.output}"
+        f"{run.writer.safe_chunks} of the {counted(len(run.plan.chunks), 'chunk')} of {run.output}"
         for run in runs
-        if run.writer is not None and run.done is None
+        if run.writer is not None and run.done is None and run.error is None
     ]
     what = f"stopped: {' and '.join(safe)} are safe" if safe else "stopped before a chunk was begun"
     return Interrupted(what, hint="run the same command again to go on from there")
@@ -174,7 +183,7 @@ def _steps(
     from helios_cli.engine.cache import Cache
     from helios_cli.engine.calls import ModelCalls, memory_told
     from helios_cli.engine.events import FilmDone, PhaseStarted
-    from helios_cli.engine.record import chapters
+    from helios_cli.engine.record import chapters, is_finished
     from helios_cli.engine.render import render_steps
     from helios_cli.engine.target import Target, check_space
     from helios_cli.engine.writer import open_writer
@@ -183,16 +192,20 @@ def _steps(
 
     output, job, encoding = run.output, run.job, bench.encoding
     target = Target.of(output)
-    if notice := check_space(target, film_bytes(run.plan, target.kind, encoding.codec, encoding.crf)):
-        bench.tell(notice)
     weights, size = weights_identity(models.checkpoint), run.plan.size
     with memory_told():
         models.settle(size)
     arithmetic = _arithmetic(models, size)
     fingerprints = Fingerprints(weights, arithmetic, reanchor=bench.reanchor)
+    record = job and _record(run, models, bench, weights, arithmetic, fingerprints)
     if bench.extras.again:
-        _tell_what_differs(_record(run, models, bench, weights, arithmetic, fingerprints), bench)
-    tells = job is not None and bench.extras.metadata
+        _tell_what_differs(record, bench)
+    tells = record is not None and bench.extras.metadata
+    if tells and not job.force and is_finished(target, record):
+        bench.tell(f"{output} is finished already")
+        return _done_before(job, target, run.plan, bench)
+    if notice := check_space(target, film_bytes(run.plan, target.kind, encoding.codec, encoding.crf)):
+        bench.tell(notice)
     run.writer = open_writer(
         output,
         size=size,
@@ -201,6 +214,7 @@ def _steps(
         crf=encoding.crf,
         preset=encoding.preset,
         keep=bench.keep,
+        force=job is None or job.force,
     )
     steps = render_steps(
         run.script,
@@ -232,12 +246,28 @@ def _steps(
                 view.show(said)
     if tells:
         _write_sidecar(job, target, record, run.plan, fingerprints.of(run.plan), done.seconds, bench)
-    findings = _look_at(job, target, run.plan, bench) if job else 0
+    findings = _look_at(job, target, run.plan, bench, bench.extras.export) if job else 0
     view.show(done)
-    if findings and bench.strict:
-        what = "1 finding" if findings == 1 else f"{findings} findings"
-        raise HeliosError(f"{output} is complete, with {what}, and --strict allows none")
+    _check_findings(findings, output, bench)
     return done
+
+
+def _done_before(job: Job, target: Target, plan: Plan, bench: Workbench) -> FilmDone:
+    """A film that an earlier run finished: what that did not come to make beside it is made now."""
+    from helios_cli.engine.events import FilmDone
+    from helios_cli.engine.export import export_path
+    from helios_cli.machine import peak_host_bytes
+
+    missing = tuple(form for form in bench.extras.export if not export_path(target, form).exists())
+    _check_findings(_look_at(job, target, plan, bench, missing), job.output, bench)
+    frames = plan.num_frames
+    return FilmDone(str(target.path), frames, 0.0, 0.0, peak_host_bytes(), None, frames_reused=frames)
+
+
+def _check_findings(findings: int, output: str, bench: Workbench) -> None:
+    if findings and bench.strict:
+        what = counted(findings, "finding")
+        raise HeliosError(f"{output} is complete, with {what}, and --strict allows none")
 
 
 def _record(
@@ -293,11 +323,11 @@ def _write_sidecar(
         bench.tell(f"{job.output} is complete, but its sidecar is not: {error.message}")
 
 
-def _look_at(job: Job, target: Target, plan: Plan, bench: Workbench) -> int:
-    """Exports the finished film and checks it, as far as that was asked for; returns how many findings there are."""
+def _look_at(job: Job, target: Target, plan: Plan, bench: Workbench, forms: tuple[str, ...]) -> int:
+    """Exports the finished film as `forms`, and checks it if asked for; returns how many findings there are."""
     from helios_cli.engine.export import export
 
-    for notice in export(target, plan, bench.extras.export):
+    for notice in export(target, plan, forms):
         bench.tell(notice)
     if not bench.extras.check:
         return 0
@@ -311,7 +341,7 @@ def _look_at(job: Job, target: Target, plan: Plan, bench: Workbench) -> int:
         span = f"{clock_time(finding.start_seconds)}-{clock_time(finding.end_seconds)}"
         bench.tell(f"check: {finding.kind}: {chunk_range(finding)}, {span}: {finding.message}")
     if not report.findings:
-        bench.tell(f"check: nothing found in {len(report.chunks)} chunks")
+        bench.tell(f"check: nothing found in {counted(len(report.chunks), 'chunk')}")
     return len(report.findings)
 
 

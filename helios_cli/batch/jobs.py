@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Container
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """One film to render, and how that ended: `done` and `error` are None until it is tried."""
+    """One film to render, and how that ended: `done` and `error` are None until it is tried.
+
+    `force`: a finished film may be replaced.
+    """
 
     film: Film
     model: str
     output: str
+    force: bool = False
     done: FilmDone | None = None
     error: HeliosError | None = None
 
@@ -87,38 +93,85 @@ def find_jobs(
     takes_of_shot: int | None,
     films: list[Film] | None,
 ) -> list[Job]:
-    """Films, models and output names; everything about them that can be wrong without a model is found here."""
+    """Films, models and output names; everything about them that can be wrong without a model is found here.
+
+    Of several films those that are finished may be what an ended run of this command made: that takes the model to say.
+    """
     from helios_cli.recipe.plan import check_film
-    from helios_cli.recipe.settings import choose_model
+    from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model
     from helios_cli.recipe.sources import read_films
 
     films = films or read_films(sources)
     for film in films:
         check_film(film, flags)
+    check_clips(films, flags)
     outputs = _outputs(films, output)
     if takes_of_shot and len(films) > 1:
         raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
 
-    from helios_cli.engine.takes import TakesFiles, check_shot
     from helios_cli.engine.target import check_target
 
     jobs = []
     for film, target in zip(films, outputs, strict=True):
         if takes_of_shot:
+            from helios_cli.engine.takes import TakesFiles, check_shot
+
             check_shot(film, takes_of_shot)
             TakesFiles.of(target, force=force)
         else:
-            check_target(target, force=force)
+            check_target(target, force=force or len(films) > 1)
         name, origin = choose_model(film.recipe, flags)
-        jobs.append(Job(film, os.environ.get("HELIOS_MODEL") or name if origin == "default" else name, target))
+        if origin == MODEL_VARIABLE and name != DEFAULT_MODEL:
+            _check_variable(name)
+        jobs.append(Job(film, name, target, force))
     return jobs
 
 
+def _check_variable(name: str) -> None:
+    """InputError, with the variable's name, if HELIOS_MODEL names no model: nobody sees it on the command line."""
+    from helios_cli.recipe.settings import MODEL_VARIABLE
+    from helios_cli.weights.hub import source_of
+
+    try:
+        source_of(name)
+    except InputError as error:
+        raise InputError(f"{MODEL_VARIABLE}: {error.message}", hint=error.hint) from error
+
+
+def check_clips(films: list[Film], flags: Flags) -> None:
+    """RecipeError for the clips, of films that passed `check_film`, that they cannot continue; a chunk of each clip is
+    decoded."""
+    from helios_cli.recipe.files import picture_problems
+    from helios_cli.recipe.problems import RecipeError
+    from helios_cli.units import DEFAULT_FPS
+
+    problems = []
+    for film in films:
+        fps = flags.fps or film.recipe.fps or float(DEFAULT_FPS)
+        start = {"image": flags.image, "video": flags.video}
+        problems += picture_problems(film, start, partial(_clip_fault, fps))
+    if problems:
+        raise RecipeError(problems)
+
+
+def _clip_fault(fps: float, path: Path, key: str, base: str) -> tuple[str, str | None] | None:
+    if key != "video":
+        return None
+    from helios_cli.engine.media import check_clip
+
+    try:
+        check_clip(path, fps)
+    except InputError as error:
+        return error.message, error.hint
+    return None
+
+
 def _outputs(films: list[Film], output: str | None) -> list[str]:
-    if len(films) == 1:
+    if len(films) == 1 and not _holds_films(output):
         return [output or f"{films[0].name}.mp4"]
     if output and not Path(output).is_dir():
-        raise InputError(f"-o {output}: {len(films)} films need a folder that exists", hint=f"mkdir -p {output}")
+        hint = "name a folder with -o" if Path(output).suffix else f"mkdir -p {shlex.quote(output)}"
+        raise InputError(f"-o {output}: {len(films)} films need a folder that exists", hint=hint)
     names = [f"{film.name}.mp4" for film in films]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
@@ -136,6 +189,16 @@ def given_flags(context: typer.Context, left_out: Container[str]) -> list[str]:
     return words
 
 
+def _holds_films(output: str | None) -> bool:
+    """Whether `output` is a folder that films go into, and not a film of PNG pictures: that ends in a slash, or has
+    some already."""
+    from helios_cli.engine.target import FRAME_NAME
+
+    if not output or output.endswith(("/", os.sep)) or not Path(output).is_dir():
+        return False
+    return not any(FRAME_NAME.fullmatch(path.name) for path in Path(output).glob("*.png"))
+
+
 def find_encoding(jobs: list[Job], codec: str, crf: int, preset: str, *, clips: bool) -> Encoding:
     """The .mp4 encoding, tried on one frame if any film needs it: not two hours later."""
     from helios_cli.engine.ffmpeg import Encoding, check_encoding
@@ -145,22 +208,34 @@ def find_encoding(jobs: list[Job], codec: str, crf: int, preset: str, *, clips: 
     return Encoding(codec, crf, preset)
 
 
-def check_planned(output: str | None, codec: str, crf: int, preset: str = "medium") -> None:
-    """InputError for a film that a render would refuse to write, but for one that is there already."""
+def find_planned(
+    sources: list[str],
+    flags: Flags,
+    output: str | None,
+    codec: str,
+    crf: int,
+    preset: str = "medium",
+    *,
+    export: str | None = None,
+    films: list[Film] | None = None,
+) -> list[Job]:
+    """The jobs of a plan. InputError for all that a render would refuse, but for files that are there already."""
     from helios_cli.engine.ffmpeg import Encoding
-    from helios_cli.engine.target import check_target
 
     Encoding(codec, crf, preset)
-    if output and not Path(output).is_dir():
-        check_target(output, force=True)
+    jobs = find_jobs(sources, flags, output, force=True, takes_of_shot=None, films=films)
+    export_forms(export, jobs, force=True)
+    return jobs
 
 
 def export_forms(export: str | None, jobs: list[Job], *, force: bool) -> tuple[str, ...]:
-    """What --export asks for. InputError if it cannot be written."""
+    """What --export asks for. InputError if it cannot be written. Beside a finished film of several it may stand."""
     from helios_cli.engine.export import check_exports, parse_forms
-    from helios_cli.engine.target import Target
+    from helios_cli.engine.target import Target, is_taken
 
     forms = () if export is None else parse_forms(export)
     for job in jobs:
-        check_exports(Target.of(job.output), forms, len(job.film.recipe.shots), force=force)
+        target = Target.of(job.output)
+        may_stand = force or (len(jobs) > 1 and is_taken(target))
+        check_exports(target, forms, len(job.film.recipe.shots), force=may_stand)
     return forms

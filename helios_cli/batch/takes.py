@@ -36,6 +36,8 @@ def render_takes(job: Job, bench: Workbench, count: int, shot: int, context: typ
             render_run(Run(Planned(take.plan), str(files.clip(take.seed))), models, bench)
         except (Interrupted, KeyboardInterrupt):  # in a clip, or between two
             hint = "run the same command again to go on from there"
+            if not bench.use_cache:  # finished takes are found again as kept chunks
+                hint = "the same command begins with the first take again; without --no-cache takes are kept"
             raise Interrupted(f"stopped: {done} of {count} takes are done", hint=hint) from None
     write_sheet(files, takes)
     bench.tell(f"the takes are on {os.path.relpath(files.sheet)}, a row for each seed, and in {files.folder.name}/")

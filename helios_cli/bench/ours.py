@@ -17,11 +17,11 @@ from helios_cli.engine import trial
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone, PhaseStarted
 from helios_cli.engine.models import Models
-from helios_cli.engine.preflight import require_memory
 from helios_cli.engine.render import render
 from helios_cli.engine.writer import open_writer
+from helios_cli.errors import MachineError
 from helios_cli.recipe.settings import ModelDefaults
-from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.placement import Placement, Wish
@@ -96,8 +96,20 @@ def _models(job: Job, device: torch.device) -> Models:
         placement = Placement(*job.placement)
         models = Models(Checkpoint.open(Path(job.folder)), device, dtype, placement=placement, **how)
     if models.placement.mode == "none":
-        require_memory(models.checkpoint, device, dtype)
+        _require_memory(models.checkpoint, device, dtype)
     return models
+
+
+def _require_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    """MachineError, before any weight is read, if the weights alone are more than the memory that is free."""
+    needed = checkpoint.resident_bytes(dtype.itemsize)
+    free = machine.free_bytes(device)
+    if needed > free:
+        name = str(dtype).removeprefix("torch.")
+        raise MachineError(
+            f"the model's weights take {format_bytes(needed)} in {name}, {format_bytes(free)} are free on {device}",
+            hint="`helios doctor` shows what fits here",
+        )
 
 
 def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = False) -> tuple[FilmDone, float | None]:

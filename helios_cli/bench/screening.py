@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
+from helios_cli.engine.screen import Screen
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe
@@ -73,32 +73,5 @@ def _film(models: Models, plan: Plan) -> np.ndarray:
 
 
 def _play(models: Models, plan: Plan, take: Callable[[np.ndarray], None]) -> None:
-    for _ in render(plan, models, _Screen(take)):
+    for _ in render(plan, models, Screen(take)):
         pass
-
-
-class _Screen:
-    """Stands in for `engine.writer.FilmWriter`: hands the frames on and keeps nothing."""
-
-    cache_problem = None
-    target = SimpleNamespace(path="memory")
-
-    def __init__(self, take: Callable[[np.ndarray], None]) -> None:
-        self.num_frames = 0
-        self._take = take
-
-    def __enter__(self) -> _Screen:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def write(self, frames_THWC: np.ndarray) -> None:
-        self.num_frames += len(frames_THWC)
-        self._take(frames_THWC)
-
-    def end_piece(self, safe: object) -> None:
-        """Nothing is made safe here."""
-
-    def close(self) -> str:
-        return self.target.path

@@ -7,9 +7,10 @@ from itertools import chain
 
 from helios_cli.check.findings import chunk_reports, drifts, find
 from helios_cli.check.footage import PictureFolder, VideoFile, open_footage
-from helios_cli.check.layout import grid, read_sidecar, sidecar_of
+from helios_cli.check.layout import grid, read_sidecar
 from helios_cli.check.measure import Measures, measure
 from helios_cli.check.report import Finding, Report
+from helios_cli.engine.target import sidecar_of
 from helios_cli.units import FRAMES_PER_CHUNK
 
 
@@ -42,11 +43,11 @@ def examine(path: str | os.PathLike, *, chunk_frames: int | None = None) -> Repo
 
 
 def _measured(footage: VideoFile | PictureFolder, chunk_frames: int | None) -> tuple[Measures, tuple[str, ...]]:
-    spans = None if chunk_frames else read_sidecar(footage.path)
-    if spans is None:
+    sidecar = None if chunk_frames else read_sidecar(footage.path)
+    if sidecar is None:
         return measure(footage.frames(), grid(chunk_frames or FRAMES_PER_CHUNK)), ()
-    total = spans[-1].start_frame + spans[-1].num_frames
-    measures = measure(footage.frames(), chain(spans, grid(FRAMES_PER_CHUNK, total)))
+    total = sidecar.num_frames
+    measures = measure(footage.frames(), chain(sidecar.spans, grid(FRAMES_PER_CHUNK, total)))
     found = len(measures.steps)
     if found == total:
         return measures, ()

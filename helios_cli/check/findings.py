@@ -11,6 +11,7 @@ from helios_cli.check import limits
 from helios_cli.check.limits import Limit
 from helios_cli.check.measure import LOOK, Measures
 from helios_cli.check.report import ChunkReport, Drift, Finding, Look
+from helios_cli.units import counted
 
 END_SHARE = 0.15
 """Share of a take's frames that make its beginning, and its end, where drift is measured."""
@@ -120,7 +121,7 @@ class _Film:
         for begin, end in _runs(frames):
             seconds = (end - begin) / self.fps
             if seconds >= limit.value or end - begin == len(frames):
-                message = f"{words} for {end - begin} frames ({seconds:.2f} s)"
+                message = f"{words} for {counted(end - begin, 'frame')} ({seconds:.2f} s)"
                 yield self._finding(kind, begin, end, seconds, limit.value, message)
 
     def flickering(self) -> Iterator[Finding]:

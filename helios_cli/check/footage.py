@@ -18,6 +18,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from helios_cli.check.layout import read_sidecar
 from helios_cli.engine import ffmpeg
 from helios_cli.errors import InputError
 from helios_cli.units import DEFAULT_FPS
@@ -99,7 +100,8 @@ def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
 
 
 class PictureFolder:
-    """A folder of PNG pictures, in the order of the numbers in their names. It has no rate: 24 is taken."""
+    """A folder of PNG pictures, in the order of the numbers in their names. Its rate is that of the sidecar, if there
+    is one of so many pictures, else 24."""
 
     damage = None
 
@@ -113,7 +115,9 @@ class PictureFolder:
             raise InputError(f"the folder {path} holds no .png pictures", hint="name a film, or a folder of frames")
         self._files = [path / name for name in sorted(names, key=_by_number)]
         self.width, self.height = _open_picture(self._files[0]).size
-        self.fps = float(DEFAULT_FPS)
+        sidecar = read_sidecar(path)
+        told = sidecar.fps if sidecar and sidecar.num_frames == len(names) else None
+        self.fps = float(ffmpeg.frame_rate(told or DEFAULT_FPS))
 
     def frames(self) -> Iterator[np.ndarray]:
         """As `VideoFile.frames`. InputError names the picture that cannot be read."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+
+from helios_cli.engine.target import sidecar_of
 
 MAX_CHUNK_FRAMES = 600
 """Chunks are compared with the first frame by frame, which costs their length squared."""
@@ -24,21 +25,25 @@ class Span:
     cut: bool
 
 
+@dataclass(frozen=True)
+class Sidecar:
+    """What a film's sidecar says of its frames; `fps` is None where it names no rate."""
+
+    spans: tuple[Span, ...]
+    fps: float | None
+
+    @property
+    def num_frames(self) -> int:
+        return self.spans[-1].start_frame + self.spans[-1].num_frames
+
+
 def grid(chunk_frames: int, start_frame: int = 0) -> Iterator[Span]:
     """Chunks of equal length without end. Only frame 0 begins a take."""
     return (Span(start, chunk_frames, start == 0) for start in count(start_frame, chunk_frames))
 
 
-def sidecar_of(film: Path) -> Path:
-    """`boat.json` for `boat.mp4` and for the folder `boat`; `boat.mp4.json`, `boat.png.json` where there is one."""
-    place = Path(os.path.abspath(film))
-    if (own := place.with_name(f"{place.name}.png.json" if place.is_dir() else f"{place.name}.json")).is_file():
-        return own
-    return place.parent / f"{place.name if place.is_dir() else place.stem}.json"
-
-
-def read_sidecar(film: Path) -> tuple[Span, ...] | None:
-    """The chunks that the film's sidecar lists, or None if there is no sidecar or it lists none.
+def read_sidecar(film: Path) -> Sidecar | None:
+    """The chunks that the film's sidecar lists and its `fps`, or None if there is no sidecar or it lists no chunks.
 
     It lists them under `chunks`, in order and without gaps, each with `start_frame`, `num_frames` and, if it begins
     with a cut, `fresh`: true. Any other file of that name, such as the film's recipe, is no sidecar.
@@ -50,7 +55,12 @@ def read_sidecar(film: Path) -> tuple[Span, ...] | None:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    return _spans(content.get("chunks")) if isinstance(content, dict) else None
+    spans = _spans(content.get("chunks")) if isinstance(content, dict) else None
+    if spans is None:
+        return None
+    fps = content.get("fps")
+    is_rate = isinstance(fps, int | float) and 1 <= fps <= 1000  # what a film can be written at
+    return Sidecar(spans, float(fps) if is_rate else None)
 
 
 def _spans(chunks: object) -> tuple[Span, ...] | None:

@@ -16,6 +16,7 @@ from helios_cli.check.limits import FLICKER, LIMITS
 from helios_cli.check.measure import Thumbnail
 from helios_cli.check.report import ChunkReport, Drift, Finding, Look, Report, chunk_range, chunks_with, clock_time
 from helios_cli.errors import InputError
+from helios_cli.units import counted
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f4f5f7; --card: #fff; --ink: #1c2228; --soft: #5b6670; --rule: #dde1e6;
@@ -99,10 +100,10 @@ def _text(text: object) -> str:
 
 def _header(report: Report, name: str) -> str:
     count = len(report.findings)
-    verdict = f"{count} finding{'s' if count > 1 else ''}" if count else "nothing found"
+    verdict = counted(count, "finding") if count else "nothing found"
     facts = (
-        f"{report.width}x{report.height}, {report.fps:.5g} frames per second, {report.num_frames} frames, "
-        f"{clock_time(report.seconds)}, {len(report.chunks)} chunks"
+        f"{report.width}x{report.height}, {report.fps:.5g} frames per second, {counted(report.num_frames, 'frame')}, "
+        f"{clock_time(report.seconds)}, {counted(len(report.chunks), 'chunk')}"
     )
     notices = "".join(f"<p>{_text(notice)}</p>" for notice in report.notices)
     kind = "bad" if count else "good"

@@ -296,7 +296,7 @@ def _speed(name: str, job: Job, against: str | None) -> dict:
     from helios_cli.bench import report
     from helios_cli.bench.floors import against_floors
     from helios_cli.bench.job import ceiling, run
-    from helios_cli.recipe.problems import counted
+    from helios_cli.units import counted
 
     console.status("what a copy and a large product take on this device")
     rates, results, films = ceiling(job), [], []

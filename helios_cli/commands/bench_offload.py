@@ -10,7 +10,7 @@ import typer
 from helios_cli import options
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError, MachineError
-from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
+from helios_cli.units import FRAMES_PER_CHUNK, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def offload(
         if isinstance(said, MachineError):
             console.warning(f"{mode.name}: {said.message}")
         else:
-            console.status(f"{mode.name}: {said['seconds']:.3g} s a chunk")
+            console.status(f"{mode.name}: {format_seconds(said['seconds'])} a chunk")
             told.append(said)
     peaks = ["device peak", "reserved", "by nvidia-smi", "host peak"]
     columns = ["mode", "budget", "blocks stay", *peaks, "s a chunk", "floor, s", "ratio", ""]

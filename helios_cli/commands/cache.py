@@ -7,7 +7,7 @@ import time
 import typer
 
 from helios_cli.console import JsonFlag, console
-from helios_cli.units import format_bytes
+from helios_cli.units import counted, format_bytes
 
 app = typer.Typer(help="Chunks of films that are kept to be used again.", no_args_is_help=True)
 
@@ -53,5 +53,5 @@ def _age(since: float) -> str:
     for length, name in AGES:
         if seconds >= length:
             count = int(seconds / length)
-            return f"{count} {name}{'s' * (count > 1)} ago"
+            return f"{counted(count, name)} ago"
     return "just now"

@@ -11,6 +11,7 @@ import typer
 from helios_cli.check.layout import MAX_CHUNK_FRAMES
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import HeliosError
+from helios_cli.units import counted
 
 if TYPE_CHECKING:
     from helios_cli.check.report import ChunkReport, Report
@@ -52,7 +53,7 @@ def check(
     _show(result)
     if strict and result.findings:
         hint = None if report else "add --report report.html to see where"
-        raise HeliosError(f"{video}: {_counted(len(result.findings), 'finding')}, and --strict allows none", hint=hint)
+        raise HeliosError(f"{video}: {counted(len(result.findings), 'finding')}, and --strict allows none", hint=hint)
 
 
 def _show(report: Report) -> None:
@@ -71,8 +72,8 @@ def _show(report: Report) -> None:
         time = f"{clock_time(finding.start_seconds)}-{clock_time(finding.end_seconds)}"
         console.line(f"{finding.kind}: {chunk_range(finding)}, {time}: {finding.message}")
     kinds = ", ".join(dict.fromkeys(finding.kind for finding in report.findings))
-    verdict = f"{_counted(len(report.findings), 'finding')} ({kinds})" if kinds else "nothing found"
-    length = f"{_counted(len(report.chunks), 'chunk')}, {_counted(report.num_frames, 'frame')}"
+    verdict = f"{counted(len(report.findings), 'finding')} ({kinds})" if kinds else "nothing found"
+    length = f"{counted(len(report.chunks), 'chunk')}, {counted(report.num_frames, 'frame')}"
     console.line(f"{verdict} in {length}, {clock_time(report.seconds)}")
 
 
@@ -94,7 +95,3 @@ def _median_row(report: Report) -> list[str]:
 def _aligned(cells: list[str]) -> list[str]:
     """Numbers under the ends of their headings."""
     return [cell.rjust(len(column)) for cell, column in zip(cells, COLUMNS, strict=False)]
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

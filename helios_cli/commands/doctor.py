@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from helios_cli import __version__, machine
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import MachineError
-from helios_cli.units import format_bytes
+from helios_cli.units import LEAST_SECONDS, format_bytes, format_seconds
 from helios_cli.weights.names import EMBEDDED
 
 if TYPE_CHECKING:
@@ -185,9 +185,11 @@ def _model_lines(models: dict, device: str, dtype: str) -> list[str]:
     for name, model in models["models"].items():
         for mode in model["modes"]:
             sizes = (format_bytes(mode[key]) for key in ("device_bytes", "host_bytes", "moved_bytes"))
-            transfer, seconds = f"{mode['transfer_seconds']:.3g} s", f"{mode['seconds'] or 0:.3g} s"
+            transfer = format_seconds(mode["transfer_seconds"])
             if mode["seconds"] is None:
-                seconds = f">= {transfer}" if mode["moved_bytes"] else "time unknown"
+                seconds = f">= {transfer}" if mode["transfer_seconds"] >= LEAST_SECONDS else "time unknown"
+            else:
+                seconds = format_seconds(mode["seconds"])
             stay = f", {mode['resident_blocks']} blocks stay" if mode["mode"] == "stream" else ""
             fits = {True: "" if mode["chosen"] else ", fits", False: ", does not fit", None: ""}[mode["fits"]]
             star = " *" if mode["chosen"] else ""

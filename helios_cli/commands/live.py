@@ -20,6 +20,7 @@ from helios_cli.errors import InputError, Interrupted, OutOfMemory
 from helios_cli.progress import open_view
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, Transition, parse_duration
 from helios_cli.stop import stop_at_once
+from helios_cli.units import counted
 
 if TYPE_CHECKING:
     from helios_cli.engine.models import Models
@@ -191,7 +192,6 @@ def _render(job: Job, lines: Lines, manner: Manner, recipe_file: RecipeFile, mod
     """The film that begins as the job's does."""
     from helios_cli.live.session import Session
     from helios_cli.recipe.plan import plan_film
-    from helios_cli.recipe.problems import counted
     from helios_cli.recipe.settings import Flags
 
     def keep(film: Film) -> None:

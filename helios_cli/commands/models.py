@@ -14,7 +14,7 @@ from helios_cli.units import format_bytes
 from helios_cli.weights import hub
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.files import some_of
-from helios_cli.weights.names import KNOWN, WEIGHT_BYTES, KnownModel
+from helios_cli.weights.names import EMBEDDED, KNOWN, WEIGHT_BYTES, KnownModel
 from helios_cli.weights.report import describe, inventory
 from helios_cli.weights.verify import bytes_to_read, verify
 
@@ -33,7 +33,7 @@ def list_models(json: JsonFlag = False) -> None:
         for item in models
     ]
     console.table(["name", "from", "state", "on disk", "kind"], rows, data=models)
-    if not any(item["state"] == "ready" for item in models):
+    if not any(item["state"] == "ready" for item in models if item["name"] != EMBEDDED):
         console.hint(f"helios models pull distilled ({format_bytes(WEIGHT_BYTES)})")
 
 

@@ -45,8 +45,8 @@ def plan(
     json: JsonFlag = False,
 ) -> None:
     """Say what films are made of and cost: helios plan film.toml --price 2.5"""
-    from helios_cli.batch.jobs import check_planned
-    from helios_cli.cost.estimate import Terms, estimate_sources
+    from helios_cli.batch.jobs import find_planned
+    from helios_cli.cost.estimate import Terms, estimate_films
     from helios_cli.engine.cache import Cache
 
     flags = options.film_flags(
@@ -65,13 +65,13 @@ def plan(
     )
     if price is not None and not 0 <= price < 1e6:
         raise InputError(f"--price {price}: must be 0 or more, for an hour of one GPU")
-    check_planned(output, codec, crf)
+    jobs = find_planned(source, flags, output, codec, crf)
     terms = Terms(
         flags,
         revision,
         device,
         dtype,
-        output,
+        jobs[0].output,
         codec,
         crf,
         reanchor=reanchor,
@@ -84,4 +84,4 @@ def plan(
         price=price,
         is_kept=Cache().has,
     )
-    show_plans(estimate_sources(source, terms))
+    show_plans(estimate_films([job.film for job in jobs], terms))

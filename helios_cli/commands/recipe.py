@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError
-from helios_cli.units import DEFAULT_FPS
+from helios_cli.units import DEFAULT_FPS, counted, format_seconds
 
 app = typer.Typer(help="Recipes: their schema, conversion between forms, and a check.", no_args_is_help=True)
 
@@ -30,17 +31,20 @@ def schema(json: JsonFlag = False) -> None:
 def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help="Any source: .txt, .csv, .jsonl, .srt, a recipe, - ...")],
     out: Annotated[str, typer.Argument(metavar="OUT", help=".toml, .yaml or .json, or - for standard output.")],
-    to: Annotated[str, typer.Option("--to", help="Form on standard output: toml, yaml or json.")] = "toml",
+    to: Annotated[
+        Literal["toml", "yaml", "json"] | None, typer.Option("--to", help="Form on standard output. (default: toml)")
+    ] = None,
     film: Annotated[str | None, typer.Option("--film", help="Which film of a source that holds several.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
     """Write any source as a recipe: helios recipe convert shots.txt film.toml"""
-    from helios_cli.recipe.export import FORMS, form_of, write_recipe
+    from helios_cli.recipe.export import form_of, write_recipe
     from helios_cli.recipe.sources import read_films
 
-    form = to if out == STDOUT else form_of(Path(out))
-    if form not in FORMS.values():
-        raise InputError(f"--to {form}: a recipe is toml, yaml or json", hint="write --to toml")
+    form = (to or "toml") if out == STDOUT else form_of(Path(out))
+    if to not in (None, form):
+        hint = "leave --to out, or end the name otherwise"
+        raise InputError(f"--to {to}: {out} would be {form}, as its name says", hint=hint)
     chosen = _choose(read_films([source]), film, source)
     for notice in chosen.notices:
         console.notice(notice)
@@ -60,27 +64,34 @@ def convert(
 
 @app.command()
 def check(
-    sources: Annotated[list[str], typer.Argument(metavar="FILE...", help="Sources to check.")],
+    sources: Annotated[list[str], typer.Argument(metavar="FILE", help="Sources to check.")],
     json: JsonFlag = False,
 ) -> None:
     """Report all errors of all files at once; the exit code is 2 if there are any."""
+    from helios_cli.batch.jobs import check_clips
     from helios_cli.recipe.plan import check_film
-    from helios_cli.recipe.problems import RecipeError, counted
+    from helios_cli.recipe.problems import RecipeError
+    from helios_cli.recipe.settings import Flags
     from helios_cli.recipe.sources import read_films
 
     problems, films = [], []
     for source in sources:
         try:
             for film in read_films([source]):
-                films.append((film, check_film(film)))
+                timeline = check_film(film)
+                check_clips([film], Flags())
+                films.append((film, timeline))
         except RecipeError as error:
             problems += error.problems
+    held = Counter(film.source for film, _ in films)
     for film, timeline in films:
+        place = film.source if held[film.source] == 1 else f"{film.source}, {film.name}"
         fps = film.recipe.fps or DEFAULT_FPS
         shots, frames = counted(len(film.recipe.shots), "shot"), counted(timeline.num_frames, "frame")
-        console.line(f"{film.source}: {shots}, {frames} ({timeline.num_frames / fps:.3g} s at {fps:g} a second)")
+        seconds = format_seconds(timeline.num_frames / fps)
+        console.line(f"{place}: {shots}, {frames} ({seconds} at {fps:g} a second)")
         for notice in (*film.notices, *timeline.notices):
-            console.notice(f"{film.source}: {notice}")
+            console.notice(f"{place}: {notice}")
     report = [
         {"file": film.source, "film": film.name, "shots": len(film.recipe.shots), "frames": timeline.num_frames}
         for film, timeline in films

@@ -12,12 +12,12 @@ from helios_cli import options
 from helios_cli.batch.films import render_all
 from helios_cli.batch.jobs import (
     Extras,
-    check_planned,
     check_takes_flags,
     export_forms,
     film_again,
     find_encoding,
     find_jobs,
+    find_planned,
 )
 from helios_cli.batch.table import table_at_the_end
 from helios_cli.batch.takes import render_takes
@@ -125,19 +125,19 @@ def render(
         codec, crf, preset = recorded.get("codec", codec), recorded.get("crf", crf), recorded.get("preset", preset)
         reanchor, quant = recorded.get("reanchor", reanchor), recorded.get("quant", quant)
         attention = recorded.get("attention", attention)
+    films = [again.film] if again else None
     if dry_run:
-        from helios_cli.cost.estimate import Terms, estimate_films, estimate_sources
+        from helios_cli.cost.estimate import Terms, estimate_films
         from helios_cli.engine.cache import Cache
 
         console.json = json or progress == "json"
-        check_planned(output, codec, crf, preset)
-        terms = Terms(flags, revision, device, dtype, output, codec, crf, reanchor, strict)
+        planned = find_planned(source, flags, output, codec, crf, preset, export=export, films=films)
+        terms = Terms(flags, revision, device, dtype, planned[0].output, codec, crf, reanchor, strict)
         terms = replace(terms, quant=quant, attention=attention, wish=wish, lanes=lanes)
         if not no_cache:
             terms = replace(terms, is_kept=Cache().has)
-        show_plans(estimate_films([again.film], terms) if again else estimate_sources(source, terms))
+        show_plans(estimate_films([job.film for job in planned], terms))
         return
-    films = [again.film] if again else None
     jobs = find_jobs(source, flags, output, force=force, takes_of_shot=takes and (shot or 1), films=films)
     extras = Extras(again, not no_metadata, export_forms(export, jobs, force=force), check)
     encoding = find_encoding(jobs, codec, crf, preset, clips=takes is not None)

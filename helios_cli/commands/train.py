@@ -18,7 +18,7 @@ from helios_cli.train_view import PlainView, RichView
 
 
 def train(
-    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="TOML files, trained one after another.")],
+    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG", help="TOML files, trained one after another.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="In place of the file's: optimizer.lr=1e-4."),

@@ -47,7 +47,7 @@ def _kernels(device: Device, attention: str, shapes: frozenset[str]) -> str:
 
 def _measured(file: Path, device: str, shapes: frozenset[str]) -> str:
     """A digest of which attention each of the shapes takes on the device."""
-    known = _read(file, "choices")
+    known = _read(file)
     names = {
         key: {shape: one.get("name") for shape, one in sorted(measured.items()) if shape in shapes}
         for key, measured in known.items()
@@ -57,19 +57,19 @@ def _measured(file: Path, device: str, shapes: frozenset[str]) -> str:
 
 
 def _tuned(device: str) -> str:
-    found = _read(machine.tuned_file(), "devices").get(device)
+    found = _read(machine.tuned_file()).get(device)
     return f"tuned {_digest(found)}" if found else ""
 
 
 def _tried(device: str) -> str:
     """`auto` takes kernels that were right when they were tried, until they are other ones."""
-    found = _read(machine.tried_file(), "devices").get(device)
+    found = _read(machine.tried_file()).get(device)
     return f"tried {_digest(found)}" if found else ""
 
 
-def _read(file: Path, key: str) -> dict:
+def _read(file: Path) -> dict:
     try:
-        found = json.loads(file.read_text(encoding="utf-8")).get(key, {})
+        found = json.loads(file.read_text(encoding="utf-8")).get("devices", {})
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError, RecursionError, AttributeError):
         return {}

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from helios_cli import machine
 from helios_cli.errors import InputError
+from helios_cli.units import counted
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -98,7 +99,7 @@ def pick_dtype(name: str, device: Device) -> str:
 def cpu_name(threads: int) -> str:
     """A CPU as `Device.name` has it: its model, its instructions, and the threads that the model runs on."""
     cpu = machine.cpu()
-    return ", ".join([cpu.model, *cpu.features, f"{threads} thread{'s' * (threads != 1)}"])
+    return ", ".join([cpu.model, *cpu.features, counted(threads, "thread")])
 
 
 def _host() -> Device:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -24,10 +23,8 @@ from helios_cli.cost.work import Work, texts_of, work_of
 from helios_cli.errors import InputError, MachineError
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
-from helios_cli.recipe.plan import Plan, check_film, plan_film
+from helios_cli.recipe.plan import Plan, plan_film, too_long
 from helios_cli.recipe.settings import Flags, choose_model, resolve
-from helios_cli.recipe.sources import read_films
-from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.fp8 import Quant, dtype_with
 from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.placement import NO_WISH, Wish
@@ -118,23 +115,15 @@ class Estimate:
         return None if self.price is None or seconds is None else self.price * seconds / 3600
 
 
-def estimate_sources(sources: Sequence[str], terms: Terms) -> list[Estimate]:
-    """The plans of all films of `sources`. RecipeError holds what is wrong with any of them."""
-    films = read_films(sources)
-    for film in films:
-        check_film(film, terms.flags)
-    return estimate_films(films, terms)
-
-
 def estimate_films(films: list[Film], terms: Terms) -> list[Estimate]:
     """A film's model is found once, whatever its films; errors are those that a render would end with."""
     device = other_device(terms.on) if terms.on else find_device(terms.device)
     dtype = pick_dtype(dtype_with(terms.quant, terms.dtype), device)
     models: dict[str, tuple[Model, str, list[str]]] = {}
     found = []
-    for group in groups_of(films, terms.lanes, lambda film: _model_name(film, terms.flags)[0]):
+    for group in groups_of(films, terms.lanes, lambda film: choose_model(film.recipe, terms.flags)[0]):
         for film in group:
-            name, origin = _model_name(film, terms.flags)
+            name, origin = choose_model(film.recipe, terms.flags)
             if name not in models:
                 models[name] = _find(name, terms, device, dtype)
             model, notices = models[name]
@@ -150,12 +139,6 @@ def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], str]) -> I
     for _, same in itertools.groupby(films, key=model_of):
         while group := list(itertools.islice(same, lanes)):
             yield group
-
-
-def _model_name(film: Film, flags: Flags) -> tuple[str, str]:
-    name, origin = choose_model(film.recipe, flags)
-    asked = os.environ.get("HELIOS_MODEL") if origin == "default" else None
-    return (asked, "HELIOS_MODEL") if asked else (name, origin)
 
 
 def _find(name: str, terms: Terms, device: Device, dtype: str) -> tuple[Model, list[str]]:
@@ -209,7 +192,7 @@ def _estimate(
         price=terms.price,
         fingerprints=fingerprints,
         kept=frozenset(index for index, known in enumerate(fingerprints or ()) if terms.is_kept(known)),
-        notices=(*notices, *plan.notices, *said, *_too_long(prompts, strict=terms.strict)),
+        notices=(*notices, *plan.notices, *said, *_too_long(plan, prompts, strict=terms.strict)),
     )
 
 
@@ -229,12 +212,9 @@ def _placed(
     return mode, said
 
 
-def _too_long(prompts: PromptTokens, *, strict: bool) -> list[str]:
+def _too_long(plan: Plan, prompts: PromptTokens, *, strict: bool) -> list[str]:
     """What the model does not see of prompts that are too long; an InputError if that is `strict`."""
-    found = [
-        f"a prompt is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {end!r}"
-        for end in prompts.lost.values()
-    ]
+    found = [f"{plan.title}, {too_long(plan, text, lost)}" for text, lost in prompts.lost.items()]
     if found and strict:
         raise InputError(found[0], hint="shorten it, or leave out --strict")
     return found

@@ -15,7 +15,7 @@ from helios_cli.cost.model import Model
 from helios_cli.cost.tokens import PromptTokens
 from helios_cli.cost.work import Work
 from helios_cli.recipe.plan import Plan
-from helios_cli.units import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK, PIXELS_PER_CELL
+from helios_cli.units import FRAMES_PER_CHUNK, GRAPHS, LATENTS_PER_CHUNK, PIXELS_PER_CELL, QUEUE_BYTES
 from helios_cli.weights.fp8 import Quant
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
 
@@ -38,12 +38,6 @@ ENCODER_BYTES = 64_000_000
 
 ENCODER_FRAMES = 130
 """Frames in 12 bits a pixel that ffmpeg holds: with the above, 112 MB at 640x384, as measured for x264 medium."""
-
-QUEUE_BYTES = 128 * 2**20
-"""Frames that may wait for the encoder, as `engine.writer` has it."""
-
-GRAPHS = 12
-"""Recorded calls at most, as `engine.gpu` has it."""
 
 
 @dataclass(frozen=True)
@@ -355,7 +349,8 @@ def _recorded_bytes(subject: Subject) -> int:
     if plan.guidance > 1:
         lengths.add(subject.prompts.rows([plan.negative], subject.dtype))
     texts = 2 * sum(_context_bytes(model, rows, itemsize) for rows in sorted(lengths)[-GRAPHS:])
-    texts -= _context_bytes(model, work.text_rows, itemsize)  # the film keeps that one
+    # The film keeps one of them; each film beside it, at most as long a prompt, may have one of another length.
+    texts += (2 * (subject.lanes - 1) - 1) * _context_bytes(model, work.text_rows, itemsize)
     history = 2 * work.history.total * dit.width * itemsize
     rotations = FLOAT32 * sum(stage.noisy + stage.history for stage in work.stages) * dit.attention_head_dim
     modulation = FLOAT32 * 2 * (6 * dit.num_layers + 1) * dit.width

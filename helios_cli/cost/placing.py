@@ -10,7 +10,7 @@ from helios_cli.cost.memory import RUNTIME_BYTES, Budget, MemoryMode, Subject
 from helios_cli.cost.modes import fastest, memory_modes
 from helios_cli.cost.transfer import Speed, speed_of
 from helios_cli.errors import InputError, MachineError
-from helios_cli.units import format_bytes
+from helios_cli.units import format_bytes, format_seconds
 from helios_cli.weights.placement import Wish
 
 
@@ -127,7 +127,7 @@ def cache_warning(mode: MemoryMode, budget: Budget, speed: Speed) -> str | None:
     sets, waits = ("sets", "about") if speed.computing is not None else ("may set", "up to")
     said = (
         f"the disk {sets} the speed: {format_bytes(room)} of memory are left to keep {format_bytes(mode.pass_bytes)} "
-        f"of weights in, so a chunk waits {waits} {waiting:.3g} s for it "
+        f"of weights in, so a chunk waits {waits} {format_seconds(waiting)} for it "
         f"({format_bytes(speed.bandwidths.disk)}/s, {speed.bandwidths.basis})"
     )
     if mode.read_bytes > mode.moved_bytes * (1 + WORTH_A_WORD):  # stored in more bytes than it computes in

@@ -8,14 +8,7 @@ from math import ceil
 
 from helios_cli.cost.model import Model
 from helios_cli.cost.shapes import DiTShape
-from helios_cli.units import (
-    LATENTS_PER_CHUNK,
-    LONG_TERM,
-    MAX_TEXT_TOKENS,
-    MID_TERM,
-    PIXELS_PER_CELL,
-    SHORT_TERM,
-)
+from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM, grid_of
 
 READ_TOKENIZER = 4 * 2**20
 """Size up to which a tokenizer is read to count tokens. The published one, of 256,000 words, takes over a second."""
@@ -40,15 +33,9 @@ class HistoryTokens:
         return self.long + self.mid + self.short
 
 
-def grid_of(dit: DiTShape, size: tuple[int, int], halvings: int = 0) -> tuple[int, int]:
-    """(rows, columns) of patches in a picture of `size` (width, height) pixels, halved `halvings` times."""
-    width, height = (pixels // PIXELS_PER_CELL // 2**halvings for pixels in size)
-    return height // dit.patch_size[1], width // dit.patch_size[2]
-
-
 def history_tokens(dit: DiTShape, size: tuple[int, int]) -> HistoryTokens:
     """History is patchified at full size whatever the stage: mid 2 times and long 4 times coarser than short."""
-    rows, columns = grid_of(dit, size)
+    rows, columns = grid_of(size, dit.patch_size)
 
     def term(frames: int, coarser: int) -> int:
         return ceil(frames / dit.patch_size[0] / coarser) * ceil(rows / coarser) * ceil(columns / coarser)
@@ -58,7 +45,7 @@ def history_tokens(dit: DiTShape, size: tuple[int, int]) -> HistoryTokens:
 
 def noisy_tokens(dit: DiTShape, size: tuple[int, int], stages: int) -> tuple[int, ...]:
     """Rows that a call denoises, by stage, coarsest first."""
-    grids = (grid_of(dit, size, stages - 1 - stage) for stage in range(stages))
+    grids = (grid_of(size, dit.patch_size, stages - 1 - stage) for stage in range(stages))
     return tuple(LATENTS_PER_CHUNK // dit.patch_size[0] * rows * columns for rows, columns in grids)
 
 

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from helios_cli.cost.shapes import VAEShape
-from helios_cli.units import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, PIXELS_PER_CELL, latent_frames_for
-
-PIECE_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
-"""Activations that a layer works on at a time, as `model.vae` has it."""
+from helios_cli.units import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, PIECE_ELEMENTS, PIXELS_PER_CELL, latent_frames_for
 
 PAST = 2
 """Frames that a causal convolution remembers."""

@@ -10,10 +10,7 @@ from helios_cli.cost.flops import CallFlops
 from helios_cli.cost.model import Model
 from helios_cli.cost.tokens import HistoryTokens, PromptTokens
 from helios_cli.recipe.plan import Chunk, Plan
-from helios_cli.units import FRAMES_PER_CHUNK, HISTORY_LATENTS, LATENTS_PER_CHUNK
-
-CLIP_CHUNKS = -(-HISTORY_LATENTS // LATENTS_PER_CHUNK)
-"""Chunks of a clip that are encoded, if it has as many."""
+from helios_cli.units import FRAMES_PER_CHUNK, HISTORY_CHUNKS, grid_of
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def _stage(
     branches = 1 if negative is None else 2
     return StageWork(
         index=index,
-        grid=tokens.grid_of(model.dit, plan.size, model.stages - 1 - index),
+        grid=grid_of(plan.size, model.dit.patch_size, model.stages - 1 - index),
         noisy=noisy,
         history=history.total,
         first_calls=branches * calls[True],
@@ -149,4 +146,4 @@ def _conditioning(chunk: Chunk, plan: Plan, model: Model) -> int:
     if not chunk.image and not chunk.video:
         return 0
     whole = vae.encode_flops(model.vae, plan.size, FRAMES_PER_CHUNK)
-    return vae.encode_flops(model.vae, plan.size, 1) + (CLIP_CHUNKS if chunk.video else 1) * whole
+    return vae.encode_flops(model.vae, plan.size, 1) + (HISTORY_CHUNKS if chunk.video else 1) * whole

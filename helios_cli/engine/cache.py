@@ -82,7 +82,7 @@ class Cache:
 
     def note_film(self, title: str, output: str, fingerprints: Sequence[str]) -> None:
         """Remember which chunks a film has, for `films`."""
-        name = hashlib.sha256(output.encode()).hexdigest()[:16]
+        name = hashlib.sha256(os.fsencode(output)).hexdigest()[:16]
         data = {"title": title, "output": output, "chunks": list(fingerprints)}
         self._write(self.folder / "films" / f"{name}.json", json.dumps(data).encode())
 

@@ -96,8 +96,11 @@ def _answers(waiting: dict[int, ModelCalls], lanes: Sequence[Lane], answer: Answ
     return {place: [next(flows) for _ in said.calls] for place, said in waiting.items()}
 
 
+RENDER_LESS = "take --offload stream, a smaller --size, or a smaller --vram so that more is kept away"
+
+
 @contextlib.contextmanager
-def memory_told() -> Iterator[None]:
+def memory_told(hint: str = RENDER_LESS) -> Iterator[None]:
     """OutOfMemory in place of what PyTorch and its libraries raise when a device, or the host, has no more."""
     try:
         yield
@@ -105,13 +108,11 @@ def memory_told() -> Iterator[None]:
         said = str(error)
         if isinstance(error, torch.OutOfMemoryError) or any(words in said for words in DEVICE_SAYS):
             first = said.strip().splitlines()[0].partition(". ")[0].rstrip(".")
-            raise OutOfMemory(f"the device ran out of memory: {first}", hint=MEMORY_HINT) from error
+            raise OutOfMemory(f"the device ran out of memory: {first}", hint=hint) from error
         if isinstance(error, MemoryError) or "can't allocate memory" in said:
-            raise OutOfMemory("this machine ran out of memory", hint=MEMORY_HINT) from error
+            raise OutOfMemory("this machine ran out of memory", hint=hint) from error
         raise
 
 
 DEVICE_SAYS = ("error: out of memory", "[CUDA]: out of memory", "BLAS_STATUS_ALLOC_FAILED", "DNN_STATUS_ALLOC_FAILED")
 """The CUDA runtime, which pins host memory too; Triton; cuBLAS and cuDNN. PyTorch raises RuntimeErrors for these."""
-
-MEMORY_HINT = "take --offload stream, a smaller --size, or a smaller --vram so that more is kept away"

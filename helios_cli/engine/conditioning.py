@@ -15,13 +15,10 @@ from helios_cli.engine.history import History
 from helios_cli.engine.media import VideoClip
 from helios_cli.model.vae import WanVAE
 from helios_cli.sampling.noise import draw
-from helios_cli.units import FRAMES_PER_CHUNK, HISTORY_LATENTS, LATENTS_PER_CHUNK
+from helios_cli.units import FRAMES_PER_CHUNK, HISTORY_CHUNKS, LATENTS_PER_CHUNK
 
 NOISE_SIGMA = (0.111, 0.135)
 """Range of the noise share of conditioning latents."""
-
-USED_CHUNKS = -(-HISTORY_LATENTS // LATENTS_PER_CHUNK)
-"""Chunks at the end of a clip that reach into the history (3)."""
 
 
 def start_from_picture(history: History, vae: WanVAE, picture_3HW: np.ndarray, generator: torch.Generator) -> None:
@@ -46,7 +43,7 @@ def start_from_clip(history: History, vae: WanVAE, clip: VideoClip, generator: t
     device = history.latents.device
     anchor = vae.encode(to_device(torch.from_numpy(clip.first_frame())[None], device), generator)
     shape = (1, *history.latents.shape[1:2], LATENTS_PER_CHUNK, *history.latents.shape[3:])
-    forgotten = max(0, clip.num_chunks - USED_CHUNKS)
+    forgotten = max(0, clip.num_chunks - HISTORY_CHUNKS)
     encoded = []
     for index, frames in enumerate(clip.chunks()):
         if index < forgotten:

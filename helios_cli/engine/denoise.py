@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import helios_kernels as kernels
@@ -19,14 +18,8 @@ from helios_cli.sampling.guidance import classifier_free, zero_star
 from helios_cli.sampling.noise import BlockNoise, coarsest, draw
 from helios_cli.sampling.schedule import SchedulerConfig, Stage, build_stage
 from helios_cli.sampling.solvers import make_solver
-from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
+from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL, grid_of
 from helios_cli.weights.checkpoint import Preset
-
-
-def grid_of(size: tuple[int, int], patch_size: tuple[int, int, int], halvings: int = 0) -> tuple[int, int]:
-    """(rows, columns) of patches in a picture of `size` (width, height) pixels, halved `halvings` times."""
-    width, height = (pixels // PIXELS_PER_CELL // 2**halvings for pixels in size)
-    return height // patch_size[1], width // patch_size[2]
 
 
 def stages_of(
@@ -125,10 +118,7 @@ class Denoiser:
         alpha, beta = renoise
         *planes, height, width = x.shape
         noise = to_device(self.block_noise.draw((*planes, 2 * height, 2 * width), generator), x.device)
-        if kernels.runs(x):
-            return kernels.renoise(x, noise, alpha, beta)
-        frames = F.interpolate(x[0].transpose(0, 1), scale_factor=2, mode="nearest")
-        return alpha * frames.transpose(0, 1)[None] + beta * noise
+        return kernels.renoise(x, noise, alpha, beta)
 
     def _modulation(self, timestep: float) -> Modulation:
         if timestep not in self.modulations:

@@ -56,10 +56,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise full_disk(f"writing {path}") from error
         if error.errno == errno.EFBIG:
             raise too_large(f"writing {path}") from error
-        raise MachineError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="free some space, or write elsewhere with -o, and run it again",
-        ) from error
+        hint = "write elsewhere with -o, and run it again"
+        if error.errno == errno.EDQUOT:
+            hint = f"free some space, or {hint}"
+        elif not path.parent.is_dir():
+            hint = f"see where {path.parent} has gone, or {hint}"
+        raise MachineError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
 
 
 def full_disk(doing: str) -> MachineError:

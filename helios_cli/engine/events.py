@@ -21,7 +21,8 @@ class Event:
 
 @dataclass(frozen=True)
 class FilmStarted(Event):
-    """First event of a film. `steps` is the number of solver steps of the whole film, `stages` the pyramid's.
+    """First event of a film. `film` is its title. `steps` is the number of solver steps of the whole film, `stages` the
+    pyramid's.
 
     `frames`, `chunks` and `steps` are None where nobody knows them yet: in a film whose prompts are still to come.
     """
@@ -68,8 +69,9 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class ChunkDone(Event):
-    """A chunk's frames went to the writer. `frames` counts the film's frames so far, `seconds` this chunk's time;
-    `chunks` as in FilmStarted."""
+    """A chunk's frames went to the writer. `frames` counts the film's frames so far, `seconds` this chunk's time: since
+    it was begun, or since the chunk before was done where that was later; `chunks` as in FilmStarted.
+    """
 
     chunk: int
     chunks: int | None
@@ -101,7 +103,8 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class FilmDone(Event):
-    """Last event of a film that succeeded. `phases` maps a phase to seconds, "denoise" summed over chunks.
+    """Last event of a film that succeeded. `phases` maps to seconds, summed over chunks: "text", "load",
+    "conditioning", "stage 0" (the coarsest) and so on, "decode", "write", "finish", as far as the film had them.
 
     `frames_reused` of the `frames` were rendered before; `frames_per_second` counts the others.
     """

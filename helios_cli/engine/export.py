@@ -127,7 +127,7 @@ def _marker(chunk: Chunk, rate: Fraction) -> dict:
 
 def _media(target: Target, plan: Plan, rate: Fraction) -> dict:
     """The film, named relative to the timeline beside it."""
-    name = quote(target.path.name)
+    name = quote(os.fsencode(target.path.name))
     available = {"name": target.path.name, "metadata": {}, "available_range": _range(0, plan.num_frames, rate)}
     if target.kind != "png":
         return {"OTIO_SCHEMA": "ExternalReference.1", **available, "target_url": name}

@@ -26,7 +26,7 @@ from helios_cli.model.backends import Memory, device_key, first_line
 from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
 from helios_cli.model.fp8 import Fp8, product
-from helios_cli.units import LATENTS_PER_CHUNK, PROMPT_KEYS
+from helios_cli.units import GRAPHS, LATENTS_PER_CHUNK, PROMPT_KEYS
 from helios_kernels import tried, tuned
 from helios_kernels.dispatch import INTERPRETER
 
@@ -49,7 +49,7 @@ def require_quant(quant: str, device: torch.device) -> None:
     values, scales = torch.ones(16, 16, device=device).to(torch.float8_e4m3fn), torch.ones(16, device=device)
     try:
         product(Fp8(values, scales[:, None]), values, scales, scales.bfloat16())
-    except RuntimeError as error:  # libraries lag behind chips
+    except (RuntimeError, ValueError) as error:  # libraries lag behind chips
         said = f"PyTorch {torch.__version__} has no fp8 products with scales by row for {name}: {first_line(error)}"
         raise MachineError(f"--quant {quant}: {said}", hint=hint) from error
 
@@ -94,10 +94,6 @@ class FirstUse:
 
 
 # Graphs
-
-
-GRAPHS = 12
-"""Kept at most: one for each stage and number of prompt tokens, the least used going first."""
 
 
 class Recorder(Protocol):

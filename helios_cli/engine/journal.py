@@ -47,6 +47,7 @@ class Journal:
     """The journal of `target`, opened and locked; made if there is none. Use `close` or `remove` at the end.
 
     Attributes:
+        target: as given.
         encoding: key of the pieces' encoding; "" in a new journal.
         settings: what the film was made with, for a message about what has changed.
         records: the finished chunks, from the first.
@@ -55,7 +56,7 @@ class Journal:
     """
 
     def __init__(self, target: Target) -> None:
-        self._target = target
+        self.target = target
         with disk_errors(target.journal):
             self._file = _open_locked(target)
         self.encoding = ""
@@ -71,7 +72,7 @@ class Journal:
         self._file.seek(0)
         self._write({"run": _this_run()})
         self._write({"film": JOURNAL_VERSION, "encoding": encoding, "settings": self.settings})
-        sync(self._target.path.parent)
+        sync(self.target.path.parent)
 
     def cut(self, count: int) -> None:
         """Keep the first `count` (1 or more) chunks."""
@@ -81,7 +82,7 @@ class Journal:
 
     def append(self, fingerprint: str, mark: Mark, state: bytes) -> None:
         """Note a chunk whose piece is in the film and on disk; `state` is what the film needs to go on after it."""
-        path = self._target.state(len(self.records) % 2)
+        path = self.target.state(len(self.records) % 2)
         new = not path.exists()
         with disk_errors(path):
             write_synced(path, state)
@@ -95,7 +96,7 @@ class Journal:
     def state(self, index: int) -> bytes | None:
         """The state after chunk `index`, if it is still there and undamaged; only the last two are kept."""
         try:
-            data = self._target.state(index % 2).read_bytes()
+            data = self.target.state(index % 2).read_bytes()
         except FileNotFoundError:
             return None
         return data if hashlib.sha256(data).hexdigest() == self.records[index].state else None
@@ -105,9 +106,9 @@ class Journal:
 
     def remove(self) -> None:
         """Remove the journal and the states. The lock goes last."""
-        self._target.journal.unlink(missing_ok=True)
+        self.target.journal.unlink(missing_ok=True)
         for slot in range(2):
-            self._target.state(slot).unlink(missing_ok=True)
+            self.target.state(slot).unlink(missing_ok=True)
         self._file.close()
 
     def _read(self) -> int:
@@ -128,7 +129,7 @@ class Journal:
     def _write(self, line: dict) -> None:
         """Put a line where the file stands, and nothing after it; on disk when this returns."""
         data = json.dumps(line).encode() + b"\n"
-        with disk_errors(self._target.journal):
+        with disk_errors(self.target.journal):
             self._file.truncate()
             while data:
                 data = data[self._file.write(data) :]

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from helios_cli.engine import ffmpeg
 from helios_cli.errors import InputError
-from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.recipe.pictures import opened
+from helios_cli.units import FRAMES_PER_CHUNK, counted
 
 WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes for 16-bit grey; its own conversion to RGB clips at 255."""
@@ -30,20 +30,8 @@ def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     Rotation from EXIF is applied; transparent parts are laid over black; grey, palette, CMYK and 16-bit pictures
     become 8-bit RGB; colour profiles are not applied. InputError if it cannot be read.
     """
-    path = Path(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd tags, and of sizes from 89 megapixels; 179 are an error
-        try:
-            with Image.open(path) as file:
-                picture = _rgb(ImageOps.exif_transpose(file))
-        except Image.DecompressionBombError as error:
-            limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
-            raise InputError(f"the picture {path} is too large", hint=f"scale it below {limit} megapixels") from error
-        except UnidentifiedImageError as error:
-            raise InputError(f"{path} is not a picture that can be read", hint="save it as .png or .jpg") from error
-        except Exception as error:  # a decoder raises whatever its parser trips over in a damaged file
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"cannot read the picture {path}: {reason}", hint="check the path and the file") from error
+    with opened(path) as file:
+        picture = _rgb(file)
     if picture.size != size:
         picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     return _normalized(np.asarray(picture)).transpose(2, 0, 1)
@@ -53,8 +41,6 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in WIDE_MODES:
         wide = np.asarray(picture).astype(np.float64)
         return Image.fromarray(np.rint(wide.clip(0, 65535) / 257).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise ValueError("it has floating-point values of unknown range")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB")
@@ -85,13 +71,8 @@ class VideoClip:
         self._size = size
         self.info = ffmpeg.probe(path)
         self._rate_filter = _rate_filter(fps)
-        self.num_frames = self._count()
+        self.num_frames = _count(self._path, fps)
         self.num_chunks = self.num_frames // FRAMES_PER_CHUNK
-        if not self.num_chunks:
-            raise InputError(
-                f"the video {path} has {self.num_frames} frames at {fps:g} a second; {FRAMES_PER_CHUNK} are needed",
-                hint=f"give at least {FRAMES_PER_CHUNK / fps:.2f} s, or start from a picture with --image",
-            )
 
     def first_frame(self) -> np.ndarray:
         """The clip's first frame, float32 [3, 1, H, W] in [-1, 1]."""
@@ -106,23 +87,11 @@ class VideoClip:
             for _ in range(self.num_chunks):
                 yield self._read(decoder, FRAMES_PER_CHUNK)
 
-    def _input(self) -> list[str]:
-        return ["-i", ffmpeg.file_argument(self._path), "-map", "0:v:0", "-fps_mode", "passthrough"]
-
-    def _count(self) -> int:
-        counter = ffmpeg.Process([*self._input(), "-vf", self._rate_filter, "-f", "null", "-"])
-        try:
-            if counter.wait():
-                raise self._unreadable(counter)
-        finally:
-            counter.kill()
-        return counter.num_frames
-
     @contextmanager
     def _decoded(self, *options: str) -> Iterator[ffmpeg.Process]:
         """An ffmpeg that writes rgb24 frames of the film's size to its stdout; ended when the block is left."""
         filters = f"{self._rate_filter},{_cover_filter(self._size)}"
-        arguments = [*self._input(), "-vf", filters, *options, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
+        arguments = [*_input(self._path), "-vf", filters, *options, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
         decoder = ffmpeg.Process(arguments, stdout=subprocess.PIPE)
         try:
             yield decoder
@@ -134,12 +103,41 @@ class VideoClip:
         pixels = np.empty((num_frames, height, width, 3), np.uint8)
         if decoder.stdout.readinto(memoryview(pixels).cast("B")) < pixels.nbytes:
             decoder.wait()
-            raise self._unreadable(decoder)
+            raise _unreadable(self._path, decoder)
         return _normalized(pixels).transpose(3, 0, 1, 2)
 
-    def _unreadable(self, process: ffmpeg.Process) -> InputError:
-        message = f"the video {self._path} cannot be decoded: {process.messages()}"
-        return InputError(message, hint="convert it, for example to .mp4, or give another one")
+
+def check_clip(path: str | os.PathLike, fps: float) -> None:
+    """Find before a render whether a film of `fps` can continue a clip, from no more than a chunk of it: the InputError
+    of `VideoClip`."""
+    ffmpeg.probe(path)
+    _count(Path(path), fps, "-frames:v", f"{FRAMES_PER_CHUNK}")
+
+
+def _count(path: Path, fps: float, *options: str) -> int:
+    """The clip's frames at `fps`, all or as many as `options` take; InputError if that is less than a chunk."""
+    counter = ffmpeg.Process([*_input(path), "-vf", _rate_filter(fps), *options, "-f", "null", "-"])
+    try:
+        if counter.wait():
+            raise _unreadable(path, counter)
+    finally:
+        counter.kill()
+    if counter.num_frames < FRAMES_PER_CHUNK:
+        raise InputError(
+            f"the video {path} has {counted(counter.num_frames, 'frame')} at {fps:g} a second; "
+            f"{FRAMES_PER_CHUNK} are needed",
+            hint=f"give at least {FRAMES_PER_CHUNK / fps:.2f} s, or start from a picture with --image",
+        )
+    return counter.num_frames
+
+
+def _input(path: Path) -> list[str]:
+    return ["-i", ffmpeg.file_argument(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
+
+
+def _unreadable(path: Path, process: ffmpeg.Process) -> InputError:
+    message = f"the video {path} cannot be decoded: {process.messages()}"
+    return InputError(message, hint="convert it, for example to .mp4, or give another one")
 
 
 def _rate_filter(fps: float) -> str:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import helios_kernels
 from helios_cli import machine
-from helios_cli.engine.denoise import grid_of
 from helios_cli.engine.gpu import CallGraphs, CudaRecorder, measure_attention, recall_kernels, require_quant
 from helios_cli.errors import CheckpointError, MachineError
 from helios_cli.model import dit, umt5
@@ -24,7 +23,7 @@ from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.sampling.schedule import SchedulerConfig
-from helios_cli.units import MAX_TEXT_TOKENS
+from helios_cli.units import MAX_TEXT_TOKENS, grid_of
 from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import SCHEDULER_CONFIG, Checkpoint
 from helios_cli.weights.fp8 import Quant, is_fp8

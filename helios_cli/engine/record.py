@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from helios_cli.engine import ffmpeg
 from helios_cli.engine.disk import disk_errors, sync, write_synced
 from helios_cli.engine.growing import Chapter
-from helios_cli.engine.target import Target
+from helios_cli.engine.target import Target, sidecar_of, sidecars_of
 from helios_cli.errors import InputError
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.film import Film
@@ -98,7 +98,13 @@ class Record(BaseModel):
     def metadata(self) -> dict[str, str]:
         """For the file itself. Without times and dates: the same film is the same file."""
         record = self.model_dump(mode="json", exclude_none=True)
-        return {"title": self.title, KEY: json.dumps(record, ensure_ascii=False, separators=(",", ":"))}
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        return {"title": self.title, KEY: _utf8(text).decode()}
+
+    def is_same_film(self, other: Record) -> bool:
+        """Whether `other` has the same frames, shown as fast, encoded in the same way."""
+        mine = self.fingerprint, self.recipe.get("fps"), self.encoding
+        return mine == (other.fingerprint, other.recipe.get("fps"), other.encoding)
 
     def differences(self, other: Record) -> list[str]:
         """The keys under which `other` was made in another way."""
@@ -162,7 +168,7 @@ def make_record(
 ) -> Record:
     """The record of a film that goes into `folder`. `encoding` is that of an .mp4, else None."""
     return Record(
-        title=plan.title,
+        title=_utf8(plan.title).decode(),
         versions={"helios": helios_version, "torch": arithmetic.torch, "ffmpeg": ffmpeg.program().version},
         model=model,
         device=device,
@@ -209,7 +215,13 @@ def _resolved(film: Film, flags: Flags, plan: Plan, folder: Path) -> dict:
         "guidance": plan.guidance,
     }
     rest = {key: value for key, value in keys.items() if key not in ("title", *settings)}
-    return {"version": rest.pop("version"), "title": plan.title[:200], **rest, **settings, "shot": shots}
+    return {
+        "version": rest.pop("version"),
+        "title": _utf8(plan.title).decode()[:200],
+        **rest,
+        **settings,
+        "shot": shots,
+    }
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -237,8 +249,7 @@ def sidecar_path(target: Target, source: str) -> Path | None:
 
     That is `boat.json`; `boat.mp4.json` if the first is the source, another film's sidecar, or anything else.
     """
-    first = target.path.with_name(f"{target.path.stem if target.kind != 'png' else target.path.name}.json")
-    second = target.path.with_name(f"{target.path.name}{'.png' if target.kind == 'png' else ''}.json")
+    first, second = sidecars_of(target.path, folder=target.kind == "png")
     recipe = Path(os.path.abspath(source))
     if second != recipe and _is_ours(second, target):
         return second  # once there it is the one that is read
@@ -295,25 +306,53 @@ def replace_text(path: Path, text: str) -> None:
     growing = path.with_name(f"{path.name}.partial")
     try:
         with disk_errors(path):
-            write_synced(growing, text.encode())
+            write_synced(growing, _utf8(text))
             os.replace(growing, path)
             sync(path.parent)
     finally:
         growing.unlink(missing_ok=True)
 
 
+def _utf8(text: str) -> bytes:
+    """A byte of a file's name that is not UTF-8 becomes `\\udce9`, which JSON reads back as it was."""
+    return text.encode(errors="backslashreplace")
+
+
 # Reading
+
+
+def is_finished(target: Target, record: Record) -> bool:
+    """Whether what is at `target` says that it is the film of `record`."""
+    try:
+        return _film_and_record(target.path)[1].is_same_film(record)
+    except InputError:
+        return False
 
 
 def read_again(path: Path) -> Again:
     """The film that `path`, a film of helios or its sidecar, says how to make. InputError if it does not say."""
-    if not path.is_file():
+    film, record = _film_and_record(path)
+    problems = Problems(f"{path} (its record)")
+    recipe = recipe_from(record.recipe, {}, problems)
+    named = Path(film)
+    suffix = named.suffix.lower() if named.suffix.lower() in (".mp4", ".mkv") else "/"
+    stem = named.stem if suffix != "/" else named.name
+    folder = Path(os.path.abspath(path.parent))
+    return Again(path, record, Film(f"{stem}-again", str(path), recipe, folder), suffix)
+
+
+def _film_and_record(path: Path) -> tuple[str, Record]:
+    """The film's name and its record, from a film, its sidecar or, of a folder of pictures, the sidecar beside it."""
+    source = sidecar_of(path) if path.is_dir() else path
+    if not source.is_file():
+        if path.is_dir():
+            raise _unknown(path, f"no {source.name} beside it")
         raise InputError(f"--from {path}: no such file", hint="name a film that helios rendered, or its sidecar .json")
-    in_film = path.suffix.lower() in (".mp4", ".mkv")
+    in_film = source.suffix.lower() in (".mp4", ".mkv")
     try:
-        if not in_film and path.stat().st_size > MAX_BYTES:
+        if not in_film and source.stat().st_size > MAX_BYTES:
             raise _unknown(path, "too large for a sidecar")
-        text = _metadata(path).get(KEY, "") if in_film else path.read_text("utf-8")
+        text = _metadata(source).get(KEY, "") if in_film else source.read_text("utf-8")
         content = json.loads(text)
         record = Record.model_validate(content)
     except OSError as error:
@@ -323,13 +362,10 @@ def read_again(path: Path) -> Again:
         raise _unknown(path, f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
         raise _unknown(path, "no record in it") from error
-    problems = Problems(f"{path} (its record)")
-    recipe = recipe_from(record.recipe, {}, problems)
-    named = path if in_film else Path(str(content.get("film") or path.name))
-    suffix = named.suffix.lower() if named.suffix.lower() in (".mp4", ".mkv") else "/"
-    stem = named.stem if suffix != "/" else named.name
-    folder = Path(os.path.abspath(path.parent))
-    return Again(path, record, Film(f"{stem}-again", str(path), recipe, folder), suffix)
+    film = source.name if in_film else str(content.get("film") or source.name)
+    if path.is_dir() and Path(film).suffix.lower() in (".mp4", ".mkv"):
+        raise _unknown(path, f"{source.name} is about {film}")
+    return film, record
 
 
 def _unknown(path: Path, why: str) -> InputError:

@@ -37,7 +37,7 @@ from helios_cli.errors import PictureError
 from helios_cli.machine import peak_host_bytes
 from helios_cli.model.dit import TextContext
 from helios_cli.model.vae import frames_to_uint8
-from helios_cli.recipe.plan import Chunk, Plan
+from helios_cli.recipe.plan import Chunk, Plan, too_long
 from helios_cli.units import PIXELS_PER_CELL
 
 
@@ -139,6 +139,7 @@ class _Film:
         self.frames_reused = 0
         self.first_use = FirstUse.of(models.dit_config.width, models.dtype)
         self.decoding: Future[events.ChunkDone] | None = None
+        self.chunk_ended = self.started
         self.starting: dict[int, Future[_Start]] = {}  # at most one, by the index of its chunk
         self.text: tuple[tuple[tuple[str, float], ...], TextContext] | None = None
 
@@ -276,11 +277,12 @@ class _Film:
             raise self._not_finite("latents", chunk)
         self._write_frames(chunk, latents)
         self.writer.end_piece(safe)
+        before, self.chunk_ended = self.chunk_ended, time.perf_counter()
         return events.ChunkDone(
             chunk=chunk.index,
             chunks=self.script.num_chunks,
             frames=self.writer.num_frames,
-            seconds=time.perf_counter() - began,
+            seconds=self.chunk_ended - max(began, before),
         )
 
     def _safe(self, chunk: Chunk) -> Safe | None:
@@ -298,7 +300,7 @@ class _Film:
         for text in dict.fromkeys(texts):
             lost = self.models.prompts[text].lost
             if lost:
-                yield events.Notice(f"a prompt is longer than 512 tokens; this end of it is not seen: {lost!r}")
+                yield events.Notice(too_long(self.plan, text, lost))
 
     @cached_property
     def denoiser(self) -> Denoiser:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from helios_cli.engine.cache import Cache
 from helios_cli.engine.growing import GrowingFilm
 from helios_cli.engine.journal import Journal
+from helios_cli.errors import InputError
 from helios_cli.recipe.plan import Chunk
 
 
@@ -32,9 +33,21 @@ class Resumed:
     notice: str = ""
 
 
-def resume(wanted: Wanted, journal: Journal, film: GrowingFilm, encoding: str, cache: Cache | None) -> Resumed:
-    """Cut journal and film back to their longest good beginning, or start both anew."""
+def resume(
+    wanted: Wanted, journal: Journal, film: GrowingFilm, encoding: str, cache: Cache | None, *, force: bool
+) -> Resumed:
+    """Cut journal and film back to their longest good beginning, or start both anew.
+
+    InputError if nothing of what is there is of the film that is asked for, and it is kept nowhere else: a slip in a
+    flag must not undo hours. `force` drops it.
+    """
     matching = _matching(wanted, journal) if journal.encoding == encoding else 0
+    kept = cache is not None and all(cache.has(record.fingerprint) for record in journal.records[matching:])
+    if journal.records and not (matching or kept or force):
+        raise InputError(
+            f"{journal.target.path}: {_notice(wanted, journal, 0, 0)}, and are kept nowhere else",
+            hint="go on with the settings it was begun with, add --force to drop it, or choose another name with -o",
+        )
     count = film.verified([record.mark for record in journal.records[:matching]])
     state = None
     while 0 < count < len(wanted.chunks) and not wanted.chunks[count].fresh:
@@ -45,6 +58,8 @@ def resume(wanted: Wanted, journal: Journal, film: GrowingFilm, encoding: str, c
             break
         count -= 1
     notice = _notice(wanted, journal, matching, count)
+    if notice and kept and count == matching:
+        notice += ", and stay kept for that one"
     if count:
         film.resume([record.mark for record in journal.records[:count]])
         journal.cut(count)

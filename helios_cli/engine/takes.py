@@ -21,8 +21,8 @@ from helios_cli.engine.target import check_target
 from helios_cli.errors import InputError
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Chunk, Plan
-from helios_cli.recipe.problems import counted
 from helios_cli.recipe.values import MAX_SEED
+from helios_cli.units import counted
 
 FRAMES_IN_ROW = 6
 THUMBNAIL_SIDE = 240

@@ -32,7 +32,8 @@ class Target:
         absolute = Path(os.path.abspath(text))
         suffix = absolute.suffix.lower()
         if text.endswith(("/", os.sep)) or absolute.is_dir() or not suffix:
-            return cls(absolute, "png")
+            # A folder is renamed into its place, which a link to it is not.
+            return cls(Path(os.path.realpath(absolute)) if os.path.islink(absolute) else absolute, "png")
         if suffix not in (".mp4", ".mkv"):
             raise InputError(
                 f"{text}: films are not written as {suffix}",
@@ -61,24 +62,49 @@ class Target:
         return self.path.with_name(f"{self.path.name}.state-{slot}")
 
 
+def sidecars_of(film: Path, *, folder: bool) -> tuple[Path, Path]:
+    """The names of the record beside a film: `boat.json`, and where that is another file `boat.mp4.json`, or
+    `boat.png.json` for a folder of pictures."""
+    place = Path(os.path.abspath(film))
+    first, second = (place.name, f"{place.name}.png") if folder else (place.stem, place.name)
+    return place.with_name(f"{first}.json"), place.with_name(f"{second}.json")
+
+
+def sidecar_of(film: Path) -> Path:
+    """The one of them that is read: the longer name where there is such a file."""
+    first, second = sidecars_of(film, folder=film.is_dir())
+    return second if second.is_file() else first
+
+
 def check_target(path: str | os.PathLike, *, force: bool) -> Target:
     """Find before a render whether its film can be put at `path`; InputError says why not. Writes nothing."""
     target = Target.of(path)
     folder = target.path.parent
+    if target.kind == "png" and os.path.ismount(target.path):
+        raise InputError(f"{path} is a mount point, and a folder is replaced as a whole", hint="name a folder in it")
     if not folder.is_dir():
         raise InputError(f"the folder {folder} does not exist", hint=f"run `mkdir -p {shlex.quote(str(folder))}`")
     if not os.access(folder, os.W_OK):
         raise InputError(f"the folder {folder} is not writable", hint="choose another place with -o")
     holds_film = holds_frames if target.kind == "png" else _exists
     try:
-        taken = holds_film(target.path)
+        taken = is_taken(target)
         holds_film(target.partial)
         _exists(target.finishing)
     except OSError as error:  # the longer names may be too long where the name itself is not
         raise InputError(f"cannot write {path}: {error.strerror}", hint="choose another name with -o") from error
     if taken and not force:
-        raise InputError(f"{path} exists", hint="add --force to replace it, or choose another name with -o")
+        raise film_exists(path)
     return target
+
+
+def is_taken(target: Target) -> bool:
+    """Whether a film is there already, or another file in its place; InputError for a folder with other files."""
+    return holds_frames(target.path) if target.kind == "png" else _exists(target.path)
+
+
+def film_exists(path: str | os.PathLike) -> InputError:
+    return InputError(f"{path} exists", hint="add --force to replace it, or choose another name with -o")
 
 
 def check_space(target: Target, film_bytes: int) -> str:

@@ -25,10 +25,9 @@ from helios_cli.engine.growing import Chapter, GrowingFile, GrowingFilm, Growing
 from helios_cli.engine.journal import Journal
 from helios_cli.engine.pieces import Encoder, Encodings, PicturePieces, VideoPieces
 from helios_cli.engine.resume import Resumed, Wanted, resume
-from helios_cli.engine.target import Target, check_target
+from helios_cli.engine.target import Target, check_target, film_exists, is_taken
 from helios_cli.errors import InputError
-
-QUEUE_BYTES = 128 * 2**20
+from helios_cli.units import QUEUE_BYTES
 
 DRAIN_SECONDS = 5.0
 """How long a film that is stopped may take to encode the chunks that are computed."""
@@ -48,6 +47,7 @@ def open_writer(
     chapters: Sequence[Chapter] = (),
     queue_bytes: int = QUEUE_BYTES,
     keep: bool = False,
+    force: bool = True,
 ) -> FilmWriter:
     """Start a film at `path` of `size` (width, height) pixels; use it as a context manager.
 
@@ -55,7 +55,8 @@ def open_writer(
     `metadata` is kept in the file (in every picture of a folder), `chapters` in a file only; `codec`, `crf` and
     `preset` count for .mp4 only.
     At most `queue_bytes` of frames wait for the encoder, or one array of frames where a single one is larger.
-    `keep` leaves journal and pieces beside the finished film.
+    `keep` leaves journal and pieces beside the finished film. Without `force` a film that is there when this one is
+    taken up (`FilmWriter.resume`) stays, and so does an unfinished one of which no chunk is of use or kept elsewhere.
     """
     target = check_target(path, force=True)
     encoding = ffmpeg.Encoding(codec, crf, preset)
@@ -69,7 +70,7 @@ def open_writer(
     else:
         pieces = VideoPieces(target, size, fps, encoding if target.kind == "mp4" else None)
         film = GrowingFile(target, fps)
-    writer = FilmWriter(target, pieces, film, size, queue_bytes, keep)
+    writer = FilmWriter(target, pieces, film, size, queue_bytes, keep, force)
     writer.describe(metadata, chapters)
     return writer
 
@@ -107,11 +108,12 @@ class FilmWriter:
         size: tuple[int, int],
         queue_bytes: int,
         keep: bool,
+        force: bool,
     ) -> None:
         self.target = target
         self.num_frames = 0
         self.cache_problem: OSError | None = None
-        self._pieces, self._film, self._keep = pieces, film, keep
+        self._pieces, self._film, self._keep, self._force = pieces, film, keep, force
         self._metadata: Mapping[str, str] = {}
         self._chapters: Sequence[Chapter] = ()
         self._journal: Journal | None = None
@@ -139,11 +141,14 @@ class FilmWriter:
     def resume(self, wanted: Wanted, cache: Cache | None) -> Resumed:
         """Keep a journal, and go on from what an earlier run left of the film. Before the first frame.
 
-        Finished chunks go into `cache` as well. MachineError if another process renders the film.
+        Finished chunks go into `cache` as well. MachineError if another process renders the film, InputError if there
+        is one that is not to be replaced, or the beginning of another.
         """
         self._journal, self._cache = Journal(self.target), cache
+        if not self._force and is_taken(self.target):  # by now only: another run may have finished it meanwhile
+            raise film_exists(self.target.path)
         wanted = replace(wanted, settings={**wanted.settings, "encoding": self._pieces.name})
-        resumed = resume(wanted, self._journal, self._film, self._pieces.key, cache)
+        resumed = resume(wanted, self._journal, self._film, self._pieces.key, cache, force=self._force)
         self.num_frames = self._film.num_frames
         self._start()
         return resumed

@@ -3,7 +3,7 @@
 With `auto` each new shape is timed once on a GPU, over every attention that runs and agrees with the others, and the
 winner is remembered in a file, by device, versions and shape:
 
-    {"version": 1, "choices": {"NVIDIA H200, torch 2.13.0, triton 3.7.1": {
+    {"version": 1, "devices": {"NVIDIA H200, torch 2.13.0, triton 3.7.1": {
         "16384x16384 40x128 bfloat16": {"name": "cudnn", "ms": {"cudnn": 3.1, "flash": 3.6}, "refused": {}}}}}
 """
 
@@ -12,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +21,12 @@ from torch import Tensor
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.units import counted_rows
-from helios_kernels import tuned
+from helios_kernels import devices, tuned
 
 AUTO = "auto"
 
 AGREES = 0.03
 """Relative difference between two attentions in bfloat16 that are both right: ten times what their rounding makes."""
-
-VERSION = 1
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -53,42 +49,31 @@ class Measured:
 
 
 class Memory:
-    """The file of choices; damaged or of another version it is an empty one. Written whole, if it can be."""
+    """What is in the file for one device; damaged or of another version it is nothing. Written whole, if it can be."""
 
     def __init__(self, file: Path | None, device: str) -> None:
         self.file, self.device = file, device
-        self.known = {} if file is None else read_choices(file).get(device, {})
+        self.known = {} if file is None else read_choices(file, device)
 
     def keep(self, shape: str, measured: Measured) -> None:
         self.known[shape] = measured
         if self.file is None:
             return
-        stored = read_choices(self.file)
-        stored[self.device] = {**stored.get(self.device, {}), shape: measured}
-        choices = {device: {shape: vars(one) for shape, one in known.items()} for device, known in stored.items()}
+        known = {**read_choices(self.file, self.device), shape: measured}
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, partial = tempfile.mkstemp(dir=self.file.parent, prefix=self.file.name)
-            with open(descriptor, "w", encoding="utf-8") as opened:
-                json.dump({"version": VERSION, "choices": choices}, opened, indent=2, sort_keys=True)
-            os.replace(partial, self.file)
+            devices.write(self.device, {shape: vars(one) for shape, one in known.items()}, self.file)
         except OSError:  # a home that cannot be written: measured again next time
             self.file = None
 
 
-def read_choices(file: Path) -> dict[str, dict[str, Measured]]:
-    """By device and shape, what was measured."""
+def read_choices(file: Path, device: str) -> dict[str, Measured]:
+    """By shape, what was measured."""
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if stored["version"] != VERSION:
-            return {}
         return {
-            device: {
-                shape: Measured(str(one["name"]), dict(one["ms"]), dict(one["refused"])) for shape, one in known.items()
-            }
-            for device, known in stored["choices"].items()
+            shape: Measured(str(one["name"]), dict(one["ms"]), dict(one["refused"]))
+            for shape, one in devices.read(file).get(device, {}).items()
         }
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
@@ -136,7 +121,7 @@ def measure(
     for name, run in candidates.items():
         try:
             result = run(q_BQND, k_BKND, v_BKND, bias_K)
-            apart = 0.0 if taken is None else _distance(result, taken)
+            apart = 0.0 if taken is None else distance(result, taken)
             if not apart <= AGREES:  # true for NaN as well
                 refused[name] = f"differs from {next(iter(times))} by {apart:.2g}"
                 continue
@@ -149,7 +134,8 @@ def measure(
     return Measured(min(times, key=times.get, default="sdpa"), times, refused)
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
+def distance(a: Tensor, b: Tensor) -> float:
+    """Of `a` from `b`, as a share of `b`."""
     a, b = a.float(), b.float()
     return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
 

@@ -145,6 +145,12 @@ class FeedForward(nn.Module):
         return linear(linear(x, up.weight, up.bias, gelu=True), down.weight, down.bias)
 
 
+def modulation_table(rows: int, width: int) -> nn.Parameter:
+    """[1, rows, width] of variance 1 / width."""
+    bound = (3 / width) ** 0.5
+    return nn.Parameter(torch.empty(1, rows, width).uniform_(-bound, bound))
+
+
 class Block(nn.Module):
     """Self-attention over all rows, cross-attention of the noisy rows to the prompt, feed-forward."""
 
@@ -155,7 +161,7 @@ class Block(nn.Module):
         self.attn2 = Attention(config)
         self.norm2 = nn.LayerNorm(config.width, eps=config.eps) if config.cross_attn_norm else nn.Identity()
         self.ffn = FeedForward(config.width, config.ffn_dim)
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, config.width) / config.width**0.5)
+        self.scale_shift_table = modulation_table(6, config.width)
 
     def forward(
         self,

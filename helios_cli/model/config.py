@@ -33,7 +33,7 @@ class DiTConfig:
 
     @classmethod
     def from_json(cls, config: dict) -> DiTConfig:
-        """Reads a checkpoint's config. Raises ValueError for a variant that this file does not compute."""
+        """Reads a checkpoint's config. Raises ValueError for a variant that is not computed here."""
         fixed = {
             "qk_norm": "rms_norm_across_heads",
             "added_kv_proj_dim": None,

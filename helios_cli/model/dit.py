@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import helios_kernels as kernels
-from helios_cli.model.block import Block, Rows
+from helios_cli.model.block import Block, Rows, modulation_table
 from helios_cli.model.config import DiTConfig
-from helios_cli.model.ops import layer_norm, linear, modulated_norm, product_dtype
+from helios_cli.model.ops import linear, modulated_norm, product_dtype
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM
 
 FP32_ISLANDS = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "history_key_scale"})
@@ -116,6 +116,9 @@ class HeliosDiT(nn.Module):
 
     `embed_text` (once per prompt), `modulation` (once per timestep), `rope` (once per stage size), `embed_history`
     (once per chunk); `forward` is one model call.
+
+    It is built on the meta device, before its weights are read. `randn`, `normal_` and quotients there make PyTorch
+    import its compiler, which takes seconds, so that nothing here is made of them.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -130,7 +133,7 @@ class HeliosDiT(nn.Module):
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm_out = nn.Module()
-        self.norm_out.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
+        self.norm_out.scale_shift_table = modulation_table(2, width)
         self.proj_out = nn.Linear(width, config.out_channels * math.prod(patch))
         self.walk: Callable[..., Iterable[Block]] | None = None
 
@@ -262,12 +265,7 @@ class HeliosDiT(nn.Module):
 
     def leave(self, call: Call, x: Tensor) -> Tensor:
         """The flow, [B, C, T, H, W], from the noisy rows after the last block."""
-        scale, shift = call.mods.norm(len(self.blocks))
-        if kernels.runs(x):
-            y = kernels.modulated_norm(x, scale, shift, 0, self.config.eps)
-        else:
-            y = torch.addcmul(shift[:, 1:], layer_norm(x, None, None, self.config.eps), 1 + scale[:, 1:]).to(self.dtype)
-        return self._flow(call, y)
+        return self._flow(call, modulated_norm(x, *call.mods.norm(len(self.blocks)), 0, self.config.eps))
 
     def _flow(self, call: Call, u_BSE: Tensor) -> Tensor:
         grid = [size // step for size, step in zip(call.noisy_BCTHW.shape[2:], self.config.patch_size, strict=True)]

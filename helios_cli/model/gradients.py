@@ -148,7 +148,7 @@ def _norm(x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | No
     return torch.ops.aten.native_layer_norm(_wide(x), x.shape[-1:], weight, bias, eps)
 
 
-def _spans(x_BSE: Tensor, split: int) -> list[tuple[int, slice]]:
+def spans(x_BSE: Tensor, split: int) -> list[tuple[int, slice]]:
     """Rows of a modulation tensor with the rows of the stream that they are for."""
     spans = ((0, slice(0, split)), (1, slice(split, None)))
     return [(row, span) for row, span in spans if x_BSE[:, span].shape[1]]
@@ -156,7 +156,7 @@ def _spans(x_BSE: Tensor, split: int) -> list[tuple[int, slice]]:
 
 def _modulate(y: Tensor, scale: Tensor, shift: Tensor, split: int) -> Tensor:
     """`y * (1 + scale) + shift`, into `y`."""
-    for row, span in _spans(y, split):
+    for row, span in spans(y, split):
         y[:, span].mul_(1 + scale[:, row, None]).add_(shift[:, row, None])
     return y
 
@@ -168,7 +168,7 @@ def _modulated_norm_backward(
     g, wide = _wide(g, copy=True), _wide(x)
     along = (wide - mean).mul_(rstd).mul_(g)
     dscale, dshift = (torch.zeros(len(x), 2, x.shape[-1], dtype=g.dtype, device=x.device) for _ in range(2))
-    for row, span in _spans(x, split):
+    for row, span in spans(x, split):
         torch.sum(along[:, span], 1, out=dscale[:, row])
         torch.sum(g[:, span], 1, out=dshift[:, row])
         g[:, span].mul_(1 + scale[:, row, None])
@@ -180,7 +180,7 @@ def _modulated_norm_backward(
 
 def _gated_sum(x: Tensor, y: Tensor, gate: Tensor, split: int) -> Tensor:
     total = _wide(y, copy=True)
-    for row, span in _spans(x, split):
+    for row, span in spans(x, split):
         total[:, span].mul_(gate[:, row, None])
     return total.add_(x).to(x.dtype)
 
@@ -190,7 +190,7 @@ def _gate_backward(g: Tensor, y: Tensor, gate: Tensor, split: int) -> tuple[Tens
     wide = _wide(g, copy=True)
     dgate = torch.zeros(len(y), 2, y.shape[-1], dtype=wide.dtype, device=y.device)
     along = wide * y
-    for row, span in _spans(y, split):
+    for row, span in spans(y, split):
         torch.sum(along[:, span], 1, out=dgate[:, row])
         wide[:, span].mul_(gate[:, row, None])
     return wide.to(y.dtype), dgate.sum_to_size(gate.shape)

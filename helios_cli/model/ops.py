@@ -108,7 +108,7 @@ def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, split: int) -> Te
         return kernels.gated_residual(x_BSE, y_BSE, gate, split)
     if torch.is_grad_enabled():
         return gradients.gated_residual(x_BSE, y_BSE, gate, split)
-    spans = [(row, span) for row, span in ((0, slice(0, split)), (1, slice(split, None))) if x_BSE[:, span].shape[1]]
+    spans = gradients.spans(x_BSE, split)
     sums = [torch.addcmul(x_BSE[:, s].float(), y_BSE[:, s].float(), gate[:, row, None]) for row, s in spans]
     for (_, span), total in zip(spans, sums, strict=True):
         x_BSE[:, span] = total

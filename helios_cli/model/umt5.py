@@ -66,7 +66,7 @@ class SelfAttention(nn.Module):
         self.config = config
         self.q, self.k, self.v = (nn.Linear(config.d_model, inner, bias=False) for _ in range(3))
         self.o = nn.Linear(inner, config.d_model, bias=False)
-        self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+        self.relative_attention_bias = _embedding(config.relative_attention_num_buckets, config.num_heads)
 
     def forward(self, x_SE: Tensor) -> Tensor:
         heads = self.config.num_heads
@@ -125,10 +125,15 @@ class Layer(nn.Module):
         return x_SE + feed.DenseReluDense(feed.layer_norm(x_SE))
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """As `nn.Embedding(rows, width)`, of variance 1, without `normal_`: see `dit.HeliosDiT`."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width).uniform_(-(3**0.5), 3**0.5), freeze=False)
+
+
 class UMT5Encoder(nn.Module):
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.shared = _embedding(config.vocab_size, config.d_model)
         self.encoder = nn.Module()
         self.encoder.block = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.encoder.final_layer_norm = ScaleNorm(config.d_model, config.layer_norm_epsilon)

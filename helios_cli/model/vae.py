@@ -34,20 +34,13 @@ import helios_kernels as kernels
 from helios_cli.model.attention import scaled_dot_product
 from helios_cli.model.channel_norm import ChannelNorm, DifferentiableNorm, working_dtype
 from helios_cli.model.convolution import channels_last, convolve, convolve_pictures, pointwise, upsample_conv
-from helios_cli.units import FRAMES_PER_LATENT, PIXELS_PER_CELL
+from helios_cli.units import FRAMES_PER_LATENT, PIECE_ELEMENTS, PIXELS_PER_CELL
 
 PAST = 2
 """Input frames before its own that a causal convolution sees."""
 
 LOGVAR_RANGE = (-30, 20)
 """Of the posterior, beyond which its exponential is of no use."""
-
-PIECE_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
-"""Size of the activations a layer works on at a time, as far as whole frames allow; about four live at once.
-
-On a CPU 32 MiB in float32: glibc maps larger blocks anew each time, and their page faults cost a tenth of a decode or
-more. On a GPU 0.25 GiB, two frames of 384x640 at 96 channels: a decode fits beside a streamed 14B model in 6 GB.
-"""
 
 
 @dataclass(frozen=True)

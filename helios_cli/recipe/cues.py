@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from helios_cli.recipe.film import Place
-from helios_cli.recipe.problems import Problems, counted
+from helios_cli.recipe.problems import Problems
+from helios_cli.units import counted
 
 TOLERANCE = 1e-3
 """Seconds; the forms that hold times write milliseconds at most."""

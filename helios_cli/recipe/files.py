@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from helios_cli.recipe.film import Film
@@ -56,25 +56,36 @@ def decode(data: bytes, problems: Problems) -> str:
     return text
 
 
-def picture_problems(film: Film, start: Mapping[str, Path]) -> Iterator[Problem]:
-    """The pictures and clips of a film that cannot be opened. `start` holds those of the flags, by key, which take the
-    place of the first shot's."""
-    for key, path in start.items():
-        if found := _file_problem(path, key):
+Fault = tuple[str, str | None]
+"""What is wrong with a file: message and suggestion."""
+
+
+def picture_problems(
+    film: Film, start: Mapping[str, Path | None], fault: Callable[[Path, str, str], Fault | None]
+) -> Iterator[Problem]:
+    """What `fault`, such as `file_fault`, finds of the pictures and clips of a film: of a path, its key, and in words
+    what it is relative to.
+
+    `start` holds those of the flags, by key: if there are any, they take the place of the first shot's.
+    """
+    flags = {key: path for key, path in start.items() if path is not None}
+    for key, path in flags.items():
+        if found := fault(path, key, "the current folder"):
             yield Problem(f"--{key}", found[0], suggestion=found[1])
     for index, shot in enumerate(film.recipe.shots):
-        if index == 0 and start:
+        if index == 0 and flags:
             continue
         for key in ("image", "video"):
             written = getattr(shot, key)
-            found = _file_problem(film.picture(written), key) if written is not None else None
+            found = fault(film.picture(written), key, "the recipe") if written is not None else None
             if found is not None:
                 message, suggestion = found
                 yield Problem(film.source, message, film.line("shot", index, key), index + 1, key, suggestion)
 
 
-def _file_problem(path: Path, key: str) -> tuple[str, str | None] | None:
-    """Message and suggestion if `path` cannot be the picture (`key` is "image") or the clip ("video") of a shot."""
+def file_fault(path: Path, key: str, base: str) -> Fault | None:
+    """Why `path`, relative to `base`, cannot be the picture (`key` is "image") or the clip ("video") of a shot; a clip
+    is not opened."""
     suffixes, other, meant = (PICTURES, CLIPS, "video") if key == "image" else (CLIPS, PICTURES, "image")
     shown = printable(path, 200)
     suffix = path.suffix.lower()
@@ -83,21 +94,26 @@ def _file_problem(path: Path, key: str) -> tuple[str, str | None] | None:
             return f"{shown} is no {'picture' if key == 'image' else 'clip'}", f"write `{meant}` in place of `{key}`"
         return f"{shown}: unknown kind of file", "known are " + ", ".join(suffixes)
     if not path.exists():
-        near = near_files(path, suffixes)
-        return f"no such file: {shown}", f"did you mean {near[0]}?" if near else "paths are relative to the recipe"
+        near = near_file(path, suffixes)
+        return f"no such file: {shown}", f"did you mean {near}?" if near else f"paths are relative to {base}"
     if not path.is_file():
         return f"{shown} is not a file", None
-    return None if os.access(path, os.R_OK) else (f"{shown} may not be read", None)
+    if not os.access(path, os.R_OK):
+        return f"{shown} may not be read", None
+    if key == "video":
+        return None
+    from helios_cli.recipe.pictures import picture_fault
+
+    return picture_fault(path)
 
 
-def near_files(path: Path, suffixes: Iterable[str]) -> list[str]:
-    """The name in the folder of `path` that it was most likely meant to be, or one with another known suffix."""
+def near_file(path: Path, suffixes: Iterable[str]) -> str | None:
+    """The name, in the folder of `path`, of the file that it was most likely meant to be, with any known suffix."""
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for _, entry in zip(range(MAX_NEIGHBOURS), entries, strict=False)]
     except (OSError, ValueError):  # no such folder, or a NUL in its name
-        return []
-    wanted = [name for name in names if Path(name).suffix.lower() in suffixes]
-    same_stem = [name for name in wanted if Path(name).stem == path.stem]
-    near = nearest(path.name, wanted)
-    return [printable(name) for name in same_stem or ([near] if near else [])]
+        return None
+    wanted = {Path(name).stem: name for name in names if Path(name).suffix.lower() in suffixes}
+    near = path.stem if path.stem in wanted else nearest(path.stem, wanted)
+    return None if near is None else printable(wanted[near])

@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helios_cli.recipe.problems import Problem, Problems, RecipeError, counted
+from helios_cli.recipe.problems import Problem, Problems, RecipeError, printable
 from helios_cli.recipe.prompts import clean_prompt, with_style
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
-from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, chunks_for
+from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, MAX_TEXT_TOKENS, chunks_for, counted
 
 if TYPE_CHECKING:
     from helios_cli.recipe.film import Film
@@ -101,7 +101,7 @@ def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
     num_frames = timeline.num_frames
     shots = _planned_shots(film, settings.fps, timeline)
     chunks, roundings = _chunks(film, settings, shots, num_frames)
-    adjusted, notices = _shortened(film, settings.fps, shots)
+    adjusted, notices = _shortened(film, settings.fps, shots, num_frames)
     adjusted += _unseen(film, shots, chunks, num_frames)
     if strict and adjusted:
         raise RecipeError(adjusted)
@@ -131,6 +131,15 @@ def longer(plan: Plan) -> Plan:
     return replace(plan, chunks=chunks, shots=shots, num_frames=plan.num_frames + FRAMES_PER_CHUNK)
 
 
+def too_long(plan: Plan, text: str, lost: str) -> str:
+    """What is to be said of a prompt of `plan` that is too long, `lost` being the end of it that the model does not
+    see: 200 characters of that, since it may be pages."""
+    shot = next((shot.index for shot in plan.shots if shot.prompt == text), None)
+    which = "the negative prompt" if text == plan.negative else "a prompt"
+    which = which if shot is None else f"shot {shot + 1}: the prompt"
+    return f"{which} is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {printable(lost, 200)!r}"
+
+
 def check_film(film: Film, flags: Flags | None = None) -> Timeline:
     """Check what needs no model: flags, pictures, and that the shots fit the film. InputError, or the timeline."""
     from helios_cli.recipe.settings import Flags, asked_frames, check_flags
@@ -147,12 +156,12 @@ def _checked_timeline(
     film: Film, fps: float, num_frames: int | None, start: Mapping[str, Path | None], *, by_flag: bool
 ) -> Timeline:
     """`start` is what the flags put in the place of the first shot's picture or clip."""
-    from helios_cli.recipe.files import picture_problems
+    from helios_cli.recipe.files import file_fault, picture_problems
     from helios_cli.recipe.timeline import lay_out
 
     problems = Problems(film.source)
     timeline = lay_out(film, fps, num_frames, by_flag=by_flag, problems=problems)
-    problems.found += picture_problems(film, {key: path for key, path in start.items() if path is not None})
+    problems.found += picture_problems(film, start, file_fault)
     problems.stop()
     return timeline
 
@@ -223,10 +232,13 @@ def _beginning(film: Film, settings: Settings, index: int) -> dict:
     return {"fresh": True, "seed": seed, "image": image, "video": video}
 
 
-def _shortened(film: Film, fps: float, shots: tuple[PlannedShot, ...]) -> tuple[list[Problem], list[str]]:
+def _shortened(
+    film: Film, fps: float, shots: tuple[PlannedShot, ...], num_frames: int
+) -> tuple[list[Problem], list[str]]:
     """Blends that are longer than their shot: those that somebody wrote, and a notice about the default's."""
     recipe = film.recipe.shots
-    short = [s.index for s in shots if s.blend_frames and s.blend_frames < recipe[s.index].blend_seconds * fps]
+    seen = [shot for shot in shots if shot.start_frame < num_frames and shot.blend_frames]
+    short = [shot.index for shot in seen if shot.blend_frames < recipe[shot.index].blend_seconds * fps]
     written = [index for index in short if "blend_seconds" in recipe[index].model_fields_set]
     problems, notices = [], []
     if written:

@@ -84,8 +84,3 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     lowered = {name.lower(): name for name in known}
     found = difflib.get_close_matches(word.lower(), lowered, n=1)
     return lowered[found[0]] if found else None
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 shot`, `2 shots`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -13,6 +13,7 @@ from helios_cli.recipe.values import MAX_FPS, MAX_FRAMES, MAX_SECONDS, MAX_SEED,
 from helios_cli.units import DEFAULT_FPS
 
 DEFAULT_MODEL = "auto"
+MODEL_VARIABLE = "HELIOS_MODEL"
 DEFAULT_SEED = 42
 
 _LIMITS = {
@@ -75,9 +76,12 @@ class Settings:
 
 
 def choose_model(recipe: Recipe, flags: Flags) -> tuple[str, str]:
-    """The name of the model, and its origin. It comes first: the other values need the model's defaults."""
+    """The name of the model, and its origin, which may be MODEL_VARIABLE. It comes first: the other values need the
+    model's defaults."""
     origins: dict[str, str] = {}
-    return _pick("model", flags, recipe, DEFAULT_MODEL, origins), origins["model"]
+    asked = os.environ.get(MODEL_VARIABLE)
+    default, origin = (asked, MODEL_VARIABLE) if asked else (DEFAULT_MODEL, "default")
+    return _pick("model", flags, recipe, default, origins, default_origin=origin), origins["model"]
 
 
 def resolve(recipe: Recipe, flags: Flags, model: ModelDefaults) -> Settings:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from helios_cli.recipe.cues import shots_from
-from helios_cli.recipe.files import CLIPS, MAX_BYTES, PICTURES, decode, near_files, read_text
+from helios_cli.recipe.files import CLIPS, MAX_BYTES, PICTURES, decode, near_file, read_text
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lists import READERS, Draft, read_updates
 from helios_cli.recipe.problems import Problem, Problems, RecipeError, printable
@@ -128,11 +128,11 @@ def _refuse_path(path: Path, source: str, is_folder: bool, problems: Problems) -
         problems.add("is a folder", suggestion="name a file in it; to render the word itself, pass it through -")
     elif len(source) <= 255 and "\n" not in source:
         one_word = not re.search(r"\s", source)
-        suffix = path.suffix.lower()
-        if suffix in SUFFIXES or (one_word and (_FILE_NAME.search(source) or "/" in source or "\\" in source)):
-            near = near_files(path, SUFFIXES)
+        known = path.suffix.lower() in (*SUFFIXES, *PICTURES, *CLIPS)
+        if known or (one_word and (_FILE_NAME.search(source) or "/" in source or "\\" in source)):
+            near = near_file(path, SUFFIXES)
             advice = (
-                f"did you mean {printable(path.parent / near[0], 200)}?"
+                f"did you mean {printable(path.parent / near, 200)}?"
                 if near
                 else "sources end in " + ", ".join(SUFFIXES) + '; a prompt needs no file: helios render "A boat."'
             )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.problems import Problems, counted
+from helios_cli.recipe.problems import Problems
 from helios_cli.recipe.schema import LENGTH_KEYS
 from helios_cli.recipe.values import MAX_SECONDS
-from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.units import FRAMES_PER_CHUNK, counted
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ def lay_out(film: Film, fps: float, num_frames: int | None, *, by_flag: bool, pr
     fixed = sum(length for length in lengths if length is not None)
     open_shots = [index for index, length in enumerate(lengths) if length is None]
     notices: list[str] = []
+    if open_shots and by_flag and num_frames - fixed < len(open_shots):  # nothing to share: as without a length
+        lengths = [FRAMES_PER_CHUNK if length is None else length for length in lengths]
+        fixed, open_shots = sum(lengths), []
     if num_frames is None:
         num_frames = fixed + len(open_shots) * FRAMES_PER_CHUNK
         lengths = [FRAMES_PER_CHUNK if length is None else length for length in lengths]

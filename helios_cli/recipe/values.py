@@ -59,7 +59,7 @@ def parse_duration(value: object) -> float:
 
 def parse_bytes(value: str) -> int:
     """An amount of memory: `6G` and `6GB` are 6,000,000,000 bytes, `6GiB` is 2**30 times 6."""
-    match = _BYTES.fullmatch(value.strip())
+    match = _BYTES.fullmatch(value.strip()) if len(value) <= 40 else None
     if match is None or float(match[1]) == 0:
         raise InputError(f"{_shown(value)} is not an amount of memory", hint="write 6G, 6.5GB, 512M or 6GiB")
     power = 1 + "KMGT".index(match[2].upper())

@@ -53,11 +53,7 @@ class DMD:
         self.sigmas, self.start_point = stage.sigmas, start_point
 
     def step(self, index: int, x: Tensor, flow: Tensor) -> Tensor:
-        sigma = self.sigmas[index + 1]
-        if kernels.runs(x):
-            return kernels.dmd_step(x, flow, self.start_point, self.sigmas[index], sigma)
-        x0 = x - self.sigmas[index] * flow.float()
-        return x0 if sigma == 0 else (1 - sigma) * x0 + sigma * self.start_point
+        return kernels.dmd_step(x, flow, self.start_point, self.sigmas[index], self.sigmas[index + 1])
 
 
 def _log_snr(sigma: float) -> float:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from helios_cli.engine import render
 from helios_cli.engine.calls import Steps
-from helios_cli.engine.denoise import Denoiser, grid_of
+from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.history import History
 from helios_cli.train import tables
-from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
+from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL, grid_of
 
 
 class AbsoluteDenoiser(Denoiser):

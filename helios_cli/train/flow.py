@@ -135,7 +135,8 @@ def build(phase: type[FlowPhase], settings: FlowConfig, start: Checkpoint, devic
     dtype = getattr(torch, settings.dtype)
     made.sampler = Sampler(start, phase.kind, settings.samples, (width, height), device, dtype)
     if settings.data.held_back:
-        made.prober = Probe(clips, settings.data.held_back, made.sampler.models, settings.data.text_rows)
+        data, anchor = settings.data, settings.history.anchor
+        made.prober = Probe(clips, data.held_back, made.sampler.models, data.text_rows, anchor=anchor)
     return made
 
 

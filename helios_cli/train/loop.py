@@ -16,6 +16,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from helios_cli.engine.calls import memory_told
 from helios_cli.errors import Interrupted, PictureError
 from helios_cli.train.config import Config, Job
 from helios_cli.train.dtype import dtype_name
@@ -37,6 +38,9 @@ from helios_cli.train.state import (
 )
 from helios_cli.weights.checkpoint import Checkpoint
 
+HOLD_LESS = "lower `batch` or `size`, or see [memory] for what holds less; what is saved is gone on with"
+"""What to do when memory runs out."""
+
 MOST_SKIPPED = 20
 """Updates in a row that may not be finite; a run that goes on so will not recover."""
 
@@ -51,10 +55,11 @@ def perform(job: Job, device: torch.device, stop: Callable[[], bool] = lambda: F
         yield from train(job, device, stop)
         return
     job, start = _settled(job, device), None if job.start is None else open_start(job.start)
-    for event in module.run(job, start, own_device(device)):
-        yield event
-        if stop():
-            raise Interrupted(f"{job.out}: stopped", hint="the same command goes on")
+    with memory_told(HOLD_LESS):
+        for event in module.run(job, start, own_device(device)):
+            yield event
+            if stop():
+                raise Interrupted(f"{job.out}: stopped", hint="the same command goes on")
 
 
 def train(config: Config, device: torch.device, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
@@ -133,7 +138,9 @@ class Run:
             turns[name] += 1
             mover = self.movers[name]
             mover.clear()  # of what other players' losses have left there
-            losses = self._summed(self.phase.backward(name, share))
+            with memory_told(HOLD_LESS):
+                gradients = self.phase.backward(name, share)
+            losses = self._summed(gradients)
             self.processes.add_gradients(mover.params)
             norm = mover.clip()
             if not all(map(math.isfinite, (norm, *losses.values()))):

@@ -107,11 +107,11 @@ class Mover:
         return float(nn.utils.clip_grad_norm_(self.params, limit))
 
     def step(self, scale: float) -> float:
-        """Move the parameters, at rates times `scale`; returns the first rate."""
+        """Move the parameters, at rates times `scale`; returns AdamW's rate, or Muon's where AdamW moves nothing."""
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * scale
             optimizer.step()
-        return self.rates[0] * scale
+        return self.rates[-1] * scale
 
     def state_dict(self) -> list[dict]:
         return [optimizer.state_dict() for optimizer in self.optimizers]

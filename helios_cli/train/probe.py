@@ -30,12 +30,14 @@ Errors = Callable[[Lesson, int, Sequence[torch.Generator]], Tensor]
 class Probe:
     """Losses of held-back clips: their first chunks with the caption alone, and their second ones with the past."""
 
-    def __init__(self, clips: Source, count: int, models: HeldModels, text_rows: int) -> None:
-        """Of the first `count` clips. `models` encode the captions."""
+    def __init__(self, clips: Source, count: int, models: HeldModels, text_rows: int, *, anchor: bool = True) -> None:
+        """Of the first `count` clips. `models` encode the captions; `anchor`: whether the model is taught with one."""
         lengths = clips.lengths[:count]
         self._first = clips.batch([(i, 0) for i in range(len(lengths))])
         later = [(i, 1) for i, chunks in enumerate(lengths) if chunks > 1]
         self._later = clips.batch(later) if later else None
+        if self._later and not anchor:
+            self._later = self._later._replace(anchor=torch.zeros_like(self._later.anchor))
         self._said = [attributes(caption) for caption in self._first.captions]
         self._models, self._text_rows = models, text_rows
         plain = [caption_of(said) for said in self._said]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from helios_cli.engine.render import render
+from helios_cli.engine.screen import Screen
 from helios_cli.errors import PictureError
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.train.held import HeldModels
@@ -57,18 +57,24 @@ class Sampler:
         self.models.hold("transformer", transformer)
         with torch.inference_mode():
             self.models.encode([*self.prompts, ""])
-        rows = []
-        for number, prompt in enumerate(self.prompts):
-            frames = _Frames(self.samples.moments())
-            fault = ""
-            try:
-                for _ in render(self._plan(prompt, self.samples.seed + number), self.models, frames):
-                    pass
-            except PictureError as error:  # what a sheet is there to show
-                fault = error.message
-            rows.append(Row(prompt, frames.kept, fault))
+        rows = [self._row(prompt, self.samples.seed + number) for number, prompt in enumerate(self.prompts)]
         self.models.release("transformer")
         return rows
+
+    def _row(self, prompt: str, seed: int) -> Row:
+        moments, kept, fault = set(self.samples.moments()), {}, ""
+
+        def take(frames_THWC: np.ndarray) -> None:
+            first = screen.num_frames - len(frames_THWC)
+            kept.update({first + i: frame.copy() for i, frame in enumerate(frames_THWC) if first + i in moments})
+
+        screen = Screen(take)
+        try:
+            for _ in render(self._plan(prompt, seed), self.models, screen):
+                pass
+        except PictureError as error:  # what a sheet is there to show
+            fault = error.message
+        return Row(prompt, kept, fault)
 
     def _plan(self, prompt: str, seed: int) -> Plan:
         chunks = tuple(
@@ -93,36 +99,6 @@ class Sampler:
             steps=self.samples.steps[-1:] if self.kind == "base" else self.samples.steps,
             guidance=self.samples.guidance,
         )
-
-
-class _Frames:
-    """Stands in for `engine.writer.FilmWriter`: keeps the frames of some moments in memory, and no others."""
-
-    cache_problem = None
-    target = SimpleNamespace(path="memory")
-
-    def __init__(self, moments: Sequence[int]) -> None:
-        self.num_frames = 0
-        self.kept: dict[int, np.ndarray] = {}
-        self._moments = set(moments)
-
-    def __enter__(self) -> _Frames:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def write(self, frames_THWC: np.ndarray) -> None:
-        for frame in frames_THWC:
-            if self.num_frames in self._moments:
-                self.kept[self.num_frames] = frame.copy()
-            self.num_frames += 1
-
-    def end_piece(self, safe: object) -> None:
-        """Nothing is made safe here."""
-
-    def close(self) -> str:
-        return self.target.path
 
 
 def _of_kind(checkpoint: Checkpoint, kind: str, transformer_config: dict | None) -> Checkpoint:

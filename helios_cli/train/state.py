@@ -24,8 +24,11 @@ CHECKPOINT, STATE = "checkpoint", "state"
 KEPT_STATES = 2
 """The newest, and the one before it in case that one cannot be read."""
 
-FREE_TO_CHANGE = ("out", "steps", "max_minutes", "log", "knows")
-"""Keys that a resumed run may have otherwise."""
+FREE_TO_CHANGE = ("out", "steps", "max_minutes", "log", "samples", "knows", "memory")
+"""Keys that a resumed run may have otherwise, with all below them but FIXED: they change no gradient."""
+
+FIXED = ("memory.adapters",)
+"""What is trained, not only how."""
 
 
 def open_start(path: Path | str) -> Checkpoint:
@@ -77,7 +80,7 @@ def check_same(config: Config, saved: dict, folder: Path) -> None:
     changed = [
         f"{key} was {before!r}, is {now!r}"
         for key, before, now in _differences(saved, config.model_dump(mode="json"))
-        if key.split(".")[0] not in FREE_TO_CHANGE
+        if key in FIXED or key.split(".")[0] not in FREE_TO_CHANGE
     ]
     if changed:
         raise InputError(
@@ -102,11 +105,16 @@ def open_folder(config: Config) -> None:
         start = Path(config.start).resolve()
         if out.resolve() in (start, start.parent):
             raise InputError(f"the run would overwrite what it starts from, {config.start}", hint="name another `out`")
+    require_own(out, STATE, "run")
+    (out / STATE).mkdir(parents=True, exist_ok=True)
+
+
+def require_own(out: Path, mark: str, what: str) -> None:
+    """InputError if something is at `out` that is no folder of ours: one that is empty, or has an entry `mark`."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", hint="name a folder with `out`")
-    if out.is_dir() and any(out.iterdir()) and not (out / STATE).is_dir():
-        raise InputError(f"{out} holds other files and no run", hint="name a new folder with `out`")
-    (out / STATE).mkdir(parents=True, exist_ok=True)
+    if out.is_dir() and any(out.iterdir()) and not (out / mark).exists():
+        raise InputError(f"{out} holds other files and no {what}", hint="name a new folder with `out`")
 
 
 def prepare_checkpoint(folder: Path, start: Checkpoint | None, seed: int) -> Path:

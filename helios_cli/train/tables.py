@@ -78,7 +78,7 @@ class Corruption(Table):
     blur: Weight = 0.1
     exposure: Weight = 0.0
     saturation: Weight = 0.0
-    none: Weight = 0.1
+    none: Weight = 0.0
     sigma: Range = (0.0, 1 / 3)
     ratio: Range = (0.9, 1.0)
     darker: Range = (0.3, 0.999)

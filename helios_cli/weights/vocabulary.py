@@ -9,7 +9,7 @@ from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.files import read_json
 
 SHOWN = 3
-"""Unknown words that the line names."""
+"""Unknown words that the line names, and things of a crowd."""
 
 _WORD = re.compile(r"[^\W\d_]+")
 
@@ -24,7 +24,7 @@ def introduction(checkpoint: Checkpoint, name: str, texts: Iterable[str]) -> str
     unknown = [*unknown_words(checkpoint, texts), *crowds(checkpoint, texts)]
     if not unknown:
         return None
-    words = ", ".join(unknown[:SHOWN]) + (" ..." if len(unknown) > SHOWN else "")
+    words = _listed(unknown, ", ")
     return f"{name} knows {checkpoint.knows}, and not: {words}. For anything: helios models pull distilled"
 
 
@@ -44,7 +44,11 @@ def unknown_words(checkpoint: Checkpoint, texts: Iterable[str]) -> list[str]:
 def crowds(checkpoint: Checkpoint, texts: Iterable[str]) -> list[str]:
     """The things of each text that has several, in words, for a model that can show one at a time; each once."""
     found = ([word for word in words_of(text) if word in checkpoint.things] for text in texts)
-    return list(dict.fromkeys(f"{' and '.join(things)} together" for things in found if len(things) > 1))
+    return list(dict.fromkeys(f"{_listed(things, ' and ')} together" for things in found if len(things) > 1))
+
+
+def _listed(words: list[str], joint: str) -> str:
+    return joint.join(words[:SHOWN]) + (" ..." if len(words) > SHOWN else "")
 
 
 def words_of(text: str) -> list[str]:

@@ -172,8 +172,13 @@ def draw_thing(
 
 
 def _changed(dice: np.random.Generator, segment: Segment, frame: int, split: Split) -> Segment:
-    """The segment that follows: another background, colour, shape or motion, or all of these."""
+    """The segment that follows: another background, colour, shape or motion, or all of these.
+
+    Where night falls it goes on falling: the place stays, and the colour, which has to be seen in the dark.
+    """
     what = dice.choice(["background", "colour", "shape", "motion", "all"], p=[0.3, 0.25, 0.15, 0.2, 0.1])
+    if segment.nightfall is not None and what not in ("shape", "motion"):
+        what = dice.choice(["shape", "motion"])
     free = {"background": (), "colour": (0,), "shape": (1,), "motion": (2,), "all": (0, 1, 2)}[what]
     (thing, *others), backdrop = segment.things, segment.backdrop
     choice = [new for new in _neighbours(thing, free, frame, split) if all(new[0] != one.colour for one in others)]
@@ -182,7 +187,7 @@ def _changed(dice: np.random.Generator, segment: Segment, frame: int, split: Spl
         changed = _become(dice, thing, choice.pop(dice.integers(len(choice))), frame)
         another = not all(_apart(changed, one) for one in others)
     thing = thing if another else changed
-    another = another or what == "all"
+    another = (another or what == "all") and segment.nightfall is None
     shown = (thing, *others)
     while not all(stands_out(one.colour, backdrop.name) for one in shown) or (
         another and backdrop.name == segment.backdrop.name

@@ -85,6 +85,8 @@ def find_triton() -> Backend:
     """What could run kernels here, whatever `HELIOS_KERNELS` says."""
     if importlib.util.find_spec("triton") is None:
         return Backend(None, "Triton is not installed")
+    if not (torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ):  # half a second sooner than Triton knows
+        return Backend(None, "PyTorch sees no GPU")
     import triton
 
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])

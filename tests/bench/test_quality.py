@@ -170,8 +170,9 @@ def test_long_films_together():
     assert together["drift_percent"] == max(film.drift_percent for film in films)
 
 
-def test_command(tmp_path, capsys):
+def test_command(tmp_path, capsys, monkeypatch):
     """Whatever the shipped weights do, the whole way runs, and every figure is a number."""
+    monkeypatch.setattr(bench_quality, "SHOT_CHUNKS", 3)  # as long as a blend
     sheet, out = tmp_path / "sheet.png", tmp_path / "quality.json"
     short = ["--prompts", "2", "--chunks", "2", "--minutes", "0.03", "--films", "1", "--changes", "1"]
     command = ["bench", "quality", *short, "--steps", "1,1,1", "--sheet", str(sheet), "--out", str(out)]

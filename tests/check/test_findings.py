@@ -209,13 +209,13 @@ def test_a_fixed_camera_is_no_repetition(tmp_path):
     assert examined(tmp_path, frames).findings == ()
 
 
-def sidecar(path, lengths, cuts) -> None:
+def sidecar(path, lengths, cuts, **more) -> None:
     starts = np.cumsum([0, *lengths[:-1]]).tolist()
     chunks = [
         {"start_frame": start, "num_frames": length, "fresh": index in cuts}
         for index, (start, length) in enumerate(zip(starts, lengths, strict=True))
     ]
-    (path / "film.json").write_text(json.dumps({"chunks": chunks, "recipe": {}}))
+    (path / "film.json").write_text(json.dumps({"chunks": chunks, "recipe": {}, **more}))
 
 
 def test_a_cut_that_the_sidecar_tells_of_is_no_fault(tmp_path, clean):
@@ -255,6 +255,16 @@ def test_any_other_json_of_that_name_is_ignored(tmp_path, text, clean):
     (tmp_path / "film.json").write_text(text)
     report = examined(tmp_path, clean[:40])
     assert [chunk.num_frames for chunk in report.chunks] == [33, 7] and report.notices == ()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "fps", "expected"),
+    [([5], 12, 12), ([3, 2], 23.976, 24000 / 1001), ([6], 12, 24), ([5], "12", 24), ([5], 0, 24), ([5], 10**400, 24)],
+)
+def test_pictures_have_the_rate_that_their_sidecar_tells(tmp_path, lengths, fps, expected):
+    film(tmp_path / "film", pan(PICTURE, 5))
+    sidecar(tmp_path, lengths, cuts=(0,), fps=fps)
+    assert examine(tmp_path / "film").fps == expected
 
 
 def test_chunk_frames_overrule_the_sidecar(tmp_path, clean):

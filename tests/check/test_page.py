@@ -110,6 +110,7 @@ def test_names_are_text(report, tmp_path, name):
 def test_a_report_of_one_frame(tmp_path):
     parsed = Page(page(examine(film(tmp_path / "film.mp4", pan(scene(), 1)))))
     assert len(parsed.of("svg")) == 7 and "nothing found" in parsed.texts
+    assert any("1 frame, " in text and ", 1 chunk. " in text for text in parsed.texts)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 450, 451, 10_000])

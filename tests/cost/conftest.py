@@ -6,8 +6,9 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def bare_machine(tmp_path_factory, monkeypatch):
-    empty = tmp_path_factory.mktemp("empty")
+def bare_machine(homes, monkeypatch):
+    empty = next(homes)
+    empty.mkdir()
     monkeypatch.setenv("HELIOS_HOME", str(empty))
     monkeypatch.delenv("HELIOS_MODEL", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(empty))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from helios_cli.cost import tokens
 from helios_cli.cost.shapes import DiTShape
 from helios_cli.model.dit import HeliosDiT
+from helios_cli.units import grid_of
 
 SMALL = {"num_attention_heads": 3, "attention_head_dim": 16, "rope_dim": [4, 6, 6], "num_layers": 3}
 SMALL |= {"ffn_dim": 80, "text_dim": 24, "freq_dim": 32}
@@ -21,7 +21,7 @@ def call(dit: HeliosDiT, size: tuple[int, int], halvings: int, prompt_tokens: in
     """A model call's inputs as the engine makes them, and the three kinds of work, each to be counted."""
     width, height = (pixels // 8 for pixels in size)
     shape = DiTShape()
-    full, grid = (tokens.grid_of(shape, size, times) for times in (0, halvings))
+    full, grid = (grid_of(size, shape.patch_size, times) for times in (0, halvings))
     terms = [torch.empty(1, 16, frames, height, width, device="meta") for frames in (16, 2, 2)]
     noisy = torch.empty(1, 16, 9, 2 * grid[0], 2 * grid[1], device="meta")
     rows = torch.empty(1, prompt_tokens, dit.config.text_dim, device="meta")

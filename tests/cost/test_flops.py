@@ -12,7 +12,8 @@ from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
 from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
-from helios_cli.model.vae import PIECE_ELEMENTS, VAEConfig, WanVAE
+from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.units import grid_of
 from helios_cli.weights import specs
 
 SMALL_VAE = {**specs.VAE, "base_dim": 8, "dim_mult": [1, 2, 2, 4], "num_res_blocks": 1}
@@ -39,7 +40,7 @@ def test_the_transformer(config, size, halvings, prompt_tokens):
     dit = on_meta(lambda: HeliosDiT(DiTConfig.from_json({**specs.TRANSFORMER, **config})))
     shape = DiTShape.from_config({**specs.TRANSFORMER, **config})
     history = tokens.history_tokens(shape, size)
-    noisy = 9 * math.prod(tokens.grid_of(shape, size, halvings))
+    noisy = 9 * math.prod(grid_of(size, shape.patch_size, halvings))
     text_rows = prompt_tokens + 1
     work = call(dit, size, halvings, prompt_tokens)
     assert counted(work["history"]) == flops.history_flops(shape, history)
@@ -66,10 +67,6 @@ def test_the_vae(config, size):
         clip = torch.empty(1, 3, frames, size[1], size[0], device="meta")
         encoded = counted(lambda clip=clip: model.encode(clip, torch.Generator()))
         assert encoded == vae.encode_flops(shape, size, frames)
-
-
-def test_the_walk_has_the_sizes_of_the_vae():
-    assert vae.PIECE_ELEMENTS == PIECE_ELEMENTS
 
 
 @pytest.mark.parametrize(("stage", "published"), [(0, 69.7), (1, 119.1), (2, 359.6)])

@@ -18,8 +18,6 @@ from helios_cli.cost.modes import memory_modes
 from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
 from helios_cli.cost.tokens import count_tokens
 from helios_cli.cost.work import texts_of, work_of
-from helios_cli.engine import gpu
-from helios_cli.engine.writer import QUEUE_BYTES
 from helios_cli.model import dit as dit_module
 from helios_cli.model import umt5
 from helios_cli.model.config import DiTConfig
@@ -111,7 +109,6 @@ def test_the_published_sizes():
 
     assert kept("transformer", dit_module.FP32_ISLANDS) == DiTShape().fp32_parameters
     assert kept("text_encoder", umt5.FP32_ISLANDS_IN_FLOAT16) == TextShape().float16_fp32_parameters
-    assert QUEUE_BYTES == memory.QUEUE_BYTES and gpu.GRAPHS == memory.GRAPHS
 
 
 def test_defaults_are_the_published_shapes():

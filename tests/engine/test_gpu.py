@@ -22,7 +22,6 @@ from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.arithmetic import attention_shapes
 from helios_cli.cost.shapes import DiTShape
 from helios_cli.engine import gpu
-from helios_cli.engine.denoise import grid_of
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
 from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, FirstUse, on_host, require_quant
 from helios_cli.engine.history import History
@@ -30,11 +29,12 @@ from helios_cli.engine.render import render
 from helios_cli.engine.state import State
 from helios_cli.engine.writer import open_writer
 from helios_cli.errors import InputError, MachineError, PictureError
-from helios_cli.model import dit as dit_module
+from helios_cli.model import block as block_module
 from helios_cli.model.backends import shape_key
 from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import Call, HeliosDiT
 from helios_cli.model.vae import WanVAE
+from helios_cli.units import grid_of
 from helios_cli.weights.placement import Placement
 from helios_cli.weights.specs import SPECS
 from helios_kernels.dispatch import INTERPRETER, Backend
@@ -162,6 +162,7 @@ def test_decoding_beside_the_next_chunk_changes_no_byte(checkpoints, tmp_path):
         films.append([file.read_bytes() for file in sorted(out.glob("*.png"))])
         orders.append([type(event) for event in events if isinstance(event, StepDone | ChunkDone | FilmDone)])
         assert [event.frames for event in events if isinstance(event, ChunkDone)] == [33, 66, 99]
+        assert sum(event.seconds for event in events if isinstance(event, ChunkDone)) <= events[-1].seconds
     assert films[0] == films[1]
     assert orders[0] == [StepDone] * 6 + [ChunkDone, *[StepDone] * 3] * 2 + [ChunkDone, FilmDone]
     assert orders[1] == [StepDone] * 9 + [ChunkDone, *[StepDone] * 3, ChunkDone, ChunkDone, FilmDone]
@@ -316,7 +317,7 @@ def test_attention_is_timed_on_what_a_block_gives_it(kernels, amplified, monkeyp
     """Queries, keys and values of a block with kernels, against those that are timed: the strides of a stage."""
     config = DiTConfig.from_json({**SPECS["tiny"].transformer, "is_amplify_history": amplified})
     given, timed, grid = [], [], grid_of((128, 64), (1, 2, 2), 0)
-    for module, calls in ((dit_module, given), (gpu, timed)):
+    for module, calls in ((block_module, given), (gpu, timed)):
 
         def strides_of(q, k, v, bias=None, calls=calls):
             calls.append([x.stride() for x in (q, k, v)])

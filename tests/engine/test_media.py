@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from helios_cli.engine import ffmpeg
-from helios_cli.engine.media import VideoClip, read_image
+from helios_cli.engine.media import VideoClip, check_clip, read_image
 from helios_cli.engine.writer import open_writer
 from helios_cli.errors import InputError
 
@@ -287,6 +287,9 @@ def test_a_short_clip_tells_what_is_needed(tmp_path):
     with pytest.raises(InputError, match=r"32 frames .* 33 are needed") as error:
         VideoClip(film(tmp_path / "clip.mp4", noise(32, 48, 64, 3)), SIZE, 24)
     assert "1.38 s" in error.value.hint
+    with pytest.raises(InputError, match=r"32 frames .* 33 are needed"):
+        check_clip(tmp_path / "clip.mp4", 24)
+    check_clip(tmp_path / "clip.mp4", 25)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a film", "folder", "sound", "cut"])

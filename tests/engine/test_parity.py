@@ -37,29 +37,41 @@ def smooth_frames(count: int, size: tuple[int, int], seed: int) -> np.ndarray:
     return (127.5 + 120 * np.stack(waves)).astype(np.uint8)
 
 
+@pytest.fixture(scope="module")
+def references(checkpoints):
+    """What diffusers makes of a case, rendered once."""
+    known = {}
+
+    def made(case: Case, solver: str = "unipc") -> np.ndarray:
+        if (case, solver) not in known:
+            known[case, solver] = oracle.reference(case, checkpoints(case.kind, solver)[0])
+        return known[case, solver]
+
+    return made
+
+
 TEXT_CASES = [
     ("base", (128, 64), "unipc"),
     ("base", (64, 128), "euler"),
     ("base", (80, 48), "unipc"),
     ("base", (48, 112), "unipc"),
-    ("base", (192, 128), "unipc"),
+    ("mid", (128, 64), "unipc"),
     ("mid", (128, 192), "unipc"),
-    ("mid", (192, 128), "unipc"),
     ("mid", (128, 128), "euler"),
     ("distilled", (64, 128), "unipc"),
     ("distilled", (128, 64), "unipc"),
     ("distilled", (128, 192), "unipc"),
-    ("distilled", (192, 128), "unipc"),
 ]
 
 
 @pytest.mark.parametrize(
     ("kind", "size", "solver"), TEXT_CASES, ids=lambda v: "x".join(map(str, v)) if isinstance(v, tuple) else v
 )
-def test_text_to_video(kind, size, solver, checkpoints, tmp_path):
-    case = Case(kind, size, STEPS[kind])
-    pipeline, folder = checkpoints(kind, solver)
-    expected = oracle.reference(case, pipeline)
+def test_text_to_video(kind, size, solver, checkpoints, references, tmp_path):
+    """Four chunks fill the history; of the large pictures two show that sizes are no matter."""
+    case = Case(kind, size, STEPS[kind], chunks=2 if size == (128, 192) else 4)
+    _, folder = checkpoints(kind, solver)
+    expected = references(case, solver)
     assert expected.std() > 20, "the picture is flat: the test would see nothing"
     assert differing(rendered(case, folder, tmp_path / "f"), expected) <= 1e-3
 
@@ -123,11 +135,11 @@ def test_latents(kind, checkpoints, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("cut", ["prompt", "history", "anchor", "seed"])
-def test_parity_sees_every_input(cut, checkpoints, monkeypatch, tmp_path):
+def test_parity_sees_every_input(cut, checkpoints, references, monkeypatch, tmp_path):
     """The comparison above fails as soon as one of the model's inputs is cut off."""
     case = Case("distilled", (128, 64), STEPS["distilled"])
-    pipeline, folder = checkpoints("distilled")
-    expected = oracle.reference(case, pipeline)
+    _, folder = checkpoints("distilled")
+    expected = references(case)
     terms = history_module.History.terms
 
     def cut_terms(self):

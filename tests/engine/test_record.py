@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,11 +14,11 @@ from hypothesis import strategies as st
 from reruns import FFMPEG, decoded
 
 from helios_cli.check.examine import examine
-from helios_cli.check.layout import read_sidecar, sidecar_of
+from helios_cli.check.layout import read_sidecar
 from helios_cli.cli import main
 from helios_cli.engine.ffmpeg import Encoding
 from helios_cli.engine.record import KEY, Again, Record, chapters, make_record, model_record, read_again, sidecar_path
-from helios_cli.engine.target import Target
+from helios_cli.engine.target import Target, sidecar_of
 from helios_cli.errors import InputError
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
 from helios_cli.recipe.plan import Plan, plan_film
@@ -59,7 +60,7 @@ def described(film: str) -> str:
         ("boat.mp4", "boat.mp4", "boat-again.mp4"),
         ("boat.mkv", "boat.mkv", "boat-again.mkv"),
         ("boat.mkv", "boat.json", "boat-again.mkv"),
-        ("boat/", "boat.json", "boat-again"),
+        ("boat/", "boat/", "boat-again"),
     ],
 )
 def test_a_film_is_made_again_bit_for_bit(helios, output, source, again):
@@ -130,7 +131,7 @@ def test_the_sidecar_says_how_the_film_was_made(helios):
     spans = [(chunk["start_frame"], chunk["num_frames"], chunk["fresh"], chunk["shot"]) for chunk in sidecar["chunks"]]
     assert spans == [(0, 33, True, 0), (33, 3, False, 0), (36, 12, True, 1)]
     assert len({chunk["fingerprint"] for chunk in sidecar["chunks"]}) == 3
-    assert [span.cut for span in read_sidecar(Path("boat.mp4"))] == [True, False, True]
+    assert [span.cut for span in read_sidecar(Path("boat.mp4")).spans] == [True, False, True]
     assert not list(Path().glob("*.partial*"))
 
 
@@ -190,7 +191,7 @@ def test_a_sidecar_replaces_no_other_file(helios):
     assert read_again(Path("boat.mp4.json")).suffix == ".mp4"
     assert helios("render", "boat.json", *SMALL, "--frames", 9, "-o", "boat/") == 0
     assert sidecar_of(Path("boat")).name == "boat.png.json"
-    assert [span.num_frames for span in read_sidecar(Path("boat"))] == [9]
+    assert [span.num_frames for span in read_sidecar(Path("boat")).spans] == [9]
 
 
 def test_two_films_of_one_stem_have_two_sidecars(helios):
@@ -202,6 +203,22 @@ def test_two_films_of_one_stem_have_two_sidecars(helios):
     assert sidecar_path(Target.of("boat.mkv"), "boat.toml") is None
 
 
+def test_names_that_are_not_utf_8(helios):
+    """Bytes that an old disk left: kept as they are, in every file that names them."""
+    source, film = os.fsdecode(b"b\xe9.txt"), os.fsdecode(b"caf\xe9.mkv")
+    Path(source).write_text("a red circle\n")
+    kept = [flag for flag in SMALL if flag != "--no-cache"]
+    assert helios("render", source, *kept, "--frames", 9, "-o", film, "--export", "otio,edl", "--check") == 0
+    for path in (Path(film), Path(film).with_suffix(".json")):
+        assert read_again(path).record.title == "b\\udce9"
+    timeline = Path(film).with_suffix(".otio").read_text()
+    assert '"target_url": "caf%E9.mkv"' in timeline
+    assert helios("render", "--from", Path(film).with_suffix(".json"), "-q") == 0
+    assert Path(os.fsdecode(b"caf\xe9-again.mkv")).exists()
+    assert helios("cache", "list") == 0
+    assert helios("check", film, "--report", os.fsdecode(b"p\xe9ge.html")) in (0, 1)
+
+
 # What --from takes
 
 
@@ -211,6 +228,19 @@ def test_one_of_source_and_from(helios):
     assert helios("render", "--from", "no-such.mp4") == 2
     Path("junk.mp4").write_bytes(b"junk")
     assert helios("render", "--from", "junk.mp4") == 2
+
+
+def test_a_folder_of_pictures_is_known_by_its_own_sidecar(tmp_path):
+    (tmp_path / "boat").mkdir()
+    with pytest.raises(InputError, match=r"boat: it does not say .* \(no boat\.json beside it\)"):
+        read_again(tmp_path / "boat")
+    film, plan = planned(tmp_path, '[[shot]]\nprompt = "a boat"\n')
+    content = record_of(film, plan, Flags(), tmp_path).model_dump(mode="json") | {"film": "boat.mp4"}
+    (tmp_path / "boat.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"boat\.json is about boat\.mp4"):
+        read_again(tmp_path / "boat")
+    (tmp_path / "boat.png.json").write_text(json.dumps(content | {"film": "boat"}))
+    assert read_again(tmp_path / "boat").suffix == "/"
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])

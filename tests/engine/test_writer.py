@@ -215,6 +215,17 @@ def test_existing_frames_need_force_and_are_replaced_as_a_whole(tmp_path):
     assert len(left_in(path)) == 2 and left_in(tmp_path) == ["frames"]
 
 
+@pytest.mark.parametrize("frames", [0, 2])
+def test_a_link_to_a_folder_stays_a_link_to_the_film(tmp_path, frames):
+    (tmp_path / "disk" / "frames").mkdir(parents=True)
+    if frames:
+        film(tmp_path / "disk" / "frames", moving(frames))
+    (tmp_path / "here").symlink_to("disk/frames")
+    film(f"{tmp_path}/here/", moving(3))
+    assert (tmp_path / "here").is_symlink() and len(left_in(tmp_path / "here")) == 3
+    assert left_in(tmp_path) == ["disk", "here"] and left_in(tmp_path / "disk") == ["frames"]
+
+
 @pytest.mark.parametrize("folder", ["frames", "frames.partial"])
 def test_folder_with_other_files_is_never_touched(tmp_path, folder):
     (tmp_path / folder).mkdir()
@@ -232,7 +243,8 @@ def test_folder_with_other_files_is_never_touched(tmp_path, folder):
         ("missing/film.mp4", "does not exist"),
         ("x" * 250 + ".mp4", "too long"),
         ("/dev/null", "not a folder"),
-        ("/", "other"),
+        ("/", "mount point"),
+        ("/proc/", "mount point"),
     ],
 )
 def test_impossible_targets_are_input_errors(tmp_path, name, message):
@@ -338,6 +350,17 @@ def test_full_disk_is_named(small_disk, name):
     with pytest.raises(MachineError, match=r"disk became full|No space left") as error:
         film(f"{small_disk}/{name}", moving(200), crf=1)
     assert "free some space" in error.value.hint and left_in(small_disk) == []
+
+
+@pytest.mark.parametrize("name", ["film.mkv", "frames/"])
+def test_a_folder_that_vanishes_is_no_full_disk(tmp_path, name):
+    (tmp_path / "disk").mkdir()
+    writer = open_writer(f"{tmp_path}/disk/{name}", size=SIZE, fps=24)
+    writer.write(moving(1))
+    (tmp_path / "disk").rename(tmp_path / "gone")
+    with pytest.raises(MachineError, match="No such file") as error:
+        writer.close()
+    assert f"see where {tmp_path}/disk" in error.value.hint and "space" not in error.value.hint
 
 
 def run_script(source: str, *arguments: str | Path, **options) -> subprocess.Popen:

@@ -108,7 +108,7 @@ def test_what_was_measured_is_remembered_by_device_and_shape(tmp_path):
     Memory(file, "A").keep("64x64 2x32 bfloat16", one)
     Memory(file, "B").keep("64x64 2x32 bfloat16", Measured("flash", {"flash": 1.0}, {}))
     assert Memory(file, "A").known == {"64x64 2x32 bfloat16": one}
-    assert read_choices(file)["B"]["64x64 2x32 bfloat16"].name == "flash"
+    assert read_choices(file, "B")["64x64 2x32 bfloat16"].name == "flash"
 
 
 def test_what_was_timed_before_attention_was_tuned_is_not_known_after(tmp_path):
@@ -128,13 +128,13 @@ def test_what_was_timed_before_attention_was_tuned_is_not_known_after(tmp_path):
         tuned.use(None)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "choices": {"A": {"s": 1}}}', "{" * 5000])
+@pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "devices": {"A": {"s": 1}}}', "{" * 5000])
 def test_a_damaged_file_is_an_empty_one(text, tmp_path):
     file = tmp_path / "attention.json"
     file.write_text(text)
-    assert read_choices(file) == {}
+    assert read_choices(file, "A") == {}
     Memory(file, "A").keep("s", Measured("flash", {}, {}))
-    assert json.loads(file.read_text())["choices"]["A"]["s"]["name"] == "flash"
+    assert json.loads(file.read_text())["devices"]["A"]["s"]["name"] == "flash"
 
 
 def test_shapes_that_differ_little_take_one_choice():

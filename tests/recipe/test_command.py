@@ -57,6 +57,10 @@ def test_convert_overwrites_only_when_told(tmp_path, capsys):
     assert main(["recipe", "convert", "a red circle", str(tmp_path / "film.mp4")]) == 2
     assert main(["recipe", "convert", "a red circle", str(tmp_path / "no" / "film.toml")]) == 2
     assert main(["recipe", "convert", "a red circle", "-", "--to", "xml"]) == 2
+    capsys.readouterr()
+    assert main(["recipe", "convert", "a red circle", str(tmp_path / "new.yaml"), "--to", "json"]) == 2
+    assert "--to json" in capsys.readouterr().err and not (tmp_path / "new.yaml").exists()
+    assert main(["recipe", "convert", "a red circle", str(tmp_path / "new.yml"), "--to", "yaml"]) == 0
 
 
 def test_convert_takes_one_film_of_several(tmp_path, capsys):
@@ -71,13 +75,13 @@ def test_convert_takes_one_film_of_several(tmp_path, capsys):
 
 def test_check_reports_all_errors_of_all_files(tmp_path, capsys):
     good, bad, worse = (tmp_path / name for name in ("good.toml", "bad.yaml", "worse.json"))
-    good.write_text("seconds = 10\n[[shot]]\nprompt = 'x'\n")
+    good.write_text("seconds = 3600\n[[shot]]\nprompt = 'x'\n")
     bad.write_text("shot:\n- prompt: x\n  image: gone.png\n  secnds: 3\n")
     worse.write_text('{"seconds": 1, "shot": [\n{"prompt": "x", "seconds": 9}]}')
     names = [str(path) for path in (good, bad, worse)]
     assert main(["recipe", "check", *names]) == 2
     out, err = capsys.readouterr()
-    assert out.startswith(f"{good}: 1 shot, 240 frames (10 s")
+    assert out.startswith(f"{good}: 1 shot, 86400 frames (1:00:00 h")
     assert f"{bad}:4: shot 1, `secnds`: unknown key; write `seconds`" in err and f"{worse}:1: `seconds`" in err
     assert main(["recipe", "check", *names, "--json"]) == 2
     out, err = capsys.readouterr()
@@ -86,8 +90,16 @@ def test_check_reports_all_errors_of_all_files(tmp_path, capsys):
         (str(bad), 4, "secnds"),
         (str(worse), 1, "seconds"),
     ]
-    assert [film["frames"] for film in report["films"]] == [240] and not err
+    assert [film["frames"] for film in report["films"]] == [86400] and not err
     assert main(["recipe", "check", str(good)]) == 0
+
+
+def test_check_names_the_films_of_a_list(tmp_path, capsys):
+    source = tmp_path / "list.csv"
+    source.write_text("id,prompt_index,prompt\n1,0,a\n2,0,b\n")
+    assert main(["recipe", "check", str(source)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"{source}, list-1", f"{source}, list-2"]
 
 
 def test_the_schema_is_json_on_standard_output(capsys):

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from recipe.films import GREEN, RED, film_of, plan_of, recipe_keys, timed_keys
 
 from helios_cli.recipe.plan import check_film
@@ -92,7 +93,15 @@ def test_shots_without_a_length_share_what_is_left():
     assert frames_of(plan_of(keys, frames=242)) == [61, 60, 61, 60]
     assert frames_of(plan_of(keys, frames=63)) == [1, 60, 1, 1]
     with pytest.raises(RecipeError, match="leaves nothing for the 3 shots"):
-        plan_of(keys, frames=62)
+        plan_of(keys | {"seconds": 62 / 24})
+
+
+def test_a_flag_that_leaves_nothing_to_share_stops_the_film():
+    keys = {"seconds": 10, "shot": [shot(), shot(seconds=2.5), shot(), shot(GREEN)]}
+    plan = plan_of(keys, frames=62)
+    assert frames_of(plan) == [33, 29] and plan.chunks == plan_of(keys | {"seconds": 159 / 24}, frames=62).chunks
+    (notice,) = plan_of(keys, frames=30).notices  # and nothing of blends in shots that are not there
+    assert notice.endswith("of 159 frames (6.625 s), in shot 1; 3 shots after it fall away")
 
 
 def test_ends_are_rounded_and_not_lengths():
@@ -188,7 +197,7 @@ def test_films_that_cannot_be(keys, says):
 
 
 def test_pictures_are_absolute_and_must_exist(tmp_path):
-    (tmp_path / "sea.png").touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "sea.png")
     (tmp_path / "clip.mp4").touch()
     film = film_of({"shot": [shot(image="se.png"), shot(image="./sea.png", transition="cut")]}, tmp_path)
     with pytest.raises(RecipeError, match="no such file") as raised:
@@ -207,12 +216,27 @@ def test_pictures_are_absolute_and_must_exist(tmp_path):
         assert says in raised.value.hint
 
 
+def test_pictures_must_be_readable_to_their_end(tmp_path):
+    picture = tmp_path / "sea.png"
+    film = film_of({"shot": [shot(), shot(image="sea.png", transition="cut")]}, tmp_path)
+    picture.write_text("not a picture")
+    with pytest.raises(RecipeError, match=r"shot 2, `image`: .*sea\.png is not a picture that can be read") as raised:
+        check_film(film)
+    assert raised.value.hint == "save it as .png or .jpg"
+    Image.effect_noise((64, 64), 60).save(picture)
+    check_film(film)
+    picture.write_bytes(picture.read_bytes()[:-100])
+    with pytest.raises(RecipeError, match="cannot read the picture"):
+        check_film(film)
+
+
 def test_a_picture_on_the_command_line_takes_the_recipes_place(tmp_path):
     picture = tmp_path / "other.png"
     keys = {"shot": [shot(image="missing.png"), shot(transition="cut")]}
-    with pytest.raises(RecipeError, match="--image"):
+    with pytest.raises(RecipeError, match="--image") as raised:
         plan_of(keys, image=picture)
-    picture.touch()
+    assert raised.value.hint == "paths are relative to the current folder"
+    Image.new("RGB", (8, 8)).save(picture)
     check_film(film_of(keys), Flags(image=picture))
     plan = plan_of(keys, image=picture)
     assert [c.image for c in plan.chunks] == [picture, None] and plan.origins["image"] == "flag"

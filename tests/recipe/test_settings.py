@@ -42,8 +42,11 @@ def test_every_value_has_an_origin():
     assert set(origins) == {field.name for field in fields(Settings)} - {"origins"}
 
 
-def test_the_model_is_chosen_first():
+def test_the_model_is_chosen_first(monkeypatch):
+    monkeypatch.delenv("HELIOS_MODEL", raising=False)
     assert choose_model(BARE, Flags()) == ("auto", "default")
+    monkeypatch.setenv("HELIOS_MODEL", "base")
+    assert choose_model(BARE, Flags()) == ("base", "HELIOS_MODEL")
     named = Recipe.model_validate({"model": "mid", "shot": SHOT})
     assert choose_model(named, Flags()) == ("mid", "recipe")
     assert choose_model(named, Flags(model="tiny")) == ("tiny", "flag")

@@ -42,6 +42,8 @@ def test_words_are_one_shot():
     [
         "boat.toml",
         "my film.txt",
+        "my picture.png",
+        "my clip.MOV",
         "films/boat",
         "boat.csv",
         "./x",
@@ -69,6 +71,8 @@ def test_a_missing_file_is_answered_with_its_neighbour(tmp_path):
     (tmp_path / "notes.md").touch()
     assert problems(tmp_path / "harbuor.toml")[0].suggestion == f"did you mean {tmp_path / 'harbour.toml'}?"
     assert problems(tmp_path / "harbour.yaml")[0].suggestion == f"did you mean {tmp_path / 'harbour.toml'}?"
+    (tmp_path / "k.toml").touch()
+    assert "did you mean" not in problems(tmp_path / "film.toml")[0].suggestion  # a suffix in common is no likeness
 
 
 def test_folders_and_unknown_files_are_refused(tmp_path):
@@ -171,6 +175,11 @@ def test_a_list_of_several_films(tmp_path):
 def test_errors_in_a_list_have_lines(tmp_path, text, line, key):
     found = problems(tmp_path / "list.csv", text)
     assert (line, key) in [(p.line, p.key) for p in found]
+
+
+def test_all_errors_of_a_list_come_together(tmp_path):
+    found = problems(tmp_path / "list.csv", "id,prompt_index,prompt\n1,0,a, boat\n1,one,b\n1,2,c\n1,2,\n")
+    assert [(p.line, p.key) for p in found] == [(2, None), (3, "prompt_index"), (5, "prompt_index"), (5, "prompt")]
 
 
 def test_longlive_lists(tmp_path):

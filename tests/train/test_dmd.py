@@ -218,7 +218,7 @@ def test_the_phase_s_gradient_is_that_of_plain_scores():
     real, fake = u + 3 * (c - u), noisy - s * told(network(2), noisy, 1000 * sigma, lesson, lesson.rows)
     wanted = torch.stack([(fake[i] - real[i]) / (x[i] - real[i]).abs().mean() for i in range(2)])
     found = phase.matching_gradient(x, noise, sigma, lesson)
-    torch.testing.assert_close(found.float(), wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.float(), wanted, rtol=1e-4, atol=2e-5)  # guided flows in float32, summed otherwise
 
 
 @pytest.mark.parametrize("player", ["student", "critic"])

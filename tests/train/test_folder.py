@@ -62,6 +62,7 @@ def originals(tmp_path_factory) -> Path:
             )
         whole.unlink()
     (folder / "words.mp4").write_text("not a film")
+    (folder / "nowhere.mp4").symlink_to(folder / "moved.mp4")
     for clip in find_clips(folder):
         if "uncaptioned" not in clip.name:
             stem = clip.path if clip.path.is_dir() else clip.path.with_suffix("")
@@ -94,8 +95,9 @@ def test_good_clips_are_encoded_and_the_others_named(originals, encoder, tmp_pat
     assert "no uncaptioned.txt beside it" in skipped.pop("uncaptioned.mp4")
     assert "blank.txt is empty" in skipped.pop("blank.mp4")
     assert "no video that ffmpeg can read" in skipped.pop("words.mp4")
+    assert skipped.pop("nowhere.mp4") == "it cannot be read: No such file or directory"
     assert not skipped
-    assert events[-1] == FolderDone(encoded=5, kept=0, skipped=9)
+    assert events[-1] == FolderDone(encoded=5, kept=0, skipped=10)
     clips = LatentClips(tmp_path, text_rows=64)
     assert sorted(clips.lengths) == [1, 1, 1, 1, 2]
     captions = {clips.clip(i).caption for i in range(5)}

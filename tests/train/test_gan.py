@@ -120,7 +120,7 @@ def test_logits_are_the_heads_on_the_hidden_rows():
         found = phase.logits(dit, noisy, sigma, lesson, whole)
     batch = batch._replace(past=lesson.past, anchor=lesson.anchor, rows=lesson.rows)
     wanted = phase.heads(hidden_rows(network(2), noisy, sigma, batch, (0, 2)), (9, 4, 8))
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_the_game_begins_at_its_step():

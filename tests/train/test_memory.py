@@ -147,12 +147,13 @@ def test_gradients_of_an_adapter_follow_from_the_plain_networks():
     with shared.using("student") as dit:
         flow(dit, x).square().sum().backward()
     adapter = shared.adapters["student"]
+    # Sums in float32 in another order: 1e-4 at most was seen, of gradients of up to 0.04.
     for key, whole in adapter.whole.items():
-        torch.testing.assert_close(whole.grad, wanted[key.replace("/", ".")], rtol=1e-2, atol=2e-2)
+        torch.testing.assert_close(whole.grad, wanted[key.replace("/", ".")], rtol=1e-4, atol=5e-4)
     for key in adapter.up:
         gradient, up, down = wanted[key.replace("/", ".")], adapter.up[key], adapter.down[key]
-        torch.testing.assert_close(up.grad, gradient @ down.detach().T, rtol=1e-2, atol=2e-2)
-        torch.testing.assert_close(down.grad, up.detach().T @ gradient, rtol=1e-2, atol=2e-2)
+        torch.testing.assert_close(up.grad, gradient @ down.detach().T, rtol=1e-4, atol=5e-4)
+        torch.testing.assert_close(down.grad, up.detach().T @ gradient, rtol=1e-4, atol=5e-4)
     assert all(p.grad is None for p in (*shared.adapters["fake"].parameters(), *shared.dit.parameters()))
 
 
@@ -226,6 +227,6 @@ def test_adapters_play_like_networks_of_their_own(checkpoint_blocks, cached):
     found = gradients(phase, "student")
     for name in ("blocks/0/attn1/to_q/bias", "blocks/2/ffn/net/2/bias", "patch_embedding/weight", "proj_out/weight"):
         wanted = plain[f"student.{name.replace('/', '.')}"]
-        torch.testing.assert_close(
-            found[f"student.whole.{name}"], wanted, rtol=1e-2, atol=1e-2 * wanted.abs().max().item()
-        )
+        # A rank of 48 holds the student but for rounding.
+        bound = 1e-4 * wanted.abs().max().item()
+        torch.testing.assert_close(found[f"student.whole.{name}"], wanted, rtol=1e-3, atol=bound)

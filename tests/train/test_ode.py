@@ -170,7 +170,7 @@ def test_two_processes_add_up_to_one(folder):
     for samples in (range(2), range(2, 4)):
         halves.backward("student", Share(step=3, samples=samples, batch=4, seed=0))
     for a, b in zip(whole.dit.parameters(), halves.dit.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)  # sums in another order
 
 
 def test_samples_are_steps_of_the_student_s_schedules(folder):

@@ -113,7 +113,7 @@ def test_the_rest_moves_as_pytorchs_adamw_does():
     for _ in range(4):
         for p, q in zip(net.parameters(), other.parameters(), strict=True):
             p.grad, q.grad = (torch.randn_like(p),) * 2 if p.requires_grad else (None, None)
-        assert mover.step(0.5) == 0.5 * settings.muon_lr
+        assert mover.step(0.5) == 0.5 * settings.lr
         reference.param_groups[0]["lr"] = 0.005
         reference.step()
     for p, q in zip(split(net, settings.muon)[1], rest, strict=True):

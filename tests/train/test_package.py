@@ -68,3 +68,23 @@ def test_a_vae_of_other_latents_is_refused(made, tmp_path, capsys):
         config.write_text(before)
     said = capsys.readouterr().err
     assert "does not decode" in said and 'part = "decoder"' in said
+
+
+def test_a_folder_of_something_else_is_refused_and_what_stands_beside_a_package_stays(made, tmp_path, capsys):
+    config = config_in(tmp_path, *made)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/README.md").write_text("mine")
+    assert main(["train", str(config)]) == 2
+    assert "holds other files and no checkpoint" in capsys.readouterr().err
+    (tmp_path / "out/model_index.json").write_text("{}")
+    assert main(["train", str(config)]) == 0
+    assert (tmp_path / "out/README.md").read_text() == "mine"
+    assert files_of(tmp_path / "out") == files_of(made[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "package.toml"]
+
+
+def test_what_a_package_is_made_of_is_not_written_over(made, tmp_path, capsys):
+    path = tmp_path / "package.toml"
+    path.write_text(CONFIG.format(start=made[0], vae=made[1], out=made[0]))
+    assert main(["train", str(path)]) == 2
+    assert "would overwrite what it is made of" in capsys.readouterr().err

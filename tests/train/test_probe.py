@@ -83,6 +83,20 @@ def test_the_figures_are_the_rise_of_the_loss(tmp_path):
     assert len({tuple(seeds[:1]) for seeds in asked}) == 1, "noise differs from one question to the other"
 
 
+@pytest.mark.parametrize("anchor", [True, False])
+def test_a_model_is_asked_with_the_history_that_it_is_taught_with(tmp_path, anchor):
+    asked = []
+
+    def errors(lesson, stage, generators):
+        asked.append(lesson)
+        return torch.ones(len(lesson.rows))
+
+    Probe(cache(tmp_path, (2, 2)), 2, Words(), ROWS, anchor=anchor).figures(errors, range(1))
+    (later,) = (lesson for lesson in asked if lesson.chunks[0] == 1)
+    assert later.anchor.any() == anchor
+    assert later.past.any()
+
+
 def _with_captions(batch, captions):
     def asked(picks):
         found = batch(picks)

@@ -173,6 +173,16 @@ def test_a_second_object_is_seen_as_long_as_the_film_lasts():
             assert own.sum() > 60 and (both[:, own] == alone[own]).all()
 
 
+def test_what_night_falls_on_can_be_seen_at_night():
+    """Through changes, which leave hills, sea and a bright colour where they are."""
+    falling = [scene for scene in scenes(300, variety="rich", changes=(33, 66, 99)) if scene.segments[0].nightfall]
+    assert len(falling) > 5
+    for scene in falling:
+        for segment in scene.segments:
+            assert segment.backdrop == scene.backdrop and segment.backdrop.kind in ("hills", "sea")
+            assert segment.things[0].colour in SCENES["night"]
+
+
 def test_captions_are_known_words_and_say_what_is_seen():
     tokenizer = word_tokenizer()
     spelt = {token for piece, token in tokenizer.get_vocab().items() if piece not in WORDS and piece not in SPECIAL}

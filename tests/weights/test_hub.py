@@ -160,7 +160,12 @@ print(sum(seen), folder.name)
     assert python("-c", accept, HF_ENDPOINT=hub.url).stdout.split() == [str(size), COMMIT]
 
 
+def test_models_list_says_how_to_get_more_than_the_embedded_one(helios):
+    assert "helios models pull distilled" in helios("models", "list").stderr
+
+
 def test_models_list_shows_what_is_here(helios, snapshot):
+    assert "pull" not in helios("models", "list").stderr
     first, second = (json.loads(helios("models", "list", "--json").stdout) for _ in range(2))
     assert first == second
     assert [item["name"] for item in first] == ["tiny", "distilled", "mid", "base", ""]

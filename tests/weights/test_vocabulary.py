@@ -52,6 +52,7 @@ def test_several_things_in_one_prompt_are_beyond_a_model_of_one(of):
     assert of("a red ball", "a blue ball and stars", **alone) is None
     line = of("a red ball with a green ball", "a dragon, a star and a ball", **alone)
     assert "not: dragon, ball and ball together, star and ball together." in line
+    assert "not: ball and star and ball ... together." in of("ball star " * 300, **alone)
 
 
 def test_a_model_of_anything_says_nothing(of):

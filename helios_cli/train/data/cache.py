@@ -25,10 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from helios_cli.engine.conditioning import USED_CHUNKS
 from helios_cli.engine.disk import disk_errors
 from helios_cli.errors import InputError
-from helios_cli.units import HISTORY_LATENTS, LATENTS_PER_CHUNK
+from helios_cli.units import HISTORY_CHUNKS, HISTORY_LATENTS, LATENTS_PER_CHUNK
 
 NOTE = "cache.json"
 EMPTY = "empty.safetensors"
@@ -158,7 +157,7 @@ class LatentClips:
             latents[i] = self._chunks(entry, chunk, chunk + 1)
             if chunk:
                 anchor[i] = self._chunks(entry, 0, 1)[:, :1]
-                before = self._chunks(entry, max(0, chunk - USED_CHUNKS), chunk)[:, -HISTORY_LATENTS:]
+                before = self._chunks(entry, max(0, chunk - HISTORY_CHUNKS), chunk)[:, -HISTORY_LATENTS:]
                 past[i, :, -before.shape[1] :] = before
             caption = entry.captions[chunk]
             rows[i, : caption.end - caption.begin] = self._rows(entry, caption)

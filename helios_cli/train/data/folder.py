@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,16 +144,18 @@ class SourceClip:
         return clean_prompt(text)
 
     def state(self) -> str:
-        """Changes, as far as can be seen without reading it, when the clip does."""
-        states = [file.stat() for file in self._files]
+        """Changes, as far as can be seen without reading it, when the clip does. InputError if it cannot be seen."""
+        with _readable():
+            states = [file.stat() for file in self._files]
         return hashlib.sha256(repr([(found.st_size, found.st_mtime_ns) for found in states]).encode()).hexdigest()
 
     def content(self) -> str:
-        """Hash of the clip's bytes."""
+        """Hash of the clip's bytes. InputError if they cannot be read."""
         digest = hashlib.sha256()
-        for file in self._files:
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        with _readable():
+            for file in self._files:
+                with file.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
         return digest.hexdigest()
 
     def chunks(self, size: tuple[int, int], fps: float) -> Iterator[np.ndarray]:
@@ -180,6 +183,15 @@ class SourceClip:
             return [self.path]
         names = [name for name in os.listdir(self.path) if name.lower().endswith(FRAMES) and not name.startswith(".")]
         return [self.path / name for name in sorted(names, key=_by_number)]
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """For what is read of a clip alone: a disk that is full where shards are written is no fault of a clip."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"it cannot be read: {error.strerror}") from error
 
 
 def _by_number(name: str) -> list[str | int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from helios_cli.train.data.cache import captions_of
 from helios_cli.train.events import Event
 from helios_cli.train.settings.package import Settings
 from helios_cli.train.spread import part_of_run
-from helios_cli.train.state import open_start
+from helios_cli.train.state import open_start, require_own
 from helios_cli.units import format_bytes
-from helios_cli.weights.checkpoint import Checkpoint, Component, files_of
+from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint, Component, files_of
 from helios_cli.weights.layout import set_own, write_json, write_weights
 from helios_cli.weights.reader import Stored, WeightFiles
 from helios_cli.weights.vocabulary import words_of
@@ -35,17 +36,24 @@ class Packaged(Event):
 
 
 def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator[Event]:
-    """Write the checkpoint `settings.out`. InputError where VAEs have other latents, or clips are no cache.
+    """Write the checkpoint `settings.out`, once all of it is made.
+
+    InputError where VAEs have other latents, clips are no cache, or `out` holds something else.
 
     Of several processes the first one writes it.
     """
     if part_of_run()[0]:
         return
+    out = settings.folder
+    if out.resolve() == start.path.resolve():
+        raise InputError(f"the package would overwrite what it is made of, {start.path}", hint="name another `out`")
+    require_own(out, MODEL_INDEX, "checkpoint")
     parts = dict(start.components)
     if settings.vae is not None:
         parts["vae"] = open_start(settings.vae).component("vae")
         _require_same_latents(start.component("vae"), parts["vae"])
-    folder = settings.folder
+    folder = out.with_name(f"{out.name}.new")
+    shutil.rmtree(folder, ignore_errors=True)
     for name in files_of(start.path):
         if not name.endswith((".safetensors", ".safetensors.index.json")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +66,11 @@ def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator
     set_own(folder, knows=settings.knows, words=words, things=list(settings.things) or None)
     if settings.steps:
         set_own(folder, steps=list(settings.steps))
-    yield Packaged(settings.out, sum(part.bytes for part in Checkpoint.open(folder).components.values()))
+    for name in files_of(folder):  # what else stands in `out`, such as a model card, stays
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / name, out / name)
+    shutil.rmtree(folder)
+    yield Packaged(settings.out, sum(part.bytes for part in Checkpoint.open(out).components.values()))
 
 
 def _words_of(clips: Path) -> list[str]:

@@ -51,7 +51,7 @@ QK_NORM_ROPE = Op(
             compiled=DTYPES,
         ),
         Case("stage2-12x128", {"S": STAGES["stage2"], "heads": 12}, interpreted=False, compiled=BF16),
-        *(Case(f"S{S}-3x32", {"S": S, "heads": 3, "D": 32}) for S in STAGES.values()),
+        Case("S11040-3x32", {"S": STAGES["stage2"], "heads": 3, "D": 32}),
         Case("S101", {"S": 101}),
         Case("one-row", {"S": 1}),
         Case("S63-6x16-B2", {"B": 2, "S": 63, "heads": 6, "D": 16}),

@@ -33,6 +33,7 @@ class Toy:
 
     def backward(self, player, share):
         time.sleep(self.settings.faults.seconds)
+        torch.empty(self.settings.memory.held, dtype=torch.uint8)
         self.seen += len(share.samples)
         total = torch.zeros((), device=self.device)
         for sample in share.samples:

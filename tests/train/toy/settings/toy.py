@@ -14,8 +14,14 @@ class Loss(Table):
     weight: float = 1.0
 
 
+class Memory(Table):
+    held: Count = 0  # bytes
+    adapters: Count = 0
+
+
 class Settings(Config):
     loss: Loss = Loss()
     faults: Faults = Faults()
+    memory: Memory = Memory()
     optimizer: Optimizer = Optimizer(lr=1e-2, muon=("conv.*",), muon_lr=1e-2)
     critic: Optimizer = Optimizer(lr=5e-3, clip=0.0)
