@@ -237,3 +237,12 @@ def test_freed_memory_is_given_back():
     held, after, later = map(int, said.split())
     assert held > 300e6
     assert after < 30e6 and later < 30e6
+
+
+def test_free_memory_is_asked_of_one_gpu(monkeypatch):
+    """Asking opens a context, which takes memory of a GPU that may be somebody else's."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (5, 9))
+    assert machine.free_bytes(torch.device("cuda:3")) == 5
+    assert asked == [torch.device("cuda:3")]

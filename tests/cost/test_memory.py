@@ -246,6 +246,20 @@ def test_what_the_page_cache_cannot_hold_is_kept_out_of_it_in_part():
     assert tight.pass_bytes > tight.placement.cached_bytes
 
 
+def test_films_in_lockstep_may_have_prompts_of_different_lengths():
+    """Each further film's recorded calls keep keys and values twice over, beside those that it has itself."""
+    found = {
+        (lanes, graphs): mode_of(subject_of(GPU, lanes=lanes), Budget(None, None), Placement(graphs=graphs))
+        for lanes in (1, 3)
+        for graphs in (False, True)
+    }
+    taken = {key: mode.device_bytes for key, mode in found.items()}
+    subject = subject_of(GPU)
+    keys_and_values = 2 * 40 * 5120 * 2 * subject.work.text_rows
+    further = (taken[3, True] - taken[3, False]) - (taken[1, True] - taken[1, False])
+    assert further == 2 * 2 * keys_and_values
+
+
 def test_lanes_share_the_weights_and_nothing_else():
     """A walk of its own has only each one's prompt, for its keys and values."""
     one, four = (mode_of(subject_of(GPU, lanes=lanes), Budget(None, None), Placement("stream")) for lanes in (1, 4))
