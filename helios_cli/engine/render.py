@@ -140,6 +140,7 @@ class _Film:
         self.first_use = FirstUse.of(models.dit_config.width, models.dtype)
         self.decoding: Future[events.ChunkDone] | None = None
         self.chunk_ended = self.started
+        self.chunks_noted = 0
         self.starting: dict[int, Future[_Start]] = {}  # at most one, by the index of its chunk
         self.text: tuple[tuple[tuple[str, float], ...], TextContext] | None = None
 
@@ -192,8 +193,9 @@ class _Film:
         return resumed
 
     def _note_film(self) -> None:
-        """Tell the cache which chunks the film has, as far as they are decided."""
-        if self.cache:
+        """Tell the cache which chunks the film has, as far as they are decided, if it was not told of so many."""
+        if self.cache and self.chunks_noted < len(self.plan.chunks):
+            self.chunks_noted = len(self.plan.chunks)
             with contextlib.suppress(OSError):  # a line of `helios cache list` is no reason to fail
                 self.cache.note_film(self.plan.title, str(self.writer.target.path), self.fingerprints)
 
