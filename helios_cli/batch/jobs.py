@@ -143,11 +143,11 @@ def check_clips(films: list[Film], flags: Flags) -> None:
     decoded."""
     from helios_cli.recipe.files import picture_problems
     from helios_cli.recipe.problems import RecipeError
-    from helios_cli.units import DEFAULT_FPS
+    from helios_cli.recipe.settings import asked_fps
 
     problems = []
     for film in films:
-        fps = flags.fps or film.recipe.fps or float(DEFAULT_FPS)
+        fps = asked_fps(flags, film.recipe)
         start = {"image": flags.image, "video": flags.video}
         problems += picture_problems(film, start, partial(_clip_fault, fps))
     if problems:

@@ -11,7 +11,7 @@ import typer
 
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError
-from helios_cli.units import DEFAULT_FPS, counted, format_seconds
+from helios_cli.units import counted, format_seconds
 
 app = typer.Typer(help="Recipes: their schema, conversion between forms, and a check.", no_args_is_help=True)
 
@@ -71,7 +71,7 @@ def check(
     from helios_cli.batch.jobs import check_clips
     from helios_cli.recipe.plan import check_film
     from helios_cli.recipe.problems import RecipeError
-    from helios_cli.recipe.settings import Flags
+    from helios_cli.recipe.settings import Flags, asked_fps
     from helios_cli.recipe.sources import read_films
 
     problems, films = [], []
@@ -86,7 +86,7 @@ def check(
     held = Counter(film.source for film, _ in films)
     for film, timeline in films:
         place = film.source if held[film.source] == 1 else f"{film.source}, {film.name}"
-        fps = film.recipe.fps or DEFAULT_FPS
+        fps = asked_fps(Flags(), film.recipe)
         shots, frames = counted(len(film.recipe.shots), "shot"), counted(timeline.num_frames, "frame")
         seconds = format_seconds(timeline.num_frames / fps)
         console.line(f"{place}: {shots}, {frames} ({seconds} at {fps:g} a second)")

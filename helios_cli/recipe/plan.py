@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from helios_cli.recipe.problems import Problem, Problems, RecipeError, printable
 from helios_cli.recipe.prompts import clean_prompt, with_style
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
-from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, MAX_TEXT_TOKENS, chunks_for, counted
+from helios_cli.units import FRAMES_PER_CHUNK, MAX_TEXT_TOKENS, chunks_for, counted
 
 if TYPE_CHECKING:
     from helios_cli.recipe.film import Film
@@ -142,11 +142,11 @@ def too_long(plan: Plan, text: str, lost: str) -> str:
 
 def check_film(film: Film, flags: Flags | None = None) -> Timeline:
     """Check what needs no model: flags, pictures, and that the shots fit the film. InputError, or the timeline."""
-    from helios_cli.recipe.settings import Flags, asked_frames, check_flags
+    from helios_cli.recipe.settings import Flags, asked_fps, asked_frames, check_flags
 
     flags = flags or Flags()
     check_flags(flags)
-    fps = flags.fps or film.recipe.fps or float(DEFAULT_FPS)
+    fps = asked_fps(flags, film.recipe)
     by_flag = asked_frames(flags, fps) is not None
     num_frames = asked_frames(flags if by_flag else film.recipe, fps)
     return _checked_timeline(film, fps, num_frames, {"image": flags.image, "video": flags.video}, by_flag=by_flag)

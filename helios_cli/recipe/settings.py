@@ -135,6 +135,11 @@ def _length(flags: Flags, recipe: Recipe, fps: float, origins: dict[str, str]) -
     return None
 
 
+def asked_fps(flags: Flags, recipe: Recipe) -> float:
+    """The film's rate, which no model has a say in."""
+    return flags.fps or recipe.fps or float(DEFAULT_FPS)
+
+
 def asked_frames(given: Flags | Recipe, fps: float) -> int | None:
     """The film's length in frames as flags or a recipe give it, in one of three units; None if they do not."""
     if given.frames is not None:
