@@ -140,7 +140,7 @@ def test_killed_at_random_moments(suffix, models, whole, tmp_path):
     kills = 0
     while in_child(lambda: run(FILM, models, out), kill_after=usual * draw.uniform(0.02, 0.3) if kills < 6 else None):
         kills += 1
-    assert kills >= 1, "it was finished before it was killed"
+    assert kills >= 3, "it was finished before it was killed"
     assert np.array_equal(decoded(Path(out)), whole(suffix))
 
 
