@@ -34,3 +34,13 @@ def homes(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def helios_home(homes, monkeypatch):
     monkeypatch.setenv("HELIOS_HOME", str(next(homes)))
+
+
+@pytest.fixture(scope="session")
+def distilled(tmp_path_factory):
+    """The folder of a distilled checkpoint with random weights, for tests that only read it."""
+    import oracle  # with diffusers, which few tests need
+
+    folder = tmp_path_factory.mktemp("distilled")
+    oracle.pipeline("distilled").save_pretrained(folder)
+    return folder

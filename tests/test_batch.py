@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import oracle
 import pytest
 
 from helios_cli.cli import main
@@ -17,18 +16,11 @@ from helios_cli.progress import PlainView
 SMALL = ("--size", "64x64", "--steps", "1,1,1", "--dtype", "float32", "--no-cache", "--progress", "plain")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    oracle.pipeline("distilled").save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def helios(tmp_path, monkeypatch, model):
+def helios(tmp_path, monkeypatch, distilled):
     """Runs `helios render` for films of one and of two chunks; returns the exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HELIOS_MODEL", str(model))
+    monkeypatch.setenv("HELIOS_MODEL", str(distilled))
     Path("one.txt").write_text("[1s] a red circle\n")
     Path("two.txt").write_text("[2s] the green square\n")
     Path("out").mkdir()

@@ -8,29 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import oracle
 import pytest
 
 from helios_cli.cli import main
 from helios_cli.engine.ffmpeg import probe, program
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    oracle.pipeline("distilled").save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def helios(tmp_path, model):
+def helios(tmp_path, distilled):
     """Runs `helios` in an empty folder with its own home; returns the finished process."""
 
     def run(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, "-m", "helios_cli", *arguments],
             cwd=tmp_path,
-            env={**os.environ, "HELIOS_HOME": str(tmp_path / "home"), "HELIOS_MODEL": str(model), **environment},
+            env={**os.environ, "HELIOS_HOME": str(tmp_path / "home"), "HELIOS_MODEL": str(distilled), **environment},
             input=stdin,
             capture_output=True,
             text=True,
@@ -100,15 +92,20 @@ def test_a_finished_film_is_not_overwritten_unless_forced(helios, tmp_path):
     assert probe(tmp_path / "out.mp4").codec == "h264"
 
 
-def test_a_film_goes_into_a_folder_that_is_there(model, tmp_path, monkeypatch):
+def test_a_film_goes_into_a_folder_that_is_there(distilled, tmp_path, monkeypatch):
     """As several do: the pattern of a shell may match one file. A slash, or pictures in the folder, mean PNG."""
     monkeypatch.chdir(tmp_path)
     Path("films").mkdir()
     Path("films/earlier.mp4").touch()
     for output in ("films", "frames", "frames/"):  # the first is there, the second is not
-        assert main(["render", "a boat", "-m", str(model), *SMALL, "--frames", "1", "-o", output, "--force", "-q"]) == 0
+        assert (
+            main(["render", "a boat", "-m", str(distilled), *SMALL, "--frames", "1", "-o", output, "--force", "-q"])
+            == 0
+        )
     assert sorted(path.name for path in Path("films").iterdir()) == ["a-boat.json", "a-boat.mp4", "earlier.mp4"]
-    assert main(["render", "a boat", "-m", str(model), *SMALL, "--frames", "2", "-o", "frames", "--force", "-q"]) == 0
+    assert (
+        main(["render", "a boat", "-m", str(distilled), *SMALL, "--frames", "2", "-o", "frames", "--force", "-q"]) == 0
+    )
     assert [path.name for path in sorted(Path("frames").iterdir())] == ["frame_000001.png", "frame_000002.png"]
 
 
@@ -124,9 +121,9 @@ def test_one_bad_film_does_not_stop_the_others(helios, tmp_path):
     assert stopped.returncode == 2
 
 
-def test_a_prompt_that_is_cut_is_an_error_under_strict(model, tmp_path, monkeypatch, capsys):
+def test_a_prompt_that_is_cut_is_an_error_under_strict(distilled, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = ["render", "red " * 600, "-m", str(model), *SMALL, "-o", "long.mp4"]
+    arguments = ["render", "red " * 600, "-m", str(distilled), *SMALL, "-o", "long.mp4"]
     assert main([*arguments, "--strict"]) == 2
     assert "shot 1: the prompt is longer than 512 tokens" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -152,10 +149,10 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), BAD_INPUT, ids=[" ".join(case[0]) for case in BAD_INPUT])
-def test_bad_input_is_named_and_nothing_is_left_behind(arguments, code, said, model, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_named_and_nothing_is_left_behind(arguments, code, said, distilled, tmp_path, monkeypatch, capsys):
     """In this process, through the one boundary."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HELIOS_MODEL", str(model))
+    monkeypatch.setenv("HELIOS_MODEL", str(distilled))
     assert main(["render", *arguments]) == code
     told = capsys.readouterr()
     assert told.out == ""
@@ -181,11 +178,11 @@ def test_a_start_that_cannot_be_read_is_found_before_a_model_is(tmp_path, monkey
     assert "33 are needed" in capsys.readouterr().err
 
 
-def test_a_damaged_weight_file_is_found_before_anything_is_loaded(helios, model, tmp_path):
+def test_a_damaged_weight_file_is_found_before_anything_is_loaded(helios, distilled, tmp_path):
     import shutil
 
     broken = tmp_path / "broken"
-    shutil.copytree(model, broken)
+    shutil.copytree(distilled, broken)
     weights = broken / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     result = helios("render", "a boat", "-m", "broken")
