@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATION = {"errors", "units"}
+FOUNDATION = {"errors", "files", "units"}
 TERMINAL = {"typer", "rich"}
 TEST_ORACLES = {"transformers", "diffusers", "accelerate"}
 NEVER = {*TEST_ORACLES, "click"}
@@ -32,6 +32,7 @@ LAYERS = {
     "__init__": Layer(set()),
     "__main__": Layer({"cli"}),
     "errors": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
+    "files": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "units": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "machine": Layer(FOUNDATION, banned=TERMINAL, lazy={"torch"}),
     "child": Layer({"", *FOUNDATION}, banned={"torch", "numpy", *TERMINAL}),

@@ -16,15 +16,15 @@ Bytes a second at which weights come from the disk and out of the page cache, an
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from helios_cli import machine
+from helios_cli.files import replacing, turns
 
 VERSION = 1
 BANDWIDTHS = ("disk", "cache", "upload")
@@ -88,28 +88,31 @@ def find_speed(device: str, dtype: str, parameters: int, path: Path | None = Non
 
 def record_speed(speed: Speed, path: Path | None = None) -> None:
     """Keep `speed` in place of what was known for its device, dtype and size; rates that it leaves out stay."""
-    path = path or speeds_file()
-    speeds = {_key(known): known for known in read_speeds(path)}
-    key = _key(speed)
     given = {name: value for name, value in asdict(speed).items() if value is not None}
-    speeds[key] = replace(speeds.get(key, speed), **given)
-    _write(path, list(speeds.values()), read_bandwidths(path))
+    with _changing(path or speeds_file()) as (speeds, _):
+        key = _key(speed)
+        speeds[key] = replace(speeds.get(key, speed), **given)
 
 
 def record_bandwidths(device: str, rates: Mapping[str, float], path: Path | None = None) -> None:
     """Keep bytes a second in place of what was known for `device`; those that are left out stay."""
-    path = path or speeds_file()
-    known = read_bandwidths(path)
-    _write(path, read_speeds(path), {**known, device: {**known.get(device, {}), **rates}})
+    with _changing(path or speeds_file()) as (_, bandwidths):
+        bandwidths[device] = {**bandwidths.get(device, {}), **rates}
 
 
-def _write(path: Path, speeds: list[Speed], bandwidths: dict[str, dict[str, float]]) -> None:
-    entries = [{name: value for name, value in asdict(known).items() if value is not None} for known in speeds]
+@contextlib.contextmanager
+def _changing(path: Path) -> Iterator[tuple[dict[tuple[str, str, int], Speed], dict[str, dict[str, float]]]]:
+    """What the file says, to be changed in place and written again; other processes wait for their turn."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"version": VERSION, "speeds": entries, "bandwidths": bandwidths}, file, indent=2)
-    os.replace(partial, path)
+    with turns(path.parent):
+        speeds, bandwidths = {_key(known): known for known in read_speeds(path)}, read_bandwidths(path)
+        yield speeds, bandwidths
+        entries = [
+            {name: value for name, value in asdict(known).items() if value is not None} for known in speeds.values()
+        ]
+        content = {"version": VERSION, "speeds": entries, "bandwidths": bandwidths}
+        with replacing(path) as new:
+            new.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def _key(speed: Speed) -> tuple[str, str, int]:

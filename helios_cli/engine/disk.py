@@ -14,15 +14,6 @@ from helios_cli.errors import MachineError
 DIGEST_BYTES = 32
 
 
-def sync(path: Path) -> None:
-    """Have the file's data, or the folder's entries, reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file that is on disk when this returns. Its folder's entry is not synced."""
     with path.open("wb") as file:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Protocol
 
 from helios_cli.engine import boxes, ffmpeg
-from helios_cli.engine.disk import disk_errors, sync, write_synced
+from helios_cli.engine.disk import disk_errors, write_synced
 from helios_cli.engine.target import Target, holds_frames
 from helios_cli.errors import InputError, MachineError
+from helios_cli.files import sync
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEAD = 33

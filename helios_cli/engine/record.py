@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from helios_cli.engine import ffmpeg
-from helios_cli.engine.disk import disk_errors, sync, write_synced
+from helios_cli.engine.disk import disk_errors, write_synced
 from helios_cli.engine.growing import Chapter
 from helios_cli.engine.target import Target, sidecar_of, sidecars_of
 from helios_cli.errors import InputError
+from helios_cli.files import sync
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic, film_fingerprint
