@@ -13,6 +13,7 @@ tokens, E width, N heads, D head size, L layers. Parameter names are those of th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 import helios_kernels as kernels
 from helios_cli.model.block import Block, Rows, modulation_table
 from helios_cli.model.config import DiTConfig
-from helios_cli.model.ops import linear, modulated_norm, product_dtype
+from helios_cli.model.ops import linear, modulated_norm
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM
 
 FP32_ISLANDS = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "history_key_scale"})
@@ -190,11 +191,17 @@ class HeliosDiT(nn.Module):
         return Modulation(blocks, self.norm_out.scale_shift_table + embedding[:, None].float())
 
     def patchify(self, conv: nn.Conv3d, latents_BCTHW: Tensor) -> Tensor:
-        """Tokens [B, S, E] by one of the patch layers."""
-        x = _pad_to(latents_BCTHW.to(self.dtype), conv.stride)
-        wide = product_dtype(x)
-        weight, bias = (parameter.to(x.dtype).to(wide) for parameter in (conv.weight, conv.bias))
-        return F.conv3d(x.to(wide), weight, bias, conv.stride).to(x.dtype).flatten(2).transpose(1, 2)
+        """Tokens [B, S, E] by one of the patch layers.
+
+        Patches do not overlap, so that the convolution is one product of them. It is written as that: oneDNN's bfloat16
+        convolution is wrong for the larger patches on CPUs with AMX.
+        """
+        patch = conv.kernel_size
+        x = _pad_to(latents_BCTHW.to(self.dtype), patch)
+        grid = [(size // step, step) for size, step in zip(x.shape[2:], patch, strict=True)]
+        x = x.reshape(*x.shape[:2], *itertools.chain(*grid))  # [B, C, T, p_t, H, p_h, W, p_w]
+        patches = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)  # as conv.weight has them: C, then cells
+        return linear(patches, conv.weight.flatten(1), conv.bias)
 
     def embed_history(self, long: Tensor, mid: Tensor, short: Tensor) -> Tensor:
         """Latents [B, C, T, H, W] of the three terms, `short` being anchor and newest -> [B, M, E] tokens."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from helios_cli.errors import InputError
 from helios_cli.recipe.plan import Chunk, Plan
 
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4
 """Raised with every change of helios that moves a bit of a latent or a frame: kernels, samplers, presets, noise."""
 
 REANCHORING = 1
