@@ -59,22 +59,28 @@ class Memory:
         self.known[shape] = measured
         if self.file is None:
             return
-        known = {**read_choices(self.file, self.device), shape: measured}
         try:
-            devices.write(self.device, {shape: vars(one) for shape, one in known.items()}, self.file)
+            devices.change(self.device, self.file, lambda known: _with(known, shape, measured))
         except OSError:  # a home that cannot be written: measured again next time
             self.file = None
 
 
 def read_choices(file: Path, device: str) -> dict[str, Measured]:
     """By shape, what was measured."""
+    return _choices(devices.read(file).get(device))
+
+
+def _choices(entry: object) -> dict[str, Measured]:
     try:
         return {
-            shape: Measured(str(one["name"]), dict(one["ms"]), dict(one["refused"]))
-            for shape, one in devices.read(file).get(device, {}).items()
+            shape: Measured(str(one["name"]), dict(one["ms"]), dict(one["refused"])) for shape, one in entry.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _with(entry: object, shape: str, measured: Measured) -> dict:
+    return {key: vars(one) for key, one in (_choices(entry) | {shape: measured}).items()}
 
 
 def device_key(device: torch.device) -> str:

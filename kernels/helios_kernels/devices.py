@@ -7,9 +7,12 @@ One that is missing, damaged or of another version holds nothing.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 VERSION = 1
@@ -26,11 +29,34 @@ def read(file: Path) -> dict:
 
 
 def write(device: str, found: dict, file: Path) -> None:
-    """Put what was found on `device` beside what is known of others. The file is replaced whole. OSError if it cannot
-    be written."""
-    known = {**read(file), device: found}
+    """Put what was found on `device` beside what is known of others. OSError if the file cannot be written."""
+    change(device, file, lambda known: found)
+
+
+def change(device: str, file: Path, changed: Callable[[object], dict]) -> None:
+    """Put `changed`, which is given what is known of `device` or None, in its place. The file is replaced whole, and
+    processes that change it take turns. OSError if it cannot be written."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=file.name)
-    with open(descriptor, "w", encoding="utf-8") as opened:
-        json.dump({"version": VERSION, "devices": known}, opened, indent=2)
-    os.replace(partial, file)
+    with _turn(file.parent):
+        devices = read(file)
+        devices[device] = changed(devices.get(device))
+        new = file.with_name(f".new-{secrets.token_hex(5)}")
+        try:
+            with new.open("x", encoding="utf-8") as opened:
+                json.dump({"version": VERSION, "devices": devices}, opened, indent=2)
+            os.replace(new, file)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """A turn at the files of `folder`. Where its file system has no locks, nobody waits."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -37,7 +37,10 @@ def use(file: Path | None) -> None:
 @functools.cache
 def of(device: str) -> Tuned | None:
     """What was found on a device of this name; None if nothing was."""
-    entry = devices.read(_file).get(device) if _file else None
+    return _read(devices.read(_file).get(device)) if _file else None
+
+
+def _read(entry: object) -> Tuned | None:
     try:
         return Tuned(entry["like"], entry["triton"], {name: _ints(config) for name, config in entry["configs"].items()})
     except (TypeError, KeyError, AttributeError, ValueError):
@@ -46,9 +49,12 @@ def of(device: str) -> Tuned | None:
 
 def keep(device: str, tuned: Tuned, file: Path) -> None:
     """Write what was found on `device`, beside what is known; a kernel that was not tuned stays as it was."""
-    known = of(device)
-    configs = {**(known.configs if known else {}), **tuned.configs}
-    devices.write(device, asdict(Tuned(tuned.like, tuned.triton, configs)), file)
+
+    def beside(entry: object) -> dict:
+        known = _read(entry)
+        return asdict(Tuned(tuned.like, tuned.triton, {**(known.configs if known else {}), **tuned.configs}))
+
+    devices.change(device, file, beside)
     of.cache_clear()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from helios_cli.errors import InputError, MachineError
 from helios_cli.model import attention, backends
 from helios_cli.model.backends import Measured, Memory, measure, read_choices, shape_key
-from helios_kernels import tuned
+from helios_kernels import devices, tuned
 from helios_kernels.tuned import Tuned
 
 CPU = torch.device("cpu")
@@ -109,6 +110,23 @@ def test_what_was_measured_is_remembered_by_device_and_shape(tmp_path):
     Memory(file, "B").keep("64x64 2x32 bfloat16", Measured("flash", {"flash": 1.0}, {}))
     assert Memory(file, "A").known == {"64x64 2x32 bfloat16": one}
     assert read_choices(file, "B")["64x64 2x32 bfloat16"].name == "flash"
+
+
+def test_those_who_measure_at_the_same_time_lose_nothing_of_each_other(tmp_path):
+    file, one = tmp_path / "attention.json", Measured("cudnn", {"cudnn": 1.0}, {})
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: Memory(file, "A").keep(f"{number}", one), range(40)))
+    assert Memory(file, "A").known.keys() == {f"{number}" for number in range(40)}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["attention.json"]
+
+
+def test_what_cannot_be_written_leaves_the_file_and_nothing_beside_it(tmp_path):
+    file = tmp_path / "attention.json"
+    devices.write("A", {"known": 1}, file)
+    with pytest.raises(TypeError):
+        devices.write("B", {"known": object()}, file)
+    assert devices.read(file) == {"A": {"known": 1}}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["attention.json"]
 
 
 def test_what_was_timed_before_attention_was_tuned_is_not_known_after(tmp_path):
