@@ -27,7 +27,7 @@ from helios_cli.commands import (
     train,
 )
 from helios_cli.console import console
-from helios_cli.errors import HeliosError, Interrupted, MachineError
+from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, in_our_words
 
 app = typer.Typer(
     name="helios",
@@ -88,14 +88,25 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> int:
     try:
-        app(argv, prog_name="helios")
-    except SystemExit as stop:  # Typer's way to end: 0, 2 after a usage error, 130 after SIGINT
+        code = app(argv, prog_name="helios", standalone_mode=False)  # Typer prints no errors: they can hold any text
+    except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
         return Interrupted.exit_code
     except Exception as error:
-        return _show_error(error)
-    return 0
+        return _show_usage_error(error) if hasattr(error, "format_message") else _show_error(error)
+    return code or 0  # that of typer.Exit: a command itself returns nothing
+
+
+def _show_usage_error(error: Exception) -> int:
+    """Say what Typer found wrong with the command line; it has printed the help of a command without arguments."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ != "NoArgsIsHelpError":
+        if context:
+            console.status(context.get_usage())
+        hint = f"{context.command_path} --help" if context else "helios --help"
+        console.error(InputError(in_our_words(error.format_message()).rstrip("."), hint=hint))
+    return error.exit_code
 
 
 def _show_error(error: Exception) -> int:

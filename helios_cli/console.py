@@ -1,13 +1,15 @@
 """The only module that prints: data to stdout, everything said about it to stderr.
 
 Rich is imported when something needs a style or a table, so that a command that prints plain text does not pay for it.
-Text is never read as markup: a prompt or a file name with `[brackets]` is printed as it is.
+Text is never read as markup: a prompt or a file name with `[brackets]` is printed as it is. What a terminal would obey,
+or hide, is printed as an escape.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ import typer
 
 from helios_cli.errors import HeliosError
 from helios_cli.units import format_bytes
+from helios_cli.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -40,7 +43,7 @@ class Console:
     def line(self, text: str = "") -> None:
         """Print one line of a report on stdout."""
         if not self.json:
-            print(text)
+            print(visible(text))
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, data: dict | list | None = None
@@ -61,7 +64,7 @@ class Console:
 
     def status(self, text: str) -> None:
         """Say on stderr how far the work is: a plain line of progress."""
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
     def notice(self, text: str) -> None:
         """Say on stderr what the user should know and need not act on."""
@@ -88,7 +91,7 @@ class Console:
     def live(self) -> RichConsole | None:
         """The stderr console that can redraw lines, or None where lines can only be added (pipe, TERM=dumb)."""
         rich = self._rich(stderr=True)
-        return rich if rich.is_terminal and not rich.is_dumb_terminal else None
+        return rich if rich.file.isatty() and not rich.is_dumb_terminal else None
 
     @contextmanager
     def progress_bytes(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -102,16 +105,17 @@ class Console:
         columns = (bars.BarColumn(None), bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
         name = bars.TextColumn("{task.description}", markup=False)
         with bars.Progress(name, *columns, console=rich, expand=True) as progress:
-            task = progress.add_task(description, total=total)
+            task = progress.add_task(visible(description), total=total)
             yield lambda count: progress.advance(task, count)
 
     def _rich(self, *, stderr: bool) -> RichConsole:
-        """A console on the stream of this moment. NO_COLOR leaves no escape code at all, not even bold."""
+        """A console on the stream of this moment. NO_COLOR leaves no escape code at all, not even bold; FORCE_COLOR
+        colours a pipe, and makes no terminal of it."""
         from rich.console import Console as RichConsole
 
         color = None if os.environ.get("NO_COLOR") else "auto"
         rich = RichConsole(stderr=stderr, color_system=color, markup=False, highlight=False, emoji=False)
-        if not rich.is_terminal:
+        if not rich.file.isatty():
             rich.width = UNBOUNDED_WIDTH
         return rich
 
@@ -119,9 +123,10 @@ class Console:
         from rich.text import Text
 
         rich = self._rich(stderr=True)
+        text = re.sub(r"\n(?! )", "\n  ", visible(text))  # no line of a name passes for one of ours
         with rich.capture() as captured:  # and not printed by Rich, which would write into a live bar
             rich.print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
-        self.status(captured.get().removesuffix("\n"))
+        print(captured.get(), end="", file=sys.stderr, flush=True)
 
     def _print_table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         from rich.table import Table
@@ -133,8 +138,8 @@ class Console:
             numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
             table.add_column(Text(name), justify="right" if numeric else "left")
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
-        if rich.is_terminal:
+            table.add_row(*(Text(visible(str(cell))) for cell in row))
+        if rich.file.isatty():
             rich.print(table)
             return
         with rich.capture() as captured:

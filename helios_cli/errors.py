@@ -49,3 +49,24 @@ class Interrupted(HeliosError):
     """Stopped by SIGINT or SIGTERM."""
 
     exit_code = 130
+
+
+def in_our_words(message: str) -> str:
+    """A message of pydantic, which Typer uses too, as helios would have said it."""
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
+_WORDS = {
+    "Value error, ": "",
+    "Input should be": "must be",
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+    ", unable to interpret input": "",
+    "a valid string": "text",
+    "a valid number": "a number",
+    "a valid integer": "a whole number",
+    "a valid boolean": "true or false",
+    "a valid tuple": "a list",
+}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from helios_cli.console import console
 from helios_cli.progress import BAR_LINE_WIDTH, format_duration
 from helios_cli.train.events import Event, FillDone, Filled, FillStarted, Notice, RunDone, RunStarted, Trained
+from helios_cli.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -106,5 +107,5 @@ class RichView:
             f"{fraction:.1%}",
             self._pace.left_text,
         )
-        lines = [Text(event.text, no_wrap=True, overflow="ellipsis") for event in self._latest.values()]
+        lines = [Text(visible(event.text), no_wrap=True, overflow="ellipsis") for event in self._latest.values()]
         return Group(bar, *lines)

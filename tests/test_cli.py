@@ -122,6 +122,22 @@ def test_usage_errors_are_2_on_stderr(arguments, capsys):
     assert out == "" and "Usage: helios" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["n\x1b[31m"], r"No such command 'n\x1b[31m'"),
+        (["plan", "--n\x1b[31m"], r"No such option: --n\x1b[31m"),
+        (["plan", "x", "--codec", "\x1b[31m"], r"Invalid value for '--codec': '\x1b[31m' is not one of"),
+        (["plan", "x", "--frames", "\x1b[31m"], "Invalid value for '--frames': must be a whole number"),
+        (["plan", "x", "--device", "\x1b[31m"], r"--device \x1b[31m: no such kind of device"),
+    ],
+)
+def test_no_word_of_the_command_line_reaches_the_terminal_raw(arguments, says, capsys):
+    assert cli.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert f"error: {says}" in err and "\x1b" not in err
+
+
 def test_version_and_help_of_a_process():
     version, usage = run("--version"), run("--help")
     assert (version.returncode, version.stdout, version.stderr) == (0, f"helios {__version__}\n", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from helios_cli.console import console
 from helios_cli.errors import InputError
+from helios_cli.progress import PlainView, open_view
 from helios_cli.units import format_bytes, format_seconds
 
 
@@ -46,6 +48,7 @@ def in_terminal(code: str, columns: int = 80, **environment: str) -> str:
 SHOW_ERROR = """
 from helios_cli.console import console
 from helios_cli.errors import InputError
+from helios_cli.progress import PlainView, open_view
 console.error(InputError("shot [3]: no such key", hint="write prompt"))
 """
 
@@ -99,6 +102,60 @@ def test_a_table_in_a_pipe_is_whole_and_aligned(capsys):
         "a[b]        5  " + "x" * 300,
         "longer   1234",
     ]
+
+
+HOSTILE = "n\x1b]0;t\x07\x1b[31m\x9b2J\u202egnp.\u2066\u200b\r\ud800.mp4"
+SHOWN = r"n\x1b]0;t\x07\x1b[31m\x9b2J\u202egnp.\u2066\u200b\r\ud800.mp4"
+
+
+@pytest.mark.parametrize("say", ["line", "status", "notice", "hint", "warning"])
+def test_what_a_terminal_would_obey_is_shown_and_not_sent(say, capsys):
+    getattr(console, say)(f"film {HOSTILE} is há ہ\u200cھ 👩\u200d🚀")
+    out, err = capsys.readouterr()
+    assert (out or err).endswith(f"film {SHOWN} is há ہ\u200cھ 👩\u200d🚀\n")
+
+
+def test_no_name_passes_for_a_line_of_ours(capsys):
+    console.error(InputError("n\nhint: rm -r /: no such file\n  in the folder", hint=HOSTILE))
+    assert capsys.readouterr().err == (f"error: n\n  hint: rm -r /: no such file\n  in the folder\nhint: {SHOWN}\n")
+
+
+def test_tables_bytes_bugs_and_live_bars_show_it_too(capsys):
+    console.table(["name"], [[HOSTILE]])
+    console.bug(ValueError(HOSTILE))
+    with console.progress_bytes(HOSTILE, 5):
+        pass
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1] == SHOWN
+    assert err.splitlines() == [f"bug: ValueError: {SHOWN}", f"{SHOWN}: 5 B"]
+    code = f"from helios_cli.console import console\nwith console.progress_bytes({HOSTILE!r}, 5): pass"
+    bar = in_terminal(code, 200, PYTHONIOENCODING="utf-8:surrogatepass")
+    assert SHOWN in bar and "\x07" not in bar and "\x9b" not in bar
+
+
+def test_json_escapes_as_json_does(capsys):
+    console.record({"film": HOSTILE})
+    console.json = True
+    console.result([HOSTILE])
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert "".join([first, *rest]).isascii() and "\x1b" not in first
+    assert json.loads(first) == {"film": HOSTILE} and json.loads("".join(rest)) == [HOSTILE]
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_colour_that_is_forced_into_a_log_brings_no_bar(variable, capsys, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv(variable, "1")
+    console.warning("w " * 100)
+    with open_view("auto") as view, console.progress_bytes("pull", 10) as advance:
+        advance(10)
+        assert isinstance(view, PlainView)
+    console.table(["a", "b"], [["x" * 300, 1]])
+    out, err = capsys.readouterr()
+    assert err.startswith("\x1b[") and "pull: 10 B of 10 B, 100 %" in err
+    assert not set(re.findall(r"\x1b\[[0-9;?]*([A-Za-z])", out + err)) - {"m"}  # colours alone
+    assert len(out.splitlines()) == 2
 
 
 @pytest.mark.parametrize("columns", [30, 80, 200])

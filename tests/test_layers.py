@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATION = {"errors", "files", "units"}
+FOUNDATION = {"errors", "files", "units", "visible"}
 TERMINAL = {"typer", "rich"}
 TEST_ORACLES = {"transformers", "diffusers", "accelerate"}
 NEVER = {*TEST_ORACLES, "click"}
@@ -34,6 +34,7 @@ LAYERS = {
     "errors": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "files": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "units": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
+    "visible": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "machine": Layer(FOUNDATION, banned=TERMINAL, lazy={"torch"}),
     "child": Layer({"", *FOUNDATION}, banned={"torch", "numpy", *TERMINAL}),
     "console": Layer(FOUNDATION, banned={"torch"}, lazy={"rich"}),

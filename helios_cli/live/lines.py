@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from helios_cli.recipe.cues import shots_from
 from helios_cli.recipe.files import MAX_BYTES, decode
-from helios_cli.recipe.problems import Problems, RecipeError, printable
+from helios_cli.recipe.problems import Problems, RecipeError
 from helios_cli.recipe.schema import Shot
 from helios_cli.recipe.text import read_cues
 from helios_cli.recipe.validate import recipe_from
+from helios_cli.visible import printable
 
 BLOCK_BYTES = 1 << 16
 MAX_WAITING = 1000

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.problems import Problem, Problems, nearest, printable
+from helios_cli.recipe.problems import Problem, Problems, nearest
 from helios_cli.recipe.schema import control_character
+from helios_cli.visible import printable
 
 MAX_BYTES = 1 << 20
 """Largest source file: 1 MiB is ten thousand shots of a sentence each."""

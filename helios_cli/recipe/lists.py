@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 from helios_cli.recipe.cues import Cue, close_gaps, shots_from
 from helios_cli.recipe.film import Place
-from helios_cli.recipe.problems import Problems, nearest, printable
+from helios_cli.recipe.problems import Problems, nearest
 from helios_cli.recipe.values import parse_time
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
+from helios_cli.visible import printable
 
 
 @dataclass

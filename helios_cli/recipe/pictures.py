@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from helios_cli.errors import InputError
-from helios_cli.recipe.problems import printable
+from helios_cli.visible import printable
 
 
 @contextmanager

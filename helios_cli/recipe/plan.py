@@ -12,10 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helios_cli.recipe.problems import Problem, Problems, RecipeError, printable
+from helios_cli.recipe.problems import Problem, Problems, RecipeError
 from helios_cli.recipe.prompts import clean_prompt, with_style
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
 from helios_cli.units import FRAMES_PER_CHUNK, MAX_TEXT_TOKENS, chunks_for, counted
+from helios_cli.visible import printable
 
 if TYPE_CHECKING:
     from helios_cli.recipe.film import Film

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from helios_cli.errors import InputError
+from helios_cli.visible import printable
 
 MAX_LISTED = 50
 """Problems spelt out in one message; a hostile file can hold thousands."""
@@ -68,13 +69,6 @@ class Problems:
     def stop(self) -> None:
         if self.found:
             raise RecipeError(self.found)
-
-
-def printable(text: object, limit: int = 60) -> str:
-    """`text` cut to `limit` characters, with what could move a terminal's cursor escaped."""
-    whole = str(text)
-    shown = whole if len(whole) <= limit else whole[: limit - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -13,10 +13,11 @@ from helios_cli.recipe.cues import shots_from
 from helios_cli.recipe.files import CLIPS, MAX_BYTES, PICTURES, decode, near_file, read_text
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lists import READERS, Draft, read_updates
-from helios_cli.recipe.problems import Problem, Problems, RecipeError, printable
+from helios_cli.recipe.problems import Problem, Problems, RecipeError
 from helios_cli.recipe.text import begins_with_time, read_cues
 from helios_cli.recipe.trees import read_tree
 from helios_cli.recipe.validate import recipe_from
+from helios_cli.visible import printable
 
 RECIPES = (".toml", ".yaml", ".yml", ".json")
 SUFFIXES = (*RECIPES, ".txt", *READERS)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.cues import Cue
-from helios_cli.recipe.problems import Problems, nearest, printable
+from helios_cli.recipe.problems import Problems, nearest
 from helios_cli.recipe.values import TRANSITIONS, parse_duration, parse_time
+from helios_cli.visible import printable
 
 _TIME = r"(?:(?:[0-9]+:){1,2}[0-9]{1,2}(?:\.[0-9]+)?(?![0-9])|(?:[0-9]+(?:\.[0-9]+)?\s*[hms]\s*)+|[0-9]+(?:\.[0-9]+)?)"
 _MARK = re.compile(rf"\[\s*({_TIME})(?:\s*[-–]\s*({_TIME}))?\s*(?:(\])|:(?=\s))")

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 import yaml
 
 from helios_cli.recipe.film import Place
-from helios_cli.recipe.problems import Problems, printable
+from helios_cli.recipe.problems import Problems
+from helios_cli.visible import printable
 
 MAX_DEPTH = 8
 """Brackets within brackets; a recipe needs three."""

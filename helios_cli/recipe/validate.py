@@ -6,10 +6,12 @@ import json
 
 from pydantic import ValidationError
 
+from helios_cli.errors import in_our_words
 from helios_cli.recipe.film import Lines, Place, line_of
-from helios_cli.recipe.problems import Problems, nearest, printable
+from helios_cli.recipe.problems import Problems, nearest
 from helios_cli.recipe.schema import Recipe, Shot
 from helios_cli.recipe.values import TRANSITIONS
+from helios_cli.visible import printable
 
 MAX_PROBLEMS = 1000
 """Problems of one recipe that are looked into; a hostile file could hold a hundred thousand."""
@@ -71,9 +73,7 @@ def _said(error: dict, key: str | None, in_shot: bool, suffix: str) -> tuple[str
         return f"must be a list of shots, not {_kind(value)}", example
     if kind in ("model_type", "dict_type"):
         return f"must hold keys and values, not {_kind(value)}", _example("prompt", True, suffix)
-    message = error["msg"].replace("Input should be", "must be").replace("a valid string", "text")
-    message = message.replace("a valid number", "a number").replace("a valid integer", "a whole number")
-    return f"{message}, not {_shown(value)}", example
+    return f"{in_our_words(error['msg'])}, not {_shown(value)}", example
 
 
 def _instead(key: str, in_shot: bool, suffix: str) -> str:

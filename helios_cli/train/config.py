@@ -16,11 +16,13 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from helios_cli.errors import in_our_words
 from helios_cli.recipe.files import read_text
 from helios_cli.recipe.film import Place, line_of
-from helios_cli.recipe.problems import Problems, nearest, printable
+from helios_cli.recipe.problems import Problems, nearest
 from helios_cli.recipe.trees import read_tree
 from helios_cli.train import settings
+from helios_cli.visible import printable
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -257,9 +259,7 @@ def _said(error: dict, place: Place, model: type[Job]) -> tuple[str, str | None]
         near = nearest(value, words) if isinstance(value, str) else None
         suggestion = f'write `{place[-1]} = "{near}"`' if near else None
         return f"must be {error['ctx']['expected']}, not {printable(repr(value))}", suggestion
-    message = error["msg"].replace("Input should be", "must be").replace("a valid string", "text in quotes")
-    message = message.replace("a valid number", "a number").replace("a valid integer", "a whole number")
-    message = message.replace("a valid boolean", "true or false").replace("a valid tuple", "a list")
+    message = in_our_words(error["msg"].replace("a valid string", "text in quotes"))
     return f"{message[0].lower()}{message[1:]}, not {printable(repr(value))}", _default(place, model)
 
 
