@@ -6,6 +6,7 @@ answers nothing more to the process that did it, so what has never run on a chip
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +19,16 @@ from pathlib import Path
 
 from helios_cli import errors
 from helios_cli.errors import HeliosError, MachineError
+
+# As `python -P -m` does it: the current folder, where a user's random.py or torch.py may lie, is not searched. Behind
+# all else come the folders of our own packages, which are found there where they are not installed.
+_START = (
+    "import runpy, sys\n"
+    "module, folders = sys.argv.pop(1), sys.argv.pop(1)\n"
+    "sys.path += folders.split('\\n')\n"
+    "runpy.run_module(module, run_name='__main__', alter_sys=True)"
+)
+_PACKAGES = ("helios_cli", "helios_kernels")
 
 TOLD_LINES = 40
 """Of a failed process's stderr that are kept."""
@@ -45,7 +56,8 @@ class ChildStoppedError(ChildError, MachineError):
 def ask(
     module: str, question: object, *, environment: Mapping[str, str] | None = None, timeout: float | None = None
 ) -> list[dict]:
-    """What `python -m MODULE` answers to a question, both as JSON. `module` is one of ours, in full.
+    """What `python -m MODULE` answers to a question, both as JSON. `module` is one of ours, in full. Modules of the
+    current folder are not taken for the ones that it imports.
 
     Raises the HeliosError that it raised; ChildStoppedError if it was killed or took more than `timeout` seconds,
     ChildError if it failed otherwise. The last of what it wrote is a note on that; HELIOS_DEBUG shows it all.
@@ -54,7 +66,7 @@ def ask(
     with tempfile.TemporaryDirectory(prefix="helios-") as folder:
         answer, said = Path(folder, "answer.jsonl"), Path(folder, "stderr")
         answer.touch()
-        command = [sys.executable, "-m", module, json.dumps(question), str(answer)]
+        command = [sys.executable, "-P", "-c", _START, module, _folders(), json.dumps(question), str(answer)]
         with said.open("wb") as stderr:
             try:
                 code = subprocess.run(
@@ -83,6 +95,12 @@ def ask(
     raise error
 
 
+def _folders() -> str:
+    """Where our packages lie, a line each."""
+    origins = [importlib.util.find_spec(name).origin for name in _PACKAGES]
+    return "\n".join(str(Path(origin).absolute().parents[1]) for origin in origins)
+
+
 def _read(written: bytes) -> list[dict]:
     """Whole lines; the process may have been killed in the last one."""
     answers = [json.loads(line) for line in written.decode().split("\n")[:-1]]
@@ -105,4 +123,6 @@ def serve(answers: Callable[[dict], Iterable[dict]]) -> None:
             for said in answers(question):
                 say(said)
         except HeliosError as error:  # goes over to `ask`, which raises it again
-            say({"error": type(error).__name__, "message": error.message, "hint": error.hint})
+            # Of a class that other modules have, what it is for the one that asks.
+            kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+            say({"error": kind, "message": error.message, "hint": error.hint})

@@ -13,11 +13,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError, MachineError
+from helios_cli.versions import version_of
 
 if TYPE_CHECKING:
     import torch
@@ -292,8 +292,8 @@ def triton() -> Triton:
     import torch
 
     try:
-        version = metadata.version("triton")
-    except metadata.PackageNotFoundError:
+        version = version_of("triton")
+    except ImportError:
         return Triton(None, False, "not installed")
     if os.environ.get("TRITON_INTERPRET") == "1":
         return Triton(version, True, "TRITON_INTERPRET=1: interpreted on the CPU, for tests")

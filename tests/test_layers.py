@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATION = {"errors", "files", "units", "visible"}
+FOUNDATION = {"errors", "files", "units", "versions", "visible"}
 TERMINAL = {"typer", "rich"}
 TEST_ORACLES = {"transformers", "diffusers", "accelerate"}
 NEVER = {*TEST_ORACLES, "click"}
@@ -35,6 +35,7 @@ LAYERS = {
     "files": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "units": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "visible": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
+    "versions": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "machine": Layer(FOUNDATION, banned=TERMINAL, lazy={"torch"}),
     "child": Layer({"", *FOUNDATION}, banned={"torch", "numpy", *TERMINAL}),
     "console": Layer(FOUNDATION, banned={"torch"}, lazy={"rich"}),
@@ -52,7 +53,7 @@ LAYERS = {
     "sampling": Layer(FOUNDATION, banned=TERMINAL),
     "model": Layer(FOUNDATION, banned=TERMINAL),
     "weights": Layer(FOUNDATION, banned=TERMINAL),
-    "engine": Layer({*FOUNDATION, "machine", "child", "recipe", "sampling", "model", "weights"}, banned=TERMINAL),
+    "engine": Layer({"", *FOUNDATION, "machine", "child", "recipe", "sampling", "model", "weights"}, banned=TERMINAL),
     "cost": Layer({"", *FOUNDATION, "machine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
     "check": Layer({*FOUNDATION, "engine"}, banned={"torch", *TERMINAL}),
     "world": Layer(FOUNDATION, banned={"torch", *TERMINAL}),

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from fractions import Fraction
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from helios_cli.engine.clock import Clock
 from helios_cli.engine.writer import open_writer
 from helios_cli.model.dit import FP32_ISLANDS
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, PIXELS_PER_CELL
+from helios_cli.versions import version_of
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SPECS
 
@@ -54,7 +54,7 @@ def measure(job: Job) -> Result:
     order = ["text", *sorted(phase for phase in clock.seconds if phase.startswith("stage ")), "decode", "write"]
     return Result(
         side="diffusers",
-        version=metadata.version("diffusers"),
+        version=version_of("diffusers"),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         dtypes={name: str(part.dtype).removeprefix("torch.") for name, part in parts.items()},
         load_seconds=loading.seconds["load"],

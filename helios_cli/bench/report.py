@@ -7,13 +7,13 @@ import re
 import subprocess
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 from helios_cli import __version__, machine
 from helios_cli.bench.job import PROMPT, Job, Result
 from helios_cli.engine import ffmpeg
 from helios_cli.units import FRAMES_PER_CHUNK, chunks_for
+from helios_cli.versions import version_of
 
 SAME_FILM_DB = 25
 """PSNR of two encodes of the same film, at least: those of random weights are near 38, those of two seeds near 13."""
@@ -32,7 +32,7 @@ def environment() -> dict:
             "helios": __version__,
             "commit": commit(),
             "python": platform.python_version(),
-            "torch": metadata.version("torch"),
+            "torch": version_of("torch"),
         },
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -15,12 +14,13 @@ from helios_cli.cost.shapes import DiTShape
 from helios_cli.cost.tokens import history_tokens, noisy_tokens
 from helios_cli.recipe.fingerprint import Arithmetic
 from helios_cli.units import PROMPT_KEYS, counted_rows
+from helios_cli.versions import version_of
 
 
 def arithmetic_of(device: Device, dtype: str, shapes: Iterable[str], *, quant: str, attention: str) -> Arithmetic:
     """`shapes` are the film's, of `attention_shapes`."""
     kernels = _kernels(device, attention, frozenset(shapes))
-    return Arithmetic(device.name, dtype, importlib.metadata.version("torch"), quant, kernels)
+    return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels)
 
 
 def attention_shapes(dit: DiTShape, size: tuple[int, int], stages: int, dtype: str) -> Iterator[str]:

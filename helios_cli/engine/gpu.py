@@ -12,14 +12,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from importlib import metadata
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 import helios_kernels
-from helios_cli import machine
+from helios_cli import __version__, machine
 from helios_cli.errors import MachineError
 from helios_cli.model.attention import attention, auto_rule
 from helios_cli.model.backends import Memory, device_key, first_line
@@ -27,6 +26,7 @@ from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
 from helios_cli.model.fp8 import Fp8, product
 from helios_cli.units import GRAPHS, LATENTS_PER_CHUNK, PROMPT_KEYS
+from helios_cli.versions import version_of
 from helios_kernels import tried, tuned
 from helios_kernels.dispatch import INTERPRETER
 
@@ -46,12 +46,21 @@ def require_quant(quant: str, device: torch.device) -> None:
     name = torch.cuda.get_device_name(device)
     if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         raise MachineError(f"--quant {quant}: {name} has no fp8 products (Ada, Hopper and newer have)", hint=hint)
-    values, scales = torch.ones(16, 16, device=device).to(torch.float8_e4m3fn), torch.ones(16, device=device)
+    if fault := fp8_fault(device):  # libraries lag behind chips
+        said = f"PyTorch {torch.__version__} has no fp8 products with scales by row for {name}: {fault}"
+        raise MachineError(f"--quant {quant}: {said}", hint=hint)
+
+
+def fp8_fault(device: torch.device) -> str | None:
+    """What is wrong with a product in fp8 on `device`, of ordinary size: libraries have no kernels for tiny ones."""
+    rows, outer, inner = 64, 256, 256
+    values = torch.ones(outer, inner, device=device).to(torch.float8_e4m3fn)
+    scales, bias = torch.ones(outer, device=device), torch.zeros(outer, device=device, dtype=torch.bfloat16)
     try:
-        product(Fp8(values, scales[:, None]), values, scales, scales.bfloat16())
-    except (RuntimeError, ValueError) as error:  # libraries lag behind chips
-        said = f"PyTorch {torch.__version__} has no fp8 products with scales by row for {name}: {first_line(error)}"
-        raise MachineError(f"--quant {quant}: {said}", hint=hint) from error
+        found = product(Fp8(values[:rows], scales[:rows, None]), values, scales, bias)
+        return None if (found == inner).all() else f"ones times ones are {found.float().mean():.4g}, not {inner}"
+    except (RuntimeError, ValueError) as error:
+        return first_line(error)
 
 
 def recall_kernels() -> None:
@@ -76,7 +85,7 @@ class FirstUse:
         found = helios_kernels.backend()
         if found.chip in (None, INTERPRETER):
             return None
-        versions = (f"{package} {metadata.version(package)}" for package in ("torch", "triton", "helios-cli"))
+        versions = f"torch {torch.__version__}", f"triton {version_of('triton')}", f"helios {__version__}"
         return cls(found.device, *versions, str(width), str(dtype))
 
     @property

@@ -10,7 +10,7 @@ winner is remembered in a file, by device, versions and shape:
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
+import importlib.util
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.units import counted_rows
+from helios_cli.versions import version_of
 from helios_kernels import devices, tuned
 
 AUTO = "auto"
@@ -85,10 +86,7 @@ def _with(entry: object, shape: str, measured: Measured) -> dict:
 
 def device_key(device: torch.device) -> str:
     """A GPU with the versions, and the configurations tuned on it, that decide how fast each attention is there."""
-    try:
-        triton = f", triton {importlib.metadata.version('triton')}"
-    except importlib.metadata.PackageNotFoundError:
-        triton = ""
+    triton = f", triton {version_of('triton')}" if importlib.util.find_spec("triton") else ""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, torch {torch.__version__}{triton}{_tuned_attention(name)}"
 

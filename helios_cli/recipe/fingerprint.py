@@ -20,11 +20,11 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.plan import Chunk, Plan
+from helios_cli.versions import version_of
 
 NUMERICS_VERSION = 4
 """Raised with every change of helios that moves a bit of a latent or a frame: kernels, samplers, presets, noise."""
@@ -115,9 +115,9 @@ def _start(chunk: Chunk, fps: float, files: dict[Path, str]) -> dict:
     """What a fresh chunk begins with. Decoders are named with their version: they round as well."""
     start: dict = {"seed": chunk.seed}
     if chunk.image:
-        start["image"] = [_content(chunk.image, files), metadata.version("pillow")]
+        start["image"] = [_content(chunk.image, files), version_of("pillow", "PIL")]
     if chunk.video:
-        start["video"] = [_content(chunk.video, files), metadata.version("imageio-ffmpeg"), fps]
+        start["video"] = [_content(chunk.video, files), version_of("imageio-ffmpeg", "imageio_ffmpeg"), fps]
     return start
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -52,8 +51,9 @@ def keep(device: str, faults: Iterable[str], file: Path) -> None:
 @functools.cache
 def made_with() -> str:
     """What decides beside the device whether kernels are right."""
+    import triton
+
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         sources.update(path.read_bytes())
-    triton = metadata.version("triton")
-    return f"torch {torch.__version__}, triton {triton}, kernels {sources.hexdigest()[:12]}"
+    return f"torch {torch.__version__}, triton {triton.__version__}, kernels {sources.hexdigest()[:12]}"

@@ -300,6 +300,24 @@ def test_fp8_is_refused_where_no_chip_has_it():
         require_quant("fp8", torch.device("mps"))
 
 
+@pytest.mark.parametrize(("capability", "said"), [((8, 6), "has no fp8 products"), ((8, 9), None), ((12, 0), None)])
+def test_fp8_is_for_capability_8_9_and_newer(capability, said, monkeypatch):
+    """The product that is tried there is computed here, and is right."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an RTX")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(gpu, "fp8_fault", lambda device, of=gpu.fp8_fault: of(CPU))
+    with pytest.raises(MachineError, match=said) if said else contextlib.nullcontext():
+        require_quant("fp8", torch.device("cuda"))
+
+
+def test_an_fp8_product_that_is_not_there_or_is_wrong_is_told(monkeypatch):
+    assert gpu.fp8_fault(CPU) is None
+    monkeypatch.setattr(gpu, "product", lambda *_: torch.full((64, 256), 255.0))
+    assert gpu.fp8_fault(CPU) == "ones times ones are 255, not 256"
+    monkeypatch.setattr(gpu, "product", lambda *_: torch.zeros(1) @ torch.zeros(2))
+    assert "size" in gpu.fp8_fault(CPU)
+
+
 @pytest.mark.parametrize("guided", [True, False])
 def test_what_is_timed_before_a_film_is_what_its_fingerprints_look_at(guided, monkeypatch):
     """Here with tensors that hold nothing: only shapes count."""
