@@ -235,7 +235,7 @@ def tried_file() -> Path:
 def disk_free_bytes(path: Path) -> int:
     """Bytes that this user can write on the disk of `path`, which need not exist yet."""
     path = path.absolute()
-    while not path.exists():
+    while not os.path.exists(path):  # in a folder that may not be searched nothing is
         path = path.parent
     return shutil.disk_usage(path).free
 

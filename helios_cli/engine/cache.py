@@ -1,32 +1,40 @@
 """Kept pieces: finished chunks of films, found again by fingerprint wherever the same chunk is asked for.
 
 `pieces/chunks/<fingerprint>/` holds a chunk's `state` and its encoded pieces, each sealed with its SHA-256. Any number
-of processes may use it at once: files appear under their names only when they are whole, and what has gone or is
-damaged is simply not there. The chunk that was used longest ago goes first. Nothing here imports torch.
+of processes, and of users, may use it at once: files appear under their names only when they are whole, what has gone
+or is damaged is simply not there, and what may not be read is left alone. The chunk that was used longest ago goes
+first, but for those that were promised to an unfinished film (`promise`). Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import json
+import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from helios_cli import machine
-from helios_cli.engine.disk import seal, unseal
+from helios_cli.engine.disk import is_sealed, seal, unseal
+from helios_cli.files import replacing
 
 LIMIT_BYTES = 10 * 10**9
 LIMIT_SHARE = 0.1
 """Of the disk's free space without them, where that is less."""
 
-ABANDONED_SECONDS = 3600
-"""Age at which a file that is still being written belongs to a process that died."""
+LISTED_SHARE = 0.02
+"""Of the limit, after which a process that adds chunks looks again at what others have added and used: listing all
+takes 0.3 s where 6,000 are kept."""
+
+PROMISED_DAYS = 7
+PROMISED = "promised"
+"""The file of a chunk that does not go, from its date on for PROMISED_DAYS."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,13 @@ class KeptFilm:
     last_used: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class _Entry:
-    """A chunk's folder."""
+    """A chunk's folder. The one that was used longest ago is the least."""
 
+    last_used: float
     path: Path
     num_bytes: int
-    last_used: float
 
 
 class Cache:
@@ -56,10 +64,24 @@ class Cache:
     def __init__(self, folder: Path | None = None, *, limit: int | None = None) -> None:
         self.folder = folder or machine.home() / "pieces"
         self._limit = limit
+        self._oldest: list[_Entry] = []  # a heap of what was there when it was listed last
+        self._num_bytes = 0  # by what this process knows
+        self._unlisted_bytes = math.inf  # added by this process since then
 
     def has(self, fingerprint: str) -> bool:
-        """Whether the chunk is kept, as far as can be seen without reading it."""
-        return os.path.exists(self._entry(fingerprint) / "state")
+        """Whether the chunk is kept, readable and whole. Bits that have turned are seen by `state` only."""
+        return is_sealed(self._entry(fingerprint) / "state")
+
+    def promise(self, fingerprints: Sequence[str]) -> bool:
+        """Whether all these chunks are kept, and will be for PROMISED_DAYS whatever else is."""
+        if not all(self.has(fingerprint) for fingerprint in fingerprints):
+            return False
+        try:
+            for fingerprint in fingerprints:
+                (self._entry(fingerprint) / PROMISED).touch()
+        except OSError:  # gone in between, or another user's
+            return False
+        return all(self.has(fingerprint) for fingerprint in fingerprints)
 
     def state(self, fingerprint: str) -> bytes | None:
         """The state after the chunk, which holds its latents; None if it is not kept."""
@@ -73,12 +95,19 @@ class Cache:
 
     def put(self, fingerprint: str, state: bytes, key: str, piece: bytes) -> None:
         """Keep a chunk; others go where it needs room. OSError if the disk does not take it."""
-        if not self._make_room(len(state) + len(piece)):
-            return
         entry = self._entry(fingerprint)
-        for name, body in (("state", state), (f"{key}.piece", piece)):
-            if not (entry / name).exists():
-                self._write(entry / name, seal(body))
+        is_new = not entry.exists()
+        new = {name: seal(body) for name, body in (("state", state), (f"{key}.piece", piece))}
+        new = {name: data for name, data in new.items() if not (entry / name).exists()}
+        num_bytes = sum(len(data) for data in new.values())
+        if not self._make_room(num_bytes):
+            return
+        for name, data in new.items():
+            self._write(entry / name, data)
+        self._num_bytes += num_bytes
+        self._unlisted_bytes += num_bytes
+        if is_new:
+            heapq.heappush(self._oldest, _Entry(time.time(), entry, num_bytes))
 
     def note_film(self, title: str, output: str, fingerprints: Sequence[str]) -> None:
         """Remember which chunks a film has, for `films`."""
@@ -91,7 +120,7 @@ class Cache:
         entries = {entry.path.name: entry for entry in self._entries()}
         found = []
         for note in self._notes():
-            kept = [entries[chunk] for chunk in set(note["chunks"]) if chunk in entries]
+            kept = [entries[chunk] for chunk in set(note["chunks"]) if chunk in entries and self.has(chunk)]
             if kept:
                 size, used = sum(entry.num_bytes for entry in kept), max(entry.last_used for entry in kept)
                 found.append(KeptFilm(note["title"], note["output"], len(note["chunks"]), len(kept), size, used))
@@ -112,12 +141,7 @@ class Cache:
         return self.folder / "chunks" / fingerprint
 
     def _entries(self) -> list[_Entry]:
-        entries = []
-        for folder in _listed(self.folder / "chunks"):
-            with contextlib.suppress(FileNotFoundError):  # another process has just removed it
-                num_bytes = sum(file.stat().st_size for file in os.scandir(folder))
-                entries.append(_Entry(folder, num_bytes, folder.stat().st_mtime))
-        return entries
+        return [entry for folder in _listed(self.folder / "chunks") if (entry := _look(folder)) is not None]
 
     def _notes(self) -> list[dict]:
         notes = []
@@ -129,53 +153,73 @@ class Cache:
         return notes
 
     def _read(self, path: Path) -> bytes | None:
-        body = unseal(path)
+        try:
+            data = path.read_bytes()
+        except OSError:  # gone, another user's, or too many files are open: it may be sound
+            return None
+        body = unseal(data)
         if body is None:
             with contextlib.suppress(OSError):
                 path.unlink()  # so that a sound one can take its place
         return body
 
     def _write(self, path: Path, data: bytes) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=self._scratch())
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary, path)
-            except FileNotFoundError:  # another process has just removed the folder
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            self._write_once(path, data)
+        except FileNotFoundError:  # another process has just removed the folder
+            self._write_once(path, data)
 
-    def _scratch(self) -> Path:
-        """Where files are written, on the same disk as their place; what dead processes left there goes."""
-        folder = self.folder / "new"
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in _listed(folder):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                    path.unlink()
-        return folder
+    def _write_once(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as new:
+            new.write_bytes(data)
 
     def _make_room(self, num_bytes: int) -> bool:
         """Whether so many more bytes may be kept, now that older chunks have gone for them."""
-        entries = sorted(self._entries(), key=lambda entry: entry.last_used)
-        total = sum(entry.num_bytes for entry in entries)
-        limit = self._limit
-        if limit is None:
-            limit = min(LIMIT_BYTES, int(LIMIT_SHARE * (machine.disk_free_bytes(self.folder) + total)))
-        for entry in entries:
-            if total + num_bytes <= limit:
-                break
-            self._remove(entry.path)
-            total -= entry.num_bytes
-        return total + num_bytes <= limit
+        if self._unlisted_bytes + num_bytes > LISTED_SHARE * self._most_bytes():
+            self._list()
+        most = self._most_bytes()
+        while self._oldest and self._num_bytes + num_bytes > most:
+            listed = heapq.heappop(self._oldest)
+            entry = _look(listed.path)
+            if entry is None:
+                self._num_bytes -= listed.num_bytes
+            elif entry.last_used > listed.last_used:
+                heapq.heappush(self._oldest, entry)
+            elif not _is_promised(entry.path) and self._remove(entry.path):
+                self._num_bytes -= entry.num_bytes
+        return self._num_bytes + num_bytes <= most
 
-    def _remove(self, entry: Path) -> None:
+    def _most_bytes(self) -> int:
+        if self._limit is not None:
+            return self._limit
+        return min(LIMIT_BYTES, int(LIMIT_SHARE * (machine.disk_free_bytes(self.folder) + self._num_bytes)))
+
+    def _list(self) -> None:
+        self._oldest = self._entries()
+        heapq.heapify(self._oldest)
+        self._num_bytes, self._unlisted_bytes = sum(entry.num_bytes for entry in self._oldest), 0
+
+    def _remove(self, entry: Path) -> bool:
+        """Whether it has gone, which another user's may not."""
         shutil.rmtree(entry, ignore_errors=True)
+        return not entry.exists()
+
+
+def _look(folder: Path) -> _Entry | None:
+    """What is there of a chunk; None if another process has just removed it, or it may not be looked at."""
+    try:
+        num_bytes = sum(file.stat().st_size for file in os.scandir(folder))
+        return _Entry(folder.stat().st_mtime, folder, num_bytes)
+    except OSError:
+        return None
+
+
+def _is_promised(entry: Path) -> bool:
+    try:
+        return time.time() - (entry / PROMISED).stat().st_mtime < PROMISED_DAYS * 86400
+    except OSError:
+        return False
 
 
 def _listed(folder: Path) -> list[Path]:

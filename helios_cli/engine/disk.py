@@ -6,35 +6,51 @@ import contextlib
 import errno
 import hashlib
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from helios_cli.errors import MachineError
 
-DIGEST_BYTES = 32
+
+def open_own(path: Path, mode: str = "r+b") -> BinaryIO:
+    """Open one of our files beside a film to write to it. A link in its place is an OSError: it leads to a file that is
+    not ours."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file that is on disk when this returns. Its folder's entry is not synced."""
-    with path.open("wb") as file:
+    """Write a file of ours that is on disk when this returns. Its folder's entry is not synced."""
+    with open_own(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
+SEAL = struct.Struct(">32sQ")
+"""SHA-256 and length of what follows."""
+
+
 def seal(body: bytes) -> bytes:
-    """`body` behind its SHA-256, so that damage shows when it is read."""
-    return hashlib.sha256(body).digest() + body
+    """`body` behind its digest and length, so that damage shows when it is read."""
+    return SEAL.pack(hashlib.sha256(body).digest(), len(body)) + body
 
 
-def unseal(path: Path) -> bytes | None:
-    """The body of a sealed file; None if there is none, or not all of it, or not as it was written."""
+def unseal(data: bytes) -> bytes | None:
+    """The body of what was sealed; None if that is not all there, or not as it was."""
+    body = data[SEAL.size :]
+    return body if len(data) >= SEAL.size and seal(body)[: SEAL.size] == data[: SEAL.size] else None
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether there is a sealed file that may be read and has its whole length. Its body is not read."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(SEAL.size)
+            return len(head) == SEAL.size and os.fstat(file.fileno()).st_size == SEAL.size + SEAL.unpack(head)[1]
     except OSError:
-        return None
-    body = data[DIGEST_BYTES:]
-    return body if hashlib.sha256(body).digest() == data[:DIGEST_BYTES] else None
+        return False
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from helios_cli.engine.cache import Cache
+from helios_cli.engine.cache import PROMISED_DAYS, Cache
 from helios_cli.engine.growing import GrowingFilm
 from helios_cli.engine.journal import Journal
 from helios_cli.errors import InputError
@@ -42,7 +42,7 @@ def resume(
     flag must not undo hours. `force` drops it.
     """
     matching = _matching(wanted, journal) if journal.encoding == encoding else 0
-    kept = cache is not None and all(cache.has(record.fingerprint) for record in journal.records[matching:])
+    kept = cache is not None and cache.promise([record.fingerprint for record in journal.records[matching:]])
     if journal.records and not (matching or kept or force):
         raise InputError(
             f"{journal.target.path}: {_notice(wanted, journal, 0, 0)}, and are kept nowhere else",
@@ -59,7 +59,7 @@ def resume(
         count -= 1
     notice = _notice(wanted, journal, matching, count)
     if notice and kept and count == matching:
-        notice += ", and stay kept for that one"
+        notice += f", and stay kept for that one, {PROMISED_DAYS} days"
     if count:
         film.resume([record.mark for record in journal.records[:count]])
         journal.cut(count)

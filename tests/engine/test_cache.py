@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reruns import PROMPTS, decoded, fingerprints_of, in_child, plan, run
 
-from helios_cli.engine.cache import ABANDONED_SECONDS, Cache
+from helios_cli.engine.cache import PROMISED_DAYS, Cache
 from helios_cli.engine.events import ChunkDone, ChunksReused, Notice, PhaseStarted
 from helios_cli.engine.models import Models
 from helios_cli.recipe.film import Film
@@ -288,14 +290,163 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(bench, tmp_path):
     assert np.array_equal(frames, bench.fresh(shots(PROMPTS[0])))
 
 
-def test_what_dead_processes_were_writing_goes(tmp_path, cache):
+def test_what_a_dead_process_was_writing_goes_with_its_chunk(tmp_path):
+    cache = Cache(tmp_path, limit=4000)
+    for name in "ab":
+        cache.put(name, bytes(500), "key", bytes(500))
+        (cache.folder / "chunks" / name / ".new-half").write_bytes(bytes(500))
+        time.sleep(0.02)
+    assert cache.state("a") == bytes(500) and cache.num_bytes() > 3000
+    Cache(tmp_path, limit=4000).put("c", bytes(500), "key", bytes(500))
+    assert [cache.has(name) for name in "abc"] == [True, False, True] and cache.num_bytes() < 3000
+
+
+def test_files_that_cannot_be_read_stay(cache):
+    """As root may read all, what fails here is the opening of any file more: the state is sound all the same."""
     cache.put("a", b"state", "key", b"piece")
-    (cache.folder / "new" / "old").write_bytes(b"half")
-    (cache.folder / "new" / "recent").write_bytes(b"half")
-    then = time.time() - 2 * ABANDONED_SECONDS
-    os.utime(cache.folder / "new" / "old", (then, then))
-    cache.put("b", b"state", "key", b"piece")
-    assert os.listdir(cache.folder / "new") == ["recent"]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert (cache.state("a"), cache.piece("a", "key"), cache.has("a")) == (None, None, False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (cache.state("a"), cache.piece("a", "key"), cache.has("a")) == (b"state", b"piece", True)
+
+
+def test_a_cut_file_is_not_kept(cache):
+    cache.put("a", b"state", "key", b"piece")
+    state = cache.folder / "chunks" / "a" / "state"
+    for length in range(state.stat().st_size):
+        os.truncate(state, length) if length else state.write_bytes(b"")
+        assert not cache.has("a")
+        cache.put("a", b"state", "key", b"piece")
+        assert cache.state("a") is None, "and that takes it away"
+        cache.put("a", b"state", "key", b"piece")
+        assert cache.has("a")
+
+
+def fill(cache: Cache, names: str) -> None:
+    for name in names:
+        cache.put(name, bytes(500), "key", bytes(500))
+
+
+def test_what_was_promised_stays_whatever_comes(tmp_path):
+    """Also in the eyes of other processes, and of one that listed the cache before; for as long as was said."""
+    cache, other = Cache(tmp_path, limit=4500), Cache(tmp_path, limit=4500)
+    fill(cache, "ab")
+    fill(other, "c")
+    assert not other.promise("ax") and other.promise("ab")
+    fill(cache, "defgh")
+    fill(Cache(tmp_path, limit=4500), "ijk")
+    assert cache.has("a") and cache.has("b") and cache.num_bytes() <= 4500
+    fill(Cache(tmp_path, limit=2000), "l")
+    assert cache.has("a") and cache.has("b") and not cache.has("l"), "there is no room for another one"
+    for name in "ab":
+        then = time.time() - (PROMISED_DAYS + 0.1) * 86400
+        os.utime(cache.folder / "chunks" / name / "promised", (then, then))
+        os.utime(cache.folder / "chunks" / name, (then, then))
+    fill(Cache(tmp_path, limit=2000), "l")
+    assert not cache.has("a") and cache.has("l")
+
+
+def test_a_chunk_that_another_process_used_meanwhile_is_not_the_oldest(tmp_path):
+    cache = Cache(tmp_path, limit=100_000)
+    for name in map(str, range(60)):
+        cache.put(name, bytes(500), "key", bytes(500))
+    then = time.time() + 10
+    for name in map(str, range(0, 60, 2)):
+        os.utime(cache.folder / "chunks" / name, (then, then))
+    cache.put("new", bytes(60_000), "key", b"")
+    kept = [name for name in map(str, range(60)) if cache.has(name)]
+    assert cache.has("new") and kept and all(int(name) % 2 == 0 or int(name) > 40 for name in kept)
+    assert cache.num_bytes() <= 100_000
+
+
+def test_most_chunks_are_kept_without_looking_at_the_others(tmp_path, monkeypatch):
+    cache = Cache(tmp_path, limit=1_000_000)
+    looks = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (looks.append(path), scandir(path))[1])
+    for number in range(300):
+        cache.put(str(number), bytes(500), "key", bytes(500))
+    assert len(looks) < 300 * 300 / 2 / 10
+    assert cache.num_bytes() < 1_000_000
+
+
+GROUP = 2000
+
+
+def as_user(uid: int, work, umask: int = 0o022) -> None:
+    """`work` in a process of user `uid`, who is in GROUP; its assertions count."""
+
+    def dropped() -> None:
+        os.umask(umask)
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(GROUP)
+            os.setuid(uid)
+        work()
+
+    assert in_child(dropped) == 0
+
+
+needs_users = pytest.mark.skipif(os.getuid() != 0, reason="only root can be several users")
+
+
+@pytest.fixture
+def shared(tmp_path_factory):
+    """A folder that all users can reach, of a group."""
+    with tempfile.TemporaryDirectory(prefix="shared-") as folder:
+        os.chown(folder, -1, GROUP)
+        os.chmod(folder, 0o2777)
+        yield Path(folder)
+
+
+@needs_users
+def test_two_users_of_a_group_share_a_cache(shared):
+    as_user(1001, lambda: fill(Cache(shared / "cache"), "ab"), umask=0o002)
+
+    def second() -> None:
+        cache = Cache(shared / "cache")
+        assert cache.state("a") == bytes(500) and cache.piece("a", "key") == bytes(500)
+        assert cache.promise("ab")
+        fill(cache, "c")
+
+    as_user(1002, second, umask=0o002)
+    cache = Cache(shared / "cache")
+    assert [cache.has(name) for name in "abc"] == [True] * 3
+
+
+@needs_users
+def test_what_another_user_keeps_for_himself_is_left_alone(shared):
+    as_user(1001, lambda: fill(Cache(shared / "cache", limit=5000), "ab"), umask=0o077)
+    for folder in (shared / "cache", shared / "cache" / "chunks"):
+        os.chmod(folder, 0o1777)
+
+    def second() -> None:
+        cache = Cache(shared / "cache", limit=5000)
+        assert not cache.has("a") and cache.state("a") is None and not cache.promise("a")
+        fill(cache, "cdefgh")
+        assert 0 < cache.num_bytes() <= 5000
+
+    as_user(1002, second)
+    cache = Cache(shared / "cache")
+    assert cache.state("a") == bytes(500) and cache.piece("b", "key") == bytes(500)
+
+
+@needs_users
+def test_what_is_only_to_read_is_read(shared):
+    """What an administrator rendered into a folder that others may read."""
+    fill(Cache(shared / "cache", limit=5000), "ab")
+
+    def second() -> None:
+        cache = Cache(shared / "cache")
+        assert cache.state("a") == bytes(500) and not cache.promise("ab")
+        with pytest.raises(PermissionError):
+            fill(cache, "c")
+
+    as_user(1002, second)
+    assert Cache(shared / "cache").state("b") == bytes(500)
 
 
 def test_no_cache_keeps_nothing(bench, cache):

@@ -357,6 +357,28 @@ def test_an_unfinished_film_that_is_kept_elsewhere_goes(models, out, tmp_path):
     assert rendered(run(FILM, models, out, cache)) == []
 
 
+def test_chunks_that_were_promised_to_a_film_outlast_the_one_in_its_place(models, whole, out, tmp_path):
+    """In a cache that has no room for both."""
+    models.encode(PROMPTS)
+    cache = Cache(tmp_path / "cache", limit=500_000)
+    with pytest.raises(KeyboardInterrupt):
+        for event in render(
+            FILM,
+            models,
+            open_writer(out, size=FILM.size, fps=24),
+            fingerprints=reruns.fingerprints_of(FILM, models),
+            cache=cache,
+        ):
+            if isinstance(event, ChunkDone) and event.chunk == 2:
+                raise KeyboardInterrupt
+    del event
+    assert "stay kept for that one" in notices(run(OTHER_SEED, models, out, cache, force=False))[0]
+    others = reruns.fingerprints_of(OTHER_SEED, models)
+    assert not all(map(cache.has, others)) and cache.num_bytes() <= 500_000
+    assert rendered(run(FILM, models, out, cache)) == [3]
+    assert np.array_equal(decoded(out), whole(".mp4"))
+
+
 def test_the_beginning_that_is_equal_is_kept(models, out, tmp_path):
     stop_after(3, models, out)
     changed = replace(FILM.chunks[2], prompts=((PROMPTS[3], 1.0),))
