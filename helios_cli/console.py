@@ -26,7 +26,19 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 UNBOUNDED_WIDTH = 10_000
-"""Columns of a table that goes into a pipe: cells are cut to fit a terminal, never in a file."""
+"""Columns of a list that goes into a pipe: cells are wrapped to fit a terminal, never for a program that reads them."""
+
+PAGE_WIDTH = 80
+"""Columns of a report that goes into a pipe, unless COLUMNS says otherwise."""
+
+LABEL_WIDTH = 12
+"""Columns of a report's labels, without the space behind them."""
+
+GAP = 2
+"""Columns between the cells of a table."""
+
+LEAST_CELL = 12
+"""Columns that a cell is not wrapped below: a number with its unit stays whole."""
 
 
 class Console:
@@ -45,14 +57,27 @@ class Console:
         if not self.json:
             print(visible(text))
 
+    def prose(self, text: str, *, label: str = "") -> None:
+        """Print text of a report on stdout, wrapped to the page; where there is a `label`, as a column beside it."""
+        if not self.json:
+            self._print_wrapped(text, label and f"{label:{LABEL_WIDTH}} ", self._page())
+
     def table(
-        self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, data: dict | list | None = None
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        *,
+        data: dict | list | None = None,
+        report: bool = False,
     ) -> None:
-        """Print rows under headings on stdout, or `data` in their place under `--json`. Numbers are right-aligned."""
+        """Print rows under headings on stdout, or `data` in their place under `--json`. Numbers are right-aligned.
+
+        In a pipe a row is one line, so that programs can read it; that of a `report` is wrapped to the page.
+        """
         if data is not None:
             self.result(data)
         if not self.json:
-            self._print_table(columns, rows)
+            self._print_table(columns, rows, self._page() if report else self._rich(stderr=False))
 
     def record(self, data: dict) -> None:
         """Print `data` on stdout as one line of NDJSON, at once."""
@@ -119,6 +144,14 @@ class Console:
             rich.width = UNBOUNDED_WIDTH
         return rich
 
+    def _page(self) -> RichConsole:
+        """The console of a report on stdout: as wide as the terminal; in a pipe COLUMNS, or 80."""
+        rich = self._rich(stderr=False)
+        if not rich.file.isatty():
+            columns = os.environ.get("COLUMNS", "")
+            rich.width = int(columns) if columns.isdecimal() and int(columns) else PAGE_WIDTH
+        return rich
+
     def _say(self, label: str, style: str, text: str) -> None:
         from rich.text import Text
 
@@ -128,17 +161,32 @@ class Console:
             rich.print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
         print(captured.get(), end="", file=sys.stderr, flush=True)
 
-    def _print_table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    def _print_wrapped(self, text: str, label: str, rich: RichConsole) -> None:
+        from rich.text import Text
+
+        room = max(rich.width - len(label), LEAST_CELL)
+        for line in Text(visible(text)).wrap(rich, room, overflow="fold") or [Text()]:
+            print((label + line.plain).rstrip())
+            label = " " * len(label)
+
+    def _print_table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], rich: RichConsole) -> None:
+        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
-        rich = self._rich(stderr=False)
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for index, name in enumerate(columns):
+        cells = [[visible(str(cell)) for cell in row] for row in rows]
+        natural = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+        widths = _fitted(natural, rich.width - GAP * (len(columns) - 1))
+        if widths is None:
+            self._print_records(columns, cells, rich)
+            return
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+        for index, (name, width) in enumerate(zip(columns, widths, strict=True)):
             numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-            table.add_column(Text(name), justify="right" if numeric else "left")
-        for row in rows:
-            table.add_row(*(Text(visible(str(cell))) for cell in row))
+            justify = "right" if numeric else "left"
+            table.add_column(Text(name), justify=justify, min_width=width, max_width=width, overflow="fold")
+        for row in cells:
+            table.add_row(*map(Text, row))
         if rich.file.isatty():
             rich.print(table)
             return
@@ -146,6 +194,26 @@ class Console:
             rich.print(table)
         for line in captured.get().splitlines():
             print(line.rstrip())
+
+    def _print_records(self, columns: Sequence[str], cells: list[list[str]], rich: RichConsole) -> None:
+        """A line a cell and a paragraph a row, where columns side by side would be too narrow to read."""
+        label_width = max(map(len, columns)) + GAP
+        for number, row in enumerate(cells):
+            if number:
+                print()
+            for name, cell in zip(columns, row, strict=True):
+                self._print_wrapped(cell, name.strip().ljust(label_width), rich)
+
+
+def _fitted(widths: Sequence[int], room: int) -> list[int] | None:
+    """Widths of columns that fit into `room`, the widest giving way first; None where that makes cells too narrow."""
+    fitted = list(widths)
+    while sum(fitted) > room:
+        widest = max(fitted)
+        if widest <= LEAST_CELL:
+            return None
+        fitted[fitted.index(widest)] -= 1
+    return fitted
 
 
 class _PlainBytes:

@@ -1,4 +1,4 @@
-"""What `helios plan` prints: the estimates of `cost`, as tables that fit into 80 columns, or as JSON."""
+"""What `helios plan` prints: the estimates of `cost`, as tables and text wrapped to the page, or as JSON."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def show_plans(estimates: list[Estimate]) -> None:
     for number, estimate in enumerate(estimates):
         _show(estimate, "\n" * bool(number))
     if len(estimates) > 1:
-        console.line(f"\nall {len(estimates)} films: {_sum_line(estimates)}")
+        console.prose(f"\nall {len(estimates)} films: {_sum_line(estimates)}")
 
 
 def _show(estimate: Estimate, before: str) -> None:
     for notice in estimate.notices:
         console.notice(notice)
-    console.line(before + _headline(estimate))
+    console.prose(before + _headline(estimate))
     _settings(estimate)
     _shots(estimate)
     _stages(estimate)
@@ -62,7 +62,7 @@ def _settings(estimate: Estimate) -> None:
     rows.append(["device", f"{estimate.device.kind}: {estimate.device.name}", estimate.device_origin])
     rows.append(["dtype", estimate.dtype, estimate.dtype_origin])
     console.line()
-    console.table(["setting", "value", "from"], rows)
+    console.table(["setting", "value", "from"], rows, report=True)
 
 
 def _shots(estimate: Estimate) -> None:
@@ -75,12 +75,12 @@ def _shots(estimate: Estimate) -> None:
         start = _clock(shot.start_frame / plan.fps)
         rows.append([shot.index + 1, start, shot.num_frames, how, seed, _cut(shot.prompt, PROMPT_WIDTH)])
     console.line()
-    console.table(["shot", "begins", "frames", "begins with", "seed", "prompt"], rows)
+    console.table(["shot", "begins", "frames", "begins with", "seed", "prompt"], rows, report=True)
     if len(plan.shots) > SHOWN_SHOTS:
-        console.line(f"and {len(plan.shots) - SHOWN_SHOTS} more shots")
+        console.prose(f"and {len(plan.shots) - SHOWN_SHOTS} more shots")
     for rounding in plan.roundings[:SHOWN_SHOTS]:
         asked, actual = (frame / plan.fps for frame in (rounding.asked_frame, rounding.actual_frame))
-        console.line(
+        console.prose(
             f"shot {rounding.shot + 1} comes in with the chunk at {_clock(actual)}, {abs(actual - asked):.2f} s "
             f"{'earlier' if actual < asked else 'later'} than asked"
         )
@@ -91,19 +91,19 @@ def _stages(estimate: Estimate) -> None:
     amplified = any(stage.first_calls != stage.calls for stage in work.stages)
     columns = ["stage", "grid", "noisy", "tokens", "calls a chunk", "calls", "a call", "in all"]
     console.line()
-    console.table(columns, [_stage_row(stage) for stage in work.stages])
+    console.table(columns, [_stage_row(stage) for stage in work.stages], report=True)
     history = work.history
-    console.line(
+    console.prose(
         f"history in every call: {history.long} long + {history.mid} mid + {history.short} anchor and newest"
         f" = {history.total}"
     )
     about = "" if estimate.prompts.counted else "about "
-    console.line(f"text: {about}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
+    console.prose(f"text: {about}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
     if amplified:
         first, other = (sum(getattr(stage, key) for stage in work.stages) for key in ("first_calls", "calls"))
-        console.line(f"the first chunk after each cut takes {first} calls in place of {other}")
+        console.prose(f"the first chunk after each cut takes {first} calls in place of {other}")
     if estimate.plan.guidance > 1:
-        console.line("with guidance every step is two calls: one for the prompt, one for the negative")
+        console.prose("with guidance every step is two calls: one for the prompt, one for the negative")
 
 
 def _stage_row(stage: StageWork) -> list:
@@ -130,7 +130,7 @@ def _phases(estimate: Estimate) -> None:
         flops = _flops(getattr(work, held.phase))
         rows.append([held.phase, flops, "?" if seconds is None else format_seconds(seconds), *sizes])
     console.line()
-    console.table(["phase", "work", "time", "weights", "kept", "working", "memory"], rows)
+    console.table(["phase", "work", "time", "weights", "kept", "working", "memory"], rows, report=True)
 
 
 def _modes(estimate: Estimate) -> None:
@@ -153,9 +153,11 @@ def _modes(estimate: Estimate) -> None:
             ]
         )
     console.line()
-    console.table(["offload", "blocks stay", "device", "host", "moved", "transfer", "a chunk", "fits"], rows)
+    console.table(
+        ["offload", "blocks stay", "device", "host", "moved", "transfer", "a chunk", "fits"], rows, report=True
+    )
     if estimate.lanes > 1:
-        console.line(f"for {estimate.lanes} films in lockstep; a chunk is one of each")
+        console.prose(f"for {estimate.lanes} films in lockstep; a chunk is one of each")
 
 
 def _totals(estimate: Estimate) -> None:
@@ -168,31 +170,30 @@ def _totals(estimate: Estimate) -> None:
         memory = f"{format_bytes(mode.host_bytes)}; {fits}{room}"
     else:
         host = f"{format_bytes(mode.host_bytes)} on the host"
-        memory = f"{format_bytes(mode.device_bytes)} on the device; {fits}{room}\n{'':12} {host}"
+        memory = f"{format_bytes(mode.device_bytes)} on the device; {fits}{room}\n{host}"
     download = f"; {format_bytes(model.download_bytes)} to download" if model.download_bytes else ""
     console.line()
-    console.line(f"{'memory':12} {memory}")
-    console.line(f"{'transfer':12} {_bandwidths(estimate)}")
-    console.line(f"{'disk':12} film at most {format_bytes(estimate.film_bytes)} (estimate){download}")
+    console.prose(memory, label="memory")
+    console.prose(_bandwidths(estimate), label="transfer")
+    console.prose(f"film at most {format_bytes(estimate.film_bytes)} (estimate){download}", label="disk")
     time = "unknown" if estimate.seconds is None else format_seconds(estimate.seconds)
-    console.line(f"{'time':12} {time}, without loading")
-    console.line(f"{'':12} {duration.rates.basis}")
+    console.prose(f"{time}, without loading\n{duration.rates.basis}", label="time")
     if estimate.price is not None:
         cost = "unknown" if money is None else f"{money:.2f}"
-        console.line(f"{'cost':12} {cost} at {estimate.price:g} a GPU-hour")
+        console.prose(f"{cost} at {estimate.price:g} a GPU-hour", label="cost")
     if estimate.kept:
         kept, chunks = len(estimate.kept), len(estimate.plan.chunks)
         saved = f"{estimate.calls_saved} of {sum(stage.film_calls for stage in estimate.work.stages)} model calls"
-        console.line(f"{'reuse':12} {kept} of {chunks} chunks are kept from earlier films, which saves {saved}")
+        console.prose(f"{kept} of {chunks} chunks are kept from earlier films, which saves {saved}", label="reuse")
     if estimate.fingerprint:
-        console.line(f"{'fingerprint':12} {estimate.fingerprint[:16]}")
+        console.prose(estimate.fingerprint[:16], label="fingerprint")
 
 
 def _bandwidths(estimate: Estimate) -> str:
     rates = estimate.speed.bandwidths
     parts = {"disk": rates.disk, "page cache": rates.cache, "to the device": rates.upload}
     said = ", ".join(f"{name} {format_bytes(rate)}/s" for name, rate in parts.items() if rate)
-    return f"{said}\n{'':12} {rates.basis}"
+    return f"{said}\n{rates.basis}"
 
 
 def _sum_line(estimates: list[Estimate]) -> str:

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from helios_cli.console import console
 from helios_cli.errors import InputError
@@ -165,6 +166,33 @@ def test_a_table_fits_its_terminal(columns):
     assert len(lines) > 3
     assert max(len(line.rstrip()) for line in lines) <= columns
     assert " ".join(" ".join(lines).split()).count("word") == 80
+
+
+WIDE = "Ein sehr langer Name " + "ohne" * 40 + " 長い名前" * 20
+"""Words, one word longer than any page, and characters two columns wide."""
+
+
+@pytest.mark.parametrize("columns", [None, 40, 80, 200])
+def test_a_report_holds_its_width_and_loses_nothing(capsys, monkeypatch, columns):
+    if columns:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    else:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    console.prose(WIDE, label="device")
+    console.table(["setting", "value", "from"], [["device", WIDE, "flag"]] * 2, report=True)
+    console.table([f"column {n}" for n in range(12)], [["28.6 GB", *["1.16 PFLOP"] * 11]] * 2, report=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert 0.9 * (columns or 80) < max(map(cell_len, lines)) <= (columns or 80)
+    for character in set("".join(WIDE.split())) - set("device setting value from flag column GB PFLOP"):
+        assert sum(line.count(character) for line in lines) == 3 * WIDE.count(character)
+    assert sum(line.count("1.16 PFLOP") for line in lines) == 22  # a number with its unit stays whole
+
+
+def test_a_report_without_a_use_for_columns_takes_a_row_for_a_paragraph(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    console.table(["phase", "work", "memory"], [["text", "18.5 GFLOP", "1.16 GB"]] * 2, report=True)
+    row = "phase   text\nwork    18.5 GFLOP\nmemory  1.16 GB\n"
+    assert capsys.readouterr().out == f"{row}\n{row}"
 
 
 def test_bytes_in_a_pipe_are_a_line_a_tenth(capsys):

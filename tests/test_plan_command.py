@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 
+from helios_cli import machine
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
+from helios_cli.machine import CPU_FEATURES
 from helios_cli.weights.specs import SPECS
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -256,6 +261,24 @@ def test_a_chunk_takes_no_less_than_its_weights(helios):
     assert max(map(len, [*unknown.splitlines(), *known.splitlines()])) <= 80
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_no_name_makes_it_wider(helios, checkpoints, monkeypatch, tmp_path, columns):
+    """A long title, path of the model, name of the processor, size, seed and prompt, each without a place to break."""
+    cpu = machine.cpu()
+    monkeypatch.setattr(machine, "cpu", lambda: replace(cpu, model="Xeon" * 20, features=CPU_FEATURES))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    model = tmp_path / ("model" * 30)
+    shutil.copytree(checkpoints["mid"], model)
+    shot = {"prompt": "球" * 200, "seconds": 1, "seed": 2**62}
+    recipe = tmp_path / "film.json"
+    recipe.write_text(json.dumps({"version": 1, "title": "T" * 200, "shot": [shot, {**shot, "transition": "cut"}]}))
+    out = helios(recipe, "-m", model, "--device", "cpu", "--price", 1e5).out
+    assert max(map(cell_len, out.splitlines())) <= columns
+    whole = "".join(out.split())
+    assert "T" * 200 in whole and "fingerprint" in whole
+    assert out.count("Xeon") > 10
+
+
 def test_a_budget_that_is_not_there_is_said_to_be_none(helios):
     said = helios("a ball", "-m", "distilled", "--device", "cpu", "--ram", "900T")
     assert "--ram 900 TB: only" in said.err and "everything fits" not in said.err
@@ -322,7 +345,8 @@ def test_chunks_that_are_kept_are_told(tmp_path, monkeypatch, capsys):
     planned = json.loads(capsys.readouterr().out)["films"][0]
     assert [chunk["kept"] for chunk in planned["chunks"]] == [True, True, False]
     assert main(["render", "a red ball", "-m", "tiny", "--frames", "99", "--dry-run"]) == 0
-    assert "2 of 3 chunks are kept from earlier films, which saves 9 of 12 model calls" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 chunks are kept from earlier films, which saves 9 of 12 model calls" in told
     assert main(["plan", "a red ball", "-m", "tiny", "--frames", "99", "--seed", "1"]) == 0
     assert "kept from earlier films" not in capsys.readouterr().out
     assert main(["render", "a red ball", "-m", "tiny", "--frames", "99", "--dry-run", "--no-cache"]) == 0

@@ -64,17 +64,17 @@ def _show(report: Report) -> None:
     rows = [_row(chunk, report, found.get(chunk.index, [])) for chunk in shown[:MAX_ROWS]]
     if len(report.chunks) > MAX_ROWS:
         rows.append(_median_row(report))
-    console.table(COLUMNS, rows)
+    console.table(COLUMNS, rows, report=True)
     if len(rows) - 1 < len(report.chunks) > MAX_ROWS:
-        console.line(f"{len(rows) - 1} of {len(report.chunks)} chunks are shown; --json and --report have all")
+        console.prose(f"{len(rows) - 1} of {len(report.chunks)} chunks are shown; --json and --report have all")
     console.line()
     for finding in report.findings:
         time = f"{clock_time(finding.start_seconds)}-{clock_time(finding.end_seconds)}"
-        console.line(f"{finding.kind}: {chunk_range(finding)}, {time}: {finding.message}")
+        console.prose(f"{finding.kind}: {chunk_range(finding)}, {time}: {finding.message}")
     kinds = ", ".join(dict.fromkeys(finding.kind for finding in report.findings))
     verdict = f"{counted(len(report.findings), 'finding')} ({kinds})" if kinds else "nothing found"
     length = f"{counted(len(report.chunks), 'chunk')}, {counted(report.num_frames, 'frame')}"
-    console.line(f"{verdict} in {length}, {clock_time(report.seconds)}")
+    console.prose(f"{verdict} in {length}, {clock_time(report.seconds)}")
 
 
 def _row(chunk: ChunkReport, report: Report, found: list[str]) -> list[str]:

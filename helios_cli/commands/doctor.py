@@ -26,8 +26,7 @@ def doctor(json: JsonFlag = False) -> None:
     facts = _facts()
     console.result(facts)
     for label, texts in _report(facts).items():
-        for index, text in enumerate(texts):
-            console.line(f"{label if index == 0 else '':<10}  {text}")
+        console.prose("\n".join(texts), label=label)
     if facts["ffmpeg"]["error"]:
         raise MachineError(facts["ffmpeg"]["error"], hint=facts["ffmpeg"]["hint"])
 

@@ -52,8 +52,8 @@ def info(model: Model, revision: Revision = None, json: JsonFlag = False) -> Non
     console.result(report)
     for key in ("path", "repo", "revision", "kind", "scheduler", "trained", "knows", "native_size", "fingerprint"):
         if report[key] not in (None, ""):
-            console.line(f"{key.replace('_', ' '):12} {_plain(report[key])}")
-    console.line(f"{'preset':12} {', '.join(f'{key} {_plain(value)}' for key, value in report['preset'].items())}")
+            console.prose(_plain(report[key]), label=key.replace("_", " "))
+    console.prose(", ".join(f"{key} {_plain(value)}" for key, value in report["preset"].items()), label="preset")
     columns = ["component", "parameters", "size", "stored as", "tensors", "files", "shape"]
     console.table(columns, [_row(part) for part in report["components"]])
 
@@ -120,8 +120,8 @@ def _show_known(known: KnownModel, source: hub.Source) -> None:
     facts = {"name": known.name, "repo": source.repo, "revision": source.revision, "about": known.about}
     console.result({**facts, "state": "not downloaded", "bytes": WEIGHT_BYTES})
     for key, value in facts.items():
-        console.line(f"{key:12} {value}")
-    console.line(f"{'download':12} {format_bytes(WEIGHT_BYTES)}")
+        console.prose(value, label=key)
+    console.prose(format_bytes(WEIGHT_BYTES), label="download")
     console.hint(f"helios models pull {known.name}")
 
 
