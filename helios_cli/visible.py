@@ -30,9 +30,9 @@ def escaped(characters: str) -> str:
     return characters.encode("unicode_escape").decode()
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a part of `name` cannot be seen where it is printed: such a character, or a space at an end."""
-    return name != name.strip() or bool(_UNSEEN.search(re.sub("[\udc80-\udcff]", "?", name)))
+def has_unseen(text: str) -> bool:
+    """Whether `text` has such a character. Bytes of a name that are not UTF-8 are seen: they are shown as escapes."""
+    return bool(_UNSEEN.search(re.sub("[\udc80-\udcff]", "?", text)))
 
 
 def without_hidden(name: str) -> str:

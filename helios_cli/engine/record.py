@@ -13,26 +13,29 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from helios_cli.engine import ffmpeg
 from helios_cli.engine.disk import disk_errors, write_synced
 from helios_cli.engine.growing import Chapter
 from helios_cli.engine.target import Target, sidecar_of, sidecars_of
-from helios_cli.errors import InputError
+from helios_cli.errors import InputError, in_our_words
 from helios_cli.files import sync
 from helios_cli.recipe.export import write_recipe
+from helios_cli.recipe.files import absence
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic, film_fingerprint
 from helios_cli.recipe.problems import Problems
 from helios_cli.recipe.schema import LENGTH_KEYS
 from helios_cli.recipe.settings import DEFAULT_SEED, Flags
 from helios_cli.recipe.validate import recipe_from
-from helios_cli.weights.hub import COMMIT, Source
-from helios_cli.weights.names import EMBEDDED_FOLDER
+from helios_cli.recipe.values import MAX_FRAMES
+from helios_cli.visible import has_unseen, printable, visible
+from helios_cli.weights.hub import COMMIT, HUB_ID, Source
+from helios_cli.weights.names import EMBEDDED_FOLDER, known_repo
 
 if TYPE_CHECKING:
     from helios_cli.recipe.plan import Plan
@@ -41,9 +44,42 @@ KEY = "helios"
 """Of the record among a film's metadata."""
 
 FORMAT = "helios film"
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 16 * 2**20
+"""Most of a sidecar: a film of 24 hours lists its chunks in 13 MB."""
+
+MAX_NAME_BYTES = 255
+MAX_RECORDED_TITLE = 1000
 MAX_TITLE = 80
 """Characters of a chapter's title: what players show of one on a line."""
+
+
+def _seen(text: str) -> str:
+    if has_unseen(text):
+        raise ValueError(f"holds what cannot be seen: {printable(text)}")
+    return text
+
+
+def _repo(text: str) -> str:
+    if len(text) > 96 or not HUB_ID.fullmatch(text):
+        raise ValueError("is no Hub id owner/name")
+    return text
+
+
+def _file_name(text: object) -> str:
+    """Bytes that are not UTF-8 stand in a name as lone surrogates, which pydantic takes for no text."""
+    is_name = isinstance(text, str) and re.fullmatch("[^/\0-\x1f\x7f]+", text) and text not in (".", "..")
+    if not is_name or len(os.fsencode(text)) > MAX_NAME_BYTES:
+        raise ValueError("is no file name")
+    return text
+
+
+# A record may be a stranger's: every text in it has a length and a set of characters.
+Word = Annotated[str, Field(pattern=r"^[a-z0-9_:-]{1,40}$")]
+Line = Annotated[str, Field(max_length=MAX_RECORDED_TITLE), AfterValidator(_seen)]
+Folder = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_seen)]
+Repo = Annotated[str, AfterValidator(_repo)]
+Revision = Annotated[str, Field(max_length=250, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
+FileName = Annotated[str, PlainValidator(_file_name)]
 
 
 class ModelRecord(BaseModel):
@@ -54,11 +90,11 @@ class ModelRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    repo: str | None = None
-    revision: str | None = None
-    folder: str | None = None
-    identity: str
+    name: Line
+    repo: Repo | None = None
+    revision: Revision | None = None
+    folder: Folder | None = None
+    identity: Line
 
 
 class EncodingRecord(BaseModel):
@@ -66,35 +102,36 @@ class EncodingRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    codec: str
-    crf: int
-    preset: str
+    codec: Word
+    crf: Annotated[int, Field(ge=0, le=100)]
+    preset: Word
 
 
 class Record(BaseModel):
     """All that decides a film's frames. `recipe` has the keys of a recipe file, with every setting resolved.
 
     `device` is what --device takes, `processor` the name of its model; `fingerprint` is the film's
-    (`recipe.fingerprint.film_fingerprint`).
+    (`recipe.fingerprint.film_fingerprint`). A sidecar names its `film`, too.
     """
 
     model_config = ConfigDict(frozen=True)
 
     format: Literal["helios film"] = FORMAT
     version: Literal[1] = 1
-    title: str
-    versions: dict[str, str]
+    title: Line
+    versions: Annotated[dict[Word, Line], Field(max_length=20)]
     model: ModelRecord
-    device: str
-    processor: str
+    device: Word
+    processor: Line
     dtype: Literal["bfloat16", "float16", "float32"]
     quant: Literal["fp8"] | None = None
-    attention: str | None = None
+    attention: Word | None = None
     reanchor: bool
     encoding: EncodingRecord | None = None
-    fingerprint: str
-    frames: int = Field(ge=1)
+    fingerprint: Line
+    frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
     recipe: dict
+    film: FileName | None = None
 
     def metadata(self) -> dict[str, str]:
         """For the file itself. Without times and dates: the same film is the same file."""
@@ -124,15 +161,16 @@ class Again:
     suffix: str
 
     def flags(self, given: Flags) -> Flags:
-        """The flags given, with the model and the length of the record where they say nothing."""
-        model = self._model()[0] if given.model is None else given.model
+        """The flags given, with the model and the length of the record where they say nothing. InputError if the
+        record names a model that a stranger's film cannot be trusted with."""
+        model = self._checked_model() if given.model is None else given.model
         has_length = any(getattr(given, key) is not None for key in LENGTH_KEYS)
         # As a flag: a film cut short by --frames is not one whose recipe contradicts itself.
         return replace(given, model=model, frames=given.frames if has_length else self.record.frames)
 
     def revision(self, given: Flags) -> str | None:
         """The recorded commit, unless another model was given."""
-        return self._model()[1] if given.model is None else None
+        return self.record.model.revision if given.model in (None, self.record.model.repo) else None
 
     def settings(self) -> dict:
         """What the record says in the place of flags that were not given, by parameter.
@@ -145,11 +183,19 @@ class Again:
         found |= {key: getattr(self.record, key) for key in ("quant", "attention") if getattr(self.record, key)}
         return found | (self.record.encoding.model_dump() if self.record.encoding else {})
 
-    def _model(self) -> tuple[str, str | None]:
-        model = self.record.model
+    def _checked_model(self) -> str:
+        """What -m would be. Nobody's film makes this machine fetch weights of a place that nobody here has named."""
+        model, start = self.record.model, f"--from {self.path}: its record's"
         if model.folder:
-            return os.path.abspath(self.film.folder / model.folder), None
-        return model.repo or EMBEDDED_FOLDER.name, model.revision
+            folder = os.path.abspath(self.film.folder / model.folder)
+            if not os.path.isdir(folder):
+                message = f"{start} `model.folder` is no folder here: {printable(folder, 200)}"
+                raise InputError(message, hint="name the model with -m")
+            return folder
+        if model.repo and not known_repo(model.repo):
+            message = f"{start} `model.repo` is {model.repo} of the Hub, which helios does not know"
+            raise InputError(message, hint=f"if you trust it, add -m {model.repo}; or name another model with -m")
+        return model.repo or EMBEDDED_FOLDER.name
 
 
 def make_record(
@@ -169,7 +215,7 @@ def make_record(
 ) -> Record:
     """The record of a film that goes into `folder`. `encoding` is that of an .mp4, else None."""
     return Record(
-        title=_utf8(plan.title).decode(),
+        title=_title(plan),
         versions={"helios": helios_version, "torch": arithmetic.torch, "ffmpeg": ffmpeg.program().version},
         model=model,
         device=device,
@@ -189,7 +235,7 @@ def model_record(name: str, source: Source, checkpoint: Path, identity: str, fol
     """The model called `name`, found as `source` and opened at `checkpoint`, for a film that goes into `folder`."""
     if source.repo:
         revision = checkpoint.name if COMMIT.fullmatch(checkpoint.name) else source.revision
-        return ModelRecord(name=name, repo=source.repo, revision=revision, identity=identity)
+        return ModelRecord(name=visible(name), repo=source.repo, revision=revision, identity=identity)
     if source.folder == EMBEDDED_FOLDER:
         return ModelRecord(name=name, identity=identity)
     return ModelRecord(name=name, folder=_relative(checkpoint, folder), identity=identity)
@@ -218,11 +264,16 @@ def _resolved(film: Film, flags: Flags, plan: Plan, folder: Path) -> dict:
     rest = {key: value for key, value in keys.items() if key not in ("title", *settings)}
     return {
         "version": rest.pop("version"),
-        "title": _utf8(plan.title).decode()[:200],
+        "title": _title(plan)[:200],
         **rest,
         **settings,
         "shot": shots,
     }
+
+
+def _title(plan: Plan) -> str:
+    """It may be the name of a file, with anything in it."""
+    return visible(_utf8(plan.title).decode())[:MAX_RECORDED_TITLE]
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -271,8 +322,11 @@ def _is_ours(path: Path, target: Target) -> bool:
         return False
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return False
-    film = str(content.get("film"))
-    return film == target.path.name or not os.path.lexists(path.with_name(Path(film).name))
+    try:
+        film = _file_name(content["film"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return film == target.path.name or not os.path.lexists(path.with_name(film))
 
 
 def write_sidecar(
@@ -335,7 +389,7 @@ def read_again(path: Path) -> Again:
     film, record = _film_and_record(path)
     problems = Problems(f"{path} (its record)")
     recipe = recipe_from(record.recipe, {}, problems)
-    named = Path(film)
+    named = PurePath(film)
     suffix = named.suffix.lower() if named.suffix.lower() in (".mp4", ".mkv") else "/"
     stem = named.stem if suffix != "/" else named.name
     folder = Path(os.path.abspath(path.parent))
@@ -344,11 +398,13 @@ def read_again(path: Path) -> Again:
 
 def _film_and_record(path: Path) -> tuple[str, Record]:
     """The film's name and its record, from a film, its sidecar or, of a folder of pictures, the sidecar beside it."""
-    source = sidecar_of(path) if path.is_dir() else path
-    if not source.is_file():
-        if path.is_dir():
+    source = sidecar_of(path) if os.path.isdir(path) else path
+    if not os.path.isfile(source):
+        if os.path.isdir(path):
             raise _unknown(path, f"no {source.name} beside it")
-        raise InputError(f"--from {path}: no such file", hint="name a film that helios rendered, or its sidecar .json")
+        hint = "name a film that helios rendered, or its sidecar .json"
+        message, hint = absence(path, (".mp4", ".mkv", ".json"), hint) or ("not a file", hint)
+        raise InputError(f"--from {printable(path, 200)}: {message}", hint=hint)
     in_film = source.suffix.lower() in (".mp4", ".mkv")
     try:
         if not in_film and source.stat().st_size > MAX_BYTES:
@@ -360,10 +416,11 @@ def _film_and_record(path: Path) -> tuple[str, Record]:
         raise InputError(f"--from {path}: {error.strerror or error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise _unknown(path, f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}") from error
+        key = printable(".".join(map(str, first["loc"])))
+        raise _unknown(path, f"`{key}`: {in_our_words(first['msg'])}") from error
     except (ValueError, RecursionError) as error:
         raise _unknown(path, "no record in it") from error
-    film = source.name if in_film else str(content.get("film") or source.name)
+    film = source.name if in_film else record.film or source.name
     if path.is_dir() and Path(film).suffix.lower() in (".mp4", ".mkv"):
         raise _unknown(path, f"{source.name} is about {film}")
     return film, record

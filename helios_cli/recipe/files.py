@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.problems import Problem, Problems, nearest
 from helios_cli.recipe.schema import control_character
-from helios_cli.visible import printable
+from helios_cli.visible import printable, without_hidden
 
 MAX_BYTES = 1 << 20
 """Largest source file: 1 MiB is ten thousand shots of a sentence each."""
@@ -57,6 +58,9 @@ def decode(data: bytes, problems: Problems) -> str:
     return text
 
 
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+"""How a URL begins that was taken for a path, which leaves it one slash."""
+
 Fault = tuple[str, str | None]
 """What is wrong with a file: message and suggestion."""
 
@@ -90,13 +94,12 @@ def file_fault(path: Path, key: str, base: str) -> Fault | None:
     suffixes, other, meant = (PICTURES, CLIPS, "video") if key == "image" else (CLIPS, PICTURES, "image")
     shown = printable(path, 200)
     suffix = path.suffix.lower()
-    if suffix not in suffixes:
+    if suffix not in suffixes and not is_misspelt(path, suffixes):
         if suffix in other:
             return f"{shown} is no {'picture' if key == 'image' else 'clip'}", f"write `{meant}` in place of `{key}`"
         return f"{shown}: unknown kind of file", "known are " + ", ".join(suffixes)
-    if not path.exists():
-        near = near_file(path, suffixes)
-        return f"no such file: {shown}", f"did you mean {near}?" if near else f"paths are relative to {base}"
+    if absent := absence(path, suffixes, f"paths are relative to {base}"):
+        return f"{shown}: {absent[0]}", absent[1]
     if not path.is_file():
         return f"{shown} is not a file", None
     if not os.access(path, os.R_OK):
@@ -108,6 +111,29 @@ def file_fault(path: Path, key: str, base: str) -> Fault | None:
     return picture_fault(path)
 
 
+def absence(path: Path, suffixes: Iterable[str], otherwise: str | None) -> Fault | None:
+    """Why there is nothing at `path`, with the name that was most likely meant or else the advice `otherwise`; None if
+    something is there."""
+    try:
+        os.stat(path)
+        return None
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last is a NUL
+        pass
+    except OSError as error:
+        return error.strerror, None
+    if _URL.match(str(path)):
+        return "only files of this machine are read", "download it first"
+    if os.path.islink(path):
+        return f"a link to {printable(os.readlink(path), 200)}, which is not there", None
+    near = near_file(path, suffixes)
+    return "no such file", f"did you mean {near}?" if near else otherwise
+
+
+def is_misspelt(path: Path, suffixes: Iterable[str]) -> bool:
+    """Whether a name that does not end as it should is a URL, or ends so but for what cannot be seen in it."""
+    return bool(_URL.match(str(path))) or Path(without_hidden(path.name)).suffix.lower() in suffixes
+
+
 def near_file(path: Path, suffixes: Iterable[str]) -> str | None:
     """The name, in the folder of `path`, of the file that it was most likely meant to be, with any known suffix."""
     try:
@@ -115,6 +141,10 @@ def near_file(path: Path, suffixes: Iterable[str]) -> str | None:
             names = [entry.name for _, entry in zip(range(MAX_NEIGHBOURS), entries, strict=False)]
     except (OSError, ValueError):  # no such folder, or a NUL in its name
         return None
-    wanted = {Path(name).stem: name for name in names if Path(name).suffix.lower() in suffixes}
-    near = path.stem if path.stem in wanted else nearest(path.stem, wanted)
+    meant = without_hidden(path.name)
+    if meant in names and meant != path.name:
+        return printable(meant)
+    stem = Path(meant).stem
+    wanted = {Path(name).stem: name for name in names if Path(name).suffix.lower() in suffixes and name != path.name}
+    near = stem if stem in wanted else nearest(stem, wanted)
     return None if near is None else printable(wanted[near])

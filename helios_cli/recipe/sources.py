@@ -10,20 +10,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 from helios_cli.recipe.cues import shots_from
-from helios_cli.recipe.files import CLIPS, MAX_BYTES, PICTURES, decode, near_file, read_text
+from helios_cli.recipe.files import CLIPS, MAX_BYTES, PICTURES, absence, decode, read_text
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lists import READERS, Draft, read_updates
 from helios_cli.recipe.problems import Problem, Problems, RecipeError
 from helios_cli.recipe.text import begins_with_time, read_cues
 from helios_cli.recipe.trees import read_tree
 from helios_cli.recipe.validate import recipe_from
-from helios_cli.visible import printable
+from helios_cli.visible import printable, without_hidden
 
 RECIPES = (".toml", ".yaml", ".yml", ".json")
 SUFFIXES = (*RECIPES, ".txt", *READERS)
 
 _FILE_NAME = re.compile(r"[^.]\.[a-z][a-z0-9]{1,4}$", re.IGNORECASE)
 """The end of a word that is the name of a file rather than a prompt."""
+
+_PATH = re.compile(r"(?:~|\.{0,2})/\S+$")
+"""One word that can only be a path, however long."""
+
+MAX_PATH = 4096
 
 
 def read_films(sources: Sequence[str], *, stdin: BinaryIO | None = None) -> list[Film]:
@@ -127,18 +132,22 @@ def _refuse_path(path: Path, source: str, is_folder: bool, problems: Problems) -
     """Raise if `source`, which is no file, was meant as one: nobody wants a film of the words `boat.toml`."""
     if is_folder:
         problems.add("is a folder", suggestion="name a file in it; to render the word itself, pass it through -")
-    elif len(source) <= 255 and "\n" not in source:
-        one_word = not re.search(r"\s", source)
-        known = path.suffix.lower() in (*SUFFIXES, *PICTURES, *CLIPS)
-        if known or (one_word and (_FILE_NAME.search(source) or "/" in source or "\\" in source)):
-            near = near_file(path, SUFFIXES)
-            advice = (
-                f"did you mean {printable(path.parent / near, 200)}?"
-                if near
-                else "sources end in " + ", ".join(SUFFIXES) + '; a prompt needs no file: helios render "A boat."'
-            )
-            problems.add("no such file", suggestion=_picture_advice(path) or advice)
+    elif is_meant_as_path(source):
+        listed = "sources end in " + ", ".join(SUFFIXES) + '; a prompt needs no file: helios render "A boat."'
+        message, suggestion = absence(path, SUFFIXES, listed) or ("is not a file", None)
+        problems.add(message, suggestion=_picture_advice(path) or suggestion)
     problems.stop()
+
+
+def is_meant_as_path(words: str) -> bool:
+    """Whether words, which are no name of a file that is there, look like one."""
+    name = without_hidden(words)
+    if "\n" in name or len(name) > MAX_PATH:
+        return False
+    if Path(name).suffix.lower() in (*SUFFIXES, *PICTURES, *CLIPS) or _PATH.match(name):
+        return True
+    is_word = len(name) <= 255 and not re.search(r"\s", name)
+    return is_word and bool(_FILE_NAME.search(name) or re.search(r"[/\\]", name))
 
 
 def _picture_advice(path: Path) -> str | None:

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reruns import FFMPEG, decoded
@@ -25,6 +26,7 @@ from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.hub import Source
+from helios_cli.weights.names import KNOWN
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SMALL = ("-m", "tiny", "--size", "64x64", "--steps", "1,1,1", "--dtype", "float32", "--no-cache", "-q")
@@ -260,7 +262,7 @@ def record_of(film, plan: Plan, flags: Flags, folder: Path) -> Record:
         flags,
         plan,
         chunk_fingerprints(plan, "weights", arithmetic),
-        model=model_record("tiny", Source(repo="owner/name", revision="main"), Path("c" * 40), "0", folder),
+        model=model_record("tiny", Source(repo=KNOWN["base"].repo, revision="main"), Path("c" * 40), "0", folder),
         device="cpu",
         arithmetic=arithmetic,
         reanchor=False,
@@ -296,6 +298,90 @@ def test_the_plan_from_a_record_is_the_plan(tmp_path, recipe, flags):
 
 def test_the_model_comes_with_its_commit_unless_another_is_asked_for(tmp_path):
     film, plan = planned(tmp_path, '[[shot]]\nprompt = "sea"\n')
-    again = Again(tmp_path / "x.mp4", record_of(film, plan, Flags(), tmp_path), film, ".mp4")
-    assert (again.flags(Flags()).model, again.revision(Flags())) == ("owner/name", "c" * 40)
-    assert (again.flags(Flags(model="base")).model, again.revision(Flags(model="base"))) == ("base", None)
+    again, base = Again(tmp_path / "x.mp4", record_of(film, plan, Flags(), tmp_path), film, ".mp4"), KNOWN["base"].repo
+    assert (again.flags(Flags()).model, again.revision(Flags())) == (base, "c" * 40)
+    assert (again.flags(Flags(model="mid")).model, again.revision(Flags(model="mid"))) == ("mid", None)
+    assert again.revision(Flags(model=base)) == "c" * 40
+
+
+@pytest.fixture
+def sidecar(helios, tmp_path):
+    """Writes `boat.json`, a sidecar that is valid but for the `changes`."""
+    film, plan = planned(tmp_path, '[[shot]]\nprompt = "a red circle"\n')
+    whole = record_of(film, plan, Flags(), tmp_path).model_dump(mode="json", exclude_none=True)
+    whole |= {"film": "boat.mp4", "model": {"name": "tiny", "identity": "0"}}
+
+    def write(**changes) -> dict:
+        content = whole | changes
+        Path("boat.json").write_text(json.dumps(content))
+        return content
+
+    return write
+
+
+def test_a_model_that_nobody_here_has_named_is_asked_for(helios, sidecar, capsys, monkeypatch):
+    sidecar(model={"name": "x", "identity": "0", "repo": "stranger/weights", "revision": "main"})
+    assert helios("render", "--from", "boat.json", "--dry-run") == 2
+    said = capsys.readouterr().err
+    assert "`model.repo` is stranger/weights" in said and "add -m stranger/weights" in said
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert helios("render", "--from", "boat.json", "--dry-run", "-m", "stranger/weights") == 4
+    assert "stranger/weights" in capsys.readouterr().err
+    assert helios("render", "--from", "boat.json", "--dry-run", "-m", "tiny") == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        *(("film", {"film": film}) for film in ("a\0b", "\ud800", "x" * 300, "", "/", ".", "..", "a/b", 5, "a\x1b")),
+        *(("model.folder", {"model": {"folder": folder}}) for folder in ("/dev/zero", "/dev/stdin", "fifo", "x" * 300)),
+        *(("model.folder", {"model": {"folder": folder}}) for folder in ("a\0b", "x" * 5000, "\x1b[31m", "boat.json")),
+        *(("model.repo", {"model": {"repo": repo}}) for repo in ("x/" + "y" * 300, "a", "../x", "a/b\x1b", "\ud800/a")),
+        *(
+            ("model.revision", {"model": {"repo": "a/b", "revision": text}})
+            for text in ("y" * 300, "-x", "\x1b[31m", "a\nb")
+        ),
+        *(("title", {"title": text}) for text in ("x" * 2000, "\x1b]0;x\x07", "\u202e", 3)),
+        *(("frames", {"frames": number}) for number in (0, -1, 10**400, 1e308, "x", None)),
+        *(("device", {"device": text}) for text in ("\x1b", "x" * 99, "")),
+        *(("encoding.crf", {"encoding": {"codec": "h264", "preset": "slow", "crf": crf}}) for crf in (-1, 10**9, "x")),
+        ("encoding.preset", {"encoding": {"codec": "h264", "preset": "-f lavfi", "crf": 17}}),
+        ("versions", {"versions": {f"a{n}": "1" for n in range(1000)}}),
+        ("prompt", {"recipe": {"shot": [{"prompt": "\x1b"}]}}),
+        ("seconds", {"recipe": {"shot": [{"prompt": "x", "seconds": 1e308}]}}),
+    ],
+)
+def test_a_strangers_record_is_input(helios, sidecar, capsys, key, changes):
+    """Each key has a length and a set of characters; the one that is wrong is named."""
+    os.mkfifo("fifo")
+    if "model" in changes:
+        changes = {"model": {"name": "x", "identity": "0", **changes["model"]}}
+    sidecar(**changes)
+    before = Path("boat.json").read_bytes()
+    assert helios("render", "--from", "boat.json", "--dry-run") == 2
+    said = capsys.readouterr().err
+    assert f"`{key}`" in said and "\x1b" not in said
+    if key == "film":  # nor does a film trip over what stands beside it
+        assert sidecar_path(Target.of("boat.mp4"), "x") == Path("boat.mp4.json").absolute()
+    assert Path("boat.json").read_bytes() == before
+
+
+FIELDS = st.sampled_from(sorted(Record.model_fields))
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=2),
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    changes=st.dictionaries(FIELDS, ANY, max_size=2),
+    model=st.dictionaries(st.sampled_from(["name", "repo", "revision", "folder", "identity"]), ANY, max_size=2),
+    recipe=st.dictionaries(
+        st.sampled_from(["fps", "size", "seed", "steps", "shot", "negative", "title"]), ANY, max_size=2
+    ),
+)
+def test_no_record_is_a_bug(helios, sidecar, changes, model, recipe):
+    content = sidecar()
+    sidecar(**{"model": content["model"] | model, "recipe": content["recipe"] | recipe} | changes)
+    assert helios("render", "--from", "boat.json", "--dry-run", "--json") in (0, 2, 3, 4)
