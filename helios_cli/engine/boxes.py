@@ -7,6 +7,7 @@ segment once their times and sequence numbers go on.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ class Box:
     end: int
 
 
-def boxes_in(data: bytes | bytearray, start: int = 0, end: int | None = None) -> Iterator[Box]:
+Data = bytes | bytearray | mmap.mmap
+
+
+def boxes_in(data: Data, start: int = 0, end: int | None = None) -> Iterator[Box]:
     """The boxes that stand one after another in `data[start:end]`. ValueError if the last one is not whole."""
     end = len(data) if end is None else end
     while start < end:
@@ -38,7 +42,7 @@ def boxes_in(data: bytes | bytearray, start: int = 0, end: int | None = None) ->
         start += length
 
 
-def find(data: bytes | bytearray, *path: bytes) -> Box:
+def find(data: Data, *path: bytes) -> Box:
     """The first box at a path such as (b"moov", b"trak"). ValueError if there is none."""
     start, end = 0, len(data)
     for name in path:
@@ -87,3 +91,10 @@ def move(fragment: bytearray, *, ticks: int, number: int) -> None:
     time = find(fragment, b"moof", b"traf", b"tfdt").content
     form = ">Q" if fragment[time] else ">I"
     struct.pack_into(form, fragment, time + 4, struct.unpack_from(form, fragment, time + 4)[0] + ticks)
+
+
+def num_samples(data: Data) -> int:
+    """Frames that a film which is whole, and no longer fragmented, lists for its first track."""
+    return struct.unpack_from(">I", data, find(data, b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz").content + 8)[
+        0
+    ]

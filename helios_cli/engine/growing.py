@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import re
 import shlex
@@ -17,7 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
-from helios_cli.engine import boxes, ffmpeg
+from helios_cli.engine import boxes, ffmpeg, matroska
 from helios_cli.engine.disk import disk_errors, write_synced
 from helios_cli.engine.target import Target, holds_frames
 from helios_cli.errors import InputError, MachineError
@@ -134,9 +135,11 @@ class GrowingFile:
 
     def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
         partial, whole = self._target.partial, self._target.finishing
-        with disk_errors(whole), tempfile.TemporaryFile("w+", encoding="utf-8") as text:
+        folder = self._target.path.parent
+        with disk_errors(whole), tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder) as text:
             text.write(_ffmetadata(metadata, chapters, self._rate))
             text.seek(0)
+            whole.unlink(missing_ok=True)  # ffmpeg would follow a link
             process = ffmpeg.Process(
                 [
                     *("-i", ffmpeg.file_argument(partial)),
@@ -154,8 +157,8 @@ class GrowingFile:
                 raise
             if status:
                 raise process.failure(status, f"writing {self._target.path}")
-            if process.num_frames != self.num_frames:
-                raise MachineError(f"{process.num_frames} of {self.num_frames} frames came into {self._target.path}")
+            if (count := _num_frames(whole, self._target.kind)) != self.num_frames:
+                raise MachineError(f"{count} of {self.num_frames} frames came into {self._target.path}")
             if ffmpeg.probe(whole).color_primaries != "bt709":
                 raise MachineError(f"{self._target.path} lost its colour tags", hint=ffmpeg.INSTALL_HINT)
             sync(whole)
@@ -239,6 +242,12 @@ class GrowingFolder:
 
     def _frame(self, index: int) -> Path:
         return self._target.partial / f"frame_{index + 1:06d}.png"
+
+
+def _num_frames(film: Path, kind: str) -> int:
+    """Frames in a finished film, by its own index: what ffmpeg says of itself, not every version says."""
+    with film.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return boxes.num_samples(data) if kind == "mp4" else matroska.num_blocks(data)
 
 
 @contextlib.contextmanager

@@ -334,6 +334,38 @@ def test_ffmpeg_stopping_with_an_error_says_why(tmp_path, monkeypatch):
     assert "IMAGEIO_FFMPEG_EXE" in error.value.hint and left_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
+def test_a_film_that_lost_frames_at_its_end_does_not_get_its_name(tmp_path, monkeypatch, name):
+    """An ffmpeg that copies fewer than there are, and ends well."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "ffmpeg"
+    program.write_text(
+        f'#!/bin/bash\ncase "$*" in *\'-c copy\'*) set -- "${{@:1:$#-2}}" -frames:v 50 "${{@: -2}}";; esac\n'
+        f"exec '{EXE}' \"$@\"\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    with pytest.raises(MachineError, match="50 of 70 frames came into"):
+        film(tmp_path / name, moving(70))
+    assert left_in(tmp_path) == ["bin"]
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
+def test_an_ffmpeg_that_tells_no_frames_while_it_copies_is_believed_by_its_film(tmp_path, monkeypatch, name):
+    """7.0 is one."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "ffmpeg"
+    program.write_text(
+        f"#!/bin/bash\ncase \"$*\" in *'-c copy'*) '{EXE}' \"$@\" 2> >(grep -v ^frame= >&2); exit $?;; esac\n"
+        f"exec '{EXE}' \"$@\"\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    assert len(decoded(film(tmp_path / name, moving(70)))) == 70
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 256 KiB."""
