@@ -9,7 +9,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from helios_cli.errors import MachineError
 
@@ -54,11 +54,13 @@ def is_sealed(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """An OSError inside becomes a MachineError that names `path`."""
+def disk_errors(path: Path, doing: Literal["read", "write"] = "write") -> Iterator[None]:
+    """An OSError inside becomes a MachineError that names `path`; where it is read, that it is not there is none."""
     try:
         yield
     except OSError as error:
+        if doing == "read" and isinstance(error, FileNotFoundError):
+            raise
         if error.errno == errno.ENOSPC:
             raise full_disk(f"writing {path}") from error
         if error.errno == errno.EFBIG:
@@ -68,7 +70,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             hint = f"free some space, or {hint}"
         elif not path.parent.is_dir():
             hint = f"see where {path.parent} has gone, or {hint}"
-        raise MachineError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+        raise MachineError(f"cannot {doing} {path}: {error.strerror or error}", hint=hint) from error
 
 
 def full_disk(doing: str) -> MachineError:

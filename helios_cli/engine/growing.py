@@ -7,6 +7,7 @@ import hashlib
 import mmap
 import os
 import re
+import secrets
 import shlex
 import shutil
 import struct
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 from helios_cli.engine import boxes, ffmpeg, matroska
-from helios_cli.engine.disk import disk_errors, write_synced
-from helios_cli.engine.target import Target, holds_frames
+from helios_cli.engine.disk import disk_errors, open_own, write_synced
+from helios_cli.engine.target import FRAME_NAME, Target, holds_frames
 from helios_cli.errors import InputError, MachineError
 from helios_cli.files import sync
 
@@ -95,17 +96,17 @@ class GrowingFile:
 
     def verified(self, marks: Sequence[Mark]) -> int:
         try:
-            with self._target.partial.open("rb") as file:
+            with disk_errors(self._target.partial, "read"), self._target.partial.open("rb") as file:
                 for count, mark in enumerate(marks):
                     if _digest(file.read(mark.length - file.tell())) != mark.digest:
                         return count
-        except OSError:
+        except FileNotFoundError:
             return 0
         return len(marks)
 
     def resume(self, marks: Sequence[Mark]) -> None:
         self.length, self.num_frames = marks[-1].length, sum(mark.frames for mark in marks)
-        with disk_errors(self._target.partial), self._target.partial.open("r+b") as file:
+        with disk_errors(self._target.partial), open_own(self._target.partial) as file:
             first = file.read(marks[0].length)
             self._init = first[: boxes.init_length(first)]
             file.truncate(self.length)
@@ -124,7 +125,7 @@ class GrowingFile:
         for number, fragment in enumerate(fragments, self.num_frames + 1):
             boxes.move(fragment, ticks=int(ticks), number=number)
             data += fragment
-        with disk_errors(self._target.partial), self._target.partial.open("r+b") as file:
+        with disk_errors(self._target.partial), open_own(self._target.partial) as file:
             file.seek(self.length)
             file.write(data)
             file.flush()
@@ -197,7 +198,8 @@ class GrowingFolder:
     def verified(self, marks: Sequence[Mark]) -> int:
         for count, mark in enumerate(marks):
             try:
-                pictures = [self._frame(mark.length - mark.frames + i).read_bytes() for i in range(mark.frames)]
+                with disk_errors(self._target.partial, "read"):
+                    pictures = [self._frame(mark.length - mark.frames + i).read_bytes() for i in range(mark.frames)]
             except FileNotFoundError:
                 return count
             if _digest(*pictures) != mark.digest:
@@ -207,7 +209,7 @@ class GrowingFolder:
     def resume(self, marks: Sequence[Mark]) -> None:
         self.num_frames = marks[-1].length
         with disk_errors(self._target.partial):
-            for name in os.listdir(self._target.partial):
+            for name in filter(FRAME_NAME.fullmatch, os.listdir(self._target.partial)):
                 if int(name.removeprefix("frame_").removesuffix(".png")) > self.num_frames:
                     (self._target.partial / name).unlink()
 
@@ -226,13 +228,18 @@ class GrowingFolder:
         """Nothing is left to do: the folder is the film."""
 
     def publish(self) -> None:
+        place, old = self._target.path, self._target.path.with_name(f".old-{secrets.token_hex(5)}")
         with _naming(self._target, self._target.partial):
-            if holds_frames(self._target.path):
-                with tempfile.TemporaryDirectory(dir=self._target.path.parent, prefix=".helios-") as replaced:
-                    os.rename(self._target.path, Path(replaced) / "frames")
-                    os.rename(self._target.partial, self._target.path)
-            else:
-                os.replace(self._target.partial, self._target.path)
+            holds_frames(place)
+            if place.exists():  # what other programs left in an empty one stands in the way as well
+                os.rename(place, old)
+            try:
+                os.rename(self._target.partial, place)
+            except BaseException:
+                if old.exists():
+                    os.rename(old, place)
+                raise
+        shutil.rmtree(old, ignore_errors=True)
 
     def discard(self) -> None:
         """Nothing was made."""

@@ -23,7 +23,7 @@ from io import FileIO
 
 from helios_cli.engine.disk import disk_errors, write_synced
 from helios_cli.engine.growing import Mark
-from helios_cli.engine.target import Target
+from helios_cli.engine.target import Target, check_beside
 from helios_cli.errors import MachineError
 from helios_cli.files import sync
 
@@ -53,12 +53,13 @@ class Journal:
         settings: what the film was made with, for a message about what has changed.
         records: the finished chunks, from the first.
 
-    Raises MachineError if another process renders the film.
+    Raises MachineError if another process renders the film, InputError if files that are not ours are in the way.
     """
 
     def __init__(self, target: Target) -> None:
         self.target = target
         with disk_errors(target.journal):
+            check_beside(target)
             self._file = _open_locked(target)
         self.encoding = ""
         self.settings: dict[str, str] = {}
@@ -96,8 +97,10 @@ class Journal:
 
     def state(self, index: int) -> bytes | None:
         """The state after chunk `index`, if it is still there and undamaged; only the last two are kept."""
+        path = self.target.state(index % 2)
         try:
-            data = self.target.state(index % 2).read_bytes()
+            with disk_errors(path, "read"):
+                data = path.read_bytes()
         except FileNotFoundError:
             return None
         return data if hashlib.sha256(data).hexdigest() == self.records[index].state else None
@@ -106,10 +109,10 @@ class Journal:
         self._file.close()
 
     def remove(self) -> None:
-        """Remove the journal and the states. The lock goes last."""
-        self.target.journal.unlink(missing_ok=True)
+        """Remove the states, then the journal, which says whose they are. The lock goes last."""
         for slot in range(2):
             self.target.state(slot).unlink(missing_ok=True)
+        self.target.journal.unlink(missing_ok=True)
         self._file.close()
 
     def _read(self) -> int:
@@ -159,7 +162,8 @@ def _lines(file: FileIO) -> Iterator[tuple[dict, int]]:
 def _open_locked(target: Target) -> FileIO:
     while True:
         # Unbuffered: what a full disk did not take must not be tried again when the file is closed.
-        file = FileIO(os.open(target.journal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+")
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = FileIO(os.open(target.journal, flags, 0o666), "r+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

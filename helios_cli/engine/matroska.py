@@ -29,7 +29,7 @@ def _blocks(data: bytes | mmap.mmap, at: int, end: int) -> int:
 def _number(data: bytes | mmap.mmap, at: int, end: int, *, marked: bool) -> tuple[int, int]:
     """A number of as many bytes as its first one has zeros in front, and one; and where it ends. An id keeps the bit
     that says so."""
-    size = 9 - data[at].bit_length()
+    size = 9 - data[at].bit_length() if at < end else 9
     if size > 8 or at + size > end:
         raise ValueError(f"no number at byte {at}")
     value = int.from_bytes(data[at : at + size])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,15 @@ LEAST_SHARE = 0.2
 """Of the most that a film takes: what one without grain takes."""
 
 FRAME_NAME = re.compile(r"frame_\d{6,}\.png")
+
+DROPPINGS = re.compile(
+    r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|@eaDir|\.directory|\.(nfs|fuse_hidden|smbdelete)[0-9A-Fa-f]+",
+    re.IGNORECASE,
+)
+"""What file managers and network file systems leave in any folder that they come through."""
+
+JOURNAL_HEAD = b'{"run"'
+"""What a journal begins with."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,11 @@ class Target:
         """The file of the state after a chunk; two slots take turns, so that a torn write leaves the other one."""
         return self.path.with_name(f"{self.path.name}.state-{slot}")
 
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """All that stands beside the film while it is made, but for the journal."""
+        return self.partial, self.finishing, self.state(0), self.state(1)
+
 
 def sidecars_of(film: Path, *, folder: bool) -> tuple[Path, Path]:
     """The names of the record beside a film: `boat.json`, and where that is another file `boat.mp4.json`, or
@@ -78,24 +93,58 @@ def sidecar_of(film: Path) -> Path:
 
 def check_target(path: str | os.PathLike, *, force: bool) -> Target:
     """Find before a render whether its film can be put at `path`; InputError says why not. Writes nothing."""
-    target = Target.of(path)
+    try:
+        return _checked(Target.of(path), path, force=force)
+    except OSError as error:  # a folder that may not be searched, a name that is too long with what is beside it
+        raise InputError(f"cannot write {path}: {error.strerror}", hint="choose another name with -o") from error
+
+
+def _checked(target: Target, path: str | os.PathLike, *, force: bool) -> Target:
     folder = target.path.parent
     if target.kind == "png" and os.path.ismount(target.path):
         raise InputError(f"{path} is a mount point, and a folder is replaced as a whole", hint="name a folder in it")
     if not folder.is_dir():
         raise InputError(f"the folder {folder} does not exist", hint=f"run `mkdir -p {shlex.quote(str(folder))}`")
-    if not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"the folder {folder} is not writable", hint="choose another place with -o")
-    holds_film = holds_frames if target.kind == "png" else _exists
-    try:
-        taken = is_taken(target)
-        holds_film(target.partial)
-        _exists(target.finishing)
-    except OSError as error:  # the longer names may be too long where the name itself is not
-        raise InputError(f"cannot write {path}: {error.strerror}", hint="choose another name with -o") from error
+    taken = is_taken(target)
+    check_beside(target)
     if taken and not force:
         raise film_exists(path)
     return target
+
+
+def check_beside(target: Target) -> None:
+    """InputError if what has a name of the unfinished film is no unfinished film of ours. Writes nothing.
+
+    The journal says so: it is there before all else of the film, and goes after it.
+    """
+    found = [path for path in target.beside if _exists(path)]  # before the journal, which another run may just begin
+    for path in (*found, target.journal):
+        if path.is_symlink():
+            raise _not_ours(path, "it is a link, which helios does not follow")
+    head = _head(target.journal)
+    if head is not None and head != JOURNAL_HEAD[: len(head)]:
+        raise _not_ours(target.journal, "it is no journal of helios")
+    if found and head is None:
+        raise _not_ours(found[0], f"there is no {target.journal.name} that says so")
+    if target.kind == "png":
+        holds_frames(target.partial)
+
+
+def _head(journal: Path) -> bytes | None:
+    if not _exists(journal):
+        return None
+    if not stat.S_ISREG(journal.stat().st_mode):
+        raise _not_ours(journal, "it is no file")
+    with journal.open("rb") as file:
+        return file.read(len(JOURNAL_HEAD))
+
+
+def _not_ours(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path} is not of an unfinished film: {why}", hint="move it elsewhere, or choose another name with -o"
+    )
 
 
 def is_taken(target: Target) -> bool:
@@ -150,7 +199,7 @@ def holds_frames(folder: Path) -> bool:
         raise InputError(
             f"{folder} is not a folder", hint="end the name in .mp4 or .mkv, or choose another one with -o"
         )
-    names = os.listdir(folder)
+    names = [name for name in os.listdir(folder) if not DROPPINGS.fullmatch(name)]
     foreign = next((name for name in sorted(names) if not FRAME_NAME.fullmatch(name)), None)
     if foreign:
         raise InputError(

@@ -4,8 +4,8 @@ A thread encodes, so that encoding overlaps rendering; a bounded queue makes a s
 instead of filling memory. The film grows piece by piece under `<name>.partial.mp4` beside its target and takes the
 target's name only when it is whole, so a file under that name is never broken.
 
-With `resume` a journal stands beside it: each piece is then safe as soon as it is finished, and whatever ends the
-process, the next run goes on behind the last one.
+A journal stands beside it. With `resume` each piece is safe as soon as it is finished, and whatever ends the process,
+the next run goes on behind the last one.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ class FilmWriter:
         self._metadata: Mapping[str, str] = {}
         self._chapters: Sequence[Chapter] = ()
         self._journal: Journal | None = None
+        self._resumes = False
         self._cache: Cache | None = None
         self._shape = (size[1], size[0], 3)
         self._limit = queue_bytes
@@ -144,7 +145,7 @@ class FilmWriter:
         Finished chunks go into `cache` as well. MachineError if another process renders the film, InputError if there
         is one that is not to be replaced, or the beginning of another.
         """
-        self._journal, self._cache = Journal(self.target), cache
+        self._journal, self._cache, self._resumes = Journal(self.target), cache, True
         if not self._force and is_taken(self.target):  # by now only: another run may have finished it meanwhile
             raise film_exists(self.target.path)
         wanted = replace(wanted, settings={**wanted.settings, "encoding": self._pieces.name})
@@ -222,13 +223,13 @@ class FilmWriter:
         self._closed = True
         if self._thread:
             self._end()
-            self._thread.join(DRAIN_SECONDS if self._journal else 0)
+            self._thread.join(DRAIN_SECONDS if self._resumes else 0)
             self._stop_encoding()
             self._thread.join()
             self._film.discard()
         if self._journal and self._journal.records:
             self._release()
-        elif self._journal or self._thread:  # else nothing is ours yet
+        elif self._journal:  # else nothing is ours yet
             self._remove()
 
     def _start(self) -> None:
@@ -258,14 +259,15 @@ class FilmWriter:
     def _remove(self) -> None:
         """The film in the making goes, and its journal, whose lock guards it, after it."""
         self._film.remove()
-        if self._journal:
-            self._journal.remove()
+        self._journal.remove()
 
     def _put(self, item: np.ndarray | _PieceEnd, num_bytes: int = 0) -> None:
         if self._ended or self._closed:
             raise ValueError("the film is closed")
         if self._thread is None:
+            self._journal = Journal(self.target)
             self._film.begin()
+            self._journal.begin("", {})
             self._start()
         with self._changed:
             self._changed.wait_for(lambda: self._failure or self._has_room(num_bytes))
@@ -316,7 +318,7 @@ class FilmWriter:
         if piece is None:
             piece, self._encoder = self._encoder.finish(end.num_frames), None
         mark = self._film.append(piece, end.num_frames)
-        if self._journal and end.safe:
+        if end.safe:
             state = end.safe.save()
             self._journal.append(end.safe.fingerprint, mark, state)
             if end.ready is None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from helios_cli.engine.growing import Mark
 from helios_cli.engine.journal import Journal
-from helios_cli.engine.target import Target, check_space
-from helios_cli.errors import MachineError
+from helios_cli.engine.target import Target, check_space, check_target
+from helios_cli.errors import InputError, MachineError
 
 SETTINGS = {"model": "tiny", "steps": "2,2,2"}
 
@@ -71,9 +71,19 @@ lines = st.lists(values | st.dictionaries(keys, values)).map(
 
 
 @given(data=st.binary() | lines)
-def test_any_bytes_are_a_journal_without_chunks(data, tmp_path_factory):
+def test_any_bytes_are_no_journal_of_ours_and_stay(data, tmp_path_factory):
     target = Target.of(tmp_path_factory.mktemp("journal") / "film.mp4")
+    data = b"x" + data
     target.journal.write_bytes(data)
+    with pytest.raises(InputError, match="no journal of helios"):
+        Journal(target)
+    assert target.journal.read_bytes() == data and os.listdir(target.path.parent) == ["film.mp4.journal"]
+
+
+@given(data=st.binary() | lines)
+def test_any_bytes_after_the_first_line_are_a_journal_without_chunks(data, tmp_path_factory):
+    target = Target.of(tmp_path_factory.mktemp("journal") / "film.mp4")
+    target.journal.write_bytes(b'{"run": {}}\n' + data)
     journal = Journal(target)
     assert journal.records == []
     journal.begin("key", SETTINGS)
@@ -89,6 +99,53 @@ def test_records_after_a_cut_follow_on(target):
     again = Journal(target)
     assert [record.fingerprint for record in again.records] == [f"{0:064}", "new"]
     assert [again.state(0), again.state(1)] == [None, b"new state"]  # slot 0 held that of the third chunk
+
+
+BESIDE = ["film.partial.mp4", "film.finishing.mp4", "film.mp4.state-0", "film.mp4.state-1"]
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_files_without_a_journal_are_not_ours(target, name):
+    (target.path.parent / name).write_bytes(b"mine")
+    for attempt in (lambda: Journal(target), lambda: check_target(target.path, force=True)):
+        with pytest.raises(InputError, match=f"{name} is not of an unfinished film") as error:
+            attempt()
+        assert "-o" in error.value.hint
+        assert os.listdir(target.path.parent) == [name]
+    assert (target.path.parent / name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", [*BESIDE, "film.mp4.journal"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_links_are_not_followed(target, name, begun):
+    """Also beside a journal of ours, as anybody can write one into a folder that many write to."""
+    if begun:
+        written(target).close()
+    victim, link = target.path.parent / "victim", target.path.parent / name
+    victim.write_bytes(b"mine")
+    link.unlink(missing_ok=True)
+    link.symlink_to("victim")
+    with pytest.raises(InputError, match="a link"):
+        check_target(target.path, force=True)
+    with pytest.raises((InputError, MachineError), match=r"a link|Too many levels"):
+        Journal(target)
+    assert victim.read_bytes() == b"mine" and link.is_symlink()
+
+
+def test_a_journal_that_is_no_file_is_refused(target):
+    os.mkfifo(target.journal)
+    with pytest.raises(InputError, match="no file"):
+        check_target(target.path, force=True)
+
+
+def test_a_link_that_comes_while_a_film_is_made_is_not_followed(target):
+    journal = written(target, chunks=1)
+    victim = target.path.parent / "victim"
+    victim.write_bytes(b"mine")
+    target.state(1).symlink_to("victim")
+    with pytest.raises(MachineError, match="state-1"):
+        journal.append("a", Mark(1, 2, "3"), b"state")
+    assert victim.read_bytes() == b"mine"
 
 
 def test_a_locked_journal_says_who_has_it(target):

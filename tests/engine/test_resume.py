@@ -301,7 +301,7 @@ def flip(path: Path, at: int) -> None:
         (lambda out: os.truncate(Target.of(out).partial, journaled(out)[1]["length"] + 9), [2, 3]),
         (lambda out: os.truncate(Target.of(out).journal, Target.of(out).journal.stat().st_size - 3), [2, 3]),
         (lambda out: Target.of(out).journal.write_bytes(Target.of(out).journal.read_bytes() + b'{"chu\0\xff'), [3]),
-        (lambda out: Target.of(out).journal.write_bytes(b"\xff\0[" * 99), [0, 1, 2, 3]),
+        (lambda out: Target.of(out).journal.write_bytes(b'{"run": \xff\0[' * 99), [0, 1, 2, 3]),
     ],
     ids=["piece", "header", "state", "states", "film", "film's end", "journal's end", "journal's tail", "journal"],
 )

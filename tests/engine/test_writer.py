@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from helios_cli.engine import ffmpeg
+from helios_cli.engine.target import JOURNAL_HEAD
 from helios_cli.engine.writer import Target, check_target, open_writer
 from helios_cli.errors import InputError, MachineError
 
@@ -193,6 +194,37 @@ def test_a_slash_or_a_folder_means_pictures(tmp_path):
     assert Target.of(tmp_path / "takes.v2").kind == "png"
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "._frame_000001.png", "Thumbs.db", "@eaDir", ".nfs00a1B2"])
+@pytest.mark.parametrize("frames", [0, 2])
+def test_what_other_programs_leave_in_a_folder_is_overlooked(tmp_path, name, frames):
+    """In a folder for the film, and in one that was unfinished: it goes on."""
+    place = tmp_path / "frames"
+    if frames:
+        film(f"{place}/", moving(frames))
+    place.mkdir(exist_ok=True)
+    (place / name).mkdir() if name.startswith("@") else (place / name).write_bytes(b"\0")
+    film(f"{place}/", moving(3))
+    assert left_in(place) == [f"frame_00000{number}.png" for number in (1, 2, 3)] and left_in(tmp_path) == ["frames"]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_frames_that_are_replaced_stay_until_the_new_ones_have_their_name(tmp_path, monkeypatch, error):
+    """An error, or Ctrl-C, when the old ones have lost theirs already."""
+    place = film(tmp_path / "frames", moving(5))
+    rename = os.rename
+
+    def fails(source, target):
+        if Path(source).name == "frames.partial":
+            raise error
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises((MachineError, KeyboardInterrupt)):
+        film(f"{place}/", moving(2))
+    assert len(left_in(place)) == 5 and not [name for name in left_in(tmp_path) if name.startswith(".")]
+    assert len(left_in(tmp_path / "frames.partial")) == 2, "nor is the new film lost"
+
+
 # What is refused before the start
 
 
@@ -230,9 +262,9 @@ def test_a_link_to_a_folder_stays_a_link_to_the_film(tmp_path, frames):
 def test_folder_with_other_files_is_never_touched(tmp_path, folder):
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"thesis\.txt"):
+    with pytest.raises(InputError, match=r"thesis\.txt|no frames\.journal"):
         check_target(tmp_path / "frames", force=True)
-    with pytest.raises(InputError, match=r"thesis\.txt"):
+    with pytest.raises(InputError, match=r"thesis\.txt|no frames\.journal"):
         film(f"{tmp_path}/frames/", moving(1))
     assert (tmp_path / folder / "thesis.txt").read_text() == "mine"
 
@@ -434,12 +466,13 @@ def test_death_of_the_renderer_leaves_no_film_and_no_encoder(tmp_path):
     process.kill()
     process.communicate()
     wait_until(lambda: not alive(encoder))
-    assert left_in(tmp_path) in ([], ["film.partial.mp4"])
+    assert left_in(tmp_path) == ["film.mp4.journal", "film.partial.mp4"]
     film(tmp_path / "film.mp4", moving(5))
     assert left_in(tmp_path) == ["film.mp4"] and len(decoded(tmp_path / "film.mp4")) == 5
 
 
 def test_an_encoder_that_outlives_its_killed_parent_cannot_spoil_the_next_film(tmp_path):
+    Target.of(tmp_path / "film.mp4").journal.write_bytes(JOURNAL_HEAD)
     with (tmp_path / "film.partial.mp4").open("wb") as orphan:
         path = film(tmp_path / "film.mp4", moving(5))
         orphan.write(b"x" * 100_000)
