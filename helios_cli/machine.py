@@ -5,6 +5,8 @@ torch is imported inside the functions that ask it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import re
@@ -220,6 +222,30 @@ def home() -> Path:
 def attention_file() -> Path:
     """What was measured of attention on GPUs (`model.backends`)."""
     return home() / "attention.json"
+
+
+def attention_key(device: str) -> str:
+    """A GPU with the versions, and the configurations tuned on it, that decide which attention is fastest there."""
+    versions = [f"{name} {version}" for name in ("torch", "triton") if (version := package_version(name))]
+    configs = _tuned_configs(device)
+    own = {kernel: config for kernel, config in configs.items() if kernel.startswith("attention")}
+    tuned = [f"tuned {hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]}"] if own else []
+    return ", ".join([device, *versions, *tuned])
+
+
+def _tuned_configs(device: str) -> dict:
+    try:
+        return dict(json.loads(tuned_file().read_text(encoding="utf-8"))["devices"][device]["configs"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def package_version(package: str) -> str | None:
+    """Of an installed package; None without one."""
+    try:
+        return version_of(package)
+    except ImportError:
+        return None
 
 
 def tuned_file() -> Path:

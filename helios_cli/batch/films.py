@@ -290,6 +290,7 @@ def _record(
         device=str(models.device),
         arithmetic=arithmetic,
         attention=bench.attention,
+        attention_taken=_attention_taken(models, run.plan.size),
         reanchor=bench.reanchor,
         encoding=bench.encoding if target.kind == "mp4" else None,
         helios_version=__version__,
@@ -350,9 +351,8 @@ def _arithmetic(models: Models, size: tuple[int, int]) -> Arithmetic:
     import torch
 
     from helios_cli import machine
-    from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes
+    from helios_cli.cost.arithmetic import arithmetic_of
     from helios_cli.cost.device import Device, cpu_name
-    from helios_cli.cost.shapes import DiTShape
 
     device = models.device
     if device.type == "cuda":
@@ -361,6 +361,16 @@ def _arithmetic(models: Models, size: tuple[int, int]) -> Arithmetic:
         name = cpu_name(torch.get_num_threads()) if device.type == "cpu" else machine.cpu().model
     dtype = str(models.dtype).removeprefix("torch.")
     seen = Device(device.type, name, None, None)
+    taken = _attention_taken(models, size)
+    return arithmetic_of(seen, dtype, taken, quant=models.quant, attention=models.attention)
+
+
+def _attention_taken(models: Models, size: tuple[int, int]) -> dict[str, str]:
+    """By shape of a film of this size, what `auto` takes; empty on a CPU, where it follows from the processor."""
+    from helios_cli.cost.arithmetic import attention_shapes
+    from helios_cli.cost.shapes import DiTShape
+
     shape = DiTShape.from_config(models.checkpoint.component("transformer").config)
+    dtype = str(models.dtype).removeprefix("torch.")
     shapes = attention_shapes(shape, size, models.scheduler.stages, dtype)
-    return arithmetic_of(seen, dtype, shapes, quant=models.quant, attention=models.attention)
+    return {shape: models.attention_taken[shape] for shape in shapes if shape in models.attention_taken}

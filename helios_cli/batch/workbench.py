@@ -89,6 +89,7 @@ class Workbench:
                 models.unload()  # one model in memory at a time
             self.loaded.clear()
             self.loaded[name] = self._load(name)
+        self.loaded[name].use_threads()
         return self.loaded[name]
 
     def place(self, plans: list[Plan], models: Models, *, lanes: int = 1, prompts_come: bool = False) -> None:
@@ -196,4 +197,7 @@ class Workbench:
         checkpoint = Checkpoint.open(folder)
         for line in trial.settle(device):
             self.tell(line)
-        return Models(checkpoint, device, dtype, name=name, quant=self.quant, attention=self.attention)
+        again = self.extras.again
+        wanted = again.record.attention_taken if again else None
+        how = {"quant": self.quant, "attention": self.attention, "attention_wanted": wanted}
+        return Models(checkpoint, device, dtype, name=name, **how)

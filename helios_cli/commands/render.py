@@ -134,6 +134,8 @@ def render(
         planned = find_planned(source, flags, output, codec, crf, preset, export=export, films=films)
         terms = Terms(flags, revision, device, dtype, planned[0].output, codec, crf, reanchor, strict)
         terms = replace(terms, quant=quant, attention=attention, wish=wish, lanes=lanes)
+        if again and again.record.attention_taken:
+            terms = replace(terms, attention_wanted=again.record.attention_taken)
         if not no_cache:
             terms = replace(terms, is_kept=Cache().has)
         show_plans(estimate_films([job.film for job in planned], terms))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from helios_cli import machine
@@ -16,10 +16,15 @@ from helios_cli.recipe.fingerprint import Arithmetic
 from helios_cli.units import PROMPT_KEYS, counted_rows
 from helios_cli.versions import version_of
 
+LIBRARIES = ("triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
+"""Packages beside torch whose products, convolutions and attention a film on a GPU may be computed by."""
 
-def arithmetic_of(device: Device, dtype: str, shapes: Iterable[str], *, quant: str, attention: str) -> Arithmetic:
-    """`shapes` are the film's, of `attention_shapes`."""
-    kernels = _kernels(device, attention, frozenset(shapes))
+
+def arithmetic_of(
+    device: Device, dtype: str, attention_taken: Mapping[str, str], *, quant: str, attention: str
+) -> Arithmetic:
+    """`attention_taken` names the attention of each of the film's `attention_shapes`, as far as it is known."""
+    kernels = _kernels(device, attention, attention_taken)
     return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels)
 
 
@@ -35,25 +40,31 @@ def attention_shapes(dit: DiTShape, size: tuple[int, int], stages: int, dtype: s
         yield f"{guided}x{PROMPT_KEYS[-1]} {heads}"
 
 
-def _kernels(device: Device, attention: str, shapes: frozenset[str]) -> str:
+def measured_attention(device: str, shapes: Iterable[str]) -> dict[str, str]:
+    """The attention that --attention auto takes of each of these shapes, as far as they were timed on the device."""
+    known = _read(machine.attention_file()).get(machine.attention_key(device), {})
+    without = {"triton"} if os.environ.get("HELIOS_KERNELS") == "reference" else set()
+    try:
+        times = {
+            shape: {name: ms for name, ms in known[shape]["ms"].items() if name not in without}
+            for shape in shapes
+            if shape in known
+        }
+        return {shape: min(ms, key=ms.get, default="sdpa") for shape, ms in times.items()}
+    except (TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _kernels(device: Device, attention: str, attention_taken: Mapping[str, str]) -> str:
     """What is asked for, and on a GPU what was measured there; empty for a CPU that nothing is asked of."""
     asked = {"HELIOS_KERNELS": os.environ.get("HELIOS_KERNELS", "auto"), "--attention": attention}
     told = [f"{name}={value}" for name, value in asked.items() if value != "auto"]
     if device.kind == "cuda":
-        found = (_measured(machine.attention_file(), device.name, shapes), _tuned(device.name))
-        told += filter(None, (*found, _tried(device.name) if asked["HELIOS_KERNELS"] == "auto" else ""))
+        told += [f"{package} {version}" for package in LIBRARIES if (version := machine.package_version(package))]
+        taken = f"attention {_digest(dict(attention_taken))}" if attention == "auto" and attention_taken else ""
+        tried = _tried(device.name) if asked["HELIOS_KERNELS"] == "auto" else ""
+        told += filter(None, (taken, _tuned(device.name), tried))
     return " ".join(told)
-
-
-def _measured(file: Path, device: str, shapes: frozenset[str]) -> str:
-    """A digest of which attention each of the shapes takes on the device."""
-    known = _read(file)
-    names = {
-        key: {shape: one.get("name") for shape, one in sorted(measured.items()) if shape in shapes}
-        for key, measured in known.items()
-        if key.startswith(f"{device}, ")
-    }
-    return f"attention {_digest(names)}" if names else ""
 
 
 def _tuned(device: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
-from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes
+from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes, measured_attention
 from helios_cli.cost.auto import auto_model
 from helios_cli.cost.device import Device, find_device, for_model, other_device, pick_dtype
 from helios_cli.cost.disk import film_bytes, film_kind
@@ -38,7 +38,8 @@ class Terms:
     """What a film is planned for, beside its recipe: the flags of `helios render`.
 
     `on` names a GPU that is not here, in place of `device`; `price` is that of a GPU-hour. So many `lanes`, films of
-    one model, render at a time. `is_kept` says whether the chunk of a fingerprint is kept from an earlier film.
+    one model, render at a time. `attention_wanted` is the record's of a film that is made again. `is_kept` says whether
+    the chunk of a fingerprint is kept from an earlier film.
     """
 
     flags: Flags
@@ -54,6 +55,7 @@ class Terms:
     price: float | None = None
     quant: Quant = "none"
     attention: str = "auto"
+    attention_wanted: Mapping[str, str] = field(default_factory=dict)
     wish: Wish = NO_WISH
     lanes: int = 1
     is_kept: Callable[[str], bool] = lambda fingerprint: False
@@ -163,8 +165,11 @@ def _estimate(
     work = work_of(plan, model, prompts, dtype)
     fingerprints = None
     if model.checkpoint is not None and terms.on is None:
-        shapes = attention_shapes(model.dit, plan.size, model.stages, dtype)
-        arithmetic = arithmetic_of(device, dtype, shapes, quant=terms.quant, attention=terms.attention)
+        shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, dtype))
+        taken = measured_attention(device.name, shapes) | {
+            shape: name for shape, name in terms.attention_wanted.items() if shape in shapes
+        }
+        arithmetic = arithmetic_of(device, dtype, taken, quant=terms.quant, attention=terms.attention)
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=terms.reanchor))
     subject = Subject(plan, model, work, prompts, device, dtype, terms.quant, lanes)

@@ -20,8 +20,8 @@ from torch import Tensor
 import helios_kernels
 from helios_cli import __version__, machine
 from helios_cli.errors import MachineError
-from helios_cli.model.attention import attention, auto_rule
-from helios_cli.model.backends import Memory, device_key, first_line
+from helios_cli.model.attention import Choice, attention, auto_rule
+from helios_cli.model.backends import Memory, first_line
 from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
 from helios_cli.model.fp8 import Fp8, product
@@ -241,10 +241,18 @@ def _call(tensors: dict[str, Tensor]) -> Call:
 # Attention
 
 
+def attention_memory(device: torch.device) -> Memory | None:
+    """What `auto` knows of attention on a GPU; None for another device, where it measures nothing."""
+    if device.type != "cuda":
+        return None
+    return Memory(machine.attention_file(), machine.attention_key(torch.cuda.get_device_name(device)))
+
+
 def attention_facts(device: torch.device) -> dict:
     """What --attention auto takes on `device`, why, and what was measured there."""
     rule = auto_rule(device)
-    known = Memory(machine.attention_file(), device_key(device)).known if device.type == "cuda" else {}
+    memory = attention_memory(device)
+    known = memory.known if memory else {}
     return {
         "auto": rule.name,
         "reason": rule.reason,
@@ -255,9 +263,10 @@ def attention_facts(device: torch.device) -> dict:
 
 @torch.no_grad()
 def measure_attention(
-    config: DiTConfig, grids: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
+    choice: Choice, config: DiTConfig, grids: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Let `auto` time what it has not yet of a film whose stages have these grids of patches, coarsest first.
+    """Let `choice`, which is `auto`, time what it has not yet of a film whose stages have these grids of patches,
+    coarsest first.
 
     So what it takes is known before the film begins, and the film's fingerprints can say it
     (`cost.arithmetic.attention_shapes`).
@@ -271,13 +280,13 @@ def measure_attention(
         x = q.contiguous()
         if not helios_kernels.runs(x):
             q, k, v = x, x, x
-        attention(q, x if config.is_amplify_history else k, v)  # amplified keys are a tensor of their own
-        attention(x[:, -noisy:], x, x)  # the last block, whose queries are a product of their own
+        attention(q, x if config.is_amplify_history else k, v, None, choice)  # amplified keys are a tensor of their own
+        attention(x[:, -noisy:], x, x, None, choice)  # the last block, whose queries are a product of their own
         queries = x if not config.guidance_cross_attn else x[:, -noisy:]
         for keys in PROMPT_KEYS:
             prompt = torch.randn(1, keys, *shape, device=device, dtype=dtype)
-            attention(queries, prompt, prompt, torch.zeros(keys, device=device))
-        attention(queries, prompt, prompt)  # a prompt that fills all 512
+            attention(queries, prompt, prompt, torch.zeros(keys, device=device), choice)
+        attention(queries, prompt, prompt, None, choice)  # a prompt that fills all 512
 
 
 # Beside the transformer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,11 +12,17 @@ from torch import Tensor, nn
 
 import helios_kernels
 from helios_cli import machine
-from helios_cli.engine.gpu import CallGraphs, CudaRecorder, measure_attention, recall_kernels, require_quant
+from helios_cli.engine.gpu import (
+    CallGraphs,
+    CudaRecorder,
+    attention_memory,
+    measure_attention,
+    recall_kernels,
+    require_quant,
+)
 from helios_cli.errors import CheckpointError, MachineError
 from helios_cli.model import dit, umt5
-from helios_cli.model.attention import AUTO
-from helios_cli.model.attention import use as use_attention
+from helios_cli.model.attention import AUTO, choose
 from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import Call, HeliosDiT
 from helios_cli.model.fp8 import use_fp8
@@ -51,7 +57,8 @@ class Models:
     """Loads a checkpoint's parts as they are needed, and where `placement` says so gives them up again. The text
     encoder is freed as soon as the prompts are encoded.
 
-    `name` is what the user calls the model. Raises CheckpointError for a config that is not supported, MachineError for
+    `name` is what the user calls the model. `attention_wanted` names the attention of shapes that another film took,
+    for `auto` to take here as well. Raises CheckpointError for a config that is not supported, MachineError for
     kernels that were asked for and cannot be had.
     """
 
@@ -65,12 +72,12 @@ class Models:
         placement: Placement = RESIDENT,
         quant: Quant = "none",
         attention: str = AUTO,
+        attention_wanted: Mapping[str, str] | None = None,
     ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.name = name or checkpoint.path.name
         self.placement, self.quant, self.attention = placement, quant, attention
-        if device.type == "cpu":
-            torch.set_num_threads(machine.cpu_threads(checkpoint.component("transformer").parameters))
+        self.threads = machine.cpu_threads(checkpoint.component("transformer").parameters)
         require_quant(quant, device)
         recall_kernels()
         try:
@@ -81,7 +88,8 @@ class Models:
         self.dit_config = _read(DiTConfig.from_json, checkpoint, configs["transformer"], "transformer/config.json")
         config = self.dit_config
         heads = (config.num_attention_heads, config.attention_head_dim)
-        use_attention(attention, device, dtype, *heads, file=machine.attention_file())
+        memory = attention_memory(device) if attention == AUTO else None
+        self._choice = choose(attention, device, dtype, *heads, memory=memory, wanted=attention_wanted)
         self.vae_config = _read(VAEConfig.from_json, checkpoint, configs["vae"], "vae/config.json")
         self.text_config = _read(UMT5Config.from_json, checkpoint, configs["text_encoder"], "text_encoder/config.json")
         self.scheduler = _read(SchedulerConfig.from_json, checkpoint, checkpoint.scheduler, SCHEDULER_CONFIG)
@@ -133,7 +141,17 @@ class Models:
         if self.attention == AUTO and self.device.type == "cuda":
             patch, stages = self.dit_config.patch_size, self.scheduler.stages
             grids = [grid_of(size, patch, stages - 1 - k) for k in range(stages)]
-            measure_attention(self.dit_config, grids, self.dtype, self.device)
+            measure_attention(self._choice, self.dit_config, grids, self.dtype, self.device)
+
+    def use_threads(self) -> None:
+        """Have the process compute on as many threads as suit the model, where that is on a CPU."""
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.threads)
+
+    @property
+    def attention_taken(self) -> Mapping[str, str]:
+        """What `auto` takes on a GPU, by shape: of the films' shapes that `settle` was asked about, all of them."""
+        return self._choice.taken
 
     def answer(self, calls: Sequence[Call]) -> list[Tensor]:
         """The flows of model calls that do not depend on each other; streamed weights are walked through once."""
@@ -223,6 +241,7 @@ class Models:
 
     def _build_dit(self) -> HeliosDiT:
         module = HeliosDiT(self.dit_config)
+        module.use_attention(self._choice)
         if self.quant == "none":
             return module
         try:

@@ -79,6 +79,7 @@ Line = Annotated[str, Field(max_length=MAX_RECORDED_TITLE), AfterValidator(_seen
 Folder = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_seen)]
 Repo = Annotated[str, AfterValidator(_repo)]
 Revision = Annotated[str, Field(max_length=250, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
+Shape = Annotated[str, Field(pattern=r"^[0-9a-z ]{1,60}$")]
 FileName = Annotated[str, PlainValidator(_file_name)]
 
 
@@ -111,7 +112,9 @@ class Record(BaseModel):
     """All that decides a film's frames. `recipe` has the keys of a recipe file, with every setting resolved.
 
     `device` is what --device takes, `processor` the name of its model; `fingerprint` is the film's
-    (`recipe.fingerprint.film_fingerprint`). A sidecar names its `film`, too.
+    (`recipe.fingerprint.film_fingerprint`). `attention` was asked for; `attention_taken` is what `auto` took on a GPU,
+    by shape, and `kernels` what else rounds otherwise than PyTorch by itself (`recipe.fingerprint.Arithmetic`). A
+    sidecar names its `film`, too.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -126,6 +129,8 @@ class Record(BaseModel):
     dtype: Literal["bfloat16", "float16", "float32"]
     quant: Literal["fp8"] | None = None
     attention: Word | None = None
+    attention_taken: Annotated[dict[Shape, Word], Field(max_length=100)] | None = None
+    kernels: Line | None = None
     reanchor: bool
     encoding: EncodingRecord | None = None
     fingerprint: Line
@@ -146,7 +151,7 @@ class Record(BaseModel):
 
     def differences(self, other: Record) -> list[str]:
         """The keys under which `other` was made in another way."""
-        keys = ("versions", "processor", "dtype", "quant", "attention", "reanchor", "encoding", "recipe")
+        keys = ("versions", "processor", "dtype", "quant", "attention", "kernels", "reanchor", "encoding", "recipe")
         found = [key for key in keys if getattr(self, key) != getattr(other, key)]
         return ["model", *found] if self.model.identity != other.model.identity else found
 
@@ -208,6 +213,7 @@ def make_record(
     device: str,
     arithmetic: Arithmetic,
     attention: str = "auto",
+    attention_taken: dict[str, str] | None = None,
     reanchor: bool,
     encoding: ffmpeg.Encoding | None,
     helios_version: str,
@@ -223,6 +229,8 @@ def make_record(
         dtype=arithmetic.dtype,
         quant=None if arithmetic.quant == "none" else arithmetic.quant,
         attention=None if attention == "auto" else attention,
+        attention_taken=attention_taken or None,
+        kernels=arithmetic.kernels or None,
         reanchor=reanchor,
         encoding=encoding and EncodingRecord(codec=encoding.codec, crf=encoding.crf, preset=encoding.preset),
         fingerprint=film_fingerprint(plan, fingerprints),

@@ -77,6 +77,7 @@ def render(
         cache=cache,
         overlap=overlap,
     )
+    models.use_threads()
     with torch.inference_mode():
         yield from answered(steps, models.answer)
 

@@ -1,4 +1,4 @@
-"""One attention: softmax(q k^T / sqrt(D) + bias) v, full and unmasked. The back end is chosen once, with its reason.
+"""One attention: softmax(q k^T / sqrt(D) + bias) v, full and unmasked. Each network has its `Choice` of a back end.
 
 Shapes: B batch, Q query tokens, K key tokens, N heads, D head size.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -47,13 +47,16 @@ _SCORES_KEPT = 2**20
 """Scores of one head up to which a CPU keeps all of them for the gradient: 1024 queries by 1024 keys."""
 
 
-def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
+def attention(
+    q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None, choice: Choice | None = None
+) -> Tensor:
     """Attention over all keys. `bias_K` is added to every query's logits. Returns [B, Q, N * D]."""
     if q_BQND.device.type == "cpu" and torch.is_grad_enabled() and q_BQND.shape[1] * k_BKND.shape[1] <= _SCORES_KEPT:
         return _with_scores_kept(q_BQND, k_BKND, v_BKND, bias_K)
     if torch.is_grad_enabled():
         return _sdpa(q_BQND, k_BKND, v_BKND, bias_K).flatten(2)
-    return RUN[_choice.of(q_BQND, k_BKND, v_BKND, bias_K)](q_BQND, k_BKND, v_BKND, bias_K).flatten(2)
+    name = (choice or USUAL).of(q_BQND, k_BKND, v_BKND, bias_K)
+    return RUN[name](q_BQND, k_BKND, v_BKND, bias_K).flatten(2)
 
 
 def _with_scores_kept(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> Tensor:
@@ -130,11 +133,20 @@ SECONDS_PER_CANDIDATE = 0.03
 
 
 class Choice:
-    """What computes attention in this process; `asked` is --attention, `memory` that of what was measured on a GPU."""
+    """What computes attention in a network.
 
-    def __init__(self, asked: str = AUTO, memory: Memory | None = None) -> None:
+    `asked` is --attention, `memory` that of what was measured on a GPU. `wanted` names the attention of shapes, as
+    `taken` of another film did: where it runs and is right here, it is taken in place of the fastest.
+    """
+
+    def __init__(
+        self, asked: str = AUTO, memory: Memory | None = None, wanted: Mapping[str, str] | None = None
+    ) -> None:
         self.asked = asked
         self.memory = memory or Memory(None, "")
+        self.wanted = wanted or {}
+        self.taken: dict[str, str] = {}
+        """By shape, what `auto` took on a GPU."""
 
     def of(self, q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> str:
         """The name of the attention for these tensors. On a GPU a shape that is new is timed here."""
@@ -154,7 +166,9 @@ class Choice:
             seconds = functools.partial(gpu_seconds, budget=SECONDS_PER_CANDIDATE)
             known = backends.measure(candidates, q_BQND, k_BKND, v_BKND, bias_K, seconds)
             self.memory.keep(shape, known)
-        return known.fastest(names)
+        wanted = self.wanted.get(shape)
+        self.taken[shape] = wanted if wanted in names and wanted in known.ms else known.fastest(names)
+        return self.taken[shape]
 
     def _candidates(self, q_BQND: Tensor, bias_K: Tensor | None) -> list[str]:
         without = {"flash"} if bias_K is not None else set()
@@ -163,7 +177,8 @@ class Choice:
         return [name for name in ON_GPU if name not in without]
 
 
-_choice = Choice()
+USUAL = Choice()
+"""Of networks that were given none, as those that are trained."""
 
 
 def auto_rule(device: torch.device) -> Backend:
@@ -175,14 +190,20 @@ def auto_rule(device: torch.device) -> Backend:
     return Backend("sdpa", f"PyTorch's own is all there is on {device.type}")
 
 
-def use(
-    asked: str, device: torch.device, dtype: torch.dtype, heads: int, head_size: int, file: Path | None = None
+def choose(
+    asked: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    head_size: int,
+    *,
+    memory: Memory | None = None,
+    wanted: Mapping[str, str] | None = None,
 ) -> Choice:
-    """Let `asked`, one of NAMES, compute attention from now on; `file` has what `auto` measured on GPUs.
+    """The choice of `asked`, one of NAMES, for networks with such heads on `device`; the rest is of `auto` on a GPU.
 
     Raises InputError for another name, MachineError if that attention does not run here for such heads.
     """
-    global _choice
     if asked not in NAMES:
         raise backends.unknown(asked, NAMES)
     if asked == "triton" and kernels.find_triton().chip is None:
@@ -192,6 +213,4 @@ def use(
     if asked != AUTO:
         with torch.no_grad():
             backends.require(asked, RUN[asked], device, dtype, heads, head_size)
-    memory = Memory(file, backends.device_key(device)) if asked == AUTO and device.type == "cuda" else None
-    _choice = Choice(asked, memory)
-    return _choice
+    return Choice(asked, memory, wanted)

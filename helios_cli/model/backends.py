@@ -9,9 +9,6 @@ winner is remembered in a file, by device, versions and shape:
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +18,7 @@ from torch import Tensor
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.units import counted_rows
-from helios_cli.versions import version_of
-from helios_kernels import devices, tuned
+from helios_kernels import devices
 
 AUTO = "auto"
 
@@ -82,21 +78,6 @@ def _choices(entry: object) -> dict[str, Measured]:
 
 def _with(entry: object, shape: str, measured: Measured) -> dict:
     return {key: vars(one) for key, one in (_choices(entry) | {shape: measured}).items()}
-
-
-def device_key(device: torch.device) -> str:
-    """A GPU with the versions, and the configurations tuned on it, that decide how fast each attention is there."""
-    triton = f", triton {version_of('triton')}" if importlib.util.find_spec("triton") else ""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{name}, torch {torch.__version__}{triton}{_tuned_attention(name)}"
-
-
-def _tuned_attention(device: str) -> str:
-    found = tuned.of(device)
-    own = {
-        kernel: config for kernel, config in (found.configs if found else {}).items() if kernel.startswith("attention")
-    }
-    return f", tuned {hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]}" if own else ""
 
 
 def shape_key(q_BQND: Tensor, k_BKND: Tensor, bias_K: Tensor | None) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import helios_kernels as kernels
-from helios_cli.model.attention import attention
+from helios_cli.model.attention import USUAL, attention
 from helios_cli.model.config import DiTConfig
 from helios_cli.model.fp8 import Fp8, Fp8Linear, parameter_names, product, project
 from helios_cli.model.ops import (
@@ -57,12 +57,13 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Projections of one attention; `norm_q` and `norm_k` span all heads."""
+    """Projections of one attention, and the `choice` of what computes it; `norm_q` and `norm_k` span all heads."""
 
     def __init__(self, config: DiTConfig, *, amplify: bool = False) -> None:
         super().__init__()
         width = config.width
         self.heads, self.eps = config.num_attention_heads, config.eps
+        self.choice = USUAL
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
         self.norm_q, self.norm_k = RMSNorm(width), RMSNorm(width)
@@ -219,7 +220,7 @@ class Block(nn.Module):
         if self.guide_noisy_only and isinstance(self.norm2, nn.LayerNorm):
             norm = self.norm2
             rows.x, c = gated_residual_layer_norm(rows.x, a, gate1, norm.weight, norm.bias, split, self.eps)
-            a = self.attn2.out(attention(self.attn2.query(c), *text))
+            a = self.attn2.out(attention(self.attn2.query(c), *text, self.attn2.choice))
             rows.x, u = residual_modulated_norm(rows.x, a, scale2, shift2, split, self.eps)
         else:
             rows.x = self._cross(gated_residual(rows.x, a, gate1, split), text, split)
@@ -229,14 +230,14 @@ class Block(nn.Module):
     def _attend(self, u_BSE: Tensor, rope: Tensor, split: int, *, noisy_only: bool) -> Tensor:
         """Self-attention, of the noisy rows alone with `noisy_only`. Queries, keys and values end with the call."""
         q, k, v = self.attn1.query_key_value(u_BSE, rope, split if noisy_only else 0)
-        return self.attn1.out(attention(q, self.attn1.amplify_history(k, split), v))
+        return self.attn1.out(attention(q, self.attn1.amplify_history(k, split), v, None, self.attn1.choice))
 
     def _cross(self, x_BSE: Tensor, text: tuple[Tensor, Tensor, Tensor | None], split: int) -> Tensor:
         guided = x_BSE[:, split:] if self.guide_noisy_only else x_BSE
         c = guided
         if isinstance(self.norm2, nn.LayerNorm):
             c = layer_norm(guided, self.norm2.weight, self.norm2.bias, self.eps).to(x_BSE.dtype)
-        a = self.attn2.out(attention(self.attn2.query(c), *text))
+        a = self.attn2.out(attention(self.attn2.query(c), *text, self.attn2.choice))
         if not torch.is_grad_enabled():
             guided += a  # a view of the stream: the history rows stay where they are
             return x_BSE

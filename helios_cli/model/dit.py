@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import helios_kernels as kernels
+from helios_cli.model.attention import Choice
 from helios_cli.model.block import Block, Rows, modulation_table
 from helios_cli.model.config import DiTConfig
 from helios_cli.model.ops import linear, modulated_norm
@@ -142,6 +143,11 @@ class HeliosDiT(nn.Module):
         """The blocks in order, each to be used before the next is asked for: where `walk` is set they stream, and a
         block's matrices are there no longer. With `part` only those are whose names begin so."""
         return self.blocks if self.walk is None else self.walk(*part)
+
+    def use_attention(self, choice: Choice) -> None:
+        """Let `choice` say what computes attention."""
+        for block in self.blocks:
+            block.attn1.choice = block.attn2.choice = choice
 
     def join_projections(self) -> None:
         """Prepares for one product of queries, keys and values instead of three, where kernels run that work on it.

@@ -19,11 +19,12 @@ class HeldModels(Models):
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        threads = torch.get_num_threads()
         super().__init__(checkpoint, device, dtype)
-        torch.set_num_threads(threads)
         self._states: dict[str, Mapping[str, Tensor]] = {}
         self._held: dict[str, nn.Module] = {}
+
+    def use_threads(self) -> None:
+        """Leave them as training has them."""
 
     def hold(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Have a component's weights come from `state` when it is used next."""

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from recipe.films import plan_of, timed_keys
 
+from helios_cli import machine
 from helios_cli.bench.synthetic import write_checkpoint
-from helios_cli.cost.arithmetic import arithmetic_of
+from helios_cli.cost.arithmetic import arithmetic_of, measured_attention
 from helios_cli.cost.device import Device
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
@@ -226,6 +227,39 @@ def test_equal_fingerprints_are_equal_pictures(checkpoint, tmp_path):
     assert not any(np.array_equal(a, b) for i, a in enumerate(whole) for b in whole[:i])
 
 
+def test_the_attention_of_each_shape_counts(tmp_path, monkeypatch):
+    """One kernel repeats bit for bit and another makes another film, whenever and beside what else it was measured."""
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
+    monkeypatch.delenv("HELIOS_KERNELS", raising=False)
+    shapes = ("64x64 2x32 bfloat16", "64x128 2x32 bfloat16 bias")
+    gpu = Device("cuda", "a GPU", 2**34, 2**34)
+
+    def times(*fastest: str) -> dict:
+        by_name = [{"cudnn": 2.0, "triton": 3.0, "flash": 4.0, name: 1.0} for name in fastest]
+        return {shape: {"name": "", "ms": ms, "refused": {}} for shape, ms in zip(shapes, by_name, strict=False)}
+
+    def told(**how) -> str:
+        taken = measured_attention(gpu.name, shapes)
+        return arithmetic_of(gpu, "bfloat16", taken, **{"quant": "none", "attention": "auto", **how}).kernels
+
+    def measured(*fastest: str, key: str | None = None) -> str:
+        devices.write(key or machine.attention_key(gpu.name), times(*fastest), machine.attention_file())
+        return told()
+
+    unknown, forced = told(), told(attention="cudnn")
+    assert "--attention=cudnn" in forced and "--attention" not in unknown
+    found = [measured("cudnn"), measured("cudnn", "cudnn"), measured("cudnn", "triton"), measured("flash", "triton")]
+    assert len({unknown, forced, *found}) == 6
+    assert measured("cudnn", "cudnn") == found[1]
+    assert measured("flash", "flash", key="a GPU, torch 2.0.0") == found[1]  # of other versions: says nothing here
+    assert told(attention="cudnn") == forced
+    devices.write(machine.attention_key(gpu.name), {shapes[0]: {"ms": 1}}, machine.attention_file())
+    assert told() == unknown
+    measured("triton", "triton")
+    monkeypatch.setenv("HELIOS_KERNELS", "reference")
+    assert measured_attention(gpu.name, shapes) == dict.fromkeys(shapes, "cudnn")
+
+
 def test_kernels_that_were_tried_count_where_they_may_run(tmp_path, monkeypatch):
     """Kernels round otherwise than PyTorch: whether `auto` takes them is part of what decides the pixels."""
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
@@ -235,7 +269,7 @@ def test_kernels_that_were_tried_count_where_they_may_run(tmp_path, monkeypatch)
         if choice:
             monkeypatch.setenv("HELIOS_KERNELS", choice)
         return arithmetic_of(
-            Device("cuda", "a GPU", 2**34, 2**34), "bfloat16", (), quant="none", attention="auto"
+            Device("cuda", "a GPU", 2**34, 2**34), "bfloat16", {}, quant="none", attention="auto"
         ).kernels
 
     before = {choice: told(choice) for choice in (None, "reference")}

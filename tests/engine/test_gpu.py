@@ -30,6 +30,7 @@ from helios_cli.engine.state import State
 from helios_cli.engine.writer import open_writer
 from helios_cli.errors import InputError, MachineError, PictureError
 from helios_cli.model import block as block_module
+from helios_cli.model.attention import Choice
 from helios_cli.model.backends import shape_key
 from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import Call, HeliosDiT
@@ -323,9 +324,9 @@ def test_what_is_timed_before_a_film_is_what_its_fingerprints_look_at(guided, mo
     """Here with tensors that hold nothing: only shapes count."""
     config = {**SPECS["14b"].transformer, "guidance_cross_attn": guided}
     timed, size, dtype = [], (640, 384), torch.bfloat16
-    monkeypatch.setattr(gpu, "attention", lambda q, k, v, bias=None: timed.append(shape_key(q, k, bias)))
+    monkeypatch.setattr(gpu, "attention", lambda q, k, v, bias, choice: timed.append(shape_key(q, k, bias)))
     grids = [grid_of(size, (1, 2, 2), halvings) for halvings in (2, 1, 0)]
-    gpu.measure_attention(DiTConfig.from_json(config), grids, dtype, torch.device("meta"))
+    gpu.measure_attention(Choice(), DiTConfig.from_json(config), grids, dtype, torch.device("meta"))
     assert timed == list(attention_shapes(DiTShape.from_config(config), size, 3, "bfloat16"))
 
 
@@ -337,7 +338,7 @@ def test_attention_is_timed_on_what_a_block_gives_it(kernels, amplified, monkeyp
     given, timed, grid = [], [], grid_of((128, 64), (1, 2, 2), 0)
     for module, calls in ((block_module, given), (gpu, timed)):
 
-        def strides_of(q, k, v, bias=None, calls=calls):
+        def strides_of(q, k, v, bias, choice, calls=calls):
             calls.append([x.stride() for x in (q, k, v)])
             return q.flatten(2)
 
@@ -351,7 +352,7 @@ def test_attention_is_timed_on_what_a_block_gives_it(kernels, amplified, monkeyp
             block.attn1.join()
         rows = torch.empty(1, len(rope), config.width)
         block._attend(rows, rope, len(rope) - 9 * grid[0] * grid[1], noisy_only=False)
-    gpu.measure_attention(config, [grid], torch.float32, torch.device("meta"))
+    gpu.measure_attention(Choice(), config, [grid], torch.float32, torch.device("meta"))
     assert given == timed[:1]
     assert (given[0][2][1] == 3 * config.width) == kernels
 

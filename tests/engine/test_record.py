@@ -17,10 +17,12 @@ from reruns import FFMPEG, decoded
 from helios_cli.check.examine import examine
 from helios_cli.check.layout import read_sidecar
 from helios_cli.cli import main
+from helios_cli.engine import models
 from helios_cli.engine.ffmpeg import Encoding
 from helios_cli.engine.record import KEY, Again, Record, chapters, make_record, model_record, read_again, sidecar_path
 from helios_cli.engine.target import Target, sidecar_of
 from helios_cli.errors import InputError
+from helios_cli.model.attention import choose
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
@@ -108,6 +110,33 @@ def test_another_dtype_is_said_to_make_another_film(helios, capsys):
     assert "not the same film" not in capsys.readouterr().err
     assert helios(*arguments, "--dtype", "bfloat16") == 0
     assert "not the same film as boat.mp4: other dtype" in capsys.readouterr().err
+
+
+def test_another_attention_makes_another_film(helios, capsys, monkeypatch):
+    """One repeats bit for bit. What was asked for is asked for again; what `auto` took of each shape is taken again."""
+    assert helios("render", "boat.toml", *SMALL, "--attention", "math") == 0
+    assert helios("render", "boat.toml", *SMALL, "--attention", "sdpa", "-o", "other.mp4") == 0
+    arguments = ("render", "--from", "boat.mp4", "--no-cache", "--progress", "plain", "--force")
+    assert helios(*arguments) == 0
+    assert "not the same film" not in capsys.readouterr().err
+    assert (decoded(Path("boat.mp4")) == decoded(Path("boat-again.mp4"))).all()
+    assert helios(*arguments, "--attention", "sdpa") == 0
+    assert "not the same film as boat.mp4: other attention" in capsys.readouterr().err
+    monkeypatch.setenv("HELIOS_KERNELS", "reference")
+    assert helios(*arguments) == 0
+    assert "not the same film as boat.mp4: other kernels\n" in capsys.readouterr().err
+
+
+def test_what_auto_took_of_each_shape_is_wanted_again(helios, monkeypatch):
+    asked = []
+    monkeypatch.setattr(models, "choose", lambda *words, **how: asked.append(how["wanted"]) or choose(*words, **how))
+    assert helios("render", "boat.toml", *SMALL) == 0
+    record = json.loads(Path("boat.json").read_text())
+    assert "attention_taken" not in record  # of a CPU it follows from processor and versions
+    taken = {"4096x128 40x128 bfloat16 bias": "cudnn"}
+    Path("boat.json").write_text(json.dumps({**record, "attention_taken": taken}))
+    assert helios("render", "--from", "boat.json", "--no-cache", "-q", "--frames", 1) == 0
+    assert asked == [None, taken]
 
 
 def test_pictures_and_model_folders_are_found_from_the_film(helios, tmp_path):

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+import helios_kernels
+from helios_cli import machine
 from helios_cli.errors import InputError, MachineError
-from helios_cli.model import attention, backends
+from helios_cli.model import attention
 from helios_cli.model.backends import Measured, Memory, measure, read_choices, shape_key
+from helios_cli.model.config import DiTConfig
+from helios_cli.model.dit import HeliosDiT
+from helios_cli.weights.specs import SPECS
 from helios_kernels import devices, tuned
 from helios_kernels.tuned import Tuned
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    yield
-    attention.use("auto", CPU, torch.float32, 2, 32)
 
 
 def tensors(queries: int = 40, keys: int = 40) -> tuple[torch.Tensor, ...]:
@@ -36,18 +36,18 @@ def test_every_attention_of_a_cpu_is_the_same_function(name, bias):
     logits = torch.einsum("bqnd,bknd->bnqk", q.double(), k.double()) / 32**0.5
     weights = (logits if bias is None else logits + bias.double()).softmax(-1)
     exact = torch.einsum("bnqk,bknd->bqnd", weights, v.double()).flatten(2)
-    attention.use(name, CPU, torch.float32, 2, 32)
-    torch.testing.assert_close(attention.attention(q, k, v, bias).double(), exact, rtol=1e-5, atol=1e-5)
+    choice = attention.choose(name, CPU, torch.float32, 2, 32)
+    torch.testing.assert_close(attention.attention(q, k, v, bias, choice).double(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_a_forced_choice_is_taken_for_every_shape():
-    choice = attention.use("math", CPU, torch.float32, 2, 32)
+    choice = attention.choose("math", CPU, torch.float32, 2, 32)
     with torch.no_grad():
         assert {choice.of(*tensors(n), None) for n in (1, 40, 300)} == {"math"}
 
 
 def test_flash_leaves_the_prompt_to_what_takes_a_bias():
-    choice = attention.use("flash", CPU, torch.float32, 2, 32)
+    choice = attention.choose("flash", CPU, torch.float32, 2, 32)
     assert choice.of(*tensors(), None) == "flash"
     assert choice.of(*tensors(), torch.zeros(40)) == "sdpa"
 
@@ -56,12 +56,53 @@ def test_flash_leaves_the_prompt_to_what_takes_a_bias():
 @pytest.mark.parametrize("name", ["triton", "cudnn", "efficient"])
 def test_a_choice_that_does_not_run_here_is_refused_with_the_reason(name):
     with pytest.raises(MachineError, match=f"--attention {name}.*(sees no GPU|No viable backend)"):
-        attention.use(name, CPU, torch.float32, 2, 32)
+        attention.choose(name, CPU, torch.float32, 2, 32)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU, of which only the shape is looked at."""
+
+    is_cuda = True
+
+
+def test_what_another_film_took_is_taken_where_it_runs_and_is_right(monkeypatch):
+    monkeypatch.setattr(helios_kernels, "runs", lambda x: False)
+    q, k, v = (x.as_subclass(OnGpu) for x in tensors())
+    memory = Memory(None, "a GPU")
+    shape = shape_key(q, k, None)
+    memory.known[shape] = Measured("cudnn", {"cudnn": 1.0, "flash": 2.0}, {"efficient": "no"})
+    taken = {}
+    for wanted in (None, "flash", "cudnn", "efficient", "triton", "nonsense"):
+        choice = attention.Choice("auto", memory, wanted and {shape: wanted})
+        taken[wanted] = choice.of(q, k, v, None)
+        assert choice.taken == {shape: taken[wanted]}
+    assert {wanted for wanted, name in taken.items() if name == "flash"} == {"flash"}
+    assert set(taken.values()) == {"flash", "cudnn"}
+
+
+def test_networks_keep_their_attention_whatever_is_chosen_for_others():
+    config = DiTConfig.from_json(SPECS["tiny"].transformer)
+    torch.manual_seed(0)
+    dit = HeliosDiT(config).requires_grad_(False)
+    other = copy.deepcopy(dit)
+    heads = config.num_attention_heads, config.attention_head_dim
+    rows, rope = torch.randn(1, 60, config.width), torch.rand(60, config.attention_head_dim // 2, 2)
+
+    def attended(network: HeliosDiT) -> torch.Tensor:
+        with torch.no_grad():
+            return network.blocks[0]._attend(rows, rope, 9, noisy_only=False)
+
+    dit.use_attention(attention.choose("math", CPU, torch.float32, *heads))
+    before = attended(dit)
+    other.use_attention(attention.choose("blocked", CPU, torch.float32, *heads))
+    assert torch.equal(attended(dit), before)
+    assert not torch.equal(attended(other), before)
+    torch.testing.assert_close(attended(other), before, rtol=1e-4, atol=1e-5)
 
 
 def test_a_name_that_is_none_is_refused():
     with pytest.raises(InputError, match="--attention fast: no such attention"):
-        attention.use("fast", CPU, torch.float32, 2, 32)
+        attention.choose("fast", CPU, torch.float32, 2, 32)
 
 
 def right(q, k, v, bias):
@@ -129,21 +170,19 @@ def test_what_cannot_be_written_leaves_the_file_and_nothing_beside_it(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["attention.json"]
 
 
-def test_what_was_timed_before_attention_was_tuned_is_not_known_after(tmp_path):
-    """Films' fingerprints look for the device and a comma at the start of the key."""
-    tuned_file, plain = tmp_path / "kernels.json", backends.device_key(CPU)
-    tuned.use(tuned_file)
-    try:
-        tuned.keep("cpu", Tuned("sm_89", "3.7.1", {"renoise": {"num_warps": 4, "tile": 512}}), tuned_file)
-        assert backends.device_key(CPU) == plain
-        keys = set()
-        for warps in (4, 8):
-            tuned.keep("cpu", Tuned("sm_89", "3.7.1", {"attention 128": {"num_warps": warps}}), tuned_file)
-            keys.add(backends.device_key(CPU))
-        assert len(keys) == 2 and all(key.startswith(f"{plain}, tuned ") for key in keys)
-        assert plain.startswith("cpu, ")
-    finally:
-        tuned.use(None)
+def test_what_was_timed_before_attention_was_tuned_is_not_known_after(tmp_path, monkeypatch):
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
+    file, plain = machine.tuned_file(), machine.attention_key("a GPU")
+    tuned.keep("a GPU", Tuned("sm_89", "3.7.1", {"renoise": {"num_warps": 4, "tile": 512}}), file)
+    assert machine.attention_key("a GPU") == plain
+    keys = set()
+    for warps in (4, 8):
+        tuned.keep("a GPU", Tuned("sm_89", "3.7.1", {"attention 128": {"num_warps": warps}}), file)
+        keys.add(machine.attention_key("a GPU"))
+    assert len(keys) == 2 and all(key.startswith(f"{plain}, tuned ") for key in keys)
+    assert plain.startswith("a GPU, torch ")
+    file.write_text("{")
+    assert machine.attention_key("a GPU") == plain
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "devices": {"A": {"s": 1}}}', "{" * 5000])
@@ -160,4 +199,3 @@ def test_shapes_that_differ_little_take_one_choice():
     assert keys == {"4096x128 2x32 float32"}
     assert shape_key(*tensors(4097, 122)[:2], torch.zeros(122)) == "8192x128 2x32 float32 bias"
     assert shape_key(*tensors(40, 9)[:2], None) == "64x64 2x32 float32"
-    assert backends.device_key(CPU).startswith("cpu, torch ")
