@@ -29,6 +29,10 @@ from helios_cli.commands import (
 from helios_cli.console import console
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, in_our_words
 
+NAMES = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+"""What an operating system answers for reasons of its own."""
+
 app = typer.Typer(
     name="helios",
     help="Long video from a prompt, on one machine.",
@@ -114,9 +118,8 @@ def _show_error(error: Exception) -> int:
     debug = os.environ.get("HELIOS_DEBUG", "") not in ("", "0")
     if debug:
         console.status("".join(traceback.format_exception(error)).rstrip())
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # a full disk is no bug, wherever it is noticed
-        where = f": {error.filename}" if error.filename else ""
-        error = MachineError(f"no space is left on the disk{where}", hint="free some space and run it again")
+    if isinstance(error, OSError):
+        error = _of_the_machine(error)
     if isinstance(error, HeliosError):
         console.error(error)
         return error.exit_code
@@ -124,3 +127,15 @@ def _show_error(error: Exception) -> int:
     if not debug:
         console.hint("HELIOS_DEBUG=1 prints the traceback")
     return 1
+
+
+def _of_the_machine(error: OSError) -> Exception:
+    """No bug, wherever it is noticed: a full disk, a name that no file can have, a folder that may not be searched."""
+    where = f": {error.filename}" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return MachineError(f"no space is left on the disk{where}", hint="free some space and run it again")
+    if error.filename and error.errno in NAMES:
+        return InputError(f"{error.filename}: {error.strerror}")
+    if error.filename and error.errno in REFUSALS:
+        return MachineError(f"{error.filename}: {error.strerror}")
+    return error

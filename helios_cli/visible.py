@@ -7,14 +7,17 @@ import re
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls but tab and line feed: a terminal obeys them
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of the text around it
-    "\xad\u180e\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+    "\xad\u180e\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\ud800-\udc7f\udd00-\udfff\U000e0000-\U000e007f]"
 )
 """What acts on a terminal, or cannot be seen in it. Joiners stay, which Persian and emoji are written with."""
+
+_NOT_UTF8 = "[\udc80-\udcff]"
+"""How Python holds the bytes of a name that are not UTF-8."""
 
 
 def visible(text: str) -> str:
     """`text` with each character that would act on a terminal, or hide in it, as an escape: `\\x1b`, `\\u202e`."""
-    return _UNSEEN.sub(lambda found: escaped(found[0]), text)
+    return re.sub(f"{_NOT_UTF8}|{_UNSEEN.pattern}", lambda found: escaped(found[0]), text)
 
 
 def printable(text: object, limit: int = 60) -> str:
@@ -31,8 +34,8 @@ def escaped(characters: str) -> str:
 
 
 def has_unseen(text: str) -> bool:
-    """Whether `text` has such a character. Bytes of a name that are not UTF-8 are seen: they are shown as escapes."""
-    return bool(_UNSEEN.search(re.sub("[\udc80-\udcff]", "?", text)))
+    """Whether `text` has a character that acts on a terminal or hides in it."""
+    return bool(_UNSEEN.search(text))
 
 
 def without_hidden(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Container
 from dataclasses import dataclass
@@ -166,7 +167,24 @@ def _clip_fault(fps: float, path: Path, key: str, base: str) -> tuple[str, str |
     return None
 
 
+def check_output(output: str) -> None:
+    """InputError for a name that nobody wants for a film: empty, a suffix alone, a URL, or not as it looks."""
+    from helios_cli.recipe.files import is_url
+    from helios_cli.visible import printable, without_hidden
+
+    shown, name = printable(output, 200), os.path.basename(output.rstrip("/"))
+    meant = without_hidden(re.sub(r"[\n\t]", "", name))
+    if not output.strip() or meant.lower() in (".mp4", ".mkv"):
+        raise InputError(f"-o {shown}: the film has no name", hint="write -o film.mp4; a variable may be empty")
+    if is_url(output):
+        raise InputError(f"-o {shown}: films go into files of this machine", hint="write -o film.mp4")
+    if meant != name and not os.path.isdir(output):
+        raise InputError(f"-o {shown}: a part of the name cannot be seen", hint=f"write {meant or 'film.mp4'}")
+
+
 def _outputs(films: list[Film], output: str | None) -> list[str]:
+    if output is not None:
+        check_output(output)
     if len(films) == 1 and not _holds_films(output):
         return [output or f"{films[0].name}.mp4"]
     if output and not Path(output).is_dir():
@@ -175,7 +193,9 @@ def _outputs(films: list[Film], output: str | None) -> list[str]:
     names = [f"{film.name}.mp4" for film in films]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        raise InputError(f"several films would be called {', '.join(doubled)}", hint="rename their sources")
+        twice = len({film.recipe for film in films}) < len(films)
+        hint = "leave out what is given twice" if twice else "rename their sources, or render them one by one with -o"
+        raise InputError(f"several films would be called {', '.join(doubled)}", hint=hint)
     return [str(Path(output or "") / name) for name in names]
 
 

@@ -13,7 +13,7 @@ import typer
 
 from helios_cli import options
 from helios_cli.batch.films import Run, render_run
-from helios_cli.batch.jobs import Extras, Job, find_encoding, find_jobs, given_flags
+from helios_cli.batch.jobs import Extras, Job, check_output, find_encoding, find_jobs, given_flags
 from helios_cli.batch.workbench import Workbench
 from helios_cli.console import console
 from helios_cli.errors import InputError, Interrupted, OutOfMemory
@@ -21,6 +21,7 @@ from helios_cli.progress import open_view
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, Transition, parse_duration
 from helios_cli.stop import stop_at_once
 from helios_cli.units import counted
+from helios_cli.visible import printable
 
 if TYPE_CHECKING:
     from helios_cli.engine.models import Models
@@ -119,6 +120,7 @@ def live(
     )
     wish = options.memory_wish(offload, vram, ram)
     manner = Manner(transition, options.read("--hold", parse_duration, hold))
+    check_output(output)
     target = Target.of(output)
     path = recipe_path(target)
     recipe_file = RecipeFile(path, _render_command(context, path, output))
@@ -168,9 +170,12 @@ def _first_shot(prompt: str | None) -> Shot | None:
     """The argument, which is read as a line is."""
     from helios_cli.live.lines import read_line
     from helios_cli.recipe.problems import Problems
+    from helios_cli.recipe.sources import is_meant_as_path
 
     if prompt is None:
         return None
+    if is_meant_as_path(prompt) and not os.path.exists(prompt):
+        raise InputError(f"{printable(prompt, 200)}: no such file", hint='helios live "A boat leaves the harbour."')
     if os.path.isfile(prompt):
         raise InputError(f"{prompt} is a file", hint=f"helios live < {shlex.quote(prompt)} takes its lines as prompts")
     shot = read_line(os.fsencode(prompt), Problems("the prompt"))

@@ -59,7 +59,6 @@ def decode(data: bytes, problems: Problems) -> str:
 
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
-"""How a URL begins that was taken for a path, which leaves it one slash."""
 
 Fault = tuple[str, str | None]
 """What is wrong with a file: message and suggestion."""
@@ -121,7 +120,7 @@ def absence(path: Path, suffixes: Iterable[str], otherwise: str | None) -> Fault
         pass
     except OSError as error:
         return error.strerror, None
-    if _URL.match(str(path)):
+    if is_url(path):
         return "only files of this machine are read", "download it first"
     if os.path.islink(path):
         return f"a link to {printable(os.readlink(path), 200)}, which is not there", None
@@ -129,9 +128,14 @@ def absence(path: Path, suffixes: Iterable[str], otherwise: str | None) -> Fault
     return "no such file", f"did you mean {near}?" if near else otherwise
 
 
+def is_url(path: str | Path) -> bool:
+    """Whether it is an URL, which leaves one slash of two where it was taken for a path."""
+    return bool(_URL.match(str(path)))
+
+
 def is_misspelt(path: Path, suffixes: Iterable[str]) -> bool:
     """Whether a name that does not end as it should is a URL, or ends so but for what cannot be seen in it."""
-    return bool(_URL.match(str(path))) or Path(without_hidden(path.name)).suffix.lower() in suffixes
+    return is_url(path) or Path(without_hidden(path.name)).suffix.lower() in suffixes
 
 
 def near_file(path: Path, suffixes: Iterable[str]) -> str | None:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,9 @@ from helios_cli.recipe.text import begins_with_time, read_cues
 from helios_cli.recipe.trees import read_tree
 from helios_cli.recipe.validate import recipe_from
 from helios_cli.visible import printable, without_hidden
+
+WORDS = "the prompt"
+"""What a quoted prompt is called in messages."""
 
 RECIPES = (".toml", ".yaml", ".yml", ".json")
 SUFFIXES = (*RECIPES, ".txt", *READERS)
@@ -42,7 +46,7 @@ def read_films(sources: Sequence[str], *, stdin: BinaryIO | None = None) -> list
         problems.append(Problem("-", "standard input can be read only once"))
     for source in dict.fromkeys(sources) if problems else sources:
         try:
-            films += _read(source, stdin)
+            films += _told_apart(_read(source, stdin), films)
         except RecipeError as error:
             problems += error.problems
     if problems:
@@ -120,12 +124,23 @@ def _films(drafts: list[Draft], stem: str, folder: Path, problems: Problems) -> 
 
 def _read_words(source: str) -> list[Film]:
     """A prompt in quotes: one shot, taken as it is."""
-    problems = Problems("the prompt")
+    problems = Problems(WORDS)
     recipe = recipe_from({"shot": [{"prompt": source}]}, {}, problems)
     notices = ()
     if begins_with_time(source):
         notices = ("a quoted prompt is one shot: times in brackets are read from a .txt file or from - only",)
-    return [Film(_slug(source), "the prompt", recipe, Path.cwd(), notices)]
+    return [Film(_slug(source), WORDS, recipe, Path.cwd(), notices)]
+
+
+def _told_apart(films: list[Film], before: list[Film]) -> list[Film]:
+    """A quoted prompt that begins like others `before` it is a film with a number behind its name."""
+    if len(films) != 1 or films[0].source != WORDS or any(films[0].recipe == film.recipe for film in before):
+        return films
+    name, names, number = films[0].name, {film.name for film in before}, 1
+    while films[0].name in names:
+        number += 1
+        films = [replace(films[0], name=f"{name}-{number}")]
+    return films
 
 
 def _refuse_path(path: Path, source: str, is_folder: bool, problems: Problems) -> None:
