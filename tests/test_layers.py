@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -236,6 +237,23 @@ def test_no_error_is_swallowed_whole():
                 assert node.type is not None, f"{path}:{node.lineno}"
                 broad = ast.unparse(node.type) in ("Exception", "BaseException")
                 assert not (broad and isinstance(node.body[0], ast.Pass)), f"{path}:{node.lineno}"
+
+
+def test_no_generator_hands_its_mode_to_who_takes_its_values():
+    """A mode of PyTorch that a `with` around a `yield` sets is the consumer's too until the next value is asked for. As
+    a decorator of the generator it is not; a context manager means to hand it on."""
+    modes = re.compile(
+        r"torch\.(inference_mode|no_grad|enable_grad|set_grad_enabled|autocast|device)\b|sdpa_kernel|stream\("
+    )
+    for path in sources("helios_cli", "kernels"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            decorators = map(ast.unparse, getattr(function, "decorator_list", ()))
+            if not isinstance(function, ast.FunctionDef) or any("contextmanager" in name for name in decorators):
+                continue
+            for block in filter(lambda node: isinstance(node, ast.With), ast.walk(function)):
+                yields = any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(block))
+                held = [item for item in block.items if modes.search(ast.unparse(item.context_expr))]
+                assert not (yields and held), f"{path}:{block.lineno}"
 
 
 BROKEN_RECIPE = 'version = 1\n[[shot]]\npromt = "a boat"\nseconds = -1\n'

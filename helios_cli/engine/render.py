@@ -41,6 +41,7 @@ from helios_cli.recipe.plan import Chunk, Plan, too_long
 from helios_cli.units import PIXELS_PER_CELL
 
 
+@torch.inference_mode()  # while it runs: whoever takes the events is in the mode that was
 def render(
     plan: Plan,
     models: Models,
@@ -78,8 +79,7 @@ def render(
         overlap=overlap,
     )
     models.use_threads()
-    with torch.inference_mode():
-        yield from answered(steps, models.answer)
+    yield from answered(steps, models.answer)
 
 
 FingerprintsOf = Callable[[Plan], Sequence[str]]

@@ -87,19 +87,19 @@ def require(names: tuple[str, ...] = ()) -> None:
         raise RuntimeError(f"no operation is called {', '.join(unknown)}; there are {', '.join(OPS)}")
 
 
+@torch.no_grad()
 def bench(ceiling: Ceiling, names: tuple[str, ...] = (), *, compiled: bool = True) -> Iterator[Timing]:
     """Times the real cases of the named operations, of all without any, where `require` finds nothing.
 
     Without `compiled` there is no comparison with `torch.compile`, which takes most of the time. Yields each row as it
     is measured.
     """
-    with torch.no_grad():
-        for op in OPS.values():
-            chosen = not names or op.name in names
-            if chosen and (op.chips is None or backend().chip in op.chips):
-                for case in op.cases:
-                    if case.real:
-                        yield _time_case(op, case, ceiling, against_compile=compiled)
+    for op in OPS.values():
+        chosen = not names or op.name in names
+        if chosen and (op.chips is None or backend().chip in op.chips):
+            for case in op.cases:
+                if case.real:
+                    yield _time_case(op, case, ceiling, against_compile=compiled)
 
 
 def measure_ceiling(dtype: torch.dtype = DTYPE) -> Ceiling:

@@ -18,17 +18,17 @@ TRIED_IN = (torch.bfloat16, torch.float16)
 """What renders compute in on a GPU."""
 
 
+@torch.no_grad()
 def trial(device: torch.device, chip: str, names: Collection[str] = OPS) -> Iterator[tuple[str, str | None]]:
     """(operation and case, what is wrong with it or None), one after another. `chip` is the device's key.
 
     Raises what a GPU says that answers nothing more, and OutOfMemoryError.
     """
-    with torch.no_grad():
-        for name in names:
-            op = OPS[name]
-            if op.chips is None or chip in op.chips:
-                for case in filter(lambda case: case.interpreted, op.cases):
-                    yield f"{op.name} {case.id}", _fault(op, case, device)
+    for name in names:
+        op = OPS[name]
+        if op.chips is None or chip in op.chips:
+            for case in filter(lambda case: case.interpreted, op.cases):
+                yield f"{op.name} {case.id}", _fault(op, case, device)
 
 
 def _fault(op: Op, case: Case, device: torch.device) -> str | None:

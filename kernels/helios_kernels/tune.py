@@ -95,6 +95,7 @@ class Tuning:
     refused: int
 
 
+@torch.no_grad()
 def tune(
     seconds: Callable[[Callable[[], object]], float],
     *,
@@ -111,12 +112,11 @@ def tune(
     if unknown := sorted(set(names) - {subject.op for subject in subjects}):
         tuned = ", ".join(dict.fromkeys(subject.op for subject in subjects))
         raise RuntimeError(f"{', '.join(unknown)}: not tuned; there are {tuned}")
-    with torch.no_grad():
-        for subject in subjects:
-            chosen = not names or subject.op in names
-            if chosen and (OPS[subject.op].chips is None or like in OPS[subject.op].chips):
-                tried = [one for one in subject.candidates if like in TMA_CHIPS or not one.specialize]
-                yield _tune_one(subject, tried, seconds, device, dtype)
+    for subject in subjects:
+        chosen = not names or subject.op in names
+        if chosen and (OPS[subject.op].chips is None or like in OPS[subject.op].chips):
+            tried = [one for one in subject.candidates if like in TMA_CHIPS or not one.specialize]
+            yield _tune_one(subject, tried, seconds, device, dtype)
 
 
 def begin() -> str:

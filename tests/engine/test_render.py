@@ -52,6 +52,18 @@ def test_events_tell_every_step_and_frame(folder, tmp_path):
     assert set(done.phases) == documented - {"conditioning"} | {"stage 1", "stage 2"}
 
 
+def test_whoever_takes_the_events_may_record_gradients(folder, tmp_path):
+    """The film's mode is its own: not the consumer's between two events, nor after it has had enough."""
+    plan, weight = plan_of(CASE), torch.ones(1, requires_grad=True)
+    film = render(plan, models_of(folder), open_writer(tmp_path / "f.mkv", size=plan.size, fps=plan.fps))
+    for event in film:
+        assert not torch.is_inference_mode_enabled(), event
+        (weight * weight).backward()
+        if isinstance(event, StepDone):
+            film.close()
+    assert not torch.is_inference_mode_enabled() and weight.grad > 2
+
+
 def test_tail_is_trimmed_to_the_frame(folder, tmp_path):
     whole = rendered(CASE, folder, tmp_path / "whole")
     plan = plan_of(CASE)
