@@ -84,6 +84,8 @@ def ask(
         return answers
     if code is None:
         what, hint = f"took more than {timeout:.0f} s", "take a smaller film, or allow more time"
+    elif code == -signal.SIGALRM:  # `serve`
+        what, hint = "took too long over one piece of its work", "HELIOS_DEBUG=1 shows all that it says"
     elif code < 0:
         what, hint = f"was stopped by {signal.Signals(-code).name}", "if memory ran out, take a smaller size"
     else:
@@ -110,8 +112,11 @@ def _read(written: bytes) -> list[dict]:
     return answers
 
 
-def serve(answers: Callable[[dict], Iterable[dict]]) -> None:
-    """The main program of such a process: a question from the command line, answers to a file as they come."""
+def serve(answers: Callable[[dict], Iterable[dict]], *, seconds: int = 0) -> None:
+    """The main program of such a process: a question from the command line, answers to a file as they come.
+
+    With `seconds` the process is killed when an answer takes longer, whatever waits for it.
+    """
     question, file = json.loads(sys.argv[1]), Path(sys.argv[2])
     with file.open("a", encoding="utf-8") as out:
 
@@ -119,9 +124,11 @@ def serve(answers: Callable[[dict], Iterable[dict]]) -> None:
             out.write(json.dumps(said) + "\n")
             out.flush()
 
+        signal.alarm(seconds)  # not handled by Python, which a call of the driver that never returns would keep waiting
         try:
             for said in answers(question):
                 say(said)
+                signal.alarm(seconds)
         except HeliosError as error:  # goes over to `ask`, which raises it again
             # Of a class that other modules have, what it is for the one that asks.
             kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)

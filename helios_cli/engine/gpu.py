@@ -278,7 +278,7 @@ def measure_attention(
         rows, noisy = len(dit.rope(grids[-1], grid)), LATENTS_PER_CHUNK * grid[0] * grid[1]
         q, k, v = torch.randn(1, rows, 3, *shape, device=device, dtype=dtype).unbind(2)  # slices of one product
         x = q.contiguous()
-        if not helios_kernels.runs(x):
+        if not helios_kernels.runs(x, "qk_norm_rope"):
             q, k, v = x, x, x
         attention(q, x if config.is_amplify_history else k, v, None, choice)  # amplified keys are a tensor of their own
         attention(x[:, -noisy:], x, x, None, choice)  # the last block, whose queries are a product of their own

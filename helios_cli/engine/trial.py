@@ -1,8 +1,9 @@
-"""Triton kernels are tried once on each GPU before a film takes them, in a process of its own that may be lost."""
+"""Triton kernels are tried once on each GPU before a film takes them, in processes of their own that may be lost."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import torch
@@ -13,17 +14,21 @@ from helios_cli.child import ChildError, ask, serve
 from helios_cli.engine.calls import memory_told
 from helios_cli.engine.gpu import recall_kernels
 from helios_cli.errors import HeliosError
-from helios_kernels import dispatch, tried
-from helios_kernels.trial import trial
+from helios_kernels import tried
+from helios_kernels.trial import operations, trial
+from helios_kernels.tried import Verdicts
 
 NOTICE = "Triton kernels are tried on this GPU before films take them: about two minutes, once"
 
 SECONDS = 900.0
-"""Of the whole trial, nearly all of which is compiling. A kernel that hangs ends with it."""
+"""Of the whole trial, nearly all of which is compiling."""
+
+OPERATION_SECONDS = 300
+"""Of one operation. A kernel that hangs ends with it, and its process."""
 
 
 def settle(device: torch.device) -> Iterator[str]:
-    """Whether kernels run on `device`, from now on and in this process; where nobody knows, they are tried.
+    """Which kernels run on `device`, from now on and in this process; where nobody knows, they are tried.
 
     Yields what to tell the user: before it takes minutes, and what came of it.
     """
@@ -31,36 +36,64 @@ def settle(device: torch.device) -> Iterator[str]:
     if device.type != "cuda" or not helios_kernels.is_untried():
         return
     yield NOTICE
+    found = helios_kernels.find_triton()
     try:
-        faults = _faults(device)
+        verdicts = _try(device, operations(found.chip), tried.of(found.device) or Verdicts({}, {}))
     except HeliosError as error:  # no memory, no device: nothing is known of the kernels
         yield f"kernels could not be tried, so this film goes without: {error.message}"
         return
     with contextlib.suppress(OSError):  # a home that cannot be written: they are tried again next time
-        tried.keep(helios_kernels.find_triton().device, faults, machine.tried_file())
-    dispatch.backend.cache_clear()
+        tried.keep(found.device, verdicts, machine.tried_file())
     yield f"kernels: {helios_kernels.backend().name}, {helios_kernels.backend().reason}"
 
 
-def _faults(device: torch.device) -> list[str]:
-    """What is wrong with the kernels. HeliosError if the trial could not begin."""
+def _try(device: torch.device, names: tuple[str, ...], known: Verdicts) -> Verdicts:
+    """What is known of the operations once those are tried that were not. HeliosError if the trial could not begin.
+
+    One that its process is lost over is tried once more, behind the others, and left off if that is lost as well.
+    """
+    faults, lost = dict(known.faults), dict(known.lost)
+    waiting, end = [name for name in names if name not in faults], time.monotonic() + SECONDS
+    while waiting and (left := end - time.monotonic()) > 0:
+        rows, error = _ask(device, waiting, left)
+        faults.update({row["operation"]: row["fault"] for row in rows if "fault" in row})
+        waiting = [name for name in waiting if name not in faults]
+        if error and (at := rows[-1]["operation"]) in waiting:
+            waiting.remove(at)
+            if at in lost:
+                faults[at] = f"{error.message}, twice"
+            else:
+                lost[at] = error.message
+                waiting.append(at)
+    for name in waiting:
+        if name in known.lost:
+            faults[name] = f"{known.lost[name]}, and there was no time to try it again"
+        else:
+            lost.setdefault(name, "there was no time to try it")
+    return Verdicts(faults, {name: why for name, why in lost.items() if name not in faults})
+
+
+def _ask(device: torch.device, names: list[str], seconds: float) -> tuple[list[dict], ChildError | None]:
+    """What a process says of the operations, and what it was lost to. HeliosError if it did not come to any."""
+    question = {"device": str(device), "names": names}
     try:
-        rows = ask(__name__, {"device": str(device)}, environment={"HELIOS_KERNELS": "triton"}, timeout=SECONDS)
+        return ask(__name__, question, environment={"HELIOS_KERNELS": "triton"}, timeout=seconds), None
     except ChildError as error:
         if not error.answers:
             raise
-        rows = [*error.answers, {"case": f"the one after {error.answers[-1]['case']}", "fault": error.message}]
-    return [f"{row['case']}: {row['fault']}" for row in rows if row["fault"]]
+        return error.answers, error
 
 
 def rows(question: dict) -> Iterator[dict]:
-    """The trial itself, a row a case."""
+    """The trial itself: each operation is announced, so that one that never comes back is known."""
     device = machine.pick_device(question["device"])
     recall_kernels()
     with memory_told():
-        for case, fault in trial(device, helios_kernels.find_triton().chip):
-            yield {"case": case, "fault": fault}
+        for name in question["names"]:
+            yield {"operation": name}
+            for operation, fault in trial(device, [name]):
+                yield {"operation": operation, "fault": fault}
 
 
 if __name__ == "__main__":
-    serve(rows)
+    serve(rows, seconds=OPERATION_SECONDS)

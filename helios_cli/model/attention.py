@@ -156,7 +156,7 @@ class Choice:
         if not q_BQND.is_cuda:
             if onednn_runs(q_BQND) and cpu_backend().name == "blocked":
                 return "blocked"
-            return "triton" if kernels.runs(q_BQND) and kernels.attention_takes(q_BQND) else "sdpa"
+            return "triton" if kernels.runs(q_BQND, "attention") and kernels.attention_takes(q_BQND) else "sdpa"
         shape, names = backends.shape_key(q_BQND, k_BKND, bias_K), self._candidates(q_BQND, bias_K)
         known = self.memory.known.get(shape)
         if known is None or not known.covers(names):
@@ -172,7 +172,7 @@ class Choice:
 
     def _candidates(self, q_BQND: Tensor, bias_K: Tensor | None) -> list[str]:
         without = {"flash"} if bias_K is not None else set()
-        if not (kernels.runs(q_BQND) and kernels.attention_takes(q_BQND)):
+        if not (kernels.runs(q_BQND, "attention") and kernels.attention_takes(q_BQND)):
             without.add("triton")
         return [name for name in ON_GPU if name not in without]
 

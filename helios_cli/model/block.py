@@ -113,7 +113,7 @@ class Attention(nn.Module):
 
     def _product(self, x: Tensor | Fp8, *layers: nn.Linear | Fp8Linear) -> Tensor | None:
         """One product for all the layers, where kernels run on its slices and the weights are side by side."""
-        if not kernels.runs(x.values if isinstance(x, Fp8) else x):
+        if not kernels.runs(x.values if isinstance(x, Fp8) else x, "qk_norm_rope"):
             return None
         joined = [side_by_side(*(getattr(layer, name) for layer in layers)) for name in parameter_names(layers[0])]
         if any(parameter is None for parameter in joined):

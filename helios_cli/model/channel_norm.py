@@ -36,7 +36,7 @@ class ChannelNorm(nn.Module):
     def into(self, out_BTHWC: Tensor, x_BTHWC: Tensor, *, silu: bool) -> Tensor:
         """Write the norm of x, through SiLU if asked, to `out`, which is contiguous within each batch item."""
         gamma = self.gamma.flatten()
-        if kernels.runs(x_BTHWC):
+        if kernels.runs(x_BTHWC, "vae_norm_silu"):
             return kernels.vae_norm_silu(x_BTHWC, gamma, out_BTHWC, silu=silu)
         if x_BTHWC.device.type != "cpu":
             return normalize_fused(x_BTHWC, out_BTHWC, gamma, silu=silu)

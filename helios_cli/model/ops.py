@@ -86,7 +86,7 @@ def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps:
 
     `scale` and `shift` are [B or 1, 2, E] float32. Returns the dtype of `x`.
     """
-    if kernels.runs(x_BSE):
+    if kernels.runs(x_BSE, "modulated_norm"):
         return kernels.modulated_norm(x_BSE, scale, shift, split, eps)
     if torch.is_grad_enabled():
         return gradients.modulated_norm(x_BSE, scale, shift, split, eps)
@@ -104,7 +104,7 @@ def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, split: int) -> Te
 
     `gate` is [B or 1, 2, E] float32. Writes into `x` where no gradient is recorded. Returns the sum.
     """
-    if kernels.runs(x_BSE):
+    if kernels.runs(x_BSE, "gated_residual"):
         return kernels.gated_residual(x_BSE, y_BSE, gate, split)
     if torch.is_grad_enabled():
         return gradients.gated_residual(x_BSE, y_BSE, gate, split)
@@ -122,7 +122,7 @@ def rms_norm_rope(x_BSE: Tensor, weight: Tensor, rope_SD2: Tensor | None, heads:
     pair (a, b) turns into (a cos - b sin, a sin + b cos), a complex product that also holds where pooling left
     |cos + i sin| < 1. A kernel writes into `x`, which is a product that nobody else reads.
     """
-    if kernels.runs(x_BSE):
+    if kernels.runs(x_BSE, "qk_norm_rope"):
         y = kernels.qk_norm_rope(x_BSE[:, :, None], weight[None], rope_SD2, heads, eps)
         return y[:, :, 0].unflatten(-1, (heads, -1))
     if torch.is_grad_enabled():
@@ -142,7 +142,7 @@ def gated_residual_layer_norm(
     x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, split: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     """`gated_residual`, then the affine norm of the noisy rows. Returns (sum, norm), both in the dtype of `x`."""
-    if kernels.runs(x_BSE):
+    if kernels.runs(x_BSE, "gated_residual_layer_norm"):
         return x_BSE, kernels.gated_residual_layer_norm(x_BSE, y_BSE, gate, weight, bias, split, eps)
     if torch.is_grad_enabled():
         return gradients.gated_residual_layer_norm(x_BSE, y_BSE, gate, weight, bias, split, eps)
@@ -154,7 +154,7 @@ def gated_residual_modulated_norm(
     x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     """`gated_residual`, then `modulated_norm` of all rows. Returns (sum, norm)."""
-    if kernels.runs(x_BSE):
+    if kernels.runs(x_BSE, "gated_residual_modulated_norm"):
         return x_BSE, kernels.gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps)
     x_BSE = gated_residual(x_BSE, y_BSE, gate, split)
     return x_BSE, modulated_norm(x_BSE, scale, shift, split, eps)
@@ -164,7 +164,7 @@ def residual_modulated_norm(
     x_BSE: Tensor, y_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Adds `y`, [B, S - split, E], to the noisy rows, then `modulated_norm` of all. Returns (sum, norm)."""
-    if kernels.runs(x_BSE):
+    if kernels.runs(x_BSE, "gated_residual_modulated_norm"):
         return x_BSE, kernels.gated_residual_modulated_norm(x_BSE, y_BSE, None, scale, shift, split, eps)
     if torch.is_grad_enabled():
         return gradients.residual_modulated_norm(x_BSE, y_BSE, scale, shift, split, eps)

@@ -435,7 +435,7 @@ def frames_to_uint8(frames_BCTHW: Tensor) -> Tensor:
 def norm_silu_conv(norm: ChannelNorm, conv: CausalConv3d, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
     if state is None:
         return convolve(conv, DifferentiableNorm.apply(x_BTHWC, norm.gamma.flatten(), PAST, True))
-    if kernels.runs(x_BTHWC):
+    if kernels.runs(x_BTHWC, "causal_pad"):
         past, buffer = state.remembered(conv), state.unfilled(x_BTHWC)
         return conv.filled(kernels.causal_pad(x_BTHWC, past, buffer, norm.gamma.flatten(), silu=True), state)
     buffer = state.buffer(conv, x_BTHWC)

@@ -28,8 +28,7 @@ from helios_kernels.launch import Launch, recorded
 from helios_kernels.registry import OPS
 
 MATRIX_INSTRUCTIONS = {
-    "sm_80": r"\bmma\.sync",
-    "sm_89": r"\bmma\.sync",
+    **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), r"\bmma\.sync"),
     "sm_90": r"\bwgmma\.mma_async",
     "sm_100": r"\btcgen05\.mma",
     "gfx942": r"\bv_mfma_f32",

@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from helios_kernels import tuned
 from helios_kernels.dispatch import INTERPRETER, compiling_ahead, current_chip, find_triton
 
-CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
+CHIPS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
-SHARED_MEMORY = {"sm_80": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
+SHARED_MEMORY = {
+    "sm_80": 166912,
+    **dict.fromkeys(("sm_86", "sm_89", "sm_120"), 101376),
+    **dict.fromkeys(("sm_90", "sm_100"), 232448),
+    "gfx942": 65536,
+}
 """Bytes a program may have, by the vendors' documents. Triton's compiler does not check it."""
 
 
@@ -86,7 +91,12 @@ _CDNA = {
     for head in (128, 64)
     for bias in (False, True)
 }
-_ATTENTION = {"sm_80": _AMPERE, "sm_89": _AMPERE, "sm_90": _HOPPER, "sm_100": _BLACKWELL, "gfx942": _CDNA}
+_ATTENTION = {
+    **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), _AMPERE),
+    "sm_90": _HOPPER,
+    "sm_100": _BLACKWELL,
+    "gfx942": _CDNA,
+}
 
 
 _trying: dict[str, Config] = {}

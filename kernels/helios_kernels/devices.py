@@ -17,6 +17,19 @@ from pathlib import Path
 
 VERSION = 1
 
+_changes = 0
+
+
+def changed() -> None:
+    """What is known of devices is another from now on: what was concluded from it is to be concluded again."""
+    global _changes
+    _changes += 1
+
+
+def changes() -> int:
+    """How often that was so, for what is cached."""
+    return _changes
+
 
 def read(file: Path) -> dict:
     """By device, what was found; nobody has checked that yet."""

@@ -1,7 +1,7 @@
 """Are the kernels right on the GPU at hand? Every operation beside its twin, on small and ugly shapes.
 
 A kernel that compiles and passes the tests can still be wrong on a chip, with a driver or a compiler, that its authors
-never had. So `HELIOS_KERNELS=auto` takes kernels only where this has been run and has found nothing (`tried.py`).
+never had. So `HELIOS_KERNELS=auto` takes those kernels alone that this has found right (`tried.py`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ TRIED_IN = (torch.bfloat16, torch.float16)
 """What renders compute in on a GPU."""
 
 
+def operations(chip: str) -> tuple[str, ...]:
+    """What there are kernels of on `chip`."""
+    return tuple(name for name, op in OPS.items() if op.chips is None or chip in op.chips)
+
+
 @torch.no_grad()
-def trial(device: torch.device, chip: str, names: Collection[str] = OPS) -> Iterator[tuple[str, str | None]]:
-    """(operation and case, what is wrong with it or None), one after another. `chip` is the device's key.
+def trial(device: torch.device, names: Collection[str]) -> Iterator[tuple[str, str | None]]:
+    """(operation, what is wrong with it or None) of these, which the device's chip has, one after another.
 
     Raises what a GPU says that answers nothing more, and OutOfMemoryError.
     """
     for name in names:
-        op = OPS[name]
-        if op.chips is None or chip in op.chips:
-            for case in filter(lambda case: case.interpreted, op.cases):
-                yield f"{op.name} {case.id}", _fault(op, case, device)
+        cases = [case for case in OPS[name].cases if case.interpreted]
+        faults = ((case.id, _fault(OPS[name], case, device)) for case in cases)
+        yield name, next((f"{case}: {fault}" for case, fault in faults if fault), None)
 
 
 def _fault(op: Op, case: Case, device: torch.device) -> str | None:

@@ -32,6 +32,7 @@ def use(file: Path | None) -> None:
     global _file
     _file = file
     of.cache_clear()
+    devices.changed()
 
 
 @functools.cache
@@ -56,6 +57,7 @@ def keep(device: str, tuned: Tuned, file: Path) -> None:
 
     devices.change(device, file, beside)
     of.cache_clear()
+    devices.changed()
 
 
 def _ints(config: dict) -> dict[str, int]:

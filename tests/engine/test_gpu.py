@@ -343,7 +343,7 @@ def test_attention_is_timed_on_what_a_block_gives_it(kernels, amplified, monkeyp
             return q.flatten(2)
 
         monkeypatch.setattr(module, "attention", strides_of)
-    monkeypatch.setattr(helios_kernels, "runs", lambda x: kernels)
+    monkeypatch.setattr(helios_kernels, "runs", lambda x, operation: kernels)
     monkeypatch.setattr(helios_kernels, "qk_norm_rope", lambda *_: None)
     with torch.device("meta"), torch.no_grad():
         dit = HeliosDiT(config)

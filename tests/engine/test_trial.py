@@ -12,13 +12,14 @@ from films import models_of
 
 import helios_kernels
 from helios_cli import machine
-from helios_cli.child import ChildError
+from helios_cli.child import ChildError, ChildStoppedError
 from helios_cli.engine import trial
 from helios_cli.errors import MachineError
 from helios_cli.weights import hub
 from helios_kernels import dispatch, tried
 from helios_kernels.dispatch import Backend, backend
 from helios_kernels.registry import OPS
+from helios_kernels.trial import operations
 from helios_kernels.trial import trial as try_operations
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -30,7 +31,6 @@ def gpu(monkeypatch) -> Iterator[None]:
     """A machine on which Triton could run, as far as the dispatcher knows."""
     for module in (dispatch, helios_kernels):
         monkeypatch.setattr(module, "find_triton", lambda: FOUND)
-    monkeypatch.setattr(dispatch, "backend", backend)
     monkeypatch.delenv("HELIOS_KERNELS", raising=False)
     begin_anew()
     yield
@@ -42,75 +42,138 @@ def begin_anew() -> None:
     """What a process of its own would begin with."""
     tried._found.clear()
     tried.use(None)
-    backend.cache_clear()
 
 
-def answering(monkeypatch, answer) -> list[dict]:
-    """Lets `answer` stand in for the trial's process; returns the questions it gets."""
-    asked = []
-
-    def ask(module, question, **how):
-        asked.append({"module": module, **question, **how["environment"]})
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(trial, "ask", ask)
-    return asked
+RIGHT = dict.fromkeys(operations("sm_90"))
+"""What the trial finds of kernels that are right."""
 
 
-RIGHT = [{"case": "renoise small", "fault": None}, {"case": "dmd_step small", "fault": None}]
-WRONG = [RIGHT[0], {"case": "dmd_step small", "fault": "bfloat16: error 1, bound 0.01"}]
+class Trial:
+    """Stands in for the trial's processes: each takes the operations it is asked for one by one, and is lost at those
+    of `ends` that still have errors left. `faults` are what it finds."""
+
+    def __init__(self, faults: dict | None = None, ends: dict[str, list[Exception]] | None = None) -> None:
+        self.faults, self.ends, self.asked = {**RIGHT, **(faults or {})}, ends or {}, []
+
+    def __call__(self, module, question, **how):
+        assert (module, how["environment"]) == ("helios_cli.engine.trial", {"HELIOS_KERNELS": "triton"})
+        self.asked.append(question["names"])
+        rows = []
+        for name in question["names"]:
+            rows.append({"operation": name})
+            if self.ends.get(name):
+                raise self.ends[name].pop(0)(rows)
+            rows.append({"operation": name, "fault": self.faults[name]})
+        return rows
+
+
+def lost(why: str):
+    return lambda rows: ChildStoppedError(why, hint="", answers=rows)
+
+
+def trying(monkeypatch, trial_of: Trial) -> list:
+    """Lets it stand in from now on; returns what is asked, process by process."""
+    monkeypatch.setattr(trial, "ask", trial_of)
+    return trial_of.asked
 
 
 def test_kernels_that_are_right_run_from_then_on(gpu, monkeypatch):
     assert backend().name == "reference" and "have not been tried" in backend().reason
-    asked = answering(monkeypatch, RIGHT)
+    asked = trying(monkeypatch, Trial())
     before, after = trial.settle(GPU)
-    assert asked == [{"module": "helios_cli.engine.trial", "device": "cuda", "HELIOS_KERNELS": "triton"}]
+    assert asked == [list(RIGHT)]
     assert before == trial.NOTICE and after == "kernels: triton, Triton 3.7.1 on a GPU, tried here and right"
     begin_anew()
     assert list(trial.settle(GPU)) == [] and len(asked) == 1
-    assert (backend().chip, backend().device) == ("sm_90", "a GPU")
+    assert (backend().chip, backend().device, backend().off) == ("sm_90", "a GPU", {})
 
 
 def test_whoever_loads_a_model_goes_by_the_trial(gpu, monkeypatch):
     """Measurements load models as well, and try nothing."""
-    answering(monkeypatch, RIGHT)
+    trying(monkeypatch, Trial())
     list(trial.settle(GPU))
     begin_anew()
     models_of(hub.resolve("tiny"))
     assert backend().chip == "sm_90"
 
 
-def test_kernels_that_are_wrong_stay_off_and_say_what_it_was(gpu, monkeypatch):
-    answering(monkeypatch, [*WRONG, {"case": "quantize small", "fault": "RuntimeError: no"}])
+def test_one_that_is_wrong_is_left_to_pytorch_alone(gpu, monkeypatch):
+    trying(monkeypatch, Trial({"dmd_step": "small: bfloat16: error 1", "quantize": "one-row: RuntimeError: no"}))
     *_, told = trial.settle(GPU)
-    assert told.endswith("are wrong: dmd_step small: bfloat16: error 1, bound 0.01, and 1 more")
+    assert told.endswith("on a GPU, tried here and right but for quantize: one-row: RuntimeError: no, and 1 more")
     begin_anew()
-    assert list(trial.settle(GPU)) == [] and backend().chip is None
+    assert list(trial.settle(GPU)) == [] and backend().chip == "sm_90"
+    with torch.no_grad():
+        on_gpu = torch.zeros(1).as_subclass(OnGpu)
+        assert [name for name in RIGHT if not helios_kernels.runs(on_gpu, name)] == ["quantize", "dmd_step"]
 
 
-def test_a_trial_that_takes_its_process_down_found_a_fault(gpu, monkeypatch):
-    answering(monkeypatch, ChildError("it was stopped by SIGSEGV", hint="", answers=RIGHT[:1]))
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_where_all_are_wrong_none_runs(gpu, monkeypatch):
+    trying(monkeypatch, Trial(dict.fromkeys(RIGHT, "no")))
     *_, told = trial.settle(GPU)
-    assert told.endswith("are wrong: the one after renoise small: it was stopped by SIGSEGV")
+    assert told.endswith(f"are wrong: modulated_norm: no, and {len(RIGHT) - 1} more")
+    assert backend().chip is None
+
+
+def test_one_that_is_lost_once_is_tried_again_behind_the_others(gpu, monkeypatch):
+    asked = trying(monkeypatch, Trial(ends={"renoise": [lost("was stopped by SIGKILL")]}))
+    *_, told = trial.settle(GPU)
+    assert told.endswith("tried here and right") and backend().off == {}
+    names = list(RIGHT)
+    behind = names[names.index("renoise") + 1 :]
+    assert asked == [names, [*behind, "renoise"]]
+
+
+def test_one_that_is_lost_twice_is_left_off_and_the_others_run(gpu, monkeypatch):
+    twice = [lost("was stopped by SIGKILL"), lost("took more than 300 s")]
+    asked = trying(monkeypatch, Trial(ends={"attention": twice}))
+    list(trial.settle(GPU))
+    assert backend().off == {"attention": "took more than 300 s, twice"} and len(asked) == 2
+    begin_anew()
+    assert list(trial.settle(GPU)) == [] and backend().chip == "sm_90"
+
+
+def test_what_there_was_no_time_for_is_off_until_it_was_tried(gpu, monkeypatch):
+    """By the next film; and for good, if there is none then."""
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
+    asked = trying(monkeypatch, Trial())
+    *_, told = trial.settle(GPU)
+    assert "there was no time to try it" in told and backend().chip is None and asked == []
+    begin_anew()
+    monkeypatch.setattr(trial, "SECONDS", 900.0)
+    *_, told = trial.settle(GPU)
+    assert told.endswith("tried here and right") and asked == [list(RIGHT)]
+
+
+def test_what_there_was_no_time_for_twice_is_left_off(gpu, monkeypatch):
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
+    trying(monkeypatch, Trial())
+    for _ in range(2):
+        assert len(list(trial.settle(GPU))) == 2
+        begin_anew()
+    assert list(trial.settle(GPU)) == [] and backend().chip is None
 
 
 @pytest.mark.parametrize(
     "error", [ChildError("failed: no driver", hint="", answers=[]), MachineError("the device ran out of memory")]
 )
 def test_a_trial_that_did_not_begin_says_nothing_of_the_kernels(gpu, monkeypatch, error):
-    answering(monkeypatch, error)
+    trying(monkeypatch, Trial(ends={"modulated_norm": [lambda rows: error]}))
     *_, told = trial.settle(GPU)
     assert told == f"kernels could not be tried, so this film goes without: {error.message}"
     assert not machine.tried_file().exists()
-    asked = answering(monkeypatch, RIGHT)
+    asked = trying(monkeypatch, Trial())
     assert len(list(trial.settle(GPU))) == 2 and len(asked) == 1
 
 
 def test_other_kernels_are_tried_anew(gpu, monkeypatch):
-    answering(monkeypatch, RIGHT)
+    trying(monkeypatch, Trial())
     list(trial.settle(GPU))
     begin_anew()
     stored = json.loads(machine.tried_file().read_text())
@@ -123,14 +186,14 @@ def test_other_kernels_are_tried_anew(gpu, monkeypatch):
 def test_a_damaged_file_is_no_file(gpu, monkeypatch, text):
     machine.tried_file().parent.mkdir(parents=True, exist_ok=True)
     machine.tried_file().write_text(text)
-    answering(monkeypatch, RIGHT)
+    trying(monkeypatch, Trial())
     assert len(list(trial.settle(GPU))) == 2
 
 
 def test_a_home_that_cannot_be_written_is_no_obstacle(gpu, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "file" / "home"))
-    asked = answering(monkeypatch, RIGHT)
+    asked = trying(monkeypatch, Trial())
     assert len(list(trial.settle(GPU))) == 2 and backend().chip == "sm_90"
     assert list(trial.settle(GPU)) == [] and len(asked) == 1
 
@@ -138,13 +201,13 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(gpu, monkeypatch, tmp_path
 @pytest.mark.parametrize(("choice", "name"), [("triton", "triton"), ("reference", "reference")])
 def test_who_insists_is_not_kept_waiting(gpu, monkeypatch, choice, name):
     monkeypatch.setenv("HELIOS_KERNELS", choice)
-    asked = answering(monkeypatch, WRONG)
+    asked = trying(monkeypatch, Trial({"renoise": "no"}))
     assert list(trial.settle(GPU)) == [] and asked == []
     assert backend().name == name
 
 
 def test_a_cpu_has_nothing_to_try(gpu, monkeypatch):
-    asked = answering(monkeypatch, RIGHT)
+    asked = trying(monkeypatch, Trial())
     assert list(trial.settle(CPU)) == [] and asked == []
 
 
@@ -152,14 +215,12 @@ def test_a_cpu_has_nothing_to_try(gpu, monkeypatch):
 
 
 def test_the_twins_pass_the_trial():
-    found = dict(try_operations(CPU, "sm_90", ["renoise", "dmd_step"]))
-    cases = [case for name in ("renoise", "dmd_step") for case in OPS[name].cases if case.interpreted]
-    assert len(found) == len(cases) and set(found.values()) == {None}
+    assert list(try_operations(CPU, ["renoise", "dmd_step"])) == [("renoise", None), ("dmd_step", None)]
 
 
 def test_an_operation_that_a_chip_lacks_is_not_tried_there():
-    assert "sm_80" not in OPS["quantize"].chips
-    assert list(try_operations(CPU, "sm_80", ["quantize"])) == []
+    assert [name for name in OPS if name not in operations("sm_86")] == ["quantize"]
+    assert [name for name in OPS if name not in operations("sm_90")] == ["attention_pointers"]
 
 
 @pytest.mark.parametrize(
@@ -173,11 +234,12 @@ def test_an_operation_that_a_chip_lacks_is_not_tried_there():
 def test_a_kernel_that_is_wrong_fails_the_trial(monkeypatch, broken, said):
     op = OPS["renoise"]
     monkeypatch.setitem(OPS, "renoise", replace(op, run=broken(op.run)))
-    faults = list(dict(try_operations(CPU, "sm_90", ["renoise"])).values())
-    assert faults and all(fault.startswith(said) for fault in faults)
+    found = dict(try_operations(CPU, ["dmd_step", "renoise"]))
+    first = next(case.id for case in op.cases if case.interpreted)
+    assert found["renoise"].startswith(f"{first}: {said}") and found["dmd_step"] is None
 
 
-def test_the_process_says_case_by_case():
-    first = next(trial.rows({"device": "cpu"}))
-    name, case = first["case"].split(" ", 1)
-    assert case in {one.id for one in OPS[name].cases} and first["fault"] is None
+def test_the_process_announces_what_it_tries():
+    rows = list(trial.rows({"device": "cpu", "names": ["renoise", "dmd_step"]}))
+    announced = [{"operation": "renoise"}, {"operation": "dmd_step"}]
+    assert rows == [row for one in announced for row in (one, {**one, "fault": None})]

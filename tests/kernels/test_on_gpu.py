@@ -11,7 +11,7 @@ import torch
 from helios_kernels.attention import DTYPES as ATTENTION_DTYPES
 from helios_kernels.case import DTYPES
 from helios_kernels.check import compare
-from helios_kernels.dispatch import INTERPRETER, backend, find_triton
+from helios_kernels.dispatch import INTERPRETER, find_triton
 from helios_kernels.registry import OPS
 
 FOUND = find_triton()
@@ -30,9 +30,6 @@ CASES = [
 def kernels_run(monkeypatch):
     """Whatever was found when they were tried here."""
     monkeypatch.setenv("HELIOS_KERNELS", "triton")
-    backend.cache_clear()
-    yield
-    backend.cache_clear()
 
 
 @torch.no_grad()

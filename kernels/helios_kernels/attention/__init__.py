@@ -21,7 +21,7 @@ def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | N
     Any strides; Q and K of any length from 1, equal or not. `bias` is [K] float32, added to every query's logits; -inf
     leaves a key out.
     """
-    if not (runs(q_BQND) and takes(q_BQND)):
+    if not (runs(q_BQND, "attention") and takes(q_BQND)):
         return pytorch_attention(q_BQND, k_BKND, v_BKND, bias_K)
     return run_kernel(q_BQND, k_BKND, v_BKND, bias_K)
 

@@ -103,5 +103,11 @@ ATTENTION_POINTERS = replace(
     name="attention_pointers",
     run=_through_pointers,
     cases=tuple(replace(case, real=False, compiled=()) for case in ATTENTION.cases if case.interpreted),
-    chips=("sm_80", "sm_89", "gfx942"),  # the others' configurations ask it for more shared memory than there is
+    chips=(
+        "sm_80",
+        "sm_86",
+        "sm_89",
+        "sm_120",
+        "gfx942",
+    ),  # the others' configurations ask it for more shared memory than there is
 )

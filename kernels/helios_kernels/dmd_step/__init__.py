@@ -13,7 +13,7 @@ def dmd_step(x: Tensor, flow: Tensor, start_point: Tensor, sigma: float, sigma_n
 
     All of one shape, any dtypes; returns float32. With `sigma_next` 0 the result is x0 and `start_point` is not read.
     """
-    if not runs(x):
+    if not runs(x, "dmd_step"):
         return reference.dmd_step(x, flow, start_point, sigma, sigma_next)
     from helios_kernels.dmd_step.kernel import run
 

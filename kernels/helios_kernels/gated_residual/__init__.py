@@ -18,7 +18,7 @@ def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, split: int
     `x` is [B, S, E] and `y` [B, S or S - split, E], both with contiguous rows; `gate` is [B or 1, 2, E] float32.
     Returns `x`.
     """
-    if not runs(x_BSE):
+    if not runs(x_BSE, "gated_residual"):
         return x_BSE.copy_(reference.gated_residual(x_BSE, y_BSE, gate, split))
     from helios_kernels.gated_residual.kernel import run
 
@@ -33,7 +33,7 @@ def gated_residual_modulated_norm(
 
     The norm is that of the rounded stream, as if the two were called one after the other.
     """
-    if not runs(x_BSE):
+    if not runs(x_BSE, "gated_residual_modulated_norm"):
         x, normed = reference.gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps)
         x_BSE.copy_(x)
         return normed
@@ -46,7 +46,7 @@ def gated_residual_layer_norm(
     x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, weight_E: Tensor, bias_E: Tensor, split: int, eps: float
 ) -> Tensor:
     """`gated_residual` into `x`, then the affine LayerNorm of its noisy rows: returns [B, S - split, E], contiguous."""
-    if not runs(x_BSE):
+    if not runs(x_BSE, "gated_residual_layer_norm"):
         x, normed = reference.gated_residual_layer_norm(x_BSE, y_BSE, gate, weight_E, bias_E, split, eps)
         x_BSE.copy_(x)
         return normed

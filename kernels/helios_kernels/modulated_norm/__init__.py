@@ -14,7 +14,7 @@ def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps:
     `x` is [B, S, E] with contiguous rows, `scale` and `shift` are [B or 1, 2, E] float32 with contiguous rows.
     Returns [B, S, E] in the dtype of `x`, contiguous.
     """
-    if not runs(x_BSE):
+    if not runs(x_BSE, "modulated_norm"):
         return reference.modulated_norm(x_BSE, scale, shift, split, eps)
     from helios_kernels.modulated_norm.kernel import run
 
@@ -23,7 +23,7 @@ def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps:
 
 def layer_norm(x_BSE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
     """`norm(x) * weight + bias` in float32, rounded once to the dtype of `x`. [B, S, E], contiguous."""
-    if not runs(x_BSE):
+    if not runs(x_BSE, "layer_norm"):
         return reference.layer_norm(x_BSE, weight_E, bias_E, eps)
     from helios_kernels.modulated_norm.kernel import run
 

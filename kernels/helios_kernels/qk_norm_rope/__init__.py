@@ -16,7 +16,7 @@ def qk_norm_rope(x_BSWE: Tensor, weight_WE: Tensor, rope_SD2: Tensor | None, hea
     `weight` is [W, E]. `rope` is [S, D/2, 2] float32 (cos, sin), contiguous, whose |cos + i sin| may be below 1 where
     it was pooled; None leaves the rotation out.
     """
-    if not runs(x_BSWE):
+    if not runs(x_BSWE, "qk_norm_rope"):
         return x_BSWE.copy_(reference.qk_norm_rope(x_BSWE, weight_WE, rope_SD2, heads, eps))
     from helios_kernels.qk_norm_rope.kernel import run
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from helios_kernels.case import BF16, HIDDEN, STAGES, WIDTH, Case, Op, outliers
-from helios_kernels.dispatch import current_chip
+from helios_kernels.dispatch import FP8_CHIPS, current_chip
 from helios_kernels.quantize import quantize, reference
 
 
@@ -49,5 +49,5 @@ QUANTIZE = Op(
         Case("one-row", {"S": 1, "E": 64, "gelu": True}),
     ),
     moved_bytes=lambda case, itemsize: case.sizes["S"] * case.sizes["E"] * (itemsize + 1),
-    chips=("sm_89", "sm_90", "sm_100", "gfx942"),  # Ampere has no fp8
+    chips=FP8_CHIPS,
 )

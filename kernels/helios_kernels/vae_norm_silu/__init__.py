@@ -14,7 +14,7 @@ def vae_norm_silu(x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor, *, silu: 
     `out` is contiguous within each batch item, so it may be a slice of the padded buffer; where x is not, it is copied.
     Returns `out`.
     """
-    if not runs(x_BTHWC):
+    if not runs(x_BTHWC, "vae_norm_silu"):
         return out_BTHWC.copy_(reference.vae_norm_silu(x_BTHWC, gamma_C, silu=silu))
     from helios_kernels.vae_norm_silu.kernel import run
 
@@ -34,7 +34,7 @@ def causal_pad(
     With `gamma` x passes `vae_norm_silu` on the way. `past` and `out` are contiguous within each batch item. Returns
     `out`.
     """
-    if not runs(x_BTHWC):
+    if not runs(x_BTHWC, "causal_pad"):
         return out_BTHWC.copy_(reference.causal_pad(x_BTHWC, past_BPHWC, out_BTHWC, gamma_C, silu=silu))
     from helios_kernels.vae_norm_silu.kernel import run
 
