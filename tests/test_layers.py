@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATION = {"errors", "files", "units", "versions", "visible"}
+FOUNDATION = {"errors", "files", "units", "versions", "visible", "architecture"}
 TERMINAL = {"typer", "rich"}
 TEST_ORACLES = {"transformers", "diffusers", "accelerate"}
 NEVER = {*TEST_ORACLES, "click"}
@@ -37,6 +37,7 @@ LAYERS = {
     "units": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "visible": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "versions": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
+    "architecture": Layer({"units"}, banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "machine": Layer(FOUNDATION, banned=TERMINAL, lazy={"torch"}),
     "child": Layer({"", *FOUNDATION}, banned={"torch", "numpy", *TERMINAL}),
     "console": Layer(FOUNDATION, banned={"torch"}, lazy={"rich"}),

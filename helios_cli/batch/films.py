@@ -370,7 +370,7 @@ def _attention_taken(models: Models, size: tuple[int, int]) -> dict[str, str]:
     from helios_cli.cost.arithmetic import attention_shapes
     from helios_cli.cost.shapes import DiTShape
 
-    shape = DiTShape.from_config(models.checkpoint.component("transformer").config)
+    shape = DiTShape.from_json(models.checkpoint.component("transformer").config)
     dtype = str(models.dtype).removeprefix("torch.")
     shapes = attention_shapes(shape, size, models.scheduler.stages, dtype)
     return {shape: models.attention_taken[shape] for shape in shapes if shape in models.attention_taken}

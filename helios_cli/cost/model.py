@@ -74,23 +74,17 @@ def is_auto(name: str) -> bool:
 
 
 def opened(name: str, source: hub.Source, checkpoint: Checkpoint) -> Model:
-    """The model in an opened folder. CheckpointError if its shapes cannot be planned with."""
-    shapes = {}
-    for component, shape in (("transformer", DiTShape), ("text_encoder", TextShape), ("vae", VAEShape)):
-        part = checkpoint.component(component)
-        try:
-            shapes[component] = shape.from_config(part.config)
-        except ValueError as error:
-            raise CheckpointError(f"{part.folder / 'config.json'}: {error}") from error
+    """The model in an opened folder."""
+    configs = {component: part.config for component, part in checkpoint.components.items()}
     return Model(
         name=name,
         source=source,
         kind=checkpoint.kind,
         preset=checkpoint.preset,
         native_size=checkpoint.native_size,
-        dit=shapes["transformer"],
-        text=shapes["text_encoder"],
-        vae=shapes["vae"],
+        dit=DiTShape.from_json(configs["transformer"]),
+        text=TextShape.from_json(configs["text_encoder"]),
+        vae=VAEShape.from_json(configs["vae"]),
         parameters={key: part.parameters for key, part in checkpoint.components.items()},
         checkpoint=checkpoint,
         download_bytes=0,

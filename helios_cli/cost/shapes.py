@@ -1,60 +1,18 @@
-"""The sizes of a model's three networks that its costs follow from, read from their configs without torch.
-
-Defaults are those of the published 14B model, so a model that is not downloaded can be planned with. Whether a variant
-is supported is for the modules in `model/` to say; here values only have to be numbers of the right kind.
+"""The sizes of a model's three networks that its costs follow from. Defaults are those of the published 14B model, so a
+model that is not downloaded can be planned with.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
 
-
-class _FromConfig:
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """From a component's `config.json`. ValueError names the key whose value is no count."""
-        values = {}
-        for field in fields(cls):
-            value = config.get(UPSTREAM_NAMES.get(field.name, field.name))
-            if value is None:
-                continue
-            if not _alike(value, field.default):
-                raise ValueError(f"`{field.name}` cannot be {value!r}")
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
-
-
-UPSTREAM_NAMES = {"temporal_downsample": "temperal_downsample"}
-
-
-def _alike(value: object, default: object) -> bool:
-    """Whether `value` is of the default's kind: a switch, a count, or a list of them."""
-    if isinstance(default, tuple):
-        return isinstance(value, list | tuple) and bool(value) and all(_alike(item, default[0]) for item in value)
-    return type(value) is type(default) and (isinstance(value, bool) or value > 0)
+from helios_cli.architecture import DiTConfig, UMT5Config, VAEConfig
 
 
 @dataclass(frozen=True)
-class DiTShape(_FromConfig):
-    """`transformer/config.json`."""
-
-    patch_size: tuple[int, ...] = (1, 2, 2)
-    num_attention_heads: int = 40
-    attention_head_dim: int = 128
-    in_channels: int = 16
-    out_channels: int = 16
-    text_dim: int = 4096
-    freq_dim: int = 256
-    ffn_dim: int = 13824
-    num_layers: int = 40
-    cross_attn_norm: bool = True
-    guidance_cross_attn: bool = True
-
-    @property
-    def width(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
+class DiTShape(DiTConfig):
+    """The transformer's."""
 
     @property
     def fp32_parameters(self) -> int:
@@ -76,14 +34,8 @@ class DiTShape(_FromConfig):
 
 
 @dataclass(frozen=True)
-class TextShape(_FromConfig):
-    """`text_encoder/config.json`."""
-
-    d_model: int = 4096
-    d_kv: int = 64
-    d_ff: int = 10240
-    num_layers: int = 24
-    num_heads: int = 64
+class TextShape(UMT5Config):
+    """The text encoder's."""
 
     @property
     def float16_fp32_parameters(self) -> int:
@@ -97,16 +49,8 @@ class TextShape(_FromConfig):
 
 
 @dataclass(frozen=True)
-class VAEShape(_FromConfig):
-    """`vae/config.json`."""
-
-    base_dim: int = 96
-    z_dim: int = 16
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    temporal_downsample: tuple[bool, ...] = (False, True, True)
-    in_channels: int = 3
-    out_channels: int = 3
+class VAEShape(VAEConfig):
+    """The VAE's."""
 
     @property
     def widths(self) -> tuple[int, ...]:

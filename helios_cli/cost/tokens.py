@@ -9,6 +9,7 @@ from math import ceil
 from helios_cli.cost.model import Model
 from helios_cli.cost.shapes import DiTShape
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM, grid_of
+from helios_cli.weights.tokenizer import read_tokenizer, tokens_of
 
 READ_TOKENIZER = 4 * 2**20
 """Size up to which a tokenizer is read to count tokens. The published one, of 256,000 words, takes over a second."""
@@ -71,15 +72,11 @@ def count_tokens(model: Model, prompts: Iterable[str]) -> PromptTokens:
     if file is None or file.stat().st_size > READ_TOKENIZER:
         estimates = {text: min(MAX_TEXT_TOKENS, len(text) // CHARACTERS_PER_TOKEN + 1) for text in prompts}
         return PromptTokens(estimates, counted=False, lost={})
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = read_tokenizer(file)
     tokens, lost = {}, {}
     for text in dict.fromkeys(prompts):
-        encoding = tokenizer.encode(text)
-        tokens[text] = min(MAX_TEXT_TOKENS, len(encoding.ids))
-        if len(encoding.ids) > MAX_TEXT_TOKENS:
-            lost[text] = text[encoding.offsets[MAX_TEXT_TOKENS - 1][0] :]  # the last row is the end token's
+        ids, left = tokens_of(text, tokenizer, model.text.vocab_size)
+        tokens[text] = len(ids)
+        if left:
+            lost[text] = left
     return PromptTokens(tokens, counted=True, lost=lost)

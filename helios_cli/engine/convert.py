@@ -32,8 +32,8 @@ from helios_cli.model import dit
 from helios_cli.units import format_bytes
 from helios_cli.weights.checkpoint import MODEL_INDEX, WEIGHT_STEMS, Checkpoint, Component, files_of
 from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo, read_header
+from helios_cli.weights.fit import ALIASES
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_fp8, is_scale, quantize_weight
-from helios_cli.weights.load import ALIASES
 from helios_cli.weights.reader import FLOAT_DTYPES, Stored, WeightFiles
 
 Target = Literal["bfloat16", "float8"]

@@ -19,10 +19,10 @@ from torch import Tensor
 
 import helios_kernels
 from helios_cli import __version__, machine
+from helios_cli.architecture import DiTConfig
 from helios_cli.errors import MachineError
 from helios_cli.model.attention import Choice, attention, auto_rule
 from helios_cli.model.backends import Memory, first_line
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
 from helios_cli.model.fp8 import Fp8, product
 from helios_cli.units import GRAPHS, LATENTS_PER_CHUNK, PROMPT_KEYS

@@ -20,23 +20,22 @@ from helios_cli.engine.gpu import (
     recall_kernels,
     require_quant,
 )
-from helios_cli.errors import CheckpointError, MachineError
+from helios_cli.errors import MachineError
 from helios_cli.model import dit, umt5
 from helios_cli.model.attention import AUTO, choose
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import Call, HeliosDiT
 from helios_cli.model.fp8 import use_fp8
-from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
-from helios_cli.model.vae import VAEConfig, WanVAE
-from helios_cli.sampling.schedule import SchedulerConfig
-from helios_cli.units import MAX_TEXT_TOKENS, grid_of
+from helios_cli.model.umt5 import UMT5Encoder
+from helios_cli.model.vae import WanVAE
+from helios_cli.units import grid_of
 from helios_cli.weights.ahead import Ahead
-from helios_cli.weights.checkpoint import SCHEDULER_CONFIG, Checkpoint
+from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import Quant, is_fp8
 from helios_cli.weights.load import load_component, stored_tensors, wanted_tensors
 from helios_cli.weights.offload import BlockStream, StoredRows
 from helios_cli.weights.placement import RESIDENT, Placement
 from helios_cli.weights.reader import Stored, WeightFiles, expect_files
+from helios_cli.weights.tokenizer import read_tokenizer, tokens_of
 
 EMBEDDING = "shared.weight"
 """Of the text encoder: a row a token of its vocabulary, of which a prompt needs a few."""
@@ -84,15 +83,12 @@ class Models:
             helios_kernels.backend()
         except RuntimeError as error:
             raise MachineError(str(error), hint="unset HELIOS_KERNELS; `helios doctor` shows what is there") from error
-        configs = {name: part.config for name, part in checkpoint.components.items()}
-        self.dit_config = _read(DiTConfig.from_json, checkpoint, configs["transformer"], "transformer/config.json")
-        config = self.dit_config
+        read = checkpoint.architecture
+        config = self.dit_config = read.dit
         heads = (config.num_attention_heads, config.attention_head_dim)
         memory = attention_memory(device) if attention == AUTO else None
         self._choice = choose(attention, device, dtype, *heads, memory=memory, wanted=attention_wanted)
-        self.vae_config = _read(VAEConfig.from_json, checkpoint, configs["vae"], "vae/config.json")
-        self.text_config = _read(UMT5Config.from_json, checkpoint, configs["text_encoder"], "text_encoder/config.json")
-        self.scheduler = _read(SchedulerConfig.from_json, checkpoint, checkpoint.scheduler, SCHEDULER_CONFIG)
+        self.vae_config, self.text_config, self.scheduler = read.vae, read.text, read.scheduler
         self.prompts: dict[str, Prompt] = {}
         self.stream: BlockStream | None = None
         self._files = WeightFiles()
@@ -170,8 +166,7 @@ class Models:
         self._make_room_for_text()
         if self.placement.mode != "none":
             machine.give_back_memory()
-        tokenizer = Tokenizer.from_file(str(self.checkpoint.tokenizer))
-        tokenizer.no_padding()
+        tokenizer = read_tokenizer(self.checkpoint.tokenizer)
         with self._text_encoder() as encoder:
             together = PROMPTS_TOGETHER if encoder.walk else 1
             for first in range(0, len(new), together):
@@ -181,7 +176,7 @@ class Models:
             machine.give_back_memory()
 
     def _encode(self, texts: list[str], tokenizer: Tokenizer, encoder: UMT5Encoder) -> None:
-        read = [_tokens(text, tokenizer) for text in texts]
+        read = [tokens_of(text, tokenizer, self.text_config.vocab_size) for text in texts]
         rows = encoder.forward_all([torch.tensor(ids, device=self.device) for ids, _ in read])
         for text, (_, lost), row in zip(texts, read, rows, strict=True):
             self.prompts[text] = Prompt(row, lost)
@@ -374,23 +369,3 @@ class Models:
 
 def _keeps_fp32(islands: frozenset[str]) -> Callable[[str], bool]:
     return lambda parameter: not islands.isdisjoint(parameter.split("."))
-
-
-def _tokens(text: str, tokenizer: Tokenizer) -> tuple[list[int], str]:
-    """Token ids of a prompt, the end token kept, and the end of the text that did not fit."""
-    tokenizer.no_truncation()
-    encoding = tokenizer.encode(text)
-    if len(encoding.ids) <= MAX_TEXT_TOKENS:
-        return encoding.ids, ""
-    tokenizer.enable_truncation(MAX_TEXT_TOKENS)  # keeps the end token
-    return tokenizer.encode(text).ids, text[encoding.offsets[MAX_TEXT_TOKENS - 1][0] :]
-
-
-def _read(from_json: Callable[[dict], object], checkpoint: Checkpoint, config: dict, file: str):
-    """A typed config; what it does not support is the checkpoint's fault, named with its file."""
-    try:
-        return from_json(config)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{checkpoint.path / file}: {error}", hint="helios runs the published Helios architecture, in any size"
-        ) from error

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import helios_kernels as kernels
+from helios_cli.architecture import DiTConfig
 from helios_cli.model.attention import USUAL, attention
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.fp8 import Fp8, Fp8Linear, parameter_names, product, project
 from helios_cli.model.ops import (
     gated_residual,

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import helios_kernels as kernels
+from helios_cli.architecture import DiTConfig
 from helios_cli.model.attention import Choice
 from helios_cli.model.block import Block, Rows, modulation_table
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.ops import linear, modulated_norm
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helios_cli.architecture import UMT5Config
 from helios_cli.model.ops import linear
 
 FP32_ISLANDS_IN_FLOAT16 = frozenset({"wo"})
@@ -21,30 +21,6 @@ FP32_ISLANDS_IN_FLOAT16 = frozenset({"wo"})
 
 TIED_EMBEDDING = "encoder.embed_tokens.weight"
 """Some checkpoints store `shared.weight` a second time under this name."""
-
-
-@dataclass(frozen=True)
-class UMT5Config:
-    """`text_encoder/config.json`. Defaults are UMT5-XXL's."""
-
-    vocab_size: int = 256384
-    d_model: int = 4096
-    d_kv: int = 64
-    d_ff: int = 10240
-    num_layers: int = 24
-    num_heads: int = 64
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-
-    @classmethod
-    def from_json(cls, config: dict) -> UMT5Config:
-        """Reads a checkpoint's config. Raises ValueError for a feed-forward other than gated tanh-GELU."""
-        kind = config.get("feed_forward_proj", "gated-gelu")
-        if kind != "gated-gelu":
-            raise ValueError(f"`feed_forward_proj` is {kind!r}, only 'gated-gelu' is supported")
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in config.items() if key in known})
 
 
 class ScaleNorm(nn.Module):

@@ -23,14 +23,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import helios_kernels as kernels
+from helios_cli.architecture import VAEConfig
 from helios_cli.model.attention import scaled_dot_product
 from helios_cli.model.channel_norm import ChannelNorm, DifferentiableNorm, working_dtype
 from helios_cli.model.convolution import channels_last, convolve, convolve_pictures, pointwise, upsample_conv
@@ -41,60 +40,6 @@ PAST = 2
 
 LOGVAR_RANGE = (-30, 20)
 """Of the posterior, beyond which its exponential is of no use."""
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """Shape of the VAE and the per-channel statistics of its latents."""
-
-    base_dim: int
-    z_dim: int
-    dim_mult: tuple[int, ...]
-    num_res_blocks: int
-    temporal_downsample: tuple[bool, ...]
-    latents_mean: tuple[float, ...]
-    latents_std: tuple[float, ...]
-    in_channels: int = 3
-    out_channels: int = 3
-
-    def __post_init__(self) -> None:
-        levels, over_time = len(self.dim_mult), list(self.temporal_downsample)
-        if len(over_time) != levels - 1:
-            raise ValueError(f"temperal_downsample has {len(over_time)} entries for {levels} levels of dim_mult")
-        if 2 ** (levels - 1) != PIXELS_PER_CELL:
-            raise ValueError(f"dim_mult has {levels} levels; a latent cell of {PIXELS_PER_CELL} pixels needs 4")
-        if 2 ** sum(over_time) != FRAMES_PER_LATENT:
-            raise ValueError(f"temperal_downsample is {over_time}; {FRAMES_PER_LATENT} frames a latent need two true")
-        for name in ("latents_mean", "latents_std"):
-            if len(getattr(self, name)) != self.z_dim:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries, z_dim is {self.z_dim}")
-
-    @classmethod
-    def from_json(cls, config: dict[str, Any]) -> VAEConfig:
-        """From a checkpoint's `vae/config.json`. ValueError names what is missing or not supported."""
-        config = {key: value for key, value in config.items() if not key.startswith("_")}
-        # Upstream's spelling; it ends here.
-        if "temperal_downsample" in config:
-            config["temporal_downsample"] = config.pop("temperal_downsample")
-        config.pop("dropout", None)  # training only
-        neutral = {
-            "is_residual": (False,),
-            "patch_size": (None, 1),
-            "attn_scales": ([], None),
-            "decoder_base_dim": (None, config.get("base_dim")),
-            "scale_factor_temporal": (None, FRAMES_PER_LATENT),
-            "scale_factor_spatial": (None, PIXELS_PER_CELL),
-        }
-        for key, accepted in neutral.items():
-            if key in config and (value := config.pop(key)) not in accepted:
-                raise ValueError(f"{key} = {value!r} is not supported; only the Wan 2.1 VAE is")
-        fields = cls.__dataclass_fields__
-        if unknown := sorted(config.keys() - fields.keys()):
-            raise ValueError(f"unknown keys: {', '.join(unknown)}")
-        optional = {"in_channels", "out_channels"}
-        if missing := sorted(fields.keys() - config.keys() - optional):
-            raise ValueError(f"missing keys: {', '.join(missing)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in config.items()})
 
 
 class CausalState:

@@ -8,64 +8,14 @@ point) to 0 (its end point); the network predicts start minus end. The *timestep
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
+from helios_cli.architecture import SchedulerConfig
+
 SIGMA_MAX = 0.999
 """First sigma of a stage; 1 would make log(1 - sigma) infinite."""
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """`scheduler/scheduler_config.json` of HeliosScheduler and HeliosDMDScheduler."""
-
-    scheduler_type: str = "unipc"
-    num_train_timesteps: int = 1000
-    shift: float = 1.0
-    stages: int = 3
-    stage_range: tuple[float, ...] = (0, 1 / 3, 2 / 3, 1)
-    gamma: float = 1 / 3
-    use_dynamic_shifting: bool = False
-    time_shift_type: str = "exponential"
-    solver_order: int = 2
-    solver_type: str = "bh2"
-    lower_order_final: bool = True
-    disable_corrector: tuple[int, ...] = ()
-    base_image_seq_len: int = 256
-    max_image_seq_len: int = 4096
-    base_shift: float = 0.5
-    max_shift: float = 1.15
-
-    @classmethod
-    def from_json(cls, config: dict) -> SchedulerConfig:
-        """Reads a checkpoint's config. Raises ValueError for a variant that the solvers here do not compute."""
-        fixed = {
-            "prediction_type": "flow_prediction",
-            "use_flow_sigmas": True,
-            "predict_x0": True,
-            "thresholding": False,
-            "solver_p": None,
-        }
-        for key, value in fixed.items():
-            if config.get(key, value) != value:
-                raise ValueError(f"`{key}` is {config[key]!r}, only {value!r} is supported")
-        known = {field.name for field in fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
-        dmd = config.get("_class_name") == "HeliosDMDScheduler"
-        if dmd:
-            values = {"time_shift_type": "linear", **values, "scheduler_type": "dmd"}
-        made = cls(**values)
-        choices = {
-            "scheduler_type": ("euler", "unipc", "dmd"),
-            "time_shift_type": ("exponential", "linear"),
-            "solver_type": ("bh1", "bh2"),
-            "solver_order": (1, 2),
-        }
-        for key, legal in choices.items():
-            if getattr(made, key) not in legal:
-                raise ValueError(f"`{key}` is {getattr(made, key)!r}, supported are {legal}")
-        return made
 
 
 @dataclass(frozen=True)

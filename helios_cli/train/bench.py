@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from helios_cli.architecture import DiTConfig
 from helios_cli.child import ChildError, ChildStoppedError, ask, serve
 from helios_cli.errors import MachineError
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.train.cast import Cast, OneBackbone, ThreeNetworks
 from helios_cli.train.data.cache import Batch

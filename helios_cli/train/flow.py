@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from helios_cli.model.config import DiTConfig
+from helios_cli.architecture import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.sampling.noise import draw
 from helios_cli.sampling.schedule import SchedulerConfig

@@ -16,12 +16,26 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from helios_cli.architecture import MAX_STAGES
 from helios_cli.errors import CheckpointError
-from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo, read_json, read_tensors, weight_files
+from helios_cli.weights.files import (
+    INDEX_SUFFIX,
+    TensorInfo,
+    read_json,
+    read_tensors,
+    require_file,
+    shown,
+    weight_files,
+)
+from helios_cli.weights.fit import Architecture, read_architecture
 from helios_cli.weights.fp8 import is_scale
+from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
 
 PUBLISHED_SIZE = (640, 384)
 """Width and height in pixels that the published models were trained at."""
+
+MAX_SIDE, MAX_STEPS, MAX_KNOWS = 4096, 1000, 500
+"""Limits of `helios.json`: pixels a side, steps a stage, letters of what the model knows."""
 
 MODEL_INDEX = "model_index.json"
 OWN_FILE = "helios.json"
@@ -132,7 +146,7 @@ class Checkpoint:
         kind = _kind(path, index, scheduler)
         own = _OwnFile.read(path / OWN_FILE)
         _require_tokenizer(path)
-        return cls(
+        opened = cls(
             path=path,
             kind=kind,
             preset=_preset(path, kind, index, scheduler, own),
@@ -144,6 +158,13 @@ class Checkpoint:
             scheduler=scheduler,
             components={name: _component(path / name, stem) for name, stem in WEIGHT_STEMS.items()},
         )
+        _ = opened.architecture  # raises for what cannot be run
+        return opened
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The configs, checked against each other and against the headers of the weights."""
+        return read_architecture(self.components, (str(self.path / SCHEDULER_CONFIG), self.scheduler))
 
     def component(self, name: str) -> Component:
         """`transformer`, `text_encoder` or `vae`."""
@@ -173,6 +194,7 @@ class Checkpoint:
         for name in files_of(self.path):
             if name.endswith(".json"):
                 digest.update(f"{name}\0".encode())
+                require_file(self.path / name, MAX_TOKENIZER_BYTES)
                 digest.update(hashlib.sha256((self.path / name).read_bytes()).digest())
         for name, component in self.components.items():
             for key, tensor in sorted(component.tensors.items()):
@@ -198,27 +220,27 @@ class _OwnFile:
             return cls()
         values = read_json(path)
         valid = {
-            "native_size": lambda value: _positive_counts(value) and len(value) == 2,
+            "native_size": lambda value: _counts(value, MAX_SIDE) and len(value) == 2,
             "trained": lambda value: isinstance(value, bool),
-            "knows": lambda value: isinstance(value, str),
+            "knows": lambda value: isinstance(value, str) and len(value) <= MAX_KNOWS,
             "words": _are_words,
             "things": _are_words,
-            "steps": _positive_counts,
+            "steps": lambda value: _counts(value, MAX_STEPS) and len(value) <= MAX_STAGES,
         }
         for key, value in values.items():
             if key not in valid:
-                raise CheckpointError(f"{path}: unknown key {key!r}", hint=f"known keys: {', '.join(valid)}")
+                raise CheckpointError(f"{path}: unknown key {shown(key)}", hint=f"known keys: {', '.join(valid)}")
             if not valid[key](value):
-                raise CheckpointError(f"{path}: {key} cannot be {value!r}")
+                raise CheckpointError(f"{path}: {key} cannot be {shown(value)}")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def _are_words(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, list) and all(isinstance(item, str) and len(item) <= MAX_KNOWS for item in value)
 
 
-def _positive_counts(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(item) is int and item > 0 for item in value)
+def _counts(value: object, most: int) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int and 1 <= item <= most for item in value)
 
 
 def _require_checkpoint_folder(path: Path) -> None:
@@ -236,7 +258,7 @@ def _require_checkpoint_folder(path: Path) -> None:
     if (path / "config.json").exists():
         found = read_json(path / "config.json").get("_class_name", "a model")
         raise CheckpointError(
-            f"{path} is one component ({found}), not a whole checkpoint",
+            f"{path} is one component ({found if isinstance(found, str) else shown(found)}), not a whole checkpoint",
             hint=f"give the folder above it, which holds {MODEL_INDEX}",
         )
     raise CheckpointError(
@@ -253,13 +275,14 @@ def _kind(path: Path, index: dict, scheduler: dict) -> str:
         kind = "distilled" if index.get("is_distilled") else "mid"
     else:
         raise CheckpointError(
-            f"{path / MODEL_INDEX} names the pipeline {pipeline!r}",
+            f"{path / MODEL_INDEX} names the pipeline {shown(pipeline)}",
             hint="helios runs HeliosPipeline (base) and HeliosPyramidPipeline (mid, distilled)",
         )
     found = scheduler.get("_class_name")
     if found != SCHEDULERS[kind]:
         raise CheckpointError(
-            f"{path / SCHEDULER_CONFIG} names the scheduler {found!r}; a {kind} model runs with {SCHEDULERS[kind]}",
+            f"{path / SCHEDULER_CONFIG} names the scheduler {shown(found)}; "
+            f"a {kind} model runs with {SCHEDULERS[kind]}",
             hint=f"is_distilled in {MODEL_INDEX} decides between the two" if kind != "base" else None,
         )
     return kind
@@ -267,9 +290,10 @@ def _kind(path: Path, index: dict, scheduler: dict) -> str:
 
 def _preset(path: Path, kind: str, index: dict, scheduler: dict, own: _OwnFile) -> Preset:
     preset = PRESETS[kind]
-    stages = 1 if kind == "base" else scheduler.get("stages", PYRAMID_STAGES)
-    if not _positive_counts([stages]):
-        raise CheckpointError(f"{path / SCHEDULER_CONFIG}: stages cannot be {stages!r}")
+    stages = scheduler.get("stages", PYRAMID_STAGES)
+    most = 1 if kind == "base" else MAX_STAGES
+    if not _counts([stages], most):
+        raise CheckpointError(f"{path / SCHEDULER_CONFIG}: stages of a {kind} model cannot be {shown(stages)}")
     steps = own.steps or (preset.steps[-1],) * stages
     if len(steps) != stages:
         raise CheckpointError(f"{path / OWN_FILE}: steps has {len(steps)} counts, the model has {stages} stages")
@@ -294,9 +318,10 @@ def _component(folder: Path, stem: str) -> Component:
         raise CheckpointError(f"{folder} is missing: a checkpoint has {', '.join(WEIGHT_STEMS)}")
     config = read_json(folder / "config.json")
     wanted = COMPONENT_CLASSES[folder.name]
-    found = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    named = config.get("architectures")
+    found = config.get("_class_name") or (named[0] if isinstance(named, list) and named else named)
     if found != wanted:
-        raise CheckpointError(f"{folder / 'config.json'} is a {found!r}; helios runs {wanted} there")
+        raise CheckpointError(f"{folder / 'config.json'} is a {shown(found)}; helios runs {wanted} there")
     return Component(folder.name, folder, config, read_tensors(folder, stem))
 
 

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from helios_cli.errors import CheckpointError
 
-MAX_HEADER_BYTES = 100_000_000
-"""The format's own limit. The 14B transformer's six headers together are 130 kB."""
+MAX_HEADER_BYTES = 10_000_000
+"""The 14B transformer's six headers together are 130 kB. The format allows ten times as much, which takes gigabytes to
+parse."""
+
+MAX_JSON_BYTES = 10_000_000
+"""Of configs and indexes, of which the largest published has 100 kB."""
+
+MAX_DIMENSIONS = 8
+"""Of a tensor; a convolution's weight has 5."""
+
+MAX_NAME = 500
+"""Letters of a tensor's name."""
 
 DTYPE_BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
@@ -24,6 +36,7 @@ DTYPE_BITS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
 
+SHARD = re.compile(r"\w[\w.-]{0,200}\.safetensors", re.ASCII)
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 
@@ -54,10 +67,31 @@ def damaged(path: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{path}: {what}", hint=f"check every file with: helios models verify {folder}")
 
 
-def read_json(path: Path) -> dict:
-    """The JSON object in `path`. Raises `CheckpointError` if it is missing, unreadable or not an object."""
+def shown(value: object) -> str:
+    """`repr`, as much of it as fits into a message."""
+    text = repr(value[:200] if isinstance(value, str | list) else value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def require_file(path: Path, most: int | None = None) -> int:
+    """The size of a regular file. A pipe or a device, which may never end, and more than `most` bytes are refused.
+
+    Raises CheckpointError and OSError.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{path} is not a regular file")
+    if most is not None and found.st_size > most:
+        raise damaged(path, f"{found.st_size} bytes, of which at most {most} are read")
+    return found.st_size
+
+
+def read_json(path: Path, most: int = MAX_JSON_BYTES) -> dict:
+    """The JSON object in `path`. Raises `CheckpointError` if it is missing, unreadable, larger than `most` bytes or not
+    an object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        require_file(path, most)
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
@@ -69,13 +103,17 @@ def read_json(path: Path) -> dict:
     return value
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Names, types, shapes and places of the tensors of one safetensors file, none of which is read.
 
     Raises `CheckpointError`, naming the file, if it is truncated, has bytes to spare, or its header contradicts itself.
     """
     try:
-        size = path.stat().st_size
+        size = require_file(path)
         with path.open("rb") as file:
             length = int.from_bytes(_read_prefix(file, path, size), "little")
             if length > MAX_HEADER_BYTES:
@@ -134,22 +172,32 @@ def _tensors(path: Path, header: dict, *, data_begin: int, size: int) -> dict[st
 
 
 def _tensor(path: Path, name: str, entry: object, data_begin: int) -> TensorInfo:
+    _require_name(path, name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise damaged(path, f"the header's entry for {name} is not dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise damaged(path, f"tensor {name} has the unknown dtype {dtype!r}")
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise damaged(path, f"tensor {name} has the shape {shape!r} and the offsets {offsets!r}")
+        raise damaged(path, f"tensor {name} has the unknown dtype {shown(dtype)}")
+    if not _counts(shape, MAX_DIMENSIONS) or not _counts(offsets, 2) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise damaged(path, f"tensor {name} has the shape {shown(shape)} and the offsets {shown(offsets)}")
     begin, end = offsets
     if math.prod(shape) * DTYPE_BITS[dtype] != (end - begin) * 8:
         raise damaged(path, f"tensor {name} ({dtype} {shape}) does not fill the {end - begin} bytes it is given")
     return TensorInfo(name, path, dtype, tuple(shape), data_begin + begin, data_begin + end)
 
 
-def _counts(value: object) -> bool:
-    """Whether `value` is a list of integers that can count bytes (JSON's `true` is not one)."""
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+def _require_name(path: Path, name: str) -> None:
+    if len(name) > MAX_NAME:
+        raise damaged(path, f"names a tensor in {len(name)} letters")
+
+
+def _counts(value: object, most: int) -> bool:
+    """Whether `value` is a list of at most `most` integers that can count bytes (JSON's `true` is not one)."""
+    return (
+        isinstance(value, list)
+        and len(value) <= most
+        and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    )
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
@@ -187,9 +235,10 @@ def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise damaged(index, "has no weight_map")
-    for shard in weight_map.values():
-        if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
-            raise damaged(index, f"lists {shard!r}, which is not the name of a safetensors file")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not SHARD.fullmatch(shard):
+            raise damaged(index, f"lists {shown(shard)}, which is not the name of a safetensors file")
+        _require_name(index, name)
     return weight_map
 
 

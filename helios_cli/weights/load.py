@@ -19,16 +19,9 @@ from torch import nn
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.checkpoint import Component
 from helios_cli.weights.files import TensorInfo, some_of
+from helios_cli.weights.fit import ALIASES, FIT_HINT
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_scale, quantize_weight
 from helios_cli.weights.reader import FLOAT_DTYPES, SCALED_DTYPES, Stored, WeightFiles, reading_threads
-
-ALIASES = {
-    # Wan's name of the output modulation.
-    "transformer": {"scale_shift_table": "norm_out.scale_shift_table"},
-    # One embedding under two names, which some writers store twice.
-    "text_encoder": {"encoder.embed_tokens.weight": "shared.weight"},
-}
-"""Stored name -> our name. Where both are stored, ours is read."""
 
 UNUSED = {"transformer": "norm_added_q"}
 """Tensors whose names contain this belong to an image branch that Helios does not have."""
@@ -187,7 +180,7 @@ def _require_match(
     if found:
         raise CheckpointError(
             f"the tensors of {component.folder} do not fit its config.json; {'; '.join(found)}",
-            hint="the config and the weights have to come from the same save_pretrained",
+            hint=FIT_HINT,
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable
 
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.files import read_json
+from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
 
 SHOWN = 3
 """Unknown words that the line names, and things of a crowd."""
@@ -57,5 +58,6 @@ def words_of(text: str) -> list[str]:
 
 
 def _tokens(checkpoint: Checkpoint) -> Container[str] | None:
-    model = read_json(checkpoint.tokenizer)["model"]
-    return model["vocab"] if model["type"] == "WordLevel" else None
+    model = read_json(checkpoint.tokenizer, MAX_TOKENIZER_BYTES).get("model")
+    words = isinstance(model, dict) and model.get("type") == "WordLevel" and model.get("vocab")
+    return words if isinstance(words, dict) else None

@@ -7,9 +7,9 @@ import torch
 from cost.modules import SMALL, call, on_meta
 from torch.utils.flop_counter import FlopCounterMode
 
+from helios_cli.architecture import DiTConfig
 from helios_cli.cost import flops, tokens, vae
 from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
@@ -38,7 +38,7 @@ def counted(work) -> int:
 )
 def test_the_transformer(config, size, halvings, prompt_tokens):
     dit = on_meta(lambda: HeliosDiT(DiTConfig.from_json({**specs.TRANSFORMER, **config})))
-    shape = DiTShape.from_config({**specs.TRANSFORMER, **config})
+    shape = DiTShape.from_json({**specs.TRANSFORMER, **config})
     history = tokens.history_tokens(shape, size)
     noisy = 9 * math.prod(grid_of(size, shape.patch_size, halvings))
     text_rows = prompt_tokens + 1
@@ -54,13 +54,13 @@ def test_the_text_encoder(size):
     config = {**specs.SMALL_TEXT_ENCODER, "num_heads": 4, "d_kv": 16, "d_ff": 96, "d_model": size[0]}
     encoder = on_meta(lambda: UMT5Encoder(UMT5Config.from_json(config)))
     row = torch.zeros(size[1], dtype=torch.long, device="meta")
-    assert counted(lambda: encoder(row)) == flops.text_flops(TextShape.from_config(config), size[1])
+    assert counted(lambda: encoder(row)) == flops.text_flops(TextShape.from_json(config), size[1])
 
 
 @pytest.mark.parametrize(("config", "size"), [(SMALL_VAE, (64, 128)), (SMALL_VAE, (72, 40)), (specs.VAE, (640, 384))])
 def test_the_vae(config, size):
     model = on_meta(lambda: WanVAE(VAEConfig.from_json(config)))
-    shape = VAEShape.from_config(config)
+    shape = VAEShape.from_json(config)
     latents = torch.empty(1, 16, 9, size[1] // 8, size[0] // 8, device="meta")
     assert counted(lambda: list(model.decode(latents))) == vae.decode_flops(shape, size)
     for frames in (1, 33):

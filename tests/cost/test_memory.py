@@ -10,6 +10,7 @@ from cost.live import peak_bytes
 from cost.modules import SMALL, call, on_meta
 from recipe.films import plan_of
 
+from helios_cli.architecture import DiTConfig
 from helios_cli.cost import memory, tokens, vae
 from helios_cli.cost.device import ITEMSIZE, Device
 from helios_cli.cost.memory import Budget, Subject, mode_of
@@ -20,7 +21,6 @@ from helios_cli.cost.tokens import count_tokens
 from helios_cli.cost.work import texts_of, work_of
 from helios_cli.model import dit as dit_module
 from helios_cli.model import umt5
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
@@ -43,7 +43,7 @@ def fused_attention(monkeypatch):
 @pytest.mark.parametrize(("config", "size"), [({"num_layers": 2}, (640, 384)), (SMALL | {"num_layers": 4}, (256, 192))])
 def test_a_model_call(dtype, config, size, fused_attention):
     dit = on_meta(lambda: HeliosDiT(DiTConfig.from_json({**specs.TRANSFORMER, **config}))).to(dtype)
-    shape = DiTShape.from_config({**specs.TRANSFORMER, **config})
+    shape = DiTShape.from_json({**specs.TRANSFORMER, **config})
     work = call(dit, size, 0, 100)
     work["history"](), work["text"]()
     history, noisy = tokens.history_tokens(shape, size), tokens.noisy_tokens(shape, size, 1)[0]
@@ -61,7 +61,7 @@ def test_a_model_call(dtype, config, size, fused_attention):
 def test_the_text_encoder(dtype, length):
     config = {**specs.TEXT_ENCODER, "num_layers": 2}
     encoder = on_meta(lambda: UMT5Encoder(UMT5Config.from_json(config))).to(dtype)
-    model = SimpleNamespace(text=TextShape.from_config(config), parameters={"text_encoder": 0})
+    model = SimpleNamespace(text=TextShape.from_json(config), parameters={"text_encoder": 0})
     prompts = SimpleNamespace(tokens={"": length})
     name = str(dtype).removeprefix("torch.")
     phase = memory._text_phase(
@@ -75,7 +75,7 @@ def test_the_text_encoder(dtype, length):
 def test_the_vae_on_a_cpu(base_dim, size):
     """In one piece; in several; in pieces that are split again further on."""
     config = {**specs.VAE, "base_dim": base_dim, "num_res_blocks": 1}
-    model, shape = WanVAE(VAEConfig.from_json(config)), VAEShape.from_config(config)
+    model, shape = WanVAE(VAEConfig.from_json(config)), VAEShape.from_json(config)
     latents = torch.zeros(1, 16, 9, size[1] // 8, size[0] // 8)
 
     def decode() -> None:
@@ -112,9 +112,9 @@ def test_the_published_sizes():
 
 
 def test_defaults_are_the_published_shapes():
-    assert DiTShape.from_config(specs.TRANSFORMER) == DiTShape()
-    assert TextShape.from_config(specs.TEXT_ENCODER) == TextShape()
-    assert VAEShape.from_config(specs.VAE) == VAEShape()
+    assert DiTShape.from_json(specs.TRANSFORMER) == DiTShape()
+    assert TextShape.from_json(specs.TEXT_ENCODER) == TextShape()
+    assert VAEShape.from_json(specs.VAE) == VAEShape()
     for bad in (
         {"num_layers": 0},
         {"num_layers": "3"},
@@ -123,7 +123,7 @@ def test_defaults_are_the_published_shapes():
         {"patch_size": 2},
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            DiTShape.from_config(bad)
+            DiTShape.from_json(bad)
 
 
 def subject_of(device: Device, dtype: str = "bfloat16", shots=("a red ball",), lanes: int = 1, **flags) -> Subject:

@@ -18,6 +18,7 @@ from PIL import Image
 from queues import Mark, Queue
 
 import helios_kernels
+from helios_cli.architecture import DiTConfig
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.arithmetic import attention_shapes
 from helios_cli.cost.shapes import DiTShape
@@ -32,7 +33,6 @@ from helios_cli.errors import InputError, MachineError, PictureError
 from helios_cli.model import block as block_module
 from helios_cli.model.attention import Choice
 from helios_cli.model.backends import shape_key
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import Call, HeliosDiT
 from helios_cli.model.vae import WanVAE
 from helios_cli.units import grid_of
@@ -327,7 +327,7 @@ def test_what_is_timed_before_a_film_is_what_its_fingerprints_look_at(guided, mo
     monkeypatch.setattr(gpu, "attention", lambda q, k, v, bias, choice: timed.append(shape_key(q, k, bias)))
     grids = [grid_of(size, (1, 2, 2), halvings) for halvings in (2, 1, 0)]
     gpu.measure_attention(Choice(), DiTConfig.from_json(config), grids, dtype, torch.device("meta"))
-    assert timed == list(attention_shapes(DiTShape.from_config(config), size, 3, "bfloat16"))
+    assert timed == list(attention_shapes(DiTShape.from_json(config), size, 3, "bfloat16"))
 
 
 @pytest.mark.parametrize("kernels", [True, False])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cost.modules import call, on_meta
 
-from helios_cli.model.config import DiTConfig
+from helios_cli.architecture import DiTConfig
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT
 from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.vae import VAEConfig, WanVAE

@@ -15,7 +15,7 @@ from helios_cli.bench.fidelity import distances
 MODEL = """
 import sys, torch
 from helios_cli.model import attention
-from helios_cli.model.config import DiTConfig
+from helios_cli.architecture import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 
 attention.onednn_runs = lambda x: False  # a matter of CPUs, where kernels do not run by themselves

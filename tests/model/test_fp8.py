@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import helios_kernels as kernels
+from helios_cli.architecture import DiTConfig
 from helios_cli.bench.synthetic import RandomModels, write_checkpoint
 from helios_cli.engine.models import Models
 from helios_cli.errors import InputError
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.fp8 import Fp8, Fp8Linear, product, use_fp8
 from helios_cli.model.ops import side_by_side

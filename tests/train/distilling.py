@@ -10,8 +10,8 @@ from unittest import mock
 
 import torch
 
+from helios_cli.architecture import DiTConfig
 from helios_cli.bench.synthetic import write_checkpoint
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.train.cast import Cast, ThreeNetworks
 from helios_cli.train.data.cache import Batch

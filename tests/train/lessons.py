@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helios_cli.model.config import DiTConfig
+from helios_cli.architecture import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.train.data.cache import CacheNote, EncodedClip, LatentClips, open_cache, shard_path, write_shard
 from helios_cli.units import LATENTS_PER_CHUNK

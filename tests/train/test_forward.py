@@ -12,9 +12,9 @@ from tolerance import assert_equal_up_to_order
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from helios_cli.architecture import DiTConfig
 from helios_cli.model import gradients, ops
 from helios_cli.model.attention import attention
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT
 from helios_cli.train.forward import checkpointed, flow, flow_and_hidden, given
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM

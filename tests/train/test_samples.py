@@ -13,8 +13,8 @@ from films import plan_of, rendered
 from oracle import Case
 from PIL import Image
 
+from helios_cli.architecture import DiTConfig
 from helios_cli.bench.synthetic import write_checkpoint
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.train.samples import Sampler, held_out_prompts
 from helios_cli.train.sheet import Row, Samples, save_sheet

@@ -26,6 +26,34 @@ PIPELINES = {
 }
 
 
+DIT = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 6, "rope_dim": [2, 2, 2]}
+DIT |= {"in_channels": 2, "out_channels": 2, "text_dim": 4, "freq_dim": 2, "ffn_dim": 3}
+TEXT = {"vocab_size": 8, "d_model": 4, "d_kv": 2, "d_ff": 3, "num_layers": 1, "num_heads": 1}
+TEXT |= {"relative_attention_num_buckets": 4}
+VAE = {"base_dim": 2, "z_dim": 2, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+VAE |= {"temperal_downsample": [False, True, True], "latents_mean": [0.0] * 2, "latents_std": [1.0] * 2}
+
+TRANSFORMER_SIZES = {
+    "patch_embedding.weight": (6, 2, 1, 2, 2),
+    "condition_embedder.text_embedder.linear_1.weight": (6, 4),
+    "condition_embedder.time_embedder.linear_1.weight": (6, 2),
+    "blocks.0.ffn.net.0.proj.weight": (3, 6),
+}
+TEXT_SIZES = {
+    "shared.weight": (8, 4),
+    "encoder.block.0.layer.0.SelfAttention.q.weight": (2, 4),
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": (4, 1),
+    "encoder.block.0.layer.1.DenseReluDense.wi_0.weight": (3, 4),
+}
+VAE_SIZES = {
+    "encoder.conv_in.weight": (2, 3, 3, 3, 3),
+    "decoder.conv_in.weight": (2, 2, 3, 3, 3),
+    "decoder.conv_out.weight": (3, 2, 3, 3, 3),
+    **{f"decoder.up_blocks.{level}.resnets.1.conv2.weight": (2, 2, 3, 3, 3) for level in range(4)},
+}
+"""The tensors that tell the sizes of the configs; no more of a model is there."""
+
+
 def write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
@@ -37,21 +65,29 @@ def write_checkpoint(path: Path, kind: str = "distilled") -> Path:
     write_json(path / "model_index.json", index)
     write_json(path / "scheduler/scheduler_config.json", scheduler)
     write_json(path / "tokenizer/tokenizer.json", {"version": "1.0"})
-    write_json(path / "transformer/config.json", {"_class_name": "HeliosTransformer3DModel", "num_layers": 1})
-    write_json(path / "text_encoder/config.json", {"architectures": ["UMT5EncoderModel"], "d_model": 4})
-    write_json(path / "vae/config.json", {"_class_name": "AutoencoderKLWan", "z_dim": 16})
-    random = np.random.default_rng(0)
+    write_json(path / "transformer/config.json", {"_class_name": "HeliosTransformer3DModel", **DIT})
+    write_json(path / "text_encoder/config.json", {"architectures": ["UMT5EncoderModel"], **TEXT})
+    write_json(path / "vae/config.json", {"_class_name": "AutoencoderKLWan", **VAE})
+    first = {"weight": np.random.default_rng(0).normal(size=(4, 3)).astype("float32")}
+    second = {"bias": np.random.default_rng(1).normal(size=4).astype("float32")}
     shards = {
-        "diffusion_pytorch_model-00001-of-00002.safetensors": {"weight": random.normal(size=(4, 3)).astype("float32")},
-        "diffusion_pytorch_model-00002-of-00002.safetensors": {"bias": random.normal(size=4).astype("float32")},
+        "diffusion_pytorch_model-00001-of-00002.safetensors": first,
+        "diffusion_pytorch_model-00002-of-00002.safetensors": second | zeros(TRANSFORMER_SIZES),
     }
     for shard, tensors in shards.items():
         save_file(tensors, path / "transformer" / shard)
     weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
     write_json(path / "transformer/diffusion_pytorch_model.safetensors.index.json", {"weight_map": weight_map})
-    save_file({"shared.weight": np.ones((8, 4), "float16")}, path / "text_encoder/model.safetensors")
-    save_file({"conv.weight": np.ones((2, 2), "float32")}, path / "vae/diffusion_pytorch_model.safetensors")
+    save_file(zeros(TEXT_SIZES, "float16"), path / "text_encoder/model.safetensors")
+    save_file(
+        {"conv.weight": np.ones((2, 2), "float32"), **zeros(VAE_SIZES)},
+        path / "vae/diffusion_pytorch_model.safetensors",
+    )
     return path
+
+
+def zeros(sizes: dict[str, tuple[int, ...]], dtype: str = "float32") -> dict[str, np.ndarray]:
+    return {name: np.zeros(size, dtype) for name, size in sizes.items()}
 
 
 class Hub:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from weights.fakes import write_checkpoint, write_json
+from weights.fakes import TRANSFORMER_SIZES, VAE_SIZES, write_checkpoint, write_json, zeros
 
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.checkpoint import Checkpoint, files_of, missing_files, needed_files
@@ -35,7 +36,8 @@ def test_kind_and_preset(tmp_path, kind, preset):
 def test_components(checkpoint):
     opened = Checkpoint.open(str(checkpoint))
     transformer = opened.component("transformer")
-    assert (transformer.parameters, transformer.bytes, transformer.dtypes) == (16, 64, ("F32",))
+    count = 16 + sum(math.prod(size) for size in TRANSFORMER_SIZES.values())
+    assert (transformer.parameters, transformer.bytes, transformer.dtypes) == (count, 4 * count, ("F32",))
     assert transformer.config["num_layers"] == 1
     assert opened.component("text_encoder").dtypes == ("F16",)
 
@@ -72,7 +74,8 @@ def test_own_file_is_checked(checkpoint, own, message):
 
 
 def test_a_pyramid_of_two_stages_has_two_step_counts(checkpoint):
-    write_json(checkpoint / "scheduler/scheduler_config.json", {"_class_name": "HeliosDMDScheduler", "stages": 2})
+    config = {"_class_name": "HeliosDMDScheduler", "stages": 2, "stage_range": [0, 0.5, 1]}
+    write_json(checkpoint / "scheduler/scheduler_config.json", config)
     assert Checkpoint.open(checkpoint).preset.steps == (2, 2)
 
 
@@ -93,7 +96,7 @@ def scheduler(name: str, **values):
             "'HeliosDMDScheduler'; a mid model runs with HeliosScheduler",
             "is_distilled",
         ),
-        (scheduler("HeliosDMDScheduler", stages="three"), "stages cannot be 'three'", None),
+        (scheduler("HeliosDMDScheduler", stages="three"), "stages of a distilled model cannot be 'three'", None),
         (lambda path: (path / "model_index.json").write_text("{"), "not valid JSON", "models verify"),
         (lambda path: (path / "model_index.json").write_text("[]"), "JSON list", "models verify"),
         (lambda path: (path / "model_index.json").unlink(), "has no model_index.json", "save_pretrained"),
@@ -139,12 +142,13 @@ def test_fingerprint(checkpoint, tmp_path):
     assert Checkpoint.open(elsewhere).fingerprint() == original
 
     config = json.loads((elsewhere / "vae/config.json").read_text())
-    write_json(elsewhere / "vae/config.json", {**config, "base_dim": 3})
+    write_json(elsewhere / "vae/config.json", {**config, "latents_mean": [0.0, 0.5]})
     assert Checkpoint.open(elsewhere).fingerprint() != original
 
     shutil.copy(checkpoint / "vae/config.json", elsewhere / "vae/config.json")
     assert Checkpoint.open(elsewhere).fingerprint() == original
-    save_file({"conv.weight": np.ones((4, 1), "float32")}, elsewhere / "vae/diffusion_pytorch_model.safetensors")
+    other = {"conv.weight": np.ones((4, 1), "float32"), **zeros(VAE_SIZES)}
+    save_file(other, elsewhere / "vae/diffusion_pytorch_model.safetensors")
     assert Checkpoint.open(elsewhere).fingerprint() != original
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
+from helios_cli.architecture import DiTConfig
 from helios_cli.engine.denoise import stages_of
 from helios_cli.errors import InputError
-from helios_cli.model.config import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.sampling.guidance import classifier_free
 from helios_cli.sampling.noise import BlockNoise, draw

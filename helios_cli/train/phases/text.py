@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.train.phase import Share
 from helios_cli.train.settings.text import Settings
-from helios_cli.weights.checkpoint import TOKENIZER, Checkpoint
+from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import write_component
 from helios_cli.weights.load import load_component
 from helios_cli.weights.specs import SPECS
+from helios_cli.weights.tokenizer import read_tokenizer
 from helios_cli.weights.word_tokenizer import word_tokenizer
 from helios_cli.world.grammar import Attributes, caption_with_labels
 from helios_cli.world.palette import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
@@ -117,5 +118,5 @@ def build(settings: Settings, start: Checkpoint | None, device: torch.device) ->
     if start is not None:
         load_component(reader.encoder, start.components["text_encoder"], device="cpu", dtype=torch.float32)
         reader.requires_grad_(True)
-    tokenizer = word_tokenizer() if start is None else Tokenizer.from_file(str(start.path / TOKENIZER))
+    tokenizer = word_tokenizer() if start is None else read_tokenizer(start.tokenizer)
     return TextPhase(settings, reader.to(device), tokenizer, device)

@@ -1,0 +1,149 @@
+"""A checkpoint's `tokenizer.json`, read with care: it is a small program, and may be a stranger's.
+
+Only components whose work is bounded by the length of the text are taken: those of the published tokenizer, of ours and
+of their relatives. A regular expression may repeat one character or class once, so that it is never tried in
+exponentially many ways; a replacement may not lengthen the text.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helios_cli.errors import CheckpointError
+from helios_cli.units import MAX_TEXT_TOKENS
+from helios_cli.weights.files import read_json, shown
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MAX_TOKENIZER_BYTES = 32 * 2**20
+"""The published one has 17 MB."""
+
+MODELS = frozenset({"Unigram", "WordLevel", "BPE", "WordPiece"})
+
+STEPS = {
+    "normalizer": frozenset({"NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "Strip", "StripAccents", "Replace"})
+    | {"Precompiled", "Prepend", "BertNormalizer", "ByteLevel"},
+    "pre_tokenizer": frozenset({"Split", "Metaspace", "Whitespace", "WhitespaceSplit", "Punctuation", "Digits"})
+    | {"BertPreTokenizer", "ByteLevel", "CharDelimiterSplit"},
+    "post_processor": frozenset({"TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel"}),
+}
+"""Components by their place. Each place has one, or a `Sequence` of them."""
+
+MEMBERS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_processor": "processors"}
+
+MAX_STEPS = 16
+MAX_ENTRY = 64
+"""Bytes that one character is normalized to. NFKC makes 33 of the longest."""
+
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer, without padding and truncation. CheckpointError names what is damaged or not taken."""
+    from tokenizers import Tokenizer
+
+    described = read_json(file, MAX_TOKENIZER_BYTES)
+    problem = next(_problems(described), None)
+    if problem:
+        raise CheckpointError(f"{file}: {problem}", hint="take the tokenizer.json of the published model")
+    described |= {"truncation": None, "padding": None, "decoder": None}
+    with _explained(str(file)):
+        return Tokenizer.from_str(json.dumps(described))
+
+
+def tokens_of(text: str, tokenizer: Tokenizer, vocabulary: int) -> tuple[list[int], str]:
+    """Token ids of a prompt, the end token kept, and the end of the text that did not fit into 512 of them.
+
+    CheckpointError for a token beyond the `vocabulary` of the text encoder.
+    """
+    with _explained(f"the model's tokenizer.json fails on {shown(text)}"):
+        tokenizer.no_truncation()
+        encoding = tokenizer.encode(text)
+        ids, lost = encoding.ids, ""
+        if len(ids) > MAX_TEXT_TOKENS:
+            lost = text[encoding.offsets[MAX_TEXT_TOKENS - 1][0] :]
+            tokenizer.enable_truncation(MAX_TEXT_TOKENS)  # keeps the end token
+            ids = tokenizer.encode(text).ids
+    if not ids or max(ids) >= vocabulary:
+        what = f"token {max(ids)}" if ids else "no token"
+        raise CheckpointError(f"the tokenizer makes {what} of {shown(text)}; the text encoder has {vocabulary} tokens")
+    return ids, lost
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turns what the library raises into an error of the checkpoint: it raises plain `Exception`s, and where Rust
+    panicked a BaseException of a type that it does not export."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{where}: {shown(str(error))}") from error
+
+
+def _problems(described: dict[str, Any]) -> Iterator[str]:
+    model = described.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") not in MODELS:
+        yield f"`model` is not one of {', '.join(sorted(MODELS))}"
+    for place, known in STEPS.items():
+        steps = list(_steps(described.get(place), MEMBERS[place]))
+        if len(steps) > MAX_STEPS:
+            yield f"`{place}` has more than {MAX_STEPS} steps"
+        for step in steps:
+            kind = step.get("type") if isinstance(step, dict) else step
+            if not isinstance(kind, str) or kind not in known:
+                yield f"`{place}` cannot be {shown(kind)}"
+            elif not _is_bounded(step):
+                yield f"`{place}`: this {kind} may take without end: {shown(step.get('pattern', step))}"
+
+
+def _steps(step: Any, members: str) -> Iterator[Any]:
+    if isinstance(step, dict) and step.get("type") == "Sequence" and isinstance(step.get(members), list):
+        for member in step[members][: MAX_STEPS + 1]:
+            yield from _steps(member, members)
+    elif step is not None:
+        yield step
+
+
+def _is_bounded(step: dict[str, Any]) -> bool:
+    pattern = step.get("pattern")
+    if isinstance(pattern, dict) and "Regex" in pattern and not _is_plain(pattern["Regex"]):
+        return False
+    match step["type"]:
+        case "Replace" | "Prepend":
+            added = step.get("content", step.get("prepend"))
+            return isinstance(added, str) and len(added) <= 1
+        case "Precompiled":
+            return _are_short(step.get("precompiled_charsmap"))
+    return True
+
+
+def _is_plain(pattern: Any) -> bool:
+    """Whether a regular expression has no more than one repetition, and that of no group, nothing that looks around and
+    nothing that refers back."""
+    if not isinstance(pattern, str) or re.search(r"\\[1-9kg]", pattern) or re.search(r"\(\?(?!:)", pattern):
+        return False
+    bare = _ESCAPED.sub("x", pattern.replace("(?:", "("))
+    repeats = re.findall(r".[*+?{]", bare, re.DOTALL)
+    counts = re.findall(r"\{([^}]*)", bare)
+    return len(repeats) <= 1 and all(one[0] != ")" for one in repeats) and all(len(count) <= 4 for count in counts)
+
+
+def _are_short(charsmap: Any) -> bool:
+    """Whether no text of a SentencePiece map, which is the size of a tree, the tree, and texts that end with zero, is
+    long."""
+    try:
+        raw = base64.b64decode(charsmap, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        return False
+    tree = int.from_bytes(raw[:4], "little")
+    return all(len(text) <= MAX_ENTRY for text in raw[4 + tree :].split(b"\0"))
