@@ -114,6 +114,7 @@ def verify_model(model: Model, revision: Revision = None, json: JsonFlag = False
             f"{len(bad)} of {len(checks)} files of {folder} are bad: {some_of([check.name for check in bad])}",
             hint=hub.refetch(source, folder, bad[0].name),
         )
+    Checkpoint.open(folder)  # files that are in order may still make no model
 
 
 def _show_known(known: KnownModel, source: hub.Source) -> None:

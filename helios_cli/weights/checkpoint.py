@@ -350,12 +350,12 @@ def files_of(path: Path) -> list[str]:
 def missing_files(path: Path) -> list[str]:
     """What a folder lacks to be opened, by name alone: how an interrupted download looks."""
     configs = [f"{name}/config.json" for name in WEIGHT_STEMS]
-    missing = [name for name in (MODEL_INDEX, SCHEDULER_CONFIG, TOKENIZER, *configs) if not (path / name).exists()]
+    missing = [name for name in (MODEL_INDEX, SCHEDULER_CONFIG, TOKENIZER, *configs) if not (path / name).is_file()]
     for name, stem in WEIGHT_STEMS.items():
         try:
             shards = weight_files(path / name, stem)
         except CheckpointError:
             missing.append(f"{name}/{stem}.safetensors")
         else:
-            missing += [f"{name}/{shard.name}" for shard in shards if not shard.exists()]
+            missing += [f"{name}/{shard.name}" for shard in shards if not shard.is_file()]
     return missing

@@ -50,13 +50,19 @@ def read_tokenizer(file: Path) -> Tokenizer:
     """The tokenizer, without padding and truncation. CheckpointError names what is damaged or not taken."""
     from tokenizers import Tokenizer
 
-    described = read_json(file, MAX_TOKENIZER_BYTES)
-    problem = next(_problems(described), None)
-    if problem:
-        raise CheckpointError(f"{file}: {problem}", hint="take the tokenizer.json of the published model")
+    described = check_tokenizer(file)
     described |= {"truncation": None, "padding": None, "decoder": None}
     with _explained(str(file)):
         return Tokenizer.from_str(json.dumps(described))
+
+
+def check_tokenizer(file: Path, most: int = MAX_TOKENIZER_BYTES) -> dict[str, Any]:
+    """What a tokenizer's file says, at most `most` bytes, none of which is run. CheckpointError as `read_tokenizer`."""
+    described = read_json(file, most)
+    problem = next(_problems(described), None)
+    if problem:
+        raise CheckpointError(f"{file}: {problem}", hint="take the tokenizer.json of the published model")
+    return described
 
 
 def tokens_of(text: str, tokenizer: Tokenizer, vocabulary: int) -> tuple[list[int], str]:
@@ -146,4 +152,8 @@ def _are_short(charsmap: Any) -> bool:
     except (TypeError, ValueError, binascii.Error):
         return False
     tree = int.from_bytes(raw[:4], "little")
-    return all(len(text) <= MAX_ENTRY for text in raw[4 + tree :].split(b"\0"))
+    return (
+        0 < tree < len(raw) - 4
+        and tree % 4 == 0
+        and all(len(text) <= MAX_ENTRY for text in raw[4 + tree :].split(b"\0"))
+    )

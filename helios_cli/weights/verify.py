@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helios_cli.errors import CheckpointError
-from helios_cli.weights.checkpoint import WEIGHT_STEMS, files_of, missing_files
+from helios_cli.weights.checkpoint import TOKENIZER, WEIGHT_STEMS, files_of, missing_files
 from helios_cli.weights.files import read_header, read_json, read_tensors
-from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
+from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES, check_tokenizer
 
 READ_BYTES = 1 << 22
 
@@ -55,7 +55,7 @@ def _check(path: Path, name: str, advance: Callable[[int], None]) -> FileCheck:
         if method == "header":
             read_header(file)
         else:
-            read_json(file, MAX_TOKENIZER_BYTES)
+            (check_tokenizer if name == TOKENIZER else read_json)(file, MAX_TOKENIZER_BYTES)
     except CheckpointError as error:
         return FileCheck(name, size, method, error.message.removeprefix(f"{file}: "))
     if digest is None:

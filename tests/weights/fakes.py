@@ -64,7 +64,7 @@ def write_checkpoint(path: Path, kind: str = "distilled") -> Path:
     index, scheduler = PIPELINES[kind]
     write_json(path / "model_index.json", index)
     write_json(path / "scheduler/scheduler_config.json", scheduler)
-    write_json(path / "tokenizer/tokenizer.json", {"version": "1.0"})
+    write_json(path / "tokenizer/tokenizer.json", {"version": "1.0", "model": {"type": "WordLevel", "vocab": {}}})
     write_json(path / "transformer/config.json", {"_class_name": "HeliosTransformer3DModel", **DIT})
     write_json(path / "text_encoder/config.json", {"architectures": ["UMT5EncoderModel"], **TEXT})
     write_json(path / "vae/config.json", {"_class_name": "AutoencoderKLWan", **VAE})
