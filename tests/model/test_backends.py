@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helios_cli.model.config import DiTConfig
 
 import helios_kernels
 from helios_cli import machine
+from helios_cli.architecture import DiTConfig
 from helios_cli.errors import InputError, MachineError
 from helios_cli.model import attention
 from helios_cli.model.backends import Measured, Memory, measure, read_choices, shape_key
