@@ -1,18 +1,37 @@
-"""Shared by all tests: one thread a process, so that timings and tolerances do not depend on the machine's cores, and
-for each test a HELIOS_HOME of its own, so that no film takes its chunks from another test's."""
+"""Shared by all tests: an environment that is the same for everyone, one thread a process, so that tolerances do not
+depend on the machine's cores, and for each test a HELIOS_HOME of its own, so that no film takes its chunks from another
+test's."""
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import signal
+import site
+import tempfile
 
 import pytest
 from hypothesis import settings
 
+# What a user has set for himself changes what programs say and where they look. What chooses a machine's parts stays:
+# its processor's instructions, its GPUs, its ffmpeg (IMAGEIO_FFMPEG_EXE).
+OURS_OR_SPEECH = ("HELIOS_", "HF_", "HUGGINGFACE_", "XDG_", "LC_", "TTY_", "TRITON_", "TYPER_", "SVT_", "AV_LOG_")
+VARIABLES = (
+    *("COLUMNS", "LINES", "TERMINAL_WIDTH", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "COLORTERM", "GITHUB_ACTIONS"),
+    *("LANGUAGE", "PYTHONWARNINGS", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONSAFEPATH", "FFREPORT"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+)
+for variable in list(os.environ):
+    if variable.startswith(OURS_OR_SPEECH) or variable.upper() in VARIABLES:
+        del os.environ[variable]
+
+HOME = tempfile.TemporaryDirectory(prefix="helios-tests-")  # for what is no test's own; it goes with the process
+atexit.register(HOME.cleanup)
+os.environ.setdefault("PYTHONUSERBASE", site.getuserbase())  # packages that are installed for the user are found still
+os.environ.update(HOME=HOME.name, LANG="C.UTF-8", TERM="xterm-256color", HF_HUB_OFFLINE="1")
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ[variable] = "1"
 
 
 # No stopwatch on a machine that does other things too; and what fails is due to a change, not to the dice.
