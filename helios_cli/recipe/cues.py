@@ -107,8 +107,8 @@ def close_gaps(cues: Sequence[Cue]) -> list[str]:
     """Let each cue last until the next one starts, the first from 0; returns what was changed, for a notice."""
     changed = []
     if cues and cues[0].start:
+        changed.append(f"the first cue begins with the film, not at {cues[0].start:g} s")
         cues[0].start = 0.0
-        changed.append("the first cue begins with the film")
     gaps = [(a, b) for a, b in pairwise(cues) if a.end < b.start]
     for before, after in gaps:
         before.end = after.start

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import yaml
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.film import Film
+from helios_cli.recipe.trees import YAML_SCALARS
+from helios_cli.visible import has_unseen
 
 FORMS = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 
@@ -29,11 +32,20 @@ def write_recipe(film: Film, form: str, folder: Path) -> str:
         for key in ("image", "video"):
             if key in shot:
                 shot[key] = _relative(film.picture(shot[key]), folder)
+    is_seen = not has_unseen(json.dumps(keys, ensure_ascii=False))  # the console writes what is not as TOML does
     if form == "json":
-        return json.dumps(keys, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(keys, indent=2, ensure_ascii=not is_seen) + "\n"
     if form == "yaml":
-        return yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000)
+        return yaml.dump(keys, Dumper=_Dumper, sort_keys=False, allow_unicode=is_seen, width=1000)
     return _toml(keys)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that YAML 1.1, PyYAML's, or 1.2, ours, would take for something else."""
+
+
+for _kind, (_form, _) in YAML_SCALARS.items():
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_form.pattern})$"), None)
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.problems import Problem, Problems, nearest
-from helios_cli.recipe.schema import control_character
+from helios_cli.recipe.problems import Problem, Problems, also_in, nearest
+from helios_cli.recipe.schema import CONTROL
 from helios_cli.visible import printable, without_hidden
 
 MAX_BYTES = 1 << 20
@@ -34,28 +34,67 @@ def read_text(path: Path, problems: Problems) -> str:
 
 
 def decode(data: bytes, problems: Problems) -> str:
-    """`data` as text with `\\n` line ends, with or without a byte order mark; problems are raised."""
+    """`data` as text with `\n` line ends, without byte order marks, characters of no width, or the code fence that a
+    chat puts around it; problems are raised."""
     if len(data) > MAX_BYTES:
         problems.add(f"is larger than {MAX_BYTES >> 20} MiB, the most a source may be", suggestion="split the film")
-    elif data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        problems.add("is UTF-16", suggestion="save it as UTF-8")
     problems.stop()
+    encoding = _encoding(data)
     try:
-        text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        offset = error.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)
-        line = data.count(b"\n", 0, offset) + 1
-        problems.add(
-            f"is not UTF-8: byte 0x{data[offset]:02x} at offset {offset}", line=line, suggestion="save it as UTF-8"
-        )
+        where = f"byte 0x{data[error.start]:02x} at offset {error.start}"
+        line = data.count(b"\n", 0, error.start) + 1
+        name = encoding.upper()
+        problems.add(f"is not {name}: {where}", line=line, suggestion="save it as UTF-8")
         problems.stop()
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if control_character(text):
-        for number, line in enumerate(text.split("\n"), 1):
-            if bad := control_character(line):
-                problems.add(f"holds the control character U+{ord(bad[0]):04X}", line=number, suggestion="remove it")
+    text = _WIDTHLESS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    for character in dict.fromkeys(CONTROL.findall(text)):
+        numbers = [number for number, line in enumerate(text.split("\n"), 1) if character in line]
+        message = f"holds the control character U+{ord(character):04X}" + also_in(numbers)
+        problems.add(message, line=numbers[0], suggestion="remove it")
     problems.stop()
-    return text
+    return _without_fence(text)
+
+
+def _without_fence(text: str) -> str:
+    lines = text.split("\n")
+    filled = [number for number, line in enumerate(lines) if line.strip()]
+    if len(filled) > 2 and all(_FENCE.fullmatch(lines[number]) for number in (filled[0], filled[-1])):
+        lines[filled[0]] = lines[filled[-1]] = ""  # the others keep their numbers
+    return "\n".join(lines)
+
+
+def _encoding(data: bytes) -> str:
+    """UTF-8, or UTF-16 as Windows saves it: every other byte of words in Latin letters is zero."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if 4 * data.count(0) < len(data) or not data:
+        return "utf-8"
+    return "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
+
+
+_WIDTHLESS = re.compile("[\ufeff\u200b\u2060]")
+_FENCE = re.compile(r"\s*(?:`{3,}|~{3,})\s*\w*\s*")
+_ODD = (
+    (re.compile("[“”„‟«»‘‛‚″]"), "a quote of another kind: write straight ones, \" or '"),
+    (re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]"), "a space of another kind: write a plain one"),
+    (re.compile("[`~]{3}"), "a code fence: remove its line"),
+)
+
+
+def add_odd_character(text: str, lines: Sequence[int], problems: Problems) -> bool:
+    """Add the character, of those that chats and word processors put in place of plain ones, that may be why a text in
+    a syntax cannot be read at `lines`. Whether there is one."""
+    written = text.split("\n")
+    for number in (number for number in lines if number <= len(written)):
+        for form, meaning in _ODD:
+            if found := form.search(written[number - 1]):
+                shown = f"{found[0]} (U+{ord(found[0][0]):04X})" if found[0].isprintable() else f"U+{ord(found[0]):04X}"
+                message, _, cure = f"holds {shown}, {meaning}".partition(": ")
+                problems.add(message, line=number, suggestion=cure)
+                return True
+    return False
 
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")

@@ -6,11 +6,13 @@ Each reader gives `Draft`s: recipe values with their lines. A CSV or JSONL file 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from helios_cli.recipe.cues import Cue, close_gaps, shots_from
 from helios_cli.recipe.film import Place
@@ -192,50 +194,67 @@ def _update_start(entry: dict, line: int, index: int, problems: Problems) -> flo
     return None
 
 
-_SRT_TIME = r"([0-9]{1,3}):([0-9]{2}):([0-9]{2})[,.]([0-9]{1,3})"
-_SRT_TIMES = re.compile(rf"\s*{_SRT_TIME}\s*-->\s*{_SRT_TIME}(?:\s+[XY][12]:.*)?\s*")
-_SRT_TAG = re.compile(r"</?(?:[biu]|font)(?:\s[^<>]*)?>|\{\\an[1-9]\}")
+_SRT_TIME = r"(?:([0-9]{1,3}):)?([0-9]{1,2}):([0-9]{1,2})(?:\s*[,.:]\s*([0-9]{1,6}))?"
+_SRT_TIMES = re.compile(rf"\s*{_SRT_TIME}\s*-{{1,2}}>\s*{_SRT_TIME}(?:\s.*)?")
+_SRT_MEANT = re.compile(r"\s*[0-9][0-9:.,\s]*-{1,2}>")
+_SRT_TAG = re.compile(r"</?(?:[biuscv]|font|ruby|rt|lang)(?:[\s.][^<>]*)?>|\{\\[^{}]*\}", re.IGNORECASE)
+_SRT_BREAK = re.compile(r"\\[Nnh]")
+
+TIMECODE_HOUR = 3600.0
 
 
 def read_srt(text: str, problems: Problems) -> list[Draft]:
-    """Subtitles: each cue's text is a prompt, its times are the shot's."""
+    """Subtitles: each cue's text is a prompt, its times are the shot's.
+
+    Read as players do: a cue's text goes on to the next one's times, over blank lines; tags and escapes of their
+    formats are left out. A timeline that begins at an hour, as those of editors do, begins with the film.
+    """
     cues: list[Cue] = []
     lines = text.split("\n")
-    times_at = [i for i, line in enumerate(lines) if "-->" in line]
-    for position, i in enumerate(times_at):
+    times_at = [i for i, line in enumerate(lines) if _SRT_MEANT.match(line)]
+    for i, end in pairwise([*times_at, len(lines) + 1]):
         match = _SRT_TIMES.fullmatch(lines[i])
         if match is None:
             suggestion = "write 00:00:05,000 --> 00:00:12,500"
             problems.add(f"{printable(lines[i].strip())} are not two times", line=i + 1, suggestion=suggestion)
             continue
-        end = times_at[position + 1] if position + 1 < len(times_at) else len(lines)
         start_s, end_s = _srt_seconds(match.groups()[:4]), _srt_seconds(match.groups()[4:])
         if end_s <= start_s:
             problems.add("the second time is not after the first", line=i + 1)
-        cues.append(Cue(_srt_text(lines[i + 1 : end]), i + 1, start=start_s, end=end_s))
+        cues.append(Cue(_srt_text(lines[i + 1 : end - 1], lines[end - 1 : end]), i + 1, start=start_s, end=end_s))
     if not times_at and text.strip():
         problems.add("holds no cue", line=1, suggestion="write 00:00:05,000 --> 00:00:12,500 above each text")
     problems.stop()
-    notices = close_gaps(cues)
+    notices = [*_in_order(cues), *_from_the_hour(cues), *close_gaps(cues)]
     tree, shot_lines = shots_from(cues, problems)
     return [Draft("", tree, shot_lines, notices)]
 
 
-def _srt_text(lines: list[str]) -> str:
-    """A cue's words: up to the blank line, and without the number of the next cue where that line was forgotten."""
-    words = []
-    for line in lines:
-        if not line.strip():
-            break
-        words.append(line)
-    else:
-        if words and words[-1].strip().isdigit():
-            words.pop()
-    return _SRT_TAG.sub("", "\n".join(words)).strip()
+def _in_order(cues: list[Cue]) -> list[str]:
+    """Sort cues by their times; a notice if they were not."""
+    before = list(cues)
+    cues.sort(key=lambda cue: cue.start)
+    return ["the cues are taken in the order of their times"] if cues != before else []
 
 
-def _srt_seconds(parts: tuple[str, ...]) -> float:
-    hours, minutes, seconds, fraction = parts
+def _from_the_hour(cues: list[Cue]) -> list[str]:
+    """Count the times from the hour that the first one has."""
+    hour = cues[0].start // TIMECODE_HOUR * TIMECODE_HOUR if cues else 0.0
+    for cue in cues:
+        cue.start, cue.end = cue.start - hour, cue.end - hour
+    return [f"the times begin at {hour / TIMECODE_HOUR:g}:00:00, which is taken as the film's start"] if hour else []
+
+
+def _srt_text(lines: list[str], last: list[str]) -> str:
+    """A cue's words; `last` stands right before the times of the next cue, and is its number if it is one."""
+    if last and not last[0].strip().isdigit():
+        lines = [*lines, *last]
+    words = _SRT_BREAK.sub(" ", _SRT_TAG.sub("", "\n".join(line.strip() for line in lines if line.strip())))
+    return html.unescape(words).strip()
+
+
+def _srt_seconds(parts: tuple[str | None, ...]) -> float:
+    hours, minutes, seconds, fraction = (part or "0" for part in parts)
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction}")
 
 

@@ -39,13 +39,31 @@ class RecipeError(InputError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        if len(self.problems) == 1:
-            super().__init__(str(self.problems[0]), hint=self.problems[0].suggestion)
+        told = _by_cause(self.problems)
+        lines = [f"{text}; {hint}" if hint else text for text, hint in told[:MAX_LISTED]]
+        if len(told) == 1:
+            super().__init__(told[0][0], hint=told[0][1])
             return
-        lines = [f"{p}; {p.suggestion}" if p.suggestion else str(p) for p in self.problems[:MAX_LISTED]]
-        if len(self.problems) > MAX_LISTED:
-            lines.append(f"and {len(self.problems) - MAX_LISTED} more")
-        super().__init__("\n  ".join([f"{len(self.problems)} problems", *lines]))
+        if len(told) > MAX_LISTED:
+            lines.append(f"and {len(told) - MAX_LISTED} more")
+        super().__init__("\n  ".join([f"{len(told)} problems", *lines]))
+
+
+def _by_cause(problems: Sequence[Problem]) -> list[tuple[str, str | None]]:
+    """Text and suggestion of each problem. What is wrong in the same way in many lines of a file is said once."""
+    places: dict[tuple, list[Problem]] = {}
+    for problem in problems:
+        cause = (problem.file, problem.key, problem.message, problem.suggestion)
+        places.setdefault(cause if problem.line else (*cause, problem.shot), []).append(problem)
+    return [(str(same[0]) + also_in([p.line for p in same]), same[0].suggestion) for same in places.values()]
+
+
+def also_in(lines: Sequence[int | None]) -> str:
+    """` (also in lines 3, 4, …)` for all but the first of some lines."""
+    others = [str(line) for line in dict.fromkeys(lines[1:]) if line is not None]
+    if not others:
+        return ""
+    return f" (also in line{'s' if len(others) > 1 else ''} {', '.join(others[:5])}{', …' if len(others) > 5 else ''})"
 
 
 class Problems:

@@ -42,17 +42,14 @@ MAX_PROMPT = 20_000
 
 LENGTH_KEYS = ("seconds", "minutes", "frames")
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""Characters that no prompt or name may hold: controls other than tab and line ends."""
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
-def control_character(text: str) -> re.Match[str] | None:
-    """The first character of `text` that no prompt or name may hold: controls other than tab and line ends."""
-    return _CONTROL.search(text)
-
-
 def _plain(text: str) -> str:
-    if bad := control_character(text):
+    if bad := CONTROL.search(text):
         raise ValueError(f"holds the control character U+{ord(bad[0]):04X}: remove it")
     return text
 

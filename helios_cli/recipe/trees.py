@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import yaml
 
+from helios_cli.recipe.files import add_odd_character
 from helios_cli.recipe.film import Place
 from helios_cli.recipe.problems import Problems
 from helios_cli.visible import printable
@@ -45,6 +46,8 @@ def _read_toml(text: str, problems: Problems) -> Tree:
         return tomllib.loads(text), _toml_lines(text)
     except tomllib.TOMLDecodeError as error:
         line, message = _split_toml_error(str(error), text)
+        if add_odd_character(text, [line], problems):
+            return None, {}
         problems.add(f"not valid TOML: {message}", line=line, suggestion=_toml_advice(text, line))
     except ValueError as error:  # a number with more digits than Python reads, a date that does not exist
         problems.add(f"not valid TOML: {error}")
@@ -75,7 +78,8 @@ def _read_json(text: str, problems: Problems) -> Tree:
     try:
         value = json.loads(text, parse_constant=constant)
     except json.JSONDecodeError as error:
-        problems.add(f"not valid JSON: {error.msg}, column {error.colno}", line=error.lineno)
+        if not add_odd_character(text, [error.lineno], problems):
+            problems.add(f"not valid JSON: {error.msg}, column {error.colno}", line=error.lineno)
         return None, {}
     except ValueError as error:
         problems.add(f"not valid JSON: {error}")
@@ -243,15 +247,31 @@ def _toml_string(word: str) -> str:
     return word[1:-1] if word[0] == "'" else tomllib.loads(f"x = {word}")["x"]
 
 
-_SCALARS = yaml.SafeLoader("")
-_PLAIN = {
-    "tag:yaml.org,2002:null": lambda node: None,
-    "tag:yaml.org,2002:bool": _SCALARS.construct_yaml_bool,
-    "tag:yaml.org,2002:int": _SCALARS.construct_yaml_int,
-    "tag:yaml.org,2002:float": _SCALARS.construct_yaml_float,
-    "tag:yaml.org,2002:str": lambda node: node.value,
-    "tag:yaml.org,2002:timestamp": lambda node: node.value,  # a title may look like a date
+_TAG = "tag:yaml.org,2002:"
+
+YAML_SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], object]]] = {
+    "null": (re.compile("|~|null|Null|NULL"), lambda text: None),
+    "bool": (re.compile("true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
+    "int": (re.compile("[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"), lambda text: int(text, _base(text))),
+    "float": (
+        re.compile(
+            r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+        ),
+        lambda text: float(re.sub(r"\.(?=[a-zA-Z])", "", text)),
+    ),
 }
+"""What a plain word of YAML is, by the core schema of version 1.2: 010 is ten; No, on, 1:30 and dates are text. By that
+of 1.1 they are eight, false, true, 90 and dates, which nobody means who writes a prompt or a title."""
+
+
+def _base(text: str) -> int:
+    return {"0o": 8, "0x": 16}.get(text[:2], 10)
+
+
+_YAML_ADVICE = (
+    (r"\\t", "indent with spaces, not with a tab"),
+    ("mapping values|start any token|block end|flow|alias|anchor|tag", 'put text in quotes: prompt: "A boat: dawn"'),
+)
 
 
 def _read_yaml(text: str, problems: Problems) -> Tree:
@@ -260,9 +280,12 @@ def _read_yaml(text: str, problems: Problems) -> Tree:
     try:
         return builder.document(), builder.lines
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        marks = [mark.line + 1 for mark in (error.context_mark, error.problem_mark) if mark]
         message = error.problem or error.context or "it cannot be read"
-        problems.add(f"not valid YAML: {message}", line=mark.line + 1 if mark else None)
+        advice = next((advice for form, advice in _YAML_ADVICE if re.search(form, message)), None)
+        around = range(max(1, marks[0] - 1), marks[-1] + 1) if marks else ()
+        if not add_odd_character(text, around, problems):
+            problems.add(f"not valid YAML: {message}", line=marks[-1] if marks else None, suggestion=advice)
     except yaml.YAMLError as error:
         problems.add(f"not valid YAML: {printable(error, 200)}")
     return None, {}
@@ -313,17 +336,23 @@ class _YamlBuilder:
         return self.scalars.get(event.anchor)
 
     def scalar(self, event: yaml.ScalarEvent, line: int) -> object:
-        tag = event.tag if event.tag not in (None, "!") else None
-        tag = tag or _SCALARS.resolve(yaml.ScalarNode, event.value, event.implicit)
-        if tag not in _PLAIN:
-            if event.tag:
-                self.problems.add(f"the tag {printable(event.tag)} is not read: remove it", line=line)
-            return event.value
+        plain, text = event.implicit[0], event.value
+        asked = (event.tag or "").removeprefix(_TAG)
+        if plain:
+            asked = next((kind for kind, (form, _) in YAML_SCALARS.items() if form.fullmatch(text)), "str")
+        if asked in ("", "!", "str"):
+            return text
+        if asked not in YAML_SCALARS:
+            self.problems.add(f"the tag {printable(event.tag)} is not read: remove it", line=line)
+            return text
+        form, read = YAML_SCALARS[asked]
         try:
-            return _PLAIN[tag](yaml.ScalarNode(tag, event.value))
-        except (ValueError, KeyError, IndexError):
-            self.problems.add(f"{printable(event.value)} is not a {tag.rpartition(':')[2]}", line=line)
-            return None
+            return read(text) if form.fullmatch(text) else self._none(text, asked, line)
+        except ValueError:  # more digits than Python reads
+            return self._none(text, "number that is read", line)
+
+    def _none(self, text: str, kind: str, line: int) -> None:
+        self.problems.add(f"{printable(text)} is not a {kind}", line=line)
 
     def sequence(self, place: Place) -> list:
         items = []

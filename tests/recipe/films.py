@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.prompts import has_words
-from helios_cli.recipe.schema import Recipe, control_character
+from helios_cli.recipe.schema import CONTROL, Recipe
 from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
 
 MODEL = ModelDefaults(size=(128, 64), steps=(2, 2, 2), guidance=1.0)
@@ -26,7 +26,7 @@ def plan_of(keys: dict, *, strict: bool = False, **flags) -> Plan:
     return plan_film(film, resolve(film.recipe, Flags(**flags), MODEL), strict=strict)
 
 
-words = st.text(max_size=60).filter(lambda text: control_character(text) is None)
+words = st.text(max_size=60).filter(lambda text: CONTROL.search(text) is None)
 prompts = words.filter(has_words)
 seconds = st.floats(0.05, 60).map(lambda value: round(value, 3))
 seeds = st.integers(0, 2**63 - 1)

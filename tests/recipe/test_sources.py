@@ -103,12 +103,66 @@ def test_byte_order_marks_and_line_ends_make_no_difference(tmp_path, head, end):
 def test_what_is_not_utf8_is_named_by_its_byte(tmp_path):
     (found,) = problems(tmp_path / "a.txt", b"\xef\xbb\xbfok\nsch\xf6n\n")
     assert "0xf6 at offset 9" in found.message and found.line == 2
-    assert "UTF-16" in problems(tmp_path / "b.txt", "x".encode("utf-16"))[0].message
+    assert "UTF-16" in problems(tmp_path / "b.txt", b"\xff\xfex\0y")[0].message
 
 
 def test_control_characters_are_named_by_line(tmp_path):
-    found = problems(tmp_path / "a.txt", "a\x1b[31m\n\nb\x07\n")
-    assert [(p.line, p.message[-6:]) for p in found] == [(1, "U+001B"), (3, "U+0007")]
+    found = problems(tmp_path / "a.txt", "a\x1b[31m\n\nb\x07\x1b\n")
+    said = [(p.line, p.message.removeprefix("holds the control character ")) for p in found]
+    assert said == [(1, "U+001B (also in line 3)"), (3, "U+0007")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+def test_what_windows_saves_is_read(tmp_path, encoding):
+    assert shots(film(tmp_path / "a.txt", "[2s] Grüße\r\n\r\n\ufeff[3s] \u200bein Boot".encode(encoding))) == [
+        ("Grüße", 2, "blend"),
+        ("ein Boot", 3, "blend"),
+    ]
+
+
+FENCED = "\n```%s\n%s\n```\n"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".txt", "[2s] a\n\n[3s] b"),
+        (".toml", '[[shot]]\nprompt = "a"\nseconds = 2\n[[shot]]\nprompt = "b"\nseconds = 3'),
+        (".yaml", "shot:\n- prompt: a\n  seconds: 2\n- prompt: b\n  seconds: 3"),
+        (".json", '{"shot": [{"prompt": "a", "seconds": 2}, {"prompt": "b", "seconds": 3}]}'),
+        (".csv", "id,prompt_index,prompt,seconds\n1,0,a,2\n1,1,b,3"),
+    ],
+)
+def test_the_fence_of_a_chat_is_no_part_of_the_list(tmp_path, suffix, text):
+    found = film(tmp_path / f"a{suffix}", FENCED % (suffix[1:], text))
+    assert shots(found) == [("a", 2, "blend"), ("b", 3, "blend")]
+    assert found.line("shot", 0) >= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line", "says"),
+    [
+        ("a.toml", "# x\n[[shot]]\nprompt = “A boat”", 3, "holds “ (U+201C), a quote of another kind"),
+        ("a.toml", '[[shot]]\n\xa0\xa0prompt = "A boat"', 2, "holds U+00A0, a space of another kind"),
+        ("a.json", "{“shot”: []}", 1, "holds “ (U+201C)"),
+        ("a.yaml", "shot:\n- prompt: a\n\xa0 seconds: 3\n  seed: 3", 3, "holds U+00A0"),
+        ("a.yaml", "shot:\n\t- prompt: a", 2, "not valid YAML"),
+        ("a.toml", "fps = 24\n```\n[[shot]]", 2, "holds ``` (U+0060), a code fence"),
+    ],
+)
+def test_one_character_is_one_problem_with_its_line_and_its_cure(tmp_path, name, text, line, says):
+    (found,) = problems(tmp_path / name, text)
+    assert found.line == line and says in found.message and found.suggestion
+
+
+def test_one_cause_is_said_once(tmp_path):
+    text = "id,prompt_index,prompt\n" + "".join(f"1,{n},a boat, a sea\n" for n in range(9))
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(RecipeError) as raised:
+        read_films([str(tmp_path / "a.csv")])
+    assert len(raised.value.problems) == 9  # to a program each with its line
+    assert "a.csv:2: 4 cells under 3 columns (also in lines 3, 4, 5, 6, 7, …)" in raised.value.message
+    assert "\n" not in raised.value.message and raised.value.hint
 
 
 def test_a_file_without_prompts_is_refused(tmp_path):
@@ -263,10 +317,33 @@ def test_subtitles(tmp_path):
     assert len(found.notices) == 2
 
 
+TWO, THREE = "00:00:00,000 --> 00:00:02,000\n", "00:00:02,000 --> 00:00:03,000\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # as srt 3.5 and pysubs2 1.8 read them, and ffmpeg's decoder
+        (f"1\n{TWO}A boat\n\nleaves.\n\n2\n{THREE}B", [("A boat\nleaves.", 2), ("B", 1)]),
+        (f"1\n{TWO}{{\\pos(1,2)}}A {{\\i1}}b{{\\i0}}\\Nc &amp; <b>d</b> <c.red>e</c>", [("A b c & d e", 2)]),
+        (f"1\n{TWO}in\n2024\n\n2\n{THREE}A --> B", [("in\n2024", 2), ("A --> B", 1)]),
+        (f"{TWO}A\n00:00:02,000 -> 00:00:04,000\nB", [("A", 2), ("B", 2)]),
+        ("1\n00:00:00 --> 0:00:02.5\nA\n\n2\n00:02.500 --> 00:04,0\nB", [("A", 2.5), ("B", 1.5)]),
+        # a timeline that begins at an hour, as editors write them, and cues out of order
+        ("1\n01:00:00,000 --> 01:00:02,000\nA\n\n2\n01:00:02,000 --> 01:00:05,000\nB", [("A", 2), ("B", 3)]),
+        ("1\n00:00:02,000 --> 00:00:04,000\nB\n\n2\n00:00:00,000 --> 00:00:02,000\nA", [("A", 2), ("B", 2)]),
+    ],
+)
+def test_subtitles_are_read_as_players_do(tmp_path, text, expected):
+    found = film(tmp_path / "a.srt", text)
+    assert [(shot.prompt, shot.seconds) for shot in found.recipe.shots] == expected
+    assert len(found.notices) == ("01:00:00" in text or text.endswith("A"))
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("1\n00:00:01 --> 00:00:03,500\nA", 2),
+        ("1\n00:00:01 --> three\nA", 2),
         ("1\n00:00:03,000 --> 00:00:02,000\nA", 2),
         ("1\n00:00:00,000 --> 00:00:02,000\nA\n\n2\n00:00:01,000 --> 00:00:03,000\nB", 6),
         ("1\n00:00:00,000 --> 00:00:02,000\n\n", 2),

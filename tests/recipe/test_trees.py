@@ -15,6 +15,7 @@ from helios_cli.recipe.problems import Problems, RecipeError
 from helios_cli.recipe.schema import Recipe
 from helios_cli.recipe.sources import read_films
 from helios_cli.recipe.trees import read_tree
+from helios_cli.visible import visible
 
 PLANTED_TOML = '''\
 version = 2
@@ -202,3 +203,53 @@ def test_an_alias_may_stand_for_one_value(tmp_path):
     path.write_text("style: &s soft light\nnegative: *s\nshot:\n- prompt: x\n  seconds: 1:30\n")
     recipe = read_films([str(path)])[0].recipe
     assert recipe.negative == "soft light" and recipe.shots[0].seconds == 90
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("1_000", "1_000"),
+        ("1e3", 1000.0),
+        (".5", 0.5),
+        ("1:30", "1:30"),
+        ("190:20:30", "190:20:30"),
+        ("No", "No"),
+        ("on", "on"),
+        ("y", "y"),
+        ("True", True),
+        ("~", None),
+        ("2026-11-28", "2026-11-28"),
+        ("=", "="),
+        ("'010'", "010"),
+        ("!!str 010", "010"),
+        ("!!int '7'", 7),
+    ],
+)
+def test_plain_words_of_yaml_are_those_of_version_1_2(written, value):
+    tree, _ = read_tree(f"title: {written}\n", ".yaml", Problems("film"))
+    assert tree == {"title": value} and type(tree["title"]) is type(value)
+
+
+def test_what_people_write_in_yaml_is_read_as_meant(tmp_path):
+    path = tmp_path / "film.yaml"
+    path.write_text("title: No\nseed: 007\nshot:\n- {prompt: 12:30, seconds: 1:30}\n- {prompt: on, seconds: 0:05}\n")
+    (film,) = read_films([str(path)])
+    assert (film.recipe.title, film.recipe.seed) == ("No", 7)
+    assert [(shot.prompt, shot.seconds) for shot in film.recipe.shots] == [("12:30", 90), ("on", 5)]
+
+
+@pytest.mark.parametrize(
+    "title", ["1e3", "0o17", "No", "010", "1:30", "~", ".nan", "=", "a\u202eb", "\U000e0041", "2026-11-28"]
+)
+@pytest.mark.parametrize("form", ["toml", "yaml", "json"])
+def test_written_text_is_read_as_text(tmp_path, form, title):
+    recipe = Recipe.model_validate({"title": title, "shot": [{"prompt": title + " x"}]})
+    text = write_recipe(Film("film", "film", recipe, tmp_path), form, tmp_path)
+    assert read_tree(text, f".{form}", Problems("film"))[0]["title"] == title
+    others = {"toml": tomllib.loads, "yaml": yaml.safe_load, "json": json.loads}
+    assert others[form](text)["title"] == title
+    printed = visible(text)  # as `helios recipe convert film.txt -` prints it
+    assert read_tree(printed, f".{form}", Problems("film"))[0]["title"] == title
