@@ -13,11 +13,10 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from helios_cli import errors
+from helios_cli import errors, machine
 from helios_cli.errors import HeliosError, MachineError
 
 # As `python -P -m` does it: the current folder, where a user's random.py or torch.py may lie, is not searched. Behind
@@ -63,7 +62,7 @@ def ask(
     ChildError if it failed otherwise. The last of what it wrote is a note on that; HELIOS_DEBUG shows it all.
     """
     is_shown = os.environ.get("HELIOS_DEBUG", "") not in ("", "0")
-    with tempfile.TemporaryDirectory(prefix="helios-") as folder:
+    with machine.temporary_folder() as folder:
         answer, said = Path(folder, "answer.jsonl"), Path(folder, "stderr")
         answer.touch()
         command = [sys.executable, "-P", "-c", _START, module, _folders(), json.dumps(question), str(answer)]

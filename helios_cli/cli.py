@@ -75,6 +75,7 @@ def _options(
 
 def main(argv: list[str] | None = None) -> int:
     """Run `helios` with `argv` (default: the process's arguments) and return its exit code; nothing is raised."""
+    _open_closed_streams()
     console.json = False
     if hasattr(sys.stdout, "reconfigure"):  # a path or prompt that the locale cannot spell is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -88,6 +89,16 @@ def main(argv: list[str] | None = None) -> int:
             return code or 1
         return code or _show_error(error)
     return code
+
+
+def _open_closed_streams() -> None:
+    """The null device in the place of standard streams that are closed: the next file to be opened would be one of
+    them, and get what libraries and ffmpeg have to say."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def _run(argv: list[str] | None) -> int:
@@ -131,6 +142,8 @@ def _show_error(error: Exception) -> int:
 
 def _of_the_machine(error: OSError) -> Exception:
     """No bug, wherever it is noticed: a full disk, a name that no file can have, a folder that may not be searched."""
+    if not _has_current_folder():
+        return MachineError("the current folder is gone, or may not be entered", hint="cd to another one")
     where = f": {error.filename}" if error.filename else ""
     if error.errno == errno.ENOSPC:
         return MachineError(f"no space is left on the disk{where}", hint="free some space and run it again")
@@ -139,3 +152,11 @@ def _of_the_machine(error: OSError) -> Exception:
     if error.filename and error.errno in REFUSALS:
         return MachineError(f"{error.filename}: {error.strerror}")
     return error
+
+
+def _has_current_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,17 +207,48 @@ def give_back_memory() -> None:
         library.malloc_trim(0)
 
 
+NO_HOME = Path(os.devnull, "no-home")
+"""Where nothing is, and nothing can be written."""
+
+NO_HOME_MESSAGE = "this user has no home folder: set HELIOS_HOME to a folder that can be written"
+
+
 def home() -> Path:
-    """HELIOS_HOME: where helios keeps pieces of films and measured speeds. It may not exist yet."""
+    """HELIOS_HOME: where helios keeps pieces of films and measured speeds. It may not exist yet; NO_HOME for a user who
+    has none, as in a container that is run under any number."""
     if chosen := os.environ.get("HELIOS_HOME"):
-        return Path(chosen).expanduser()
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError as error:
+            hint = "set it to the folder's full path"
+            raise InputError(f"HELIOS_HOME is {chosen}: no such user is known", hint=hint) from error
+    try:
+        return _caches() / "helios"
+    except RuntimeError:
+        return NO_HOME
+
+
+def _caches() -> Path:
     if sys.platform == "win32":
-        caches = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        caches = Path.home() / "Library" / "Caches"
-    else:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "helios"
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory:
+    """A folder that goes with the object, or the block: where the system has a place for such, else in HELIOS_HOME.
+    MachineError if neither can be written."""
+    try:
+        place = tempfile.gettempdir()
+    except FileNotFoundError:
+        place = home()
+    try:
+        os.makedirs(place, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="helios-", dir=place)
+    except OSError as error:
+        what = f"there is no place for temporary files: {error.strerror}: {place}"
+        raise MachineError(what, hint="set TMPDIR to a folder that can be written") from error
 
 
 def attention_file() -> Path:
@@ -260,10 +292,20 @@ def tried_file() -> Path:
 
 def disk_free_bytes(path: Path) -> int:
     """Bytes that this user can write on the disk of `path`, which need not exist yet."""
+    return shutil.disk_usage(_nearest(path)).free
+
+
+def is_writable(path: Path) -> bool:
+    """Whether this user can write the folder at `path`, or make it."""
+    return os.access(_nearest(path), os.W_OK | os.X_OK)
+
+
+def _nearest(path: Path) -> Path:
+    """`path`, or the folder above it that is there. In one that may not be searched nothing is."""
     path = path.absolute()
-    while not os.path.exists(path):  # in a folder that may not be searched nothing is
+    while not os.path.exists(path):
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
 
 
 def nvidia_driver() -> str | None:

@@ -39,7 +39,7 @@ LAYERS = {
     "versions": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "architecture": Layer({"units"}, banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "machine": Layer(FOUNDATION, banned=TERMINAL, lazy={"torch"}),
-    "child": Layer({"", *FOUNDATION}, banned={"torch", "numpy", *TERMINAL}),
+    "child": Layer({"", *FOUNDATION, "machine"}, banned={"torch", "numpy", *TERMINAL}),
     "console": Layer(FOUNDATION, banned={"torch"}, lazy={"rich"}),
     "progress": Layer({*FOUNDATION, "console", "engine"}, banned={"torch", "typer"}, lazy={"rich"}),
     "stop": Layer(set(), banned={"torch", "numpy", *TERMINAL}),

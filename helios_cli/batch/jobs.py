@@ -187,7 +187,7 @@ def _outputs(films: list[Film], output: str | None) -> list[str]:
         check_output(output)
     if len(films) == 1 and not _holds_films(output):
         return [output or f"{films[0].name}.mp4"]
-    if output and not Path(output).is_dir():
+    if output and not os.path.isdir(output):
         hint = "name a folder with -o" if Path(output).suffix else f"mkdir -p {shlex.quote(output)}"
         raise InputError(f"-o {output}: {len(films)} films need a folder that exists", hint=hint)
     names = [f"{film.name}.mp4" for film in films]
@@ -214,7 +214,7 @@ def _holds_films(output: str | None) -> bool:
     some already."""
     from helios_cli.engine.target import FRAME_NAME
 
-    if not output or output.endswith(("/", os.sep)) or not Path(output).is_dir():
+    if not output or output.endswith(("/", os.sep)) or not os.path.isdir(output):
         return False
     return not any(FRAME_NAME.fullmatch(path.name) for path in Path(output).glob("*.png"))
 

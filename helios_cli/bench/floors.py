@@ -3,11 +3,11 @@ products reach on the machine."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from helios_cli import machine
 from helios_cli.bench.job import Job, Result, job_plan
 from helios_cli.cost.flops import CallFlops
 from helios_cli.cost.model import Model, find_model
@@ -29,7 +29,7 @@ def counted_model(job: Job) -> Iterator[Model]:
     from helios_cli.bench.synthetic import describe
 
     spec = SPECS[job.synthetic]
-    with tempfile.TemporaryDirectory(prefix="helios-") as folder:
+    with machine.temporary_folder() as folder:
         described = describe(Path(folder), spec, torch.float32)
         yield Model(
             name=job.synthetic,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 
 import torch
 
+from helios_cli import machine
 from helios_cli.bench.driver import DriverWatch
 from helios_cli.bench.job import Job, Result, run
 from helios_cli.cost.device import find_device, for_model
@@ -97,7 +97,7 @@ def _film(
 ) -> Result | MachineError:
     """In a process of its own, held to its budget on a GPU."""
     plan, placement = subject.plan, mode.placement
-    with tempfile.TemporaryDirectory(prefix="helios-") as work:
+    with machine.temporary_folder() as work:
         job = Job(
             folder=str(checkpoint.path),
             synthetic=None,

@@ -7,7 +7,6 @@ after the last of them is there: so it hands them out.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -114,7 +113,7 @@ def _random_pipeline(job: Job, device: torch.device, dtype: torch.dtype) -> tupl
     from accelerate import init_empty_weights
 
     spec = SPECS[job.synthetic]
-    with tempfile.TemporaryDirectory(prefix="helios-") as folder:
+    with machine.temporary_folder() as folder:
         checkpoint = describe(Path(folder), spec, dtype)
         tokenizer = transformers.AutoTokenizer.from_pretrained(Path(folder, "tokenizer"))
     with init_empty_weights():  # buffers are made: some are no weights

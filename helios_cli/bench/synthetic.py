@@ -11,7 +11,6 @@ about 0.4 around grey.
 from __future__ import annotations
 
 import math
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from helios_cli import machine
 from helios_cli.architecture import DiTConfig
 from helios_cli.engine.convert import BLOCK
 from helios_cli.engine.models import Models
@@ -154,7 +154,7 @@ class RandomModels(Models):
         quant: Quant = "none",
         attention: str = "auto",
     ) -> None:
-        self._description = tempfile.TemporaryDirectory(prefix="helios-")  # JSON and the tokenizer, some kilobytes
+        self._description = machine.temporary_folder()  # JSON and the tokenizer, some kilobytes
         self._seed = seed
         checkpoint = describe(Path(self._description.name), spec, dtype)
         super().__init__(checkpoint, device, dtype, name=name, quant=quant, attention=attention)

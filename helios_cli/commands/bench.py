@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from helios_cli import options
+from helios_cli import machine, options
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError, MachineError
 from helios_cli.stop import stop_at_once
@@ -236,7 +235,7 @@ class _Subject:
         """Yields the model's folder, None for one that is made on the device, and a folder for films."""
         from helios_cli.weights.specs import SPECS
 
-        with tempfile.TemporaryDirectory(prefix="helios-") as work:
+        with machine.temporary_folder() as work:
             folder = self.folder
             if folder is None and not SPECS[self.name].resident:
                 from helios_cli.bench.synthetic import write_checkpoint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Collection
 from dataclasses import asdict
 from json import loads as read_json
@@ -123,7 +122,7 @@ def everything(
     if data["note"]:
         console.notice(data["note"])
     rows = []
-    with tempfile.TemporaryDirectory(prefix="helios-") as work:
+    with machine.temporary_folder() as work:
         for name, said in measure_all(where, work, seconds=seconds):
             data["parts"][name] = said
             verdict = said["result"].get("verdict") if isinstance(said.get("result"), dict) else None

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import typer
 
 from helios_cli.console import JsonFlag, console
+from helios_cli.errors import MachineError
 from helios_cli.units import counted, format_bytes
+
+if TYPE_CHECKING:
+    from helios_cli.engine.cache import Cache
 
 app = typer.Typer(help="Chunks of films that are kept to be used again.", no_args_is_help=True)
 
@@ -17,9 +22,7 @@ AGES = ((86400, "day"), (3600, "hour"), (60, "minute"))
 @app.command("list")
 def list_(json: JsonFlag = False) -> None:
     """List the films of which chunks are kept."""
-    from helios_cli.engine.cache import Cache
-
-    cache = Cache()
+    cache = _cache()
     films, num_bytes = cache.films(), cache.num_bytes()
     rows = [
         (
@@ -39,12 +42,19 @@ def list_(json: JsonFlag = False) -> None:
 @app.command()
 def clear(json: JsonFlag = False) -> None:
     """Remove all kept chunks; finished and unfinished films stay as they are."""
-    from helios_cli.engine.cache import Cache
-
-    cache = Cache()
+    cache = _cache()
     freed = cache.clear()
     console.result({"folder": str(cache.folder), "freed": freed})
     console.line(f"freed {format_bytes(freed)} in {cache.folder}")
+
+
+def _cache() -> Cache:
+    from helios_cli import machine
+    from helios_cli.engine.cache import Cache
+
+    if machine.home() == machine.NO_HOME:
+        raise MachineError(machine.NO_HOME_MESSAGE)
+    return Cache()
 
 
 def _age(since: float) -> str:

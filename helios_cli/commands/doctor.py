@@ -42,7 +42,7 @@ def _facts() -> dict:
     dtype, reason = machine.pick_dtype("auto", device)
     memory = machine.host_memory()
     accelerators = machine.accelerators()
-    folders = {"HELIOS_HOME": machine.home(), "hub cache": Path(constants.HF_HUB_CACHE)}
+    folders = {"HELIOS_HOME": machine.home(), "HF_HOME": Path(constants.HF_HUB_CACHE)}
     return {
         "versions": {"helios": __version__, "python": platform.python_version(), "torch": torch.__version__},
         "platform": platform.platform(),
@@ -53,8 +53,12 @@ def _facts() -> dict:
         "dtype": {"name": str(dtype).removeprefix("torch."), "reason": reason},
         "memory": {**asdict(memory), "available_bytes": memory.available_bytes},
         "disk": [
-            {"use": use, "path": str(path), "free_bytes": machine.disk_free_bytes(path)}
-            for use, path in folders.items()
+            {
+                "use": variable,
+                "path": str(path),
+                "free_bytes": machine.disk_free_bytes(path) if machine.is_writable(path) else None,
+            }
+            for variable, path in folders.items()
         ],
         "ffmpeg": _ffmpeg(),
         "triton": asdict(machine.triton()),
@@ -111,9 +115,7 @@ def _report(facts: dict) -> dict[str, list[str]]:
         "GPU": _gpu_lines(facts),
         "dtype": [f"{dtype['name']} on {facts['device']}: {dtype['reason']}"],
         "memory": _memory_lines(facts["memory"]),
-        "disk": [
-            f"{format_bytes(disk['free_bytes'])} free for {disk['use']}, {disk['path']}" for disk in facts["disk"]
-        ],
+        "disk": [_disk_line(disk) for disk in facts["disk"]],
         "ffmpeg": _ffmpeg_lines(ffmpeg),
         "Triton": [_triton_line(facts["triton"])],
         "kernels": _kernel_lines(facts["kernels"]),
@@ -126,6 +128,12 @@ def _ffmpeg_lines(ffmpeg: dict) -> list[str]:
     if ffmpeg["error"]:
         return [ffmpeg["error"]]
     return [f"{ffmpeg['version']}, {ffmpeg['path']}", f"encodes {', '.join(ffmpeg['encoders']) or 'nothing'}"]
+
+
+def _disk_line(disk: dict) -> str:
+    if disk["free_bytes"] is None:
+        return f"nothing can be written for {disk['use']}, {disk['path']}: set it to another folder"
+    return f"{format_bytes(disk['free_bytes'])} free for {disk['use']}, {disk['path']}"
 
 
 def _processor_line(cpu: dict) -> str:

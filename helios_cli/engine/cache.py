@@ -170,6 +170,8 @@ class Cache:
             self._write_once(path, data)
 
     def _write_once(self, path: Path, data: bytes) -> None:
+        if machine.NO_HOME in path.parents:
+            raise OSError(machine.NO_HOME_MESSAGE)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as new:
             new.write_bytes(data)

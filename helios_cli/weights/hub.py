@@ -7,6 +7,7 @@ to `huggingface_hub`, which is imported only when something is looked up.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import threading
@@ -121,7 +122,8 @@ def cached_snapshots() -> Iterator[tuple[str, str]]:
     """(repository, commit) of every Helios pipeline in the Hub cache, whole or not."""
     from huggingface_hub import constants
 
-    for index in sorted(Path(constants.HF_HUB_CACHE).glob(f"models--*/snapshots/*/{MODEL_INDEX}")):
+    cache = Path(constants.HF_HUB_CACHE)
+    for index in sorted(cache.glob(f"models--*/snapshots/*/{MODEL_INDEX}")) if os.path.isdir(cache) else ():
         if b'"Helios' in index.read_bytes():
             yield index.parents[2].name.removeprefix("models--").replace("--", "/"), index.parent.name
 
@@ -130,9 +132,9 @@ def snapshot_of(source: Source) -> Path | None:
     """The cached folder of `source`, whole or not. A branch is the commit it was when last downloaded."""
     folder = _repo_folder(source.repo)
     ref = folder / "refs" / source.revision
-    commit = ref.read_text().strip() if ref.is_file() else source.revision
+    commit = ref.read_text().strip() if os.path.isfile(ref) else source.revision  # nothing is in a closed folder
     snapshot = folder / "snapshots" / commit
-    return snapshot if COMMIT.fullmatch(commit) and snapshot.is_dir() else None
+    return snapshot if COMMIT.fullmatch(commit) and os.path.isdir(snapshot) else None
 
 
 def refetch(source: Source, folder: Path, name: str) -> str:
