@@ -92,13 +92,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """The null device in the place of standard streams that are closed: the next file to be opened would be one of
-    them, and get what libraries and ffmpeg have to say."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    """The null device in the place of standard streams that are closed. Else the next file that is opened would be one
+    of them, and get what libraries and ffmpeg have to say; and print() takes no stream for standard output."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # an open takes the lowest number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as the process)
 
 
 def _run(argv: list[str] | None) -> int:

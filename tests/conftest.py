@@ -10,6 +10,7 @@ import os
 import signal
 import site
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -53,6 +54,19 @@ def homes(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def helios_home(homes, monkeypatch):
     monkeypatch.setenv("HELIOS_HOME", str(next(homes)))
+
+
+GROUP = 2000
+"""Of the users in `users.as_user`."""
+
+
+@pytest.fixture
+def shared():
+    """A folder that all users can reach and write to, of a group."""
+    with tempfile.TemporaryDirectory(prefix="shared-") as folder:
+        os.chown(folder, -1, GROUP)
+        os.chmod(folder, 0o2777)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_one_that_is_killed_or_hangs_is_the_machines_affair(answering, script, t
 
 
 def test_nothing_of_it_stays(answering, tmp_path, monkeypatch):
-    monkeypatch.setattr(child.tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     os.mkdir(tmp_path / "scratch")
     answering("exit 3")
     with pytest.raises(ChildError, match="exit code 3"):

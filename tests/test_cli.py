@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -177,6 +178,26 @@ def test_a_closed_standard_output_is_no_error():
         f"{sys.executable} -m helios_cli --version >&-", shell=True, stderr=subprocess.PIPE, timeout=30
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_nothing_that_is_told_goes_to_standard_output_in_place_of_a_closed_stream(tmp_path):
+    """And no file is opened as one of the streams, where it would get what libraries have to say."""
+    body = "os.write(1, str(os.open('.', 0)).encode()); console.warning('told'); console.line(sys.stdin.read() + 'end')"
+    code = APP_THAT.format(body=body).replace("import sys", "import os, sys")
+    command = f"exec {sys.executable} -c {shlex.quote(code)} <&- 2>&-"
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, timeout=30)
+    assert done.returncode == 0 and int(done.stdout[:1]) > 2 and done.stdout[1:] == b"end\n"
+
+
+def test_a_current_folder_that_has_gone_is_named(ending_with, capsys, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as raised:
+        os.path.abspath("film.mp4")
+    ending_with(raised.value)
+    assert cli.main([]) == 3
+    assert "the current folder is gone" in capsys.readouterr().err
 
 
 def test_words_that_the_locale_cannot_spell_are_escaped():

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
+from users import as_user, needs_users
 
 from helios_cli import machine
+from helios_cli.cli import main
+from helios_cli.cost.speeds import read_speeds
+from helios_cli.engine.cache import Cache
+from helios_cli.engine.target import check_target
 from helios_cli.errors import InputError, MachineError
+from helios_cli.weights import hub
 
 GIB = 2**30
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -131,6 +140,64 @@ def test_home(monkeypatch, tmp_path):
     assert machine.home() == tmp_path
     monkeypatch.delenv("HELIOS_HOME")
     assert machine.home().name == "helios"
+
+
+def test_a_home_of_nobody_is_an_input_error(monkeypatch):
+    monkeypatch.setenv("HELIOS_HOME", "~nobody-is-called-so/helios")
+    with pytest.raises(InputError, match="HELIOS_HOME"):
+        machine.home()
+
+
+@needs_users
+def test_a_user_without_a_home_keeps_nothing(monkeypatch, capsys):
+    for variable in ("HOME", "HELIOS_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def work() -> None:
+        cache = Cache()
+        assert machine.home() == machine.NO_HOME and not machine.is_writable(machine.home())
+        assert not cache.has("a") and cache.state("a") is None and cache.films() == []
+        with pytest.raises(OSError, match="no home folder: set HELIOS_HOME"):
+            cache.put("a", b"state", "key", b"piece")
+        assert (read_speeds(), main(["cache", "list"])) == ([], 3)
+
+    as_user(54321, work)
+
+
+@needs_users
+def test_folders_that_may_not_be_searched(tmp_path, monkeypatch):
+    """As if nothing were there, where nothing is needed; else the error has the path."""
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "hub").mkdir()
+    tmp_path.chmod(0o700)
+
+    def work() -> None:
+        assert not machine.is_writable(machine.home()) and machine.disk_free_bytes(machine.home())
+        assert not Cache().has("a") and Cache().state("a") is None and Cache().films() == []
+        assert hub.find(hub.source_of("distilled")) is None and not list(hub.cached_snapshots())
+        for name in ("film.mp4", "film/", "film"):
+            with pytest.raises(InputError, match=r"denied|not writable"):
+                check_target(f"{tmp_path}/{name}", force=True)
+
+    as_user(54321, work)
+
+
+def test_temporary_files_go_into_the_home_where_there_is_no_other_place(monkeypatch, tmp_path):
+    """No place is good for tempfile where it cannot write some bytes."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "home"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with machine.temporary_folder() as folder:
+            assert Path(folder).parent == tmp_path / "home"
+        monkeypatch.setenv("HELIOS_HOME", "/proc/none")
+        with pytest.raises(MachineError, match="/proc/none") as error:
+            machine.temporary_folder()
+        assert "TMPDIR" in error.value.hint
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_devices_that_are_always_there():

@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from films import models_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reruns import PROMPTS, decoded, fingerprints_of, in_child, plan, run
+from users import as_user, needs_users
 
 from helios_cli.engine.cache import PROMISED_DAYS, Cache
 from helios_cli.engine.events import ChunkDone, ChunksReused, Notice, PhaseStarted
@@ -371,35 +371,6 @@ def test_most_chunks_are_kept_without_looking_at_the_others(tmp_path, monkeypatc
         cache.put(str(number), bytes(500), "key", bytes(500))
     assert len(looks) < 300 * 300 / 2 / 10
     assert cache.num_bytes() < 1_000_000
-
-
-GROUP = 2000
-
-
-def as_user(uid: int, work, umask: int = 0o022) -> None:
-    """`work` in a process of user `uid`, who is in GROUP; its assertions count."""
-
-    def dropped() -> None:
-        os.umask(umask)
-        if os.getuid() == 0:
-            os.setgroups([])
-            os.setgid(GROUP)
-            os.setuid(uid)
-        work()
-
-    assert in_child(dropped) == 0
-
-
-needs_users = pytest.mark.skipif(os.getuid() != 0, reason="only root can be several users")
-
-
-@pytest.fixture
-def shared(tmp_path_factory):
-    """A folder that all users can reach, of a group."""
-    with tempfile.TemporaryDirectory(prefix="shared-") as folder:
-        os.chown(folder, -1, GROUP)
-        os.chmod(folder, 0o2777)
-        yield Path(folder)
 
 
 @needs_users

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -364,6 +365,18 @@ def test_ffmpeg_stopping_with_an_error_says_why(tmp_path, monkeypatch):
     with pytest.raises(MachineError, match="no_such_encoder") as error:
         film(tmp_path / "film.mkv", moving(100))
     assert "IMAGEIO_FFMPEG_EXE" in error.value.hint and left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
+def test_a_film_needs_no_place_but_its_own(tmp_path, monkeypatch, name):
+    """Where all else can only be read there is no folder for temporary files."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", nowhere)
+    assert len(decoded(film(tmp_path / name, moving(3)))) == 3 and left_in(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
