@@ -180,11 +180,13 @@ def _steps(
 ) -> Generator[ModelCalls, list[Tensor] | None, FilmDone]:
     """Renders a film, its model calls being the caller's to answer; `overlap` as in `engine.render.render`."""
     from helios_cli.cost.disk import film_bytes
+    from helios_cli.cost.rendered import keep_speed
     from helios_cli.engine.cache import Cache
     from helios_cli.engine.calls import ModelCalls, memory_told
-    from helios_cli.engine.events import FilmDone, PhaseStarted
+    from helios_cli.engine.events import ChunkDone, FilmDone, PhaseStarted
     from helios_cli.engine.record import chapters, is_finished
     from helios_cli.engine.render import render_steps
+    from helios_cli.engine.script import Planned
     from helios_cli.engine.target import Target, check_space
     from helios_cli.engine.writer import open_writer
     from helios_cli.recipe.fingerprint import Fingerprints
@@ -225,7 +227,7 @@ def _steps(
         cache=Cache() if bench.use_cache else None,
         overlap=overlap,
     )
-    reply = None
+    reply, chunks = None, []
     with contextlib.closing(steps):
         while True:
             if bench.is_stopped():
@@ -243,7 +245,12 @@ def _steps(
                 if tells and said == PhaseStarted("finish"):  # by now the last of its chunks is decided
                     record = _record(run, models, bench, weights, arithmetic, fingerprints)
                     run.writer.describe(record.metadata(), chapters(job.film, run.plan))
+                if isinstance(said, ChunkDone):
+                    chunks.append(said.seconds)
                 view.show(said)
+    alone, waits_for_weights = overlap is None, models.placement.mode != "none"
+    if job and alone and isinstance(run.script, Planned) and not (done.frames_reused or waits_for_weights):
+        keep_speed(bench.subject([run.plan], models), done.phases, chunks)
     if tells:
         _write_sidecar(job, target, record, run.plan, fingerprints.of(run.plan), done.seconds, bench)
     findings = _look_at(job, target, run.plan, bench, bench.extras.export) if job else 0

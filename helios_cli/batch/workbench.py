@@ -101,7 +101,7 @@ class Workbench:
         from helios_cli.cost.placing import cache_warning, plan_placement, reason
         from helios_cli.cost.transfer import speed_of
 
-        subject = self._subject(plans, models, lanes)
+        subject = self.subject(plans, models, lanes)
         budget = self._budget(subject.device, models)
         if models.is_loaded:
             for beside in (True, False) if models.placement.mode == "none" else (False,):
@@ -126,7 +126,7 @@ class Workbench:
 
         if self.wish.offload != "auto":
             return False
-        subject = self._subject(plans, models, lanes)
+        subject = self.subject(plans, models, lanes)
         budget = self._budget(subject.device, models)
         mode = choose_deeper(subject, mode_of(subject, budget, models.placement), budget)
         models.unload()
@@ -136,7 +136,7 @@ class Workbench:
         self.tell(f"memory ran out; what is not safe is rendered again with --offload {mode.name}")
         return True
 
-    def _subject(self, plans: list[Plan], models: Models, lanes: int) -> Subject:
+    def subject(self, plans: list[Plan], models: Models, lanes: int = 1) -> Subject:
         """The film of `plans` that takes most, so many at a time."""
         from helios_cli.cost.memory import Budget, Subject, mode_of
         from helios_cli.cost.model import opened

@@ -335,6 +335,7 @@ def _keep_speed(job: Job, ours: Result, date: str) -> dict:
     """
     from helios_cli.bench.floors import counted_model
     from helios_cli.bench.job import job_plan
+    from helios_cli.cost.duration import measured_dtype
     from helios_cli.cost.speeds import Speed, record_speed, speeds_file
     from helios_cli.cost.tokens import count_tokens
     from helios_cli.cost.work import texts_of, work_of
@@ -345,7 +346,7 @@ def _keep_speed(job: Job, ours: Result, date: str) -> dict:
         work = work_of(plan, model, count_tokens(model, texts_of(plan)), dtype)
     speed = Speed(
         device=_device_name(ours),
-        dtype=dtype,
+        dtype=measured_dtype(dtype, job.quant),
         parameters=model.parameters["transformer"],
         dit_flops=work.denoise / ours.dit_seconds,
         vae_flops=work.decode / ours.phases["decode"],

@@ -39,8 +39,10 @@ def plan(
     ram: options.Ram = None,
     quant: options.Quant = "none",
     attention: options.Attention = "auto",
-    on: Annotated[str | None, typer.Option(help="Plan for a GPU that is not here: H100, H200, A100, 4090.")] = None,
-    price: Annotated[float | None, typer.Option(help="Of a GPU-hour, to say what the film costs.")] = None,
+    on: Annotated[
+        str | None, typer.Option(help="Plan for a GPU that is not here: 4090, L40S, A100 40GB, H100.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a GPU-hour; shows what the film costs.")] = None,
     strict: options.Strict = False,
     json: JsonFlag = False,
 ) -> None:

@@ -17,31 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helios_cli import machine
-from helios_cli.errors import InputError
+from helios_cli.cost.gpus import known_gpu, require_gpu
+from helios_cli.errors import InputError, MachineError
 from helios_cli.units import counted
+from helios_cli.weights.fp8 import Quant
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 
+FP8_CAPABILITY = (8, 9)
+"""CUDA's, of the first chips with fp8 products: Ada."""
+
 NVIDIA_QUERY = ["--query-gpu=name,compute_cap,memory.total,memory.free", "--format=csv,noheader,nounits"]
-
-
-@dataclass(frozen=True)
-class KnownGpu:
-    """From the vendor's data sheet: dense operations a second (float16 is as fast as bfloat16), and memory."""
-
-    bfloat16_flops: float
-    float32_flops: float
-    total_bytes: int
-
-
-KNOWN_GPUS = {
-    "H100 PCIe": KnownGpu(756e12, 51e12, 80_000_000_000),
-    "H100": KnownGpu(989e12, 67e12, 80_000_000_000),
-    "H200": KnownGpu(989e12, 67e12, 141_000_000_000),
-    "A100": KnownGpu(312e12, 19.5e12, 80_000_000_000),
-    "4090": KnownGpu(165e12, 83e12, 24_000_000_000),
-}
-"""By a part of the device's name, the longer ones first."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +64,20 @@ def find_device(name: str = "auto") -> Device:
 
 
 def other_device(name: str) -> Device:
-    """A GPU that is not here, by its name in `KNOWN_GPUS`, with all of its memory free."""
-    for known, gpu in KNOWN_GPUS.items():
-        if known.lower() == name.lower():
-            return Device("cuda", known, gpu.total_bytes, gpu.total_bytes, (8, 0))
-    raise InputError(f"--on {name}: not a GPU that is known here", hint=f"known are {', '.join(KNOWN_GPUS)}")
+    """A GPU that is not here, by its name in `cost.gpus`, with all of its memory free. InputError for another name."""
+    known, gpu = require_gpu(name)
+    return Device("cuda", known, gpu.total_bytes, gpu.total_bytes)
+
+
+def require_quant(quant: Quant, device: Device) -> None:
+    """MachineError where products in fp8 are asked for and `device` is known to have none that helios can use."""
+    known = known_gpu(device.name)
+    old = device.capability is not None and device.capability < FP8_CAPABILITY
+    if quant == "fp8" and device.kind != "cpu" and (device.kind != "cuda" or old or (known and not known[1].fp8_flops)):
+        raise MachineError(
+            f"--quant fp8: {device.name} has no fp8 products that helios can use (NVIDIA's from Ada on have)",
+            hint="leave out --quant",
+        )
 
 
 def pick_dtype(name: str, device: Device) -> str:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes, measured_attention
 from helios_cli.cost.auto import auto_model
-from helios_cli.cost.device import Device, find_device, for_model, other_device, pick_dtype
+from helios_cli.cost.device import Device, find_device, for_model, other_device, pick_dtype, require_quant
 from helios_cli.cost.disk import film_bytes, film_kind
 from helios_cli.cost.duration import Duration, duration_of
 from helios_cli.cost.memory import Budget, MemoryMode, Subject
@@ -119,7 +119,8 @@ class Estimate:
 
 def estimate_films(films: list[Film], terms: Terms) -> list[Estimate]:
     """A film's model is found once, whatever its films; errors are those that a render would end with."""
-    device = other_device(terms.on) if terms.on else find_device(terms.device)
+    device = find_device(terms.device) if terms.on is None else other_device(terms.on)
+    require_quant(terms.quant, device)
     dtype = pick_dtype(dtype_with(terms.quant, terms.dtype), device)
     models: dict[str, tuple[Model, str, list[str]]] = {}
     found = []
@@ -182,7 +183,7 @@ def _estimate(
         plan=plan,
         model=model,
         device=device,
-        device_origin="flag" if terms.on or terms.device != "auto" else "default",
+        device_origin="flag" if terms.on is not None or terms.device != "auto" else "default",
         dtype=dtype,
         dtype_origin="default" if terms.dtype == "auto" else "flag",
         prompts=prompts,
@@ -193,7 +194,7 @@ def _estimate(
         budget=budget,
         speed=speed,
         film_bytes=film_bytes(plan, film_kind(terms.output), terms.codec, terms.crf),
-        duration=duration_of(plan, work, device, dtype, model.parameters["transformer"]),
+        duration=duration_of(plan, work, device, dtype, model.parameters["transformer"], terms.quant),
         price=terms.price,
         fingerprints=fingerprints,
         kept=frozenset(index for index, known in enumerate(fingerprints or ()) if terms.is_kept(known)),

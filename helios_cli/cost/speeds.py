@@ -1,13 +1,14 @@
-"""Speeds of this machine, as `helios bench` measured them, in `speeds.json` of HELIOS_HOME.
+"""Speeds of this machine, as `helios bench` and finished films measured them, in `speeds.json` of HELIOS_HOME.
 
     {"version": 1, "speeds": [{"device": "NVIDIA H200", "dtype": "bfloat16", "parameters": 14312427584,
                                "dit_flops": 4.1e14, "vae_flops": 1.2e14, "encode_pixels": 1.5e7,
                                "measured": "2026-11-20"}]}
 
 `device` is a GPU's name as the driver and torch have it, or `device.cpu_name` of a CPU and its threads. `dtype` and
-`parameters` are the transformer's. `dit_flops` and `vae_flops` are operations a second, as `cost.flops` and `cost.vae`
-count them, `encode_pixels` frames a second times width times height, of the default .mp4. `measured` is a date. A rate
-or the date may be missing: it was not measured.
+`parameters` are the transformer's; with products in fp8 `dtype` is "bfloat16, fp8". `dit_flops` and `vae_flops` are
+operations a second, as `cost.flops` and `cost.vae` count them, `encode_pixels` pixels a second of frames in all,
+of the default .mp4. `measured` is a date. A rate or the date may be missing: it was not measured. Finished films leave
+their speed here, too, where none is kept or theirs is higher.
 
     {..., "bandwidths": {"NVIDIA H200": {"disk": 2.1e9, "cache": 3.1e10, "upload": 5.2e10}}}
 
@@ -79,11 +80,18 @@ def _read(path: Path) -> dict:
 def find_speed(device: str, dtype: str, parameters: int, path: Path | None = None) -> Speed | None:
     """What was measured with the model nearest in size to `parameters`; None if each is more than NEAR times off."""
 
-    def apart(speed: Speed) -> float:
-        return max(speed.parameters, parameters) / min(speed.parameters, parameters)
-
     known = [speed for speed in read_speeds(path) if (speed.device, speed.dtype) == (device, dtype)]
-    return min((speed for speed in known if apart(speed) <= NEAR), key=apart, default=None)
+    near = (speed for speed in known if is_near(speed.parameters, parameters))
+    return min(near, key=lambda speed: _times(speed.parameters, parameters), default=None)
+
+
+def is_near(measured: int, parameters: int) -> bool:
+    """Whether a speed measured with a transformer of so many parameters holds for another."""
+    return _times(measured, parameters) <= NEAR
+
+
+def _times(a: int, b: int) -> float:
+    return max(a, b) / min(a, b)
 
 
 def record_speed(speed: Speed, path: Path | None = None) -> None:

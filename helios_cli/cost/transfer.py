@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from helios_cli.cost.duration import duration_of
+from helios_cli.cost.gpus import LINKS, known_gpu
 from helios_cli.cost.memory import Budget, MemoryMode, Subject
 from helios_cli.cost.speeds import read_bandwidths
 
@@ -24,8 +25,9 @@ class Bandwidths:
 
 def bandwidths_of(kind: str, device: str) -> Bandwidths:
     """Measured by `helios bench offload`, else stated. `kind` and name of a device."""
-    known = read_bandwidths().get(device, {})
-    values = {key: known.get(key, stated) for key, stated in STATED.items()}
+    known, gpu = read_bandwidths().get(device, {}), known_gpu(device)
+    usual = {**STATED, "upload": LINKS[gpu[1].link]} if gpu else STATED
+    values = {key: known.get(key, stated) for key, stated in usual.items()}
     measured = [key for key in values if key in known and (key != "upload" or kind == "cuda")]
     basis = f"measured here: {', '.join(measured)}" if measured else "stated; `helios bench offload` measures"
     return Bandwidths(values["disk"], values["cache"], values["upload"] if kind == "cuda" else None, basis)
@@ -81,7 +83,8 @@ class Speed:
 def speed_of(subject: Subject) -> Speed:
     """Of a film's chunk on average, as measured on this machine or stated."""
     plan, device = subject.plan, subject.device
-    duration = duration_of(plan, subject.work, device, subject.dtype, subject.model.parameters["transformer"])
+    parameters = subject.model.parameters["transformer"]
+    duration = duration_of(plan, subject.work, device, subject.dtype, parameters, subject.quant)
     share = subject.lanes / len(plan.chunks)
     denoise, decode = (part and part * share for part in (duration.denoise, duration.decode))
     return Speed(bandwidths_of(device.kind, device.name), denoise, decode)

@@ -1,12 +1,18 @@
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helios_cli.cost.auto import usual_film
 from helios_cli.cost.device import Device, other_device
 from helios_cli.cost.duration import duration_of, rates_of
+from helios_cli.cost.memory import Subject
+from helios_cli.cost.model import find_model
+from helios_cli.cost.rendered import keep_speed, rendered_speed
 from helios_cli.cost.speeds import Speed, find_speed, read_speeds, record_speed, speeds_file
+from helios_cli.cost.work import work_of
 
 SIZE = 14_312_427_584
 FAST = Speed("NVIDIA H200", "bfloat16", SIZE, dit_flops=4e14, vae_flops=1e14, encode_pixels=2e7, measured="2026-11-20")
@@ -99,6 +105,55 @@ def test_what_is_not_known_is_not_guessed():
     assert rates_of(Device("cpu", "a CPU", None, None), "float32", SIZE).dit_flops is None
 
 
+def test_the_embedded_model_is_never_without_a_time():
+    basis = {dtype: rates_of(Device("cpu", "a CPU", None, None), dtype, 2_380_608) for dtype in ("bfloat16", "float32")}
+    assert all(not one.measured and one.dit_flops and len(one.basis) <= PLAN_WIDTH for one in basis.values())
+    assert rates_of(Device("cpu", "a CPU", None, None), "float32", 215_000_000).dit_flops is None
+
+
+def test_products_in_fp8_have_a_speed_of_their_own():
+    record_speed(FAST)
+    assert not rates_of(GPU, "bfloat16", SIZE, fp8_share=0.7).measured
+    record_speed(Speed("NVIDIA H200", "bfloat16, fp8", SIZE, dit_flops=6e14, vae_flops=1e14))
+    assert rates_of(GPU, "bfloat16", SIZE, fp8_share=0.7).dit_flops == 6e14
+    assert rates_of(GPU, "bfloat16", SIZE).dit_flops == 4e14
+
+
+PHASES = {"text": 9.0, "load": 9.0, "stage 0": 1.0, "stage 1": 1.0, "stage 2": 2.0, "decode": 2.0, "write": 9.0}
+
+
+def subject(device: Device) -> Subject:
+    usual = usual_film(find_model("distilled"), device, "bfloat16")
+    return replace(usual, plan=replace(usual.plan, chunks=usual.plan.chunks + usual.plan.chunks[1:]))
+
+
+def test_a_film_on_a_cpu_says_how_long_its_phases_took():
+    film = subject(Device("cpu", "a CPU", None, None))
+    speed = rendered_speed(film, PHASES, [])
+    assert speed.dit_flops == film.work.denoise / 4 and speed.vae_flops == film.work.decode / 2
+    assert rendered_speed(film, {"text": 1.0, "decode": 1.0}, []) is None
+
+
+def test_a_film_on_a_gpu_says_how_long_its_chunks_took():
+    """The first, which compiles, left out; a plan for the same film comes to the seconds that its chunks had."""
+    film = subject(GPU)
+    assert rendered_speed(film, PHASES, [70.0, 2.0]) is None
+    speed = rendered_speed(film, PHASES, [70.0, 2.0, 4.0])
+    rest = replace(film.plan, chunks=film.plan.chunks[1:])
+    work = work_of(rest, film.model, film.prompts, film.dtype)
+    assert work.denoise / speed.dit_flops + work.decode / speed.vae_flops == pytest.approx(6.0)
+
+
+def test_the_fastest_film_counts(monkeypatch):
+    """What else a machine does makes a film slower; a home that cannot be written has no speeds and stops no film."""
+    film = subject(Device("cpu", "a CPU", None, None))
+    for seconds in (4.0, 2.0, 3.0):
+        keep_speed(film, {"stage 0": seconds, "decode": 1.0}, [])
+    assert read_speeds()[0].dit_flops == film.work.denoise / 2
+    monkeypatch.setenv("HELIOS_HOME", "/proc/none")
+    keep_speed(film, {"stage 0": 1.0, "decode": 1.0}, [])
+
+
 def test_encoding_goes_on_beside_the_rendering():
     class Film:
         size, num_frames = (100, 100), 1000
@@ -115,4 +170,4 @@ def test_encoding_goes_on_beside_the_rendering():
 
 
 def test_other_gpus_are_known_by_name():
-    assert other_device("h100").name == "H100" and other_device("4090").total_bytes == 24 * 10**9
+    assert other_device("h100").name == "H100" and other_device("4090").total_bytes == 24564 * 2**20
