@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from helios_cli.recipe.cues import shots_from
 from helios_cli.recipe.files import MAX_BYTES, decode
+from helios_cli.recipe.habits import as_shot_list
 from helios_cli.recipe.problems import Problems, RecipeError
 from helios_cli.recipe.schema import Shot
 from helios_cli.recipe.text import read_cues
@@ -27,7 +28,7 @@ def read_line(data: bytes, problems: Problems) -> Shot | None:
     Raises RecipeError for a line that is no prompt.
     """
     text = decode(data, problems).strip().replace("\n", " ")  # what is left are carriage returns of its own
-    cues = read_cues(text, problems)
+    cues = read_cues(as_shot_list(text, problems)[0], problems)
     problems.stop()
     if not cues:
         return None

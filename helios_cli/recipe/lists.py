@@ -36,14 +36,15 @@ CSV_COLUMNS = ("id", "prompt_index", "prompt", "refined_prompt", "seconds", "tra
 
 
 def read_csv(text: str, problems: Problems) -> list[Draft]:
-    """The official interactive list: a film for each `id`, its shots in the order of `prompt_index`."""
+    """The official interactive list: a film for each `id`, its shots in the order of `prompt_index`. Without these two
+    columns it is one film, in the order of its lines."""
     films: dict[str, dict[int, tuple[int, dict]]] = {}
-    for line, row in _csv_rows(text, problems):
-        index = row["prompt_index"]
+    for number, (line, row) in enumerate(_csv_rows(text, problems)):
+        index = row.get("prompt_index", str(number))
         if not re.fullmatch("[0-9]{1,9}", index):
             problems.add(f'"{printable(index)}" is not a whole number', line=line, key="prompt_index")
             continue
-        shots = films.setdefault(row["id"], {})
+        shots = films.setdefault(row.get("id", ""), {})
         if int(index) in shots:
             message = f"index {int(index)} of film {printable(row['id'])} stands in line {shots[int(index)][0]} already"
             problems.add(message, line=line, key="prompt_index")
@@ -60,38 +61,58 @@ def read_csv(text: str, problems: Problems) -> list[Draft]:
 
 def _csv_rows(text: str, problems: Problems) -> list[tuple[int, dict[str, str]]]:
     """(line, row) of each row that has no more cells than the header, which is checked."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows, header, line = [], None, 1
+    if said := re.match("sep=.\n", text):  # Excel's
+        text, line = text[said.end() :], 2
+    delimiter = _delimiter(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    first = line
     try:
         for cells in reader:
             cells = [cell.strip() for cell in cells]
             if not any(cells):
                 pass
             elif header is None:
-                header = cells
+                header = [re.sub(r"[\s-]+", "_", cell.lower()) for cell in cells]
                 _check_header(header, line, problems)
             elif len(cells) > len(header):
-                suggestion = 'put a prompt with a comma in quotes: "A boat, at dawn"'
+                sign = {"\t": "tab", ";": "semicolon"}.get(delimiter, "comma")
+                suggestion = f'put a prompt with a {sign} in straight quotes: "A boat, at dawn"'
                 problems.add(f"{len(cells)} cells under {len(header)} columns", line=line, suggestion=suggestion)
             else:
                 row = dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=True))
+                if re.fullmatch("[0-9]+,[0-9]{1,2}", seconds := row.get("seconds", "")):
+                    row["seconds"] = seconds.replace(",", ".")  # as half of the world writes it
                 rows.append((line, row))
-            line = reader.line_num + 1
+            line = first + reader.line_num
     except csv.Error as error:
         problems.add(f"not valid CSV: {error}", line=line)
     return rows
 
 
+def _delimiter(text: str) -> str:
+    """What parts the names of the columns."""
+    header = next((line for line in text.split("\n") if line.strip()), "")
+    return max(",;\t", key=lambda sign: (header.count(sign), -",;\t".index(sign)))
+
+
 def _check_header(header: list[str], line: int, problems: Problems) -> None:
-    for column in header:
-        if column not in CSV_COLUMNS or header.count(column) > 1:
-            near = nearest(column, CSV_COLUMNS)
-            suggestion = f"write `{near}`" if near else "known are " + ", ".join(CSV_COLUMNS)
-            problems.add("unknown or repeated column", line=line, key=column, suggestion=suggestion)
+    example = "the first line must be id,prompt_index,prompt, or prompt alone"
+    if not set(header) & set(CSV_COLUMNS):
+        near = [nearest(column, CSV_COLUMNS) for column in header]
+        if not any(near):
+            problems.add("the first line names no columns", line=line, suggestion=example)
+            problems.stop()
+    unknown = [column for column in header if column not in CSV_COLUMNS or header.count(column) > 1]
+    for column in dict.fromkeys(unknown):
+        near = nearest(column, CSV_COLUMNS)
+        suggestion = f"write `{near}`" if near else "known are " + ", ".join(CSV_COLUMNS)
+        problems.add("unknown or repeated column", line=line, key=column, suggestion=suggestion)
+    needed = {"prompt"} if not {"id", "prompt_index"} & set(header) else {"id", "prompt_index", "prompt"}
+    meant = {nearest(column, CSV_COLUMNS) for column in unknown}
     for column in ("id", "prompt_index", "prompt"):
-        if column not in header:
-            suggestion = "the first line must be id,prompt_index,prompt"
-            problems.add("the column is missing", line=line, key=column, suggestion=suggestion)
+        if column in needed - set(header) - meant:
+            problems.add("the column is missing", line=line, key=column, suggestion=example)
     problems.stop()
 
 

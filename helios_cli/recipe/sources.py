@@ -13,6 +13,7 @@ from typing import BinaryIO
 from helios_cli.recipe.cues import shots_from
 from helios_cli.recipe.files import CLIPS, MAX_BYTES, PICTURES, absence, decode, read_text
 from helios_cli.recipe.film import Film
+from helios_cli.recipe.habits import as_shot_list
 from helios_cli.recipe.lists import READERS, Draft, read_updates
 from helios_cli.recipe.problems import Problem, Problems, RecipeError
 from helios_cli.recipe.text import begins_with_time, read_cues
@@ -95,9 +96,10 @@ def _read_file(path: Path, problems: Problems) -> list[Film]:
 
 
 def _text_draft(text: str, problems: Problems) -> list[Draft]:
-    cues = read_cues(text, problems)
-    tree, lines = shots_from(cues, problems)
-    return [Draft("", tree, lines)]
+    text, notices = as_shot_list(text, problems)
+    problems.stop()
+    tree, lines = shots_from(read_cues(text, problems), problems)
+    return [Draft("", tree, lines, notices)]
 
 
 def _films(drafts: list[Draft], stem: str, folder: Path, problems: Problems) -> list[Film]:

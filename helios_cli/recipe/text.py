@@ -1,7 +1,7 @@
 """Shot lists in plain text: paragraphs, with times in brackets.
 
     [12s] A boat leaves the harbour.            a shot of 12 seconds
-    [0:12-0:20] It meets the sea.               from ... to ...
+    [0:12-0:20] It meets the sea.               from ... to ...; [0:12-] from 0:12 on
     [20s: A storm rises.] [25s-30s: It calms.]  from 20 s on; from 25 s to 30 s
     [cut] A desert.  [switch 8s] A city.        a transition, also with a length
     [/duration=5s,/new_shot] A desert.          Wan2GP's commands; new_shot is a cut
@@ -18,12 +18,13 @@ from dataclasses import dataclass
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.cues import Cue
+from helios_cli.recipe.habits import SHOT
 from helios_cli.recipe.problems import Problems, nearest
 from helios_cli.recipe.values import TRANSITIONS, parse_duration, parse_time
 from helios_cli.visible import printable
 
 _TIME = r"(?:(?:[0-9]+:){1,2}[0-9]{1,2}(?:\.[0-9]+)?(?![0-9])|(?:[0-9]+(?:\.[0-9]+)?\s*[hms]\s*)+|[0-9]+(?:\.[0-9]+)?)"
-_MARK = re.compile(rf"\[\s*({_TIME})(?:\s*[-–]\s*({_TIME}))?\s*(?:(\])|:(?=\s))")
+_MARK = re.compile(rf"\[\s*({_TIME})(\s*(?:[-–—−~]|to\b)\s*({_TIME})?)?\s*(?:(\])|:(?=\s))")
 _TRANSITION = re.compile(rf"\[\s*({'|'.join(TRANSITIONS)})(?:\s+({_TIME}))?\s*\]", re.IGNORECASE)
 _COMMANDS = re.compile(r"\[\s*(/[^\]\n]*)\]")
 _MEANT_AS_TIME = re.compile(r"\[\s*[-+]?[0-9][0-9:.,;\s–-]*(?:[hms]|secs?|seconds?|mins?|minutes?)?\s*\]")
@@ -60,15 +61,15 @@ def _paragraphs(text: str) -> list[_Paragraph]:
     for number, line in enumerate([*text.split("\n"), ""], 1):
         if line.lstrip().startswith("#"):
             continue
-        if line.strip():
-            lines.append((number, line))
-        elif lines:
+        if lines and (not line.strip() or line.startswith(SHOT)):
             starts, offset = [], 0
             for _, kept in lines:
                 starts.append(offset)
                 offset += len(kept) + 1
             paragraphs.append(_Paragraph("\n".join(kept for _, kept in lines), starts, [n for n, _ in lines]))
             lines = []
+        if line.strip():
+            lines.append((number, line.removeprefix(SHOT)))
     return paragraphs
 
 
@@ -87,7 +88,7 @@ class _Reader:
         while (offset := text.find("[", offset)) >= 0:
             at_start = self._begins_shot(offset, plain_from)
             mark = _MARK.match(text, offset)
-            block = mark is not None and mark[3] is None
+            block = mark is not None and mark[4] is None
             prefix = mark or _TRANSITION.match(text, offset) or _COMMANDS.match(text, offset) if at_start else None
             if not (block or prefix):
                 if at_start and _MEANT_AS_TIME.match(text, offset):
@@ -118,6 +119,8 @@ class _Reader:
     def _plain(self, start: int, end: int) -> None:
         """Text outside brackets: of the shot that a prefix began, or a shot of its own."""
         words = self.paragraph.text[start:end].strip()
+        if self.cue is not None and not self.cue.prompt:
+            words = re.sub(r"^(?::|[–—-]\s)\s*", "", words)  # [12s]: A boat
         if not words:
             return
         begin = self.paragraph.text.index(words, start)
@@ -145,7 +148,7 @@ class _Reader:
             self.cue.seconds = self._time(prefix[1], self.cue.line, parse_duration)
         else:
             self.cue.start = self._time(prefix[1], self.cue.line)
-            self.cue.end = self._time(prefix[2], self.cue.line)
+            self.cue.end = self._time(prefix[3], self.cue.line) if prefix[3] else None
 
     def _block(self, mark: re.Match) -> int:
         """`[3s: …]` or `[3s-5s: …]`; returns where it ends."""
@@ -158,7 +161,7 @@ class _Reader:
             self.problems.add("a `[` is not closed", line=line, suggestion="end the prompt with ]")
             end += 1
         cue = Cue(text[mark.end() : end - 1].strip(), line, start=self._time(mark[1], line))
-        cue.end = self._time(mark[2], line) if mark[2] else None
+        cue.end = self._time(mark[3], line) if mark[3] else None
         if self.cue is not None and not self.cue.prompt and self.cue.start is self.cue.seconds is None:
             cue.transition = self.cue.transition  # a [/new_shot] before it
             self.found.remove(self.cue)

@@ -65,7 +65,7 @@ def _said(error: dict, key: str | None, in_shot: bool, suffix: str) -> tuple[str
             f"must be {context['expected']}, not {_shown(value)}",
             f"write {_written(key, word, suffix)}" if word else example,
         )
-    if kind == "string_too_long":
+    if kind == "string_too_long" or (kind == "too_long" and isinstance(value, str)):
         return f"is {len(value):,} characters long, the most is {context['max_length']:,}", None
     if kind == "too_long":
         return f"{len(value):,} shots, the most is {context['max_length']:,}", "split the film into several recipes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import date, time
 from typing import Literal, get_args
 
 from helios_cli.errors import InputError
@@ -36,6 +37,8 @@ DURATION_FORMS = "write 90, 90s, 1m30s, 0:05 or 1:02:03"
 
 def parse_time(value: object) -> float:
     """A point in time or a length, in seconds, zero included: `90`, `"90s"`, `"1m30s"`, `"0:05"`, `"1:02:03"`."""
+    if isinstance(value, time):  # TOML's 00:01:30
+        value = value.isoformat()
     if isinstance(value, int | float) and not isinstance(value, bool):
         seconds = _finite(value)
     elif isinstance(value, str) and len(value) <= 40:
@@ -43,7 +46,8 @@ def parse_time(value: object) -> float:
     else:
         seconds = None
     if seconds is None or seconds < 0:
-        raise InputError(f"{_shown(value)} is not a time", hint=DURATION_FORMS)
+        hint = "write decimals with a point: 2.5" if re.fullmatch("[0-9]+,[0-9]+ *s?", str(value)) else DURATION_FORMS
+        raise InputError(f"{_shown(value)} is not a time", hint=hint)
     if seconds > MAX_SECONDS:
         raise InputError(f"{_shown(value)} is longer than 24 hours, the most a film may take")
     return seconds
@@ -143,4 +147,6 @@ def _shown(value: object) -> str:
         return repr(value) if len(value) <= 40 else repr(value[:39]) + "…"
     if isinstance(value, float | bool) or (isinstance(value, int) and abs(value) < 10**30):
         return str(value)
+    if isinstance(value, date):
+        return "a date"
     return f"a {type(value).__name__}" if not isinstance(value, int) else "a number of more than 30 digits"

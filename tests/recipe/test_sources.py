@@ -206,6 +206,58 @@ def test_the_official_interactive_list(tmp_path):
     assert [found.line("shot", i) for i in range(3)] == [3, 4, 2]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id;prompt_index;prompt;seconds\n1;0;a, b;2,5\n1;1;c;3",
+        "sep=;\nid;prompt_index;prompt;seconds\n1;0;a, b;2.5\n1;1;c;3",
+        'ID\tPrompt Index\tPrompt\tSeconds\n1\t0\ta, b\t"2,5"\n1\t1\tc\t3',
+        'prompt,seconds\n"a, b",2.5\nc,3',
+        '"prompt","seconds"\n"a, b","2,5"\n"c","3"',
+    ],
+)
+def test_lists_of_spreadsheets(tmp_path, text):
+    assert shots(film(tmp_path / "a.csv", text)) == [("a, b", 2.5, "blend"), ("c", 3, "blend")]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1,0,a boat\n1,1,b", "a.csv:1: the first line names no columns"),
+        ("id,prompt_index,promt\n1,0,a", "a.csv:1: `promt`: unknown or repeated column"),
+        ("id,prompt\n1,a\n1,b", "a.csv:1: `prompt_index`: the column is missing"),
+        ("prompt\n“A boat, at dawn”\n“B, c”", "a.csv:2: 2 cells under 1 columns (also in line 3)"),
+    ],
+)
+def test_one_fault_of_a_spreadsheet_is_one_problem(tmp_path, text, says):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(RecipeError) as raised:
+        read_films([str(tmp_path / "a.csv")])
+    assert raised.value.message.endswith(says.removeprefix("a.csv")) and raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (f'title = "{"x" * 300}"', "`title`: is 300 characters long, the most is 200"),
+        (f'model = "{"x" * 600}"', "`model`: is 600 characters long, the most is 500"),
+        ("seconds = 1e308", "`seconds`: 1e+308 is longer than 24 hours"),
+        ("fps = 1e308", "`fps`: must be less than or equal to 120, not 1e+308"),
+        ("frames = 99999999999999999999999", "`frames`: must be less than or equal to 10368000"),
+        ("seed = 99999999999999999999999", "`seed`: must be less than or equal to 9223372036854775807"),
+        ("seconds = 2026-11-28T10:00:00", "`seconds`: a date is not a time"),
+        ("seconds = '2,5'", "`seconds`: '2,5' is not a time: write decimals with a point: 2.5"),
+    ],
+)
+def test_a_limit_names_what_is_over_it(tmp_path, line, says):
+    (found,) = problems(tmp_path / "a.toml", f"{line}\n[[shot]]\nprompt = 'x'\n")
+    assert says in str(found) and found.line == 1
+
+
+def test_a_time_of_toml_is_a_length(tmp_path):
+    assert film(tmp_path / "a.toml", "seconds = 00:01:30.5\n[[shot]]\nprompt = 'x'\n").recipe.seconds == 90.5
+
+
 def test_a_list_of_several_films(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text("id,prompt_index,prompt\n1,1,a\n2,0,b\n1,2,c\n")
