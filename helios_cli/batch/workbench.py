@@ -193,6 +193,8 @@ class Workbench:
         if name == DEFAULT_MODEL:
             name, line = auto_model(self._seen(device), str(dtype).removeprefix("torch."), self.wish, quant=self.quant)
             self.tell(line)
+        if line := hub.shadow_of(name):
+            self.tell(line)
         folder = hub.resolve(name, self.revision, progress=console.progress_bytes)
         checkpoint = Checkpoint.open(folder)
         for line in trial.settle(device):

@@ -40,7 +40,7 @@ def list_models(json: JsonFlag = False) -> None:
 @app.command()
 def info(model: Model, revision: Revision = None, json: JsonFlag = False) -> None:
     """What a model is and holds, from its JSON files and weight headers."""
-    source = hub.source_of(model, revision)
+    source = _source(model, revision)
     folder = hub.find(source)
     known = KNOWN.get(model)
     if folder is None and known is None:
@@ -61,7 +61,7 @@ def info(model: Model, revision: Revision = None, json: JsonFlag = False) -> Non
 @app.command()
 def pull(model: Model, revision: Revision = None, json: JsonFlag = False) -> None:
     """Download a model, or what is missing of it, and print its folder."""
-    source = hub.source_of(model, revision)
+    source = _source(model, revision)
     folder = hub.download(source, progress=console.progress_bytes)
     console.result({"model": model, "repo": source.repo or None, "path": folder})
     console.line(str(folder))
@@ -80,7 +80,7 @@ def convert(
     """Write a copy that is read faster, a block at a time, compare every tensor of it, and print its folder."""
     from helios_cli import machine
 
-    source = hub.source_of(model, revision)
+    source = _source(model, revision)
     folder = hub.find(source)
     if folder is None:
         raise CheckpointError(f"{source.repo} is not in the cache", hint=f"helios models pull {hub.spoken(source)}")
@@ -98,7 +98,7 @@ def convert(
 @app.command("verify")
 def verify_model(model: Model, revision: Revision = None, json: JsonFlag = False) -> None:
     """Check sizes, headers and shard indexes, and in the Hub cache every byte. Exits with 4 if a file is bad."""
-    source = hub.source_of(model, revision)
+    source = _source(model, revision)
     folder = source.folder or hub.snapshot_of(source)
     if folder is None:
         raise CheckpointError(f"{source.repo} is not in the cache", hint=f"helios models pull {hub.spoken(source)}")
@@ -115,6 +115,12 @@ def verify_model(model: Model, revision: Revision = None, json: JsonFlag = False
             hint=hub.refetch(source, folder, bad[0].name),
         )
     Checkpoint.open(folder)  # files that are in order may still make no model
+
+
+def _source(model: str, revision: str | None) -> hub.Source:
+    if line := hub.shadow_of(model):
+        console.notice(line)
+    return hub.source_of(model, revision)
 
 
 def _show_known(known: KnownModel, source: hub.Source) -> None:

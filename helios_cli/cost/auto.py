@@ -12,7 +12,7 @@ from helios_cli.cost.placing import budget_of, choose, plan_placement
 from helios_cli.cost.tokens import PromptTokens
 from helios_cli.cost.transfer import bandwidths_of, mode_report, speed_of
 from helios_cli.cost.work import work_of
-from helios_cli.errors import CheckpointError, MachineError
+from helios_cli.errors import CheckpointError, InputError, MachineError
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 from helios_cli.weights import hub
@@ -33,7 +33,11 @@ def auto_model(device: Device, dtype: str, wish: Wish, *, quant: Quant = "none")
     On a CPU the best one is taken only if it fits as a whole, unless `wish` asks for something: streamed, it renders
     there too, but for hours.
     """
-    if hub.find(hub.source_of(BEST)) is None:
+    try:
+        found = hub.find(hub.source_of(BEST))
+    except (MachineError, InputError) as error:  # the cache is not to be had; the model in the package needs none
+        return EMBEDDED, f"model: {EMBEDDED}, as {error.message}"
+    if found is None:
         return EMBEDDED, f"model: {EMBEDDED}, as {BEST} is not downloaded; get it with `helios models pull {BEST}`"
     if device.kind == "cpu" and wish.offload == "auto":
         wish = Wish("none", wish.vram, wish.ram)

@@ -25,6 +25,7 @@ from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
 from helios_cli.recipe.plan import Plan, plan_film, too_long
 from helios_cli.recipe.settings import Flags, choose_model, resolve
+from helios_cli.weights import hub
 from helios_cli.weights.fp8 import Quant, dtype_with
 from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.placement import NO_WISH, Wish
@@ -148,6 +149,8 @@ def _find(name: str, terms: Terms, device: Device, dtype: str) -> tuple[Model, l
     notices = []
     if is_auto(name):
         name, line = auto_model(device, dtype, terms.wish, quant=terms.quant)
+        notices.append(line)
+    if line := hub.shadow_of(name):
         notices.append(line)
     model = find_model(name, terms.revision)
     if model.checkpoint is None:

@@ -331,7 +331,7 @@ def needed_files(names: Iterable[str]) -> list[str]:
     Training stages (`transformer_init/`, `transformer_ode/`), other precisions, pickles and pictures are left out.
     """
     names = set(names)
-    patterns = [re.escape(name) for name in (MODEL_INDEX, OWN_FILE, SCHEDULER_CONFIG)] + [r"tokenizer/[^/]+\.json"]
+    patterns = [re.escape(name) for name in (MODEL_INDEX, OWN_FILE, SCHEDULER_CONFIG)] + [r"tokenizer/\w[\w.-]*\.json"]
     for name, stem in WEIGHT_STEMS.items():
         index = f"{name}/{stem}{INDEX_SUFFIX}"
         weights = r"-\d+-of-\d+\.safetensors" if index in names else r"\.safetensors"

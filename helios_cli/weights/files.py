@@ -6,10 +6,12 @@ size of the file, which is how a half-finished download is found in a microsecon
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,8 @@ DTYPE_BITS = {
 }
 
 SHARD = re.compile(r"\w[\w.-]{0,200}\.safetensors", re.ASCII)
+READ_BYTES = 1 << 22
+
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 
@@ -259,3 +263,13 @@ def some_of(items: list[str], limit: int = 10) -> str:
     """`a, b, c`, with the count of those beyond `limit`."""
     rest = len(items) - limit
     return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def digest_of(file: Path, *, git: bool, advance: Callable[[int], None]) -> str:
+    """The file's SHA-256, or SHA-1 as `git` makes it, which is how the Hub names small files."""
+    digest = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False) if git else hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(READ_BYTES):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """From what the user calls a model to a folder on this disk: a path, a known name, or a Hub id.
 
 Network errors become one sentence each. `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `HF_ENDPOINT` mean what they mean
-to `huggingface_hub`, which is imported only when something is looked up.
+to `huggingface_hub`, which is imported only when something is looked up (`client`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,27 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from helios_cli.errors import CheckpointError, HeliosError, InputError, MachineError
+from helios_cli.files import replacing
+from helios_cli.visible import printable
 from helios_cli.weights.checkpoint import MODEL_INDEX, missing_files, needed_files
+from helios_cli.weights.client import COMMIT, DIGEST, cache, connect, endpoint, listing
+from helios_cli.weights.files import digest_of, read_json
 from helios_cli.weights.names import EMBEDDED, EMBEDDED_FOLDER, KNOWN, NAMES, known_repo, nearest
+from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
 
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]{0,200}", re.ASCII)
+
+FILES_TOGETHER = 8
+MAX_TIMES, SURPLUS_BYTES = 4, 2**20
+"""How often a file may come until it is given up, and how much more, which small ones need."""
 
 Advance = Callable[[int], None]
 """Called with the number of bytes that came in since the last call, from any thread."""
@@ -49,20 +60,22 @@ class RemoteFile:
 
 
 def source_of(model: str, revision: str | None = None) -> Source:
-    """What `model` names: an existing folder, else a known name, else a Hub id `owner/name`.
+    """What `model` names: a known name, else an existing folder, else a Hub id `owner/name`.
 
-    A folder that happens to be called `base` and is no checkpoint does not hide the model of that name.
+    A folder that happens to be called `base` does not hide the model of that name: it is `./base` (`shadow_of`).
     Raises `InputError` with the nearest known name for anything else.
     """
-    if model and Path(model).is_dir() and (model not in NAMES or Path(model, MODEL_INDEX).exists()):
-        return Source(folder=Path(model))
+    if revision is not None and not REVISION.fullmatch(revision):
+        raise InputError(f"{printable(revision)} cannot be a revision", hint="a branch, a tag or a commit")
     if model == EMBEDDED:
         return Source(folder=EMBEDDED_FOLDER)
-    known = KNOWN.get(model) or known_repo(model)
+    if model in KNOWN:
+        return Source(repo=KNOWN[model].repo, revision=revision or KNOWN[model].revision)
+    if model and Path(model).exists():
+        return Source(folder=Path(model))  # of a file, opening it says what a checkpoint is
+    known = known_repo(model)
     if known:
         return Source(repo=known.repo, revision=revision or known.revision)
-    if model and Path(model).exists():
-        return Source(folder=Path(model))  # a file: opening it says what a checkpoint is
     suggestion = nearest(model)
     if suggestion and suggestion.lower() == model.lower():
         raise InputError(f"there is no model {model}: the Hub spells it {suggestion}", hint=f"write {suggestion}")
@@ -70,6 +83,13 @@ def source_of(model: str, revision: str | None = None) -> Source:
         return Source(repo=model, revision=revision or "main")
     hint = f"did you mean {suggestion}?" if suggestion else f"known names: {', '.join(NAMES)}"
     raise InputError(f"{model} is neither a folder, nor a known model, nor a Hub id owner/name", hint=hint)
+
+
+def shadow_of(model: str) -> str | None:
+    """A line about a checkpoint in the current folder that is called as a known model is, which is not it."""
+    if model not in NAMES or not Path(model, MODEL_INDEX).is_file():
+        return None
+    return f"{model} is the model of that name, not the folder here; that is ./{model}"
 
 
 def resolve(
@@ -95,36 +115,80 @@ def find(source: Source) -> Path | None:
 def download(source: Source, *, progress: Progress | None = None, free_bytes: int | None = None) -> Path:
     """Fetch what is missing of `source` into the Hub cache and return its snapshot folder. A branch is looked up anew.
 
-    The whole set is weighed against the free space before the first byte is asked for. An interrupted download keeps
-    the files that were complete; the others start again.
+    The whole set is weighed against the free space before the first byte is asked for. Each file is compared with the
+    digest that the Hub states for it; one that differs is removed and named. An interrupted download keeps the files
+    that were complete; the others start again.
     """
-    from huggingface_hub import constants, snapshot_download
-
     found = find(source)
     if found and (source.folder or COMMIT.fullmatch(source.revision)):
         return found
     with _explained(source):
-        files = _remote_files(source)
-        blobs = _repo_folder(source.repo) / "blobs"
-        size = sum(file.bytes for file in files if not (blobs / file.blob).exists())
-        _require_space(size, Path(constants.HF_HUB_CACHE), free_bytes)
-        with progress(source.repo, size) if progress else nullcontext(_ignore) as advance:
-            snapshot = snapshot_download(
-                source.repo,
-                revision=source.revision,
-                allow_patterns=[file.name for file in files],
-                tqdm_class=_byte_counter(advance, size),
-            )
-    return Path(snapshot)
+        commit, files = _remote_files(source)
+        snapshot = _repo_folder(source.repo) / "snapshots" / commit
+        if not snapshot.is_dir() or missing_files(snapshot):
+            _fetch(source, commit, files, progress, free_bytes)
+        if source.revision != commit:
+            ref = _repo_folder(source.repo) / "refs" / source.revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(ref) as new:
+                new.write_text(commit)
+    return snapshot
+
+
+def _fetch(
+    source: Source, commit: str, files: list[RemoteFile], progress: Progress | None, free_bytes: int | None
+) -> None:
+    """The pipeline's index comes last, when the other files were found to be right: without it no download is whole."""
+    connect({file.blob for file in files})
+    blobs = _repo_folder(source.repo) / "blobs"
+    size = sum(file.bytes for file in files if not (blobs / file.blob).exists())
+    _require_space(size, cache(), free_bytes)
+    stopped = threading.Event()
+    with progress(source.repo, size) if progress else nullcontext(_ignore) as advance:
+        fetch = partial(_fetch_file, source, commit, advance=advance, stopped=stopped)
+        with ThreadPoolExecutor(FILES_TOGETHER) as pool:
+            try:
+                list(pool.map(fetch, [file for file in files if file.name != MODEL_INDEX]))
+                list(pool.map(fetch, [file for file in files if file.name == MODEL_INDEX]))
+            except BaseException:
+                stopped.set()  # the others end at their next bytes
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _fetch_file(source: Source, commit: str, file: RemoteFile, *, advance: Advance, stopped: threading.Event) -> None:
+    from huggingface_hub import hf_hub_download
+
+    counter = _byte_counter(advance, file.bytes, stopped)
+    path = Path(hf_hub_download(source.repo, file.name, revision=commit, tqdm_class=counter))
+    found = digest_of(path, git=len(file.blob) == 40, advance=_ignore)
+    if found != file.blob:
+        remove_chain(path)
+        raise CheckpointError(
+            f"{source.repo}: {file.name} is not what the Hub states: its digest is {found[:12]}…, "
+            f"not {file.blob[:12]}…; it was removed",
+            hint=f"run again: helios models pull {spoken(source)}",
+        )
+
+
+def remove_chain(path: Path) -> None:
+    """A file, and where it is a link what it leads to."""
+    while path.is_symlink():
+        linked = path.parent / path.readlink()
+        path.unlink()
+        path = linked
+    path.unlink(missing_ok=True)
 
 
 def cached_snapshots() -> Iterator[tuple[str, str]]:
     """(repository, commit) of every Helios pipeline in the Hub cache, whole or not."""
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE)
-    for index in sorted(cache.glob(f"models--*/snapshots/*/{MODEL_INDEX}")) if os.path.isdir(cache) else ():
-        if b'"Helios' in index.read_bytes():
+    folder = cache()
+    for index in sorted(folder.glob(f"models--*/snapshots/*/{MODEL_INDEX}")) if os.path.isdir(folder) else ():
+        try:
+            pipeline = str(read_json(index).get("_class_name"))
+        except CheckpointError:
+            continue  # not to be read, or another program's
+        if pipeline.startswith("Helios") and COMMIT.fullmatch(index.parent.name):
             yield index.parents[2].name.removeprefix("models--").replace("--", "/"), index.parent.name
 
 
@@ -132,7 +196,8 @@ def snapshot_of(source: Source) -> Path | None:
     """The cached folder of `source`, whole or not. A branch is the commit it was when last downloaded."""
     folder = _repo_folder(source.repo)
     ref = folder / "refs" / source.revision
-    commit = ref.read_text().strip() if os.path.isfile(ref) else source.revision  # nothing is in a closed folder
+    # Nothing is in a closed folder.
+    commit = ref.read_text(errors="replace").strip() if os.path.isfile(ref) else source.revision
     snapshot = folder / "snapshots" / commit
     return snapshot if COMMIT.fullmatch(commit) and os.path.isdir(snapshot) else None
 
@@ -156,24 +221,37 @@ def spoken(source: Source) -> str:
 
 def _repo_folder(repo: str) -> Path:
     """The repository's folder in the Hub cache: `blobs/`, `snapshots/<commit>/`, `refs/<branch>`."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    return cache() / f"models--{repo.replace('/', '--')}"
 
 
-def _remote_files(source: Source) -> list[RemoteFile]:
-    """The files that make the checkpoint. Raises `CheckpointError` if the repository is not a pipeline."""
-    from huggingface_hub import HfApi
-
-    info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
-    found = {sibling.rfilename: sibling for sibling in info.siblings or []}
+def _remote_files(source: Source) -> tuple[str, list[RemoteFile]]:
+    """The commit, and the files that make the checkpoint. CheckpointError if the repository is not a pipeline, or if
+    what the Hub says of it cannot be."""
+    told = listing(source.repo, source.revision)
+    commit, siblings = told.get("sha"), told.get("siblings")
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
+        raise CheckpointError(f"{endpoint()} answers no listing of {source.repo}", hint="check HF_ENDPOINT")
+    found = {
+        one["rfilename"]: one for one in siblings if isinstance(one, dict) and isinstance(one.get("rfilename"), str)
+    }
     if MODEL_INDEX not in found:
         raise CheckpointError(
             f"{source.repo} has no {MODEL_INDEX}, so it is not a pipeline in the diffusers layout",
             hint=f"published Helios models: {', '.join(known.repo for known in KNOWN.values())}",
         )
-    files = (found[name] for name in needed_files(found))
-    return [RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id) for file in files]
+    return commit, [_remote_file(source, found[name]) for name in needed_files(found)]
+
+
+def _remote_file(source: Source, told: dict) -> RemoteFile:
+    large = told.get("lfs")
+    size, blob = told.get("size"), large.get("sha256") if isinstance(large, dict) else told.get("blobId")
+    fits = type(size) is int and size >= 0 and isinstance(blob, str) and DIGEST.fullmatch(blob)
+    if not fits or (told["rfilename"].endswith(".json") and size > MAX_TOKENIZER_BYTES):
+        raise CheckpointError(
+            f"{endpoint()} states no size and digest of {source.repo}: {told['rfilename']} that can be",
+            hint="check HF_ENDPOINT",
+        )
+    return RemoteFile(told["rfilename"], size, blob)
 
 
 def _require_space(size: int, cache: Path, free_bytes: int | None) -> None:
@@ -190,11 +268,12 @@ def _ignore(count: int) -> None:
     pass
 
 
-def _byte_counter(advance: Advance, total: int) -> type:
-    """A tqdm class that draws nothing and passes bytes on to `advance`, never more than `total` in all.
+def _byte_counter(advance: Advance, total: int, stopped: threading.Event) -> type:
+    """A tqdm class that draws nothing and passes a file's bytes on to `advance`, never more than `total` in all.
 
-    The library opens one bar of files and two of bytes, received and written. With deduplicated storage the two differ
-    on the way; the larger is how much of the file is done.
+    The library opens a bar of bytes received or two, received and written. With deduplicated storage the two differ on
+    the way; the larger is how much of the file is done. It also ends a transfer, when the others have `stopped` or far
+    more comes than the file has.
     """
     from tqdm.auto import tqdm
 
@@ -204,7 +283,7 @@ def _byte_counter(advance: Advance, total: int) -> type:
     class ByteCounter(tqdm):
         def __init__(self, *args, **kwargs) -> None:
             self.counts_bytes = kwargs.get("unit") == "B"
-            self.bytes = 0
+            self.bytes = self.received = 0
             kwargs["disable"] = True
             super().__init__(*args, **kwargs)
 
@@ -214,6 +293,9 @@ def _byte_counter(advance: Advance, total: int) -> type:
                 return
             with lock:
                 self.bytes += int(n or 0)
+                self.received += max(0, int(n or 0))
+                if stopped.is_set() or self.received > MAX_TIMES * total + SURPLUS_BYTES:
+                    raise CheckpointError(f"a file of {total} bytes does not end", hint="check HF_ENDPOINT")
                 new = min(self.bytes, total) - reported
                 if new > 0:
                     reported += new
@@ -239,14 +321,16 @@ def _explained(source: Source) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise _refused(source, error) from error
     except (OSError, errors.HTTPError, RuntimeError) as error:  # hf_xet, in Rust, reports most things as RuntimeError
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise _refused(source, error.__cause__) from error
         raise _broken(source, error) from error
 
 
 def _refused(source: Source, error: Exception) -> CheckpointError:
     """The Hub was reached and said no."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
-    page, repo = f"{constants.ENDPOINT}/{source.repo}", source.repo
+    page, repo = f"{endpoint()}/{source.repo}", source.repo
     status = error.response.status_code
     match error:
         case errors.GatedRepoError():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -11,10 +10,8 @@ from pathlib import Path
 
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.checkpoint import TOKENIZER, WEIGHT_STEMS, files_of, missing_files
-from helios_cli.weights.files import read_header, read_json, read_tensors
+from helios_cli.weights.files import digest_of, read_header, read_json, read_tensors
 from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES, check_tokenizer
-
-READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def _check(path: Path, name: str, advance: Callable[[int], None]) -> FileCheck:
         return FileCheck(name, size, method, error.message.removeprefix(f"{file}: "))
     if digest is None:
         return FileCheck(name, size, method)
-    found = _digest(file, git=len(digest) == 40, advance=advance)
+    found = digest_of(file, git=len(digest) == 40, advance=advance)
     problem = None if found == digest else f"its digest is {found[:12]}…, published was {digest[:12]}…"
     return FileCheck(name, size, "SHA-1" if len(digest) == 40 else "SHA-256", problem)
 
@@ -88,12 +85,3 @@ def _published_digest(file: Path) -> str | None:
     blob = Path(os.readlink(file))  # not resolve(): a blob may itself be a link into a store with other names
     known = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", blob.name)
     return blob.name if known else None
-
-
-def _digest(file: Path, *, git: bool, advance: Callable[[int], None]) -> str:
-    digest = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False) if git else hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(READ_BYTES):
-            digest.update(piece)
-            advance(len(piece))
-    return digest.hexdigest()

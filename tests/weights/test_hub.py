@@ -13,7 +13,7 @@ from helios_cli.errors import InputError
 from helios_cli.units import format_bytes
 from helios_cli.weights import hub as library
 from helios_cli.weights.checkpoint import Checkpoint, files_of
-from helios_cli.weights.hub import Source, source_of
+from helios_cli.weights.hub import Source, shadow_of, source_of
 from helios_cli.weights.names import EMBEDDED_FOLDER, KNOWN
 from helios_cli.weights.verify import bytes_to_read, verify
 
@@ -191,10 +191,13 @@ def test_sources(tmp_path, monkeypatch):
     assert source_of("acme/other") == Source(repo="acme/other", revision="main")
     (tmp_path / "acme/other").mkdir(parents=True)
     assert source_of("acme/other") == Source(folder=Path("acme/other"))
-    (tmp_path / "base").mkdir()
-    assert source_of("base").repo  # an empty folder of that name does not hide the model
-    write_checkpoint(tmp_path / "base")
-    assert source_of("base") == Source(folder=Path("base"))
+    for name in ("base", "tiny"):  # a folder does not hide the model of that name
+        plain = source_of(name)
+        assert shadow_of(name) is None
+        write_checkpoint(tmp_path / name)
+        assert source_of(name) == plain
+        assert source_of(f"./{name}") == Source(folder=Path(name))
+        assert f"./{name}" in shadow_of(name)
 
 
 @pytest.mark.parametrize(

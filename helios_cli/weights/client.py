@@ -1,0 +1,170 @@
+"""The Hub's client with limits. What the environment tells it is looked at first; what a server answers is bounded in
+time and size, and checked before a file is named by it: it may be a captive portal, a broken proxy or hostile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Container
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from helios_cli.errors import CheckpointError, InputError, MachineError
+from helios_cli.visible import printable
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+LISTING_BYTES = 10_000_000
+"""Of the answer that lists a repository's files. A thousand files take 300 kB."""
+
+LISTING_SECONDS, SILENT_SECONDS, WAIT_SECONDS = 60, 20, 60
+"""The listing in all; any answer without a byte; what a server may ask to wait before the next try."""
+
+TIMEOUTS = ("connect", "read", "write", "pool")
+PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def constants() -> ModuleType:
+    """The client's settings, as the environment has them. Raises InputError that names the variable it cannot read."""
+    endpoint = os.environ.get("HF_ENDPOINT")
+    if endpoint is not None and not _is_address(endpoint):
+        raise InputError(
+            f"HF_ENDPOINT is {_named(endpoint)}, which is no address of a server",
+            hint="unset it, or write it as https://huggingface.co",
+        )
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:
+        told = next(
+            (name for name in os.environ if name.startswith("HF_") and os.environ[name] in str(error)), "HF_..."
+        )
+        raise InputError(f"{told} cannot be read: {printable(error, 200)}", hint=f"unset {told}") from error
+    return constants
+
+
+def cache() -> Path:
+    """The Hub cache's folder."""
+    return Path(constants().HF_HUB_CACHE)
+
+
+def endpoint() -> str:
+    """The server's address, without a password that may be in it."""
+    split = urlsplit(constants().ENDPOINT)
+    return f"{split.scheme}://{split.netloc.rpartition('@')[2]}{split.path}"
+
+
+def connect(blobs: Container[str] = ()) -> Any:
+    """The client for all that is asked from here on, of `huggingface_hub` too. `blobs`: digests of the files that are
+    going to be fetched, by which the server has to name them.
+
+    Raises InputError for a token or a proxy that cannot be used, MachineError where the proxy needs another package.
+    """
+    constants()
+    from huggingface_hub import get_session, get_token, set_client_factory
+
+    _require_token(get_token())
+    try:
+        usual = get_session()
+    except Exception as error:  # it asks nobody yet: what fails is what the environment says of proxies
+        raise _proxy_error(error) from error
+    hooks = {"request": [*usual.event_hooks["request"], _limit_silence], "response": [_checker(blobs)]}
+    kind = type(usual)
+    set_client_factory(lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=SILENT_SECONDS))
+    return get_session()
+
+
+def listing(repo: str, revision: str) -> dict[str, Any]:
+    """What the Hub says of a repository's revision. CheckpointError if it is not that, too large, or takes too long."""
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    url = f"{constants().ENDPOINT}/api/models/{repo}/revision/{quote(revision, safe='')}"
+    ends, body = time.monotonic() + LISTING_SECONDS, bytearray()
+    asked = {"params": {"blobs": True}, "headers": build_hf_headers(), "timeout": SILENT_SECONDS}
+    with connect().stream("GET", url, **asked) as answer:
+        hf_raise_for_status(answer)
+        for piece in answer.iter_bytes():
+            body += piece
+            if len(body) > LISTING_BYTES or time.monotonic() > ends:
+                raise _no_hub(f"sends {len(body)} bytes and more to a question about {repo}")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        page = " (a page for people)" if body.lstrip()[:1] == b"<" else ""
+        raise _no_hub(f"does not answer in JSON{page}") from error
+    if not isinstance(value, dict):
+        raise _no_hub("answers something else than was asked for")
+    return value
+
+
+def _no_hub(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{endpoint()} {what}", hint="a network that wants a login, a proxy or HF_ENDPOINT may stand before the Hub"
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        split = urlsplit(text)
+        return split.scheme in ("http", "https") and bool(split.hostname) and (split.port or 1) > 0
+    except ValueError:
+        return False
+
+
+def _named(text: str) -> str:
+    return printable(text, 200) if text else "empty"
+
+
+def _require_token(token: str | None) -> None:
+    """The token is shown nowhere, also where it is wrong."""
+    if token is None or re.fullmatch(r"[!-~]+", token):
+        return
+    where = next((name for name in TOKENS if os.environ.get(name)), str(constants().HF_TOKEN_PATH))
+    raise InputError(f"the token in {where} has characters that no token has", hint=f"copy it anew into {where}")
+
+
+def _proxy_error(error: Exception) -> InputError | MachineError:
+    """The client reads proxies when it is made."""
+    settings = {name: os.environ.get(name) or os.environ.get(name.lower()) for name in PROXIES}
+    name, value = next(((name, value) for name, value in settings.items() if value), ("a proxy variable", ""))
+    socks = next((name for name, value in settings.items() if value and value.lower().startswith("socks")), None)
+    if isinstance(error, ImportError):
+        return MachineError(
+            f"{socks or name} names a SOCKS proxy, which the Hub's client needs the package socksio for",
+            hint="pip install socksio",
+        )
+    shown = re.sub(r"//[^/]*@", "//", value or "")
+    return InputError(f"{name} is {_named(shown)}, which is no address of a proxy", hint=f"correct or unset {name}")
+
+
+def _limit_silence(request: Any) -> None:
+    """Lets no request wait longer than SILENT_SECONDS for a byte, or for ever, whatever the library asks for."""
+    limits = request.extensions.get("timeout", {})
+    waits = {what: min(limits.get(what) or SILENT_SECONDS, SILENT_SECONDS) for what in TIMEOUTS}
+    request.extensions = {**request.extensions, "timeout": waits}
+
+
+def _checker(blobs: Container[str]) -> Callable[[Any], None]:
+    """Looks at what a server says of a file before the client does: it makes paths of the ETag and the commit."""
+
+    def check(answer: Any) -> None:
+        headers = answer.headers
+        commit, linked, own = (headers.get(name) for name in ("X-Repo-Commit", "X-Linked-Etag", "ETag"))
+        if commit is not None and not COMMIT.fullmatch(commit):
+            raise _no_hub(f"names a commit {printable(commit)}")
+        if answer.request.method == "HEAD" and (etag := linked or own):
+            name = etag.removeprefix("W/").strip('"')
+            final = linked or answer.status_code == 200
+            if name not in blobs if final else not re.fullmatch(r"[\w-]*", name):
+                raise _no_hub(f"names a file by {printable(name)}, and listed another")
+        wait = headers.get("Retry-After", "0")
+        if answer.status_code in (429, 503) and wait.isdigit() and int(wait) > WAIT_SECONDS:
+            raise CheckpointError(f"{endpoint()} asks to wait {wait} seconds", hint="try again later")
+
+    return check
