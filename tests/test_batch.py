@@ -85,6 +85,16 @@ def test_a_film_in_lockstep_that_was_finished_is_told_as_done(helios, capsys):
     assert rows == [["one", "done"], ["two", "stopped"]]
 
 
+def test_a_bug_in_one_film_in_lockstep_takes_nothing_from_the_others(helios, capsys):
+    def fail() -> None:
+        raise ZeroDivisionError("of the first")
+
+    with when(lambda event: isinstance(event, ChunkDone) and event.chunks == 1, fail):
+        assert helios("--lanes", "2") == 1
+    rows = [line.split()[:2] for line in capsys.readouterr().err.splitlines() if line.startswith(("one  ", "two  "))]
+    assert rows == [["one", "not"], ["two", "done"]] and Path("out/two.mp4").exists()
+
+
 @pytest.mark.parametrize(("flags", "said"), [([], "to go on from there"), (["--no-cache"], "the first take again")])
 def test_takes_that_were_stopped_say_what_comes_next(flags, said, helios, capsys):
     arguments = [flag for flag in SMALL if flag != "--no-cache"] + flags

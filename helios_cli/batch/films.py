@@ -154,10 +154,13 @@ def _render_lanes(runs: list[Run], models: Models, bench: Workbench) -> None:
 
 
 def _take_results(runs: list[Run], lanes: list[Lane]) -> None:
+    """What each film ended with. A bug of one is raised once all others are told."""
     for run, lane in zip(runs, lanes, strict=True):
+        run.done = lane.result
+        run.error = lane.error if isinstance(lane.error, HeliosError) else None
+    for lane in lanes:
         if lane.error is not None and not isinstance(lane.error, HeliosError):
             raise lane.error
-        run.done, run.error = lane.result, lane.error
 
 
 def _texts(plan: Plan) -> list[str]:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from helios_cli.engine import ffmpeg
-from helios_cli.engine.disk import disk_errors, write_synced
+from helios_cli.engine.disk import disk_errors
 from helios_cli.engine.growing import Chapter
 from helios_cli.engine.target import Target, sidecar_of, sidecars_of
 from helios_cli.errors import InputError, in_our_words
-from helios_cli.files import sync
+from helios_cli.files import replacing
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.files import absence
 from helios_cli.recipe.film import Film
@@ -366,14 +366,8 @@ def write_sidecar(
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file that is there whole, or as it was. MachineError if it cannot be."""
-    growing = path.with_name(f"{path.name}.partial")
-    try:
-        with disk_errors(path):
-            write_synced(growing, _utf8(text))
-            os.replace(growing, path)
-            sync(path.parent)
-    finally:
-        growing.unlink(missing_ok=True)
+    with disk_errors(path), replacing(path, durable=True) as new:
+        new.write_bytes(_utf8(text))
 
 
 def _utf8(text: str) -> bytes:

@@ -45,10 +45,10 @@ def resume(
     kept = cache is not None and cache.promise([record.fingerprint for record in journal.records[matching:]])
     if journal.records and not (matching or kept or force):
         raise InputError(
-            f"{journal.target.path}: {_notice(wanted, journal, 0, 0)}, and are kept nowhere else",
+            f"{journal.target.path}: {_notice(wanted, journal, 0, 0, 0)}, and are kept nowhere else",
             hint="go on with the settings it was begun with, add --force to drop it, or choose another name with -o",
         )
-    count = film.verified([record.mark for record in journal.records[:matching]])
+    count = sound = film.verified([record.mark for record in journal.records[:matching]])
     state = None
     while 0 < count < len(wanted.chunks) and not wanted.chunks[count].fresh:
         state = journal.state(count - 1)
@@ -57,7 +57,7 @@ def resume(
         if state is not None:
             break
         count -= 1
-    notice = _notice(wanted, journal, matching, count)
+    notice = _notice(wanted, journal, matching, sound, count)
     if notice and kept and count == matching:
         notice += f", and stay kept for that one, {PROMISED_DAYS} days"
     if count:
@@ -78,7 +78,8 @@ def _matching(wanted: Wanted, journal: Journal) -> int:
     return min(len(journal.records), len(wanted.chunks))
 
 
-def _notice(wanted: Wanted, journal: Journal, matching: int, count: int) -> str:
+def _notice(wanted: Wanted, journal: Journal, matching: int, sound: int, count: int) -> str:
+    """Why of the `matching` chunks, of which `sound` are whole in the film, only `count` are taken over."""
     dropped = len(journal.records) - count
     if not dropped:
         return ""
@@ -87,6 +88,11 @@ def _notice(wanted: Wanted, journal: Journal, matching: int, count: int) -> str:
         for name, old in journal.settings.items()
         if old != wanted.settings.get(name)
     ]
-    why = "they are damaged" if count < matching else f"they are of another film ({'; '.join(changed) or 'its plan'})"
+    if count == matching:
+        why = f"they are of another film ({'; '.join(changed) or 'its plan'})"
+    elif count < sound:
+        why = "the file that the film goes on from after them is missing or damaged"
+    else:
+        why = "they are missing or damaged"
     left = f"of {len(journal.records)} chunks that an unfinished film left here, {dropped} cannot be used"
     return f"{left}: {why}"

@@ -27,6 +27,9 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def check(self) -> None:
+        """Nothing stops it."""
+
     def write(self, frames_THWC: np.ndarray) -> None:
         self.num_frames += len(frames_THWC)
         self._take(frames_THWC)

@@ -6,7 +6,6 @@ the chosen seed finds it among the kept pieces. Nothing here imports torch.
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 from collections.abc import Sequence
@@ -16,9 +15,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from helios_cli.engine import ffmpeg
-from helios_cli.engine.disk import disk_errors, write_synced
+from helios_cli.engine.disk import disk_errors
 from helios_cli.engine.target import check_target
 from helios_cli.errors import InputError
+from helios_cli.files import replacing
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.recipe.values import MAX_SEED
@@ -117,12 +117,8 @@ def _take(plan: Plan, chunk: Chunk, seed: int) -> Take:
 def write_sheet(files: TakesFiles, takes: Sequence[Take]) -> None:
     """Draw the contact sheet of finished clips: a row for each take, its seed before frames from first to last."""
     rows = [(f"seed {take.seed}", _thumbnails(files.clip(take.seed), take.plan)) for take in takes]
-    data = io.BytesIO()
-    _drawn(rows).save(data, "PNG")
-    unfinished = files.sheet.with_name(f"{files.sheet.stem}.partial.png")
-    with disk_errors(files.sheet):
-        write_synced(unfinished, data.getvalue())
-        os.replace(unfinished, files.sheet)
+    with disk_errors(files.sheet), replacing(files.sheet, durable=True) as new:
+        _drawn(rows).save(new, "PNG")
 
 
 def _thumbnails(clip: Path, plan: Plan) -> list[Image.Image]:

@@ -163,6 +163,11 @@ class FilmWriter:
         """Chunks that the next run of the same film need not render."""
         return len(self._journal.records) if self._journal else 0
 
+    def check(self) -> None:
+        """Raises what stopped the encoder, if it has stopped."""
+        if self._failure:
+            raise self._failure
+
     def write(self, frames: np.ndarray) -> None:
         """Take uint8 frames [T, H, W, 3], C-contiguous, by reference: the array must not change afterwards.
 

@@ -313,6 +313,57 @@ def test_damage_is_rendered_again(damage, again, models, whole, out):
     assert np.array_equal(decoded(out), whole(".mp4"))
 
 
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda out: [Target.of(out).state(slot).unlink() for slot in range(2)], "goes on from after them is missing"),
+        (lambda out: Target.of(out).partial.unlink(), "they are missing or damaged"),
+    ],
+    ids=["states", "film"],
+)
+def test_what_has_gone_is_said(harm, said, models, out):
+    stop_after(3, models, out)
+    harm(out)
+    assert said in notices(run(FILM, models, out))[0]
+
+
+def test_a_film_in_the_making_that_cannot_be_read_is_not_begun_anew(models, whole, out):
+    """Here it is a folder, as root may read all files."""
+    stop_after(3, models, out)
+    partial = Target.of(out).partial
+    partial.rename(out.parent / "aside")
+    partial.mkdir()
+    with pytest.raises(MachineError, match=r"cannot read .*film\.partial\.mp4"):
+        run(FILM, models, out)
+    partial.rmdir()
+    (out.parent / "aside").rename(partial)
+    assert rendered(run(FILM, models, out)) == [3]
+    assert np.array_equal(decoded(out), whole(".mp4"))
+
+
+def test_an_encoder_that_fails_ends_the_film_at_the_next_model_call(models, out, monkeypatch, tmp_path):
+    """Not when the next chunk is written."""
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\n[ $# = 1 ] || exit 7\nexec '{FFMPEG}' \"$@\"\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    models.encode(PROMPTS)
+    writer = open_writer(out, size=FILM.size, fps=24)
+    began = []
+    forward = type(models.dit).forward
+
+    def call(self, *args):
+        began.append(1)
+        if len(began) > 6:  # the first chunk, amplified, has six
+            writer._thread.join(60)
+        return forward(self, *args)
+
+    monkeypatch.setattr(type(models.dit), "forward", call)
+    with pytest.raises(MachineError, match="exit status 7"):
+        list(render(FILM, models, writer, fingerprints=reruns.fingerprints_of(FILM, models)))
+    assert len(began) <= 7
+
+
 def test_damaged_pictures_are_rendered_again(models, whole, tmp_path):
     stop_after(3, models, f"{tmp_path}/film/")
     flip(tmp_path / "film.partial" / "frame_000060.png", 3000)
