@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helios_cli.cli import main
 from helios_cli.engine.ffmpeg import probe, program
+from helios_cli.engine.writer import open_writer
 
 
 @pytest.fixture
@@ -107,6 +109,48 @@ def test_a_film_goes_into_a_folder_that_is_there(distilled, tmp_path, monkeypatc
         main(["render", "a boat", "-m", str(distilled), *SMALL, "--frames", "2", "-o", "frames", "--force", "-q"]) == 0
     )
     assert [path.name for path in sorted(Path("frames").iterdir())] == ["frame_000001.png", "frame_000002.png"]
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    """A clip, links to it, a picture in a folder of frames, and a recipe that starts with that."""
+    monkeypatch.chdir(tmp_path)
+    with open_writer("in.mp4", size=(64, 64), fps=24) as writer:
+        writer.write(np.zeros((40, 64, 64, 3), np.uint8))
+    with open_writer("frames/", size=(64, 64), fps=24) as writer:
+        writer.write(np.zeros((2, 64, 64, 3), np.uint8))
+    os.link("in.mp4", "hard.mp4")
+    Path("soft.mp4").symlink_to("in.mp4")
+    Path("shots.toml").write_text('version = 1\n[[shot]]\nprompt = "a ball"\nimage = "frames/frame_000002.png"\n')
+    Path("a-ball.takes.png").write_bytes(Path("frames/frame_000001.png").read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "a-ball --video in.mp4 -o in.mp4",
+        "a-ball --video ./in.mp4 -o soft.mp4",
+        "a-ball --video soft.mp4 -o in.mp4",
+        "a-ball --video hard.mp4 -o in.mp4",
+        "a-ball --image frames/frame_000001.png -o frames/",
+        "shots.toml -o frames/",
+        "a-ball --image a-ball.takes.png --takes 2",
+    ],
+)
+def test_a_film_does_not_take_the_place_of_what_it_is_made_from(words, inputs, capsys):
+    before = {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file()}
+    assert main(["render", *words.split(), "--force"]) == 2
+    assert "which it is made from" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file()} == before
+
+
+def test_a_film_that_is_made_again_does_not_take_the_place_of_itself(distilled, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["render", "a ball", "-m", str(distilled), *SMALL, "--frames", "1", "-o", "film.mp4", "-q"]) == 0
+    film = Path("film.mp4").read_bytes()
+    assert main(["render", "--from", "film.mp4", "-o", "film.mp4", "--force"]) == 2
+    assert "film.mp4, which it is made from" in capsys.readouterr().err and Path("film.mp4").read_bytes() == film
 
 
 def test_one_bad_film_does_not_stop_the_others(helios, tmp_path):

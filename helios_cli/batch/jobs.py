@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,7 @@ def find_jobs(
     if takes_of_shot and len(films) > 1:
         raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
 
-    from helios_cli.engine.target import check_target
+    from helios_cli.engine.target import check_inputs, check_target
 
     jobs = []
     for film, target in zip(films, outputs, strict=True):
@@ -118,14 +118,25 @@ def find_jobs(
             from helios_cli.engine.takes import TakesFiles, check_shot
 
             check_shot(film, takes_of_shot)
-            TakesFiles.of(target, force=force)
+            files = TakesFiles.of(target, force=force)
+            places = (files.sheet, files.folder)
         else:
-            check_target(target, force=force or len(films) > 1)
+            found = check_target(target, force=force or len(films) > 1)
+            places = (found.path, *found.beside)
+        check_inputs(_inputs(film, flags), places)
         name, origin = choose_model(film.recipe, flags)
         if origin == MODEL_VARIABLE and name != DEFAULT_MODEL:
             _check_variable(name)
         jobs.append(Job(film, name, target, force))
     return jobs
+
+
+def _inputs(film: Film, flags: Flags) -> Iterator[Path]:
+    """All files that a film is made from, but for the model."""
+    yield Path(film.source)
+    yield from (path for path in (flags.image, flags.video) if path is not None)
+    for shot in film.recipe.shots:
+        yield from (film.picture(written) for written in (shot.image, shot.video) if written is not None)
 
 
 def _check_variable(name: str) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,19 @@ def check_beside(target: Target) -> None:
         raise _not_ours(found[0], f"there is no {target.journal.name} that says so")
     if target.kind == "png":
         holds_frames(target.partial)
+
+
+def check_inputs(inputs: Iterable[Path], places: Iterable[Path]) -> None:
+    """InputError if one of `inputs` is, under whatever name, at one of the places that a film takes, or in one."""
+    taken = [place for place in places if os.path.exists(place)]
+    for path in filter(os.path.exists, inputs):
+        above = (Path(os.path.realpath(path)), *Path(os.path.realpath(path)).parents)
+        for place in taken:
+            if any(os.path.samefile(folder, place) for folder in above):
+                raise InputError(
+                    f"the film would take the place of {path}, which it is made from",
+                    hint="choose another name with -o",
+                )
 
 
 def _head(journal: Path) -> bytes | None:
