@@ -43,7 +43,7 @@ MAX_STEPS = 16
 MAX_ENTRY = 64
 """Bytes that one character is normalized to. NFKC makes 33 of the longest."""
 
-_ESCAPED = re.compile(r"\\.", re.DOTALL)
+_ESCAPED = re.compile(r"\\[pP]\{\w+\}|\\.", re.DOTALL)
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
