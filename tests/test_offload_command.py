@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,31 @@ def nothing_stays(monkeypatch) -> list[BlockStream]:
     monkeypatch.setattr(Models, "place", placed)
     monkeypatch.setattr(BlockStream, "__init__", noted)
     return streams
+
+
+@pytest.mark.parametrize("mode", ["model", "stream"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_read_behind_the_last_film(helios, nothing_stays, folder, mode, fails, monkeypatch):
+    """What reads ahead has begun on the first blocks of a chunk that does not come: its threads end with the films."""
+    if fails:
+        monkeypatch.setattr(FilmWriter, "close", lambda writer: 1 / 0)
+    words = (
+        "render",
+        "a red circle",
+        "-m",
+        folder,
+        *SMALL,
+        "--offload",
+        mode,
+        "--dtype",
+        "float32",
+        "-q",
+        "--no-cache",
+    )
+    helios(*words, code=1 if fails else 0)
+    reading = [thread.name for thread in threading.enumerate() if thread.name.startswith(("weights", "read ahead"))]
+    assert reading == []
+    assert not any(stream._loads for stream in nothing_stays)
 
 
 def test_every_mode_writes_the_same_film(helios, folder, nothing_stays):

@@ -92,6 +92,11 @@ class Workbench:
         self.loaded[name].use_threads()
         return self.loaded[name]
 
+    def close(self) -> None:
+        """Frees the models; what was being read for a chunk that does not come is given up, not waited for."""
+        for models in self.loaded.values():
+            models.unload()
+
     def place(self, plans: list[Plan], models: Models, *, lanes: int = 1, prompts_come: bool = False) -> None:
         """Decides where the weights are while films render together. MachineError if that cannot be here.
 

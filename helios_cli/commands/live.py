@@ -215,6 +215,8 @@ def _render(job: Job, lines: Lines, manner: Manner, recipe_file: RecipeFile, mod
         render_run(Run(session, job.output, job), models, bench)
     except Interrupted as stopped:
         raise Interrupted(stopped.message, hint=f"{recipe_file.command} finishes the film") from None
+    finally:
+        bench.close()
     if lines.num_waiting:
         bench.tell(f"{counted(lines.num_waiting, 'prompt')} came too late for the film")
 

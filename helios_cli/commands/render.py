@@ -148,10 +148,13 @@ def render(
     with stop_at_once() as is_stopped, table_at_the_end(jobs, shown=shown), open_view(kind) as view:
         bench = Workbench(flags, revision, device, dtype, encoding, view, strict, reanchor, not no_cache, keep, extras)
         bench.quant, bench.attention, bench.wish, bench.is_stopped = quant, attention, wish, is_stopped
-        if takes:
-            render_takes(jobs[0], bench, takes, shot or 1, context)
-            return
-        failed = list(render_all(jobs, bench, stop=on_error == "stop", lanes=lanes))
+        try:
+            if takes:
+                render_takes(jobs[0], bench, takes, shot or 1, context)
+                return
+            failed = list(render_all(jobs, bench, stop=on_error == "stop", lanes=lanes))
+        finally:
+            bench.close()
     if failed:
         raise HeliosError(f"{len(failed)} of {len(jobs)} films failed: {', '.join(failed)}")
 

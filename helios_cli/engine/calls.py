@@ -6,6 +6,7 @@ A film's generator yields events and `ModelCalls`; it goes on when it is sent th
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,12 +21,16 @@ from helios_cli.model.dit import Call
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModelCalls:
     """Calls that do not depend on each other, answered by their flows. None at all asks only that the transformer be
-    at hand: what other networks are needed for by films beside this one comes first."""
+    at hand: what other networks are needed for by films beside this one comes first.
+
+    `seconds` is their share of the time, told by who answers calls of several films together.
+    """
 
     calls: tuple[Call, ...] = ()
+    seconds: float | None = None
 
 
 Answer = Callable[[Sequence[Call]], list[Tensor]]
@@ -98,14 +103,19 @@ def _send(lane: Lane, reply: list[Tensor] | None) -> ModelCalls | None:
 def _answers(waiting: dict[int, ModelCalls], lanes: Sequence[Lane], answer: Answer) -> dict[int, list[Tensor]]:
     if not waiting:
         return {}
+    together = [call for said in waiting.values() for call in said.calls]
+    begun = time.perf_counter()
     try:
         with memory_told():
-            flows = iter(answer([call for said in waiting.values() for call in said.calls]))
+            flows = iter(answer(together))
     except Exception as error:
         for place in waiting:
             lanes[place].error = error
             lanes[place].steps.close()
         return {}
+    if len(lanes) > 1:
+        for said in waiting.values():
+            said.seconds = (time.perf_counter() - begun) * len(said.calls) / max(1, len(together))
     return {place: [next(flows) for _ in said.calls] for place, said in waiting.items()}
 
 

@@ -24,13 +24,14 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start = self._now()
+        """Times what is done inside. A generator yields outside: what its caller does then is not of the phase."""
+        start = self.now()
         try:
             yield
         finally:
-            self.seconds[phase] += self._now() - start
+            self.seconds[phase] += self.now() - start
 
-    def _now(self) -> float:
+    def now(self) -> float:
         if self._wait:
             torch.cuda.synchronize()
         return time.perf_counter()

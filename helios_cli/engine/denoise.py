@@ -81,17 +81,21 @@ class Denoiser:
             tokens = self.dit.embed_history(*history.terms())
         x = to_device(coarsest(draw(self.shape, generator), self.scheduler.stages), tokens.device)
         for k, stage in enumerate(self.stages[amplify]):
-            with self.clock(f"stage {k}"):
+            phase = f"stage {k}"
+            with self.clock(phase):
                 if stage.renoise:
                     x = self._enter(x, stage.renoise, generator)
                 solver = make_solver(self.scheduler, stage, x)
-                for i, timestep in enumerate(stage.timesteps):
-                    flow = yield from self._flow(k, i, x, timestep, tokens, text, negative)
-                    x = solver.step(i, x, flow)
-                    yield StepDone(chunk=index, stage=k, step=i, steps_in_stage=stage.steps)
+            for i, timestep in enumerate(stage.timesteps):
+                with self.clock(phase):
+                    calls = self._calls(k, i, x, timestep, tokens, text, negative)
+                flows = (yield from self._answered(phase, calls)) if calls.calls else None
+                with self.clock(phase):
+                    x = solver.step(i, x, torch.zeros_like(x) if flows is None else self._guided(flows))
+                yield StepDone(chunk=index, stage=k, step=i, steps_in_stage=stage.steps)
         return x
 
-    def _flow(
+    def _calls(
         self,
         k: int,
         i: int,
@@ -100,15 +104,24 @@ class Denoiser:
         tokens: Tensor,
         text: TextContext,
         negative: TextContext | None,
-    ) -> Generator[ModelCalls, list[Tensor], Tensor]:
-        """Guided flow of step `i` in stage `k`; one or two model calls, none where zero-init makes it zero."""
-        guided = negative is not None
-        if guided and self.settings.zero_init and k == 0 and i <= self.settings.zero_steps:
-            return torch.zeros_like(x)
+    ) -> ModelCalls:
+        """Of step `i` in stage `k`: one or, guided, two; none where zero-init makes the flow zero."""
+        if negative is not None and self.settings.zero_init and k == 0 and i <= self.settings.zero_steps:
+            return ModelCalls()
         mods, rope = self._modulation(timestep), self.ropes[k]
-        calls = [Call(x, tokens, mods, rope, prompt) for prompt in ((text, negative) if guided else (text,))]
-        cond, *uncond = yield ModelCalls(tuple(calls))
-        if not guided:
+        prompts = (text,) if negative is None else (text, negative)
+        return ModelCalls(tuple(Call(x, tokens, mods, rope, prompt) for prompt in prompts))
+
+    def _answered(self, phase: str, calls: ModelCalls) -> Generator[ModelCalls, list[Tensor], list[Tensor]]:
+        """The flows, and their seconds for the clock: this film's share, where calls of several are made together."""
+        begun = self.clock.now()
+        flows = yield calls
+        self.clock.seconds[phase] += self.clock.now() - begun if calls.seconds is None else calls.seconds
+        return flows
+
+    def _guided(self, flows: list[Tensor]) -> Tensor:
+        cond, *uncond = flows
+        if not uncond:
             return cond
         combine = zero_star if self.settings.cfg_zero_star else classifier_free
         return combine(cond, *uncond, self.settings.guidance)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,13 @@ from torch import Tensor, nn
 
 from helios_cli.errors import InputError
 from helios_cli.train.phase import Share
+
+TOGETHER = 2**25
+"""Elements of gradients that are added up at a time: 128 MB beside the gradients, and few enough messages."""
+
+LONGEST_WAIT = timedelta(hours=12)
+"""For one process by the others: the first samples, measures and writes alone, longer than NCCL's ten minutes or gloo's
+thirty. One that died is not waited for: torchrun ends the others."""
 
 
 class Spread:
@@ -44,11 +52,12 @@ class Spread:
         for p in params:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        # A network that rests has its gradients on the host, where NCCL does not reach.
-        flat = torch.cat([p.grad.flatten().to(self.device) for p in params])
-        dist.all_reduce(flat)
-        for p, summed in zip(params, flat.split([p.numel() for p in params]), strict=True):
-            p.grad.copy_(summed.view_as(p))
+        for together in _batches(params):
+            # A network that rests has its gradients on the host, where NCCL does not reach.
+            flat = torch.cat([p.grad.flatten().to(self.device) for p in together])
+            dist.all_reduce(flat)
+            for p, summed in zip(together, flat.split([p.numel() for p in together]), strict=True):
+                p.grad.copy_(summed.view_as(p))
 
     def add(self, values: Tensor) -> Tensor:
         """The sum of `values` over the processes."""
@@ -68,6 +77,20 @@ class Spread:
         """Until all processes are here."""
         if self.count > 1:
             dist.barrier()
+
+
+def _batches(params: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """The parameters in order, some of a kind at a time, of TOGETHER elements unless one alone has more."""
+    batch: list[nn.Parameter] = []
+    size = 0
+    for p in params:
+        if batch and (size + p.numel() > TOGETHER or p.grad.dtype != batch[0].grad.dtype):
+            yield batch
+            batch, size = [], 0
+        batch.append(p)
+        size += p.numel()
+    if batch:
+        yield batch
 
 
 def part_of_run() -> tuple[int, int]:
@@ -94,7 +117,7 @@ def spread(device: torch.device, batch: int) -> Iterator[Spread]:
     if batch < count:
         raise InputError(f"a batch of {batch} cannot be spread over {count} processes", hint=f"set batch to {count}")
     device = own_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
         yield Spread(rank, count, device)
     finally:

@@ -12,6 +12,7 @@ from oracle import Case
 from PIL import Image
 
 from helios_cli.engine.calls import Lane, answered, lockstep
+from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import Event
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render_steps
@@ -166,3 +167,36 @@ def test_a_key_press_ends_all(models_at, tmp_path):
     with pytest.raises(KeyboardInterrupt), torch.inference_mode():
         lockstep(lanes, press)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_film_s_phases_hold_its_own_time(models_at, tmp_path, monkeypatch):
+    """Neither other films' model calls nor what happens between a film's steps. By a clock that only they move."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    models = models_at("distilled", Placement("none"))
+    plans = [plan_of(Case("distilled", (64, 64), (1, 1, 1), chunks=1, seed=seed)) for seed in (1, 2)]
+    clocks = [Clock(models.device) for _ in plans]
+
+    def film(plan, clock, out):
+        writer = open_writer(f"{out}/", size=plan.size, fps=plan.fps)
+        steps, reply = render_steps(Planned(plan), models, writer, clock=clock), None
+        while True:
+            try:
+                said = steps.send(reply)
+            except StopIteration:
+                return
+            now[0] += 1000.0  # somebody looks at what it says
+            reply = None if isinstance(said, Event) else (yield said)
+
+    def answer(calls):
+        now[0] += 10.0 * len(calls)
+        return models.answer(calls)
+
+    lanes = [
+        Lane(film(plan, clock, tmp_path / str(i))) for i, (plan, clock) in enumerate(zip(plans, clocks, strict=True))
+    ]
+    with torch.inference_mode():
+        lockstep(lanes, answer)
+    assert [lane.error for lane in lanes] == [None, None]
+    for clock in clocks:  # a first chunk's steps are doubled
+        assert [clock.seconds[f"stage {k}"] for k in range(3)] == [20.0, 20.0, 20.0]

@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from helios_cli.errors import InputError
+from helios_cli.train import spread as spread_module
 from helios_cli.train.spread import Spread, spread
 from helios_cli.train.state import load_state
 
@@ -82,6 +85,46 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     said = again.communicate(timeout=LONGEST)[1]
     assert again.returncode == 0 and f"goes on after step {stopped}" in said
     assert load_state(tmp_path / "run")["step"] == 10
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A group of one process, with gloo, as `spread` makes it."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_gradients_are_added_up_some_at_a_time(alone, monkeypatch):
+    """However many there are, what is beside them is no larger than TOGETHER, or than the largest of them."""
+    monkeypatch.setattr(spread_module, "TOGETHER", 100)
+    sizes, reduced = [30, 60, 20, 500, 100, 1, 7], []
+    all_reduce = dist.all_reduce
+
+    def noted(values: torch.Tensor) -> None:
+        reduced.append(values.numel())
+        all_reduce(values)
+        values *= 2  # what another process with the same gradients adds
+
+    params = [torch.nn.Parameter(torch.zeros(size)) for size in sizes]
+    for p in params:
+        p.grad = torch.randn(p.shape)
+    before = [p.grad.clone() for p in params]
+    monkeypatch.setattr(dist, "all_reduce", noted)
+    Spread(0, 2, torch.device("cpu")).add_gradients([*params, torch.nn.Parameter(torch.zeros(3))])
+    assert reduced == [8, 90, 20, 500, 100, 8]  # first, who has any
+    assert all(torch.equal(p.grad, 2 * one) for p, one in zip(params, before, strict=True))
+
+
+def test_the_others_wait_as_long_as_one_may_take(monkeypatch):
+    """To sample or measure: longer than the ten or thirty minutes after which PyTorch ends a run by itself."""
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    asked = {}
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **how: asked.update(how, backend=backend))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with spread(torch.device("cpu"), 2):
+        assert asked["backend"] == "gloo" and asked["timeout"] >= timedelta(hours=3)
 
 
 @pytest.mark.parametrize(("batch", "count"), [(8, 1), (8, 4), (7, 3), (3, 3)])
