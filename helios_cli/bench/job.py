@@ -7,16 +7,19 @@ thread pools, and peak memory is one side's alone. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from types import SimpleNamespace
 
 from helios_cli.child import ask, serve
-from helios_cli.recipe.plan import Plan, plan_film
+from helios_cli.recipe.plan import Chunk, Plan, PlannedShot
 from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
-from helios_cli.recipe.sources import read_films
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.fp8 import dtype_with
 
 PROMPT = "a red circle moves slowly to the left over a blue background"
+
+STEADY_CHUNKS = 6
+"""From which on a film has a steady rate."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -34,7 +37,8 @@ class Job:
         dtype: "float32", "bfloat16", or "default" for what each side does unless told.
         device: as in --device.
         threads: of the CPU; 0 leaves them to PyTorch.
-        film: file that the film is written to, .mp4 or .mkv.
+        film: file that the film is written to, .mp4 or .mkv; "" for one that is rendered and not encoded, on our side
+            only.
         seed: of the film, and of synthetic weights.
         placement: fields of `weights.placement.Placement`, on our side only; () leaves the model on the device.
         vram: bytes of a GPU that our side may take, as in --vram: its allocator is held to that.
@@ -80,9 +84,9 @@ class Result:
         peak_host_bytes: largest resident size of the process, without the encoder's.
         peak_device_bytes: most that was allocated on a GPU, or None; `peak_reserved_bytes`: most that the allocator
             held for it, on our side.
-        steady_frames_per_second: from the end of the first chunk's denoising to the end of the last one's, so without
-            the prompt, the first chunk and a decoding that no other chunk covers; None for a film of one chunk, and on
-            the side that makes all chunks in one call.
+        steady_frames_per_second: from the end of the first chunk, its frames on the host, to the end of the last but
+            one: without the prompt, the first chunk and a decoding that no other chunk covers; None for a film of fewer
+            than STEADY_CHUNKS, and on the side that makes all chunks in one call.
         notes: what else is to be known: kernels, graphs.
     """
 
@@ -116,10 +120,43 @@ class Result:
         return self.seconds - sum(self.phases.values())
 
 
-def plan_of(defaults: ModelDefaults, **flags) -> Plan:
-    """The plan of a film of PROMPT as `helios render` makes it. InputError if the model cannot do what is asked."""
-    film = read_films([PROMPT])[0]
-    return plan_film(film, resolve(film.recipe, Flags(**flags), defaults))
+def plan_of(defaults: ModelDefaults, *, frames: int, **flags) -> Plan:
+    """The plan of a film of PROMPT as `helios render` makes it. InputError if the model cannot do what is asked.
+
+    Made without what reads recipes: a machine that is only to be measured needs none of those packages.
+    """
+    settings = resolve(_NOTHING, Flags(frames=frames, **flags), defaults)
+    starts = range(0, frames, FRAMES_PER_CHUNK)
+    chunks = tuple(
+        Chunk(
+            index=index,
+            shot=0,
+            start_frame=start,
+            num_frames=min(FRAMES_PER_CHUNK, frames - start),
+            prompts=((PROMPT, 1.0),),
+            fresh=start == 0,
+            seed=settings.seed if start == 0 else None,
+        )
+        for index, start in enumerate(starts)
+    )
+    return Plan(
+        title=PROMPT,
+        chunks=chunks,
+        num_frames=frames,
+        fps=settings.fps,
+        size=settings.size,
+        negative=settings.negative,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        shots=(PlannedShot(0, PROMPT, 0, frames, "cut", 0),),
+        origins=settings.origins,
+    )
+
+
+_NOTHING = SimpleNamespace(
+    **{flag.name: None for flag in fields(Flags)}, shots=[SimpleNamespace(image=None, video=None)]
+)
+"""A recipe that says nothing."""
 
 
 def job_plan(job: Job, defaults: ModelDefaults, *, warm_up: bool = False) -> Plan:

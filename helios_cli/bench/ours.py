@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import helios_kernels
 from helios_cli import __version__, machine
-from helios_cli.bench.job import Job, Result, job_plan, serve_job
+from helios_cli.bench.job import STEADY_CHUNKS, Job, Result, job_plan, serve_job
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.placing import allocator_share
 from helios_cli.engine import trial
 from helios_cli.engine.clock import Clock
-from helios_cli.engine.events import FilmDone, PhaseStarted
+from helios_cli.engine.events import ChunkDone, FilmDone
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
-from helios_cli.engine.writer import open_writer
+from helios_cli.engine.screen import Screen
 from helios_cli.errors import MachineError
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
@@ -26,6 +27,10 @@ from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.placement import Placement, Wish
 from helios_cli.weights.specs import SPECS
+
+if TYPE_CHECKING:
+    from helios_cli.engine.writer import FilmWriter
+    from helios_cli.recipe.plan import Plan
 
 
 def measure(job: Job) -> Result:
@@ -117,18 +122,24 @@ def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = Fals
     preset = models.checkpoint.preset
     defaults = ModelDefaults(models.checkpoint.native_size, preset.steps, preset.guidance)
     plan = job_plan(job, defaults, warm_up=warm_up)
-    writer = open_writer(job.film, size=plan.size, fps=plan.fps)
-    denoised = []  # when each chunk was, and the chunk before it decoded
-    for event in render(plan, models, writer, clock=Clock(models.device, exact=exact)):
-        if event == PhaseStarted("decode"):
-            denoised.append(time.perf_counter())
-    return event, steady_rate(denoised)
+    done = []  # when the frames of each chunk were there
+    for event in render(plan, models, _writer(job, plan), clock=Clock(models.device, exact=exact)):
+        if isinstance(event, ChunkDone):
+            done.append(time.perf_counter())
+    return event, steady_rate(done)
 
 
-def steady_rate(denoised: list[float]) -> float | None:
-    """`Result.steady_frames_per_second` of a film whose chunks' denoising ended at these times."""
-    chunks = len(denoised) - 1
-    return FRAMES_PER_CHUNK * chunks / (denoised[-1] - denoised[0]) if chunks else None
+def _writer(job: Job, plan: Plan) -> FilmWriter | Screen:
+    if not job.film:
+        return Screen(lambda frames: None)
+    from helios_cli.engine.writer import open_writer  # and with it ffmpeg, which need not be here
+
+    return open_writer(job.film, size=plan.size, fps=plan.fps)
+
+
+def steady_rate(done: list[float]) -> float | None:
+    """`Result.steady_frames_per_second` of a film whose chunks of whole length were done at these times."""
+    return FRAMES_PER_CHUNK * (len(done) - 2) / (done[-2] - done[0]) if len(done) >= STEADY_CHUNKS else None
 
 
 if __name__ == "__main__":

@@ -223,7 +223,8 @@ def _render(job: Job, lines: Lines, manner: Manner, recipe_file: RecipeFile, mod
 
 def _resolved(film: Film, first: Shot, flags: Flags, settings: Settings, model: str) -> Film:
     """The film of the first prompt with every setting written out, so that its recipe does without flags."""
-    from helios_cli.recipe.schema import LENGTH_KEYS, Recipe
+    from helios_cli.recipe.schema import Recipe
+    from helios_cli.recipe.values import LENGTH_KEYS
     from helios_cli.weights.hub import source_of
     from helios_cli.weights.names import EMBEDDED
 

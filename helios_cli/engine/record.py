@@ -29,10 +29,9 @@ from helios_cli.recipe.files import absence
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic, film_fingerprint
 from helios_cli.recipe.problems import Problems
-from helios_cli.recipe.schema import LENGTH_KEYS
 from helios_cli.recipe.settings import DEFAULT_SEED, Flags
 from helios_cli.recipe.validate import recipe_from
-from helios_cli.recipe.values import MAX_FRAMES
+from helios_cli.recipe.values import LENGTH_KEYS, MAX_FRAMES
 from helios_cli.visible import has_unseen, printable, visible
 from helios_cli.weights.hub import COMMIT, HUB_ID, Source
 from helios_cli.weights.names import EMBEDDED_FOLDER, known_repo

@@ -25,6 +25,7 @@ from helios_cli.errors import InputError
 from helios_cli.recipe.prompts import has_words
 from helios_cli.recipe.values import (
     DEFAULT_BLEND_SECONDS,
+    LENGTH_KEYS,
     MAX_FPS,
     MAX_FRAMES,
     MAX_SECONDS,
@@ -39,8 +40,6 @@ VERSION = 1
 MAX_SHOTS = 10_000
 MAX_PROMPT = 20_000
 """Characters of a prompt; the models read 512 tokens, about a tenth of this."""
-
-LENGTH_KEYS = ("seconds", "minutes", "frames")
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """Characters that no prompt or name may hold: controls other than tab and line ends."""

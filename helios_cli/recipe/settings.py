@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
-from helios_cli.recipe.schema import LENGTH_KEYS, Recipe
-from helios_cli.recipe.values import MAX_FPS, MAX_FRAMES, MAX_SECONDS, MAX_SEED, check_size
+from helios_cli.recipe.values import LENGTH_KEYS, MAX_FPS, MAX_FRAMES, MAX_SECONDS, MAX_SEED, check_size
 from helios_cli.units import DEFAULT_FPS
+
+if TYPE_CHECKING:
+    from helios_cli.recipe.schema import Recipe
 
 DEFAULT_MODEL = "auto"
 MODEL_VARIABLE = "HELIOS_MODEL"

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.problems import Problems
-from helios_cli.recipe.schema import LENGTH_KEYS
-from helios_cli.recipe.values import MAX_SECONDS
+from helios_cli.recipe.values import LENGTH_KEYS, MAX_SECONDS
 from helios_cli.units import FRAMES_PER_CHUNK, counted
 
 

@@ -10,6 +10,9 @@ from typing import Literal, get_args
 from helios_cli.errors import InputError
 from helios_cli.units import size_multiple
 
+LENGTH_KEYS = ("seconds", "minutes", "frames")
+"""Units of a film's length, of which one is given."""
+
 MAX_SECONDS = 24 * 3600.0
 """Longest film, in seconds."""
 

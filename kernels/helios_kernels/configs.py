@@ -66,7 +66,11 @@ _ELEMENTWISE = {
     "quantize": {"cuda": Config(num_warps=16, tile=16384), "hip": Config(num_warps=8, tile=16384)},
     "renoise": _FLAT,
     "dmd_step": _FLAT,
-    "vae_norm_silu": {"cuda": Config(num_warps=8, tile=8192), "hip": Config(num_warps=4, tile=8192)},
+    "vae_norm_silu": {
+        "cuda": Config(num_warps=8, tile=8192),
+        "hip": Config(num_warps=4, tile=8192),
+        "sm_120": Config(num_warps=8, tile=4096),  # where twice as many spill up to 24 bytes at 64 registers
+    },
 }
 
 # By head size and whether there is a bias. On Ampere and Ada both factors pass through registers, and 32 keys at a time
@@ -129,7 +133,8 @@ def config(kernel: str) -> Config:
         return found
     if chip == INTERPRETER:
         return _INTERPRETED
-    return _ELEMENTWISE[kernel]["hip" if chip.startswith("gfx") else "cuda"]
+    known = _ELEMENTWISE[kernel]
+    return known.get(chip) or known["hip" if chip.startswith("gfx") else "cuda"]
 
 
 def attention_config(head: int, *, bias: bool) -> Config:
