@@ -21,7 +21,7 @@ from helios_cli.bench.job import Job, job_plan
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.child import serve
 from helios_cli.engine.render import render
-from helios_cli.engine.writer import open_writer
+from helios_cli.engine.screen import Screen
 from helios_cli.model import attention, backends, fp8
 from helios_cli.model.ops import linear
 from helios_cli.recipe.plan import Plan
@@ -144,14 +144,13 @@ def one_chunk(device: torch.device, size: str, dtype: str, file: str) -> Rows:
     yield {"kernels": backend().name}
 
 
-def synchronisations(device: torch.device, size: str, file: str) -> Rows:
+def synchronisations(device: torch.device, size: str) -> Rows:
     """How often the host waits for the GPU in a chunk whose graphs are recorded, and where; what waits for an event, as
     the copies of frames do, is not counted by PyTorch."""
     models = RandomModels(SPECS[size], device, torch.bfloat16, name=size)
 
     def chunk() -> None:
-        plan = _plan(size, 1)
-        for _ in render(plan, models, open_writer(file, size=plan.size, fps=plan.fps)):
+        for _ in render(_plan(size, 1), models, Screen(lambda frames: None)):
             pass
 
     for _ in range(2):

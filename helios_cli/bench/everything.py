@@ -7,6 +7,8 @@ shows that they run and nothing else.
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,13 +19,15 @@ from pathlib import Path
 import torch
 
 import helios_kernels
+from helios_cli import machine
 from helios_cli.bench.fidelity import distances
 from helios_cli.bench.floors import against_floors
-from helios_cli.bench.job import Job, plan_of, run
+from helios_cli.bench.job import STEADY_CHUNKS, Job, plan_of, run
 from helios_cli.bench.offload import measure, placements, subject_of
-from helios_cli.bench.report import side
+from helios_cli.bench.report import environment, side
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.child import ChildError, ask
+from helios_cli.engine.gpu import FP8_CAPABILITY, recall_kernels
 from helios_cli.errors import HeliosError
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
@@ -74,7 +78,7 @@ GPU = Shapes(
         *((rows, 122, 40, 128, True) for rows in (540, 2160, 8640)),
     ),
     products=((11040, 5120, 15360), (11040, 5120, 13824), (11040, 13824, 5120), (2940, 5120, 13824)),
-    chunks=3,
+    chunks=STEADY_CHUNKS,
     budgets=(3 * 10**9, 5 * 10**9),
 )
 CPU = Shapes("tiny", "tiny", ((300, 300, 4, 32, False), (200, 20, 4, 32, True)), ((256, 128, 512),), 2, (10**9,))
@@ -95,11 +99,12 @@ class Part:
     name: str
     measure: Callable[[float, Results], object]
     needs_gpu: bool = False
+    needs_fp8: bool = False
     seconds: float = PART_SECONDS
 
 
 def parts(device: torch.device, folder: str) -> list[Part]:
-    """In the order of what would be missed most. What stands on PyTorch alone comes before what was never run."""
+    """In the order of what would be missed most."""
     shapes, is_gpu = shapes_of(device), device.type == "cuda"
     job = Job(
         folder=None,
@@ -110,29 +115,37 @@ def parts(device: torch.device, folder: str) -> list[Part]:
         dtype="bfloat16",
         device=str(device),
         threads=0 if is_gpu else 1,
-        film=f"{folder}/film.mp4",
+        film="",
         kernels=_kernels_wanted(device),
     )
-    plain = replace(job, kernels="reference")
-    twice = replace(job, steps=(2, 2, 2))
-    child = partial(_child, device)
+    plain, twice, fp8 = replace(job, kernels="reference"), replace(job, steps=(2, 2, 2)), {"quant": "fp8"}
+    child, film = partial(_child, device), f"render {shapes.size}"
     return [
         Part("ceiling", lambda seconds, known: child("ceiling", seconds)[0]),
-        Part(f"render {shapes.size} 1,1,1 without kernels", partial(_render, plain)),
-        Part("kernels", partial(_kernels, device, compiled=False), needs_gpu=True),
-        Part(f"render {shapes.size} 1,1,1", partial(_render, job)),
-        Part(f"render {shapes.size} 1,1,1 fp8", partial(_render, replace(job, quant="fp8"))),
+        Part(f"{film} 1,1,1", partial(_render, job)),
         Part("attention", lambda seconds, known: child("attention", seconds)),
-        Part("fp8 products", lambda seconds, known: child("fp8 products", seconds)),
+        Part("fp8 products", lambda seconds, known: child("fp8 products", seconds), needs_fp8=True),
+        Part(f"{film} 1,1,1 fp8", partial(_render, replace(job, **fp8)), needs_fp8=True),
+        Part("kernels", partial(_kernels, device, compiled=False), needs_gpu=True),
         Part("kernels on and off", partial(_on_and_off, device, shapes.compared, folder)),
-        Part(f"render {shapes.size} 2,2,2", partial(_render, twice)),
-        Part(f"render {shapes.size} 2,2,2 fp8", partial(_render, replace(twice, quant="fp8"))),
-        Part("fp8 quality", lambda seconds, known: child("fp8 quality", seconds)),
-        Part("synchronisations", partial(_synchronisations, device, shapes.compared, folder), needs_gpu=True),
+        Part(f"{film} 1,1,1 without kernels", partial(_render, plain)),
+        Part(f"{film} 2,2,2", partial(_render, twice)),
+        Part(f"{film} 2,2,2 fp8", partial(_render, replace(twice, **fp8)), needs_fp8=True),
+        Part("fp8 quality", lambda seconds, known: child("fp8 quality", seconds), needs_fp8=True),
+        Part("synchronisations", partial(_synchronisations, device, shapes.compared), needs_gpu=True),
         Part("offload", partial(_offload, device, shapes, folder), seconds=90.0),
         Part("kernels against torch.compile", partial(_kernels, device, compiled=True), needs_gpu=True),
         Part("tuning", partial(_tuning, device), needs_gpu=True, seconds=SECONDS),  # whatever is left
     ]
+
+
+def results(device: torch.device, *, seconds: float = SECONDS) -> Iterator[tuple[str, dict]]:
+    """All that there is to say, again after each part, whose name comes with it."""
+    data = {**environment(), **heading(device), "parts": {}}
+    with machine.temporary_folder() as work:
+        for name, said in measure_all(device, work, seconds=seconds):
+            data["parts"][name] = said
+            yield name, data
 
 
 def measure_all(device: torch.device, folder: str, *, seconds: float = SECONDS) -> Iterator[tuple[str, dict]]:
@@ -141,12 +154,19 @@ def measure_all(device: torch.device, folder: str, *, seconds: float = SECONDS) 
     for part in parts(device, folder):
         start = time.perf_counter()
         left = seconds - (start - began)
-        why = f"{seconds:g} seconds were over" if left < LEAST_SECONDS else None
-        if part.needs_gpu and device.type != "cuda":
-            why = "timed on a GPU"
+        why = f"{seconds:g} seconds were over" if left < LEAST_SECONDS else _why_not(part, device)
         said = {"left_out": why} if why else _measured(part, min(left, part.seconds), known)
         known[part.name] = {"seconds": 0.0 if why else time.perf_counter() - start, **said}
         yield part.name, known[part.name]
+
+
+def _why_not(part: Part, device: torch.device) -> str | None:
+    """Why there is nothing to measure on `device`."""
+    if part.needs_gpu and device.type != "cuda":
+        return "timed on a GPU"
+    if part.needs_fp8 and device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        return "this GPU has no fp8"
+    return None
 
 
 def _measured(part: Part, seconds: float, known: Results) -> dict:
@@ -203,14 +223,23 @@ def _one_by_one(device: torch.device, part: str, names: list[str], seconds: floa
 
 
 def _render(job: Job, seconds: float, known: Results) -> dict:
-    """A film, its phases, and how long each would take at the rate that a large product reaches here."""
-    result = run("ours", job, timeout=seconds)
+    """A film, its phases, and how long each would take at the rate that a large product reaches here. If kernels that
+    nobody has tried take it down, it is one without them, which says so."""
+    end, lost = time.perf_counter() + seconds, {}
+    try:
+        result = run("ours", job, timeout=seconds)
+    except HeliosError as error:
+        left = end - time.perf_counter()
+        if job.kernels != "triton" or left < LEAST_SECONDS:
+            raise
+        lost = {"kernels_failed": error.message}
+        result = run("ours", replace(job, kernels="reference"), timeout=left)
     ceiling = known.get("ceiling", {}).get("result")
-    return {**side(result), **({} if ceiling is None else against_floors(job, result, ceiling))}
+    return {**side(result), **lost, **({} if ceiling is None else against_floors(job, result, ceiling))}
 
 
-def _synchronisations(device: torch.device, size: str, folder: str, seconds: float, known: Results) -> dict:
-    return _child(device, "synchronisations", seconds, size=size, file=f"{folder}/waits.mp4")[0]
+def _synchronisations(device: torch.device, size: str, seconds: float, known: Results) -> dict:
+    return _child(device, "synchronisations", seconds, size=size)[0]
 
 
 def _offload(device: torch.device, shapes: Shapes, folder: str, seconds: float, known: Results) -> dict:
@@ -261,6 +290,12 @@ def verdict(found: dict[str, dict]) -> str:
     return f"{'right' if good else 'WRONG'}: with kernels and without {told} from float32"
 
 
+def told(said: dict) -> str:
+    """What came of a part, in a line."""
+    verdict = said["result"].get("verdict") if isinstance(said.get("result"), dict) else None
+    return said.get("failed") or said.get("left_out") or verdict or "done"  # a failure may have half a result
+
+
 def heading(device: torch.device) -> dict:
     """What was measured on, and what with."""
     return {
@@ -269,3 +304,17 @@ def heading(device: torch.device) -> dict:
         "kernels": asdict(helios_kernels.find_triton()),
         "note": None if device.type == "cuda" else "a CPU: small shapes, which show that all parts run, not how fast",
     }
+
+
+def main(arguments: list[str]) -> None:
+    """`helios bench all` where the packages of the command line are not installed: PyTorch, Triton and NumPy are
+    enough, and tokenizers for what renders. Writes the results to a file, after every part."""
+    out, seconds = Path(arguments[0]), float((arguments[1:] or [SECONDS])[0])
+    recall_kernels()
+    for name, data in results(machine.pick_device(), seconds=seconds):
+        out.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        sys.stderr.write(f"{name}: {told(data['parts'][name])}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -10,8 +10,7 @@ from pathlib import Path
 from helios_cli import machine
 from helios_cli.bench.job import Job, Result, job_plan
 from helios_cli.cost.flops import CallFlops
-from helios_cli.cost.model import Model, find_model
-from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
+from helios_cli.cost.model import Model, find_model, opened
 from helios_cli.cost.tokens import count_tokens
 from helios_cli.cost.work import texts_of, work_of
 from helios_cli.weights.hub import Source
@@ -31,19 +30,7 @@ def counted_model(job: Job) -> Iterator[Model]:
     spec = SPECS[job.synthetic]
     with machine.temporary_folder() as folder:
         described = describe(Path(folder), spec, torch.float32)
-        yield Model(
-            name=job.synthetic,
-            source=Source(folder=described.path),
-            kind=described.kind,
-            preset=described.preset,
-            native_size=described.native_size,
-            dit=DiTShape.from_json(spec.transformer),
-            text=TextShape.from_json(spec.text_encoder),
-            vae=VAEShape.from_json(spec.vae),
-            parameters={name: part.parameters for name, part in described.components.items()},
-            checkpoint=described,
-            download_bytes=0,
-        )
+        yield opened(job.synthetic, Source(folder=described.path), described)
 
 
 def floors(job: Job, dtype: str, ceiling: dict) -> dict[str, float]:

@@ -8,7 +8,6 @@ from dataclasses import astuple
 
 import torch
 
-from helios_cli import machine
 from helios_cli.bench.driver import DriverWatch
 from helios_cli.bench.job import Job, Result, run
 from helios_cli.cost.device import find_device, for_model
@@ -20,6 +19,7 @@ from helios_cli.cost.work import texts_of, work_of
 from helios_cli.errors import MachineError
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.fp8 import Quant
 from helios_cli.weights.hub import Source
 from helios_cli.weights.placement import Placement
 
@@ -30,12 +30,19 @@ Placed = tuple[MemoryMode, int | None]
 """A mode, and the budget in bytes that it was placed in."""
 
 
-def subject_of(name: str, checkpoint: Checkpoint, plan: Plan, device: torch.device, dtype: torch.dtype) -> Subject:
+def subject_of(
+    name: str,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    device: torch.device,
+    dtype: torch.dtype,
+    quant: Quant = "none",
+) -> Subject:
     """What `helios plan` goes by for this plan on `device`."""
     model = opened(name, Source(folder=checkpoint.path), checkpoint)
     prompts, kind = count_tokens(model, texts_of(plan)), str(dtype).removeprefix("torch.")
     seen = for_model(find_device(str(device)), model.parameters["transformer"])
-    return Subject(plan, model, work_of(plan, model, prompts, kind), prompts, seen, kind)
+    return Subject(plan, model, work_of(plan, model, prompts, kind), prompts, seen, kind, quant)
 
 
 def placements(subject: Subject, amounts: Sequence[int] | None) -> tuple[list[Placed], list[int]]:
@@ -96,25 +103,24 @@ def _film(
     seconds: float | None,
 ) -> Result | MachineError:
     """In a process of its own, held to its budget on a GPU."""
-    plan, placement = subject.plan, mode.placement
-    with machine.temporary_folder() as work:
-        job = Job(
-            folder=str(checkpoint.path),
-            synthetic=None,
-            size=plan.size,
-            num_frames=plan.num_frames,
-            steps=plan.steps,
-            dtype=subject.dtype,
-            device=str(device),
-            threads=0,
-            film=f"{work}/film.mkv",
-            placement=astuple(placement),
-            vram=budget,
-        )
-        try:
-            return run("ours", job, timeout=seconds)
-        except MachineError as error:
-            return error
+    plan = subject.plan
+    job = Job(
+        folder=str(checkpoint.path),
+        synthetic=None,
+        size=plan.size,
+        num_frames=plan.num_frames,
+        steps=plan.steps,
+        dtype=subject.dtype,
+        device=str(device),
+        threads=0,
+        film="",
+        placement=astuple(mode.placement),
+        vram=budget,
+    )
+    try:
+        return run("ours", job, timeout=seconds)
+    except MachineError as error:
+        return error
 
 
 def told(

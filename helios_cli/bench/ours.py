@@ -12,7 +12,9 @@ import torch
 import helios_kernels
 from helios_cli import __version__, machine
 from helios_cli.bench.job import STEADY_CHUNKS, Job, Result, job_plan, serve_job
+from helios_cli.bench.offload import subject_of
 from helios_cli.bench.synthetic import RandomModels
+from helios_cli.cost.memory import Budget, mode_of
 from helios_cli.cost.placing import allocator_share
 from helios_cli.engine import trial
 from helios_cli.engine.clock import Clock
@@ -101,27 +103,32 @@ def _models(job: Job, device: torch.device) -> Models:
         placement = Placement(*job.placement)
         models = Models(Checkpoint.open(Path(job.folder)), device, dtype, placement=placement, **how)
     if models.placement.mode == "none":
-        _require_memory(models.checkpoint, device, dtype)
+        _require_memory(models, job)
     return models
 
 
-def _require_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-    """MachineError, before any weight is read, if the weights alone are more than the memory that is free."""
-    needed = checkpoint.resident_bytes(dtype.itemsize)
+def _require_memory(models: Models, job: Job) -> None:
+    """MachineError, before any weight is read, if the film takes more memory than is free, as `helios plan` counts."""
+    device, checkpoint = models.device, models.checkpoint
+    subject = subject_of(models.name, checkpoint, job_plan(job, _defaults(models)), device, models.dtype, job.quant)
+    needed = max(phase.total for phase in mode_of(subject, Budget(None, None), models.placement).phases)
     free = machine.free_bytes(device)
     if needed > free:
-        name = str(dtype).removeprefix("torch.")
+        kind = "fp8" if job.quant == "fp8" else subject.dtype
         raise MachineError(
-            f"the model's weights take {format_bytes(needed)} in {name}, {format_bytes(free)} are free on {device}",
+            f"the film takes {format_bytes(needed)}, the model in {kind}; {format_bytes(free)} are free on {device}",
             hint="`helios doctor` shows what fits here",
         )
 
 
+def _defaults(models: Models) -> ModelDefaults:
+    preset = models.checkpoint.preset
+    return ModelDefaults(models.checkpoint.native_size, preset.steps, preset.guidance)
+
+
 def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = False) -> tuple[FilmDone, float | None]:
     """The film's last event, and `Result.steady_frames_per_second`."""
-    preset = models.checkpoint.preset
-    defaults = ModelDefaults(models.checkpoint.native_size, preset.steps, preset.guidance)
-    plan = job_plan(job, defaults, warm_up=warm_up)
+    plan = job_plan(job, _defaults(models), warm_up=warm_up)
     done = []  # when the frames of each chunk were there
     for event in render(plan, models, _writer(job, plan), clock=Clock(models.device, exact=exact)):
         if isinstance(event, ChunkDone):

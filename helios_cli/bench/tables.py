@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-PER_SECOND = {"copy": (1e9, "GB/s copied"), "product": (1e12, "TFLOP/s"), "fp8_product": (1e12, "TFLOP/s in fp8")}
+PER_SECOND = {
+    "copy": (1e9, "GB/s copied"),
+    "product": (1e12, "TFLOP/s"),
+    "sustained_product": (1e12, "TFLOP/s for two seconds"),
+    "clock": (1, "MHz meanwhile"),
+    "watts": (1, "W"),
+    "fp8_product": (1e12, "TFLOP/s in fp8"),
+}
 """Of the ceiling: the unit in which it is told, and its name."""
 
 

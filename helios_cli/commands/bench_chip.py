@@ -112,22 +112,16 @@ def everything(
     from helios_cli import machine
 
     where = machine.pick_device(device)
-    from helios_cli.bench import report
-    from helios_cli.bench.everything import heading, measure_all
+    from helios_cli.bench.everything import results, told
     from helios_cli.engine.gpu import recall_kernels
 
     recall_kernels()
-
-    data = {**report.environment(), **heading(where), "parts": {}}
-    if data["note"]:
-        console.notice(data["note"])
-    rows = []
-    with machine.temporary_folder() as work:
-        for name, said in measure_all(where, work, seconds=seconds):
-            data["parts"][name] = said
-            verdict = said["result"].get("verdict") if isinstance(said.get("result"), dict) else None
-            told = said.get("failed") or said.get("left_out") or verdict or "done"  # a failure may have half a result
-            console.status(f"{name}: {told}")
-            rows.append([name, round(said["seconds"], 1), told])
-            options.write_out(out, data)
+    rows, data = [], {}
+    for name, data in results(where, seconds=seconds):
+        if data["note"] and not rows:
+            console.notice(data["note"])
+        said = data["parts"][name]
+        console.status(f"{name}: {told(said)}")
+        rows.append([name, round(said["seconds"], 1), told(said)])
+        options.write_out(out, data)
     console.table(["part", "seconds", ""], rows, data=data)

@@ -6,16 +6,20 @@ numbers are drawn in the order of the reference: all of the encoder's, then the 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from helios_cli.engine.gpu import to_device
 from helios_cli.engine.history import History
-from helios_cli.engine.media import VideoClip
 from helios_cli.model.vae import WanVAE
 from helios_cli.sampling.noise import draw
 from helios_cli.units import FRAMES_PER_CHUNK, HISTORY_CHUNKS, LATENTS_PER_CHUNK
+
+if TYPE_CHECKING:
+    from helios_cli.engine.media import VideoClip
 
 NOISE_SIGMA = (0.111, 0.135)
 """Range of the noise share of conditioning latents."""

@@ -20,8 +20,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-import imageio_ffmpeg
-
 from helios_cli.engine.disk import full_disk, too_large
 from helios_cli.errors import InputError, MachineError
 
@@ -52,6 +50,8 @@ def program() -> Program:
 
     Raises MachineError if there is none or it does not start.
     """
+    import imageio_ffmpeg  # which a film that is not written can do without
+
     try:
         path = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 import helios_kernels
@@ -36,6 +36,9 @@ from helios_cli.weights.offload import BlockStream, StoredRows
 from helios_cli.weights.placement import RESIDENT, Placement
 from helios_cli.weights.reader import Stored, WeightFiles, expect_files
 from helios_cli.weights.tokenizer import read_tokenizer, tokens_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 EMBEDDING = "shared.weight"
 """Of the text encoder: a row a token of its vocabulary, of which a prompt needs a few."""

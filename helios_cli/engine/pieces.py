@@ -16,7 +16,6 @@ import tempfile
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from helios_cli.engine import ffmpeg
 from helios_cli.engine.disk import disk_errors
@@ -124,6 +123,8 @@ class _PictureEncoder:
         self._stopped = False
 
     def write(self, frames: np.ndarray) -> None:
+        from PIL import Image  # which a film that is not written can do without
+
         for frame in frames:
             if self._stopped:
                 return

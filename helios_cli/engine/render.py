@@ -27,7 +27,6 @@ from helios_cli.engine.denoise import Denoiser, stages_of
 from helios_cli.engine.events import Event
 from helios_cli.engine.gpu import Beside, FirstUse, on_host
 from helios_cli.engine.history import History
-from helios_cli.engine.media import VideoClip, read_image
 from helios_cli.engine.models import Models
 from helios_cli.engine.resume import Resumed, Wanted
 from helios_cli.engine.script import Planned, Script
@@ -345,6 +344,8 @@ class _Film:
         start = _Start(history, torch.Generator("cpu").manual_seed(chunk.seed))
         if not (chunk.image or chunk.video):
             return start
+        from helios_cli.engine.media import VideoClip, read_image  # and with them Pillow
+
         with self.clock("conditioning"):
             if chunk.image:
                 picture = read_image(chunk.image, self.plan.size)

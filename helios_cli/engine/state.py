@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from helios_cli.engine.gpu import to_host
@@ -47,6 +45,9 @@ class State:
         """None for None, and for what is no state."""
         if data is None:
             return None
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
         try:
             found = load(data)
             return cls(found["latents"], found["anchor"], found["generator"], int(found["place"]))
@@ -54,6 +55,8 @@ class State:
             return None
 
     def to_bytes(self) -> bytes:
+        from safetensors.torch import save  # which a film that is not kept can do without
+
         if self.copied is not None:
             self.copied.synchronize()
         place = torch.tensor(self.place)

@@ -170,11 +170,6 @@ class Checkpoint:
         """`transformer`, `text_encoder` or `vae`."""
         return self.components[name]
 
-    def resident_bytes(self, bytes_per_value: int) -> int:
-        """Weights in memory at once when nothing is offloaded: the text encoder is gone before the others come."""
-        count = {name: component.parameters for name, component in self.components.items()}
-        return bytes_per_value * max(count["text_encoder"], count["transformer"] + count["vae"])
-
     @property
     def tokenizer(self) -> Path:
         return self.path / TOKENIZER

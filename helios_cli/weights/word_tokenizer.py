@@ -7,8 +7,10 @@ piece of an unknown word is mistaken for a known one (`fish` is not an `is` betw
 from __future__ import annotations
 
 import string
+from typing import TYPE_CHECKING
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 
@@ -42,6 +44,8 @@ PIECES = list(dict.fromkeys([*SPECIAL, *WORDS, *CHARACTERS]))
 
 def word_tokenizer() -> Tokenizer:
     """Lower case, accents dropped, `</s>` at the end; only letters that have no ASCII form become `<unk>`."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
     made = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(PIECES)}, unk_token="<unk>"))
     made.add_special_tokens(list(SPECIAL))
     made.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])

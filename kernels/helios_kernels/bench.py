@@ -21,7 +21,7 @@ from helios_kernels.case import Case, Op
 from helios_kernels.check import compare
 from helios_kernels.dispatch import backend
 from helios_kernels.registry import OPS
-from helios_kernels.timing import gpu_seconds
+from helios_kernels.timing import gpu_seconds, sustained
 
 DTYPE = torch.bfloat16
 COPY_BYTES = 2**30
@@ -46,11 +46,15 @@ HEADING = (
 @dataclass(frozen=True)
 class Ceiling:
     """Bytes a second of a 1 GiB copy, read and written; FLOP a second of an 8192^3 product, and of one in fp8 with a
-    scale a row and float32 sums, None where there is none."""
+    scale a row and float32 sums, None where there is none. These are bursts: `sustained_product` is what the product
+    reaches over two seconds without a pause, at `clock` MHz and `watts`; None where that was not measured or told."""
 
     copy: float
     product: float
     fp8_product: float | None = None
+    sustained_product: float | None = None
+    clock: float | None = None
+    watts: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,10 +110,15 @@ def measure_ceiling(dtype: torch.dtype = DTYPE) -> Ceiling:
     source = torch.empty(COPY_BYTES, dtype=torch.int8, device="cuda")
     target = torch.empty_like(source)
     left, right = torch.randn(2, PRODUCT, PRODUCT, device="cuda").to(dtype)
+    copy, product = gpu_seconds(lambda: target.copy_(source)), gpu_seconds(lambda: left @ right)
+    fp8, long = _fp8_ceiling(left, right), sustained(lambda: left @ right)
     return Ceiling(
-        copy=2 * COPY_BYTES / gpu_seconds(lambda: target.copy_(source)),
-        product=2 * PRODUCT**3 / gpu_seconds(lambda: left @ right),
-        fp8_product=_fp8_ceiling(left, right),
+        copy=2 * COPY_BYTES / copy,
+        product=2 * PRODUCT**3 / product,
+        fp8_product=fp8,
+        sustained_product=2 * PRODUCT**3 / long.seconds,
+        clock=long.clock,
+        watts=long.watts,
     )
 
 
@@ -188,7 +197,12 @@ def short_of(share: float, ours: float, theirs: Mapping[str, float]) -> str | No
 
 def told(ceiling: Ceiling) -> str:
     in_fp8 = f", in fp8 {ceiling.fp8_product / 1e12:.1f}" if ceiling.fp8_product else ""
-    return f"a copy has {ceiling.copy / 1e9:.0f} GB/s, a product {ceiling.product / 1e12:.1f} TFLOP/s{in_fp8}"
+    burst = f"a copy has {ceiling.copy / 1e9:.0f} GB/s, a product {ceiling.product / 1e12:.1f} TFLOP/s{in_fp8}"
+    if ceiling.sustained_product is None:
+        return burst
+    clock = f" at {ceiling.clock:.0f} MHz" if ceiling.clock else ""
+    watts = f", {ceiling.watts:.0f} W" if ceiling.watts else ""
+    return f"{burst}; two seconds of products {ceiling.sustained_product / 1e12:.1f} TFLOP/s{clock}{watts}"
 
 
 def line(timing: Timing) -> str:

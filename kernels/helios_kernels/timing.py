@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -28,6 +30,64 @@ def gpu_seconds(call: Callable[[], object], *, budget: float = 0.3) -> float:
         torch.cuda.synchronize()
     (once,) = _timed(call, flushed, 1)
     return statistics.median(_timed(call, flushed, min(MOST, max(FEWEST, int(budget * 2 / 3 / max(once, 1e-6))))))
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """What a chip keeps up: seconds a call, over calls back to back, and the clock (MHz) and power (W) that the driver
+    told meanwhile; None where it told nothing."""
+
+    seconds: float
+    clock: float | None
+    watts: float | None
+
+
+def sustained(call: Callable[[], object], *, seconds: float = 2.0) -> Sustained:
+    """Of `call` on the current GPU, which a chip slows down for when it gets hot or draws too much."""
+    call()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    together = max(1, int(0.1 / max(time.perf_counter() - began, 1e-6)))  # so that waiting for them takes no share
+
+    def calls_until(end: float) -> int:
+        calls = 0
+        while not calls or time.perf_counter() < end:
+            for _ in range(together):
+                call()
+            torch.cuda.synchronize()
+            calls += together
+        return calls
+
+    began = time.perf_counter()
+    calls, asked = calls_until(began + seconds / 2), _ask_driver()
+    calls += calls_until(began + seconds)
+    return Sustained((time.perf_counter() - began) / calls, *_told(asked))
+
+
+def _ask_driver() -> subprocess.Popen | None:
+    """Asks while the chip works on; None where there is nobody to ask."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    which = f"GPU-{properties.uuid}" if hasattr(properties, "uuid") else str(torch.cuda.current_device())
+    query = ["--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "-i", which]
+    try:
+        return subprocess.Popen(["nvidia-smi", *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        return None
+
+
+def _told(asked: subprocess.Popen | None) -> tuple[float | None, float | None]:
+    """(MHz, W)."""
+    if asked is None:
+        return None, None
+    try:
+        numbers = asked.communicate(timeout=10)[0].split(",")
+        clock, watts = (float(number) if number.strip().replace(".", "", 1).isdigit() else None for number in numbers)
+    except (subprocess.TimeoutExpired, ValueError):  # it hangs, or says something else
+        asked.kill()
+        return None, None
+    return clock, watts
 
 
 def _timed(call: Callable[[], object], flushed: torch.Tensor, count: int) -> list[float]:

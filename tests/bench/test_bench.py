@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from helios_cli import __version__
-from helios_cli.bench import report
+from helios_cli import __version__, machine
+from helios_cli.bench import ours, report
 from helios_cli.bench.floors import counted_model, floors
-from helios_cli.bench.job import PROMPT, Job, Result, job_plan, run
+from helios_cli.bench.job import PROMPT, Job, Result, job_plan, plan_of, run
 from helios_cli.bench.ours import steady_rate
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
@@ -21,9 +21,13 @@ from helios_cli.cost.model import find_model
 from helios_cli.cost.speeds import read_speeds, speeds_file
 from helios_cli.cost.tokens import PromptTokens
 from helios_cli.cost.work import work_of
-from helios_cli.errors import CheckpointError
+from helios_cli.errors import CheckpointError, InputError, MachineError
+from helios_cli.recipe.plan import plan_film
+from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from helios_cli.recipe.sources import read_films
 from helios_cli.weights.specs import SPECS
 
+DEFAULTS = ModelDefaults((128, 64), (2, 2, 2), 1.0)
 SMALL = ["--size", "64x64", "--steps", "1,1,1", "--threads", "1"]
 JOB = Job(
     folder=None,
@@ -259,9 +263,40 @@ def test_floors_have_the_rate_of_fp8_for_what_is_computed_in_it(job):
     assert usual["stage 2"] - quick["stage 2"] == pytest.approx(0.75e-12 * (film.projections + film.feed_forward))
 
 
-@pytest.mark.parametrize(("denoised", "expected"), [([3.0], None), ([3.0, 5.0, 7.5], 66 / 4.5)])
-def test_a_steady_rate_leaves_out_the_first_chunk_and_the_last_decoding(denoised, expected):
-    assert steady_rate(denoised) == expected
+@pytest.mark.parametrize(
+    ("done", "expected"),
+    [([3.0, 5, 7, 9, 11], None), ([3.0, 5, 7, 9, 11, 99], 33 / 2), ([1.0, 2, 3, 4, 5, 8, 99], 33 * 5 / 7)],
+)
+def test_a_steady_rate_leaves_out_the_first_and_the_last_chunk(done, expected):
+    """And is told of six chunks or more."""
+    assert steady_rate(done) == expected
+
+
+@pytest.mark.parametrize("flags", [{}, {"size": (128, 64), "steps": (2, 1, 3), "guidance": 3.0, "seed": 7}])
+@pytest.mark.parametrize("frames", [1, 33, 100])
+def test_the_film_that_is_measured_is_the_one_that_is_rendered(flags, frames):
+    film = read_films([PROMPT])[0]
+    rendered = plan_film(film, resolve(film.recipe, Flags(frames=frames, **flags), DEFAULTS))
+    assert plan_of(DEFAULTS, frames=frames, **flags) == replace(rendered, title=PROMPT)
+
+
+def test_what_the_model_cannot_do_is_not_measured():
+    for flags, said in (
+        ({"size": (100, 64)}, "multiples of"),
+        ({"steps": (1, 1)}, "3 stages"),
+        ({"seed": -1}, "--seed"),
+    ):
+        with pytest.raises(InputError, match=said):
+            plan_of(DEFAULTS, frames=33, **flags)
+
+
+def test_memory_is_counted_as_the_model_is_held(job, monkeypatch):
+    """14 billion parameters in 22 GB: in fp8, and not in bfloat16."""
+    monkeypatch.setattr(machine, "free_bytes", lambda device: 22 * 10**9)
+    large = replace(job, folder=None, synthetic="14b", size=(64, 64), dtype="bfloat16", device="cpu")
+    with pytest.raises(MachineError, match="the model in bfloat16; 22"):
+        ours._models(large, torch.device("cpu"))
+    assert ours._models(replace(large, quant="fp8"), torch.device("cpu")).quant == "fp8"
 
 
 def test_the_commit_is_this_checkouts():

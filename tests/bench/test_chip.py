@@ -78,6 +78,37 @@ def test_a_part_that_failed_half_way_is_not_called_done(monkeypatch, capsys):
     assert "lost: ChildError: the process died" in said and "whole: done" in said
 
 
+def test_what_a_chip_has_no_fp8_for_is_left_out(monkeypatch):
+    made = [Part("a", lambda seconds, known: 1), Part("b", lambda seconds, known: 2, needs_fp8=True)]
+    monkeypatch.setattr(everything, "parts", lambda device, folder: made)
+    for capability, told in (((8, 6), {"left_out": "this GPU has no fp8"}), ((8, 9), {"result": 2})):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, of=capability: of)
+        found = dict(measure_all(torch.device("cuda"), ""))
+        assert found["a"]["result"] == 1 and told.items() <= found["b"].items()
+    assert dict(measure_all(DEVICE, ""))["b"]["result"] == 2
+
+
+def test_a_film_that_kernels_take_down_is_made_without_them(monkeypatch):
+    asked = []
+
+    def run(side, job, *, timeout):
+        asked.append(job.kernels)
+        if job.kernels == "triton":
+            raise ChildError("an illegal memory access", hint="none", answers=[])
+        return "a film"
+
+    monkeypatch.setattr(everything, "run", run)
+    monkeypatch.setattr(everything, "side", lambda result: {"side": result})
+    (part,) = (part for part in everything.parts(DEVICE, "") if part.name == "render tiny 1,1,1")
+    assert part.measure(60.0, {}) == {"side": "a film"} and asked == [""]
+    monkeypatch.setattr(everything, "_kernels_wanted", lambda device: "triton")
+    (part,) = (part for part in everything.parts(DEVICE, "") if part.name == "render tiny 1,1,1")
+    assert part.measure(60.0, {}) == {"side": "a film", "kernels_failed": "an illegal memory access"}
+    assert asked == ["", "triton", "reference"]
+    with pytest.raises(ChildError):
+        part.measure(1.0, {})
+
+
 def test_an_operation_that_takes_its_process_down_costs_its_own_rows(monkeypatch):
     def child(device, part, seconds, *, names, compiled, ceiling):
         assert ceiling == {"copy": 1e12}  # not measured once more

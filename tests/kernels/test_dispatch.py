@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from helios_kernels.attention import aligned
 from helios_kernels.check import compare
 from helios_kernels.dispatch import Backend, backend, chip_of
 from helios_kernels.registry import OPS
+from helios_kernels.timing import sustained
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="asserts what happens without a GPU")
 
@@ -111,6 +113,35 @@ def test_a_kernel_is_timed_beside_each_of_pytorchs_own(op, case, bound, monkeypa
 )
 def test_a_mark_stands_where_an_aim_is_missed(share, theirs, expected):
     assert bench.short_of(share, 1.0, theirs) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "clock", "watts"),
+    [("1980, 650.25", 1980, 650.25), ("1980, [N/A]", 1980, None), ("No devices", None, None)],
+)
+def test_what_a_chip_sustains_comes_with_clock_and_watts(said, clock, watts, tmp_path, monkeypatch):
+    """As far as the driver tells them, which is asked while the chip works."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked; echo "{said}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="0f3c"))
+    calls = []
+    found = sustained(lambda: calls.append(time.sleep(0.001)), seconds=0.05)
+    assert (found.clock, found.watts) == (clock, watts) and len(calls) > 2
+    assert found.seconds >= 0.001
+    assert (tmp_path / "asked").read_text().endswith("-i GPU-0f3c\n")
+
+
+def test_where_no_driver_tells_anything_the_rate_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("synchronize", "current_device"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace())
+    found = sustained(lambda: time.sleep(0.001), seconds=0.01)
+    assert (found.clock, found.watts) == (None, None) and found.seconds > 0
 
 
 @pytest.mark.parametrize("name", [name for name in OPS if name != "attention_pointers"])
