@@ -145,12 +145,12 @@ def test_a_plan_takes_its_times_from_a_measurement(way, tmp_path, monkeypatch, c
         model, subject = str(write_checkpoint(tmp_path / "tiny", SPECS["tiny"])), ["--synthetic", "tiny"]
         monkeypatch.setitem(SPECS, "tiny", replace(SPECS["tiny"], resident=True))
     film = ["--model", model, "--size", "64x64", "--steps", "1,1,1", "--frames", "66", "--dtype", "bfloat16"]
-    assert planned(capsys, *film)["time"]["total"] is None
+    assert not planned(capsys, *film)["time"]["measured"]
 
     assert main(["bench", "render", *subject, *SMALL, "--device", "cpu", "--dtype", "bfloat16", "--json"]) == 0
     out, err = capsys.readouterr()
     data = json.loads(out)
-    assert data["sides"][0]["steady_frames_per_second"] > 0
+    assert data["sides"][0]["steady_frames_per_second"] is None  # of two chunks
     assert sum(str(speeds_file()) in line for line in err.splitlines()) == 1
 
     plan = planned(capsys, *film)
@@ -163,7 +163,7 @@ def test_a_plan_takes_its_times_from_a_measurement(way, tmp_path, monkeypatch, c
     assert data["speed"].items() >= {"file": str(speeds_file()), "dit_flops": kept.dit_flops}.items()
     assert kept.parameters == plan["model"]["parameters"]["transformer"]
     assert kept.measured == data["date"][:10] and kept.encode_pixels is None
-    assert planned(capsys, *film[:-1], "float32")["time"]["total"] is None
+    assert not planned(capsys, *film[:-1], "float32")["time"]["measured"]
     assert planned(capsys, "--model", "distilled", "--dtype", "bfloat16")["time"]["total"] is None
 
 
@@ -184,7 +184,7 @@ def test_a_speed_that_cannot_be_kept_is_told(job, film, monkeypatch, tmp_path, c
 
 
 def test_the_table_has_a_line_for_each_number(capsys):
-    assert main(["bench", "render", "--chunks", "2", "--dtype", "bfloat16", "--device", "cpu", *SMALL]) == 0
+    assert main(["bench", "render", "--chunks", "6", "--dtype", "bfloat16", "--device", "cpu", *SMALL]) == 0
     out = capsys.readouterr().out
     labels = ("text, s", "stage 2, s", "decode, s", "film, s", "frames a second", "peak memory, MB", "steady frames")
     for label in labels:
