@@ -30,15 +30,28 @@ DTYPES = ("bfloat16", "float16", "float32")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 """Flags of /proc/cpuinfo that decide how fast the model runs on a processor."""
 
+CPU_LIMITS = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+)
+"""Variables by which PyTorch, oneDNN and MKL take other instructions, which round otherwise."""
+
 
 @dataclass(frozen=True)
 class Cpu:
-    """The processor. `cores` counts physical cores, None if unknown; `threads` those this process may use."""
+    """The processor. `cores` counts physical cores, None if unknown; `threads` those this process may use; `limits` are
+    the variables of CPU_LIMITS that are set, with their values."""
 
     model: str
     cores: int | None
     threads: int
     features: tuple[str, ...]
+    limits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,7 @@ def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
         cores=len(set(places)) or None,
         threads=threads,
         features=tuple(name for name in CPU_FEATURES if name in known),
+        limits=tuple(f"{name}={os.environ[name]}" for name in CPU_LIMITS if os.environ.get(name)),
     )
 
 
@@ -249,6 +263,11 @@ def temporary_folder() -> tempfile.TemporaryDirectory:
     except OSError as error:
         what = f"there is no place for temporary files: {error.strerror}: {place}"
         raise MachineError(what, hint="set TMPDIR to a folder that can be written") from error
+
+
+def arithmetic_file() -> Path:
+    """What came of trying what devices compute (`engine.arithmetic`)."""
+    return home() / "arithmetic.json"
 
 
 def attention_file() -> Path:

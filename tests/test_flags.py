@@ -32,7 +32,7 @@ FLAGS = {
     "helios cache clear": "--json",
     "helios cache list": "--json",
     "helios check": "--chunk-frames --json --report --strict",
-    "helios doctor": "--json",
+    "helios doctor": "--json --test",
     "helios live": (
         "--attention --codec --crf --device --dtype --force --fps --frames --guidance --hold --image --json --keep "
         "--minutes --model --negative --no-cache --offload --output --preset --progress --quant --quiet --ram "

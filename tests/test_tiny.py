@@ -9,17 +9,17 @@ import sys
 import zipfile
 from pathlib import Path
 
-import diffusers
 import numpy as np
-import oracle
 import pytest
 import torch
 from films import rendered
+from goldens import golden_frames
 from oracle import Case
 from typer.main import get_command
 
 from helios_cli.bench.quality import adherence, score
 from helios_cli.bench.screening import Showing, films
+from helios_cli.bench.selftest import CHUNKS, PICTURES, PROVENANCE, chosen, read_golden
 from helios_cli.cli import app
 from helios_cli.engine.models import Models
 from helios_cli.train.config import load
@@ -107,16 +107,14 @@ def test_its_films_show_what_the_prompts_say():
     assert rates["motion"] >= 5 / 8
 
 
-def test_diffusers_renders_the_same_frames(tmp_path, monkeypatch):
-    """As in test_parity."""
-    monkeypatch.setattr(torch.linalg, "cholesky", oracle.exact_block_noise_factor(torch.linalg.cholesky))
-    case = Case("distilled", (128, 64), (1, 1, 1), chunks=2)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(EMBEDDED_FOLDER, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    expected = oracle.reference(case, pipeline).astype(int)
-    frames = rendered(case, EMBEDDED_FOLDER, tmp_path / "f")[: len(expected)].astype(int)
+def test_diffusers_renders_the_same_frames(tmp_path):
+    """As in test_parity; and what it renders is what `helios doctor --test` goes by."""
+    expected, golden = golden_frames(), read_golden()
+    case = Case("distilled", (128, 64), (1, 1, 1), chunks=CHUNKS, prompt=golden.prompt, seed=golden.seed)
+    frames = rendered(case, EMBEDDED_FOLDER, tmp_path / "f")[: len(expected)]
     assert expected.std() > 20
-    assert (np.abs(frames - expected) > 1).mean() <= 1e-3
+    assert (np.abs(frames.astype(int) - expected) > 1).mean() <= 1e-3
+    assert (np.abs(golden.frames.astype(int) - chosen(expected)) > 1).mean() <= 1e-3
 
 
 def test_it_is_in_the_wheel(tmp_path):
@@ -131,3 +129,4 @@ def test_it_is_in_the_wheel(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {f"helios_cli/tiny/{name}" for name in ("README.md", *files_of(EMBEDDED_FOLDER))} <= held
+    assert {file.relative_to(ROOT).as_posix() for file in (PICTURES, PROVENANCE)} <= held

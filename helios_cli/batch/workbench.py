@@ -188,7 +188,7 @@ class Workbench:
 
     def _load(self, name: str) -> Models:
         from helios_cli.cost.auto import auto_model
-        from helios_cli.engine import trial
+        from helios_cli.engine import arithmetic, trial
         from helios_cli.engine.models import Models
         from helios_cli.recipe.settings import DEFAULT_MODEL
         from helios_cli.weights import hub
@@ -207,4 +207,7 @@ class Workbench:
         again = self.extras.again
         wanted = again.record.attention_taken if again else None
         how = {"quant": self.quant, "attention": self.attention, "attention_wanted": wanted}
-        return Models(checkpoint, device, dtype, name=name, **how)
+        models = Models(checkpoint, device, dtype, name=name, **how)
+        for line in arithmetic.settle(models):
+            self.tell(line)
+        return models

@@ -6,29 +6,60 @@ import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from helios_cli import __version__, machine
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import MachineError
-from helios_cli.units import LEAST_SECONDS, format_bytes, format_seconds
+from helios_cli.units import LEAST_SECONDS, counted, format_bytes, format_seconds
 from helios_cli.weights.names import EMBEDDED
 
 if TYPE_CHECKING:
     import torch
 
 
-def doctor(json: JsonFlag = False) -> None:
+def doctor(
+    test: Annotated[
+        bool, typer.Option("--test", help="Try what this machine computes, and render tiny in each dtype.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
     """Show what this machine has, and which models fit on it.
 
-    Exits with 3 if nothing can be rendered here.
+    Exits with 3 if nothing can be rendered here, or if with --test something is wrong. Its output with --test is what a
+    bug report needs.
     """
-    facts = _facts()
+    tested = {"test": _test()} if test else {}
+    facts = {**_facts(), **tested}
     console.result(facts)
     for label, texts in _report(facts).items():
         console.prose("\n".join(texts), label=label)
     if facts["ffmpeg"]["error"]:
         raise MachineError(facts["ffmpeg"]["error"], hint=facts["ffmpeg"]["hint"])
+    if test and (wrong := [one["dtype"] for one in facts["test"] if not one["right"]]):
+        raise MachineError(
+            f"this machine computes wrongly in {' and '.join(wrong)}",
+            hint="report this output; until then, render with a --dtype that is right, or another release of PyTorch",
+        )
+
+
+def _test() -> list[dict]:
+    from helios_cli.bench import selftest
+    from helios_cli.engine import arithmetic
+
+    return [
+        {
+            "dtype": one.dtype,
+            "right": one.is_right,
+            "chunks_db": one.chunks,
+            "least_db": one.least,
+            "products": arithmetic.facts(one.products),
+            "faults": [arithmetic.fault(tried) for tried in one.products if not tried.is_right],
+        }
+        for one in selftest.test(machine.pick_device("auto"))
+    ]
 
 
 def _facts() -> dict:
@@ -63,9 +94,19 @@ def _facts() -> dict:
         "ffmpeg": _ffmpeg(),
         "triton": asdict(machine.triton()),
         "kernels": _kernels(),
+        "arithmetic": _arithmetic(device),
         "attention": attention_facts(device),
         "models": _models(device, dtype),
     }
+
+
+def _arithmetic(device: torch.device) -> dict:
+    """What is known of this device's products, by films of any model and by --test."""
+    from helios_cli.engine import arithmetic
+
+    known = arithmetic.known(device)
+    faults = [arithmetic.fault(one) for one in known if not one.is_right]
+    return {"device": arithmetic.device_key(device), "tried": arithmetic.facts(known), "faults": faults}
 
 
 def _kernels() -> dict:
@@ -119,9 +160,26 @@ def _report(facts: dict) -> dict[str, list[str]]:
         "ffmpeg": _ffmpeg_lines(ffmpeg),
         "Triton": [_triton_line(facts["triton"])],
         "kernels": _kernel_lines(facts["kernels"]),
+        "arithmetic": _arithmetic_lines(facts["arithmetic"]),
         "attention": _attention_lines(facts["attention"]),
         "models": _model_lines(facts["models"], facts["device"], dtype["name"]),
+        **({"test": [line for one in facts["test"] for line in _test_lines(one)]} if "test" in facts else {}),
     }
+
+
+def _test_lines(tested: dict) -> list[str]:
+    chunks = " ".join(f"{psnr:.1f}" for psnr in tested["chunks_db"])
+    count = sum(one["cases"] for one in tested["products"] if one["dtype"] == tested["dtype"])
+    verdict = "right" if tested["right"] else "WRONG"
+    films = f"chunks of tiny at {chunks} dB of golden ones, {tested['least_db']:g} at least"
+    return [f"{tested['dtype']}: {verdict}; {counted(count, 'product')} tried; {films}", *tested["faults"]]
+
+
+def _arithmetic_lines(arithmetic: dict) -> list[str]:
+    if not arithmetic["tried"]:
+        return ["not tried yet: the first film of a model does that, or `helios doctor --test`"]
+    dtypes = dict.fromkeys(one["dtype"] for one in arithmetic["tried"])
+    return arithmetic["faults"] or [f"products in {' and '.join(dtypes)} are right, where they were tried"]
 
 
 def _ffmpeg_lines(ffmpeg: dict) -> list[str]:
@@ -138,7 +196,8 @@ def _disk_line(disk: dict) -> str:
 
 def _processor_line(cpu: dict) -> str:
     cores = f"{cpu['cores']} cores, " if cpu["cores"] else ""
-    return f"{cpu['model']}, {cores}{cpu['threads']} threads, {', '.join(cpu['features']) or 'no AVX2'}"
+    features = ", ".join([*cpu["features"], *cpu["limits"]]) or "no AVX2"
+    return f"{cpu['model']}, {cores}{cpu['threads']} threads, {features}"
 
 
 def _gpu_lines(facts: dict) -> list[str]:

@@ -19,6 +19,9 @@ from helios_cli.versions import version_of
 LIBRARIES = ("triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
 """Packages beside torch whose products, convolutions and attention a film on a GPU may be computed by."""
 
+TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+"""By which float32 on a GPU is rounded otherwise."""
+
 
 def arithmetic_of(
     device: Device, dtype: str, attention_taken: Mapping[str, str], *, quant: str, attention: str
@@ -60,6 +63,7 @@ def _kernels(device: Device, attention: str, attention_taken: Mapping[str, str])
     asked = {"HELIOS_KERNELS": os.environ.get("HELIOS_KERNELS", "auto"), "--attention": attention}
     told = [f"{name}={value}" for name, value in asked.items() if value != "auto"]
     if device.kind == "cuda":
+        told += [f"{name}={os.environ[name]}" for name in TF32_VARIABLES if os.environ.get(name)]
         told += [f"{package} {version}" for package in LIBRARIES if (version := machine.package_version(package))]
         taken = f"attention {_digest(dict(attention_taken))}" if attention == "auto" and attention_taken else ""
         tried = _tried(device.name) if asked["HELIOS_KERNELS"] == "auto" else ""

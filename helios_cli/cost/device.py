@@ -92,9 +92,10 @@ def pick_dtype(name: str, device: Device) -> str:
 
 
 def cpu_name(threads: int) -> str:
-    """A CPU as `Device.name` has it: its model, its instructions, and the threads that the model runs on."""
+    """A CPU as `Device.name` has it: its model, its instructions and what limits them, and the threads that the model
+    runs on."""
     cpu = machine.cpu()
-    return ", ".join([cpu.model, *cpu.features, counted(threads, "thread")])
+    return ", ".join([cpu.model, *cpu.features, *cpu.limits, counted(threads, "thread")])
 
 
 def _host() -> Device:

@@ -19,7 +19,7 @@ import helios_kernels as kernels
 from helios_cli.errors import MachineError
 from helios_cli.model import backends
 from helios_cli.model.backends import AUTO, Memory
-from helios_cli.model.ops import linear, onednn_runs, product_dtype
+from helios_cli.model.ops import linear, onednn_runs, product_dtype, right_dtype
 from helios_kernels.timing import gpu_seconds
 
 _QUERY_BLOCK = 128
@@ -61,7 +61,7 @@ def attention(
 
 def _with_scores_kept(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> Tensor:
     """Plain products, for training on a CPU: with their gradients 2 to 7 times as fast as PyTorch's attention."""
-    heads, scale, wide = q_BQND.shape[2], q_BQND.shape[-1] ** -0.5, product_dtype(q_BQND)
+    heads, scale, wide = q_BQND.shape[2], q_BQND.shape[-1] ** -0.5, product_dtype(q_BQND, "matmul")
     q, k, v = (x.to(wide).transpose(1, 2).flatten(0, 1) for x in (q_BQND * scale, k_BKND, v_BKND))
     logits = q @ k.transpose(1, 2)
     if bias_K is not None:
@@ -88,8 +88,11 @@ _switches = threading.Lock()
 
 def scaled_dot_product(q_BNQD: Tensor, k_BNKD: Tensor, v_BNKD: Tensor, mask: Tensor | None = None) -> Tensor:
     """PyTorch's attention, with all of its back ends to choose from."""
+    wide = right_dtype(q_BNQD.device, "attention sdpa", q_BNQD.dtype)
+    q, k, v = (x.to(wide) for x in (q_BNQD, k_BNKD, v_BNKD))
     with _switches:
-        return F.scaled_dot_product_attention(q_BNQD, k_BNKD, v_BNKD, attn_mask=mask)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(wide))
+    return y.to(q_BNQD.dtype)
 
 
 def _blocked(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> Tensor:
@@ -154,7 +157,7 @@ class Choice:
             # Flash takes no bias: the prompt's few keys, whose padding has one, go to what PyTorch takes.
             return "sdpa" if self.asked == "flash" and bias_K is not None else self.asked
         if not q_BQND.is_cuda:
-            if onednn_runs(q_BQND) and cpu_backend().name == "blocked":
+            if onednn_runs(q_BQND) and cpu_backend().name == "blocked" and is_right("blocked", q_BQND):
                 return "blocked"
             return "triton" if kernels.runs(q_BQND, "attention") and kernels.attention_takes(q_BQND) else "sdpa"
         shape, names = backends.shape_key(q_BQND, k_BKND, bias_K), self._candidates(q_BQND, bias_K)
@@ -171,10 +174,17 @@ class Choice:
         return self.taken[shape]
 
     def _candidates(self, q_BQND: Tensor, bias_K: Tensor | None) -> list[str]:
-        without = {"flash"} if bias_K is not None else set()
+        without = {name for name in ON_GPU if not is_right(name, q_BQND)}
+        if bias_K is not None:
+            without.add("flash")
         if not (kernels.runs(q_BQND, "attention") and kernels.attention_takes(q_BQND)):
             without.add("triton")
         return [name for name in ON_GPU if name not in without]
+
+
+def is_right(name: str, q_BQND: Tensor) -> bool:
+    """Whether nothing was found wrong with the attention called `name` where these queries are."""
+    return right_dtype(q_BQND.device, f"attention {name}", q_BQND.dtype) == q_BQND.dtype
 
 
 USUAL = Choice()

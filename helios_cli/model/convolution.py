@@ -15,7 +15,7 @@ def convolve(conv: nn.Conv3d, x_BTHWC: Tensor) -> Tensor:
 
     On a CPU oneDNN is called by name: PyTorch gives small float32 inputs to a loop of its own that is ten times slower.
     """
-    wide = product_dtype(x_BTHWC)
+    wide = product_dtype(x_BTHWC, "convolve")
     x_BCTHW, weight, bias = x_BTHWC.to(wide).movedim(-1, 1), conv.weight.to(wide), conv.bias.to(wide)
     if onednn_runs(x_BCTHW):
         y = torch.mkldnn_convolution(x_BCTHW, weight, bias, conv.padding, conv.stride, conv.dilation, 1)
@@ -26,7 +26,7 @@ def convolve(conv: nn.Conv3d, x_BTHWC: Tensor) -> Tensor:
 
 def convolve_pictures(x_NCHW: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
     """A 2D convolution, in the type of `x`."""
-    wide = product_dtype(x_NCHW)
+    wide = product_dtype(x_NCHW, "convolve_pictures")
     return F.conv2d(x_NCHW.to(wide), weight.to(wide), bias.to(wide), stride, padding).to(x_NCHW.dtype)
 
 
@@ -37,7 +37,7 @@ def channels_last(x_BCTHW: Tensor) -> Tensor:
 
 def pointwise(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     """A convolution of kernel size 1 on channels-last x."""
-    wide = product_dtype(x)
+    wide = product_dtype(x, "pointwise")
     return F.linear(x.to(wide), conv.weight.flatten(1).to(wide), conv.bias.to(wide)).to(x.dtype)
 
 

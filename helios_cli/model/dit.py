@@ -96,15 +96,17 @@ class ConditionEmbedder(nn.Module):
         frequency = torch.exp(-math.log(10000) / half * torch.arange(half, device=timestep_B.device))
         angle = timestep_B.float()[:, None] * frequency
         wave = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.time_embedder.linear_1.weight.dtype)
-        hidden = F.silu(self.time_embedder.linear_1(wave))
-        embedding = self.time_embedder.linear_2(hidden).to(dtype)
-        weight, bias = self.time_proj.weight.to(dtype), self.time_proj.bias.to(dtype)
-        return embedding, F.linear(F.silu(embedding), weight, bias).unflatten(-1, (6, -1))
+        hidden = F.silu(_apply(self.time_embedder.linear_1, wave))
+        embedding = _apply(self.time_embedder.linear_2, hidden).to(dtype)
+        return embedding, _apply(self.time_proj, F.silu(embedding)).unflatten(-1, (6, -1))
 
     def text(self, rows_BKE: Tensor) -> Tensor:
-        first, second = self.text_embedder.linear_1, self.text_embedder.linear_2
-        hidden = linear(rows_BKE, first.weight, first.bias, gelu=True)
-        return linear(hidden, second.weight, second.bias)
+        hidden = _apply(self.text_embedder.linear_1, rows_BKE, gelu=True)
+        return _apply(self.text_embedder.linear_2, hidden)
+
+
+def _apply(layer: nn.Linear, x: Tensor, *, gelu: bool = False) -> Tensor:
+    return linear(x, layer.weight, layer.bias, gelu=gelu)
 
 
 def _two_linears(inner: int, outer: int) -> nn.Module:
@@ -282,7 +284,7 @@ class HeliosDiT(nn.Module):
 
     def _flow(self, call: Call, u_BSE: Tensor) -> Tensor:
         grid = [size // step for size, step in zip(call.noisy_BCTHW.shape[2:], self.config.patch_size, strict=True)]
-        return self._unpatchify(linear(u_BSE, self.proj_out.weight, self.proj_out.bias), grid)
+        return self._unpatchify(_apply(self.proj_out, u_BSE), grid)
 
     def _unpatchify(self, x_BSP: Tensor, grid: Sequence[int]) -> Tensor:
         """Channels are innermost within a patch: (p_t, p_h, p_w, C)."""

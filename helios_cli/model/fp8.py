@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import helios_kernels as kernels
-from helios_cli.model.ops import linear
+from helios_cli.model.ops import linear, right_dtype
 
 ALIGNMENT = 16
 """What the sizes of a weight have to be multiples of."""
@@ -53,6 +53,10 @@ class Fp8Linear(nn.Module):
 def product(x: Tensor | Fp8, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
     """`x @ (weight * weight_scale[:, None]).T + bias`, [..., out] in the type of `bias`."""
     values, scales = x if isinstance(x, Fp8) else Fp8.of(x)
+    wide = right_dtype(values.device, "fp8", bias.dtype)
+    if wide != bias.dtype:
+        values, weight = values.to(wide) * scales.to(wide), weight.to(wide) * weight_scale[:, None].to(wide)
+        return linear(values, weight, bias).to(bias.dtype)
     y = torch._scaled_mm(
         values.flatten(0, -2),
         weight.T,

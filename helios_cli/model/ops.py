@@ -24,11 +24,22 @@ def _onednn_dtypes() -> frozenset[torch.dtype]:
     return frozenset({torch.float32, torch.bfloat16} if bf16 else {torch.float32})
 
 
-def product_dtype(x: Tensor) -> torch.dtype:
-    """What products and convolutions of `x` are to be computed in, and rounded from: the type of `x`, or float32 on a
-    CPU that multiplies no smaller ones. There PyTorch has plain loops for them, 15 to 70 times slower than float32."""
+WIDER: dict[tuple[str, str, torch.dtype], torch.dtype] = {}
+"""By kind of device, operation and type: what the operation is computed in instead, where it was found to be wrong
+(`model.products`)."""
+
+
+def right_dtype(device: torch.device, operation: str, dtype: torch.dtype) -> torch.dtype:
+    """What `operation` gives right results in on `device`: `dtype` unless that was found wrong."""
+    return WIDER.get((device.type, operation, dtype), dtype)
+
+
+def product_dtype(x: Tensor, operation: str) -> torch.dtype:
+    """What `operation`, a product or convolution of `x`, is to be computed in, and rounded from: the type of `x`; or
+    float32 on a CPU that multiplies no smaller ones, where PyTorch has plain loops for them, 15 to 70 times slower than
+    float32; or one that is right where these were found wrong."""
     is_loop = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) and x.dtype not in _onednn_dtypes()
-    return torch.float32 if is_loop else x.dtype
+    return right_dtype(x.device, operation, torch.float32 if is_loop else x.dtype)
 
 
 def onednn_runs(x: Tensor) -> bool:
@@ -64,7 +75,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     the GELU is part of the product, so its rows are not written and read once more.
     """
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    wide = product_dtype(x)
+    wide = product_dtype(x, "linear")
     if wide != x.dtype:
         return linear(x.to(wide), weight, bias, gelu=gelu).to(x.dtype)
     if onednn_runs(x):
@@ -74,6 +85,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
         return torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True).unflatten(0, x.shape[:-1])
     y = F.linear(x, weight, bias)
     return F.gelu(y, approximate="tanh") if gelu else y
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` of activations."""
+    wide = product_dtype(a, "matmul")
+    return (a.to(wide) @ b.to(wide)).to(a.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helios_cli.architecture import UMT5Config
-from helios_cli.model.ops import linear
+from helios_cli.model.ops import linear, matmul
 
 FP32_ISLANDS_IN_FLOAT16 = frozenset({"wo"})
 """Path components that stay float32 when the encoder runs in float16, where their products overflow."""
@@ -48,8 +48,8 @@ class SelfAttention(nn.Module):
         heads = self.config.num_heads
         q, k, v = (linear(x_SE, m.weight).unflatten(-1, (heads, -1)).transpose(0, 1) for m in (self.q, self.k, self.v))
         # T5 leaves out 1/sqrt(D): its initialisation has it.
-        weights = torch.softmax((q @ k.mT + self._bias(x_SE.shape[0])).float(), dim=-1).to(x_SE.dtype)
-        return linear((weights @ v).transpose(0, 1).flatten(1), self.o.weight)
+        weights = torch.softmax((matmul(q, k.mT) + self._bias(x_SE.shape[0])).float(), dim=-1).to(x_SE.dtype)
+        return linear(matmul(weights, v).transpose(0, 1).flatten(1), self.o.weight)
 
     def _bias(self, tokens: int) -> Tensor:
         """[N, S, S] from the table, by the distance from query to key."""

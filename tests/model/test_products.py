@@ -14,19 +14,28 @@ from helios_cli.model.ops import linear, product_dtype
 SMALL = [torch.bfloat16, torch.float16]
 
 
-@pytest.fixture
-def old_cpu(monkeypatch):
-    """A CPU that multiplies float32 alone."""
-    monkeypatch.setattr(ops, "_onednn_dtypes", lambda: frozenset({torch.float32}))
+OPERATIONS = ("linear", "matmul", "convolve", "convolve_pictures", "pointwise")
+
+
+@pytest.fixture(params=["old", "wrong"])
+def old_cpu(request, monkeypatch):
+    """A CPU that multiplies float32 alone, and one whose smaller products were found wrong."""
+    if request.param == "old":
+        monkeypatch.setattr(ops, "_onednn_dtypes", lambda: frozenset({torch.float32}))
+    else:
+        monkeypatch.setattr(ops, "_onednn_dtypes", lambda: frozenset({torch.float32, *SMALL}))
+        wider = {("cpu", name, dtype): torch.float32 for name in OPERATIONS for dtype in SMALL}
+        monkeypatch.setattr(ops, "WIDER", wider)
 
 
 @pytest.mark.parametrize("dtype", SMALL, ids=str)
 def test_what_products_compute_in(old_cpu, monkeypatch, dtype):
     x = torch.zeros(1, dtype=dtype)
-    assert product_dtype(x) == torch.float32 and product_dtype(x.float()) == torch.float32
-    assert product_dtype(x.double()) == torch.float64 and product_dtype(x.to("meta")) == dtype
+    assert product_dtype(x, "linear") == torch.float32 and product_dtype(x.float(), "linear") == torch.float32
+    assert product_dtype(x.double(), "linear") == torch.float64 and product_dtype(x.to("meta"), "linear") == dtype
     monkeypatch.setattr(ops, "_onednn_dtypes", lambda: frozenset({torch.float32, dtype}))
-    assert product_dtype(x) == dtype
+    monkeypatch.setattr(ops, "WIDER", {})
+    assert product_dtype(x, "linear") == dtype
 
 
 def modules(seed: int = 0) -> dict[str, tuple]:

@@ -1,0 +1,133 @@
+"""Whether this device multiplies as it should, for the model at hand: tried once, before its first film.
+
+    "Intel(R) Xeon(R) Processor, avx2, ..., torch 2.13.0": {"code 5b1f…, model 90ac…": [{"operation": "linear", ...}]}
+
+A verdict holds for one device with its instructions, one set of libraries, one model's layers and this code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from helios_cli import machine
+from helios_cli.engine.calls import memory_told
+from helios_cli.engine.models import Models
+from helios_cli.errors import OutOfMemory
+from helios_cli.model import products
+from helios_cli.model.products import Tried
+from helios_kernels import devices
+
+_tried: dict[tuple[str, str], list[Tried]] = {}
+"""By device and model, what this process knows; also where no file can be written."""
+
+
+def settle(models: Models) -> Iterator[str]:
+    """Have what multiplies wrongly on the model's device computed in a type in which it is right, in this process and
+    from now on; where nobody knows, it is tried. Yields what to tell the user."""
+    try:
+        found = tried(models)
+    except OutOfMemory as error:  # the film will say so itself, if it has none either
+        yield f"what this device computes could not be tried: {error.message}"
+        return
+    products.take(found, models.device)
+    for one in found:
+        if not one.is_right:
+            yield fault(one)
+
+
+def tried(models: Models, *, anew: bool = False) -> list[Tried]:
+    """What is known of the products that the model's films consist of, from the file or by trying them."""
+    device, model = device_key(models.device), _model_key(models)
+    found = (
+        None if anew else _tried.get((device, model)) or _read(devices.read(machine.arithmetic_file()), device, model)
+    )
+    if found is None:
+        models.use_threads()
+        with memory_told():
+            found = _try(models)
+        with contextlib.suppress(OSError):  # a home that cannot be written: tried again by the next process
+            entry = {model: [asdict(one) for one in found]}
+            devices.change(device, machine.arithmetic_file(), lambda known: {**_entries(known), **entry})
+    _tried[device, model] = found
+    return found
+
+
+def fault(one: Tried) -> str:
+    """What is wrong, for the user."""
+    what = f"is wrong here (off by {one.error:.2g})" if one.runs else "cannot be computed here"
+    return f"{one.operation} in {one.dtype} {what}, as in {one.worst}: it is computed in {one.computed_in}"
+
+
+def facts(found: Iterable[Tried]) -> list[dict]:
+    """For a report as JSON, which knows no infinite numbers: the error is null where there is none to tell."""
+    return [{**asdict(one), "error": one.error if math.isfinite(one.error) else None} for one in found]
+
+
+def known(device: torch.device) -> list[Tried]:
+    """Of all models that were tried on `device` with this code, what is in the file: the worst of each operation."""
+    key = device_key(device)
+    entries = _entries(devices.read(machine.arithmetic_file()).get(key))
+    found: dict[tuple[str, str], Tried] = {}
+    for model in entries:
+        for one in (_read({key: entries}, key, model) or []) if model.startswith(_code()) else ():
+            before = found.get((one.operation, one.dtype))
+            if before is None or one.error > before.error:
+                found[one.operation, one.dtype] = one
+    return list(found.values())
+
+
+def device_key(device: torch.device) -> str:
+    """A device with its instructions and the libraries that multiply on it."""
+    if device.type == "cuda":
+        libraries = f"cuda {torch.version.cuda or torch.version.hip}", f"cudnn {torch.backends.cudnn.version()}"
+        name = ", ".join((torch.cuda.get_device_name(device), *libraries))
+    else:
+        cpu = machine.cpu()
+        name = ", ".join((cpu.model, *cpu.features, *cpu.limits, torch.backends.cpu.get_cpu_capability()))
+    return f"{name}, torch {torch.__version__}"
+
+
+def _model_key(models: Models) -> str:
+    shapes = models.dit_config, models.vae_config, models.text_config, models.checkpoint.native_size
+    told = repr((shapes, models.dtype, models.device.type, models.quant))
+    return f"{_code()}, model {hashlib.sha256(told.encode()).hexdigest()[:12]}"
+
+
+def _code() -> str:
+    sources = hashlib.sha256()
+    for path in sorted(Path(products.__file__).parent.glob("*.py")):
+        sources.update(path.read_bytes())
+    return f"code {sources.hexdigest()[:12]}"
+
+
+def _try(models: Models) -> list[Tried]:
+    cases = products.cases(
+        models.dit_config,
+        models.vae_config,
+        models.text_config,
+        models.checkpoint.native_size,
+        models.device,
+        fp8=models.quant != "none",
+    )
+    return products.try_products(cases, [models.dtype], models.device)
+
+
+def _entries(known: object) -> dict:
+    return known if isinstance(known, dict) else {}
+
+
+def _read(known: dict, device: str, model: str) -> list[Tried] | None:
+    """None if this model was not tried there, or if that is not what was written."""
+    try:
+        found = [Tried(**one) for one in known[device][model]]
+        types = all(isinstance(getattr(torch, one.computed_in), torch.dtype) for one in found)
+        return found if found and types else None
+    except (KeyError, TypeError, AttributeError):
+        return None
