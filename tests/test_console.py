@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
+from waiting import LONGEST
 
 from helios_cli.console import console
 from helios_cli.errors import InputError
@@ -42,7 +43,7 @@ def in_terminal(code: str, columns: int = 80, **environment: str) -> str:
             break
         written += piece
     os.close(parent)
-    assert process.wait(timeout=30) == 0, written
+    assert process.wait(timeout=LONGEST) == 0, written
     return written.decode().replace("\r\n", "\n")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from waiting import LONGEST
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDATION = {"errors", "files", "units", "versions", "visible", "architecture"}
@@ -289,7 +290,7 @@ def test_a_film_needs_no_compiler(tmp_path):
     script = f"import sys; from helios_cli.cli import main; main(sys.argv[1:]); print(set({heavy}) & set(sys.modules))"
     film = ["render", "a red ball moves left", "--size", "64x64", "--frames", "1", "--device", "cpu", "-q"]
     run = subprocess.run(
-        [sys.executable, "-c", script, *film], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, *film], cwd=tmp_path, capture_output=True, text=True, timeout=LONGEST
     )
     assert run.stdout.splitlines()[-1:] == ["set()"], run.stdout + run.stderr
 
@@ -298,5 +299,5 @@ def test_a_film_needs_no_compiler(tmp_path):
 def test_light_commands_leave_torch_alone(arguments, code, tmp_path):
     (tmp_path / "broken.toml").write_text(BROKEN_RECIPE)
     command = [sys.executable, "-c", REPORT_MODULES, *arguments]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LONGEST)
     assert json.loads(run.stderr.splitlines()[-1]) == [code, []], run.stderr

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 from rich.cells import cell_len
+from waiting import LONGEST
 
 from helios_cli import machine
 from helios_cli.bench.synthetic import write_checkpoint
@@ -64,7 +65,7 @@ def loaded(tmp_path: Path, *arguments: object) -> tuple[int, list[str]]:
     """Exit code of a process of its own and the heavy modules that it imported."""
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HELIOS_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-c", LOADED, "plan", *map(str, arguments)]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LONGEST)
     return tuple(json.loads(run.stderr.splitlines()[-1]))
 
 

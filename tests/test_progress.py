@@ -12,6 +12,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from test_console import in_terminal
+from waiting import LONGEST
 
 from helios_cli.engine import events
 from helios_cli.engine.events import (
@@ -243,7 +244,7 @@ def test_json_comes_as_it_happens():
     )
     assert json.loads(process.stdout.readline())["phase"] == "load"
     assert process.poll() is None
-    process.communicate("\n", timeout=30)
+    process.communicate("\n", timeout=LONGEST)
     assert process.returncode == 0
 
 

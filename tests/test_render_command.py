@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import LONGEST
 
 from helios_cli.cli import main
 from helios_cli.engine.ffmpeg import probe, program
@@ -28,7 +29,7 @@ def helios(tmp_path, distilled):
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=LONGEST,
         )
 
     return run

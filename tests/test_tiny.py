@@ -16,6 +16,7 @@ from films import rendered
 from goldens import golden_frames
 from oracle import Case
 from typer.main import get_command
+from waiting import LONGEST
 
 from helios_cli.bench.quality import adherence, score
 from helios_cli.bench.screening import Showing, films
@@ -125,7 +126,7 @@ def test_it_is_in_the_wheel(tmp_path):
     shutil.copytree(ROOT, source, ignore=ignored)
     (source / "README.md").touch()
     build = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
-    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=LONGEST)
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {f"helios_cli/tiny/{name}" for name in ("README.md", *files_of(EMBEDDED_FOLDER))} <= held

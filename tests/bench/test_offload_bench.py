@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from waiting import wait_until
 
 from helios_cli.bench.bandwidth import bandwidths
 from helios_cli.bench.driver import DriverWatch
@@ -61,11 +61,7 @@ def test_what_the_driver_says_is_watched(tmp_path, monkeypatch):
     with DriverWatch("cuda:1") as watch:
         for left, most in (("400", 500), ("700", 500), ("300", 600)):
             free.write_text(left)
-            for _ in range(100):
-                time.sleep(0.01)
-                if watch.peak_bytes == most * 2**20:
-                    break
-            assert watch.peak_bytes == most * 2**20
+            wait_until(lambda: watch.peak_bytes == most * 2**20)  # noqa: B023
     free.write_text("0")
     assert watch.peak_bytes == 600 * 2**20 and not watch._thread.is_alive()
 

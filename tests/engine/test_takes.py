@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from reruns import decoded
+from waiting import LONGEST
 
 from helios_cli.cli import main
 from helios_cli.engine.takes import TakesFiles, check_shot, takes_of, write_sheet
@@ -271,7 +272,7 @@ def test_ended_takes_go_on(number, helios, tmp_path):
             if json.loads(line)["event"] == "film_done":
                 break
         process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=LONGEST)[1]
     assert process.returncode == 130
     done = int(re.search(r"stopped: (\d+) of 100 takes are done", said)[1])
     assert list(tmp_path.glob("*.png")) == []

@@ -19,6 +19,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
+from waiting import LONGEST, wait_until
 
 from helios_cli.engine import ffmpeg
 from helios_cli.engine.target import JOURNAL_HEAD
@@ -354,7 +355,7 @@ def test_ffmpeg_killed_midway_is_noticed_at_the_next_write(tmp_path):
             writer.write(moving(33))
             wait_until(lambda: writer._encoder)
             os.kill(writer._encoder._ffmpeg._popen.pid, signal.SIGKILL)
-            for _ in range(1000):
+            for _ in range(100 * LONGEST):
                 writer.write(moving(33))
                 time.sleep(0.01)
     assert left_in(tmp_path) == []
@@ -459,7 +460,7 @@ def test_file_size_limit_is_named(tmp_path):
         """,
         tmp_path / "film.mp4",
     )
-    assert "MachineError: the file-size limit was reached" in process.communicate(timeout=30)[1]
+    assert "MachineError: the file-size limit was reached" in process.communicate(timeout=LONGEST)[1]
     assert left_in(tmp_path) == []
 
 
@@ -499,7 +500,8 @@ def test_ctrl_c_in_the_terminal_reaches_python_alone(tmp_path):
             writer.write(noise)
             try:
                 print("ready", flush=True)
-                time.sleep(60)
+                while True:
+                    time.sleep(0.01)
             except KeyboardInterrupt:
                 writer.write(noise)
         """,
@@ -508,7 +510,7 @@ def test_ctrl_c_in_the_terminal_reaches_python_alone(tmp_path):
     )
     process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole foreground group
-    assert process.communicate(timeout=30)[1] == "" and process.returncode == 0
+    assert process.communicate(timeout=LONGEST)[1] == "" and process.returncode == 0
     assert len(decoded(tmp_path / "film.mp4")) == 66
 
 
@@ -517,13 +519,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "still waiting"
-        time.sleep(0.02)
 
 
 @pytest.fixture

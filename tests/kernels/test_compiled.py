@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from waiting import LONGEST
 
 from helios_kernels.attention import TMA_CHIPS
 from helios_kernels.compiled import TYPES, marked, table
@@ -31,7 +32,7 @@ def built() -> dict[tuple[str, str, str, str], dict]:
     command = [sys.executable, "-m", "helios_kernels.compiled", "--json"]
 
     def lines(chips: tuple[str, ...]) -> list[dict]:
-        run = subprocess.run([*command, *chips], capture_output=True, text=True, env=environment, timeout=1200)
+        run = subprocess.run([*command, *chips], capture_output=True, text=True, env=environment, timeout=LONGEST)
         assert run.returncode == 0, run.stderr
         return list(map(json.loads, run.stdout.splitlines()))
 
@@ -93,5 +94,7 @@ def test_a_spill_is_seen():
         "print(compiled.facts(compiled.compile_launch(started, 'sm_90'), 'sm_90')['spilled_bytes'])\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=LONGEST
+    )
     assert int(run.stdout) > 0, run.stderr

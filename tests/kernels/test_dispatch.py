@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from waiting import LONGEST
 
 from helios_kernels import bench
 from helios_kernels.attention import aligned
@@ -25,7 +26,7 @@ def python(code: str, **variables: str) -> str:
     """What a process of its own prints."""
     clean = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "HELIOS_KERNELS")}
     command = [sys.executable, "-c", code]
-    run = subprocess.run(command, capture_output=True, text=True, env={**clean, **variables}, timeout=60)
+    run = subprocess.run(command, capture_output=True, text=True, env={**clean, **variables}, timeout=LONGEST)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import LONGEST
 
 from helios_cli.bench.fidelity import distances
 
@@ -37,7 +38,7 @@ torch.save(flow, sys.argv[1])
 
 def flow(path, kernels: str, *arguments: str) -> torch.Tensor:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "HELIOS_KERNELS": kernels}
-    subprocess.run([sys.executable, "-c", MODEL, str(path), *arguments], check=True, env=environment, timeout=120)
+    subprocess.run([sys.executable, "-c", MODEL, str(path), *arguments], check=True, env=environment, timeout=LONGEST)
     return torch.load(path)
 
 
@@ -56,7 +57,7 @@ def film(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "HELIOS_KERNELS": kernels}
     command = [sys.executable, str(FILM), str(path), quant, dtype, str(chunks)]
-    subprocess.run(command, check=True, env=environment, timeout=300)
+    subprocess.run(command, check=True, env=environment, timeout=LONGEST)
     return torch.load(path)
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import LONGEST
 
 from helios_kernels.registry import OPS
 
@@ -25,7 +26,7 @@ CASES = [(op.name, case.id, dtype) for op in OPS.values() for case in op.cases i
 @pytest.fixture(scope="session")
 def faults() -> dict[tuple[str, str, str], str | None]:
     """What was wrong with each case, None where nothing was."""
-    run = subprocess.run([sys.executable, str(WORKER)], capture_output=True, text=True, env=os.environ, timeout=1200)
+    run = subprocess.run([sys.executable, str(WORKER)], capture_output=True, text=True, env=os.environ, timeout=LONGEST)
     assert run.returncode == 0, run.stderr
     lines = map(json.loads, run.stdout.splitlines())
     return {(line["op"], line["case"], line["dtype"]): line["fault"] for line in lines}

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from waiting import LONGEST
 
 from helios_kernels import configs, devices, dispatch, tune, tuned
 from helios_kernels.compiled import compile_launch, facts
@@ -33,7 +34,7 @@ def no_file():
 
 def test_the_fastest_that_is_right_is_kept_and_used(tmp_path):
     file = tmp_path / "home" / "kernels.json"
-    run = subprocess.run([sys.executable, str(WORKER), str(file)], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, str(WORKER), str(file)], capture_output=True, text=True, timeout=LONGEST)
     assert run.returncode == 0, run.stderr
     said = json.loads(run.stdout)
     assert said["best"] == "num_warps 1, num_stages 1, tile 512, programs 1"
@@ -156,7 +157,7 @@ def test_specialised_warps_compute_the_same():
         "    print(*(one.good for one in compare(OPS['attention'], case, torch.float32, torch.device('cpu'))))\n"
     )
     variables = {**os.environ, "TRITON_INTERPRET": "1", "HELIOS_KERNELS": "triton"}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=120)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=LONGEST)
     assert run.stdout.split() == ["True"], run.stderr
 
 

@@ -66,7 +66,7 @@ class OnGpu(torch.Tensor):
 
 
 def test_what_another_film_took_is_taken_where_it_runs_and_is_right(monkeypatch):
-    monkeypatch.setattr(helios_kernels, "runs", lambda x: False)
+    monkeypatch.setattr(helios_kernels, "runs", lambda *_: False)
     q, k, v = (x.as_subclass(OnGpu) for x in tensors())
     memory = Memory(None, "a GPU")
     shape = shape_key(q, k, None)

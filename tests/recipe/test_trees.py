@@ -158,7 +158,7 @@ def test_every_key_of_a_written_recipe_is_found_at_its_line(keys):
         (".yaml", "title: !!python/name:os.system x", 1, "tag"),
         (".yaml", "title: x\nshot: !mine [1]", 2, "tag"),
         (".json", '{"title": "x",\n "title": "y"}', 2, "given twice"),
-        (".json", '{"title": "x",\n}', 2, "not valid JSON"),
+        (".json", '{"title": "x"\n "fps": 24}', 2, "not valid JSON"),
         (".json", '{"fps": NaN}', None, "NaN"),
         (".json", '{"fps": ' + "9" * 5000 + "}", None, "not valid JSON"),
     ],

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from waiting import LONGEST, wait_until
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.engine.history import History
@@ -157,18 +157,14 @@ def test_a_reader_sees_whole_shards_while_they_are_written_and_a_kill_costs_one(
     command = [sys.executable, "-m", "helios_cli", "train", str(config), "--quiet", "--device", "cpu"]
     writer = subprocess.Popen(command)
     try:
-        deadline = time.monotonic() + 60
-        while not shards(out):
-            assert writer.poll() is None or shards(out)
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: shards(out) or writer.poll() is not None)
         reader = LatentClips(out)
         assert len(reader) % CLIPS_PER_SHARD == 0
         first = reader.clip(3)
     finally:
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=LONGEST)
     reader.refresh()
     assert len(reader) == 2 * CLIPS_PER_SHARD
     assert torch.equal(reader.clip(3).latents, first.latents)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from waiting import LONGEST
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.errors import InputError
@@ -177,7 +178,7 @@ def test_the_command_names_what_it_skips(originals, model, tmp_path):
         f'phase = "latents"\nstart = "{model}"\nout = "{tmp_path}/out"\nsize = [32, 16]\n[clips]\npath = "{clips}"\n'
     )
     command = [sys.executable, "-m", "helios_cli", "train", str(config), "--progress", "plain", "--device", "cpu"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
     assert run.returncode == 0, run.stderr
     assert "skipped cut.mkv: it is damaged: File ended prematurely" in run.stdout + run.stderr
     assert len(LatentClips(tmp_path / "out", text_rows=64)) == 1

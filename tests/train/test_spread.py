@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from waiting import LONGEST
 
 from helios_cli.errors import InputError
 from helios_cli.train import spread as spread_module
 from helios_cli.train.spread import Spread, spread
 from helios_cli.train.state import load_state
-
-LONGEST = 400
-"""Seconds that a run may take: it is a few, where the machine has nothing else to do."""
 
 CONFIG = """
 phase = "toy"

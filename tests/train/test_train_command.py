@@ -14,6 +14,7 @@ import train.toy  # noqa: F401
 from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
+from waiting import LONGEST
 
 from helios_cli.cli import main
 from helios_cli.train.data.toy import ShardWritten
@@ -120,7 +121,7 @@ sys.stderr.write("\\n" + json.dumps([code, sorted(heavy)]))
 def test_what_is_wrong_is_said_without_torch(tmp_path, text):
     (tmp_path / "bad.toml").write_text(text)
     command = [sys.executable, "-c", REPORT_MODULES, "train", str(tmp_path / "bad.toml")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
     assert json.loads(run.stderr.splitlines()[-1]) == [2, []], run.stderr
 
 

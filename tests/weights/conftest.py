@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from waiting import LONGEST
 from weights.fakes import COMMIT, Hub, write_checkpoint
 
 
@@ -54,7 +55,9 @@ def snapshot(tmp_path: Path, downloaded: Path) -> Path:
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment = {**clean, "HF_ENDPOINT": "http://127.0.0.1:1", "NO_COLOR": "1", **environment}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=LONGEST
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,17 @@
+"""How tests wait for processes. Nothing is measured by it: a machine that is slow, or busy, fails no test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+LONGEST = 1200
+"""Seconds after which a process hangs: what takes one here takes minutes on a machine that does ten other things."""
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return once `condition` holds; AssertionError if it never comes to."""
+    end = time.monotonic() + LONGEST
+    while not condition():
+        assert time.monotonic() < end, "still waiting"
+        time.sleep(0.01)
