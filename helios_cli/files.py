@@ -39,8 +39,13 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Have a file's data, or a folder's entries, reach the disk. A folder is left to a file system that cannot sync
-    one; a file never is."""
-    descriptor = os.open(path, os.O_RDONLY)
+    one, and where it may be written but not read; a file never is."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if os.path.isdir(path):
+            return
+        raise
     try:
         os.fsync(descriptor)
     except OSError as error:

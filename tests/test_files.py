@@ -6,6 +6,7 @@ import os
 import stat
 
 import pytest
+from users import as_user, needs_users
 
 from helios_cli.files import replacing, sync, turns
 
@@ -106,3 +107,19 @@ def test_processes_take_turns(tmp_path):
     for worker in workers:
         worker.join()
     assert path.read_text() == str(3 * COUNTS)
+
+
+@needs_users
+def test_a_folder_that_may_only_be_written_to_is_written_to(shared):
+    shared.chmod(0o333)
+
+    def work() -> None:
+        with replacing(shared / "film.json", durable=True) as new:
+            new.write_text("{}")
+        (shared / "closed").write_text("mine")
+        os.chmod(shared / "closed", 0)
+        with pytest.raises(PermissionError):
+            sync(shared / "closed")
+
+    as_user(54321, work)
+    assert (shared / "film.json").read_text() == "{}"

@@ -97,8 +97,10 @@ class GrowingFile:
     def verified(self, marks: Sequence[Mark]) -> int:
         try:
             with disk_errors(self._target.partial, "read"), self._target.partial.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
                 for count, mark in enumerate(marks):
-                    if _digest(file.read(mark.length - file.tell())) != mark.digest:
+                    begins = file.tell()
+                    if not begins <= mark.length <= size or _digest(file.read(mark.length - begins)) != mark.digest:
                         return count
         except FileNotFoundError:
             return 0

@@ -186,7 +186,8 @@ def _is(file: FileIO, target: Target) -> bool:
 def _busy(target: Target, file: FileIO) -> MachineError:
     runs = [line["run"] for line, _ in _lines(file) if _has(line, run=dict)]
     file.close()
-    who = f"process {runs[-1]['pid']} on {runs[-1]['host']} since {runs[-1]['started']}" if runs else "another process"
+    known = runs and runs[-1].keys() >= {"pid", "host", "started"}
+    who = f"process {runs[-1]['pid']} on {runs[-1]['host']} since {runs[-1]['started']}" if known else "another process"
     return MachineError(f"{target.path} is being rendered by {who}", hint="wait for it, or write another film with -o")
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helios_cli.engine.growing import Mark
 from helios_cli.engine.journal import Journal
+from helios_cli.engine.resume import Wanted
 from helios_cli.engine.target import Target, check_space, check_target
+from helios_cli.engine.writer import Safe, open_writer
 from helios_cli.errors import InputError, MachineError
 
 SETTINGS = {"model": "tiny", "steps": "2,2,2"}
@@ -187,3 +192,56 @@ def test_space_is_asked_for_before_the_start(target, tmp_path, monkeypatch):
     target.partial.write_bytes(bytes(300_000))
     check_space(target, 3_000_000)
     assert check_space(Target.of(f"{tmp_path}/frames/"), 900_000) == ""
+
+
+WANTED = Wanted(
+    [SimpleNamespace(num_frames=3, fresh=index == 0) for index in range(4)], [f"{index:064}" for index in range(4)], {}
+)
+STATES = [f"state {index}".encode() * 9 for index in range(3)]
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """A film of which three chunks of four are safe; the state after the first has gone by then."""
+    target = Target.of(tmp_path / "film.mp4")
+    writer = open_writer(target.path, size=(16, 16), fps=24)
+    writer.resume(WANTED, None)
+    for index, state in enumerate(STATES):
+        writer.write(np.full((3, 16, 16, 3), 80 * index, np.uint8))
+        writer.end_piece(Safe(WANTED.fingerprints[index], lambda state=state: state))
+    writer.abort()
+    return target
+
+
+def taken_over(target: Target) -> int | None:
+    """Chunks that the next run takes over, which must be as they were; None if it takes the files for another's."""
+    whole = target.partial.read_bytes()
+    try:
+        writer = open_writer(target.path, size=(16, 16), fps=24)
+        resumed = writer.resume(WANTED, None)
+    except InputError:
+        return None
+    writer.abort()
+    assert resumed.state == (STATES[resumed.chunks - 1] if resumed.chunks else None)
+    if resumed.chunks:
+        assert whole.startswith(target.partial.read_bytes())
+    return resumed.chunks
+
+
+@pytest.mark.parametrize("name", ["journal", "partial", "state 0", "state 1"])
+def test_a_bit_that_turned_anywhere_is_noticed_or_means_nothing(unfinished, tmp_path, name):
+    """At every fifth byte; of the film at every 37th."""
+    states = {f"state {slot}": unfinished.state(slot) for slot in range(2)}
+    victim = {"journal": unfinished.journal, "partial": unfinished.partial, **states}[name]
+    sound = {path: path.read_bytes() for path in (unfinished.journal, unfinished.partial, *states.values())}
+    assert taken_over(unfinished) == 3
+    counts = Counter()
+    for at in range(0, len(sound[victim]), 37 if name == "partial" else 5):
+        for path, data in sound.items():
+            path.write_bytes(data)
+        turned = bytearray(sound[victim])
+        turned[at] ^= 1 << at % 8
+        victim.write_bytes(turned)
+        counts[taken_over(unfinished)] += 1
+    least = {"journal": {None, 0, 1, 2, 3}, "partial": {0, 2}, "state 0": {2}, "state 1": {3}}[name]
+    assert set(counts) <= least and counts[3] + counts[2] + counts[0], counts
