@@ -28,6 +28,7 @@ from helios_cli.commands import (
 )
 from helios_cli.console import console
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, in_our_words
+from helios_cli.stop import stop_at_once
 
 NAMES = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
@@ -79,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     console.json = False
     if hasattr(sys.stdout, "reconfigure"):  # a path or prompt that the locale cannot spell is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
-    code = _run(argv)
+    with stop_at_once():
+        code = _run(argv)
     try:
         console.flush()
     except OSError as error:

@@ -6,6 +6,7 @@ Both yield a function that tells whether one has come, for a loop to ask.
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -44,6 +45,9 @@ def stop_after_step() -> Iterator[IsStopped]:
 
 @contextmanager
 def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
+        yield
+        return
     heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in heard}  # a shell's background job is not for Ctrl-C
     try:

@@ -57,7 +57,7 @@ LAYERS = {
     "model": Layer(FOUNDATION, banned=TERMINAL),
     "weights": Layer(FOUNDATION, banned=TERMINAL),
     "engine": Layer({"", *FOUNDATION, "machine", "child", "recipe", "sampling", "model", "weights"}, banned=TERMINAL),
-    "cost": Layer({"", *FOUNDATION, "machine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
+    "cost": Layer({"", *FOUNDATION, "machine", "engine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
     "check": Layer({*FOUNDATION, "engine"}, banned={"torch", *TERMINAL}),
     "world": Layer(FOUNDATION, banned={"torch", *TERMINAL}),
     "bench": Layer(
@@ -94,7 +94,7 @@ LAYERS = {
         banned={"rich"},
         lazy={"torch", "numpy"},
     ),
-    "cli": Layer({"", "commands", "console", "errors"}, banned={"torch", "rich"}),
+    "cli": Layer({"", "commands", "console", "errors", "stop"}, banned={"torch", "rich"}),
 }
 
 WEIGHTS_WITH_TORCH = {"ahead", "load", "offload", "reader"}

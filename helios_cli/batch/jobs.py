@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +93,7 @@ def find_jobs(
     force: bool,
     takes_of_shot: int | None,
     films: list[Film] | None,
+    strict: bool = False,
 ) -> list[Job]:
     """Films, models and output names; everything about them that can be wrong without a model is found here.
 
@@ -105,7 +106,7 @@ def find_jobs(
     films = films or read_films(sources)
     for film in films:
         check_film(film, flags)
-    check_clips(films, flags)
+    films = check_clips(films, flags, strict=strict)
     outputs = _outputs(films, output)
     if takes_of_shot and len(films) > 1:
         raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
@@ -150,20 +151,24 @@ def _check_variable(name: str) -> None:
         raise InputError(f"{MODEL_VARIABLE}: {error.message}", hint=error.hint) from error
 
 
-def check_clips(films: list[Film], flags: Flags) -> None:
-    """RecipeError for the clips, of films that passed `check_film`, that they cannot continue; a chunk of each clip is
-    decoded."""
+def check_clips(films: list[Film], flags: Flags, *, strict: bool = False) -> list[Film]:
+    """The films, which passed `check_film`, with notices of clips that are cut short. RecipeError for the clips that
+    they cannot continue, and under `strict` for those cut short; a chunk of each is decoded."""
     from helios_cli.recipe.files import picture_problems
     from helios_cli.recipe.problems import RecipeError
     from helios_cli.recipe.settings import asked_fps
 
-    problems = []
+    problems, told = [], []
     for film in films:
         fps = asked_fps(flags, film.recipe)
         start = {"image": flags.image, "video": flags.video}
         problems += picture_problems(film, start, partial(_clip_fault, fps))
+        short = list(picture_problems(film, start, _clip_cut_short)) if not problems else []
+        problems += short if strict else []
+        told.append(replace(film, notices=(*film.notices, *map(str, short))))
     if problems:
         raise RecipeError(problems)
+    return told
 
 
 def _clip_fault(fps: float, path: Path, key: str, base: str) -> tuple[str, str | None] | None:
@@ -191,6 +196,15 @@ def check_output(output: str) -> None:
         raise InputError(f"-o {shown}: films go into files of this machine", hint="write -o film.mp4")
     if meant != name and not os.path.isdir(output):
         raise InputError(f"-o {shown}: a part of the name cannot be seen", hint=f"write {meant or 'film.mp4'}")
+
+
+def _clip_cut_short(path: Path, key: str, base: str) -> tuple[str, str | None] | None:
+    if key != "video":
+        return None
+    from helios_cli.engine.reading import extent
+
+    message = extent(path).cut_short
+    return (f"{path} {message}", "give a whole one") if message else None
 
 
 def _outputs(films: list[Film], output: str | None) -> list[str]:
@@ -249,12 +263,13 @@ def find_planned(
     *,
     export: str | None = None,
     films: list[Film] | None = None,
+    strict: bool = False,
 ) -> list[Job]:
     """The jobs of a plan. InputError for all that a render would refuse, but for files that are there already."""
     from helios_cli.engine.ffmpeg import Encoding
 
     Encoding(codec, crf, preset)
-    jobs = find_jobs(sources, flags, output, force=True, takes_of_shot=None, films=films)
+    jobs = find_jobs(sources, flags, output, force=True, takes_of_shot=None, films=films, strict=strict)
     export_forms(export, jobs, force=True)
     return jobs
 

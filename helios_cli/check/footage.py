@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from helios_cli.check.layout import read_sidecar
-from helios_cli.engine import ffmpeg
+from helios_cli.engine import ffmpeg, reading
+from helios_cli.engine.media import read_picture
 from helios_cli.errors import InputError
 from helios_cli.units import DEFAULT_FPS
 
@@ -46,7 +46,7 @@ class VideoFile:
     """
 
     def __init__(self, path: Path) -> None:
-        info = ffmpeg.probe(path)
+        info = reading.probe(path)
         self.path = path
         self.width, self.height = info.width, info.height
         self.fps = float(ffmpeg.frame_rate(info.fps)) or float(DEFAULT_FPS)
@@ -58,22 +58,18 @@ class VideoFile:
         InputError if there are none, or ffmpeg gives up.
         """
         # PPM, since each picture says its size: only ffmpeg knows it, after rotation and uneven pixels.
-        output = ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "pipe:1"]
-        source = ["-i", ffmpeg.file_argument(self.path), "-map", "0:v:0", "-vf", _reduction()]
-        decoder = ffmpeg.Process([*source, *output], stdout=subprocess.PIPE)
+        output = ["-vf", _reduction(), *ffmpeg.every_frame(), "-f", "image2pipe", "-c:v", "ppm"]
         empty = True
-        try:
+        with reading.decoder(self.path, *output) as decoder:
             while (frame := _read_ppm(decoder.stdout)) is not None:
                 empty = False
                 yield frame
             self._end(decoder, empty)
-        finally:
-            decoder.kill()
 
     def _end(self, decoder: ffmpeg.Process, empty: bool) -> None:
         status = decoder.wait()
         if status < 0:
-            raise decoder.failure(status, f"reading {self.path}")
+            raise decoder.failure(status)
         if status or empty:
             raise InputError(
                 f"the video {self.path} cannot be decoded: {decoder.messages()}",
@@ -114,7 +110,7 @@ class PictureFolder:
         if not names:
             raise InputError(f"the folder {path} holds no .png pictures", hint="name a film, or a folder of frames")
         self._files = [path / name for name in sorted(names, key=_by_number)]
-        self.width, self.height = _open_picture(self._files[0]).size
+        self.width, self.height = read_picture(self._files[0]).size
         sidecar = read_sidecar(path)
         told = sidecar.fps if sidecar and sidecar.num_frames == len(names) else None
         self.fps = float(ffmpeg.frame_rate(told or DEFAULT_FPS))
@@ -124,18 +120,9 @@ class PictureFolder:
         scale = min(1.0, ANALYSIS_SIDE / max(self.width, self.height))
         size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
         for file in self._files:
-            yield np.asarray(_open_picture(file).resize(size, Image.Resampling.BOX))
+            yield np.asarray(read_picture(file).resize(size, Image.Resampling.BOX))
 
 
 def _by_number(name: str) -> list[str | int]:
     """`frame_10` comes after `frame_9`. Text and numbers alternate, so like is compared with like."""
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
-
-
-def _open_picture(path: Path) -> Image.Image:
-    try:
-        with Image.open(path, formats=("PNG",)) as file:
-            return file.convert("RGB")
-    except Exception as error:  # a decoder raises whatever its parser trips over in a damaged file
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read the picture {path}: {reason}", hint="render it again, or remove it") from error

@@ -67,7 +67,7 @@ def plan(
     )
     if price is not None and not 0 <= price < 1e6:
         raise InputError(f"--price {price}: must be 0 or more, for an hour of one GPU")
-    jobs = find_planned(source, flags, output, codec, crf)
+    jobs = find_planned(source, flags, output, codec, crf, strict=strict)
     terms = Terms(
         flags,
         revision,

@@ -79,8 +79,7 @@ def check(
         try:
             for film in read_films([source]):
                 timeline = check_film(film)
-                check_clips([film], Flags())
-                films.append((film, timeline))
+                films += [(told, timeline) for told in check_clips([film], Flags())]
         except RecipeError as error:
             problems += error.problems
     held = Counter(film.source for film, _ in films)

@@ -131,7 +131,7 @@ def render(
         from helios_cli.engine.cache import Cache
 
         console.json = json or progress == "json"
-        planned = find_planned(source, flags, output, codec, crf, preset, export=export, films=films)
+        planned = find_planned(source, flags, output, codec, crf, preset, export=export, films=films, strict=strict)
         terms = Terms(flags, revision, device, dtype, planned[0].output, codec, crf, reanchor, strict)
         terms = replace(terms, quant=quant, attention=attention, wish=wish, lanes=lanes)
         if again and again.record.attention_taken:
@@ -140,7 +140,8 @@ def render(
             terms = replace(terms, is_kept=Cache().has)
         show_plans(estimate_films([job.film for job in planned], terms))
         return
-    jobs = find_jobs(source, flags, output, force=force, takes_of_shot=takes and (shot or 1), films=films)
+    shown_shot = takes and (shot or 1)
+    jobs = find_jobs(source, flags, output, force=force, takes_of_shot=shown_shot, films=films, strict=strict)
     extras = Extras(again, not no_metadata, export_forms(export, jobs, force=force), check)
     encoding = find_encoding(jobs, codec, crf, preset, clips=takes is not None)
     kind = "none" if quiet else "json" if json else "plain" if lanes > 1 and progress in ("auto", "rich") else progress

@@ -14,6 +14,8 @@ from helios_cli.cost.device import ITEMSIZE, Device
 from helios_cli.cost.model import Model
 from helios_cli.cost.tokens import PromptTokens
 from helios_cli.cost.work import Work
+from helios_cli.engine.reading import probe
+from helios_cli.recipe.pictures import reading_bytes
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import FRAMES_PER_CHUNK, GRAPHS, LATENTS_PER_CHUNK, PIXELS_PER_CELL, QUEUE_BYTES
 from helios_cli.weights.fp8 import Quant
@@ -383,8 +385,12 @@ def _stream_bytes(model: Model, work: Work, itemsize: int) -> int:
 
 
 def _host_bytes(plan: Plan, kind: str, lanes: int) -> int:
-    """Beside the model: this process, and for each film frames on their way to the encoder, and the encoder."""
+    """Beside the model: this process, what reading a picture or clip takes, and for each film frames on their way to
+    the encoder, and the encoder."""
     pixels = prod(plan.size)
     chunk = 3 * pixels * min(FRAMES_PER_CHUNK, plan.num_frames)
     waiting = min(QUEUE_BYTES, 3 * pixels * plan.num_frames)
-    return PROCESS_BYTES[kind] + lanes * (chunk + waiting + ENCODER_BYTES + ENCODER_FRAMES * pixels * 3 // 2)
+    pictures = {reading_bytes(chunk.image) for chunk in plan.chunks if chunk.image}
+    clips = {probe(chunk.video).decoder_bytes for chunk in plan.chunks if chunk.video}
+    process = PROCESS_BYTES[kind] + max(pictures | clips, default=0)
+    return process + lanes * (chunk + waiting + ENCODER_BYTES + ENCODER_FRAMES * pixels * 3 // 2)

@@ -42,18 +42,16 @@ def start_from_picture(history: History, vae: WanVAE, picture_3HW: np.ndarray, g
 def start_from_clip(history: History, vae: WanVAE, clip: VideoClip, generator: torch.Generator) -> None:
     """History from the last whole chunks of a clip, the anchor from its first frame.
 
-    Chunks too early to be remembered are not encoded; only their random numbers are drawn.
+    Chunks too early to be remembered are not read; only their random numbers are drawn.
     """
     device = history.latents.device
     anchor = vae.encode(to_device(torch.from_numpy(clip.first_frame())[None], device), generator)
     shape = (1, *history.latents.shape[1:2], LATENTS_PER_CHUNK, *history.latents.shape[3:])
     forgotten = max(0, clip.num_chunks - HISTORY_CHUNKS)
-    encoded = []
-    for index, frames in enumerate(clip.chunks()):
-        if index < forgotten:
-            torch.randn(shape, generator=generator, dtype=vae.dtype)
-        else:
-            encoded.append(vae.encode(to_device(torch.from_numpy(frames)[None], device), generator))
+    for _ in range(forgotten):
+        torch.randn(shape, generator=generator, dtype=vae.dtype)
+    clips = (to_device(torch.from_numpy(frames)[None], device) for frames in clip.chunks(forgotten))
+    encoded = [vae.encode(frames, generator) for frames in clips]
     history.anchor = _with_noise(anchor, _sigmas(1, generator), generator)
     for _ in range(forgotten):
         _sigmas(LATENTS_PER_CHUNK, generator)

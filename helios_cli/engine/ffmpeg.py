@@ -1,33 +1,55 @@
-"""The ffmpeg program: finding it, running it, and reading what it says about a file.
+"""The ffmpeg program: finding it, what it has to be able to do, and running it.
 
 Every ffmpeg of helios is started here, away from the terminal: Ctrl-C reaches the engine alone, which then decides.
-imageio-ffmpeg bundles no ffprobe, so `probe` reads the description that ffmpeg prints.
+None outlives this process, and nobody waits for one that has come to a stand. What is read by it: `engine.reading`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import resource
+import select
 import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
 from typing import IO
 
+from helios_cli.engine import orphans
 from helios_cli.engine.disk import full_disk, too_large
-from helios_cli.errors import InputError, MachineError
+from helios_cli.errors import HeliosError, InputError, MachineError
 
 INSTALL_HINT = (
     "run `pip install --force-reinstall imageio-ffmpeg`, "
-    "or set IMAGEIO_FFMPEG_EXE to the path of an ffmpeg 5.1 or newer"
+    "or set IMAGEIO_FFMPEG_EXE to the path of a complete ffmpeg, 4.4 or newer"
 )
+NEEDED = {
+    "protocols": ("file", "pipe"),
+    "demuxers": ("mov", "matroska", "rawvideo", "ffmetadata"),
+    "muxers": ("mp4", "matroska", "rawvideo", "image2pipe", "ffmetadata", "framecrc", "null"),
+    "decoders": ("h264", "ffv1", "rawvideo"),
+    "encoders": ("ffv1", "ppm", "rawvideo", "wrapped_avframe"),
+    "filters": ("scale", "crop", "format", "setparams", "setpts", "fps", "trim", "select"),
+    "bsfs": ("setts",),
+}
+"""What every film takes, by the list of ffmpeg that has it. The encoder that a film asks for is tried."""
+
 TAIL_LINES = 20
+MAX_LINE = 1000
+"""Characters of a message that are kept: a damaged file can make ffmpeg say a lot."""
+
+READING_SECONDS = 60
+"""Without a frame from a file that is read: more than the slowest of them takes, on a machine that is busy too."""
+
+WRITING_SECONDS = 600
+"""In which an ffmpeg that writes has neither taken a frame nor moved nor computed anything."""
 
 NO_MESSAGE = "no message"
 """What `Process.messages` gives where ffmpeg had nothing to say."""
@@ -39,10 +61,14 @@ PROGRESS_LINE = re.compile(
 
 @dataclass(frozen=True)
 class Program:
-    """An ffmpeg that starts: its path, and the version it gives for itself."""
+    """An ffmpeg that starts and can do what helios needs: its path, and the version it gives for itself.
+
+    `rate_option` is how it names what becomes of a film's rate: "-fps_mode", before 5.1 "-vsync".
+    """
 
     path: str
     version: str
+    rate_option: str = "-fps_mode"
 
 
 def program() -> Program:
@@ -61,14 +87,41 @@ def program() -> Program:
 
 @lru_cache
 def _started(path: str) -> Program:
+    said = _asked(path, "version")
+    version = re.match(r"ffmpeg version (\S+)", said)
+    if not version:
+        raise MachineError(f"{path} does not answer as ffmpeg does", hint=INSTALL_HINT)
+    missing = [
+        f"{name} ({kind.removesuffix('s')})"
+        for kind, names in NEEDED.items()
+        for found in [_names(_asked(path, kind))]
+        for name in names
+        if name not in found
+    ]
+    if missing:
+        raise MachineError(
+            f"ffmpeg {version[1]} at {path} is too old or too small: it lacks {', '.join(missing)}", hint=INSTALL_HINT
+        )
+    return Program(path, version[1], "-fps_mode" if "-fps_mode" in _asked(path, "h long") else "-vsync")
+
+
+def _asked(path: str, question: str) -> str:
+    """What the program at `path` prints for `-version`, `-muxers` and the like."""
+    command = [path, *f"-{question}".split()]
     try:
-        result = subprocess.run([path, "-version"], **_detached(), stdin=subprocess.DEVNULL, capture_output=True)
+        answer = subprocess.run(
+            command, **_detached(), stdin=subprocess.DEVNULL, capture_output=True, timeout=READING_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MachineError(f"ffmpeg at {path} does not answer", hint=INSTALL_HINT) from error
     except OSError as error:
         raise MachineError(f"ffmpeg at {path} does not start: {error.strerror}", hint=INSTALL_HINT) from error
-    version = re.match(rb"ffmpeg version (\S+)", result.stdout)
-    if result.returncode or not version:
-        raise MachineError(f"{path} does not answer as ffmpeg does", hint=INSTALL_HINT)
-    return Program(path, version[1].decode(errors="replace"))
+    return answer.stdout.decode(errors="replace") if answer.returncode == 0 else ""
+
+
+def _names(table: str) -> set[str]:
+    """The words of a table of ffmpeg's that can be names: `` D  mov,mp4,m4a  QuickTime / MOV``."""
+    return {name for line in table.splitlines() for word in line.split()[:3] for name in word.split(",")}
 
 
 def _detached() -> dict:
@@ -105,53 +158,101 @@ def frame_rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
+def every_frame() -> list[str]:
+    """Output options with which no frame is left out or doubled."""
+    return [program().rate_option, "passthrough"]
+
+
 class Process:
     """A running ffmpeg. A thread reads its standard error: the last lines, and the count of frames that came out.
 
-    `stdin` and `stdout` are subprocess constants, `pass_fds` open files that ffmpeg sees as `pipe:N`. It ends by itself
-    when the pipe at its stdin closes, thus also when this process dies.
+    `doing` is "writing film.mp4": an ffmpeg that comes to a stand is ended, with an error of class `blame` that says
+    so. `stdin` and `stdout` are subprocess constants, `pass_fds` open files that ffmpeg sees as `pipe:N`. It may take
+    `memory` bytes, where there is a limit, and it ends when this process does, however that ends. Of its messages those
+    that match `keep` are kept as `kept`.
     """
 
     def __init__(
         self,
         arguments: Sequence[str],
         *,
+        doing: str,
+        blame: type[HeliosError] = MachineError,
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.DEVNULL,
         pass_fds: Sequence[int] = (),
+        memory: int | None = None,
+        keep: re.Pattern[str] | None = None,
     ) -> None:
         command = [program().path, "-hide_banner", "-nostdin", "-loglevel", "error", "-nostats"]
         command += ["-progress", "pipe:2", *arguments]
+        self.doing = doing
         self.num_frames = 0
+        self.kept: list[str] = []
+        self._blame, self._keep = blame, keep
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._moved: dict[str, str] = {}
+        self._writing = threading.Lock()
         with _interrupts_held():
             self._popen = subprocess.Popen(
                 command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=pass_fds, **_detached()
             )
+            orphans.watch(self._popen.pid)
+        if memory:
+            _limit(self._popen.pid, memory)
+        self.stdout: IO[bytes] | None = None
+        if stdout == subprocess.PIPE:
+            self.stdout = io.BufferedReader(_Patient(self._popen.stdout, self._stalled), 1 << 16)
+        if stdin == subprocess.PIPE:
+            os.set_blocking(self._popen.stdin.fileno(), False)
         self._reader = threading.Thread(target=self._read_messages, name="ffmpeg messages", daemon=True)
         self._reader.start()
-
-    @property
-    def stdin(self) -> IO[bytes]:
-        return self._popen.stdin
-
-    @property
-    def stdout(self) -> IO[bytes]:
-        return self._popen.stdout
 
     def _read_messages(self) -> None:
         with self._popen.stderr as lines:
             for line in lines:
-                text = line.decode(errors="replace").strip()
+                text = line[:MAX_LINE].decode(errors="replace").strip("\r\n")
                 progress = PROGRESS_LINE.fullmatch(text)
                 if progress is None:
-                    self._tail.append(text)
-                elif progress[1] == "frame":
-                    self.num_frames = int(progress[2])
+                    self._tail.append(text.strip())
+                    if self._keep and self._keep.match(text):
+                        self.kept.append(text)
+                elif progress[1] in ("frame", "out_time", "total_size"):
+                    self._moved[progress[1]] = progress[2]
+                    self.num_frames = int(self._moved.get("frame", 0))
 
-    def wait(self) -> int:
-        """Exit status (negative: the signal), once ffmpeg has ended and its messages are read."""
-        status = self._popen.wait()
+    def write(self, data: bytes | memoryview) -> None:
+        """Give ffmpeg `data` at its stdin. BrokenPipeError if it has ended."""
+        rest, writable = memoryview(data).cast("B"), select.poll()
+        with self._writing:
+            pipe = self._popen.stdin.fileno()
+            writable.register(pipe, select.POLLOUT)
+            while rest:
+                if not writable.poll(WRITING_SECONDS * 1000):
+                    raise self._stalled(WRITING_SECONDS)
+                with contextlib.suppress(BlockingIOError):
+                    rest = rest[os.write(pipe, rest) :]
+
+    def close_input(self) -> None:
+        """Tell ffmpeg that no more comes. From another thread: once a `write` there has ended."""
+        with self._writing:
+            self._popen.stdin.close()
+
+    def wait(self, at_most: float | None = None) -> int:
+        """Exit status (negative: the signal), once ffmpeg has ended and its messages are read; within `at_most` seconds
+        where they are given, else as long as it gets on."""
+        before = None
+        while True:
+            try:
+                status = self._popen.wait(at_most or WRITING_SECONDS)
+                break
+            except subprocess.TimeoutExpired as expired:
+                now = {**self._moved, "processor": _processor_time(self._popen.pid)}
+                if at_most or now == before:
+                    self.kill()
+                    raise self._stalled(expired.timeout) from None
+                before = now
+        orphans.forget(self._popen.pid)
         self._reader.join()
         return status
 
@@ -164,13 +265,19 @@ class Process:
         if self._popen.stdout:
             self._popen.stdout.close()
 
+    def _stalled(self, seconds: float) -> HeliosError:
+        return self._blame(
+            f"ffmpeg came to a stand while {self.doing}: nothing in {seconds:g} s",
+            hint="see whether a player or another ffmpeg gets further",
+        )
+
     def messages(self) -> str:
         """ffmpeg's last words on one line."""
         return "; ".join(line for line in list(self._tail)[-4:] if line) or NO_MESSAGE
 
-    def failure(self, status: int, doing: str) -> MachineError:
-        """The error for an ffmpeg that ended with `status` while `doing` ("writing film.mp4")."""
-        messages = self.messages()
+    def failure(self, status: int) -> MachineError:
+        """The error for an ffmpeg that ended with `status`."""
+        messages, doing = self.messages(), self.doing
         if "No space left" in messages:
             return full_disk(doing)
         if "File too large" in messages or status == -signal.SIGXFSZ:
@@ -182,6 +289,39 @@ class Process:
             )
         hint = f"see whether it works with another ffmpeg: {INSTALL_HINT}"
         return MachineError(f"ffmpeg stopped with exit status {status} while {doing}: {messages}", hint=hint)
+
+
+class _Patient(io.RawIOBase):
+    """A pipe that ffmpeg writes into. What waits for it too long raises `stalled`."""
+
+    def __init__(self, pipe: IO[bytes], stalled: Callable[[float], HeliosError]) -> None:
+        self._pipe, self._stalled = pipe, stalled
+        self._readable = select.poll()
+        self._readable.register(pipe, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        if not self._readable.poll(READING_SECONDS * 1000):
+            raise self._stalled(READING_SECONDS)
+        return os.readv(self._pipe.fileno(), [buffer])
+
+
+def _limit(pid: int, memory: int) -> None:
+    """What the process may allocate; more than that fails in it, as where memory runs out."""
+    if hasattr(resource, "prlimit"):  # Linux
+        with contextlib.suppress(ProcessLookupError, PermissionError, ValueError):
+            resource.prlimit(pid, resource.RLIMIT_DATA, (memory, memory))
+
+
+def _processor_time(pid: int) -> str | None:
+    """Changes where the process, or a child that it waited for, computes."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return " ".join(file.read().rpartition(")")[2].split()[11:15])
+    except OSError:  # no Linux
+        return None
 
 
 ENCODERS = {
@@ -265,7 +405,7 @@ def encodes(encoder: Sequence[str]) -> bool:
     Tried, not looked up: an encoder for hardware that is not there is listed all the same.
     """
     source = ["-f", "lavfi", "-i", "color=s=256x256:r=24:d=0.04"]
-    trial = Process([*source, "-frames:v", "1", *encoder, "-f", "null", "-"])
+    trial = Process([*source, "-frames:v", "1", *encoder, "-f", "null", "-"], doing="trying an encoder")
     return trial.wait() == 0
 
 
@@ -282,98 +422,3 @@ def available_encoders() -> tuple[str, ...]:
     """The codecs for .mp4, and "ffv1", that this machine's ffmpeg encodes; each is tried on one frame."""
     trials = {codec: Encoding(codec).arguments() for codec in CRF_RANGES} | {"ffv1": list(LOSSLESS)}
     return tuple(name for name, arguments in trials.items() if encodes(arguments))
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """The first video stream of a file as ffmpeg describes it.
-
-    Attributes:
-        width, height: coded size in pixels, before rotation.
-        fps: average rate, two decimals as printed.
-        duration: seconds, or None where the file does not tell.
-        profile: such as "High", or None.
-        pix_fmt: such as "yuv420p".
-        color_range: "tv", "pc" or None; matrix, primaries and transfer are None if untagged.
-    """
-
-    width: int
-    height: int
-    fps: float
-    duration: float | None
-    codec: str
-    profile: str | None
-    pix_fmt: str
-    color_range: str | None
-    color_matrix: str | None
-    color_primaries: str | None
-    color_transfer: str | None
-
-    @property
-    def high_dynamic_range(self) -> bool:
-        """Shown without tone mapping, such a clip looks flat and grey."""
-        return self.color_transfer in ("smpte2084", "arib-std-b67")
-
-
-STREAM_LINE = re.compile(r"^  Stream #0:\d+\S*: Video: (.*)$", re.MULTILINE)
-TOP_LEVEL_COMMA = re.compile(r", (?![^(\[]*[)\]])")
-
-
-def probe(path: str | os.PathLike) -> VideoInfo:
-    """Describe the first video stream of the file at `path`. InputError if it has none, or cannot be read."""
-    path = Path(path)
-    if not path.is_file() or not os.access(path, os.R_OK):
-        reason = "it is not readable" if path.is_file() else "there is no such file"
-        raise InputError(f"cannot read the video {path}: {reason}", hint="check the path")
-    command = [program().path, "-hide_banner", "-nostdin", "-i", file_argument(path)]
-    result = subprocess.run(command, **_detached(), stdin=subprocess.DEVNULL, capture_output=True)
-    text = result.stderr.decode(errors="replace").replace("\r\n", "\n")
-    stream = STREAM_LINE.search(text)
-    info = stream and _parse_stream(stream[1], _parse_duration(text))
-    if not info:
-        raise InputError(f"{path} holds no video that ffmpeg can read", hint="give an .mp4, .mkv, .mov or .webm film")
-    return info
-
-
-def _parse_duration(text: str) -> float | None:
-    found = re.search(r"^  Duration: (\d+):(\d+):(\d+\.\d+)", text, re.MULTILINE)
-    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]) if found else None
-
-
-def _parse_stream(description: str, duration: float | None) -> VideoInfo | None:
-    """Read `h264 (High) (avc1 / 0x31637661), yuv420p(tv, bt709, progressive), 64x48 [SAR 1:1 DAR 4:3], ...`."""
-    fields = TOP_LEVEL_COMMA.split(description)
-    codec = re.match(r"(\w+)(?: \((?!\w+ / 0x)([^)]*)\))*", fields[0])
-    size = re.search(r", (\d+)x(\d+)[ ,]", description)
-    if len(fields) < 3 or not codec or not size:
-        return None
-    pix_fmt, _, notes = fields[1].partition("(")
-    color_range, *colors = _parse_colors(notes.rstrip(")").split(", "))
-    rates = dict(reversed(pair) for pair in re.findall(r", ([\d.]+k?) (fps|tbr)\b", description))
-    return VideoInfo(
-        width=int(size[1]),
-        height=int(size[2]),
-        fps=_number(rates.get("fps") or rates.get("tbr", "0")),
-        duration=duration,
-        codec=codec[1],
-        profile=codec[2],
-        pix_fmt=pix_fmt,
-        color_range=color_range,
-        color_matrix=colors[0],
-        color_primaries=colors[1],
-        color_transfer=colors[2],
-    )
-
-
-def _parse_colors(notes: list[str]) -> tuple[str | None, ...]:
-    """Range, matrix, primaries, transfer. ffmpeg prints one name where the last three are the same."""
-    color_range = next((note for note in notes if note in ("tv", "pc")), None)
-    for note in notes:
-        names = note.split("/") if "/" in note else [note] * 3
-        if len(names) == 3 and ("/" in note or note in ("bt709", "smpte170m", "smpte240m", "bt470bg")):
-            return color_range, *(None if name == "unknown" else name for name in names)
-    return color_range, None, None, None
-
-
-def _number(text: str) -> float:
-    return float(text[:-1]) * 1000 if text.endswith("k") else float(text)

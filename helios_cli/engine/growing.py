@@ -19,7 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
-from helios_cli.engine import boxes, ffmpeg, matroska
+from helios_cli.engine import boxes, ffmpeg, matroska, reading
 from helios_cli.engine.disk import disk_errors, open_own, write_synced
 from helios_cli.engine.target import FRAME_NAME, Target, holds_frames
 from helios_cli.errors import InputError, MachineError
@@ -151,6 +151,7 @@ class GrowingFile:
                     *ffmpeg.finish_arguments(self._target.kind),
                     *("-y", ffmpeg.file_argument(whole)),
                 ],
+                doing=f"writing {self._target.path}",
                 pass_fds=(text.fileno(),),
             )
             try:
@@ -159,10 +160,10 @@ class GrowingFile:
                 process.kill()
                 raise
             if status:
-                raise process.failure(status, f"writing {self._target.path}")
+                raise process.failure(status)
             if (count := _num_frames(whole, self._target.kind)) != self.num_frames:
                 raise MachineError(f"{count} of {self.num_frames} frames came into {self._target.path}")
-            if ffmpeg.probe(whole).color_primaries != "bt709":
+            if reading.probe(whole).color_primaries != "bt709":
                 raise MachineError(f"{self._target.path} lost its colour tags", hint=ffmpeg.INSTALL_HINT)
             sync(whole)
 

@@ -7,21 +7,26 @@ lossless clip that has the size already comes through unchanged.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from helios_cli.engine import ffmpeg
+from helios_cli.engine import ffmpeg, reading
 from helios_cli.errors import InputError
 from helios_cli.recipe.pictures import opened
 from helios_cli.units import FRAMES_PER_CHUNK, counted
 
 WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes for 16-bit grey; its own conversion to RGB clips at 255."""
+
+ROWS = 256
+"""Of a picture that become RGB at a time: what is made of them on the way need not be there for all."""
+
+MAX_ASPECT = 16
+"""Of a clip as shown: all of what covers the film is scaled, though most of it is cut off."""
 
 
 def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
@@ -30,11 +35,22 @@ def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     Rotation from EXIF is applied; transparent parts are laid over black; grey, palette, CMYK and 16-bit pictures
     become 8-bit RGB; colour profiles are not applied. InputError if it cannot be read.
     """
-    with opened(path) as file:
-        picture = _rgb(file)
+    picture = read_picture(path)
     if picture.size != size:
         picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     return _normalized(np.asarray(picture)).transpose(2, 0, 1)
+
+
+def read_picture(path: str | os.PathLike) -> Image.Image:
+    """The picture at `path` in RGB, as large as it is; see `read_image`."""
+    with opened(path) as picture:
+        if picture.mode == "RGB" and not picture.has_transparency_data:
+            return picture
+        whole = Image.new("RGB", picture.size)
+        for top in range(0, picture.height, ROWS):
+            bottom = min(top + ROWS, picture.height)
+            whole.paste(_rgb(picture.crop((0, top, picture.width, bottom))), (0, top))
+        return whole
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
@@ -66,37 +82,31 @@ class VideoClip:
     """
 
     def __init__(self, path: str | os.PathLike, size: tuple[int, int], fps: float) -> None:
-        """Look at the clip and count its frames, which decodes it once. InputError if it is no clip or too short."""
+        """Look at the clip and count its frames, which decodes it once. InputError if it is no clip, or too short, too
+        long or too narrow."""
         self._path = Path(path)
         self._size = size
-        self.info = ffmpeg.probe(path)
+        self.info = _continued(path)
         self._rate_filter = _rate_filter(fps)
         self.num_frames = _count(self._path, fps)
         self.num_chunks = self.num_frames // FRAMES_PER_CHUNK
 
     def first_frame(self) -> np.ndarray:
         """The clip's first frame, float32 [3, 1, H, W] in [-1, 1]."""
-        with self._decoded("-frames:v", "1") as decoder:
+        with self._decoded(self._rate_filter, "-frames:v", "1") as decoder:
             return self._read(decoder, 1)
 
-    def chunks(self) -> Iterator[np.ndarray]:
-        """The last `num_chunks * 33` frames in order, float32 [3, 33, H, W] in [-1, 1] each."""
-        with self._decoded() as decoder:
-            for _ in range(self.num_frames % FRAMES_PER_CHUNK):
-                self._read(decoder, 1)
-            for _ in range(self.num_chunks):
+    def chunks(self, first: int = 0) -> Iterator[np.ndarray]:
+        """The last `num_chunks * 33` frames in order, float32 [3, 33, H, W] in [-1, 1] each, from chunk `first` on."""
+        start = self.num_frames % FRAMES_PER_CHUNK + first * FRAMES_PER_CHUNK
+        with self._decoded(f"{self._rate_filter},trim=start_frame={start}") as decoder:
+            for _ in range(first, self.num_chunks):
                 yield self._read(decoder, FRAMES_PER_CHUNK)
 
-    @contextmanager
-    def _decoded(self, *options: str) -> Iterator[ffmpeg.Process]:
-        """An ffmpeg that writes rgb24 frames of the film's size to its stdout; ended when the block is left."""
-        filters = f"{self._rate_filter},{_cover_filter(self._size)}"
-        arguments = [*_input(self._path), "-vf", filters, *options, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
-        decoder = ffmpeg.Process(arguments, stdout=subprocess.PIPE)
-        try:
-            yield decoder
-        finally:
-            decoder.kill()
+    def _decoded(self, chosen: str, *options: str) -> AbstractContextManager[ffmpeg.Process]:
+        """An ffmpeg that writes what the filters `chosen` leave as rgb24 frames of the film's size."""
+        filters = ["-vf", f"{chosen},{_cover_filter(self._size)}", *ffmpeg.every_frame(), *options]
+        return reading.decoder(self._path, *filters, "-f", "rawvideo", "-pix_fmt", "rgb24")
 
     def _read(self, decoder: ffmpeg.Process, num_frames: int) -> np.ndarray:
         width, height = self._size
@@ -108,31 +118,38 @@ class VideoClip:
 
 
 def check_clip(path: str | os.PathLike, fps: float) -> None:
-    """Find before a render whether a film of `fps` can continue a clip, from no more than a chunk of it: the InputError
-    of `VideoClip`."""
-    ffmpeg.probe(path)
+    """Find before a render whether a film of `fps` can continue a clip, of which no more than a chunk is decoded: the
+    InputError of `VideoClip`."""
+    _continued(path)
     _count(Path(path), fps, "-frames:v", f"{FRAMES_PER_CHUNK}")
+
+
+def _continued(path: str | os.PathLike) -> reading.VideoInfo:
+    """What ffmpeg says about a clip that a film can continue; frames are not counted yet."""
+    info = reading.probe(path)
+    if not 1 / MAX_ASPECT <= info.aspect <= MAX_ASPECT:
+        raise InputError(
+            f"the video {path} is {info.width}x{info.height}, shown {info.aspect:.3g} times as wide as high; from "
+            f"1/{MAX_ASPECT} to {MAX_ASPECT} it may be",
+            hint="crop it",
+        )
+    reading.extent(path)
+    return info
 
 
 def _count(path: Path, fps: float, *options: str) -> int:
     """The clip's frames at `fps`, all or as many as `options` take; InputError if that is less than a chunk."""
-    counter = ffmpeg.Process([*_input(path), "-vf", _rate_filter(fps), *options, "-f", "null", "-"])
-    try:
+    rows = [*ffmpeg.every_frame(), *options, "-c:v", "wrapped_avframe", "-f", "framecrc", "-flush_packets", "1"]
+    with reading.decoder(path, "-vf", _rate_filter(fps), *rows) as counter:
+        num_frames = sum(line[:1] != b"#" for line in counter.stdout)
         if counter.wait():
             raise _unreadable(path, counter)
-    finally:
-        counter.kill()
-    if counter.num_frames < FRAMES_PER_CHUNK:
+    if num_frames < FRAMES_PER_CHUNK:
         raise InputError(
-            f"the video {path} has {counted(counter.num_frames, 'frame')} at {fps:g} a second; "
-            f"{FRAMES_PER_CHUNK} are needed",
+            f"the video {path} has {counted(num_frames, 'frame')} at {fps:g} a second; {FRAMES_PER_CHUNK} are needed",
             hint=f"give at least {FRAMES_PER_CHUNK / fps:.2f} s, or start from a picture with --image",
         )
-    return counter.num_frames
-
-
-def _input(path: Path) -> list[str]:
-    return ["-i", ffmpeg.file_argument(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
+    return num_frames
 
 
 def _unreadable(path: Path, process: ffmpeg.Process) -> InputError:

@@ -7,7 +7,6 @@ PNG files one after another.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -55,7 +54,7 @@ class VideoPieces:
     def __init__(self, target: Target, size: tuple[int, int], fps: float, encoding: ffmpeg.Encoding | None) -> None:
         self._target = target
         self._input = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{size[0]}x{size[1]}"]
-        self._input += ["-framerate", f"{ffmpeg.frame_rate(fps)}", "-i", "pipe:0", "-fps_mode", "passthrough"]
+        self._input += ["-framerate", f"{ffmpeg.frame_rate(fps)}", "-i", "pipe:0", *ffmpeg.every_frame()]
         self._output = ffmpeg.piece_arguments(encoding)
         self.name = f"{encoding.codec} crf {encoding.crf} {encoding.preset}" if encoding else "lossless"
         self.key = _key(ffmpeg.program().version, *self._input, *self._output)
@@ -73,20 +72,23 @@ class _VideoEncoder:
             self._piece = tempfile.TemporaryFile(dir=target.path.parent)  # noqa: SIM115 (closed by `finish` or `stop`)
         output = f"pipe:{self._piece.fileno()}"
         self._ffmpeg = ffmpeg.Process(
-            [*input_options, *output_options, output], stdin=subprocess.PIPE, pass_fds=(self._piece.fileno(),)
+            [*input_options, *output_options, output],
+            doing=f"writing {target.path}",
+            stdin=subprocess.PIPE,
+            pass_fds=(self._piece.fileno(),),
         )
 
     def write(self, frames: np.ndarray) -> None:
         try:
-            self._ffmpeg.stdin.write(memoryview(frames).cast("B"))
+            self._ffmpeg.write(memoryview(frames))
         except BrokenPipeError as error:
-            raise self._failure(self._ffmpeg.wait()) from error
+            raise self._ffmpeg.failure(self._ffmpeg.wait()) from error
 
     def finish(self, num_frames: int) -> bytes:
-        self._close_input()
+        self._ffmpeg.close_input()
         status = self._ffmpeg.wait()
         if status:
-            raise self._failure(status)
+            raise self._ffmpeg.failure(status)
         if self._ffmpeg.num_frames != num_frames:
             raise MachineError(f"ffmpeg wrote {self._ffmpeg.num_frames} of {num_frames} frames to {self._target.path}")
         with self._piece as piece:
@@ -95,15 +97,8 @@ class _VideoEncoder:
 
     def stop(self) -> None:
         self._ffmpeg.kill()
-        self._close_input()
+        self._ffmpeg.close_input()
         self._piece.close()
-
-    def _close_input(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # an ffmpeg that has ended says why by its status
-            self._ffmpeg.stdin.close()
-
-    def _failure(self, status: int) -> MachineError:
-        return self._ffmpeg.failure(status, f"writing {self._target.path}")
 
 
 class PicturePieces:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
-from helios_cli.engine import ffmpeg
+from helios_cli.engine import ffmpeg, reading
 from helios_cli.engine.disk import disk_errors
 from helios_cli.engine.growing import Chapter
 from helios_cli.engine.target import Target, sidecar_of, sidecars_of
@@ -45,6 +44,9 @@ KEY = "helios"
 FORMAT = "helios film"
 MAX_BYTES = 16 * 2**20
 """Most of a sidecar: a film of 24 hours lists its chunks in 13 MB."""
+
+MAX_TEXT_BYTES = 4 * 2**20
+"""Most of what a film file says of itself: the largest source, four times."""
 
 MAX_NAME_BYTES = 255
 MAX_RECORDED_TITLE = 1000
@@ -410,7 +412,7 @@ def _film_and_record(path: Path) -> tuple[str, Record]:
     try:
         if not in_film and source.stat().st_size > MAX_BYTES:
             raise _unknown(path, "too large for a sidecar")
-        text = _metadata(source).get(KEY, "") if in_film else source.read_text("utf-8")
+        text = _text_in(source, path) if in_film else source.read_text("utf-8")
         content = json.loads(text)
         record = Record.model_validate(content)
     except OSError as error:
@@ -434,16 +436,8 @@ def _unknown(path: Path, why: str) -> InputError:
     )
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """The file's own metadata as ffmpeg writes it out, keys in lower case: Matroska knows no other difference."""
-    process = ffmpeg.Process(["-i", ffmpeg.file_argument(path), "-f", "ffmetadata", "-"], stdout=subprocess.PIPE)
-    try:
-        text = process.stdout.read(MAX_BYTES).decode("utf-8", "replace")
-    finally:
-        process.kill()
-    found: dict[str, str] = {}
-    for key, value in re.findall(r"^(?:((?:\\.|[^\\=\n])+)=((?:\\[\s\S]|[^\\\n])*)|\[.*)$", text, re.MULTILINE):
-        if not key:  # a stream or a chapter begins
-            break
-        found[key.lower()] = re.sub(r"\\([\s\S])", r"\1", value)
-    return found
+def _text_in(film: Path, path: Path) -> str:
+    found = reading.metadata(film, MAX_TEXT_BYTES)
+    if found is None:
+        raise _unknown(path, f"what it says of itself is larger than {MAX_TEXT_BYTES >> 20} MiB")
+    return found.get(KEY, "")

@@ -7,14 +7,13 @@ the chosen seed finds it among the kept pieces. Nothing here imports torch.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from helios_cli.engine import ffmpeg
+from helios_cli.engine import ffmpeg, reading
 from helios_cli.engine.disk import disk_errors
 from helios_cli.engine.target import check_target
 from helios_cli.errors import InputError
@@ -129,14 +128,10 @@ def _thumbnails(clip: Path, plan: Plan) -> list[Image.Image]:
     width, height = (max(1, round(side * scale)) for side in plan.size)
     chosen = "+".join(f"eq(n,{number})" for number in numbers)
     filters = f"select='{chosen}',scale={width}:{height}:flags=area+accurate_rnd+full_chroma_int,format=rgb24"
-    source = ["-i", ffmpeg.file_argument(clip), "-map", "0:v:0", "-vf", filters, "-fps_mode", "passthrough"]
-    decoder = ffmpeg.Process([*source, "-f", "rawvideo", "pipe:1"], stdout=subprocess.PIPE)
-    try:
+    with reading.decoder(clip, "-vf", filters, *ffmpeg.every_frame(), "-f", "rawvideo") as decoder:
         pictures = [decoder.stdout.read(width * height * 3) for _ in numbers]
         if (status := decoder.wait()) or len(pictures[-1]) < width * height * 3:
-            raise decoder.failure(status, f"reading {clip}")
-    finally:
-        decoder.kill()
+            raise decoder.failure(status)
     return [Image.frombytes("RGB", (width, height), picture) for picture in pictures]
 
 

@@ -15,8 +15,12 @@ from helios_cli.visible import printable, without_hidden
 MAX_BYTES = 1 << 20
 """Largest source file: 1 MiB is ten thousand shots of a sentence each."""
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".gif")
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
+CLIPS = (
+    *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".ogv", ".mxf", ".dv", ".y4m", ".gif"),
+    *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"),
+)
+"""What files are called that are looked for. Whether one can be read, whatever it is called, what is in it says."""
 
 MAX_NEIGHBOURS = 1000
 """Names of a folder that are looked through for one that was meant."""
@@ -132,10 +136,8 @@ def file_fault(path: Path, key: str, base: str) -> Fault | None:
     suffixes, other, meant = (PICTURES, CLIPS, "video") if key == "image" else (CLIPS, PICTURES, "image")
     shown = printable(path, 200)
     suffix = path.suffix.lower()
-    if suffix not in suffixes and not is_misspelt(path, suffixes):
-        if suffix in other:
-            return f"{shown} is no {'picture' if key == 'image' else 'clip'}", f"write `{meant}` in place of `{key}`"
-        return f"{shown}: unknown kind of file", "known are " + ", ".join(suffixes)
+    if suffix not in suffixes and suffix in other:
+        return f"{shown} is no {'picture' if key == 'image' else 'clip'}", f"write `{meant}` in place of `{key}`"
     if absent := absence(path, suffixes, f"paths are relative to {base}"):
         return f"{shown}: {absent[0]}", absent[1]
     if not path.is_file():
@@ -170,11 +172,6 @@ def absence(path: Path, suffixes: Iterable[str], otherwise: str | None) -> Fault
 def is_url(path: str | Path) -> bool:
     """Whether it is an URL, which leaves one slash of two where it was taken for a path."""
     return bool(_URL.match(str(path)))
-
-
-def is_misspelt(path: Path, suffixes: Iterable[str]) -> bool:
-    """Whether a name that does not end as it should is a URL, or ends so but for what cannot be seen in it."""
-    return is_url(path) or Path(without_hidden(path.name)).suffix.lower() in suffixes
 
 
 def near_file(path: Path, suffixes: Iterable[str]) -> str | None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from helios_cli.engine import ffmpeg
+from helios_cli.engine import reading
 from helios_cli.engine.media import VideoClip, check_clip, read_image
 from helios_cli.engine.writer import open_writer
 from helios_cli.errors import InputError
@@ -357,6 +357,6 @@ def test_no_clip_name_is_taken_for_an_option_or_a_url(tmp_path, monkeypatch, nam
 
 def test_probe_reads_what_ffmpeg_prints(tmp_path):
     path = make_clip(tmp_path / "a.webm", "-f", "lavfi", "-i", "color=red:s=66x50:r=25:d=1", "-c:v", "libvpx-vp9")
-    info = ffmpeg.probe(path)
+    info = reading.probe(path)
     assert (info.codec, info.width, info.height, info.fps) == ("vp9", 66, 50, 25)
     assert (info.pix_fmt, info.duration, info.profile) == ("yuv420p", 1.0, "Profile 0")

@@ -20,7 +20,7 @@ from waiting import LONGEST
 from helios_cli.cli import main
 from helios_cli.engine.takes import TakesFiles, check_shot, takes_of, write_sheet
 from helios_cli.engine.writer import open_writer
-from helios_cli.errors import InputError, MachineError
+from helios_cli.errors import InputError
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
@@ -136,7 +136,7 @@ def test_a_clip_that_is_not_whole_is_named(tmp_path):
     files = TakesFiles.of(tmp_path / "film.mp4", force=False)
     files.make_folder()
     files.clip(42).write_bytes(b"no clip")
-    with pytest.raises(MachineError, match=r"seed-42\.mp4"):
+    with pytest.raises(InputError, match=r"seed-42\.mp4"):
         write_sheet(files, takes)
     assert not files.sheet.exists()
 

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from waiting import LONGEST, wait_until
 
-from helios_cli.engine import ffmpeg
+from helios_cli.engine import ffmpeg, reading
 from helios_cli.engine.target import JOURNAL_HEAD
 from helios_cli.engine.writer import Target, check_target, open_writer
 from helios_cli.errors import InputError, MachineError
@@ -77,7 +77,7 @@ def left_in(folder: Path) -> list[str]:
 @pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
 def test_mp4_is_tagged_bt709_in_container_and_bitstream(tmp_path, codec):
     path = film(tmp_path / "film.mp4", moving(3), codec=codec)
-    info = ffmpeg.probe(path)
+    info = reading.probe(path)
     assert (info.codec, info.pix_fmt, info.width, info.height, info.fps) == (codec, "yuv420p", *SIZE, 24)
     tags = (info.color_range, info.color_matrix, info.color_primaries, info.color_transfer)
     assert tags == ("tv", "bt709", "bt709", "bt709")
@@ -93,7 +93,7 @@ def test_mp4_is_tagged_bt709_in_container_and_bitstream(tmp_path, codec):
 
 @pytest.mark.parametrize("preset", ["ultrafast", "medium", "veryslow"])
 def test_h264_is_high_profile_with_every_preset(tmp_path, preset):
-    assert ffmpeg.probe(film(tmp_path / "film.mp4", moving(3), preset=preset)).profile == "High"
+    assert reading.probe(film(tmp_path / "film.mp4", moving(3), preset=preset)).profile == "High"
 
 
 @pytest.mark.parametrize("color", [(220, 30, 40), (10, 200, 60), (30, 40, 210), (128, 128, 128), (255, 255, 255)])
@@ -140,7 +140,7 @@ def test_mkv_is_bit_exact(tmp_path):
     frames = moving(34)
     path = film(tmp_path / "film.mkv", frames)
     assert (decoded(path) == frames.reshape(34, -1)).all()
-    info = ffmpeg.probe(path)
+    info = reading.probe(path)
     assert (info.codec, info.fps, info.color_range, info.color_primaries) == ("ffv1", 24, "pc", "bt709")
 
 
@@ -303,7 +303,7 @@ def test_odd_size_is_refused_for_mp4_only(tmp_path):
         open_writer(tmp_path / "film.mp4", size=(65, 48), fps=24)
     with open_writer(tmp_path / "film.mkv", size=(65, 47), fps=24) as writer:
         writer.write(np.zeros((1, 47, 65, 3), np.uint8))
-    assert ffmpeg.probe(tmp_path / "film.mkv").width == 65
+    assert reading.probe(tmp_path / "film.mkv").width == 65
 
 
 def test_wrong_arrays_are_refused(tmp_path):
@@ -528,7 +528,7 @@ def gated_ffmpeg(tmp_path, monkeypatch):
     folder.mkdir()
     script = folder / "ffmpeg"
     script.write_text(
-        f"#!/bin/sh\n[ $# = 1 ] || while [ ! -e '{folder}/open' ]; do sleep 0.02; done\nexec '{EXE}' \"$@\"\n"
+        f"#!/bin/sh\n[ $# -le 2 ] || while [ ! -e '{folder}/open' ]; do sleep 0.02; done\nexec '{EXE}' \"$@\"\n"
     )
     script.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(script))

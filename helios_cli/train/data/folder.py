@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helios_cli.engine import ffmpeg
+from helios_cli.engine import ffmpeg, reading
 from helios_cli.engine.media import VideoClip, read_image
 from helios_cli.errors import InputError
 from helios_cli.recipe.prompts import clean_prompt, has_words
@@ -166,7 +166,6 @@ class SourceClip:
         if self.path.is_dir():
             yield from self._pictures(size)
             return
-        ffmpeg.probe(self.path)
         _require_sound(self.path)
         yield from VideoClip(self.path, size, fps).chunks()
 
@@ -205,12 +204,11 @@ def _require_sound(path: Path) -> None:
 
     A GIF that was cut between two frames looks whole to ffmpeg, and to this.
     """
-    decoder = ffmpeg.Process(["-i", ffmpeg.file_argument(path), "-map", "0:v:0", "-f", "null", "-"])
-    try:
+    with reading.decoder(path, "-c:v", "wrapped_avframe", "-f", "framecrc") as decoder:
+        for _ in decoder.stdout:
+            pass
         if decoder.wait() or decoder.messages() != ffmpeg.NO_MESSAGE:
             raise InputError(f"it is damaged: {SPEAKER.sub('', decoder.messages())}")
-    finally:
-        decoder.kill()
 
 
 def _require_some(folder: str, used: set[Path], skipped: list[ClipSkipped]) -> None:

@@ -1,0 +1,279 @@
+"""Films and clips of anybody, read by ffmpeg within bounds: what may be opened, how large it may be, and how long that
+may take.
+
+A file is opened as a film that lies in it whole: formats that name other files, such as playlists and numbered
+pictures, are not on the list, and no protocol but that of files is. imageio-ffmpeg bundles no ffprobe, so `probe` reads
+the description that ffmpeg prints.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from helios_cli.engine import ffmpeg
+from helios_cli.errors import InputError
+
+DEMUXERS = (
+    "apng,asf,av1,avi,dv,flv,gif,h264,hevc,ivf,jpeg_pipe,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,"
+    "vc1,webp_anim,yuv4mpegpipe"
+)
+MAX_SIDE = 16384
+MAX_PIXELS = 36_000_000
+"""Of a frame: 8K and somewhat more."""
+
+MAX_GAP_SECONDS = 60
+MAX_HOURS = 4
+"""Of a clip that is continued: frames of the film's rate are made of it, where it stands still too."""
+
+PROBE_SECONDS = 60
+THREADS = 4
+
+DECODER_BYTES = 100_000_000
+FRAMES_HELD = 24
+"""Frames that a decoder refers to, and those on their way through filters, at most."""
+
+UNUSED_BYTES = 400_000_000
+"""Of the limit that ffmpeg gets: stacks of threads and the like, which are reserved and hardly touched."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """The first video stream of a file as ffmpeg describes it.
+
+    Attributes:
+        width, height: coded size in pixels, before rotation.
+        aspect: width to height as shown, before rotation.
+        fps: average rate, two decimals as printed.
+        duration: seconds, or None where the file does not tell.
+        profile: such as "High", or None.
+        pix_fmt: such as "yuv420p".
+        color_range: "tv", "pc" or None; matrix, primaries and transfer are None if untagged.
+    """
+
+    width: int
+    height: int
+    aspect: float
+    fps: float
+    duration: float | None
+    codec: str
+    profile: str | None
+    pix_fmt: str
+    color_range: str | None
+    color_matrix: str | None
+    color_primaries: str | None
+    color_transfer: str | None
+
+    @property
+    def decoder_bytes(self) -> int:
+        """Memory that decoding it may take, at most."""
+        samples = 1.5 if "420" in self.pix_fmt or self.pix_fmt.startswith(("nv", "p0")) else 4
+        depth = 2 if re.search(r"(9|1[0246]|48|64)[lb]e$", self.pix_fmt) else 4 if "f32" in self.pix_fmt else 1
+        return DECODER_BYTES + int(FRAMES_HELD * samples * depth * self.width * self.height)
+
+    @property
+    def high_dynamic_range(self) -> bool:
+        """Shown without tone mapping, such a clip looks flat and grey."""
+        return self.color_transfer in ("smpte2084", "arib-std-b67")
+
+
+STREAM_LINE = re.compile(r"^  Stream #0:\d+\S*: Video: (.*)$", re.MULTILINE)
+DESCRIPTION = re.compile(r"  Duration: |  Stream #0:|.*Estimating duration from bitrate")
+TOP_LEVEL_COMMA = re.compile(r", (?![^(\[]*[)\]])")
+
+
+def source(path: str | os.PathLike) -> list[str]:
+    """ffmpeg's options that open the file at `path`, within bounds."""
+    opening = ["-protocol_whitelist", "file", "-format_whitelist", DEMUXERS]
+    return [*opening, "-threads", f"{THREADS}", "-max_pixels", f"{MAX_PIXELS}", "-i", ffmpeg.file_argument(path)]
+
+
+def decoder(path: str | os.PathLike, *output: str) -> AbstractContextManager[ffmpeg.Process]:
+    """An ffmpeg that writes `output`, made of the file's first video stream, to its stdout; ended with the block."""
+    return _reader(path, probe(path).decoder_bytes, "-map", "0:v:0", *output)
+
+
+@contextmanager
+def _reader(path: str | os.PathLike, memory: int, *output: str) -> Iterator[ffmpeg.Process]:
+    process = ffmpeg.Process(
+        ["-filter_threads", f"{THREADS}", *source(path), *output, "pipe:1"],
+        doing=f"reading {os.fspath(path)}",
+        blame=InputError,
+        stdout=subprocess.PIPE,
+        memory=memory + UNUSED_BYTES,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """Describe the first video stream of the file at `path`. InputError if it has none, cannot be read, or its frames
+    are larger than what is read."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", error)
+        raise InputError(f"cannot read the video {path}: {reason}", hint="check the path") from error
+    if not stat.S_ISREG(found.st_mode) or not os.access(path, os.R_OK):
+        reason = "it is not readable" if stat.S_ISREG(found.st_mode) else "it is not a file"
+        raise InputError(f"cannot read the video {path}: {reason}", hint="check the path")
+    return _probed(os.path.abspath(path), found.st_size, found.st_mtime_ns)
+
+
+@lru_cache
+def _probed(path: str, size: int, mtime_ns: int) -> VideoInfo:
+    described = ffmpeg.Process(
+        ["-loglevel", "info", *source(path)],
+        doing=f"reading {path}",
+        blame=InputError,
+        memory=FRAMES_HELD * MAX_PIXELS + UNUSED_BYTES,
+        keep=DESCRIPTION,
+    )
+    described.wait(PROBE_SECONDS)
+    text = "\n".join(described.kept)
+    stream = STREAM_LINE.search(text)
+    info = stream and _parse_stream(stream[1], _parse_duration(text))
+    if not info:
+        raise InputError(f"{path} holds no video that ffmpeg can read", hint="give an .mp4, .mkv, .mov or .webm film")
+    if max(info.width, info.height) > MAX_SIDE or info.width * info.height > MAX_PIXELS:
+        raise InputError(
+            f"the frames of {path} are too large, {info.width}x{info.height}",
+            hint=f"scale it to at most {MAX_PIXELS // 10**6} megapixels, {MAX_SIDE} pixels a side",
+        )
+    return info
+
+
+def metadata(path: str | os.PathLike, most: int) -> dict[str, str] | None:
+    """The file's own metadata, keys in lower case: Matroska knows no other difference. None if it is larger than `most`
+    bytes as ffmpeg writes it out."""
+    with _reader(path, DECODER_BYTES, "-f", "ffmetadata") as reader:
+        data = reader.stdout.read(most + 1)
+    if len(data) > most:
+        return None
+    found: dict[str, str] = {}
+    text = data.decode("utf-8", "replace")
+    for key, value in re.findall(r"^(?:((?:\\.|[^\\=\n])+)=((?:\\[\s\S]|[^\\\n])*)|\[.*)$", text, re.MULTILINE):
+        if not key:  # a stream or a chapter begins
+            break
+        found[key.lower()] = re.sub(r"\\([\s\S])", r"\1", value)
+    return found
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How long a clip is: `seconds` of it are there, and its header `told` of so many, where it does."""
+
+    seconds: float
+    told: float | None
+
+    @property
+    def cut_short(self) -> str | None:
+        """Both lengths in words, if too much is missing for a last frame without a length or a header that rounds."""
+        if self.told is None or self.told - self.seconds <= max(1, self.told / 20):
+            return None
+        return f"is cut short: {self.seconds:.1f} s of {self.told:.1f} s are there"
+
+
+def extent(path: str | os.PathLike) -> Extent:
+    """Look through the file at `path` without decoding it. InputError if it is no clip that can be continued: there is
+    a time without frames in it, or it is too long."""
+    found = os.stat(path)
+    return _looked_through(os.path.abspath(path), found.st_size, found.st_mtime_ns)
+
+
+@lru_cache
+def _looked_through(path: str, size: int, mtime_ns: int) -> Extent:
+    packets = ["-map", "0:a?", "-copyinkf", "-c", "copy", "-f", "framecrc", "-flush_packets", "1"]
+    begin, end, last_frame = 0.0, 0.0, None
+    with decoder(path, *packets) as listing:
+        for stream, decoded, shown, length in _packets(listing.stdout):
+            if stream == 0:
+                _require_no_gap(path, last_frame, decoded)
+                last_frame = decoded
+            begin, end = min(begin, shown), max(end, shown + length)
+            if end - begin > MAX_HOURS * 3600:
+                raise InputError(
+                    f"the video {path} is longer than {MAX_HOURS} hours",
+                    hint=f"give its end alone: ffmpeg -sseof -60 -i {shlex.quote(path)} -c copy end.mkv",
+                )
+    return Extent(end - begin, probe(path).duration)
+
+
+def _packets(lines: Iterable[bytes]) -> Iterator[tuple[int, float, float, float]]:
+    """Stream, times of decoding and showing, and length in seconds, from lines of `#tb 0: 1/24` and
+    `0, -1, 0, 1, 5130, 0x4158ab53`."""
+    units: dict[int, Fraction] = {}
+    for line in lines:
+        if head := re.match(rb"#tb (\d+): (\d+)/(\d+)", line):
+            units[int(head[1])] = Fraction(int(head[2]), int(head[3]))
+        elif row := re.match(rb"(\d+), *(-?\d+), *(-?\d+), *(\d+),", line):
+            stream, *times = map(int, row.groups())
+            yield stream, *(float(time * units[stream]) for time in times)
+
+
+def _require_no_gap(path: str, before: float | None, now: float) -> None:
+    if before is not None and now - before > MAX_GAP_SECONDS:
+        raise InputError(
+            f"the video {path} has no frame for {now - before:,.0f} s after {before:,.0f} s; "
+            f"{MAX_GAP_SECONDS} s are the most",
+            hint="give what lies before or after alone",
+        )
+
+
+def _parse_duration(text: str) -> float | None:
+    found = re.search(r"^  Duration: (\d+):(\d+):(\d+\.\d+)", text, re.MULTILINE)
+    if "Estimating" in text:
+        return None
+    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]) if found else None
+
+
+def _parse_stream(description: str, duration: float | None) -> VideoInfo | None:
+    """Read `h264 (High) (avc1 / 0x31637661), yuv420p(tv, bt709, progressive), 64x48 [SAR 1:1 DAR 4:3], ...`."""
+    fields = TOP_LEVEL_COMMA.split(description)
+    codec = re.match(r"(\w+)(?: \((?!\w+ / 0x)([^)]*)\))*", fields[0])
+    size = re.search(r", (\d+)x(\d+)[ ,]", description)
+    if len(fields) < 3 or not codec or not size:
+        return None
+    width, height = int(size[1]), int(size[2])
+    shown = re.search(r" DAR (\d+):(\d+)", description)
+    pix_fmt, _, notes = fields[1].partition("(")
+    color_range, *colors = _parse_colors(notes.rstrip(")").split(", "))
+    rates = dict(reversed(pair) for pair in re.findall(r", ([\d.]+k?) (fps|tbr)\b", description))
+    return VideoInfo(
+        width=width,
+        height=height,
+        aspect=int(shown[1]) / max(1, int(shown[2])) if shown else width / max(1, height),
+        fps=_number(rates.get("fps") or rates.get("tbr", "0")),
+        duration=duration,
+        codec=codec[1],
+        profile=codec[2],
+        pix_fmt=pix_fmt,
+        color_range=color_range,
+        color_matrix=colors[0],
+        color_primaries=colors[1],
+        color_transfer=colors[2],
+    )
+
+
+def _parse_colors(notes: list[str]) -> tuple[str | None, ...]:
+    """Range, matrix, primaries, transfer. ffmpeg prints one name where the last three are the same."""
+    color_range = next((note for note in notes if note in ("tv", "pc")), None)
+    for note in notes:
+        names = note.split("/") if "/" in note else [note] * 3
+        if len(names) == 3 and ("/" in note or note in ("bt709", "smpte170m", "smpte240m", "bt470bg")):
+            return color_range, *(None if name == "unknown" else name for name in names)
+    return color_range, None, None, None
+
+
+def _number(text: str) -> float:
+    return float(text[:-1]) * 1000 if text.endswith("k") else float(text)
