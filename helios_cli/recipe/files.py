@@ -27,7 +27,11 @@ MAX_NEIGHBOURS = 1000
 
 
 def read_text(path: Path, problems: Problems) -> str:
-    """The text of a source file. Problems are raised: unreadable, too large, not UTF-8, control characters."""
+    """The text of a source file. Problems are raised: missing, unreadable, too large, not UTF-8, control characters."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        message, suggestion = absence(path, (path.suffix.lower(),), None) or ("is not a file", None)
+        problems.add(message, suggestion=suggestion)
+        problems.stop()
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -64,9 +68,14 @@ def decode(data: bytes, problems: Problems) -> str:
 def _without_fence(text: str) -> str:
     lines = text.split("\n")
     filled = [number for number, line in enumerate(lines) if line.strip()]
-    if len(filled) > 2 and all(_FENCE.fullmatch(lines[number]) for number in (filled[0], filled[-1])):
+    if len(filled) > 2 and all(is_fence(lines[number]) for number in (filled[0], filled[-1])):
         lines[filled[0]] = lines[filled[-1]] = ""  # the others keep their numbers
     return "\n".join(lines)
+
+
+def is_fence(line: str) -> bool:
+    """Whether a line begins or ends code in Markdown."""
+    return bool(re.fullmatch(r"(?:`{3,}|~{3,})\s*\w*", line.strip()))
 
 
 def _encoding(data: bytes) -> str:
@@ -79,7 +88,6 @@ def _encoding(data: bytes) -> str:
 
 
 _WIDTHLESS = re.compile("[\ufeff\u200b\u2060]")
-_FENCE = re.compile(r"\s*(?:`{3,}|~{3,})\s*\w*\s*")
 _ODD = (
     (re.compile("[“”„‟«»‘‛‚″]"), "a quote of another kind: write straight ones, \" or '"),
     (re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]"), "a space of another kind: write a plain one"),

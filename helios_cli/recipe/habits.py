@@ -14,6 +14,7 @@ import contextlib
 import re
 
 from helios_cli.errors import InputError
+from helios_cli.recipe.files import is_fence
 from helios_cli.recipe.problems import Problems
 from helios_cli.recipe.values import parse_time
 
@@ -25,10 +26,9 @@ _TO = r"\s*(?:[-–—−~]|-->|to)\s*"
 _BARE = re.compile(rf"\s*\(?({_TIME})(?:{_TO}({_TIME}))?(\)?\s*[:|–—-](?=\s)|\)|(?=\s))\s*(?=\S)")
 _ITEM = re.compile(r"\s*(?:([0-9]{1,4})[.)]|[-*•–])\s+(?=\S)")
 _SENTENCE = re.compile(r".*[.!?…。！？][\"'”’»)\]]*\s*")
-_FENCE = re.compile(r"\s*(?:`{3,}|~{3,})\s*\w*\s*")
 _SYNTAX = (
-    (re.compile(r"^\s*\[\[\s*shot\s*\]\]", re.MULTILINE), "a recipe in TOML", ".toml"),
-    (re.compile(r"^shot:\s*$", re.MULTILINE), "a recipe in YAML", ".yaml"),
+    (re.compile(r"^[ \t]*\[\[[ \t]*shot[ \t]*\]\]", re.MULTILINE), "a recipe in TOML", ".toml"),
+    (re.compile(r"^shot:[ \t]*$", re.MULTILINE), "a recipe in YAML", ".yaml"),
     (re.compile(r"\A\s*[{\[]\s*[{\"]"), "JSON", ".json, or .jsonl"),
     (re.compile(r"^[0-9:]+[,.][0-9]+\s*-->", re.MULTILINE), "a list of subtitles", ".srt"),
     (re.compile(r"\A\s*\"?id\"?\s*[,;\t]\s*\"?prompt_index\b"), "a table", ".csv"),
@@ -45,7 +45,7 @@ def as_shot_list(text: str, problems: Problems) -> tuple[str, list[str]]:
     lines = text.split("\n")
     filled = [number for number, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
     for number in filled:
-        if _FENCE.fullmatch(lines[number]):
+        if is_fence(lines[number]):
             problems.add("a code fence", line=number + 1, suggestion="remove the line")
     firsts = [number for number in filled if number == 0 or _is_free(lines, number)]
     notices = _items(lines, filled, firsts) or _sentences(lines, filled, firsts)

@@ -6,7 +6,6 @@ Each reader gives `Draft`s: recipe values with their lines. A CSV or JSONL file 
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 import re
@@ -17,6 +16,7 @@ from itertools import pairwise
 from helios_cli.recipe.cues import Cue, close_gaps, shots_from
 from helios_cli.recipe.film import Place
 from helios_cli.recipe.problems import Problems, nearest
+from helios_cli.recipe.prompts import unescaped
 from helios_cli.recipe.values import parse_time
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 from helios_cli.visible import printable
@@ -32,6 +32,7 @@ class Draft:
     notices: list[str] = field(default_factory=list)
 
 
+MAX_COLUMNS = 100
 CSV_COLUMNS = ("id", "prompt_index", "prompt", "refined_prompt", "seconds", "transition")
 
 
@@ -98,11 +99,10 @@ def _delimiter(text: str) -> str:
 
 def _check_header(header: list[str], line: int, problems: Problems) -> None:
     example = "the first line must be id,prompt_index,prompt, or prompt alone"
-    if not set(header) & set(CSV_COLUMNS):
-        near = [nearest(column, CSV_COLUMNS) for column in header]
-        if not any(near):
-            problems.add("the first line names no columns", line=line, suggestion=example)
-            problems.stop()
+    known = len(header) <= MAX_COLUMNS and any(nearest(column, CSV_COLUMNS) for column in header)
+    if not known:
+        problems.add("the first line names no columns", line=line, suggestion=example)
+        problems.stop()
     unknown = [column for column in header if column not in CSV_COLUMNS or header.count(column) > 1]
     for column in dict.fromkeys(unknown):
         near = nearest(column, CSV_COLUMNS)
@@ -271,7 +271,7 @@ def _srt_text(lines: list[str], last: list[str]) -> str:
     if last and not last[0].strip().isdigit():
         lines = [*lines, *last]
     words = _SRT_BREAK.sub(" ", _SRT_TAG.sub("", "\n".join(line.strip() for line in lines if line.strip())))
-    return html.unescape(words).strip()
+    return unescaped(words).strip()
 
 
 def _srt_seconds(parts: tuple[str | None, ...]) -> float:

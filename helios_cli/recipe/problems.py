@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass
 from helios_cli.errors import InputError
 from helios_cli.visible import printable
 
+MAX_FOUND = 1000
+"""Problems after which a file is read no further."""
+
 MAX_LISTED = 50
 """Problems spelt out in one message; a hostile file can hold thousands."""
 
@@ -83,6 +86,8 @@ class Problems:
         suggestion: str | None = None,
     ) -> None:
         self.found.append(Problem(self.file, message, line, shot, key, suggestion))
+        if len(self.found) >= MAX_FOUND:
+            self.stop()
 
     def stop(self) -> None:
         if self.found:

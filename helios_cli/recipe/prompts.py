@@ -16,8 +16,13 @@ def clean_prompt(text: str) -> str:
     """
     from ftfy import fix_text  # slow to import, and most commands clean nothing
 
-    text = html.unescape(html.unescape(fix_text(text)))
+    text = unescaped(unescaped(fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
+
+
+def unescaped(text: str) -> str:
+    """`text` without HTML entities. One of thousands of digits, at which Python's reader fails, is no character."""
+    return html.unescape(re.sub("&#[0-9]{1000,};?", "\ufffd", text))
 
 
 def with_style(prompt: str, style: str) -> str:

@@ -23,11 +23,12 @@ from helios_cli.recipe.problems import Problems, nearest
 from helios_cli.recipe.values import TRANSITIONS, parse_duration, parse_time
 from helios_cli.visible import printable
 
-_TIME = r"(?:(?:[0-9]+:){1,2}[0-9]{1,2}(?:\.[0-9]+)?(?![0-9])|(?:[0-9]+(?:\.[0-9]+)?\s*[hms]\s*)+|[0-9]+(?:\.[0-9]+)?)"
-_MARK = re.compile(rf"\[\s*({_TIME})(\s*(?:[-–—−~]|to\b)\s*({_TIME})?)?\s*(?:(\])|:(?=\s))")
+_UNITS = r"[0-9]+(?:\.[0-9]+)?\s*[hms]"
+_TIME = rf"(?:(?:[0-9]+:){{1,2}}[0-9]{{1,2}}(?:\.[0-9]+)?(?![0-9])|{_UNITS}(?:\s*{_UNITS})*|[0-9]+(?:\.[0-9]+)?)"
+_MARK = re.compile(rf"\[\s*({_TIME})(\s*(?:[-–—−~]|to\b)(?:\s*({_TIME}))?)?\s*(?:(\])|:(?=\s))")
 _TRANSITION = re.compile(rf"\[\s*({'|'.join(TRANSITIONS)})(?:\s+({_TIME}))?\s*\]", re.IGNORECASE)
 _COMMANDS = re.compile(r"\[\s*(/[^\]\n]*)\]")
-_MEANT_AS_TIME = re.compile(r"\[\s*[-+]?[0-9][0-9:.,;\s–-]*(?:[hms]|secs?|seconds?|mins?|minutes?)?\s*\]")
+_MEANT_AS_TIME = re.compile(r"\[\s*[-+]?[0-9][0-9:.,;\s–-]*(?:(?:[hms]|secs?|seconds?|mins?|minutes?)\s*)?\]")
 
 COMMANDS = ("duration", "new_shot")
 

@@ -84,10 +84,30 @@ PIECES = {
         '"',
         "\n",
     ],
-    ".txt": ["[", "]", "3s", ":", " ", "-", "0:05", "/duration=", "/new_shot", ",", "\n", "#", "a boat"],
-    ".csv": ["id,prompt_index,prompt\n", "1,0,a\n", '"', ",", "\n", "seconds", "transition", "1", "\r"],
+    ".txt": [
+        *["[", "]", "3s", ":", " ", "-", "0:05", "/duration=", "/new_shot", ",", "\n", "#", "a boat", "0:00 ", "1. "],
+        *["- ", "``` ", ".", "to", "&#", "9", "[[shot]]", "\0"],
+    ],
+    ".csv": [
+        *["id,prompt_index,prompt\n", "1,0,a\n", '"', ",", "\n", "seconds", "transition", "1", "\r", ";", "sep=;\n"],
+        *["prompt", "\t", "“"],
+    ],
     ".jsonl": ['{"prompts":["a","b"]', ',"switch_frames":[', "48", "]", "}", "\n", "{", '"'],
-    ".srt": ["1\n", "00:00:01,000", " --> ", "00:00:02,000", "\n", "a boat", "<i>", "99:99:99,999"],
+    ".srt": [
+        *[
+            "1\n",
+            "00:00:01,000",
+            " --> ",
+            "00:00:02,000",
+            "\n",
+            "a boat",
+            "<i>",
+            "99:99:99,999",
+            "01:00:00,000",
+            "{\\",
+        ],
+        *["}", "&#", "9", "\\N", "->", "0:1"],
+    ],
 }
 
 
@@ -136,3 +156,29 @@ def test_any_words_and_any_standard_input(words):
         if words != "-" or stdin:
             with contextlib.suppress(InputError):
                 read_films(sources, stdin=stdin)
+
+
+N = 200_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((f"spaces{end}.txt", begin + " " * N + end) for begin, end in (("[1", "x"), ("[1s", "x"), ("[1s-", "x"))),
+        *((f"more{end}.txt", begin + " " * N + end) for begin, end in (("```", "a!"), ("0:00", "b!"), ("[1s ", "1s"))),
+        ("lines.txt", "\n" * N + "[[ shot"),
+        ("entity.txt", "&#" + "0" * 15_000),
+        ("entity.srt", "1\n0:0:0 --> 0:0:2\n&#" + "0" * 15_000),
+        ("columns.csv", "id," * N),
+        ("rows.csv", "prompt\n" + "x,y\n" * N),
+        ("lines.jsonl", "x\n" * N),
+        ("digits.yaml", "seed: " + "9" * N),
+        ("brackets.yaml", "[" * N),
+        ("keys.yaml", "? " * N),
+        ("laughs.yaml", "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))),
+        ("shots.yaml", "shot:\n" + "- prompt: &a x\n" + "- prompt: *a\n" * 10_000),
+    ],
+)
+def test_nothing_takes_its_length_squared(tmp_path, name, text):
+    """Each of these took minutes, gigabytes or a bug where it was read in a simpler way."""
+    survives(tmp_path / name, text.encode())
