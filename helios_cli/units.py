@@ -41,6 +41,9 @@ more. On a GPU 0.25 GiB, two frames of 384x640 at 96 channels: a decode fits bes
 QUEUE_BYTES = 128 * 2**20
 """Frames that may wait for the encoder."""
 
+PROMPTS_TOGETHER = 64
+"""Prompts that are encoded in one walk over a streamed text encoder."""
+
 GRAPHS = 12
 """Recorded model calls that are kept at most: one for each stage and number of prompt tokens, the least used going
 first."""

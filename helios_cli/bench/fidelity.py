@@ -42,7 +42,7 @@ def film(models: Models, plan: Plan) -> list[tuple[Tensor, Tensor]]:
     """Latents [1, C, 9, H, W] and frames [33, 8H, 8W, 3] of each chunk of a film from one prompt, on the host."""
     ((prompt, _),) = plan.chunks[0].prompts
     models.encode([prompt])
-    text = models.dit.embed_text(models.prompts[prompt].rows[None])
+    text = models.dit.embed_text(models.mixed(((prompt, 1.0),)))
     settings = replace(models.checkpoint.preset, steps=plan.steps, guidance=1.0)
     denoiser = Denoiser(models.dit, models.scheduler, settings, plan.size, Clock(models.device))
     width, height = (pixels // PIXELS_PER_CELL for pixels in plan.size)

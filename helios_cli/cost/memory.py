@@ -17,7 +17,14 @@ from helios_cli.cost.work import Work
 from helios_cli.engine.reading import probe
 from helios_cli.recipe.pictures import reading_bytes
 from helios_cli.recipe.plan import Plan
-from helios_cli.units import FRAMES_PER_CHUNK, GRAPHS, LATENTS_PER_CHUNK, PIXELS_PER_CELL, QUEUE_BYTES
+from helios_cli.units import (
+    FRAMES_PER_CHUNK,
+    GRAPHS,
+    LATENTS_PER_CHUNK,
+    PIXELS_PER_CELL,
+    PROMPTS_TOGETHER,
+    QUEUE_BYTES,
+)
 from helios_cli.weights.fp8 import Quant
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
 
@@ -169,6 +176,8 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
         on_device = max(on_device, denoise.working + max(phase.total for phase in others))
     on_device += RUNTIME_BYTES[kind]
     host = _host_bytes(subject.plan, kind, subject.lanes)
+    if kind != "cpu":
+        host += _prompt_bytes(subject)
     if kind == "cpu":
         host += on_device
     elif placement.mode == "stream":
@@ -275,6 +284,8 @@ def _phases(subject: Subject, placement: Placement) -> list[PhaseMemory]:
         transformer -= (streamed - min(streamed, 1) * slots) * subject.block_bytes
     together = 0 if placement.takes_turns else transformer + vae_weights
     kept = subject.lanes * _kept_bytes(plan, model, work, itemsize)
+    if subject.device.kind == "cpu":
+        kept += _prompt_bytes(subject)
     kind = "cpu" if subject.device.kind == "cpu" else "cuda"
     slack = 1 + FRAGMENTATION[subject.device.kind]
     calling = _call_bytes(model, work, subject.product_itemsize)
@@ -314,12 +325,21 @@ def _text_phase(subject: Subject, placement: Placement) -> PhaseMemory:
         weights = itemsize * model.parameters["text_encoder"]
         if subject.dtype == "float16":
             weights += (FLOAT32 - itemsize) * shape.float16_fp32_parameters
-    kept = subject.lanes * itemsize * shape.d_model * sum(prompts.tokens.values())
+    kept = _prompt_bytes(subject)
+    if subject.device.kind != "cpu":  # they leave the device as they come, some at a time where the encoder streams
+        together = PROMPTS_TOGETHER if placement.mode == "stream" else 1
+        kept = itemsize * shape.d_model * sum(sorted(prompts.tokens.values())[-together:])
     # All heads' products, their bias and the sum of both; or in float32, before and after the softmax.
     scores = max(3 * itemsize, 2 * FLOAT32) * shape.num_heads * tokens * tokens
     gate = 3 * itemsize * tokens * shape.d_ff
     rows = itemsize * tokens * shape.d_model
     return PhaseMemory("text", weights, kept, max(scores + 5 * rows, gate + 3 * rows))
+
+
+def _prompt_bytes(subject: Subject) -> int:
+    """The encoded prompts of all lanes, on the host; those that were used go again."""
+    shape = subject.model.text
+    return subject.lanes * subject.itemsize * shape.d_model * sum(subject.prompts.tokens.values())
 
 
 def _kept_bytes(plan: Plan, model: Model, work: Work, itemsize: int) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from helios_cli.model.dit import Call, HeliosDiT
 from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.umt5 import UMT5Encoder
 from helios_cli.model.vae import WanVAE
-from helios_cli.units import grid_of
+from helios_cli.units import PROMPTS_TOGETHER, grid_of
 from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import Quant, is_fp8
@@ -43,13 +44,13 @@ if TYPE_CHECKING:
 EMBEDDING = "shared.weight"
 """Of the text encoder: a row a token of its vocabulary, of which a prompt needs a few."""
 
-PROMPTS_TOGETHER = 64
-"""Prompts that are encoded in one walk over a streamed text encoder."""
+PROMPTS_KEPT = 2**24
+"""Bytes of encoded prompts that no film needs any more and that another may: some long ones, many short ones."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """An encoded prompt. `rows`: [K, E], K <= 512. `lost`: the end of the text that did not fit, or ""."""
+    """An encoded prompt. `rows`: [K, E] on the host, K <= 512. `lost`: the end of the text that did not fit, or ""."""
 
     rows: Tensor
     lost: str = ""
@@ -93,6 +94,7 @@ class Models:
         self._choice = choose(attention, device, dtype, *heads, memory=memory, wanted=attention_wanted)
         self.vae_config, self.text_config, self.scheduler = read.vae, read.text, read.scheduler
         self.prompts: dict[str, Prompt] = {}
+        self._wanted: MutableMapping[object, frozenset[str]] = WeakKeyDictionary()
         self.stream: BlockStream | None = None
         self._files = WeightFiles()
         self._ahead = Ahead(self._files, device)
@@ -178,11 +180,24 @@ class Models:
         if self.placement.mode != "none":
             machine.give_back_memory()
 
+    def want(self, film: object, texts: Iterable[str]) -> None:
+        """From now on, as long as it is there, `film` needs these prompts and no others. What no film needs goes, the
+        oldest first, but for PROMPTS_KEPT: memory does not grow with the prompts of a film, nor with the films."""
+        self._wanted[film] = frozenset(texts)
+        needed = frozenset().union(*self._wanted.values())
+        spare = {text: prompt.rows.nbytes for text, prompt in self.prompts.items() if text not in needed}
+        most = sum(spare.values()) - PROMPTS_KEPT
+        for text, num_bytes in spare.items():
+            if most <= 0:
+                return
+            del self.prompts[text]
+            most -= num_bytes
+
     def _encode(self, texts: list[str], tokenizer: Tokenizer, encoder: UMT5Encoder) -> None:
         read = [tokens_of(text, tokenizer, self.text_config.vocab_size) for text in texts]
         rows = encoder.forward_all([torch.tensor(ids, device=self.device) for ids, _ in read])
         for text, (_, lost), row in zip(texts, read, rows, strict=True):
-            self.prompts[text] = Prompt(row, lost)
+            self.prompts[text] = Prompt(row.cpu(), lost)
 
     @contextlib.contextmanager
     def _text_encoder(self) -> Iterator[UMT5Encoder]:
@@ -206,14 +221,14 @@ class Models:
             yield encoder.eval()
 
     def mixed(self, weighted: tuple[tuple[str, float], ...]) -> Tensor:
-        """Weighted sum of encoded prompts, [1, K, E]; a shorter one counts as zero where it has no rows."""
+        """Weighted sum of encoded prompts, [1, K, E] on the device; a shorter one counts as zero beyond its end."""
         longest = max(len(self.prompts[text].rows) for text, _ in weighted)
-        first = self.prompts[weighted[0][0]].rows
+        first = self.prompts[weighted[0][0]].rows.to(self.device)
         if len(weighted) == 1:
             return first[None]
         total = torch.zeros(1, longest, first.shape[-1], device=self.device)
         for text, weight in weighted:
-            rows = self.prompts[text].rows
+            rows = self.prompts[text].rows.to(self.device)
             total[0, : len(rows)] += weight * rows.float()
         return total.to(first.dtype)
 

@@ -314,7 +314,7 @@ class _Film:
         if self.plan.guidance <= 1:
             return None
         self.models.encode([self.plan.negative])
-        return self.models.dit.embed_text(self.models.prompts[self.plan.negative].rows[None])
+        return self.models.dit.embed_text(self.models.mixed(((self.plan.negative, 1.0),)))
 
     def _start_segment(self, chunk: Chunk) -> Iterator[Event]:
         """Fresh history and generator, from a picture or a clip if the chunk has one."""
@@ -382,6 +382,8 @@ class _Film:
         if self.text is None or self.text[0] != chunk.prompts:
             self.models.encode(text for text, _ in chunk.prompts)
             self.text = (chunk.prompts, self.models.dit.embed_text(self.models.mixed(chunk.prompts)))
+            rest = self.plan.chunks[chunk.index :]
+            self.models.want(self, (text for later in rest for text, _ in later.prompts))
         return self.text[1]
 
     def _write_frames(self, chunk: Chunk, latents: Tensor) -> None:

@@ -12,12 +12,13 @@ from recipe.films import plan_of
 
 from helios_cli.architecture import DiTConfig
 from helios_cli.cost import memory, tokens, vae
+from helios_cli.cost.auto import usual_film
 from helios_cli.cost.device import ITEMSIZE, Device
 from helios_cli.cost.memory import Budget, Subject, mode_of
 from helios_cli.cost.model import PUBLISHED_PARAMETERS, find_model
 from helios_cli.cost.modes import memory_modes
 from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
-from helios_cli.cost.tokens import count_tokens
+from helios_cli.cost.tokens import PromptTokens, count_tokens
 from helios_cli.cost.work import texts_of, work_of
 from helios_cli.model import dit as dit_module
 from helios_cli.model import umt5
@@ -64,9 +65,9 @@ def test_the_text_encoder(dtype, length):
     model = SimpleNamespace(text=TextShape.from_json(config), parameters={"text_encoder": 0})
     prompts = SimpleNamespace(tokens={"": length})
     name = str(dtype).removeprefix("torch.")
-    phase = memory._text_phase(
-        SimpleNamespace(model=model, prompts=prompts, itemsize=dtype.itemsize, dtype=name, lanes=1), Placement()
-    )
+    cpu = SimpleNamespace(kind="cpu")
+    subject = SimpleNamespace(model=model, prompts=prompts, itemsize=dtype.itemsize, dtype=name, lanes=1, device=cpu)
+    phase = memory._text_phase(subject, Placement())
     row = torch.zeros(length, dtype=torch.long, device="meta")
     assert peak_bytes(lambda: encoder(row)) == pytest.approx(phase.working, rel=0.03)
 
@@ -359,3 +360,21 @@ def test_a_cpu_without_small_products_works_in_wide_ones(cpu, dtype, itemsize):
         for one in (subject, wide)
     )
     assert (working["decode"] == widest["decode"]) == (itemsize == 4)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_prompts_of_a_long_list_are_host_memory(kind):
+    """2,000 of 100 tokens and two lanes: they are there for the whole film, and on no GPU."""
+    usual = usual_film(find_model("distilled"), Device(kind, "a device", None, None), "bfloat16")
+    shots = PromptTokens({f"shot {number}": 100 for number in range(2000)}, counted=True, lost={})
+    one = PromptTokens({"shot 0": 100}, counted=True, lost={})
+    many, few = (
+        mode_of(replace(usual, prompts=prompts, lanes=2), Budget(None, None), Placement("stream"))
+        for prompts in (shots, one)
+    )
+    rows = 2 * 1999 * 100 * 4096 * 2
+    assert many.host_bytes - few.host_bytes == pytest.approx(rows, rel=0.01)
+    if kind == "cuda":
+        assert many.phases[1:] == few.phases[1:] and many.device_bytes == few.device_bytes
+    else:
+        assert {a.kept - b.kept for a, b in zip(many.phases, few.phases, strict=True)} == {rows}
