@@ -261,7 +261,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory:
         os.makedirs(place, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix="helios-", dir=place)
     except OSError as error:
-        what = f"there is no place for temporary files: {error.strerror}: {place}"
+        what = f"no folder for temporary files can be written, neither TMPDIR nor {place}: {error.strerror}"
         raise MachineError(what, hint="set TMPDIR to a folder that can be written") from error
 
 

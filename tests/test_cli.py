@@ -249,9 +249,14 @@ def test_doctor_as_json(capsys):
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_doctor_without_ffmpeg_reports_and_exits_with_3(flags, capsys, monkeypatch):
+def test_doctor_without_ffmpeg_and_a_home_reports_and_exits_with_3(flags, capsys, monkeypatch):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/no/such/ffmpeg")
+    monkeypatch.setenv("HELIOS_HOME", f"{os.devnull}/home")
     assert cli.main(["doctor", *flags]) == 3
     out, err = capsys.readouterr()
+    if flags:
+        assert json.loads(out)["disk"][0] == {"use": "HELIOS_HOME", "path": f"{os.devnull}/home", "free_bytes": None}
+    else:
+        assert f"nothing can be written for HELIOS_HOME, {os.devnull}/home" in " ".join(out.split())
     assert "/no/such/ffmpeg" in out and err.startswith("error: ffmpeg at /no/such/ffmpeg")
     assert not flags or json.loads(out)["ffmpeg"]["version"] is None
