@@ -14,8 +14,6 @@ from helios_cli.cost.device import ITEMSIZE, Device
 from helios_cli.cost.model import Model
 from helios_cli.cost.tokens import PromptTokens
 from helios_cli.cost.work import Work
-from helios_cli.engine.reading import probe
-from helios_cli.recipe.pictures import reading_bytes
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import (
     FRAMES_PER_CHUNK,
@@ -407,6 +405,9 @@ def _stream_bytes(model: Model, work: Work, itemsize: int) -> int:
 def _host_bytes(plan: Plan, kind: str, lanes: int) -> int:
     """Beside the model: this process, what reading a picture or clip takes, and for each film frames on their way to
     the encoder, and the encoder."""
+    from helios_cli.engine.reading import probe  # a bench on a bare machine reads no pictures
+    from helios_cli.recipe.pictures import reading_bytes
+
     pixels = prod(plan.size)
     chunk = 3 * pixels * min(FRAMES_PER_CHUNK, plan.num_frames)
     waiting = min(QUEUE_BYTES, 3 * pixels * plan.num_frames)

@@ -86,7 +86,7 @@ class VideoInfo:
 
 
 STREAM_LINE = re.compile(r"^  Stream #0:\d+\S*: Video: (.*)$", re.MULTILINE)
-DESCRIPTION = re.compile(r"  Duration: |  Stream #0:|.*Estimating duration from bitrate")
+DESCRIPTION = re.compile(r"  Duration: |  Stream #0:|.*Estimating duration from bitrate|.*Picture size \d")
 TOP_LEVEL_COMMA = re.compile(r", (?![^(\[]*[)\]])")
 
 
@@ -143,14 +143,19 @@ def _probed(path: str, size: int, mtime_ns: int) -> VideoInfo:
     text = "\n".join(described.kept)
     stream = STREAM_LINE.search(text)
     info = stream and _parse_stream(stream[1], _parse_duration(text))
+    refused = re.search(r"Picture size (\d+)x(\d+) (?:exceeds|is invalid)", text)
+    if not info and refused:
+        raise _too_large(path, int(refused[1]), int(refused[2]))
     if not info:
         raise InputError(f"{path} holds no video that ffmpeg can read", hint="give an .mp4, .mkv, .mov or .webm film")
     if max(info.width, info.height) > MAX_SIDE or info.width * info.height > MAX_PIXELS:
-        raise InputError(
-            f"the frames of {path} are too large, {info.width}x{info.height}",
-            hint=f"scale it to at most {MAX_PIXELS // 10**6} megapixels, {MAX_SIDE} pixels a side",
-        )
+        raise _too_large(path, info.width, info.height)
     return info
+
+
+def _too_large(path: str, width: int, height: int) -> InputError:
+    hint = f"scale it to at most {MAX_PIXELS // 10**6} megapixels, {MAX_SIDE} pixels a side"
+    return InputError(f"the frames of {path} are too large, {width}x{height}", hint=hint)
 
 
 def metadata(path: str | os.PathLike, most: int) -> dict[str, str] | None:
