@@ -12,7 +12,7 @@ from helios_cli.recipe.cues import shots_from
 from helios_cli.recipe.files import MAX_BYTES, decode
 from helios_cli.recipe.habits import as_shot_list
 from helios_cli.recipe.problems import Problems, RecipeError
-from helios_cli.recipe.schema import Shot
+from helios_cli.recipe.schema import MAX_PROMPT, Shot
 from helios_cli.recipe.text import read_cues
 from helios_cli.recipe.validate import recipe_from
 from helios_cli.visible import printable
@@ -27,6 +27,9 @@ def read_line(data: bytes, problems: Problems) -> Shot | None:
 
     Raises RecipeError for a line that is no prompt.
     """
+    if len(data) > MAX_BYTES:
+        problems.add("the line is larger than 1 MiB", suggestion=f"a prompt has at most {MAX_PROMPT:,} characters")
+        problems.stop()
     text = decode(data, problems).strip().replace("\n", " ")  # what is left are carriage returns of its own
     cues = read_cues(as_shot_list(text, problems)[0], problems)
     problems.stop()
@@ -110,9 +113,12 @@ def _lines(descriptor: int) -> Iterator[bytes]:
     """
     rest = b""
     while block := _block(descriptor):
-        *lines, rest = (rest + block).split(b"\n")
-        yield from lines
-        rest = rest[: MAX_BYTES + 1]
+        *lines, last = block.split(b"\n")
+        for line in lines:
+            yield rest + line
+            rest = b""
+        if len(rest) <= MAX_BYTES:
+            rest += last
     if rest:
         yield rest
 
