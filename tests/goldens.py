@@ -1,12 +1,16 @@
-"""Makes the goldens again that the package and the tests hold: `python tests/goldens.py` in the root of the tree.
+"""Makes the goldens that the package and the tests hold: `python tests/goldens.py` in the root of the tree.
 
-Pictures are diffusers' in float32, so that `helios doctor --test` compares with somebody else's arithmetic.
+Pictures and latents are diffusers' in float32, so that what is compared with them is compared with somebody else's
+arithmetic. Digests are of our own float32: of every bit that a film's latents and frames have, where the libraries are
+held to instructions that all x86 processors of the last ten years have.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import platform
+import os
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -14,35 +18,92 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
-def golden_frames():
-    """The golden film as diffusers makes it, uint8 [frames, height, width, 3]."""
+from helios_cli import machine  # noqa: E402
+from helios_cli.bench import selftest  # noqa: E402
+from helios_cli.recipe.fingerprint import NUMERICS_VERSION  # noqa: E402
+from helios_cli.weights.names import EMBEDDED_FOLDER  # noqa: E402
+
+LATENTS = ROOT / "tests" / "golden" / "latents.npy"
+DIGESTS = LATENTS.with_name("digests.json")
+
+CHUNKS = 2
+"""Of the film whose latents are kept: those of the last, which all that is before decides."""
+
+PLAIN = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def golden_frames(output_type: str = "np", chunks: int = selftest.CHUNKS):
+    """The golden film as diffusers makes it: frames, uint8 [frames, height, width, 3], or latents."""
     import diffusers
     import oracle
-    import torch
 
-    from helios_cli.bench import selftest
-    from helios_cli.weights.names import EMBEDDED_FOLDER
-
+    golden = selftest.told()
     pipeline = diffusers.DiffusionPipeline.from_pretrained(EMBEDDED_FOLDER, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    golden = selftest.read_golden()
-    case = oracle.Case("distilled", (128, 64), (1, 1, 1), selftest.CHUNKS, golden.prompt, seed=golden.seed)
-    return oracle.reference(case, pipeline)
+    case = oracle.Case("distilled", (128, 64), (1, 1, 1), chunks, golden["prompt"], seed=golden["seed"])
+    return oracle.reference(case, pipeline, output_type=output_type)
 
 
-def write_pictures() -> None:
+def plain_film(folder: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """Our golden film by a process that is held to PLAIN: the last chunk's latents, and digests of all."""
+    command = [sys.executable, __file__, "film", str(folder / "latents.npy")]
+    done = subprocess.run(command, env={**os.environ, **PLAIN}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return np.load(folder / "latents.npy"), json.loads(done.stdout)
+
+
+def film(file: str) -> None:
+    from helios_cli.bench.screening import Showing, films
+    from helios_cli.engine.history import History
+    from helios_cli.engine.models import Models
+    from helios_cli.weights.checkpoint import Checkpoint
+
+    latents, remember = [], History.remember
+
+    def noting(self, chunk, **how):
+        latents.append(chunk.numpy().copy())
+        return remember(self, chunk, **how)
+
+    History.remember = noting
+    golden = selftest.told()
+    models = Models(Checkpoint.open(EMBEDDED_FOLDER), torch.device("cpu"), torch.float32)
+    (frames,) = films(models, [golden["prompt"]], 33 * CHUNKS, Showing(seed=golden["seed"]))
+    np.save(file, latents[-1])
+    parts = {"latents": np.concatenate(latents), "frames": frames}
+    print(json.dumps({name: hashlib.sha256(part.tobytes()).hexdigest() for name, part in parts.items()}))
+
+
+def processor() -> str:
+    """What digests are kept by: bits of another one may be others for good reasons."""
+    cpu = machine.cpu()
+    return ", ".join((cpu.model, *cpu.features, f"torch {torch.__version__}"))
+
+
+def write() -> None:
+    import tempfile
+
     from PIL import Image
 
-    from helios_cli.bench import selftest
-
-    told = json.loads(selftest.PROVENANCE.read_text())
     versions = {name: metadata.version(name) for name in ("diffusers", "transformers", "torch")}
-    told |= {"made_by": "diffusers, float32, `python tests/goldens.py`", "versions": versions}
-    told |= {"processor": platform.processor() or platform.machine()}
-    selftest.PROVENANCE.write_text(json.dumps(told, indent=2) + "\n")
+    made = {"made_by": "diffusers, float32, `python tests/goldens.py`", "versions": versions}
+    selftest.PROVENANCE.write_text(json.dumps({**selftest.told(), **made}, indent=2) + "\n")
     Image.fromarray(selftest.sheet(selftest.chosen(golden_frames()))).save(selftest.PICTURES, optimize=True)
+    np.save(LATENTS, golden_frames("latent", CHUNKS)[:, :, -9:].numpy())
+    known = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {"numerics": None}
+    digests = known["digests"] if known["numerics"] == NUMERICS_VERSION else {}
+    with tempfile.TemporaryDirectory() as folder:
+        digests[processor()] = plain_film(Path(folder))[1]
+    told = {**made, "held_to": PLAIN, "numerics": NUMERICS_VERSION, "digests": digests}
+    DIGESTS.write_text(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    write_pictures()
+    film(sys.argv[2]) if sys.argv[1:2] == ["film"] else write()

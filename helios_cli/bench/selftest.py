@@ -72,11 +72,15 @@ def test(device: torch.device) -> Iterator[Tested]:
         yield Tested(dtype, products, psnr(chosen(film), golden.frames))
 
 
+def told() -> dict:
+    """What the golden is of, and what made it."""
+    return json.loads(PROVENANCE.read_text(encoding="utf-8"))
+
+
 def read_golden() -> Golden:
-    told = json.loads(PROVENANCE.read_text(encoding="utf-8"))
     rows = np.split(np.asarray(Image.open(PICTURES).convert("RGB")), CHUNKS)
     frames = np.stack([np.stack(np.split(row, len(MOMENTS), axis=1)) for row in rows])
-    return Golden(told["prompt"], told["seed"], frames)
+    return Golden(told()["prompt"], told()["seed"], frames)
 
 
 def chosen(film: np.ndarray) -> np.ndarray:
