@@ -195,13 +195,48 @@ def peak_host_bytes() -> int:
 
     Linux hands `ru_maxrss` on from parent to child; VmHWM begins anew.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+    if peak := _high_water("self"):
+        return peak
     import resource  # not on Windows, which can still show the help
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Children:
+    """The memory of child processes that live at the same time, as Linux tells it of those that are alive.
+
+    What `wait4` tells of a child has this process's own memory in it, which it was begun with.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._alive: set[int] = set()
+
+    def watch(self, pid: int) -> None:
+        self._alive.add(pid)
+
+    def look(self) -> None:
+        """Count them, when they are at their largest."""
+        self.peak_bytes = max(self.peak_bytes, sum(_high_water(pid) or 0 for pid in tuple(self._alive)))
+
+    def forget(self, pid: int) -> None:
+        self._alive.discard(pid)
+
+
+children = Children()
+"""Of this process: its encoders."""
+
+
+def peak_bytes_with_children() -> int:
+    """Most host memory that this process and its encoders took: each at its own peak, which may come apart."""
+    return peak_host_bytes() + children.peak_bytes
+
+
+def _high_water(pid: int | str) -> int | None:
+    """Largest resident size of a living process; None where that is not told."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", _read(Path(f"/proc/{pid}/status")))
+    return int(found[1]) * 1024 if found else None
 
 
 M_MMAP_THRESHOLD = -3

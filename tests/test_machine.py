@@ -313,3 +313,31 @@ def test_free_memory_is_asked_of_one_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (5, 9))
     assert machine.free_bytes(torch.device("cuda:3")) == 5
     assert asked == [torch.device("cuda:3")]
+
+
+HOLDER = "import sys; held = bytearray(100_000_000); print(flush=True); sys.stdin.read()"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing of a living child")
+def test_children_count_while_they_live():
+    """Two at a time are both counted, and one alone is not more: nothing of this process, as in a child's rusage."""
+    mine = bytearray(b"1" * 300_000_000)
+    children = machine.Children()
+    held = [
+        subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    try:
+        peaks = []
+        for child in held:
+            child.stdout.readline()
+            children.watch(child.pid)
+            children.look()
+            peaks.append(children.peak_bytes)
+    finally:
+        for child in held:
+            child.communicate()
+    del mine
+    assert 100e6 < peaks[0] < 150e6 and 200e6 < peaks[1] < 300e6
+    children.look()  # they are gone
+    assert children.peak_bytes == peaks[1]

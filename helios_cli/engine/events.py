@@ -106,7 +106,8 @@ class FilmDone(Event):
     """Last event of a film that succeeded. `phases` maps to seconds, summed over chunks: "text", "load",
     "conditioning", "stage 0" (the coarsest) and so on, "decode", "write", "finish", as far as the film had them.
 
-    `frames_reused` of the `frames` were rendered before; `frames_per_second` counts the others.
+    `peak_host_bytes` has the encoders in it, where the system tells (Linux). `frames_reused` of the `frames` were
+    rendered before; `frames_per_second` counts the others.
     """
 
     output: str

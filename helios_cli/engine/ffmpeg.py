@@ -22,6 +22,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import IO
 
+from helios_cli import machine
 from helios_cli.engine import orphans
 from helios_cli.engine.disk import full_disk, too_large
 from helios_cli.errors import HeliosError, InputError, MachineError
@@ -198,6 +199,7 @@ class Process:
                 command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=pass_fds, **_detached()
             )
             orphans.watch(self._popen.pid)
+            machine.children.watch(self._popen.pid)
         if memory:
             _limit(self._popen.pid, memory)
         self.stdout: IO[bytes] | None = None
@@ -236,6 +238,7 @@ class Process:
     def close_input(self) -> None:
         """Tell ffmpeg that no more comes. From another thread: once a `write` there has ended."""
         with self._writing:
+            machine.children.look()
             self._popen.stdin.close()
 
     def wait(self, at_most: float | None = None) -> int:
@@ -253,6 +256,7 @@ class Process:
                     raise self._stalled(expired.timeout) from None
                 before = now
         orphans.forget(self._popen.pid)
+        machine.children.forget(self._popen.pid)
         self._reader.join()
         return status
 

@@ -33,7 +33,7 @@ from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.state import State
 from helios_cli.engine.writer import FilmWriter, Safe
 from helios_cli.errors import PictureError
-from helios_cli.machine import peak_host_bytes
+from helios_cli.machine import peak_bytes_with_children
 from helios_cli.model.dit import TextContext
 from helios_cli.model.vae import frames_to_uint8
 from helios_cli.recipe.plan import Chunk, Plan, too_long
@@ -477,7 +477,7 @@ class _Film:
             frames=self.writer.num_frames,
             seconds=seconds,
             frames_per_second=(self.writer.num_frames - self.frames_reused) / seconds,
-            peak_host_bytes=peak_host_bytes(),
+            peak_host_bytes=peak_bytes_with_children(),
             peak_device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             phases=dict(self.clock.seconds),
             frames_reused=self.frames_reused,

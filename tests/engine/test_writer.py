@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 from waiting import LONGEST, wait_until
 
+from helios_cli import machine
 from helios_cli.engine import ffmpeg, reading
 from helios_cli.engine.target import JOURNAL_HEAD
 from helios_cli.engine.writer import Target, check_target, open_writer
@@ -72,6 +73,14 @@ def left_in(folder: Path) -> list[str]:
 
 
 # What is in the file
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing of a living child")
+def test_the_encoder_s_memory_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "children", machine.Children())
+    film(tmp_path / "film.mp4", moving(3))
+    assert 5e6 < machine.children.peak_bytes < 1e9
+    assert machine.peak_bytes_with_children() >= machine.peak_host_bytes() + 5e6
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
