@@ -402,7 +402,7 @@ ANY = st.recursive(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     changes=st.dictionaries(FIELDS, ANY, max_size=2),
     model=st.dictionaries(st.sampled_from(["name", "repo", "revision", "folder", "identity"]), ANY, max_size=2),
