@@ -23,7 +23,7 @@ DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 LISTING_BYTES = 10_000_000
 """Of the answer that lists a repository's files. A thousand files take 300 kB."""
 
-LISTING_SECONDS, SILENT_SECONDS, WAIT_SECONDS = 60, 20, 60
+LISTING_SECONDS, SILENT_SECONDS, WAIT_SECONDS = 60, 10, 60
 """The listing in all; any answer without a byte; what a server may ask to wait before the next try."""
 
 TIMEOUTS = ("connect", "read", "write", "pool")
@@ -92,7 +92,7 @@ def listing(repo: str, revision: str) -> dict[str, Any]:
         for piece in answer.iter_bytes():
             body += piece
             if len(body) > LISTING_BYTES or time.monotonic() > ends:
-                raise _no_hub(f"sends {len(body)} bytes and more to a question about {repo}")
+                raise _no_hub(f"does not end its answer about {repo}, after {len(body)} bytes")
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:

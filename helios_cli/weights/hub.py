@@ -143,24 +143,31 @@ def _fetch(
     blobs = _repo_folder(source.repo) / "blobs"
     size = sum(file.bytes for file in files if not (blobs / file.blob).exists())
     _require_space(size, cache(), free_bytes)
-    stopped = threading.Event()
+    failures: list[BaseException] = []  # after one the other files end at their next bytes
     with progress(source.repo, size) if progress else nullcontext(_ignore) as advance:
-        fetch = partial(_fetch_file, source, commit, advance=advance, stopped=stopped)
+        fetch = partial(_fetch_file, source, commit, advance=advance, failures=failures)
         with ThreadPoolExecutor(FILES_TOGETHER) as pool:
             try:
                 list(pool.map(fetch, [file for file in files if file.name != MODEL_INDEX]))
                 list(pool.map(fetch, [file for file in files if file.name == MODEL_INDEX]))
-            except BaseException:
-                stopped.set()  # the others end at their next bytes
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            except BaseException as error:
+                failures.append(error)  # Ctrl-C; after an error it is there already
+                raise failures[0] from None
 
 
-def _fetch_file(source: Source, commit: str, file: RemoteFile, *, advance: Advance, stopped: threading.Event) -> None:
+def _fetch_file(
+    source: Source, commit: str, file: RemoteFile, *, advance: Advance, failures: list[BaseException]
+) -> None:
     from huggingface_hub import hf_hub_download
 
-    counter = _byte_counter(advance, file.bytes, stopped)
-    path = Path(hf_hub_download(source.repo, file.name, revision=commit, tqdm_class=counter))
+    if failures:
+        return
+    counter = _byte_counter(advance, file.bytes, failures)
+    try:
+        path = Path(hf_hub_download(source.repo, file.name, revision=commit, tqdm_class=counter))
+    except BaseException as error:
+        failures.append(error)  # before this thread takes the next file
+        raise
     found = digest_of(path, git=len(file.blob) == 40, advance=_ignore)
     if found != file.blob:
         remove_chain(path)
@@ -268,12 +275,12 @@ def _ignore(count: int) -> None:
     pass
 
 
-def _byte_counter(advance: Advance, total: int, stopped: threading.Event) -> type:
+def _byte_counter(advance: Advance, total: int, failures: list[BaseException]) -> type:
     """A tqdm class that draws nothing and passes a file's bytes on to `advance`, never more than `total` in all.
 
     The library opens a bar of bytes received or two, received and written. With deduplicated storage the two differ on
-    the way; the larger is how much of the file is done. It also ends a transfer, when the others have `stopped` or far
-    more comes than the file has.
+    the way; the larger is how much of the file is done. It also ends a transfer, when there are `failures` of others or
+    far more comes than the file has.
     """
     from tqdm.auto import tqdm
 
@@ -294,7 +301,7 @@ def _byte_counter(advance: Advance, total: int, stopped: threading.Event) -> typ
             with lock:
                 self.bytes += int(n or 0)
                 self.received += max(0, int(n or 0))
-                if stopped.is_set() or self.received > MAX_TIMES * total + SURPLUS_BYTES:
+                if failures or self.received > MAX_TIMES * total + SURPLUS_BYTES:
                     raise CheckpointError(f"a file of {total} bytes does not end", hint="check HF_ENDPOINT")
                 new = min(self.bytes, total) - reported
                 if new > 0:

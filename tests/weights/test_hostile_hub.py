@@ -116,7 +116,7 @@ LISTINGS = {
     "error": (on_listing(lambda hub, request: hub.send(request, 500, b"{}")), "the Hub answered HTTP 500"),
     "many": (on_listing(lambda hub, request: hub.send(request, 429, b"{}", Retry_After="9" * 9)), "asks to wait"),
     "range": (on_listing(lambda hub, request: hub.send(request, 416, b"{}")), "the Hub answered HTTP 416"),
-    "endless": (on_listing(endless), "bytes and more"),
+    "endless": (on_listing(endless), "does not end its answer about endless/helios"),
     "circle": (
         on_listing(lambda hub, request: hub.send(request, 302, Location=request.path)),
         "could not be reached (TooManyRedirects)",
