@@ -151,8 +151,9 @@ def _fetch(
                 list(pool.map(fetch, [file for file in files if file.name != MODEL_INDEX]))
                 list(pool.map(fetch, [file for file in files if file.name == MODEL_INDEX]))
             except BaseException as error:
-                failures.append(error)  # Ctrl-C; after an error it is there already
-                raise failures[0] from None
+                failures.append(error)  # Ctrl-C; an error of a file is there already
+    if failures:
+        raise failures[0]
 
 
 def _fetch_file(
