@@ -184,7 +184,7 @@ def test_a_stuck_encoder_does_not_hold_up_the_stop(models, out, tmp_path, monkey
     """The piece that it does not finish is lost, after a bounded wait."""
     monkeypatch.setattr(writer_module, "DRAIN_SECONDS", 0.2)
     program = tmp_path / "ffmpeg"
-    program.write_text(f"#!/bin/sh\n[ $# = 1 ] || sleep {2 * LONGEST}\nexec '{FFMPEG}' \"$@\"\n")
+    program.write_text(f'#!/bin/sh\n[ "$1" != -hide_banner ] || sleep {2 * LONGEST}\nexec \'{FFMPEG}\' "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
     writer = open_writer(out, size=FILM.size, fps=24)
@@ -236,7 +236,7 @@ def test_a_dead_ffmpeg_costs_one_chunk(models, whole, out, tmp_path, monkeypatch
     count = tmp_path / "count"
     program = tmp_path / "ffmpeg"
     program.write_text(
-        f"#!/bin/sh\n[ $# = 1 ] || echo >> {count}\n[ $(wc -l < {count} || echo 0) != 3 ] || kill -9 $$\n"
+        f'#!/bin/sh\n[ "$1" != -hide_banner ] || echo >> {count}\n[ $(wc -l < {count} || echo 0) != 3 ] || kill -9 $$\n'
         f"exec '{FFMPEG}' \"$@\"\n"
     )
     program.chmod(0o755)
@@ -345,7 +345,7 @@ def test_a_film_in_the_making_that_cannot_be_read_is_not_begun_anew(models, whol
 def test_an_encoder_that_fails_ends_the_film_at_the_next_model_call(models, out, monkeypatch, tmp_path):
     """Not when the next chunk is written."""
     program = tmp_path / "ffmpeg"
-    program.write_text(f"#!/bin/sh\n[ $# = 1 ] || exit 7\nexec '{FFMPEG}' \"$@\"\n")
+    program.write_text(f'#!/bin/sh\n[ "$1" != -hide_banner ] || exit 7\nexec \'{FFMPEG}\' "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
     models.encode(PROMPTS)
