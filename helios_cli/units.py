@@ -45,8 +45,8 @@ PROMPTS_TOGETHER = 64
 """Prompts that are encoded in one walk over a streamed text encoder."""
 
 GRAPHS = 12
-"""Recorded model calls that are kept at most: one for each stage and number of prompt tokens, the least used going
-first."""
+"""Recorded model calls that are kept at most: one for each stage and length of prompt keys, the least used going first.
+"""
 
 LEAST_SECONDS = 0.1
 """The shortest time that is told."""
@@ -79,6 +79,12 @@ def size_multiple(num_stages: int) -> int:
 def counted_rows(rows: int) -> int:
     """The next power of two from 64 on: so many rows are timed, and their attention chosen, alike."""
     return max(PROMPT_KEYS[0], 1 << (rows - 1).bit_length())
+
+
+def held_keys(rows: int) -> int:
+    """How many keys stand for so many rows of text on a GPU: the next of PROMPT_KEYS, so that model calls are recorded
+    for a few lengths of prompts and no more."""
+    return next((keys for keys in PROMPT_KEYS if rows <= keys), rows)
 
 
 def counted(number: int, noun: str) -> str:

@@ -22,6 +22,7 @@ from helios_cli.units import (
     PIXELS_PER_CELL,
     PROMPTS_TOGETHER,
     QUEUE_BYTES,
+    held_keys,
 )
 from helios_cli.weights.fp8 import Quant
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
@@ -146,6 +147,10 @@ class Subject:
         """Of what products take and give: float32 on a CPU that multiplies no smaller type (`model.ops`)."""
         is_wide = self.device.kind == "cpu" and (self.dtype == "float16" or "avx512" not in self.device.name)
         return FLOAT32 if is_wide else self.itemsize
+
+    def held_keys(self, rows: int) -> int:
+        """Keys that so many rows of text have where this computes."""
+        return held_keys(rows) if self.device.kind == "cuda" else rows
 
     def stored(self, component: str, count: float) -> int:
         """Bytes of `count` parameters in their files."""
@@ -274,7 +279,8 @@ def _pass_bytes(subject: Subject, placement: Placement) -> int:
 
 def _phases(subject: Subject, placement: Placement) -> list[PhaseMemory]:
     """The text encoder alone and gone; then transformer and VAE, together or in turns, to the film's end."""
-    plan, model, work, itemsize = subject.plan, subject.model, subject.work, subject.itemsize
+    plan, model, itemsize = subject.plan, subject.model, subject.itemsize
+    work = replace(subject.work, text_rows=subject.held_keys(subject.work.text_rows))
     transformer, vae_weights = subject.transformer_bytes, subject.vae_itemsize * model.parameters["vae"]
     if placement.mode == "stream":
         slots = HOST_SLOTS if subject.device.kind == "cpu" else DEVICE_SLOTS
@@ -365,12 +371,12 @@ def _recorded_bytes(subject: Subject) -> int:
     inputs of earlier chunks that the copies were made of."""
     plan, model, work, itemsize = subject.plan, subject.model, subject.work, subject.itemsize
     dit, latents = model.dit, _latent_elements(plan, model)
-    lengths = {subject.prompts.rows((text for text, _ in chunk.prompts), subject.dtype) for chunk in plan.chunks}
-    if plan.guidance > 1:
-        lengths.add(subject.prompts.rows([plan.negative], subject.dtype))
-    texts = 2 * sum(_context_bytes(model, rows, itemsize) for rows in sorted(lengths)[-GRAPHS:])
+    prompts = [[text for text, _ in chunk.prompts] for chunk in plan.chunks]
+    prompts += [[plan.negative]] if plan.guidance > 1 else []
+    lengths = {subject.held_keys(subject.prompts.rows(texts, subject.dtype)) for texts in prompts}
+    texts = 2 * sum(_context_bytes(model, rows, itemsize) for rows in lengths)
     # The film keeps one of them; each film beside it, at most as long a prompt, may have one of another length.
-    texts += (2 * (subject.lanes - 1) - 1) * _context_bytes(model, work.text_rows, itemsize)
+    texts += (2 * (subject.lanes - 1) - 1) * _context_bytes(model, subject.held_keys(work.text_rows), itemsize)
     history = 2 * work.history.total * dit.width * itemsize
     rotations = FLOAT32 * sum(stage.noisy + stage.history for stage in work.stages) * dit.attention_head_dim
     modulation = FLOAT32 * 2 * (6 * dit.num_layers + 1) * dit.width

@@ -28,10 +28,13 @@ from helios_cli.architecture import DiTConfig
 from helios_cli.model.attention import Choice
 from helios_cli.model.block import Block, Rows, modulation_table
 from helios_cli.model.ops import linear, modulated_norm
-from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM
+from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM, held_keys
 
 FP32_ISLANDS = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "history_key_scale"})
 """Path components of parameters that stay float32 whatever the compute dtype."""
+
+LEFT_OUT = -1e30
+"""Bias of a logit whose exponential is to be zero: beside any other, and no infinity to subtract from another."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,14 @@ class HeliosDiT(nn.Module):
         """Keys and values of `rows_BKE`, the [B, K, text_dim] encoder outputs of K <= 512 tokens, for every block.
 
         The model was trained on 512 rows, the rest zero and unmasked. Equal rows give equal keys and values, so one
-        row with the log of their number added to its logit stands for all of them, exactly.
+        row with the log of their number added to its logit stands for all of them, exactly. Rows behind them, on a GPU,
+        are left out of every attention: they are there so that prompts come in a few lengths.
         """
         pads = MAX_TEXT_TOKENS - rows_BKE.shape[1]
         biases = pad_biases(pads, self.dtype)
+        if biases and rows_BKE.is_cuda and not torch.is_grad_enabled():
+            known = rows_BKE.shape[1] + len(biases)
+            biases += [LEFT_OUT] * (held_keys(known) - known)
         rows = F.pad(rows_BKE.to(self.dtype), (0, 0, 0, len(biases)))
         embedded = self.condition_embedder.text(rows)
         keys, values = zip(

@@ -25,6 +25,7 @@ from helios_cli.model import umt5
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.units import held_keys
 from helios_cli.weights import specs
 from helios_cli.weights.offload import layout_of
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
@@ -172,7 +173,7 @@ def test_guidance_and_steps_are_kept_in_memory():
     plain, guided, longer = (
         modes(gpu, **flags)[1].phases[1].kept for flags in ({}, {"guidance": 5}, {"steps": (9, 9, 9)})
     )
-    assert guided - plain == 2 * 40 * (len("a red ball") // 4 + 1 + 2) * 5120 * 2
+    assert guided - plain == 2 * 40 * 64 * 5120 * 2  # the fewest keys that a prompt has on a GPU
     assert longer - plain == 4 * 2 * (27 - 6) * 2 * 6 * 40 * 5120  # the only chunk has doubled steps
 
 
@@ -256,7 +257,7 @@ def test_films_in_lockstep_may_have_prompts_of_different_lengths():
     }
     taken = {key: mode.device_bytes for key, mode in found.items()}
     subject = subject_of(GPU)
-    keys_and_values = 2 * 40 * 5120 * 2 * subject.work.text_rows
+    keys_and_values = 2 * 40 * 5120 * 2 * held_keys(subject.work.text_rows)
     further = (taken[3, True] - taken[3, False]) - (taken[1, True] - taken[1, False])
     assert further == 2 * 2 * keys_and_values
 
@@ -299,14 +300,14 @@ def test_a_picture_that_is_encoded_beside_a_chunk_is_counted():
 
 
 def test_graphs_hold_a_call_once_more_and_its_inputs():
-    """Of each number of rows of text; of a mode in which calls are not recorded, nothing."""
-    shots = ("a red ball", "a green box that is seen from far away")
-    for prompts, rows in ((shots[:1], ()), (shots, (len(shots[0]) // 4 + 3,))):  # two more stand for the padding
+    """Of each number of keys of text; of a mode in which calls are not recorded, nothing."""
+    shots = ("a red ball", "a green box", "a green box that is seen from far away, " * 7)
+    for prompts, keys in ((shots[:1], ()), (shots[:2], ()), (shots, (64,))):
         plain, recorded = (taking(Placement(graphs=graphs), shots=prompts) for graphs in (False, True))
         more = recorded.phases[1].kept - plain.phases[1].kept
         work = subject_of(GPU, shots=prompts).work
         context = 2 * 40 * 5120 * 2
-        texts = context * (work.text_rows + 2 * sum(rows))
+        texts = context * (held_keys(work.text_rows) + 2 * sum(keys))
         calling = 1.1 * memory._call_bytes(find_model("distilled"), work, 2)
         assert texts + calling < more < 1.1 * (texts + calling)
         assert recorded.device_bytes - plain.device_bytes == more

@@ -35,7 +35,7 @@ from helios_cli.model.attention import Choice
 from helios_cli.model.backends import shape_key
 from helios_cli.model.dit import Call, HeliosDiT
 from helios_cli.model.vae import WanVAE
-from helios_cli.units import grid_of
+from helios_cli.units import PROMPT_KEYS, grid_of
 from helios_cli.weights.placement import Placement
 from helios_cli.weights.specs import SPECS
 from helios_kernels.dispatch import INTERPRETER, Backend
@@ -92,6 +92,18 @@ def test_replayed_calls_are_the_calls_themselves(dit):
         assert torch.equal(result, dit(*call))
     assert graphs.record.recorded == 2
     assert graphs.replayed == len(made) - 2
+
+
+@torch.inference_mode()
+def test_a_film_of_many_prompts_is_recorded_for_few_lengths(dit, monkeypatch):
+    """As they are embedded on a GPU, which tensors here say that they are on; there is room for three stages."""
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(torch.Tensor, "is_cuda", True)
+        made = calls(dit, *range(5, 500, 45)) * 2
+    graphs = CallGraphs(Replays())
+    for call in made:
+        assert torch.equal(graphs(dit, call), dit(*call))
+    assert graphs.record.recorded == len(PROMPT_KEYS) == GRAPHS // 3
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from helios_cli.architecture import DiTConfig
 from helios_cli.model import attention as attention_module
 from helios_cli.model.attention import Backend, attention
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT, pad_biases
-from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM
+from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, PROMPT_KEYS
 
 INDICES = torch.arange(29)
 
@@ -156,6 +156,23 @@ def test_collapsed_padding_equals_512_rows(tokens):
     collapsed = ours.embed_text(x["text"])
     assert collapsed.keys.shape[2] == min(tokens + 1, MAX_TEXT_TOKENS)
     assert_equal_up_to_order(call_ours(ours, x, torch.tensor([500])), naive)
+
+
+@pytest.mark.parametrize("tokens", [1, 37, 61, 63, 120, 300, MAX_TEXT_TOKENS - 1, MAX_TEXT_TOKENS])
+def test_keys_that_are_left_out_change_nothing(tokens, monkeypatch):
+    """On a GPU prompts have a few lengths; here the tensor says that it is on one while it is embedded."""
+    _, ours = pair()
+    x = inputs(8, 8)
+    rows = torch.randn(1, tokens, oracle.DIT["text_dim"])
+    plain = ours.embed_text(rows)
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(torch.Tensor, "is_cuda", True)
+        held = ours.embed_text(rows)
+    assert held.keys.shape[2] in PROMPT_KEYS and (held.bias is None) == (plain.bias is None)
+    rope, mods = ours.rope((4, 4), (4, 4)), ours.modulation(torch.tensor([742]))
+    history = ours.embed_history(x["long"], x["mid"], x["short"])
+    flows = [ours(x["noisy"], history, mods, rope, text) for text in (held, plain)]
+    assert_equal_up_to_order(*flows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

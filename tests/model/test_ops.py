@@ -37,6 +37,12 @@ def test_a_pytorch_without_it_does_without(monkeypatch):
     assert not ops.has_tanh_epilogue(CPU, torch.bfloat16)
 
 
+def test_the_epilogue_is_declined_where_it_is_slower(monkeypatch):
+    """On consumer Blackwell, without asking PyTorch for a product there."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    assert not ops.has_tanh_epilogue(torch.device("cuda"), torch.bfloat16)
+
+
 @torch.no_grad()
 def test_a_fused_gelu_is_the_same_gelu(monkeypatch):
     torch.manual_seed(0)
