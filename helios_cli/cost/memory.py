@@ -411,13 +411,19 @@ def _stream_bytes(model: Model, work: Work, itemsize: int) -> int:
 def _host_bytes(plan: Plan, kind: str, lanes: int) -> int:
     """Beside the model: this process, what reading a picture or clip takes, and for each film frames on their way to
     the encoder, and the encoder."""
-    from helios_cli.engine.reading import probe  # a bench on a bare machine reads no pictures
-    from helios_cli.recipe.pictures import reading_bytes
-
     pixels = prod(plan.size)
     chunk = 3 * pixels * min(FRAMES_PER_CHUNK, plan.num_frames)
     waiting = min(QUEUE_BYTES, 3 * pixels * plan.num_frames)
-    pictures = {reading_bytes(chunk.image) for chunk in plan.chunks if chunk.image}
-    clips = {probe(chunk.video).decoder_bytes for chunk in plan.chunks if chunk.video}
-    process = PROCESS_BYTES[kind] + max(pictures | clips, default=0)
+    process = PROCESS_BYTES[kind] + _reading_bytes(plan)
     return process + lanes * (chunk + waiting + ENCODER_BYTES + ENCODER_FRAMES * pixels * 3 // 2)
+
+
+def _reading_bytes(plan: Plan) -> int:
+    """Of the picture or clip that takes most of them."""
+    if not any(chunk.image or chunk.video for chunk in plan.chunks):
+        return 0  # a bench on a bare machine has no Pillow
+    from helios_cli.engine.reading import probe
+    from helios_cli.recipe.pictures import reading_bytes
+
+    pictures = {reading_bytes(chunk.image) for chunk in plan.chunks if chunk.image}
+    return max(pictures | {probe(chunk.video).decoder_bytes for chunk in plan.chunks if chunk.video})
