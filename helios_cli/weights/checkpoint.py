@@ -146,6 +146,9 @@ class Checkpoint:
         kind = _kind(path, index, scheduler)
         own = _OwnFile.read(path / OWN_FILE)
         _require_tokenizer(path)
+        for name in files_of(path):
+            if name.endswith(".json"):  # all of them are hashed, and copied by `models convert`
+                require_file(path / name, MAX_TOKENIZER_BYTES)
         opened = cls(
             path=path,
             kind=kind,
@@ -189,7 +192,6 @@ class Checkpoint:
         for name in files_of(self.path):
             if name.endswith(".json"):
                 digest.update(f"{name}\0".encode())
-                require_file(self.path / name, MAX_TOKENIZER_BYTES)
                 digest.update(hashlib.sha256((self.path / name).read_bytes()).digest())
         for name, component in self.components.items():
             for key, tensor in sorted(component.tensors.items()):
