@@ -34,7 +34,7 @@ INSTALL_HINT = (
 NEEDED = {
     "protocols": ("file", "pipe"),
     "demuxers": ("mov", "matroska", "rawvideo", "ffmetadata"),
-    "muxers": ("mp4", "matroska", "rawvideo", "image2pipe", "ffmetadata", "framecrc", "null"),
+    "muxers": ("mp4", "mov", "matroska", "rawvideo", "image2pipe", "ffmetadata", "framecrc", "null"),
     "decoders": ("h264", "ffv1", "rawvideo"),
     "encoders": ("ffv1", "ppm", "rawvideo", "wrapped_avframe"),
     "filters": ("scale", "crop", "format", "setparams", "setpts", "fps", "trim", "select"),
@@ -383,24 +383,29 @@ class Encoding:
         return [*ENCODERS[self.codec], "-preset", f"{preset}", "-crf", f"{self.crf}"]
 
 
-def piece_arguments(encoding: Encoding | None) -> list[str]:
+def piece_arguments(encoding: Encoding | None, rate: Fraction) -> list[str]:
     """Output options of a piece of film, a fragmented MP4: bt709, converted and tagged; lossless RGB for None.
 
-    Pieces of one encoding fit together whatever their lengths are: the same header, the same decoding delay.
+    Pieces of one encoding, and `rate` of frames a second, fit together whatever their lengths are: the same header, the
+    same decoding delay.
     """
     if encoding is None:
-        video, delay = ["-vf", TO_TAGGED_RGB, *LOSSLESS], 0
+        # QuickTime's kind of MP4: before 8 ffmpeg writes FFV1 into no other.
+        video, delay, kind = ["-vf", TO_TAGGED_RGB, *LOSSLESS], 0, "mov"
     else:
-        video, delay = ["-vf", TO_BT709, *encoding.arguments()], DECODING_DELAYS[encoding.codec]
-    timing = ["-threads", f"{ENCODER_THREADS}", "-bsf:v", f"setts=pts=PTS:dts=N-{delay}"]
-    return [*video, *timing, "-movflags", "+empty_moov+default_base_moof+frag_keyframe", "-f", "mp4"]
+        video, delay, kind = ["-vf", TO_BT709, *encoding.arguments()], DECODING_DELAYS[encoding.codec], "mp4"
+    # One tick for both: the filter's is the file's before ffmpeg 7, and the encoder's from then on.
+    timing = ["-enc_time_base", f"1/{rate.numerator}", "-video_track_timescale", f"{rate.numerator}"]
+    timing += ["-bsf:v", f"setts=pts=PTS:dts=(N-{delay})*{rate.denominator}", "-threads", f"{ENCODER_THREADS}"]
+    return [*video, *timing, "-movflags", "+empty_moov+default_base_moof+frag_keyframe", "-f", kind]
 
 
 def finish_arguments(kind: str) -> list[str]:
     """Output options that copy a fragmented MP4 into a film of `kind`, "mp4" with its index in front, or "mkv"."""
     # use_metadata_tags: without it an .mp4 keeps only the dozen keys that iTunes knows.
-    options = ["-movflags", "+faststart+use_metadata_tags", "-f", "mp4"] if kind == "mp4" else ["-f", "matroska"]
-    return ["-c", "copy", *options]
+    # -color_range: QuickTime's tags leave it out, and an .mkv of helios is lossless RGB.
+    mp4, mkv = ["-movflags", "+faststart+use_metadata_tags", "-f", "mp4"], ["-color_range", "pc", "-f", "matroska"]
+    return ["-c", "copy", *(mp4 if kind == "mp4" else mkv)]
 
 
 def encodes(encoder: Sequence[str]) -> bool:

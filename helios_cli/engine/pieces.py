@@ -52,10 +52,10 @@ class VideoPieces:
     """Pieces by ffmpeg, compressed by `encoding`, or lossless where that is None."""
 
     def __init__(self, target: Target, size: tuple[int, int], fps: float, encoding: ffmpeg.Encoding | None) -> None:
-        self._target = target
+        self._target, rate = target, ffmpeg.frame_rate(fps)
         self._input = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{size[0]}x{size[1]}"]
-        self._input += ["-framerate", f"{ffmpeg.frame_rate(fps)}", "-i", "pipe:0", *ffmpeg.every_frame()]
-        self._output = ffmpeg.piece_arguments(encoding)
+        self._input += ["-framerate", f"{rate}", "-i", "pipe:0", *ffmpeg.every_frame()]
+        self._output = ffmpeg.piece_arguments(encoding, rate)
         self.name = f"{encoding.codec} crf {encoding.crf} {encoding.preset}" if encoding else "lossless"
         self.key = _key(ffmpeg.program().version, *self._input, *self._output)
 

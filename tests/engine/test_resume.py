@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -536,4 +537,4 @@ def test_pieces_of_any_length_have_one_header_and_delay(tmp_path):
 
 def test_number_of_threads_is_fixed():
     """x264 decides otherwise with another number, and a film may go on on another machine."""
-    assert "-threads" in pieces.ffmpeg.piece_arguments(pieces.ffmpeg.Encoding())
+    assert "-threads" in pieces.ffmpeg.piece_arguments(pieces.ffmpeg.Encoding(), Fraction(24))

@@ -371,7 +371,7 @@ def test_ffmpeg_killed_midway_is_noticed_at_the_next_write(tmp_path):
 
 
 def test_ffmpeg_stopping_with_an_error_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(ffmpeg, "piece_arguments", lambda _: ["-c:v", "no_such_encoder", "-f", "mp4"])
+    monkeypatch.setattr(ffmpeg, "piece_arguments", lambda *_: ["-c:v", "no_such_encoder", "-f", "mp4"])
     with pytest.raises(MachineError, match="no_such_encoder") as error:
         film(tmp_path / "film.mkv", moving(100))
     assert "IMAGEIO_FFMPEG_EXE" in error.value.hint and left_in(tmp_path) == []
