@@ -34,6 +34,9 @@ NAMES = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 """What an operating system answers for reasons of its own."""
 
+COMPUTING = {"render", "live", "train", "doctor", "bench"}
+"""Commands that load torch, whose libraries end the process where there is no current folder."""
+
 app = typer.Typer(
     name="helios",
     help="Long video from a prompt, on one machine.",
@@ -67,11 +70,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     """Options that stand before the command."""
+    if context.invoked_subcommand in COMPUTING and not _has_current_folder():
+        raise _no_current_folder()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -143,7 +149,7 @@ def _show_error(error: Exception) -> int:
 def _of_the_machine(error: OSError) -> Exception:
     """No bug, wherever it is noticed: a full disk, a name that no file can have, a folder that may not be searched."""
     if not _has_current_folder():
-        return MachineError("the current folder is gone, or may not be entered", hint="cd to another one")
+        return _no_current_folder()
     where = f": {error.filename}" if error.filename else ""
     if error.errno == errno.ENOSPC:
         return MachineError(f"no space is left on the disk{where}", hint="free some space and run it again")
@@ -152,6 +158,10 @@ def _of_the_machine(error: OSError) -> Exception:
     if error.filename and error.errno in REFUSALS:
         return MachineError(f"{error.filename}: {error.strerror}")
     return error
+
+
+def _no_current_folder() -> MachineError:
+    return MachineError("the current folder is gone, or may not be entered", hint="cd to another one")
 
 
 def _has_current_folder() -> bool:

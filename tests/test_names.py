@@ -120,3 +120,8 @@ def test_prompts_that_begin_alike_are_films_with_numbers(said, capsys):
     titles = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith(begun)]
     assert titles == [f"{begun}-l", f"{begun}-r"] or titles == [begun, f"{begun}-2"], titles
     assert "leave out what is given twice" in said("plan", "a boat", "a boat")
+
+
+@pytest.mark.parametrize("before", [["render", "--from"], ["plan", "x", "-o"], ["check"]], ids=" ".join)
+def test_the_root_folder_is_no_film(said, before):
+    assert "/" in said(*before, "/")

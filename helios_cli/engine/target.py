@@ -83,7 +83,7 @@ def sidecars_of(film: Path, *, folder: bool) -> tuple[Path, Path]:
     `boat.png.json` for a folder of pictures."""
     place = Path(os.path.abspath(film))
     first, second = (place.name, f"{place.name}.png") if folder else (place.stem, place.name)
-    return place.with_name(f"{first}.json"), place.with_name(f"{second}.json")
+    return place.parent / f"{first}.json", place.parent / f"{second}.json"  # with_name fails at the root folder
 
 
 def sidecar_of(film: Path) -> Path:

@@ -159,7 +159,7 @@ def _refuse_path(path: Path, source: str, is_folder: bool, problems: Problems) -
 def is_meant_as_path(words: str) -> bool:
     """Whether words, which are no name of a file that is there, look like one."""
     name = without_hidden(words)
-    if "\n" in name or len(name) > MAX_PATH:
+    if "\n" in name or (len(name) > MAX_PATH and re.search(r"\s", name)):
         return False
     if Path(name).suffix.lower() in (*SUFFIXES, *PICTURES, *CLIPS) or _PATH.match(name):
         return True

@@ -59,6 +59,12 @@ def test_words_that_look_like_a_path_are_a_missing_file(tmp_path, monkeypatch, w
     assert problems(words)[0].message == "no such file"
 
 
+def test_a_path_longer_than_any_is_no_prompt(tmp_path):
+    assert problems("d/" * 3000 + "film.toml")[0].message == "File name too long"
+    words = "a boat, " * 1000 + "and/or film.toml"
+    assert shots(read_films([words])[0])[0][0] == words
+
+
 @pytest.mark.parametrize(
     "words", ["a boat.", "Wait...boats", "Pi=3.14", "夜.星", "either/or is a question", "version 2.0", "and so on..."]
 )
