@@ -248,6 +248,8 @@ def _steps(
                 if tells and said == PhaseStarted("finish"):  # by now the last of its chunks is decided
                     record = _record(run, models, bench, weights, arithmetic, fingerprints)
                     run.writer.describe(record.metadata(), chapters(job.film, run.plan))
+                elif job is None and said == PhaseStarted("finish"):  # a take, which is known by its title
+                    run.writer.describe({"title": target.path.stem}, ())
                 if isinstance(said, ChunkDone):
                     chunks.append(said.seconds)
                 view.show(said)

@@ -107,6 +107,8 @@ def offload(
         "bandwidths": rates,
         "modes": told,
     }
+    if not told:
+        raise MachineError(f"no placement of {name} could be measured", hint="see the warnings above")
     console.table(columns, [_row(said) for said in told], data=data)
     options.write_out(out, data)
 

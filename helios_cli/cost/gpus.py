@@ -1,9 +1,9 @@
-"""GPUs that a film can be planned for though they are not here, by what their makers say of them.
+"""GPUs that a film can be planned for though they are not here, by their makers' figures.
 
-Rates are dense, with sums in float32 (GeForce cards halve those; float16 is as fast as bfloat16), memory bandwidth and
-link as in the same papers: NVIDIA's data sheets of A10, A100, L4, L40S, H100, H200, HGX B200, RTX A6000, RTX 6000 Ada;
-NVIDIA's architecture papers for GA102 (RTX 30), Ada (RTX 40), RTX Blackwell (RTX 50) and RTX PRO Blackwell; AMD's data
-sheet of the MI300X. Memory is what the driver shows, in MiB, which is some less with ECC.
+Rates are dense, with sums in float32 (GeForce cards halve those; float16 is as fast as bfloat16). Compared on 2026-11-28
+with copies of the makers' tables: the rates and bandwidth of RTX 4090, L40S, H100, H200, B200 and MI300X, the rates of
+A100. Everything else is not confirmed: the other cards, the bandwidth of A100, and memory, which is in MiB as the driver
+shows it, some less with ECC. All of it goes into times that are marked as stated, until a film is measured.
 """
 
 from __future__ import annotations

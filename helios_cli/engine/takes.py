@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from helios_cli.engine import ffmpeg, reading
 from helios_cli.engine.disk import disk_errors
+from helios_cli.engine.record import MAX_TEXT_BYTES
 from helios_cli.engine.target import check_target
 from helios_cli.errors import InputError
 from helios_cli.files import replacing
@@ -51,7 +52,8 @@ class TakesFiles:
     def of(cls, output: str | os.PathLike, *, force: bool) -> TakesFiles:
         """The files of takes of the film at `output`, which need not exist. InputError if they cannot be written.
 
-        A finished sheet stays unless `force`; clips without one are what an ended run left, and are replaced.
+        A finished sheet stays unless `force`, and so does a file under a clip's name that is no take by its title. Takes
+        without a sheet are what an ended run left, and are replaced.
         """
         target = check_target(output, force=True)
         name = target.path.name if target.kind == "png" else target.path.stem
@@ -60,10 +62,17 @@ class TakesFiles:
             raise InputError(f"{files.folder} is not a folder", hint="choose another name with -o")
         if files.sheet.is_dir():
             raise InputError(f"{files.sheet} is a folder", hint="choose another name with -o")
-        if os.path.lexists(files.sheet) and not force:
-            hint = "add --force to replace it, or choose another name with -o"
-            raise InputError(f"{files.sheet.name} exists", hint=hint)
+        if not force:
+            files._require_free()
         return files
+
+    def _require_free(self) -> None:
+        hint = "add --force to replace it, or choose another name with -o"
+        if os.path.lexists(self.sheet):
+            raise InputError(f"{self.sheet.name} exists", hint=hint)
+        for clip in sorted(self.folder.glob("seed-*.mp4")):
+            if (reading.metadata(clip, MAX_TEXT_BYTES) or {}).get("title") != clip.stem:
+                raise InputError(f"{clip} exists, and is no take by its title", hint=hint)
 
     def clip(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}.mp4"

@@ -42,7 +42,7 @@ def read_text(path: Path, problems: Problems) -> str:
 
 
 def decode(data: bytes, problems: Problems) -> str:
-    """`data` as text with `\n` line ends, without byte order marks, characters of no width, or the code fence that a
+    """`data` as text with `\\n` line ends, without byte order marks, characters of no width, or the code fence that a
     chat puts around it; problems are raised."""
     if len(data) > MAX_BYTES:
         problems.add(f"is larger than {MAX_BYTES >> 20} MiB, the most a source may be", suggestion="split the film")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +49,14 @@ def test_each_mode_is_measured_against_its_floor(folder, tmp_path, capsys):
         assert mode["peak_host_bytes"] > 10**8 and mode["peak_device_bytes"] is None
     assert not stream["over_budget"] and stream["peak_driver_bytes"] is None and stream["peak_reserved_bytes"] is None
     assert "too small to tell" in said.err and read_bandwidths() == {}
+
+
+def test_nothing_measured_is_a_failure(folder, tmp_path, monkeypatch, capsys):
+    """Here for want of a place that can be written: no process can be asked."""
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/none")
+    out = tmp_path / "offload.json"
+    assert main(["bench", "offload", "-m", str(folder), *SMALL, "--out", str(out)]) == 3
+    assert "could be measured" in capsys.readouterr().err and not out.exists()
 
 
 def test_what_the_driver_says_is_watched(tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def test_an_unknown_name_shows_the_nearest(name, near):
     assert near in error.value.hint.partition(";")[0]
 
 
-def test_cards_are_what_their_makers_say():
+def test_no_figure_is_a_digit_off():
     """Facts that hold between the columns, whatever a row says: a digit too many or too few breaks one of them."""
     for name, gpu in KNOWN_GPUS.items():
         fed = gpu.bfloat16_flops / gpu.bandwidth

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cost.live import peak_bytes
 from cost.modules import SMALL, call, on_meta
+from PIL import Image
 from recipe.films import plan_of
 
 from helios_cli.architecture import DiTConfig
@@ -289,11 +290,13 @@ def test_a_chunk_that_is_decoded_beside_the_next_one_is_counted():
     assert not mode_of(subject_of(Device("cpu", "CPU", None, None)), Budget(None, None), Placement()).overlaps
 
 
-def test_a_picture_that_is_encoded_beside_a_chunk_is_counted():
+def test_a_picture_that_is_encoded_beside_a_chunk_is_counted(tmp_path):
     """By itself, as the VAE does one thing at a time."""
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (64, 64)).save(picture)
     subject = subject_of(GPU)
     first, *rest = subject.plan.chunks
-    pictured = replace(subject, plan=replace(subject.plan, chunks=(replace(first, image="a.png"), *rest)))
+    pictured = replace(subject, plan=replace(subject.plan, chunks=(replace(first, image=picture), *rest)))
     mode = mode_of(pictured, Budget(None, None), Placement("stream"))
     _, conditioning, denoise, decode = mode.phases
     assert mode.device_bytes == max(conditioning.total, decode.total) + denoise.working + 500_000_000

@@ -200,10 +200,9 @@ WANTED = Wanted(
 STATES = [f"state {index}".encode() * 9 for index in range(3)]
 
 
-@pytest.fixture
-def unfinished(tmp_path):
+def unfinished_film(path: str) -> Target:
     """A film of which three chunks of four are safe; the state after the first has gone by then."""
-    target = Target.of(tmp_path / "film.mp4")
+    target = Target.of(path)
     writer = open_writer(target.path, size=(16, 16), fps=24)
     writer.resume(WANTED, None)
     for index, state in enumerate(STATES):
@@ -211,6 +210,22 @@ def unfinished(tmp_path):
         writer.end_piece(Safe(WANTED.fingerprints[index], lambda state=state: state))
     writer.abort()
     return target
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    return unfinished_film(f"{tmp_path}/film.mp4")
+
+
+def test_an_unfinished_folder_with_another_program_s_file_goes_on(tmp_path):
+    target = unfinished_film(f"{tmp_path}/frames/")
+    (target.partial / ".DS_Store").write_bytes(b"\0")
+    writer = open_writer(check_target(f"{tmp_path}/frames/", force=False).path, size=(16, 16), fps=24)
+    assert writer.resume(WANTED, None).chunks == 3
+    writer.write(np.zeros((3, 16, 16, 3), np.uint8))
+    writer.close()
+    names = sorted(os.listdir(tmp_path / "frames"))
+    assert names == [".DS_Store", *(f"frame_{number:06}.png" for number in range(1, 13))]
 
 
 def taken_over(target: Target) -> int | None:

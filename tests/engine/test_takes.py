@@ -110,6 +110,20 @@ def test_what_is_in_the_way_is_named(tmp_path):
         TakesFiles.of(tmp_path / "film.mp4", force=True)
 
 
+def test_a_film_of_the_user_s_under_a_clip_s_name_stays(tmp_path):
+    files = TakesFiles.of(tmp_path / "film.mp4", force=False)
+    files.make_folder()
+    for seed, title in ((3, "seed-3"), (4, "holidays")):
+        with open_writer(files.clip(seed), size=(64, 64), fps=24) as writer:
+            writer.write(np.zeros((2, 64, 64, 3), np.uint8))
+            writer.describe({"title": title}, ())
+    with pytest.raises(InputError, match=r"seed-4\.mp4 exists, and is no take"):
+        TakesFiles.of(tmp_path / "film.mp4", force=False)
+    TakesFiles.of(tmp_path / "film.mp4", force=True)
+    files.clip(4).unlink()
+    TakesFiles.of(tmp_path / "film.mp4", force=False)
+
+
 def test_the_sheet_has_small_pictures_in_the_clips_colours(tmp_path):
     """Flat frames, so that the expected pixels are the ones written: grey to grey has no chroma to lose."""
     plan = replace(plan_of(film_of(), frames=20), size=(480, 256))

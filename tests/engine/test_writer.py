@@ -208,7 +208,7 @@ def test_a_slash_or_a_folder_means_pictures(tmp_path):
 @pytest.mark.parametrize("name", [".DS_Store", "._frame_000001.png", "Thumbs.db", "@eaDir", ".nfs00a1B2"])
 @pytest.mark.parametrize("frames", [0, 2])
 def test_what_other_programs_leave_in_a_folder_is_overlooked(tmp_path, name, frames):
-    """In a folder for the film, and in one that was unfinished: it goes on."""
+    """In a folder for the film, empty or with an earlier one."""
     place = tmp_path / "frames"
     if frames:
         film(f"{place}/", moving(frames))
