@@ -1,9 +1,9 @@
 """GPUs that a film can be planned for though they are not here, by their makers' figures.
 
-Rates are dense, with sums in float32 (GeForce cards halve those; float16 is as fast as bfloat16). Compared on 2026-11-28
-with copies of the makers' tables: the rates and bandwidth of RTX 4090, L40S, H100, H200, B200 and MI300X, the rates of
-A100. Everything else is not confirmed: the other cards, the bandwidth of A100, and memory, which is in MiB as the driver
-shows it, some less with ECC. All of it goes into times that are marked as stated, until a film is measured.
+Rates are dense, with sums in float32 (GeForce cards halve those; float16 is as fast as bfloat16). Compared with copies
+of the makers' tables on 2026-11-28: rates and bandwidth of RTX 4090, L40S, H100, H200, B200 and MI300X, rates of A100.
+Not confirmed: the other cards, the bandwidth of A100, the float32 rates of H200 and MI300X, H100 PCIe, links, and
+memory, which is in MiB as the driver shows it, some less with ECC. Times that follow from them are marked as stated.
 """
 
 from __future__ import annotations

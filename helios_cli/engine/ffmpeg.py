@@ -245,19 +245,19 @@ class Process:
         """Exit status (negative: the signal), once ffmpeg has ended and its messages are read; within `at_most` seconds
         where they are given, else as long as it gets on."""
         before = None
+        seconds = at_most or WRITING_SECONDS
         while True:
-            try:
-                status = self._popen.wait(at_most or WRITING_SECONDS)
+            self._reader.join(seconds)  # until ffmpeg closes its stderr; Popen.wait would poll, up to 50 ms late
+            if not self._reader.is_alive():
                 break
-            except subprocess.TimeoutExpired as expired:
-                now = {**self._moved, "processor": _processor_time(self._popen.pid)}
-                if at_most or now == before:
-                    self.kill()
-                    raise self._stalled(expired.timeout) from None
-                before = now
+            now = {**self._moved, "processor": _processor_time(self._popen.pid)}
+            if at_most or now == before:
+                self.kill()
+                raise self._stalled(seconds)
+            before = now
+        status = self._popen.wait()
         orphans.forget(self._popen.pid)
         machine.children.forget(self._popen.pid)
-        self._reader.join()
         return status
 
     def kill(self) -> None:

@@ -52,8 +52,8 @@ class TakesFiles:
     def of(cls, output: str | os.PathLike, *, force: bool) -> TakesFiles:
         """The files of takes of the film at `output`, which need not exist. InputError if they cannot be written.
 
-        A finished sheet stays unless `force`, and so does a file under a clip's name that is no take by its title. Takes
-        without a sheet are what an ended run left, and are replaced.
+        A finished sheet stays unless `force`, and so does a file under a clip's name that is no take by its title.
+        Takes without a sheet are what an ended run left, and are replaced.
         """
         target = check_target(output, force=True)
         name = target.path.name if target.kind == "png" else target.path.stem

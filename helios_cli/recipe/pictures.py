@@ -135,9 +135,15 @@ def _read(file: BinaryIO, place: int, length: int) -> bytes:
 
 def reading_bytes(path: str | os.PathLike) -> int:
     """Memory that reading the picture at `path`, which can be read, takes at most."""
+    found = os.stat(path)
+    return _reading_bytes(path, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _reading_bytes(path: str | os.PathLike, size: int, mtime_ns: int) -> int:
+    """Kept, since a plan asks for each placement of the model, of which there are dozens."""
     with _header(path) as file:
-        a_pixel = PIXEL_BYTES.get(file.format, OTHER_PIXEL_BYTES)
-        return a_pixel * file.width * file.height + os.path.getsize(path)
+        return PIXEL_BYTES.get(file.format, OTHER_PIXEL_BYTES) * file.width * file.height + size
 
 
 def picture_fault(path: Path) -> tuple[str, str | None] | None:
