@@ -285,7 +285,7 @@ def test_folder_with_other_files_is_never_touched(tmp_path, folder):
     [
         ("missing/film.mp4", "does not exist"),
         ("x" * 250 + ".mp4", "too long"),
-        ("/dev/null", "not a folder"),
+        ("/dev/null", "not a folder|not writable"),
         ("/", "mount point"),
         ("/proc/", "mount point"),
     ],
