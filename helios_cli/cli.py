@@ -32,7 +32,7 @@ from helios_cli.stop import stop_at_once
 
 NAMES = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
-"""What an operating system answers for reasons of its own."""
+"""Errors of the operating system that are no bug of ours."""
 
 COMPUTING = {"render", "live", "train", "doctor", "bench"}
 """Commands that load torch, whose libraries end the process where there is no current folder."""

@@ -52,7 +52,7 @@ class Interrupted(HeliosError):
 
 
 def in_our_words(message: str) -> str:
-    """A message of pydantic, which Typer uses too, as helios would have said it."""
+    """A message of pydantic or Typer in the wording of helios."""
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
     return message

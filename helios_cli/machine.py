@@ -439,10 +439,8 @@ def attention_backends(device: torch.device) -> tuple[str, ...]:
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device called `name`; `auto` is the first GPU, else the CPU. InputError for a name that is none,
-    MachineError for a device that is not there, OSError where the current folder is gone."""
+    MachineError for a device that is not there."""
     import torch
-
-    os.getcwd()  # MKL ends the process where there is none; this error is explained to the user
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -205,15 +205,6 @@ def test_a_current_folder_that_has_gone_is_named(ending_with, capsys, tmp_path, 
     assert "the current folder is gone" in capsys.readouterr().err
 
 
-def test_doctor_in_a_folder_that_has_gone(capsys, tmp_path, monkeypatch):
-    """Where MKL, which finds its libraries by the current folder, would end the process."""
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    assert cli.main(["doctor"]) == 3
-    assert "the current folder is gone" in capsys.readouterr().err
-
-
 def test_words_that_the_locale_cannot_spell_are_escaped():
     code = APP_THAT.format(body="console.line('caf\\u00e9 \\udcff')")
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}

@@ -154,7 +154,7 @@ def _render_lanes(runs: list[Run], models: Models, bench: Workbench) -> None:
 
 
 def _take_results(runs: list[Run], lanes: list[Lane]) -> None:
-    """What each film ended with. A bug of one is raised once all others are told."""
+    """Stores what each film ended with. A bug in one is raised once all results are stored."""
     for run, lane in zip(runs, lanes, strict=True):
         run.done = lane.result
         run.error = lane.error if isinstance(lane.error, HeliosError) else None

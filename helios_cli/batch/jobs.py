@@ -184,16 +184,16 @@ def _clip_fault(fps: float, path: Path, key: str, base: str) -> tuple[str, str |
 
 
 def check_output(output: str) -> None:
-    """InputError for a name that nobody wants for a film: empty, a suffix alone, a URL, or not as it looks."""
+    """Raises InputError for a film's name that is empty, a suffix alone, a URL, or has invisible characters."""
     from helios_cli.recipe.files import is_url
     from helios_cli.visible import printable, without_hidden
 
     shown, name = printable(output, 200), os.path.basename(output.rstrip("/"))
     meant = without_hidden(re.sub(r"[\n\t]", "", name))
     if not output.strip() or meant.lower() in (".mp4", ".mkv"):
-        raise InputError(f"-o {shown}: the film has no name", hint="write -o film.mp4; a variable may be empty")
+        raise InputError(f"-o {shown}: the film has no name", hint="write -o film.mp4; is a shell variable empty?")
     if is_url(output):
-        raise InputError(f"-o {shown}: films go into files of this machine", hint="write -o film.mp4")
+        raise InputError(f"-o {shown}: films are written to local files", hint="write -o film.mp4")
     if meant != name and not os.path.isdir(output):
         raise InputError(f"-o {shown}: a part of the name cannot be seen", hint=f"write {meant or 'film.mp4'}")
 

@@ -140,7 +140,7 @@ def parts(device: torch.device, folder: str) -> list[Part]:
 
 
 def results(device: torch.device, *, seconds: float = SECONDS) -> Iterator[tuple[str, dict]]:
-    """All that there is to say, again after each part, whose name comes with it."""
+    """Yields each part's name with all results so far, as it ends."""
     data = {**environment(), **heading(device), "parts": {}}
     with machine.temporary_folder() as work:
         for name, said in measure_all(device, work, seconds=seconds):
@@ -223,8 +223,8 @@ def _one_by_one(device: torch.device, part: str, names: list[str], seconds: floa
 
 
 def _render(job: Job, seconds: float, known: Results) -> dict:
-    """A film, its phases, and how long each would take at the rate that a large product reaches here. If kernels that
-    nobody has tried take it down, it is one without them, which says so."""
+    """Measures a film, its phases, and how long each would take at the rate that a large product reaches here. If
+    untried kernels crash it, it is measured without them, and the result says so."""
     end, lost = time.perf_counter() + seconds, {}
     try:
         result = run("ours", job, timeout=seconds)

@@ -8,7 +8,7 @@ PER_SECOND = {
     "copy": (1e9, "GB/s copied"),
     "product": (1e12, "TFLOP/s"),
     "sustained_product": (1e12, "TFLOP/s for two seconds"),
-    "clock": (1, "MHz meanwhile"),
+    "clock": (1, "MHz during those"),
     "watts": (1, "W"),
     "fp8_product": (1e12, "TFLOP/s in fp8"),
 }

@@ -17,10 +17,10 @@ from helios_cli.units import PROMPT_KEYS, counted_rows
 from helios_cli.versions import version_of
 
 LIBRARIES = ("triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
-"""Packages beside torch whose products, convolutions and attention a film on a GPU may be computed by."""
+"""Packages other than torch that may compute products, convolutions and attention on a GPU."""
 
 TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
-"""By which float32 on a GPU is rounded otherwise."""
+"""Variables that change how float32 is rounded on a GPU."""
 
 
 def arithmetic_of(

@@ -419,7 +419,7 @@ def _host_bytes(plan: Plan, kind: str, lanes: int) -> int:
 
 
 def _reading_bytes(plan: Plan) -> int:
-    """Of the picture or clip that takes most of them."""
+    """Memory for reading the picture or clip that takes the most."""
     if not any(chunk.image or chunk.video for chunk in plan.chunks):
         return 0  # a bench on a bare machine has no Pillow
     from helios_cli.engine.reading import probe

@@ -1,7 +1,7 @@
 """The ffmpeg program: finding it, what it has to be able to do, and running it.
 
 Every ffmpeg of helios is started here, away from the terminal: Ctrl-C reaches the engine alone, which then decides.
-None outlives this process, and nobody waits for one that has come to a stand. What is read by it: `engine.reading`.
+None outlives this process, and one that stops making progress is ended. Reading files with it: `engine.reading`.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ MAX_LINE = 1000
 """Characters of a message that are kept: a damaged file can make ffmpeg say a lot."""
 
 READING_SECONDS = 60
-"""Without a frame from a file that is read: more than the slowest of them takes, on a machine that is busy too."""
+"""Longest wait for a frame of a file that is read: more than the slowest takes on a busy machine."""
 
 WRITING_SECONDS = 600
-"""In which an ffmpeg that writes has neither taken a frame nor moved nor computed anything."""
+"""Time after which an ffmpeg that writes and has neither taken a frame, nor moved, nor computed, is ended."""
 
 NO_MESSAGE = "no message"
 """What `Process.messages` gives where ffmpeg had nothing to say."""
@@ -167,10 +167,10 @@ def every_frame() -> list[str]:
 class Process:
     """A running ffmpeg. A thread reads its standard error: the last lines, and the count of frames that came out.
 
-    `doing` is "writing film.mp4": an ffmpeg that comes to a stand is ended, with an error of class `blame` that says
-    so. `stdin` and `stdout` are subprocess constants, `pass_fds` open files that ffmpeg sees as `pipe:N`. It may take
-    `memory` bytes, where there is a limit, and it ends when this process does, however that ends. Of its messages those
-    that match `keep` are kept as `kept`.
+    `doing` is "writing film.mp4": an ffmpeg that stops making progress is ended, with an error of class `blame` that
+    says so. `stdin` and `stdout` are subprocess constants, `pass_fds` open files that ffmpeg sees as `pipe:N`.
+    `memory` limits its bytes. It ends when this process does, however that ends. Its messages that match `keep` are
+    kept as `kept`.
     """
 
     def __init__(
@@ -271,8 +271,8 @@ class Process:
 
     def _stalled(self, seconds: float) -> HeliosError:
         return self._blame(
-            f"ffmpeg came to a stand while {self.doing}: nothing in {seconds:g} s",
-            hint="see whether a player or another ffmpeg gets further",
+            f"ffmpeg stopped making progress while {self.doing}, for {seconds:g} s",
+            hint="try the file in a player, or with another ffmpeg (IMAGEIO_FFMPEG_EXE)",
         )
 
     def messages(self) -> str:

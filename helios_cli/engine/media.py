@@ -23,7 +23,7 @@ WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes for 16-bit grey; its own conversion to RGB clips at 255."""
 
 ROWS = 256
-"""Of a picture that become RGB at a time: what is made of them on the way need not be there for all."""
+"""Rows of a picture that become RGB at a time, so that intermediate copies stay small."""
 
 MAX_ASPECT = 16
 """Of a clip as shown: all of what covers the film is scaled, though most of it is cut off."""
@@ -129,8 +129,8 @@ def _continued(path: str | os.PathLike) -> reading.VideoInfo:
     info = reading.probe(path)
     if not 1 / MAX_ASPECT <= info.aspect <= MAX_ASPECT:
         raise InputError(
-            f"the video {path} is {info.width}x{info.height}, shown {info.aspect:.3g} times as wide as high; from "
-            f"1/{MAX_ASPECT} to {MAX_ASPECT} it may be",
+            f"the video {path} is {info.width}x{info.height}, shown {info.aspect:.3g} times as wide as high; "
+            f"1/{MAX_ASPECT} to {MAX_ASPECT} is allowed",
             hint="crop it",
         )
     reading.extent(path)

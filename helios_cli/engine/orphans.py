@@ -1,6 +1,6 @@
-"""Processes that are not to outlive this one, however it ends: SIGKILL leaves nobody here who could end them.
+"""Ends child processes with this one, however it ends: after SIGKILL it cannot end them itself.
 
-A shell reads from a pipe of ours which they are. When this process is gone, so is its end of the pipe, and the shell
+A shell reads their numbers from a pipe of ours. When this process is gone, so is its end of the pipe, and the shell
 kills what is left. (PR_SET_PDEATHSIG would need code between fork and exec, and goes by threads, not processes.)
 """
 

@@ -1,5 +1,4 @@
-"""Films and clips of anybody, read by ffmpeg within bounds: what may be opened, how large it may be, and how long that
-may take.
+"""Reads untrusted films and clips with ffmpeg, within bounds on what may be opened, its size, and the time it takes.
 
 A file is opened as a film that lies in it whole: formats that name other files, such as playlists and numbered
 pictures, are not on the list, and no protocol but that of files is. imageio-ffmpeg bundles no ffprobe, so `probe` reads
@@ -230,8 +229,8 @@ def _require_no_gap(path: str, before: float | None, now: float) -> None:
     if before is not None and now - before > MAX_GAP_SECONDS:
         raise InputError(
             f"the video {path} has no frame for {now - before:,.0f} s after {before:,.0f} s; "
-            f"{MAX_GAP_SECONDS} s are the most",
-            hint="give what lies before or after alone",
+            f"gaps of at most {MAX_GAP_SECONDS} s are allowed",
+            hint="cut the clip there, and give one of the parts",
         )
 
 

@@ -190,7 +190,7 @@ class Again:
         return found | (self.record.encoding.model_dump() if self.record.encoding else {})
 
     def _checked_model(self) -> str:
-        """What -m would be. Nobody's film makes this machine fetch weights of a place that nobody here has named."""
+        """The model as -m takes it. A record alone makes no machine fetch weights from an unknown place."""
         model, start = self.record.model, f"--from {self.path}: its record's"
         if model.folder:
             folder = os.path.abspath(self.film.folder / model.folder)
@@ -439,5 +439,5 @@ def _unknown(path: Path, why: str) -> InputError:
 def _text_in(film: Path, path: Path) -> str:
     found = reading.metadata(film, MAX_TEXT_BYTES)
     if found is None:
-        raise _unknown(path, f"what it says of itself is larger than {MAX_TEXT_BYTES >> 20} MiB")
+        raise _unknown(path, f"its metadata is larger than {MAX_TEXT_BYTES >> 20} MiB")
     return found.get(KEY, "")

@@ -91,7 +91,7 @@ def _notice(wanted: Wanted, journal: Journal, matching: int, sound: int, count: 
     if count == matching:
         why = f"they are of another film ({'; '.join(changed) or 'its plan'})"
     elif count < sound:
-        why = "the file that the film goes on from after them is missing or damaged"
+        why = "the saved state that continues after them is missing or damaged"
     else:
         why = "they are missing or damaged"
     left = f"of {len(journal.records)} chunks that an unfinished film left here, {dropped} cannot be used"

@@ -74,7 +74,7 @@ class Target:
 
     @property
     def beside(self) -> tuple[Path, ...]:
-        """All that stands beside the film while it is made, but for the journal."""
+        """Files beside the unfinished film, except the journal."""
         return self.partial, self.finishing, self.state(0), self.state(1)
 
 
@@ -128,7 +128,7 @@ def check_beside(target: Target) -> None:
     if head is not None and head != JOURNAL_HEAD[: len(head)]:
         raise _not_ours(target.journal, "it is no journal of helios")
     if found and head is None:
-        raise _not_ours(found[0], f"there is no {target.journal.name} that says so")
+        raise _not_ours(found[0], f"there is no journal {target.journal.name} beside it")
     if target.kind == "png":
         holds_frames(target.partial)
 
@@ -157,7 +157,7 @@ def _head(journal: Path) -> bytes | None:
 
 def _not_ours(path: Path, why: str) -> InputError:
     return InputError(
-        f"{path} is not of an unfinished film: {why}", hint="move it elsewhere, or choose another name with -o"
+        f"{path} does not belong to an unfinished film: {why}", hint="move it elsewhere, or choose another name with -o"
     )
 
 

@@ -170,7 +170,7 @@ def absence(path: Path, suffixes: Iterable[str], otherwise: str | None) -> Fault
     except OSError as error:
         return error.strerror, None
     if is_url(path):
-        return "only files of this machine are read", "download it first"
+        return "only local files are read", "download it first"
     if os.path.islink(path):
         return f"a link to {printable(os.readlink(path), 200)}, which is not there", None
     near = near_file(path, suffixes)

@@ -1,5 +1,4 @@
-"""Pictures as films take them, opened within bounds: what cannot be read is found before a film is begun, and said in
-one way."""
+"""Opens pictures within bounds, so that unreadable ones are found before a film is begun, with one set of messages."""
 
 from __future__ import annotations
 
@@ -93,7 +92,7 @@ def _require_size(path: str | os.PathLike, size: tuple[int, int], most: int) -> 
 
 
 def _regular(path: str, flags: int) -> int:
-    """Opens a file that ends: no pipe that nobody writes into, no device without end."""
+    """Opens a regular file of limited size, and so no pipe or device that might never end."""
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     found = os.fstat(descriptor)
     if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_BYTES:

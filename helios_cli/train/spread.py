@@ -18,7 +18,7 @@ from helios_cli.errors import InputError
 from helios_cli.train.phase import Share
 
 TOGETHER = 2**25
-"""Elements of gradients that are added up at a time: 128 MB beside the gradients, and few enough messages."""
+"""Elements of gradients that are added up at a time: 128 MB of extra memory, and few enough messages."""
 
 LONGEST_WAIT = timedelta(hours=12)
 """For one process by the others: the first samples, measures and writes alone, longer than NCCL's ten minutes or gloo's

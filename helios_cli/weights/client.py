@@ -36,7 +36,7 @@ def constants() -> ModuleType:
     endpoint = os.environ.get("HF_ENDPOINT")
     if endpoint is not None and not _is_address(endpoint):
         raise InputError(
-            f"HF_ENDPOINT is {_named(endpoint)}, which is no address of a server",
+            f"HF_ENDPOINT is {_named(endpoint)}, not the address of a server",
             hint="unset it, or write it as https://huggingface.co",
         )
     try:
@@ -92,20 +92,20 @@ def listing(repo: str, revision: str) -> dict[str, Any]:
         for piece in answer.iter_bytes():
             body += piece
             if len(body) > LISTING_BYTES or time.monotonic() > ends:
-                raise _no_hub(f"does not end its answer about {repo}, after {len(body)} bytes")
+                raise _no_hub(f"sends an endless or too slow answer about {repo}, {len(body)} bytes so far")
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
         page = " (a page for people)" if body.lstrip()[:1] == b"<" else ""
         raise _no_hub(f"does not answer in JSON{page}") from error
     if not isinstance(value, dict):
-        raise _no_hub("answers something else than was asked for")
+        raise _no_hub("answers with JSON that lists no repository")
     return value
 
 
 def _no_hub(what: str) -> CheckpointError:
     return CheckpointError(
-        f"{endpoint()} {what}", hint="a network that wants a login, a proxy or HF_ENDPOINT may stand before the Hub"
+        f"{endpoint()} {what}", hint="check for a network login page, a proxy, or HF_ENDPOINT between here and the Hub"
     )
 
 
@@ -126,7 +126,7 @@ def _require_token(token: str | None) -> None:
     if token is None or re.fullmatch(r"[!-~]+", token):
         return
     where = next((name for name in TOKENS if os.environ.get(name)), str(constants().HF_TOKEN_PATH))
-    raise InputError(f"the token in {where} has characters that no token has", hint=f"copy it anew into {where}")
+    raise InputError(f"the token in {where} has characters that tokens do not have", hint=f"copy it into {where} again")
 
 
 def _proxy_error(error: Exception) -> InputError | MachineError:
@@ -136,11 +136,11 @@ def _proxy_error(error: Exception) -> InputError | MachineError:
     socks = next((name for name, value in settings.items() if value and value.lower().startswith("socks")), None)
     if isinstance(error, ImportError):
         return MachineError(
-            f"{socks or name} names a SOCKS proxy, which the Hub's client needs the package socksio for",
+            f"{socks or name} names a SOCKS proxy; the Hub's client needs the package socksio for it",
             hint="pip install socksio",
         )
     shown = re.sub(r"//[^/]*@", "//", value or "")
-    return InputError(f"{name} is {_named(shown)}, which is no address of a proxy", hint=f"correct or unset {name}")
+    return InputError(f"{name} is {_named(shown)}, not the address of a proxy", hint=f"correct or unset {name}")
 
 
 def _limit_silence(request: Any) -> None:
@@ -162,7 +162,7 @@ def _checker(blobs: Container[str]) -> Callable[[Any], None]:
             name = etag.removeprefix("W/").strip('"')
             final = linked or answer.status_code == 200
             if name not in blobs if final else not re.fullmatch(r"[\w-]*", name):
-                raise _no_hub(f"names a file by {printable(name)}, and listed another")
+                raise _no_hub(f"gives a file the digest {printable(name)}, which its listing does not have")
         wait = headers.get("Retry-After", "0")
         if answer.status_code in (429, 503) and wait.isdigit() and int(wait) > WAIT_SECONDS:
             raise CheckpointError(f"{endpoint()} asks to wait {wait} seconds", hint="try again later")

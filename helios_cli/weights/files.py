@@ -86,7 +86,7 @@ def require_file(path: Path, most: int | None = None) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise CheckpointError(f"{path} is not a regular file")
     if most is not None and found.st_size > most:
-        raise damaged(path, f"{found.st_size} bytes, of which at most {most} are read")
+        raise damaged(path, f"has {found.st_size} bytes; at most {most} are read")
     return found.st_size
 
 

@@ -89,7 +89,7 @@ def shadow_of(model: str) -> str | None:
     """A line about a checkpoint in the current folder that is called as a known model is, which is not it."""
     if model not in NAMES or not Path(model, MODEL_INDEX).is_file():
         return None
-    return f"{model} is the model of that name, not the folder here; that is ./{model}"
+    return f"{model} means the model that helios knows, not the folder here; write ./{model} for the folder"
 
 
 def resolve(
@@ -238,7 +238,7 @@ def _remote_files(source: Source) -> tuple[str, list[RemoteFile]]:
     told = listing(source.repo, source.revision)
     commit, siblings = told.get("sha"), told.get("siblings")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
-        raise CheckpointError(f"{endpoint()} answers no listing of {source.repo}", hint="check HF_ENDPOINT")
+        raise CheckpointError(f"{endpoint()} sends no valid listing of {source.repo}", hint="check HF_ENDPOINT")
     found = {
         one["rfilename"]: one for one in siblings if isinstance(one, dict) and isinstance(one.get("rfilename"), str)
     }
@@ -256,7 +256,7 @@ def _remote_file(source: Source, told: dict) -> RemoteFile:
     fits = type(size) is int and size >= 0 and isinstance(blob, str) and DIGEST.fullmatch(blob)
     if not fits or (told["rfilename"].endswith(".json") and size > MAX_TOKENIZER_BYTES):
         raise CheckpointError(
-            f"{endpoint()} states no size and digest of {source.repo}: {told['rfilename']} that can be",
+            f"{endpoint()} gives no valid size and digest for {told['rfilename']} of {source.repo}",
             hint="check HF_ENDPOINT",
         )
     return RemoteFile(told["rfilename"], size, blob)
@@ -303,7 +303,9 @@ def _byte_counter(advance: Advance, total: int, failures: list[BaseException]) -
                 self.bytes += int(n or 0)
                 self.received += max(0, int(n or 0))
                 if failures or self.received > MAX_TIMES * total + SURPLUS_BYTES:
-                    raise CheckpointError(f"a file of {total} bytes does not end", hint="check HF_ENDPOINT")
+                    raise CheckpointError(
+                        f"the server sends far more than the {total} bytes of a file", hint="check HF_ENDPOINT"
+                    )
                 new = min(self.bytes, total) - reported
                 if new > 0:
                     reported += new

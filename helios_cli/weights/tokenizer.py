@@ -109,7 +109,7 @@ def _problems(described: dict[str, Any]) -> Iterator[str]:
             if not isinstance(kind, str) or kind not in known:
                 yield f"`{place}` cannot be {shown(kind)}"
             elif not _is_bounded(step):
-                yield f"`{place}`: this {kind} may take without end: {shown(step.get('pattern', step))}"
+                yield f"`{place}`: this {kind} could take unbounded time: {shown(step.get('pattern', step))}"
 
 
 def _steps(step: Any, members: str) -> Iterator[Any]:

@@ -113,7 +113,7 @@ BESIDE = ["film.partial.mp4", "film.finishing.mp4", "film.mp4.state-0", "film.mp
 def test_files_without_a_journal_are_not_ours(target, name):
     (target.path.parent / name).write_bytes(b"mine")
     for attempt in (lambda: Journal(target), lambda: check_target(target.path, force=True)):
-        with pytest.raises(InputError, match=f"{name} is not of an unfinished film") as error:
+        with pytest.raises(InputError, match=f"{name} does not belong to an unfinished film") as error:
             attempt()
         assert "-o" in error.value.hint
         assert os.listdir(target.path.parent) == [name]

@@ -264,7 +264,7 @@ def test_nobody_waits_for_an_ffmpeg_that_stands_still(tmp_path, monkeypatch, sec
     program(tmp_path / "ffmpeg", stuck, monkeypatch)
     clip = VideoClip(secret, (64, 48), 24)
     monkeypatch.setattr(ffmpeg, "READING_SECONDS", 0.2)
-    with pytest.raises(InputError, match=r"came to a stand while reading .*secret\.mp4"):
+    with pytest.raises(InputError, match=r"stopped making progress while reading .*secret\.mp4"):
         clip.first_frame()
 
 

@@ -318,7 +318,7 @@ def test_damage_is_rendered_again(damage, again, models, whole, out):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda out: [Target.of(out).state(slot).unlink() for slot in range(2)], "goes on from after them is missing"),
+        (lambda out: [Target.of(out).state(slot).unlink() for slot in range(2)], "continues after them is missing"),
         (lambda out: Target.of(out).partial.unlink(), "they are missing or damaged"),
     ],
     ids=["states", "film"],

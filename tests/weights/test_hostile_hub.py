@@ -111,30 +111,30 @@ def first_sibling(**values):
 
 LISTINGS = {
     "portal": (on_listing(lambda hub, request: hub.send(request, 200, b"<html>log in</html>")), "a page for people"),
-    "list": (on_listing(lambda hub, request: hub.send(request, 200, b"[]")), "something else than was asked"),
+    "list": (on_listing(lambda hub, request: hub.send(request, 200, b"[]")), "JSON that lists no repository"),
     "deep": (on_listing(lambda hub, request: hub.send(request, 200, b"[" * 100_000)), "does not answer in JSON"),
     "error": (on_listing(lambda hub, request: hub.send(request, 500, b"{}")), "the Hub answered HTTP 500"),
     "many": (on_listing(lambda hub, request: hub.send(request, 429, b"{}", Retry_After="9" * 9)), "asks to wait"),
     "range": (on_listing(lambda hub, request: hub.send(request, 416, b"{}")), "the Hub answered HTTP 416"),
-    "endless": (on_listing(endless), "does not end its answer about endless/helios"),
+    "endless": (on_listing(endless), "sends an endless or too slow answer about endless/helios"),
     "circle": (
         on_listing(lambda hub, request: hub.send(request, 302, Location=request.path)),
         "could not be reached (TooManyRedirects)",
     ),
-    "sha": (listing(lambda info: info.update(sha="../../../../evil")), "answers no listing"),
-    "shaless": (listing(lambda info: info.pop("sha")), "answers no listing"),
-    "siblings": (listing(lambda info: info.update(siblings=5)), "answers no listing"),
-    "blob": (listing(first_sibling(blobId="../../../../evil", rfilename="helios.json")), "no size and digest"),
-    "size": (listing(first_sibling(size=-1, rfilename="helios.json")), "no size and digest"),
-    "large": (listing(first_sibling(size=10**12, rfilename="helios.json")), "no size and digest"),
+    "sha": (listing(lambda info: info.update(sha="../../../../evil")), "sends no valid listing"),
+    "shaless": (listing(lambda info: info.pop("sha")), "sends no valid listing"),
+    "siblings": (listing(lambda info: info.update(siblings=5)), "sends no valid listing"),
+    "blob": (listing(first_sibling(blobId="../../../../evil", rfilename="helios.json")), "no valid size and digest"),
+    "size": (listing(first_sibling(size=-1, rfilename="helios.json")), "no valid size and digest"),
+    "large": (listing(first_sibling(size=10**12, rfilename="helios.json")), "no valid size and digest"),
 }
 
 FILES = {
-    "etag": (heads(ETag='"../../../../evil"'), "names a file by ../../../../evil"),
-    "linked": (heads(X_Linked_Etag='"../../../../evil"'), "names a file by ../../../../evil"),
-    "other": (heads(ETag=f'"{"f" * 40}"'), "names a file by ffff"),
+    "etag": (heads(ETag='"../../../../evil"'), "gives a file the digest ../../../../evil"),
+    "linked": (heads(X_Linked_Etag='"../../../../evil"'), "gives a file the digest ../../../../evil"),
+    "other": (heads(ETag=f'"{"f" * 40}"'), "gives a file the digest ffff"),
     "commit": (heads(X_Repo_Commit="../../../../evil"), "names a commit ../../../../evil"),
-    "weak": (heads(ETag='W/"abc"'), "names a file by abc"),
+    "weak": (heads(ETag='W/"abc"'), "gives a file the digest abc"),
     "busy": (
         lambda hub, request, path: None if is_listing(path) else hub.send(request, 429, Retry_After="9" * 9),
         "asks to wait 999999999 seconds",
@@ -210,7 +210,7 @@ def test_a_file_that_does_not_end_is_given_up(helios, wrong):
     wrong.spells["flood"], wrong.sent = spell, 0
     done = pull(helios, wrong, "flood/helios")
     assert (done.returncode, wrong.sent < 200_000_000) == (4, True)
-    assert "does not end" in done.stderr
+    assert "sends far more than" in done.stderr
 
 
 def test_the_token_stays_with_its_host(helios, wrong, tmp_path):
