@@ -37,7 +37,7 @@ Fps = Annotated[float | None, typer.Option(rich_help_panel=LENGTH, help="Frames 
 Size = Annotated[
     str | None, typer.Option(rich_help_panel=LOOK, help="WIDTHxHEIGHT. (default: the model's native size)")
 ]
-Seed = Annotated[int | None, typer.Option(rich_help_panel=LOOK, help="Of the random numbers (default: 42).")]
+Seed = Annotated[int | None, typer.Option(rich_help_panel=LOOK, help="Seed of the random numbers (default: 42).")]
 Negative = Annotated[
     str | None, typer.Option(rich_help_panel=LOOK, help="What should not be seen; only with guidance over 1.")
 ]
@@ -73,7 +73,7 @@ NoCache = Annotated[
     bool, typer.Option("--no-cache", rich_help_panel=OUTPUT, help="Take no chunks of earlier films, keep none.")
 ]
 Keep = Annotated[bool, typer.Option("--keep", rich_help_panel=OUTPUT, help="Leave journal and pieces beside the film.")]
-Codec = Annotated[Literal["h264", "hevc", "av1"], typer.Option(rich_help_panel=OUTPUT, help="Of an .mp4.")]
+Codec = Annotated[Literal["h264", "hevc", "av1"], typer.Option(rich_help_panel=OUTPUT, help="Video codec of an .mp4.")]
 Crf = Annotated[int, typer.Option(rich_help_panel=OUTPUT, help="Quality, lower is better.")]
 Preset = Annotated[str, typer.Option(rich_help_panel=OUTPUT, help="Encoder preset, ultrafast to veryslow.")]
 Device = Annotated[str, typer.Option(rich_help_panel=MACHINE, help="auto, cuda, cuda:1, mps, cpu.")]
@@ -113,7 +113,7 @@ Ram = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat what would be adjusted as an error.")]
 
-Progress = Annotated[Literal["auto", "rich", "plain", "json", "none"], typer.Option(help="How to show it.")]
+Progress = Annotated[Literal["auto", "rich", "plain", "json", "none"], typer.Option(help="How progress is shown.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")]
 Events = Annotated[bool, typer.Option("--json", help="Same as --progress json: one event a line.")]
 

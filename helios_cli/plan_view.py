@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helios_cli.console import console
-from helios_cli.units import FRAMES_PER_CHUNK, LEAST_SECONDS, counted, format_bytes, format_seconds
+from helios_cli.units import FRAMES_PER_CHUNK, at_least, counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from helios_cli.cost.estimate import Estimate
@@ -45,8 +45,8 @@ def _headline(estimate: Estimate) -> str:
     plan = estimate.plan
     width, height = plan.size
     last = plan.chunks[-1].num_frames
-    kept = f", {last} kept of the last" if last < FRAMES_PER_CHUNK else ""
-    chunks = f"{counted(len(plan.chunks), 'chunk')} of {FRAMES_PER_CHUNK}{kept}"
+    trimmed = f"; of the last, {last} are in the film" if last < FRAMES_PER_CHUNK else ""
+    chunks = f"{counted(len(plan.chunks), 'chunk')} of {FRAMES_PER_CHUNK} frames{trimmed}"
     length = f"{counted(plan.num_frames, 'frame')}, {format_seconds(plan.num_frames / plan.fps)}"
     return f"{plan.title}: {length}, {width}x{height}\n{chunks}"
 
@@ -148,7 +148,7 @@ def _modes(estimate: Estimate) -> None:
                 f"{mode.placement.resident}" if mode.name == "stream" else "all",
                 *(format_bytes(size) for size in sizes),
                 format_seconds(transfer),
-                _at_least(transfer) if seconds is None else format_seconds(seconds),
+                at_least(transfer) if seconds is None else format_seconds(seconds),
                 fits[mode.fits],
             ]
         )
@@ -204,11 +204,6 @@ def _sum_line(estimates: list[Estimate]) -> str:
     money = total([estimate.money for estimate in estimates])
     cost = "" if money is None else f", cost {money:.2f}"
     return f"{counted(frames, 'frame')}, time {'unknown' if seconds is None else format_seconds(seconds)}{cost}"
-
-
-def _at_least(seconds: float) -> str:
-    """`>= 75 s`; a bound that is too short to be told says nothing."""
-    return f">= {format_seconds(seconds)}" if seconds >= LEAST_SECONDS else "?"
 
 
 def _clock(seconds: float) -> str:

@@ -228,7 +228,7 @@ class PlainView:
         if isinstance(event, ChunksReused):
             self.reused += event.count
         elif self.reused:  # they come one by one, and in a long film by the hundred
-            self._say(f"{counted(self.reused, 'chunk')} taken over, {self.track.film_text}")
+            self._say(f"{counted(self.reused, 'chunk')} from earlier renders, {self.track.film_text}")
             self.reused = 0
         self.track.follow(event)
         if isinstance(event, FilmStarted):

@@ -109,3 +109,8 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
+
+
+def at_least(seconds: float) -> str:
+    """`>= 75 s`; a bound that is too short to be told says nothing."""
+    return f">= {format_seconds(seconds)}" if seconds >= LEAST_SECONDS else "?"

@@ -58,7 +58,7 @@ def test_the_same_command_goes_on_with_films_that_were_stopped(helios, capsys):
     Path("out/one.otio").unlink()
     assert helios("--export", "otio") == 0
     assert "out/one.mp4 is finished already" in (told := capsys.readouterr().err)
-    assert "1 chunk taken over" in told
+    assert "1 chunk from earlier renders" in told
     assert (Path("out/one.mp4").stat().st_ino, Path("out/one.mp4").stat().st_mtime_ns) == (one.st_ino, one.st_mtime_ns)
     assert {path.suffix for path in Path("out").iterdir()} == {".mp4", ".json", ".otio"}
     assert len(list(Path("out").iterdir())) == 6

@@ -231,8 +231,9 @@ def test_doctor_reports_and_ends_well(capsys):
     assert f"helios       {__version__}" in out
     for label in ("processor", "GPU", "dtype", "memory", "disk", "ffmpeg", "Triton", "attention", "models"):
         assert f"\n{label} " in out
-    for name in ("tiny", "distilled", "mid", "base"):
-        assert f"\n             {name} " in out
+    assert "\nmodels       tiny fits; others on " in out
+    rows = [line.split()[:2] for line in out.splitlines() if line.startswith(("distilled ", "mid ", "base "))]
+    assert rows == [[name, mode] for name in ("distilled", "mid", "base") for mode in ("none", "model", "stream")]
     assert "transfer at " in (told := " ".join(out.split())) and "/s from the page cache (" in told
     assert "e+" not in out  # times of hours are told as such
 

@@ -104,7 +104,7 @@ def test_every_mode_writes_the_same_film(helios, folder, nothing_stays):
 def test_a_chunk_kept_in_one_mode_is_taken_in_another(helios, folder):
     helios("render", "a red circle", "-m", folder, *SMALL, "--offload", "none", "-o", "a.mkv")
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--offload", "stream", "-o", "b.mkv")
-    assert "3 chunks taken over" in said.err
+    assert "3 chunks from earlier renders" in said.err
 
 
 def test_plan_says_what_render_does(helios, folder):
@@ -158,7 +158,7 @@ def test_memory_that_runs_out_is_met_with_less_once(kind, helios, folder, monkey
     helios("render", "a red circle", "-m", folder, *SMALL, "--no-cache", "-o", "whole/")
     Gives(monkeypatch, first=8 * layers(folder) if kind is FeedForward else 2 + 2, times=1, kind=kind)
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--no-cache", "-o", "film/")
-    assert "memory ran out" in said.err and "1 chunk taken over" in said.err
+    assert "memory ran out" in said.err and "1 chunk from earlier renders" in said.err
     whole, film = ([file.read_bytes() for file in sorted(Path(name).iterdir())] for name in ("whole", "film"))
     assert film == whole
 
@@ -169,7 +169,7 @@ def test_memory_that_runs_out_twice_ends_with_3_and_can_be_gone_on_from(helios, 
         Gives(broken, first=7 * layers(folder), times=2, again=2 * layers(folder))
         said = helios(*arguments, code=3)
     assert "ran out of memory" in said.err and "--offload stream" in said.err
-    assert "1 chunk taken over" in helios(*arguments).err
+    assert "1 chunk from earlier renders" in helios(*arguments).err
 
 
 def test_memory_that_runs_out_in_a_mode_that_was_asked_for_is_an_error(helios, folder, monkeypatch):
@@ -255,7 +255,7 @@ def test_a_weight_file_that_is_cut_short_and_made_whole_again(helios, folder, tm
     assert f"{weights.name}: truncated" in said.err or f"{weights.name}: changed" in said.err
     weights.write_bytes(whole)
     os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert "taken over" in helios(*arguments, "-o", "film/").err
+    assert "from earlier renders" in helios(*arguments, "-o", "film/").err
     frames, expected = ([file.read_bytes() for file in sorted(Path(name).iterdir())] for name in ("film", "whole"))
     assert frames == expected
 
@@ -328,4 +328,4 @@ def test_a_disk_that_fails_while_a_film_renders(helios, folder, tmp_path):
     assert "transformer/diffusion_pytorch_model.safetensors" in "".join(lines)
     assert "Input/output error" in "".join(lines)
     bad.unlink()
-    assert "taken over" in helios(*arguments, "--no-cache").err
+    assert "from earlier renders" in helios(*arguments, "--no-cache").err

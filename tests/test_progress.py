@@ -269,7 +269,7 @@ def test_chunks_taken_over_are_one_line(capsys):
         view.show(ChunkDone(3, 4, 130, 10.0))
         view.show(replace(DONE, frames_reused=99))
     lines = capsys.readouterr().err.splitlines()[2:]
-    assert lines[0] == "3 chunks taken over, film 4.1 of 5.4 s"
+    assert lines[0] == "3 chunks from earlier renders, film 4.1 of 5.4 s"
     assert lines[1].startswith("chunk 4/4 in 10.0 s: 130/130 frames")
     assert "1.73 frames/s, 99 frames from earlier renders" in lines[3]
 
@@ -299,7 +299,7 @@ def test_a_film_of_no_known_length_says_how_far_it_is(capsys):
         "chunk 1 in 10.0 s: 33 frames, film 1.4 s, 3.3 frames/s",
         "chunk 2 in 10.0 s: 66 frames, film 2.8 s, 3.3 frames/s",
         "from chunk 3 on, blend: the sea",
-        "1 chunk taken over, film 4.1 s",
+        "1 chunk from earlier renders, film 4.1 s",
         "wrote out/harbour.mp4: 99 frames, 4.1 s",
     ]
 

@@ -177,7 +177,7 @@ def checkpoint(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     kind: Annotated[Literal["base", "mid", "distilled"], typer.Option(help="How it is sampled.")] = "distilled",
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type to store.")] = "float32",
-    seed: Annotated[int, typer.Option(min=0, help="Of the random weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
 ) -> None:
     """Write a checkpoint with random weights in the published layout, for tests and measurements."""
     from helios_cli.weights.specs import SPECS

@@ -17,7 +17,9 @@ from helios_cli.errors import HeliosError, InputError, MachineError
 
 
 def kernels(
-    operations: Annotated[list[str] | None, typer.Argument(metavar="OPERATION", help="All, if none.")] = None,
+    operations: Annotated[
+        list[str] | None, typer.Argument(metavar="OPERATION", help="Kernels to compare. (default: all)")
+    ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Look for better launch configurations for this GPU, and keep them.")
     ] = False,

@@ -13,7 +13,7 @@ import typer
 from helios_cli import __version__, machine
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import MachineError
-from helios_cli.units import LEAST_SECONDS, counted, format_bytes, format_seconds
+from helios_cli.units import at_least, counted, format_bytes, format_seconds
 from helios_cli.weights.names import EMBEDDED
 
 if TYPE_CHECKING:
@@ -28,14 +28,15 @@ def doctor(
 ) -> None:
     """Show what this machine has, and which models fit on it.
 
-    Exits with 3 if nothing can be rendered here, or if with --test something is wrong. Its output with --test is what a
-    bug report needs.
+    Exits with 3 if nothing can be rendered here, or if with --test something is
+    wrong. Its output with --test is what a bug report needs.
     """
     tested = {"test": _test()} if test else {}
     facts = {**_facts(), **tested}
     console.result(facts)
     for label, texts in _report(facts).items():
         console.prose("\n".join(texts), label=label)
+    _show_modes(facts["models"])
     if facts["ffmpeg"]["error"]:
         raise MachineError(facts["ffmpeg"]["error"], hint=facts["ffmpeg"]["hint"])
     if test and (wrong := [one["dtype"] for one in facts["test"] if not one["right"]]):
@@ -162,8 +163,11 @@ def _report(facts: dict) -> dict[str, list[str]]:
         "kernels": _kernel_lines(facts["kernels"]),
         "arithmetic": _arithmetic_lines(facts["arithmetic"]),
         "attention": _attention_lines(facts["attention"]),
-        "models": _model_lines(facts["models"], facts["device"], dtype["name"]),
         **({"test": [line for one in facts["test"] for line in _test_lines(one)]} if "test" in facts else {}),
+        "models": [
+            f"{EMBEDDED} fits; others on {facts['device']} in {dtype['name']}:",
+            _bandwidth_line(facts["models"]["bandwidths"]),
+        ],
     }
 
 
@@ -179,7 +183,7 @@ def _arithmetic_lines(arithmetic: dict) -> list[str]:
     if not arithmetic["tried"]:
         return ["not tried yet: the first film of a model does that, or `helios doctor --test`"]
     dtypes = dict.fromkeys(one["dtype"] for one in arithmetic["tried"])
-    return arithmetic["faults"] or [f"products in {' and '.join(dtypes)} are right, where they were tried"]
+    return arithmetic["faults"] or [f"products are right in {', '.join(dtypes)}, where they were tried"]
 
 
 def _ffmpeg_lines(ffmpeg: dict) -> list[str]:
@@ -240,27 +244,21 @@ def _attention_lines(attention: dict) -> list[str]:
     return lines
 
 
-def _model_lines(models: dict, device: str, dtype: str) -> list[str]:
-    """A line a mode: memory at its peak, weights moved, seconds that they take to come and seconds in all, a chunk; the
-    star is at the one that is taken."""
-    lines = [
-        f"on {device} in {dtype}; device, host, moved a chunk, transfer, time a chunk:",
-        _bandwidth_line(models["bandwidths"]),
-        f"{EMBEDDED} fits",
-    ]
+def _show_modes(models: dict) -> None:
+    """A row a mode: memory at its peak, weights moved and seconds, a chunk; a star at the mode that is taken. Where the
+    computing is not known, a chunk takes no less than its weights."""
+    rows = []
     for name, model in models["models"].items():
         for mode in model["modes"]:
             sizes = (format_bytes(mode[key]) for key in ("device_bytes", "host_bytes", "moved_bytes"))
-            transfer = format_seconds(mode["transfer_seconds"])
-            if mode["seconds"] is None:
-                seconds = f">= {transfer}" if mode["transfer_seconds"] >= LEAST_SECONDS else "time unknown"
-            else:
-                seconds = format_seconds(mode["seconds"])
-            stay = f", {mode['resident_blocks']} blocks stay" if mode["mode"] == "stream" else ""
-            fits = {True: "" if mode["chosen"] else ", fits", False: ", does not fit", None: ""}[mode["fits"]]
-            star = " *" if mode["chosen"] else ""
-            lines.append(f"{name} {mode['mode']}{star}: {', '.join(sizes)}, {transfer}, {seconds}{stay}{fits}")
-    return lines
+            seconds = mode["seconds"]
+            time = at_least(mode["transfer_seconds"]) if seconds is None else format_seconds(seconds)
+            stay = mode["resident_blocks"] if mode["mode"] == "stream" else "all"
+            fits = {True: "yes", False: "no", None: "?"}[mode["fits"]]
+            rows.append([name, f"{mode['mode']} *" if mode["chosen"] else mode["mode"], stay, *sizes, time, fits])
+    console.line()
+    columns = ["model", "offload", "blocks stay", "device", "host", "moved", "a chunk", "fits"]
+    console.table(columns, rows, report=True)
 
 
 def _bandwidth_line(rates: dict) -> str:

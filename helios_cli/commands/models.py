@@ -54,7 +54,9 @@ def info(model: Model, revision: Revision = None, json: JsonFlag = False) -> Non
         if report[key] not in (None, ""):
             console.prose(_plain(report[key]), label=key.replace("_", " "))
     console.prose(", ".join(f"{key} {_plain(value)}" for key, value in report["preset"].items()), label="preset")
-    columns = ["component", "parameters", "size", "stored as", "tensors", "files", "shape"]
+    for part in report["components"]:
+        console.prose(part["shape"], label=part["name"])
+    columns = ["component", "parameters", "size", "stored as", "tensors", "files"]
     console.table(columns, [_row(part) for part in report["components"]])
 
 
@@ -134,7 +136,7 @@ def _show_known(known: KnownModel, source: hub.Source) -> None:
 
 def _row(part: dict) -> list:
     size, dtypes = format_bytes(part["bytes"]), "+".join(part["dtypes"])
-    return [part["name"], part["parameters"], size, dtypes, part["tensors"], part["files"], part["shape"]]
+    return [part["name"], part["parameters"], size, dtypes, part["tensors"], part["files"]]
 
 
 def _size(count: int | None) -> str:

@@ -82,7 +82,9 @@ def render(
     attention: options.Attention = "auto",
     no_metadata: Annotated[
         bool,
-        typer.Option("--no-metadata", rich_help_panel=options.OUTPUT, help="Record in film and .json nothing of how."),
+        typer.Option(
+            "--no-metadata", rich_help_panel=options.OUTPUT, help="Keep how it was made out of the film and its .json."
+        ),
     ] = False,
     export: Annotated[
         str | None, typer.Option(rich_help_panel=options.OUTPUT, help="Write otio, edl or otio,edl beside the film.")

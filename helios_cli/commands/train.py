@@ -29,14 +29,14 @@ def train(
     device: options.Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. (default: PyTorch's)")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only read the files and say what is wrong in them.")] = False,
-    progress: Annotated[ProgressKind, typer.Option(help="How to show it.")] = "auto",
+    progress: Annotated[ProgressKind, typer.Option(help="How progress is shown.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Same as --progress json: one event a line.")] = False,
 ) -> None:
     """Train a model: helios train recipes/train/tiny-vae.toml
 
-    A run that was stopped goes on with the same command. On several processes: torchrun --nproc-per-node 2 -m
-    helios_cli train CONFIG.
+    A run that was stopped goes on with the same command. On several processes:
+    torchrun --nproc-per-node 2 -m helios_cli train CONFIG
     """
     from helios_cli.train.config import load
 
