@@ -13,7 +13,8 @@ import pytest
 from waiting import LONGEST
 
 from helios_cli.cli import main
-from helios_cli.engine.ffmpeg import probe, program
+from helios_cli.engine.ffmpeg import program
+from helios_cli.engine.reading import probe
 from helios_cli.engine.writer import open_writer
 
 

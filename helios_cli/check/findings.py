@@ -159,7 +159,7 @@ class _Film:
             nearest = min(chunk.from_start for chunk in group)
             message = (
                 f"shows chunk {take[0].index + 1} again: "
-                f"{nearest:.1f} levels away from it, after up to {farthest[place]:.1f}"
+                f"{nearest:.1f} levels away from it, and up to {farthest[place]:.1f} in between"
             )
             begin, end = group[0].start_frame, group[-1].end_frame
             yield self._finding("repeating", begin, end, nearest, least[place], message)
