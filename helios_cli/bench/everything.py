@@ -27,11 +27,12 @@ from helios_cli.bench.offload import measure, placements, subject_of
 from helios_cli.bench.report import environment, side
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.child import ChildError, ask
-from helios_cli.engine.gpu import FP8_CAPABILITY, recall_kernels
+from helios_cli.engine.gpu import recall_kernels
 from helios_cli.errors import HeliosError
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.fp8 import FP8_CAPABILITY
 from helios_cli.weights.specs import SPECS
 from helios_kernels import tune
 from helios_kernels.registry import OPS

@@ -20,12 +20,9 @@ from helios_cli import machine
 from helios_cli.cost.gpus import known_gpu, require_gpu
 from helios_cli.errors import InputError, MachineError
 from helios_cli.units import counted
-from helios_cli.weights.fp8 import Quant
+from helios_cli.weights.fp8 import FP8_CAPABILITY, Quant
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-FP8_CAPABILITY = (8, 9)
-"""CUDA's, of the first chips with fp8 products: Ada."""
 
 NVIDIA_QUERY = ["--query-gpu=name,compute_cap,memory.total,memory.free", "--format=csv,noheader,nounits"]
 

@@ -27,13 +27,11 @@ from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
 from helios_cli.model.fp8 import Fp8, product
 from helios_cli.units import GRAPHS, LATENTS_PER_CHUNK, PROMPT_KEYS
 from helios_cli.versions import version_of
+from helios_cli.weights.fp8 import FP8_CAPABILITY
 from helios_kernels import tried, tuned
 from helios_kernels.dispatch import INTERPRETER
 
 T = TypeVar("T")
-
-FP8_CAPABILITY = (8, 9)
-"""CUDA's, of the first chips with fp8 products: Ada."""
 
 
 def require_quant(quant: str, device: torch.device) -> None:

@@ -13,9 +13,6 @@ from helios_cli.recipe.schema import Recipe, Shot
 from helios_cli.recipe.values import TRANSITIONS
 from helios_cli.visible import printable
 
-MAX_PROBLEMS = 1000
-"""Problems of one recipe that are looked into; a hostile file could hold a hundred thousand."""
-
 FILM_KEYS = tuple(field.alias or name for name, field in Recipe.model_fields.items())
 SHOT_KEYS = tuple(Shot.model_fields)
 
@@ -31,7 +28,7 @@ def recipe_from(tree: object, lines: Lines, problems: Problems, *, suffix: str =
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        for found in error.errors(include_url=False)[:MAX_PROBLEMS]:
+        for found in error.errors(include_url=False):  # `Problems.add` stops at MAX_FOUND
             _add(found, lines, problems, suffix)
     problems.found.sort(key=lambda problem: problem.line or 0)
     problems.stop()

@@ -27,6 +27,9 @@ SCALE_SUFFIX = "_scale"
 
 Quant = Literal["none", "fp8"]
 
+FP8_CAPABILITY = (8, 9)
+"""CUDA capability of the first chips with fp8 products: Ada."""
+
 
 def dtype_with(quant: Quant, dtype: str) -> str:
     """What --dtype `dtype` means beside --quant. InputError for a pair that is not computed."""
