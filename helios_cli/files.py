@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and turns between processes that change one."""
+"""Replaces files atomically, and lets processes that change one file take turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from elsewhere made fit to be shown: names of files, prompts, what a film's record or a server says."""
+"""Escapes text from elsewhere for display: names of files, prompts, records of films, answers of servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The speed that a finished film leaves, so that the next plan on this machine has times."""
+"""Records the speed of a finished film, so that the next plan on this machine has times."""
 
 from __future__ import annotations
 

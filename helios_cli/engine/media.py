@@ -26,7 +26,7 @@ ROWS = 256
 """Rows of a picture that become RGB at a time, so that intermediate copies stay small."""
 
 MAX_ASPECT = 16
-"""Of a clip as shown: all of what covers the film is scaled, though most of it is cut off."""
+"""Limit on the aspect of a clip as shown: the whole clip is scaled to cover the film, however much is then cut off."""
 
 
 def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:

@@ -31,7 +31,7 @@ MAX_PIXELS = 36_000_000
 
 MAX_GAP_SECONDS = 60
 MAX_HOURS = 4
-"""Of a clip that is continued: frames of the film's rate are made of it, where it stands still too."""
+"""Limits on a clip that is continued: it is resampled to the film's rate, gaps included."""
 
 PROBE_SECONDS = 60
 THREADS = 4
@@ -41,7 +41,7 @@ FRAMES_HELD = 24
 """Frames that a decoder refers to, and those on their way through filters, at most."""
 
 UNUSED_BYTES = 400_000_000
-"""Of the limit that ffmpeg gets: stacks of threads and the like, which are reserved and hardly touched."""
+"""Added to ffmpeg's memory limit for thread stacks and the like, which are reserved and hardly touched."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ class Extent:
 
 
 def extent(path: str | os.PathLike) -> Extent:
-    """Look through the file at `path` without decoding it. InputError if it is no clip that can be continued: there is
-    a time without frames in it, or it is too long."""
+    """Look through the file at `path` without decoding it. InputError if it cannot be continued, for a gap without
+    frames or for its length."""
     found = os.stat(path)
     return _looked_through(os.path.abspath(path), found.st_size, found.st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""Every product and convolution of the three networks, tried against float64: a processor's libraries are not believed.
+"""Tries every product and convolution of the three networks against float64, since processor libraries can be wrong.
 
 Each is called as the networks call it, at the widths that their layers have, for the rows and cells of a film scaled
 down. What comes out is compared with a plain formulation on the CPU in float64, where PyTorch calls its own loops and

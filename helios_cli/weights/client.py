@@ -1,5 +1,5 @@
-"""The Hub's client with limits. What the environment tells it is looked at first; what a server answers is bounded in
-time and size, and checked before a file is named by it: it may be a captive portal, a broken proxy or hostile.
+"""Connects to the Hub within limits. Environment variables are checked first. A server may be a captive portal, a
+broken proxy or hostile: its answers are bounded in time and size, and checked before they name a file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Configs held against the headers of the weights, before anything of their sizes is built."""
+"""Checks configs against the headers of the weights, before anything of their sizes is built."""
 
 from __future__ import annotations
 

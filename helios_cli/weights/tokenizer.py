@@ -1,4 +1,4 @@
-"""A checkpoint's `tokenizer.json`, read with care: it is a small program, and may be a stranger's.
+"""Reads a checkpoint's `tokenizer.json` within bounds: it is a small program, and may be a stranger's.
 
 Only components whose work is bounded by the length of the text are taken: those of the published tokenizer, of ours and
 of their relatives. A regular expression may repeat one character or class once, so that it is never tried in
