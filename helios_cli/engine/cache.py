@@ -146,7 +146,7 @@ class Cache:
     def _notes(self) -> list[dict]:
         notes = []
         for path in _listed(self.folder / "films"):
-            with contextlib.suppress(OSError, ValueError):  # gone, or half of it: a list is no reason to fail
+            with contextlib.suppress(OSError, ValueError, RecursionError):  # a list is no reason to fail
                 note = json.loads(path.read_bytes())
                 if isinstance(note, dict) and {"title", "output", "chunks"} <= note.keys():
                     notes.append(note)

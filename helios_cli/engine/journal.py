@@ -152,7 +152,7 @@ def _lines(file: FileIO) -> Iterator[tuple[dict, int]]:
         end += len(text)
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if not text.endswith(b"\n") or not isinstance(line, dict):
             return

@@ -210,6 +210,8 @@ class FilmWriter:
             if self._failure:
                 raise self._failure
             self._film.finish(self._metadata, self._chapters)
+            if not self._force and is_taken(self.target):  # what came while the film was made is not ours to replace
+                raise film_exists(self.target.path)
         except BaseException:
             self.abort()
             raise

@@ -107,7 +107,7 @@ def read_note(folder: Path) -> PairsNote:
             f"{folder} has no {NOTE}, so it holds no pairs of a teacher",
             hint="make them first: helios train recipes/train/tiny-pairs.toml",
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{folder / NOTE} cannot be read: {error}", hint=f"remove {folder}") from error
 
 

@@ -79,5 +79,5 @@ def _step_of(line: str) -> float:
     """The step that a line of a log is about; a line that was cut short is later than any."""
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helios_cli.engine.growing import Mark
@@ -86,6 +86,7 @@ def test_any_bytes_are_no_journal_of_ours_and_stay(data, tmp_path_factory):
 
 
 @given(data=st.binary() | lines)
+@example(data=b"[" * 100_000 + b"\n")
 def test_any_bytes_after_the_first_line_are_a_journal_without_chunks(data, tmp_path_factory):
     target = Target.of(tmp_path_factory.mktemp("journal") / "film.mp4")
     target.journal.write_bytes(b'{"run": {}}\n' + data)

@@ -515,6 +515,27 @@ def test_a_finished_film_is_not_made_again_by_itself(models, out):
         writer_module.check_target(out, force=False)
 
 
+@pytest.mark.parametrize("name", ["film.mp4", "film/"])
+def test_what_comes_while_a_film_is_made_is_not_replaced(models, whole, tmp_path, name):
+    out = f"{tmp_path}/{name}"
+    place = Target.of(out).path
+    theirs = place / "frame_000001.png" if name == "film/" else place
+
+    def interrupted() -> None:
+        writer = open_writer(out, size=FILM.size, fps=24, force=False)
+        for event in render(FILM, models, writer, fingerprints=reruns.fingerprints_of(FILM, models)):
+            if isinstance(event, ChunkDone) and not place.exists():
+                theirs.parent.mkdir(exist_ok=True)
+                theirs.write_bytes(b"precious")
+
+    with pytest.raises(InputError, match="exists"):
+        interrupted()
+    assert theirs.read_bytes() == b"precious"
+    place.rename(tmp_path / "theirs")
+    assert rendered(run(FILM, models, out, force=False)) == []
+    assert np.array_equal(decoded(place), whole(place.suffix))
+
+
 def test_pieces_of_any_length_have_one_header_and_delay(tmp_path):
     """Every codec and preset, and lengths shorter than its reordering: their film has one constant frame time."""
     frames = np.random.default_rng(0).integers(0, 256, (33, 64, 64, 3), np.uint8)

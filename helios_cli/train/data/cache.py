@@ -220,7 +220,7 @@ def read_note(folder: Path) -> CacheNote:
             f"{folder} is no cache of encoded clips: it has no {NOTE}",
             hint="encode the clips first: helios train recipes/train/tiny-latents.toml",
         ) from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{folder / NOTE} cannot be read: {error}", hint=f"remove {folder} and encode anew") from error
 
 
@@ -291,7 +291,7 @@ def read_clips(path: Path) -> list[dict]:
     """Where the clips of a shard are: `begin` and `end` in `latents`, and `captions`, a (text, begin, end) a chunk."""
     try:
         return json.loads(read_about(path)[CLIPS])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no shard of clips", hint="remove it and encode its clips anew") from error
 
 
