@@ -31,8 +31,14 @@ from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError
 from helios_cli.stop import stop_at_once
 
 NAMES = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
-REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE}
 """Errors of the operating system that are no bug of ours."""
+
+LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+"""What it answers to a process that may have no more files, memory, processes or threads."""
+
+LIMITS_SAY = ("can't start new thread", "failed to map segment", "cannot allocate memory")
+"""Parts of what Python and the loader of libraries say then."""
 
 COMPUTING = {"render", "live", "train", "doctor", "bench"}
 """Commands that load torch, whose libraries end the process where there is no current folder."""
@@ -137,6 +143,8 @@ def _show_error(error: Exception) -> int:
         console.status("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, OSError):
         error = _of_the_machine(error)
+    elif not isinstance(error, HeliosError) and _names_a_limit(error):
+        error = _at_a_limit(str(error) or "no memory is left")
     if isinstance(error, HeliosError):
         console.error(error)
         return error.exit_code
@@ -150,6 +158,8 @@ def _of_the_machine(error: OSError) -> Exception:
     """No bug, wherever it is noticed: a full disk, a name that no file can have, a folder that may not be searched."""
     if not _has_current_folder():
         return _no_current_folder()
+    if error.errno in LIMITS:
+        return _at_a_limit(error.strerror)
     where = f": {error.filename}" if error.filename else ""
     if error.errno == errno.ENOSPC:
         return MachineError(f"no space is left on the disk{where}", hint="free some space and run it again")
@@ -158,6 +168,17 @@ def _of_the_machine(error: OSError) -> Exception:
     if error.filename and error.errno in REFUSALS:
         return MachineError(f"{error.filename}: {error.strerror}")
     return error
+
+
+def _names_a_limit(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in LIMITS_SAY)
+
+
+def _at_a_limit(what: str) -> MachineError:
+    return MachineError(
+        f"this machine, or a limit of this shell, allows no more: {what}",
+        hint="`ulimit -a` shows the limits: -n of files, -u of processes, -v of memory",
+    )
 
 
 def _no_current_folder() -> MachineError:

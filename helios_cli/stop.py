@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: a machine that is taken away is a Ctrl-C. How a command hears of them, at once or after its step.
+"""Ctrl-C, SIGTERM and SIGHUP: a machine or a terminal that is taken away is a Ctrl-C. How a command hears of them, at
+once or after its step.
 
 Both yield a function that tells whether one has come, for a loop to ask.
 """
@@ -48,8 +49,9 @@ def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
         yield
         return
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heard}  # a shell's background job is not for Ctrl-C
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in stops if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}  # nohup, and a background job of a shell
     try:
         yield
     finally:

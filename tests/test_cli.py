@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -90,6 +91,24 @@ def test_a_bug_is_one_line_and_how_to_see_more(ending_with, capsys):
     assert capsys.readouterr().err == (
         "bug: ZeroDivisionError: division by zero\nhint: HELIOS_DEBUG=1 prints the traceback\n"
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EMFILE, "Too many open files", "film.mp4"),
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+        RuntimeError("can't start new thread"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        MemoryError(),
+    ],
+    ids=repr,
+)
+def test_a_limit_of_the_shell_is_no_bug(error, ending_with, capsys):
+    ending_with(error)
+    assert cli.main([]) == 3
+    assert "ulimit -a" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), errors.InputError("x")], ids=repr)

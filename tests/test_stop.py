@@ -11,7 +11,7 @@ from helios_cli.cli import main
 from helios_cli.engine.writer import FilmWriter
 from helios_cli.stop import stop_after_step, stop_at_once
 
-BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+ALL = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
 
 class Sends:
@@ -26,7 +26,7 @@ class Sends:
             pass
 
 
-@BOTH
+@ALL
 def test_stop_at_once(number):
     with stop_at_once() as is_stopped:
         assert not is_stopped()
@@ -36,7 +36,7 @@ def test_stop_at_once(number):
         assert is_stopped()
 
 
-@BOTH
+@ALL
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_stop_that_python_swallows_is_told(number):
     with stop_at_once() as is_stopped:
@@ -44,7 +44,7 @@ def test_a_stop_that_python_swallows_is_told(number):
         assert is_stopped()
 
 
-@BOTH
+@ALL
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_render_that_lost_its_stop_ends_after_the_chunk(number, tmp_path, monkeypatch, capfd):
     def end_and_stop(writer, safe):

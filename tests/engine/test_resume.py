@@ -152,7 +152,7 @@ def test_killed_at_random_moments(suffix, models, whole, tmp_path):
 CLI = [sys.executable, "-m", "helios_cli", "render", PROMPTS[0], "--frames", "3300", "--size", "64x64", "-q"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_stop_at_once_and_the_chunks_are_safe(number, checkpoints, tmp_path):
     out = tmp_path / "film.mp4"
     command = [*CLI, "-m", str(checkpoints("distilled")[1]), "-o", str(out), "--no-cache", "--dtype", "float32"]
