@@ -89,7 +89,8 @@ class Console:
 
     def status(self, text: str) -> None:
         """Say on stderr how far the work is: a plain line of progress."""
-        print(visible(text), file=sys.stderr, flush=True)
+        with _told():
+            print(visible(text), file=sys.stderr, flush=True)
 
     def notice(self, text: str) -> None:
         """Say on stderr what the user should know and need not act on."""
@@ -157,9 +158,10 @@ class Console:
 
         rich = self._rich(stderr=True)
         text = re.sub(r"\n(?! )", "\n  ", visible(text))  # no line of a name passes for one of ours
-        with rich.capture() as captured:  # and not printed by Rich, which would write into a live bar
-            rich.print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
-        print(captured.get(), end="", file=sys.stderr, flush=True)
+        with _told():
+            with rich.capture() as captured:  # and not printed by Rich, which would write into a live bar
+                rich.print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
+            print(captured.get(), end="", file=sys.stderr, flush=True)
 
     def _print_wrapped(self, text: str, label: str, rich: RichConsole) -> None:
         from rich.text import Text
@@ -233,6 +235,15 @@ class _PlainBytes:
                 self.tenths = tenths
                 done, total = format_bytes(self.done), format_bytes(self.total)
                 self.say(f"{self.description}: {done} of {total}, {10 * tenths} %")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A write to stderr. Where it fails, its reader having gone or its disk being full, work goes on in silence."""
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what is left must not fail again at the end
 
 
 console = Console()

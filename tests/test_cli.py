@@ -224,6 +224,13 @@ def test_a_current_folder_that_has_gone_is_named(ending_with, capsys, tmp_path, 
     assert "the current folder is gone" in capsys.readouterr().err
 
 
+def test_a_standard_error_that_takes_nothing_stops_no_work():
+    code = APP_THAT.format(body="console.status('x'); console.warning('y'); console.warning('z'); console.line('done')")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, timeout=LONGEST)
+    assert (done.returncode, done.stdout) == (0, b"done\n")
+
+
 def test_words_that_the_locale_cannot_spell_are_escaped():
     code = APP_THAT.format(body="console.line('caf\\u00e9 \\udcff')")
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
