@@ -28,7 +28,7 @@ from helios_cli.engine.disk import full_disk, too_large
 from helios_cli.errors import HeliosError, InputError, MachineError
 
 INSTALL_HINT = (
-    "set IMAGEIO_FFMPEG_EXE to the path of a complete ffmpeg, 4.4 or newer, "
+    "set IMAGEIO_FFMPEG_EXE to the path of a complete ffmpeg, 5.1 or newer, "
     "or unset it and run `pip install --force-reinstall imageio-ffmpeg`"
 )
 NEEDED = {
