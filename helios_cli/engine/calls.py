@@ -54,19 +54,6 @@ def answered(film: Steps[T], answer: Answer) -> Generator[Event, None, T]:
                 yield said
 
 
-def watched(film: Steps[T], check: Callable[[], None]) -> Steps[T]:
-    """The steps of a film, `check` before each: what it raises ends them."""
-    reply = None
-    with contextlib.closing(film):
-        while True:
-            try:
-                said = film.send(reply)
-            except StopIteration as done:
-                return done.value
-            check()
-            reply = yield said
-
-
 @dataclass
 class Lane:
     """A film among several. `result`: what it returned; `error`: what it ended with if it did not come to its end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
@@ -72,10 +72,12 @@ class Denoiser:
         generator: torch.Generator,
         *,
         amplify: bool,
+        before_call: Callable[[], None] = lambda: None,
     ) -> Steps[Tensor]:
         """Yields model calls and each step done, returns the chunk's latents [1, C, 9, H, W], float32.
 
         `negative` is needed where the guidance is over 1. `amplify` doubles the steps where the solver is DMD.
+        An error that `before_call` raises ends the chunk before its next model call.
         """
         with self.clock("stage 0"):
             tokens = self.dit.embed_history(*history.terms())
@@ -89,6 +91,7 @@ class Denoiser:
             for i, timestep in enumerate(stage.timesteps):
                 with self.clock(phase):
                     calls = self._calls(k, i, x, timestep, tokens, text, negative)
+                before_call()
                 flows = (yield from self._answered(phase, calls)) if calls.calls else None
                 with self.clock(phase):
                     x = solver.step(i, x, torch.zeros_like(x) if flows is None else self._guided(flows))

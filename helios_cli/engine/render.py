@@ -20,7 +20,7 @@ from torch import Tensor
 
 from helios_cli.engine import events
 from helios_cli.engine.cache import Cache
-from helios_cli.engine.calls import ModelCalls, Steps, answered, memory_told, watched
+from helios_cli.engine.calls import ModelCalls, Steps, answered, memory_told
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.conditioning import start_from_clip, start_from_picture
 from helios_cli.engine.denoise import Denoiser, stages_of
@@ -361,15 +361,15 @@ class _Film:
         """The chunk's latents, and whether they are finite: a flag on the device, since whoever reads it waits for all
         that the device was given."""
         yield ModelCalls()
-        steps = self.denoiser.chunk(
+        latents = yield from self.denoiser.chunk(
             chunk.index,
             self.history,
             self._text_context(chunk),
             self.negative,
             self.generator,
             amplify=self._amplify(),
+            before_call=self.writer.check,  # a disk that is full costs a model call, not a chunk
         )
-        latents = yield from watched(steps, self.writer.check)  # a disk that is full costs a model call, not a chunk
         self.history.remember(latents, reanchor=self.reanchor and self.chunks_in_segment == 1)
         self.chunks_in_segment += 1
         return latents, torch.isfinite(latents).all()
