@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
 
 import pytest
+from programs import program
 from waiting import LONGEST
 
 from helios_cli import child
@@ -20,10 +20,7 @@ def answering(tmp_path, monkeypatch):
     """Lets a shell script stand in for Python; its last two arguments are question and answer."""
 
     def use(script: str) -> None:
-        program = tmp_path / "python"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setattr(child.sys, "executable", str(program))
+        monkeypatch.setattr(child.sys, "executable", str(program(tmp_path / "python", script)))
         monkeypatch.delenv("HELIOS_DEBUG", raising=False)
 
     return use

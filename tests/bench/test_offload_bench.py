@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from programs import program
 from waiting import wait_until
 
 from helios_cli.bench.bandwidth import bandwidths
@@ -61,9 +62,8 @@ def test_nothing_measured_is_a_failure(folder, tmp_path, monkeypatch, capsys):
 
 def test_what_the_driver_says_is_watched(tmp_path, monkeypatch):
     """The most that is used over what was before, by a program that answers as nvidia-smi does."""
-    program, free = tmp_path / "nvidia-smi", tmp_path / "free"
-    program.write_text(f'#!/bin/sh\necho "NVIDIA H200, 9.0, 1000, $(cat {free})"\n')
-    program.chmod(0o755)
+    free = tmp_path / "free"
+    program(tmp_path / "nvidia-smi", f'echo "NVIDIA H200, 9.0, 1000, $(cat {free})"')
     free.write_text("900")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import program
 
 from helios_cli import machine
 from helios_cli.cost import device as device_module
@@ -42,9 +43,7 @@ def driver(tmp_path, monkeypatch):
     """`driver(script)` puts an nvidia-smi on the path, and makes this PyTorch one that has CUDA."""
 
     def install(script: str) -> None:
-        program = tmp_path / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
+        program(tmp_path / "nvidia-smi", script)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import pytest
 from PIL import Image, PngImagePlugin
+from programs import ffmpeg_program, program
 
 from helios_cli.check.examine import examine
 from helios_cli.cli import main
@@ -80,10 +81,7 @@ def test_a_name_with_a_number_shows_no_other_pictures(tmp_path):
 
 
 def test_a_picture_starts_no_program(tmp_path, monkeypatch, capfd):
-    gs = tmp_path / "bin" / "gs"
-    gs.parent.mkdir()
-    gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
-    gs.chmod(0o755)
+    gs = program(tmp_path / "bin" / "gs", f"touch {tmp_path}/started")
     monkeypatch.setenv("PATH", f"{gs.parent}:{os.environ['PATH']}")
     picture = tmp_path / "sea.png"
     picture.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\nshowpage\n%%EOF\n")
@@ -236,18 +234,12 @@ def test_metadata_is_bounded(tmp_path, capfd):
 # The program
 
 
-def program(path: Path, script: str, monkeypatch) -> None:
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
-
-
 @pytest.mark.parametrize(
     ("kind", "name"), [("bsfs", "setts"), ("filters", "fps"), ("muxers", "mp4"), ("encoders", "ffv1")]
 )
 def test_what_ffmpeg_lacks_is_named(tmp_path, monkeypatch, kind, name):
     hide = f"""[ "$1" = -{kind} ] || exec '{EXE}' "$@"\n'{EXE}' "$@" | grep -vw {name}"""
-    program(tmp_path / "ffmpeg", hide, monkeypatch)
+    ffmpeg_program(tmp_path / "ffmpeg", hide, monkeypatch)
     with pytest.raises(MachineError, match=rf"lacks .*{name} \({kind[:-1]}\)") as refused:
         ffmpeg.program()
     assert "imageio-ffmpeg" in refused.value.hint
@@ -255,13 +247,13 @@ def test_what_ffmpeg_lacks_is_named(tmp_path, monkeypatch, kind, name):
 
 def test_an_older_name_of_an_option_is_used(tmp_path, monkeypatch):
     hide = f"""[ "$1" = -h ] || exec '{EXE}' "$@"\n'{EXE}' "$@" | grep -v fps_mode"""
-    program(tmp_path / "ffmpeg", hide, monkeypatch)
+    ffmpeg_program(tmp_path / "ffmpeg", hide, monkeypatch)
     assert ffmpeg.every_frame() == ["-vsync", "passthrough"]
 
 
 def test_nobody_waits_for_an_ffmpeg_that_stands_still(tmp_path, monkeypatch, secret):
     stuck = f"""case "$*" in *rawvideo*) sleep 1000;; *) exec '{EXE}' "$@";; esac"""
-    program(tmp_path / "ffmpeg", stuck, monkeypatch)
+    ffmpeg_program(tmp_path / "ffmpeg", stuck, monkeypatch)
     clip = VideoClip(secret, (64, 48), 24)
     monkeypatch.setattr(ffmpeg, "READING_SECONDS", 0.2)
     with pytest.raises(InputError, match=r"stopped making progress while reading .*secret\.mp4"):
@@ -269,7 +261,9 @@ def test_nobody_waits_for_an_ffmpeg_that_stands_still(tmp_path, monkeypatch, sec
 
 
 def test_an_encoder_that_takes_nothing_ends_the_film(tmp_path, monkeypatch):
-    program(tmp_path / "ffmpeg", f"""case "$*" in *pipe:0*) sleep 1000;; *) exec '{EXE}' "$@";; esac""", monkeypatch)
+    ffmpeg_program(
+        tmp_path / "ffmpeg", f"""case "$*" in *pipe:0*) sleep 1000;; *) exec '{EXE}' "$@";; esac""", monkeypatch
+    )
     process = ffmpeg.Process(["-i", "pipe:0"], doing="writing film.mp4", stdin=subprocess.PIPE)
     monkeypatch.setattr(ffmpeg, "WRITING_SECONDS", 0.2)
     with pytest.raises(MachineError, match=r"stopped making progress while writing film\.mp4"):

@@ -25,6 +25,7 @@ import reruns
 from films import models_of, plan_of
 from oracle import Case
 from PIL import Image
+from programs import ffmpeg_program
 from reruns import FFMPEG, PROMPTS, KillAt, decoded, in_child, plan, run
 from waiting import LONGEST
 
@@ -184,10 +185,8 @@ def test_what_was_computed_is_safe_when_the_consumer_stops(models, whole, out):
 def test_a_stuck_encoder_does_not_hold_up_the_stop(models, out, tmp_path, monkeypatch):
     """The piece that it does not finish is lost, after a bounded wait."""
     monkeypatch.setattr(writer_module, "DRAIN_SECONDS", 0.2)
-    program = tmp_path / "ffmpeg"
-    program.write_text(f'#!/bin/sh\n[ "$1" != -hide_banner ] || sleep {2 * LONGEST}\nexec \'{FFMPEG}\' "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    stuck = f'[ "$1" != -hide_banner ] || sleep {2 * LONGEST}\nexec \'{FFMPEG}\' "$@"'
+    ffmpeg_program(tmp_path / "ffmpeg", stuck, monkeypatch)
     writer = open_writer(out, size=FILM.size, fps=24)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
@@ -235,13 +234,8 @@ def test_every_kind_of_film_goes_on(kind, steps, options, checkpoints, tmp_path)
 def test_a_dead_ffmpeg_costs_one_chunk(models, whole, out, tmp_path, monkeypatch):
     """An ffmpeg that is killed at its third piece."""
     count = tmp_path / "count"
-    program = tmp_path / "ffmpeg"
-    program.write_text(
-        f'#!/bin/sh\n[ "$1" != -hide_banner ] || echo >> {count}\n[ $(wc -l < {count} || echo 0) != 3 ] || kill -9 $$\n'
-        f"exec '{FFMPEG}' \"$@\"\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    killed = f'[ "$1" != -hide_banner ] || echo >> {count}\n[ $(wc -l < {count} || echo 0) != 3 ] || kill -9 $$'
+    ffmpeg_program(tmp_path / "ffmpeg", f"{killed}\nexec '{FFMPEG}' \"$@\"", monkeypatch)
     with pytest.raises(MachineError, match="signal 9"):
         run(FILM, models, out)
     assert len(journaled(out)) == 2 and not out.exists()
@@ -345,10 +339,8 @@ def test_a_film_in_the_making_that_cannot_be_read_is_not_begun_anew(models, whol
 
 def test_an_encoder_that_fails_ends_the_film_at_the_next_model_call(models, out, monkeypatch, tmp_path):
     """Not when the next chunk is written."""
-    program = tmp_path / "ffmpeg"
-    program.write_text(f'#!/bin/sh\n[ "$1" != -hide_banner ] || exit 7\nexec \'{FFMPEG}\' "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    failing = f'[ "$1" != -hide_banner ] || exit 7\nexec \'{FFMPEG}\' "$@"'
+    ffmpeg_program(tmp_path / "ffmpeg", failing, monkeypatch)
     models.encode(PROMPTS)
     writer = open_writer(out, size=FILM.size, fps=24)
     began = []

@@ -19,6 +19,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
+from programs import ffmpeg_program
 from waiting import LONGEST, wait_until
 
 from helios_cli import machine
@@ -392,15 +393,8 @@ def test_a_film_needs_no_place_but_its_own(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
 def test_a_film_that_lost_frames_at_its_end_does_not_get_its_name(tmp_path, monkeypatch, name):
     """An ffmpeg that copies fewer than there are, and ends well."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    program = folder / "ffmpeg"
-    program.write_text(
-        f'#!/bin/bash\ncase "$*" in *\'-c copy\'*) set -- "${{@:1:$#-2}}" -frames:v 50 "${{@: -2}}";; esac\n'
-        f"exec '{EXE}' \"$@\"\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    fewer = 'case "$*" in *"-c copy"*) set -- "${@:1:$#-2}" -frames:v 50 "${@: -2}";; esac'
+    ffmpeg_program(tmp_path / "bin" / "ffmpeg", f"{fewer}\nexec '{EXE}' \"$@\"", monkeypatch)
     with pytest.raises(MachineError, match="50 of 70 frames came into"):
         film(tmp_path / name, moving(70))
     assert left_in(tmp_path) == ["bin"]
@@ -409,15 +403,8 @@ def test_a_film_that_lost_frames_at_its_end_does_not_get_its_name(tmp_path, monk
 @pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
 def test_an_ffmpeg_that_tells_no_frames_while_it_copies_is_believed_by_its_film(tmp_path, monkeypatch, name):
     """7.0 is one."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    program = folder / "ffmpeg"
-    program.write_text(
-        f"#!/bin/bash\ncase \"$*\" in *'-c copy'*) '{EXE}' \"$@\" 2> >(grep -v ^frame= >&2); exit $?;; esac\n"
-        f"exec '{EXE}' \"$@\"\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    silent = f"case \"$*\" in *'-c copy'*) '{EXE}' \"$@\" 2> >(grep -v ^frame= >&2); exit $?;; esac"
+    ffmpeg_program(tmp_path / "bin" / "ffmpeg", f"{silent}\nexec '{EXE}' \"$@\"", monkeypatch)
     assert len(decoded(film(tmp_path / name, moving(70)))) == 70
 
 
@@ -534,13 +521,8 @@ def alive(pid: int) -> bool:
 def gated_ffmpeg(tmp_path, monkeypatch):
     """An ffmpeg that starts to read its input when the file `open` appears in the folder given."""
     folder = tmp_path / "gate"
-    folder.mkdir()
-    script = folder / "ffmpeg"
-    script.write_text(
-        f"#!/bin/sh\n[ $# -le 2 ] || while [ ! -e '{folder}/open' ]; do sleep 0.02; done\nexec '{EXE}' \"$@\"\n"
-    )
-    script.chmod(0o755)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(script))
+    waiting = f"[ $# -le 2 ] || while [ ! -e '{folder}/open' ]; do sleep 0.02; done"
+    ffmpeg_program(folder / "ffmpeg", f"{waiting}\nexec '{EXE}' \"$@\"", monkeypatch)
     return folder / "open"
 
 

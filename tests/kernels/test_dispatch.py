@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from programs import program
 from waiting import LONGEST
 
 from helios_kernels import bench
@@ -122,9 +123,7 @@ def test_a_mark_stands_where_an_aim_is_missed(share, theirs, expected):
 )
 def test_what_a_chip_sustains_comes_with_clock_and_watts(said, clock, watts, tmp_path, monkeypatch):
     """As far as the driver tells them, which is asked while the chip works."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked; echo "{said}"\n')
-    program.chmod(0o755)
+    program(tmp_path / "nvidia-smi", f'echo "$@" > {tmp_path}/asked; echo "{said}"')
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

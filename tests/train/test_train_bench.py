@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from programs import program
 
 from helios_cli import child, machine
 from helios_cli.cli import main
@@ -59,10 +60,9 @@ def test_the_command_says_what_auto_came_to(monkeypatch, capsys):
 
 def test_a_measurement_ends_with_the_command(tmp_path, monkeypatch):
     """A machine that is taken away sends SIGTERM to the command alone."""
-    program, began = tmp_path / "python", tmp_path / "pid"
-    program.write_text(f"#!/bin/sh\necho $$ > {began}.new; mv {began}.new {began}; exec sleep 60\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(child.sys, "executable", str(program))
+    began = tmp_path / "pid"
+    python = program(tmp_path / "python", f"echo $$ > {began}.new; mv {began}.new {began}; exec sleep 60")
+    monkeypatch.setattr(child.sys, "executable", str(python))
 
     def take_away() -> None:
         while not began.exists():
@@ -77,9 +77,6 @@ def test_a_measurement_ends_with_the_command(tmp_path, monkeypatch):
 
 
 def test_a_measurement_that_is_killed_has_run_out_of_memory(tmp_path, monkeypatch):
-    program = tmp_path / "python"
-    program.write_text("#!/bin/sh\nkill -9 $$\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(child.sys, "executable", str(program))
+    monkeypatch.setattr(child.sys, "executable", str(program(tmp_path / "python", "kill -9 $$")))
     with pytest.raises(MachineError, match="memory ran out with nothing"):
         measure_apart(Job("nothing", "tiny", 1, "cpu", "float32"))
