@@ -56,13 +56,11 @@ def helios_home(homes, monkeypatch):
     monkeypatch.setenv("HELIOS_HOME", str(next(homes)))
 
 
-GROUP = 2000
-"""Of the users in `users.as_user`."""
-
-
 @pytest.fixture
 def shared():
     """A folder that all users can reach and write to, of a group."""
+    from users import GROUP  # with torch, before whose import the environment above is set
+
     with tempfile.TemporaryDirectory(prefix="shared-") as folder:
         os.chown(folder, -1, GROUP)
         os.chmod(folder, 0o2777)

@@ -50,7 +50,6 @@ def in_terminal(code: str, columns: int = 80, **environment: str) -> str:
 SHOW_ERROR = """
 from helios_cli.console import console
 from helios_cli.errors import InputError
-from helios_cli.progress import PlainView, open_view
 console.error(InputError("shot [3]: no such key", hint="write prompt"))
 """
 

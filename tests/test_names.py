@@ -113,12 +113,12 @@ def test_what_is_missing_is_called_what_it_is(said):
 
 
 def test_prompts_that_begin_alike_are_films_with_numbers(said, capsys):
-    words = "a red ball rolls over a very long wooden table towards the "
+    words = "a red ball rolls over a very long wooden table towards the far "  # longer than a name
     assert main(["recipe", "check", words + "left", words + "right", words + "wall", "a boat"]) == 0
     assert main(["plan", words + "left", words + "right", "-m", "tiny"]) == 0
-    begun = "a-red-ball-rolls-over-a-very-long-wooden-table-towards-the"
+    begun = "a-red-ball-rolls-over-a-very-long-wooden-table-towards-the-f"
     titles = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith(begun)]
-    assert titles == [f"{begun}-l", f"{begun}-r"] or titles == [begun, f"{begun}-2"], titles
+    assert titles == [begun, f"{begun}-2"]
     assert "leave out what is given twice" in said("plan", "a boat", "a boat")
 
 

@@ -96,8 +96,8 @@ _ODD = (
 
 
 def add_odd_character(text: str, lines: Sequence[int], problems: Problems) -> bool:
-    """Add the character, of those that chats and word processors put in place of plain ones, that may be why a text in
-    a syntax cannot be read at `lines`. Whether there is one."""
+    """Add the typographic character, such as a chat or a word processor writes, that may be why `lines` of a recipe
+    cannot be parsed. Returns whether there is one."""
     written = text.split("\n")
     for number in (number for number in lines if number <= len(written)):
         for form, meaning in _ODD:
@@ -178,7 +178,7 @@ def absence(path: Path, suffixes: Iterable[str], otherwise: str | None) -> Fault
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether it is an URL, which leaves one slash of two where it was taken for a path."""
+    """Whether `path` is a URL; a `Path` keeps only one of its two slashes."""
     return bool(_URL.match(str(path)))
 
 

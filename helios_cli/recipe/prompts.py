@@ -21,7 +21,7 @@ def clean_prompt(text: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """`text` without HTML entities. One of thousands of digits, at which Python's reader fails, is no character."""
+    """`text` without HTML entities. One with thousands of digits, which `html` fails to read, becomes U+FFFD."""
     return html.unescape(re.sub("&#[0-9]{1000,};?", "\ufffd", text))
 
 

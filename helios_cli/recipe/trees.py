@@ -261,7 +261,7 @@ YAML_SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], object]]] = {
     ),
 }
 """What a plain word of YAML is, by the core schema of version 1.2: 010 is ten; No, on, 1:30 and dates are text. By that
-of 1.1 they are eight, false, true, 90 and dates, which nobody means who writes a prompt or a title."""
+of 1.1 they are eight, false, true, 90 and dates, which nobody who writes a prompt or a title means."""
 
 
 def _base(text: str) -> int:

@@ -55,9 +55,8 @@ def broken(monkeypatch) -> str:
 def test_every_operation_is_tried_in_the_type_of_the_film_and_in_float32():
     found = {(one.operation, one.dtype): one for one in arithmetic.tried(tiny())}
     assert {(name, dtype) for name in OPERATIONS for dtype in ("bfloat16", "float32")} <= found.keys()
-    for (
-        one
-    ) in found.values():  # whatever processor this is: what is not right in float32 has no fallback worth its name
+    # Whatever processor this is: what is not right in float32 has no fallback worth its name.
+    for one in found.values():
         assert one.is_right or one.dtype == "bfloat16", one
 
 

@@ -7,7 +7,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import imageio_ffmpeg
 import pytest
 from PIL import Image, PngImagePlugin
 from programs import ffmpeg_program, program
+from waiting import alive, wait_until
 
 from helios_cli.check.examine import examine
 from helios_cli.cli import main
@@ -296,15 +296,7 @@ def test_no_ffmpeg_outlives_a_killed_process():
     os.kill(child, 0)
     parent.kill()
     parent.communicate()
-    while is_running(child):  # a test that hangs has failed
-        time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    wait_until(lambda: not alive(child))
 
 
 def test_check_hears_of_sigterm(tmp_path, monkeypatch, secret):

@@ -89,12 +89,12 @@ def journaled(out: Path) -> list[dict]:
     return [line for line in found if "chunk" in line]
 
 
-def stop_after(chunks: int, models, out: Path, film=FILM, **options) -> None:
+def stop_after(chunks: int, models, out: Path, film=FILM, cache=None, **options) -> None:
     """Render until so many chunks are safe, then stop as Ctrl-C does."""
     writer = open_writer(out, size=film.size, fps=24, **options)
     fingerprints = reruns.fingerprints_of(film, models)
     with pytest.raises(KeyboardInterrupt):
-        for event in render(film, models, writer, fingerprints=fingerprints):
+        for event in render(film, models, writer, fingerprints=fingerprints, cache=cache):
             if isinstance(event, ChunkDone) and event.chunk == chunks - 1:
                 raise KeyboardInterrupt
     del event
@@ -404,19 +404,8 @@ def test_an_unfinished_film_that_is_kept_elsewhere_goes(models, out, tmp_path):
 
 def test_chunks_that_were_promised_to_a_film_outlast_the_one_in_its_place(models, whole, out, tmp_path):
     """In a cache that has no room for both."""
-    models.encode(PROMPTS)
     cache = Cache(tmp_path / "cache", limit=500_000)
-    with pytest.raises(KeyboardInterrupt):
-        for event in render(
-            FILM,
-            models,
-            open_writer(out, size=FILM.size, fps=24),
-            fingerprints=reruns.fingerprints_of(FILM, models),
-            cache=cache,
-        ):
-            if isinstance(event, ChunkDone) and event.chunk == 2:
-                raise KeyboardInterrupt
-    del event
+    stop_after(3, models, out, cache=cache)
     assert "stay kept for that one" in notices(run(OTHER_SEED, models, out, cache, force=False))[0]
     others = reruns.fingerprints_of(OTHER_SEED, models)
     assert not all(map(cache.has, others)) and cache.num_bytes() <= 500_000

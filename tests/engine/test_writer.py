@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from programs import ffmpeg_program
-from waiting import LONGEST, wait_until
+from waiting import LONGEST, alive, wait_until
 
 from helios_cli import machine
 from helios_cli.engine import ffmpeg, reading
@@ -508,13 +508,6 @@ def test_ctrl_c_in_the_terminal_reaches_python_alone(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole foreground group
     assert process.communicate(timeout=LONGEST)[1] == "" and process.returncode == 0
     assert len(decoded(tmp_path / "film.mp4")) == 66
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture
