@@ -413,9 +413,8 @@ def _mps_memory() -> tuple[int, int]:
 def triton() -> Triton:
     import torch
 
-    try:
-        version = version_of("triton")
-    except ImportError:
+    version = package_version("triton")
+    if version is None:
         return Triton(None, False, "not installed")
     if os.environ.get("TRITON_INTERPRET") == "1":
         return Triton(version, True, "TRITON_INTERPRET=1: interpreted on the CPU, for tests")

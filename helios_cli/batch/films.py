@@ -380,9 +380,7 @@ def _arithmetic(models: Models, size: tuple[int, int]) -> Arithmetic:
 def _attention_taken(models: Models, size: tuple[int, int]) -> dict[str, str]:
     """By shape of a film of this size, what `auto` takes; empty on a CPU, where it follows from the processor."""
     from helios_cli.cost.arithmetic import attention_shapes
-    from helios_cli.cost.shapes import DiTShape
 
-    shape = DiTShape.from_json(models.checkpoint.component("transformer").config)
     dtype = str(models.dtype).removeprefix("torch.")
-    shapes = attention_shapes(shape, size, models.scheduler.stages, dtype)
+    shapes = attention_shapes(models.dit_config, size, models.scheduler.stages, dtype)
     return {shape: models.attention_taken[shape] for shape in shapes if shape in models.attention_taken}

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from helios_cli import machine
+from helios_cli.architecture import DiTConfig
 from helios_cli.cost.device import Device
-from helios_cli.cost.shapes import DiTShape
 from helios_cli.cost.tokens import history_tokens, noisy_tokens
 from helios_cli.recipe.fingerprint import Arithmetic
 from helios_cli.units import PROMPT_KEYS, counted_rows
@@ -31,7 +31,7 @@ def arithmetic_of(
     return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels)
 
 
-def attention_shapes(dit: DiTShape, size: tuple[int, int], stages: int, dtype: str) -> Iterator[str]:
+def attention_shapes(dit: DiTConfig, size: tuple[int, int], stages: int, dtype: str) -> Iterator[str]:
     """What --attention auto times on a GPU before a film of `size`, as `model.backends.shape_key` calls it."""
     history, heads = history_tokens(dit, size).total, f"{dit.num_attention_heads}x{dit.attention_head_dim} {dtype}"
     for noisy in noisy_tokens(dit, size, stages):

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 
+from helios_cli.architecture import DiTConfig
 from helios_cli.cost.model import Model
-from helios_cli.cost.shapes import DiTShape
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM, grid_of
 from helios_cli.weights.tokenizer import read_tokenizer, tokens_of
 
@@ -34,7 +34,7 @@ class HistoryTokens:
         return self.long + self.mid + self.short
 
 
-def history_tokens(dit: DiTShape, size: tuple[int, int]) -> HistoryTokens:
+def history_tokens(dit: DiTConfig, size: tuple[int, int]) -> HistoryTokens:
     """History is patchified at full size whatever the stage: mid 2 times and long 4 times coarser than short."""
     rows, columns = grid_of(size, dit.patch_size)
 
@@ -44,7 +44,7 @@ def history_tokens(dit: DiTShape, size: tuple[int, int]) -> HistoryTokens:
     return HistoryTokens(term(LONG_TERM, 4), term(MID_TERM, 2), term(1 + SHORT_TERM, 1))
 
 
-def noisy_tokens(dit: DiTShape, size: tuple[int, int], stages: int) -> tuple[int, ...]:
+def noisy_tokens(dit: DiTConfig, size: tuple[int, int], stages: int) -> tuple[int, ...]:
     """Rows that a call denoises, by stage, coarsest first."""
     grids = (grid_of(size, dit.patch_size, stages - 1 - stage) for stage in range(stages))
     return tuple(LATENTS_PER_CHUNK // dit.patch_size[0] * rows * columns for rows, columns in grids)

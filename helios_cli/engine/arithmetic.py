@@ -8,6 +8,7 @@ A verdict holds for one device with its instructions, one set of libraries, one 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
@@ -100,6 +101,7 @@ def _model_key(models: Models) -> str:
     return f"{_code()}, model {hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
+@functools.cache
 def _code() -> str:
     sources = hashlib.sha256()
     for path in sorted(Path(products.__file__).parent.glob("*.py")):

@@ -97,8 +97,8 @@ class Cache:
         """Keep a chunk; others go where it needs room. OSError if the disk does not take it."""
         entry = self._entry(fingerprint)
         is_new = not entry.exists()
-        new = {name: seal(body) for name, body in (("state", state), (f"{key}.piece", piece))}
-        new = {name: data for name, data in new.items() if not (entry / name).exists()}
+        bodies = {"state": state, f"{key}.piece": piece}
+        new = {name: seal(body) for name, body in bodies.items() if not (entry / name).exists()}
         num_bytes = sum(len(data) for data in new.values())
         if not self._make_room(num_bytes):
             return

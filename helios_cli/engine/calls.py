@@ -100,9 +100,10 @@ def _answers(waiting: dict[int, ModelCalls], lanes: Sequence[Lane], answer: Answ
             lanes[place].error = error
             lanes[place].steps.close()
         return {}
+    seconds = time.perf_counter() - begun
     if len(lanes) > 1:
         for said in waiting.values():
-            said.seconds = (time.perf_counter() - begun) * len(said.calls) / max(1, len(together))
+            said.seconds = seconds * len(said.calls) / max(1, len(together))
     return {place: [next(flows) for _ in said.calls] for place, said in waiting.items()}
 
 

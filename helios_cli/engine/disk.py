@@ -34,13 +34,17 @@ SEAL = struct.Struct(">32sQ")
 
 def seal(body: bytes) -> bytes:
     """`body` behind its digest and length, so that damage shows when it is read."""
-    return SEAL.pack(hashlib.sha256(body).digest(), len(body)) + body
+    return _head(body) + body
 
 
 def unseal(data: bytes) -> bytes | None:
     """The body of what was sealed; None if that is not all there, or not as it was."""
     body = data[SEAL.size :]
-    return body if len(data) >= SEAL.size and seal(body)[: SEAL.size] == data[: SEAL.size] else None
+    return body if _head(body) == data[: SEAL.size] else None
+
+
+def _head(body: bytes) -> bytes:
+    return SEAL.pack(hashlib.sha256(body).digest(), len(body))
 
 
 def is_sealed(path: Path) -> bool:

@@ -33,6 +33,9 @@ MAX_GAP_SECONDS = 60
 MAX_HOURS = 4
 """Limits on a clip that is continued: it is resampled to the film's rate, gaps included."""
 
+MAX_TEXT_BYTES = 4 * 2**20
+"""Most of what a film file says of itself: the largest source, four times."""
+
 PROBE_SECONDS = 60
 THREADS = 4
 
@@ -157,12 +160,12 @@ def _too_large(path: str, width: int, height: int) -> InputError:
     return InputError(f"the frames of {path} are too large, {width}x{height}", hint=hint)
 
 
-def metadata(path: str | os.PathLike, most: int) -> dict[str, str] | None:
-    """The file's own metadata, keys in lower case: Matroska knows no other difference. None if it is larger than `most`
-    bytes as ffmpeg writes it out."""
+def metadata(path: str | os.PathLike) -> dict[str, str] | None:
+    """The file's own metadata, keys in lower case: Matroska knows no other difference. None if it is larger than
+    MAX_TEXT_BYTES as ffmpeg writes it out."""
     with _reader(path, DECODER_BYTES, "-f", "ffmetadata") as reader:
-        data = reader.stdout.read(most + 1)
-    if len(data) > most:
+        data = reader.stdout.read(MAX_TEXT_BYTES + 1)
+    if len(data) > MAX_TEXT_BYTES:
         return None
     found: dict[str, str] = {}
     text = data.decode("utf-8", "replace")

@@ -45,9 +45,6 @@ FORMAT = "helios film"
 MAX_BYTES = 16 * 2**20
 """Most of a sidecar: a film of 24 hours lists its chunks in 13 MB."""
 
-MAX_TEXT_BYTES = 4 * 2**20
-"""Most of what a film file says of itself: the largest source, four times."""
-
 MAX_NAME_BYTES = 255
 MAX_RECORDED_TITLE = 1000
 MAX_TITLE = 80
@@ -437,7 +434,7 @@ def _unknown(path: Path, why: str) -> InputError:
 
 
 def _text_in(film: Path, path: Path) -> str:
-    found = reading.metadata(film, MAX_TEXT_BYTES)
+    found = reading.metadata(film)
     if found is None:
-        raise _unknown(path, f"its metadata is larger than {MAX_TEXT_BYTES >> 20} MiB")
+        raise _unknown(path, f"its metadata is larger than {reading.MAX_TEXT_BYTES >> 20} MiB")
     return found.get(KEY, "")

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from helios_cli.engine import ffmpeg, reading
 from helios_cli.engine.disk import disk_errors
-from helios_cli.engine.record import MAX_TEXT_BYTES
 from helios_cli.engine.target import check_target
 from helios_cli.errors import InputError
 from helios_cli.files import replacing
@@ -71,7 +70,7 @@ class TakesFiles:
         if os.path.lexists(self.sheet):
             raise InputError(f"{self.sheet.name} exists", hint=hint)
         for clip in sorted(self.folder.glob("seed-*.mp4")):
-            if (reading.metadata(clip, MAX_TEXT_BYTES) or {}).get("title") != clip.stem:
+            if (reading.metadata(clip) or {}).get("title") != clip.stem:
                 raise InputError(f"{clip} exists, and is no take by its title", hint=hint)
 
     def clip(self, seed: int) -> Path:

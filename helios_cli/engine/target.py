@@ -137,7 +137,8 @@ def check_inputs(inputs: Iterable[Path], places: Iterable[Path]) -> None:
     """InputError if one of `inputs` is, under whatever name, at one of the places that a film takes, or in one."""
     taken = [place for place in places if os.path.exists(place)]
     for path in filter(os.path.exists, inputs):
-        above = (Path(os.path.realpath(path)), *Path(os.path.realpath(path)).parents)
+        real = Path(os.path.realpath(path))
+        above = (real, *real.parents)
         for place in taken:
             if any(os.path.samefile(folder, place) for folder in above):
                 raise InputError(

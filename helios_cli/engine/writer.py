@@ -207,8 +207,7 @@ class FilmWriter:
                 self.end_piece()
             self._end()
             self._thread.join()
-            if self._failure:
-                raise self._failure
+            self.check()
             self._film.finish(self._metadata, self._chapters)
             if not self._force and is_taken(self.target):  # what came while the film was made is not ours to replace
                 raise film_exists(self.target.path)
@@ -218,7 +217,7 @@ class FilmWriter:
         self._closed = True
         self._film.publish()
         if self._keep:
-            self._release()
+            self._journal.close()
         else:
             self._remove()
         return self.target.path
@@ -235,7 +234,7 @@ class FilmWriter:
             self._thread.join()
             self._film.discard()
         if self._journal and self._journal.records:
-            self._release()
+            self._journal.close()
         elif self._journal:  # else nothing is ours yet
             self._remove()
 
@@ -259,10 +258,6 @@ class FilmWriter:
         if encoder:
             encoder.stop()
 
-    def _release(self) -> None:
-        if self._journal:
-            self._journal.close()
-
     def _remove(self) -> None:
         """The film in the making goes, and its journal, whose lock guards it, after it."""
         self._film.remove()
@@ -278,8 +273,7 @@ class FilmWriter:
             self._start()
         with self._changed:
             self._changed.wait_for(lambda: self._failure or self._has_room(num_bytes))
-            if self._failure:
-                raise self._failure
+            self.check()
             self._waiting.append(item)
             self._held_bytes += num_bytes
             self._changed.notify_all()

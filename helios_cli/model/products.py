@@ -24,7 +24,15 @@ from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.fp8 import Fp8, product
 from helios_cli.model.umt5 import UMT5Encoder
 from helios_cli.model.vae import PAST, CausalConv3d, Downsample, Upsample, WanVAE
-from helios_cli.units import LATENTS_PER_CHUNK, MAX_TEXT_TOKENS, PIXELS_PER_CELL, grid_of
+from helios_cli.units import (
+    LATENTS_PER_CHUNK,
+    LONG_TERM,
+    MAX_TEXT_TOKENS,
+    MID_TERM,
+    PIXELS_PER_CELL,
+    SHORT_TERM,
+    grid_of,
+)
 
 BOUND = {torch.bfloat16: 0.03, torch.float16: 0.004, torch.float32: 1e-4}
 """Largest error of what is right, as a share of the value and the root mean square together. Measured on processors
@@ -157,9 +165,8 @@ def _rows(dit: DiTConfig, size: tuple[int, int]) -> list[int]:
     """Rows of history, then those of noise by stage of three, coarsest first."""
     grids = [grid_of(size, dit.patch_size, halvings) for halvings in (2, 1, 0)]
     height, width = grids[-1]
-    history = 2 * height * width + sum(  # 2 and 16 frames, 2 and 4 times coarser
-        math.ceil(frames / by) * math.ceil(height / by) * math.ceil(width / by) for frames, by in ((2, 2), (16, 4))
-    )
+    terms = (1 + SHORT_TERM, 1), (MID_TERM, 2), (LONG_TERM, 4)  # frames, and how many times coarser
+    history = sum(math.ceil(frames / by) * math.ceil(height / by) * math.ceil(width / by) for frames, by in terms)
     return [history, *(LATENTS_PER_CHUNK * max(1, rows * columns) for rows, columns in grids)]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.checkpoint import TOKENIZER, WEIGHT_STEMS, files_of, missing_files
+from helios_cli.weights.client import DIGEST
 from helios_cli.weights.files import digest_of, read_header, read_json, read_tensors
 from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES, check_tokenizer
 
@@ -83,5 +83,5 @@ def _published_digest(file: Path) -> str | None:
     if not file.is_symlink():
         return None
     blob = Path(os.readlink(file))  # not resolve(): a blob may itself be a link into a store with other names
-    known = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", blob.name)
+    known = blob.parent.name == "blobs" and DIGEST.fullmatch(blob.name)
     return blob.name if known else None
