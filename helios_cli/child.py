@@ -19,8 +19,8 @@ from pathlib import Path
 from helios_cli import errors, machine
 from helios_cli.errors import HeliosError, MachineError
 
-# As `python -P -m` does it: the current folder, where a user's random.py or torch.py may lie, is not searched. Behind
-# all else come the folders of our own packages, which are found there where they are not installed.
+# As `python -P -m` does it: the current folder, where a user's random.py or torch.py may lie, is not searched. The
+# folders of our own packages come last, in case they are not installed.
 _START = (
     "import runpy, sys\n"
     "module, folders = sys.argv.pop(1), sys.argv.pop(1)\n"
@@ -129,6 +129,6 @@ def serve(answers: Callable[[dict], Iterable[dict]], *, seconds: int = 0) -> Non
                 say(said)
                 signal.alarm(seconds)
         except HeliosError as error:  # goes over to `ask`, which raises it again
-            # Of a class that other modules have, what it is for the one that asks.
+            # An error class of another module goes over as its nearest base in `errors`, which `ask` knows.
             kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
             say({"error": kind, "message": error.message, "hint": error.hint})

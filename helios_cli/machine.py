@@ -327,7 +327,7 @@ def _tuned_configs(device: str) -> dict:
 
 
 def package_version(package: str) -> str | None:
-    """Of an installed package; None without one."""
+    """The version of a package; None where it is not installed."""
     try:
         return version_of(package)
     except ImportError:

@@ -7,7 +7,7 @@ from importlib import metadata
 
 
 def version_of(package: str, module: str = "") -> str:
-    """Of an installed package; where one lies in a folder of PYTHONPATH and is not installed, what its module says.
+    """The version of an installed package; of one that only lies in a folder of PYTHONPATH, what its module says.
 
     ImportError if there is neither.
     """

@@ -19,7 +19,7 @@ from helios_cli.weights.fp8 import dtype_with
 PROMPT = "a red circle moves slowly to the left over a blue background"
 
 STEADY_CHUNKS = 6
-"""From which on a film has a steady rate."""
+"""Chunks from which a film has a steady rate."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

@@ -129,7 +129,7 @@ def _defaults(models: Models) -> ModelDefaults:
 def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = False) -> tuple[FilmDone, float | None]:
     """The film's last event, and `Result.steady_frames_per_second`."""
     plan = job_plan(job, _defaults(models), warm_up=warm_up)
-    done = []  # when the frames of each chunk were there
+    done = []  # when each chunk's frames were ready
     for event in render(plan, models, _writer(job, plan), clock=Clock(models.device, exact=exact)):
         if isinstance(event, ChunkDone):
             done.append(time.perf_counter())
@@ -139,7 +139,7 @@ def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = Fals
 def _writer(job: Job, plan: Plan) -> FilmWriter | Screen:
     if not job.film:
         return Screen(lambda frames: None)
-    from helios_cli.engine.writer import open_writer  # and with it ffmpeg, which need not be here
+    from helios_cli.engine.writer import open_writer  # brings in ffmpeg, which may be missing here
 
     return open_writer(job.film, size=plan.size, fps=plan.fps)
 

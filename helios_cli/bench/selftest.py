@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from helios_cli.bench.fidelity import psnr_db
 from helios_cli.bench.screening import Showing, films
 from helios_cli.engine import arithmetic
 from helios_cli.engine.models import Models
@@ -78,13 +79,14 @@ def told() -> dict:
 
 
 def read_golden() -> Golden:
+    about = told()
     rows = np.split(np.asarray(Image.open(PICTURES).convert("RGB")), CHUNKS)
     frames = np.stack([np.stack(np.split(row, len(MOMENTS), axis=1)) for row in rows])
-    return Golden(told()["prompt"], told()["seed"], frames)
+    return Golden(about["prompt"], about["seed"], frames)
 
 
 def chosen(film: np.ndarray) -> np.ndarray:
-    """Of a film's frames, those that a golden has."""
+    """The frames of a film that a golden has."""
     return np.stack([film[chunk * FRAMES_PER_CHUNK + np.array(MOMENTS)] for chunk in range(CHUNKS)])
 
 
@@ -94,5 +96,5 @@ def sheet(frames: np.ndarray) -> np.ndarray:
 
 def psnr(frames: np.ndarray, golden: np.ndarray) -> list[float]:
     """In dB, chunk by chunk; 100 for pictures that are equal or nearly so."""
-    errors = np.square(frames.astype(float) - golden).reshape(len(golden), -1).mean(axis=1)
-    return (10 * np.log10(255**2 / np.maximum(errors, 255**2 / 1e10))).tolist()
+    pairs = zip(frames, golden, strict=True)
+    return [psnr_db(torch.from_numpy(ours), torch.from_numpy(other), 255) for ours, other in pairs]

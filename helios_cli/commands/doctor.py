@@ -57,7 +57,7 @@ def _test() -> list[dict]:
             "chunks_db": one.chunks,
             "least_db": one.least,
             "products": arithmetic.facts(one.products),
-            "faults": [arithmetic.fault(tried) for tried in one.products if not tried.is_right],
+            "faults": arithmetic.faults(one.products),
         }
         for one in selftest.test(machine.pick_device("auto"))
     ]
@@ -106,8 +106,8 @@ def _arithmetic(device: torch.device) -> dict:
     from helios_cli.engine import arithmetic
 
     known = arithmetic.known(device)
-    faults = [arithmetic.fault(one) for one in known if not one.is_right]
-    return {"device": arithmetic.device_key(device), "tried": arithmetic.facts(known), "faults": faults}
+    told = {"tried": arithmetic.facts(known), "faults": arithmetic.faults(known)}
+    return {"device": arithmetic.device_key(device), **told}
 
 
 def _kernels() -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -64,11 +65,16 @@ def _kernels(device: Device, attention: str, attention_taken: Mapping[str, str])
     told = [f"{name}={value}" for name, value in asked.items() if value != "auto"]
     if device.kind == "cuda":
         told += [f"{name}={os.environ[name]}" for name in TF32_VARIABLES if os.environ.get(name)]
-        told += [f"{package} {version}" for package in LIBRARIES if (version := machine.package_version(package))]
+        told += _libraries()
         taken = f"attention {_digest(dict(attention_taken))}" if attention == "auto" and attention_taken else ""
         tried = _tried(device.name) if asked["HELIOS_KERNELS"] == "auto" else ""
         told += filter(None, (taken, _tuned(device.name), tried))
     return " ".join(told)
+
+
+@functools.cache
+def _libraries() -> tuple[str, ...]:
+    return tuple(f"{package} {version}" for package in LIBRARIES if (version := machine.package_version(package)))
 
 
 def _tuned(device: str) -> str:

@@ -35,7 +35,7 @@ def auto_model(device: Device, dtype: str, wish: Wish, *, quant: Quant = "none")
     """
     try:
         found = hub.find(hub.source_of(BEST))
-    except InputError as error:  # the cache is not to be had; the model in the package needs none
+    except InputError as error:  # the cache cannot be used; the packaged model needs none
         return EMBEDDED, f"model: {EMBEDDED}, as {error.message}"
     if found is None:
         return EMBEDDED, f"model: {EMBEDDED}, as {BEST} is not downloaded; get it with `helios models pull {BEST}`"

@@ -27,7 +27,7 @@ SMALL = {"bfloat16": (47e9, 117e9), "float32": (24e9, 59e9)}
 (2026-11-21; in float32 half of what was measured in bfloat16): what a CPU is taken to do until it was measured."""
 
 SMALL_PARAMETERS = 2_380_608
-"""Of the embedded model's transformer."""
+"""Parameters of the embedded model's transformer."""
 
 ENCODE_PIXELS = 14e6
 """Of x264 medium on one core: 58 frames of 640x384 a second."""
@@ -114,7 +114,7 @@ def _stated(gpu: KnownGpu, dtype: str, fp8_share: float) -> tuple[float, float, 
 
 
 def _fp8_share(work: Work) -> float:
-    """Of the transformer's operations, those of products that `--quant fp8` rounds (`weights.fp8`)."""
+    """The share of the transformer's operations that are products `--quant fp8` rounds (`weights.fp8`)."""
     rounded = sum(stage.film.projections + stage.film.feed_forward for stage in work.stages)
     return rounded / work.denoise if work.denoise else 0.0
 

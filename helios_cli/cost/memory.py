@@ -7,6 +7,7 @@ and so do a GPU's libraries for convolutions.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 from helios_cli.cost import vae
@@ -148,8 +149,19 @@ class Subject:
         is_wide = self.device.kind == "cpu" and (self.dtype == "float16" or "avx512" not in self.device.name)
         return FLOAT32 if is_wide else self.itemsize
 
+    @cached_property
+    def reading_bytes(self) -> int:
+        """Memory for reading the picture or clip that takes the most."""
+        if not any(chunk.image or chunk.video for chunk in self.plan.chunks):
+            return 0  # a bench on a bare machine has no Pillow
+        from helios_cli.engine.reading import probe
+        from helios_cli.recipe.pictures import reading_bytes
+
+        pictures = {reading_bytes(chunk.image) for chunk in self.plan.chunks if chunk.image}
+        return max(pictures | {probe(chunk.video).decoder_bytes for chunk in self.plan.chunks if chunk.video})
+
     def held_keys(self, rows: int) -> int:
-        """Keys that so many rows of text have where this computes."""
+        """Keys that this many rows of text take on this device."""
         return held_keys(rows) if self.device.kind == "cuda" else rows
 
     def stored(self, component: str, count: float) -> int:
@@ -178,13 +190,13 @@ def mode_of(subject: Subject, budget: Budget, placement: Placement) -> MemoryMod
         *others, denoise = sorted(phases[1:], key=lambda phase: phase.phase == "denoise")
         on_device = max(on_device, denoise.working + max(phase.total for phase in others))
     on_device += RUNTIME_BYTES[kind]
-    host = _host_bytes(subject.plan, kind, subject.lanes)
-    if kind != "cpu":
-        host += _prompt_bytes(subject)
+    host = _host_bytes(subject)
     if kind == "cpu":
         host += on_device
-    elif placement.mode == "stream":
-        host += HOST_SLOTS * max(subject.block_bytes, _text_layer_bytes(subject))
+    else:
+        host += _prompt_bytes(subject)
+        if placement.mode == "stream":
+            host += HOST_SLOTS * max(subject.block_bytes, _text_layer_bytes(subject))
     fits = _fits(
         [(host, budget.host_bytes)] if kind == "cpu" else [(on_device, budget.device_bytes), (host, budget.host_bytes)]
     )
@@ -341,7 +353,7 @@ def _text_phase(subject: Subject, placement: Placement) -> PhaseMemory:
 
 
 def _prompt_bytes(subject: Subject) -> int:
-    """The encoded prompts of all lanes, on the host; those that were used go again."""
+    """The encoded prompts of all lanes, on the host; used ones are dropped."""
     shape = subject.model.text
     return subject.lanes * subject.itemsize * shape.d_model * sum(subject.prompts.tokens.values())
 
@@ -408,22 +420,12 @@ def _stream_bytes(model: Model, work: Work, itemsize: int) -> int:
     return 2 * max(stage.noisy + stage.history for stage in work.stages) * model.dit.width * itemsize
 
 
-def _host_bytes(plan: Plan, kind: str, lanes: int) -> int:
+def _host_bytes(subject: Subject) -> int:
     """Beside the model: this process, what reading a picture or clip takes, and for each film frames on their way to
     the encoder, and the encoder."""
+    plan = subject.plan
     pixels = prod(plan.size)
     chunk = 3 * pixels * min(FRAMES_PER_CHUNK, plan.num_frames)
     waiting = min(QUEUE_BYTES, 3 * pixels * plan.num_frames)
-    process = PROCESS_BYTES[kind] + _reading_bytes(plan)
-    return process + lanes * (chunk + waiting + ENCODER_BYTES + ENCODER_FRAMES * pixels * 3 // 2)
-
-
-def _reading_bytes(plan: Plan) -> int:
-    """Memory for reading the picture or clip that takes the most."""
-    if not any(chunk.image or chunk.video for chunk in plan.chunks):
-        return 0  # a bench on a bare machine has no Pillow
-    from helios_cli.engine.reading import probe
-    from helios_cli.recipe.pictures import reading_bytes
-
-    pictures = {reading_bytes(chunk.image) for chunk in plan.chunks if chunk.image}
-    return max(pictures | {probe(chunk.video).decoder_bytes for chunk in plan.chunks if chunk.video})
+    process = PROCESS_BYTES[subject.device.kind] + subject.reading_bytes
+    return process + subject.lanes * (chunk + waiting + ENCODER_BYTES + ENCODER_FRAMES * pixels * 3 // 2)

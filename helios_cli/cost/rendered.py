@@ -13,7 +13,7 @@ from helios_cli.cost.speeds import Speed, find_speed, record_speed
 from helios_cli.cost.work import work_of
 
 LEAST_CHUNKS = 3
-"""Of a film on a GPU: behind its first chunk, which may have compiled and recorded, two that did not."""
+"""Chunks that a film on a GPU needs: the first may have compiled and recorded, two more did not."""
 
 
 def keep_speed(subject: Subject, phases: Mapping[str, float], chunks: Sequence[float]) -> None:

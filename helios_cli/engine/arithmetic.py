@@ -38,9 +38,7 @@ def settle(models: Models) -> Iterator[str]:
         yield f"what this device computes could not be tried: {error.message}"
         return
     products.take(found, models.device)
-    for one in found:
-        if not one.is_right:
-            yield fault(one)
+    yield from faults(found)
 
 
 def tried(models: Models, *, anew: bool = False) -> list[Tried]:
@@ -60,8 +58,12 @@ def tried(models: Models, *, anew: bool = False) -> list[Tried]:
     return found
 
 
-def fault(one: Tried) -> str:
-    """What is wrong, for the user."""
+def faults(found: Iterable[Tried]) -> list[str]:
+    """What is wrong, for the user: a line for each operation."""
+    return [_fault(one) for one in found if not one.is_right]
+
+
+def _fault(one: Tried) -> str:
     what = f"is wrong here (off by {one.error:.2g})" if one.runs else "cannot be computed here"
     return f"{one.operation} in {one.dtype} {what}, as in {one.worst}: it is computed in {one.computed_in}"
 
@@ -72,7 +74,7 @@ def facts(found: Iterable[Tried]) -> list[dict]:
 
 
 def known(device: torch.device) -> list[Tried]:
-    """Of all models that were tried on `device` with this code, what is in the file: the worst of each operation."""
+    """The worst of each operation that the file has for `device` and this code, whatever the model."""
     key = device_key(device)
     entries = _entries(devices.read(machine.arithmetic_file()).get(key))
     found: dict[tuple[str, str], Tried] = {}

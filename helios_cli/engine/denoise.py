@@ -108,7 +108,7 @@ class Denoiser:
         text: TextContext,
         negative: TextContext | None,
     ) -> ModelCalls:
-        """Of step `i` in stage `k`: one or, guided, two; none where zero-init makes the flow zero."""
+        """The calls of step `i` in stage `k`: one or, guided, two; none where zero-init makes the flow zero."""
         if negative is not None and self.settings.zero_init and k == 0 and i <= self.settings.zero_steps:
             return ModelCalls()
         mods, rope = self._modulation(timestep), self.ropes[k]

@@ -135,7 +135,7 @@ def take(found: Iterable[Tried], device: torch.device) -> None:
 def cases(
     dit: DiTConfig, vae: VAEConfig, text: UMT5Config, size: tuple[int, int], device: torch.device, *, fp8: bool = False
 ) -> list[Case]:
-    """Of a model's three networks at its native `size`, (width, height); those that are alike once."""
+    """The cases of a model's three networks at its native `size`, (width, height), each shape once."""
     with torch.device("meta"):
         networks = [
             HeliosDiT(replace(dit, num_layers=1)),

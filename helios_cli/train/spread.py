@@ -21,8 +21,8 @@ TOGETHER = 2**25
 """Elements of gradients that are added up at a time: 128 MB of extra memory, and few enough messages."""
 
 LONGEST_WAIT = timedelta(hours=12)
-"""For one process by the others: the first samples, measures and writes alone, longer than NCCL's ten minutes or gloo's
-thirty. One that died is not waited for: torchrun ends the others."""
+"""How long processes wait for one another: the first samples, measures and writes alone, which can take longer than
+NCCL's ten minutes or gloo's thirty. A process that died is not waited for: torchrun ends the rest."""
 
 
 class Spread:

@@ -47,7 +47,7 @@ HEADING = (
 class Ceiling:
     """Bytes a second of a 1 GiB copy, read and written; FLOP a second of an 8192^3 product, and of one in fp8 with a
     scale a row and float32 sums, None where there is none. These are bursts: `sustained_product` is what the product
-    reaches over two seconds without a pause, at `clock` MHz and `watts`; None where that was not measured or told."""
+    reaches over two seconds without a pause, at `clock` MHz and `watts`; None where it was not measured or reported."""
 
     copy: float
     product: float

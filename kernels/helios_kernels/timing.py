@@ -35,7 +35,7 @@ def gpu_seconds(call: Callable[[], object], *, budget: float = 0.3) -> float:
 @dataclass(frozen=True)
 class Sustained:
     """What a chip keeps up: seconds a call, over calls back to back, and the clock (MHz) and power (W) that the driver
-    told meanwhile; None where it told nothing."""
+    reported during them; None where it reported none."""
 
     seconds: float
     clock: float | None
@@ -43,7 +43,7 @@ class Sustained:
 
 
 def sustained(call: Callable[[], object], *, seconds: float = 2.0) -> Sustained:
-    """Of `call` on the current GPU, which a chip slows down for when it gets hot or draws too much."""
+    """Times `call` back to back on the current GPU, which slows down when it gets hot or draws too much power."""
     call()
     torch.cuda.synchronize()
     began = time.perf_counter()
@@ -67,7 +67,7 @@ def sustained(call: Callable[[], object], *, seconds: float = 2.0) -> Sustained:
 
 
 def _ask_driver() -> subprocess.Popen | None:
-    """Asks while the chip works on; None where there is nobody to ask."""
+    """Asks the driver while the chip works on; None without nvidia-smi."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     which = f"GPU-{properties.uuid}" if hasattr(properties, "uuid") else str(torch.cuda.current_device())
     query = ["--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "-i", which]
