@@ -75,3 +75,22 @@ def distilled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distilled")
     oracle.pipeline("distilled").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """(kind, solver) -> (diffusers pipeline, the folder it was saved to): random checkpoints, made once a session."""
+    import oracle
+
+    made = {}
+
+    def get(kind: str, solver: str = "unipc", **dit) -> tuple[object, Path]:
+        key = (kind, solver, *sorted(dit.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            pipeline = oracle.pipeline(kind, solver=solver, **dit)
+            pipeline.save_pretrained(folder)
+            made[key] = (pipeline, folder)
+        return made[key]
+
+    return get

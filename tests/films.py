@@ -11,7 +11,7 @@ from PIL import Image
 
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
-from helios_cli.engine.writer import open_writer
+from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.weights.checkpoint import Checkpoint
 

@@ -16,11 +16,11 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 
-from helios_cli.engine.cache import Cache
 from helios_cli.engine.events import Event
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
-from helios_cli.engine.writer import open_writer
+from helios_cli.film.cache import Cache
+from helios_cli.film.writer import open_writer
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.weights.identity import weights_identity

@@ -23,11 +23,11 @@ import torch
 from films import models_of
 from reruns import PROMPTS, KillAt, decoded, in_child, plan, run
 
-from helios_cli.engine.cache import Cache
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
-from helios_cli.engine.target import Target
-from helios_cli.engine.writer import open_writer
+from helios_cli.film.cache import Cache
+from helios_cli.film.target import Target
+from helios_cli.film.writer import open_writer
 
 
 def random_film(draw: random.Random):

@@ -46,26 +46,28 @@ LAYERS = {
     "stop": Layer(set(), banned={"torch", "numpy", *TERMINAL}),
     "options": Layer({*FOUNDATION, "recipe", "weights"}, banned={"torch", "rich"}),
     "batch": Layer(
-        {"", *FOUNDATION, "console", "progress", "stop", "machine", "engine", "recipe", "weights", "cost", "check"},
+        {"", *FOUNDATION, "console", "progress", "stop", "machine", "film", "engine", "recipe", "weights", "cost", "check"},
         banned={"rich"},
         lazy={"torch", "numpy", "typer"},
     ),
-    "live": Layer({*FOUNDATION, "engine", "recipe"}, banned={"torch", "numpy", *TERMINAL}),
+    "live": Layer({*FOUNDATION, "engine", "film", "recipe"}, banned={"torch", "numpy", *TERMINAL}),
     "plan_view": Layer({*FOUNDATION, "console", "cost"}, banned={"torch", *TERMINAL}),
     "recipe": Layer(FOUNDATION, banned={"torch", *TERMINAL}),
     "sampling": Layer(FOUNDATION, banned=TERMINAL),
     "model": Layer(FOUNDATION, banned=TERMINAL),
     "weights": Layer(FOUNDATION, banned=TERMINAL),
-    "engine": Layer({"", *FOUNDATION, "machine", "child", "recipe", "sampling", "model", "weights"}, banned=TERMINAL),
-    "cost": Layer({"", *FOUNDATION, "machine", "engine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
-    "check": Layer({*FOUNDATION, "engine"}, banned={"torch", *TERMINAL}),
-    "world": Layer(FOUNDATION, banned={"torch", *TERMINAL}),
+    "film": Layer({*FOUNDATION, "machine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
+    "engine": Layer(
+        {"", *FOUNDATION, "machine", "child", "film", "recipe", "sampling", "model", "weights"}, banned=TERMINAL
+    ),
+    "cost": Layer({"", *FOUNDATION, "machine", "film", "engine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
+    "check": Layer({*FOUNDATION, "film"}, banned={"torch", *TERMINAL}),
     "bench": Layer(
-        {"", *FOUNDATION, "machine", "child", "cost", "engine", "recipe", "sampling", "model", "weights", "world"},
+        {"", *FOUNDATION, "machine", "child", "cost", "engine", "film", "recipe", "sampling", "model", "weights", "train"},
         banned=TERMINAL,
     ),
     "train": Layer(
-        {"", *FOUNDATION, "machine", "child", "engine", "recipe", "sampling", "model", "weights", "bench", "world"},
+        {"", *FOUNDATION, "machine", "child", "engine", "film", "recipe", "sampling", "model", "weights", "bench"},
         banned=TERMINAL,
     ),
     "train_view": Layer({*FOUNDATION, "console", "progress", "train"}, banned={"torch", "typer"}, lazy={"rich"}),
@@ -77,6 +79,7 @@ LAYERS = {
             "progress",
             "machine",
             "engine",
+            "film",
             "recipe",
             "weights",
             "cost",
@@ -89,7 +92,6 @@ LAYERS = {
             "live",
             "train",
             "train_view",
-            "world",
         },
         banned={"rich"},
         lazy={"torch", "numpy"},
@@ -114,7 +116,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def part_of(path: Path) -> str:
-    """`helios_cli/engine/writer.py` belongs to `engine`, `helios_cli/units.py` to `units`."""
+    """`helios_cli/film/writer.py` belongs to `engine`, `helios_cli/units.py` to `units`."""
     return path.relative_to(ROOT / "helios_cli").with_suffix("").parts[0]
 
 

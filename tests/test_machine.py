@@ -19,9 +19,9 @@ from users import as_user, needs_users
 from helios_cli import machine
 from helios_cli.cli import main
 from helios_cli.cost.speeds import read_speeds
-from helios_cli.engine.cache import Cache
-from helios_cli.engine.target import check_target
 from helios_cli.errors import InputError, MachineError
+from helios_cli.film.cache import Cache
+from helios_cli.film.target import check_target
 from helios_cli.weights import hub
 
 GIB = 2**30

@@ -18,7 +18,7 @@ from reruns import decoded
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.engine.models import Models
-from helios_cli.engine.writer import FilmWriter
+from helios_cli.film.writer import FilmWriter
 from helios_cli.model.block import FeedForward
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.vae import Decoder

@@ -142,7 +142,7 @@ def test_the_calls_are_those_that_a_render_makes(checkpoints, helios, monkeypatc
 
     from helios_cli.engine.models import Models
     from helios_cli.engine.render import render
-    from helios_cli.engine.writer import open_writer
+    from helios_cli.film.writer import open_writer
     from helios_cli.model.dit import HeliosDiT
     from helios_cli.recipe.plan import plan_film
     from helios_cli.recipe.settings import Flags, ModelDefaults, resolve

@@ -13,9 +13,9 @@ import pytest
 from waiting import LONGEST
 
 from helios_cli.cli import main
-from helios_cli.engine.ffmpeg import program
-from helios_cli.engine.reading import probe
-from helios_cli.engine.writer import open_writer
+from helios_cli.film.ffmpeg import program
+from helios_cli.film.reading import probe
+from helios_cli.film.writer import open_writer
 
 
 @pytest.fixture

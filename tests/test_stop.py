@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from helios_cli.cli import main
-from helios_cli.engine.writer import FilmWriter
+from helios_cli.film.writer import FilmWriter
 from helios_cli.stop import stop_after_step, stop_at_once
 
 ALL = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

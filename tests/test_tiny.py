@@ -24,12 +24,12 @@ from helios_cli.bench.selftest import CHUNKS, PICTURES, PROVENANCE, chosen, read
 from helios_cli.cli import app
 from helios_cli.engine.models import Models
 from helios_cli.train.config import load
+from helios_cli.train.world.grammar import NOUNS
+from helios_cli.train.world.split import prompts
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.names import EMBEDDED_FOLDER
 from helios_cli.weights.vocabulary import introduction
-from helios_cli.world.grammar import NOUNS
-from helios_cli.world.split import prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = EMBEDDED_FOLDER / "README.md"

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from helios_cli.engine.calls import Lane, ModelCalls
     from helios_cli.engine.events import FilmDone
     from helios_cli.engine.models import Models
-    from helios_cli.engine.record import Record
     from helios_cli.engine.script import Script
-    from helios_cli.engine.target import Target
-    from helios_cli.engine.writer import FilmWriter
+    from helios_cli.film.record import Record
+    from helios_cli.film.target import Target
+    from helios_cli.film.writer import FilmWriter
     from helios_cli.progress import View
     from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints
     from helios_cli.recipe.plan import Plan
@@ -184,14 +184,14 @@ def _steps(
     """Renders a film, its model calls being the caller's to answer; `overlap` as in `engine.render.render`."""
     from helios_cli.cost.disk import film_bytes
     from helios_cli.cost.rendered import keep_speed
-    from helios_cli.engine.cache import Cache
     from helios_cli.engine.calls import ModelCalls, memory_told
     from helios_cli.engine.events import ChunkDone, FilmDone, PhaseStarted
-    from helios_cli.engine.record import chapters, is_finished
     from helios_cli.engine.render import render_steps
     from helios_cli.engine.script import Planned
-    from helios_cli.engine.target import Target, check_space
-    from helios_cli.engine.writer import open_writer
+    from helios_cli.film.cache import Cache
+    from helios_cli.film.record import chapters, is_finished
+    from helios_cli.film.target import Target, check_space
+    from helios_cli.film.writer import open_writer
     from helios_cli.recipe.fingerprint import Fingerprints
     from helios_cli.weights.identity import weights_identity
 
@@ -267,7 +267,7 @@ def _steps(
 def _done_before(job: Job, target: Target, plan: Plan, bench: Workbench) -> FilmDone:
     """A film that an earlier run finished: what that did not come to make beside it is made now."""
     from helios_cli.engine.events import FilmDone
-    from helios_cli.engine.export import export_path
+    from helios_cli.film.export import export_path
     from helios_cli.machine import peak_host_bytes
 
     missing = tuple(form for form in bench.extras.export if not export_path(target, form).exists())
@@ -287,8 +287,8 @@ def _record(
 ) -> Record:
     """How the film is made, as far as it is decided."""
     from helios_cli import __version__
-    from helios_cli.engine.record import make_record, model_record
-    from helios_cli.engine.target import Target
+    from helios_cli.film.record import make_record, model_record
+    from helios_cli.film.target import Target
     from helios_cli.weights.hub import source_of
 
     target, checkpoint = Target.of(run.output), models.checkpoint.path
@@ -322,7 +322,7 @@ def _write_sidecar(
     job: Job, target: Target, record: Record, plan: Plan, fingerprints: list[str], seconds: float, bench: Workbench
 ) -> None:
     """The record beside the film. The film is complete: what stands against its sidecar is told and stops nothing."""
-    from helios_cli.engine.record import sidecar_path, write_sidecar
+    from helios_cli.film.record import sidecar_path, write_sidecar
 
     path = sidecar_path(target, job.film.source)
     if path is None:
@@ -338,7 +338,7 @@ def _write_sidecar(
 
 def _look_at(job: Job, target: Target, plan: Plan, bench: Workbench, forms: tuple[str, ...]) -> int:
     """Exports the finished film as `forms`, and checks it if asked for; returns how many findings there are."""
-    from helios_cli.engine.export import export
+    from helios_cli.film.export import export
 
     for notice in export(target, plan, forms):
         bench.tell(notice)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import typer
 
     from helios_cli.engine.events import FilmDone
-    from helios_cli.engine.ffmpeg import Encoding
-    from helios_cli.engine.record import Again
+    from helios_cli.film.ffmpeg import Encoding
+    from helios_cli.film.record import Again
     from helios_cli.recipe.film import Film
     from helios_cli.recipe.settings import Flags
 
@@ -56,7 +56,7 @@ def film_again(sources: list[str] | None, from_film: Path | None) -> Again | Non
         return None
     if sources:
         raise InputError("--from makes a film again, and SOURCE says another one", hint="leave one of them out")
-    from helios_cli.engine.record import read_again
+    from helios_cli.film.record import read_again
 
     return read_again(from_film)
 
@@ -111,12 +111,12 @@ def find_jobs(
     if takes_of_shot and len(films) > 1:
         raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
 
-    from helios_cli.engine.target import check_inputs, check_target
+    from helios_cli.film.target import check_inputs, check_target
 
     jobs = []
     for film, target in zip(films, outputs, strict=True):
         if takes_of_shot:
-            from helios_cli.engine.takes import TakesFiles, check_shot
+            from helios_cli.film.takes import TakesFiles, check_shot
 
             check_shot(film, takes_of_shot)
             files = TakesFiles.of(target, force=force)
@@ -174,7 +174,7 @@ def check_clips(films: list[Film], flags: Flags, *, strict: bool = False) -> lis
 def _clip_fault(fps: float, path: Path, key: str, base: str) -> tuple[str, str | None] | None:
     if key != "video":
         return None
-    from helios_cli.engine.media import check_clip
+    from helios_cli.film.media import check_clip
 
     try:
         check_clip(path, fps)
@@ -201,7 +201,7 @@ def check_output(output: str) -> None:
 def _clip_cut_short(path: Path, key: str, base: str) -> tuple[str, str | None] | None:
     if key != "video":
         return None
-    from helios_cli.engine.reading import extent
+    from helios_cli.film.reading import extent
 
     message = extent(path).cut_short
     return (f"{path} {message}", "give a whole one") if message else None
@@ -237,7 +237,7 @@ def given_flags(context: typer.Context, left_out: Container[str]) -> list[str]:
 def _holds_films(output: str | None) -> bool:
     """Whether `output` is a folder that films go into, and not a film of PNG pictures: that ends in a slash, or has
     some already."""
-    from helios_cli.engine.target import FRAME_NAME
+    from helios_cli.film.target import FRAME_NAME
 
     if not output or output.endswith(("/", os.sep)) or not os.path.isdir(output):
         return False
@@ -246,7 +246,7 @@ def _holds_films(output: str | None) -> bool:
 
 def find_encoding(jobs: list[Job], codec: str, crf: int, preset: str, *, clips: bool) -> Encoding:
     """The .mp4 encoding, tried on one frame if any film needs it: not two hours later."""
-    from helios_cli.engine.ffmpeg import Encoding, check_encoding
+    from helios_cli.film.ffmpeg import Encoding, check_encoding
 
     if clips or any(job.output.lower().endswith(".mp4") for job in jobs):
         return check_encoding(codec=codec, crf=crf, preset=preset)
@@ -266,7 +266,7 @@ def find_planned(
     strict: bool = False,
 ) -> list[Job]:
     """The jobs of a plan. InputError for all that a render would refuse, but for files that are there already."""
-    from helios_cli.engine.ffmpeg import Encoding
+    from helios_cli.film.ffmpeg import Encoding
 
     Encoding(codec, crf, preset)
     jobs = find_jobs(sources, flags, output, force=True, takes_of_shot=None, films=films, strict=strict)
@@ -276,8 +276,8 @@ def find_planned(
 
 def export_forms(export: str | None, jobs: list[Job], *, force: bool) -> tuple[str, ...]:
     """What --export asks for. InputError if it cannot be written. Beside a finished film of several it may stand."""
-    from helios_cli.engine.export import check_exports, parse_forms
-    from helios_cli.engine.target import Target, is_taken
+    from helios_cli.film.export import check_exports, parse_forms
+    from helios_cli.film.target import Target, is_taken
 
     forms = () if export is None else parse_forms(export)
     for job in jobs:

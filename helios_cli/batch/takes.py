@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def render_takes(job: Job, bench: Workbench, count: int, shot: int, context: typer.Context) -> None:
     """Clips and contact sheet, and how to go on with one of them."""
     from helios_cli.engine.script import Planned
-    from helios_cli.engine.takes import TakesFiles, takes_of, write_sheet
+    from helios_cli.film.takes import TakesFiles, takes_of, write_sheet
 
     models = bench.models(job.model)
     plan = bench.plan(job, models)

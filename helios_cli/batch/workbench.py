@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from helios_cli.cost.device import Device
     from helios_cli.cost.memory import Budget, Subject
-    from helios_cli.engine.ffmpeg import Encoding
     from helios_cli.engine.models import Models
+    from helios_cli.film.ffmpeg import Encoding
     from helios_cli.recipe.film import Film
     from helios_cli.recipe.plan import Plan
     from helios_cli.recipe.settings import Flags, Settings

@@ -21,7 +21,7 @@ from helios_cli.bench.job import Job, job_plan
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.child import serve
 from helios_cli.engine.render import render
-from helios_cli.engine.screen import Screen
+from helios_cli.film.screen import Screen
 from helios_cli.model import attention, backends, fp8
 from helios_cli.model.ops import linear
 from helios_cli.recipe.plan import Plan

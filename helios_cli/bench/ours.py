@@ -21,8 +21,8 @@ from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import ChunkDone, FilmDone
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
-from helios_cli.engine.screen import Screen
 from helios_cli.errors import MachineError
+from helios_cli.film.screen import Screen
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
 from helios_cli.weights.checkpoint import Checkpoint
@@ -31,7 +31,7 @@ from helios_cli.weights.placement import Placement, Wish
 from helios_cli.weights.specs import SPECS
 
 if TYPE_CHECKING:
-    from helios_cli.engine.writer import FilmWriter
+    from helios_cli.film.writer import FilmWriter
     from helios_cli.recipe.plan import Plan
 
 
@@ -139,7 +139,7 @@ def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = Fals
 def _writer(job: Job, plan: Plan) -> FilmWriter | Screen:
     if not job.film:
         return Screen(lambda frames: None)
-    from helios_cli.engine.writer import open_writer  # brings in ffmpeg, which may be missing here
+    from helios_cli.film.writer import open_writer  # brings in ffmpeg, which may be missing here
 
     return open_writer(job.film, size=plan.size, fps=plan.fps)
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
+from helios_cli.train.world.grammar import Attributes
+from helios_cli.train.world.measure import Look, colour_name, look, read
+from helios_cli.train.world.palette import SHAPES
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
-from helios_cli.world.grammar import Attributes
-from helios_cli.world.measure import Look, colour_name, look, read
-from helios_cli.world.palette import SHAPES
 
 SPAN_SECONDS = 10
 """Length of the first and the last part of a film whose backgrounds are compared."""

@@ -21,7 +21,7 @@ from helios_cli import machine
 from helios_cli.bench.job import PROMPT, Job, Result, serve_job
 from helios_cli.bench.synthetic import describe, random_state
 from helios_cli.engine.clock import Clock
-from helios_cli.engine.writer import open_writer
+from helios_cli.film.writer import open_writer
 from helios_cli.model.dit import FP32_ISLANDS
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, PIXELS_PER_CELL
 from helios_cli.versions import version_of

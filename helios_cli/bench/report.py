@@ -11,7 +11,7 @@ from pathlib import Path
 
 from helios_cli import __version__, machine
 from helios_cli.bench.job import PROMPT, Job, Result
-from helios_cli.engine import ffmpeg
+from helios_cli.film import ffmpeg
 from helios_cli.units import FRAMES_PER_CHUNK, chunks_for
 from helios_cli.versions import version_of
 

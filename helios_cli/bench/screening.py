@@ -10,7 +10,7 @@ import numpy as np
 
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
-from helios_cli.engine.screen import Screen
+from helios_cli.film.screen import Screen
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe

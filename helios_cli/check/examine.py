@@ -10,7 +10,7 @@ from helios_cli.check.footage import PictureFolder, VideoFile, open_footage
 from helios_cli.check.layout import grid, read_sidecar
 from helios_cli.check.measure import Measures, measure
 from helios_cli.check.report import Finding, Report
-from helios_cli.engine.target import sidecar_of
+from helios_cli.film.target import sidecar_of
 from helios_cli.units import FRAMES_PER_CHUNK
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from helios_cli.check.layout import read_sidecar
-from helios_cli.engine import ffmpeg, reading
-from helios_cli.engine.media import read_picture
 from helios_cli.errors import InputError
+from helios_cli.film import ffmpeg, reading
+from helios_cli.film.media import read_picture
 from helios_cli.units import DEFAULT_FPS
 
 ANALYSIS_SIDE = 160

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from helios_cli.engine.target import sidecar_of
+from helios_cli.film.target import sidecar_of
 
 MAX_CHUNK_FRAMES = 600
 """Chunks are compared with the first frame by frame, which costs their length squared."""

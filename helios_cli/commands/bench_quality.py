@@ -92,8 +92,8 @@ def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Pat
     from helios_cli.bench.quality import ATTRIBUTES, adherence, score
     from helios_cli.bench.screening import films as rendered
     from helios_cli.train.sheet import Row, Samples, save_sheet
+    from helios_cli.train.world.split import prompts as held_out_prompts
     from helios_cli.units import FRAMES_PER_CHUNK
-    from helios_cli.world.split import prompts as held_out_prompts
 
     asked = held_out_prompts(count, how.seed)
     moments = Samples(chunks=chunks).moments()
@@ -124,8 +124,8 @@ def _lasting(models: Models, how: Showing, count: int, minutes: float) -> dict:
     """Render and watch long films, and show how they last."""
     from helios_cli.bench.quality import Watcher, lasting
     from helios_cli.bench.screening import show
+    from helios_cli.train.world.split import prompts as held_out_prompts
     from helios_cli.units import DEFAULT_FPS
-    from helios_cli.world.split import prompts as held_out_prompts
 
     captions = [LONG_PROMPT, *(prompt.caption for prompt in held_out_prompts(64, how.seed + 1))][:count]
     watched = []
@@ -147,8 +147,8 @@ def _changes(models: Models, how: Showing, count: int) -> dict:
     from helios_cli.bench.quality import changes as together
     from helios_cli.bench.screening import two_shots
     from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
+    from helios_cli.train.world.split import pairs
     from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
-    from helios_cli.world.split import pairs
 
     frames = SHOT_CHUNKS * FRAMES_PER_CHUNK
     blended = math.ceil(DEFAULT_BLEND_SECONDS * DEFAULT_FPS / FRAMES_PER_CHUNK)

@@ -12,7 +12,7 @@ from helios_cli.errors import MachineError
 from helios_cli.units import counted, format_bytes
 
 if TYPE_CHECKING:
-    from helios_cli.engine.cache import Cache
+    from helios_cli.film.cache import Cache
 
 app = typer.Typer(help="Chunks of films that are kept to be used again.", no_args_is_help=True)
 
@@ -50,7 +50,7 @@ def clear(json: JsonFlag = False) -> None:
 
 def _cache() -> Cache:
     from helios_cli import machine
-    from helios_cli.engine.cache import Cache
+    from helios_cli.film.cache import Cache
 
     if machine.home() == machine.NO_HOME:
         raise MachineError(machine.NO_HOME_MESSAGE)

@@ -125,7 +125,7 @@ def _kernels() -> dict:
 
 
 def _ffmpeg() -> dict:
-    from helios_cli.engine import ffmpeg
+    from helios_cli.film import ffmpeg
 
     try:
         program = ffmpeg.program()

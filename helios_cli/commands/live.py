@@ -98,7 +98,7 @@ def live(
     What was typed stands beside it as a recipe: helios render film.toml makes
     the same film again, or finishes it. While it grows, play film.partial.mp4.
     """
-    from helios_cli.engine.target import Target
+    from helios_cli.film.target import Target
     from helios_cli.live.lines import Lines
     from helios_cli.live.recipe_file import RecipeFile, check_recipe, recipe_path
     from helios_cli.live.session import Manner

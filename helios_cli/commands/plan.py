@@ -49,7 +49,7 @@ def plan(
     """Say what films are made of and cost: helios plan film.toml --price 2.5"""
     from helios_cli.batch.jobs import find_planned
     from helios_cli.cost.estimate import Terms, estimate_films
-    from helios_cli.engine.cache import Cache
+    from helios_cli.film.cache import Cache
 
     flags = options.film_flags(
         model=model,

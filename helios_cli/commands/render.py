@@ -130,7 +130,7 @@ def render(
     films = [again.film] if again else None
     if dry_run:
         from helios_cli.cost.estimate import Terms, estimate_films
-        from helios_cli.engine.cache import Cache
+        from helios_cli.film.cache import Cache
 
         console.json = json or progress == "json"
         planned = find_planned(source, flags, output, codec, crf, preset, export=export, films=films, strict=strict)

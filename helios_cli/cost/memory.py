@@ -154,7 +154,7 @@ class Subject:
         """Memory for reading the picture or clip that takes the most."""
         if not any(chunk.image or chunk.video for chunk in self.plan.chunks):
             return 0  # a bench on a bare machine has no Pillow
-        from helios_cli.engine.reading import probe
+        from helios_cli.film.reading import probe
         from helios_cli.recipe.pictures import reading_bytes
 
         pictures = {reading_bytes(chunk.image) for chunk in self.plan.chunks if chunk.image}

@@ -19,7 +19,7 @@ from helios_cli.sampling.noise import draw
 from helios_cli.units import FRAMES_PER_CHUNK, HISTORY_CHUNKS, LATENTS_PER_CHUNK
 
 if TYPE_CHECKING:
-    from helios_cli.engine.media import VideoClip
+    from helios_cli.film.media import VideoClip
 
 NOISE_SIGMA = (0.111, 0.135)
 """Range of the noise share of conditioning latents."""

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from helios_cli.engine import events
-from helios_cli.engine.cache import Cache
 from helios_cli.engine.calls import ModelCalls, Steps, answered, memory_told
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.conditioning import start_from_clip, start_from_picture
@@ -28,11 +27,12 @@ from helios_cli.engine.events import Event
 from helios_cli.engine.gpu import Beside, FirstUse, on_host
 from helios_cli.engine.history import History
 from helios_cli.engine.models import Models
-from helios_cli.engine.resume import Resumed, Wanted
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.state import State
-from helios_cli.engine.writer import FilmWriter, Safe
 from helios_cli.errors import PictureError
+from helios_cli.film.cache import Cache
+from helios_cli.film.resume import Resumed, Wanted
+from helios_cli.film.writer import FilmWriter, Safe
 from helios_cli.machine import peak_bytes_with_children
 from helios_cli.model.dit import TextContext
 from helios_cli.model.vae import frames_to_uint8
@@ -344,7 +344,7 @@ class _Film:
         start = _Start(history, torch.Generator("cpu").manual_seed(chunk.seed))
         if not (chunk.image or chunk.video):
             return start
-        from helios_cli.engine.media import VideoClip, read_image  # and with them Pillow
+        from helios_cli.film.media import VideoClip, read_image  # and with them Pillow
 
         with self.clock("conditioning"):
             if chunk.image:

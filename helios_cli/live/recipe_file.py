@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from helios_cli.engine.record import replace_text
-from helios_cli.engine.target import Target
 from helios_cli.errors import InputError
+from helios_cli.film.record import replace_text
+from helios_cli.film.target import Target
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.files import MAX_BYTES
 from helios_cli.recipe.film import Film

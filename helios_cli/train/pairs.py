@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from helios_cli.engine.disk import disk_errors
 from helios_cli.errors import InputError
+from helios_cli.film.disk import disk_errors
 from helios_cli.train.history import Lesson
 from helios_cli.train.rollout import Walk
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from helios_cli.train.data.cache import Batch
 from helios_cli.train.held import HeldModels
 from helios_cli.train.history import Lesson, Source
-from helios_cli.world.grammar import MOVES, NOUNS, PLACES, Attributes, attributes
-from helios_cli.world.palette import COLOURS, MOTIONS, SHAPES
+from helios_cli.train.world.grammar import MOVES, NOUNS, PLACES, Attributes, attributes
+from helios_cli.train.world.palette import COLOURS, MOTIONS, SHAPES
 
 ATTRIBUTES = tuple(field.name for field in fields(Attributes))
 VALUES = {"background": tuple(COLOURS), "colour": tuple(COLOURS), "shape": tuple(SHAPES), "motion": tuple(MOTIONS)}

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from helios_cli.engine.render import render
-from helios_cli.engine.screen import Screen
 from helios_cli.errors import PictureError
+from helios_cli.film.screen import Screen
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.train.held import HeldModels
 from helios_cli.train.sheet import Row, Samples, save_sheet
+from helios_cli.train.world.grammar import caption
+from helios_cli.train.world.scene import draw_scene
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import PRESETS, Checkpoint
 from helios_cli.weights.specs import SCHEDULERS
-from helios_cli.world.grammar import caption
-from helios_cli.world.scene import draw_scene
 
 
 class Sampler:

@@ -15,10 +15,10 @@ from helios_cli.engine import render as engine
 from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.history import History
 from helios_cli.train.ablation import AbsoluteDenoiser, AnchorlessHistory
+from helios_cli.train.world.draw import backdrop_picture, render
+from helios_cli.train.world.grammar import labels
+from helios_cli.train.world.scene import Scene, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK
-from helios_cli.world.draw import backdrop_picture, render
-from helios_cli.world.grammar import labels
-from helios_cli.world.scene import Scene, draw_scene
 
 HALF_MINUTE = 24 * 30
 

@@ -21,7 +21,7 @@ from helios_cli.bench import synthetic
 from helios_cli.bench.synthetic import RandomModels, describe, write_checkpoint
 from helios_cli.engine.history import History
 from helios_cli.engine.render import render
-from helios_cli.engine.writer import open_writer
+from helios_cli.film.writer import open_writer
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.specs import SPECS
 from helios_cli.weights.word_tokenizer import WORDS, word_tokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helios_cli.engine.writer import open_writer
+from helios_cli.film.writer import open_writer
 
 SIZE = (128, 72)
 CHUNK = 33

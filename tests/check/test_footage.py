@@ -16,8 +16,8 @@ from PIL import Image
 
 from helios_cli.check.examine import examine
 from helios_cli.check.footage import open_footage
-from helios_cli.engine.writer import open_writer
 from helios_cli.errors import HeliosError, InputError
+from helios_cli.film.writer import open_writer
 
 WIDTH, HEIGHT = SIZE
 PICTURE = scene()

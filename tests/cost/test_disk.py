@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helios_cli.cost.disk import film_bytes, film_kind
-from helios_cli.engine.writer import Target, open_writer
+from helios_cli.film.writer import Target, open_writer
 
 SIZE, FRAMES = (640, 384), 12
 

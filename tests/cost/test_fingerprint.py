@@ -22,8 +22,8 @@ from helios_cli.cost.arithmetic import arithmetic_of, measured_attention
 from helios_cli.cost.device import Device
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
-from helios_cli.engine.writer import open_writer
 from helios_cli.errors import InputError
+from helios_cli.film.writer import open_writer
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints, film_fingerprint
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint

@@ -28,8 +28,8 @@ from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, FirstUse, on_host,
 from helios_cli.engine.history import History
 from helios_cli.engine.render import render
 from helios_cli.engine.state import State
-from helios_cli.engine.writer import open_writer
 from helios_cli.errors import InputError, MachineError, PictureError
+from helios_cli.film.writer import open_writer
 from helios_cli.model import block as block_module
 from helios_cli.model.attention import Choice
 from helios_cli.model.backends import shape_key

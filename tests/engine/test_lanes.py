@@ -17,8 +17,8 @@ from helios_cli.engine.events import Event
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render_steps
 from helios_cli.engine.script import Planned
-from helios_cli.engine.writer import open_writer
 from helios_cli.errors import CheckpointError, OutOfMemory, PictureError
+from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, Placement

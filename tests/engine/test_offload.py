@@ -21,8 +21,8 @@ from helios_cli.engine.convert import convert
 from helios_cli.engine.events import ChunkDone
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
-from helios_cli.engine.writer import open_writer
 from helios_cli.errors import CheckpointError
+from helios_cli.film.writer import open_writer
 from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, Placement

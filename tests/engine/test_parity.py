@@ -17,7 +17,7 @@ from oracle import Case
 from PIL import Image
 
 from helios_cli.engine import history as history_module
-from helios_cli.engine.writer import open_writer
+from helios_cli.film.writer import open_writer
 
 STEPS = {"base": (3,), "mid": (3, 3, 3), "distilled": (2, 2, 2)}
 

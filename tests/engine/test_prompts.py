@@ -13,7 +13,7 @@ from reruns import plan
 from helios_cli.engine import models as models_module
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
-from helios_cli.engine.writer import open_writer
+from helios_cli.film.writer import open_writer
 from helios_cli.weights.checkpoint import Checkpoint
 
 

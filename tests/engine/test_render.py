@@ -21,8 +21,8 @@ from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.events import ChunkDone, FilmDone, FilmStarted, Notice, StepDone
 from helios_cli.engine.history import History
 from helios_cli.engine.render import render
-from helios_cli.engine.writer import open_writer
 from helios_cli.errors import CheckpointError, PictureError
+from helios_cli.film.writer import open_writer
 from helios_cli.units import MAX_TEXT_TOKENS
 
 CASE = Case("distilled", (128, 64), (1, 1, 1), chunks=3)
@@ -237,7 +237,7 @@ import sys
 from pathlib import Path
 from films import models_of
 from reruns import plan, run
-from helios_cli.engine.cache import Cache
+from helios_cli.film.cache import Cache
 from helios_cli.machine import peak_host_bytes
 folder, out, chunks = sys.argv[1:]
 film = plan(("a red circle", 33, 1), *[("a red circle", 33, None)] * (int(chunks) - 1))

@@ -11,12 +11,12 @@ import reruns
 import torch
 from films import models_of
 
-from helios_cli.engine.cache import Cache
 from helios_cli.engine.calls import answered
 from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmStarted, Notice, PhaseStarted, StepDone
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render_steps
-from helios_cli.engine.writer import open_writer
+from helios_cli.film.cache import Cache
+from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.placement import Placement

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helios_cli.engine.target import Target
 from helios_cli.errors import InputError
+from helios_cli.film.target import Target
 from helios_cli.live.recipe_file import MARK, RecipeFile, check_recipe, recipe_path
 from helios_cli.live.session import Manner, Session
 from helios_cli.recipe.export import write_recipe

@@ -25,10 +25,10 @@ from helios_cli.train.data.toy import CLIPS_PER_SHARD, draw_clip, encode_world, 
 from helios_cli.train.events import FillDone, FillStarted
 from helios_cli.train.loop import perform
 from helios_cli.train.settings.latents import World
+from helios_cli.train.world.draw import render
+from helios_cli.train.world.grammar import attributes, labels
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SPECS
-from helios_cli.world.draw import render
-from helios_cli.world.grammar import attributes, labels
 
 SIZE = (32, 16)
 CPU = torch.device("cpu")

@@ -8,13 +8,13 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from helios_cli.train.world.draw import backdrop_picture, render
+from helios_cli.train.world.grammar import labels
+from helios_cli.train.world.measure import Reading, colour_name, look, read
+from helios_cli.train.world.motion import motion_of
+from helios_cli.train.world.palette import COLOURS
+from helios_cli.train.world.scene import Scene, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK
-from helios_cli.world.draw import backdrop_picture, render
-from helios_cli.world.grammar import labels
-from helios_cli.world.measure import Reading, colour_name, look, read
-from helios_cli.world.motion import motion_of
-from helios_cli.world.palette import COLOURS
-from helios_cli.world.scene import Scene, draw_scene
 
 NAMES = ("background", "colour", "shape", "motion")
 

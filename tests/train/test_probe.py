@@ -9,8 +9,8 @@ import torch
 from train.lessons import CONFIG, ROWS, cache
 
 from helios_cli.train.probe import ATTRIBUTES, VALUES, Probe, caption_of, swap
-from helios_cli.world.grammar import Attributes, attributes
-from helios_cli.world.palette import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
+from helios_cli.train.world.grammar import Attributes, attributes
+from helios_cli.train.world.palette import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)

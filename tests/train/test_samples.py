@@ -18,11 +18,11 @@ from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.train.samples import Sampler, held_out_prompts
 from helios_cli.train.sheet import Row, Samples, save_sheet
+from helios_cli.train.world.grammar import attributes
+from helios_cli.train.world.palette import held_out
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint
 from helios_cli.weights.load import load_component
 from helios_cli.weights.specs import SPECS
-from helios_cli.world.grammar import attributes
-from helios_cli.world.palette import held_out
 
 SIZE = (64, 64)
 CPU = torch.device("cpu")

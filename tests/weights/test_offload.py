@@ -210,7 +210,7 @@ from pathlib import Path
 from films import models_of, plan_of
 from oracle import Case
 from helios_cli.engine.render import render
-from helios_cli.engine.writer import open_writer
+from helios_cli.film.writer import open_writer
 from helios_cli.machine import peak_host_bytes
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.engine.models import Models

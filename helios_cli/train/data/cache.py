@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from helios_cli.engine.disk import disk_errors
 from helios_cli.errors import InputError
+from helios_cli.film.disk import disk_errors
 from helios_cli.units import HISTORY_CHUNKS, HISTORY_LATENTS, LATENTS_PER_CHUNK
 
 NOTE = "cache.json"

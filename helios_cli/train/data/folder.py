@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from helios_cli.engine import ffmpeg, reading
-from helios_cli.engine.media import VideoClip, read_image
 from helios_cli.errors import InputError
+from helios_cli.film import ffmpeg, reading
+from helios_cli.film.media import VideoClip, read_image
 from helios_cli.recipe.prompts import clean_prompt, has_words
 from helios_cli.train.data.cache import EncodedClip, open_cache, read_about, shard_path, shards, write_shard
 from helios_cli.train.data.encode import ClipEncoder

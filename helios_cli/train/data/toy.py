@@ -17,10 +17,10 @@ from helios_cli.train.data.cache import EncodedClip, open_cache, shard_path, wri
 from helios_cli.train.data.encode import ClipEncoder
 from helios_cli.train.events import Filled
 from helios_cli.train.settings.latents import World
+from helios_cli.train.world.draw import render
+from helios_cli.train.world.grammar import describe
+from helios_cli.train.world.scene import Scene, Segment, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK
-from helios_cli.world.draw import render
-from helios_cli.world.grammar import describe
-from helios_cli.world.scene import Scene, Segment, draw_scene
 
 CLIPS_PER_SHARD = 64
 

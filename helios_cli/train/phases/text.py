@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.train.phase import Share
 from helios_cli.train.settings.text import Settings
+from helios_cli.train.world.grammar import Attributes, caption_with_labels
+from helios_cli.train.world.palette import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
+from helios_cli.train.world.scene import draw_scene
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import write_component
 from helios_cli.weights.load import load_component
 from helios_cli.weights.specs import SPECS
 from helios_cli.weights.tokenizer import read_tokenizer
 from helios_cli.weights.word_tokenizer import word_tokenizer
-from helios_cli.world.grammar import Attributes, caption_with_labels
-from helios_cli.world.palette import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
-from helios_cli.world.scene import draw_scene
 
 NAMES = {"background": tuple(BACKGROUNDS), "colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}
 """What is read from a caption, and the values of each."""

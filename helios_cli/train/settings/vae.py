@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from helios_cli.train.config import Config, Ema, Optimizer, Positive, Table
+from helios_cli.train.world.tracks import HEIGHT, WIDTH
 from helios_cli.units import FRAMES_PER_LATENT, PIXELS_PER_CELL
-from helios_cli.world.tracks import HEIGHT, WIDTH
 
 POOLS = (2, 4)
 """How many times smaller the two coarser stages of the pyramid are."""

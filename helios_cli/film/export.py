@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from helios_cli.engine.ffmpeg import frame_rate
-from helios_cli.engine.record import replace_text
-from helios_cli.engine.target import Target
 from helios_cli.errors import InputError
+from helios_cli.film.ffmpeg import frame_rate
+from helios_cli.film.record import replace_text
+from helios_cli.film.target import Target
 
 if TYPE_CHECKING:
     from helios_cli.recipe.plan import Chunk, Plan, PlannedShot

@@ -23,9 +23,9 @@ from functools import lru_cache
 from typing import IO
 
 from helios_cli import machine
-from helios_cli.engine import orphans
-from helios_cli.engine.disk import full_disk, too_large
 from helios_cli.errors import HeliosError, InputError, MachineError
+from helios_cli.film import orphans
+from helios_cli.film.disk import full_disk, too_large
 
 INSTALL_HINT = (
     "set IMAGEIO_FFMPEG_EXE to the path of a complete ffmpeg, 5.1 or newer, "

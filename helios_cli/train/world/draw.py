@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 
-from helios_cli.world.scene import Backdrop, Camera, Scene, Thing
-from helios_cli.world.tracks import EXTENT, HEIGHT, MIDDLE, WIDTH
+from helios_cli.train.world.scene import Backdrop, Camera, Scene, Thing
+from helios_cli.train.world.tracks import EXTENT, HEIGHT, MIDDLE, WIDTH
 
 FADE = 20
 """Frames in which a change of the scene is complete."""

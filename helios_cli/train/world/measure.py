@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from helios_cli.train.world.draw import distance
+from helios_cli.train.world.motion import motion_of
+from helios_cli.train.world.palette import COLOURS, SHAPES
+from helios_cli.train.world.tracks import HEIGHT
 from helios_cli.units import FRAMES_PER_CHUNK
-from helios_cli.world.draw import distance
-from helios_cli.world.motion import motion_of
-from helios_cli.world.palette import COLOURS, SHAPES
-from helios_cli.world.tracks import HEIGHT
 
 MIN_CONTRAST = 40.0
 """Levels, as a distance in RGB, that an object differs from what is behind it."""

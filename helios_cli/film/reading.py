@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from helios_cli.engine import ffmpeg
 from helios_cli.errors import InputError
+from helios_cli.film import ffmpeg
 
 DEMUXERS = (
     "apng,asf,av1,avi,dv,flv,gif,h264,hevc,ivf,jpeg_pipe,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,"

@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from io import FileIO
 
-from helios_cli.engine.disk import disk_errors, write_synced
-from helios_cli.engine.growing import Mark
-from helios_cli.engine.target import Target, check_beside
 from helios_cli.errors import MachineError
 from helios_cli.files import sync
+from helios_cli.film.disk import disk_errors, write_synced
+from helios_cli.film.growing import Mark
+from helios_cli.film.target import Target, check_beside
 
 JOURNAL_VERSION = 1
 

@@ -19,11 +19,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
-from helios_cli.engine import boxes, ffmpeg, matroska, reading
-from helios_cli.engine.disk import disk_errors, open_own, write_synced
-from helios_cli.engine.target import FRAME_NAME, Target, holds_frames
 from helios_cli.errors import InputError, MachineError
 from helios_cli.files import sync
+from helios_cli.film import ffmpeg, matroska, mp4, reading
+from helios_cli.film.disk import disk_errors, open_own, write_synced
+from helios_cli.film.target import FRAME_NAME, Target, holds_frames
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEAD = 33
@@ -110,12 +110,12 @@ class GrowingFile:
         self.length, self.num_frames = marks[-1].length, sum(mark.frames for mark in marks)
         with disk_errors(self._target.partial), open_own(self._target.partial) as file:
             first = file.read(marks[0].length)
-            self._init = first[: boxes.init_length(first)]
+            self._init = first[: mp4.init_length(first)]
             file.truncate(self.length)
             os.fsync(file.fileno())
 
     def append(self, piece: bytes, num_frames: int) -> Mark:
-        init, fragments = boxes.split(piece)
+        init, fragments = mp4.split(piece)
         data = b"" if self._init else init
         self._init = self._init or init
         if init != self._init:
@@ -123,9 +123,9 @@ class GrowingFile:
                 f"ffmpeg encoded two pieces of {self._target.path} in ways that do not fit together",
                 hint="write an .mkv, which is lossless, or try another --codec",
             )
-        ticks = self.num_frames * boxes.timescale(init) / self._rate
+        ticks = self.num_frames * mp4.timescale(init) / self._rate
         for number, fragment in enumerate(fragments, self.num_frames + 1):
-            boxes.move(fragment, ticks=int(ticks), number=number)
+            mp4.move(fragment, ticks=int(ticks), number=number)
             data += fragment
         with disk_errors(self._target.partial), open_own(self._target.partial) as file:
             file.seek(self.length)
@@ -257,7 +257,7 @@ class GrowingFolder:
 def _num_frames(film: Path, kind: str) -> int:
     """Frames in a finished film, by its own index: what ffmpeg says of itself, not every version says."""
     with film.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return boxes.num_samples(data) if kind == "mp4" else matroska.num_blocks(data)
+        return mp4.num_samples(data) if kind == "mp4" else matroska.num_blocks(data)
 
 
 @contextlib.contextmanager

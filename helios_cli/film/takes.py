@@ -13,11 +13,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from helios_cli.engine import ffmpeg, reading
-from helios_cli.engine.disk import disk_errors
-from helios_cli.engine.target import check_target
 from helios_cli.errors import InputError
 from helios_cli.files import replacing
+from helios_cli.film import ffmpeg, reading
+from helios_cli.film.disk import disk_errors
+from helios_cli.film.target import check_target
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.recipe.values import MAX_SEED

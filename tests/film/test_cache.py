@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from reruns import PROMPTS, decoded, fingerprints_of, in_child, plan, run
 from users import as_user, needs_users
 
-from helios_cli.engine.cache import PROMISED_DAYS, Cache
 from helios_cli.engine.events import ChunkDone, ChunksReused, Notice, PhaseStarted
 from helios_cli.engine.models import Models
+from helios_cli.film.cache import PROMISED_DAYS, Cache
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from helios_cli.engine import ffmpeg, reading
 from helios_cli.errors import InputError
+from helios_cli.film import ffmpeg, reading
 from helios_cli.recipe.pictures import opened
 from helios_cli.units import FRAMES_PER_CHUNK, counted
 

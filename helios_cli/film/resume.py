@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from helios_cli.engine.cache import PROMISED_DAYS, Cache
-from helios_cli.engine.growing import GrowingFilm
-from helios_cli.engine.journal import Journal
 from helios_cli.errors import InputError
+from helios_cli.film.cache import PROMISED_DAYS, Cache
+from helios_cli.film.growing import GrowingFilm
+from helios_cli.film.journal import Journal
 from helios_cli.recipe.plan import Chunk
 
 

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from helios_cli.world.palette import COLOURS, CONTRASTS, SCENES, SPLITS, stands_out
-from helios_cli.world.tracks import EXTENT, MARGIN, MIDDLE, Track, draw_track, has_way, refit, room, turn_to
+from helios_cli.train.world.palette import COLOURS, CONTRASTS, SCENES, SPLITS, stands_out
+from helios_cli.train.world.tracks import EXTENT, MARGIN, MIDDLE, Track, draw_track, has_way, refit, room, turn_to
 
 Split = Literal["train", "held_out"]
 Variety = Literal["plain", "rich"]

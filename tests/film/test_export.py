@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from helios_cli.engine.export import check_exports, edl, export, export_path, otio, parse_forms, timecode
-from helios_cli.engine.target import Target
 from helios_cli.errors import InputError
+from helios_cli.film.export import check_exports, edl, export, export_path, otio, parse_forms, timecode
+from helios_cli.film.target import Target
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films

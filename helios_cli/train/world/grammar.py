@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helios_cli.world.palette import COLOURS, SCENES
-from helios_cli.world.scene import Backdrop, Scene, Segment, Thing
+from helios_cli.train.world.palette import COLOURS, SCENES
+from helios_cli.train.world.scene import Backdrop, Scene, Segment, Thing
 
 MAX_TOKENS = 24
 """With the end of the sentence."""

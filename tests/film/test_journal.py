@@ -12,12 +12,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from helios_cli.engine.growing import Mark
-from helios_cli.engine.journal import Journal
-from helios_cli.engine.resume import Wanted
-from helios_cli.engine.target import Target, check_space, check_target
-from helios_cli.engine.writer import Safe, open_writer
 from helios_cli.errors import InputError, MachineError
+from helios_cli.film.growing import Mark
+from helios_cli.film.journal import Journal
+from helios_cli.film.resume import Wanted
+from helios_cli.film.target import Target, check_space, check_target
+from helios_cli.film.writer import Safe, open_writer
 
 SETTINGS = {"model": "tiny", "steps": "2,2,2"}
 

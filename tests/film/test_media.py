@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from helios_cli.engine import reading
-from helios_cli.engine.media import VideoClip, check_clip, read_image
-from helios_cli.engine.writer import open_writer
 from helios_cli.errors import InputError
+from helios_cli.film import reading
+from helios_cli.film.media import VideoClip, check_clip, read_image
+from helios_cli.film.writer import open_writer
 
 SIZE = (64, 48)
 EXE = imageio_ffmpeg.get_ffmpeg_exe()

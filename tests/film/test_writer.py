@@ -23,10 +23,10 @@ from programs import ffmpeg_program
 from waiting import LONGEST, alive, wait_until
 
 from helios_cli import machine
-from helios_cli.engine import ffmpeg, reading
-from helios_cli.engine.target import JOURNAL_HEAD
-from helios_cli.engine.writer import Target, check_target, open_writer
 from helios_cli.errors import InputError, MachineError
+from helios_cli.film import ffmpeg, reading
+from helios_cli.film.target import JOURNAL_HEAD
+from helios_cli.film.writer import Target, check_target, open_writer
 
 SIZE = (64, 48)
 EXE = imageio_ffmpeg.get_ffmpeg_exe()
@@ -439,7 +439,7 @@ def test_a_folder_that_vanishes_is_no_full_disk(tmp_path, name):
 
 def run_script(source: str, *arguments: str | Path, **options) -> subprocess.Popen:
     """A Python process with SIZE, `np` and the writer imported."""
-    prelude = "import sys, time, numpy as np\nfrom helios_cli.engine.writer import open_writer\n"
+    prelude = "import sys, time, numpy as np\nfrom helios_cli.film.writer import open_writer\n"
     prelude += f"noise = np.random.default_rng(0).integers(0, 256, (33, {SIZE[1]}, {SIZE[0]}, 3), np.uint8)\n"
     command = [sys.executable, "-c", prelude + textwrap.dedent(source), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from helios_cli.engine import ffmpeg
-from helios_cli.engine.cache import Cache
-from helios_cli.engine.growing import Chapter, GrowingFile, GrowingFilm, GrowingFolder
-from helios_cli.engine.journal import Journal
-from helios_cli.engine.pieces import Encoder, Encodings, PicturePieces, VideoPieces
-from helios_cli.engine.resume import Resumed, Wanted, resume
-from helios_cli.engine.target import Target, check_target, film_exists, is_taken
 from helios_cli.errors import InputError
+from helios_cli.film import ffmpeg
+from helios_cli.film.cache import Cache
+from helios_cli.film.growing import Chapter, GrowingFile, GrowingFilm, GrowingFolder
+from helios_cli.film.journal import Journal
+from helios_cli.film.pieces import Encoder, Encodings, PicturePieces, VideoPieces
+from helios_cli.film.resume import Resumed, Wanted, resume
+from helios_cli.film.target import Target, check_target, film_exists, is_taken
 from helios_cli.units import QUEUE_BYTES
 
 DRAIN_SECONDS = 5.0

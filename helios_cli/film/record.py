@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
-from helios_cli.engine import ffmpeg, reading
-from helios_cli.engine.disk import disk_errors
-from helios_cli.engine.growing import Chapter
-from helios_cli.engine.target import Target, sidecar_of, sidecars_of
 from helios_cli.errors import InputError, in_our_words
 from helios_cli.files import replacing
+from helios_cli.film import ffmpeg, reading
+from helios_cli.film.disk import disk_errors
+from helios_cli.film.growing import Chapter
+from helios_cli.film.target import Target, sidecar_of, sidecars_of
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.files import absence
 from helios_cli.recipe.film import Film

@@ -18,9 +18,9 @@ from waiting import alive, wait_until
 
 from helios_cli.check.examine import examine
 from helios_cli.cli import main
-from helios_cli.engine import ffmpeg, reading
-from helios_cli.engine.media import VideoClip, check_clip, read_image
 from helios_cli.errors import InputError, MachineError
+from helios_cli.film import ffmpeg, reading
+from helios_cli.film.media import VideoClip, check_clip, read_image
 
 EXE = imageio_ffmpeg.get_ffmpeg_exe()
 SOURCE = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=24:d=2"]
@@ -283,7 +283,7 @@ def test_memory_of_a_reader_is_limited(tmp_path):
 
 ENDLESS = """
 import sys, time
-from helios_cli.engine import ffmpeg
+from helios_cli.film import ffmpeg
 process = ffmpeg.Process(["-re", "-f", "lavfi", "-i", "color", "-f", "null", "-"], doing="waiting")
 print(process._popen.pid, flush=True)
 time.sleep(1000)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helios_cli.world.grammar import Attributes, describe, labels
-from helios_cli.world.palette import MOTIONS, SPLITS
-from helios_cli.world.scene import draw_segment
+from helios_cli.train.world.grammar import Attributes, describe, labels
+from helios_cli.train.world.palette import MOTIONS, SPLITS
+from helios_cli.train.world.scene import draw_segment
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,14 @@ from programs import ffmpeg_program
 from reruns import FFMPEG, PROMPTS, KillAt, decoded, in_child, plan, run
 from waiting import LONGEST
 
-from helios_cli.engine import pieces
-from helios_cli.engine import writer as writer_module
-from helios_cli.engine.cache import Cache
 from helios_cli.engine.events import ChunkDone, ChunksReused, Notice
 from helios_cli.engine.render import render
-from helios_cli.engine.target import Target
-from helios_cli.engine.writer import open_writer
 from helios_cli.errors import InputError, MachineError
+from helios_cli.film import pieces
+from helios_cli.film import writer as writer_module
+from helios_cli.film.cache import Cache
+from helios_cli.film.target import Target
+from helios_cli.film.writer import open_writer
 
 FILM = plan((PROMPTS[0], 33, 7), (PROMPTS[0], 20, None), (PROMPTS[1], 33, 3), (PROMPTS[2], 9, None))
 """Four chunks, two of them trimmed, and a cut."""

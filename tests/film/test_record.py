@@ -18,10 +18,10 @@ from helios_cli.check.examine import examine
 from helios_cli.check.layout import read_sidecar
 from helios_cli.cli import main
 from helios_cli.engine import models
-from helios_cli.engine.ffmpeg import Encoding
-from helios_cli.engine.record import KEY, Again, Record, chapters, make_record, model_record, read_again, sidecar_path
-from helios_cli.engine.target import Target, sidecar_of
 from helios_cli.errors import InputError
+from helios_cli.film.ffmpeg import Encoding
+from helios_cli.film.record import KEY, Again, Record, chapters, make_record, model_record, read_again, sidecar_path
+from helios_cli.film.target import Target, sidecar_of
 from helios_cli.model.attention import choose
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
 from helios_cli.recipe.plan import Plan, plan_film

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helios_cli import machine
-from helios_cli.engine.disk import is_sealed, seal, unseal
 from helios_cli.files import replacing
+from helios_cli.film.disk import is_sealed, seal, unseal
 
 LIMIT_BYTES = 10 * 10**9
 LIMIT_SHARE = 0.1

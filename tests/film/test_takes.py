@@ -18,9 +18,9 @@ from reruns import decoded
 from waiting import LONGEST
 
 from helios_cli.cli import main
-from helios_cli.engine.takes import TakesFiles, check_shot, takes_of, write_sheet
-from helios_cli.engine.writer import open_writer
 from helios_cli.errors import InputError
+from helios_cli.film.takes import TakesFiles, check_shot, takes_of, write_sheet
+from helios_cli.film.writer import open_writer
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints

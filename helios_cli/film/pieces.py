@@ -16,10 +16,10 @@ from typing import Protocol
 
 import numpy as np
 
-from helios_cli.engine import ffmpeg
-from helios_cli.engine.disk import disk_errors
-from helios_cli.engine.target import Target
 from helios_cli.errors import MachineError
+from helios_cli.film import ffmpeg
+from helios_cli.film.disk import disk_errors
+from helios_cli.film.target import Target
 
 PIECE_VERSION = 1
 """Raised with every change of helios that moves a byte of a piece."""
