@@ -59,7 +59,7 @@ def helios_home(homes, monkeypatch):
 @pytest.fixture
 def shared():
     """A folder that all users can reach and write to, of a group."""
-    from users import GROUP  # with torch, before whose import the environment above is set
+    from support.users import GROUP  # with torch, before whose import the environment above is set
 
     with tempfile.TemporaryDirectory(prefix="shared-") as folder:
         os.chown(folder, -1, GROUP)
@@ -70,7 +70,7 @@ def shared():
 @pytest.fixture(scope="session")
 def distilled(tmp_path_factory):
     """The folder of a distilled checkpoint with random weights, for tests that only read it."""
-    import oracle  # with diffusers, which few tests need
+    from support import oracle  # with diffusers, which few tests need
 
     folder = tmp_path_factory.mktemp("distilled")
     oracle.pipeline("distilled").save_pretrained(folder)
@@ -80,7 +80,7 @@ def distilled(tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
     """(kind, solver) -> (diffusers pipeline, the folder it was saved to): random checkpoints, made once a session."""
-    import oracle
+    from support import oracle
 
     made = {}
 

@@ -20,12 +20,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from reruns import decoded
-
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS
 from helios_cli.weights.specs import SPECS
+from support.reruns import decoded
 
 SIZE = (64, 64)
 CHUNKS = 2

@@ -18,16 +18,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import oracle
 import torch
-from films import models_of
-from reruns import PROMPTS, KillAt, decoded, in_child, plan, run
 
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
 from helios_cli.film.cache import Cache
 from helios_cli.film.target import Target
 from helios_cli.film.writer import open_writer
+from support import oracle
+from support.renders import models_of
+from support.reruns import PROMPTS, KillAt, decoded, in_child, plan, run
 
 
 def random_film(draw: random.Random):

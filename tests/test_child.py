@@ -6,13 +6,13 @@ import os
 import tempfile
 
 import pytest
-from programs import program
-from waiting import LONGEST
 
 from helios_cli import child
 from helios_cli.child import ChildError, ChildStoppedError, ask, serve
 from helios_cli.errors import InputError, MachineError
 from helios_cli.recipe.problems import Problem, RecipeError
+from support.programs import program
+from support.waiting import LONGEST
 
 
 @pytest.fixture

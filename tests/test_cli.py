@@ -13,9 +13,9 @@ import sys
 
 import pytest
 import typer
-from waiting import LONGEST
 
 from helios_cli import __version__, cli, errors
+from support.waiting import LONGEST
 
 HELIOS = [sys.executable, "-m", "helios_cli"]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
-from waiting import LONGEST
 
 from helios_cli.console import console
 from helios_cli.errors import InputError
 from helios_cli.progress import PlainView, open_view
 from helios_cli.units import format_bytes, format_seconds
+from support.waiting import LONGEST
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import os
 import stat
 
 import pytest
-from users import as_user, needs_users
 
 from helios_cli.files import replacing, sync, turns
+from support.users import as_user, needs_users
 
 COUNTS = 60
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from waiting import LONGEST
+
+from support.waiting import LONGEST
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDATION = {"errors", "files", "units", "versions", "visible", "architecture"}
@@ -46,7 +47,20 @@ LAYERS = {
     "stop": Layer(set(), banned={"torch", "numpy", *TERMINAL}),
     "options": Layer({*FOUNDATION, "recipe", "weights"}, banned={"torch", "rich"}),
     "batch": Layer(
-        {"", *FOUNDATION, "console", "progress", "stop", "machine", "film", "engine", "recipe", "weights", "cost", "check"},
+        {
+            "",
+            *FOUNDATION,
+            "console",
+            "progress",
+            "stop",
+            "machine",
+            "film",
+            "engine",
+            "recipe",
+            "weights",
+            "cost",
+            "check",
+        },
         banned={"rich"},
         lazy={"torch", "numpy", "typer"},
     ),
@@ -63,7 +77,20 @@ LAYERS = {
     "cost": Layer({"", *FOUNDATION, "machine", "film", "engine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
     "check": Layer({*FOUNDATION, "film"}, banned={"torch", *TERMINAL}),
     "bench": Layer(
-        {"", *FOUNDATION, "machine", "child", "cost", "engine", "film", "recipe", "sampling", "model", "weights", "train"},
+        {
+            "",
+            *FOUNDATION,
+            "machine",
+            "child",
+            "cost",
+            "engine",
+            "film",
+            "recipe",
+            "sampling",
+            "model",
+            "weights",
+            "train",
+        },
         banned=TERMINAL,
     ),
     "train": Layer(

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reruns
 from PIL import Image
 
 from helios_cli.cli import main
@@ -20,6 +19,7 @@ from helios_cli.engine.models import Models
 from helios_cli.live.lines import Lines
 from helios_cli.live.recipe_file import MARK
 from helios_cli.recipe.sources import read_films
+from support import reruns
 
 SMALL = ("-m", "tiny", "--size", "64x64", "--steps", "1,1,1")
 FAST = ("--hold", "1s")  # one chunk

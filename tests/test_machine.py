@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from users import as_user, needs_users
 
 from helios_cli import machine
 from helios_cli.cli import main
@@ -23,6 +22,7 @@ from helios_cli.errors import InputError, MachineError
 from helios_cli.film.cache import Cache
 from helios_cli.film.target import check_target
 from helios_cli.weights import hub
+from support.users import as_user, needs_users
 
 GIB = 2**30
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from soak_offload import anonymous_bytes
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cost.estimate import Terms, estimate_films
@@ -22,6 +21,7 @@ from helios_cli.recipe.settings import Flags
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.placement import Placement
 from helios_cli.weights.specs import SPECS
+from soak_offload import anonymous_bytes
 
 PROMPTS = ("a red circle moves left", "the green square")
 

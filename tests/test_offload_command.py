@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from reruns import decoded
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
@@ -24,6 +23,7 @@ from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.vae import Decoder
 from helios_cli.weights.offload import BlockStream
 from helios_cli.weights.specs import SPECS
+from support.reruns import decoded
 
 SMALL = ["--size", "64x64", "--steps", "1,1,1", "--frames", "99"]
 

@@ -11,8 +11,6 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
-from test_console import in_terminal
-from waiting import LONGEST
 
 from helios_cli.engine import events
 from helios_cli.engine.events import (
@@ -26,6 +24,8 @@ from helios_cli.engine.events import (
     StepDone,
 )
 from helios_cli.progress import PHASES, RichView, Track, format_duration, open_view
+from support.waiting import LONGEST
+from test_console import in_terminal
 
 FILM = FilmStarted("harbour", "out/harbour.mp4", "tiny", "cpu", "float32", 192, 128, 24.0, 130, 4, 3, 15)
 DONE = FilmDone("out/harbour.mp4", 130, 75.0, 1.733, 1_500_000_000, 2_000_000_000, {"load": 1.0, "decode": 60.0})

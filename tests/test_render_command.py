@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from waiting import LONGEST
 
 from helios_cli.cli import main
 from helios_cli.film.ffmpeg import program
 from helios_cli.film.reading import probe
 from helios_cli.film.writer import open_writer
+from support.waiting import LONGEST
 
 
 @pytest.fixture

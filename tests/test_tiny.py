@@ -12,12 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import rendered
-from goldens import golden_frames
-from oracle import Case
 from typer.main import get_command
-from waiting import LONGEST
 
+from golden.make import golden_frames
 from helios_cli.bench.quality import adherence, score
 from helios_cli.bench.screening import Showing, films
 from helios_cli.bench.selftest import CHUNKS, PICTURES, PROVENANCE, chosen, read_golden
@@ -30,6 +27,9 @@ from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.names import EMBEDDED_FOLDER
 from helios_cli.weights.vocabulary import introduction
+from support.oracle import Case
+from support.renders import rendered
+from support.waiting import LONGEST
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = EMBEDDED_FOLDER / "README.md"

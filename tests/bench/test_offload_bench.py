@@ -9,8 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from programs import program
-from waiting import wait_until
 
 from helios_cli.bench.bandwidth import bandwidths
 from helios_cli.bench.driver import DriverWatch
@@ -23,6 +21,8 @@ from helios_cli.cost.speeds import read_bandwidths
 from helios_cli.machine import pick_dtype
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SPECS
+from support.programs import program
+from support.waiting import wait_until
 
 SMALL = ["--size", "64x64", "--steps", "1,1,1", "--chunks", "1", "--device", "cpu"]
 

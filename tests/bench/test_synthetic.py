@@ -6,15 +6,12 @@ from dataclasses import replace
 
 import diffusers
 import numpy as np
-import oracle
 import pytest
 import torch
 import transformers
 from accelerate import init_empty_weights
-from films import plan_of, rendered
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import Case
 from safetensors.torch import load_file
 
 from helios_cli.bench import synthetic
@@ -25,6 +22,9 @@ from helios_cli.film.writer import open_writer
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.specs import SPECS
 from helios_cli.weights.word_tokenizer import WORDS, word_tokenizer
+from support import oracle
+from support.oracle import Case
+from support.renders import plan_of, rendered
 
 CPU = torch.device("cpu")
 

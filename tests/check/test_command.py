@@ -8,11 +8,11 @@ import sys
 
 import pytest
 import typer
-from check.clips import CHUNK, film, pan, scene
 
 from helios_cli import cli
 from helios_cli.check.limits import LIMITS
 from helios_cli.commands.check import check
+from support.clips import CHUNK, film, pan, scene
 
 
 @pytest.fixture

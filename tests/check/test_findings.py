@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from check.clips import CHUNK, SIZE, film, pan, scene
 
 from helios_cli.check import limits
 from helios_cli.check.examine import examine
 from helios_cli.check.report import Finding, Report
+from support.clips import CHUNK, SIZE, film, pan, scene
 
 FRAMES = 6 * CHUNK
 WIDTH, HEIGHT = SIZE

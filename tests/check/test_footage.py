@@ -9,7 +9,6 @@ import sys
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from check.clips import CHUNK, SIZE, film, levels, pan, scene
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,6 +17,7 @@ from helios_cli.check.examine import examine
 from helios_cli.check.footage import open_footage
 from helios_cli.errors import HeliosError, InputError
 from helios_cli.film.writer import open_writer
+from support.clips import CHUNK, SIZE, film, levels, pan, scene
 
 WIDTH, HEIGHT = SIZE
 PICTURE = scene()

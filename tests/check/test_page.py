@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from check.clips import CHUNK, SIZE, film, pan, scene
 from PIL import Image
 
 from helios_cli.check import plot
@@ -22,6 +21,7 @@ from helios_cli.check.measure import MAX_THUMBNAILS, measure
 from helios_cli.check.page import check_page_target, page, write_page
 from helios_cli.check.report import Report
 from helios_cli.errors import InputError
+from support.clips import CHUNK, SIZE, film, pan, scene
 
 VOID = {"meta", "img", "br", "line", "circle", "path"}
 

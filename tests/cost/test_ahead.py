@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from recipe.films import plan_of
 
 from helios_cli.cost.device import Device
 from helios_cli.cost.memory import AHEAD_SHARE, Budget, Subject, mode_of
@@ -11,6 +10,7 @@ from helios_cli.cost.model import find_model
 from helios_cli.cost.tokens import count_tokens
 from helios_cli.cost.work import texts_of, work_of
 from helios_cli.weights.placement import Placement
+from support.recipes import plan_of
 
 GPU = Device("cuda", "GPU", 48 * 10**9, 45 * 10**9)
 CPU = Device("cpu", "CPU", None, None)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import program
 
 from helios_cli import machine
 from helios_cli.cost import device as device_module
 from helios_cli.cost.device import Device, find_device, other_device, pick_dtype
 from helios_cli.errors import InputError
+from support.programs import program
 
 ASK_BOTH = """
 import json, torch

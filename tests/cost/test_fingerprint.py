@@ -14,7 +14,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from recipe.films import plan_of, timed_keys
 
 from helios_cli import machine
 from helios_cli.bench.synthetic import write_checkpoint
@@ -30,6 +29,7 @@ from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.specs import SPECS
 from helios_kernels import devices
+from support.recipes import plan_of, timed_keys
 
 HERE = Arithmetic("CPU, 1 thread", "float32", "2.13.0")
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

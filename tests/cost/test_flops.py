@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from cost.modules import SMALL, call, on_meta
 from torch.utils.flop_counter import FlopCounterMode
 
 from helios_cli.architecture import DiTConfig
@@ -15,6 +14,7 @@ from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.units import grid_of
 from helios_cli.weights import specs
+from support.meta_networks import SMALL, call, on_meta
 
 SMALL_VAE = {**specs.VAE, "base_dim": 8, "dim_mult": [1, 2, 2, 4], "num_res_blocks": 1}
 TERA = 1e12

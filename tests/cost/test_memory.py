@@ -6,10 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cost.live import peak_bytes
-from cost.modules import SMALL, call, on_meta
 from PIL import Image
-from recipe.films import plan_of
 
 from helios_cli.architecture import DiTConfig
 from helios_cli.cost import memory, tokens, vae
@@ -30,6 +27,9 @@ from helios_cli.units import held_keys
 from helios_cli.weights import specs
 from helios_cli.weights.offload import layout_of
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
+from support.live_bytes import peak_bytes
+from support.meta_networks import SMALL, call, on_meta
+from support.recipes import plan_of
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -7,8 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from films import rendered
-from oracle import Case
 from safetensors.torch import load_file
 
 from helios_cli import machine
@@ -19,6 +17,8 @@ from helios_cli.model.dit import FP32_ISLANDS
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_fp8
 from helios_cli.weights.verify import verify
+from support.oracle import Case
+from support.renders import rendered
 
 CASE = Case("distilled", (64, 64), (1, 1, 1), chunks=2)
 FLOAT8 = torch.float8_e4m3fn

@@ -12,10 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import models_of, plan_of
-from oracle import Case
 from PIL import Image
-from queues import Mark, Queue
 
 import helios_kernels
 from helios_cli.architecture import DiTConfig
@@ -39,6 +36,9 @@ from helios_cli.units import PROMPT_KEYS, grid_of
 from helios_cli.weights.placement import Placement
 from helios_cli.weights.specs import SPECS
 from helios_kernels.dispatch import INTERPRETER, Backend
+from support.oracle import Case
+from support.queues import Mark, Queue
+from support.renders import models_of, plan_of
 
 CPU = torch.device("cpu")
 CASE = Case("distilled", (128, 64), (1, 1, 1), chunks=3)

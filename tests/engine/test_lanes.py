@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from films import plan_of
-from oracle import Case
 from PIL import Image
 
 from helios_cli.engine.calls import Lane, answered, lockstep
@@ -22,6 +20,8 @@ from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, Placement
+from support.oracle import Case
+from support.renders import plan_of
 
 LAYERS = 3
 

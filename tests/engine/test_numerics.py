@@ -7,11 +7,11 @@ import platform
 
 import numpy as np
 import pytest
-from goldens import DIGESTS, LATENTS, plain_film, processor
 
+from golden.make import DIGESTS, LATENTS, plain_film, processor
 from helios_cli.recipe.fingerprint import NUMERICS_VERSION
 
-RAISE = "raise NUMERICS_VERSION, then `python tests/goldens.py`"
+RAISE = "raise NUMERICS_VERSION, then `python tests/golden/make.py`"
 
 KNOWN = json.loads(DIGESTS.read_text())
 
@@ -22,7 +22,7 @@ def film(tmp_path_factory):
 
 
 def test_goldens_are_of_this_version():
-    assert KNOWN["numerics"] == NUMERICS_VERSION, "the goldens are of another version: `python tests/goldens.py`"
+    assert KNOWN["numerics"] == NUMERICS_VERSION, "the goldens are of another version: `python tests/golden/make.py`"
 
 
 def test_latents_are_the_golden_ones(film):
@@ -35,5 +35,5 @@ def test_latents_are_the_golden_ones(film):
 def test_no_bit_of_a_latent_or_frame_moves(film):
     """With libraries held to plain instructions; on processors whose digests were written."""
     if processor() not in KNOWN["digests"]:
-        pytest.skip(f"no digest of {processor()} on {platform.machine()}: `python tests/goldens.py` writes it")
+        pytest.skip(f"no digest of {processor()} on {platform.machine()}: `python tests/golden/make.py` writes it")
     assert film[1] == KNOWN["digests"][processor()], f"bits of float32 latents or frames moved: {RAISE}"

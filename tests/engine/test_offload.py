@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import plan_of
-from oracle import Case
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -27,6 +25,8 @@ from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, Placement
 from helios_cli.weights.reader import WeightFiles
+from support.oracle import Case
+from support.renders import plan_of
 
 CPU = torch.device("cpu")
 LAYERS = 4

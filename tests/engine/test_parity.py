@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from films import rendered
-from oracle import Case
 from PIL import Image
 
 from helios_cli.engine import history as history_module
 from helios_cli.film.writer import open_writer
+from support import oracle
+from support.oracle import Case
+from support.renders import rendered
 
 STEPS = {"base": (3,), "mid": (3, 3, 3), "distilled": (2, 2, 2)}
 

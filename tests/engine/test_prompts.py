@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reruns import plan
 
 from helios_cli.engine import models as models_module
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
 from helios_cli.film.writer import open_writer
 from helios_cli.weights.checkpoint import Checkpoint
+from support.reruns import plan
 
 
 @pytest.fixture

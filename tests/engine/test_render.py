@@ -5,14 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from films import models_of, plan_of, rendered
 from imageio_ffmpeg import get_ffmpeg_exe
-from oracle import Case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helios_cli.engine.calls import answered
@@ -24,6 +22,9 @@ from helios_cli.engine.render import render
 from helios_cli.errors import CheckpointError, PictureError
 from helios_cli.film.writer import open_writer
 from helios_cli.units import MAX_TEXT_TOKENS
+from support import oracle
+from support.oracle import Case
+from support.renders import models_of, plan_of, rendered
 
 CASE = Case("distilled", (128, 64), (1, 1, 1), chunks=3)
 
@@ -235,8 +236,8 @@ def test_a_config_of_another_architecture_is_named(folder, tmp_path):
 MEMORY_SCRIPT = """
 import sys
 from pathlib import Path
-from films import models_of
-from reruns import plan, run
+from support.renders import models_of
+from support.reruns import plan, run
 from helios_cli.film.cache import Cache
 from helios_cli.machine import peak_host_bytes
 folder, out, chunks = sys.argv[1:]
@@ -254,7 +255,7 @@ def test_memory_does_not_grow_with_the_film(folder, tmp_path):
     peaks = []
     for chunks in (6, 48):
         command = [sys.executable, "-c", MEMORY_SCRIPT, str(folder), str(tmp_path / f"{chunks}.mp4"), str(chunks)]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=oracle.__file__.rpartition("/")[0])
+        result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
         assert result.returncode == 0, result.stderr
         peaks.append(int(result.stdout))
     assert peaks[1] <= 1.05 * peaks[0]

@@ -7,9 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import reruns
 import torch
-from films import models_of
 
 from helios_cli.engine.calls import answered
 from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmStarted, Notice, PhaseStarted, StepDone
@@ -20,6 +18,8 @@ from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.placement import Placement
+from support import reruns
+from support.renders import models_of
 
 RED, GREEN = reruns.PROMPTS[:2]
 FILM = reruns.plan((RED, 33, 1), (GREEN, 33, None), (RED, 20, 5))

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from films import models_of
 
 import helios_kernels
 from helios_cli import machine
@@ -21,6 +20,7 @@ from helios_kernels.dispatch import Backend, backend
 from helios_kernels.registry import OPS
 from helios_kernels.trial import operations
 from helios_kernels.trial import trial as try_operations
+from support.renders import models_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FOUND = Backend("sm_90", "Triton 3.7.1 on a GPU", "a GPU")

@@ -14,11 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from films import models_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reruns import PROMPTS, decoded, fingerprints_of, in_child, plan, run
-from users import as_user, needs_users
 
 from helios_cli.engine.events import ChunkDone, ChunksReused, Notice, PhaseStarted
 from helios_cli.engine.models import Models
@@ -27,6 +24,9 @@ from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe
 from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from support.renders import models_of
+from support.reruns import PROMPTS, decoded, fingerprints_of, in_child, plan, run
+from support.users import as_user, needs_users
 
 DEFAULTS = ModelDefaults(size=(64, 64), steps=(1, 1, 1), guidance=1.0)
 
@@ -427,7 +427,7 @@ def test_no_cache_keeps_nothing(bench, cache):
 
 def test_killed_while_keeping_a_chunk(bench, models, tmp_path):
     """A process that dies in the cache's own steps leaves a cache that works."""
-    from reruns import KillAt
+    from support.reruns import KillAt
 
     models.encode(PROMPTS)
     film = shots(PROMPTS[0])

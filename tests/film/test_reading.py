@@ -13,14 +13,14 @@ from pathlib import Path
 import imageio_ffmpeg
 import pytest
 from PIL import Image, PngImagePlugin
-from programs import ffmpeg_program, program
-from waiting import alive, wait_until
 
 from helios_cli.check.examine import examine
 from helios_cli.cli import main
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film import ffmpeg, reading
 from helios_cli.film.media import VideoClip, check_clip, read_image
+from support.programs import ffmpeg_program, program
+from support.waiting import alive, wait_until
 
 EXE = imageio_ffmpeg.get_ffmpeg_exe()
 SOURCE = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=24:d=2"]

@@ -12,7 +12,6 @@ import pytest
 from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reruns import FFMPEG, decoded
 
 from helios_cli.check.examine import examine
 from helios_cli.check.layout import read_sidecar
@@ -29,6 +28,7 @@ from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.hub import Source
 from helios_cli.weights.names import KNOWN
+from support.reruns import FFMPEG, decoded
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SMALL = ("-m", "tiny", "--size", "64x64", "--steps", "1,1,1", "--dtype", "float32", "--no-cache", "-q")

@@ -21,13 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reruns
-from films import models_of, plan_of
-from oracle import Case
 from PIL import Image
-from programs import ffmpeg_program
-from reruns import FFMPEG, PROMPTS, KillAt, decoded, in_child, plan, run
-from waiting import LONGEST
 
 from helios_cli.engine.events import ChunkDone, ChunksReused, Notice
 from helios_cli.engine.render import render
@@ -37,6 +31,12 @@ from helios_cli.film import writer as writer_module
 from helios_cli.film.cache import Cache
 from helios_cli.film.target import Target
 from helios_cli.film.writer import open_writer
+from support import reruns
+from support.oracle import Case
+from support.programs import ffmpeg_program
+from support.renders import models_of, plan_of
+from support.reruns import FFMPEG, PROMPTS, KillAt, decoded, in_child, plan, run
+from support.waiting import LONGEST
 
 FILM = plan((PROMPTS[0], 33, 7), (PROMPTS[0], 20, None), (PROMPTS[1], 33, 3), (PROMPTS[2], 9, None))
 """Four chunks, two of them trimmed, and a cut."""

@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reruns import decoded
-from waiting import LONGEST
 
 from helios_cli.cli import main
 from helios_cli.errors import InputError
@@ -28,6 +26,8 @@ from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe
 from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
 from helios_cli.recipe.values import MAX_SEED
+from support.reruns import decoded
+from support.waiting import LONGEST
 
 SHOTS = [
     {"prompt": "a red circle", "seconds": 2},

@@ -19,14 +19,14 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
-from programs import ffmpeg_program
-from waiting import LONGEST, alive, wait_until
 
 from helios_cli import machine
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film import ffmpeg, reading
 from helios_cli.film.target import JOURNAL_HEAD
 from helios_cli.film.writer import Target, check_target, open_writer
+from support.programs import ffmpeg_program
+from support.waiting import LONGEST, alive, wait_until
 
 SIZE = (64, 48)
 EXE = imageio_ffmpeg.get_ffmpeg_exe()

@@ -14,13 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from waiting import LONGEST
 
 from helios_kernels.attention import TMA_CHIPS
 from helios_kernels.compiled import TYPES, marked, table
 from helios_kernels.configs import CHIPS, SHARED_MEMORY
 from helios_kernels.facts import COMPILED, TRITON
 from helios_kernels.registry import OPS
+from support.waiting import LONGEST
 
 README = Path(__file__).resolve().parents[2] / "kernels/README.md"
 CASES = [(op.name, case.id, TYPES[dtype], chip) for op, case, dtype, chip in marked()]

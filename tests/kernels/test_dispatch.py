@@ -10,8 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from programs import program
-from waiting import LONGEST
 
 from helios_kernels import bench
 from helios_kernels.attention import aligned
@@ -19,6 +17,8 @@ from helios_kernels.check import compare
 from helios_kernels.dispatch import Backend, backend, chip_of
 from helios_kernels.registry import OPS
 from helios_kernels.timing import sustained
+from support.programs import program
+from support.waiting import LONGEST
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="asserts what happens without a GPU")
 

@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 import torch
-from cost.modules import call, on_meta
 
 from helios_cli.architecture import DiTConfig
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT
@@ -21,6 +20,7 @@ from helios_kernels.compiled import launch_of, marked, variant
 from helios_kernels.configs import CHIPS
 from helios_kernels.dispatch import FP8_CHIPS, compiling_for
 from helios_kernels.launch import Launch, recorded
+from support.meta_networks import call, on_meta
 
 META = torch.device("meta")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from waiting import LONGEST
 
 from helios_cli.bench.fidelity import distances
+from support.waiting import LONGEST
 
 MODEL = """
 import sys, torch
@@ -49,7 +49,7 @@ def test_kernels_make_the_same_flow(tmp_path):
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
 
 
-FILM = Path(__file__).with_name("filmed.py")
+FILM = Path(__file__).parents[1] / "support/kernel_film.py"
 
 
 def film(

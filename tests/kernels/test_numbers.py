@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from waiting import LONGEST
 
 from helios_kernels.registry import OPS
+from support.waiting import LONGEST
 
-WORKER = Path(__file__).with_name("interpreted.py")
+WORKER = Path(__file__).parents[1] / "support/kernel_numbers.py"
 DTYPES = ("float32", "bfloat16", "float16")
 CASES = [(op.name, case.id, dtype) for op in OPS.values() for case in op.cases if case.interpreted for dtype in DTYPES]
 

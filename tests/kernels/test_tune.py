@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from waiting import LONGEST
 
 from helios_kernels import configs, devices, dispatch, tune, tuned
 from helios_kernels.compiled import compile_launch, facts
@@ -22,8 +21,9 @@ from helios_kernels.launch import recorded
 from helios_kernels.registry import OPS
 from helios_kernels.tune import SUBJECTS, Tuning
 from helios_kernels.tuned import Tuned
+from support.waiting import LONGEST
 
-WORKER = Path(__file__).with_name("tuned_here.py")
+WORKER = Path(__file__).parents[1] / "support/kernel_tuning.py"
 
 
 @pytest.fixture(autouse=True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 
-import oracle
 import pytest
 import torch
 from diffusers import HeliosTransformer3DModel
-from tolerance import assert_as_good, assert_equal_up_to_order
 
 from helios_cli.architecture import DiTConfig
 from helios_cli.model import attention as attention_module
 from helios_cli.model.attention import Backend, attention
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT, pad_biases
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, PROMPT_KEYS
+from support import oracle
+from support.tolerance import assert_as_good, assert_equal_up_to_order
 
 INDICES = torch.arange(29)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
-from tolerance import assert_as_good, assert_equal_up_to_order
 from transformers import UMT5Config as TheirConfig
 from transformers import UMT5EncoderModel
 
 from helios_cli.model.umt5 import TIED_EMBEDDING, UMT5Config, UMT5Encoder
+from support import oracle
+from support.tolerance import assert_as_good, assert_equal_up_to_order
 
 
 @pytest.fixture(autouse=True)

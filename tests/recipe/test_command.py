@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
-from recipe.films import recipe_keys
 
 from helios_cli.cli import main
 from helios_cli.recipe.sources import read_films
+from support.recipes import recipe_keys
 
 SHOTS = '[2s] a red circle\n\na “green” square: with \\ and "quotes"\n'
 

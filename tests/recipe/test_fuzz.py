@@ -8,12 +8,12 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recipe.films import MODEL
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.plan import plan_film
 from helios_cli.recipe.settings import Flags, resolve
 from helios_cli.recipe.sources import SUFFIXES, read_films
+from support.recipes import MODEL
 
 FORMS = sorted(SUFFIXES)
 

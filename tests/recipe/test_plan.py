@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from recipe.films import GREEN, RED, film_of, plan_of, recipe_keys, timed_keys
 
 from helios_cli.recipe.plan import check_film
 from helios_cli.recipe.problems import RecipeError
 from helios_cli.recipe.settings import Flags
 from helios_cli.units import FRAMES_PER_CHUNK
+from support.recipes import GREEN, RED, film_of, plan_of, recipe_keys, timed_keys
 
 
 def shot(prompt=RED, **keys):

@@ -3,9 +3,9 @@ import re
 import pytest
 from hypothesis import given
 from pydantic import ValidationError
-from recipe.films import recipe_keys
 
 from helios_cli.recipe.schema import Recipe, Shot, json_schema
+from support.recipes import recipe_keys
 
 CONTRACT = {"version", "title", "style", "model", "fps", "size", "seconds", "seed", "negative", "shot"}
 

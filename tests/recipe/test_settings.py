@@ -3,11 +3,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from recipe.films import MODEL
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.schema import Recipe
 from helios_cli.recipe.settings import Flags, ModelDefaults, Settings, choose_model, resolve
+from support.recipes import MODEL
 
 SHOT = [{"prompt": "x"}]
 KEYS = {"fps": 30, "size": "192x128", "seconds": 4, "seed": 7, "negative": "n", "steps": [4, 4, 4], "guidance": 5}

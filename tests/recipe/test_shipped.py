@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from recipe.films import MODEL
 
 from helios_cli.cli import main
 from helios_cli.recipe.plan import plan_film
 from helios_cli.recipe.settings import Flags, resolve
 from helios_cli.recipe.sources import read_films
+from support.recipes import MODEL
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".toml", ".txt"))

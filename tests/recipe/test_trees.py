@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 from hypothesis import given
-from recipe.films import recipe_keys
 
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.film import Film
@@ -16,6 +15,7 @@ from helios_cli.recipe.schema import Recipe
 from helios_cli.recipe.sources import read_films
 from helios_cli.recipe.trees import read_tree
 from helios_cli.visible import visible
+from support.recipes import recipe_keys
 
 PLANTED_TOML = '''\
 version = 2

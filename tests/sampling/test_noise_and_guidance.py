@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import oracle
 import pytest
 import torch
 from diffusers import HeliosPyramidPipeline
@@ -12,6 +11,7 @@ from diffusers.pipelines.helios.pipeline_helios_pyramid import optimized_scale
 
 from helios_cli.sampling.guidance import classifier_free, zero_star
 from helios_cli.sampling.noise import BlockNoise, coarsest, draw
+from support import oracle
 
 
 def test_block_noise_is_the_reference_s(monkeypatch):

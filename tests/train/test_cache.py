@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from waiting import LONGEST, wait_until
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.engine.history import History
@@ -29,6 +28,7 @@ from helios_cli.train.world.draw import render
 from helios_cli.train.world.grammar import attributes, labels
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SPECS
+from support.waiting import LONGEST, wait_until
 
 SIZE = (32, 16)
 CPU = torch.device("cpu")

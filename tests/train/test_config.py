@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import train.toy  # noqa: F401
 
+import support.toy  # noqa: F401
 from helios_cli.errors import InputError
 from helios_cli.train.config import Config, load, phases, settings_of
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from train.lessons import generators
 
 from helios_cli.train.corruption import BLUR, EXPOSURE, NOISE, NONE, SATURATION, apply_damage, corrupt, draw_damage
 from helios_cli.train.tables import Corruption
+from support.lessons import generators
 
 ALL = Corruption(clean=0.0, noise=1, blur=1, exposure=1, saturation=1, none=1)
 SHAPE = (16, 20, 8, 16)

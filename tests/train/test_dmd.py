@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from train.distilling import checkpoint, distillation, network
 
 from helios_cli.sampling.noise import BlockNoise, coarsest, draw
 from helios_cli.sampling.schedule import SchedulerConfig, build_stage
@@ -17,6 +16,7 @@ from helios_cli.train.flow import transformer_of
 from helios_cli.train.phase import Share
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SCHEDULERS
+from support.distilling import checkpoint, distillation, network
 
 DMD = SchedulerConfig.from_json(SCHEDULERS["distilled"])
 MID = SchedulerConfig.from_json(SCHEDULERS["mid"])

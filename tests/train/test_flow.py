@@ -9,8 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from train.lessons import CONFIG, ROWS, cache, generators, network
-from train.slopes import assert_slope
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import HeliosDiT
@@ -26,6 +24,8 @@ from helios_cli.train.tables import Clips
 from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SCHEDULERS, SPECS
+from support.lessons import CONFIG, ROWS, cache, generators, network
+from support.slopes import assert_slope
 
 CPU = torch.device("cpu")
 KINDS = {"base": (base.Settings, Base), "mid": (mid.Settings, Mid)}

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from waiting import LONGEST
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.errors import InputError
@@ -23,6 +22,7 @@ from helios_cli.train.data.folder import ClipEncoded, ClipSkipped, FolderDone, S
 from helios_cli.train.settings.latents import Clips
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SPECS
+from support.waiting import LONGEST
 
 SIZE = (32, 16)
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import oracle
 import pytest
 import torch
 from diffusers import HeliosTransformer3DModel
-from tolerance import assert_equal_up_to_order
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -18,6 +16,8 @@ from helios_cli.model.attention import attention
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT
 from helios_cli.train.forward import checkpointed, flow, flow_and_hidden, given
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM
+from support import oracle
+from support.tolerance import assert_equal_up_to_order
 
 BATCH, ROWS = 3, 24
 TIMESTEPS = torch.tensor([998.0, 385.0, 12.0])

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from train.distilling import Clips, checkpoint, distillation, gradients, network, watched
 
 from helios_cli.errors import InputError
 from helios_cli.train.discriminator import (
@@ -21,6 +20,7 @@ from helios_cli.train.discriminator import (
 from helios_cli.train.phase import Share
 from helios_cli.train.phases import distill
 from helios_cli.train.settings.distill import Memory
+from support.distilling import Clips, checkpoint, distillation, gradients, network, watched
 
 
 def test_losses_are_the_formulas():

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from train.lessons import ROWS, cache, frame, generators
 
 from helios_cli.engine.history import History as EngineHistory
 from helios_cli.errors import InputError
 from helios_cli.train.history import REFRESHED_EVERY, Teacher
 from helios_cli.train.tables import Clips, Corruption, History
+from support.lessons import ROWS, cache, frame, generators
 
 CLEAN = Corruption(clean=1.0)
 WHOLE = History(text=0, image=0, short=0, empty_caption=0)

@@ -16,9 +16,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
-from train.toy.phases.toy import Toy
-from train.toy.settings.toy import Faults, Memory, Settings
-from waiting import LONGEST
 
 from helios_cli import machine
 from helios_cli.bench.synthetic import write_checkpoint
@@ -31,6 +28,9 @@ from helios_cli.train.phase import Share
 from helios_cli.train.state import load_state
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.specs import SPECS
+from support.toy.phases.toy import Toy
+from support.toy.settings.toy import Faults, Memory, Settings
+from support.waiting import LONGEST
 
 CPU = torch.device("cpu")
 
@@ -146,7 +146,7 @@ def spawned(out: Path, seconds: float) -> subprocess.Popen:
         f'phase = "toy"\nout = "{out}"\nsteps = 12\nbatch = 4\ndtype = "float32"\n'
         f"[ema]\ndecay = 0.9\n[log]\nevery = 1\nsave_every = 4\n[faults]\nseconds = {seconds}\n"
     )
-    command = [sys.executable, "-m", "train.toy", "train", str(out.parent / "toy.toml"), "--progress", "plain"]
+    command = [sys.executable, "-m", "support.toy", "train", str(out.parent / "toy.toml"), "--progress", "plain"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 

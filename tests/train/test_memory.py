@@ -9,12 +9,12 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from train.distilling import distillation, gradients, network
 
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.train.adapters import SharedBackbone
 from helios_cli.train.cast import OneBackbone
 from helios_cli.train.memory import cached_loss, frozen, placed
+from support.distilling import distillation, gradients, network
 
 
 def inputs(seed: int = 1) -> dict:

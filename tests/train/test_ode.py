@@ -9,8 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pydantic import ValidationError
-from train.distilling import CONFIG, LATENT, SIZE, Clips, checkpoint, network
-from train.slopes import assert_slope
 
 from helios_cli.engine.calls import answered
 from helios_cli.engine.clock import Clock
@@ -35,6 +33,8 @@ from helios_cli.train.settings.pairs import Teacher
 from helios_cli.weights.checkpoint import Preset
 from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.specs import SCHEDULERS
+from support.distilling import CONFIG, LATENT, SIZE, Clips, checkpoint, network
+from support.slopes import assert_slope
 
 DMD = SchedulerConfig.from_json(SCHEDULERS["distilled"])
 MID = SchedulerConfig.from_json(SCHEDULERS["mid"])

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from train.lessons import CONFIG, ROWS, cache
 
 from helios_cli.train.probe import ATTRIBUTES, VALUES, Probe, caption_of, swap
 from helios_cli.train.world.grammar import Attributes, attributes
 from helios_cli.train.world.palette import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
+from support.lessons import CONFIG, ROWS, cache
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from train.lessons import CONFIG
 
 from helios_cli.engine import render
 from helios_cli.engine.calls import answered
@@ -23,6 +22,7 @@ from helios_cli.train.ablation import AbsoluteDenoiser, AnchorlessHistory, absol
 from helios_cli.train.rollout import enter
 from helios_cli.weights.checkpoint import Preset
 from helios_cli.weights.specs import SCHEDULERS
+from support.lessons import CONFIG
 
 MID = SchedulerConfig.from_json(SCHEDULERS["mid"])
 METHOD = [(0.999, 0.666333), (0.799760, 0.333666), (0.500374, 0.0)]

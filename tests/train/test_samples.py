@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import plan_of, rendered
-from oracle import Case
 from PIL import Image
 
 from helios_cli.architecture import DiTConfig
@@ -23,6 +21,8 @@ from helios_cli.train.world.palette import held_out
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint
 from helios_cli.weights.load import load_component
 from helios_cli.weights.specs import SPECS
+from support.oracle import Case
+from support.renders import plan_of, rendered
 
 SIZE = (64, 64)
 CPU = torch.device("cpu")

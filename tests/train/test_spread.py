@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from waiting import LONGEST
 
 from helios_cli.errors import InputError
 from helios_cli.train import spread as spread_module
 from helios_cli.train.spread import Spread, spread
 from helios_cli.train.state import load_state
+from support.waiting import LONGEST
 
 CONFIG = """
 phase = "toy"
@@ -41,7 +41,7 @@ seconds = {seconds}
 def started(out: Path, processes: int, seconds: float = 0.0) -> subprocess.Popen:
     config = out.parent / f"{out.name}.toml"
     config.write_text(CONFIG.format(out=out, seconds=seconds))
-    helios = ["-m", "train.toy", "train", str(config), "--device", "cpu", "--progress", "plain"]
+    helios = ["-m", "support.toy", "train", str(config), "--device", "cpu", "--progress", "plain"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     command = [sys.executable, *(torchrun if processes > 1 else []), *helios]

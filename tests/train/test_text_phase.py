@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from train.slopes import assert_slope
 from transformers import UMT5EncoderModel
 
 from helios_cli.bench.synthetic import write_checkpoint
@@ -17,6 +16,7 @@ from helios_cli.train.world.grammar import caption_with_labels
 from helios_cli.train.world.scene import draw_scene
 from helios_cli.weights.checkpoint import TOKENIZER, Checkpoint
 from helios_cli.weights.specs import SPECS
+from support.slopes import assert_slope
 
 BATCH = 8
 

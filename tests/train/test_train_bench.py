@@ -11,13 +11,13 @@ import time
 
 import pytest
 import torch
-from programs import program
 
 from helios_cli import child, machine
 from helios_cli.cli import main
 from helios_cli.errors import Interrupted, MachineError
 from helios_cli.train import bench
 from helios_cli.train.bench import Held, Job, measure_apart, peak_of
+from support.programs import program
 
 MEGA = 10**6
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import train.toy  # noqa: F401
 from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
-from waiting import LONGEST
 
+import support.toy  # noqa: F401
 from helios_cli.cli import main
 from helios_cli.train.data.toy import ShardWritten
 from helios_cli.train.events import FillDone, FillStarted, RunStarted, Trained
 from helios_cli.train.plot import HEIGHT, WIDTH, Axis, plot_log, read_log
 from helios_cli.train_view import Pace, RichView
+from support.waiting import LONGEST
 
 GOOD = 'phase = "toy"\nout = "{out}"\nsteps = 4\nbatch = 2\n[log]\nevery = 2\nsave_every = 2\n'
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from train.distilling import LATENT, distillation, gradients, network, watched
 
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.sampling.noise import draw
@@ -17,6 +16,7 @@ from helios_cli.train.history import Lesson
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.distill import PURPOSES, SCHEDULER, DistillPhase
 from helios_cli.train.rollout import draw_noise, student_roll_out
+from support.distilling import LATENT, distillation, gradients, network, watched
 
 SHARE = Share(step=5, samples=range(2), batch=2, seed=0)
 HEADS = (0, 2)

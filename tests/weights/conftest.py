@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from waiting import LONGEST
-from weights.fakes import COMMIT, Hub, write_checkpoint
+
+from support.fakes import COMMIT, Hub, write_checkpoint
+from support.waiting import LONGEST
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import threading
 
 import pytest
 import torch
-from queues import Mark, Queue
 from safetensors.torch import save_file
 from torch import nn
 
@@ -21,6 +20,7 @@ from helios_cli.weights.checkpoint import Component
 from helios_cli.weights.files import read_tensors
 from helios_cli.weights.load import load_component, wanted_tensors
 from helios_cli.weights.reader import WeightFiles
+from support.queues import Mark, Queue
 
 CPU = torch.device("cpu")
 HOW = {"dtype": torch.bfloat16, "keep_fp32": lambda name: name == "1.weight", "leave": frozenset(), "check": True}

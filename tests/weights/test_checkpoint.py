@@ -10,10 +10,10 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from weights.fakes import TRANSFORMER_SIZES, VAE_SIZES, write_checkpoint, write_json, zeros
 
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.checkpoint import Checkpoint, files_of, missing_files, needed_files
+from support.fakes import TRANSFORMER_SIZES, VAE_SIZES, write_checkpoint, write_json, zeros
 
 
 @pytest.mark.parametrize(

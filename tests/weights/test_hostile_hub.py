@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+
+from support.fakes import COMMIT, Hub
 from weights.conftest import serve
-from weights.fakes import COMMIT, Hub
 from weights.test_hub import WEIGHTS, pull
 
 TOKEN = "hf_abcdefghijklmnopqrst"

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from weights.fakes import COMMIT, write_checkpoint
 
 from helios_cli.errors import InputError
 from helios_cli.units import format_bytes
@@ -16,6 +15,7 @@ from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.hub import Source, shadow_of, source_of
 from helios_cli.weights.names import EMBEDDED_FOLDER, KNOWN
 from helios_cli.weights.verify import bytes_to_read, verify
+from support.fakes import COMMIT, write_checkpoint
 
 WEIGHTS = "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"
 

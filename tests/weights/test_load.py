@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from weights.fakes import PIPELINES, write_json
 
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.checkpoint import Checkpoint, Component
 from helios_cli.weights.files import read_tensors
 from helios_cli.weights.load import load_component
+from support.fakes import PIPELINES, write_json
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from queues import Mark, Queue
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,6 +21,7 @@ from helios_cli.weights.files import read_header
 from helios_cli.weights.offload import ALIGNMENT, BlockStream, StoredRows, layout_of
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement, Wish, streamed_blocks
 from helios_cli.weights.reader import Stored, WeightFiles
+from support.queues import Mark, Queue
 
 CPU = torch.device("cpu")
 
@@ -207,8 +207,8 @@ def test_turns_and_wishes():
 PEAK = """
 import sys, torch
 from pathlib import Path
-from films import models_of, plan_of
-from oracle import Case
+from support.renders import models_of, plan_of
+from support.oracle import Case
 from helios_cli.engine.render import render
 from helios_cli.film.writer import open_writer
 from helios_cli.machine import peak_host_bytes

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 
 import pytest
-from reruns import in_child
+
+from support.reruns import in_child
 
 GROUP = 2000
 

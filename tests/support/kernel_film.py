@@ -1,6 +1,6 @@
 """Run by test_model.py in a process of its own, with kernels or without: a small film's latents and frames to a file.
 
-filmed.py OUT none|fp8 float32|bfloat16 CHUNKS
+kernel_film.py OUT none|fp8 float32|bfloat16 CHUNKS
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A phase small enough to train in a test: two players, draws from the share alone. `python -m train.toy ARGUMENTS` is
-`helios ARGUMENTS` with this phase beside the package's own."""
+"""A phase small enough to train in a test: two players, draws from the share alone. `python -m support.toy ARGUMENTS`
+is `helios ARGUMENTS` with this phase next to the package's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the goldens that the package and the tests hold: `python tests/goldens.py` in the root of the tree.
+"""Makes the goldens that the package and the tests hold: `python tests/golden/make.py` in the root of the tree.
 
 Pictures and latents are diffusers' in float32, so that what is compared with them is compared with somebody else's
 arithmetic. Digests are of our own float32: of every bit that a film's latents and frames have, where the libraries are
@@ -15,7 +15,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
@@ -43,7 +43,8 @@ PLAIN = {
 def golden_frames(output_type: str = "np", chunks: int = selftest.CHUNKS):
     """The golden film as diffusers makes it: frames, uint8 [frames, height, width, 3], or latents."""
     import diffusers
-    import oracle
+
+    from support import oracle
 
     golden = selftest.told()
     pipeline = diffusers.DiffusionPipeline.from_pretrained(EMBEDDED_FOLDER, dtype=torch.float32)
@@ -93,7 +94,7 @@ def write() -> None:
     from PIL import Image
 
     versions = {name: metadata.version(name) for name in ("diffusers", "transformers", "torch")}
-    made = {"made_by": "diffusers, float32, `python tests/goldens.py`", "versions": versions}
+    made = {"made_by": "diffusers, float32, `python tests/golden/make.py`", "versions": versions}
     selftest.PROVENANCE.write_text(json.dumps({**selftest.told(), **made}, indent=2) + "\n")
     Image.fromarray(selftest.sheet(selftest.chosen(golden_frames()))).save(selftest.PICTURES, optimize=True)
     np.save(LATENTS, golden_frames("latent", CHUNKS)[:, :, -9:].numpy())

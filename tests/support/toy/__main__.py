@@ -1,7 +1,6 @@
 import sys
 
-import train.toy  # noqa: F401
-
+import support.toy  # noqa: F401
 from helios_cli.cli import main
 
 sys.exit(main())

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from oracle import Case
 from PIL import Image
 
 from helios_cli.engine.models import Models
@@ -14,6 +13,7 @@ from helios_cli.engine.render import render
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.weights.checkpoint import Checkpoint
+from support.oracle import Case
 
 
 def plan_of(case: Case) -> Plan:

@@ -1,0 +1,1 @@
+"""What several test files share: random checkpoints, renders of them, stand-ins for programs and for a Hub."""
