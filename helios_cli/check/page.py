@@ -29,7 +29,7 @@ body { margin: 0 auto; padding: 2rem 1rem 4rem; max-width: 68rem; background: va
 h1 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.05rem; margin: 0 0 .6rem; }
 header, section, details { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
   padding: 1rem 1.2rem; margin-bottom: 1rem; }
-p { margin: .4rem 0; } .soft, figcaption, svg text { color: var(--soft); }
+p { margin: .4rem 0; } .soft, figcaption { color: var(--soft); }
 .verdict { font-weight: 600; } .good { color: var(--good); } .bad { color: var(--bad); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -41,11 +41,6 @@ summary { cursor: pointer; font-weight: 600; } details table { margin-top: .8rem
 figure { margin: 0; } .sheet img { display: block; width: 100%; border-radius: 4px; border: 2px solid transparent; }
 .sheet .bad img { border-color: var(--bad); } .sheet figcaption { font-size: .78rem; }
 .plot { margin-bottom: .7rem; } svg { display: block; width: 100%; height: auto; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
-.grid { stroke: var(--rule); } .cut { stroke: var(--faint); stroke-dasharray: 2 3; }
-.limit { stroke: var(--bad); stroke-dasharray: 5 4; } path.data { fill: none; stroke: var(--data); stroke-width: 1.6; }
-path.faint { fill: none; stroke: var(--faint); stroke-width: 1.2; } circle.data { fill: var(--data); }
-circle.faint { fill: var(--faint); } .band { fill: var(--data); opacity: .25; } .mark { fill: var(--bad); }
 .swatch { display: inline-block; width: 2.6rem; height: 1rem; border-radius: 3px; border: 1px solid var(--rule);
   vertical-align: -2px; }
 """
@@ -87,7 +82,7 @@ def page(report: Report) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}: check</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{name}: check</title>\n<style>{STYLE}{plot.STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in body if part)
         + "\n</body>\n</html>\n"
     )

@@ -1,4 +1,4 @@
-"""What a run writes down for people: `log.jsonl`, one object a line, and `losses.png`."""
+"""What a run writes down for people: `log.jsonl`, one object a line, and `losses.svg`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from statistics import fmean
 
 from helios_cli.train.events import Trained
 
-LOG, PLOT = "log.jsonl", "losses.png"
+LOG, PLOT = "log.jsonl", "losses.svg"
 
 
 @dataclass

@@ -135,6 +135,15 @@ def test_times_on_the_axis_are_few_and_apart(seconds):
     assert 1 <= len(places) <= 9 and all(np.diff(places) > 60)
 
 
+@pytest.mark.parametrize("values", [[1e-5, 1.0], [0.4, 0.5], [-3.0, 2.0], [0.0, 5.0], [2.0, 2.0], [7.0]], ids=str)
+def test_an_axis_holds_its_values_between_round_ticks(values):
+    series = plot.Series([0, 1], values, from_zero=False, least_range=0, may_be_logarithmic=True)
+    axis = plot.Axis(series)
+    assert all(-1e-9 <= axis.height(value) <= 1 + 1e-9 for value in (*values, *axis.ticks))
+    assert 1 <= len(axis.ticks) <= 8
+    assert all(float(f"{tick:.1e}") == pytest.approx(tick) for tick in axis.ticks)
+
+
 @pytest.mark.parametrize("num_chunks", [1, 48, 49, 500])
 def test_thumbnails_are_spread_over_the_film(num_chunks):
     frames = (np.full((4, 4, 3), index // 2 % 256, np.uint8) for index in range(2 * num_chunks))

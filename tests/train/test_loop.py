@@ -10,10 +10,10 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -309,9 +309,7 @@ def test_what_is_written_down(tmp_path):
         "step-00000006.png",
         "step-00000012.png",
     ]
-    with Image.open(tmp_path / "run/losses.png") as picture:
-        assert picture.size[0] > 600
-        assert len(picture.convert("RGB").getcolors(1 << 16)) > 3
+    assert ElementTree.parse(tmp_path / "run/losses.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize("place", ["other", "file", "start"])

@@ -7,18 +7,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
-import numpy as np
 import pytest
-from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
 
 import support.toy  # noqa: F401
+from helios_cli.check.plot import WIDTH
 from helios_cli.cli import main
 from helios_cli.train.data.toy import ShardWritten
 from helios_cli.train.events import FillDone, FillStarted, RunStarted, Trained
-from helios_cli.train.plot import HEIGHT, WIDTH, Axis, plot_log, read_log
+from helios_cli.train.plot import plot_log, read_log
 from helios_cli.train_view import Pace, RichView
 from support.waiting import LONGEST
 
@@ -55,7 +55,7 @@ def test_flags_take_the_place_of_settings(config, tmp_path, capfd):
     out = tmp_path / 'the "other", one'
     flags = ["--steps", "1", "-o", str(out), "--set", "loss.weight=0.5", "--set", "ema.decay=0.5", "-q"]
     assert main(["train", str(config), *flags]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint", "log.jsonl", "losses.png", "state"]
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint", "log.jsonl", "losses.svg", "state"]
     assert main(["train", str(config), "-o", str(out), "-q"]) == 2
     assert "loss.weight was 0.5, is 1.0" in capfd.readouterr().err
 
@@ -169,23 +169,17 @@ def test_what_is_left_goes_by_the_pace_of_this_process():
     assert pace.left_text == "2:30 left"
 
 
-@pytest.mark.parametrize("values", [[1e-5, 1.0], [0.4, 0.5], [-3.0, 2.0], [0.0, 5.0], [2.0, 2.0], [7.0]], ids=str)
-def test_an_axis_holds_its_values_between_round_ticks(values):
-    axis = Axis(values)
-    assert all(0 <= axis.height(value) <= 1 for value in (*values, *axis.ticks))
-    assert 1 <= len(axis.ticks) <= 8
-    assert all(float(f"{tick:.1e}") == pytest.approx(tick) for tick in axis.ticks)
-
-
 def test_a_plot_shows_every_series(tmp_path):
     log = tmp_path / "log.jsonl"
     lines = [{"step": step, "player": "net", "losses": {"a": 1 / step, "b": float("nan")}} for step in range(1, 500)]
     lines += [{"step": 9, "probe": {"c": 2.0}}]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert {name: len(points) for name, points in read_log(log).items()} == {"net: a": 499, "probe: c": 1}
-    plot_log(log, tmp_path / "losses.png")
-    with Image.open(tmp_path / "losses.png") as picture:
-        assert picture.size == (2 * WIDTH, HEIGHT)
-        pixels = np.asarray(picture.crop((0, 0, WIDTH, HEIGHT))).astype(int)
-    blue = np.flatnonzero((pixels[..., 2] > pixels[..., 0] + 50).any(0))
-    assert blue.max() - blue.min() > 0.8 * WIDTH
+    plot_log(log, tmp_path / "losses.svg")
+    picture = ElementTree.parse(tmp_path / "losses.svg").getroot()
+    drawn = [part for part in picture.iter() if part.get("class") == "data"]
+    assert [part.tag.rpartition("}")[2] for part in drawn] == ["path", "circle"]
+    places = [float(point.split()[0]) for point in drawn[0].get("d").removeprefix("M").split("L")]
+    assert max(places) - min(places) > 0.8 * WIDTH
+    titles = [part.text for part in picture.iter() if part.tag.endswith("}text") and ": " in part.text]
+    assert [title.split("  ")[0] for title in titles] == ["net: a", "probe: c"]
