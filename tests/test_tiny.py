@@ -15,13 +15,13 @@ import torch
 from typer.main import get_command
 
 from golden.make import golden_frames
-from helios_cli.bench.quality import adherence, score
 from helios_cli.bench.screening import Showing, films
 from helios_cli.bench.selftest import CHUNKS, PICTURES, PROVENANCE, chosen, read_golden
 from helios_cli.cli import app
 from helios_cli.engine.models import Models
 from helios_cli.train.config import load
 from helios_cli.train.world.grammar import NOUNS
+from helios_cli.train.world.judge import adherence, score
 from helios_cli.train.world.split import prompts
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint, files_of

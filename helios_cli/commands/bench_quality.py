@@ -89,9 +89,9 @@ def quality(
 
 def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Path | None) -> dict:
     """Render, score and show the films of held-out prompts."""
-    from helios_cli.bench.quality import ATTRIBUTES, adherence, score
     from helios_cli.bench.screening import films as rendered
     from helios_cli.train.sheet import Row, Samples, save_sheet
+    from helios_cli.train.world.judge import ATTRIBUTES, adherence, score
     from helios_cli.train.world.split import prompts as held_out_prompts
     from helios_cli.units import FRAMES_PER_CHUNK
 
@@ -122,8 +122,8 @@ def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Pat
 
 def _lasting(models: Models, how: Showing, count: int, minutes: float) -> dict:
     """Render and watch long films, and show how they last."""
-    from helios_cli.bench.quality import Watcher, lasting
     from helios_cli.bench.screening import show
+    from helios_cli.train.world.judge import Watcher, lasting
     from helios_cli.train.world.split import prompts as held_out_prompts
     from helios_cli.units import DEFAULT_FPS
 
@@ -143,10 +143,10 @@ def _lasting(models: Models, how: Showing, count: int, minutes: float) -> dict:
 
 def _changes(models: Models, how: Showing, count: int) -> dict:
     """Render films of two shots with each transition, and show how they go from one prompt to the other."""
-    from helios_cli.bench.quality import change
-    from helios_cli.bench.quality import changes as together
     from helios_cli.bench.screening import two_shots
     from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
+    from helios_cli.train.world.judge import change
+    from helios_cli.train.world.judge import changes as together
     from helios_cli.train.world.split import pairs
     from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helios_cli.bench.quality import Watcher, adherence, change, changes, jumps_of, lasting, score
 from helios_cli.cli import main
 from helios_cli.commands import bench_quality
 from helios_cli.engine import render as engine
@@ -17,6 +16,7 @@ from helios_cli.engine.history import History
 from helios_cli.train.ablation import AbsoluteDenoiser, AnchorlessHistory
 from helios_cli.train.world.draw import backdrop_picture, render
 from helios_cli.train.world.grammar import labels
+from helios_cli.train.world.judge import Watcher, adherence, change, changes, jumps_of, lasting, score
 from helios_cli.train.world.scene import Scene, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK
 

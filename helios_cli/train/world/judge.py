@@ -1,6 +1,6 @@
-"""How well a model of the toy world does: what its films show against what their prompts say, and how films last.
+"""Score films of the toy world: what they show against what their prompts say, and how well long films last.
 
-Films come as frames, whoever made them; nothing here renders. Everything is read from pixels by `world.measure`.
+Films arrive as frames; nothing here renders. Everything is read from pixels by `world.measure`.
 """
 
 from __future__ import annotations
