@@ -8,7 +8,6 @@ NAME.pairs.safetensors      M pairs, float16: `past` [M, C, 19, H, W], `anchor` 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from helios_cli.errors import InputError
+from helios_cli.files import replacing
 from helios_cli.film.disk import disk_errors
 from helios_cli.train.history import Lesson
 from helios_cli.train.rollout import Walk
@@ -83,9 +83,8 @@ def open_pairs(folder: Path, note: PairsNote) -> None:
     if not (folder / NOTE).exists():
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            new = folder / f".new-{os.getpid()}-{NOTE}"
-            new.write_text(json.dumps(vars(note), indent=2) + "\n", encoding="utf-8")
-            os.replace(new, folder / NOTE)  # whole, as other processes may be about to read it
+            with replacing(folder / NOTE) as new:  # other processes may be about to read it
+                new.write_text(json.dumps(vars(note), indent=2) + "\n", encoding="utf-8")
         return
     found = read_note(folder)
     before, now = ({"kept": str(n.kept), "size": str(n.size), **n.made_with} for n in (found, note))
@@ -123,7 +122,5 @@ def write_pairs(path: Path, lesson: Lesson, walks: Sequence[Walk]) -> None:
     halves = {name: tensor.cpu().half().contiguous() for name, tensor in tensors.items()}
     if not all(tensor.isfinite().all() for tensor in halves.values()):
         raise InputError(f"the teacher's pairs for {path} are not finite numbers", hint="train the teacher on")
-    new = path.with_name(f".new-{os.getpid()}-{path.name}")
-    with disk_errors(path):
+    with disk_errors(path), replacing(path) as new:
         save_file(halves, new)
-        os.replace(new, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+from helios_cli.files import replacing
 from helios_cli.train.events import Trained
 
 LOG, PLOT = "log.jsonl", "losses.svg"
@@ -36,9 +36,9 @@ class Record:
         """Go on after `step`. What an earlier process logged of later steps, but did not save, goes."""
         if self.writes:
             text = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
-            new = self.log.with_suffix(".new")
-            new.write_text("".join(line for line in text.splitlines(True) if _step_of(line) <= step), encoding="utf-8")
-            os.replace(new, self.log)
+            kept = "".join(line for line in text.splitlines(True) if _step_of(line) <= step)
+            with replacing(self.log) as new:
+                new.write_text(kept, encoding="utf-8")
         self._clear()
 
     def add(self, player: str, losses: dict[str, float], lr: float, norm: float, samples: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
+from helios_cli.files import replacing
 from helios_cli.train.config import Count, Positive, Table
 from helios_cli.units import FRAMES_PER_CHUNK
 
@@ -78,9 +78,8 @@ def save_sheet(path: Path, title: str, rows: Sequence[Row], size: tuple[int, int
                 picture = Image.fromarray(row.pictures[moment]).resize((width, height), Image.Resampling.BOX)
                 sheet.paste(picture, (left + column * (width + GAP), y))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.new")
-    sheet.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with replacing(path) as new:
+        sheet.save(new, format="PNG")
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, height: int) -> str:

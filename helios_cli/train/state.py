@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from helios_cli.errors import CheckpointError, InputError
+from helios_cli.files import replacing
 from helios_cli.train.config import Config
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint, files_of
 
@@ -41,13 +42,10 @@ def open_start(path: Path | str) -> Checkpoint:
 def save_state(folder: Path, step: int, state: dict) -> Path:
     """Write `state` as that of `step` to the run `folder`: all of it or nothing. Returns the file."""
     states = folder / STATE
-    file, new = states / f"step-{step:08d}.pt", states / "new"
-    with open(new, "wb") as out:
+    file = states / f"step-{step:08d}.pt"
+    with replacing(file, durable=True) as new, new.open("wb") as out:  # given a path, torch refuses a name like .new-12
         torch.save(state, out)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(new, file)
-    for old in sorted(states.glob("step-*.pt"))[:-KEPT_STATES]:
+    for old in [*states.glob(".new-*"), *sorted(states.glob("step-*.pt"))[:-KEPT_STATES]]:
         old.unlink()
     return file
 

@@ -6,10 +6,10 @@ Each function replaces whole files, so that a reader never sees half of one.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helios_cli.files import replacing
 from helios_cli.weights.checkpoint import MODEL_INDEX, OWN_FILE, SCHEDULER_CONFIG, SCHEDULERS, WEIGHT_STEMS
 from helios_cli.weights.files import read_json
 
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 def write_json(path: Path, value: dict) -> None:
     """Write `value` to `path`, whose folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(new, path)
+    with replacing(path) as new:
+        new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_weights(folder: Path, name: str, state: dict[str, Tensor], *, shard: str = "") -> None:
@@ -33,10 +32,9 @@ def write_weights(folder: Path, name: str, state: dict[str, Tensor], *, shard: s
 
     file = folder / name / (shard or f"{WEIGHT_STEMS[name]}.safetensors")
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(f".{file.name}.new")
-    save_file(state, new, metadata={"format": "pt"})
-    new.chmod(0o644)  # the library leaves it to its owner alone
-    os.replace(new, file)
+    with replacing(file) as new:
+        save_file(state, new, metadata={"format": "pt"})
+        new.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def shard_name(name: str, number: int, count: int) -> str:

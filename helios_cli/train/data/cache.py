@@ -12,7 +12,6 @@ Latents are those the transformer works on, normalised by the VAE's statistics; 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +25,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from helios_cli.errors import InputError
+from helios_cli.files import replacing
 from helios_cli.film.disk import disk_errors
 from helios_cli.units import HISTORY_CHUNKS, HISTORY_LATENTS, LATENTS_PER_CHUNK
 
@@ -296,11 +296,6 @@ def read_clips(path: Path) -> list[dict]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """The file appears whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a file that appears whole or not at all."""
+    with replacing(path) as new:
+        new.write_bytes(data)
