@@ -31,7 +31,7 @@ from helios_cli.weights.checkpoint import PRESETS, Checkpoint
 from helios_cli.weights.fp8 import quantize_weight
 from helios_cli.weights.specs import SPECS
 from helios_kernels import bench as kernel_bench
-from helios_kernels import tune, tuned
+from helios_kernels import tuning as kernel_tuning
 from helios_kernels.dispatch import backend
 from helios_kernels.timing import gpu_seconds
 
@@ -41,7 +41,7 @@ Rows = Iterator[dict]
 def measure(question: dict) -> Rows:
     """The rows of `question["part"]` on `question["device"]`, as they come; what else there is are its arguments."""
     part, device = question.pop("part"), machine.pick_device(question.pop("device"))
-    tuned.use(machine.tuned_file())
+    kernel_tuning.use(machine.tuned_file())
     yield from PARTS[part](device, **question)
 
 
@@ -69,11 +69,11 @@ def kernels(device: torch.device, names: list[str], compiled: bool, ceiling: dic
 
 def tuning(device: torch.device, names: list[str]) -> Rows:
     """Every kernel's best configuration, kept as it is found."""
-    like = tune.begin()
+    like = kernel_tuning.begin()
     for name in names:
         yield {"begun": name}
-        for found in tune.tune(gpu_seconds, device=device, like=like, names=(name,)):
-            tune.keep(found, machine.tuned_file())
+        for found in kernel_tuning.tune(gpu_seconds, device=device, like=like, names=(name,)):
+            kernel_tuning.keep(found, machine.tuned_file())
             yield asdict(found)
 
 

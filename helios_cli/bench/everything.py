@@ -34,8 +34,8 @@ from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import FP8_CAPABILITY
 from helios_cli.weights.specs import SPECS
-from helios_kernels import tune
-from helios_kernels.registry import OPS
+from helios_kernels.check import OPS
+from helios_kernels.tuning import TUNABLES
 
 SECONDS = 480.0
 """After which no part goes on."""
@@ -201,7 +201,7 @@ def _kernels(device: torch.device, seconds: float, known: Results, *, compiled: 
 
 def _tuning(device: torch.device, seconds: float, known: Results) -> list[dict]:
     """As `helios bench kernels --tune`: what is found better is kept at once, and stays if time runs out."""
-    names = list(dict.fromkeys(subject.op for subject in tune.SUBJECTS))
+    names = list(dict.fromkeys(one.op for one in TUNABLES))
     return _one_by_one(device, "tuning", names, seconds, kernels="triton")
 
 

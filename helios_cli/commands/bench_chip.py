@@ -47,12 +47,12 @@ def kernels(
 
     ceiling = bench.measure_ceiling()
     data = {**report.environment(), **heading(machine.pick_device("cuda")), "ceiling": asdict(ceiling), "timings": []}
-    for text in (f"{data['device']}, {data['date'][:10]}, {data['versions']['commit']}", bench.told(ceiling), ""):
+    for text in (f"{data['device']}, {data['date'][:10]}, {data['versions']['commit']}", str(ceiling), ""):
         console.line(text)
     console.line(bench.HEADING)
     red = []
     for timing in bench.bench(ceiling, names):
-        console.line(bench.line(timing))
+        console.line(str(timing))
         data["timings"].append(asdict(timing))
         options.write_out(out, data)
         red += [f"{timing.op} {timing.case}"] if timing.fault else []
@@ -65,16 +65,16 @@ def _tune(file: Path, operations: Collection[str]) -> dict:
     """Tune kernels, and write what is better than what they have to `file` as it is found."""
     import torch
 
-    from helios_kernels import tune
+    from helios_kernels import tuning as kernels
     from helios_kernels.timing import gpu_seconds
 
     rows = []
     try:
-        for tuning in tune.tune(gpu_seconds, device=torch.device("cuda"), like=tune.begin(), names=operations):
+        for tuning in kernels.tune(gpu_seconds, device=torch.device("cuda"), like=kernels.begin(), names=operations):
             console.status(f"{tuning.kernel}: {tuning.tried} tried, {tuning.refused} of them refused")
-            tune.keep(tuning, file)
+            kernels.keep(tuning, file)
             times = [None if time is None else round(time * 1e3, 4) for time in (tuning.before, tuning.seconds)]
-            rows.append([tuning.kernel, *times, tune.told(tuning.best) if tuning.best else "as before"])
+            rows.append([tuning.kernel, *times, str(tuning.best) if tuning.best else "as before"])
     except RuntimeError as error:
         raise MachineError(str(error), hint="kernels are tuned on a GPU; `helios doctor` shows what is here") from error
     from helios_cli.bench import report

@@ -28,7 +28,7 @@ from helios_cli.model.fp8 import Fp8, product
 from helios_cli.units import GRAPHS, LATENTS_PER_CHUNK, PROMPT_KEYS
 from helios_cli.versions import version_of
 from helios_cli.weights.fp8 import FP8_CAPABILITY
-from helios_kernels import tried, tuned
+from helios_kernels import trial, tuning
 from helios_kernels.dispatch import INTERPRETER
 
 T = TypeVar("T")
@@ -63,8 +63,8 @@ def fp8_fault(device: torch.device) -> str | None:
 
 def recall_kernels() -> None:
     """Have kernels go by what was found of them on this machine: launch configurations, and whether they were right."""
-    tuned.use(machine.tuned_file())
-    tried.use(machine.tried_file())
+    tuning.use(machine.tuned_file())
+    trial.use(machine.tried_file())
 
 
 class FirstUse:

@@ -14,9 +14,8 @@ from helios_cli.child import ChildError, ask, serve
 from helios_cli.engine.calls import memory_told
 from helios_cli.engine.gpu import recall_kernels
 from helios_cli.errors import HeliosError
-from helios_kernels import tried
-from helios_kernels.trial import operations, trial
-from helios_kernels.tried import Verdicts
+from helios_kernels import trial
+from helios_kernels.trial import Verdicts
 
 NOTICE = "Triton kernels are tried on this GPU before films take them: about two minutes, once"
 
@@ -38,12 +37,12 @@ def settle(device: torch.device) -> Iterator[str]:
     yield NOTICE
     found = helios_kernels.find_triton()
     try:
-        verdicts = _try(device, operations(found.chip), tried.of(found.device) or Verdicts({}, {}))
+        verdicts = _try(device, trial.operations(found.chip), trial.of(found.device) or Verdicts({}, {}))
     except HeliosError as error:  # no memory, no device: nothing is known of the kernels
         yield f"kernels could not be tried, so this film goes without: {error.message}"
         return
     with contextlib.suppress(OSError):  # a home that cannot be written: they are tried again next time
-        tried.keep(found.device, verdicts, machine.tried_file())
+        trial.keep(found.device, verdicts, machine.tried_file())
     yield f"kernels: {helios_kernels.backend().name}, {helios_kernels.backend().reason}"
 
 
@@ -91,8 +90,7 @@ def rows(question: dict) -> Iterator[dict]:
     with memory_told():
         for name in question["names"]:
             yield {"operation": name}
-            for operation, fault in trial(device, [name]):
-                yield {"operation": operation, "fault": fault}
+            yield {"operation": name, "fault": trial.trial(device, name)}
 
 
 if __name__ == "__main__":

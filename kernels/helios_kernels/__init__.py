@@ -1,22 +1,17 @@
-"""Helios' fused operations: Triton kernels, each beside the plain PyTorch that it replaces and is tested against.
+"""Helios' fused operations: Triton kernels, each with the plain PyTorch twin that it replaces and is tested against.
 
-Importing this needs PyTorch alone; a kernel's module, and with it Triton, is imported at its first call.
+Importing this needs only PyTorch; a kernel's module, and with it Triton, is imported at its first call.
 """
 
 from helios_kernels.attention import attention
 from helios_kernels.attention import run_kernel as run_attention
 from helios_kernels.attention import takes as attention_takes
 from helios_kernels.dispatch import Backend, backend, find_triton, is_untried, runs
-from helios_kernels.dmd_step import dmd_step
-from helios_kernels.gated_residual import (
-    gated_residual,
-    gated_residual_layer_norm,
-    gated_residual_modulated_norm,
-)
+from helios_kernels.gated_residual import gated_residual, gated_residual_layer_norm, gated_residual_modulated_norm
 from helios_kernels.modulated_norm import layer_norm, modulated_norm
 from helios_kernels.qk_norm_rope import qk_norm_rope
 from helios_kernels.quantize import quantize
-from helios_kernels.renoise import renoise
+from helios_kernels.sampler import dmd_step, renoise
 from helios_kernels.vae_norm_silu import causal_pad, vae_norm_silu
 
 __all__ = [

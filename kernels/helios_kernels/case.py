@@ -17,15 +17,19 @@ class Case:
         id: short, unique within the operation.
         sizes: what `inputs` makes the tensors from.
         real: a shape of the 14B model, timed by the bench.
-        interpreted: small enough for Triton's interpreter.
         compiled: the dtypes it is built ahead of time in; a case for every kernel variant that a render starts.
+        small: whether Triton's interpreter can run it although it is real or compiled, which others are too large for.
     """
 
     id: str
     sizes: Mapping[str, Any]
     real: bool = False
-    interpreted: bool = True
     compiled: tuple[torch.dtype, ...] = ()
+    small: bool = False
+
+    @property
+    def interpreted(self) -> bool:
+        return self.small or not (self.real or self.compiled)
 
 
 @dataclass(frozen=True)
@@ -36,32 +40,32 @@ class Op:
         run: the public function; returns a tensor or several.
         reference: the twin, same arguments, same results, nothing changed in place.
         inputs: (case, dtype, device) -> keyword arguments of both.
-        moved_bytes, flops: what the case needs at least, of (case, element size in bytes) and of the case.
+        moved_bytes: (case, element size in bytes) -> bytes that have to be read and written; `flops`: operations.
         written: names of the inputs that `run` changes.
         exact: what `run` approximates, on float64 inputs; the twin unless that rounds by itself.
-        decode: results to comparable tensors, for those in a format of their own.
+        decode: makes tensors that can be compared of results in a format of their own.
         baseline: PyTorch's own way where the twin is no fair comparison; the twin otherwise.
         chips: where it can be built; None for everywhere.
     """
 
     name: str
-    run: Callable
-    reference: Callable
+    run: Callable[..., Any]
+    reference: Callable[..., Any]
     inputs: Callable[[Case, torch.dtype, torch.device], dict[str, Any]]
     cases: tuple[Case, ...]
     moved_bytes: Callable[[Case, int], int]
     flops: Callable[[Case], int] | None = None
     written: tuple[str, ...] = ()
-    exact: Callable | None = None
-    decode: Callable | None = None
-    baseline: Callable | None = None
+    exact: Callable[..., Any] | None = None
+    decode: Callable[..., Any] | None = None
+    baseline: Callable[..., Any] | None = None
     chips: tuple[str, ...] | None = None
 
 
 BF16 = (torch.bfloat16,)
 HALVES = (torch.bfloat16, torch.float16)
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-"""What renders compute in on a GPU."""
+"""What renders compute in on a GPU; with float32 all that they can."""
+DTYPES = (*HALVES, torch.float32)
 
 HISTORY = 2400
 """Rows of history at 640x384."""
@@ -73,8 +77,16 @@ WIDTH, HEADS, HEAD, HIDDEN = 5120, 40, 128, 13824
 """The 14B model."""
 
 
+def stages(compiled: tuple[torch.dtype, ...], **sizes: Any) -> tuple[Case, ...]:
+    """Return a real case for each stage, the last of them built ahead of time."""
+    return tuple(
+        Case(stage, {"S": S, **sizes}, real=True, compiled=compiled if stage == "stage2" else ())
+        for stage, S in STAGES.items()
+    )
+
+
 def outliers(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Normal numbers off centre, every seventh channel ten times larger, as the stream of a trained model has them."""
+    """Draw normal numbers off centre, every seventh channel ten times larger, as in the stream of a trained model."""
     x = torch.randn(shape, device=device)
     x[..., ::7] *= 10
     return (x + 0.5).to(dtype)

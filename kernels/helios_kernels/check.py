@@ -1,8 +1,9 @@
-"""A kernel against its twin: what the tests and the bench both do before they believe it."""
+"""Every operation against its twin, as the tests and the bench do it before they trust a kernel."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -10,7 +11,18 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from helios_kernels.attention import cases as attention
 from helios_kernels.case import Case, Op
+from helios_kernels.gated_residual import cases as gated_residual
+from helios_kernels.modulated_norm import cases as modulated_norm
+from helios_kernels.qk_norm_rope import cases as qk_norm_rope
+from helios_kernels.quantize import cases as quantize
+from helios_kernels.sampler import cases as sampler
+from helios_kernels.vae_norm_silu import cases as vae_norm_silu
+
+_MODULES = (modulated_norm, gated_residual, qk_norm_rope, attention, quantize, sampler, vae_norm_silu)
+
+OPS: dict[str, Op] = {op.name: op for module in _MODULES for op in module.OPS}
 
 UNITS = 2**-21
 """Relative error of float32 results of a GPU's own units: two of ex2.approx and rsqrt.approx, 2^-22 each (PTX ISA)."""
@@ -31,22 +43,21 @@ class Comparison:
 
     @property
     def bound(self) -> float:
-        """Twice the twin's own error, and the rounding of the exact result to the dtype: to what a GPU's units make of
-        exponentials and roots, where that is the less exact one."""
-        rounding = _distance(self.exact.to(self.ours.dtype), self.exact)
-        if self.exact.numel():
-            rounding = max(rounding, UNITS * self.exact.abs().max().item())
+        """Twice the twin's own error, plus the rounding of the exact result to the dtype or, if that is larger, the
+        error of a GPU's units for exponentials and roots."""
+        rounding = max(_distance(self.exact.to(self.ours.dtype), self.exact), UNITS * self.exact.abs().max().item())
         return 2 * _distance(self.native, self.exact) + rounding
 
     @property
     def good(self) -> bool:
-        return self.error <= self.bound  # false for NaN
+        """Whether the error is within the bound: false for NaN, true for an empty result."""
+        return not self.exact.numel() or self.error <= self.bound
 
 
 def compare(op: Op, case: Case, dtype: torch.dtype, device: torch.device, seed: int = 0) -> list[Comparison]:
-    """Runs all three. AssertionError if the kernel changes an input it should not, or memory around the one it should.
+    """Run all three. AssertionError if the kernel changes an input it should not, or memory around one it should.
 
-    What the kernel allocates is filled with NaN, so that an element it leaves out shows.
+    The kernel's allocations are filled with NaN, which shows elements that it leaves out.
     """
     torch.manual_seed(seed)
     inputs = op.inputs(case, dtype, device)
@@ -56,15 +67,15 @@ def compare(op: Op, case: Case, dtype: torch.dtype, device: torch.device, seed: 
     with poisoned():
         ours = op.run(**inputs)
     for name, storage in before.items():
-        if name in op.written:  # put back what the kernel may write: the rest must be as it was
-            now = _storage(inputs[name]).clone()
+        now = _storage(inputs[name])
+        if name in op.written:  # restore what the kernel may write: the rest must be as it was
+            now = now.clone()
             _view_like(now, inputs[name]).copy_(_view_like(storage, inputs[name]))
-        else:
-            now = _storage(inputs[name])
-        torch.testing.assert_close(now, storage, rtol=0, atol=0, equal_nan=True, msg=f"{op.name} wrote beside {name}")
+        message = f"{op.name} wrote outside of its result in {name}"
+        torch.testing.assert_close(now, storage, rtol=0, atol=0, equal_nan=True, msg=message)
     if op.decode:
         ours, native = op.decode(ours), op.decode(native)
-    results = [_as_tuple(result) for result in (ours, native, exact)]
+    results = [result if isinstance(result, tuple) else (result,) for result in (ours, native, exact)]
     compared = [Comparison(f"{op.name} {case.id} [{i}]", *three) for i, three in enumerate(zip(*results, strict=True))]
     for result in compared:
         assert result.ours.shape == result.exact.shape and result.ours.dtype == result.native.dtype, result.name
@@ -72,8 +83,8 @@ def compare(op: Op, case: Case, dtype: torch.dtype, device: torch.device, seed: 
 
 
 @contextlib.contextmanager
-def poisoned():
-    """`torch.empty` is full of NaN inside: reading memory that nobody wrote shows at once."""
+def poisoned() -> Iterator[None]:
+    """Fill the results of `torch.empty` with NaN, so that memory that is read before it is written shows."""
     empty = torch.empty
 
     def poison(*args: Any, **kwargs: Any) -> Tensor:
@@ -93,13 +104,9 @@ def _double(value: Any) -> Any:
 
 
 def _storage(x: Tensor) -> Tensor:
-    """All memory behind a view, flat."""
+    """Return all memory behind a view, flat."""
     return x.as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
 
 
 def _view_like(storage: Tensor, x: Tensor) -> Tensor:
     return storage.as_strided(x.shape, x.stride(), x.storage_offset())
-
-
-def _as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)

@@ -1,7 +1,7 @@
-"""Triton or plain PyTorch: decided once, with the reason, for the whole process.
+"""Decides between Triton and plain PyTorch, once and with a reason, for the whole process.
 
-`HELIOS_KERNELS` forces it: `auto` (default) takes, on a GPU where they were tried, the kernels that were right
-(`trial.py`), `triton` insists, `reference` is plain PyTorch.
+`HELIOS_KERNELS` forces it: `auto` (default) takes the kernels that a trial on this GPU found right (`trial.py`),
+`triton` insists, `reference` is plain PyTorch.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from helios_kernels import devices, tried, tuned
+from helios_kernels import devices, trial
 
 CHOICES = ("auto", "triton", "reference")
 
 OLDEST_TRITON = (3, 6)
-"""The oldest whose builds have been checked for spills; it comes with PyTorch 2.10."""
+"""The oldest version whose builds have been checked for spills; it comes with PyTorch 2.10."""
 
 INTERPRETER = "interpreter"
 
 FP8_CHIPS = ("sm_89", "sm_90", "sm_100", "sm_120", "gfx942", INTERPRETER)
-"""Ampere converts nothing to fp8."""
+"""Chips that convert to fp8; Ampere does not."""
 
 _borrows = False
 
@@ -36,10 +37,13 @@ _compiling_for: ContextVar[str | None] = ContextVar("compiling_for", default=Non
 
 @dataclass(frozen=True)
 class Backend:
-    """`chip` is the key of the launch configurations (`configs.py`), None for plain PyTorch; `device` is its name.
+    """What runs the kernels.
 
-    `borrowed`: the configurations are another chip's, to be tuned from. `off`: operations that PyTorch does all the
-    same, with the reasons.
+    Attributes:
+        chip: key of the launch configurations (`tuning.py`); None for plain PyTorch.
+        device: the GPU's name.
+        borrowed: whether the configurations are another chip's, to be tuned from.
+        off: operations that PyTorch does all the same, with the reasons.
     """
 
     chip: str | None
@@ -52,10 +56,18 @@ class Backend:
     def name(self) -> str:
         return "triton" if self.chip else "reference"
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.chip not in (None, INTERPRETER)
+
 
 def backend() -> Backend:
-    """What runs the kernels of this process. RuntimeError for a choice that cannot be had."""
-    return _decided(os.environ.get("HELIOS_KERNELS", "auto"), devices.changes())
+    """Return what runs the kernels of this process. RuntimeError for a choice that is not available."""
+    return _decided(_choice(), devices.changes())
+
+
+def _choice() -> str:
+    return os.environ.get("HELIOS_KERNELS", "auto")
 
 
 @functools.lru_cache(maxsize=1)
@@ -67,43 +79,34 @@ def _decided(choice: str, _: int) -> Backend:
     found = find_triton()
     if choice == "triton" and found.chip is None:
         raise RuntimeError(f"HELIOS_KERNELS=triton, but {found.reason}")
-    return found if choice == "triton" or found.chip in (None, INTERPRETER) else _tried(found)
+    return _by_trial(found) if choice == "auto" and found.on_gpu else found
 
 
 def is_untried() -> bool:
-    """Whether kernels could run here, are left to `auto`, and have not all been tried on this GPU."""
-    if os.environ.get("HELIOS_KERNELS", "auto") != "auto":
+    """Return whether kernels could run here, are left to `auto`, and have not all been tried on this GPU."""
+    found = find_triton() if _choice() == "auto" else None
+    if not (found and found.chip and found.on_gpu):
         return False
-    found = find_triton()
-    if found.chip in (None, INTERPRETER):
-        return False
-    known = tried.of(found.device)
-    return known is None or any(name not in known.faults for name in _operations(found.chip))
+    verdicts = trial.of(found.device)
+    return verdicts is None or not verdicts.faults.keys() >= set(trial.operations(found.chip))
 
 
-def _tried(found: Backend) -> Backend:
-    """What runs with `auto`, where kernels could run."""
-    known = tried.of(found.device)
-    if known is None:
+def _by_trial(found: Backend) -> Backend:
+    """Return what runs with `auto` where kernels could run."""
+    verdicts, names = trial.of(found.device), trial.operations(found.chip or "")
+    if verdicts is None:
         return Backend(None, "kernels have not been tried on this GPU: the first film does, or HELIOS_KERNELS=triton")
-    names = _operations(found.chip)
-    off = {name: why for name in names if (why := known.why_not(name))}
+    off = {name: why for name in names if (why := verdicts.why_not(name))}
     first = next((f"{name}: {why}" for name, why in off.items()), "")
-    told = first + (f", and {len(off) - 1} more" if len(off) > 1 else "")
+    faults = first + (f", and {len(off) - 1} more" if len(off) > 1 else "")
     if len(off) == len(names):
-        return Backend(None, f"kernels were tried on this GPU and are wrong: {told}")
-    right = f"tried here and right but for {told}" if off else "tried here and right"
+        return Backend(None, f"kernels were tried on this GPU and are wrong: {faults}")
+    right = f"tried here and right except for {faults}" if off else "tried here and right"
     return replace(found, reason=f"{found.reason}, {right}", off={**found.off, **off})
 
 
-def _operations(chip: str) -> tuple[str, ...]:
-    from helios_kernels.trial import operations  # which imports all of them, and they this
-
-    return operations(chip)
-
-
 def find_triton() -> Backend:
-    """What could run kernels here, whatever `HELIOS_KERNELS` says."""
+    """Return what could run kernels here, whatever `HELIOS_KERNELS` says."""
     return _found(devices.changes())
 
 
@@ -122,24 +125,24 @@ def _found(_: int) -> Backend:
         return Backend(INTERPRETER, "TRITON_INTERPRET=1: kernels run on the CPU, slowly", INTERPRETER)
     if not torch.cuda.is_available():
         return Backend(None, "PyTorch sees no GPU")
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    chip, found = chip_of(properties), tuned.of(properties.name)
-    if chip is None and found is None and _borrows:
-        told = f"{properties.name} begins with another chip's"
-        return Backend(nearest_chip(), told, properties.name, borrowed=True, off=_lacks(nearest_chip()))
-    if chip is None and found is None:
-        return Backend(None, f"no kernel configuration is shipped for {properties.name}; `helios bench kernels --tune`")
-    by = f"configured as {chip}" if found is None else "configured by `helios bench kernels --tune`"
-    chip, told = chip or found.like, f"Triton {triton.__version__} on {properties.name}, {by}"
-    return Backend(chip, told, properties.name, off=_lacks(chip))
+    return _on_gpu(torch.cuda.get_device_properties(torch.cuda.current_device()), triton.__version__)
 
 
-def _lacks(chip: str) -> dict[str, str]:
-    return {} if chip in FP8_CHIPS else {"quantize": "the chip has no fp8"}
+def _on_gpu(properties: Any, version: str) -> Backend:
+    from helios_kernels import tuning  # which needs this module
+
+    name, shipped, tuned = properties.name, chip_of(properties), tuning.of(properties.name)
+    borrowed = shipped is None and tuned is None and _borrows
+    chip = shipped or (tuned.like if tuned else nearest_chip() if borrowed else None)
+    if chip is None:
+        return Backend(None, f"no kernel configuration is shipped for {name}; `helios bench kernels --tune`")
+    by = "configured by `helios bench kernels --tune`" if tuned else f"configured as {chip}"
+    off = {} if chip in FP8_CHIPS else {"quantize": "the chip has no fp8"}
+    return Backend(chip, f"Triton {version} on {name}, {by}", name, borrowed, off)
 
 
-def chip_of(properties) -> str | None:
-    """Key of the launch configurations for a GPU: the nearest one whose shared memory and instructions it has."""
+def chip_of(properties: Any) -> str | None:
+    """Return the chip whose configurations a GPU takes: the nearest whose shared memory and instructions it has."""
     if torch.version.hip:
         return "gfx942" if properties.gcnArchName.split(":")[0] in ("gfx942", "gfx950") else None
     match (properties.major, properties.minor):
@@ -159,25 +162,25 @@ def chip_of(properties) -> str | None:
 
 
 def nearest_chip() -> str:
-    """Whose configurations a chip that none are shipped for is tuned from: the ones that ask least of it."""
+    """Return the chip that one with no shipped configurations is tuned from: its configurations ask least of a GPU."""
     return "gfx942" if torch.version.hip else "sm_86"
 
 
 def borrow() -> None:
-    """From now on kernels run in this process on a chip that none are shipped for: to be tuned, not to make films."""
+    """Let kernels run in this process on a chip that none are shipped for: to be tuned, not to make films."""
     global _borrows
     _borrows = True
     devices.changed()
 
 
 def current_chip() -> str:
-    """Whose configurations a launch takes."""
+    """Return the chip whose configurations a launch takes."""
     return _compiling_for.get() or find_triton().chip or ""
 
 
 @contextmanager
-def compiling_for(chip: str):
-    """Calls inside choose `chip`'s kernels and configurations, whatever the tensors' device (ahead-of-time builds)."""
+def compiling_for(chip: str) -> Iterator[None]:
+    """Choose `chip`'s kernels and configurations, whatever the tensors' device (for ahead-of-time builds)."""
     token = _compiling_for.set(chip)
     try:
         yield
@@ -190,8 +193,8 @@ def compiling_ahead() -> bool:
 
 
 def runs(x: Tensor, operation: str) -> bool:
-    """Whether a kernel does the work of `operation` on `x`. Kernels are forward only: where gradients are recorded,
-    PyTorch does."""
+    """Return whether a kernel does `operation` on `x`. Kernels are forward only: where gradients are recorded, PyTorch
+    does it."""
     if compiling_ahead():
         return True
     if torch.is_grad_enabled():

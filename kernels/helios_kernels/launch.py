@@ -1,56 +1,26 @@
-"""The one place where kernels start, or, for ahead-of-time builds, where their arguments are written down instead."""
+"""The one place where kernels start."""
 
 from __future__ import annotations
 
 import contextlib
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from helios_kernels.configs import Config
-
-_recording: ContextVar[list[Launch] | None] = ContextVar("recording", default=None)
+from helios_kernels.tuning import Config
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A kernel with the positional arguments, constants and configuration that it would have started with."""
-
-    kernel: Any
-    args: tuple
-    constants: dict[str, Any]
-    config: Config
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
+    """Start `kernel` on the device of its first tensor; do nothing for an empty grid."""
+    if 0 not in grid:
+        start(kernel, grid, args, constants, config)
 
 
-def launch(kernel, grid: tuple[int, ...], *args, config: Config, **constants) -> None:
-    """Start `kernel` on the device of its first tensor; nothing happens for an empty grid."""
-    if 0 in grid:
-        return
-    recording = _recording.get()
-    if recording is not None:
-        recording.append(Launch(kernel, args, constants, config))
-        return
+def start(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any], config: Config) -> None:
     device = next(arg for arg in args if isinstance(arg, Tensor)).device
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     # Triton starts kernels on the current device, whatever device the tensors are on.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[grid](
-            *args,
-            **constants,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            enable_fp_fusion=True,  # the default changes with Triton 3.10
-        )
-
-
-@contextlib.contextmanager
-def recorded():
-    """Inside, launches are appended to the yielded list and nothing runs; tensors may be on the meta device."""
-    launches: list[Launch] = []
-    token = _recording.set(launches)
-    try:
-        yield launches
-    finally:
-        _recording.reset(token)
+        # The default of enable_fp_fusion changes with Triton 3.10.
+        kernel[grid](*args, **constants, **options, enable_fp_fusion=True)

@@ -14,12 +14,12 @@ FEWEST, MOST = 5, 100
 """Calls that are timed."""
 
 AHEAD_CYCLES = 1_000_000
-"""About half a millisecond that the GPU idles before each call, in which Python hands over what is timed. Without it a
-short kernel would be timed with the launch that graphs spare."""
+"""About half a millisecond that the GPU idles before each call, in which Python hands over the work that is timed.
+Without it a short kernel would be timed together with its launch, which graphs spare."""
 
 
 def gpu_seconds(call: Callable[[], object], *, budget: float = 0.3) -> float:
-    """Median of one call on the current GPU, its L2 cache flushed before each.
+    """Return the median of one call on the current GPU, its L2 cache flushed before each.
 
     Calls take about `budget` seconds in all, of which the first third is not counted.
     """
@@ -43,13 +43,13 @@ class Sustained:
 
 
 def sustained(call: Callable[[], object], *, seconds: float = 2.0) -> Sustained:
-    """Times `call` back to back on the current GPU, which slows down when it gets hot or draws too much power."""
+    """Time `call` back to back on the current GPU, which slows down when it gets hot or draws too much power."""
     call()
     torch.cuda.synchronize()
     began = time.perf_counter()
     call()
     torch.cuda.synchronize()
-    together = max(1, int(0.1 / max(time.perf_counter() - began, 1e-6)))  # so that waiting for them takes no share
+    together = max(1, int(0.1 / max(time.perf_counter() - began, 1e-6)))  # so that the wait for them takes no share
 
     def calls_until(end: float) -> int:
         calls = 0
@@ -61,13 +61,13 @@ def sustained(call: Callable[[], object], *, seconds: float = 2.0) -> Sustained:
         return calls
 
     began = time.perf_counter()
-    calls, asked = calls_until(began + seconds / 2), _ask_driver()
+    calls, driver = calls_until(began + seconds / 2), _ask_driver()
     calls += calls_until(began + seconds)
-    return Sustained((time.perf_counter() - began) / calls, *_told(asked))
+    return Sustained((time.perf_counter() - began) / calls, *_clock_and_watts(driver))
 
 
-def _ask_driver() -> subprocess.Popen | None:
-    """Asks the driver while the chip works on; None without nvidia-smi."""
+def _ask_driver() -> subprocess.Popen[str] | None:
+    """Start a query of the driver while the chip works on; None without nvidia-smi."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     which = f"GPU-{properties.uuid}" if hasattr(properties, "uuid") else str(torch.cuda.current_device())
     query = ["--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "-i", which]
@@ -77,15 +77,14 @@ def _ask_driver() -> subprocess.Popen | None:
         return None
 
 
-def _told(asked: subprocess.Popen | None) -> tuple[float | None, float | None]:
-    """(MHz, W)."""
-    if asked is None:
+def _clock_and_watts(driver: subprocess.Popen[str] | None) -> tuple[float | None, float | None]:
+    if driver is None:
         return None, None
     try:
-        numbers = asked.communicate(timeout=10)[0].split(",")
+        numbers = driver.communicate(timeout=10)[0].split(",")
         clock, watts = (float(number) if number.strip().replace(".", "", 1).isdigit() else None for number in numbers)
-    except (subprocess.TimeoutExpired, ValueError):  # it hangs, or says something else
-        asked.kill()
+    except (subprocess.TimeoutExpired, ValueError):  # it hangs, or answers something else
+        driver.kill()
         return None, None
     return clock, watts
 
@@ -103,5 +102,5 @@ def _timed(call: Callable[[], object], flushed: torch.Tensor, count: int) -> lis
 
 
 def _l2_bytes() -> int:
-    """Of the GPU; that of the largest there is where it is not told."""
+    """Return the size of the GPU's L2 cache; of the largest there is where PyTorch does not report it."""
     return getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "L2_cache_size", 0) or 2**28

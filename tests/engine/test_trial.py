@@ -15,11 +15,12 @@ from helios_cli.child import ChildError, ChildStoppedError
 from helios_cli.engine import trial
 from helios_cli.errors import MachineError
 from helios_cli.weights import hub
-from helios_kernels import dispatch, tried
+from helios_kernels import dispatch
+from helios_kernels import trial as kernel_trial
+from helios_kernels.check import OPS
 from helios_kernels.dispatch import Backend, backend
-from helios_kernels.registry import OPS
 from helios_kernels.trial import operations
-from helios_kernels.trial import trial as try_operations
+from helios_kernels.trial import trial as try_operation
 from support.renders import models_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -40,8 +41,8 @@ def gpu(monkeypatch) -> Iterator[None]:
 
 def begin_anew() -> None:
     """What a process of its own would begin with."""
-    tried._found.clear()
-    tried.use(None)
+    kernel_trial._tried_here.clear()
+    kernel_trial.use(None)
 
 
 RIGHT = dict.fromkeys(operations("sm_90"))
@@ -100,7 +101,7 @@ def test_whoever_loads_a_model_goes_by_the_trial(gpu, monkeypatch):
 def test_one_that_is_wrong_is_left_to_pytorch_alone(gpu, monkeypatch):
     trying(monkeypatch, Trial({"dmd_step": "small: bfloat16: error 1", "quantize": "one-row: RuntimeError: no"}))
     *_, told = trial.settle(GPU)
-    assert told.endswith("on a GPU, tried here and right but for quantize: one-row: RuntimeError: no, and 1 more")
+    assert told.endswith("on a GPU, tried here and right except for quantize: one-row: RuntimeError: no, and 1 more")
     begin_anew()
     assert list(trial.settle(GPU)) == [] and backend().chip == "sm_90"
     with torch.no_grad():
@@ -215,7 +216,7 @@ def test_a_cpu_has_nothing_to_try(gpu, monkeypatch):
 
 
 def test_the_twins_pass_the_trial():
-    assert list(try_operations(CPU, ["renoise", "dmd_step"])) == [("renoise", None), ("dmd_step", None)]
+    assert [try_operation(CPU, name) for name in ("renoise", "dmd_step")] == [None, None]
 
 
 def test_an_operation_that_a_chip_lacks_is_not_tried_there():
@@ -234,9 +235,8 @@ def test_an_operation_that_a_chip_lacks_is_not_tried_there():
 def test_a_kernel_that_is_wrong_fails_the_trial(monkeypatch, broken, said):
     op = OPS["renoise"]
     monkeypatch.setitem(OPS, "renoise", replace(op, run=broken(op.run)))
-    found = dict(try_operations(CPU, ["dmd_step", "renoise"]))
     first = next(case.id for case in op.cases if case.interpreted)
-    assert found["renoise"].startswith(f"{first}: {said}") and found["dmd_step"] is None
+    assert try_operation(CPU, "renoise").startswith(f"{first}: {said}") and try_operation(CPU, "dmd_step") is None
 
 
 def test_the_process_announces_what_it_tries():

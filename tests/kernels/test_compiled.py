@@ -1,6 +1,7 @@
 """The shipped configurations, built ahead of time for seven chips without a GPU, as the launchers would start them.
 
-In a child process: a process that has chosen Triton's interpreter cannot compile.
+In child processes: a process that has chosen Triton's interpreter cannot compile. compiled.json has the facts of the
+Triton version that it names; the bfloat16 ones are the table of kernels/README.md.
 """
 
 from __future__ import annotations
@@ -16,52 +17,61 @@ from pathlib import Path
 import pytest
 
 from helios_kernels.attention import TMA_CHIPS
-from helios_kernels.compiled import TYPES, marked, table
-from helios_kernels.configs import CHIPS, SHARED_MEMORY
-from helios_kernels.facts import COMPILED, TRITON
-from helios_kernels.registry import OPS
+from helios_kernels.check import OPS
+from helios_kernels.tuning import CHIPS, SHARED_MEMORY
+from support.kernel_builds import Build, marked
 from support.waiting import LONGEST
 
 README = Path(__file__).resolve().parents[2] / "kernels/README.md"
-CASES = [(op.name, case.id, TYPES[dtype], chip) for op, case, dtype, chip in marked()]
+WORKER = Path(__file__).parents[1] / "support/kernel_builds.py"
+RECORD = json.loads(Path(__file__).with_name("compiled.json").read_text())
+BUILDS = {name: (op, case, chip) for name, op, case, _, chip in marked()}
 
 
-@pytest.fixture(scope="session")
-def built() -> dict[tuple[str, str, str, str], dict]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "helios_kernels.compiled", "--json"]
+def python(*arguments: str) -> str:
+    """Run Python where Triton compiles, and return what it prints."""
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=LONGEST)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
-    def lines(chips: tuple[str, ...]) -> list[dict]:
-        run = subprocess.run([*command, *chips], capture_output=True, text=True, env=environment, timeout=LONGEST)
-        assert run.returncode == 0, run.stderr
-        return list(map(json.loads, run.stdout.splitlines()))
 
+@pytest.fixture(scope="module")
+def built() -> dict[str, Build]:
     processes = min(os.cpu_count(), len(CHIPS))
-    with ThreadPoolExecutor(processes) as together:
-        shares = [CHIPS[number::processes] for number in range(processes)]
-        found = [line for part in together.map(lines, shares) for line in part]
-    return {(line["op"], line["case"], line["dtype"], line["chip"]): line for line in found}
+    with ThreadPoolExecutor(processes) as pool:
+        shares = (CHIPS[number::processes] for number in range(processes))
+        outputs = list(pool.map(lambda chips: python(str(WORKER), *chips), shares))
+    lines = [json.loads(line) for output in outputs for line in output.splitlines()]
+    return {line.pop("name"): Build(**line) for line in lines}
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_nothing_spills_and_shared_memory_suffices(case, built):
-    assert built[case]["spilled_bytes"] == 0
-    assert built[case]["shared_bytes"] <= SHARED_MEMORY[case[-1]]
+def test_every_build_is_made(built):
+    assert built.keys() == BUILDS.keys()
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case[0] == "attention"], ids="-".join)
-def test_attention_is_on_the_matrix_units(case, built):
-    assert built[case]["matrix_instructions"] > 0
-    assert (built[case]["tma_instructions"] > 0) == (case[-1] in ("sm_90", "sm_100"))
+def test_nothing_spills_and_shared_memory_suffices(built):
+    assert {name: one for name, one in built.items() if one.spilled_bytes} == {}
+    limits = {name: SHARED_MEMORY[chip] for name, (*_, chip) in BUILDS.items()}
+    assert {name: one for name, one in built.items() if one.shared_bytes > limits[name]} == {}
+
+
+def test_attention_is_on_the_matrix_units(built):
+    attention = {name: (built[name], chip) for name, (op, _, chip) in BUILDS.items() if op.name == "attention"}
+    assert len(attention) == 8 * len(CHIPS)
+    assert [name for name, (one, _) in attention.items() if not one.matrix_instructions] == []
+    by_tma = {name for name, (one, _) in attention.items() if one.tma_instructions}
+    assert by_tma == {name for name, (_, chip) in attention.items() if chip in ("sm_90", "sm_100")}
 
 
 def test_the_pointer_kernel_is_for_the_chips_without_tma():
-    """With a TMA chip's configuration it does not fit there: whoever tried it would call all kernels wrong."""
+    """With a TMA chip's configuration it does not fit there, and a trial would find it wrong."""
     assert set(OPS["attention_pointers"].chips) == set(CHIPS) - set(TMA_CHIPS)
 
 
 def test_every_kernel_is_built_for_every_chip():
-    started = {(op, chip) for op, _, _, chip in CASES}
+    started = {(op.name, chip) for op, _, chip in BUILDS.values()}
     # Ampere has no fp8; LayerNorm alone is modulated_norm's kernel; the pointer kernel is attention's own elsewhere.
     missing = {(op, chip) for op in OPS for chip in CHIPS} - started
     assert missing == {("quantize", "sm_80"), ("quantize", "sm_86")} | {
@@ -70,31 +80,34 @@ def test_every_kernel_is_built_for_every_chip():
 
 
 def test_every_build_is_recorded():
-    assert COMPILED.keys() == set(CASES)
+    assert RECORD["builds"].keys() == BUILDS.keys()
 
 
-@pytest.mark.skipif(version("triton") != TRITON, reason=f"the record is Triton {TRITON}'s")
+@pytest.mark.skipif(version("triton") != RECORD["triton"], reason=f"the record is of Triton {RECORD['triton']}")
 def test_the_record_is_true(built):
-    facts = {case: (line["registers"], line["shared_bytes"]) for case, line in built.items()}
-    assert facts == COMPILED
+    assert {name: [one.registers, one.shared_bytes] for name, one in built.items()} == RECORD["builds"]
 
 
 def test_the_readme_has_the_recorded_facts():
-    assert table() in README.read_text()
+    """Registers and KiB of shared memory by kernel, case and chip."""
+    rows = [f"| op, case | {' | '.join(CHIPS)} |", f"|---|{'---|' * len(CHIPS)}"]
+    for op, case in dict.fromkeys((op.name, case.id) for op, case, _ in BUILDS.values()):
+        recorded = [RECORD["builds"].get(f"{op}-{case}-bf16-{chip}") for chip in CHIPS]
+        cells = [f"{entry[0]}, {entry[1] / 1024:.1f}" if entry else "-" for entry in recorded]
+        rows.append(f"| `{op}` {case} | {' | '.join(cells)} |")
+    assert "\n".join(rows) in README.read_text()
 
 
 def test_a_spill_is_seen():
     """A configuration that has to spill: 4 rows of 8192 by four warps are 256 numbers a thread."""
     script = (
-        "from helios_kernels import compiled, configs\n"
-        "configs._ROW['cuda'] = configs.Config(num_warps=4, tile=2**15)\n"
-        "op = compiled.OPS['modulated_norm']\n"
+        f"import sys; sys.path.insert(0, {str(WORKER.parent)!r})\n"
+        "import kernel_builds as builds\n"
+        "from helios_kernels import tuning\n"
+        "tuning._ROW['cuda'] = tuning.Config(num_warps=4, tile=2**15)\n"
+        "op = builds.OPS['modulated_norm']\n"
         "case = next(case for case in op.cases if case.compiled)\n"
-        "started = compiled.launch_of(op, case, case.compiled[0], 'sm_90')\n"
-        "print(compiled.facts(compiled.compile_launch(started, 'sm_90'), 'sm_90')['spilled_bytes'])\n"
+        "started = builds.launch_of(op, case, case.compiled[0], 'sm_90')\n"
+        "print(builds.facts(builds.compile_launch(started, 'sm_90'), 'sm_90').spilled_bytes)\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=LONGEST
-    )
-    assert int(run.stdout) > 0, run.stderr
+    assert int(python("-c", script)) > 0

@@ -16,17 +16,16 @@ from helios_cli.sampling.solvers import DMD
 from helios_cli.weights.fp8 import is_fp8
 from helios_cli.weights.specs import VAE
 from helios_kernels import renoise
-from helios_kernels.compiled import launch_of, marked, variant
-from helios_kernels.configs import CHIPS
 from helios_kernels.dispatch import FP8_CHIPS, compiling_for
-from helios_kernels.launch import Launch, recorded
+from helios_kernels.tuning import CHIPS
+from support.kernel_builds import Launch, launch_of, marked, recorded, variant
 from support.meta_networks import call, on_meta
 
 META = torch.device("meta")
 
 
 def of_the_transformer(chip: str, quant: str = "none") -> list[Launch]:
-    """Of a call of two blocks at 640x384, the prompt's keys first."""
+    """Record a call of two blocks at 640x384, the prompt's keys first."""
     dit = on_meta(lambda: HeliosDiT(DiTConfig(num_layers=2)))
     if quant == "fp8":
         use_fp8(dit, is_fp8)
@@ -50,7 +49,7 @@ def of_the_sampler(chip: str) -> list[Launch]:
 
 
 def of_the_vae(chip: str) -> list[Launch]:
-    """Of an image that a film begins with, and of a chunk."""
+    """Record an image that a film begins with, and a chunk."""
     vae = on_meta(lambda: WanVAE(VAEConfig.from_json(VAE)).bfloat16())
     with torch.no_grad(), compiling_for(chip), recorded() as launches:
         vae.encode(torch.empty(1, 3, 5, 384, 640, device=META), torch.Generator())
@@ -59,8 +58,8 @@ def of_the_vae(chip: str) -> list[Launch]:
     return launches
 
 
-def known(started: Launch) -> tuple:
-    """What makes a build another: the kernel, its constants and the types of its tensors."""
+def key_of(started: Launch) -> tuple:
+    """Return what decides a build: the kernel, its constants and the types of its tensors."""
     of = variant(started)
     return started.kernel.__name__, tuple(sorted(of.constants.items())), tuple(sorted(of.signature.items()))
 
@@ -70,8 +69,8 @@ def test_all_that_a_film_starts_is_built_ahead_of_time(chip):
     started = of_the_sampler(chip) + of_the_vae(chip) + of_the_transformer(chip)
     if chip in FP8_CHIPS and chip.startswith("sm_"):  # PyTorch has fp8 products for
         started += of_the_transformer(chip, quant="fp8")
-    built = {known(launch_of(*case)) for case in marked((chip,))}
-    missing = {known(launch) for launch in started} - built
+    built = {key_of(launch_of(*build)) for _, *build in marked((chip,))}
+    missing = {key_of(launch) for launch in started} - built
     assert not missing
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from helios_kernels.registry import OPS
+from helios_kernels.check import OPS
 from support.waiting import LONGEST
 
 WORKER = Path(__file__).parents[1] / "support/kernel_numbers.py"

@@ -10,9 +10,8 @@ import torch
 
 from helios_kernels.attention import DTYPES as ATTENTION_DTYPES
 from helios_kernels.case import DTYPES
-from helios_kernels.check import compare
+from helios_kernels.check import OPS, compare
 from helios_kernels.dispatch import INTERPRETER, find_triton
-from helios_kernels.registry import OPS
 
 FOUND = find_triton()
 if FOUND.chip in (None, INTERPRETER):
@@ -41,5 +40,5 @@ def test_as_good_as_the_twin(op, case, dtype):
         compared = compare(op, case, dtype, torch.device("cuda"))
     except torch.OutOfMemoryError:  # of the float64 result
         pytest.skip("the GPU's memory is too small for the comparison")
-    wrong = [result for result in compared if result.exact.numel() and not result.good]
+    wrong = [result for result in compared if not result.good]
     assert not wrong, [(result.name, result.error, result.bound) for result in wrong]

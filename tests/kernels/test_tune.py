@@ -13,14 +13,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helios_kernels import configs, devices, dispatch, tune, tuned
-from helios_kernels.compiled import compile_launch, facts
-from helios_kernels.configs import SHARED_MEMORY, Config
+from helios_kernels import devices, dispatch, tuning
+from helios_kernels.check import OPS
 from helios_kernels.dispatch import compiling_for
-from helios_kernels.launch import recorded
-from helios_kernels.registry import OPS
-from helios_kernels.tune import SUBJECTS, Tuning
-from helios_kernels.tuned import Tuned
+from helios_kernels.tuning import SHARED_MEMORY, TUNABLES, Config, LocalConfigs, Tuning, keep_local
+from support.kernel_builds import compile_launch, facts, recorded
 from support.waiting import LONGEST
 
 WORKER = Path(__file__).parents[1] / "support/kernel_tuning.py"
@@ -29,7 +26,7 @@ WORKER = Path(__file__).parents[1] / "support/kernel_tuning.py"
 @pytest.fixture(autouse=True)
 def no_file():
     yield
-    tuned.use(None)
+    tuning.use(None)
 
 
 def test_the_fastest_that_is_right_is_kept_and_used(tmp_path):
@@ -41,18 +38,18 @@ def test_the_fastest_that_is_right_is_kept_and_used(tmp_path):
     assert said["refused"] == 1
     assert said["seconds"] == [2.0, 1.0]
     assert said["tiles"] == [2**18, 2**18, 512]
-    tuned.use(file)
-    assert tuned.of("interpreter").like == "interpreter"
+    tuning.use(file)
+    assert tuning.of("interpreter").like == "interpreter"
 
 
 def test_what_is_kept_of_one_kernel_leaves_the_others(tmp_path):
     file = tmp_path / "kernels.json"
-    tuned.use(file)
-    tuned.keep("GPU", Tuned("sm_89", "3.7.1", {"renoise": {"num_warps": 4, "tile": 512}}), file)
-    tuned.keep("GPU", Tuned("sm_89", "3.9.0", {"dmd_step": {"num_warps": 2, "tile": 512}}), file)
-    tuned.keep("other", Tuned("sm_90", "3.9.0", {}), file)
-    assert set(tuned.of("GPU").configs) == {"renoise", "dmd_step"}
-    assert tuned.of("GPU").triton == "3.9.0"
+    tuning.use(file)
+    keep_local("GPU", LocalConfigs("sm_89", "3.7.1", {"renoise": {"num_warps": 4, "tile": 512}}), file)
+    keep_local("GPU", LocalConfigs("sm_89", "3.9.0", {"dmd_step": {"num_warps": 2, "tile": 512}}), file)
+    keep_local("other", LocalConfigs("sm_90", "3.9.0", {}), file)
+    assert set(tuning.of("GPU").configs) == {"renoise", "dmd_step"}
+    assert tuning.of("GPU").triton == "3.9.0"
 
 
 @pytest.mark.parametrize(
@@ -68,15 +65,15 @@ def test_what_is_kept_of_one_kernel_leaves_the_others(tmp_path):
 def test_a_damaged_file_is_no_file(text, tmp_path):
     file = tmp_path / "kernels.json"
     file.write_text(text)
-    tuned.use(file)
-    assert tuned.of("GPU") is None
+    tuning.use(file)
+    assert tuning.of("GPU") is None
 
 
 def test_a_configuration_that_is_tried_ends_with_the_block():
     tried = Config(num_warps=2, tile=64)
-    with configs.trying("renoise", tried):
-        assert configs.found_here("renoise") == tried
-    assert configs.found_here("renoise") is None
+    with tuning.trying("renoise", tried):
+        assert tuning.local_config("renoise") == tried
+    assert tuning.local_config("renoise") is None
 
 
 @pytest.fixture
@@ -88,60 +85,56 @@ def unshipped(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(dispatch, "_borrows", False)
     monkeypatch.setenv("HELIOS_KERNELS", "triton")
-    clear()
+    devices.changed()
     yield
-    clear()
-
-
-def clear() -> None:
     devices.changed()
 
 
 @pytest.mark.parametrize(("hip", "like"), [(None, "sm_86"), ("7.0", "gfx942")])
 def test_a_chip_that_none_are_shipped_for_is_tuned_from_the_nearest(hip, like, unshipped, monkeypatch, tmp_path):
     file = tmp_path / "kernels.json"
-    tuned.use(file)
+    tuning.use(file)
     monkeypatch.setattr(torch.version, "hip", hip)
     with pytest.raises(RuntimeError, match="bench kernels --tune"):
         dispatch.backend()
-    assert tune.begin() == like == dispatch.current_chip() == dispatch.backend().chip
-    assert configs.config("renoise").tile and configs.attention_config(128, bias=True).block_q
-    tune.keep(Tuning("renoise", None, None, None, tried=3, refused=3), file)
-    assert tuned.of("NVIDIA X1") is None  # nothing ran
-    tune.keep(Tuning("renoise", None, 1.0, 1.0, tried=3, refused=2), file)
-    tune.keep(Tuning("quantize", Config(num_warps=2, tile=64), 1.0, 2.0, tried=3, refused=0), file)
-    assert tuned.of("NVIDIA X1").configs == {"quantize": {"num_warps": 2, "num_stages": 1, "tile": 64, "programs": 1}}
+    assert tuning.begin() == like == dispatch.current_chip() == dispatch.backend().chip
+    assert tuning.config("renoise").tile and tuning.attention_config(128, bias=True).block_q
+    tuning.keep(Tuning("renoise", None, None, None, tried=3, refused=3), file)
+    assert tuning.of("NVIDIA X1") is None  # nothing ran
+    tuning.keep(Tuning("renoise", None, 1.0, 1.0, tried=3, refused=2), file)
+    tuning.keep(Tuning("quantize", Config(num_warps=2, tile=64), 1.0, 2.0, tried=3, refused=0), file)
+    assert tuning.of("NVIDIA X1").configs == {"quantize": {"num_warps": 2, "num_stages": 1, "tile": 64, "programs": 1}}
     monkeypatch.setattr(dispatch, "_borrows", False)  # another process
-    clear()
+    devices.changed()
     assert dispatch.backend().chip == like and not dispatch.backend().borrowed
 
 
 def test_what_would_be_pytorch_alone_is_not_tuned(unshipped, monkeypatch):
     monkeypatch.setenv("HELIOS_KERNELS", "auto")
     with pytest.raises(RuntimeError, match="no kernel can be tuned here: kernels have not been tried"):
-        tune.begin()
+        tuning.begin()
 
 
 def test_a_shipped_chip_that_has_the_best_already_is_not_written(unshipped, monkeypatch, tmp_path):
     monkeypatch.setattr(dispatch, "chip_of", lambda _: "sm_90")
-    tuned.use(tmp_path / "kernels.json")
-    assert tune.begin() == "sm_90"
-    tune.keep(Tuning("renoise", None, 1.0, 1.0, tried=3, refused=2), tmp_path / "kernels.json")
-    assert tuned.of("NVIDIA X1") is None
+    tuning.use(tmp_path / "kernels.json")
+    assert tuning.begin() == "sm_90"
+    tuning.keep(Tuning("renoise", None, 1.0, 1.0, tried=3, refused=2), tmp_path / "kernels.json")
+    assert tuning.of("NVIDIA X1") is None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton builds them")
-@pytest.mark.parametrize(("chip", "tried"), [("sm_90", tune.SPECIALIZED[0]), ("sm_100", tune.SPECIALIZED[3])])
+@pytest.mark.parametrize(("chip", "tried"), [("sm_90", tuning.SPECIALIZED[0]), ("sm_100", tuning.SPECIALIZED[3])])
 def test_warps_are_specialised_without_spills(chip, tried):
     """Triton drops the wish without a word where it cannot: what loads by itself gives its registers away."""
     op = OPS["attention"]
-    with configs.trying("attention 128", tried), compiling_for(chip), recorded() as launches, torch.no_grad():
+    with tuning.trying("attention 128", tried), compiling_for(chip), recorded() as launches, torch.no_grad():
         case = next(case for case in op.cases if case.id == "stage2-self")
         op.run(**op.inputs(case, torch.bfloat16, torch.device("meta")))
     built = compile_launch(launches[0], chip)
     found = facts(built, chip)
-    assert found["spilled_bytes"] == 0 and found["shared_bytes"] <= SHARED_MEMORY[chip]
-    assert found["matrix_instructions"] and found["tma_instructions"]
+    assert found.spilled_bytes == 0 and found.shared_bytes <= SHARED_MEMORY[chip]
+    assert found.matrix_instructions and found.tma_instructions
     assert "setmaxnreg" in built.asm["ptx"] and built.metadata.num_warps > tried.num_warps
 
 
@@ -149,11 +142,10 @@ def test_specialised_warps_compute_the_same():
     """Through the interpreter, where one loop has the ragged end as well."""
     code = (
         "import torch\n"
-        "from helios_kernels import configs, tune\n"
-        "from helios_kernels.check import compare\n"
-        "from helios_kernels.registry import OPS\n"
+        "from helios_kernels import tuning\n"
+        "from helios_kernels.check import OPS, compare\n"
         "case = next(case for case in OPS['attention'].cases if case.id == 'Q63-K257-D64-B2')\n"
-        "with torch.no_grad(), configs.trying('attention 64', tune.SPECIALIZED[1]):\n"
+        "with torch.no_grad(), tuning.trying('attention 64', tuning.SPECIALIZED[1]):\n"
         "    print(*(one.good for one in compare(OPS['attention'], case, torch.float32, torch.device('cpu'))))\n"
     )
     variables = {**os.environ, "TRITON_INTERPRET": "1", "HELIOS_KERNELS": "triton"}
@@ -163,7 +155,7 @@ def test_specialised_warps_compute_the_same():
 
 def test_what_is_tuned_is_there():
     """Every kernel whose time can be told, attention's second apart, on cases that exist."""
-    assert {subject.op for subject in SUBJECTS} | {
+    assert {one.op for one in TUNABLES} | {
         "layer_norm",
         "gated_residual",
         "gated_residual_layer_norm",
@@ -172,7 +164,7 @@ def test_what_is_tuned_is_there():
         "renoise",
         "dmd_step",
     } == set(OPS)
-    for subject in SUBJECTS:
-        cases = {case.id: case for case in OPS[subject.op].cases}
-        assert all(cases[name].interpreted for name in subject.checked)
-        assert all(cases[name].real or cases[name].compiled for name in subject.timed)
+    for one in TUNABLES:
+        cases = {case.id: case for case in OPS[one.op].cases}
+        assert all(cases[name].interpreted for name in one.checked)
+        assert all(cases[name].real or cases[name].compiled for name in one.timed)

@@ -11,7 +11,7 @@ from helios_cli.model.attention import attention
 from helios_cli.model.vae import ChannelNorm
 from helios_cli.sampling.schedule import Stage
 from helios_cli.sampling.solvers import DMD
-from helios_kernels.registry import OPS
+from helios_kernels.check import OPS
 
 
 def modulated_norm(x_BSE, scale, shift, split, eps):

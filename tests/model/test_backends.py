@@ -17,8 +17,8 @@ from helios_cli.model import attention
 from helios_cli.model.backends import Measured, Memory, measure, read_choices, shape_key
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.weights.specs import SPECS
-from helios_kernels import devices, tuned
-from helios_kernels.tuned import Tuned
+from helios_kernels import devices
+from helios_kernels.tuning import LocalConfigs, keep_local
 
 CPU = torch.device("cpu")
 
@@ -173,11 +173,11 @@ def test_what_cannot_be_written_leaves_the_file_and_nothing_beside_it(tmp_path):
 def test_what_was_timed_before_attention_was_tuned_is_not_known_after(tmp_path, monkeypatch):
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
     file, plain = machine.tuned_file(), machine.attention_key("a GPU")
-    tuned.keep("a GPU", Tuned("sm_89", "3.7.1", {"renoise": {"num_warps": 4, "tile": 512}}), file)
+    keep_local("a GPU", LocalConfigs("sm_89", "3.7.1", {"renoise": {"num_warps": 4, "tile": 512}}), file)
     assert machine.attention_key("a GPU") == plain
     keys = set()
     for warps in (4, 8):
-        tuned.keep("a GPU", Tuned("sm_89", "3.7.1", {"attention 128": {"num_warps": warps}}), file)
+        keep_local("a GPU", LocalConfigs("sm_89", "3.7.1", {"attention 128": {"num_warps": warps}}), file)
         keys.add(machine.attention_key("a GPU"))
     assert len(keys) == 2 and all(key.startswith(f"{plain}, tuned ") for key in keys)
     assert plain.startswith("a GPU, torch ")

@@ -11,32 +11,32 @@ os.environ.update(TRITON_INTERPRET="1", HELIOS_KERNELS="triton")
 
 import torch
 
-from helios_kernels import configs, tune, tuned
-from helios_kernels.configs import Config
+from helios_kernels import tuning
+from helios_kernels.tuning import Config
 
 FAST = Config(num_warps=1, tile=512)
 CANDIDATES = (Config(num_warps=1, tile=2048), FAST, Config(num_warps=1, tile=1000))  # the last: no power of two
 
 
 def main(file: Path) -> None:
-    tuned.use(file)
-    before = configs.config("renoise").tile
+    tuning.use(file)
+    before = tuning.config("renoise").tile
 
     def seconds(call) -> float:
         call()
-        return 1.0 if configs.config("renoise") == FAST else 2.0
+        return 1.0 if tuning.config("renoise") == FAST else 2.0
 
-    subject = tune.Subject("renoise", "renoise", ("into-stage1",), ("odd",), CANDIDATES)
-    (found,) = tune.tune(seconds, device=torch.device("cpu"), like=tune.begin(), subjects=(subject,))
-    untouched = configs.config("renoise").tile
-    tune.keep(found, file)
+    tunable = tuning.Tunable("renoise", "renoise", ("into-stage1",), ("odd",), CANDIDATES)
+    (found,) = tuning.tune(seconds, device=torch.device("cpu"), like=tuning.begin(), tunables=(tunable,))
+    untouched = tuning.config("renoise").tile
+    tuning.keep(found, file)
     print(
         json.dumps(
             {
-                "best": tune.told(found.best),
+                "best": str(found.best),
                 "refused": found.refused,
                 "seconds": [found.before, found.seconds],
-                "tiles": [before, untouched, configs.config("renoise").tile],
+                "tiles": [before, untouched, tuning.config("renoise").tile],
             }
         )
     )

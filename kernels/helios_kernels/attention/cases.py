@@ -9,7 +9,7 @@ from helios_kernels.case import BF16, HALVES, HEAD, HEADS, HISTORY, STAGES, Case
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
-    """Slices of a fused product [B, S, 3, N, D]; queries of their own where they are fewer or more than the keys.
+    """Slice a fused product [B, S, 3, N, D]; queries are a tensor of their own where they are not as many as the keys.
 
     `gap` elements between rows make a layout that TMA cannot address. `outside` keys at the start have a bias of -inf.
     """
@@ -22,7 +22,7 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     bias = None
     if sizes.get("bias"):
         bias = torch.zeros(K, device=device)
-        bias[-2:] = 5.0  # two rows that stand for some hundred padding rows
+        bias[-2:] = 5.0  # two rows in place of some hundred padding rows
         bias[: sizes.get("outside", 0)] = -torch.inf
     return {"q_BQND": 2 * q, "k_BKND": k[:, :K], "v_BKND": v[:, :K], "bias_K": bias}
 
@@ -43,10 +43,14 @@ PROMPT = 122
 
 
 def _through_pointers(q_BQND, k_BKND, v_BKND, bias_K):
-    """The kernel of the chips without TMA, by itself: the interpreter would take the other."""
+    """Run the kernel of the chips without TMA, also where the interpreter would take the other one."""
     from helios_kernels.attention.kernel import run
 
     return run(aligned(q_BQND), aligned(k_BKND), aligned(v_BKND), bias_K)
+
+
+def _real(name: str, stage: str, **sizes) -> Case:
+    return Case(name, sizes, real=True, compiled=HALVES if stage == "stage2" else ())
 
 
 ATTENTION = Op(
@@ -56,33 +60,13 @@ ATTENTION = Op(
     baseline=pytorch_attention,
     inputs=_inputs,
     cases=(
-        *(
-            Case(
-                f"{stage}-self",
-                {"Q": S, "K": S},
-                real=True,
-                interpreted=False,
-                compiled=HALVES if stage == "stage2" else (),
-            )
-            for stage, S in STAGES.items()
-        ),
-        Case("stage2-last-block", {"Q": 8640, "K": STAGES["stage2"]}, real=True, interpreted=False),
-        *(
-            Case(
-                f"{stage}-cross",
-                {"Q": S - HISTORY, "K": PROMPT, "bias": True},
-                real=True,
-                interpreted=False,
-                compiled=HALVES if stage == "stage2" else (),
-            )
-            for stage, S in STAGES.items()
-        ),
-        Case("head64-self", {"Q": 4096, "K": 4096, "N": 16, "D": 64}, interpreted=False, compiled=BF16),
-        Case(
-            "head64-cross", {"Q": 4096, "K": PROMPT, "N": 16, "D": 64, "bias": True}, interpreted=False, compiled=BF16
-        ),
-        Case("head32-self", {"Q": 4096, "K": 4096, "N": 4, "D": 32}, interpreted=False, compiled=BF16),
-        Case("head16-self", {"Q": 4096, "K": 4096, "N": 4, "D": 16}, interpreted=False, compiled=BF16),
+        *(_real(f"{stage}-self", stage, Q=S, K=S) for stage, S in STAGES.items()),
+        _real("stage2-last-block", "", Q=8640, K=STAGES["stage2"]),
+        *(_real(f"{stage}-cross", stage, Q=S - HISTORY, K=PROMPT, bias=True) for stage, S in STAGES.items()),
+        Case("head64-self", {"Q": 4096, "K": 4096, "N": 16, "D": 64}, compiled=BF16),
+        Case("head64-cross", {"Q": 4096, "K": PROMPT, "N": 16, "D": 64, "bias": True}, compiled=BF16),
+        Case("head32-self", {"Q": 4096, "K": 4096, "N": 4, "D": 32}, compiled=BF16),
+        Case("head16-self", {"Q": 4096, "K": 4096, "N": 4, "D": 16}, compiled=BF16),
         # Few queries and heads, real numbers of keys: programs do not depend on each other.
         *(Case(f"Q130-K{S}", {"Q": 130, "K": S, "N": 1}) for S in (STAGES["stage0"], STAGES["stage2"])),
         Case("Q257-K122-bias", {"Q": 257, "K": PROMPT, "N": 2, "bias": True}),
@@ -102,7 +86,9 @@ ATTENTION_POINTERS = replace(
     ATTENTION,
     name="attention_pointers",
     run=_through_pointers,
-    cases=tuple(replace(case, real=False, compiled=()) for case in ATTENTION.cases if case.interpreted),
-    # The other chips' configurations ask for more shared memory than it has there.
+    cases=tuple(case for case in ATTENTION.cases if case.interpreted),
+    # The other chips' configurations ask for more shared memory than the kernel has there.
     chips=("sm_80", "sm_86", "sm_89", "sm_120", "gfx942"),
 )
+
+OPS = (ATTENTION, ATTENTION_POINTERS)

@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from helios_kernels.attention.softmax import LOG2_E, block_logits, fold
-from helios_kernels.configs import attention_config
 from helios_kernels.dispatch import INTERPRETER, current_chip
 from helios_kernels.launch import launch
+from helios_kernels.tuning import attention_config
 
 
 @triton.jit

@@ -2,27 +2,18 @@ from __future__ import annotations
 
 import torch
 
-from helios_kernels.case import BF16, DTYPES, HISTORY, STAGES, WIDTH, Case, Op, outliers
+from helios_kernels.case import BF16, HISTORY, STAGES, WIDTH, Case, Op, outliers
 from helios_kernels.gated_residual import (
     gated_residual,
     gated_residual_layer_norm,
     gated_residual_modulated_norm,
     reference,
 )
-from helios_kernels.modulated_norm.cases import EPS, NARROW, ROWS, modulation, stream
+from helios_kernels.modulated_norm.cases import EPS, NARROW, REAL, ROWS, modulation, stream
 
-# `noisy`: y has the noisy rows alone, as cross-attention's has. `plain`: no gate.
-REAL = tuple(
-    Case(stage, {"S": S, "split": HISTORY}, real=True, interpreted=False, compiled=DTYPES if stage == "stage2" else ())
-    for stage, S in STAGES.items()
-)
-CROSS = Case(
-    "stage2-cross",
-    {"S": STAGES["stage2"], "split": HISTORY, "noisy": True, "plain": True},
-    real=True,
-    interpreted=False,
-    compiled=BF16,
-)
+# `noisy`: y has only the noisy rows, as the result of cross-attention. `plain`: no gate.
+CROSS_SIZES = {"S": STAGES["stage2"], "split": HISTORY, "noisy": True, "plain": True}
+CROSS = Case("stage2-cross", CROSS_SIZES, real=True, compiled=BF16)
 UGLY = (
     Case("S101-split40", {"S": 101, "split": 40}),
     Case("one-row-noisy", {"S": 1, "split": 0}),
@@ -53,7 +44,7 @@ def _affine_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict
 
 
 def _bytes(case: Case, itemsize: int, normed: str = "none") -> int:
-    """x read and y added to it where y has rows; the norm written for `all` rows, the `noisy` ones or `none`."""
+    """Count x read and y added to it where y has rows, and the norm written for `all` rows, `noisy` ones or `none`."""
     S, noisy = case.sizes["S"], case.sizes["S"] - case.sizes["split"]
     added = noisy if case.sizes.get("noisy") else S
     written = {"none": 0, "all": S, "noisy": noisy}[normed]
@@ -62,7 +53,7 @@ def _bytes(case: Case, itemsize: int, normed: str = "none") -> int:
 
 
 def _with_stream(function):
-    """Returns the stream, which was changed in place, beside the norm."""
+    """Make it return the stream, which it changes in place, with the norm."""
     return lambda **inputs: (inputs["x_BSE"], function(**inputs))
 
 
@@ -95,3 +86,5 @@ GATED_RESIDUAL_LAYER_NORM = Op(
     moved_bytes=lambda case, itemsize: _bytes(case, itemsize, "noisy"),
     written=("x_BSE",),
 )
+
+OPS = (GATED_RESIDUAL, GATED_RESIDUAL_MODULATED_NORM, GATED_RESIDUAL_LAYER_NORM)

@@ -5,10 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helios_kernels.configs import row_tile
 from helios_kernels.launch import launch
-from helios_kernels.modulated_norm.kernel import row_strides
-from helios_kernels.stream import layer_norm_tile, row_programs, rows_of_program
+from helios_kernels.modulated_norm.kernel import layer_norm_tile, row_programs, row_strides, rows_of_program
+from helios_kernels.tuning import row_tile
 
 
 @triton.jit(do_not_specialize=["S", "split", "y_from", "norm_from"])

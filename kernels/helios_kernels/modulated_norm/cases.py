@@ -2,20 +2,20 @@ from __future__ import annotations
 
 import torch
 
-from helios_kernels.case import BF16, DTYPES, HISTORY, STAGES, WIDTH, Case, Op, outliers
+from helios_kernels.case import BF16, DTYPES, HISTORY, STAGES, WIDTH, Case, Op, outliers, stages
 from helios_kernels.modulated_norm import layer_norm, modulated_norm, reference
 
 EPS = 1e-6
 
 
 def stream(case: Case, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[B, S, E], rows `gap` elements apart."""
+    """Draw [B, S, E], its rows `gap` elements apart."""
     B, S, E, gap = (case.sizes.get(name, default) for name, default in (("B", 1), ("S", 1), ("E", WIDTH), ("gap", 0)))
     return outliers(B, S, E + gap, dtype=dtype, device=device)[..., gap:]
 
 
 def modulation(case: Case, device: torch.device) -> torch.Tensor:
-    """[B or 1, 6, 2, E]: the rows of one block, as strided as the model's own."""
+    """Draw [B or 1, 6, 2, E]: the rows of one block, as strided as the model's own."""
     sizes = case.sizes
     batch = 1 if sizes.get("shared") else sizes.get("B", 1)
     return torch.randn(batch, 2, 6, sizes.get("E", WIDTH), device=device).transpose(1, 2)
@@ -32,16 +32,13 @@ def _affine_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict
     return {"x_BSE": stream(case, dtype, device), "weight_E": weight, "bias_E": bias, "eps": EPS}
 
 
-def stream_bytes(case: Case, itemsize: int, passes: int = 2) -> int:
-    """`passes` over [B, S, E]: read once and written once by default."""
-    return passes * case.sizes.get("B", 1) * case.sizes["S"] * case.sizes.get("E", WIDTH) * itemsize
+def stream_bytes(case: Case, itemsize: int) -> int:
+    """Count [B, S, E] read once and written once."""
+    return 2 * case.sizes.get("B", 1) * case.sizes["S"] * case.sizes.get("E", WIDTH) * itemsize
 
 
-REAL = tuple(
-    Case(stage, {"S": S, "split": HISTORY}, real=True, interpreted=False, compiled=DTYPES if stage == "stage2" else ())
-    for stage, S in STAGES.items()
-)
-NARROW = Case("stage2-E1536", {"S": STAGES["stage2"], "split": HISTORY, "E": 1536}, interpreted=False, compiled=BF16)
+REAL = stages(DTYPES, split=HISTORY)
+NARROW = Case("stage2-E1536", {"S": STAGES["stage2"], "split": HISTORY, "E": 1536}, compiled=BF16)
 ROWS = (Case("S11040-E96", {"S": STAGES["stage2"], "split": HISTORY, "E": 96}),)
 """All rows of a film's stream, narrow enough for the interpreter."""
 
@@ -70,9 +67,11 @@ LAYER_NORM = Op(
     reference=reference.layer_norm,
     inputs=_affine_inputs,
     cases=(
-        Case("stage2-noisy", {"S": STAGES["stage2"] - HISTORY}, real=True, interpreted=False),
+        Case("stage2-noisy", {"S": STAGES["stage2"] - HISTORY}, real=True),
         Case("S63-E96-B2", {"B": 2, "S": 63, "E": 96}),
         Case("S65-E5123-gap", {"S": 65, "E": 5123, "gap": 5}),
     ),
     moved_bytes=stream_bytes,
 )
+
+OPS = (MODULATED_NORM, LAYER_NORM)

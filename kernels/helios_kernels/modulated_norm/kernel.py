@@ -5,9 +5,36 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helios_kernels.configs import row_tile
 from helios_kernels.launch import launch
-from helios_kernels.stream import layer_norm_tile, row_programs, rows_of_program
+from helios_kernels.tuning import row_tile
+
+
+@triton.jit
+def rows_of_program(S, split, ROWS: tl.constexpr):
+    """Return (row numbers [ROWS], which of them exist, whether they are noisy) of program `program_id(0)`.
+
+    A program does ROWS rows, all history or all noisy, so that one pair of modulation rows serves the whole tile.
+    """
+    program = tl.program_id(0)
+    history_programs = tl.cdiv(split, ROWS)
+    noisy = program >= history_programs
+    first = tl.where(noisy, split + (program - history_programs) * ROWS, program * ROWS)
+    rows = first + tl.arange(0, ROWS)
+    return rows, rows < tl.where(noisy, S, split), noisy
+
+
+def row_programs(S: int, split: int, rows: int) -> int:
+    """Return how many programs `rows_of_program` needs."""
+    return triton.cdiv(split, rows) + triton.cdiv(S - split, rows)
+
+
+@triton.jit
+def layer_norm_tile(x, inside, E: tl.constexpr, eps):
+    """Return (x - mean) / sqrt(variance + eps) along axis 1 of a float32 tile that is 0 where not `inside`."""
+    mean = tl.sum(x, axis=1) / E
+    centred = tl.where(inside, x - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, axis=1) / E
+    return centred * tl.rsqrt(variance + eps)[:, None]
 
 
 @triton.jit(do_not_specialize=["S", "split"])
@@ -47,7 +74,7 @@ def modulated_norm_kernel(
 
 
 def run(x: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float, base: float) -> Tensor:
-    """`norm(x) * (base + scale) + shift`; shapes as in `modulated_norm`."""
+    """Return `norm(x) * (base + scale) + shift`; shapes as in `modulated_norm`."""
     B, S, E = x.shape
     assert x.stride(-1) == scale.stride(-1) == shift.stride(-1) == 1
     out = torch.empty((B, S, E), dtype=x.dtype, device=x.device)
@@ -63,5 +90,5 @@ def run(x: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float, base: f
 
 
 def row_strides(rows_B2E: Tensor) -> tuple[int, int]:
-    """(batch, row) strides; one batch item serves all."""
+    """Return (batch, row) strides; a single batch item serves all."""
     return (rows_B2E.stride(0) if rows_B2E.shape[0] > 1 else 0, rows_B2E.stride(1))

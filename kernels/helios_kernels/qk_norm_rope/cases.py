@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import torch
 
-from helios_kernels.case import BF16, DTYPES, HEAD, HEADS, STAGES, Case, Op, outliers
+from helios_kernels.case import BF16, DTYPES, HEAD, HEADS, STAGES, Case, Op, outliers, stages
 from helios_kernels.qk_norm_rope import qk_norm_rope, reference
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
-    """Queries and keys of a fused product [B, S, 3 E], or with `alone` one tensor [B, S, E]."""
+    """Slice queries and keys of a fused product [B, S, 3 E], or with `alone` make one tensor [B, S, E]."""
     sizes = case.sizes
     B, S, heads, D = sizes.get("B", 1), sizes["S"], sizes.get("heads", HEADS), sizes.get("D", HEAD)
     E, W = heads * D, 1 if sizes.get("alone") else 2
@@ -39,18 +39,9 @@ QK_NORM_ROPE = Op(
     reference=reference.qk_norm_rope,
     inputs=_inputs,
     cases=(
-        *(
-            Case(stage, {"S": S}, real=True, interpreted=False, compiled=DTYPES if stage == "stage2" else ())
-            for stage, S in STAGES.items()
-        ),
-        Case(
-            "stage2-cross-query",
-            {"S": 8640, "alone": True, "no_rope": True},
-            real=True,
-            interpreted=False,
-            compiled=DTYPES,
-        ),
-        Case("stage2-12x128", {"S": STAGES["stage2"], "heads": 12}, interpreted=False, compiled=BF16),
+        *stages(DTYPES),
+        Case("stage2-cross-query", {"S": 8640, "alone": True, "no_rope": True}, real=True, compiled=DTYPES),
+        Case("stage2-12x128", {"S": STAGES["stage2"], "heads": 12}, compiled=BF16),
         Case("S11040-3x32", {"S": STAGES["stage2"], "heads": 3, "D": 32}),
         Case("S101", {"S": 101}),
         Case("one-row", {"S": 1}),
@@ -63,3 +54,5 @@ QK_NORM_ROPE = Op(
     moved_bytes=_bytes,
     written=("x_BSWE",),
 )
+
+OPS = (QK_NORM_ROPE,)

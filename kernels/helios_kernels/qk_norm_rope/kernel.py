@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helios_kernels.configs import row_tile
 from helios_kernels.launch import launch
+from helios_kernels.tuning import row_tile
 
 
 @triton.jit(do_not_specialize=["S"])

@@ -5,10 +5,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helios_kernels.configs import row_tile
 from helios_kernels.dispatch import INTERPRETER, current_chip
 from helios_kernels.launch import launch
 from helios_kernels.quantize.reference import SMALLEST
+from helios_kernels.tuning import row_tile
 
 
 @triton.jit

@@ -15,7 +15,7 @@ def _frames(case: Case, frames: int, dtype: torch.dtype, device: torch.device) -
 
 
 def _norm_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
-    """A piece of a clip, into the part of a padded buffer behind the remembered frames."""
+    """Draw a piece of a clip, and a padded buffer of which it fills the part after the remembered frames."""
     T = case.sizes["T"]
     x = _frames(case, T + 1, dtype, device)[:, 1:]
     if case.sizes.get("channels_first"):
@@ -46,7 +46,7 @@ def _bytes(case: Case, itemsize: int) -> int:
 
 
 def _pad_bytes(case: Case, itemsize: int) -> int:
-    """Where a clip begins, nothing is remembered and zeros are written without being read."""
+    """Count reads and writes; at the start of a clip zeros are written in place of remembered frames."""
     sizes, frames = case.sizes, 2 * (case.sizes["T"] + PAST) - (PAST if case.sizes.get("first") else 0)
     return sizes.get("B", 1) * frames * sizes["H"] * sizes["W"] * sizes["C"] * itemsize
 
@@ -54,9 +54,7 @@ def _pad_bytes(case: Case, itemsize: int) -> int:
 WIDTHS = ((384, 16, 96, 160), (192, 11, 192, 320), (96, 5, 384, 640))
 """Channels, frames, height and width: the decoder's at 640x384, some frames of each."""
 
-REAL = tuple(
-    Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True, interpreted=False) for C, T, H, W in WIDTHS
-)
+REAL = tuple(Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True) for C, T, H, W in WIDTHS)
 
 VAE_NORM_SILU = Op(
     name="vae_norm_silu",
@@ -66,13 +64,7 @@ VAE_NORM_SILU = Op(
     cases=(
         *REAL,
         # Before the decoder's attention.
-        Case(
-            "C384-48x80-no-silu",
-            {"T": 4, "H": 48, "W": 80, "C": 384, "no_silu": True},
-            real=True,
-            interpreted=False,
-            compiled=BF16,
-        ),
+        Case("C384-48x80-no-silu", {"T": 4, "H": 48, "W": 80, "C": 384, "no_silu": True}, real=True, compiled=BF16),
         Case("C96-T5-B2", {"B": 2, "T": 5, "H": 24, "W": 40, "C": 96}),
         Case("C384-no-silu", {"T": 1, "H": 13, "W": 7, "C": 384, "no_silu": True}),
         Case("C96-channels-first", {"T": 2, "H": 9, "W": 7, "C": 96, "channels_first": True}),
@@ -89,14 +81,13 @@ CAUSAL_PAD = Op(
     inputs=_pad_inputs,
     cases=(
         *(
-            Case(f"C{C}-{H}x{W}-norm", {"T": T, "H": H, "W": W, "C": C, "norm": True}, True, False, compiled=BF16)
+            Case(f"C{C}-{H}x{W}-norm", {"T": T, "H": H, "W": W, "C": C, "norm": True}, real=True, compiled=BF16)
             for C, T, H, W in WIDTHS
         ),
         *(
             Case(
                 f"C{C}-{H}x{W}-first-norm",
                 {"T": 1, "H": H, "W": W, "C": C, "norm": True, "first": True},
-                interpreted=False,
                 compiled=BF16,
             )
             for C, _, H, W in WIDTHS
@@ -109,3 +100,5 @@ CAUSAL_PAD = Op(
     moved_bytes=_pad_bytes,
     written=("out_BTHWC",),
 )
+
+OPS = (VAE_NORM_SILU, CAUSAL_PAD)

@@ -1,7 +1,8 @@
 """Ahead-of-time builds of the shipped configurations, without a GPU: registers, spills, shared memory, instructions.
 
-The real launchers are called with tensors on the meta device, and what they would have started is compiled: shapes,
-strides and constants cannot drift from what a render uses. `python -m helios_kernels.compiled` prints the table.
+The real launchers are called with tensors on the meta device, and each recorded launch is compiled, so that shapes,
+strides and constants are those that a render uses. In a process that has not chosen Triton's interpreter,
+`python tests/support/kernel_builds.py [CHIP ...]` prints one JSON line a build.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from helios_kernels import launch
 from helios_kernels.case import Case, Op
-from helios_kernels.configs import CHIPS
+from helios_kernels.check import OPS
 from helios_kernels.dispatch import compiling_for
-from helios_kernels.facts import COMPILED
-from helios_kernels.launch import Launch, recorded
-from helios_kernels.registry import OPS
+from helios_kernels.tuning import CHIPS, Config
 
 MATRIX_INSTRUCTIONS = {
     **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), r"\bmma\.sync"),
@@ -45,14 +47,31 @@ TYPES = {
 
 
 @dataclass(frozen=True)
-class Build:
-    """What a case's kernel compiles to on a chip. `registers` are per thread (accumulation registers included)."""
+class Launch:
+    """A kernel with the positional arguments, constants and configuration that it would have started with."""
 
-    op: str
-    case: str
-    dtype: str
-    chip: str
-    kernel: str
+    kernel: Any
+    args: tuple
+    constants: dict[str, Any]
+    config: Config
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Append launches to the yielded list and run nothing; tensors may be on the meta device."""
+    launches: list[Launch] = []
+
+    def record(kernel, grid, args, constants, config) -> None:
+        launches.append(Launch(kernel, args, constants, config))
+
+    with mock.patch.object(launch, "start", record):
+        yield launches
+
+
+@dataclass(frozen=True)
+class Build:
+    """The facts of a compiled kernel. `registers` are per thread, accumulation registers included."""
+
     registers: int
     spilled_bytes: int
     shared_bytes: int
@@ -60,24 +79,18 @@ class Build:
     tma_instructions: int
 
 
-def builds(chips: tuple[str, ...] = CHIPS) -> Iterator[Build]:
-    """Compiles every case that is marked for it, for every chip. Equal kernels are compiled once."""
-    for op, case, dtype, chip in marked(chips):
-        started = launch_of(op, case, dtype, chip)
-        known = facts(compile_launch(started, chip), chip)
-        yield Build(op.name, case.id, TYPES[dtype], chip, started.kernel.__name__, **known)
-
-
-def marked(chips: tuple[str, ...] = CHIPS) -> Iterator[tuple[Op, Case, torch.dtype, str]]:
-    """What is built."""
+def marked(chips: tuple[str, ...] = CHIPS) -> Iterator[tuple[str, Op, Case, torch.dtype, str]]:
+    """Yields (name, operation, case, dtype, chip) of every build."""
     for chip in chips:
         for op in OPS.values():
             if op.chips is None or chip in op.chips:
-                yield from ((op, case, dtype, chip) for case in op.cases for dtype in case.compiled)
+                for case in op.cases:
+                    for dtype in case.compiled:
+                        yield "-".join((op.name, case.id, TYPES[dtype], chip)), op, case, dtype, chip
 
 
 def launch_of(op: Op, case: Case, dtype: torch.dtype, chip: str) -> Launch:
-    """The one launch of the case."""
+    """Record the one launch of the case."""
     with compiling_for(chip), recorded() as launches, torch.no_grad():
         op.run(**op.inputs(case, dtype, torch.device("meta")))
     (started,) = launches
@@ -122,7 +135,7 @@ def variant(started: Launch) -> Variant:
 
 
 def compile_launch(started: Launch, chip: str):
-    """`triton.compile` of a recorded launch."""
+    """Run `triton.compile` on a recorded launch."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -134,27 +147,27 @@ def compile_launch(started: Launch, chip: str):
     return triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
 
 
-def facts(compiled, chip: str) -> dict[str, int]:
+def facts(compiled, chip: str) -> Build:
     amd = chip.startswith("gfx")
     assembly = compiled.asm["amdgcn" if amd else "ptx"]
     registers, spilled = _amd_usage(assembly) if amd else _nvidia_usage(compiled.asm["cubin"])
-    return {
-        "registers": registers,
-        "spilled_bytes": spilled,
-        "shared_bytes": compiled.metadata.shared,
-        "matrix_instructions": len(re.findall(MATRIX_INSTRUCTIONS[chip], assembly)),
-        "tma_instructions": len(re.findall(TMA_INSTRUCTION, assembly)),
-    }
+    return Build(
+        registers,
+        spilled,
+        compiled.metadata.shared,
+        matrix_instructions=len(re.findall(MATRIX_INSTRUCTIONS[chip], assembly)),
+        tma_instructions=len(re.findall(TMA_INSTRUCTION, assembly)),
+    )
 
 
 def _amd_usage(assembly: str) -> tuple[int, int]:
-    """(vector registers, spilled bytes): the scratch of a wavefront's lane holds what was spilled."""
+    """Return (vector registers, spilled bytes): spilled registers go to the scratch of a wavefront's lane."""
     vectors = int(re.search(r"\.amdhsa_next_free_vgpr (\d+)", assembly)[1])
     return vectors, int(re.search(r"\.amdhsa_private_segment_fixed_size (\d+)", assembly)[1])
 
 
 def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
-    """(registers, stack bytes): Triton's kernels have no local variables, so a stack holds spilled registers."""
+    """Return (registers, stack bytes): Triton's kernels have no local variables, so a stack holds spilled registers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -165,31 +178,17 @@ def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
 
 @functools.cache
 def _cuobjdump() -> Path:
-    """Comes with Triton."""
+    """The program that comes with Triton."""
     import triton
 
     return Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def table() -> str:
-    """The bfloat16 facts as README.md has them: registers and KiB of shared memory by kernel, case and chip."""
-    rows = [f"| op, case | {' | '.join(CHIPS)} |", f"|---|{'---|' * len(CHIPS)}"]
-    for op, case in dict.fromkeys((op, case) for op, case, dtype, _ in COMPILED if dtype == "bf16"):
-        recorded = [COMPILED.get((op, case, "bf16", chip)) for chip in CHIPS]
-        cells = [f"{entry[0]}, {entry[1] / 1024:.1f}" if entry else "-" for entry in recorded]
-        rows.append(f"| `{op}` {case} | {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def main(arguments: list[str]) -> None:
-    """One line a build, ready for facts.py, or with `--json` everything; other arguments are chips, all without any."""
-    as_json, chips = "--json" in arguments, tuple(name for name in arguments if name != "--json")
-    for built in builds(chips or CHIPS):
-        key = (built.op, built.case, built.dtype, built.chip)
-        fact = json.dumps(key).replace("[", "(").replace("]", ")")
-        text = json.dumps(asdict(built)) if as_json else f"    {fact}: ({built.registers}, {built.shared_bytes}),"
-        print(text, flush=True)
+def main(chips: tuple[str, ...]) -> None:
+    for name, op, case, dtype, chip in marked(chips or CHIPS):
+        built = facts(compile_launch(launch_of(op, case, dtype, chip), chip), chip)
+        print(json.dumps({"name": name, **asdict(built)}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(tuple(sys.argv[1:]))

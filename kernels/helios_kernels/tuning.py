@@ -1,0 +1,363 @@
+"""Launch configurations: the shipped ones, those found on this machine, and the search for better ones.
+
+Configurations are shipped for every chip, so that nobody waits for autotuning. None of them has been timed on a GPU
+yet: they were chosen among those that compile without spills and within the chip's shared memory, for the reasons given
+here. `tune` times candidates on the 14B model's shapes and keeps the fastest that agrees with the twin in a file:
+
+    "NVIDIA A10": {"like": "sm_89", "triton": "3.7.1", "configs": {"modulated_norm": {"num_warps": 8, "tile": 8192}}}
+
+`like` is the chip whose configurations serve the kernels that have none of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from helios_kernels import devices
+from helios_kernels.attention import TMA_CHIPS
+from helios_kernels.check import OPS, compare
+from helios_kernels.dispatch import INTERPRETER, backend, borrow, compiling_ahead, current_chip, find_triton
+
+CHIPS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+
+SHARED_MEMORY = {
+    "sm_80": 166912,
+    **dict.fromkeys(("sm_86", "sm_89", "sm_120"), 101376),
+    **dict.fromkeys(("sm_90", "sm_100"), 232448),
+    "gfx942": 65536,
+}
+"""Bytes a program may have, by the vendors' documents. Triton's compiler does not check it."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is launched.
+
+    Attributes:
+        tile: elements of a program of the element-wise kernels.
+        block_q, block_k: attention's queries and keys at a time.
+        programs: persistent programs of attention's kernel a multiprocessor, which may be more than fit.
+        specialize: some warps load keys and values while others compute.
+    """
+
+    num_warps: int
+    num_stages: int = 1
+    tile: int = 0
+    block_q: int = 0
+    block_k: int = 0
+    programs: int = 1
+    specialize: bool = False
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in asdict(self).items() if value)
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """A program's share of [rows, E]: `rows` rows, each padded to `block` columns."""
+
+    rows: int
+    block: int
+    config: Config
+
+
+# A tile of 8192 is one padded row of width 5120. What counts is how many rows a multiprocessor has in flight, and that
+# no instruction is spent on more threads than loads need. With 4 warps (146 registers for the modulated norm on sm_90)
+# it has three rows, and issues for 23 microseconds of the 53 that the bytes of a call at stage 2 take; with 16 warps it
+# has two, and issues for 55. The same number on CDNA, whose wavefronts are twice as wide.
+_ROW = {"cuda": Config(num_warps=4, tile=8192), "hip": Config(num_warps=4, tile=8192)}
+
+# No reduction: only enough bytes in flight.
+_FLAT = {"cuda": Config(num_warps=4, tile=1024), "hip": Config(num_warps=4, tile=1024)}
+
+_ELEMENTWISE = {
+    "modulated_norm": _ROW,
+    "gated_residual": _ROW,
+    "qk_norm_rope": _ROW,
+    "quantize": {"cuda": Config(num_warps=16, tile=16384), "hip": Config(num_warps=8, tile=16384)},
+    "renoise": _FLAT,
+    "dmd_step": _FLAT,
+    "vae_norm_silu": {
+        "cuda": Config(num_warps=8, tile=8192),
+        "hip": Config(num_warps=4, tile=8192),
+        "sm_120": Config(num_warps=8, tile=4096),  # where twice as many spill up to 24 bytes at 64 registers
+    },
+}
+
+# By head size and whether there is a bias. On Ampere and Ada both factors pass through registers, and 32 keys at a time
+# leave none spilled with every Triton from 3.6 to 3.9. Hopper and Blackwell multiply from shared memory: 128 keys at a
+# time, three buffers; 64 on Blackwell, where 128 spill. With a bias there are a prompt's few keys, all in one block,
+# and waiting for memory takes the time: few queries at a time, two programs.
+_AMPERE = {
+    (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=32),
+    (128, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=32),
+    (64, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=64),
+    (64, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=64),
+}
+_HOPPER = {
+    (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=128),
+    (128, True): Config(num_warps=4, num_stages=1, block_q=64, block_k=128, programs=2),
+    (64, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=128),
+    (64, True): Config(num_warps=4, num_stages=1, block_q=64, block_k=128, programs=2),
+}
+_BLACKWELL = {**_HOPPER, (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=64)}
+_CDNA = {
+    (head, bias): Config(num_warps=4, num_stages=2, block_q=128, block_k=32 if bias else 64)
+    for head in (128, 64)
+    for bias in (False, True)
+}
+_ATTENTION = {
+    **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), _AMPERE),
+    "sm_90": _HOPPER,
+    "sm_100": _BLACKWELL,
+    "gfx942": _CDNA,
+}
+
+
+@dataclass(frozen=True)
+class LocalConfigs:
+    """The configurations found on one device, by kernel, with the fields that are not 0."""
+
+    like: str
+    triton: str
+    configs: dict[str, dict[str, int]]
+
+
+def _parse(entry: dict) -> LocalConfigs:
+    return LocalConfigs(entry["like"], entry["triton"], {name: _ints(one) for name, one in entry["configs"].items()})
+
+
+def _ints(config: dict) -> dict[str, int]:
+    """Return the fields of a `Config` as they were read; ValueError for anything else."""
+    names = {field.name for field in fields(Config)}
+    good = all(name in names and isinstance(value, int) and value >= 0 for name, value in config.items())
+    if not good or not config.get("num_warps"):
+        raise ValueError("not a configuration")
+    return dict(config)
+
+
+_entries = devices.Entries(_parse)
+use, of = _entries.use, _entries.of
+
+_candidate: dict[str, Config] = {}
+
+
+@contextmanager
+def trying(kernel: str, candidate: Config | None) -> Iterator[None]:
+    """Launch `kernel` with this configuration inside the block; with None, with the present one."""
+    if candidate is not None:
+        _candidate[kernel] = candidate
+    try:
+        yield
+    finally:
+        _candidate.pop(kernel, None)
+
+
+def local_config(kernel: str) -> Config | None:
+    """Return the configuration that is being tried for `kernel`, or was found on this machine."""
+    if kernel in _candidate or compiling_ahead():
+        return _candidate.get(kernel)
+    local = of(find_triton().device)
+    own = local.configs.get(kernel) if local else None
+    return Config(**own) if own else None
+
+
+def config(kernel: str) -> Config:
+    """Return the configuration of an element-wise kernel on the chip at hand."""
+    chip, shipped = current_chip(), _ELEMENTWISE[kernel]
+    if local := local_config(kernel):
+        return local
+    if chip == INTERPRETER:
+        return Config(num_warps=1, tile=2**18)
+    return shipped.get(chip) or shipped["hip" if chip.startswith("gfx") else "cuda"]
+
+
+def attention_config(head: int, *, bias: bool) -> Config:
+    """Return attention's configuration on the chip at hand; head sizes below 64 take that of 64."""
+    chip, size = current_chip(), max(head, 64)
+    if local := local_config(f"attention {size}{' bias' if bias else ''}"):
+        return local
+    return Config(num_warps=1, block_q=128, block_k=128) if chip == INTERPRETER else _ATTENTION[chip][size, bias]
+
+
+def row_tile(kernel: str, width: int) -> RowTile:
+    """Return how a program of `kernel` is cut from rows of `width` channels."""
+    chosen = config(kernel)
+    block = 1 << (width - 1).bit_length()
+    return RowTile(max(1, chosen.tile // block), block, chosen)
+
+
+# The search
+
+WORTH = 0.98
+"""Share of the present configuration's time below which another one is taken: less is noise."""
+
+# By the 14B model's padded rows, one or two a program: of 8192, of 16384, and of the VAE's few channels.
+ROWS = tuple(Config(num_warps=warps, tile=tile) for warps, tile in product((2, 4, 8, 16), (8192, 16384)))
+WIDE_ROWS = tuple(Config(num_warps=warps, tile=16384) for warps in (4, 8, 16, 32))
+SHORT_ROWS = tuple(Config(num_warps=warps, tile=tile) for warps, tile in product((4, 8), (2048, 4096, 8192)))
+SELF = tuple(
+    Config(num_warps=warps, num_stages=stages, block_q=q, block_k=k, programs=programs)
+    for warps, q, k, programs, many in (
+        (8, 128, 128, 1, (2, 3)),
+        (8, 128, 64, 1, (2, 3, 4)),
+        (4, 128, 64, 1, (2, 3)),
+        (4, 64, 64, 2, (2, 3)),
+        (8, 128, 32, 1, (2, 3)),
+    )
+    for stages in many
+)
+# Those that compile to warps that load and warps that compute, without spills: on sm_90 with four warps and 64 queries,
+# on sm_100 with eight and 128 (Triton 3.9.0, ahead of time).
+SPECIALIZED = tuple(
+    Config(num_warps=warps, num_stages=stages, block_q=q, block_k=k, specialize=True)
+    for warps, stages, q, k in (
+        (4, 2, 64, 128),
+        (4, 2, 64, 64),
+        (4, 3, 64, 64),
+        (8, 2, 128, 128),
+        (8, 3, 128, 128),
+        (8, 3, 128, 64),
+    )
+)
+PROMPT = tuple(
+    Config(num_warps=4, num_stages=stages, block_q=q, block_k=k, programs=2)
+    for stages, q, k in product((1, 2), (64, 128), (32, 64, 128))
+)
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """A kernel that can be tuned: the cases that are timed, those that show whether it is right, the candidates."""
+
+    kernel: str
+    op: str
+    timed: tuple[str, ...]
+    checked: tuple[str, ...]
+    candidates: tuple[Config, ...]
+
+
+# `renoise` and `dmd_step` take a microsecond or two, in which a launch cannot be told from noise.
+TUNABLES = (
+    Tunable("modulated_norm", "modulated_norm", ("stage2",), ("S101-split40",), ROWS),
+    Tunable("gated_residual", "gated_residual_modulated_norm", ("stage2", "stage2-cross"), ("S101-split40",), ROWS),
+    Tunable("qk_norm_rope", "qk_norm_rope", ("stage2", "stage2-cross-query"), ("S101",), ROWS),
+    Tunable("quantize", "quantize", ("stage2-gelu", "stage2"), ("S65-E13824-gelu",), WIDE_ROWS),
+    Tunable("vae_norm_silu", "vae_norm_silu", ("C384-96x160", "C96-384x640"), ("C96-T5-B2",), SHORT_ROWS),
+    Tunable("attention 128", "attention", ("stage2-self",), ("Q130-K2940", "Q256-K256-even"), SELF + SPECIALIZED),
+    Tunable("attention 128 bias", "attention", ("stage2-cross",), ("Q257-K122-bias",), PROMPT),
+    Tunable("attention 64", "attention", ("head64-self",), ("Q63-K257-D64-B2",), SELF + SPECIALIZED),
+    Tunable("attention 64 bias", "attention", ("head64-cross",), ("Q40-K300-first-block-outside",), PROMPT),
+)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The outcome for one kernel. `best` is None where no candidate was better; `seconds` is then the present one's."""
+
+    kernel: str
+    best: Config | None
+    seconds: float | None
+    before: float | None
+    tried: int
+    refused: int
+
+
+Timer = Callable[[Callable[[], object]], float]
+"""Returns the seconds that a call takes."""
+
+
+@torch.no_grad()
+def tune(
+    timer: Timer,
+    *,
+    device: torch.device,
+    like: str,
+    names: Collection[str] = (),
+    dtype: torch.dtype = torch.bfloat16,
+    tunables: tuple[Tunable, ...] = TUNABLES,
+) -> Iterator[Tuning]:
+    """Try all candidates of the kernels that run on this chip, which is `like` one, and yield each outcome.
+
+    `names` are those of operations; without any, all are tuned. RuntimeError for one that is not tuned.
+    """
+    known = dict.fromkeys(one.op for one in tunables)
+    if unknown := sorted(set(names) - known.keys()):
+        raise RuntimeError(f"{', '.join(unknown)}: not tuned; choose from {', '.join(known)}")
+    for one in tunables:
+        chips = OPS[one.op].chips
+        if (not names or one.op in names) and (chips is None or like in chips):
+            yield _tune_one(one, like, lambda config, one=one: _time(one, config, timer, device, dtype))
+
+
+def begin() -> str:
+    """Let kernels run here, with the nearest chip's configurations if none are shipped for this one; return its chip.
+
+    RuntimeError where no kernel runs, as where HELIOS_KERNELS does not insist on a chip that is new.
+    """
+    borrow()
+    found = find_triton()
+    if found.chip is None or backend().chip is None:
+        raise RuntimeError(f"no kernel can be tuned here: {(backend() if found.chip else found).reason}")
+    return found.chip
+
+
+def keep(tuning: Tuning, file: Path) -> None:
+    """Write a better configuration to `file`, under this device's name. OSError if it cannot be written.
+
+    On a chip that none are shipped for, a kernel that runs with its first configuration is written, too: kernels run
+    there from then on.
+    """
+    import triton
+
+    here = find_triton()
+    if tuning.best is None and not (here.borrowed and tuning.before is not None):
+        return
+    own = {} if tuning.best is None else {key: value for key, value in asdict(tuning.best).items() if value}
+    keep_local(
+        here.device, LocalConfigs(here.chip or "", triton.__version__, {tuning.kernel: own} if own else {}), file
+    )
+
+
+def keep_local(device: str, local: LocalConfigs, file: Path) -> None:
+    """Write the configurations of `local` to the entry of `device`, in which other kernels stay as they are."""
+
+    def update(entry: object) -> dict:
+        known = _entries.parsed(entry)
+        return asdict(LocalConfigs(local.like, local.triton, {**(known.configs if known else {}), **local.configs}))
+
+    devices.change(device, file, update)
+    _entries.forget()
+
+
+def _tune_one(tunable: Tunable, like: str, time: Callable[[Config | None], float | None]) -> Tuning:
+    candidates = [one for one in tunable.candidates if like in TMA_CHIPS or not one.specialize]
+    before = time(None)
+    times = {config: seconds for config in candidates if (seconds := time(config)) is not None}
+    best = min(times, key=times.__getitem__, default=None)
+    if best is not None and before is not None and times[best] > WORTH * before:
+        best = None
+    seconds = before if best is None else times[best]
+    return Tuning(tunable.kernel, best, seconds, before, len(candidates), len(candidates) - len(times))
+
+
+def _time(
+    tunable: Tunable, config: Config | None, timer: Timer, device: torch.device, dtype: torch.dtype
+) -> float | None:
+    """Time all timed cases together; None for a configuration that does not compile, fit or agree."""
+    op = OPS[tunable.op]
+    cases = {case.id: case for case in op.cases}
+    with trying(tunable.kernel, config):
+        try:
+            if not all(one.good for name in tunable.checked for one in compare(op, cases[name], dtype, device)):
+                return None
+            inputs = (op.inputs(cases[name], dtype, device) for name in tunable.timed)
+            return sum(timer(lambda given=given: op.run(**given)) for given in inputs)
+        except Exception:  # compilers, assemblers and drivers each raise their own
+            return None
