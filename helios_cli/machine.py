@@ -1,4 +1,4 @@
-"""What this machine has: processor, memory and its limits, accelerators, disk. Plain facts; nothing is printed.
+"""What this machine has: processor, memory and its limits, disk. Plain facts; nothing is printed.
 
 torch is imported inside the functions that ask it.
 """
@@ -24,8 +24,6 @@ from helios_cli.versions import version_of
 
 if TYPE_CHECKING:
     import torch
-
-DTYPES = ("bfloat16", "float16", "float32")
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 """Flags of /proc/cpuinfo that decide how fast the model runs on a processor."""
@@ -80,17 +78,6 @@ class HostMemory:
         """What this process can still take: the least of the machine's and every limit's rest."""
         free = self.total_bytes if self.free_bytes is None else self.free_bytes
         return min([free, *(limit.available_bytes for limit in self.limits)])
-
-
-@dataclass(frozen=True)
-class Accelerator:
-    """A GPU. `capability` is CUDA's, (major, minor); `free_bytes` counts what other processes hold as taken."""
-
-    device: str
-    name: str
-    capability: tuple[int, int] | None
-    total_bytes: int
-    free_bytes: int
 
 
 @dataclass(frozen=True)
@@ -375,41 +362,6 @@ def nvidia_driver() -> str | None:
     return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout.strip() else None
 
 
-def accelerators() -> tuple[Accelerator, ...]:
-    """The GPUs that this PyTorch can use. Opens a context on each, to learn its free memory."""
-    import torch
-
-    found = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        free, total = torch.cuda.mem_get_info(index)
-        capability = (properties.major, properties.minor)
-        found.append(Accelerator(f"cuda:{index}", properties.name, capability, total, free))
-    if torch.backends.mps.is_available():
-        total, free = _mps_memory()
-        found.append(Accelerator("mps", platform.processor(), None, total, free))
-    return tuple(found)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on `device`; the host's, within its container's limits, for a CPU."""
-    import torch
-
-    if device.type == "cuda":  # and of no other GPU: asking opens a context there, which takes memory
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return _mps_memory()[1]
-    return host_memory().available_bytes
-
-
-def _mps_memory() -> tuple[int, int]:
-    """(total, free)."""
-    import torch
-
-    total = torch.mps.recommended_max_memory()
-    return total, total - torch.mps.driver_allocated_memory()
-
-
 def triton() -> Triton:
     import torch
 
@@ -434,57 +386,3 @@ def attention_backends(device: torch.device) -> tuple[str, ...]:
         )
         return (*(["flash"] if flash else []), "efficient", "math")
     return ("flash", "math") if device.type == "cpu" else ("math",)
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; `auto` is the first GPU, else the CPU. InputError for a name that is none,
-    MachineError for a device that is not there."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise InputError(f"--device {name}: no such kind of device", hint="write auto, cuda, cuda:1, mps or cpu")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise MachineError("--device mps: this machine or this PyTorch has no Metal device", hint="use --device cpu")
-    if name.startswith("cuda"):
-        return _cuda_device(name)
-    return torch.device(name)
-
-
-def _cuda_device(name: str) -> torch.device:
-    import torch
-
-    hint = "use --device cpu; `helios doctor` shows what is there"
-    count = torch.cuda.device_count()
-    index = int(name.removeprefix("cuda").removeprefix(":") or 0)
-    if count == 0 and torch.version.cuda is None and torch.version.hip is None:
-        raise MachineError(f"--device {name}: PyTorch {torch.__version__} is built without GPU support", hint=hint)
-    if count == 0:
-        raise MachineError(f"--device {name}: PyTorch finds no GPU (no driver, or one too old for it)", hint=hint)
-    if index >= count:
-        known = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise MachineError(f"--device {name}: this machine has {known}", hint=hint)
-    torch.cuda.set_device(index)  # streams, events and graphs are the current device's
-    return torch.device("cuda", index)
-
-
-def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype called `name`, and why. `auto` is the smallest that is fast and safe on `device`."""
-    import torch
-
-    if name != "auto":
-        if name not in DTYPES:
-            raise InputError(f"--dtype {name}: no such dtype", hint=f"write auto, {', '.join(DTYPES)}")
-        return getattr(torch, name), "asked for"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        if major >= 8:
-            return torch.bfloat16, f"compute capability {major}.{minor} multiplies bfloat16 at full speed"
-        return torch.float16, f"compute capability {major}.{minor} has no fast bfloat16"
-    if device.type == "cpu":
-        fast = [feature for feature in cpu().features if feature.endswith("bf16")]
-        if fast:
-            return torch.bfloat16, f"the CPU multiplies bfloat16 in hardware ({fast[-1]})"
-        return torch.float32, "the CPU has no bfloat16 instructions"
-    return torch.float32, f"no smaller dtype has been tried on {device.type}"

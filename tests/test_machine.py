@@ -200,72 +200,6 @@ def test_temporary_files_go_into_the_home_where_there_is_no_other_place(monkeypa
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_devices_that_are_always_there():
-    assert machine.pick_device("cpu") == torch.device("cpu")
-    assert machine.pick_device("auto").type in ("cuda", "mps", "cpu")
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", "", "cuda:-1"])
-def test_a_device_that_is_none(name):
-    with pytest.raises(InputError, match="no such kind of device"):
-        machine.pick_device(name)
-
-
-@no_gpu
-@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
-def test_a_gpu_that_is_not_there(name):
-    with pytest.raises(MachineError, match=f"--device {name}: PyTorch .*(without GPU support|finds no GPU)") as caught:
-        machine.pick_device(name)
-    assert "--device cpu" in caught.value.hint
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpus_of_this_machine():
-    first = machine.accelerators()[0]
-    assert (first.device, first.capability) == ("cuda:0", torch.cuda.get_device_capability(0))
-    assert 0 < first.free_bytes <= first.total_bytes
-    assert machine.pick_device("auto") == machine.pick_device("cuda") == torch.device("cuda", 0)
-    with pytest.raises(MachineError, match="this machine has"):
-        machine.pick_device("cuda:99")
-    assert machine.triton().runs == (machine.triton().version is not None)
-
-
-@pytest.mark.parametrize("name", machine.DTYPES)
-def test_a_dtype_that_was_asked_for(name):
-    assert machine.pick_dtype(name, torch.device("cpu")) == (getattr(torch, name), "asked for")
-
-
-def test_a_dtype_that_is_none():
-    with pytest.raises(InputError, match="--dtype int8"):
-        machine.pick_dtype("int8", torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    ("features", "dtype"),
-    [
-        (("avx2",), torch.float32),
-        (("avx512f",), torch.float32),
-        (("avx512_bf16",), torch.bfloat16),
-        (("avx512_bf16", "amx_bf16"), torch.bfloat16),
-    ],
-    ids=str,
-)
-def test_auto_dtype_of_a_cpu(features, dtype, monkeypatch):
-    monkeypatch.setattr(machine, "cpu", lambda: machine.Cpu("test", 1, 1, features))
-    picked, reason = machine.pick_dtype("auto", torch.device("cpu"))
-    assert picked == dtype
-    assert "bfloat16" in reason and (dtype == torch.float32 or features[-1] in reason)
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((12, 0), torch.bfloat16)], ids=str
-)
-def test_auto_dtype_of_a_gpu(capability, dtype, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    picked, reason = machine.pick_dtype("auto", torch.device("cuda", 0))
-    assert picked == dtype and "{}.{}".format(*capability) in reason
-
-
 @no_gpu
 def test_triton_cannot_run_without_a_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -304,15 +238,6 @@ def test_freed_memory_is_given_back():
     held, after, later = map(int, said.split())
     assert held > 300e6
     assert after < 30e6 and later < 30e6
-
-
-def test_free_memory_is_asked_of_one_gpu(monkeypatch):
-    """Asking opens a context, which takes memory of a GPU that may be somebody else's."""
-    asked = []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (5, 9))
-    assert machine.free_bytes(torch.device("cuda:3")) == 5
-    assert asked == [torch.device("cuda:3")]
 
 
 HOLDER = "import sys; held = bytearray(100_000_000); print(flush=True); sys.stdin.read()"

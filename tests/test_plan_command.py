@@ -178,8 +178,7 @@ def test_the_plan_names_the_fingerprints_that_a_render_uses(helios, checkpoints)
     """Of this machine's device, dtype and threads, as torch has them."""
     import torch
 
-    from helios_cli import machine
-    from helios_cli.cost.device import cpu_name
+    from helios_cli.device import device_of, pick_dtype
     from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
     from helios_cli.recipe.plan import plan_film
     from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
@@ -191,8 +190,8 @@ def test_the_plan_names_the_fingerprints_that_a_render_uses(helios, checkpoints)
     (source,) = read_films(["a ball"])
     defaults = ModelDefaults((128, 64), checkpoint.preset.steps, checkpoint.preset.guidance)
     plan = plan_film(source, resolve(source.recipe, Flags(), defaults))
-    dtype = str(machine.pick_dtype("auto", torch.device("cpu"))[0]).removeprefix("torch.")
-    here = Arithmetic(cpu_name(torch.get_num_threads()), dtype, torch.__version__)
+    device = device_of(torch.device("cpu"))
+    here = Arithmetic(device.name, pick_dtype("auto", device)[0], torch.__version__)
     expected = chunk_fingerprints(plan, weights_identity(checkpoint), here)
     report = film(helios("a ball", "-m", checkpoint.path, "--device", "cpu", "--json"))
     assert [chunk["fingerprint"] for chunk in report["chunks"]] == expected

@@ -360,21 +360,11 @@ def _look_at(job: Job, target: Target, plan: Plan, bench: Workbench, forms: tupl
 
 def _arithmetic(models: Models, size: tuple[int, int]) -> Arithmetic:
     """What rounds the numbers, as `helios plan` names it too."""
-    import torch
-
-    from helios_cli import machine
     from helios_cli.cost.arithmetic import arithmetic_of
-    from helios_cli.cost.device import Device, cpu_name
+    from helios_cli.device import device_of
 
-    device = models.device
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = cpu_name(torch.get_num_threads()) if device.type == "cpu" else machine.cpu().model
-    dtype = str(models.dtype).removeprefix("torch.")
-    seen = Device(device.type, name, None, None)
-    taken = _attention_taken(models, size)
-    return arithmetic_of(seen, dtype, taken, quant=models.quant, attention=models.attention)
+    dtype, taken = str(models.dtype).removeprefix("torch."), _attention_taken(models, size)
+    return arithmetic_of(device_of(models.device), dtype, taken, quant=models.quant, attention=models.attention)
 
 
 def _attention_taken(models: Models, size: tuple[int, int]) -> dict[str, str]:

@@ -15,8 +15,8 @@ from helios_cli.weights.placement import NO_WISH, RESIDENT, Wish
 if TYPE_CHECKING:
     import torch
 
-    from helios_cli.cost.device import Device
     from helios_cli.cost.memory import Budget, Subject
+    from helios_cli.device import Device
     from helios_cli.engine.models import Models
     from helios_cli.film.ffmpeg import Encoding
     from helios_cli.recipe.film import Film
@@ -53,11 +53,11 @@ class Workbench:
         self.view.show(Notice(message))
 
     def device(self) -> tuple[torch.device, torch.dtype]:
-        from helios_cli import machine
+        from helios_cli.device import pick_device, torch_dtype
         from helios_cli.weights.fp8 import dtype_with
 
-        device = machine.pick_device(self.device_name)
-        return device, machine.pick_dtype(dtype_with(self.quant, self.dtype_name), device)[0]
+        device = pick_device(self.device_name)
+        return device, torch_dtype(dtype_with(self.quant, self.dtype_name), device)
 
     def plan(self, job: Job, models: Models) -> Plan:
         from helios_cli.cost.work import texts_of
@@ -147,30 +147,17 @@ class Workbench:
         from helios_cli.cost.model import opened
         from helios_cli.cost.tokens import count_tokens
         from helios_cli.cost.work import texts_of, work_of
+        from helios_cli.device import device_of
         from helios_cli.weights.hub import Source
 
         model = opened(models.name, Source(folder=models.checkpoint.path), models.checkpoint)
-        device, dtype = self._seen(models.device), str(models.dtype).removeprefix("torch.")
+        device, dtype = device_of(models.device), str(models.dtype).removeprefix("torch.")
         subjects = []
         for plan in plans:
             prompts = count_tokens(model, texts_of(plan))
             work = work_of(plan, model, prompts, dtype)
             subjects.append(Subject(plan, model, work, prompts, device, dtype, models.quant, lanes))
         return max(subjects, key=lambda one: mode_of(one, Budget(None, None), RESIDENT).device_bytes)
-
-    def _seen(self, device: torch.device) -> Device:
-        """A device as `helios plan` knows one."""
-        import torch
-
-        from helios_cli import machine
-        from helios_cli.cost.device import Device, cpu_name
-
-        if device.type == "cuda":
-            name, total = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[1]
-        else:
-            name = cpu_name(torch.get_num_threads()) if device.type == "cpu" else machine.cpu().model
-            total = machine.host_memory().total_bytes
-        return Device(device.type, name, total, machine.free_bytes(device))
 
     def _budget(self, device: Device, models: Models) -> Budget:
         """What the films of this command may take: decided before the first of them is loaded."""
@@ -188,6 +175,7 @@ class Workbench:
 
     def _load(self, name: str) -> Models:
         from helios_cli.cost.auto import auto_model
+        from helios_cli.device import device_of
         from helios_cli.engine import arithmetic, trial
         from helios_cli.engine.models import Models
         from helios_cli.recipe.settings import DEFAULT_MODEL
@@ -196,7 +184,7 @@ class Workbench:
 
         device, dtype = self.device()
         if name == DEFAULT_MODEL:
-            name, line = auto_model(self._seen(device), str(dtype).removeprefix("torch."), self.wish, quant=self.quant)
+            name, line = auto_model(device_of(device), str(dtype).removeprefix("torch."), self.wish, quant=self.quant)
             self.tell(line)
         if line := hub.shadow_of(name):
             self.tell(line)

@@ -20,6 +20,7 @@ from helios_cli.bench.fidelity import distances, film
 from helios_cli.bench.job import Job, job_plan
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.child import serve
+from helios_cli.device import pick_device, torch_dtype
 from helios_cli.engine.render import render
 from helios_cli.film.screen import Screen
 from helios_cli.model import attention, backends, fp8
@@ -40,7 +41,7 @@ Rows = Iterator[dict]
 
 def measure(question: dict) -> Rows:
     """The rows of `question["part"]` on `question["device"]`, as they come; what else there is are its arguments."""
-    part, device = question.pop("part"), machine.pick_device(question.pop("device"))
+    part, device = question.pop("part"), pick_device(question.pop("device"))
     kernel_tuning.use(machine.tuned_file())
     yield from PARTS[part](device, **question)
 
@@ -48,7 +49,7 @@ def measure(question: dict) -> Rows:
 @torch.no_grad()
 def ceiling(device: torch.device, dtype: str = "bfloat16") -> Rows:
     """What a copy and products reach; on a CPU the product of 1024 rows and columns, as renders compute it."""
-    kind, _ = machine.pick_dtype(dtype, device)
+    kind = torch_dtype(dtype, device)
     if device.type == "cuda":
         yield asdict(kernel_bench.measure_ceiling(kind))
         return

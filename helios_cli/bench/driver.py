@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from helios_cli.cost.device import find_device
+from helios_cli.device import find_device
 
 SECONDS_BETWEEN = 0.1
 

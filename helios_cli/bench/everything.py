@@ -27,6 +27,7 @@ from helios_cli.bench.offload import measure, placements, subject_of
 from helios_cli.bench.report import environment, side
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.child import ChildError, ask
+from helios_cli.device import pick_device
 from helios_cli.engine.gpu import recall_kernels
 from helios_cli.errors import HeliosError
 from helios_cli.recipe.settings import ModelDefaults
@@ -312,7 +313,7 @@ def main(arguments: list[str]) -> None:
     enough, and tokenizers for what renders. Writes the results to a file, after every part."""
     out, seconds = Path(arguments[0]), float((arguments[1:] or [SECONDS])[0])
     recall_kernels()
-    for name, data in results(machine.pick_device(), seconds=seconds):
+    for name, data in results(pick_device(), seconds=seconds):
         out.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         sys.stderr.write(f"{name}: {told(data['parts'][name])}\n")
 

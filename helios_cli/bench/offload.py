@@ -10,12 +10,12 @@ import torch
 
 from helios_cli.bench.driver import DriverWatch
 from helios_cli.bench.job import Job, Result, run
-from helios_cli.cost.device import find_device, for_model
 from helios_cli.cost.memory import Budget, MemoryMode, Subject, mode_of
 from helios_cli.cost.model import opened
 from helios_cli.cost.modes import memory_modes
 from helios_cli.cost.tokens import count_tokens
 from helios_cli.cost.work import texts_of, work_of
+from helios_cli.device import find_device
 from helios_cli.errors import MachineError
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ def subject_of(
     """What `helios plan` goes by for this plan on `device`."""
     model = opened(name, Source(folder=checkpoint.path), checkpoint)
     prompts, kind = count_tokens(model, texts_of(plan)), str(dtype).removeprefix("torch.")
-    seen = for_model(find_device(str(device)), model.parameters["transformer"])
+    seen = find_device(str(device)).with_model(model.parameters["transformer"])
     return Subject(plan, model, work_of(plan, model, prompts, kind), prompts, seen, kind, quant)
 
 

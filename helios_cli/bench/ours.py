@@ -16,6 +16,7 @@ from helios_cli.bench.offload import subject_of
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.memory import Budget, mode_of
 from helios_cli.cost.placing import allocator_share
+from helios_cli.device import device_of, pick_device, torch_dtype
 from helios_cli.engine import trial
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import ChunkDone, FilmDone
@@ -47,7 +48,7 @@ def measure(job: Job) -> Result:
     """
     if job.threads:
         torch.set_num_threads(job.threads)
-    device = machine.pick_device(job.device)
+    device = pick_device(job.device)
     if device.type == "cuda" and job.vram is not None:
         share = allocator_share(Wish(vram=job.vram), torch.cuda.mem_get_info(device)[1])
         torch.cuda.set_per_process_memory_fraction(share, device)
@@ -95,7 +96,7 @@ def _notes(models: Models) -> Iterator[str]:
 def _models(job: Job, device: torch.device) -> Models:
     """The job's models, nothing of them loaded yet."""
     asked = dtype_with(job.quant, "auto" if job.dtype == "default" else job.dtype)
-    dtype, _ = machine.pick_dtype(asked, device)
+    dtype = torch_dtype(asked, device)
     how = {"quant": job.quant, "attention": job.attention}
     if job.synthetic:
         models = RandomModels(SPECS[job.synthetic], device, dtype, name=job.synthetic, seed=job.seed, **how)
@@ -112,7 +113,7 @@ def _require_memory(models: Models, job: Job) -> None:
     device, checkpoint = models.device, models.checkpoint
     subject = subject_of(models.name, checkpoint, job_plan(job, _defaults(models)), device, models.dtype, job.quant)
     needed = max(phase.total for phase in mode_of(subject, Budget(None, None), models.placement).phases)
-    free = machine.free_bytes(device)
+    free = device_of(device).free_bytes
     if needed > free:
         kind = "fp8" if job.quant == "fp8" else subject.dtype
         raise MachineError(

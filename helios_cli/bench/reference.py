@@ -20,6 +20,7 @@ from torch import Tensor
 from helios_cli import machine
 from helios_cli.bench.job import PROMPT, Job, Result, serve_job
 from helios_cli.bench.synthetic import describe, random_state
+from helios_cli.device import pick_device
 from helios_cli.engine.clock import Clock
 from helios_cli.film.writer import open_writer
 from helios_cli.model.dit import FP32_ISLANDS
@@ -38,7 +39,7 @@ def measure(job: Job) -> Result:
         torch.set_num_threads(job.threads)
     torch.linalg.cholesky = exact_block_noise_factor(torch.linalg.cholesky)
     _import_all()
-    device = machine.pick_device(job.device)
+    device = pick_device(job.device)
     loading = Clock(device, exact=True)
     with loading("load"):
         pipeline, checkpoint = _load(job, device)

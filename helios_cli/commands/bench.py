@@ -105,9 +105,9 @@ def quant(
     out: options.BenchOut = None,
 ) -> None:
     """Say what --quant fp8 does to a film: PSNR of latents and frames against bfloat16, chunk by chunk."""
-    from helios_cli import machine
     from helios_cli.bench import report
     from helios_cli.bench.job import plan_of
+    from helios_cli.device import pick_device
     from helios_cli.units import FRAMES_PER_CHUNK
 
     options.require_folder(out)
@@ -120,7 +120,7 @@ def quant(
         guidance=1.0,
         seed=0,
     )
-    where, films = machine.pick_device(device), {}
+    where, films = pick_device(device), {}
     for name in (*(["float32"] if float32 else []), "bfloat16", "fp8"):
         console.status(f"{name}: {plan.num_frames} frames of {plan.size[0]}x{plan.size[1]} with {subject.name}")
         films[name] = _film_of(subject, where, name, plan)
@@ -206,7 +206,7 @@ def train_memory(
     _require_size(size)
 
     from helios_cli.bench import report
-    from helios_cli.machine import pick_device
+    from helios_cli.device import pick_device
     from helios_cli.train.bench import compare
     from helios_cli.train.dtype import dtype_name
 
@@ -364,7 +364,7 @@ def _keep_speed(job: Job, ours: Result, date: str) -> dict:
 
 def _device_name(ours: Result) -> str:
     """What it ran on, as `cost.device` calls it."""
-    from helios_cli.cost.device import cpu_name, find_device
+    from helios_cli.device import cpu_name, find_device
 
     if ours.device == "cpu":
         return cpu_name(ours.threads)

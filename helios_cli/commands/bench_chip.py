@@ -29,6 +29,7 @@ def kernels(
     """Compare each Triton kernel with PyTorch on this GPU, then time it; one that differs gets no time."""
     options.require_folder(out)
     from helios_cli import machine
+    from helios_cli.device import pick_device
     from helios_cli.engine.gpu import recall_kernels
     from helios_kernels import bench
 
@@ -46,7 +47,7 @@ def kernels(
     from helios_cli.bench.everything import heading
 
     ceiling = bench.measure_ceiling()
-    data = {**report.environment(), **heading(machine.pick_device("cuda")), "ceiling": asdict(ceiling), "timings": []}
+    data = {**report.environment(), **heading(pick_device("cuda")), "ceiling": asdict(ceiling), "timings": []}
     for text in (f"{data['device']}, {data['date'][:10]}, {data['versions']['commit']}", str(ceiling), ""):
         console.line(text)
     console.line(bench.HEADING)
@@ -111,9 +112,9 @@ def everything(
         _print_tables(table)
         return
 
-    from helios_cli import machine
+    from helios_cli.device import pick_device
 
-    where = machine.pick_device(device)
+    where = pick_device(device)
     from helios_cli.bench.everything import results, told
     from helios_cli.engine.gpu import recall_kernels
 

@@ -74,10 +74,10 @@ def offload(
         frames=FRAMES_PER_CHUNK * chunks,
         seed=0,
     )
-    from helios_cli import machine
+    from helios_cli.device import pick_device, torch_dtype
 
-    where = machine.pick_device(device)
-    kind, _ = machine.pick_dtype(dtype, where)
+    where = pick_device(device)
+    kind = torch_dtype(dtype, where)
     from helios_cli.bench.offload import measure, placements, subject_of
 
     subject = subject_of(name, checkpoint, plan, where, kind)

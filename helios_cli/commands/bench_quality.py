@@ -51,8 +51,8 @@ def quality(
     out: options.BenchOut = None,
 ) -> None:
     """Measure a model of the toy world: what its films show against their prompts, and how long films last."""
-    from helios_cli import machine
     from helios_cli.bench.report import environment
+    from helios_cli.device import pick_device, torch_dtype
     from helios_cli.weights import hub
     from helios_cli.weights.checkpoint import Checkpoint
     from helios_cli.weights.names import EMBEDDED
@@ -66,8 +66,8 @@ def quality(
     from helios_cli.engine.models import Models
     from helios_cli.train.ablation import WITHOUT
 
-    where = machine.pick_device(device)
-    models = Models(checkpoint, where, machine.pick_dtype(dtype, where)[0], name=model or EMBEDDED)
+    where = pick_device(device)
+    models = Models(checkpoint, where, torch_dtype(dtype, where), name=model or EMBEDDED)
     how = Showing(asked, guidance, seed)
     report = {
         **environment(),

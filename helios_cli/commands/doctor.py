@@ -48,6 +48,7 @@ def doctor(
 
 def _test() -> list[dict]:
     from helios_cli.bench import selftest
+    from helios_cli.device import pick_device
     from helios_cli.engine import arithmetic
 
     return [
@@ -59,7 +60,7 @@ def _test() -> list[dict]:
             "products": arithmetic.facts(one.products),
             "faults": arithmetic.faults(one.products),
         }
-        for one in selftest.test(machine.pick_device("auto"))
+        for one in selftest.test(pick_device())
     ]
 
 
@@ -68,21 +69,26 @@ def _facts() -> dict:
     import torch
     from huggingface_hub import constants
 
+    from helios_cli.cost.auto import survey
+    from helios_cli.device import device_of, gpus, pick_device, pick_dtype
     from helios_cli.engine.gpu import attention_facts
+    from helios_cli.weights.placement import NO_WISH
 
-    device = machine.pick_device("auto")
-    dtype, reason = machine.pick_dtype("auto", device)
-    memory = machine.host_memory()
-    accelerators = machine.accelerators()
+    device = pick_device()
+    described, memory = device_of(device), machine.host_memory()
+    dtype, reason = pick_dtype("auto", described)
     folders = {"HELIOS_HOME": machine.home(), "HF_HOME": Path(constants.HF_HUB_CACHE)}
     return {
         "versions": {"helios": __version__, "python": platform.python_version(), "torch": torch.__version__},
         "platform": platform.platform(),
         "cpu": asdict(machine.cpu()),
-        "accelerators": [asdict(accelerator) for accelerator in accelerators],
+        "accelerators": [
+            {"device": name} | {key: value for key, value in asdict(gpu).items() if key != "kind"}
+            for name, gpu in gpus().items()
+        ],
         "driver": machine.nvidia_driver(),
         "device": str(device),
-        "dtype": {"name": str(dtype).removeprefix("torch."), "reason": reason},
+        "dtype": {"name": dtype, "reason": reason},
         "memory": {**asdict(memory), "available_bytes": memory.available_bytes},
         "disk": [
             {
@@ -97,7 +103,7 @@ def _facts() -> dict:
         "kernels": _kernels(),
         "arithmetic": _arithmetic(device),
         "attention": attention_facts(device),
-        "models": _models(device, dtype),
+        "models": survey(described, dtype, NO_WISH),
     }
 
 
@@ -133,15 +139,6 @@ def _ffmpeg() -> dict:
         return {"path": None, "version": None, "encoders": [], "error": error.message, "hint": error.hint}
     encoders = list(ffmpeg.available_encoders())
     return {"path": program.path, "version": program.version, "encoders": encoders, "error": None, "hint": None}
-
-
-def _models(device: torch.device, dtype: torch.dtype) -> dict:
-    """What each way of placing the published models takes here, and which would be taken."""
-    from helios_cli.cost.auto import survey
-    from helios_cli.cost.device import find_device
-    from helios_cli.weights.placement import NO_WISH
-
-    return survey(find_device(str(device)), str(dtype).removeprefix("torch."), NO_WISH)
 
 
 def _report(facts: dict) -> dict[str, list[str]]:

@@ -52,7 +52,7 @@ def train(
 
     import torch
 
-    from helios_cli import machine
+    from helios_cli.device import pick_device
     from helios_cli.train.loop import perform
 
     if threads:
@@ -60,7 +60,7 @@ def train(
     kind = "none" if quiet or _follows() else "json" if json else progress
     with open_view(kind, PlainView, RichView) as view, stop_after_step() as is_stopped:
         for job in jobs:
-            for event in perform(job, machine.pick_device(device), is_stopped):
+            for event in perform(job, pick_device(device), is_stopped):
                 view.show(event)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from helios_cli import machine
 from helios_cli.architecture import DiTConfig
-from helios_cli.cost.device import Device
 from helios_cli.cost.tokens import history_tokens, noisy_tokens
+from helios_cli.device import Device
 from helios_cli.recipe.fingerprint import Arithmetic
 from helios_cli.units import PROMPT_KEYS, counted_rows
 from helios_cli.versions import version_of

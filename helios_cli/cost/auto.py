@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from helios_cli.cost.device import Device
 from helios_cli.cost.memory import Subject
 from helios_cli.cost.model import Model, find_model
 from helios_cli.cost.modes import memory_modes
@@ -12,6 +11,7 @@ from helios_cli.cost.placing import budget_of, choose, plan_placement
 from helios_cli.cost.tokens import PromptTokens
 from helios_cli.cost.transfer import bandwidths_of, mode_report, speed_of
 from helios_cli.cost.work import work_of
+from helios_cli.device import Device
 from helios_cli.errors import CheckpointError, InputError, MachineError
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK

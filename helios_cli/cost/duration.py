@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from helios_cli.cost.device import Device
 from helios_cli.cost.gpus import KnownGpu, known_gpu
 from helios_cli.cost.speeds import find_speed, is_near
 from helios_cli.cost.work import Work
+from helios_cli.device import Device
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.fp8 import Quant
 

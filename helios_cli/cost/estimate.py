@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes, measured_attention
 from helios_cli.cost.auto import auto_model
-from helios_cli.cost.device import Device, find_device, for_model, other_device, pick_dtype, require_quant
 from helios_cli.cost.disk import film_bytes, film_kind
 from helios_cli.cost.duration import Duration, duration_of
+from helios_cli.cost.gpus import other_device, require_quant
 from helios_cli.cost.memory import Budget, MemoryMode, Subject
 from helios_cli.cost.model import Model, find_model, is_auto
 from helios_cli.cost.modes import memory_modes
@@ -20,6 +20,7 @@ from helios_cli.cost.placing import budget_notices, budget_of, cache_warning, ch
 from helios_cli.cost.tokens import PromptTokens, count_tokens
 from helios_cli.cost.transfer import Speed, speed_of
 from helios_cli.cost.work import Work, texts_of, work_of
+from helios_cli.device import Device, find_device, pick_dtype
 from helios_cli.errors import InputError, MachineError
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
@@ -122,7 +123,7 @@ def estimate_films(films: list[Film], terms: Terms) -> list[Estimate]:
     """A film's model is found once, whatever its films; errors are those that a render would end with."""
     device = find_device(terms.device) if terms.on is None else other_device(terms.on)
     require_quant(terms.quant, device)
-    dtype = pick_dtype(dtype_with(terms.quant, terms.dtype), device)
+    dtype, _ = pick_dtype(dtype_with(terms.quant, terms.dtype), device)
     models: dict[str, tuple[Model, str, list[str]]] = {}
     found = []
     for group in groups_of(films, terms.lanes, lambda film: choose_model(film.recipe, terms.flags)[0]):
@@ -161,7 +162,7 @@ def _find(name: str, terms: Terms, device: Device, dtype: str) -> tuple[Model, l
 def _estimate(
     film: Film, plan: Plan, model: Model, device: Device, dtype: str, terms: Terms, notices: list[str], lanes: int
 ) -> Estimate:
-    device = for_model(device, model.parameters["transformer"])
+    device = device.with_model(model.parameters["transformer"])
     texts = texts_of(plan)
     prompts = count_tokens(model, texts)
     if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, texts)):

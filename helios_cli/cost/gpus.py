@@ -12,7 +12,9 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from helios_cli.errors import InputError
+from helios_cli.device import Device
+from helios_cli.errors import InputError, MachineError
+from helios_cli.weights.fp8 import FP8_CAPABILITY, Quant
 
 LINKS = {"4.0 x8": 10e9, "4.0 x16": 20e9, "5.0 x8": 20e9, "5.0 x16": 40e9}
 """Bytes a second that pinned memory reaches over PCIe, five eighths of the nominal. Stated."""
@@ -95,6 +97,23 @@ def require_gpu(name: str) -> tuple[str, KnownGpu]:
         f"--on {name}: not a GPU that is known here",
         hint=f"the nearest are {', '.join(near)}; all are {', '.join(KNOWN_GPUS)}",
     )
+
+
+def other_device(name: str) -> Device:
+    """Return a GPU of KNOWN_GPUS that is not here, with all of its memory free. Raises InputError for another name."""
+    known, gpu = require_gpu(name)
+    return Device("cuda", known, gpu.total_bytes, gpu.total_bytes)
+
+
+def require_quant(quant: Quant, device: Device) -> None:
+    """Raise MachineError for fp8 products on a `device` that is known to have none that helios can use."""
+    known = known_gpu(device.name)
+    old = device.capability is not None and device.capability < FP8_CAPABILITY
+    if quant == "fp8" and device.kind != "cpu" and (device.kind != "cuda" or old or (known and not known[1].fp8_flops)):
+        raise MachineError(
+            f"--quant fp8: {device.name} has no fp8 products that helios can use (NVIDIA's from Ada on have)",
+            hint="leave out --quant",
+        )
 
 
 def _words(name: str) -> frozenset[str]:

@@ -11,10 +11,10 @@ from functools import cached_property
 from math import prod
 
 from helios_cli.cost import vae
-from helios_cli.cost.device import ITEMSIZE, Device
 from helios_cli.cost.model import Model
 from helios_cli.cost.tokens import PromptTokens
 from helios_cli.cost.work import Work
+from helios_cli.device import ITEMSIZE, Device
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import (
     FRAMES_PER_CHUNK,

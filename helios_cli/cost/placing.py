@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from helios_cli import machine
-from helios_cli.cost.device import Device
 from helios_cli.cost.memory import RUNTIME_BYTES, Budget, MemoryMode, Subject
 from helios_cli.cost.modes import fastest, memory_modes
 from helios_cli.cost.transfer import Speed, speed_of
+from helios_cli.device import Device
 from helios_cli.errors import InputError, MachineError
 from helios_cli.units import format_bytes, format_seconds
 from helios_cli.weights.placement import Wish

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import helios_kernels
 from helios_cli import machine
+from helios_cli.device import device_of
 from helios_cli.engine.gpu import (
     CallGraphs,
     CudaRecorder,
@@ -358,7 +359,7 @@ class Models:
         beside = self.placement.text_beside
         if beside is None and self.placement.mode == "none":
             needed = self.dtype.itemsize * self.checkpoint.component("text_encoder").parameters
-            beside = needed <= machine.free_bytes(self.device)
+            beside = needed <= device_of(self.device).free_bytes
         if beside:
             return
         self._send_away("transformer", self._dit)

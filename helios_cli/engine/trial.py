@@ -11,6 +11,7 @@ import torch
 import helios_kernels
 from helios_cli import machine
 from helios_cli.child import ChildError, ask, serve
+from helios_cli.device import pick_device
 from helios_cli.engine.calls import memory_told
 from helios_cli.engine.gpu import recall_kernels
 from helios_cli.errors import HeliosError
@@ -85,7 +86,7 @@ def _ask(device: torch.device, names: list[str], seconds: float) -> tuple[list[d
 
 def rows(question: dict) -> Iterator[dict]:
     """The trial itself: each operation is announced, so that one that never comes back is known."""
-    device = machine.pick_device(question["device"])
+    device = pick_device(question["device"])
     recall_kernels()
     with memory_told():
         for name in question["names"]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from helios_cli.machine import pick_dtype
+from helios_cli.device import torch_dtype
 
 
 def dtype_name(name: str, device: torch.device) -> str:
     """bfloat16 or float32. `auto` is what is fast on `device`, but never float16, whose gradients vanish."""
-    dtype = pick_dtype(name, device)[0]
-    return "bfloat16" if dtype == torch.bfloat16 else "float32"
+    return "bfloat16" if torch_dtype(name, device) == torch.bfloat16 else "float32"

@@ -18,7 +18,7 @@ from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.commands import bench_offload
 from helios_cli.cost.speeds import read_bandwidths
-from helios_cli.machine import pick_dtype
+from helios_cli.device import torch_dtype
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SPECS
 from support.programs import program
@@ -40,7 +40,7 @@ def test_each_mode_is_measured_against_its_floor(folder, tmp_path, capsys):
     assert report == json.loads(out.read_text())
     assert [mode["mode"] for mode in report["modes"]] == ["none", "model", "stream"]
     none, model, stream = report["modes"]
-    itemsize = pick_dtype("auto", torch.device("cpu"))[0].itemsize
+    itemsize = torch_dtype("auto", torch.device("cpu")).itemsize
     assert none["ratio"] == 1 and none["moved_bytes"] == 0 and none["floor_seconds"] == none["seconds"]
     assert stream["budget_bytes"] == 10**9 and stream["planned_host_bytes"] <= 10**9
     for mode in (model, stream):

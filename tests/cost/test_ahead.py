@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from helios_cli.cost.device import Device
 from helios_cli.cost.memory import AHEAD_SHARE, Budget, Subject, mode_of
 from helios_cli.cost.model import find_model
 from helios_cli.cost.tokens import count_tokens
 from helios_cli.cost.work import texts_of, work_of
+from helios_cli.device import Device
 from helios_cli.weights.placement import Placement
 from support.recipes import plan_of
 

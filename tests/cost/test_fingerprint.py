@@ -18,7 +18,7 @@ from PIL import Image
 from helios_cli import machine
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cost.arithmetic import arithmetic_of, measured_attention
-from helios_cli.cost.device import Device
+from helios_cli.device import Device
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
 from helios_cli.errors import InputError

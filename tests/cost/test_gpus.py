@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from helios_cli.cost.device import Device, other_device, require_quant
 from helios_cli.cost.duration import rates_of
-from helios_cli.cost.gpus import KNOWN_GPUS, known_gpu, require_gpu
+from helios_cli.cost.gpus import KNOWN_GPUS, known_gpu, other_device, require_gpu, require_quant
 from helios_cli.cost.transfer import bandwidths_of
+from helios_cli.device import Device
 from helios_cli.errors import InputError, MachineError
 
 SIZE = 14_312_427_584

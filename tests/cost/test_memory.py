@@ -11,13 +11,13 @@ from PIL import Image
 from helios_cli.architecture import DiTConfig
 from helios_cli.cost import memory, tokens, vae
 from helios_cli.cost.auto import usual_film
-from helios_cli.cost.device import ITEMSIZE, Device
 from helios_cli.cost.memory import Budget, Subject, mode_of
 from helios_cli.cost.model import PUBLISHED_PARAMETERS, find_model
 from helios_cli.cost.modes import memory_modes
 from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
 from helios_cli.cost.tokens import PromptTokens, count_tokens
 from helios_cli.cost.work import texts_of, work_of
+from helios_cli.device import ITEMSIZE, Device
 from helios_cli.model import dit as dit_module
 from helios_cli.model import umt5
 from helios_cli.model.dit import HeliosDiT

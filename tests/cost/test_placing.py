@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from helios_cli import machine
 from helios_cli.cost.auto import auto_model, survey, usual_film
-from helios_cli.cost.device import Device
 from helios_cli.cost.memory import Budget, mode_of
 from helios_cli.cost.model import find_model
 from helios_cli.cost.modes import memory_modes
@@ -25,6 +24,7 @@ from helios_cli.cost.placing import (
 )
 from helios_cli.cost.speeds import record_bandwidths
 from helios_cli.cost.transfer import Bandwidths, Speed, bandwidths_of, speed_of, transfer_seconds
+from helios_cli.device import Device
 from helios_cli.errors import InputError, MachineError
 from helios_cli.recipe.values import parse_bytes
 from helios_cli.units import format_seconds

@@ -6,13 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helios_cli.cost.auto import usual_film
-from helios_cli.cost.device import Device, other_device
 from helios_cli.cost.duration import duration_of, rates_of
+from helios_cli.cost.gpus import other_device
 from helios_cli.cost.memory import Subject
 from helios_cli.cost.model import find_model
 from helios_cli.cost.rendered import keep_speed, rendered_speed
 from helios_cli.cost.speeds import Speed, find_speed, read_speeds, record_speed, speeds_file
 from helios_cli.cost.work import work_of
+from helios_cli.device import Device
 
 SIZE = 14_312_427_584
 FAST = Speed("NVIDIA H200", "bfloat16", SIZE, dit_flops=4e14, vae_flops=1e14, encode_pixels=2e7, measured="2026-11-20")

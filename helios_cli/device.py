@@ -1,0 +1,194 @@
+"""The device that a model runs on, as one value: found without torch for a plan, with torch for a render."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helios_cli import machine
+from helios_cli.errors import InputError, MachineError
+from helios_cli.units import counted
+
+if TYPE_CHECKING:
+    import torch
+
+ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of a number, by the names of --dtype."""
+
+NVIDIA_QUERY = ["--query-gpu=name,compute_cap,memory.total,memory.free", "--format=csv,noheader,nounits"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that the model can run on.
+
+    Attributes:
+        kind: "cuda", "mps" or "cpu".
+        name: The model of the GPU. For a CPU also what decides speed and rounding: "AMD EPYC, avx512f, 2 threads".
+        total_bytes, free_bytes: Its memory; None for a GPU that cannot be queried. On a CPU the host's, within the
+            limits of its container.
+        capability: CUDA's (major, minor), or None.
+    """
+
+    kind: str
+    name: str
+    total_bytes: int | None
+    free_bytes: int | None
+    capability: tuple[int, int] | None = None
+
+    def with_model(self, parameters: int) -> Device:
+        """Return the device as a transformer of `parameters` uses it: on a CPU a small one runs on one thread."""
+        return replace(self, name=cpu_name(machine.cpu_threads(parameters))) if self.kind == "cpu" else self
+
+
+def cpu_name(threads: int) -> str:
+    """Return a CPU's `Device.name`: its model, its instructions, the variables that limit them, and the threads."""
+    cpu = machine.cpu()
+    return ", ".join([cpu.model, *cpu.features, *cpu.limits, counted(threads, "thread")])
+
+
+# Without torch
+
+
+def find_device(name: str = "auto") -> Device:
+    """Return the device that `pick_device(name)` takes, without opening it. Raises InputError for an unknown name."""
+    _require_known(name, "auto")
+    if name.startswith("cuda"):
+        return _nvidia(_index(name)) or Device("cuda", "a GPU that is not seen from here", None, None)
+    if name == "auto" and _torch_has("torch_cuda") and (gpu := _nvidia(0)):
+        return gpu
+    memory = machine.host_memory()
+    if name == "mps" or (name == "auto" and sys.platform == "darwin" and platform.machine() == "arm64"):
+        return Device("mps", machine.cpu().model, memory.total_bytes, memory.available_bytes)
+    return Device("cpu", cpu_name(machine.cpu_threads()), memory.total_bytes, memory.available_bytes)
+
+
+def _require_known(name: str, *others: str) -> None:
+    if name not in others and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise InputError(f"--device {name}: no such kind of device", hint="write auto, cuda, cuda:1, mps or cpu")
+
+
+def _index(name: str) -> int:
+    return int(name.removeprefix("cuda").removeprefix(":") or 0)
+
+
+def _torch_has(library: str) -> bool:
+    """Whether the installed PyTorch comes with a library, checked without importing it."""
+    spec = importlib.util.find_spec("torch")
+    folder = Path(spec.origin).parent / "lib" if spec and spec.origin else None
+    return folder is not None and any((folder / name).exists() for name in (f"lib{library}.so", f"{library}.dll"))
+
+
+def _nvidia(index: int) -> Device | None:
+    """Return GPU `index` of those that CUDA_VISIBLE_DEVICES leaves, as nvidia-smi reports it; None without one."""
+    program = shutil.which("nvidia-smi")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    entries = None if visible is None else [entry.strip() for entry in visible.split(",")]
+    identifier = str(index) if entries is None else entries[index] if index < len(entries) else ""
+    if program is None or identifier in ("", "-1"):
+        return None
+    try:
+        answer = subprocess.run([program, *NVIDIA_QUERY, "-i", identifier], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    fields = re.fullmatch(r"(.+), (\d+)\.(\d+), (\d+), (\d+)", answer.stdout.strip())
+    if answer.returncode or not fields:
+        return None
+    name, major, minor, total, free = fields.groups()
+    return Device("cuda", name, int(total) * 2**20, int(free) * 2**20, (int(major), int(minor)))
+
+
+# With torch
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device called `name`; `auto` is the first GPU, else the CPU. Raises InputError for an unknown name,
+    MachineError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    _require_known(name)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise MachineError("--device mps: this machine or this PyTorch has no Metal device", hint="use --device cpu")
+    return _cuda_device(name) if name.startswith("cuda") else torch.device(name)
+
+
+def _cuda_device(name: str) -> torch.device:
+    import torch
+
+    hint = "use --device cpu; `helios doctor` shows what is there"
+    count, index = torch.cuda.device_count(), _index(name)
+    if count == 0 and torch.version.cuda is None and torch.version.hip is None:
+        raise MachineError(f"--device {name}: PyTorch {torch.__version__} is built without GPU support", hint=hint)
+    if count == 0:
+        raise MachineError(f"--device {name}: PyTorch finds no GPU (no driver, or one too old for it)", hint=hint)
+    if index >= count:
+        known = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise MachineError(f"--device {name}: this machine has {known}", hint=hint)
+    torch.cuda.set_device(index)  # streams, events and graphs are the current device's
+    return torch.device("cuda", index)
+
+
+def device_of(device: torch.device) -> Device:
+    """Describe a device of torch. A GPU's free memory excludes what other processes hold; querying it opens a context.
+
+    A CPU has as many threads as torch uses now.
+    """
+    import torch
+
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        capability = torch.cuda.get_device_capability(device)
+        return Device("cuda", torch.cuda.get_device_name(device), total, free, capability)
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return Device("mps", machine.cpu().model, total, total - torch.mps.driver_allocated_memory())
+    memory = machine.host_memory()
+    return Device(device.type, cpu_name(torch.get_num_threads()), memory.total_bytes, memory.available_bytes)
+
+
+def gpus() -> dict[str, Device]:
+    """Return the GPUs that this PyTorch can use, by their names for --device. Opens a context on each."""
+    import torch
+
+    names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    names += ["mps"] if torch.backends.mps.is_available() else []
+    return {name: device_of(torch.device(name)) for name in names}
+
+
+# What it computes in
+
+
+def pick_dtype(name: str, device: Device) -> tuple[str, str]:
+    """Return the dtype called `name`, and why; `auto` is the smallest that is fast and safe on `device`."""
+    if name != "auto":
+        if name not in ITEMSIZE:
+            raise InputError(f"--dtype {name}: no such dtype", hint=f"write auto, {', '.join(ITEMSIZE)}")
+        return name, "asked for"
+    if device.kind == "cuda":
+        chip = "compute capability {}.{}".format(*device.capability) if device.capability else "a GPU of today"
+        if device.capability and device.capability < (8, 0):
+            return "float16", f"{chip} has no fast bfloat16"
+        return "bfloat16", f"{chip} multiplies bfloat16 at full speed"
+    if device.kind == "cpu":
+        fast = [feature for feature in machine.cpu().features if feature.endswith("bf16")]
+        if fast:
+            return "bfloat16", f"the CPU multiplies bfloat16 in hardware ({fast[-1]})"
+        return "float32", "the CPU has no bfloat16 instructions"
+    return "float32", f"no smaller dtype has been tried on {device.kind}"
+
+
+def torch_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return what `pick_dtype` takes on a device of torch."""
+    import torch
+
+    return getattr(torch, pick_dtype(name, device_of(device))[0])
