@@ -84,7 +84,7 @@ def _torch_has(library: str) -> bool:
     """Whether the installed PyTorch comes with a library, checked without importing it."""
     spec = importlib.util.find_spec("torch")
     folder = Path(spec.origin).parent / "lib" if spec and spec.origin else None
-    return folder is not None and any((folder / name).exists() for name in (f"lib{library}.so", f"{library}.dll"))
+    return folder is not None and (folder / f"lib{library}.so").exists()
 
 
 def _nvidia(index: int) -> Device | None:

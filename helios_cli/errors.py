@@ -1,13 +1,13 @@
-"""Every error that helios raises on purpose, and the exit code it ends a command with.
+"""The errors that helios raises on purpose, and the exit code of each.
 
-A message says what is wrong and where; a hint says what to do next. `cli.main` is the only place that catches them.
+A message says what is wrong and where; a hint says what to do next. `cli.main` alone prints them.
 """
 
 from __future__ import annotations
 
 
 class HeliosError(Exception):
-    """Something failed that should not have. `message`: what and where, no full stop; `hint`: the next step."""
+    """A failure that should not happen. `message`: what and where, without a full stop; `hint`: the next step."""
 
     exit_code = 1
 
@@ -18,41 +18,48 @@ class HeliosError(Exception):
 
 
 class InputError(HeliosError):
-    """The user's words are wrong: a flag, a recipe, a picture."""
+    """A wrong flag, recipe or picture of the user."""
 
     exit_code = 2
 
 
 class MachineError(HeliosError):
-    """This machine cannot: memory, disk, device, ffmpeg."""
+    """A limit of this machine: memory, disk, device, ffmpeg."""
 
     exit_code = 3
 
 
 class OutOfMemory(MachineError):
-    """Memory ran out while something was computed: with less of the model in it, the same may succeed."""
+    """The device ran out of memory. With less of the model on it, the same work may succeed."""
 
 
 class CheckpointError(HeliosError):
-    """Model files are missing, denied, damaged or of an unknown kind."""
+    """Model files that are missing, denied, damaged or of an unknown kind."""
 
     exit_code = 4
 
 
 class PictureError(HeliosError):
-    """The model produced latents or frames that are not finite numbers."""
+    """Latents or frames of the model that are not finite numbers."""
 
     exit_code = 5
 
 
 class Interrupted(HeliosError):
-    """Stopped by SIGINT or SIGTERM."""
+    """A stop by SIGINT or SIGTERM."""
 
     exit_code = 130
 
 
+KINDS = {
+    kind.__name__: kind
+    for kind in (HeliosError, InputError, MachineError, OutOfMemory, CheckpointError, PictureError, Interrupted)
+}
+"""The classes by name, for errors that another process reports (`child`)."""
+
+
 def in_our_words(message: str) -> str:
-    """A message of pydantic or Typer in the wording of helios."""
+    """Return a message of pydantic or Typer in the wording of helios."""
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
     return message

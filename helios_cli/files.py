@@ -1,4 +1,4 @@
-"""Replaces files atomically, and lets processes that change one file take turns."""
+"""Replaces files atomically, and lets processes take turns at changing one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NO_SYNC = {errno.EINVAL, errno.ENOTSUP}
-"""What file systems answer that cannot sync a folder: some encrypting and network ones."""
+"""The errors of file systems that cannot sync a folder: some encrypting and network ones."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A new, empty file beside `path` to write to. It takes the place of `path` at the end of the block; an error
-    removes it and leaves `path` as it was.
+    """Give the path of a new, empty file to write, which replaces `path` when the block ends without an error.
 
-    Its name begins with a dot and is no longer than 16 characters, whatever that of `path`. Its mode follows the umask.
-    A link at `path` is replaced, not followed. With `durable` it has reached the disk when the block is left.
+    An error removes the new file and leaves `path` as it was. The new file is in the same folder, its name has at most
+    16 characters and begins with a dot, and its mode follows the umask. A link at `path` is not followed. With
+    `durable` the file and its name are on the disk when the block ends.
     """
     new = path.with_name(f".new-{secrets.token_hex(5)}")
     new.touch(exist_ok=False)
@@ -38,8 +38,10 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have a file's data, or a folder's entries, reach the disk. A folder is left to a file system that cannot sync
-    one, and where it may be written but not read; a file never is."""
+    """Flush a file's data, or a folder's entries, to the disk.
+
+    A folder that cannot be synced, or may be written but not read, is left alone; for a file both are errors.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:
@@ -57,8 +59,10 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def turns(folder: Path) -> Iterator[None]:
-    """A turn of this process, or thread, among all that come here for the same folder: to read a file in it, change
-    what it says and write it again. Where the file system has no locks, nobody waits."""
+    """Hold a lock on `folder`, so that one process or thread at a time reads, changes and writes a file in it.
+
+    Where the file system has no locks, nobody waits.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""What this machine has: processor, memory and its limits, disk. Plain facts; nothing is printed.
+"""Facts about this machine: processor, memory and its limits, disk, folders.
 
-torch is imported inside the functions that ask it.
+Functions that need torch import it when they are called. Linux and macOS are supported.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.versions import version_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-"""Flags of /proc/cpuinfo that decide how fast the model runs on a processor."""
+"""The flags of /proc/cpuinfo that decide how fast the model runs."""
 
 CPU_LIMITS = (
     "ATEN_CPU_CAPABILITY",
@@ -37,13 +38,16 @@ CPU_LIMITS = (
     "MKL_ENABLE_INSTRUCTIONS",
     "MKL_CBWR",
 )
-"""Variables by which PyTorch, oneDNN and MKL take other instructions, which round otherwise."""
+"""Environment variables that make PyTorch, oneDNN and MKL use other instructions, which round differently."""
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """The processor. `cores` counts physical cores, None if unknown; `threads` those this process may use; `limits` are
-    the variables of CPU_LIMITS that are set, with their values."""
+    """The processor.
+
+    `cores` counts physical cores (None if unknown), `threads` the logical ones that this process may use; `limits` are
+    the variables of CPU_LIMITS that are set, with their values.
+    """
 
     model: str
     cores: int | None
@@ -54,7 +58,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """A container's limit. `used_bytes` is without the page cache, which the kernel gives up before it kills."""
+    """A container's limit. `used_bytes` excludes the page cache, which the kernel drops before it kills a process."""
 
     path: str
     limit_bytes: int
@@ -67,7 +71,7 @@ class MemoryLimit:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """`free_bytes` is what the kernel calls available, None if it does not tell; `limits` are those of containers."""
+    """`free_bytes` is what the kernel calls available, None if unknown; `limits` are those of containers."""
 
     total_bytes: int
     free_bytes: int | None
@@ -75,55 +79,50 @@ class HostMemory:
 
     @property
     def available_bytes(self) -> int:
-        """What this process can still take: the least of the machine's and every limit's rest."""
+        """The memory that this process can still take under every limit."""
         free = self.total_bytes if self.free_bytes is None else self.free_bytes
         return min([free, *(limit.available_bytes for limit in self.limits)])
 
 
-@dataclass(frozen=True)
-class Triton:
-    """`version` is None if it is not installed; `reason` says why it can run, or why not."""
-
-    version: str | None
-    runs: bool
-    reason: str
-
-
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
+    """Return what is known of the processor."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     text = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    known = set(flags[1].split()) if flags else set()
-    places = re.findall(r"^physical id\s*:\s*(\d+)$.*?^core id\s*:\s*(\d+)$", text, re.MULTILINE | re.DOTALL)
+    features = set(flags[1].split()) if flags else set()
+    cores = re.findall(r"^physical id\s*:\s*(\d+)$.*?^core id\s*:\s*(\d+)$", text, re.MULTILINE | re.DOTALL)
     return Cpu(
         model=model[1].strip() if model else platform.processor() or platform.machine(),
-        cores=len(set(places)) or None,
+        cores=len(set(cores)) or None,
         threads=threads,
-        features=tuple(name for name in CPU_FEATURES if name in known),
+        features=tuple(name for name in CPU_FEATURES if name in features),
         limits=tuple(f"{name}={os.environ[name]}" for name in CPU_LIMITS if os.environ.get(name)),
     )
 
 
 SMALL_MODEL_PARAMETERS = 50_000_000
-"""A transformer below this runs on one thread. Its operations are too short to be shared: the embedded model makes 130
-frames a second with one thread as with two on a quiet machine of two cores, and 95 against 26 with one core busy."""
+"""A smaller transformer runs on one thread, as its operations are too short to share.
+
+On two quiet cores the embedded model makes 130 frames a second with one thread or two; with one core busy, 95 with one
+thread and 26 with two.
+"""
 
 
 def cpu_threads(parameters: int | None = None) -> int:
-    """Threads that a transformer of `parameters` runs on: OMP_NUM_THREADS, else one for a small one, else all cores."""
-    found, asked = cpu(), os.environ.get("OMP_NUM_THREADS", "")
-    most = min(found.threads, found.cores or found.threads)
-    if asked.isdigit() and int(asked):
-        return min(int(asked), most)
+    """Return the threads for a transformer of `parameters`: OMP_NUM_THREADS, else 1 if it is small, else all cores."""
+    processor, variable = cpu(), os.environ.get("OMP_NUM_THREADS", "")
+    most = min(processor.threads, processor.cores or processor.threads)
+    if variable.isdigit() and int(variable):
+        return min(int(variable), most)
     return 1 if parameters is not None and parameters < SMALL_MODEL_PARAMETERS else most
 
 
 def host_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> HostMemory:
-    """Memory of the machine and the limits on this process, by cgroup v1 and v2: its own group's and those above."""
+    """Return the machine's memory and the limits that cgroups (v1 and v2) of this process and above put on it."""
     meminfo = proc / "meminfo"
     if not meminfo.exists():
-        return HostMemory(_physical_bytes(), None, ())
+        return HostMemory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None, ())
     values = {
         key: int(kib) * 1024 for key, kib in re.findall(r"^(\w+):\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
     }
@@ -132,24 +131,11 @@ def host_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup
     return HostMemory(total, values.get("MemAvailable"), limits)
 
 
-def _physical_bytes() -> int:
-    """Physical memory where there is no /proc."""
-    if sys.platform == "win32":
-        import ctypes
-
-        kib = ctypes.c_ulonglong()
-        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kib))
-        return kib.value * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _memory_limits(proc: Path, cgroups: Path) -> Iterator[MemoryLimit]:
     membership = proc / "self" / "cgroup"
     for line in membership.read_text().splitlines() if membership.exists() else ():
         _, controllers, group = line.split(":", 2)
-        if (
-            not controllers
-        ):  # v2; mounted below `unified` where v1 is in use too, and then without the memory controller
+        if not controllers:  # v2; next to v1 it is mounted in `unified/`, without the memory controller
             yield from _limits_above(cgroups, group, "memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
             root = cgroups / "memory"
@@ -157,7 +143,7 @@ def _memory_limits(proc: Path, cgroups: Path) -> Iterator[MemoryLimit]:
 
 
 def _limits_above(root: Path, group: str, limit: str, usage: str, prefix: str) -> Iterator[MemoryLimit]:
-    """Limits from `group` up to `root`. A container may not see the upper groups, or see its own group as the root."""
+    """Yield the limits from `group` up to `root`. A container may not see upper groups, or see its own as the root."""
     folder = root / group.lstrip("/")
     for place in (folder, *folder.parents):
         text = _read(place / limit)
@@ -170,7 +156,7 @@ def _limits_above(root: Path, group: str, limit: str, usage: str, prefix: str) -
 
 
 def _read(path: Path) -> str:
-    """The text of a file of the kernel's; empty if there is none to read."""
+    """Return the text of a kernel file, or "" if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:
@@ -178,22 +164,20 @@ def _read(path: Path) -> str:
 
 
 def peak_host_bytes() -> int:
-    """Largest resident size of this process so far.
+    """Return the largest resident size of this process so far.
 
-    Linux hands `ru_maxrss` on from parent to child; VmHWM begins anew.
+    On Linux a child inherits `ru_maxrss` from its parent, but not VmHWM.
     """
     if peak := _high_water("self"):
         return peak
-    import resource  # not on Windows, which can still show the help
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Children:
-    """The memory of child processes that live at the same time, as Linux tells it of those that are alive.
+    """The peak memory of child processes, read from Linux while they live.
 
-    What `wait4` tells of a child has this process's own memory in it, which it was begun with.
+    The figure of `wait4` would not do: it includes the memory of this process, with which the child began.
     """
 
     def __init__(self) -> None:
@@ -204,7 +188,7 @@ class Children:
         self._alive.add(pid)
 
     def look(self) -> None:
-        """Count them, when they are at their largest."""
+        """Update the peak. To be called when the children are at their largest."""
         self.peak_bytes = max(self.peak_bytes, sum(_high_water(pid) or 0 for pid in tuple(self._alive)))
 
     def forget(self, pid: int) -> None:
@@ -212,28 +196,28 @@ class Children:
 
 
 children = Children()
-"""Of this process: its encoders."""
+"""The encoders of this process."""
 
 
 def peak_bytes_with_children() -> int:
-    """Most host memory that this process and its encoders took: each at its own peak, which may come apart."""
+    """Return the peak memory of this process plus that of its encoders, which may come at different times."""
     return peak_host_bytes() + children.peak_bytes
 
 
 def _high_water(pid: int | str) -> int | None:
-    """Largest resident size of a living process; None where that is not told."""
-    found = re.search(r"VmHWM:\s*(\d+) kB", _read(Path(f"/proc/{pid}/status")))
-    return int(found[1]) * 1024 if found else None
+    """Return the largest resident size of a living process, None where the system does not report it."""
+    line = re.search(r"VmHWM:\s*(\d+) kB", _read(Path(f"/proc/{pid}/status")))
+    return int(line[1]) * 1024 if line else None
 
 
 M_MMAP_THRESHOLD = -3
-"""Of glibc's mallopt."""
+"""A parameter of glibc's mallopt."""
 
 
 def give_back_memory() -> None:
-    """Hands freed memory back to the system, now and from now on as soon as a large piece is freed.
+    """Return freed memory to the system, now and whenever a large block is freed later.
 
-    glibc keeps pieces of up to 32 MB for itself, which are most weights, and leaves holes between them.
+    By default glibc keeps freed blocks of up to 32 MB, which most weights are, and its heap gets holes.
     """
     import ctypes
 
@@ -244,37 +228,36 @@ def give_back_memory() -> None:
 
 
 NO_HOME = Path(os.devnull, "no-home")
-"""Where nothing is, and nothing can be written."""
+"""A path where nothing exists and nothing can be written."""
 
 NO_HOME_MESSAGE = "this user has no home folder: set HELIOS_HOME to a folder that can be written"
 
 
 def home() -> Path:
-    """HELIOS_HOME: where helios keeps pieces of films and measured speeds. It may not exist yet; NO_HOME for a user who
-    has none, as in a container that is run under any number."""
+    """Return the folder of helios' own files: HELIOS_HOME, else `helios/` in the user's cache folder.
+
+    It may not exist yet. A user without a home folder, as in a container that runs under any number, gets NO_HOME.
+    """
     if chosen := os.environ.get("HELIOS_HOME"):
         try:
             return Path(chosen).expanduser()
         except RuntimeError as error:
             hint = "set it to the folder's full path"
             raise InputError(f"HELIOS_HOME is {chosen}: no such user is known", hint=hint) from error
+    is_mac, caches = sys.platform == "darwin", os.environ.get("XDG_CACHE_HOME")
     try:
-        return _caches() / "helios"
+        if caches and not is_mac:
+            return Path(caches) / "helios"
+        return Path.home() / ("Library/Caches" if is_mac else ".cache") / "helios"
     except RuntimeError:
         return NO_HOME
 
 
-def _caches() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-
-
 def temporary_folder() -> tempfile.TemporaryDirectory:
-    """A folder that goes with the object, or the block: where the system has a place for such, else in HELIOS_HOME.
-    MachineError if neither can be written."""
+    """Make a temporary folder, in HELIOS_HOME if the system has no place for it.
+
+    Raises MachineError if neither can be written.
+    """
     try:
         place = tempfile.gettempdir()
     except FileNotFoundError:
@@ -287,62 +270,59 @@ def temporary_folder() -> tempfile.TemporaryDirectory:
         raise MachineError(what, hint="set TMPDIR to a folder that can be written") from error
 
 
-def arithmetic_file() -> Path:
-    """What came of trying what devices compute (`engine.arithmetic`)."""
-    return home() / "arithmetic.json"
+ARITHMETIC = "arithmetic.json"
+"""The file in `home()` with the results of trying products on devices (`engine.arithmetic`)."""
+
+ATTENTION = "attention.json"
+"""The file in `home()` with times of attention on GPUs (`model.backends`)."""
+
+TUNED = "kernels.json"
+"""The file in `home()` with the kernel configurations that `helios bench kernels --tune` found."""
+
+TRIED = "trials.json"
+"""The file in `home()` with the results of trying kernels on GPUs (`engine.trial`)."""
 
 
-def attention_file() -> Path:
-    """What was measured of attention on GPUs (`model.backends`)."""
-    return home() / "attention.json"
-
-
-def attention_key(device: str) -> str:
-    """A GPU with the versions, and the configurations tuned on it, that decide which attention is fastest there."""
-    versions = [f"{name} {version}" for name in ("torch", "triton") if (version := package_version(name))]
-    configs = _tuned_configs(device)
-    own = {kernel: config for kernel, config in configs.items() if kernel.startswith("attention")}
-    tuned = [f"tuned {hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]}"] if own else []
-    return ", ".join([device, *versions, *tuned])
-
-
-def _tuned_configs(device: str) -> dict:
+def findings(file: str) -> dict[str, Any]:
+    """Return what such a file says, by device; nothing for one that is missing or damaged."""
     try:
-        return dict(json.loads(tuned_file().read_text(encoding="utf-8"))["devices"][device]["configs"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        devices = json.loads((home() / file).read_text(encoding="utf-8")).get("devices", {})
+        return devices if isinstance(devices, dict) else {}
+    except (OSError, ValueError, RecursionError, AttributeError):
         return {}
 
 
+def attention_key(device: str) -> str:
+    """Return the name of a GPU with the versions and tuned configurations that decide which attention is fastest."""
+    versions = [f"{name} {version}" for name in ("torch", "triton") if (version := package_version(name))]
+    tuned = findings(TUNED).get(device)
+    configs = tuned.get("configs") if isinstance(tuned, dict) else None
+    configs = configs if isinstance(configs, dict) else {}
+    own = {kernel: config for kernel, config in configs.items() if kernel.startswith("attention")}
+    digest = [f"tuned {hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]}"] if own else []
+    return ", ".join([device, *versions, *digest])
+
+
 def package_version(package: str) -> str | None:
-    """The version of a package; None where it is not installed."""
+    """Return the version of a package, None where it is not installed."""
     try:
         return version_of(package)
     except ImportError:
         return None
 
 
-def tuned_file() -> Path:
-    """Kernel configurations that `helios bench kernels --tune` found."""
-    return home() / "kernels.json"
-
-
-def tried_file() -> Path:
-    """What came of trying the kernels on GPUs (`engine.trial`)."""
-    return home() / "trials.json"
-
-
 def disk_free_bytes(path: Path) -> int:
-    """Bytes that this user can write on the disk of `path`, which need not exist yet."""
+    """Return the bytes that this user can write on the disk of `path`, which need not exist yet."""
     return shutil.disk_usage(_nearest(path)).free
 
 
 def is_writable(path: Path) -> bool:
-    """Whether this user can write the folder at `path`, or make it."""
+    """Return whether this user can write the folder at `path`, or make it."""
     return os.access(_nearest(path), os.W_OK | os.X_OK)
 
 
 def _nearest(path: Path) -> Path:
-    """`path`, or the folder above it that is there. In one that may not be searched nothing is."""
+    """Return `path` or the nearest folder above it that exists. A folder that may not be searched counts as empty."""
     path = path.absolute()
     while not os.path.exists(path):
         path = path.parent
@@ -350,7 +330,7 @@ def _nearest(path: Path) -> Path:
 
 
 def nvidia_driver() -> str | None:
-    """Version of the NVIDIA driver, seen or not by this PyTorch; None without one."""
+    """Return the version of the NVIDIA driver, which this PyTorch may not be able to use; None without one."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
@@ -362,27 +342,12 @@ def nvidia_driver() -> str | None:
     return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout.strip() else None
 
 
-def triton() -> Triton:
-    import torch
-
-    version = package_version("triton")
-    if version is None:
-        return Triton(None, False, "not installed")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return Triton(version, True, "TRITON_INTERPRET=1: interpreted on the CPU, for tests")
-    if not torch.cuda.is_available():
-        return Triton(version, False, "needs a GPU")
-    return Triton(version, True, "a GPU is there")
-
-
 def attention_backends(device: torch.device) -> tuple[str, ...]:
-    """What PyTorch's scaled_dot_product_attention can choose from on `device`."""
+    """Return what PyTorch's scaled_dot_product_attention can choose from on `device`."""
     import torch
 
     if device.type == "cuda":
-        flash = torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (
-            8,
-            0,
-        )
-        return (*(["flash"] if flash else []), "efficient", "math")
+        is_new = torch.cuda.get_device_capability(device) >= (8, 0)
+        flash = ("flash",) if is_new and torch.backends.cuda.is_flash_attention_available() else ()
+        return (*flash, "efficient", "math")
     return ("flash", "math") if device.type == "cpu" else ("math",)

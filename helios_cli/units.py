@@ -1,99 +1,97 @@
-"""Frames, latent frames, chunks, pixels and latent cells: the only home of the method's grid constants.
+"""The constants of the method's grid (frames, latent frames, chunks, pixels, cells), limits of the engine, and formats.
 
-Pure integers, no torch, and with them the limits that the engine keeps to and a plan counts with. A *chunk* is the unit
-of autoregression: 9 latent frames, decoded on their own into 33 frames.
+A *chunk* is the unit of autoregression: 9 latent frames, decoded on their own into 33 frames.
 """
 
 from __future__ import annotations
 
 FRAMES_PER_LATENT = 4
-"""A latent frame holds 4 frames; the first of a chunk holds 1 (the VAE is causal)."""
+"""The frames in a latent frame, except the first of a chunk, which has 1 (the VAE is causal)."""
 
 PIXELS_PER_CELL = 8
-"""Width and height of a latent cell in pixels."""
+"""The width and height of a latent cell in pixels."""
 
 LATENTS_PER_CHUNK = 9
 FRAMES_PER_CHUNK = (LATENTS_PER_CHUNK - 1) * FRAMES_PER_LATENT + 1  # 33
 
 LONG_TERM, MID_TERM, SHORT_TERM = 16, 2, 1
-"""History by term, in latent frames, oldest first."""
+"""The latent frames in each term of the history, oldest first."""
 
 HISTORY_LATENTS = LONG_TERM + MID_TERM + SHORT_TERM  # 19
 
 HISTORY_CHUNKS = -(-HISTORY_LATENTS // LATENTS_PER_CHUNK)  # 3
-"""Chunks at the end of a film that reach into the history."""
+"""The chunks at the end of a film that the history can cover."""
 
 MAX_TEXT_TOKENS = 512
-"""Rows of text the model was trained with; shorter prompts are padded with zero rows."""
+"""The rows of text that the model was trained with; shorter prompts are padded with zero rows."""
 
 PROMPT_KEYS = (64, 128, 256, MAX_TEXT_TOKENS)
-"""Rows of text as `counted_rows` counts them."""
+"""The numbers of text rows that `counted_rows` rounds up to."""
 
 DEFAULT_FPS = 24
 
 PIECE_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
-"""Size of the activations a layer of the VAE works on at a time, as far as whole frames allow; about four live at once.
+"""The elements that a layer of the VAE works on at a time, in whole frames; about four such tensors exist.
 
-On a CPU 32 MiB in float32: glibc maps larger blocks anew each time, and their page faults cost a tenth of a decode or
-more. On a GPU 0.25 GiB, two frames of 384x640 at 96 channels: a decode fits beside a streamed 14B model in 6 GB.
+On a CPU this is 32 MiB in float32: glibc maps larger blocks anew each time, and their page faults cost at least a tenth
+of a decode. On a GPU it is 0.25 GiB, two frames of 384x640 at 96 channels, so that a decode fits next to a streamed 14B
+model in 6 GB.
 """
 
 QUEUE_BYTES = 128 * 2**20
-"""Frames that may wait for the encoder."""
+"""The bytes of frames that may wait for the encoder."""
 
 PROMPTS_TOGETHER = 64
-"""Prompts that are encoded in one walk over a streamed text encoder."""
+"""The prompts that are encoded in one pass over a streamed text encoder."""
 
 GRAPHS = 12
-"""Recorded model calls that are kept at most: one for each stage and length of prompt keys, the least used going first.
-"""
+"""The recorded model calls that are kept: one for each stage and prompt length; the least recently used goes first."""
 
 LEAST_SECONDS = 0.1
-"""The shortest time that is told."""
+"""The shortest time that is printed."""
 
 
 def chunks_for(num_frames: int) -> int:
-    """Whole chunks that hold `num_frames` frames (at least one)."""
+    """Return the whole chunks that hold `num_frames` frames, at least one."""
     return max(1, -(-num_frames // FRAMES_PER_CHUNK))
 
 
 def latent_frames_for(num_frames: int) -> int:
-    """Latent frames of a clip of `num_frames` frames, encoded as one causal clip."""
+    """Return the latent frames of a clip of `num_frames` frames that is encoded as a whole."""
     return (num_frames - 1) // FRAMES_PER_LATENT + 1
 
 
 def grid_of(size: tuple[int, int], patch_size: tuple[int, int, int], halvings: int = 0) -> tuple[int, int]:
-    """(rows, columns) of patches in a picture of `size` (width, height) pixels, halved `halvings` times."""
+    """Return (rows, columns) of patches in a picture of `size` (width, height) pixels, halved `halvings` times."""
     width, height = (pixels // PIXELS_PER_CELL // 2**halvings for pixels in size)
     return height // patch_size[1], width // patch_size[2]
 
 
 def size_multiple(num_stages: int) -> int:
-    """Pixels that width and height must be a multiple of: 8 a cell, 2 cells a patch, halved once a further stage.
+    """Return the pixels that width and height must be a multiple of: 16 for one stage (Base), 64 for three.
 
-    16 for one stage (Base), 64 for three (Mid, Distilled).
+    A cell has 8 pixels, a patch 2 cells, and each further stage doubles that.
     """
     return PIXELS_PER_CELL * 2 * 2 ** (num_stages - 1)
 
 
 def counted_rows(rows: int) -> int:
-    """The next power of two from 64 on: so many rows are timed, and their attention chosen, alike."""
+    """Round `rows` up to a power of two of at least 64, for which attention is timed and chosen."""
     return max(PROMPT_KEYS[0], 1 << (rows - 1).bit_length())
 
 
 def held_keys(rows: int) -> int:
-    """How many keys stand for so many rows of text on a GPU: the next of PROMPT_KEYS, so that model calls are recorded
-    for a few lengths of prompts and no more."""
+    """Round rows of text up to one of PROMPT_KEYS, so that a GPU records model calls for a few lengths only."""
     return next((keys for keys in PROMPT_KEYS if rows <= keys), rows)
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 shot`, `2 shots`."""
+    """Format a count: `1 shot`, `2 shots`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_bytes(count: float) -> str:
-    """`28619000000` as `28.6 GB`: decimal units, as disks, the Hub and GPU vendors count."""
+    """Format 28619000000 as `28.6 GB`, in decimal units like disks, the Hub and GPU vendors."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 999.5:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
@@ -102,7 +100,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """`< 0.1 s`, `75 s`, `3:05 min`, `2:00:00 h`."""
+    """Format seconds: `< 0.1 s`, `75 s`, `3:05 min`, `2:00:00 h`."""
     if 0 < seconds < LEAST_SECONDS:
         return f"< {LEAST_SECONDS} s"
     if seconds < 100:
@@ -112,5 +110,5 @@ def format_seconds(seconds: float) -> str:
 
 
 def at_least(seconds: float) -> str:
-    """`>= 75 s`; a bound that is too short to be told says nothing."""
+    """Format a lower bound: `>= 75 s`, or `?` if it is too short to print."""
     return f">= {format_seconds(seconds)}" if seconds >= LEAST_SECONDS else "?"

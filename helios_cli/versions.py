@@ -1,4 +1,4 @@
-"""Versions of other packages. Nothing here imports them where they are installed."""
+"""Finds versions of other packages, without importing those that are installed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from importlib import metadata
 
 
 def version_of(package: str, module: str = "") -> str:
-    """The version of an installed package; of one that only lies in a folder of PYTHONPATH, what its module says.
+    """Return the version of an installed package, or `__version__` of one that is only in a folder of PYTHONPATH.
 
-    ImportError if there is neither.
+    Raises ImportError if there is neither.
     """
     try:
         return metadata.version(package)

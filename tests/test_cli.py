@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import pty
@@ -14,7 +15,8 @@ import sys
 import pytest
 import typer
 
-from helios_cli import __version__, cli, errors
+from helios_cli import __version__, cli, errors, machine
+from helios_cli.commands import doctor
 from support.waiting import LONGEST
 
 HELIOS = [sys.executable, "-m", "helios_cli"]
@@ -262,6 +264,15 @@ def test_doctor_reports_and_ends_well(capsys):
     assert rows == [[name, mode] for name in ("distilled", "mid", "base") for mode in ("none", "model", "stream")]
     assert "transfer at " in (told := " ".join(out.split())) and "/s from the page cache (" in told
     assert "e+" not in out  # times of hours are told as such
+
+
+def test_triton_runs_on_a_gpu_or_interpreted(monkeypatch):
+    version = machine.package_version("triton")
+    for interpreted, has_gpu in itertools.product(("0", "1"), (False, True)):
+        monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+        triton = doctor._triton(has_gpu)
+        assert triton["version"] == version
+        assert triton["runs"] == (version is not None and (has_gpu or interpreted == "1"))
 
 
 def test_doctor_as_json(capsys):

@@ -129,7 +129,6 @@ def test_gpus_of_this_machine():
     assert pick_device() == pick_device("cuda") == torch.device("cuda", 0)
     with pytest.raises(MachineError, match="this machine has"):
         pick_device("cuda:99")
-    assert machine.triton().runs == (machine.triton().version is not None)
 
 
 @pytest.mark.parametrize("name", ITEMSIZE)

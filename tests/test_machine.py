@@ -200,14 +200,6 @@ def test_temporary_files_go_into_the_home_where_there_is_no_other_place(monkeypa
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@no_gpu
-def test_triton_cannot_run_without_a_gpu(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert not machine.triton().runs
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert machine.triton().runs == (machine.triton().version is not None)
-
-
 HOLES = """
 import re
 import numpy as np

@@ -42,7 +42,7 @@ Rows = Iterator[dict]
 def measure(question: dict) -> Rows:
     """The rows of `question["part"]` on `question["device"]`, as they come; what else there is are its arguments."""
     part, device = question.pop("part"), pick_device(question.pop("device"))
-    kernel_tuning.use(machine.tuned_file())
+    kernel_tuning.use(machine.home() / machine.TUNED)
     yield from PARTS[part](device, **question)
 
 
@@ -74,7 +74,7 @@ def tuning(device: torch.device, names: list[str]) -> Rows:
     for name in names:
         yield {"begun": name}
         for found in kernel_tuning.tune(gpu_seconds, device=device, like=like, names=(name,)):
-            kernel_tuning.keep(found, machine.tuned_file())
+            kernel_tuning.keep(found, machine.home() / machine.TUNED)
             yield asdict(found)
 
 

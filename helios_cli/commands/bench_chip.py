@@ -37,7 +37,7 @@ def kernels(
     os.environ.setdefault("HELIOS_KERNELS", "triton")  # `auto` is off on a chip that has not been tried
     recall_kernels()
     if tune:
-        options.write_out(out, _tune(machine.tuned_file(), names))
+        options.write_out(out, _tune(machine.home() / machine.TUNED, names))
         return
     try:
         bench.require(names)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from helios_cli import machine
 from helios_cli.architecture import DiTConfig
@@ -46,7 +45,7 @@ def attention_shapes(dit: DiTConfig, size: tuple[int, int], stages: int, dtype: 
 
 def measured_attention(device: str, shapes: Iterable[str]) -> dict[str, str]:
     """The attention that --attention auto takes of each of these shapes, as far as they were timed on the device."""
-    known = _read(machine.attention_file()).get(machine.attention_key(device), {})
+    known = machine.findings(machine.ATTENTION).get(machine.attention_key(device), {})
     without = {"triton"} if os.environ.get("HELIOS_KERNELS") == "reference" else set()
     try:
         times = {
@@ -78,22 +77,14 @@ def _libraries() -> tuple[str, ...]:
 
 
 def _tuned(device: str) -> str:
-    found = _read(machine.tuned_file()).get(device)
+    found = machine.findings(machine.TUNED).get(device)
     return f"tuned {_digest(found)}" if found else ""
 
 
 def _tried(device: str) -> str:
     """`auto` takes kernels that were right when they were tried, until they are other ones."""
-    found = _read(machine.tried_file()).get(device)
+    found = machine.findings(machine.TRIED).get(device)
     return f"tried {_digest(found)}" if found else ""
-
-
-def _read(file: Path) -> dict:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("devices", {})
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError, RecursionError, AttributeError):
-        return {}
 
 
 def _digest(value: object) -> str:

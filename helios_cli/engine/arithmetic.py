@@ -44,16 +44,15 @@ def settle(models: Models) -> Iterator[str]:
 def tried(models: Models, *, anew: bool = False) -> list[Tried]:
     """What is known of the products that the model's films consist of, from the file or by trying them."""
     device, model = device_key(models.device), _model_key(models)
-    found = (
-        None if anew else _tried.get((device, model)) or _read(devices.read(machine.arithmetic_file()), device, model)
-    )
+    file = machine.home() / machine.ARITHMETIC
+    found = None if anew else _tried.get((device, model)) or _read(devices.read(file), device, model)
     if found is None:
         models.use_threads()
         with memory_told():
             found = _try(models)
         with contextlib.suppress(OSError):  # a home that cannot be written: tried again by the next process
             entry = {model: [asdict(one) for one in found]}
-            devices.change(device, machine.arithmetic_file(), lambda known: {**_entries(known), **entry})
+            devices.change(device, file, lambda known: {**_entries(known), **entry})
     _tried[device, model] = found
     return found
 
@@ -76,7 +75,7 @@ def facts(found: Iterable[Tried]) -> list[dict]:
 def known(device: torch.device) -> list[Tried]:
     """The worst of each operation that the file has for `device` and this code, whatever the model."""
     key = device_key(device)
-    entries = _entries(devices.read(machine.arithmetic_file()).get(key))
+    entries = _entries(devices.read(machine.home() / machine.ARITHMETIC).get(key))
     found: dict[tuple[str, str], Tried] = {}
     for model in entries:
         for one in (_read({key: entries}, key, model) or []) if model.startswith(_code()) else ():

@@ -63,8 +63,8 @@ def fp8_fault(device: torch.device) -> str | None:
 
 def recall_kernels() -> None:
     """Have kernels go by what was found of them on this machine: launch configurations, and whether they were right."""
-    tuning.use(machine.tuned_file())
-    trial.use(machine.tried_file())
+    tuning.use(machine.home() / machine.TUNED)
+    trial.use(machine.home() / machine.TRIED)
 
 
 class FirstUse:
@@ -243,7 +243,7 @@ def attention_memory(device: torch.device) -> Memory | None:
     """What `auto` knows of attention on a GPU; None for another device, where it measures nothing."""
     if device.type != "cuda":
         return None
-    return Memory(machine.attention_file(), machine.attention_key(torch.cuda.get_device_name(device)))
+    return Memory(machine.home() / machine.ATTENTION, machine.attention_key(torch.cuda.get_device_name(device)))
 
 
 def attention_facts(device: torch.device) -> dict:

@@ -43,7 +43,7 @@ def settle(device: torch.device) -> Iterator[str]:
         yield f"kernels could not be tried, so this film goes without: {error.message}"
         return
     with contextlib.suppress(OSError):  # a home that cannot be written: they are tried again next time
-        trial.keep(found.device, verdicts, machine.tried_file())
+        trial.keep(found.device, verdicts, machine.home() / machine.TRIED)
     yield f"kernels: {helios_kernels.backend().name}, {helios_kernels.backend().reason}"
 
 

@@ -243,7 +243,7 @@ def test_the_attention_of_each_shape_counts(tmp_path, monkeypatch):
         return arithmetic_of(gpu, "bfloat16", taken, **{"quant": "none", "attention": "auto", **how}).kernels
 
     def measured(*fastest: str, key: str | None = None) -> str:
-        devices.write(key or machine.attention_key(gpu.name), times(*fastest), machine.attention_file())
+        devices.write(key or machine.attention_key(gpu.name), times(*fastest), machine.home() / machine.ATTENTION)
         return told()
 
     unknown, forced = told(), told(attention="cudnn")
@@ -253,7 +253,7 @@ def test_the_attention_of_each_shape_counts(tmp_path, monkeypatch):
     assert measured("cudnn", "cudnn") == found[1]
     assert measured("flash", "flash", key="a GPU, torch 2.0.0") == found[1]  # of other versions: says nothing here
     assert told(attention="cudnn") == forced
-    devices.write(machine.attention_key(gpu.name), {shapes[0]: {"ms": 1}}, machine.attention_file())
+    devices.write(machine.attention_key(gpu.name), {shapes[0]: {"ms": 1}}, machine.home() / machine.ATTENTION)
     assert told() == unknown
     measured("triton", "triton")
     monkeypatch.setenv("HELIOS_KERNELS", "reference")

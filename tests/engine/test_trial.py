@@ -168,7 +168,7 @@ def test_a_trial_that_did_not_begin_says_nothing_of_the_kernels(gpu, monkeypatch
     trying(monkeypatch, Trial(ends={"modulated_norm": [lambda rows: error]}))
     *_, told = trial.settle(GPU)
     assert told == f"kernels could not be tried, so this film goes without: {error.message}"
-    assert not machine.tried_file().exists()
+    assert not (machine.home() / machine.TRIED).exists()
     asked = trying(monkeypatch, Trial())
     assert len(list(trial.settle(GPU))) == 2 and len(asked) == 1
 
@@ -177,16 +177,16 @@ def test_other_kernels_are_tried_anew(gpu, monkeypatch):
     trying(monkeypatch, Trial())
     list(trial.settle(GPU))
     begin_anew()
-    stored = json.loads(machine.tried_file().read_text())
+    stored = json.loads((machine.home() / machine.TRIED).read_text())
     stored["devices"]["a GPU"]["made_with"] = "torch 2.11.0, triton 3.6.0, kernels 000000000000"
-    machine.tried_file().write_text(json.dumps(stored))
+    (machine.home() / machine.TRIED).write_text(json.dumps(stored))
     assert len(list(trial.settle(GPU))) == 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 1, "devices": {"a GPU": {"made_with": 3}}}'])
 def test_a_damaged_file_is_no_file(gpu, monkeypatch, text):
-    machine.tried_file().parent.mkdir(parents=True, exist_ok=True)
-    machine.tried_file().write_text(text)
+    (machine.home() / machine.TRIED).parent.mkdir(parents=True, exist_ok=True)
+    (machine.home() / machine.TRIED).write_text(text)
     trying(monkeypatch, Trial())
     assert len(list(trial.settle(GPU))) == 2
 

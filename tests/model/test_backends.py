@@ -172,7 +172,7 @@ def test_what_cannot_be_written_leaves_the_file_and_nothing_beside_it(tmp_path):
 
 def test_what_was_timed_before_attention_was_tuned_is_not_known_after(tmp_path, monkeypatch):
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
-    file, plain = machine.tuned_file(), machine.attention_key("a GPU")
+    file, plain = machine.home() / machine.TUNED, machine.attention_key("a GPU")
     keep_local("a GPU", LocalConfigs("sm_89", "3.7.1", {"renoise": {"num_warps": 4, "tile": 512}}), file)
     assert machine.attention_key("a GPU") == plain
     keys = set()
