@@ -71,11 +71,8 @@ class VideoFile:
         if status < 0:
             raise decoder.failure(status)
         if status or empty:
-            raise InputError(
-                f"the video {self.path} cannot be decoded: {decoder.messages()}",
-                hint="see whether a player shows it; if not, render it again",
-            )
-        self.damage = None if decoder.messages() == ffmpeg.NO_MESSAGE else decoder.messages()
+            raise reading.undecodable(self.path, decoder)
+        self.damage = decoder.messages() or None
 
 
 def _reduction() -> str:

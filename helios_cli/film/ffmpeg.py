@@ -1,7 +1,7 @@
-"""The ffmpeg program: finding it, what it has to be able to do, and running it.
+"""The ffmpeg program: finding it, what it must be able to do, and running it.
 
 Every ffmpeg of helios is started here, away from the terminal: Ctrl-C reaches the engine alone, which then decides.
-None outlives this process, and one that stops making progress is ended. Reading files with it: `engine.reading`.
+None outlives this process, and one that stops making progress is ended. `film.reading` reads files with it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import IO
+from typing import IO, Any
 
 from helios_cli import machine
 from helios_cli.errors import HeliosError, InputError, MachineError
-from helios_cli.film import orphans
 from helios_cli.film.disk import full_disk, too_large
 
 INSTALL_HINT = (
@@ -40,20 +39,17 @@ NEEDED = {
     "filters": ("scale", "crop", "format", "setparams", "setpts", "fps", "trim", "select"),
     "bsfs": ("setts",),
 }
-"""What every film takes, by the list of ffmpeg that has it. The encoder that a film asks for is tried."""
+"""What every film needs, by ffmpeg's list of such parts. The encoder that a film asks for is tried."""
 
 TAIL_LINES = 20
 MAX_LINE = 1000
-"""Characters of a message that are kept: a damaged file can make ffmpeg say a lot."""
+"""Characters of a message that are kept: a damaged file can make ffmpeg print a lot."""
 
 READING_SECONDS = 60
 """Longest wait for a frame of a file that is read: more than the slowest takes on a busy machine."""
 
 WRITING_SECONDS = 600
-"""Time after which an ffmpeg that writes and has neither taken a frame, nor moved, nor computed, is ended."""
-
-NO_MESSAGE = "no message"
-"""What `Process.messages` gives where ffmpeg had nothing to say."""
+"""Longest time in which an ffmpeg that writes may neither take a frame, nor make progress, nor compute."""
 
 PROGRESS_LINE = re.compile(
     r"(frame|fps|stream_\w+|bitrate|total_size|out_time\w*|dup_frames|drop_frames|speed|progress)=\s*(\S+)"
@@ -62,9 +58,9 @@ PROGRESS_LINE = re.compile(
 
 @dataclass(frozen=True)
 class Program:
-    """An ffmpeg that starts and can do what helios needs: its path, and the version it gives for itself.
+    """An ffmpeg that starts and can do what helios needs.
 
-    `rate_option` is how it names what becomes of a film's rate: "-fps_mode", before 5.1 "-vsync".
+    `rate_option` is its option for the frames of a constant rate: "-fps_mode", before 5.1 "-vsync".
     """
 
     path: str
@@ -73,11 +69,11 @@ class Program:
 
 
 def program() -> Program:
-    """The ffmpeg to use: IMAGEIO_FFMPEG_EXE, else the one imageio-ffmpeg bundles, else the system's.
+    """Return the ffmpeg to use: IMAGEIO_FFMPEG_EXE, else the one that imageio-ffmpeg bundles, else the system's.
 
     Raises MachineError if there is none or it does not start.
     """
-    import imageio_ffmpeg  # which a film that is not written can do without
+    import imageio_ffmpeg  # needed only where films are read or written
 
     try:
         path = imageio_ffmpeg.get_ffmpeg_exe()
@@ -88,26 +84,24 @@ def program() -> Program:
 
 @lru_cache
 def _started(path: str) -> Program:
-    said = _asked(path, "version")
-    version = re.match(r"ffmpeg version (\S+)", said)
+    version = re.match(r"ffmpeg version (\S+)", _answer(path, "version"))
     if not version:
         raise MachineError(f"{path} does not answer as ffmpeg does", hint=INSTALL_HINT)
-    missing = [
-        f"{name} ({kind.removesuffix('s')})"
-        for kind, names in NEEDED.items()
-        for found in [_names(_asked(path, kind))]
-        for name in names
-        if name not in found
-    ]
+    missing = []
+    for kind, names in NEEDED.items():
+        # A line of such a list: " D  mov,mp4,m4a  QuickTime / MOV"
+        words = [word for line in _answer(path, kind).splitlines() for word in line.split()[:3]]
+        there = {name for word in words for name in word.split(",")}
+        missing += [f"{name} ({kind.removesuffix('s')})" for name in names if name not in there]
     if missing:
         raise MachineError(
             f"ffmpeg {version[1]} at {path} is too old or too small: it lacks {', '.join(missing)}", hint=INSTALL_HINT
         )
-    return Program(path, version[1], "-fps_mode" if "-fps_mode" in _asked(path, "h long") else "-vsync")
+    return Program(path, version[1], "-fps_mode" if "-fps_mode" in _answer(path, "h long") else "-vsync")
 
 
-def _asked(path: str, question: str) -> str:
-    """What the program at `path` prints for `-version`, `-muxers` and the like."""
+def _answer(path: str, question: str) -> str:
+    """Return what the program at `path` prints for `-version`, `-muxers` and the like."""
     command = [path, *f"-{question}".split()]
     try:
         answer = subprocess.run(
@@ -120,13 +114,8 @@ def _asked(path: str, question: str) -> str:
     return answer.stdout.decode(errors="replace") if answer.returncode == 0 else ""
 
 
-def _names(table: str) -> set[str]:
-    """The words of a table of ffmpeg's that can be names: `` D  mov,mp4,m4a  QuickTime / MOV``."""
-    return {name for line in table.splitlines() for word in line.split()[:3] for name in word.split(",")}
-
-
-def _detached() -> dict:
-    """Popen arguments that keep the terminal's signals and the user's ffmpeg logging variables from a child."""
+def _detached() -> dict[str, Any]:
+    """Return Popen arguments that keep the terminal's signals and the user's ffmpeg logging variables from a child."""
     environment = {**os.environ, "AV_LOG_FORCE_NOCOLOR": "1", "SVT_LOG": "1"}
     environment.pop("FFREPORT", None)
     return {"env": environment, "start_new_session": True}
@@ -134,7 +123,7 @@ def _detached() -> dict:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """A Ctrl-C waits, and a child that begins now never gets one: not even before it has left the terminal's group."""
+    """Hold Ctrl-C back, so that a child started here never gets one, not even before it leaves the terminal's group."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -143,15 +132,15 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def file_argument(path: str | os.PathLike) -> str:
-    """`path` so that ffmpeg takes it for a file whatever its name is: no option, URL or protocol.
+    """Return `path` so that ffmpeg takes it for a file whatever its name is: no option, URL or protocol.
 
-    From a file that is a playlist in disguise ffmpeg then follows no links into the network.
+    If the file is a playlist in disguise, ffmpeg then follows no links into the network.
     """
     return "file:" + os.path.abspath(path)
 
 
 def frame_rate(fps: float) -> Fraction:
-    """`fps` as the exact rate that is meant: 23.976 (or 23.98) is 24000/1001; others to the nearest n/1001."""
+    """Return the exact rate that `fps` means: 24000/1001 for 23.976 (or 23.98), else the nearest n/1001."""
     for whole in (24, 30, 48, 60, 120):
         ntsc = Fraction(whole * 1000, 1001)
         if abs(fps - ntsc) < 0.005:
@@ -160,7 +149,7 @@ def frame_rate(fps: float) -> Fraction:
 
 
 def every_frame() -> list[str]:
-    """Output options with which no frame is left out or doubled."""
+    """Return output options with which no frame is dropped or doubled."""
     return [program().rate_option, "passthrough"]
 
 
@@ -169,9 +158,12 @@ class Process:
 
     `doing` is "writing film.mp4": an ffmpeg that stops making progress is ended, with an error of class `blame` that
     says so. `stdin` and `stdout` are subprocess constants, `pass_fds` open files that ffmpeg sees as `pipe:N`.
-    `memory` limits its bytes. It ends when this process does, however that ends. Its messages that match `keep` are
-    kept as `kept`.
+    `memory` limits its bytes. It ends when this process does, however that ends. `kept` are its messages that match
+    `keep`.
     """
+
+    stdout: IO[bytes]
+    """Exists with `stdout=subprocess.PIPE`."""
 
     def __init__(
         self,
@@ -192,27 +184,30 @@ class Process:
         self.kept: list[str] = []
         self._blame, self._keep = blame, keep
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._moved: dict[str, str] = {}
+        self._progress: dict[str, str] = {}
         self._writing = threading.Lock()
         with _interrupts_held():
             self._popen = subprocess.Popen(
                 command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=pass_fds, **_detached()
             )
-            orphans.watch(self._popen.pid)
+            guard = _guard(self._popen.pid)
             machine.children.watch(self._popen.pid)
-        if memory:
-            _limit(self._popen.pid, memory)
-        self.stdout: IO[bytes] | None = None
-        if stdout == subprocess.PIPE:
+        if memory and hasattr(resource, "prlimit"):  # Linux
+            with contextlib.suppress(ProcessLookupError, PermissionError, ValueError):
+                resource.prlimit(self._popen.pid, resource.RLIMIT_DATA, (memory, memory))
+        if self._popen.stdout:
             self.stdout = io.BufferedReader(_Patient(self._popen.stdout, self._stalled), 1 << 16)
-        if stdin == subprocess.PIPE:
-            os.set_blocking(self._popen.stdin.fileno(), False)
-        self._reader = threading.Thread(target=self._read_messages, name="ffmpeg messages", daemon=True)
+        if self._popen.stdin:
+            self._stdin = self._popen.stdin
+            os.set_blocking(self._stdin.fileno(), False)
+        self._reader = threading.Thread(
+            target=self._read_messages, args=[self._popen.stderr, guard], name="ffmpeg messages", daemon=True
+        )
         self._reader.start()
 
-    def _read_messages(self) -> None:
-        with self._popen.stderr as lines:
-            for line in lines:
+    def _read_messages(self, stderr: IO[bytes], guard: subprocess.Popen[bytes] | None) -> None:
+        with stderr:
+            for line in stderr:
                 text = line[:MAX_LINE].decode(errors="replace").strip("\r\n")
                 progress = PROGRESS_LINE.fullmatch(text)
                 if progress is None:
@@ -220,14 +215,16 @@ class Process:
                     if self._keep and self._keep.match(text):
                         self.kept.append(text)
                 elif progress[1] in ("frame", "out_time", "total_size"):
-                    self._moved[progress[1]] = progress[2]
-                    self.num_frames = int(self._moved.get("frame", 0))
+                    self._progress[progress[1]] = progress[2]
+                    self.num_frames = int(self._progress.get("frame", 0))
+        if guard:
+            guard.communicate(b"\n")
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: memoryview | bytes) -> None:
         """Give ffmpeg `data` at its stdin. BrokenPipeError if it has ended."""
         rest, writable = memoryview(data).cast("B"), select.poll()
         with self._writing:
-            pipe = self._popen.stdin.fileno()
+            pipe = self._stdin.fileno()
             writable.register(pipe, select.POLLOUT)
             while rest:
                 if not writable.poll(WRITING_SECONDS * 1000):
@@ -236,32 +233,41 @@ class Process:
                     rest = rest[os.write(pipe, rest) :]
 
     def close_input(self) -> None:
-        """Tell ffmpeg that no more comes. From another thread: once a `write` there has ended."""
+        """Close ffmpeg's stdin, after a `write` that runs in another thread."""
         with self._writing:
             machine.children.look()
-            self._popen.stdin.close()
+            self._stdin.close()
 
     def wait(self, at_most: float | None = None) -> int:
-        """Exit status (negative: the signal), once ffmpeg has ended and its messages are read; within `at_most` seconds
-        where they are given, else as long as it gets on."""
+        """Wait until ffmpeg ends: `at_most` seconds where given, else as long as it makes progress. Returns its exit
+        status, negative for a signal."""
         before = None
         seconds = at_most or WRITING_SECONDS
         while True:
             self._reader.join(seconds)  # until ffmpeg closes its stderr; Popen.wait would poll, up to 50 ms late
             if not self._reader.is_alive():
                 break
-            now = {**self._moved, "processor": _processor_time(self._popen.pid)}
+            now = {**self._progress, "processor": _processor_time(self._popen.pid)}
             if at_most or now == before:
                 self.kill()
                 raise self._stalled(seconds)
             before = now
         status = self._popen.wait()
-        orphans.forget(self._popen.pid)
         machine.children.forget(self._popen.pid)
         return status
 
+    def complete(self) -> None:
+        """Wait until ffmpeg ends, and end it if this is interrupted. Raises `failure` if it failed."""
+        try:
+            status = self.wait()
+        except BaseException:
+            self.kill()
+            raise
+        if status:
+            raise self.failure(status)
+
     def kill(self) -> None:
-        """End ffmpeg at once, with its children where it is a wrapper script; close the pipes. May be called twice."""
+        """End ffmpeg at once, and its children where it is a wrapper script; close the pipes. May be called twice."""
         if self._popen.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended by itself just now
                 os.killpg(self._popen.pid, signal.SIGKILL)
@@ -276,11 +282,11 @@ class Process:
         )
 
     def messages(self) -> str:
-        """ffmpeg's last words on one line."""
-        return "; ".join(line for line in list(self._tail)[-4:] if line) or NO_MESSAGE
+        """Return ffmpeg's last messages on one line, or ""."""
+        return "; ".join(line for line in list(self._tail)[-4:] if line)
 
     def failure(self, status: int) -> MachineError:
-        """The error for an ffmpeg that ended with `status`."""
+        """Return the error for an ffmpeg that ended with `status`."""
         messages, doing = self.messages(), self.doing
         if "No space left" in messages:
             return full_disk(doing)
@@ -289,14 +295,26 @@ class Process:
         if status < 0:
             return MachineError(
                 f"ffmpeg was ended by signal {-status} ({signal.strsignal(-status)}) while {doing}",
-                hint="look for memory running out, then run it again",
+                hint="check whether memory ran out, then run it again",
             )
-        hint = f"see whether it works with another ffmpeg: {INSTALL_HINT}"
+        hint = f"try another ffmpeg: {INSTALL_HINT}"
+        messages = messages or "no message"
         return MachineError(f"ffmpeg stopped with exit status {status} while {doing}: {messages}", hint=hint)
 
 
+def _guard(pid: int) -> subprocess.Popen[bytes] | None:
+    """Start a shell that ends the process group `pid` if this process ends before it writes to the shell: after
+    SIGKILL it cannot end children itself. (PR_SET_PDEATHSIG would need code between fork and exec, and goes by threads,
+    not processes.)"""
+    command = ["/bin/sh", "-c", f"read -r end || kill -s KILL -- -{pid}"]
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with contextlib.suppress(OSError):  # there is no shell
+        return subprocess.Popen(command, stdin=pipe, stdout=null, stderr=null, start_new_session=True, cwd="/")
+    return None
+
+
 class _Patient(io.RawIOBase):
-    """A pipe that ffmpeg writes into. What waits for it too long raises `stalled`."""
+    """A pipe that ffmpeg writes into. Waiting for it too long raises `stalled`."""
 
     def __init__(self, pipe: IO[bytes], stalled: Callable[[float], HeliosError]) -> None:
         self._pipe, self._stalled = pipe, stalled
@@ -306,26 +324,19 @@ class _Patient(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         if not self._readable.poll(READING_SECONDS * 1000):
             raise self._stalled(READING_SECONDS)
         return os.readv(self._pipe.fileno(), [buffer])
 
 
-def _limit(pid: int, memory: int) -> None:
-    """What the process may allocate; more than that fails in it, as where memory runs out."""
-    if hasattr(resource, "prlimit"):  # Linux
-        with contextlib.suppress(ProcessLookupError, PermissionError, ValueError):
-            resource.prlimit(pid, resource.RLIMIT_DATA, (memory, memory))
-
-
-def _processor_time(pid: int) -> str | None:
-    """Changes where the process, or a child that it waited for, computes."""
+def _processor_time(pid: int) -> str:
+    """Return a text that changes while the process, or a child that it waited for, computes."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return " ".join(file.read().rpartition(")")[2].split()[11:15])
-    except OSError:  # no Linux
-        return None
+    except OSError:  # not Linux
+        return ""
 
 
 ENCODERS = {
@@ -343,23 +354,23 @@ CRF_RANGES = {"h264": (1, 51), "hevc": (0, 51), "av1": (1, 63)}
 """From best to worst. H.264 leaves out 0: that is lossless, in a profile most players show as black."""
 
 DECODING_DELAYS = {"h264": 2, "hevc": 2, "av1": 0}
-"""Frames that decoding runs ahead of showing. The encoders leave it out of pieces too short to need it."""
+"""Frames by which decoding runs ahead of display. The encoders leave it out of pieces too short to need it."""
 
 ENCODER_THREADS = 4
-"""Fixed, since the number moves the encoders' decisions: a film begun on one machine goes on equally on another."""
+"""Fixed, since the encoders decide by it: a film begun on one machine continues in the same way on another."""
 
 TO_BT709 = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_inp,format=yuv420p,"
     "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 )
-"""Converts and tags. The output options -color_primaries and -color_trc are lost where there is a filter."""
+"""Converts and tags. The output options -color_primaries and -color_trc have no effect after a filter."""
 
 TO_TAGGED_RGB = "format=bgr0,setparams=color_primaries=bt709:color_trc=bt709:colorspace=gbr:range=pc"
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the frames of an .mp4 are compressed. Raises InputError for values that the codec does not have."""
+    """The compression of an .mp4's frames. Raises InputError for values that the codec does not have."""
 
     codec: str = "h264"
     crf: int = 17
@@ -378,16 +389,16 @@ class Encoding:
             raise InputError(f"no preset is called {self.preset}", hint=f"write one of {', '.join(PRESETS)}")
 
     def arguments(self) -> list[str]:
-        """ffmpeg's output options."""
+        """Return ffmpeg's output options."""
         preset = SVT_AV1_PRESETS[self.preset] if self.codec == "av1" else self.preset
         return [*ENCODERS[self.codec], "-preset", f"{preset}", "-crf", f"{self.crf}"]
 
 
 def piece_arguments(encoding: Encoding | None, rate: Fraction) -> list[str]:
-    """Output options of a piece of film, a fragmented MP4: bt709, converted and tagged; lossless RGB for None.
+    """Return output options of a piece, a fragmented MP4: bt709, converted and tagged; lossless RGB for None.
 
-    Pieces of one encoding, and `rate` of frames a second, fit together whatever their lengths are: the same header, the
-    same decoding delay.
+    Pieces of one encoding and `rate` (frames a second) fit together whatever their lengths: they have the same header
+    and the same decoding delay.
     """
     if encoding is None:
         # QuickTime's kind of MP4: before 8 ffmpeg writes FFV1 into no other.
@@ -401,17 +412,17 @@ def piece_arguments(encoding: Encoding | None, rate: Fraction) -> list[str]:
 
 
 def finish_arguments(kind: str) -> list[str]:
-    """Output options that copy a fragmented MP4 into a film of `kind`, "mp4" with its index in front, or "mkv"."""
-    # use_metadata_tags: without it an .mp4 keeps only the dozen keys that iTunes knows.
-    # -color_range: QuickTime's tags leave it out, and an .mkv of helios is lossless RGB.
-    mp4, mkv = ["-movflags", "+faststart+use_metadata_tags", "-f", "mp4"], ["-color_range", "pc", "-f", "matroska"]
-    return ["-c", "copy", *(mp4 if kind == "mp4" else mkv)]
+    """Return output options that copy a fragmented MP4 into a film of `kind`: "mp4", its index in front, or "mkv"."""
+    if kind == "mp4":  # use_metadata_tags: without it an .mp4 keeps only the dozen keys that iTunes knows
+        return ["-c", "copy", "-movflags", "+faststart+use_metadata_tags", "-f", "mp4"]
+    # QuickTime's tags leave out the range, and an .mkv of helios is lossless RGB.
+    return ["-c", "copy", "-color_range", "pc", "-f", "matroska"]
 
 
 def encodes(encoder: Sequence[str]) -> bool:
-    """Whether this ffmpeg writes a frame with the output options `encoder` (["-c:v", "libx264", ...]).
+    """Return whether this ffmpeg writes a frame with the output options `encoder` (["-c:v", "libx264", ...]).
 
-    Tried, not looked up: an encoder for hardware that is not there is listed all the same.
+    It tries: ffmpeg also lists encoders for absent hardware.
     """
     source = ["-f", "lavfi", "-i", "color=s=256x256:r=24:d=0.04"]
     trial = Process([*source, "-frames:v", "1", *encoder, "-f", "null", "-"], doing="trying an encoder")
@@ -419,15 +430,14 @@ def encodes(encoder: Sequence[str]) -> bool:
 
 
 def check_encoding(*, codec: str = "h264", crf: int = 17, preset: str = "medium") -> Encoding:
-    """Find before a render whether ffmpeg can encode so: InputError for wrong values, MachineError for a lack."""
+    """Check before a render that ffmpeg can encode so. InputError for wrong values, MachineError if it cannot."""
     encoding = Encoding(codec, crf, preset)
     if not encodes(encoding.arguments()):
-        found = program()
-        raise MachineError(f"ffmpeg {found.version} at {found.path} cannot encode {codec}", hint=INSTALL_HINT)
+        raise MachineError(f"ffmpeg {program().version} at {program().path} cannot encode {codec}", hint=INSTALL_HINT)
     return encoding
 
 
 def available_encoders() -> tuple[str, ...]:
-    """The codecs for .mp4, and "ffv1", that this machine's ffmpeg encodes; each is tried on one frame."""
+    """Return the codecs for .mp4, and "ffv1", that this machine's ffmpeg encodes; each is tried on one frame."""
     trials = {codec: Encoding(codec).arguments() for codec in CRF_RANGES} | {"ffv1": list(LOSSLESS)}
     return tuple(name for name, arguments in trials.items() if encodes(arguments))

@@ -1,10 +1,10 @@
-"""A film on disk while it grows, piece by piece: what is there can be played, and none of it is written again."""
+"""Films on disk while they grow piece by piece: playable at any moment, and no part of them is written twice."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
+import json
 import os
 import re
 import secrets
@@ -13,17 +13,21 @@ import shutil
 import struct
 import tempfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.files import sync
-from helios_cli.film import ffmpeg, matroska, mp4, reading
+from helios_cli.film import ffmpeg, mp4, reading
 from helios_cli.film.disk import disk_errors, open_own, write_synced
+from helios_cli.film.pieces import PNG_LEVEL, Encoder, PictureEncoder, VideoEncoder
 from helios_cli.film.target import FRAME_NAME, Target, holds_frames
+
+PIECE_VERSION = 1
+"""Raise this with every change of helios that moves a byte of a piece."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEAD = 33
@@ -32,7 +36,8 @@ PNG_HEAD = 33
 
 @dataclass(frozen=True)
 class Mark:
-    """The growing film after a piece: its frames, its length (bytes; pictures of a folder), the piece's SHA-256."""
+    """The state of the growing film after a piece: the piece's frames, the film's length (bytes; pictures of a folder),
+    the piece's SHA-256."""
 
     frames: int
     length: int
@@ -48,59 +53,85 @@ class Chapter:
     num_frames: int
 
 
-class GrowingFilm(Protocol):
-    """A film in the making. `length` as in Mark."""
+class GrowingFilm(ABC):
+    """A film that grows.
 
-    length: int
-    num_frames: int
+    Attributes:
+        name: the encoding of its pieces, for people.
+        key: a digest of everything except the frames that decides a piece's bytes.
+        length: as in Mark.
+    """
 
+    def __init__(self, target: Target, name: str, *settings: object) -> None:
+        self._target, self.name = target, name
+        self.key = hashlib.sha256(json.dumps([PIECE_VERSION, *settings]).encode()).hexdigest()[:16]
+        self.length = self.num_frames = 0
+
+    @abstractmethod
+    def encoder(self) -> Encoder:
+        """Return an encoder of one piece."""
+
+    @abstractmethod
     def begin(self) -> None:
-        """Start empty, in the place of whatever an earlier run left."""
+        """Start empty, in place of whatever an earlier run left."""
 
+    @abstractmethod
     def verified(self, marks: Sequence[Mark]) -> int:
-        """How many of the pieces that an earlier run left are there and undamaged, counted from the first."""
+        """Return how many pieces of an earlier run are there and undamaged, counted from the first."""
 
+    @abstractmethod
     def resume(self, marks: Sequence[Mark]) -> None:
-        """Go on behind these pieces; what stands after them is cut off."""
+        """Continue after these pieces; cut off what stands after them."""
 
+    @abstractmethod
     def append(self, piece: bytes, num_frames: int) -> Mark:
         """Add a piece. It is on disk when this returns."""
 
+    @abstractmethod
     def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
         """Make the whole film, check it and sync it; `publish` then gives it its name."""
 
-    def publish(self) -> None: ...
+    @abstractmethod
+    def publish(self) -> None:
+        """Give the whole film its name."""
 
     def discard(self) -> None:
         """Remove what `finish` made."""
+        self._target.finishing.unlink(missing_ok=True)
 
+    @abstractmethod
     def remove(self) -> None:
         """Remove the growing film."""
 
 
-class GrowingFile:
-    """A fragmented MP4 of pieces from `VideoPieces`; `finish` copies its frames, as they are, into the film proper."""
+class GrowingFile(GrowingFilm):
+    """A fragmented MP4; `finish` copies its frames, as they are, into the finished film."""
 
-    def __init__(self, target: Target, fps: float) -> None:
-        self._target = target
-        self._rate = ffmpeg.frame_rate(fps)
-        self._init = b""
-        self.length = self.num_frames = 0
+    def __init__(self, target: Target, size: tuple[int, int], fps: float, encoding: ffmpeg.Encoding | None) -> None:
+        """Describe the film; `encoding` None is lossless."""
+        self._rate, self._init = ffmpeg.frame_rate(fps), b""
+        self._options = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{size[0]}x{size[1]}"]
+        self._options += ["-framerate", f"{self._rate}", "-i", "pipe:0", *ffmpeg.every_frame()]
+        self._options += ffmpeg.piece_arguments(encoding, self._rate)
+        name = f"{encoding.codec} crf {encoding.crf} {encoding.preset}" if encoding else "lossless"
+        super().__init__(target, name, ffmpeg.program().version, *self._options)
+
+    def encoder(self) -> Encoder:
+        return VideoEncoder(self._target, self._options)
 
     def begin(self) -> None:
         with disk_errors(self._target.partial):
             self._target.partial.unlink(missing_ok=True)
             write_synced(self._target.partial, b"")
             sync(self._target.path.parent)
-        self._init, self.length, self.num_frames = b"", 0, 0
 
     def verified(self, marks: Sequence[Mark]) -> int:
         try:
             with disk_errors(self._target.partial, "read"), self._target.partial.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 for count, mark in enumerate(marks):
-                    begins = file.tell()
-                    if not begins <= mark.length <= size or _digest(file.read(mark.length - begins)) != mark.digest:
+                    start = file.tell()
+                    if not start <= mark.length <= size or _digest(file.read(mark.length - start)) != mark.digest:
                         return count
         except FileNotFoundError:
             return 0
@@ -109,8 +140,7 @@ class GrowingFile:
     def resume(self, marks: Sequence[Mark]) -> None:
         self.length, self.num_frames = marks[-1].length, sum(mark.frames for mark in marks)
         with disk_errors(self._target.partial), open_own(self._target.partial) as file:
-            first = file.read(marks[0].length)
-            self._init = first[: mp4.init_length(first)]
+            self._init, _ = mp4.split(file.read(marks[0].length))
             file.truncate(self.length)
             os.fsync(file.fileno())
 
@@ -138,31 +168,23 @@ class GrowingFile:
 
     def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
         partial, whole = self._target.partial, self._target.finishing
-        folder = self._target.path.parent
-        with disk_errors(whole), tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder) as text:
+        with disk_errors(whole), tempfile.TemporaryFile("w+", encoding="utf-8", dir=whole.parent) as text:
             text.write(_ffmetadata(metadata, chapters, self._rate))
             text.seek(0)
             whole.unlink(missing_ok=True)  # ffmpeg would follow a link
-            process = ffmpeg.Process(
-                [
-                    *("-i", ffmpeg.file_argument(partial)),
-                    *("-f", "ffmetadata", "-i", f"pipe:{text.fileno()}", "-map_metadata", "1"),
-                    *("-map_chapters", "1", "-map", "0:v"),
-                    *ffmpeg.finish_arguments(self._target.kind),
-                    *("-y", ffmpeg.file_argument(whole)),
-                ],
+            described = ["-f", "ffmetadata", "-i", f"pipe:{text.fileno()}", "-map_metadata", "1", "-map_chapters", "1"]
+            copied = ["-map", "0:v", *ffmpeg.finish_arguments(self._target.kind), "-y", ffmpeg.file_argument(whole)]
+            ffmpeg.Process(
+                ["-i", ffmpeg.file_argument(partial), *described, *copied],
                 doing=f"writing {self._target.path}",
                 pass_fds=(text.fileno(),),
-            )
+            ).complete()
             try:
-                status = process.wait()
-            except BaseException:
-                process.kill()
-                raise
-            if status:
-                raise process.failure(status)
-            if (count := _num_frames(whole, self._target.kind)) != self.num_frames:
-                raise MachineError(f"{count} of {self.num_frames} frames came into {self._target.path}")
+                count = reading.num_frames(whole, "-c", "copy")
+            except InputError as error:
+                raise MachineError(f"{self._target.path} was not written whole: {error.message}") from error
+            if count != self.num_frames:
+                raise MachineError(f"{self._target.path} received {count} of {self.num_frames} frames")
             if reading.probe(whole).color_primaries != "bt709":
                 raise MachineError(f"{self._target.path} lost its colour tags", hint=ffmpeg.INSTALL_HINT)
             sync(whole)
@@ -171,24 +193,19 @@ class GrowingFile:
         with _naming(self._target, self._target.finishing):
             os.replace(self._target.finishing, self._target.path)
 
-    def discard(self) -> None:
-        self._target.finishing.unlink(missing_ok=True)
-
     def remove(self) -> None:
         self._target.partial.unlink(missing_ok=True)
 
 
-class GrowingFolder:
-    """A folder of `frame_000001.png` and so on, of pieces from `PicturePieces`, with `metadata` in every picture."""
+class GrowingFolder(GrowingFilm):
+    """A folder of `frame_000001.png` and so on, with `metadata` in every picture."""
 
     def __init__(self, target: Target, metadata: Mapping[str, str]) -> None:
-        self._target = target
+        super().__init__(target, "PNG", "png", PNG_LEVEL)
         self._text = b"".join(_png_text(key, value) for key, value in metadata.items())
-        self.num_frames = 0
 
-    @property
-    def length(self) -> int:
-        return self.num_frames
+    def encoder(self) -> Encoder:
+        return PictureEncoder()
 
     def begin(self) -> None:
         with disk_errors(self._target.partial):
@@ -196,7 +213,6 @@ class GrowingFolder:
                 shutil.rmtree(self._target.partial)
             self._target.partial.mkdir()
             sync(self._target.path.parent)
-        self.num_frames = 0
 
     def verified(self, marks: Sequence[Mark]) -> int:
         for count, mark in enumerate(marks):
@@ -210,31 +226,31 @@ class GrowingFolder:
         return len(marks)
 
     def resume(self, marks: Sequence[Mark]) -> None:
-        self.num_frames = marks[-1].length
+        self.length = self.num_frames = marks[-1].length
         with disk_errors(self._target.partial):
             for name in filter(FRAME_NAME.fullmatch, os.listdir(self._target.partial)):
                 if int(name.removeprefix("frame_").removesuffix(".png")) > self.num_frames:
                     (self._target.partial / name).unlink()
 
     def append(self, piece: bytes, num_frames: int) -> Mark:
-        pictures = [picture[:PNG_HEAD] + self._text + picture[PNG_HEAD:] for picture in _pictures_in(piece)]
-        for picture in pictures:
-            path = self._frame(self.num_frames)
-            with disk_errors(path):
-                write_synced(path, picture)
-            self.num_frames += 1
+        pictures = [PNG_SIGNATURE + picture for picture in piece.split(PNG_SIGNATURE)[1:]]
+        pictures = [picture[:PNG_HEAD] + self._text + picture[PNG_HEAD:] for picture in pictures]
+        for index, picture in zip(range(self.num_frames, self.num_frames + num_frames), pictures, strict=True):
+            with disk_errors(self._frame(index)):
+                write_synced(self._frame(index), picture)
         with disk_errors(self._target.partial):
             sync(self._target.partial)
-        return Mark(num_frames, self.num_frames, _digest(*pictures))
+        self.length = self.num_frames = self.num_frames + num_frames
+        return Mark(num_frames, self.length, _digest(*pictures))
 
     def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
-        """Nothing is left to do: the folder is the film."""
+        """Do nothing: the folder is the film."""
 
     def publish(self) -> None:
         place, old = self._target.path, self._target.path.with_name(f".old-{secrets.token_hex(5)}")
         with _naming(self._target, self._target.partial):
             holds_frames(place)
-            if place.exists():  # what other programs left in an empty one stands in the way as well
+            if place.exists():  # even an empty one may hold files of other programs, and could not be replaced
                 os.rename(place, old)
             try:
                 os.rename(self._target.partial, place)
@@ -244,9 +260,6 @@ class GrowingFolder:
                 raise
         shutil.rmtree(old, ignore_errors=True)
 
-    def discard(self) -> None:
-        """Nothing was made."""
-
     def remove(self) -> None:
         shutil.rmtree(self._target.partial, ignore_errors=True)
 
@@ -254,15 +267,9 @@ class GrowingFolder:
         return self._target.partial / f"frame_{index + 1:06d}.png"
 
 
-def _num_frames(film: Path, kind: str) -> int:
-    """Frames in a finished film, by its own index: what ffmpeg says of itself, not every version says."""
-    with film.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return mp4.num_samples(data) if kind == "mp4" else matroska.num_blocks(data)
-
-
 @contextlib.contextmanager
 def _naming(target: Target, whole: Path) -> Iterator[None]:
-    """If the whole film cannot take its name it stays under the one it has, and the error says so."""
+    """Report where the whole film is if it cannot take its name."""
     try:
         yield
         sync(target.path.parent)
@@ -274,14 +281,11 @@ def _naming(target: Target, whole: Path) -> Iterator[None]:
 
 
 def _digest(*data: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in data:
-        digest.update(part)
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(data)).hexdigest()
 
 
 def _ffmetadata(metadata: Mapping[str, str], chapters: Sequence[Chapter], rate: Fraction) -> str:
-    """The text form of metadata that ffmpeg reads: an argument could not exceed 128 KiB, and any user sees those."""
+    """Return metadata as ffmpeg reads it from a file: arguments are limited to 128 KiB, and any user sees those."""
     lines = [f"{_escape(key)}={_escape(value)}\n" for key, value in metadata.items()]
     for chapter in chapters:
         end = chapter.start_frame + chapter.num_frames
@@ -294,21 +298,8 @@ def _escape(text: str) -> str:
     return re.sub(r"([=;#\\\n])", r"\\\1", text)
 
 
-def _pictures_in(piece: bytes) -> Iterator[bytes]:
-    """The PNG files that stand one after another."""
-    start = end = 0
-    while end < len(piece):
-        end += len(PNG_SIGNATURE)
-        name = b""
-        while name != b"IEND":
-            length, name = struct.unpack_from(">I4s", piece, end)
-            end += 12 + length
-        yield piece[start:end]
-        start = end
-
-
 def _png_text(key: str, value: str) -> bytes:
-    """An iTXt chunk: any characters, compressed."""
+    """Return a compressed iTXt chunk, which takes any characters."""
     content = key.encode("latin-1", "replace") + b"\0\1\0\0\0" + zlib.compress(value.encode())
     chunk = b"iTXt" + content
     return struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))

@@ -1,11 +1,11 @@
-"""The journal of a film that is being rendered: which chunks are safe on disk, and who is at work.
+"""The journal of a film that is being rendered: which chunks are safe on disk, and which process is rendering.
 
-`<name>.journal` beside the film has one JSON object a line: `run` (a process that took the film up), `film` (what is
+`<name>.journal` beside the film has one JSON object a line: `run` (a process that works on the film), `film` (what is
 made, how it is encoded), and one `chunk` for each that is finished, written after its piece and its state have reached
 the disk. A line that was being written when the process died is dropped when the journal is read.
 
-The process that renders holds the file's lock. The kernel takes that away when the process ends, however it ends, so
-a lock is never stale.
+The process that renders holds the file's lock. The kernel releases it when the process ends, however it ends, so a lock
+is never stale.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from helios_cli.film.target import Target, check_beside
 JOURNAL_VERSION = 1
 
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of file systems that have none; a film is rendered there all the same."""
+"""Errors of file systems without locks; a film is rendered there all the same."""
 
 RECORD_TYPES = {"chunk": int, "fingerprint": str, "frames": int, "length": int, "digest": str, "state": str}
 
 
 @dataclass(frozen=True)
 class Record:
-    """A chunk that is safe: its fingerprint, the film's mark after it, the SHA-256 of its state file."""
+    """A safe chunk: its fingerprint, the film's mark after it, the SHA-256 of its state file."""
 
     fingerprint: str
     mark: Mark
@@ -45,15 +45,15 @@ class Record:
 
 
 class Journal:
-    """The journal of `target`, opened and locked; made if there is none. Use `close` or `remove` at the end.
+    """The journal of `target`, opened and locked, and created if there is none. Call `close` or `remove` at the end.
 
     Attributes:
         target: as given.
         encoding: key of the pieces' encoding; "" in a new journal.
-        settings: what the film was made with, for a message about what has changed.
+        settings: the film's settings, for a message about what has changed.
         records: the finished chunks, from the first.
 
-    Raises MachineError if another process renders the film, InputError if files that are not ours are in the way.
+    Raises MachineError if another process renders the film, InputError if foreign files are in the way.
     """
 
     def __init__(self, target: Target) -> None:
@@ -69,7 +69,7 @@ class Journal:
         self._write({"run": _this_run()})
 
     def begin(self, encoding: str, settings: Mapping[str, str]) -> None:
-        """Forget all that was there."""
+        """Start anew."""
         self.encoding, self.settings, self.records, self._ends = encoding, dict(settings), [], []
         self._file.seek(0)
         self._write({"run": _this_run()})
@@ -83,12 +83,12 @@ class Journal:
         self._write({"run": _this_run()})
 
     def append(self, fingerprint: str, mark: Mark, state: bytes) -> None:
-        """Note a chunk whose piece is in the film and on disk; `state` is what the film needs to go on after it."""
+        """Record a chunk whose piece is in the film and on disk; the film continues after it from `state`."""
         path = self.target.state(len(self.records) % 2)
-        new = not path.exists()
+        is_new = not path.exists()
         with disk_errors(path):
             write_synced(path, state)
-            if new:
+            if is_new:
                 sync(path.parent)
         record = Record(fingerprint, mark, hashlib.sha256(state).hexdigest())
         self._write({"chunk": len(self.records), "fingerprint": fingerprint, **asdict(mark), "state": record.state})
@@ -96,7 +96,7 @@ class Journal:
         self._ends.append(self._file.tell())
 
     def state(self, index: int) -> bytes | None:
-        """The state after chunk `index`, if it is still there and undamaged; only the last two are kept."""
+        """Return the state after chunk `index`, or None if it is missing or damaged; only the last two are kept."""
         path = self.target.state(index % 2)
         try:
             with disk_errors(path, "read"):
@@ -109,14 +109,14 @@ class Journal:
         self._file.close()
 
     def remove(self) -> None:
-        """Remove the states, then the journal, which says whose they are. The lock goes last."""
+        """Remove the states, then the journal, which proves that they are ours. The lock goes last."""
         for slot in range(2):
             self.target.state(slot).unlink(missing_ok=True)
         self.target.journal.unlink(missing_ok=True)
         self._file.close()
 
     def _read(self) -> int:
-        """Take in what an earlier run wrote. Returns where its last good line ends."""
+        """Read what earlier runs wrote. Returns where the last good line ends."""
         end = 0
         for line, end_of_line in _lines(self._file):
             if _has(line, film=int, encoding=str, settings=dict) and line["film"] == JOURNAL_VERSION:
@@ -131,7 +131,7 @@ class Journal:
         return end
 
     def _write(self, line: dict) -> None:
-        """Put a line where the file stands, and nothing after it; on disk when this returns."""
+        """Write a line at the file's position, and nothing after it; it is on disk when this returns."""
         data = json.dumps(line).encode() + b"\n"
         with disk_errors(self.target.journal):
             self._file.truncate()
@@ -145,7 +145,7 @@ def _has(line: dict, **types: type) -> bool:
 
 
 def _lines(file: FileIO) -> Iterator[tuple[dict, int]]:
-    """The whole lines of the file up to the first that is not a JSON object, each with the place where it ends."""
+    """Yield the whole lines of the file up to the first that is not a JSON object, each with where it ends."""
     file.seek(0)
     end = 0
     for text in file.read().splitlines(keepends=True):
@@ -171,23 +171,20 @@ def _open_locked(target: Target) -> FileIO:
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
-        if _is(file, target):
-            return file
-        file.close()  # another run finished the film in between, and its journal went
-
-
-def _is(file: FileIO, target: Target) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), target.journal.stat())
-    except FileNotFoundError:
-        return False
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), target.journal.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()  # another run finished the film in between, and removed its journal
 
 
 def _busy(target: Target, file: FileIO) -> MachineError:
     runs = [line["run"] for line, _ in _lines(file) if _has(line, run=dict)]
     file.close()
-    known = runs and runs[-1].keys() >= {"pid", "host", "started"}
-    who = f"process {runs[-1]['pid']} on {runs[-1]['host']} since {runs[-1]['started']}" if known else "another process"
+    who = "another process"
+    if runs and runs[-1].keys() >= {"pid", "host", "started"}:
+        who = f"process {runs[-1]['pid']} on {runs[-1]['host']} since {runs[-1]['started']}"
     return MachineError(f"{target.path} is being rendered by {who}", hint="wait for it, or write another film with -o")
 
 

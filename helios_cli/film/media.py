@@ -1,7 +1,7 @@
 """Pictures and clips that a film starts from, brought to the film's size and rate.
 
-Nothing is stretched: what has another aspect is scaled to cover the film's size and cropped evenly. A picture or
-lossless clip that has the size already comes through unchanged.
+Nothing is stretched: a picture of another aspect is scaled to cover the film's size and cropped evenly. A picture or
+lossless clip of the film's size is not changed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,14 +22,14 @@ WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes for 16-bit grey; its own conversion to RGB clips at 255."""
 
 ROWS = 256
-"""Rows of a picture that become RGB at a time, so that intermediate copies stay small."""
+"""Rows of a picture that are converted to RGB at a time, so that intermediate copies stay small."""
 
 MAX_ASPECT = 16
-"""Limit on the aspect of a clip as shown: the whole clip is scaled to cover the film, however much is then cut off."""
+"""Limit on the aspect of a clip as shown: the whole clip is scaled before it is cropped."""
 
 
 def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
-    """The picture at `path` as float32 [3, H, W] in [-1, 1], scaled (Lanczos) and cropped to `size` (width, height).
+    """Return the picture at `path` as float32 [3, H, W] in [-1, 1], scaled (Lanczos) and cropped to `size`.
 
     Rotation from EXIF is applied; transparent parts are laid over black; grey, palette, CMYK and 16-bit pictures
     become 8-bit RGB; colour profiles are not applied. InputError if it cannot be read.
@@ -42,7 +41,7 @@ def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_picture(path: str | os.PathLike) -> Image.Image:
-    """The picture at `path` in RGB, as large as it is; see `read_image`."""
+    """Return the picture at `path` in RGB and its own size; see `read_image`."""
     with opened(path) as picture:
         if picture.mode == "RGB" and not picture.has_transparency_data:
             return picture
@@ -64,7 +63,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def _normalized(pixels: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [-1, 1]: divided first, as the reference does, so that every bit agrees."""
+    """Convert uint8 to float32 in [-1, 1]; dividing first, as the reference does, makes every bit agree."""
     values = pixels.astype(np.float32)
     values /= 255
     values *= 2
@@ -73,59 +72,59 @@ def _normalized(pixels: np.ndarray) -> np.ndarray:
 
 
 class VideoClip:
-    """A clip to continue, decoded through a pipe when asked: never more than one chunk of it is in memory.
+    """A clip to continue, decoded through a pipe on demand: never more than one chunk of it is in memory.
 
     Attributes:
-        info: what ffmpeg says about the file.
+        info: ffmpeg's description of the file.
         num_frames: frames at the film's rate.
         num_chunks: whole chunks in it; they end at the clip's last frame, so up to 32 frames at its start are in none.
     """
 
     def __init__(self, path: str | os.PathLike, size: tuple[int, int], fps: float) -> None:
-        """Look at the clip and count its frames, which decodes it once. InputError if it is no clip, or too short, too
+        """Probe the clip and count its frames, which decodes it once. InputError if it is not a clip, or too short, too
         long or too narrow."""
-        self._path = Path(path)
-        self._size = size
-        self.info = _continued(path)
-        self._rate_filter = _rate_filter(fps)
-        self.num_frames = _count(self._path, fps)
+        self._path, self._size, self._rate_filter = path, size, _rate_filter(fps)
+        self.info = _checked(path)
+        self.num_frames = _count(path, fps)
         self.num_chunks = self.num_frames // FRAMES_PER_CHUNK
 
     def first_frame(self) -> np.ndarray:
-        """The clip's first frame, float32 [3, 1, H, W] in [-1, 1]."""
+        """Return the clip's first frame, float32 [3, 1, H, W] in [-1, 1]."""
         with self._decoded(self._rate_filter, "-frames:v", "1") as decoder:
             return self._read(decoder, 1)
 
     def chunks(self, first: int = 0) -> Iterator[np.ndarray]:
-        """The last `num_chunks * 33` frames in order, float32 [3, 33, H, W] in [-1, 1] each, from chunk `first` on."""
+        """Yield the last `num_chunks * 33` frames by chunk, float32 [3, 33, H, W] in [-1, 1], from chunk `first` on."""
         start = self.num_frames % FRAMES_PER_CHUNK + first * FRAMES_PER_CHUNK
         with self._decoded(f"{self._rate_filter},trim=start_frame={start}") as decoder:
             for _ in range(first, self.num_chunks):
                 yield self._read(decoder, FRAMES_PER_CHUNK)
 
     def _decoded(self, chosen: str, *options: str) -> AbstractContextManager[ffmpeg.Process]:
-        """An ffmpeg that writes what the filters `chosen` leave as rgb24 frames of the film's size."""
+        """Run an ffmpeg that writes the frames which the filters `chosen` leave as rgb24 of the film's size."""
         filters = ["-vf", f"{chosen},{_cover_filter(self._size)}", *ffmpeg.every_frame(), *options]
         return reading.decoder(self._path, *filters, "-f", "rawvideo", "-pix_fmt", "rgb24")
 
     def _read(self, decoder: ffmpeg.Process, num_frames: int) -> np.ndarray:
         width, height = self._size
-        pixels = np.empty((num_frames, height, width, 3), np.uint8)
-        if decoder.stdout.readinto(memoryview(pixels).cast("B")) < pixels.nbytes:
+        num_bytes = num_frames * height * width * 3
+        data = decoder.stdout.read(num_bytes)
+        if len(data) < num_bytes:
             decoder.wait()
-            raise _unreadable(self._path, decoder)
+            raise reading.undecodable(self._path, decoder)
+        pixels = np.frombuffer(data, np.uint8).reshape(num_frames, height, width, 3)
         return _normalized(pixels).transpose(3, 0, 1, 2)
 
 
 def check_clip(path: str | os.PathLike, fps: float) -> None:
-    """Find before a render whether a film of `fps` can continue a clip, of which no more than a chunk is decoded: the
-    InputError of `VideoClip`."""
-    _continued(path)
-    _count(Path(path), fps, "-frames:v", f"{FRAMES_PER_CHUNK}")
+    """Check before a render that a film of `fps` can continue a clip, decoding no more than a chunk of it. Raises the
+    InputErrors of `VideoClip`."""
+    _checked(path)
+    _count(path, fps, "-frames:v", f"{FRAMES_PER_CHUNK}")
 
 
-def _continued(path: str | os.PathLike) -> reading.VideoInfo:
-    """What ffmpeg says about a clip that a film can continue; frames are not counted yet."""
+def _checked(path: str | os.PathLike) -> reading.VideoInfo:
+    """Probe a clip that a film can continue, without counting its frames."""
     info = reading.probe(path)
     if not 1 / MAX_ASPECT <= info.aspect <= MAX_ASPECT:
         raise InputError(
@@ -137,13 +136,10 @@ def _continued(path: str | os.PathLike) -> reading.VideoInfo:
     return info
 
 
-def _count(path: Path, fps: float, *options: str) -> int:
-    """The clip's frames at `fps`, all or as many as `options` take; InputError if that is less than a chunk."""
-    rows = [*ffmpeg.every_frame(), *options, "-c:v", "wrapped_avframe", "-f", "framecrc", "-flush_packets", "1"]
-    with reading.decoder(path, "-vf", _rate_filter(fps), *rows) as counter:
-        num_frames = sum(line[:1] != b"#" for line in counter.stdout)
-        if counter.wait():
-            raise _unreadable(path, counter)
+def _count(path: str | os.PathLike, fps: float, *options: str) -> int:
+    """Count the clip's frames at `fps`, all or as many as `options` take; InputError for less than a chunk."""
+    decoded = ["-vf", _rate_filter(fps), *ffmpeg.every_frame(), *options, "-c:v", "wrapped_avframe"]
+    num_frames = reading.num_frames(path, *decoded)
     if num_frames < FRAMES_PER_CHUNK:
         raise InputError(
             f"the video {path} has {counted(num_frames, 'frame')} at {fps:g} a second; {FRAMES_PER_CHUNK} are needed",
@@ -152,21 +148,16 @@ def _count(path: Path, fps: float, *options: str) -> int:
     return num_frames
 
 
-def _unreadable(path: Path, process: ffmpeg.Process) -> InputError:
-    message = f"the video {path} cannot be decoded: {process.messages()}"
-    return InputError(message, hint="convert it, for example to .mp4, or give another one")
-
-
 def _rate_filter(fps: float) -> str:
-    """Makes the rate constant; the identity on a clip that has it, whatever its timestamps were rounded to.
+    """Return filters that make the rate constant, and change nothing in a clip of that rate with rounded timestamps.
 
-    Counted from the first frame: a start of half a frame, as sound coders leave, would round either way.
+    They count from the first frame: a start of half a frame, as sound coders leave, would round either way.
     """
     return f"setpts=PTS-STARTPTS,fps={ffmpeg.frame_rate(fps)}"
 
 
 def _cover_filter(size: tuple[int, int]) -> str:
-    """Scale to cover `size` in square pixels, then crop evenly. `dar` is the clip's aspect as shown."""
+    """Return filters that scale to cover `size` in square pixels, then crop evenly; `dar` is the aspect as shown."""
     width, height = size
     scale = f"scale=w='max({width},round({height}*dar))':h='max({height},round({width}/dar))'"
     return f"{scale}:flags=lanczos+accurate_rnd+full_chroma_int,format=rgb24,crop={width}:{height}"

@@ -1,8 +1,8 @@
-"""Reads untrusted films and clips with ffmpeg, within bounds on what may be opened, its size, and the time it takes.
+"""Reads untrusted films and clips with ffmpeg, within limits on what may be opened, its size, and the time it takes.
 
-A file is opened as a film that lies in it whole: formats that name other files, such as playlists and numbered
-pictures, are not on the list, and no protocol but that of files is. imageio-ffmpeg bundles no ffprobe, so `probe` reads
-the description that ffmpeg prints.
+A file is opened as a film that is complete in itself: formats that name other files, such as playlists and numbered
+pictures, are not on the list, and neither are protocols other than files. imageio-ffmpeg bundles no ffprobe, so `probe`
+parses the description that ffmpeg prints.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ DEMUXERS = (
 )
 MAX_SIDE = 16384
 MAX_PIXELS = 36_000_000
-"""Of a frame: 8K and somewhat more."""
+"""Pixels of a frame: 8K and somewhat more."""
 
 MAX_GAP_SECONDS = 60
 MAX_HOURS = 4
 """Limits on a clip that is continued: it is resampled to the film's rate, gaps included."""
 
 MAX_TEXT_BYTES = 4 * 2**20
-"""Most of what a film file says of itself: the largest source, four times."""
+"""Largest metadata of a film file: four times the largest source."""
 
 PROBE_SECONDS = 60
 THREADS = 4
 
 DECODER_BYTES = 100_000_000
 FRAMES_HELD = 24
-"""Frames that a decoder refers to, and those on their way through filters, at most."""
+"""Most frames that a decoder refers to, and that are on their way through filters."""
 
 UNUSED_BYTES = 400_000_000
 """Added to ffmpeg's memory limit for thread stacks and the like, which are reserved and hardly touched."""
@@ -53,9 +53,9 @@ class VideoInfo:
 
     Attributes:
         width, height: coded size in pixels, before rotation.
-        aspect: width to height as shown, before rotation.
-        fps: average rate, two decimals as printed.
-        duration: seconds, or None where the file does not tell.
+        aspect: width over height as shown, before rotation.
+        fps: average rate with two decimals.
+        duration: seconds, or None if the file does not say.
         profile: such as "High", or None.
         pix_fmt: such as "yuv420p".
         color_range: "tv", "pc" or None; matrix, primaries and transfer are None if untagged.
@@ -76,14 +76,14 @@ class VideoInfo:
 
     @property
     def decoder_bytes(self) -> int:
-        """Memory that decoding it may take, at most."""
+        """The most memory that decoding takes."""
         samples = 1.5 if "420" in self.pix_fmt or self.pix_fmt.startswith(("nv", "p0")) else 4
         depth = 2 if re.search(r"(9|1[0246]|48|64)[lb]e$", self.pix_fmt) else 4 if "f32" in self.pix_fmt else 1
         return DECODER_BYTES + int(FRAMES_HELD * samples * depth * self.width * self.height)
 
     @property
     def high_dynamic_range(self) -> bool:
-        """Shown without tone mapping, such a clip looks flat and grey."""
+        """Whether the clip looks flat and grey without tone mapping."""
         return self.color_transfer in ("smpte2084", "arib-std-b67")
 
 
@@ -92,21 +92,21 @@ DESCRIPTION = re.compile(r"  Duration: |  Stream #0:|.*Estimating duration from 
 TOP_LEVEL_COMMA = re.compile(r", (?![^(\[]*[)\]])")
 
 
-def source(path: str | os.PathLike) -> list[str]:
-    """ffmpeg's options that open the file at `path`, within bounds."""
+def _source(path: str | os.PathLike) -> list[str]:
+    """Return ffmpeg's options that open the file at `path` within limits."""
     opening = ["-protocol_whitelist", "file", "-format_whitelist", DEMUXERS]
     return [*opening, "-threads", f"{THREADS}", "-max_pixels", f"{MAX_PIXELS}", "-i", ffmpeg.file_argument(path)]
 
 
 def decoder(path: str | os.PathLike, *output: str) -> AbstractContextManager[ffmpeg.Process]:
-    """An ffmpeg that writes `output`, made of the file's first video stream, to its stdout; ended with the block."""
+    """Run an ffmpeg during a block that writes `output`, made of the file's first video stream, to its stdout."""
     return _reader(path, probe(path).decoder_bytes, "-map", "0:v:0", *output)
 
 
 @contextmanager
 def _reader(path: str | os.PathLike, memory: int, *output: str) -> Iterator[ffmpeg.Process]:
     process = ffmpeg.Process(
-        ["-filter_threads", f"{THREADS}", *source(path), *output, "pipe:1"],
+        ["-filter_threads", f"{THREADS}", *_source(path), *output, "pipe:1"],
         doing=f"reading {os.fspath(path)}",
         blame=InputError,
         stdout=subprocess.PIPE,
@@ -118,24 +118,39 @@ def _reader(path: str | os.PathLike, memory: int, *output: str) -> Iterator[ffmp
         process.kill()
 
 
+def num_frames(path: str | os.PathLike, *output: str) -> int:
+    """Count the frames that ffmpeg makes of the file with the output options `output`. InputError if it fails."""
+    with decoder(path, *output, "-f", "framecrc", "-flush_packets", "1") as listing:
+        count = sum(line[:1] != b"#" for line in listing.stdout)
+        if listing.wait():
+            raise undecodable(path, listing)
+    return count
+
+
+def undecodable(path: str | os.PathLike, process: ffmpeg.Process) -> InputError:
+    message = f"the video {path} cannot be decoded: {process.messages() or 'no message'}"
+    return InputError(message, hint="convert it, for example to .mp4, or give another one")
+
+
 def probe(path: str | os.PathLike) -> VideoInfo:
-    """Describe the first video stream of the file at `path`. InputError if it has none, cannot be read, or its frames
-    are larger than what is read."""
+    """Describe the first video stream of the file at `path`. InputError if it has none, cannot be read, or has frames
+    that are too large."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
+        reason = "it is not readable" if stat.S_ISREG(status.st_mode) else "it is not a file"
+        if stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK):
+            return _probed(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    except FileNotFoundError:
+        reason = "there is no such file"
     except (OSError, ValueError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", error)
-        raise InputError(f"cannot read the video {path}: {reason}", hint="check the path") from error
-    if not stat.S_ISREG(found.st_mode) or not os.access(path, os.R_OK):
-        reason = "it is not readable" if stat.S_ISREG(found.st_mode) else "it is not a file"
-        raise InputError(f"cannot read the video {path}: {reason}", hint="check the path")
-    return _probed(os.path.abspath(path), found.st_size, found.st_mtime_ns)
+        reason = getattr(error, "strerror", None) or str(error)
+    raise InputError(f"cannot read the video {path}: {reason}", hint="check the path")
 
 
 @lru_cache
 def _probed(path: str, size: int, mtime_ns: int) -> VideoInfo:
     described = ffmpeg.Process(
-        ["-loglevel", "info", *source(path)],
+        ["-loglevel", "info", *_source(path)],
         doing=f"reading {path}",
         blame=InputError,
         memory=FRAMES_HELD * MAX_PIXELS + UNUSED_BYTES,
@@ -161,51 +176,56 @@ def _too_large(path: str, width: int, height: int) -> InputError:
 
 
 def metadata(path: str | os.PathLike) -> dict[str, str] | None:
-    """The file's own metadata, keys in lower case: Matroska knows no other difference. None if it is larger than
-    MAX_TEXT_BYTES as ffmpeg writes it out."""
+    """Return the file's own metadata, keys in lower case, as Matroska ignores case; None if it is larger than
+    MAX_TEXT_BYTES as ffmpeg writes it."""
     with _reader(path, DECODER_BYTES, "-f", "ffmetadata") as reader:
         data = reader.stdout.read(MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
         return None
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     text = data.decode("utf-8", "replace")
     for key, value in re.findall(r"^(?:((?:\\.|[^\\=\n])+)=((?:\\[\s\S]|[^\\\n])*)|\[.*)$", text, re.MULTILINE):
         if not key:  # a stream or a chapter begins
             break
-        found[key.lower()] = re.sub(r"\\([\s\S])", r"\1", value)
-    return found
+        values[key.lower()] = re.sub(r"\\([\s\S])", r"\1", value)
+    return values
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How long a clip is: `seconds` of it are there, and its header `told` of so many, where it does."""
+    """The length of a clip: the `seconds` that are there, and the `nominal` ones of its header, if it has them."""
 
     seconds: float
-    told: float | None
+    nominal: float | None
 
     @property
     def cut_short(self) -> str | None:
-        """Both lengths in words, if too much is missing for a last frame without a length or a header that rounds."""
-        if self.told is None or self.told - self.seconds <= max(1, self.told / 20):
+        """Both lengths in words, if more is missing than a last frame without a length, or rounding, explains."""
+        if self.nominal is None or self.nominal - self.seconds <= max(1, self.nominal / 20):
             return None
-        return f"is cut short: {self.seconds:.1f} s of {self.told:.1f} s are there"
+        return f"is cut short: {self.seconds:.1f} s of {self.nominal:.1f} s are there"
 
 
 def extent(path: str | os.PathLike) -> Extent:
-    """Look through the file at `path` without decoding it. InputError if it cannot be continued, for a gap without
-    frames or for its length."""
-    found = os.stat(path)
-    return _looked_through(os.path.abspath(path), found.st_size, found.st_mtime_ns)
+    """Read through the file at `path` without decoding it. InputError if it cannot be continued because of a gap
+    without frames or its length."""
+    status = os.stat(path)
+    return _extent(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache
-def _looked_through(path: str, size: int, mtime_ns: int) -> Extent:
+def _extent(path: str, size: int, mtime_ns: int) -> Extent:
     packets = ["-map", "0:a?", "-copyinkf", "-c", "copy", "-f", "framecrc", "-flush_packets", "1"]
     begin, end, last_frame = 0.0, 0.0, None
     with decoder(path, *packets) as listing:
         for stream, decoded, shown, length in _packets(listing.stdout):
             if stream == 0:
-                _require_no_gap(path, last_frame, decoded)
+                if last_frame is not None and decoded - last_frame > MAX_GAP_SECONDS:
+                    raise InputError(
+                        f"the video {path} has no frame for {decoded - last_frame:,.0f} s after {last_frame:,.0f} s; "
+                        f"gaps of at most {MAX_GAP_SECONDS} s are allowed",
+                        hint="cut the clip there, and give one of the parts",
+                    )
                 last_frame = decoded
             begin, end = min(begin, shown), max(end, shown + length)
             if end - begin > MAX_HOURS * 3600:
@@ -217,35 +237,27 @@ def _looked_through(path: str, size: int, mtime_ns: int) -> Extent:
 
 
 def _packets(lines: Iterable[bytes]) -> Iterator[tuple[int, float, float, float]]:
-    """Stream, times of decoding and showing, and length in seconds, from lines of `#tb 0: 1/24` and
+    """Yield stream, times of decoding and of display, and length in seconds, from lines of `#tb 0: 1/24` and
     `0, -1, 0, 1, 5130, 0x4158ab53`."""
     units: dict[int, Fraction] = {}
     for line in lines:
         if head := re.match(rb"#tb (\d+): (\d+)/(\d+)", line):
             units[int(head[1])] = Fraction(int(head[2]), int(head[3]))
         elif row := re.match(rb"(\d+), *(-?\d+), *(-?\d+), *(\d+),", line):
-            stream, *times = map(int, row.groups())
-            yield stream, *(float(time * units[stream]) for time in times)
-
-
-def _require_no_gap(path: str, before: float | None, now: float) -> None:
-    if before is not None and now - before > MAX_GAP_SECONDS:
-        raise InputError(
-            f"the video {path} has no frame for {now - before:,.0f} s after {before:,.0f} s; "
-            f"gaps of at most {MAX_GAP_SECONDS} s are allowed",
-            hint="cut the clip there, and give one of the parts",
-        )
+            stream, decoded, shown, length = map(int, row.groups())
+            unit = units[stream]
+            yield stream, float(decoded * unit), float(shown * unit), float(length * unit)
 
 
 def _parse_duration(text: str) -> float | None:
-    found = re.search(r"^  Duration: (\d+):(\d+):(\d+\.\d+)", text, re.MULTILINE)
-    if "Estimating" in text:
+    duration = re.search(r"^  Duration: (\d+):(\d+):(\d+\.\d+)", text, re.MULTILINE)
+    if duration is None or "Estimating" in text:
         return None
-    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]) if found else None
+    return int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3])
 
 
 def _parse_stream(description: str, duration: float | None) -> VideoInfo | None:
-    """Read `h264 (High) (avc1 / 0x31637661), yuv420p(tv, bt709, progressive), 64x48 [SAR 1:1 DAR 4:3], ...`."""
+    """Parse `h264 (High) (avc1 / 0x31637661), yuv420p(tv, bt709, progressive), 64x48 [SAR 1:1 DAR 4:3], ...`."""
     fields = TOP_LEVEL_COMMA.split(description)
     codec = re.match(r"(\w+)(?: \((?!\w+ / 0x)([^)]*)\))*", fields[0])
     size = re.search(r", (\d+)x(\d+)[ ,]", description)
@@ -273,7 +285,7 @@ def _parse_stream(description: str, duration: float | None) -> VideoInfo | None:
 
 
 def _parse_colors(notes: list[str]) -> tuple[str | None, ...]:
-    """Range, matrix, primaries, transfer. ffmpeg prints one name where the last three are the same."""
+    """Return range, matrix, primaries, transfer. ffmpeg prints one name if the last three are the same."""
     color_range = next((note for note in notes if note in ("tv", "pc")), None)
     for note in notes:
         names = note.split("/") if "/" in note else [note] * 3

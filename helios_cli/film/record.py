@@ -1,6 +1,6 @@
-"""What a film was made with, written down: beside it as `<stem>.json`, and inside an .mp4 or .mkv.
+"""The record of how a film was made: beside it as `<stem>.json` (its sidecar), and inside an .mp4 or .mkv.
 
-From either, `helios render --from` makes the same film again. Paths in a record are relative to the film's folder, so
+`helios render --from` makes the same film again from either. Paths in a record are relative to the film's folder, so
 that film, pictures and model may move together.
 """
 
@@ -10,10 +10,10 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
@@ -39,55 +39,62 @@ if TYPE_CHECKING:
     from helios_cli.recipe.plan import Plan
 
 KEY = "helios"
-"""Of the record among a film's metadata."""
+"""The record's key in a film's metadata."""
 
-FORMAT = "helios film"
+FORMAT: Final = "helios film"
 MAX_BYTES = 16 * 2**20
-"""Most of a sidecar: a film of 24 hours lists its chunks in 13 MB."""
+"""Largest sidecar: a film of 24 hours lists its chunks in 13 MB."""
 
+FILM_SUFFIXES = (".mp4", ".mkv")
 MAX_NAME_BYTES = 255
 MAX_RECORDED_TITLE = 1000
 MAX_TITLE = 80
-"""Characters of a chapter's title: what players show of one on a line."""
+"""Characters of a chapter's title that players show on a line."""
 
 
-def _seen(text: str) -> str:
+def _visible(text: str) -> str:
     if has_unseen(text):
-        raise ValueError(f"holds what cannot be seen: {printable(text)}")
+        raise ValueError(f"has invisible characters: {printable(text)}")
     return text
 
 
 def _repo(text: str) -> str:
     if len(text) > 96 or not HUB_ID.fullmatch(text):
-        raise ValueError("is no Hub id owner/name")
+        raise ValueError("is not a Hub id owner/name")
     return text
 
 
 def _file_name(text: object) -> str:
-    """Bytes that are not UTF-8 stand in a name as lone surrogates, which pydantic takes for no text."""
-    is_name = isinstance(text, str) and re.fullmatch("[^/\0-\x1f\x7f]+", text) and text not in (".", "..")
-    if not is_name or len(os.fsencode(text)) > MAX_NAME_BYTES:
-        raise ValueError("is no file name")
+    """Check a file name. Bytes that are not UTF-8 are lone surrogates in it, which pydantic's `str` refuses."""
+    if not isinstance(text, str) or not re.fullmatch("[^/\0-\x1f\x7f]+", text) or text in (".", ".."):
+        raise ValueError("is not a file name")
+    if len(os.fsencode(text)) > MAX_NAME_BYTES:
+        raise ValueError("is too long for a file name")
     return text
 
 
 # A record may be a stranger's: every text in it has a length and a set of characters.
 Word = Annotated[str, Field(pattern=r"^[a-z0-9_:-]{1,40}$")]
-Line = Annotated[str, Field(max_length=MAX_RECORDED_TITLE), AfterValidator(_seen)]
-Folder = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_seen)]
+Line = Annotated[str, Field(max_length=MAX_RECORDED_TITLE), AfterValidator(_visible)]
+Folder = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_visible)]
 Repo = Annotated[str, AfterValidator(_repo)]
 Revision = Annotated[str, Field(max_length=250, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
 Shape = Annotated[str, Field(pattern=r"^[0-9a-z ]{1,60}$")]
 FileName = Annotated[str, PlainValidator(_file_name)]
 
 
-class ModelRecord(BaseModel):
-    """Which model: `repo` at commit `revision`, or a `folder`, or neither for the one in the package.
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelRecord(_Frozen):
+    """The model: `repo` at commit `revision`, or a `folder`, or neither for the one in the package.
 
     `identity` is that of the weights (`weights.identity.weights_identity`).
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: Line
     repo: Repo | None = None
@@ -96,26 +103,22 @@ class ModelRecord(BaseModel):
     identity: Line
 
 
-class EncodingRecord(BaseModel):
-    """Of an .mp4; the other forms have no choices."""
-
-    model_config = ConfigDict(frozen=True)
+class EncodingRecord(_Frozen):
+    """The encoding of an .mp4; other films have no choice."""
 
     codec: Word
     crf: Annotated[int, Field(ge=0, le=100)]
     preset: Word
 
 
-class Record(BaseModel):
-    """All that decides a film's frames. `recipe` has the keys of a recipe file, with every setting resolved.
+class Record(_Frozen):
+    """Everything that decides a film's frames. `recipe` has the keys of a recipe file, with every setting resolved.
 
-    `device` is what --device takes, `processor` the name of its model; `fingerprint` is the film's
-    (`recipe.fingerprint.film_fingerprint`). `attention` was asked for; `attention_taken` is what `auto` took on a GPU,
-    by shape, and `kernels` what else rounds otherwise than PyTorch by itself (`recipe.fingerprint.Arithmetic`). A
-    sidecar names its `film`, too.
+    `device` is a value of --device, `processor` the name of its model; `fingerprint` is the film's
+    (`recipe.fingerprint.film_fingerprint`). `attention` is the value of --attention, `attention_taken` the choices of
+    `auto` on a GPU by shape, and `kernels` names what else rounds differently from plain PyTorch
+    (`recipe.fingerprint.Arithmetic`). A sidecar also names its `film`.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     format: Literal["helios film"] = FORMAT
     version: Literal[1] = 1
@@ -124,7 +127,7 @@ class Record(BaseModel):
     model: ModelRecord
     device: Word
     processor: Line
-    dtype: Literal["bfloat16", "float16", "float32"]
+    dtype: Dtype
     quant: Literal["fp8"] | None = None
     attention: Word | None = None
     attention_taken: Annotated[dict[Shape, Word], Field(max_length=100)] | None = None
@@ -137,21 +140,21 @@ class Record(BaseModel):
     film: FileName | None = None
 
     def metadata(self) -> dict[str, str]:
-        """For the file itself. Without times and dates: the same film is the same file."""
+        """Return metadata for the file itself. It has no times or dates: the same film is the same file."""
         record = self.model_dump(mode="json", exclude_none=True)
         text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
         return {"title": self.title, KEY: _utf8(text).decode()}
 
     def is_same_film(self, other: Record) -> bool:
-        """Whether `other` has the same frames, shown as fast, encoded in the same way."""
+        """Return whether `other` has the same frames at the same rate in the same encoding."""
         mine = self.fingerprint, self.recipe.get("fps"), self.encoding
         return mine == (other.fingerprint, other.recipe.get("fps"), other.encoding)
 
     def differences(self, other: Record) -> list[str]:
-        """The keys under which `other` was made in another way."""
+        """Return the keys under which `other` differs."""
         keys = ("versions", "processor", "dtype", "quant", "attention", "kernels", "reanchor", "encoding", "recipe")
-        found = [key for key in keys if getattr(self, key) != getattr(other, key)]
-        return ["model", *found] if self.model.identity != other.model.identity else found
+        different = [key for key in keys if getattr(self, key) != getattr(other, key)]
+        return ["model", *different] if self.model.identity != other.model.identity else different
 
 
 @dataclass(frozen=True)
@@ -187,16 +190,16 @@ class Again:
         return found | (self.record.encoding.model_dump() if self.record.encoding else {})
 
     def _checked_model(self) -> str:
-        """The model as -m takes it. A record alone makes no machine fetch weights from an unknown place."""
+        """Return the model as -m takes it. A record alone makes no machine fetch weights from an unknown place."""
         model, start = self.record.model, f"--from {self.path}: its record's"
         if model.folder:
             folder = os.path.abspath(self.film.folder / model.folder)
             if not os.path.isdir(folder):
-                message = f"{start} `model.folder` is no folder here: {printable(folder, 200)}"
+                message = f"{start} `model.folder` is not a folder here: {printable(folder, 200)}"
                 raise InputError(message, hint="name the model with -m")
             return folder
         if model.repo and not known_repo(model.repo):
-            message = f"{start} `model.repo` is {model.repo} of the Hub, which helios does not know"
+            message = f"{start} `model.repo` is {model.repo} on the Hub, which helios does not know"
             raise InputError(message, hint=f"if you trust it, add -m {model.repo}; or name another model with -m")
         return model.repo or EMBEDDED_FOLDER.name
 
@@ -217,20 +220,20 @@ def make_record(
     helios_version: str,
     folder: Path,
 ) -> Record:
-    """The record of a film that goes into `folder`. `encoding` is that of an .mp4, else None."""
+    """Make the record of a film that goes into `folder`. `encoding` is that of an .mp4, else None."""
     return Record(
         title=_title(plan),
         versions={"helios": helios_version, "torch": arithmetic.torch, "ffmpeg": ffmpeg.program().version},
         model=model,
         device=device,
         processor=arithmetic.device,
-        dtype=arithmetic.dtype,
-        quant=None if arithmetic.quant == "none" else arithmetic.quant,
+        dtype=cast(Dtype, arithmetic.dtype),
+        quant="fp8" if arithmetic.quant == "fp8" else None,
         attention=None if attention == "auto" else attention,
         attention_taken=attention_taken or None,
         kernels=arithmetic.kernels or None,
         reanchor=reanchor,
-        encoding=encoding and EncodingRecord(codec=encoding.codec, crf=encoding.crf, preset=encoding.preset),
+        encoding=EncodingRecord.model_validate(asdict(encoding)) if encoding else None,
         fingerprint=film_fingerprint(plan, fingerprints),
         frames=plan.num_frames,
         recipe=_resolved(film, flags, plan, folder),
@@ -238,7 +241,7 @@ def make_record(
 
 
 def model_record(name: str, source: Source, checkpoint: Path, identity: str, folder: Path) -> ModelRecord:
-    """The model called `name`, found as `source` and opened at `checkpoint`, for a film that goes into `folder`."""
+    """Record the model called `name`, from `source` and opened at `checkpoint`, for a film in `folder`."""
     if source.repo:
         revision = checkpoint.name if COMMIT.fullmatch(checkpoint.name) else source.revision
         return ModelRecord(name=visible(name), repo=source.repo, revision=revision, identity=identity)
@@ -248,7 +251,7 @@ def model_record(name: str, source: Source, checkpoint: Path, identity: str, fol
 
 
 def _resolved(film: Film, flags: Flags, plan: Plan, folder: Path) -> dict:
-    """The recipe's keys with the values that counted; the film's length apart, in `Record.frames`."""
+    """Return the recipe's keys with the values that were used, without the film's length (`Record.frames`)."""
     keys = json.loads(write_recipe(film, "json", folder))
     for key in ("model", *LENGTH_KEYS):
         keys.pop(key, None)
@@ -267,18 +270,12 @@ def _resolved(film: Film, flags: Flags, plan: Plan, folder: Path) -> dict:
         "steps": list(plan.steps),
         "guidance": plan.guidance,
     }
-    rest = {key: value for key, value in keys.items() if key not in ("title", *settings)}
-    return {
-        "version": rest.pop("version"),
-        "title": _title(plan)[:200],
-        **rest,
-        **settings,
-        "shot": shots,
-    }
+    rest = {key: value for key, value in keys.items() if key not in ("version", "title", *settings)}
+    return {"version": keys["version"], "title": _title(plan)[:200], **rest, **settings, "shot": shots}
 
 
 def _title(plan: Plan) -> str:
-    """It may be the name of a file, with anything in it."""
+    """Return the title, in which any characters of a file's name may be."""
     return visible(_utf8(plan.title).decode())[:MAX_RECORDED_TITLE]
 
 
@@ -290,56 +287,52 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def chapters(film: Film, plan: Plan) -> list[Chapter]:
-    """One for each shot that is seen, if there are several."""
-    seen = [shot for shot in plan.shots if shot.num_frames > 0]
-    if len(seen) < 2:
-        return []
-    prompts = [" ".join(film.recipe.shots[shot.index].prompt.split()) for shot in seen]
-    titles = [text if len(text) <= MAX_TITLE else text[: MAX_TITLE - 1].rstrip() + "…" for text in prompts]
-    return [Chapter(title, shot.start_frame, shot.num_frames) for title, shot in zip(titles, seen, strict=True)]
+    """Return a chapter for each shot that has frames, if there are several."""
+    found = []
+    for shot in plan.shots:
+        title = " ".join(film.recipe.shots[shot.index].prompt.split())
+        if len(title) > MAX_TITLE:
+            title = title[: MAX_TITLE - 1].rstrip() + "…"
+        if shot.num_frames > 0:
+            found.append(Chapter(title, shot.start_frame, shot.num_frames))
+    return found if len(found) > 1 else []
 
 
 # The sidecar
 
 
 def sidecar_path(target: Target, source: str) -> Path | None:
-    """Where the sidecar of the film at `target`, made from `source`, may be written without loss; None if nowhere.
+    """Return where the sidecar of the film at `target`, made from `source`, replaces no other file; None if nowhere.
 
-    That is `boat.json`; `boat.mp4.json` if the first is the source, another film's sidecar, or anything else.
+    That is `boat.json`, or `boat.mp4.json` if the first is the source, another film's sidecar, or anything else.
     """
     first, second = sidecars_of(target.path, folder=target.kind == "png")
     recipe = Path(os.path.abspath(source))
     if second != recipe and _is_ours(second, target):
-        return second  # once there it is the one that is read
-    return next((path for path in (first, second) if path != recipe and _is_free(path, target)), None)
-
-
-def _is_free(path: Path, target: Target) -> bool:
-    return not os.path.lexists(path) or _is_ours(path, target)
+        return second  # where there is one, it is the one that is read
+    free = (path for path in (first, second) if not os.path.lexists(path) or _is_ours(path, target))
+    return next((path for path in free if path != recipe), None)
 
 
 def _is_ours(path: Path, target: Target) -> bool:
-    """Whether a file is the sidecar of this film, or of one that is gone."""
+    """Return whether a file is the sidecar of this film, or of one that is gone."""
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_BYTES:
             return False
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        return False
-    try:
         film = _file_name(content["film"])
-    except (KeyError, TypeError, ValueError):
+        is_sidecar = content["format"] == FORMAT
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
-    return film == target.path.name or not os.path.lexists(path.with_name(film))
+    return is_sidecar and (film == target.path.name or not os.path.lexists(path.with_name(film)))
 
 
 def write_sidecar(
     path: Path, record: Record, target: Target, plan: Plan, fingerprints: Sequence[str], seconds: float
 ) -> None:
-    """Write the record and the list of chunks to `path`, whole or not at all. MachineError if it cannot be."""
+    """Write the record and the list of chunks to `path`, whole or not at all. MachineError if it cannot be written."""
     settings = ("size", "fps", "steps", "guidance", "seed", "negative")
+    keys = ("start_frame", "num_frames", "fresh", "shot")
     content = {
         **record.model_dump(mode="json", exclude_none=True, exclude={"recipe", "frames"}),
         "film": target.path.name,
@@ -349,13 +342,7 @@ def write_sidecar(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": record.recipe,
         "chunks": [
-            {
-                "start_frame": chunk.start_frame,
-                "num_frames": chunk.num_frames,
-                "fresh": chunk.fresh,
-                "shot": chunk.shot,
-                "fingerprint": fingerprint,
-            }
+            {**{key: getattr(chunk, key) for key in keys}, "fingerprint": fingerprint}
             for chunk, fingerprint in zip(plan.chunks, fingerprints, strict=True)
         ],
     }
@@ -363,13 +350,13 @@ def write_sidecar(
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file that is there whole, or as it was. MachineError if it cannot be."""
+    """Replace a file, whole or not at all. MachineError if it cannot be written."""
     with disk_errors(path), replacing(path, durable=True) as new:
         new.write_bytes(_utf8(text))
 
 
 def _utf8(text: str) -> bytes:
-    """A byte of a file's name that is not UTF-8 becomes `\\udce9`, which JSON reads back as it was."""
+    """Encode text; a byte of a file's name that is not UTF-8 becomes `\\udce9`, which JSON reads back as it was."""
     return text.encode(errors="backslashreplace")
 
 
@@ -377,7 +364,7 @@ def _utf8(text: str) -> bytes:
 
 
 def is_finished(target: Target, record: Record) -> bool:
-    """Whether what is at `target` says that it is the film of `record`."""
+    """Return whether the record of the film at `target` is that of the film of `record`."""
     try:
         return _film_and_record(target.path)[1].is_same_film(record)
     except InputError:
@@ -385,56 +372,52 @@ def is_finished(target: Target, record: Record) -> bool:
 
 
 def read_again(path: Path) -> Again:
-    """The film that `path`, a film of helios or its sidecar, says how to make. InputError if it does not say."""
-    film, record = _film_and_record(path)
-    problems = Problems(f"{path} (its record)")
-    recipe = recipe_from(record.recipe, {}, problems)
-    named = PurePath(film)
-    suffix = named.suffix.lower() if named.suffix.lower() in (".mp4", ".mkv") else "/"
-    stem = named.stem if suffix != "/" else named.name
+    """Read how to make a film again from `path`, the film or its sidecar. InputError if it has no record."""
+    name, record = _film_and_record(path)
+    recipe = recipe_from(record.recipe, {}, Problems(f"{path} (its record)"))
+    suffix = PurePath(name).suffix.lower() if PurePath(name).suffix.lower() in FILM_SUFFIXES else "/"
+    stem = PurePath(name).stem if suffix != "/" else name
     folder = Path(os.path.abspath(path.parent))
     return Again(path, record, Film(f"{stem}-again", str(path), recipe, folder), suffix)
 
 
 def _film_and_record(path: Path) -> tuple[str, Record]:
-    """The film's name and its record, from a film, its sidecar or, of a folder of pictures, the sidecar beside it."""
+    """Return the film's name and its record, from a film, its sidecar or, for a folder, the sidecar beside it."""
     source = sidecar_of(path) if os.path.isdir(path) else path
     if not os.path.isfile(source):
         if os.path.isdir(path):
-            raise _unknown(path, f"no {source.name} beside it")
-        hint = "name a film that helios rendered, or its sidecar .json"
-        message, hint = absence(path, (".mp4", ".mkv", ".json"), hint) or ("not a file", hint)
+            raise _without_record(path, f"no {source.name} beside it")
+        next_step = "name a film that helios rendered, or its sidecar .json"
+        message, hint = absence(path, (*FILM_SUFFIXES, ".json"), next_step) or ("not a file", next_step)
         raise InputError(f"--from {printable(path, 200)}: {message}", hint=hint)
-    in_film = source.suffix.lower() in (".mp4", ".mkv")
+    in_film = source.suffix.lower() in FILM_SUFFIXES
     try:
-        if not in_film and source.stat().st_size > MAX_BYTES:
-            raise _unknown(path, "too large for a sidecar")
-        text = _text_in(source, path) if in_film else source.read_text("utf-8")
-        content = json.loads(text)
-        record = Record.model_validate(content)
+        if in_film:
+            metadata = reading.metadata(source)
+            if metadata is None:
+                raise _without_record(path, f"its metadata is larger than {reading.MAX_TEXT_BYTES >> 20} MiB")
+            text = metadata.get(KEY, "")
+        elif source.stat().st_size > MAX_BYTES:
+            raise _without_record(path, "too large for a sidecar")
+        else:
+            text = source.read_text("utf-8")
+        record = Record.model_validate(json.loads(text))
     except OSError as error:
         raise InputError(f"--from {path}: {error.strerror or error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = printable(".".join(map(str, first["loc"])))
-        raise _unknown(path, f"`{key}`: {in_our_words(first['msg'])}") from error
+        raise _without_record(path, f"`{key}`: {in_our_words(first['msg'])}") from error
     except (ValueError, RecursionError) as error:
-        raise _unknown(path, "no record in it") from error
+        raise _without_record(path, "no record in it") from error
     film = source.name if in_film else record.film or source.name
-    if path.is_dir() and Path(film).suffix.lower() in (".mp4", ".mkv"):
-        raise _unknown(path, f"{source.name} is about {film}")
+    if path.is_dir() and Path(film).suffix.lower() in FILM_SUFFIXES:
+        raise _without_record(path, f"{source.name} is about {film}")
     return film, record
 
 
-def _unknown(path: Path, why: str) -> InputError:
+def _without_record(path: Path, why: str) -> InputError:
     return InputError(
         f"--from {path}: it does not say how it was made ({why})",
         hint="name a film that helios rendered without --no-metadata, or its sidecar .json",
     )
-
-
-def _text_in(film: Path, path: Path) -> str:
-    found = reading.metadata(film)
-    if found is None:
-        raise _unknown(path, f"its metadata is larger than {reading.MAX_TEXT_BYTES >> 20} MiB")
-    return found.get(KEY, "")

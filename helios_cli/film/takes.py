@@ -1,7 +1,7 @@
 """Takes: one chunk under several seeds, each a short film, side by side on a contact sheet.
 
 A take is the very chunk that the film has there if it is given that seed. It has the same fingerprint, so the film with
-the chosen seed finds it among the kept pieces. Nothing here imports torch.
+the chosen seed finds it in the cache. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from helios_cli.errors import InputError
 from helios_cli.files import replacing
 from helios_cli.film import ffmpeg, reading
 from helios_cli.film.disk import disk_errors
-from helios_cli.film.target import check_target
+from helios_cli.film.target import OTHER_NAME, check_target, film_exists
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.plan import Chunk, Plan
+from helios_cli.recipe.plan import Plan
 from helios_cli.recipe.values import MAX_SEED
 from helios_cli.units import counted
 
 FRAMES_IN_ROW = 6
 THUMBNAIL_SIDE = 240
-"""Longest side in pixels of a frame on the sheet; smaller frames stay as they are."""
+"""Longest side in pixels of a frame on the sheet; smaller frames keep their size."""
 
 GAP = 8
 FONT_SIZE = 18
@@ -42,36 +42,30 @@ class Take:
 
 @dataclass(frozen=True)
 class TakesFiles:
-    """Where the takes of a film go: the contact sheet, and the folder of clips."""
+    """The files of a film's takes: the contact sheet, and the folder of clips."""
 
     sheet: Path
     folder: Path
 
     @classmethod
     def of(cls, output: str | os.PathLike, *, force: bool) -> TakesFiles:
-        """The files of takes of the film at `output`, which need not exist. InputError if they cannot be written.
+        """Return the files of takes of the film at `output`, which may not exist. InputError if they cannot be written.
 
-        A finished sheet stays unless `force`, and so does a file under a clip's name that is no take by its title.
-        Takes without a sheet are what an ended run left, and are replaced.
+        Without `force` a finished sheet is not replaced, nor a file under a clip's name whose title is not a take's.
+        Takes without a sheet were left by an interrupted run, and are replaced.
         """
         target = check_target(output, force=True)
-        name = target.path.name if target.kind == "png" else target.path.stem
-        files = cls(target.path.with_name(f"{name}.takes.png"), target.path.with_name(f"{name}.takes"))
+        files = cls(target.named(".takes.png"), target.named(".takes"))
         if os.path.lexists(files.folder) and not files.folder.is_dir():
-            raise InputError(f"{files.folder} is not a folder", hint="choose another name with -o")
+            raise InputError(f"{files.folder} is not a folder", hint=OTHER_NAME)
         if files.sheet.is_dir():
-            raise InputError(f"{files.sheet} is a folder", hint="choose another name with -o")
-        if not force:
-            files._require_free()
-        return files
-
-    def _require_free(self) -> None:
-        hint = "add --force to replace it, or choose another name with -o"
-        if os.path.lexists(self.sheet):
-            raise InputError(f"{self.sheet.name} exists", hint=hint)
-        for clip in sorted(self.folder.glob("seed-*.mp4")):
+            raise InputError(f"{files.sheet} is a folder", hint=OTHER_NAME)
+        if not force and os.path.lexists(files.sheet):
+            raise film_exists(files.sheet.name)
+        for clip in [] if force else sorted(files.folder.glob("seed-*.mp4")):
             if (reading.metadata(clip) or {}).get("title") != clip.stem:
-                raise InputError(f"{clip} exists, and is no take by its title", hint=hint)
+                raise film_exists(f"{clip}, which is not a take by its title,")
+        return files
 
     def clip(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}.mp4"
@@ -82,7 +76,7 @@ class TakesFiles:
 
 
 def check_shot(film: Film, shot: int) -> None:
-    """InputError unless `shot`, counted from 1, is one that takes can be made of: the first, or a cut."""
+    """Raise InputError unless takes can be made of `shot` (from 1): it must be the first, or begin with a cut."""
     shots = film.recipe.shots
     if shot > len(shots):
         raise InputError(f"--shot {shot}: {film.source} has {counted(len(shots), 'shot')}")
@@ -91,34 +85,29 @@ def check_shot(film: Film, shot: int) -> None:
         line = film.line("shot", shot - 1)
         place = film.source if line is None else f"{film.source}:{line}"
         raise InputError(
-            f"{place}: shot {shot} goes on from the one before it ({transition}), so no seed is drawn there",
-            hint=f'give shot {shot} the transition "cut", or take another one with --shot',
+            f"{place}: shot {shot} continues the one before it ({transition}), so it draws no seed",
+            hint=f'give shot {shot} the transition "cut", or choose another one with --shot',
         )
 
 
 def takes_of(plan: Plan, count: int, shot: int = 1) -> list[Take]:
-    """`count` takes of the chunk that `shot` (from 1) begins with: its seed in the film, and those that follow.
+    """Return `count` takes of the first chunk of `shot` (from 1): with its seed in the film, and the next seeds.
 
     InputError if the shot is not in the film, or the seeds leave their range.
     """
-    chunk = _beginning(plan, shot)
+    start = plan.shots[shot - 1].start_frame if shot <= len(plan.shots) else plan.num_frames
+    # By its place: a short shot may have left its chunk to the next one.
+    chunk = next((chunk for chunk in plan.chunks if chunk.fresh and chunk.start_frame == start), None)
+    if chunk is None or chunk.seed is None:
+        raise InputError(f"shot {shot} begins after the film's end", hint="make the film longer, or take another shot")
     if chunk.seed + count - 1 > MAX_SEED:
         raise InputError(f"{count} takes from seed {chunk.seed} on are too many", hint=f"the last seed is {MAX_SEED}")
-    return [_take(plan, chunk, chunk.seed + number) for number in range(count)]
-
-
-def _beginning(plan: Plan, shot: int) -> Chunk:
-    """The fresh chunk at the shot's first frame; a short shot may have handed it over to the one that follows."""
-    start = plan.shots[shot - 1].start_frame if shot <= len(plan.shots) else plan.num_frames
-    found = next((chunk for chunk in plan.chunks if chunk.fresh and chunk.start_frame == start), None)
-    if found is None:
-        raise InputError(f"shot {shot} begins after the film's end", hint="make the film longer, or take another shot")
-    return found
-
-
-def _take(plan: Plan, chunk: Chunk, seed: int) -> Take:
-    alone = replace(chunk, index=0, start_frame=0, seed=seed)
-    return Take(seed, replace(plan, title=f"{plan.title}, seed {seed}", chunks=(alone,), num_frames=chunk.num_frames))
+    takes = []
+    for seed in range(chunk.seed, chunk.seed + count):
+        alone = (replace(chunk, index=0, start_frame=0, seed=seed),)
+        title = f"{plan.title}, seed {seed}"
+        takes.append(Take(seed, replace(plan, title=title, chunks=alone, num_frames=chunk.num_frames)))
+    return takes
 
 
 def write_sheet(files: TakesFiles, takes: Sequence[Take]) -> None:
@@ -129,7 +118,7 @@ def write_sheet(files: TakesFiles, takes: Sequence[Take]) -> None:
 
 
 def _thumbnails(clip: Path, plan: Plan) -> list[Image.Image]:
-    """Frames of the clip, evenly spread, as a player shows them."""
+    """Return frames of the clip, evenly spread, as a player shows them."""
     last = plan.num_frames - 1
     numbers = sorted({round(place * last / (FRAMES_IN_ROW - 1)) for place in range(FRAMES_IN_ROW)})
     scale = min(1.0, THUMBNAIL_SIDE / max(plan.size))
@@ -138,7 +127,8 @@ def _thumbnails(clip: Path, plan: Plan) -> list[Image.Image]:
     filters = f"select='{chosen}',scale={width}:{height}:flags=area+accurate_rnd+full_chroma_int,format=rgb24"
     with reading.decoder(clip, "-vf", filters, *ffmpeg.every_frame(), "-f", "rawvideo") as decoder:
         pictures = [decoder.stdout.read(width * height * 3) for _ in numbers]
-        if (status := decoder.wait()) or len(pictures[-1]) < width * height * 3:
+        status = decoder.wait()
+        if status or len(pictures[-1]) < width * height * 3:
             raise decoder.failure(status)
     return [Image.frombytes("RGB", (width, height), picture) for picture in pictures]
 

@@ -1,4 +1,4 @@
-"""Where a film goes, and the names of what stands beside it while it is being made."""
+"""The place of a film, and the names of the files beside it while it is being made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helios_cli.errors import InputError, MachineError
 from helios_cli.units import format_bytes
 
 LEAST_SHARE = 0.2
-"""Of the most that a film takes: what one without grain takes."""
+"""Share of a film's largest size that a film without grain takes."""
 
 FRAME_NAME = re.compile(r"frame_\d{6,}\.png")
 
@@ -23,10 +23,12 @@ DROPPINGS = re.compile(
     r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|@eaDir|\.directory|\.(nfs|fuse_hidden|smbdelete)[0-9A-Fa-f]+",
     re.IGNORECASE,
 )
-"""What file managers and network file systems leave in any folder that they come through."""
+"""Files that file managers and network file systems leave in any folder."""
 
 JOURNAL_HEAD = b'{"run"'
-"""What a journal begins with."""
+"""The first bytes of a journal."""
+
+OTHER_NAME = "choose another name with -o"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Target:
         absolute = Path(os.path.abspath(text))
         suffix = absolute.suffix.lower()
         if text.endswith(("/", os.sep)) or absolute.is_dir() or not suffix:
-            # A folder is renamed into its place, which a link to it is not.
+            # A folder is renamed into its place, which does not work with a link to it.
             return cls(Path(os.path.realpath(absolute)) if os.path.islink(absolute) else absolute, "png")
         if suffix not in (".mp4", ".mkv"):
             raise InputError(
@@ -54,7 +56,7 @@ class Target:
 
     @property
     def partial(self) -> Path:
-        """The film while it grows, playable at any moment; a lossless one is an MP4 too until it is finished."""
+        """The growing film, playable at any moment; a lossless one is an MP4 too until it is finished."""
         if self.kind == "mkv":
             return self.path.with_name(f"{self.path.name}.partial.mp4")
         return self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
@@ -69,7 +71,7 @@ class Target:
         return self.path.with_name(f"{self.path.name}.journal")
 
     def state(self, slot: int) -> Path:
-        """The file of the state after a chunk; two slots take turns, so that a torn write leaves the other one."""
+        """The file of the state after a chunk; two slots alternate, so that a torn write spares the other one."""
         return self.path.with_name(f"{self.path.name}.state-{slot}")
 
     @property
@@ -77,9 +79,13 @@ class Target:
         """Files beside the unfinished film, except the journal."""
         return self.partial, self.finishing, self.state(0), self.state(1)
 
+    def named(self, suffix: str) -> Path:
+        """The path of another file about the film: `boat` + `suffix` for `boat.mp4` and for the folder `boat`."""
+        return self.path.with_name((self.path.name if self.kind == "png" else self.path.stem) + suffix)
+
 
 def sidecars_of(film: Path, *, folder: bool) -> tuple[Path, Path]:
-    """The names of the record beside a film: `boat.json`, and where that is another file `boat.mp4.json`, or
+    """Return the possible names of a film's sidecar: `boat.json`, and for when that is another file `boat.mp4.json`, or
     `boat.png.json` for a folder of pictures."""
     place = Path(os.path.abspath(film))
     first, second = (place.name, f"{place.name}.png") if folder else (place.stem, place.name)
@@ -87,94 +93,82 @@ def sidecars_of(film: Path, *, folder: bool) -> tuple[Path, Path]:
 
 
 def sidecar_of(film: Path) -> Path:
-    """The one of them that is read: the longer name where there is such a file."""
+    """Return the sidecar to read: the longer name if there is such a file."""
     first, second = sidecars_of(film, folder=film.is_dir())
     return second if second.is_file() else first
 
 
 def check_target(path: str | os.PathLike, *, force: bool) -> Target:
-    """Find before a render whether its film can be put at `path`; InputError says why not. Writes nothing."""
+    """Check before a render that its film can be put at `path`. InputError if it cannot. Writes nothing."""
     try:
-        return _checked(Target.of(path), path, force=force)
-    except OSError as error:  # a folder that may not be searched, a name that is too long with what is beside it
-        raise InputError(f"cannot write {path}: {error.strerror}", hint="choose another name with -o") from error
-
-
-def _checked(target: Target, path: str | os.PathLike, *, force: bool) -> Target:
-    folder = target.path.parent
-    if target.kind == "png" and os.path.ismount(target.path):
-        raise InputError(f"{path} is a mount point, and a folder is replaced as a whole", hint="name a folder in it")
-    if not folder.is_dir():
-        raise InputError(f"the folder {folder} does not exist", hint=f"run `mkdir -p {shlex.quote(str(folder))}`")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"the folder {folder} is not writable", hint="choose another place with -o")
-    taken = is_taken(target)
-    check_beside(target)
-    if taken and not force:
+        target = Target.of(path)
+        folder = target.path.parent
+        if target.kind == "png" and os.path.ismount(target.path):
+            raise InputError(
+                f"{path} is a mount point, and a folder is replaced as a whole", hint="name a folder in it"
+            )
+        if not folder.is_dir():
+            raise InputError(f"the folder {folder} does not exist", hint=f"run `mkdir -p {shlex.quote(str(folder))}`")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"the folder {folder} is not writable", hint="choose another place with -o")
+        is_there = is_taken(target)
+        check_beside(target)
+    except OSError as error:  # a folder that may not be searched, a name that is too long for the files beside it
+        raise InputError(f"cannot write {path}: {error.strerror}", hint=OTHER_NAME) from error
+    if is_there and not force:
         raise film_exists(path)
     return target
 
 
 def check_beside(target: Target) -> None:
-    """InputError if what has a name of the unfinished film is no unfinished film of ours. Writes nothing.
+    """Raise InputError if files under the names of the unfinished film do not belong to one. Writes nothing.
 
-    The journal says so: it is there before all else of the film, and goes after it.
+    The journal proves that they do: it is created before all other files of the film, and removed after them.
     """
-    found = [path for path in target.beside if _exists(path)]  # before the journal, which another run may just begin
-    for path in (*found, target.journal):
+    there = [path for path in target.beside if _exists(path)]  # before the journal, which another run may just begin
+    for path in (*there, target.journal):
         if path.is_symlink():
-            raise _not_ours(path, "it is a link, which helios does not follow")
-    head = _head(target.journal)
-    if head is not None and head != JOURNAL_HEAD[: len(head)]:
-        raise _not_ours(target.journal, "it is no journal of helios")
-    if found and head is None:
-        raise _not_ours(found[0], f"there is no journal {target.journal.name} beside it")
+            raise _foreign(path, "it is a link, which helios does not follow")
+    if _exists(target.journal):
+        if not stat.S_ISREG(target.journal.stat().st_mode):
+            raise _foreign(target.journal, "not a file")
+        with target.journal.open("rb") as file:
+            head = file.read(len(JOURNAL_HEAD))
+        if not JOURNAL_HEAD.startswith(head):
+            raise _foreign(target.journal, "not a helios journal")
+    elif there:
+        raise _foreign(there[0], f"there is no journal {target.journal.name} beside it")
     if target.kind == "png":
         holds_frames(target.partial)
 
 
-def check_inputs(inputs: Iterable[Path], places: Iterable[Path]) -> None:
-    """InputError if one of `inputs` is, under whatever name, at one of the places that a film takes, or in one."""
-    taken = [place for place in places if os.path.exists(place)]
-    for path in filter(os.path.exists, inputs):
-        real = Path(os.path.realpath(path))
-        above = (real, *real.parents)
-        for place in taken:
-            if any(os.path.samefile(folder, place) for folder in above):
-                raise InputError(
-                    f"the film would take the place of {path}, which it is made from",
-                    hint="choose another name with -o",
-                )
-
-
-def _head(journal: Path) -> bytes | None:
-    if not _exists(journal):
-        return None
-    if not stat.S_ISREG(journal.stat().st_mode):
-        raise _not_ours(journal, "it is no file")
-    with journal.open("rb") as file:
-        return file.read(len(JOURNAL_HEAD))
-
-
-def _not_ours(path: Path, why: str) -> InputError:
+def _foreign(path: Path, why: str) -> InputError:
     return InputError(
-        f"{path} does not belong to an unfinished film: {why}", hint="move it elsewhere, or choose another name with -o"
+        f"{path} does not belong to an unfinished film: {why}", hint=f"move it elsewhere, or {OTHER_NAME}"
     )
 
 
+def check_inputs(inputs: Iterable[Path], places: Iterable[Path]) -> None:
+    """Raise InputError if one of `inputs` is, under any name, at or in one of the places that a film takes."""
+    there = [place for place in places if os.path.exists(place)]
+    for path in filter(os.path.exists, inputs):
+        real = Path(os.path.realpath(path))
+        if any(os.path.samefile(folder, place) for place in there for folder in (real, *real.parents)):
+            raise InputError(f"the film would replace {path}, which it is made from", hint=OTHER_NAME)
+
+
 def is_taken(target: Target) -> bool:
-    """Whether a film is there already, or another file in its place; InputError for a folder with other files."""
+    """Return whether a film, or another file, is at the target; InputError for a folder with other files."""
     return holds_frames(target.path) if target.kind == "png" else _exists(target.path)
 
 
 def film_exists(path: str | os.PathLike) -> InputError:
-    return InputError(f"{path} exists", hint="add --force to replace it, or choose another name with -o")
+    return InputError(f"{path} exists", hint=f"add --force to replace it, or {OTHER_NAME}")
 
 
 def check_space(target: Target, film_bytes: int) -> str:
-    """Find before a render whether the disk holds the film, which takes `film_bytes` at most; a notice if it may not.
-
-    MachineError if it surely does not. While it is finished a film stands there twice, growing and whole.
+    """Check before a render that the disk holds the film, which takes `film_bytes` at most. Returns a notice if it may
+    not; MachineError if it cannot. While a film is finished it is there twice, growing and whole.
     """
     free = machine.disk_free_bytes(target.path.parent)
     if target.partial.is_file():  # an unfinished run's part is in use already
@@ -189,13 +183,13 @@ def check_space(target: Target, film_bytes: int) -> str:
     if free < most:
         return (
             f"the film may take {format_bytes(most)} while it is made, {format_bytes(free)} are free; "
-            "if the disk becomes full, what is done stays, and the same command goes on"
+            "if the disk fills up, finished chunks stay and the same command continues"
         )
     return ""
 
 
 def _exists(path: Path) -> bool:
-    """As Path.exists, but a link to nowhere counts, and a name that cannot be is an OSError."""
+    """Return whether there is a file, even a link to nowhere. OSError for an impossible name."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -204,16 +198,14 @@ def _exists(path: Path) -> bool:
 
 
 def holds_frames(folder: Path) -> bool:
-    """Whether the folder has frames of an earlier film; InputError if it has, or is, anything else.
+    """Return whether the folder has frames of an earlier film. InputError if it is not a folder, or has other files.
 
-    A folder is replaced as a whole, so one with other files in it is never a target, not even by --force.
+    A folder is replaced as a whole, so one with other files in it is never a target, even with --force.
     """
     if not _exists(folder):
         return False
     if not folder.is_dir():
-        raise InputError(
-            f"{folder} is not a folder", hint="end the name in .mp4 or .mkv, or choose another one with -o"
-        )
+        raise InputError(f"{folder} is not a folder", hint=f"end the name in .mp4 or .mkv, or {OTHER_NAME}")
     names = [name for name in os.listdir(folder) if not DROPPINGS.fullmatch(name)]
     foreign = next((name for name in sorted(names) if not FRAME_NAME.fullmatch(name)), None)
     if foreign:

@@ -80,7 +80,7 @@ def test_any_bytes_are_no_journal_of_ours_and_stay(data, tmp_path_factory):
     target = Target.of(tmp_path_factory.mktemp("journal") / "film.mp4")
     data = b"x" + data
     target.journal.write_bytes(data)
-    with pytest.raises(InputError, match="no journal of helios"):
+    with pytest.raises(InputError, match="not a helios journal"):
         Journal(target)
     assert target.journal.read_bytes() == data and os.listdir(target.path.parent) == ["film.mp4.journal"]
 
@@ -140,7 +140,7 @@ def test_links_are_not_followed(target, name, begun):
 
 def test_a_journal_that_is_no_file_is_refused(target):
     os.mkfifo(target.journal)
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="not a file"):
         check_target(target.path, force=True)
 
 

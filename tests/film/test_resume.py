@@ -386,7 +386,9 @@ def test_an_unfinished_film_that_would_be_lost_stays(models, whole, out, tmp_pat
     cache = Cache(tmp_path / "cache")
     stop_after(2, models, out)
     run(replace(FILM, chunks=FILM.chunks[:1], num_frames=33), models, tmp_path / "other.mp4", cache)
-    with pytest.raises(InputError, match=r"film\.mp4: of 2 chunks .* \(seed 7, now 8\), and are kept nowhere") as error:
+    with pytest.raises(
+        InputError, match=r"film\.mp4: 2 of 2 chunks .* \(seed 7, now 8\), and they are kept nowhere"
+    ) as error:
         run(OTHER_SEED, models, out, cache, force=False)
     assert "--force" in error.value.hint
     assert rendered(run(FILM, models, out, force=False)) == [2, 3], "as if nothing had been"
@@ -398,7 +400,7 @@ def test_an_unfinished_film_that_is_kept_elsewhere_goes(models, out, tmp_path):
     run(FILM, models, tmp_path / "other.mp4", cache)
     stop_after(2, models, out)
     events = run(OTHER_SEED, models, out, cache, force=False)
-    assert "(seed 7, now 8), and stay kept for that one" in notices(events)[0]
+    assert "(seed 7, now 8), and stay in the cache" in notices(events)[0]
     assert rendered(run(FILM, models, out, cache)) == []
 
 
@@ -406,7 +408,7 @@ def test_chunks_that_were_promised_to_a_film_outlast_the_one_in_its_place(models
     """In a cache that has no room for both."""
     cache = Cache(tmp_path / "cache", limit=500_000)
     stop_after(3, models, out, cache=cache)
-    assert "stay kept for that one" in notices(run(OTHER_SEED, models, out, cache, force=False))[0]
+    assert "stay in the cache" in notices(run(OTHER_SEED, models, out, cache, force=False))[0]
     others = reruns.fingerprints_of(OTHER_SEED, models)
     assert not all(map(cache.has, others)) and cache.num_bytes() <= 500_000
     assert rendered(run(FILM, models, out, cache)) == [3]

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from helios_cli.errors import InputError
-from helios_cli.film import ffmpeg, reading
+from helios_cli.film import reading
 from helios_cli.film.media import VideoClip, read_image
 from helios_cli.recipe.prompts import clean_prompt, has_words
 from helios_cli.train.data.cache import EncodedClip, open_cache, read_about, shard_path, shards, write_shard
@@ -207,8 +207,8 @@ def _require_sound(path: Path) -> None:
     with reading.decoder(path, "-c:v", "wrapped_avframe", "-f", "framecrc") as decoder:
         for _ in decoder.stdout:
             pass
-        if decoder.wait() or decoder.messages() != ffmpeg.NO_MESSAGE:
-            raise InputError(f"it is damaged: {SPEAKER.sub('', decoder.messages())}")
+        if decoder.wait() or decoder.messages():
+            raise InputError(f"it is damaged: {SPEAKER.sub('', decoder.messages()) or 'no message'}")
 
 
 def _require_some(folder: str, used: set[Path], skipped: list[ClipSkipped]) -> None:
