@@ -11,13 +11,15 @@ import io
 import subprocess
 import tempfile
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from helios_cli.errors import MachineError
 from helios_cli.film import ffmpeg
 from helios_cli.film.disk import disk_errors
 from helios_cli.film.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PNG_LEVEL = 3
 """zlib level: twice the speed of the default 6 for a fifth more bytes."""
