@@ -68,29 +68,37 @@ def shared():
 
 
 @pytest.fixture(scope="session")
-def distilled(tmp_path_factory):
-    """The folder of a distilled checkpoint with random weights, for tests that only read it."""
-    from support import oracle  # with diffusers, which few tests need
+def checkpoints(tmp_path_factory):
+    """(kind, solver) -> the folder of a random checkpoint, made once a session, for tests that only read it."""
+    from support import checkpoints  # with torch
 
-    folder = tmp_path_factory.mktemp("distilled")
-    oracle.pipeline("distilled").save_pretrained(folder)
-    return folder
+    made = {}
+
+    def get(kind: str, solver: str = "unipc", **dit) -> Path:
+        key = (kind, solver, *sorted(dit.items()))
+        if key not in made:
+            made[key] = checkpoints.write(tmp_path_factory.mktemp(kind), kind, solver, **dit)
+        return made[key]
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory):
-    """(kind, solver) -> (diffusers pipeline, the folder it was saved to): random checkpoints, made once a session."""
+def distilled(checkpoints) -> Path:
+    return checkpoints("distilled")
+
+
+@pytest.fixture(scope="session")
+def pipelines(checkpoints):
+    """(kind, solver) -> the same checkpoint, loaded by diffusers."""
     from support import oracle
 
     made = {}
 
-    def get(kind: str, solver: str = "unipc", **dit) -> tuple[object, Path]:
-        key = (kind, solver, *sorted(dit.items()))
+    def get(*which, **dit):
+        key = (*which, *sorted(dit.items()))
         if key not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            pipeline = oracle.pipeline(kind, solver=solver, **dit)
-            pipeline.save_pretrained(folder)
-            made[key] = (pipeline, folder)
+            made[key] = oracle.load(checkpoints(*which, **dit))
         return made[key]
 
     return get

@@ -18,14 +18,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
 from helios_cli.film.cache import Cache
 from helios_cli.film.target import Target
 from helios_cli.film.writer import open_writer
-from support import oracle
+from support import checkpoints
 from support.renders import models_of
 from support.reruns import PROMPTS, KillAt, decoded, in_child, plan, run
 
@@ -77,8 +76,7 @@ def main() -> None:
     asked = parser.parse_args()
     draw, count = random.Random(asked.seed), Counter()
     folder = Path(tempfile.mkdtemp(prefix="helios-soak-"))
-    torch.manual_seed(0)
-    oracle.pipeline("distilled").save_pretrained(folder / "checkpoint")
+    checkpoints.write(folder / "checkpoint", "distilled")
     models = models_of(folder / "checkpoint")
     models.encode(PROMPTS)
     shared = Cache(folder / "cache", limit=3_000_000)

@@ -27,8 +27,7 @@ from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.names import EMBEDDED_FOLDER
 from helios_cli.weights.vocabulary import introduction
-from support.oracle import Case
-from support.renders import rendered
+from support.renders import Case, rendered
 from support.waiting import LONGEST
 
 ROOT = Path(__file__).resolve().parent.parent

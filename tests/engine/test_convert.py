@@ -17,8 +17,7 @@ from helios_cli.model.dit import FP32_ISLANDS
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_fp8
 from helios_cli.weights.verify import verify
-from support.oracle import Case
-from support.renders import rendered
+from support.renders import Case, rendered
 
 CASE = Case("distilled", (64, 64), (1, 1, 1), chunks=2)
 FLOAT8 = torch.float8_e4m3fn
@@ -43,7 +42,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def folder(checkpoints):
-    return checkpoints("distilled")[1]
+    return checkpoints("distilled")
 
 
 def tensors_of(folder, component):
@@ -52,8 +51,8 @@ def tensors_of(folder, component):
     }
 
 
-def test_diffusers_loads_the_bfloat16_copy_and_finds_the_same_weights(folder, made, checkpoints):
-    pipeline = type(checkpoints("distilled")[0])
+def test_diffusers_loads_the_bfloat16_copy_and_finds_the_same_weights(folder, made, pipelines):
+    pipeline = type(pipelines("distilled"))
     ours, theirs = (pipeline.from_pretrained(path, dtype=torch.bfloat16) for path in (made(folder, "bfloat16"), folder))
     for name in ("transformer", "text_encoder", "vae"):
         expected = getattr(theirs, name).state_dict()

@@ -36,9 +36,8 @@ from helios_cli.units import PROMPT_KEYS, grid_of
 from helios_cli.weights.placement import Placement
 from helios_cli.weights.specs import SPECS
 from helios_kernels.dispatch import INTERPRETER, Backend
-from support.oracle import Case
 from support.queues import Mark, Queue
-from support.renders import models_of, plan_of
+from support.renders import Case, models_of, plan_of
 
 CPU = torch.device("cpu")
 CASE = Case("distilled", (128, 64), (1, 1, 1), chunks=3)
@@ -167,7 +166,7 @@ def film(models, out, **options):
 
 
 def test_decoding_beside_the_next_chunk_changes_no_byte(checkpoints, tmp_path):
-    folder = checkpoints("distilled")[1]
+    folder = checkpoints("distilled")
     films, orders = [], []
     for overlap in (False, True):
         out = tmp_path / f"{overlap}"
@@ -182,7 +181,7 @@ def test_decoding_beside_the_next_chunk_changes_no_byte(checkpoints, tmp_path):
 
 
 def test_what_fails_beside_is_raised_by_the_film(checkpoints, tmp_path):
-    models = models_of(checkpoints("distilled")[1])
+    models = models_of(checkpoints("distilled"))
     models.vae.decoder.conv_out.bias.fill_(torch.nan)
     with pytest.raises(PictureError, match="frames of chunk 1"):
         film(models, tmp_path / "f.mkv", overlap=True)
@@ -210,7 +209,7 @@ def cut_to(picture: Path, clip: Path):
 def test_a_start_that_is_encoded_beside_the_chunk_before_changes_no_byte(checkpoints, tmp_path, monkeypatch):
     picture = tmp_path / "start.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)).save(picture)
-    models, plan = models_of(checkpoints("distilled")[1]), cut_to(picture, tmp_path / "clip.mkv")
+    models, plan = models_of(checkpoints("distilled")), cut_to(picture, tmp_path / "clip.mkv")
     words = replace(plan, chunks=plan.chunks[:1], num_frames=33)
     list(render(words, models, open_writer(tmp_path / "clip.mkv", size=plan.size, fps=plan.fps)))
     threads, films = [], []
@@ -226,7 +225,7 @@ def test_a_start_that_is_encoded_beside_the_chunk_before_changes_no_byte(checkpo
 
 
 def test_a_picture_that_cannot_be_read_ends_the_film_behind_the_chunks_before_it(checkpoints, tmp_path):
-    plan, models = cut_to(tmp_path / "none.png", tmp_path / "none.mkv"), models_of(checkpoints("distilled")[1])
+    plan, models = cut_to(tmp_path / "none.png", tmp_path / "none.mkv"), models_of(checkpoints("distilled"))
     done = []
     with pytest.raises(InputError, match=r"none\.png"):
         for event in render(plan, models, open_writer(tmp_path / "f.mkv", size=plan.size, fps=plan.fps), overlap=True):

@@ -20,8 +20,7 @@ from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, Placement
-from support.oracle import Case
-from support.renders import plan_of
+from support.renders import Case, plan_of
 
 LAYERS = 3
 
@@ -29,7 +28,7 @@ LAYERS = 3
 @pytest.fixture
 def models_at(checkpoints):
     def make(kind: str, placement: Placement) -> Models:
-        folder = checkpoints(kind, num_layers=LAYERS)[1]
+        folder = checkpoints(kind, num_layers=LAYERS)
         return Models(Checkpoint.open(folder), torch.device("cpu"), torch.float32, placement=placement)
 
     return make

@@ -25,8 +25,7 @@ from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, Placement
 from helios_cli.weights.reader import WeightFiles
-from support.oracle import Case
-from support.renders import plan_of
+from support.renders import Case, plan_of
 
 CPU = torch.device("cpu")
 LAYERS = 4
@@ -46,7 +45,7 @@ PLACEMENTS = {
 
 @pytest.fixture
 def folder_of(checkpoints):
-    return lambda kind: checkpoints(kind, num_layers=LAYERS)[1]
+    return lambda kind: checkpoints(kind, num_layers=LAYERS)
 
 
 def case_of(kind: str, **changes) -> Case:

@@ -16,8 +16,7 @@ from PIL import Image
 from helios_cli.engine import history as history_module
 from helios_cli.film.writer import open_writer
 from support import oracle
-from support.oracle import Case
-from support.renders import rendered
+from support.renders import Case, rendered
 
 STEPS = {"base": (3,), "mid": (3, 3, 3), "distilled": (2, 2, 2)}
 
@@ -38,13 +37,13 @@ def smooth_frames(count: int, size: tuple[int, int], seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def references(checkpoints):
+def references(pipelines):
     """What diffusers makes of a case, rendered once."""
     known = {}
 
     def made(case: Case, solver: str = "unipc") -> np.ndarray:
         if (case, solver) not in known:
-            known[case, solver] = oracle.reference(case, checkpoints(case.kind, solver)[0])
+            known[case, solver] = oracle.reference(case, pipelines(case.kind, solver))
         return known[case, solver]
 
     return made
@@ -70,19 +69,19 @@ TEXT_CASES = [
 def test_text_to_video(kind, size, solver, checkpoints, references, tmp_path):
     """Four chunks fill the history; of the large pictures two show that sizes are no matter."""
     case = Case(kind, size, STEPS[kind], chunks=2 if size == (128, 192) else 4)
-    _, folder = checkpoints(kind, solver)
+    folder = checkpoints(kind, solver)
     expected = references(case, solver)
     assert expected.std() > 20, "the picture is flat: the test would see nothing"
     assert differing(rendered(case, folder, tmp_path / "f"), expected) <= 1e-3
 
 
 @pytest.mark.parametrize("kind", ["base", "mid", "distilled"])
-def test_image_to_video(kind, checkpoints, tmp_path):
+def test_image_to_video(kind, checkpoints, pipelines, tmp_path):
     size = (128, 64)
     picture = Image.fromarray(smooth_frames(1, size, 3)[0])
     picture.save(tmp_path / "start.png")
     case = Case(kind, size, STEPS[kind], image=tmp_path / "start.png")
-    pipeline, folder = checkpoints(kind)
+    pipeline, folder = pipelines(kind), checkpoints(kind)
     expected = oracle.reference(case, pipeline, image=picture)
     frames = rendered(case, folder, tmp_path / "f")
     assert differing(frames, expected) <= 1e-3
@@ -93,37 +92,37 @@ def test_image_to_video(kind, checkpoints, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "num_frames"), [("base", 38), ("mid", 70), ("distilled", 139)], ids=["base-1", "mid-2", "distilled-4"]
 )
-def test_video_continuation(kind, num_frames, checkpoints, tmp_path):
+def test_video_continuation(kind, num_frames, checkpoints, pipelines, tmp_path):
     """Clips of one, two and four chunks: less history than 19 latents, and more."""
     size = (128, 128) if kind == "mid" else (64, 128)
     clip = smooth_frames(num_frames, size, 5)
     with open_writer(tmp_path / "clip.mkv", size=size, fps=24) as writer:
         writer.write(clip)
     case = Case(kind, size, STEPS[kind], video=tmp_path / "clip.mkv")
-    pipeline, folder = checkpoints(kind)
+    pipeline, folder = pipelines(kind), checkpoints(kind)
     expected = oracle.reference(case, pipeline, video=[Image.fromarray(frame) for frame in clip])
     assert differing(rendered(case, folder, tmp_path / "f"), expected) <= 1e-3
 
 
-def test_reanchoring(checkpoints, tmp_path):
+def test_reanchoring(checkpoints, pipelines, tmp_path):
     case = Case("distilled", (128, 64), (1, 1, 1), reanchor=True)
-    pipeline, folder = checkpoints("distilled")
+    pipeline, folder = pipelines("distilled"), checkpoints("distilled")
     expected = oracle.reference(case, pipeline)
     assert differing(rendered(case, folder, tmp_path / "f"), expected) <= 1e-3
     assert differing(rendered(replace(case, reanchor=False), folder, tmp_path / "g"), expected) > 1e-2
 
 
-def test_history_amplification(checkpoints, tmp_path):
+def test_history_amplification(checkpoints, pipelines, tmp_path):
     case = Case("distilled", (64, 128), (1, 1, 1))
-    pipeline, folder = checkpoints("distilled", is_amplify_history=True)
+    pipeline, folder = (made("distilled", is_amplify_history=True) for made in (pipelines, checkpoints))
     assert differing(rendered(case, folder, tmp_path / "f"), oracle.reference(case, pipeline)) <= 1e-3
 
 
 @pytest.mark.parametrize("kind", ["base", "distilled"])
-def test_latents(kind, checkpoints, monkeypatch, tmp_path):
+def test_latents(kind, checkpoints, pipelines, monkeypatch, tmp_path):
     """All latents of the film within 1e-3, before any VAE or rounding."""
     case = Case(kind, (128, 64), STEPS[kind])
-    pipeline, folder = checkpoints(kind)
+    pipeline, folder = pipelines(kind), checkpoints(kind)
     expected = oracle.reference(case, pipeline, output_type="latent")
     latents = []
     remember = history_module.History.remember
@@ -138,7 +137,7 @@ def test_latents(kind, checkpoints, monkeypatch, tmp_path):
 def test_parity_sees_every_input(cut, checkpoints, references, monkeypatch, tmp_path):
     """The comparison above fails as soon as one of the model's inputs is cut off."""
     case = Case("distilled", (128, 64), STEPS["distilled"])
-    _, folder = checkpoints("distilled")
+    folder = checkpoints("distilled")
     expected = references(case)
     terms = history_module.History.terms
 

@@ -20,7 +20,7 @@ from support.reruns import plan
 @pytest.fixture
 def models(checkpoints, monkeypatch) -> Models:
     """With `visits`, of the text encoder."""
-    found = Models(Checkpoint.open(checkpoints("distilled")[1]), torch.device("cpu"), torch.float32)
+    found = Models(Checkpoint.open(checkpoints("distilled")), torch.device("cpu"), torch.float32)
     found.visits = 0
     enter = found._text_encoder
 

@@ -23,15 +23,14 @@ from helios_cli.errors import CheckpointError, PictureError
 from helios_cli.film.writer import open_writer
 from helios_cli.units import MAX_TEXT_TOKENS
 from support import oracle
-from support.oracle import Case
-from support.renders import models_of, plan_of, rendered
+from support.renders import Case, models_of, plan_of, rendered
 
 CASE = Case("distilled", (128, 64), (1, 1, 1), chunks=3)
 
 
 @pytest.fixture
 def folder(checkpoints):
-    return checkpoints("distilled")[1]
+    return checkpoints("distilled")
 
 
 def events_of(plan, models, out):
@@ -96,11 +95,11 @@ def test_a_blend_lies_between_its_prompts(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_low_precision_is_as_good_as_the_reference_s(dtype, checkpoints, folder, tmp_path):
+def test_low_precision_is_as_good_as_the_reference_s(dtype, pipelines, folder, tmp_path):
     """Distance of the first chunk's latents to float32, against diffusers in the same dtype."""
     case = replace(CASE, chunks=1)
-    exact = oracle.reference(case, checkpoints("distilled")[0], output_type="latent")
-    native = type(checkpoints("distilled")[0]).from_pretrained(folder, dtype=dtype)
+    exact = oracle.reference(case, pipelines("distilled"), output_type="latent")
+    native = type(pipelines("distilled")).from_pretrained(folder, dtype=dtype)
     native.vae.to(torch.float32)
     native.set_progress_bar_config(disable=True)
     theirs = (oracle.reference(case, native, output_type="latent").double() - exact).pow(2).mean().sqrt()
@@ -115,7 +114,7 @@ def test_low_precision_is_as_good_as_the_reference_s(dtype, checkpoints, folder,
     assert ours > 0
 
 
-def test_prompts_beyond_512_tokens_are_cut_where_the_reference_cuts(checkpoints, folder):
+def test_prompts_beyond_512_tokens_are_cut_where_the_reference_cuts(pipelines, folder):
     text = "a red circle and " * 200
     models = models_of(folder)
     models.encode([text])
@@ -123,7 +122,7 @@ def test_prompts_beyond_512_tokens_are_cut_where_the_reference_cuts(checkpoints,
     assert len(prompt.rows) == MAX_TEXT_TOKENS
     assert prompt.lost.strip().startswith(("a", "red", "circle", "and"))
     with torch.no_grad():
-        theirs = checkpoints("distilled")[0].encode_prompt(
+        theirs = pipelines("distilled").encode_prompt(
             text, do_classifier_free_guidance=False, max_sequence_length=MAX_TEXT_TOKENS
         )[0]
     torch.testing.assert_close(prompt.rows, theirs[0], atol=1e-4, rtol=0)
@@ -173,7 +172,7 @@ def test_a_film_is_denoised_to_its_end_without_a_look_at_it(kind, steps, checkpo
     """From the first step on: what is looked at, for values that are not finite, is so by the thread that decodes."""
     plan, reads = plan_of(replace(CASE, kind=kind, steps=steps)), Reads()
     writer = open_writer(f"{tmp_path / kind}/", size=plan.size, fps=plan.fps)
-    events = render(plan, models_of(checkpoints(kind)[1]), writer, overlap=True)
+    events = render(plan, models_of(checkpoints(kind)), writer, overlap=True)
     assert any(isinstance(event, StepDone) for event in events)
     with reads:
         *_, done = events

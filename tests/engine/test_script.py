@@ -42,14 +42,14 @@ class Growing:
 
 @pytest.fixture
 def models(checkpoints) -> Models:
-    return models_of(checkpoints("distilled")[1])
+    return models_of(checkpoints("distilled"))
 
 
 @pytest.fixture(scope="module")
 def planned(checkpoints, tmp_path_factory) -> np.ndarray:
     """The frames of FILM where all of it is known."""
     out = tmp_path_factory.mktemp("planned") / "film.mkv"
-    reruns.run(FILM, models_of(checkpoints("distilled")[1]), out)
+    reruns.run(FILM, models_of(checkpoints("distilled")), out)
     return reruns.decoded(out)
 
 

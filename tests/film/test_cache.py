@@ -33,7 +33,7 @@ DEFAULTS = ModelDefaults(size=(64, 64), steps=(1, 1, 1), guidance=1.0)
 
 @pytest.fixture(scope="module")
 def models(checkpoints):
-    return models_of(checkpoints("distilled")[1])
+    return models_of(checkpoints("distilled"))
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import zlib
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from diffusers.video_processor import VideoProcessor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -59,6 +58,8 @@ def film(path, frames: np.ndarray, fps: float = 24):
 @pytest.mark.parametrize("source", [(64, 48), (128, 96), (32, 24)])
 def test_picture_of_the_same_aspect_equals_the_reference(tmp_path, source):
     """The reference stretches, so it agrees where there is nothing to stretch: to the last bit."""
+    from diffusers.video_processor import VideoProcessor
+
     path = tmp_path / "picture.png"
     Image.fromarray(noise(source[1], source[0], 3)).save(path)
     reference = VideoProcessor(vae_scale_factor=8).preprocess(Image.open(path), height=48, width=64)[0].numpy()
@@ -193,6 +194,8 @@ def test_damaged_pictures_are_read_or_refused(tmp_path, data, damage):
 
 @pytest.mark.parametrize("num_frames", [33, 34, 100])
 def test_lossless_clip_comes_through_bit_exact(tmp_path, num_frames):
+    from diffusers.video_processor import VideoProcessor
+
     frames = noise(num_frames, 48, 64, 3)
     clip = VideoClip(film(tmp_path / "clip.mkv", frames), SIZE, 24)
     assert (clip.num_frames, clip.num_chunks) == (num_frames, num_frames // 33)

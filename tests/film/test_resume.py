@@ -32,9 +32,8 @@ from helios_cli.film.cache import Cache
 from helios_cli.film.target import Target
 from helios_cli.film.writer import open_writer
 from support import reruns
-from support.oracle import Case
 from support.programs import ffmpeg_program
-from support.renders import models_of, plan_of
+from support.renders import Case, models_of, plan_of
 from support.reruns import FFMPEG, PROMPTS, KillAt, decoded, in_child, plan, run
 from support.waiting import LONGEST
 
@@ -44,7 +43,7 @@ FILM = plan((PROMPTS[0], 33, 7), (PROMPTS[0], 20, None), (PROMPTS[1], 33, 3), (P
 
 @pytest.fixture(scope="module")
 def models(checkpoints):
-    return models_of(checkpoints("distilled")[1])
+    return models_of(checkpoints("distilled"))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +155,7 @@ CLI = [sys.executable, "-m", "helios_cli", "render", PROMPTS[0], "--frames", "33
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_stop_at_once_and_the_chunks_are_safe(number, checkpoints, tmp_path):
     out = tmp_path / "film.mp4"
-    command = [*CLI, "-m", str(checkpoints("distilled")[1]), "-o", str(out), "--no-cache", "--dtype", "float32"]
+    command = [*CLI, "-m", str(checkpoints("distilled")), "-o", str(out), "--no-cache", "--dtype", "float32"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while len(journaled(out)) < 2:
         assert process.poll() is None, process.communicate()
@@ -214,7 +213,7 @@ def test_every_kind_of_film_goes_on(kind, steps, options, checkpoints, tmp_path)
     Image.fromarray(frames[0]).save(tmp_path / "start.png")
     with open_writer(tmp_path / "start.mkv", size=(64, 64), fps=24) as writer:
         writer.write(frames)
-    models = models_of(checkpoints(kind)[1])
+    models = models_of(checkpoints(kind))
     case = Case(kind, (64, 64), steps, chunks=4, **{k: tmp_path / v for k, v in options.items() if k != "reanchor"})
     film, reanchor = plan_of(case), options.get("reanchor", False)
     fingerprints = reruns.fingerprints_of(film, models)
@@ -369,7 +368,7 @@ def test_damaged_pictures_are_rendered_again(models, whole, tmp_path):
 
 
 def test_another_checkpoint_starts_over(checkpoints, models, out, tmp_path):
-    other = models_of(checkpoints("distilled", is_amplify_history=True)[1])
+    other = models_of(checkpoints("distilled", is_amplify_history=True))
     stop_after(2, models, out)
     events = run(FILM, other, out)
     assert rendered(events) == [0, 1, 2, 3]

@@ -164,7 +164,7 @@ SMALL = ["--size", "64x64", "--steps", "1,1,1", "--dtype", "float32"]
 def helios(tmp_path, checkpoints, monkeypatch, capsys):
     """Runs `helios render` with --json in an empty folder; returns its code, its events, and what it said."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HELIOS_MODEL", str(checkpoints("distilled")[1]))
+    monkeypatch.setenv("HELIOS_MODEL", str(checkpoints("distilled")))
 
     def run(*arguments: str) -> tuple[int, list[dict], str]:
         code = main(["render", *arguments, *SMALL, "--json"])
@@ -323,7 +323,7 @@ def test_bad_input_is_named_and_nothing_is_left_behind(helios, tmp_path, argumen
 
 def test_several_films_end_in_a_table_on_stderr(tmp_path, checkpoints, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HELIOS_MODEL", str(checkpoints("distilled")[1]))
+    monkeypatch.setenv("HELIOS_MODEL", str(checkpoints("distilled")))
     (tmp_path / "bad.toml").write_text('version = 1\nmodel = "./nowhere"\n[[shot]]\nprompt = "a red circle"\n')
     sources = ["a red circle", "bad.toml", "a green square"]
     assert main(["render", *sources, *SMALL, "-o", "."]) == 1

@@ -42,15 +42,13 @@ PLAIN = {
 
 def golden_frames(output_type: str = "np", chunks: int = selftest.CHUNKS):
     """The golden film as diffusers makes it: frames, uint8 [frames, height, width, 3], or latents."""
-    import diffusers
 
     from support import oracle
+    from support.renders import Case
 
     golden = selftest.told()
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(EMBEDDED_FOLDER, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    case = oracle.Case("distilled", (128, 64), (1, 1, 1), chunks, golden["prompt"], seed=golden["seed"])
-    return oracle.reference(case, pipeline, output_type=output_type)
+    case = Case("distilled", (128, 64), (1, 1, 1), chunks, golden["prompt"], seed=golden["seed"])
+    return oracle.reference(case, oracle.load(EMBEDDED_FOLDER), output_type=output_type)
 
 
 def plain_film(folder: Path) -> tuple[np.ndarray, dict[str, str]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from diffusers import HeliosTransformer3DModel
 
 from helios_cli.architecture import DiTConfig
 from helios_cli.model import attention as attention_module
@@ -15,6 +15,9 @@ from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT, pad_biases
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, PROMPT_KEYS
 from support import oracle
 from support.tolerance import assert_as_good, assert_equal_up_to_order
+
+if TYPE_CHECKING:
+    from diffusers import HeliosTransformer3DModel
 
 INDICES = torch.arange(29)
 
@@ -107,6 +110,8 @@ def test_low_precision_keeps_the_islands():
     x, timestep = inputs(8, 16), torch.tensor([742])
     exact = call_theirs(theirs, x, timestep)
     theirs.to(torch.bfloat16)
+    from diffusers import HeliosTransformer3DModel
+
     native_islands = HeliosTransformer3DModel._keep_in_fp32_modules
     assert set(native_islands) == FP32_ISLANDS
     for model in (theirs, ours):
@@ -121,6 +126,8 @@ def test_low_precision_keeps_the_islands():
 
 def test_names_and_shapes_are_those_of_the_published_model():
     """1,101 tensors, 14,312,427,584 parameters, built without memory."""
+    from diffusers import HeliosTransformer3DModel
+
     with torch.device("meta"):
         theirs, ours = HeliosTransformer3DModel(), HeliosDiT(DiTConfig())
     expected = {name: value.shape for name, value in theirs.state_dict().items()}

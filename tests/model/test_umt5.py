@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
-from transformers import UMT5Config as TheirConfig
-from transformers import UMT5EncoderModel
 
 from helios_cli.model.umt5 import TIED_EMBEDDING, UMT5Config, UMT5Encoder
 from support import oracle
 from support.tolerance import assert_as_good, assert_equal_up_to_order
+
+if TYPE_CHECKING:
+    from transformers import UMT5EncoderModel
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +55,9 @@ def test_bfloat16():
 
 def test_names_and_shapes_are_those_of_umt5_xxl():
     """242 tensors, 5.68 billion parameters."""
+    from transformers import UMT5Config as TheirConfig
+    from transformers import UMT5EncoderModel
+
     published = TheirConfig(
         vocab_size=256384,
         d_model=4096,

@@ -6,14 +6,18 @@ of a few 1e-6 on values of order 1; 3e-5 is an order of magnitude above that and
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
 
 from helios_cli.model import vae as vae_module
 from helios_cli.model.channel_norm import normalize_fused, normalize_slabs
 from helios_cli.model.vae import VAEConfig, WanVAE, frames_to_uint8
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
 
 TOLERANCE = 3e-5
 
@@ -27,6 +31,8 @@ CONFIGS = {
 
 
 def make_pair(**config) -> tuple[AutoencoderKLWan, WanVAE]:
+    from diffusers import AutoencoderKLWan
+
     torch.manual_seed(0)
     theirs = AutoencoderKLWan(z_dim=16, **config).eval()
     for name, parameter in theirs.named_parameters():

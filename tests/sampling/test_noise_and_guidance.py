@@ -6,8 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import HeliosPyramidPipeline
-from diffusers.pipelines.helios.pipeline_helios_pyramid import optimized_scale
 
 from helios_cli.sampling.guidance import classifier_free, zero_star
 from helios_cli.sampling.noise import BlockNoise, coarsest, draw
@@ -15,6 +13,8 @@ from support import oracle
 
 
 def test_block_noise_is_the_reference_s(monkeypatch):
+    from diffusers import HeliosPyramidPipeline
+
     monkeypatch.setattr(torch.linalg, "cholesky", oracle.exact_block_noise_factor(torch.linalg.cholesky))
     pipeline = SimpleNamespace(scheduler=SimpleNamespace(config=SimpleNamespace(gamma=1 / 3)))
     shape = (1, 16, 9, 8, 12)
@@ -43,6 +43,8 @@ def test_coarsest_noise_stays_white():
 
 
 def test_zero_star_scales_by_the_reference_s_fit():
+    from diffusers.pipelines.helios.pipeline_helios_pyramid import optimized_scale
+
     g = torch.Generator().manual_seed(4)
     cond, uncond = (torch.randn(2, 16, 9, 4, 6, generator=g) for _ in range(2))
     fit = optimized_scale(cond.flatten(1), uncond.flatten(1)).view(2, 1, 1, 1, 1)

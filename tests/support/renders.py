@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,26 @@ from helios_cli.engine.render import render
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.weights.checkpoint import Checkpoint
-from support.oracle import Case
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is rendered on both sides. `size` is (width, height)."""
+
+    kind: str
+    size: tuple[int, int]
+    steps: tuple[int, ...]
+    chunks: int = 4
+    prompt: str = "a red circle moves left over the blue background"
+    negative: str = "green square"
+    seed: int = 7
+    image: Path | None = None
+    video: Path | None = None
+    reanchor: bool = False
+
+    @property
+    def guidance(self) -> float:
+        return 1.0 if self.kind == "distilled" else 5.0
 
 
 def plan_of(case: Case) -> Plan:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from diffusers import HeliosTransformer3DModel
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -18,6 +18,9 @@ from helios_cli.train.forward import checkpointed, flow, flow_and_hidden, given
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM
 from support import oracle
 from support.tolerance import assert_equal_up_to_order
+
+if TYPE_CHECKING:
+    from diffusers import HeliosTransformer3DModel
 
 BATCH, ROWS = 3, 24
 TIMESTEPS = torch.tensor([998.0, 385.0, 12.0])

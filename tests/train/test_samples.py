@@ -21,8 +21,7 @@ from helios_cli.train.world.palette import held_out
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint
 from helios_cli.weights.load import load_component
 from helios_cli.weights.specs import SPECS
-from support.oracle import Case
-from support.renders import plan_of, rendered
+from support.renders import Case, plan_of, rendered
 
 SIZE = (64, 64)
 CPU = torch.device("cpu")

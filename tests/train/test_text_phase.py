@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from transformers import UMT5EncoderModel
 
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.train.phase import Share
@@ -41,6 +40,8 @@ def gradient(reader: Reader) -> torch.Tensor:
 
 
 def test_the_loss_is_the_mean_over_captions_of_the_mean_over_tokens(phase, folder):
+    from transformers import UMT5EncoderModel
+
     reader = phase.players["text_encoder"]
     theirs = UMT5EncoderModel.from_pretrained(folder / "text_encoder")
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
@@ -90,6 +91,8 @@ def test_it_learns_what_is_seen_from_single_words(phase):
 
 
 def test_what_is_saved_is_read_by_transformers(phase, folder, tmp_path):
+    from transformers import UMT5EncoderModel
+
     copy = write_checkpoint(tmp_path, SPECS["tiny"], seed=1)
     phase.save(copy)
     saved, start = (UMT5EncoderModel.from_pretrained(path / "text_encoder") for path in (copy, folder))

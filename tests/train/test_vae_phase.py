@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
 from PIL import Image
 from pydantic import ValidationError
 from torch.distributions import Normal, kl_divergence
@@ -23,6 +23,9 @@ from helios_cli.train.phases.vae import Passes, averaged, build, detail_weights,
 from helios_cli.train.settings.vae import Data, Latents, Loss, Settings
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.specs import SPECS
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
 
 # As in tests/model/test_vae.py: another order of the same sums makes some 1e-6 on values of order 1.
 TOLERANCE = 3e-5
@@ -41,6 +44,8 @@ def spread(module: torch.nn.Module) -> None:
 
 
 def make_pair(**config) -> tuple[AutoencoderKLWan, WanVAE]:
+    from diffusers import AutoencoderKLWan
+
     torch.manual_seed(0)
     theirs = AutoencoderKLWan(z_dim=16, **config)
     spread(theirs)
@@ -249,6 +254,8 @@ def test_it_learns(small):
 
 
 def test_what_is_saved_is_read_by_others_and_its_latents_have_the_deviation_asked_for(small, tmp_path):
+    from diffusers import AutoencoderKLWan
+
     folder = write_checkpoint(tmp_path / "checkpoint", small)
     phase = make_phase(latents=Latents(clips=4, deviation=2.0))
     phase.save(folder)
@@ -267,6 +274,8 @@ def test_what_is_saved_is_read_by_others_and_its_latents_have_the_deviation_aske
 
 
 def test_it_goes_on_with_the_vae_it_starts_from_unless_told_otherwise(small, tmp_path):
+    from diffusers import AutoencoderKLWan
+
     start = Checkpoint.open(write_checkpoint(tmp_path, small))
     stored = AutoencoderKLWan.from_pretrained(tmp_path / "vae").get_parameter("decoder.conv_in.weight")
     for fresh in (False, True):

@@ -208,7 +208,7 @@ PEAK = """
 import sys, torch
 from pathlib import Path
 from support.renders import models_of, plan_of
-from support.oracle import Case
+from support.renders import Case
 from helios_cli.engine.render import render
 from helios_cli.film.writer import open_writer
 from helios_cli.machine import peak_host_bytes
