@@ -9,7 +9,9 @@ import itertools
 import os
 import signal
 import site
+import sys
 import tempfile
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,61 @@ settings.load_profile("helios")
 
 # A shell ignores Ctrl-C for what it starts in the background, and so would all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    """A file or folder that is named runs whole: only a run of everything stops at the default tier."""
+    named = config.args_source is config.ArgsSource.ARGS
+    if named and config.option.markexpr == config.getini("addopts")[-1]:
+        config.option.markexpr = ""
+
+
+ORACLES = {"diffusers", "transformers", "accelerate"}
+
+unmarked: dict[str, str] = {}
+"""What the test that runs has done that asks for a marker: marker -> what it was."""
+
+
+def note_process(event: str, args: tuple) -> None:
+    """Forks do not count: they take milliseconds."""
+    if event == "subprocess.Popen":
+        program = os.path.basename(os.fsdecode(args[0] or args[1][0]))
+        if program.startswith(("python", "helios")):
+            unmarked["process"] = f"started {program}"
+
+
+class NoteOracle(MetaPathFinder):
+    """Finds nothing: it sees the first import of each module in this process."""
+
+    def find_spec(self, name, path, target=None):
+        if name in ORACLES:
+            unmarked["oracle"] = f"imported {name}"
+
+
+sys.addaudithook(note_process)
+sys.meta_path.insert(0, NoteOracle())
+
+
+def pytest_collection_finish():
+    assert not unmarked, f"collecting the tests {', '.join(unmarked.values())}: do so inside of the test"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    unmarked.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    """The tiers are true: what starts processes or asks other libraries is marked so."""
+    result = yield
+    missing = [
+        f"{what}, and is not marked `{mark}`" for mark, what in unmarked.items() if not item.get_closest_marker(mark)
+    ]
+    unmarked.clear()
+    if missing:
+        pytest.fail(f"{item.nodeid} {'; '.join(missing)}", pytrace=False)
+    return result
 
 
 @pytest.fixture(scope="session")

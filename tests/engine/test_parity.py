@@ -13,27 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from golden import make as golden
 from helios_cli.engine import history as history_module
 from helios_cli.film.writer import open_writer
 from support import oracle
-from support.renders import Case, rendered
+from support.renders import Case, differing, latents_of, rendered, smooth_frames
+
+pytestmark = [pytest.mark.oracle, pytest.mark.slow]
 
 STEPS = {"base": (3,), "mid": (3, 3, 3), "distilled": (2, 2, 2)}
-
-
-def differing(frames: np.ndarray, expected: np.ndarray) -> float:
-    """Share of samples off by more than one level. The reference drops the last 3 of 132 frames, we keep them."""
-    off = np.abs(frames[: len(expected)].astype(int) - expected.astype(int)) > 1
-    return off.mean()
-
-
-def smooth_frames(count: int, size: tuple[int, int], seed: int) -> np.ndarray:
-    """A moving pattern without sharp edges, uint8 [T, H, W, 3]."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[: size[1], : size[0]] / 40
-    phase = rng.uniform(0, 6, 3)
-    waves = [np.stack([np.sin(x * (c + 1) + y + phase[c] + t / 15) for c in range(3)], axis=-1) for t in range(count)]
-    return (127.5 + 120 * np.stack(waves)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +107,13 @@ def test_history_amplification(checkpoints, pipelines, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["base", "distilled"])
-def test_latents(kind, checkpoints, pipelines, monkeypatch, tmp_path):
+def test_latents(kind, checkpoints, pipelines, tmp_path):
     """All latents of the film within 1e-3, before any VAE or rounding."""
     case = Case(kind, (128, 64), STEPS[kind])
     pipeline, folder = pipelines(kind), checkpoints(kind)
     expected = oracle.reference(case, pipeline, output_type="latent")
-    latents = []
-    remember = history_module.History.remember
-    monkeypatch.setattr(
-        history_module.History, "remember", lambda self, x, **kw: (latents.append(x), remember(self, x, **kw))[1]
-    )
-    rendered(case, folder, tmp_path / "f")
+    with latents_of() as latents:
+        rendered(case, folder, tmp_path / "f")
     torch.testing.assert_close(torch.cat(latents, dim=2), expected, atol=1e-3, rtol=0)
 
 
@@ -159,3 +143,12 @@ def test_parity_sees_every_input(cut, checkpoints, references, monkeypatch, tmp_
     assert differing(frames, expected) > 0.1
     levels = np.abs(frames[: len(expected)].astype(int) - expected.astype(int)).mean()
     assert levels > 2, f"cutting the {cut} moves the picture by {levels:.2f} levels only"
+
+
+@pytest.mark.parametrize("name", golden.FILMS)
+def test_goldens_are_still_those_of_diffusers(name, pipelines, tmp_path):
+    """What the default tier compares with: the bound is rounding on another processor."""
+    kept = golden.kept(name)
+    latents, frames = golden.their_film(name, pipelines, tmp_path)
+    torch.testing.assert_close(latents, torch.from_numpy(kept["latents"]), atol=1e-4, rtol=0)
+    assert differing(frames, kept["frames"]) <= 1e-4

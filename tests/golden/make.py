@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -20,13 +21,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from helios_cli import machine  # noqa: E402
 from helios_cli.bench import selftest  # noqa: E402
+from helios_cli.film.writer import open_writer  # noqa: E402
 from helios_cli.recipe.fingerprint import NUMERICS_VERSION  # noqa: E402
 from helios_cli.weights.names import EMBEDDED_FOLDER  # noqa: E402
+from support.renders import Case, smooth_frames  # noqa: E402
 
 LATENTS = ROOT / "tests" / "golden" / "latents.npy"
+FILM_LATENTS = LATENTS.with_name("films.npz")
 DIGESTS = LATENTS.with_name("digests.json")
 
 CHUNKS = 2
@@ -40,11 +45,75 @@ PLAIN = {
 }
 
 
+FILMS = {
+    "distilled": Case("distilled", (128, 64), (1, 1, 1), chunks=3),
+    "mid": Case("mid", (128, 64), (2, 2, 2), chunks=2),
+    "base": Case("base", (64, 64), (3,), chunks=2),
+    "distilled from a picture": Case("distilled", (64, 64), (1, 1, 1), chunks=2, image=Path("start.png")),
+    "base from a clip": Case("base", (64, 64), (2,), chunks=2, video=Path("clip.mkv")),
+}
+"""The films of random checkpoints (`support.checkpoints`) whose latents and some frames are kept."""
+
+SHOWN = (0, 40, 64)
+"""The frames that are kept of a film."""
+
+
+def case_in(folder: Path, name: str) -> Case:
+    """One of FILMS, with the picture or clip that it starts from written to `folder`."""
+    case = FILMS[name]
+    if case.image:
+        Image.fromarray(smooth_frames(1, case.size, 3)[0]).save(folder / case.image)
+        return replace(case, image=folder / case.image)
+    if case.video:
+        with open_writer(folder / case.video, size=case.size, fps=24) as writer:
+            writer.write(smooth_frames(70, case.size, 5))
+        return replace(case, video=folder / case.video)
+    return case
+
+
+def their_film(name: str, pipelines, folder: Path) -> tuple[torch.Tensor, np.ndarray]:
+    """One of FILMS as diffusers makes it: the latents of its chunks, and the frames that are SHOWN."""
+    from support import oracle
+
+    case = case_in(folder, name)
+    start = {}
+    if case.image:
+        start["image"] = Image.open(case.image)
+    if case.video:
+        start["video"] = [Image.fromarray(frame) for frame in smooth_frames(70, case.size, 5)]
+    latents, frames = (
+        oracle.reference(case, pipelines(case.kind), output_type=kind, **start) for kind in ("latent", "np")
+    )
+    return latents[:, :, -9 * case.chunks :], frames[list(SHOWN)]  # those of the start come first
+
+
+def kept(name: str) -> dict[str, np.ndarray]:
+    """The golden `latents` and `frames` of one of FILMS."""
+    with np.load(FILM_LATENTS) as arrays:
+        return {part: arrays[f"{name}: {part}"] for part in ("latents", "frames")}
+
+
+def write_films(provenance: dict) -> None:
+    import tempfile
+
+    from support import checkpoints, oracle
+
+    arrays = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, case in FILMS.items():
+            model = checkpoints.write(Path(folder, name), case.kind)
+            latents, frames = their_film(name, lambda kind, model=model: oracle.load(model), Path(folder))
+            arrays |= {f"{name}: latents": latents.numpy(), f"{name}: frames": frames}
+    np.savez_compressed(FILM_LATENTS, **arrays)
+    films = {name: asdict(case) for name, case in FILMS.items()}
+    described = {**provenance, "checkpoints": "tests/support/checkpoints.py, seed 0", "frames": SHOWN, "films": films}
+    FILM_LATENTS.with_suffix(".json").write_text(json.dumps(described, indent=2, default=str) + "\n")
+
+
 def golden_frames(output_type: str = "np", chunks: int = selftest.CHUNKS):
     """The golden film as diffusers makes it: frames, uint8 [frames, height, width, 3], or latents."""
 
     from support import oracle
-    from support.renders import Case
 
     golden = selftest.told()
     case = Case("distilled", (128, 64), (1, 1, 1), chunks, golden["prompt"], seed=golden["seed"])
@@ -89,12 +158,11 @@ def processor() -> str:
 def write() -> None:
     import tempfile
 
-    from PIL import Image
-
     versions = {name: metadata.version(name) for name in ("diffusers", "transformers", "torch")}
     made = {"made_by": "diffusers, float32, `python tests/golden/make.py`", "versions": versions}
     selftest.PROVENANCE.write_text(json.dumps({**selftest.told(), **made}, indent=2) + "\n")
     Image.fromarray(selftest.sheet(selftest.chosen(golden_frames()))).save(selftest.PICTURES, optimize=True)
+    write_films(made)
     np.save(LATENTS, golden_frames("latent", CHUNKS)[:, :, -9:].numpy())
     known = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {"numerics": None}
     digests = known["digests"] if known["numerics"] == NUMERICS_VERSION else {}

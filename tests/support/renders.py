@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 
+from helios_cli.engine.history import History
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
 from helios_cli.film.writer import open_writer
@@ -67,3 +71,32 @@ def rendered(
     for _ in render(plan, models_of(folder, dtype), writer, reanchor=case.reanchor):
         pass
     return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
+
+
+@contextmanager
+def latents_of() -> Iterator[list[torch.Tensor]]:
+    """Collect the latents of every chunk that is rendered meanwhile."""
+    latents: list[torch.Tensor] = []
+    remember = History.remember
+
+    def noting(self, chunk, **how):
+        latents.append(chunk.clone())
+        return remember(self, chunk, **how)
+
+    with mock.patch.object(History, "remember", noting):
+        yield latents
+
+
+def differing(frames: np.ndarray, expected: np.ndarray) -> float:
+    """Share of samples off by more than one level. The reference drops the last 3 of 132 frames, we keep them."""
+    off = np.abs(frames[: len(expected)].astype(int) - expected.astype(int)) > 1
+    return off.mean()
+
+
+def smooth_frames(count: int, size: tuple[int, int], seed: int) -> np.ndarray:
+    """A moving pattern without sharp edges, uint8 [T, H, W, 3]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[1], : size[0]] / 40
+    phase = rng.uniform(0, 6, 3)
+    waves = [np.stack([np.sin(x * (c + 1) + y + phase[c] + t / 15) for c in range(3)], axis=-1) for t in range(count)]
+    return (127.5 + 120 * np.stack(waves)).astype(np.uint8)
