@@ -14,6 +14,8 @@ from helios_cli.recipe.problems import Problem, RecipeError
 from support.programs import program
 from support.waiting import LONGEST
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def answering(tmp_path, monkeypatch):

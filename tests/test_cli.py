@@ -161,6 +161,7 @@ def test_no_word_of_the_command_line_reaches_the_terminal_raw(arguments, says, c
     assert f"error: {says}" in err and "\x1b" not in err
 
 
+@pytest.mark.process
 def test_version_and_help_of_a_process():
     version, usage = run("--version"), run("--help")
     assert (version.returncode, version.stdout, version.stderr) == (0, f"helios {__version__}\n", "")
@@ -168,6 +169,7 @@ def test_version_and_help_of_a_process():
     assert "doctor" in usage.stdout and "\x1b[" not in usage.stdout
 
 
+@pytest.mark.process
 def test_sigint_is_130_without_a_traceback():
     code = APP_THAT.format(body="print('ready', flush=True); [time.sleep(0.01) for _ in iter(int, 1)]")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -177,6 +179,7 @@ def test_sigint_is_130_without_a_traceback():
     assert (process.returncode, out, err) == (130, "", "")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["fails at exit", "fails while printing"])
 def test_a_reader_that_has_gone_is_no_news(lines):
     reader, writer = os.pipe()
@@ -187,6 +190,7 @@ def test_a_reader_that_has_gone_is_no_news(lines):
     assert (process.communicate(timeout=LONGEST)[1], process.returncode) == ("", 1)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_output_on_a_full_disk_is_an_error():
     with open("/dev/full", "w") as full:
@@ -226,6 +230,7 @@ def test_a_current_folder_that_has_gone_is_named(ending_with, capsys, tmp_path, 
     assert "the current folder is gone" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_a_standard_error_that_takes_nothing_stops_no_work():
     code = APP_THAT.format(body="console.status('x'); console.warning('y'); console.warning('z'); console.line('done')")
     with open("/dev/full", "w") as full:
@@ -233,6 +238,7 @@ def test_a_standard_error_that_takes_nothing_stops_no_work():
     assert (done.returncode, done.stdout) == (0, b"done\n")
 
 
+@pytest.mark.process
 def test_words_that_the_locale_cannot_spell_are_escaped():
     code = APP_THAT.format(body="console.line('caf\\u00e9 \\udcff')")
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -240,6 +246,7 @@ def test_words_that_the_locale_cannot_spell_are_escaped():
     assert (done.returncode, done.stdout) == (0, "caf\\xe9 \\udcff\n")
 
 
+@pytest.mark.process
 def test_no_color_holds_for_usage_errors_on_a_terminal():
     parent, child = pty.openpty()
     env = {**os.environ, "NO_COLOR": "1", "TERM": "xterm-256color"}

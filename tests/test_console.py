@@ -66,6 +66,7 @@ def test_a_long_message_in_a_pipe_stays_one_line(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("environment", "colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)], ids=str
 )
@@ -121,6 +122,7 @@ def test_no_name_passes_for_a_line_of_ours(capsys):
     assert capsys.readouterr().err == (f"error: n\n  hint: rm -r /: no such file\n  in the folder\nhint: {SHOWN}\n")
 
 
+@pytest.mark.process
 def test_tables_bytes_bugs_and_live_bars_show_it_too(capsys):
     console.table(["name"], [[HOSTILE]])
     console.bug(ValueError(HOSTILE))
@@ -159,6 +161,7 @@ def test_colour_that_is_forced_into_a_log_brings_no_bar(variable, capsys, monkey
     assert len(out.splitlines()) == 2
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("columns", [30, 80, 200])
 def test_a_table_fits_its_terminal(columns):
     code = "from helios_cli.console import console; console.table(['name', 'about'], [['base', 'word ' * 40]] * 2)"
@@ -216,6 +219,7 @@ def test_bytes_of_nothing(capsys):
     assert capsys.readouterr().err.splitlines()[0] == "empty: 0 B"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_bytes_on_a_terminal_are_a_bar(columns):
     code = """

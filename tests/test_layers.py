@@ -343,6 +343,8 @@ sys.stderr.write("\\n" + json.dumps([code, sorted(heavy)]))
 """
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_film_needs_no_compiler(tmp_path):
     """Three seconds of every start, once."""
     heavy = "torch._dynamo", "torch._inductor", "sympy", "triton"
@@ -354,6 +356,7 @@ def test_a_film_needs_no_compiler(tmp_path):
     assert run.stdout.splitlines()[-1:] == ["set()"], run.stdout + run.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("arguments", "code"), LIGHT_COMMANDS, ids=str)
 def test_light_commands_leave_torch_alone(arguments, code, tmp_path):
     (tmp_path / "broken.toml").write_text(BROKEN_RECIPE)

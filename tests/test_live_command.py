@@ -81,6 +81,7 @@ def of(events: list[dict], name: str) -> list[dict]:
     return [event for event in events if event["event"] == name]
 
 
+@pytest.mark.slow
 def test_the_film_is_that_of_the_recipe_beside_it(live, tmp_path):
     """Each transition, and a line that is no prompt: one film, twice, with its chapters and its record."""
     lines = "[blend 2s] a blue square\n# a note\n[cutt] a star\n[cut] a green star\n[switch] a red ball"
@@ -106,6 +107,7 @@ def test_the_film_is_that_of_the_recipe_beside_it(live, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == made
 
 
+@pytest.mark.slow
 def test_a_length_ends_the_film_while_the_input_is_open(live):
     lines = "a red ball\na blue square\na star that comes too late\na ball, too\n"
     code, events, _ = live(lines, *FAST, "--frames", "40", "-o", "film.mkv", left_open=True)
@@ -136,6 +138,8 @@ def test_what_nobody_knows_is_null_and_an_earlier_recipe_is_replaced(live, tmp_p
     assert [(where.mode, where.text_beside) for _, where in placed] == [("none", True)] * 2
 
 
+@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [(), ("--frames", "150")], ids=["open", "given"])
 def test_a_killed_film_is_finished_from_its_recipe(process, tmp_path, monkeypatch, length, capfd):
     monkeypatch.chdir(tmp_path)
@@ -153,6 +157,8 @@ def test_a_killed_film_is_finished_from_its_recipe(process, tmp_path, monkeypatc
     assert np.array_equal(frames, rendered_again("again.mp4"))
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_stopped_film_says_how_to_finish_it(process, live, tmp_path):
     film = process("a red ball", "-o", "film.mp4", "--crf", "30", "--no-cache", "--seed", "3")
     wait_for_chunks(film, 1)

@@ -223,6 +223,7 @@ print(held, after, resident() - before)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
 def test_freed_memory_is_given_back():
     """400 MB are freed behind a piece that stays: at once by a call, and by themselves from then on."""
@@ -235,6 +236,7 @@ def test_freed_memory_is_given_back():
 HOLDER = "import sys; held = bytearray(100_000_000); print(flush=True); sys.stdin.read()"
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing of a living child")
 def test_children_count_while_they_live():
     """Two at a time are both counted, and one alone is not more: nothing of this process, as in a child's rusage."""

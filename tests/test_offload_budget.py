@@ -72,6 +72,8 @@ def planned_bytes(folder: Path, placement: Placement) -> int:
     return mode_of(subject, Budget(None, None), placement).host_bytes
 
 
+@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="watches by /proc")
 @pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
 def test_two_films_in_one_command_take_what_is_planned(placement, folder, tmp_path):

@@ -64,6 +64,7 @@ def nothing_stays(monkeypatch) -> list[BlockStream]:
     return streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["model", "stream"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_read_behind_the_last_film(helios, nothing_stays, folder, mode, fails, monkeypatch):
@@ -152,6 +153,7 @@ def layers(folder: Path) -> int:
     return json.loads((folder / "transformer" / "config.json").read_text())["num_layers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [FeedForward, Decoder])
 def test_memory_that_runs_out_is_met_with_less_once(kind, helios, folder, monkeypatch):
     """In the second chunk, of which the VAE has written a frame: the first is safe and taken over, the film is what it
@@ -185,6 +187,7 @@ def sources(*prompts: str) -> list[str]:
     return [f"{place}.txt" for place in range(len(prompts))]
 
 
+@pytest.mark.slow
 def test_lanes_write_the_films_that_are_written_one_by_one(helios, folder, tmp_path, nothing_stays):
     """And read each block once for two of them."""
     names = sources("a red circle", "a green square", "a blue ball")
@@ -198,6 +201,7 @@ def test_lanes_write_the_films_that_are_written_one_by_one(helios, folder, tmp_p
     assert "0: chunk 2/3" in said.err and "1: chunk 2/3" in said.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "again"), [(FeedForward, ["0", "1"]), (Decoder, ["1"])])
 def test_memory_that_runs_out_in_lanes(kind, again, helios, folder, tmp_path, monkeypatch):
     """A call is all films', and frames are one film's: those that it stopped go on with less, and are what they are
@@ -215,6 +219,7 @@ def test_memory_that_runs_out_in_lanes(kind, again, helios, folder, tmp_path, mo
         assert (decoded(tmp_path / "alone" / name) == decoded(tmp_path / "together" / name)).all()
 
 
+@pytest.mark.slow
 def test_events_of_lanes_say_their_film(helios, folder):
     """By its name: they have one title."""
     names = ["0.toml", "1.toml"]
@@ -237,6 +242,7 @@ def test_one_lane_may_fail(helios, folder):
     assert Path("out/0.mp4").exists() and not Path("out/1.mp4").exists()
 
 
+@pytest.mark.slow
 def test_a_weight_file_that_is_cut_short_and_made_whole_again(helios, folder, tmp_path, monkeypatch):
     """While a film renders whose transformer comes again for each chunk, ahead of its use: exit code 4, and what is
     safe is gone on from."""
@@ -305,6 +311,8 @@ ssize_t preadv64v2(int fd, const struct iovec *v, int n, off_t place, int flags)
 """
 
 
+@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the library that fails reads")
 def test_a_disk_that_fails_while_a_film_renders(helios, folder, tmp_path):
     """The error names file and cause, exit code 4; what is done is safe, and goes on when the disk is well again."""

@@ -89,6 +89,7 @@ def test_a_published_model_is_planned_without_it(helios):
     assert "fingerprint" not in done.out
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("model", ["distilled", "a checkpoint"])
 def test_it_needs_no_torch(tmp_path, checkpoints, model):
     name = checkpoints["distilled"] if model == "a checkpoint" else model
@@ -227,6 +228,7 @@ def test_speeds_that_were_measured_are_used(helios, checkpoints, tmp_path):
     assert report["cost"]["total"] == pytest.approx(report["time"]["total"] / 100)
 
 
+@pytest.mark.slow
 def test_the_embedded_model_has_times_from_the_start_and_a_film_leaves_its_own(helios, tmp_path):
     """Another machine's until a film was made here; a film that is taken from the cache, or of which memory was short,
     says nothing of how fast this machine computes."""
@@ -349,6 +351,7 @@ def test_a_damaged_config_is_named(helios, checkpoints, tmp_path):
     assert "vae/config.json: `dim_mult`" in helios("a ball", "-m", folder, code=4).err
 
 
+@pytest.mark.slow
 def test_a_day_of_film_is_planned(helios, checkpoints, tmp_path):
     shots = "\n".join(f'[[shot]]\nprompt = "shape {i}"\nseconds = 86.4' for i in range(1000))
     (tmp_path / "day.toml").write_text(f"version = 1\n{shots}\n")

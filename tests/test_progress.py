@@ -233,6 +233,7 @@ def test_json_is_every_event_one_a_line_on_stdout(capsys):
     assert {json.loads(line)["version"] for line in out.splitlines()} == {events.STREAM_VERSION}
 
 
+@pytest.mark.process
 def test_json_comes_as_it_happens():
     """A reader of the pipe has the first event while the film is still being rendered."""
     code = (
@@ -364,6 +365,7 @@ with open_view("auto") as view:
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("no_color", "colored"), [("1", False), ("", True)], ids=["NO_COLOR", "color"])
 def test_a_terminal_gets_a_bar_that_goes_and_a_summary_that_stays(no_color, colored, request):
     paths = [str(request.config.rootpath), str(request.path.parent)]

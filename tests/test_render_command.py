@@ -39,6 +39,8 @@ def helios(tmp_path, distilled):
 SMALL = ("--size", "64x64", "--steps", "1,1,1", "--dtype", "float32")
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_prompt_becomes_an_mp4_that_players_open(helios, tmp_path):
     result = helios("render", "A red circle, moving!", *SMALL, "--seconds", "2")
     assert result.returncode == 0, result.stderr
@@ -53,6 +55,8 @@ def test_a_prompt_becomes_an_mp4_that_players_open(helios, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} - {"home"} == {film.name, f"{film.stem}.json"}
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_events_are_one_json_object_a_line(helios):
     result = helios("render", "a red circle", *SMALL, "--frames", "40", "--json")
     assert result.returncode == 0, result.stderr
@@ -64,11 +68,15 @@ def test_events_are_one_json_object_a_line(helios):
     assert [event["frames"] for event in events if event["event"] == "chunk_done"] == [33, 40]
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_quiet_says_nothing(helios):
     result = helios("render", "a red circle", *SMALL, "-q")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_standard_input_and_a_text_file_are_read(helios, tmp_path):
     result = helios("render", "-", *SMALL, "-o", "in.mkv", stdin="[1s] a red circle\n\n[1s] a green square\n")
     assert result.returncode == 0, result.stderr
@@ -78,6 +86,8 @@ def test_standard_input_and_a_text_file_are_read(helios, tmp_path):
     assert probe(tmp_path / "shots.mp4").duration == pytest.approx(66 / 24, abs=0.01)
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_same_seed_same_film(helios, tmp_path):
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
         assert helios("render", "a red circle", *SMALL, "--seed", seed, "-o", f"{name}/").returncode == 0
@@ -86,6 +96,8 @@ def test_same_seed_same_film(helios, tmp_path):
     assert a != c
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_finished_film_is_not_overwritten_unless_forced(helios, tmp_path):
     (tmp_path / "out.mp4").write_bytes(b"precious")
     refused = helios("render", "a red circle", *SMALL, "-o", "out.mp4")
@@ -155,6 +167,8 @@ def test_a_film_that_is_made_again_does_not_take_the_place_of_itself(distilled, 
     assert "film.mp4, which it is made from" in capsys.readouterr().err and Path("film.mp4").read_bytes() == film
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_one_bad_film_does_not_stop_the_others(helios, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "good.txt").write_text("a red circle\n")
@@ -224,6 +238,8 @@ def test_a_start_that_cannot_be_read_is_found_before_a_model_is(tmp_path, monkey
     assert "33 are needed" in capsys.readouterr().err
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_damaged_weight_file_is_found_before_anything_is_loaded(helios, distilled, tmp_path):
     import shutil
 

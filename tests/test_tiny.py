@@ -107,6 +107,7 @@ def test_its_films_show_what_the_prompts_say():
     assert rates["motion"] >= 5 / 8
 
 
+@pytest.mark.oracle
 def test_diffusers_renders_the_same_frames(tmp_path):
     """As in test_parity; and what it renders is what `helios doctor --test` goes by."""
     expected, golden = golden_frames(), read_golden()

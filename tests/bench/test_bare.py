@@ -17,6 +17,8 @@ from helios_cli.bench.everything import parts
 from helios_cli.bench.job import Job
 from helios_cli.child import ask
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {"imageio-ffmpeg": "imageio_ffmpeg", "huggingface-hub": "huggingface_hub", "pillow": "PIL", "pyyaml": "yaml"}
 THERE = {"torch", "triton", "numpy", "tokenizers"}

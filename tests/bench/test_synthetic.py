@@ -65,6 +65,7 @@ def exact_block_noise(monkeypatch):
     monkeypatch.setattr(torch.linalg, "cholesky", oracle.exact_block_noise_factor(torch.linalg.cholesky))
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("size", SPECS)
 def test_tensors_are_those_of_the_reference_classes(size, tmp_path):
     import diffusers
@@ -111,6 +112,7 @@ def test_files_can_be_read_by_others(tiny):
     assert all((folder / name).stat().st_mode & 0o044 == 0o044 for name in files_of(folder))
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(("kind", "size", "steps"), [("base", (64, 64), (2,)), ("mid", (128, 128), (2, 2, 2))])
 def test_diffusers_renders_the_same_frames(kind, size, steps, tiny, tmp_path, exact_block_noise):
     """As in test_parity. The distilled kind is that of the embedded checkpoint, in test_tiny."""
@@ -168,6 +170,7 @@ def test_known_words_are_one_token():
     assert word_tokenizer().encode("A RED fish.").tokens == ["a", "red", "f", "i", "s", "h", ".", "</s>"]
 
 
+@pytest.mark.oracle
 def test_transformers_reads_the_same_tokens(tiny):
     from transformers import AutoTokenizer
 

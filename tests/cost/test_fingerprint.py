@@ -208,6 +208,7 @@ def rendered(plan: Plan, checkpoint: Path, out: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
 
 
+@pytest.mark.slow
 def test_equal_fingerprints_are_equal_pictures(checkpoint, tmp_path):
     """Real renders of films that share chunks: one fingerprint, one picture, bit for bit; another, another picture."""
     seen: dict[str, np.ndarray] = {}

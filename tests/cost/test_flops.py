@@ -57,6 +57,7 @@ def test_the_text_encoder(size):
     assert counted(lambda: encoder(row)) == flops.text_flops(TextShape.from_json(config), size[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "size"), [(SMALL_VAE, (64, 128)), (SMALL_VAE, (72, 40)), (specs.VAE, (640, 384))])
 def test_the_vae(config, size):
     model = on_meta(lambda: WanVAE(VAEConfig.from_json(config)))

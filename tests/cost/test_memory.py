@@ -74,6 +74,7 @@ def test_the_text_encoder(dtype, length):
     assert peak_bytes(lambda: encoder(row)) == pytest.approx(phase.working, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base_dim", "size"), [(8, (128, 64)), (8, (256, 192)), (16, (384, 256))])
 def test_the_vae_on_a_cpu(base_dim, size):
     """In one piece; in several; in pieces that are split again further on."""

@@ -101,6 +101,7 @@ def test_other_instructions_are_another_device(variable, monkeypatch):
     assert arithmetic.device_key(CPU) != before
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_or_read(monkeypatch, tmp_path):
     """Tried in every process, and the film goes on; what is in a damaged file is not believed."""
     (tmp_path / "home").write_text("a file")
@@ -115,6 +116,7 @@ def test_a_home_that_cannot_be_written_or_read(monkeypatch, tmp_path):
         assert [one.operation for one in arithmetic.tried(tiny())] == [one.operation for one in found]
 
 
+@pytest.mark.slow
 def test_a_convolution_that_is_wrong_is_found_and_the_film_is_right(broken, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["doctor", "--test", "--json"]) == 3
@@ -132,6 +134,7 @@ def test_a_convolution_that_is_wrong_is_found_and_the_film_is_right(broken, tmp_
     assert f"convolve in {broken} is wrong here" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_film_with_a_wrong_convolution_would_be_seen(broken, monkeypatch, capsys):
     """The golden pictures alone tell, where no product was found wrong."""
     monkeypatch.setattr(products, "BOUND", dict.fromkeys(products.BOUND, math.inf))
@@ -173,6 +176,7 @@ LIMITS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIMITS)
 def test_films_are_right_on_every_instruction_set(name):
     """In every dtype, whatever oneDNN and PyTorch are held to: as far as this processor goes."""

@@ -51,6 +51,7 @@ def tensors_of(folder, component):
     }
 
 
+@pytest.mark.oracle
 def test_diffusers_loads_the_bfloat16_copy_and_finds_the_same_weights(folder, made, pipelines):
     pipeline = type(pipelines("distilled"))
     ours, theirs = (pipeline.from_pretrained(path, dtype=torch.bfloat16) for path in (made(folder, "bfloat16"), folder))

@@ -93,6 +93,7 @@ def test_replayed_calls_are_the_calls_themselves(dit):
     assert graphs.replayed == len(made) - 2
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_film_of_many_prompts_is_recorded_for_few_lengths(dit, monkeypatch):
     """As they are embedded on a GPU, which tensors here say that they are on; there is room for three stages."""
@@ -206,6 +207,7 @@ def cut_to(picture: Path, clip: Path):
     return replace(plan, chunks=tuple(replace(c, fresh=True, seed=7 + c.index, **start) for c, start in chunks))
 
 
+@pytest.mark.slow
 def test_a_start_that_is_encoded_beside_the_chunk_before_changes_no_byte(checkpoints, tmp_path, monkeypatch):
     picture = tmp_path / "start.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)).save(picture)

@@ -77,6 +77,7 @@ def frames_alone(plan: Plan, models: Models, out) -> np.ndarray:
 WAYS = {"none": Placement("none"), "stream": Placement("stream"), "turns": Placement("stream", 1, turns=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "placement"),
     [(kind, way) for kind in ("base", "mid", "distilled") for way in WAYS.values()]
@@ -95,6 +96,7 @@ def test_films_together_are_what_they_are_alone(kind, placement, models_at, tmp_
         assert np.array_equal(frames_in(tmp_path / str(place)), expected)
 
 
+@pytest.mark.slow
 def test_each_block_is_read_once_for_all(models_at, tmp_path):
     """Three films of two chunks take the passes of one."""
     models = models_at("distilled", Placement("stream"))

@@ -11,6 +11,8 @@ import pytest
 from golden.make import DIGESTS, LATENTS, plain_film, processor
 from helios_cli.recipe.fingerprint import NUMERICS_VERSION
 
+pytestmark = [pytest.mark.numerics, pytest.mark.process]
+
 RAISE = "raise NUMERICS_VERSION, then `python tests/golden/make.py`"
 
 KNOWN = json.loads(DIGESTS.read_text())

@@ -86,6 +86,7 @@ def test_every_mode_gives_the_frames_of_the_resident_model(kind, placement, fold
     assert np.array_equal(frames, resident(case, folder_of(kind), torch.float32))
 
 
+@pytest.mark.slow
 def test_blocks_stream_while_a_chunk_is_decoded(folder_of, resident, tmp_path):
     """As on a GPU: the decoding thread walks through nothing."""
     case = case_of("distilled", chunks=3)
@@ -134,6 +135,7 @@ def test_weights_are_rounded_on_the_way_as_they_are_when_loaded(dtype, folder_of
     assert np.array_equal(frames, resident(case, folder_of("distilled"), dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model", "model, all read ahead", "stream"])
 def test_fp8_weights_stream_from_a_copy_that_holds_them(name, folder_of, tmp_path):
     original = Checkpoint.open(folder_of("distilled"))
@@ -145,6 +147,7 @@ def test_fp8_weights_stream_from_a_copy_that_holds_them(name, folder_of, tmp_pat
     assert np.array_equal(*frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model", "model, all read ahead", "in turns"])
 def test_a_picture_to_start_from_when_parts_take_turns(name, folder_of, resident, tmp_path):
     picture = tmp_path / "start.png"

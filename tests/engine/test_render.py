@@ -73,6 +73,7 @@ def test_tail_is_trimmed_to_the_frame(folder, tmp_path):
     assert np.array_equal(frames, whole[:68])
 
 
+@pytest.mark.slow
 def test_a_cut_starts_afresh(folder, tmp_path):
     """What stands after a cut equals a film of its own with that seed and prompt."""
     plan = plan_of(CASE)
@@ -94,6 +95,8 @@ def test_a_blend_lies_between_its_prompts(folder):
     torch.testing.assert_close(mixed, expected)
 
 
+@pytest.mark.oracle
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_is_as_good_as_the_reference_s(dtype, pipelines, folder, tmp_path):
     """Distance of the first chunk's latents to float32, against diffusers in the same dtype."""
@@ -114,6 +117,7 @@ def test_low_precision_is_as_good_as_the_reference_s(dtype, pipelines, folder, t
     assert ours > 0
 
 
+@pytest.mark.oracle
 def test_prompts_beyond_512_tokens_are_cut_where_the_reference_cuts(pipelines, folder):
     text = "a red circle and " * 200
     models = models_of(folder)
@@ -246,6 +250,7 @@ print(peak_host_bytes())
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_film(folder, tmp_path):
     """Peak resident size of 48 chunks (66 s of film) within 5 % of 6, each in its own process, all of it kept.
 

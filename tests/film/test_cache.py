@@ -89,6 +89,7 @@ def planned(keys: dict) -> Plan:
 # What is rendered again
 
 
+@pytest.mark.slow
 def test_a_shot_between_cuts_is_rendered_alone(bench, cache):
     bench.render(shots(*PROMPTS), cache)
     edited = shots(PROMPTS[0], "the red square", *PROMPTS[2:])
@@ -99,6 +100,7 @@ def test_a_shot_between_cuts_is_rendered_alone(bench, cache):
     assert np.array_equal(frames, bench.fresh(edited))
 
 
+@pytest.mark.slow
 def test_without_cuts_everything_from_the_shot_on_is_rendered(bench, cache):
     bench.render(shots(*PROMPTS, transition="switch", chunks=1), cache)
     edited = shots(*PROMPTS[:2], "the red square", PROMPTS[3], transition="switch", chunks=1)
@@ -127,6 +129,7 @@ def test_a_longer_film_starts_where_the_shorter_one_ended(bench, cache, model_ca
     assert np.array_equal(frames, bench.fresh(longer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "options"), [(".mp4", {"crf": 40}), (".mp4", {"codec": "av1"}), (".mkv", {}), ("", {})]
 )
@@ -139,6 +142,7 @@ def test_another_encoding_needs_the_decoder_only(suffix, options, bench, cache, 
     assert np.array_equal(frames, bench.fresh(film, suffix, **options))
 
 
+@pytest.mark.slow
 def test_a_film_starts_from_the_middle_of_another(bench, cache):
     """The second shot of one film, after a cut, is the whole of another."""
     bench.render(shots(*PROMPTS[:2]), cache)
@@ -148,6 +152,7 @@ def test_a_film_starts_from_the_middle_of_another(bench, cache):
     assert np.array_equal(frames, bench.fresh(alone))
 
 
+@pytest.mark.slow
 def test_a_chunk_that_went_is_rendered_between_kept_ones(bench, cache, models):
     film = shots(*PROMPTS[:2], transition="switch")
     bench.render(film, cache)
@@ -198,6 +203,7 @@ def edits(draw) -> list[dict]:
     return versions
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(versions=edits())
 def test_edited_recipes_equal_fresh_renders(versions, models, tmp_path_factory):
@@ -214,6 +220,7 @@ def test_edited_recipes_equal_fresh_renders(versions, models, tmp_path_factory):
 # The folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["state", "*.piece"])
 def test_damage_is_rendered_or_decoded_again_and_mended(name, bench, cache):
     film = shots(PROMPTS[0])
@@ -250,6 +257,7 @@ def test_by_default_a_tenth_of_the_disk_is_the_limit(tmp_path, monkeypatch):
     assert 2000 < cache.num_bytes() <= 3400
 
 
+@pytest.mark.slow
 def test_the_newest_chunks_of_a_film_larger_than_the_cache_stay(bench, tmp_path, models):
     film = shots(*PROMPTS[:3], chunks=1)
     cache = Cache(tmp_path / "cache", limit=300_000)
@@ -259,6 +267,7 @@ def test_the_newest_chunks_of_a_film_larger_than_the_cache_stay(bench, tmp_path,
     assert np.array_equal(frames, bench.fresh(film))
 
 
+@pytest.mark.slow
 def test_many_processes_use_one_small_cache(bench, models, tmp_path):
     """Three at a time over films that share chunks, in a cache that holds about three of six: every film is right."""
     films = [shots(*prompts, chunks=1) for prompts in (PROMPTS[:3], PROMPTS[1:], PROMPTS[:2])]
@@ -425,6 +434,7 @@ def test_no_cache_keeps_nothing(bench, cache):
     assert cache.num_bytes() == 0
 
 
+@pytest.mark.slow
 def test_killed_while_keeping_a_chunk(bench, models, tmp_path):
     """A process that dies in the cache's own steps leaves a cache that works."""
     from support.reruns import KillAt
@@ -454,6 +464,7 @@ def helios(home: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env={**os.environ, "HELIOS_HOME": str(home)}, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_list_and_clear(bench, tmp_path):
     home = tmp_path / "home"
     assert "0 B" in helios(home, "cache", "list").stdout

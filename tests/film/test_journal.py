@@ -75,6 +75,7 @@ lines = st.lists(values | st.dictionaries(keys, values)).map(
 )
 
 
+@pytest.mark.slow
 @given(data=st.binary() | lines)
 def test_any_bytes_are_no_journal_of_ours_and_stay(data, tmp_path_factory):
     target = Target.of(tmp_path_factory.mktemp("journal") / "film.mp4")

@@ -55,6 +55,7 @@ def film(path, frames: np.ndarray, fps: float = 24):
 # Pictures
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("source", [(64, 48), (128, 96), (32, 24)])
 def test_picture_of_the_same_aspect_equals_the_reference(tmp_path, source):
     """The reference stretches, so it agrees where there is nothing to stretch: to the last bit."""
@@ -192,6 +193,7 @@ def test_damaged_pictures_are_read_or_refused(tmp_path, data, damage):
 # Clips
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("num_frames", [33, 34, 100])
 def test_lossless_clip_comes_through_bit_exact(tmp_path, num_frames):
     from diffusers.video_processor import VideoProcessor

@@ -58,6 +58,7 @@ def described(film: str) -> str:
     return subprocess.run([FFMPEG, "-hide_banner", "-i", film], capture_output=True, text=True).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("output", "source", "again"),
     [
@@ -79,6 +80,7 @@ def test_a_film_is_made_again_bit_for_bit(helios, output, source, again):
         assert read_again(first).record == read_again(second).record
 
 
+@pytest.mark.slow
 def test_flags_go_before_the_record(helios):
     assert helios("render", "boat.toml", *SMALL, "--seed", 5, "--frames", 40) == 0
     assert helios("render", "boat.toml", *SMALL, "--seed", 6, "--seconds", 1, "-o", "six.mp4") == 0
@@ -89,6 +91,7 @@ def test_flags_go_before_the_record(helios):
     assert len(decoded(Path("small.mp4"))) == 40
 
 
+@pytest.mark.slow
 def test_a_film_made_again_can_be_planned_first(helios, capsys):
     """With what it records: its chunks are those kept from it. Another seed changes all before the cut with its own."""
     kept = [flag for flag in SMALL if flag != "--no-cache"]
@@ -103,6 +106,7 @@ def test_a_film_made_again_can_be_planned_first(helios, capsys):
     assert not Path("boat-again.mp4").exists()
 
 
+@pytest.mark.slow
 def test_another_dtype_is_said_to_make_another_film(helios, capsys):
     assert helios("render", "boat.toml", *SMALL) == 0
     arguments = ("render", "--from", "boat.mp4", "--no-cache", "--progress", "plain", "--force")
@@ -112,6 +116,7 @@ def test_another_dtype_is_said_to_make_another_film(helios, capsys):
     assert "not the same film as boat.mp4: other dtype" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_attention_makes_another_film(helios, capsys, monkeypatch):
     """One repeats bit for bit. What was asked for is asked for again; what `auto` took of each shape is taken again."""
     assert helios("render", "boat.toml", *SMALL, "--attention", "math") == 0
@@ -127,6 +132,7 @@ def test_another_attention_makes_another_film(helios, capsys, monkeypatch):
     assert "not the same film as boat.mp4: other kernels\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_auto_took_of_each_shape_is_wanted_again(helios, monkeypatch):
     asked = []
     monkeypatch.setattr(models, "choose", lambda *words, **how: asked.append(how["wanted"]) or choose(*words, **how))
@@ -139,6 +145,7 @@ def test_what_auto_took_of_each_shape_is_wanted_again(helios, monkeypatch):
     assert asked == [None, taken]
 
 
+@pytest.mark.slow
 def test_pictures_and_model_folders_are_found_from_the_film(helios, tmp_path):
     """Relative to the film: all three move together."""
     Path("a").mkdir()
@@ -166,6 +173,7 @@ def test_the_sidecar_says_how_the_film_was_made(helios):
     assert not list(Path().glob("*.partial*"))
 
 
+@pytest.mark.slow
 def test_no_metadata_leaves_nothing(helios):
     assert helios("render", "boat.toml", *SMALL, "--no-metadata") == 0
     assert sorted(path.name for path in Path().iterdir() if path.name != "home") == ["boat.mp4", "boat.toml"]
@@ -175,6 +183,7 @@ def test_no_metadata_leaves_nothing(helios):
         read_again(Path("boat.mp4"))
 
 
+@pytest.mark.slow
 def test_chapters_are_the_shots(helios):
     assert helios("render", "boat.toml", *SMALL) == 0
     said = described("boat.mp4")
@@ -191,6 +200,7 @@ def test_the_title_of_a_chapter_is_short(tmp_path):
     assert titles[1] == "sea" and len(titles[0]) <= 80 and titles[0].endswith("boat…")
 
 
+@pytest.mark.slow
 def test_check_and_strict(helios, capsys):
     assert helios("render", "boat.toml", *SMALL[:-1], "--progress", "plain", "--check") == 0
     told = capsys.readouterr().err
@@ -202,6 +212,7 @@ def test_check_and_strict(helios, capsys):
     assert Path("boat.mp4").exists()
 
 
+@pytest.mark.slow
 def test_exports_stand_beside_the_film(helios):
     assert helios("render", "boat.toml", *SMALL, "--export", "otio,edl") == 0
     assert Path("boat.otio").exists() and Path("boat.edl").exists()
@@ -213,6 +224,7 @@ def test_exports_stand_beside_the_film(helios):
 # Names
 
 
+@pytest.mark.slow
 def test_a_sidecar_replaces_no_other_file(helios):
     Path("boat.json").write_text(json.dumps({"version": 1, "shot": [{"prompt": "a red circle"}]}))
     recipe = Path("boat.json").read_text()
@@ -225,6 +237,7 @@ def test_a_sidecar_replaces_no_other_file(helios):
     assert [span.num_frames for span in read_sidecar(Path("boat")).spans] == [9]
 
 
+@pytest.mark.slow
 def test_two_films_of_one_stem_have_two_sidecars(helios):
     for name in ("boat.mp4", "boat.mkv"):
         assert helios("render", "boat.toml", *SMALL, "-o", name) == 0
@@ -234,6 +247,7 @@ def test_two_films_of_one_stem_have_two_sidecars(helios):
     assert sidecar_path(Target.of("boat.mkv"), "boat.toml") is None
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf_8(helios):
     """Bytes that an old disk left: kept as they are, in every file that names them."""
     source, film = os.fsdecode(b"b\xe9.txt"), os.fsdecode(b"caf\xe9.mkv")
@@ -274,6 +288,7 @@ def test_a_folder_of_pictures_is_known_by_its_own_sidecar(tmp_path):
     assert read_again(tmp_path / "boat").suffix == "/"
 
 
+@pytest.mark.slow
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
@@ -402,6 +417,7 @@ ANY = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     changes=st.dictionaries(FIELDS, ANY, max_size=2),

@@ -103,6 +103,7 @@ def stop_after(chunks: int, models, out: Path, film=FILM, cache=None, **options)
 # Killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("torn", "cached"), [(False, False), (True, True)], ids=["clean", "torn, with a cache"])
 def test_killed_at_any_step_that_makes_something_last(torn, cached, models, whole, tmp_path):
     """SIGKILL at the n-th fsync, rename or unlink, for every n; `torn` cuts the file off that was being synced."""
@@ -130,6 +131,7 @@ def test_killed_at_any_step_that_makes_something_last(torn, cached, models, whol
     assert step > 20, "the steps were not met"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ""])
 def test_killed_at_random_moments(suffix, models, whole, tmp_path):
     """Killed up to six times within the first third of a usual time, if it is slow enough, and then let finish."""
@@ -152,6 +154,7 @@ def test_killed_at_random_moments(suffix, models, whole, tmp_path):
 CLI = [sys.executable, "-m", "helios_cli", "render", PROMPTS[0], "--frames", "3300", "--size", "64x64", "-q"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_stop_at_once_and_the_chunks_are_safe(number, checkpoints, tmp_path):
     out = tmp_path / "film.mp4"
@@ -196,6 +199,7 @@ def test_a_stuck_encoder_does_not_hold_up_the_stop(models, out, tmp_path, monkey
     assert os.listdir(tmp_path) == ["ffmpeg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "steps", "options"),
     [
@@ -230,6 +234,7 @@ def test_every_kind_of_film_goes_on(kind, steps, options, checkpoints, tmp_path)
 # What goes wrong
 
 
+@pytest.mark.slow
 def test_a_dead_ffmpeg_costs_one_chunk(models, whole, out, tmp_path, monkeypatch):
     """An ffmpeg that is killed at its third piece."""
     count = tmp_path / "count"
@@ -249,6 +254,7 @@ def limited(num_bytes: int, work) -> None:
         work()
 
 
+@pytest.mark.slow
 def test_a_film_over_the_file_size_limit_is_gone_on_with(models, whole, tmp_path):
     out = f"{tmp_path}/film.mkv"
     assert in_child(lambda: limited(700_000, lambda: run(FILM, models, out))) == 0
@@ -285,6 +291,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "again"),
     [
@@ -308,6 +315,7 @@ def test_damage_is_rendered_again(damage, again, models, whole, out):
     assert np.array_equal(decoded(out), whole(".mp4"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -367,6 +375,7 @@ def test_damaged_pictures_are_rendered_again(models, whole, tmp_path):
 # Another film under the same name
 
 
+@pytest.mark.slow
 def test_another_checkpoint_starts_over(checkpoints, models, out, tmp_path):
     other = models_of(checkpoints("distilled", is_amplify_history=True))
     stop_after(2, models, out)
@@ -380,6 +389,7 @@ def test_another_checkpoint_starts_over(checkpoints, models, out, tmp_path):
 OTHER_SEED = replace(FILM, chunks=(replace(FILM.chunks[0], seed=8), *FILM.chunks[1:]))
 
 
+@pytest.mark.slow
 def test_an_unfinished_film_that_would_be_lost_stays(models, whole, out, tmp_path):
     """One of its two chunks is kept nowhere else."""
     cache = Cache(tmp_path / "cache")
@@ -394,6 +404,7 @@ def test_an_unfinished_film_that_would_be_lost_stays(models, whole, out, tmp_pat
     assert np.array_equal(decoded(out), whole(".mp4"))
 
 
+@pytest.mark.slow
 def test_an_unfinished_film_that_is_kept_elsewhere_goes(models, out, tmp_path):
     cache = Cache(tmp_path / "cache")
     run(FILM, models, tmp_path / "other.mp4", cache)
@@ -403,6 +414,7 @@ def test_an_unfinished_film_that_is_kept_elsewhere_goes(models, out, tmp_path):
     assert rendered(run(FILM, models, out, cache)) == []
 
 
+@pytest.mark.slow
 def test_chunks_that_were_promised_to_a_film_outlast_the_one_in_its_place(models, whole, out, tmp_path):
     """In a cache that has no room for both."""
     cache = Cache(tmp_path / "cache", limit=500_000)
@@ -425,6 +437,7 @@ def test_the_beginning_that_is_equal_is_kept(models, out, tmp_path):
     assert np.array_equal(decoded(out), decoded(tmp_path / "fresh.mp4"))
 
 
+@pytest.mark.slow
 def test_another_encoding_starts_over_and_says_so(models, out):
     stop_after(2, models, out)
     events = run(FILM, models, out, crf=30)
@@ -518,6 +531,7 @@ def test_what_comes_while_a_film_is_made_is_not_replaced(models, whole, tmp_path
     assert np.array_equal(decoded(place), whole(place.suffix))
 
 
+@pytest.mark.slow
 def test_pieces_of_any_length_have_one_header_and_delay(tmp_path):
     """Every codec and preset, and lengths shorter than its reordering: their film has one constant frame time."""
     frames = np.random.default_rng(0).integers(0, 256, (33, 64, 64, 3), np.uint8)

@@ -187,6 +187,7 @@ def of_kind(events: list[dict], kind: str) -> list[dict]:
     return [event for event in events if event["event"] == kind]
 
 
+@pytest.mark.slow
 def test_the_sheet_shows_the_clips(helios, tmp_path):
     code, events, _ = helios("a red circle", "--takes", "3", "--frames", "50", "--seed", "5")
     assert code == 0
@@ -209,6 +210,7 @@ def test_the_sheet_shows_the_clips(helios, tmp_path):
     assert height == 8 + 3 * 72
 
 
+@pytest.mark.slow
 def test_the_chosen_take_continues_from_the_cache(helios, tmp_path, model_calls):
     helios("a red circle", "--takes", "2", "--frames", "50", "--seed", "5")
     model_calls.clear()
@@ -235,6 +237,7 @@ def test_a_take_that_fills_the_film_leaves_nothing_to_render(helios, model_calls
     assert not model_calls
 
 
+@pytest.mark.slow
 def test_the_line_to_type_is_the_command_with_the_seed(helios):
     line = ["a red circle", "--takes", "2", "--frames", "40", "--seed", "5", "--negative", "no text"]
     notices = [event["message"] for event in of_kind(helios(*line)[1], "notice")]
@@ -265,6 +268,7 @@ def test_takes_of_a_cut_and_the_film_that_uses_one(helios, tmp_path):
     assert np.array_equal(film[24:], decoded(tmp_path / "film.takes" / "seed-43.mp4"))
 
 
+@pytest.mark.slow
 def test_a_finished_sheet_stays_unless_forced_and_a_finished_film_is_no_hindrance(helios, tmp_path):
     (tmp_path / "a-red-circle.mp4").write_bytes(b"film")
     assert helios("a red circle", "--takes", "1")[0] == 0
@@ -277,6 +281,7 @@ def test_a_finished_sheet_stays_unless_forced_and_a_finished_film_is_no_hindranc
     assert (tmp_path / "a-red-circle.mp4").read_bytes() == b"film"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ended_takes_go_on(number, helios, tmp_path):
     """A real process, ended after its first take."""
@@ -321,6 +326,7 @@ def test_bad_input_is_named_and_nothing_is_left_behind(helios, tmp_path, argumen
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_several_films_end_in_a_table_on_stderr(tmp_path, checkpoints, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HELIOS_MODEL", str(checkpoints("distilled")))

@@ -22,6 +22,8 @@ from helios_kernels.tuning import CHIPS, SHARED_MEMORY
 from support.kernel_builds import Build, marked
 from support.waiting import LONGEST
 
+pytestmark = [pytest.mark.kernels, pytest.mark.process]
+
 README = Path(__file__).resolve().parents[2] / "kernels/README.md"
 WORKER = Path(__file__).parents[1] / "support/kernel_builds.py"
 RECORD = json.loads(Path(__file__).with_name("compiled.json").read_text())

@@ -13,6 +13,8 @@ import torch
 from helios_cli.bench.fidelity import distances
 from support.waiting import LONGEST
 
+pytestmark = [pytest.mark.kernels, pytest.mark.process]
+
 MODEL = """
 import sys, torch
 from helios_cli.model import attention

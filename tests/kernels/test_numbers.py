@@ -18,6 +18,8 @@ import pytest
 from helios_kernels.check import OPS
 from support.waiting import LONGEST
 
+pytestmark = [pytest.mark.kernels, pytest.mark.process]
+
 WORKER = Path(__file__).parents[1] / "support/kernel_numbers.py"
 DTYPES = ("float32", "bfloat16", "float16")
 CASES = [(op.name, case.id, dtype) for op in OPS.values() for case in op.cases if case.interpreted for dtype in DTYPES]

@@ -13,6 +13,8 @@ from helios_kernels.case import DTYPES
 from helios_kernels.check import OPS, compare
 from helios_kernels.dispatch import INTERPRETER, find_triton
 
+pytestmark = pytest.mark.gpu
+
 FOUND = find_triton()
 if FOUND.chip in (None, INTERPRETER):
     pytest.skip(f"kernels run on no GPU: {FOUND.reason}", allow_module_level=True)

@@ -11,6 +11,8 @@ from helios_cli.model.umt5 import TIED_EMBEDDING, UMT5Config, UMT5Encoder
 from support import oracle
 from support.tolerance import assert_as_good, assert_equal_up_to_order
 
+pytestmark = pytest.mark.oracle
+
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
 

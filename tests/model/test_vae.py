@@ -16,6 +16,8 @@ from helios_cli.model import vae as vae_module
 from helios_cli.model.channel_norm import normalize_fused, normalize_slabs
 from helios_cli.model.vae import VAEConfig, WanVAE, frames_to_uint8
 
+pytestmark = pytest.mark.oracle
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 

@@ -17,6 +17,7 @@ from support.recipes import recipe_keys
 SHOTS = '[2s] a red circle\n\na “green” square: with \\ and "quotes"\n'
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(keys=recipe_keys())
 def test_a_recipe_survives_all_forms(tmp_path, keys):

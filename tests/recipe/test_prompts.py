@@ -17,6 +17,7 @@ TRICKY = [
 ]
 
 
+@pytest.mark.oracle
 def test_prompts_are_cleaned_as_the_reference_cleans_them():
     reference = pytest.importorskip("diffusers.pipelines.helios.pipeline_helios").prompt_clean
     for text in TRICKY:

@@ -12,6 +12,7 @@ from helios_cli.sampling.noise import BlockNoise, coarsest, draw
 from support import oracle
 
 
+@pytest.mark.oracle
 def test_block_noise_is_the_reference_s(monkeypatch):
     from diffusers import HeliosPyramidPipeline
 
@@ -42,6 +43,7 @@ def test_coarsest_noise_stays_white():
     assert torch.equal(coarsest(noise, 1), noise)
 
 
+@pytest.mark.oracle
 def test_zero_star_scales_by_the_reference_s_fit():
     from diffusers.pipelines.helios.pipeline_helios_pyramid import optimized_scale
 

@@ -9,6 +9,8 @@ import torch
 from helios_cli.sampling.schedule import SchedulerConfig, build_stage
 from helios_cli.sampling.solvers import make_solver
 
+pytestmark = pytest.mark.oracle
+
 TOKENS = (540, 540, 2160)
 
 

@@ -53,6 +53,7 @@ def cache(model, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.oracle
 def test_latents_are_those_of_diffusers(model, cache):
     """The chunks of a shard, which at this size are encoded together: each a clip of its own to the VAE."""
     from diffusers import AutoencoderKLWan
@@ -78,6 +79,7 @@ def test_latents_are_those_of_diffusers(model, cache):
     torch.testing.assert_close(torch.stack(ours), expected, rtol=2**-11, atol=1e-4)
 
 
+@pytest.mark.oracle
 def test_rows_are_those_of_transformers(model, cache):
     from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 

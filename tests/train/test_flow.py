@@ -217,6 +217,7 @@ def test_new_weights_listen_to_words_more_than_to_padding():
         assert share.median() < 0.5
 
 
+@pytest.mark.oracle
 def test_what_is_saved_is_read_again(tmp_path, clips):
     """As a checkpoint of the phase's kind, by helios and by diffusers; a fresh transformer has its config."""
     from diffusers import HeliosTransformer3DModel

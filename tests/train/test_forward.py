@@ -19,6 +19,8 @@ from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_
 from support import oracle
 from support.tolerance import assert_equal_up_to_order
 
+pytestmark = pytest.mark.oracle
+
 if TYPE_CHECKING:
     from diffusers import HeliosTransformer3DModel
 

@@ -39,6 +39,7 @@ def gradient(reader: Reader) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten().clone() for parameter in reader.parameters()])
 
 
+@pytest.mark.oracle
 def test_the_loss_is_the_mean_over_captions_of_the_mean_over_tokens(phase, folder):
     from transformers import UMT5EncoderModel
 
@@ -90,6 +91,7 @@ def test_it_learns_what_is_seen_from_single_words(phase):
     assert half == pytest.approx({name: figure / 2 for name, figure in after.items()})  # the processes' are added up
 
 
+@pytest.mark.oracle
 def test_what_is_saved_is_read_by_transformers(phase, folder, tmp_path):
     from transformers import UMT5EncoderModel
 

@@ -58,6 +58,7 @@ def clip(frames: int = 9, height: int = 32, width: int = 32, seed: int = 2) -> t
     return torch.rand(2, 3, frames, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("config", [COMPARED, TIME_FIRST], ids=["wan", "time first"])
 @pytest.mark.parametrize("frames", [1, 9])
 def test_a_whole_clip_passes_as_in_diffusers_and_so_do_its_gradients(config, frames):
@@ -253,6 +254,7 @@ def test_it_learns(small):
     assert history[-1] < 0.8 * history[0]
 
 
+@pytest.mark.oracle
 def test_what_is_saved_is_read_by_others_and_its_latents_have_the_deviation_asked_for(small, tmp_path):
     from diffusers import AutoencoderKLWan
 
@@ -273,6 +275,7 @@ def test_what_is_saved_is_read_by_others_and_its_latents_have_the_deviation_aske
     torch.testing.assert_close(latents.std(dims), torch.full((16,), 2.0), atol=0, rtol=0.05)
 
 
+@pytest.mark.oracle
 def test_it_goes_on_with_the_vae_it_starts_from_unless_told_otherwise(small, tmp_path):
     from diffusers import AutoencoderKLWan
 

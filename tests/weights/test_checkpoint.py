@@ -194,6 +194,7 @@ def test_files_missing_from_an_interrupted_download(checkpoint):
         parked.rename(checkpoint / name)
 
 
+@pytest.mark.process
 def test_opening_imports_no_torch(checkpoint):
     code = f"""
 import sys

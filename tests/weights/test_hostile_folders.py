@@ -207,6 +207,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return made
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_plan_refuses_them_with_the_file_in_little_memory(folders, tmp_path):
     """All in one process, which may have a gigabyte of addresses."""
     arguments = [sys.executable, "-c", RUN_ALL, "plan", "a red ball", "-m"]

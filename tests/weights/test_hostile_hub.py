@@ -14,6 +14,8 @@ from support.fakes import COMMIT, Hub
 from weights.conftest import serve
 from weights.test_hub import WEIGHTS, pull
 
+pytestmark = pytest.mark.process
+
 TOKEN = "hf_abcdefghijklmnopqrst"
 
 

@@ -17,6 +17,8 @@ from helios_cli.weights.names import EMBEDDED_FOLDER, KNOWN
 from helios_cli.weights.verify import bytes_to_read, verify
 from support.fakes import COMMIT, write_checkpoint
 
+pytestmark = pytest.mark.process
+
 WEIGHTS = "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"
 
 

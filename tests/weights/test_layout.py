@@ -32,6 +32,8 @@ def changed_vae(folder):
     return vae, component.config
 
 
+@pytest.mark.oracle
+@pytest.mark.slow
 def test_a_component_is_replaced_and_diffusers_reads_it(folder):
     from diffusers import AutoencoderKLWan
 

@@ -16,6 +16,8 @@ from helios_cli.weights.files import read_tensors
 from helios_cli.weights.load import load_component
 from support.fakes import PIPELINES, write_json
 
+pytestmark = pytest.mark.oracle
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> tuple[Path, dict[str, nn.Module]]:

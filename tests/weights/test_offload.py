@@ -225,6 +225,8 @@ print(peak_host_bytes() - before)
 """
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_memory_of_a_streamed_model_is_that_of_a_few_blocks(tmp_path):
     """By the kernel's own count, each mode in a process of its own: 12 blocks of 8 MB, of which three are there."""
     from dataclasses import replace
