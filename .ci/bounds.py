@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 wrong = []
-for requirement in map(Requirement, requires("helios-cli")):
+for requirement in map(Requirement, requires("helios-render")):
     if requirement.name == "torch" or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
         continue
     bound = next(part.version for part in requirement.specifier if part.operator == ">=")

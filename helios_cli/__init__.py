@@ -1,3 +1,3 @@
 """helios: long video from a prompt, on one machine, from the command line."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

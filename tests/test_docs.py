@@ -47,7 +47,11 @@ def test_file_tree_is_the_repository_s():
     listed = set(tree())
     for path in listed:
         assert (ROOT / path).exists(), path
-    package = {path.relative_to(ROOT) for path in (ROOT / "helios_cli").iterdir() if not path.name.startswith("__")}
+    package = {
+        path.relative_to(ROOT)
+        for path in (ROOT / "helios_cli").iterdir()
+        if not path.name.startswith("__") and path.suffix != ".typed"
+    }
     assert package - listed == set()
 
 

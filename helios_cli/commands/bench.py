@@ -276,7 +276,7 @@ def _require(against: str | None) -> None:
     missing = [package for package in REFERENCE if against and find_spec(package) is None]
     if missing:
         raise MachineError(
-            f"--against {against}: {', '.join(missing)} not installed", hint='pip install "helios-cli[dev]"'
+            f"--against {against}: {', '.join(missing)} not installed", hint='pip install "helios-render[dev]"'
         )
 
 
