@@ -1,4 +1,4 @@
-"""The check of a film: footage -> measures -> findings -> report."""
+"""Checks a film: footage -> measures -> findings -> report."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from helios_cli.units import FRAMES_PER_CHUNK
 def examine(path: str | os.PathLike, *, chunk_frames: int | None = None) -> Report:
     """Check the film at `path`, a video file or a folder of PNG pictures, in chunks of `chunk_frames`.
 
-    Without `chunk_frames` chunks and cuts are those of the film's sidecar, else 33 frames without cuts. Decodes the
-    film once, a frame at a time. Raises InputError if it cannot be read.
+    Without `chunk_frames`, chunks and cuts are those of the film's sidecar, else 33 frames without cuts. The film is
+    decoded once, a frame at a time. InputError if it cannot be read.
     """
     footage = open_footage(path)
     measures, notices = _measured(footage, chunk_frames)
     chunks = chunk_reports(measures)
     drifted = drifts(measures, chunks)
-    found = find(measures, chunks, drifted, footage.fps)
+    findings = find(measures, chunks, drifted, footage.fps)
     num_frames = len(measures.steps)
     if footage.damage:
-        found += (_damaged(footage.damage, len(chunks), num_frames / footage.fps),)
+        seconds, message = num_frames / footage.fps, f"ffmpeg reports faults: {footage.damage}"
+        findings += (Finding("damaged", 0, len(chunks) - 1, 0.0, seconds, None, None, message),)
     return Report(
         film=os.fspath(path),
         width=footage.width,
@@ -36,7 +37,7 @@ def examine(path: str | os.PathLike, *, chunk_frames: int | None = None) -> Repo
         num_frames=num_frames,
         chunks=chunks,
         drifts=drifted,
-        findings=found,
+        findings=findings,
         notices=notices,
         thumbnails=measures.thumbnails,
     )
@@ -48,12 +49,8 @@ def _measured(footage: VideoFile | PictureFolder, chunk_frames: int | None) -> t
         return measure(footage.frames(), grid(chunk_frames or FRAMES_PER_CHUNK)), ()
     total = sidecar.num_frames
     measures = measure(footage.frames(), chain(sidecar.spans, grid(FRAMES_PER_CHUNK, total)))
-    found = len(measures.steps)
-    if found == total:
+    count = len(measures.steps)
+    if count == total:
         return measures, ()
-    notice = f"{sidecar_of(footage.path)} is about {total} frames, the film has {found}: chunks of 33 frames are taken"
+    notice = f"{sidecar_of(footage.path)} is about {total} frames, the film has {count}: chunks of 33 frames are used"
     return measure(footage.frames(), grid(FRAMES_PER_CHUNK)), (notice,)
-
-
-def _damaged(message: str, num_chunks: int, seconds: float) -> Finding:
-    return Finding("damaged", 0, num_chunks - 1, 0.0, seconds, None, None, f"ffmpeg reports faults: {message}")

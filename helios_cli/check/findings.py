@@ -1,4 +1,4 @@
-"""From measures to findings: each rule looks for one fault, by the limits of `limits`."""
+"""Turns measures into findings: each rule looks for one fault, by the limits of `limits`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helios_cli.check.report import ChunkReport, Drift, Finding, Look
 from helios_cli.units import counted
 
 END_SHARE = 0.15
-"""Share of a take's frames that make its beginning, and its end, where drift is measured."""
+"""Share of a take's frames at its beginning, and at its end, between which drift is measured."""
 
 BRIGHTNESS, CONTRAST = LOOK.index("brightness"), LOOK.index("contrast")
 
@@ -22,25 +22,27 @@ Chunks = Sequence[ChunkReport]
 
 
 def chunk_reports(measures: Measures) -> tuple[ChunkReport, ...]:
-    """Every chunk in numbers."""
+    """Return every chunk in numbers."""
     reports = []
-    medians = [float(np.median(steps)) if len(steps) else 0.0 for steps in map(measures.steps_within, measures.spans)]
+    before = 0.0
     for index, span in enumerate(measures.spans):
-        looks, steps = measures.looks_within(span), measures.steps_within(span)
-        reports.append(
-            ChunkReport(
-                index,
-                span.start_frame,
-                span.num_frames,
-                span.cut,
-                **_means(looks),
-                motion=float(steps.mean()) if len(steps) else 0.0,
-                flicker=_flicker(looks[:, BRIGHTNESS]),
-                jump=float(measures.steps[span.start_frame]) if index else None,
-                usual_step=max(medians[index - 1], medians[index]) if index else None,
-                from_start=measures.from_start[index],
-            )
+        end = span.start_frame + span.num_frames
+        looks, steps = measures.looks[span.start_frame : end], measures.steps[span.start_frame + 1 : end]
+        median = float(np.median(steps)) if len(steps) else 0.0
+        report = ChunkReport(
+            index,
+            span.start_frame,
+            span.num_frames,
+            span.cut,
+            **_means(looks),
+            motion=float(steps.mean()) if len(steps) else 0.0,
+            flicker=_flicker(looks[:, BRIGHTNESS]),
+            jump=float(measures.steps[span.start_frame]) if index else None,
+            usual_step=max(before, median) if index else None,
+            from_start=measures.from_start[index],
         )
+        reports.append(report)
+        before = median
     return tuple(reports)
 
 
@@ -49,21 +51,21 @@ def _means(looks: np.ndarray) -> dict[str, float]:
 
 
 def _flicker(brightness: np.ndarray) -> float:
-    """Median distance of a frame's brightness from the mean of its two neighbours'; see limits.FLICKER."""
+    """Return the median distance of a frame's brightness from the mean of its neighbours'; see limits.FLICKER."""
     if len(brightness) < 3:
         return 0.0
     return float(np.median(np.abs(brightness[1:-1] - (brightness[:-2] + brightness[2:]) / 2)))
 
 
 def takes(chunks: Chunks) -> Iterator[Chunks]:
-    """The chunks between two cuts; all of them where there are none."""
+    """Yield the chunks of each take: between two cuts, or all of them."""
     starts = [chunk.index for chunk in chunks if chunk.cut]
     for first, after in zip(starts, [*starts[1:], len(chunks)], strict=True):
         yield chunks[first:after]
 
 
 def drifts(measures: Measures, chunks: Chunks) -> tuple[Drift, ...]:
-    """The two ends of each take of at least two chunks."""
+    """Compare the two ends of each take of at least two chunks."""
     return tuple(_drift(measures, take) for take in takes(chunks) if len(take) > 1)
 
 
@@ -87,14 +89,14 @@ def _drift(measures: Measures, take: Chunks) -> Drift:
 
 
 def find(measures: Measures, chunks: Chunks, drifted: Sequence[Drift], fps: float) -> tuple[Finding, ...]:
-    """All findings, in the film's order."""
+    """Return all findings, in the film's order."""
     film = _Film(measures, chunks, fps)
-    found = [*film.still(), *film.flickering(), *film.seam_jumps(), *film.repeating(), *film.drifting(drifted)]
-    return tuple(sorted(found, key=lambda finding: (finding.start_seconds, finding.end_seconds)))
+    findings = [*film.still(), *film.flickering(), *film.seam_jumps(), *film.repeating(), *film.drifting(drifted)]
+    return tuple(sorted(findings, key=lambda finding: (finding.start_seconds, finding.end_seconds)))
 
 
 class _Film:
-    """The rules, over one film."""
+    """The rules, for one film."""
 
     def __init__(self, measures: Measures, chunks: Chunks, fps: float) -> None:
         self.measures, self.chunks, self.fps = measures, chunks, fps
@@ -102,23 +104,20 @@ class _Film:
         self.uniform = measures.looks[:, CONTRAST] < limits.UNIFORM_CONTRAST.value
 
     def still(self) -> Iterator[Finding]:
-        """Black, uniform and frozen stretches; a frame counts for the first of these only."""
+        """Find black, uniform and frozen stretches; a frame counts for the first of these only."""
         black = self.uniform & (self.measures.looks[:, BRIGHTNESS] < limits.BLACK_BRIGHTNESS.value)
-        yield from self._lasting("black", black, limits.FLAT_SECONDS, "the picture is black")
-        yield from self._lasting(
-            "uniform", self.uniform & ~black, limits.FLAT_SECONDS, "the picture is one flat colour"
-        )
-        yield from self._lasting("frozen", self._frozen() & ~self.uniform, limits.FROZEN_SECONDS, "nothing moves")
-
-    def _frozen(self) -> np.ndarray:
-        """Frames of a stretch that stands still, its first included. A key frame's pop does not end it."""
         repeated = self.measures.steps < limits.FROZEN_STEP.value
         repeated[0] = False
-        repeated[1:-1] |= repeated[:-2] & repeated[2:]
-        return repeated | np.append(repeated[1:], False)
+        repeated[1:-1] |= repeated[:-2] & repeated[2:]  # a key frame's pop ends no stretch
+        frozen = (repeated | np.append(repeated[1:], False)) & ~self.uniform  # with the first frame of the stretch
+        flat = self.uniform & ~black
+        yield from self._lasting("black", black, limits.FLAT_SECONDS, "the picture is black")
+        yield from self._lasting("uniform", flat, limits.FLAT_SECONDS, "the picture is one flat colour")
+        yield from self._lasting("frozen", frozen, limits.FROZEN_SECONDS, "nothing moves")
 
     def _lasting(self, kind: str, frames: np.ndarray, limit: Limit, words: str) -> Iterator[Finding]:
-        for begin, end in _runs(frames):
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], frames, [False])))).tolist()
+        for begin, end in zip(edges[::2], edges[1::2], strict=True):
             seconds = (end - begin) / self.fps
             if seconds >= limit.value or end - begin == len(frames):
                 message = f"{words} for {counted(end - begin, 'frame')} ({seconds:.2f} s)"
@@ -126,35 +125,34 @@ class _Film:
 
     def flickering(self) -> Iterator[Finding]:
         limit = limits.FLICKER.value
-        for group in _groups(self.chunks, [_flickers(chunk) for chunk in self.chunks]):
+        share = limits.FLICKER_SHARE.value
+        for group in _groups(self.chunks, [chunk.flicker > max(limit, share * chunk.motion) for chunk in self.chunks]):
             worst = max(chunk.flicker for chunk in group)
             message = f"brightness alternates by {worst:.1f} levels from frame to frame (limit {limit:g})"
             yield self._finding("flickering", group[0].start_frame, group[-1].end_frame, worst, limit, message)
 
     def seam_jumps(self) -> Iterator[Finding]:
         for group in _groups(self.chunks, [_jumps(chunk) for chunk in self.chunks]):
-            worst = max(group, key=lambda chunk: chunk.jump)
-            ratio = seam_ratio(worst)
+            worst = max(group, key=lambda chunk: chunk.jump or 0.0)
+            jump, ratio = worst.jump or 0.0, seam_ratio(worst)
             against = f"{ratio:.1f} times the usual {worst.usual_step:.1f}" if ratio else "from a picture at rest"
             where = "its first frame" if len(group) == 1 else f"each of {len(group)} seams, the largest"
-            message = f"jumps at {where} by {worst.jump:.1f} levels, {against}"
+            message = f"jumps at {where} by {jump:.1f} levels, {against}"
             begin, end = group[0].start_frame, group[-1].start_frame + 1
-            yield self._finding("seam jump", begin, end, worst.jump, _least_jump(worst), message)
+            yield self._finding("seam jump", begin, end, jump, _least_jump(worst), message)
 
     def repeating(self) -> Iterator[Finding]:
         for take in takes(self.chunks):
-            if not self._flat(take[0]):
+            if not self.uniform[take[0].start_frame : take[0].end_frame].all():
                 yield from self._repetitions(take)
 
-    def _flat(self, chunk: ChunkReport) -> bool:
-        return bool(self.uniform[chunk.start_frame : chunk.end_frame].all())
-
     def _repetitions(self, take: Chunks) -> Iterator[Finding]:
-        """Chunks that are close to the take's first one after others were far from it."""
+        """Find chunks that are close to the take's first one after others were far from it."""
         distances = np.array([chunk.from_start for chunk in take])
         farthest = np.concatenate(([0.0], np.maximum.accumulate(distances)[:-1]))  # of the chunks before each
         least = limits.REPEAT_RETURN.value * farthest
-        for group in _groups(take, (farthest >= limits.REPEAT_DEPARTURE.value) & (distances <= least)):
+        returned = (farthest >= limits.REPEAT_DEPARTURE.value) & (distances <= least)
+        for group in _groups(take, returned.tolist()):
             place = group[0].index - take[0].index
             nearest = min(chunk.from_start for chunk in group)
             message = (
@@ -174,7 +172,7 @@ class _Film:
                     yield self._finding("drifting", begin, end, value, limit.value, message)
 
     def _finding(self, kind: str, begin: int, end: int, value: float, limit: float, message: str) -> Finding:
-        """A finding over the frames from `begin` to before `end`."""
+        """Return a finding over the frames from `begin` to before `end`."""
         first, last = (np.searchsorted(self.starts, [begin, end - 1], side="right") - 1).tolist()
         return Finding(kind, first, last, begin / self.fps, end / self.fps, float(value), float(limit), message)
 
@@ -195,35 +193,25 @@ def _drift_message(drift: Drift, name: str, limit: Limit) -> str:
     return f"{name} {verb} from {first:.1f} at the start to {last:.1f} at the end (limit {limit.value:g} levels)"
 
 
-def _flickers(chunk: ChunkReport) -> bool:
-    return chunk.flicker > max(limits.FLICKER.value, limits.FLICKER_SHARE.value * chunk.motion)
-
-
 def _least_jump(chunk: ChunkReport) -> float:
-    """The difference across the border before `chunk` that is a jump."""
-    usual = chunk.usual_step
+    """Return the difference across the border before `chunk` from which on it is a jump."""
+    usual = chunk.usual_step or 0.0
     return max(limits.SEAM_RATIO.value * usual, usual + limits.SEAM_LEVELS.value)
 
 
 def _jumps(chunk: ChunkReport) -> bool:
-    return not chunk.cut and chunk.jump > _least_jump(chunk)
+    return not chunk.cut and (chunk.jump or 0.0) > _least_jump(chunk)
 
 
 def seam_ratio(chunk: ChunkReport) -> float | None:
-    """A seam's jump over the usual step; None at the film's start, and where nothing moves."""
-    if chunk.usual_step is None or chunk.usual_step < limits.FROZEN_STEP.value:
+    """Return a seam's jump over the usual step; None at the film's start, and where nothing moves."""
+    if chunk.jump is None or chunk.usual_step is None or chunk.usual_step < limits.FROZEN_STEP.value:
         return None
     return chunk.jump / chunk.usual_step
 
 
-def _runs(flags: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Begin and end of each run of true values."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False]))))
-    return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
-
-
 def _groups(chunks: Chunks, flags: Sequence[bool]) -> Iterator[Chunks]:
-    """Chunks with a true flag, neighbours together."""
-    for flag, pairs in groupby(zip(flags, chunks, strict=True), key=lambda pair: bool(pair[0])):
+    """Yield runs of neighbouring chunks with a true flag."""
+    for flag, pairs in groupby(zip(flags, chunks, strict=True), key=lambda pair: pair[0]):
         if flag:
             yield [chunk for _, chunk in pairs]

@@ -1,8 +1,8 @@
-"""Pictures of a film for measuring: one after the other, small, whatever the film is.
+"""Reads the frames of a film one after another, reduced for measuring.
 
-Every frame is reduced to at most 160 pixels on its long side by averaging areas. The measures are means over the
-picture, which averaging leaves as they are; grain and the coder's noise, which would count as motion, it takes out; and
-numbers of films of different sizes can be compared.
+Every frame is reduced to at most 160 pixels on its long side by averaging areas. That leaves means over the picture as
+they are, removes grain and the coder's noise, which would count as motion, and makes films of different sizes
+comparable.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from helios_cli.film.media import read_picture
 from helios_cli.units import DEFAULT_FPS
 
 ANALYSIS_SIDE = 160
-"""Longest side in pixels of what is measured."""
+"""Longest side in pixels of a measured frame."""
 
 
 def open_footage(path: str | os.PathLike) -> VideoFile | PictureFolder:
-    """The film at `path`: a file that ffmpeg reads, or a folder of PNG pictures. InputError if it is neither."""
+    """Open the film at `path`: a file that ffmpeg reads, or a folder of PNG pictures. InputError if it is neither."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -42,7 +42,7 @@ class VideoFile:
     Attributes:
         width, height: coded size in pixels, before rotation.
         fps: average rate; 24 if the file has none.
-        damage: what ffmpeg complained of while it decoded, or None; known when `frames` is exhausted.
+        damage: ffmpeg's complaints while it decoded, or None; set when `frames` is exhausted.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,37 +53,31 @@ class VideoFile:
         self.damage: str | None = None
 
     def frames(self) -> Iterator[np.ndarray]:
-        """The frames in order, reduced, uint8 [h, w, 3], all of one size, one in memory.
+        """Yield the frames in order, reduced, uint8 [h, w, 3], all of one size, one in memory.
 
         InputError if there are none, or ffmpeg gives up.
         """
-        # PPM, since each picture says its size: only ffmpeg knows it, after rotation and uneven pixels.
-        output = ["-vf", _reduction(), *ffmpeg.every_frame(), "-f", "image2pipe", "-c:v", "ppm"]
-        empty = True
+        # `dar` is the aspect as shown. Nothing is enlarged, and no side gets 0 pixels.
+        side = f"min({ANALYSIS_SIDE},max(iw,ih))"
+        width, height = f"max(1,round({side}*min(1,dar)))", f"max(1,round({side}*min(1,1/dar)))"
+        reduced = f"scale=w='{width}':h='{height}':flags=area+accurate_rnd+full_chroma_int,format=rgb24"
+        # PPM has the size of each picture, which only ffmpeg knows after rotation and uneven pixels.
+        output = ["-vf", reduced, *ffmpeg.every_frame(), "-f", "image2pipe", "-c:v", "ppm"]
+        is_empty = True
         with reading.decoder(self.path, *output) as decoder:
             while (frame := _read_ppm(decoder.stdout)) is not None:
-                empty = False
+                is_empty = False
                 yield frame
-            self._end(decoder, empty)
-
-    def _end(self, decoder: ffmpeg.Process, empty: bool) -> None:
-        status = decoder.wait()
-        if status < 0:
-            raise decoder.failure(status)
-        if status or empty:
-            raise reading.undecodable(self.path, decoder)
-        self.damage = decoder.messages() or None
-
-
-def _reduction() -> str:
-    """ffmpeg's filter; `dar` is the aspect as shown. It never enlarges, and it never asks for a side of 0 pixels."""
-    side = f"min({ANALYSIS_SIDE},max(iw,ih))"
-    width, height = f"max(1,round({side}*min(1,dar)))", f"max(1,round({side}*min(1,1/dar)))"
-    return f"scale=w='{width}':h='{height}':flags=area+accurate_rnd+full_chroma_int,format=rgb24"
+            status = decoder.wait()
+            if status < 0:
+                raise decoder.failure(status)
+            if status or is_empty:
+                raise reading.undecodable(self.path, decoder)
+            self.damage = decoder.messages() or None
 
 
 def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
-    """The next picture, or None at the end."""
+    """Read the next picture, or None at the end."""
     if not stream.readline():
         return None
     size, _ = stream.readline(), stream.readline()
@@ -93,8 +87,8 @@ def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
 
 
 class PictureFolder:
-    """A folder of PNG pictures, in the order of the numbers in their names. Its rate is that of the sidecar, if there
-    is one of so many pictures, else 24."""
+    """A folder of PNG pictures, in the order of the numbers in their names. Its rate is that of a sidecar for as many
+    pictures, else 24."""
 
     damage = None
 
@@ -109,11 +103,11 @@ class PictureFolder:
         self._files = [path / name for name in sorted(names, key=_by_number)]
         self.width, self.height = read_picture(self._files[0]).size
         sidecar = read_sidecar(path)
-        told = sidecar.fps if sidecar and sidecar.num_frames == len(names) else None
-        self.fps = float(ffmpeg.frame_rate(told or DEFAULT_FPS))
+        fps = sidecar.fps if sidecar and sidecar.num_frames == len(names) else None
+        self.fps = float(ffmpeg.frame_rate(fps or DEFAULT_FPS))
 
     def frames(self) -> Iterator[np.ndarray]:
-        """As `VideoFile.frames`. InputError names the picture that cannot be read."""
+        """Yield frames as `VideoFile.frames` does. InputError names a picture that cannot be read."""
         scale = min(1.0, ANALYSIS_SIDE / max(self.width, self.height))
         size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
         for file in self._files:
@@ -121,5 +115,5 @@ class PictureFolder:
 
 
 def _by_number(name: str) -> list[str | int]:
-    """`frame_10` comes after `frame_9`. Text and numbers alternate, so like is compared with like."""
+    """Return a sorting key by which `frame_10` comes after `frame_9`; text and numbers alternate in it."""
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]

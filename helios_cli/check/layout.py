@@ -1,4 +1,4 @@
-"""Where the chunks of a film lie: every 33 frames, or as the film's sidecar says."""
+"""Finds the chunks of a film: every 33 frames, or those in the film's sidecar."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_SIDECAR_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Span:
-    """A chunk's frames. `cut`: a new take begins with it, as at the start and at a hard cut."""
+    """A chunk's frames. With `cut` a new take begins there, as at the start and at a hard cut."""
 
     start_frame: int
     num_frames: int
@@ -27,7 +27,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a film's sidecar says of its frames; `fps` is None where it names no rate."""
+    """The chunks in a film's sidecar, and its rate, or None."""
 
     spans: tuple[Span, ...]
     fps: float | None
@@ -38,42 +38,31 @@ class Sidecar:
 
 
 def grid(chunk_frames: int, start_frame: int = 0) -> Iterator[Span]:
-    """Chunks of equal length without end. Only frame 0 begins a take."""
+    """Yield chunks of equal length without end. Only frame 0 begins a take."""
     return (Span(start, chunk_frames, start == 0) for start in count(start_frame, chunk_frames))
 
 
 def read_sidecar(film: Path) -> Sidecar | None:
-    """The chunks that the film's sidecar lists and its `fps`, or None if there is no sidecar or it lists no chunks.
+    """Read the film's sidecar, or return None if there is no sidecar or it lists no chunks.
 
     It lists them under `chunks`, in order and without gaps, each with `start_frame`, `num_frames` and, if it begins
-    with a cut, `fresh`: true. Any other file of that name, such as the film's recipe, is no sidecar.
+    with a cut, `fresh`: true. Any other file of that name, such as the film's recipe, is not a sidecar.
     """
     path = sidecar_of(film)
+    spans: list[Span] = []
     try:
         if not path.is_file() or path.stat().st_size > MAX_SIDECAR_BYTES:
             return None
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        start = 0
+        for chunk in content["chunks"]:
+            length = chunk["num_frames"]
+            if chunk["start_frame"] != start or not isinstance(length, int) or not 1 <= length <= MAX_CHUNK_FRAMES:
+                return None
+            spans.append(Span(start, length, start == 0 or chunk.get("fresh") is True))
+            start += length
+        fps = content.get("fps")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    spans = _spans(content.get("chunks")) if isinstance(content, dict) else None
-    if spans is None:
-        return None
-    fps = content.get("fps")
-    is_rate = isinstance(fps, int | float) and 1 <= fps <= 1000  # what a film can be written at
-    return Sidecar(spans, float(fps) if is_rate else None)
-
-
-def _spans(chunks: object) -> tuple[Span, ...] | None:
-    if not isinstance(chunks, list):
-        return None
-    spans: list[Span] = []
-    start = 0
-    for chunk in chunks:
-        if not isinstance(chunk, dict) or chunk.get("start_frame") != start:
-            return None
-        length = chunk.get("num_frames")
-        if not isinstance(length, int) or not 1 <= length <= MAX_CHUNK_FRAMES:
-            return None
-        spans.append(Span(start, length, start == 0 or chunk.get("fresh") is True))
-        start += length
-    return tuple(spans) or None
+    is_rate = isinstance(fps, int | float) and 1 <= fps <= 1000  # the rates that a film can be written at
+    return Sidecar(tuple(spans), float(fps) if is_rate else None) if spans else None

@@ -1,7 +1,7 @@
-"""The values from which a measure becomes a finding. This table is all there is to adjust.
+"""The limits from which a measure becomes a finding. This table is all there is to adjust.
 
-They are set so that an ordinary film has no findings: each lies above what panned, grainy and dark test films give, and
-well below a fault that a viewer sees at once. A finding is a place to look at, no proof that something is wrong.
+An ordinary film has no findings: each limit lies above the values of panned, grainy and dark test films, and well below
+those of a fault that a viewer sees at once. A finding is a place to look at, not a proof that something is wrong.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limit:
-    """`means`: what is compared with `value`, and which side of it is a finding. `why`: why this value."""
+    """`means` says what is compared with `value`, and which side of it is a finding; `why`, why this value."""
 
     value: float
     unit: str

@@ -1,7 +1,7 @@
-"""What is measured of a film, in one pass: seven numbers a frame, and how far each chunk is from the start.
+"""Measures a film in one pass: seven numbers a frame, and how far each chunk is from the start.
 
-All values are in levels, 0 to 255, of the reduced frames of `footage`. A frame costs 28 bytes in the result; of the
-pictures themselves only one, the small ones of a take's first chunk, and a few thumbnails are kept.
+All values are in levels, 0 to 255, of the reduced frames of `footage`. A frame takes 28 bytes in the result; memory
+holds one picture, the small ones of a take's first chunk, and a few thumbnails.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Measures:
     """A film in numbers.
 
     Attributes:
-        spans: the chunks, as far as there were frames.
+        spans: the chunks that have frames.
         looks: float32 [frames, 6], columns as in LOOK: mean red, green and blue; mean luma; mean distance between the
             largest and the smallest channel; standard deviation of luma over the picture.
         steps: float32 [frames], mean absolute difference from the frame before; 0 for the first.
-        from_start: for each chunk the distance from its take's first chunk; 0 for that one.
+        from_start: the distance of each chunk from its take's first chunk.
         thumbnails: at most 48, evenly spread.
     """
 
@@ -56,19 +56,11 @@ class Measures:
     from_start: tuple[float, ...]
     thumbnails: tuple[Thumbnail, ...]
 
-    def looks_within(self, span: Span) -> np.ndarray:
-        """The rows of a chunk's frames."""
-        return self.looks[span.start_frame : span.start_frame + span.num_frames]
-
-    def steps_within(self, span: Span) -> np.ndarray:
-        """The steps between a chunk's own frames: one fewer than there are frames."""
-        return self.steps[span.start_frame + 1 : span.start_frame + span.num_frames]
-
 
 def measure(frames: Iterable[np.ndarray], spans: Iterable[Span]) -> Measures:
     """Measure at least one frame (uint8 [h, w, 3]) chunk by chunk, until the frames or the spans end."""
     looks, steps = array("f"), array("f")
-    found: list[Span] = []
+    measured: list[Span] = []
     from_start: list[float] = []
     thumbnails = _Thumbnails()
     start = np.empty(0)
@@ -81,21 +73,21 @@ def measure(frames: Iterable[np.ndarray], spans: Iterable[Span]) -> Measures:
             looks.extend(_look(levels))
             steps.append(0.0 if previous is None else float(np.abs(levels - previous).mean()))
             cells.append(_cells(levels))
-            thumbnails.offer(len(found), number, span.num_frames, frame)
+            thumbnails.offer(len(measured), number, span.num_frames, frame)
             previous = levels
         if not cells:
             break
         small = np.stack(cells)
-        if span.cut or not found:
+        if span.cut or not measured:
             start = small
         from_start.append(_distance(small, start) if start is not small else 0.0)
-        found.append(Span(span.start_frame, len(cells), span.cut))
+        measured.append(Span(span.start_frame, len(cells), span.cut))
     columns = np.frombuffer(looks, np.float32).reshape(-1, len(LOOK))
-    return Measures(tuple(found), columns, np.frombuffer(steps, np.float32), tuple(from_start), thumbnails.kept())
+    return Measures(tuple(measured), columns, np.frombuffer(steps, np.float32), tuple(from_start), thumbnails.taken())
 
 
 def _look(levels: np.ndarray) -> tuple[float, ...]:
-    """The columns of LOOK for one frame, float32 [h, w, 3]."""
+    """Return the columns of LOOK for one frame, float32 [h, w, 3]."""
     red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
     luma = levels @ LUMA
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
@@ -103,7 +95,7 @@ def _look(levels: np.ndarray) -> tuple[float, ...]:
 
 
 def _cells(levels: np.ndarray) -> np.ndarray:
-    """The frame [h, w, 3] averaged over at most 16 x 16 cells, as a vector."""
+    """Average the frame [h, w, 3] over at most 16 x 16 cells; return a vector."""
     for axis in (0, 1):
         side = levels.shape[axis]
         edges = np.linspace(0, side, min(GRID, side) + 1).astype(int)
@@ -113,10 +105,10 @@ def _cells(levels: np.ndarray) -> np.ndarray:
 
 
 def _distance(chunk: np.ndarray, start: np.ndarray) -> float:
-    """Mean difference in levels between a chunk and the start, both [frames, cells], in the best alignment in time.
+    """Return the mean difference of a chunk and the start, both [frames, cells], in the best alignment in time.
 
-    A film that begins again need not do so at a border of chunks, so the chunk is shifted against the start by up to
-    half their length. Both run forwards: what moves back the way it came is no repetition.
+    A film may begin again in the middle of a chunk, so the chunk is shifted against the start by up to half its length.
+    Both run forwards: moving back the same way is no repetition.
     """
     between = np.stack([np.abs(start - picture).mean(axis=1) for picture in chunk])
     overlap = (min(between.shape) + 1) // 2
@@ -125,24 +117,24 @@ def _distance(chunk: np.ndarray, start: np.ndarray) -> float:
 
 
 class _Thumbnails:
-    """One picture for every so many chunks; when there are too many, every other one is dropped."""
+    """A picture of every `_stride`-th chunk. When there are too many, every other one is dropped."""
 
     def __init__(self) -> None:
         self._stride = 1
-        self._kept: dict[int, bytes] = {}
+        self._taken: dict[int, bytes] = {}
 
     def offer(self, chunk: int, number: int, length: int, frame: np.ndarray) -> None:
-        """Frame `number` of a chunk of `length`: the first is taken in case the film ends before the middle one."""
+        """Take frame `number` of a chunk of `length` if it is the middle one, or the first if the film ends earlier."""
         if chunk % self._stride or number not in (0, length // 2):
             return
-        if len(self._kept) == MAX_THUMBNAILS and chunk not in self._kept:
+        if len(self._taken) == MAX_THUMBNAILS and chunk not in self._taken:
             self._stride *= 2
-            self._kept = {index: kept for index, kept in self._kept.items() if index % self._stride == 0}
+            self._taken = {index: jpeg for index, jpeg in self._taken.items() if index % self._stride == 0}
             self.offer(chunk, number, length, frame)
             return
         file = io.BytesIO()
         Image.fromarray(frame).save(file, "JPEG", quality=JPEG_QUALITY)
-        self._kept[chunk] = file.getvalue()
+        self._taken[chunk] = file.getvalue()
 
-    def kept(self) -> tuple[Thumbnail, ...]:
-        return tuple(Thumbnail(chunk, jpeg) for chunk, jpeg in self._kept.items())
+    def taken(self) -> tuple[Thumbnail, ...]:
+        return tuple(Thumbnail(chunk, jpeg) for chunk, jpeg in self._taken.items())

@@ -1,4 +1,4 @@
-"""The report as one HTML file: nothing is loaded from elsewhere, readable on light and on dark screens."""
+"""The report as one HTML file that loads nothing, for light and for dark screens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from helios_cli.check import plot
 from helios_cli.check.findings import seam_ratio
 from helios_cli.check.limits import FLICKER, LIMITS
-from helios_cli.check.measure import Thumbnail
 from helios_cli.check.report import ChunkReport, Drift, Finding, Look, Report, chunk_range, chunks_with, clock_time
 from helios_cli.errors import InputError
 from helios_cli.units import counted
@@ -47,28 +46,26 @@ figure { margin: 0; } .sheet img { display: block; width: 100%; border-radius: 4
 
 
 def check_page_target(path: Path) -> None:
-    """Find before the work whether a page can be written to `path`. InputError says why not."""
+    """Check before the work that a page can be written to `path`. InputError if it cannot."""
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{path}: the report is an HTML page", hint=f"write --report {shlex.quote(path.stem)}.html")
     if path.is_dir() or not path.parent.is_dir():
         reason = "it is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
-        raise InputError(
-            f"the report cannot be written to {path}: {reason}", hint="name a file in a folder that exists"
-        )
+        hint = "name a file in a folder that exists"
+        raise InputError(f"the report cannot be written to {path}: {reason}", hint=hint)
 
 
 def write_page(report: Report, path: Path) -> None:
-    """Write the report to `path`, over what is there. InputError if that is not possible."""
+    """Write the report to `path`, replacing a file there. InputError if it cannot be written."""
     try:
         path.write_text(page(report), encoding="utf-8")
     except OSError as error:
-        raise InputError(
-            f"the report cannot be written to {path}: {error.strerror}", hint="name another place with --report"
-        ) from error
+        hint = "name another place with --report"
+        raise InputError(f"the report cannot be written to {path}: {error.strerror}", hint=hint) from error
 
 
 def page(report: Report) -> str:
-    """The report as HTML text."""
+    """Return the report as HTML text."""
     name = _text(os.path.basename(os.path.abspath(report.film)))
     body = [
         _header(report, name),
@@ -89,7 +86,7 @@ def page(report: Report) -> str:
 
 
 def _text(text: object) -> str:
-    """For HTML. A file name that is no UTF-8 is shown with a replacement character."""
+    """Escape text for HTML; bytes of a file's name that are not UTF-8 become replacement characters."""
     return escape(os.fsencode(str(text)).decode(errors="replace"))
 
 
@@ -98,42 +95,31 @@ def _header(report: Report, name: str) -> str:
     verdict = counted(count, "finding") if count else "nothing found"
     facts = (
         f"{report.width}x{report.height}, {report.fps:.5g} frames per second, {counted(report.num_frames, 'frame')}, "
-        f"{clock_time(report.seconds)}, {counted(len(report.chunks), 'chunk')}"
+        f"{clock_time(report.seconds)}, {counted(len(report.chunks), 'chunk')}. "
+        "Levels are those of 8-bit pictures, 0 to 255."
     )
     notices = "".join(f"<p>{_text(notice)}</p>" for notice in report.notices)
-    kind = "bad" if count else "good"
-    return (
-        f'<header><h1>{name}</h1><p class="verdict {kind}">{verdict}</p><p class="soft">{facts}. Levels are those of '
-        f"8-bit pictures, 0 to 255.</p>{notices}</header>"
-    )
+    verdict = f'<p class="verdict {"bad" if count else "good"}">{verdict}</p>'
+    return f'<header><h1>{name}</h1>{verdict}<p class="soft">{facts}</p>{notices}</header>'
 
 
 def _findings(findings: Sequence[Finding]) -> str:
     if not findings:
         return ""
-    rows = (
-        [finding.kind, chunk_range(finding), clock_time(finding.start_seconds), finding.message] for finding in findings
-    )
+    rows = [[one.kind, chunk_range(one), clock_time(one.start_seconds), one.message] for one in findings]
     return f"<section><h2>Findings</h2>{_table(['kind', 'where', 'from', 'what'], rows)}</section>"
 
 
 def _sheet(report: Report) -> str:
-    marked = chunks_with(report.findings)
-    figures = "".join(
-        _figure(thumbnail, report.chunks[thumbnail.chunk], report.fps, thumbnail.chunk in marked)
-        for thumbnail in report.thumbnails
-    )
-    return f'<section><h2>Contact sheet</h2><div class="sheet">{figures}</div></section>'
-
-
-def _figure(thumbnail: Thumbnail, chunk: ChunkReport, fps: float, bad: bool) -> str:
-    data = base64.b64encode(thumbnail.jpeg).decode()
-    caption = f"chunk {chunk.index + 1}, {clock_time((chunk.start_frame + chunk.num_frames // 2) / fps)}"
-    kind = ' class="bad"' if bad else ""
-    return (
-        f'<figure{kind}><img src="data:image/jpeg;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption>'
-        "</figure>"
-    )
+    marked, figures = chunks_with(report.findings), []
+    for thumbnail in report.thumbnails:
+        chunk, data = report.chunks[thumbnail.chunk], base64.b64encode(thumbnail.jpeg).decode()
+        seconds = (chunk.start_frame + chunk.num_frames // 2) / report.fps
+        caption = f"chunk {chunk.index + 1}, {clock_time(seconds)}"
+        picture = f'<img src="data:image/jpeg;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption>'
+        kind = ' class="bad"' if thumbnail.chunk in marked else ""
+        figures.append(f"<figure{kind}>{picture}</figure>")
+    return f'<section><h2>Contact sheet</h2><div class="sheet">{"".join(figures)}</div></section>'
 
 
 @dataclass(frozen=True)
@@ -150,19 +136,13 @@ class Plot:
     at_start: bool = False
 
 
+BORDER = "difference across the border to the chunk before; grey: the usual difference around it"
 PLOTS = (
     Plot("Brightness", "mean luma", "brightness", "black", from_zero=False),
     Plot("Saturation", "largest less smallest channel", "saturation", from_zero=False),
     Plot("Contrast", "standard deviation of luma", "contrast", "uniform", from_zero=False),
     Plot("Motion", "difference from frame to frame", "motion", "frozen"),
-    Plot(
-        "Seams",
-        "difference across the border to the chunk before; grey: the usual difference around it",
-        "jump",
-        "seam jump",
-        faint="usual_step",
-        at_start=True,
-    ),
+    Plot("Seams", BORDER, "jump", "seam jump", faint="usual_step", at_start=True),
     Plot("Flicker", "brightness of a frame against its neighbours", "flicker", "flickering", limit=FLICKER.value),
     Plot("Distance from the start", "difference from the take's first chunk", "from_start", "repeating"),
 )
@@ -174,10 +154,9 @@ def _plots(report: Report) -> str:
 
 
 def _plot(report: Report, plotted: Plot) -> str:
-    chunks = report.chunks
-    offsets = [0 if plotted.at_start else chunk.num_frames / 2 for chunk in chunks]
+    chunks, share = report.chunks, 0 if plotted.at_start else 0.5
     series = plot.Series(
-        times=[(chunk.start_frame + offset) / report.fps for chunk, offset in zip(chunks, offsets, strict=True)],
+        times=[(chunk.start_frame + share * chunk.num_frames) / report.fps for chunk in chunks],
         values=[getattr(chunk, plotted.name) for chunk in chunks],
         faint=[getattr(chunk, plotted.faint) for chunk in chunks] if plotted.faint else (),
         from_zero=plotted.from_zero,
@@ -211,31 +190,15 @@ def _look_cells(look: Look) -> list[str]:
 
 
 def _chunks(chunks: Sequence[ChunkReport]) -> str:
-    rows = ([chunk.index + 1, chunk.start_frame, *_numbers(chunk)] for chunk in chunks)
-    columns = [
-        "chunk",
-        "first frame",
-        "brightness",
-        "saturation",
-        "contrast",
-        "motion",
-        "flicker",
-        "jump",
-        "times usual",
-    ]
-    columns.append("from start")
+    columns = ["chunk", "first frame", "brightness", "saturation", "contrast", "motion", "flicker", "jump"]
+    columns += ["times usual", "from start"]
+    rows = []
+    for chunk in chunks:
+        levels = [f"{value:.1f}" for value in (chunk.brightness, chunk.saturation, chunk.contrast)]
+        steps = (chunk.motion, chunk.flicker, chunk.jump, seam_ratio(chunk))
+        changes = ["" if value is None else f"{value:.2f}" for value in steps]
+        rows.append([chunk.index + 1, chunk.start_frame, *levels, *changes, f"{chunk.from_start:.1f}"])
     return f"<details><summary>All chunks</summary>{_table(columns, rows, numbers=10)}</details>"
-
-
-def _numbers(chunk: ChunkReport) -> list[str]:
-    ratio = seam_ratio(chunk)
-    return [
-        *(f"{value:.1f}" for value in (chunk.brightness, chunk.saturation, chunk.contrast)),
-        *(f"{value:.2f}" for value in (chunk.motion, chunk.flicker)),
-        "" if chunk.jump is None else f"{chunk.jump:.2f}",
-        "" if ratio is None else f"{ratio:.2f}",
-        f"{chunk.from_start:.1f}",
-    ]
 
 
 def _limits() -> str:
@@ -248,12 +211,12 @@ def _limits() -> str:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: int = 0, html: bool = False) -> str:
-    """A table whose last `numbers` columns are numbers; `html`: the cells are HTML already."""
+    """Return a table whose last `numbers` columns are numbers. With `html` the cells are HTML already."""
     kinds = [""] * (len(columns) - numbers) + [' class="number"'] * numbers
-    head = "".join(f"<th{kind}>{column}</th>" for kind, column in zip(kinds, columns, strict=True))
-    lines = [
-        "".join(f"<td{kind}>{cell if html else _text(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
-        for row in rows
-    ]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+    def line(tag: str, cells: Iterable[object]) -> str:
+        parts = (f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        return f"<tr>{''.join(parts)}</tr>"
+
+    body = "".join(line("td", row if html else map(_text, row)) for row in rows)
+    return f'<div class="scroll"><table>{line("th", columns)}{body}</table></div>'

@@ -1,4 +1,4 @@
-"""What a check finds: plain values, from which the terminal, JSON and the HTML page are made."""
+"""The report of a check: plain values, from which the terminal, JSON and the HTML page are made."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class ChunkReport:
 
     Attributes:
         index: from 0.
-        cut: a new take begins with it, so it is not compared with what was before.
+        cut: whether a new take begins with it, so that it is not compared with the chunk before.
         red, green, blue, brightness, saturation, contrast: means over its frames.
         motion: mean absolute difference of successive frames within the chunk.
         flicker: median distance of a frame's brightness from the mean of its two neighbours'.
         jump: difference across the border to the chunk before; None for the first chunk.
-        usual_step: what `jump` is compared with, the larger of the two chunks' median differences.
+        usual_step: the larger of the two chunks' median differences, with which `jump` is compared.
         from_start: distance from the first chunk of its take.
     """
 
@@ -44,7 +44,7 @@ class ChunkReport:
 
     @property
     def end_frame(self) -> int:
-        """The frame after its last one."""
+        """The first frame after it."""
         return self.start_frame + self.num_frames
 
 
@@ -62,7 +62,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Drift:
-    """The last 15 % of a take (what lies between two cuts, or the whole film) against its first 15 %.
+    """The last 15 % of a take (between two cuts, or the whole film) against its first 15 %.
 
     `brightness`, `saturation` and `contrast` are last minus first, `color` is a distance; see limits.DRIFT_COLOR.
     """
@@ -83,9 +83,8 @@ class Finding:
 
     Attributes:
         kind: "black", "uniform", "frozen", "flickering", "seam jump", "drifting", "repeating" or "damaged".
-        chunk, last_chunk: where, from 0; both inclusive.
-        start_seconds, end_seconds: where in the film.
-        value, limit: the number found, and the one of `limits` that it passed; None for a damaged file.
+        chunk, last_chunk: the first and the last chunk, from 0.
+        value, limit: the value, and the one of `limits` that it passed; None for a damaged file.
         message: the same in words.
     """
 
@@ -101,7 +100,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """A checked film. `notices` tell what was assumed; `thumbnails` are pictures of evenly spread chunks."""
+    """A checked film. `notices` are assumptions of the check; `thumbnails` are pictures of evenly spread chunks."""
 
     film: str
     width: int
@@ -119,7 +118,7 @@ class Report:
         return self.num_frames / self.fps
 
     def to_dict(self) -> dict:
-        """The JSON object of `helios check --json`: everything but the pictures, with the limits that were used."""
+        """Return the JSON object of `helios check --json`: everything except the pictures, with the limits in use."""
         return {
             "version": REPORT_VERSION,
             "film": self.film,
@@ -138,7 +137,7 @@ class Report:
 
 
 def _rounded(values: dict) -> dict:
-    """Three decimals: finer than the levels of a frame can be told apart."""
+    """Round to three decimals, finer than any visible difference."""
     return {
         key: _rounded(value) if isinstance(value, dict) else round(value, 3) if isinstance(value, float) else value
         for key, value in values.items()
@@ -146,7 +145,7 @@ def _rounded(values: dict) -> dict:
 
 
 def clock_time(seconds: float) -> str:
-    """`75.25` as `1:15.25`, an hour as `1:00:00.00`."""
+    """Format `75.25` as `1:15.25`, an hour as `1:00:00.00`."""
     hundredths = round(seconds * 100)
     minutes, rest = divmod(hundredths, 6000)
     hours, minutes = divmod(minutes, 60)
@@ -155,17 +154,17 @@ def clock_time(seconds: float) -> str:
 
 
 def chunk_range(finding: Finding) -> str:
-    """`chunk 3` or `chunks 3-5`, counted from 1 as people do."""
+    """Return `chunk 3` or `chunks 3-5`, counted from 1."""
     if finding.chunk == finding.last_chunk:
         return f"chunk {finding.chunk + 1}"
     return f"chunks {finding.chunk + 1}-{finding.last_chunk + 1}"
 
 
 def chunks_with(findings: Iterable[Finding]) -> dict[int, list[str]]:
-    """The kinds of findings by chunk. Drift and damage are about all chunks, and so are left out."""
-    found: dict[int, list[str]] = {}
+    """Return the kinds of findings by chunk, without drift and damage, which concern all chunks."""
+    kinds: dict[int, list[str]] = {}
     for finding in findings:
         if finding.kind not in ("drifting", "damaged"):
             for chunk in range(finding.chunk, finding.last_chunk + 1):
-                found.setdefault(chunk, []).append(finding.kind)
-    return found
+                kinds.setdefault(chunk, []).append(finding.kind)
+    return kinds
