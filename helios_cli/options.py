@@ -1,23 +1,23 @@
-"""Flags that commands share: those about a film, of `render` and `plan`, and those of measurements, of `bench`."""
+"""Flags that commands share: those of films (`render`, `live`, `plan`) and those of `bench`."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 
 from helios_cli.errors import InputError
-
-if TYPE_CHECKING:
-    from helios_cli.recipe.settings import Flags
-    from helios_cli.weights.placement import Wish
-
-T = TypeVar("T")
+from helios_cli.recipe.options import RenderOptions, read_flag
+from helios_cli.recipe.values import parse_size, parse_steps
 
 LENGTH, LOOK, START, OUTPUT, MACHINE = "Length", "Picture", "Start", "Output", "Machine"
+MAX_TAKES = 100
 
 Sources = Annotated[
     list[str],
@@ -25,97 +25,163 @@ Sources = Annotated[
         metavar="SOURCE", help='"a quoted prompt", .txt, .toml, .yaml, .json, .csv, .jsonl, .srt, or - (stdin).'
     ),
 ]
-Model = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="auto, tiny, distilled, mid, base, a Hub id or a folder. (default: auto)"),
-]
-Revision = Annotated[str | None, typer.Option(help="Hub revision; known names are pinned to a commit.")]
-Minutes = Annotated[float | None, typer.Option(rich_help_panel=LENGTH, help="Length of the film.")]
-Seconds = Annotated[str | None, typer.Option(rich_help_panel=LENGTH, help="Length: 90, 1m30s, 1:30.")]
-Frames = Annotated[int | None, typer.Option(rich_help_panel=LENGTH, help="Length in frames.")]
-Fps = Annotated[float | None, typer.Option(rich_help_panel=LENGTH, help="Frames a second. (default: 24)")]
-Size = Annotated[
-    str | None, typer.Option(rich_help_panel=LOOK, help="WIDTHxHEIGHT. (default: the model's native size)")
-]
-Seed = Annotated[int | None, typer.Option(rich_help_panel=LOOK, help="Seed of the random numbers (default: 42).")]
-Negative = Annotated[
-    str | None, typer.Option(rich_help_panel=LOOK, help="What should not be seen; only with guidance over 1.")
-]
-Steps = Annotated[
-    str | None, typer.Option(rich_help_panel=LOOK, help="Steps a stage: 2,2,2, or 50. (default: the model's)")
-]
-Guidance = Annotated[
-    float | None, typer.Option(rich_help_panel=LOOK, help="Strength of the prompt (default: the model's).")
-]
-Image = Annotated[Path | None, typer.Option(rich_help_panel=START, help="Start from this picture.")]
-Video = Annotated[Path | None, typer.Option(rich_help_panel=START, help="Continue this clip.")]
-Reanchor = Annotated[
-    bool,
-    typer.Option(
-        "--reanchor",
-        rich_help_panel=START,
-        help="Hold on to the look of the second chunk, not the first: for starts that hardly move.",
+
+
+def _option(kind: Any, help: str, *names: str, panel: str | None = None, default: Any = None, **more: Any) -> Parameter:
+    """A shared flag without its name; `names` where Typer would choose others."""
+    annotation = Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel, **more)]
+    return Parameter("flag", Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+
+
+SHARED = {
+    "model": _option(
+        str | None, "auto, tiny, distilled, mid, base, a Hub id or a folder. (default: auto)", "--model", "-m"
     ),
-]
-Output = Annotated[
-    str | None,
-    typer.Option(
+    "revision": _option(str | None, "Hub revision; known names are pinned to a commit."),
+    "minutes": _option(float | None, "Length of the film in minutes.", panel=LENGTH),
+    "seconds": _option(str | None, "Length in seconds: 90, 1m30s, 1:30.", panel=LENGTH),
+    "frames": _option(int | None, "Length in frames.", panel=LENGTH),
+    "fps": _option(float | None, "Frames per second. (default: 24)", panel=LENGTH),
+    "size": _option(str | None, "WIDTHxHEIGHT in pixels. (default: the model's native size)", panel=LOOK),
+    "seed": _option(int | None, "Random seed. (default: 42)", panel=LOOK),
+    "negative": _option(str | None, "Negative prompt: what to avoid; needs a guidance over 1.", panel=LOOK),
+    "steps": _option(str | None, "Steps per stage: 2,2,2, or 50. (default: the model's)", panel=LOOK),
+    "guidance": _option(float | None, "Guidance scale, the strength of the prompt. (default: the model's)", panel=LOOK),
+    "image": _option(Path | None, "Picture to start from.", panel=START),
+    "video": _option(Path | None, "Clip to continue.", panel=START),
+    "reanchor": _option(
+        bool,
+        "Take the anchor from the second chunk instead of the first, for starts that hardly move.",
+        "--reanchor",
+        panel=START,
+        default=False,
+    ),
+    "output": _option(
+        str | None,
+        ".mp4, lossless .mkv, folder/ for PNG frames, or a folder to put films into. (default: NAME.mp4)",
         "--output",
         "-o",
-        rich_help_panel=OUTPUT,
-        help=".mp4, lossless .mkv, folder/ for PNG frames, or a folder that films go into. (default: NAME.mp4)",
+        panel=OUTPUT,
     ),
-]
-Force = Annotated[
-    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace a finished film, or an unfinished other one.")
-]
-NoCache = Annotated[
-    bool, typer.Option("--no-cache", rich_help_panel=OUTPUT, help="Take no chunks of earlier films, keep none.")
-]
-Keep = Annotated[bool, typer.Option("--keep", rich_help_panel=OUTPUT, help="Leave journal and pieces beside the film.")]
-Codec = Annotated[Literal["h264", "hevc", "av1"], typer.Option(rich_help_panel=OUTPUT, help="Video codec of an .mp4.")]
-Crf = Annotated[int, typer.Option(rich_help_panel=OUTPUT, help="Quality, lower is better.")]
-Preset = Annotated[str, typer.Option(rich_help_panel=OUTPUT, help="Encoder preset, ultrafast to veryslow.")]
-Device = Annotated[str, typer.Option(rich_help_panel=MACHINE, help="auto, cuda, cuda:1, mps, cpu.")]
-Dtype = Annotated[
-    Literal["auto", "bfloat16", "float16", "float32"],
-    typer.Option(rich_help_panel=MACHINE, help="auto is bfloat16 where the device is fast at it."),
-]
-Quant = Annotated[
-    Literal["none", "fp8"],
-    typer.Option(rich_help_panel=MACHINE, help="fp8: most of the transformer's products in 8 bits, other pictures."),
-]
-Attention = Annotated[
-    Literal["auto", "triton", "sdpa", "flash", "cudnn", "efficient", "math", "blocked"],
-    typer.Option(rich_help_panel=MACHINE, help="auto takes what was fastest here; `helios doctor` shows which."),
-]
-Lanes = Annotated[
-    int,
-    typer.Option(
+    "force": _option(
+        bool, "Replace a finished film, or an unfinished one of other settings.", "--force", panel=OUTPUT, default=False
+    ),
+    "no_cache": _option(
+        bool, "Ignore chunks kept from earlier films, and keep none.", "--no-cache", panel=OUTPUT, default=False
+    ),
+    "keep": _option(
+        bool, "Leave the journal and the pieces next to the finished film.", "--keep", panel=OUTPUT, default=False
+    ),
+    "takes": _option(
+        int | None,
+        "Render the first chunk with this many seeds, as clips and a contact sheet, instead of a film.",
+        panel=OUTPUT,
+        min=1,
+        max=MAX_TAKES,
+    ),
+    "shot": _option(
+        int | None, "Shot that --takes shows; it must begin with a cut. (default: the first)", panel=OUTPUT, min=1
+    ),
+    "codec": _option(Literal["h264", "hevc", "av1"], "Video codec of an .mp4.", panel=OUTPUT, default="h264"),
+    "crf": _option(int, "Constant rate factor of an .mp4; lower is better.", panel=OUTPUT, default=17),
+    "preset": _option(str, "Encoder preset, ultrafast to veryslow.", panel=OUTPUT, default="medium"),
+    "no_metadata": _option(
+        bool, "Do not store render settings in the film or the .json.", "--no-metadata", panel=OUTPUT, default=False
+    ),
+    "export": _option(str | None, "Timelines to write next to the film: otio, edl or otio,edl.", panel=OUTPUT),
+    "device": _option(str, "Device to compute on: auto, cuda, cuda:1, mps, cpu.", panel=MACHINE, default="auto"),
+    "dtype": _option(
+        Literal["auto", "bfloat16", "float16", "float32"],
+        "Data type to compute in; auto is bfloat16 where the device is fast at it.",
+        panel=MACHINE,
+        default="auto",
+    ),
+    "lanes": _option(
+        int,
+        "Number of films to render side by side; streamed weights are read once for all of them.",
+        panel=MACHINE,
+        default=1,
         min=1,
         max=64,
-        rich_help_panel=MACHINE,
-        help="Films that render at a time; where weights stream, each block comes once for all of them.",
     ),
-]
-Offload = Annotated[
-    Literal["auto", "none", "model", "stream"],
-    typer.Option(
-        rich_help_panel=MACHINE,
-        help="none; model: parts take turns on the device; stream: block by block. auto is the fastest that fits.",
+    "offload": _option(
+        Literal["auto", "none", "model", "stream"],
+        "Weights to keep off the device. model: parts take turns; stream: block by block; auto: the fastest that fits.",
+        panel=MACHINE,
+        default="auto",
     ),
-]
-Vram = Annotated[
-    str | None, typer.Option(rich_help_panel=MACHINE, help="GPU memory to take at most, 6G. (default: what is free)")
-]
-Ram = Annotated[
-    str | None, typer.Option(rich_help_panel=MACHINE, help="Host memory to take at most, 16G. (default: what is free)")
-]
-Strict = Annotated[bool, typer.Option("--strict", help="Treat what would be adjusted as an error.")]
+    "vram": _option(str | None, "GPU memory budget, such as 6G. (default: what is free)", panel=MACHINE),
+    "ram": _option(str | None, "Host memory budget, such as 16G. (default: what is free)", panel=MACHINE),
+    "quant": _option(
+        Literal["none", "fp8"],
+        "Quantization. fp8 computes most of the transformer in 8 bits, and changes the pictures.",
+        panel=MACHINE,
+        default="none",
+    ),
+    "attention": _option(
+        Literal["auto", "triton", "sdpa", "flash", "cudnn", "efficient", "math", "blocked"],
+        "Attention backend; auto takes the fastest here, which `helios doctor` shows.",
+        panel=MACHINE,
+        default="auto",
+    ),
+    "strict": _option(bool, "Treat adjustments as errors.", "--strict", default=False),
+    "check": _option(bool, "Check the finished film as `helios check` does; see --strict.", "--check", default=False),
+}
+"""The flags of films, by their parameter, in the order of the help; each is a field of `RenderOptions`."""
 
-Progress = Annotated[Literal["auto", "rich", "plain", "json", "none"], typer.Option(help="How progress is shown.")]
+NEGATED = {"no_cache": "cache", "no_metadata": "metadata"}
+"""Flags that turn a field of `RenderOptions` off."""
+
+
+def render_options(*, without: Container[str]) -> Callable[[Callable], Callable]:
+    """Give a command the SHARED flags in place of its parameter `options: RenderOptions`, except those in `without`."""
+    names = [name for name in SHARED if name not in without]
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def with_flags(**values: Any) -> Any:
+            words = {name: values.pop(name) for name in names}
+            for name in NEGATED.keys() & words.keys():
+                words[NEGATED[name]] = not words.pop(name)
+            return command(**values, options=RenderOptions.parse(**words))
+
+        parameters: list[Parameter] = []
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            shared = [SHARED[name].replace(name=name) for name in names]
+            parameters += shared if parameter.name == "options" else [parameter]
+        with_flags.__signature__ = inspect.Signature(parameters)
+        with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return with_flags
+
+    return decorate
+
+
+def named_flags(context: typer.Context) -> set[str]:
+    """The parameters that the command line names."""
+    sources = ((name, context.get_parameter_source(name)) for name in context.params)
+    return {name for name, source in sources if source is not None and source.name != "DEFAULT"}
+
+
+def flag_words(context: typer.Context, left_out: Container[str]) -> list[str]:
+    """The flags of the command line with their values, as words; parameters in `left_out` are left out."""
+    words = []
+    for parameter in context.command.params:
+        value, source = context.params.get(parameter.name), context.get_parameter_source(parameter.name)
+        if parameter.name not in left_out and source is not None and source.name == "COMMANDLINE":
+            words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+    return words
+
+
+Device, Dtype, Quant, Attention = (SHARED[name].annotation for name in ("device", "dtype", "quant", "attention"))
+Progress = Annotated[Literal["auto", "rich", "plain", "json", "none"], typer.Option(help="Display of the progress.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")]
 Events = Annotated[bool, typer.Option("--json", help="Same as --progress json: one event a line.")]
+
+
+def progress_kind(progress: str, *, quiet: bool, json: bool) -> str:
+    """The display that --progress, --quiet and --json choose together."""
+    return "none" if quiet else "json" if json else progress
+
 
 BenchModel = Annotated[
     str | None,
@@ -123,82 +189,27 @@ BenchModel = Annotated[
 ]
 BenchSize = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT. (default: the model's native size)")]
 BenchChunks = Annotated[int, typer.Option(min=1, help="Length of the film in chunks of 33 frames.")]
-BenchSteps = Annotated[str | None, typer.Option(help="Steps a stage: 2,2,2, or 50. (default: the model's)")]
-BenchOut = Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")]
+BenchSteps = Annotated[str | None, typer.Option(help="Steps per stage: 2,2,2, or 50. (default: the model's)")]
+BenchOut = Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")]
 
 
 def require_folder(out: Path | None, flag: str = "--out") -> None:
-    """InputError if the file that a flag names could not be written for want of its folder."""
+    """Raise InputError if the folder of the file that a flag names does not exist."""
     if out and not out.parent.is_dir():
         raise InputError(f"{flag} {out}: the folder {out.parent} does not exist", hint="create it, or name another")
 
 
 def write_out(out: Path | None, data: dict) -> None:
-    """What --out asks for."""
+    """Write the JSON that --out asks for."""
     if out:
         out.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def read(flag: str, parse: Callable[[str], T], text: str | None) -> T | None:
-    """The value of a flag, if it is given. InputError that names the flag."""
-    try:
-        return None if text is None else parse(text)
-    except InputError as error:
-        raise InputError(f"{flag}: {error.message}", hint=error.hint) from error
-
-
 def read_size(size: str | None) -> tuple[int, int] | None:
-    """Of --size: width and height."""
-    from helios_cli.recipe.values import parse_size
-
-    return read("--size", parse_size, size)
+    """Width and height that --size gives."""
+    return None if size is None else read_flag("--size", parse_size, size)
 
 
 def read_steps(steps: str | None) -> tuple[int, ...] | None:
-    """Of --steps: those of each stage."""
-    from helios_cli.recipe.values import parse_steps
-
-    return read("--steps", parse_steps, steps)
-
-
-def memory_wish(offload: str, vram: str | None, ram: str | None) -> Wish:
-    """What the command line says about memory. InputError for an amount that cannot be read."""
-    from helios_cli.recipe.values import parse_bytes
-    from helios_cli.weights.placement import Wish
-
-    return Wish(offload, read("--vram", parse_bytes, vram), read("--ram", parse_bytes, ram))
-
-
-def film_flags(
-    *,
-    model: str | None,
-    minutes: float | None,
-    seconds: str | None,
-    frames: int | None,
-    fps: float | None,
-    size: str | None,
-    seed: int | None,
-    negative: str | None,
-    steps: str | None,
-    guidance: float | None,
-    image: Path | None,
-    video: Path | None,
-) -> Flags:
-    """What the command line says about a film. InputError for a duration, size or steps that cannot be read."""
-    from helios_cli.recipe.settings import Flags
-    from helios_cli.recipe.values import parse_duration
-
-    return Flags(
-        model=model,
-        fps=fps,
-        size=read_size(size),
-        seconds=read("--seconds", parse_duration, seconds),
-        minutes=minutes,
-        frames=frames,
-        seed=seed,
-        negative=negative,
-        steps=read_steps(steps),
-        guidance=guidance,
-        image=image,
-        video=video,
-    )
+    """Steps per stage that --steps gives."""
+    return None if steps is None else read_flag("--steps", parse_steps, steps)

@@ -6,9 +6,9 @@ A `Track` turns the events of one film into numbers; a view decides how they loo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from helios_cli.console import console
 from helios_cli.engine.events import (
@@ -22,11 +22,17 @@ from helios_cli.engine.events import (
     PromptTaken,
     StepDone,
 )
+from helios_cli.errors import HeliosError, Interrupted
 from helios_cli.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
+
+    from helios_cli.engine.session import Session
+    from helios_cli.film.jobs import Job
+
+T = TypeVar("T")
 
 ProgressKind = Literal["auto", "rich", "plain", "json", "none"]
 
@@ -188,6 +194,80 @@ class Track:
         return f"film {_of(f'{self.frames_done / self.film.fps:.1f}', in_all, ' of ')} s"
 
 
+def show_all(events: Generator[T, None, None], show: Callable[[T], None], session: Session) -> None:
+    """Show each event of a render. Ctrl-C, wherever it strikes, becomes Interrupted, which says what is safe."""
+    try:
+        try:
+            for event in events:
+                show(event)
+        except KeyboardInterrupt as stop:
+            events.throw(stop)
+    except KeyboardInterrupt:
+        raise session.stopped() from None
+
+
+class FilmsView:
+    """Shows the films of one command, and at the end, as a `table`, what became of each of several.
+
+    Attributes:
+        failed: names of films that failed, whose errors were shown.
+    """
+
+    def __init__(self, jobs: Sequence[Job], view: View, *, table: bool) -> None:
+        self.jobs, self.view, self.failed = jobs, view, []
+        self._table = table and len(jobs) > 1
+        self._labelled = len(jobs) > 1 and jobs[0].options.lanes > 1
+        self._views: dict[int, View] = {}
+        self._ends: dict[int, FilmDone | HeliosError] = {}
+        self._begun: set[int] = set()
+
+    def __enter__(self) -> FilmsView:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        if self._table:
+            self._print_table(error)
+
+    def show(self, film_event: tuple[Job | None, Event | HeliosError]) -> None:
+        job, event = film_event
+        if job is None:
+            self.view.show(event)
+            return
+        self._begun.add(id(job))
+        if isinstance(event, FilmDone | HeliosError):
+            self._ends[id(job)] = event
+        if isinstance(event, HeliosError):
+            self.failed.append(job.film.name)
+            console.error(event)
+        else:
+            self._view_of(job).show(event)
+
+    def _view_of(self, job: Job) -> View:
+        if not self._labelled:
+            return self.view
+        return self._views.setdefault(id(job), self.view.of(job.film.name))  # titles may be equal
+
+    def _print_table(self, error: BaseException | None) -> None:
+        rows = [("film", "result", "frames", "seconds", "frames/s", "output or error")]
+        rows += [self._row(job, error) for job in self.jobs]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            numbers = [cell.rjust(width) for cell, width in zip(row[2:5], widths[2:5], strict=True)]
+            console.status("  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), *numbers, row[5]]))
+
+    def _row(self, job: Job, error: BaseException | None) -> tuple[str, ...]:
+        """`error` ended the command; it counts for films that had begun and have no end of their own."""
+        end = self._ends.get(id(job), error if id(job) in self._begun else None)
+        if isinstance(end, FilmDone):
+            speed = f"{end.frames_per_second:.3g}" if end.frames > end.frames_reused else "reused"
+            return job.film.name, "done", str(end.frames), f"{end.seconds:.1f}", speed, job.options.output
+        if end is None:
+            return job.film.name, "not tried", "", "", "", ""
+        result = "stopped" if isinstance(end, Interrupted) else "failed"
+        message = end.message if isinstance(end, HeliosError) else f"bug: {type(end).__name__}"
+        return job.film.name, result, "", "", "", message.splitlines()[0]
+
+
 class SilentView:
     def show(self, event: Event) -> None:
         """Show nothing."""
@@ -243,7 +323,7 @@ class PlainView:
             self._say(PHASES[event.phase])
         elif isinstance(event, ChunkDone):
             self._say(self._chunk_line(event))
-        elif isinstance(event, FilmDone):
+        elif isinstance(event, FilmDone) and self.track.film is not None:  # None: it was finished before
             self._say(*summary_lines(event, self.track.film))
             self.track = Track()
             self.phases.clear()
@@ -288,7 +368,7 @@ class RichView:
             console.notice(event.message)
         elif isinstance(event, PromptTaken):
             console.status(taken_line(event))
-        elif isinstance(event, FilmDone):
+        elif isinstance(event, FilmDone) and self.track.film is not None:  # None: it was finished before
             film, self.track = self.track.film, Track()
             _say_all(summary_lines(event, film))
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.models import Models
-from helios_cli.engine.render import render
 from helios_cli.film.cache import Cache
 from helios_cli.film.target import Target
 from helios_cli.film.writer import open_writer
@@ -86,7 +86,7 @@ def main() -> None:
         cache = shared if draw.random() < 0.5 else None
         name = f"{folder}/film{count['films']}"
         frames = soak(film, models, f"{name}{suffix}", cache, draw, count)
-        for _ in render(film, models, open_writer(f"{name}-whole{suffix}", size=film.size, fps=film.fps)):
+        for _ in render_chunks(film, models, open_writer(f"{name}-whole{suffix}", size=film.size, fps=film.fps)):
             pass
         whole = decoded(Path(f"{name}-whole{suffix}"))
         count["films"] += 1

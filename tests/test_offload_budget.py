@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from helios_cli.bench.synthetic import write_checkpoint
-from helios_cli.cost.estimate import Terms, estimate_films
+from helios_cli.cost.estimate import estimate_films
 from helios_cli.cost.memory import PROCESS_BYTES, Budget, Subject, mode_of
-from helios_cli.recipe.settings import Flags
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.placement import Placement
 from helios_cli.weights.specs import SPECS
@@ -66,8 +66,10 @@ def folder(tmp_path_factory) -> Path:
 
 
 def planned_bytes(folder: Path, placement: Placement) -> int:
-    terms = Terms(Flags(model=str(folder), frames=33, steps=(2,), guidance=1.0), device="cpu", dtype="float32")
-    film, *_ = estimate_films(read_films(PROMPTS), terms)
+    options = RenderOptions(
+        model=str(folder), frames=33, steps=(2,), guidance=1.0, device="cpu", dtype="float32", output="film.mp4"
+    )
+    film, *_ = estimate_films(read_films(PROMPTS), options)
     subject = Subject(film.plan, film.model, film.work, film.prompts, film.device, film.dtype)
     return mode_of(subject, Budget(None, None), placement).host_bytes
 

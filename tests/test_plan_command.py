@@ -141,12 +141,13 @@ def test_the_calls_are_those_that_a_render_makes(checkpoints, helios, monkeypatc
     """Counted on real renders of every kind."""
     import torch
 
+    from helios_cli.engine.chunks import render_chunks
     from helios_cli.engine.models import Models
-    from helios_cli.engine.render import render
     from helios_cli.film.writer import open_writer
     from helios_cli.model.dit import HeliosDiT
+    from helios_cli.recipe.options import RenderOptions
     from helios_cli.recipe.plan import plan_film
-    from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+    from helios_cli.recipe.settings import ModelDefaults, resolve
     from helios_cli.recipe.sources import read_films
     from helios_cli.weights.checkpoint import Checkpoint
 
@@ -161,12 +162,12 @@ def test_the_calls_are_those_that_a_render_makes(checkpoints, helios, monkeypatc
         )
         (source,) = read_films(["a ball"])
         preset = Checkpoint.open(checkpoints[kind]).preset
-        flags = Flags(frames=34, size=(64, 64), steps=tuple(map(int, steps.split(","))))
+        flags = RenderOptions(frames=34, size=(64, 64), steps=tuple(map(int, steps.split(","))))
         defaults = ModelDefaults((128, 64), preset.steps, preset.guidance)
         plan = plan_film(source, resolve(source.recipe, flags, defaults))
         models = Models(Checkpoint.open(checkpoints[kind]), torch.device("cpu"), torch.float32)
         rows.clear()
-        for _ in render(plan, models, open_writer(f"{tmp_path}/{kind}/", size=plan.size, fps=24)):
+        for _ in render_chunks(plan, models, open_writer(f"{tmp_path}/{kind}/", size=plan.size, fps=24)):
             pass
         assert len(rows) == report["calls"]
         noisy = [x[0, 0].numel() // 4 for x in rows]
@@ -181,8 +182,9 @@ def test_the_plan_names_the_fingerprints_that_a_render_uses(helios, checkpoints)
 
     from helios_cli.device import device_of, pick_dtype
     from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
+    from helios_cli.recipe.options import RenderOptions
     from helios_cli.recipe.plan import plan_film
-    from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+    from helios_cli.recipe.settings import ModelDefaults, resolve
     from helios_cli.recipe.sources import read_films
     from helios_cli.weights.checkpoint import Checkpoint
     from helios_cli.weights.identity import weights_identity
@@ -190,7 +192,7 @@ def test_the_plan_names_the_fingerprints_that_a_render_uses(helios, checkpoints)
     checkpoint = Checkpoint.open(checkpoints["distilled"])
     (source,) = read_films(["a ball"])
     defaults = ModelDefaults((128, 64), checkpoint.preset.steps, checkpoint.preset.guidance)
-    plan = plan_film(source, resolve(source.recipe, Flags(), defaults))
+    plan = plan_film(source, resolve(source.recipe, RenderOptions(), defaults))
     device = device_of(torch.device("cpu"))
     here = Arithmetic(device.name, pick_dtype("auto", device)[0], torch.__version__)
     expected = chunk_fingerprints(plan, weights_identity(checkpoint), here)

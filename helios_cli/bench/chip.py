@@ -21,7 +21,7 @@ from helios_cli.bench.job import Job, job_plan
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.child import serve
 from helios_cli.device import pick_device, torch_dtype
-from helios_cli.engine.render import render
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.film.screen import Screen
 from helios_cli.model import attention, backends, fp8
 from helios_cli.model.ops import linear
@@ -151,7 +151,7 @@ def synchronisations(device: torch.device, size: str) -> Rows:
     models = RandomModels(SPECS[size], device, torch.bfloat16, name=size)
 
     def chunk() -> None:
-        for _ in render(_plan(size, 1), models, Screen(lambda frames: None)):
+        for _ in render_chunks(_plan(size, 1), models, Screen(lambda frames: None)):
             pass
 
     for _ in range(2):

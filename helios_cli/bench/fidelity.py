@@ -13,7 +13,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from helios_cli.engine.calls import answered
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.history import History
@@ -44,7 +43,7 @@ def film(models: Models, plan: Plan) -> list[tuple[Tensor, Tensor]]:
     models.encode([prompt])
     text = models.dit.embed_text(models.mixed(((prompt, 1.0),)))
     settings = replace(models.checkpoint.preset, steps=plan.steps, guidance=1.0)
-    denoiser = Denoiser(models.dit, models.scheduler, settings, plan.size, Clock(models.device))
+    denoiser = Denoiser(models.dit, models.scheduler, settings, plan.size, Clock(models.device), models.answer)
     width, height = (pixels // PIXELS_PER_CELL for pixels in plan.size)
     history = History.empty(models.dit_config.in_channels, height, width, models.device)
     generator = torch.Generator("cpu").manual_seed(plan.chunks[0].seed)
@@ -52,7 +51,7 @@ def film(models: Models, plan: Plan) -> list[tuple[Tensor, Tensor]]:
     for chunk in plan.chunks:
         amplify = chunk.fresh and settings.amplify_first_chunk
         steps = denoiser.chunk(chunk.index, history, text, None, generator, amplify=amplify)
-        latents = _returned(answered(steps, models.answer))
+        latents = _returned(steps)
         history.remember(latents)
         frames = [frames_to_uint8(group)[0].cpu() for group in models.vae.decode(latents)]
         found.append((latents.cpu(), torch.cat(frames)))

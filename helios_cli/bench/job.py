@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
 
 from helios_cli.child import ask, serve
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Chunk, Plan, PlannedShot
-from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.fp8 import dtype_with
 
@@ -125,7 +126,7 @@ def plan_of(defaults: ModelDefaults, *, frames: int, **flags) -> Plan:
 
     Made without what reads recipes: a machine that is only to be measured needs none of those packages.
     """
-    settings = resolve(_NOTHING, Flags(frames=frames, **flags), defaults)
+    settings = resolve(_NOTHING, RenderOptions(frames=frames, **flags), defaults)
     starts = range(0, frames, FRAMES_PER_CHUNK)
     chunks = tuple(
         Chunk(
@@ -154,7 +155,7 @@ def plan_of(defaults: ModelDefaults, *, frames: int, **flags) -> Plan:
 
 
 _NOTHING = SimpleNamespace(
-    **{flag.name: None for flag in fields(Flags)}, shots=[SimpleNamespace(image=None, video=None)]
+    **{flag.name: None for flag in fields(RenderOptions)}, shots=[SimpleNamespace(image=None, video=None)]
 )
 """A recipe that says nothing."""
 

@@ -18,10 +18,10 @@ from helios_cli.cost.memory import Budget, mode_of
 from helios_cli.cost.placing import allocator_share
 from helios_cli.device import device_of, pick_device, torch_dtype
 from helios_cli.engine import trial
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import ChunkDone, FilmDone
 from helios_cli.engine.models import Models
-from helios_cli.engine.render import render
 from helios_cli.errors import MachineError
 from helios_cli.film.screen import Screen
 from helios_cli.recipe.settings import ModelDefaults
@@ -131,7 +131,7 @@ def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = Fals
     """The film's last event, and `Result.steady_frames_per_second`."""
     plan = job_plan(job, _defaults(models), warm_up=warm_up)
     done = []  # when each chunk's frames were ready
-    for event in render(plan, models, _writer(job, plan), clock=Clock(models.device, exact=exact)):
+    for event in render_chunks(plan, models, _writer(job, plan), clock=Clock(models.device, exact=exact)):
         if isinstance(event, ChunkDone):
             done.append(time.perf_counter())
     return event, steady_rate(done)

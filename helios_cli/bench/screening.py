@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.models import Models
-from helios_cli.engine.render import render
 from helios_cli.film.screen import Screen
 from helios_cli.recipe.film import Film
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe
-from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
 from helios_cli.units import DEFAULT_FPS
 
@@ -62,7 +63,7 @@ def plan_of(models: Models, prompt: str, frames: int, how: Showing) -> Plan:
 def _plan(models: Models, film: Film, frames: int | None, how: Showing) -> Plan:
     checkpoint = models.checkpoint
     defaults = ModelDefaults(checkpoint.native_size, checkpoint.preset.steps, checkpoint.preset.guidance)
-    flags = Flags(frames=frames, steps=how.steps, guidance=how.guidance, seed=how.seed)
+    flags = RenderOptions(frames=frames, steps=how.steps, guidance=how.guidance, seed=how.seed)
     return plan_film(film, resolve(film.recipe, flags, defaults))
 
 
@@ -73,5 +74,5 @@ def _film(models: Models, plan: Plan) -> np.ndarray:
 
 
 def _play(models: Models, plan: Plan, take: Callable[[np.ndarray], None]) -> None:
-    for _ in render(plan, models, Screen(take)):
+    for _ in render_chunks(plan, models, Screen(take)):
         pass

@@ -10,6 +10,7 @@ import typer
 from helios_cli import options
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError, MachineError
+from helios_cli.recipe.options import read_flag
 from helios_cli.units import FRAMES_PER_CHUNK, format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def offload(
     from helios_cli.weights.checkpoint import Checkpoint
     from helios_cli.weights.names import EMBEDDED
 
-    amounts = options.read("--budgets", _amounts, budgets)
+    amounts = None if budgets is None else read_flag("--budgets", _amounts, budgets)
     if synthetic or folder:
         found = _written(model, synthetic, folder)
     else:

@@ -68,10 +68,11 @@ def check(
     json: JsonFlag = False,
 ) -> None:
     """Report all errors of all files at once; the exit code is 2 if there are any."""
-    from helios_cli.batch.jobs import check_clips
+    from helios_cli.film.jobs import check_clips
+    from helios_cli.recipe.options import RenderOptions
     from helios_cli.recipe.plan import check_film
     from helios_cli.recipe.problems import RecipeError
-    from helios_cli.recipe.settings import Flags, asked_fps
+    from helios_cli.recipe.settings import asked_fps
     from helios_cli.recipe.sources import read_films
 
     problems, films = [], []
@@ -79,13 +80,13 @@ def check(
         try:
             for film in read_films([source]):
                 timeline = check_film(film)
-                films += [(told, timeline) for told in check_clips([film], Flags())]
+                films += [(told, timeline) for told in check_clips([film], RenderOptions())]
         except RecipeError as error:
             problems += error.problems
     held = Counter(film.source for film, _ in films)
     for film, timeline in films:
         place = film.source if held[film.source] == 1 else f"{film.source}, {film.name}"
-        fps = asked_fps(Flags(), film.recipe)
+        fps = asked_fps(RenderOptions(), film.recipe)
         shots, frames = counted(len(film.recipe.shots), "shot"), counted(timeline.num_frames, "frame")
         seconds = format_seconds(timeline.num_frames / fps)
         console.line(f"{place}: {shots}, {frames} ({seconds} at {fps:g} a second)")

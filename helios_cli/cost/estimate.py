@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -22,45 +22,19 @@ from helios_cli.cost.transfer import Speed, speed_of
 from helios_cli.cost.work import Work, texts_of, work_of
 from helios_cli.device import Device, find_device, pick_dtype
 from helios_cli.errors import InputError, MachineError
+from helios_cli.film.cache import Cache
+from helios_cli.film.jobs import Job
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film, too_long
-from helios_cli.recipe.settings import Flags, choose_model, resolve
+from helios_cli.recipe.settings import choose_model, resolve
 from helios_cli.weights import hub
-from helios_cli.weights.fp8 import Quant, dtype_with
+from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.identity import weights_identity
-from helios_cli.weights.placement import NO_WISH, Wish
 from helios_cli.weights.vocabulary import introduction
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a film is planned for, beside its recipe: the flags of `helios render`.
-
-    `on` names a GPU that is not here, in place of `device`; `price` is that of a GPU-hour. So many `lanes`, films of
-    one model, render at a time. `attention_wanted` is the record's of a film that is made again. `is_kept` says whether
-    the chunk of a fingerprint is kept from an earlier film.
-    """
-
-    flags: Flags
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    output: str | None = None
-    codec: str = "h264"
-    crf: int = 17
-    reanchor: bool = False
-    strict: bool = False
-    on: str | None = None
-    price: float | None = None
-    quant: Quant = "none"
-    attention: str = "auto"
-    attention_wanted: Mapping[str, str] = field(default_factory=dict)
-    wish: Wish = NO_WISH
-    lanes: int = 1
-    is_kept: Callable[[str], bool] = lambda fingerprint: False
 
 
 @dataclass(frozen=True)
@@ -119,23 +93,36 @@ class Estimate:
         return None if self.price is None or seconds is None else self.price * seconds / 3600
 
 
-def estimate_films(films: list[Film], terms: Terms) -> list[Estimate]:
-    """A film's model is found once, whatever its films; errors are those that a render would end with."""
-    device = find_device(terms.device) if terms.on is None else other_device(terms.on)
-    require_quant(terms.quant, device)
-    dtype, _ = pick_dtype(dtype_with(terms.quant, terms.dtype), device)
-    models: dict[str, tuple[Model, str, list[str]]] = {}
+def estimate_jobs(
+    jobs: list[Job], options: RenderOptions, *, on: str | None = None, price: float | None = None
+) -> list[Estimate]:
+    """Estimate the films that `options` ask for; `on` and `price` as in `estimate_films`."""
+    options = replace(options, output=jobs[0].options.output)  # the model stays as asked: its origin is shown
+    return estimate_films([job.film for job in jobs], options, on=on, price=price)
+
+
+def estimate_films(
+    films: list[Film], options: RenderOptions, *, on: str | None = None, price: float | None = None
+) -> list[Estimate]:
+    """Estimate films as `helios render` would render them. Errors are those that a render would end with.
+
+    `on` names a GPU that is not here, in place of `options.device`; `price` is that of a GPU-hour.
+    """
+    device = find_device(options.device) if on is None else other_device(on)
+    require_quant(options.quant, device)
+    dtype, _ = pick_dtype(dtype_with(options.quant, options.dtype), device)
+    models: dict[str, tuple[Model, list[str]]] = {}
     found = []
-    for group in groups_of(films, terms.lanes, lambda film: choose_model(film.recipe, terms.flags)[0]):
+    for group in groups_of(films, options.lanes, lambda film: choose_model(film.recipe, options)[0]):
         for film in group:
-            name, origin = choose_model(film.recipe, terms.flags)
-            if name not in models:
-                models[name] = _find(name, terms, device, dtype)
+            name, origin = choose_model(film.recipe, options)
+            if name not in models:  # a model is found once, whatever its films
+                models[name] = _find(name, options, device, dtype)
             model, notices = models[name]
-            settings = resolve(film.recipe, terms.flags, model.defaults)
-            plan = plan_film(film, settings, strict=terms.strict)
+            settings = resolve(film.recipe, options, model.defaults)
+            plan = plan_film(film, settings, strict=options.strict)
             plan = replace(plan, origins={"model": origin, **plan.origins})
-            found.append(_estimate(film, plan, model, device, dtype, terms, notices, len(group)))
+            found.append(_estimate(film, plan, model, device, dtype, options, on, price, notices, len(group)))
     return found
 
 
@@ -146,21 +133,30 @@ def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], str]) -> I
             yield group
 
 
-def _find(name: str, terms: Terms, device: Device, dtype: str) -> tuple[Model, list[str]]:
+def _find(name: str, options: RenderOptions, device: Device, dtype: str) -> tuple[Model, list[str]]:
     notices = []
     if is_auto(name):
-        name, line = auto_model(device, dtype, terms.wish, quant=terms.quant)
+        name, line = auto_model(device, dtype, options, quant=options.quant)
         notices.append(line)
     if line := hub.shadow_of(name):
         notices.append(line)
-    model = find_model(name, terms.revision)
+    model = find_model(name, options.revision)
     if model.checkpoint is None:
         notices.append(f"{name} is not downloaded: planned with its published shape, without fingerprints")
     return model, notices
 
 
 def _estimate(
-    film: Film, plan: Plan, model: Model, device: Device, dtype: str, terms: Terms, notices: list[str], lanes: int
+    film: Film,
+    plan: Plan,
+    model: Model,
+    device: Device,
+    dtype: str,
+    options: RenderOptions,
+    on: str | None,
+    price: float | None,
+    notices: list[str],
+    lanes: int,
 ) -> Estimate:
     device = device.with_model(model.parameters["transformer"])
     texts = texts_of(plan)
@@ -169,27 +165,27 @@ def _estimate(
         notices = [*notices, line]
     work = work_of(plan, model, prompts, dtype)
     fingerprints = None
-    if model.checkpoint is not None and terms.on is None:
+    if model.checkpoint is not None and on is None:
         shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, dtype))
         taken = measured_attention(device.name, shapes) | {
-            shape: name for shape, name in terms.attention_wanted.items() if shape in shapes
+            shape: name for shape, name in options.attention_taken.items() if shape in shapes
         }
-        arithmetic = arithmetic_of(device, dtype, taken, quant=terms.quant, attention=terms.attention)
+        arithmetic = arithmetic_of(device, dtype, taken, quant=options.quant, attention=options.attention)
         weights = weights_identity(model.checkpoint)
-        fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=terms.reanchor))
-    subject = Subject(plan, model, work, prompts, device, dtype, terms.quant, lanes)
-    budget = budget_of(terms.wish, device, here=terms.on is None)
+        fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=options.reanchor))
+    subject = Subject(plan, model, work, prompts, device, dtype, options.quant, lanes)
+    budget = budget_of(options, device, here=on is None)
     speed = speed_of(subject)
     modes = memory_modes(subject, budget, speed)
-    mode, said = _placed(modes, terms.wish, budget, subject, speed)
+    mode, said = _placed(modes, options, budget, subject, speed)
     return Estimate(
         film=film,
         plan=plan,
         model=model,
         device=device,
-        device_origin="flag" if terms.on is not None or terms.device != "auto" else "default",
+        device_origin="flag" if on is not None or options.device != "auto" else "default",
         dtype=dtype,
-        dtype_origin="default" if terms.dtype == "auto" else "flag",
+        dtype_origin="default" if options.dtype == "auto" else "flag",
         prompts=prompts,
         work=work,
         lanes=lanes,
@@ -197,26 +193,32 @@ def _estimate(
         mode=mode,
         budget=budget,
         speed=speed,
-        film_bytes=film_bytes(plan, film_kind(terms.output), terms.codec, terms.crf),
-        duration=duration_of(plan, work, device, dtype, model.parameters["transformer"], terms.quant),
-        price=terms.price,
+        film_bytes=film_bytes(plan, film_kind(options.output), options.codec, options.crf),
+        duration=duration_of(plan, work, device, dtype, model.parameters["transformer"], options.quant),
+        price=price,
         fingerprints=fingerprints,
-        kept=frozenset(index for index, known in enumerate(fingerprints or ()) if terms.is_kept(known)),
-        notices=(*notices, *plan.notices, *said, *_too_long(plan, prompts, strict=terms.strict)),
+        kept=_kept(fingerprints or ()) if options.cache else frozenset(),
+        notices=(*notices, *plan.notices, *said, *_too_long(plan, prompts, strict=options.strict)),
     )
 
 
+def _kept(fingerprints: tuple[str, ...]) -> frozenset[int]:
+    """The indices of chunks that the cache holds."""
+    cache = Cache()
+    return frozenset(index for index, fingerprint in enumerate(fingerprints) if cache.has(fingerprint))
+
+
 def _placed(
-    modes: tuple[MemoryMode, ...], wish: Wish, budget: Budget, subject: Subject, speed: Speed
+    modes: tuple[MemoryMode, ...], options: RenderOptions, budget: Budget, subject: Subject, speed: Speed
 ) -> tuple[MemoryMode, list[str]]:
     """The mode that a render takes, or the smallest where none fits, and what is to be said of it."""
-    said = budget_notices(wish, budget)
+    said = budget_notices(options, budget)
     try:
-        mode = choose(modes, wish, budget, subject.device, speed)
+        mode = choose(modes, options, budget, subject.device, speed)
     except MachineError as error:
         return min(modes, key=lambda mode: mode.device_bytes), [*said, f"a render would end with: {error.message}"]
-    if mode.name != "none" or not wish.is_default:
-        said.append(reason(mode, modes, wish, budget, subject))
+    if mode.name != "none" or not options.memory_is_default:
+        said.append(reason(mode, modes, options, budget, subject))
     if warning := cache_warning(mode, budget, speed):
         said.append(warning)
     return mode, said

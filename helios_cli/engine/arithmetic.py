@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from helios_cli import machine
-from helios_cli.engine.calls import memory_told
+from helios_cli.engine.memory import memory_errors
 from helios_cli.engine.models import Models
 from helios_cli.errors import OutOfMemory
 from helios_cli.model import products
@@ -48,7 +48,7 @@ def tried(models: Models, *, anew: bool = False) -> list[Tried]:
     found = None if anew else _tried.get((device, model)) or _read(devices.read(file), device, model)
     if found is None:
         models.use_threads()
-        with memory_told():
+        with memory_errors():
             found = _try(models)
         with contextlib.suppress(OSError):  # a home that cannot be written: tried again by the next process
             entry = {model: [asdict(one) for one in found]}

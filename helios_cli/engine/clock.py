@@ -1,4 +1,4 @@
-"""Seconds by phase."""
+"""Measures seconds by phase."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ import torch
 
 
 class Clock:
-    """Adds up the seconds spent in each named phase.
+    """Sums the seconds spent in each named phase.
 
-    A device works on after Python has moved on; with `exact` the clock waits for it at both ends of a phase, which a
-    benchmark wants and a render does not.
+    A GPU may still be working when Python has moved on. With `exact` the clock waits for the GPU at both ends of a
+    phase, which suits a benchmark but slows a render.
+
+    Attributes:
+        idle: seconds to leave out of every phase, such as waiting for the model calls of other films.
     """
 
     def __init__(self, device: torch.device, *, exact: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.exact = exact
+        self.idle = 0.0
         self._wait = exact and device.type == "cuda"
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Times what is done inside. A generator yields outside: what its caller does then is not of the phase."""
+        """Time the block. A generator must not yield inside it: its consumer's time would count."""
         start = self.now()
         try:
             yield
@@ -34,4 +38,4 @@ class Clock:
     def now(self) -> float:
         if self._wait:
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return time.perf_counter() - self.idle

@@ -1,14 +1,13 @@
-"""One chunk: from noise to nine clean latent frames, through stages, steps and guidance."""
+"""Denoises one chunk: from noise to nine clean latent frames, through stages, steps and guidance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor
 
 import helios_kernels as kernels
-from helios_cli.engine.calls import ModelCalls, Steps
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import StepDone
 from helios_cli.engine.gpu import to_device
@@ -32,8 +31,8 @@ def stages_of(
 ) -> list[Stage]:
     """The steps of a chunk, stage by stage; `amplify` as in `build_stage`.
 
-    A stage's schedule is shifted by the tokens of the stage before it, whose sample it starts from: so it is in the
-    reference, which reads the size before it upsamples.
+    A stage's schedule is shifted by the number of tokens of the stage before it, from whose sample it starts. The
+    reference does the same: it reads the size before it upsamples.
     """
     stages = []
     for k, count in enumerate(steps):
@@ -42,16 +41,28 @@ def stages_of(
     return stages
 
 
-class Denoiser:
-    """Everything that is the same for all chunks of a film, and `chunk`, which makes one.
+Answer = Callable[[Sequence[Call]], list[Tensor]]
+"""Makes model calls that do not depend on each other and returns their flows, in order."""
 
-    `settings` are the preset with the film's own steps and guidance; `size` is (width, height) in pixels.
+
+class Denoiser:
+    """Everything that is the same for all chunks of a film, and `chunk`, which denoises one.
+
+    `settings` is the preset with the film's own steps and guidance; `size` is (width, height) in pixels. `answer`
+    makes the model calls, one after the other with `dit` by default.
     """
 
     def __init__(
-        self, dit: HeliosDiT, scheduler: SchedulerConfig, settings: Preset, size: tuple[int, int], clock: Clock
+        self,
+        dit: HeliosDiT,
+        scheduler: SchedulerConfig,
+        settings: Preset,
+        size: tuple[int, int],
+        clock: Clock,
+        answer: Answer | None = None,
     ) -> None:
         self.dit, self.scheduler, self.settings, self.clock = dit, scheduler, settings, clock
+        self.answer: Answer = answer or (lambda calls: [dit(*call) for call in calls])
         width, height = (pixels // PIXELS_PER_CELL for pixels in size)
         self.shape = (1, dit.config.in_channels, LATENTS_PER_CHUNK, height, width)
         patch = dit.config.patch_size
@@ -73,8 +84,8 @@ class Denoiser:
         *,
         amplify: bool,
         before_call: Callable[[], None] = lambda: None,
-    ) -> Steps[Tensor]:
-        """Yields model calls and each step done, returns the chunk's latents [1, C, 9, H, W], float32.
+    ) -> Generator[StepDone, None, Tensor]:
+        """Yield each step that is done, and return the chunk's latents, [1, C, 9, H, W] float32.
 
         `negative` is needed where the guidance is over 1. `amplify` doubles the steps where the solver is DMD.
         An error that `before_call` raises ends the chunk before its next model call.
@@ -89,12 +100,11 @@ class Denoiser:
                     x = self._enter(x, stage.renoise, generator)
                 solver = make_solver(self.scheduler, stage, x)
             for i, timestep in enumerate(stage.timesteps):
+                before_call()
                 with self.clock(phase):
                     calls = self._calls(k, i, x, timestep, tokens, text, negative)
-                before_call()
-                flows = (yield from self._answered(phase, calls)) if calls.calls else None
-                with self.clock(phase):
-                    x = solver.step(i, x, torch.zeros_like(x) if flows is None else self._guided(flows))
+                    flow = self._guided(self.answer(calls)) if calls else torch.zeros_like(x)
+                    x = solver.step(i, x, flow)
                 yield StepDone(chunk=index, stage=k, step=i, steps_in_stage=stage.steps)
         return x
 
@@ -107,20 +117,13 @@ class Denoiser:
         tokens: Tensor,
         text: TextContext,
         negative: TextContext | None,
-    ) -> ModelCalls:
+    ) -> list[Call]:
         """The calls of step `i` in stage `k`: one or, guided, two; none where zero-init makes the flow zero."""
         if negative is not None and self.settings.zero_init and k == 0 and i <= self.settings.zero_steps:
-            return ModelCalls()
+            return []
         mods, rope = self._modulation(timestep), self.ropes[k]
         prompts = (text,) if negative is None else (text, negative)
-        return ModelCalls(tuple(Call(x, tokens, mods, rope, prompt) for prompt in prompts))
-
-    def _answered(self, phase: str, calls: ModelCalls) -> Generator[ModelCalls, list[Tensor], list[Tensor]]:
-        """The flows, and their seconds for the clock: this film's share, where calls of several are made together."""
-        begun = self.clock.now()
-        flows = yield calls
-        self.clock.seconds[phase] += self.clock.now() - begun if calls.seconds is None else calls.seconds
-        return flows
+        return [Call(x, tokens, mods, rope, prompt) for prompt in prompts]
 
     def _guided(self, flows: list[Tensor]) -> Tensor:
         cond, *uncond = flows
@@ -130,7 +133,7 @@ class Denoiser:
         return combine(cond, *uncond, self.settings.guidance)
 
     def _enter(self, x: Tensor, renoise: tuple[float, float], generator: torch.Generator) -> Tensor:
-        """The jump into a finer stage: nearest x2, scaled, with the noise that upsampling took away."""
+        """Enter a finer stage: upsample x2 (nearest), scale, and add the noise that upsampling removed."""
         alpha, beta = renoise
         *planes, height, width = x.shape
         noise = to_device(self.block_noise.draw((*planes, 2 * height, 2 * width), generator), x.device)

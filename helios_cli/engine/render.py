@@ -1,484 +1,129 @@
-"""The render loop: plan in, events out, a film on disk at the end.
-
-For each chunk: noise -> latents -> frames -> bytes -> encoder, then nothing of it is kept but 19 latent frames and the
-anchor. Memory does not grow with the film. Chunks that were rendered before, by a run of this film that was ended or
-for another film, are not rendered again.
-"""
+"""`render`: a film and its options in, events out, the film on disk at the end. Commands and libraries go this way."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from helios_cli.engine import events
-from helios_cli.engine.calls import ModelCalls, Steps, answered, memory_told
-from helios_cli.engine.clock import Clock
-from helios_cli.engine.conditioning import start_from_clip, start_from_picture
-from helios_cli.engine.denoise import Denoiser, stages_of
-from helios_cli.engine.events import Event
-from helios_cli.engine.gpu import Beside, FirstUse, on_host
-from helios_cli.engine.history import History
+from helios_cli.cost.disk import film_bytes
+from helios_cli.engine.chunks import render_chunks
+from helios_cli.engine.events import ChunkDone, Event, FilmDone, Notice, PhaseStarted
+from helios_cli.engine.finish import Finish
+from helios_cli.engine.memory import memory_errors
 from helios_cli.engine.models import Models
 from helios_cli.engine.script import Planned, Script
-from helios_cli.engine.state import State
-from helios_cli.errors import PictureError
+from helios_cli.engine.session import Session
+from helios_cli.errors import InputError, OutOfMemory
 from helios_cli.film.cache import Cache
-from helios_cli.film.resume import Resumed, Wanted
-from helios_cli.film.writer import FilmWriter, Safe
-from helios_cli.machine import peak_bytes_with_children
-from helios_cli.model.dit import TextContext
-from helios_cli.model.vae import frames_to_uint8
-from helios_cli.recipe.plan import Chunk, Plan, too_long
-from helios_cli.units import PIXELS_PER_CELL
+from helios_cli.film.target import Target, check_space
+from helios_cli.film.writer import FilmWriter, open_writer
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.fingerprint import Fingerprints
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.plan import Plan, too_long
 
 
-@torch.inference_mode()  # while it runs: whoever takes the events is in the mode that was
-def render(
-    plan: Plan,
-    models: Models,
-    writer: FilmWriter,
-    *,
-    reanchor: bool = False,
-    clock: Clock | None = None,
-    fingerprints: Sequence[str] | None = None,
-    cache: Cache | None = None,
-    overlap: bool | None = None,
-) -> Iterator[Event]:
-    """Renders `plan` into `writer` and closes it, telling each step; stops the writer if anything fails.
+@torch.inference_mode()
+def render(film: Film, options: RenderOptions, session: Session, script: Script | None = None) -> Iterator[Event]:
+    """Render `film` to `options.output`, and yield what happens; the last event is FilmDone.
 
-    `reanchor` takes the anchor from each segment's second chunk, for films whose start hardly moves.
+    An interrupted render of the same film is continued, and chunks that earlier films left are taken over. Where memory
+    runs out and the placement is left to helios, the rest is rendered with less of the model in memory.
 
-    With `fingerprints` (`recipe.fingerprint.chunk_fingerprints`) each chunk is safe as soon as it is done: however a
-    run is ended, the next one of the same plan goes on behind its last chunk. Chunks that are kept in `cache` are taken
-    from there, and new ones put into it. Neither changes a frame.
+    Args:
+        film: as `recipe.sources.read_films` reads it from a prompt or a file.
+        options: with the film's own `output` (`film.jobs.find_jobs` chooses it).
+        session: holds the model, for any number of films.
+        script: decides the chunks of a film whose prompts come while it renders; by default they are planned.
 
-    With `overlap` a chunk is decoded in a thread beside the denoising of the next, and its ChunkDone comes behind that;
-    what a picture or clip starts with is encoded beside the chunk before. By itself that is so on a GPU where the
-    placement has room for both, unless the clock is exact.
-
-    Raises PictureError (values that are not finite), InputError (a picture or clip that cannot be read), MachineError,
-    CheckpointError (weights that can no longer be read).
+    Raises:
+        HeliosError: the subclass says why. Chunks that are done stay safe, and the same render continues there.
     """
-    steps = render_steps(
-        Planned(plan),
-        models,
-        writer,
-        reanchor=reanchor,
-        clock=clock,
-        fingerprints=None if fingerprints is None else lambda plan: fingerprints,
-        cache=cache,
-        overlap=overlap,
+    options = replace(options, output=options.output or f"{film.name}.mp4")
+    models = session.load(film, options)
+    yield from session.notices()
+    script = script or Planned(session.plan(film, options), film)
+    session.place([script.plan], options, prompts_come=not isinstance(script, Planned))
+    yield from session.notices()
+    if options.strict:
+        _require_whole_prompts(script.plan, models)
+    for may_go_deeper in (True, False):
+        try:
+            yield from _render_placed(options, session, script)
+            return
+        except OutOfMemory as error:
+            short = error.with_traceback(None)
+            short.__cause__ = short.__context__ = None  # their frames hold tensors
+        if not (may_go_deeper and session.place_deeper([script.plan], options)):
+            break
+        yield from session.notices()
+    raise short
+
+
+def _render_placed(options: RenderOptions, session: Session, script: Script) -> Iterator[Event]:
+    """Render a film whose model has its place: target, chunks, and what is made of the film besides its frames."""
+    target = Target.of(options.output)
+    with memory_errors():
+        identity = session.identity(script.plan.size)
+    fingerprints = Fingerprints(identity.weights, identity.arithmetic, reanchor=options.reanchor)
+    finish = Finish(script, options, session.models, target, identity, fingerprints)
+    yield from finish.differences()
+    if finish.is_finished():
+        yield Notice(f"{options.output} is finished already")
+        yield from finish.complete()
+        return
+    if notice := check_space(target, film_bytes(script.plan, target.kind, options.codec, options.crf)):
+        yield Notice(notice)
+    chunks, done = [], None
+    with session.writing(_writer(options, script.plan), options.output, script) as writer:
+        events = render_chunks(
+            script,
+            session.models,
+            writer,
+            answer=session.answer,
+            clock=session.clock(),
+            reanchor=options.reanchor,
+            fingerprints=fingerprints.of,
+            cache=Cache() if options.cache else None,
+            overlap=session.overlaps,
+        )
+        with closing(events):
+            for event in events:
+                session.require_not_stopped()
+                if event == PhaseStarted("finish"):  # only now is a film decided whose prompts come while it renders
+                    finish.describe(writer)
+                if isinstance(event, ChunkDone):
+                    chunks.append(event.seconds)
+                if isinstance(event, FilmDone):
+                    done = event
+                else:
+                    yield event
+    assert done is not None
+    session.keep_speed(script, done, chunks)
+    yield from finish.finish(done)
+
+
+def _writer(options: RenderOptions, plan: Plan) -> FilmWriter:
+    return open_writer(
+        options.output,
+        size=plan.size,
+        fps=plan.fps,
+        codec=options.codec,
+        crf=options.crf,
+        preset=options.preset,
+        keep=options.keep,
+        force=options.force or bool(options.takes),
     )
-    models.use_threads()
-    yield from answered(steps, models.answer)
 
 
-FingerprintsOf = Callable[[Plan], Sequence[str]]
-"""The fingerprints of the chunks that a plan has (`recipe.fingerprint.Fingerprints.of`)."""
-
-
-def render_steps(
-    script: Script,
-    models: Models,
-    writer: FilmWriter,
-    *,
-    reanchor: bool = False,
-    clock: Clock | None = None,
-    fingerprints: FingerprintsOf | None = None,
-    cache: Cache | None = None,
-    overlap: bool | None = None,
-) -> Steps[None]:
-    """`render` of a film that may be decided chunk by chunk, with the model calls left to the caller, who answers them
-    by `models.answer`, all in inference mode."""
-    clock = clock or Clock(models.device)
-    if overlap is None:
-        overlap = models.device.type == "cuda" and models.placement.overlaps and not clock.exact
-    beside = Beside(models.device, overlaps=overlap)
-    film = _Film(script, models, writer, reanchor, clock, fingerprints, cache, beside)
-    with writer, memory_told(), contextlib.closing(beside):
-        yield from film.events()
-
-
-@dataclass(frozen=True)
-class _Start:
-    """What a segment starts from, and what there is to tell of it."""
-
-    history: History
-    generator: torch.Generator
-    notice: str | None = None
-
-
-class _Film:
-    """One film while it renders: the models' contexts that are kept between chunks, the history, the generator."""
-
-    def __init__(
-        self,
-        script: Script,
-        models: Models,
-        writer: FilmWriter,
-        reanchor: bool,
-        clock: Clock,
-        fingerprints_of: FingerprintsOf | None,
-        cache: Cache | None,
-        beside: Beside,
-    ) -> None:
-        self.script, self.models, self.writer, self.reanchor, self.clock = script, models, writer, reanchor, clock
-        self.fingerprints_of, self.cache, self.beside = fingerprints_of, cache, beside
-        self.started = time.perf_counter()
-        self.history: History
-        self.generator: torch.Generator
-        self.chunks_in_segment = 0
-        self.frames_reused = 0
-        self.first_use = FirstUse.of(models.dit_config.width, models.dtype)
-        self.decoding: Future[events.ChunkDone] | None = None
-        self.chunk_ended = self.started
-        self.chunks_noted = 0
-        self.starting: dict[int, Future[_Start]] = {}  # at most one, by the index of its chunk
-        self.text: tuple[tuple[tuple[str, float], ...], TextContext] | None = None
-
-    @property
-    def plan(self) -> Plan:
-        return self.script.plan
-
-    @property
-    def fingerprints(self) -> Sequence[str]:
-        return self.fingerprints_of(self.plan)
-
-    def events(self) -> Steps[None]:
-        resumed = self._resume()
-        yield self._film_started()
-        if resumed.notice:
-            yield events.Notice(resumed.notice)
-        if resumed.chunks:
-            yield self._reused(resumed.chunks, "journal", resumed.chunks)
-        rest = self.plan.chunks[resumed.chunks :]
-        yield from self._prepare([chunk for chunk in rest if not self._is_kept(chunk)])
-        for index in itertools.count(resumed.chunks):
-            yield from self.script.decide(index)
-            if index == len(self.plan.chunks):
-                break
-            chunk = self.plan.chunks[index]
-            if self._is_kept(chunk):
-                yield from self._decoded()
-            if self._take_kept(chunk):
-                yield self._reused(index + 1, "cache", 1)
-            else:
-                yield from self._render(chunk)
-        yield from self._decoded()
-        self._note_film()
-        yield events.PhaseStarted("finish")
-        with self.clock("finish"):
-            output = self.writer.close()
-        if self.writer.cache_problem:
-            yield events.Notice(f"chunks could not be kept for other films: {self.writer.cache_problem}")
-        yield self._done(str(output))
-
-    def _resume(self) -> Resumed:
-        """Go on from what an earlier run left, if the film has a journal."""
-        if self.fingerprints_of is None:
-            return Resumed()
-        wanted = Wanted(self.plan.chunks, self.fingerprints, self._settings())
-        resumed = self.writer.resume(wanted, self.cache)
-        if resumed.state is not None:
-            self._restore(State.from_bytes(resumed.state))
-        self._note_film()
-        return resumed
-
-    def _note_film(self) -> None:
-        """Tell the cache which chunks the film has, as far as they are decided, if it was not told of so many."""
-        if self.cache and self.chunks_noted < len(self.plan.chunks):
-            self.chunks_noted = len(self.plan.chunks)
-            with contextlib.suppress(OSError):  # a line of `helios cache list` is no reason to fail
-                self.cache.note_film(self.plan.title, str(self.writer.target.path), self.fingerprints)
-
-    def _is_kept(self, chunk: Chunk) -> bool:
-        return self.cache is not None and self.cache.has(self.fingerprints[chunk.index])
-
-    def _take_kept(self, chunk: Chunk) -> bool:
-        """Whether the chunk came from the cache: its piece as it is, or its frames decoded anew from its latents."""
-        if self.cache is None:
-            return False
-        state = State.from_bytes(self.cache.state(self.fingerprints[chunk.index]))
-        if state is None:
-            return False
-        self._restore(state)
-        safe = Safe(self.fingerprints[chunk.index], state.to_bytes)
-        if not self.writer.take_kept(safe, chunk.num_frames):
-            self._write_frames(chunk, state.chunk.to(self.models.device))
-            self.writer.end_piece(safe)
-        return True
-
-    def _restore(self, state: State) -> None:
-        self.history, self.generator = state.restore(self.models.device)
-        self.chunks_in_segment = state.place
-
-    def _prepare(self, chunks: list[Chunk]) -> Iterator[Event]:
-        """Everything that the chunks to be rendered share, as far as they are decided."""
-        if not chunks:
-            return
-        yield events.PhaseStarted("text")
-        yield from self._encode_prompts(chunks)
-        if "denoiser" in vars(self):
-            return
-        yield events.PhaseStarted("load")
-        with self.clock("load"):
-            _ = self.denoiser
-            if not self.models.placement.takes_turns:
-                _ = self.models.vae
-        if self.first_use and self.first_use.notice:
-            yield events.Notice(self.first_use.notice)
-
-    def _render(self, chunk: Chunk) -> Steps[None]:
-        began = time.perf_counter()
-        if "denoiser" not in vars(self) or any(text not in self.models.prompts for text, _ in chunk.prompts):
-            # It was not decided when the film began. Parts make room for the text encoder: none may be at work.
-            yield from self._decoded()
-            yield from self._prepare([chunk])
-        if chunk.fresh:
-            yield from self._start_segment(chunk)
-        self._start_beside(chunk.index + 1)
-        yield events.PhaseStarted("denoise")
-        latents, finite = yield from self._denoise(chunk)
-        yield from self._told_by_gpu()
-        yield from self._decoded()
-        yield events.PhaseStarted("decode")
-        self.decoding = self.beside.start(partial(self._finish, chunk, latents, finite, self._safe(chunk), began))
-        if not self.beside.overlaps:
-            yield from self._decoded()
-
-    def _decoded(self) -> Iterator[Event]:
-        """The end of the chunk that was denoised last, if it has not been told; what stopped it is raised."""
-        if self.decoding is not None:
-            decoding, self.decoding = self.decoding, None
-            yield decoding.result()
-
-    def _told_by_gpu(self) -> Iterator[Event]:
-        """What is known of kernels and graphs once a chunk is denoised."""
-        if self.first_use:
-            self.first_use.done()
-            self.first_use = None
-        graphs = self.models.graphs
-        if graphs is not None and graphs.problem and not graphs.problem_told:
-            graphs.problem_told = True
-            yield events.Notice(graphs.problem)
-
-    def _finish(
-        self, chunk: Chunk, latents: Tensor, finite: Tensor, safe: Safe | None, began: float
-    ) -> events.ChunkDone:
-        """From latents, if they are `finite`, to frames that are safe; what the film's state is by then does not
-        count."""
-        if not finite:
-            raise self._not_finite("latents", chunk)
-        self._write_frames(chunk, latents)
-        self.writer.end_piece(safe)
-        before, self.chunk_ended = self.chunk_ended, time.perf_counter()
-        return events.ChunkDone(
-            chunk=chunk.index,
-            chunks=self.script.num_chunks,
-            frames=self.writer.num_frames,
-            seconds=self.chunk_ended - max(began, before),
-        )
-
-    def _safe(self, chunk: Chunk) -> Safe | None:
-        if self.fingerprints_of is None:
-            return None
-        state = State.of(self.history, self.generator, self.chunks_in_segment)
-        return Safe(self.fingerprints[chunk.index], state.to_bytes)
-
-    def _encode_prompts(self, chunks: list[Chunk]) -> Iterator[Event]:
-        texts = [text for chunk in chunks for text, _ in chunk.prompts]
-        if self.plan.guidance > 1:
-            texts.append(self.plan.negative)
-        with self.clock("text"):
-            self.models.encode(texts)
-        for text in dict.fromkeys(texts):
-            lost = self.models.prompts[text].lost
-            if lost:
-                yield events.Notice(too_long(self.plan, text, lost))
-
-    @cached_property
-    def denoiser(self) -> Denoiser:
-        settings = replace(self.models.checkpoint.preset, steps=self.plan.steps, guidance=self.plan.guidance)
-        return Denoiser(self.models.dit, self.models.scheduler, settings, self.plan.size, self.clock)
-
-    @cached_property
-    def negative(self) -> TextContext | None:
-        if self.plan.guidance <= 1:
-            return None
-        self.models.encode([self.plan.negative])
-        return self.models.dit.embed_text(self.models.mixed(((self.plan.negative, 1.0),)))
-
-    def _start_segment(self, chunk: Chunk) -> Iterator[Event]:
-        """Fresh history and generator, from a picture or a clip if the chunk has one."""
-        if chunk.image or chunk.video:
-            yield events.PhaseStarted("conditioning")
-        if chunk.index in self.starting:
-            start = self.starting.pop(chunk.index).result()
-            self.beside.hand_over(start.history.latents, start.history.anchor)
-        else:
-            start = self._start_of(chunk)
-        self.history, self.generator, self.chunks_in_segment = start.history, start.generator, 0
-        if start.notice:
-            yield events.Notice(start.notice)
-
-    def _start_beside(self, index: int) -> None:
-        """Begins what chunk `index` starts from while the one before it is denoised, if it is a picture or a clip."""
-        self.starting.clear()  # of a chunk that came from the cache after all
-        chunks = self.plan.chunks[index : index + 1]
-        for chunk in chunks if self.beside.overlaps else ():
-            if chunk.fresh and (chunk.image or chunk.video) and not self._is_kept(chunk):
-                self.starting[index] = self.beside.start(partial(self._start_of, chunk))
-
-    def _start_of(self, chunk: Chunk) -> _Start:
-        width, height = self.plan.size
-        channels = self.models.dit_config.in_channels
-        history = History.empty(channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL, self.models.device)
-        start = _Start(history, torch.Generator("cpu").manual_seed(chunk.seed))
-        if not (chunk.image or chunk.video):
-            return start
-        from helios_cli.film.media import VideoClip, read_image  # and with them Pillow
-
-        with self.clock("conditioning"):
-            if chunk.image:
-                picture = read_image(chunk.image, self.plan.size)
-                start_from_picture(history, self.models.vae, picture, start.generator)
-                return start
-            clip = VideoClip(chunk.video, self.plan.size, self.plan.fps)
-            start_from_clip(history, self.models.vae, clip, start.generator)
-        if not clip.info.high_dynamic_range:
-            return start
-        return replace(start, notice=f"{chunk.video} is HDR and is not tone mapped: the film starts flat and grey")
-
-    def _denoise(self, chunk: Chunk) -> Steps[tuple[Tensor, Tensor]]:
-        """The chunk's latents, and whether they are finite: a flag on the device, since whoever reads it waits for all
-        that the device was given."""
-        yield ModelCalls()
-        latents = yield from self.denoiser.chunk(
-            chunk.index,
-            self.history,
-            self._text_context(chunk),
-            self.negative,
-            self.generator,
-            amplify=self._amplify(),
-            before_call=self.writer.check,  # a disk that is full costs a model call, not a chunk
-        )
-        self.history.remember(latents, reanchor=self.reanchor and self.chunks_in_segment == 1)
-        self.chunks_in_segment += 1
-        return latents, torch.isfinite(latents).all()
-
-    def _amplify(self) -> bool:
-        return self.models.checkpoint.preset.amplify_first_chunk and self.chunks_in_segment == 0
-
-    def _text_context(self, chunk: Chunk) -> TextContext:
-        """Keys and values of the chunk's prompts, made again only where the prompts change."""
-        if self.text is None or self.text[0] != chunk.prompts:
-            self.models.encode(text for text, _ in chunk.prompts)
-            self.text = (chunk.prompts, self.models.dit.embed_text(self.models.mixed(chunk.prompts)))
-            rest = self.plan.chunks[chunk.index :]
-            self.models.want(self, (text for later in rest for text, _ in later.prompts))
-        return self.text[1]
-
-    def _write_frames(self, chunk: Chunk, latents: Tensor) -> None:
-        """Decodes the chunk on its own, group by group, and hands the frames that are kept to the writer."""
-        groups = on_host(self._pictures(chunk, latents))
-        while True:
-            with self.clock("decode"):
-                group = next(groups, None)
-            if group is None:
-                return
-            pictures, finite = group
-            if not finite:
-                raise self._not_finite("frames", chunk)
-            with self.clock("write"):
-                self.writer.write(pictures.numpy())
-
-    def _pictures(self, chunk: Chunk, latents: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The chunk's frames that are kept, group by group, bytes [T, H, W, 3] on the device, each with a flag: whether
-        they were finite."""
-        left = chunk.num_frames
-        for frames in self.models.vae.decode(latents):
-            frames = frames[:, :, :left]
-            yield frames_to_uint8(frames)[0], torch.isfinite(frames).all()
-            left -= frames.shape[2]
-            if not left:
-                return
-
-    def _not_finite(self, what: str, chunk: Chunk) -> PictureError:
-        dtype = str(self.models.dtype).removeprefix("torch.")
-        return PictureError(
-            f"the {what} of chunk {chunk.index + 1} are not finite numbers (computed in {dtype})",
-            hint="try --dtype bfloat16 or float32; if it stays, `helios models verify` checks the weights",
-        )
-
-    def _film_started(self) -> events.FilmStarted:
-        models, plan, script = self.models, self.plan, self.script
-        amplified = models.checkpoint.preset.amplify_first_chunk
-        steps = {
-            amplify: sum(
-                stage.steps
-                for stage in stages_of(
-                    models.scheduler, plan.steps, plan.size, models.dit_config.patch_size, amplify=amplify
-                )
-            )
-            for amplify in (False, True)
-        }
-        return events.FilmStarted(
-            film=plan.title,
-            output=str(self.writer.target.path),
-            model=models.name,
-            device=str(models.device),
-            dtype=str(models.dtype).removeprefix("torch."),
-            width=plan.size[0],
-            height=plan.size[1],
-            fps=plan.fps,
-            frames=script.num_frames,
-            chunks=script.num_chunks,
-            stages=models.scheduler.stages,
-            steps=sum(steps[amplified and chunk.fresh] for chunk in plan.chunks)
-            if script.num_chunks == len(plan.chunks)
-            else None,
-        )
-
-    def _settings(self) -> dict[str, str]:
-        """What the film is made with, in words: for a message about what has changed between two runs."""
-        models, plan = self.models, self.plan
-        return {
-            "model": models.name,
-            "device": str(models.device),
-            "dtype": str(models.dtype).removeprefix("torch."),
-            "size": f"{plan.size[0]}x{plan.size[1]}",
-            "fps": f"{plan.fps:g}",
-            "steps": ",".join(map(str, plan.steps)),
-            "guidance": f"{plan.guidance:g}",
-            "seed": str(plan.chunks[0].seed),
-        }
-
-    def _reused(self, chunks_so_far: int, source: str, count: int) -> events.ChunksReused:
-        first = chunks_so_far - count
-        frames = [chunk.num_frames for chunk in self.plan.chunks[:chunks_so_far]]
-        self.frames_reused += sum(frames[first:])
-        return events.ChunksReused(
-            chunk=chunks_so_far - 1, chunks=self.script.num_chunks, frames=sum(frames), count=count, source=source
-        )
-
-    def _done(self, output: str) -> events.FilmDone:
-        seconds = time.perf_counter() - self.started
-        device = self.models.device
-        return events.FilmDone(
-            output=output,
-            frames=self.writer.num_frames,
-            seconds=seconds,
-            frames_per_second=(self.writer.num_frames - self.frames_reused) / seconds,
-            peak_host_bytes=peak_bytes_with_children(),
-            peak_device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-            phases=dict(self.clock.seconds),
-            frames_reused=self.frames_reused,
-        )
+def _require_whole_prompts(plan: Plan, models: Models) -> None:
+    """Raise InputError unless the model reads every prompt to its end."""
+    texts = list(dict.fromkeys(text for chunk in plan.chunks for text, _ in chunk.prompts))
+    models.encode(texts)
+    for text in texts:
+        if lost := models.prompts[text].lost:
+            message = f"{plan.title}, {too_long(plan, text, lost)}"
+            raise InputError(message, hint="shorten it, or leave out --strict")

@@ -1,4 +1,4 @@
-"""Which chunks a film has: all known before it is rendered, or decided one after the other while it is."""
+"""Scripts: the chunks of a film, all known before it is rendered, or decided one by one while it is."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from helios_cli.engine.events import Event
+from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Plan
 
 
 class Script(Protocol):
-    """What the render loop asks for the next chunk.
+    """Decides the chunks of a film for the render loop.
 
     Attributes:
-        plan: the film with the chunks that are decided so far, at least one; they do not change any more.
-        num_frames, num_chunks: of the whole film; None while nobody knows.
+        film: the film with its recipe, as far as it is decided; None where only chunks are rendered.
+        plan: the chunks that are decided so far, at least one; they do not change any more.
+        num_frames, num_chunks: size of the whole film; None while it is not known.
     """
 
+    film: Film | None
     plan: Plan
     num_frames: int | None
     num_chunks: int | None
 
     def decide(self, index: int) -> Iterable[Event]:
-        """Chunk `index` is the next to be rendered: from now on `plan` has it, or the film ends before it.
+        """Decide chunk `index`, the next to be rendered: `plan` has it when the last event is taken, or the film ends.
 
-        Gives what there is to tell of it, and may be asked again. All is decided when the last event is taken.
+        Yields the events of that decision. It may be asked for one chunk several times.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The script of a film that is known from its first chunk to its last."""
+    """The script of a film whose chunks are all known."""
 
     plan: Plan
+    film: Film | None = None
 
     @property
     def num_frames(self) -> int:

@@ -12,8 +12,8 @@ import helios_kernels
 from helios_cli import machine
 from helios_cli.child import ChildError, ask, serve
 from helios_cli.device import pick_device
-from helios_cli.engine.calls import memory_told
 from helios_cli.engine.gpu import recall_kernels
+from helios_cli.engine.memory import memory_errors
 from helios_cli.errors import HeliosError
 from helios_kernels import trial
 from helios_kernels.trial import Verdicts
@@ -88,7 +88,7 @@ def rows(question: dict) -> Iterator[dict]:
     """The trial itself: each operation is announced, so that one that never comes back is known."""
     device = pick_device(question["device"])
     recall_kernels()
-    with memory_told():
+    with memory_errors():
         for name in question["names"]:
             yield {"operation": name}
             yield {"operation": name, "fault": trial.trial(device, name)}

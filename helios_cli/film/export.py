@@ -17,21 +17,11 @@ from helios_cli.film.target import Target, film_exists
 if TYPE_CHECKING:
     from helios_cli.recipe.plan import Plan, PlannedShot
 
-FORMS = ("otio", "edl")
 MAX_EVENTS = 999
 """A CMX3600 event number has three digits."""
 
 COMMENT_WIDTH = 68
 """Characters of a comment's text, so that a line with `* COMMENT: ` has 80 at most."""
-
-
-def parse_forms(text: str) -> tuple[str, ...]:
-    """`otio,edl` as names of forms. InputError for any other."""
-    forms = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",")))
-    for form in forms:
-        if form not in FORMS:
-            raise InputError(f"--export {text}: nothing is exported as {form!r}", hint="write otio, edl, or otio,edl")
-    return forms
 
 
 def export_path(target: Target, form: str) -> Path:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
@@ -27,8 +27,9 @@ from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.files import absence
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic, film_fingerprint
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.problems import Problems
-from helios_cli.recipe.settings import DEFAULT_SEED, Flags
+from helios_cli.recipe.settings import DEFAULT_SEED
 from helios_cli.recipe.validate import recipe_from
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_FRAMES
 from helios_cli.visible import has_unseen, printable, visible
@@ -166,28 +167,34 @@ class Again:
     film: Film
     suffix: str
 
-    def flags(self, given: Flags) -> Flags:
-        """The flags given, with the model and the length of the record where they say nothing. InputError if the
-        record names a model that a stranger's film cannot be trusted with."""
-        model = self._checked_model() if given.model is None else given.model
-        has_length = any(getattr(given, key) is not None for key in LENGTH_KEYS)
-        # As a flag: a film cut short by --frames is not one whose recipe contradicts itself.
-        return replace(given, model=model, frames=given.frames if has_length else self.record.frames)
-
-    def revision(self, given: Flags) -> str | None:
-        """The recorded commit, unless another model was given."""
-        return self.record.model.revision if given.model in (None, self.record.model.repo) else None
-
-    def settings(self) -> dict:
-        """What the record says in the place of flags that were not given, by parameter.
+    def options(self, given: RenderOptions, named: Collection[str]) -> RenderOptions:
+        """The options given, with those of the record that the command line does not name.
 
         A processor of another kind is never asked for: --device auto takes the GPU that is there, if there is one.
+        Raises InputError if the record names a model that a stranger's film cannot be trusted with.
         """
-        found: dict = {"dtype": self.record.dtype, "reanchor": self.record.reanchor}
-        if self.record.device == "cpu":
-            found["device"] = "cpu"
-        found |= {key: getattr(self.record, key) for key in ("quant", "attention") if getattr(self.record, key)}
-        return found | (self.record.encoding.model_dump() if self.record.encoding else {})
+        record = self.record
+        has_length = any(getattr(given, key) is not None for key in LENGTH_KEYS)
+        recorded: dict[str, Any] = {"dtype": record.dtype, "reanchor": record.reanchor}
+        if record.device == "cpu":
+            recorded["device"] = "cpu"
+        recorded |= {key: getattr(record, key) for key in ("quant", "attention") if getattr(record, key)}
+        recorded |= record.encoding.model_dump() if record.encoding else {}
+        return replace(
+            given,
+            **{key: value for key, value in recorded.items() if key not in named},
+            model=self._checked_model() if given.model is None else given.model,
+            revision=given.revision or self._revision(given.model),
+            # As an option: a film that --frames cut short is not one whose recipe contradicts itself.
+            frames=given.frames if has_length else record.frames,
+            output=given.output or f"{self.film.name}{self.suffix}",
+            attention_taken=record.attention_taken or {},
+            repeats=self,
+        )
+
+    def _revision(self, model: str | None) -> str | None:
+        """The recorded commit, unless another model was given."""
+        return self.record.model.revision if model in (None, self.record.model.repo) else None
 
     def _checked_model(self) -> str:
         """Return the model as -m takes it. A record alone makes no machine fetch weights from an unknown place."""
@@ -206,7 +213,7 @@ class Again:
 
 def make_record(
     film: Film,
-    flags: Flags,
+    options: RenderOptions,
     plan: Plan,
     fingerprints: Sequence[str],
     *,
@@ -236,7 +243,7 @@ def make_record(
         encoding=EncodingRecord.model_validate(asdict(encoding)) if encoding else None,
         fingerprint=film_fingerprint(plan, fingerprints),
         frames=plan.num_frames,
-        recipe=_resolved(film, flags, plan, folder),
+        recipe=_resolved(film, options, plan, folder),
     )
 
 
@@ -250,18 +257,18 @@ def model_record(name: str, source: Source, checkpoint: Path, identity: str, fol
     return ModelRecord(name=name, folder=_relative(checkpoint, folder), identity=identity)
 
 
-def _resolved(film: Film, flags: Flags, plan: Plan, folder: Path) -> dict:
+def _resolved(film: Film, options: RenderOptions, plan: Plan, folder: Path) -> dict:
     """Return the recipe's keys with the values that were used, without the film's length (`Record.frames`)."""
     keys = json.loads(write_recipe(film, "json", folder))
     for key in ("model", *LENGTH_KEYS):
         keys.pop(key, None)
     shots = keys.pop("shot")
-    for key, path in (("image", flags.image), ("video", flags.video)):
+    for key, path in (("image", options.image), ("video", options.video)):
         if path is not None:
             shots[0].pop("video", None)
             shots[0].pop("image", None)
             shots[0][key] = _relative(path, folder)
-    seeds = (flags.seed, film.recipe.seed, DEFAULT_SEED)
+    seeds = (options.seed, film.recipe.seed, DEFAULT_SEED)
     settings = {
         "fps": plan.fps,
         "size": f"{plan.size[0]}x{plan.size[1]}",

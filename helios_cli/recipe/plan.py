@@ -20,7 +20,8 @@ from helios_cli.visible import printable
 
 if TYPE_CHECKING:
     from helios_cli.recipe.film import Film
-    from helios_cli.recipe.settings import Flags, Settings
+    from helios_cli.recipe.options import RenderOptions
+    from helios_cli.recipe.settings import Settings
     from helios_cli.recipe.timeline import Timeline
 
 
@@ -141,16 +142,17 @@ def too_long(plan: Plan, text: str, lost: str) -> str:
     return f"{which} is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {printable(lost, 200)!r}"
 
 
-def check_film(film: Film, flags: Flags | None = None) -> Timeline:
-    """Check what needs no model: flags, pictures, and that the shots fit the film. InputError, or the timeline."""
-    from helios_cli.recipe.settings import Flags, asked_fps, asked_frames, check_flags
+def check_film(film: Film, options: RenderOptions | None = None) -> Timeline:
+    """Check what needs no model: options, pictures, and that the shots fit the film. InputError, or the timeline."""
+    from helios_cli.recipe.options import RenderOptions
+    from helios_cli.recipe.settings import asked_fps, asked_frames, check_flags
 
-    flags = flags or Flags()
-    check_flags(flags)
-    fps = asked_fps(flags, film.recipe)
-    by_flag = asked_frames(flags, fps) is not None
-    num_frames = asked_frames(flags if by_flag else film.recipe, fps)
-    return _checked_timeline(film, fps, num_frames, {"image": flags.image, "video": flags.video}, by_flag=by_flag)
+    options = options or RenderOptions()
+    check_flags(options)
+    fps = asked_fps(options, film.recipe)
+    by_flag = asked_frames(options, fps) is not None
+    num_frames = asked_frames(options if by_flag else film.recipe, fps)
+    return _checked_timeline(film, fps, num_frames, {"image": options.image, "video": options.video}, by_flag=by_flag)
 
 
 def _checked_timeline(

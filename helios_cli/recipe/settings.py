@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_FPS, MAX_FRAMES, MAX_SECONDS, MAX_SEED, check_size
 from helios_cli.units import DEFAULT_FPS
 
@@ -27,24 +28,6 @@ _LIMITS = {
     "seed": (0, MAX_SEED),
     "guidance": (0, 100),
 }
-
-
-@dataclass(frozen=True)
-class Flags:
-    """What the command line gave; None where it said nothing. Pictures are relative to the current folder."""
-
-    model: str | None = None
-    fps: float | None = None
-    size: tuple[int, int] | None = None
-    seconds: float | None = None
-    minutes: float | None = None
-    frames: int | None = None
-    seed: int | None = None
-    negative: str | None = None
-    steps: tuple[int, ...] | None = None
-    guidance: float | None = None
-    image: Path | None = None
-    video: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -78,48 +61,56 @@ class Settings:
     origins: Mapping[str, str]
 
 
-def choose_model(recipe: Recipe, flags: Flags) -> tuple[str, str]:
+def choose_model(recipe: Recipe, options: RenderOptions) -> tuple[str, str]:
     """The name of the model, and its origin, which may be MODEL_VARIABLE. It comes first: the other values need the
     model's defaults."""
     origins: dict[str, str] = {}
     asked = os.environ.get(MODEL_VARIABLE)
     default, origin = (asked, MODEL_VARIABLE) if asked else (DEFAULT_MODEL, "default")
-    return _pick("model", flags, recipe, default, origins, default_origin=origin), origins["model"]
+    return _pick("model", options, recipe, default, origins, default_origin=origin), origins["model"]
 
 
-def resolve(recipe: Recipe, flags: Flags, model: ModelDefaults) -> Settings:
+def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Settings:
     """The settings of a film. InputError if a flag is out of range or the model cannot do what is asked."""
-    check_flags(flags)
+    check_flags(options)
     origins: dict[str, str] = {"image": "default", "video": "default"}
-    fps = float(_pick("fps", flags, recipe, float(DEFAULT_FPS), origins))
-    size = _pick("size", flags, recipe, model.size, origins, default_origin="model")
-    steps = _pick("steps", flags, recipe, model.steps, origins, default_origin="model")
+    fps = float(_pick("fps", options, recipe, float(DEFAULT_FPS), origins))
+    size = _pick("size", options, recipe, model.size, origins, default_origin="model")
+    steps = _pick("steps", options, recipe, model.steps, origins, default_origin="model")
     check_size(size, len(model.steps))
     if len(steps) != len(model.steps):
         preset = ",".join(str(count) for count in model.steps)
         message = f"steps {','.join(map(str, steps))}: this model has {len(model.steps)} stages, with a number for each"
         raise InputError(message, hint=f"its preset is {preset}")
     for key in ("image", "video"):
-        if getattr(flags, key) is not None:
+        if getattr(options, key) is not None:
             origins[key] = "flag"
         elif getattr(recipe.shots[0], key) is not None:
             origins[key] = "recipe"
     return Settings(
         size=size,
         steps=steps,
-        guidance=float(_pick("guidance", flags, recipe, model.guidance, origins, default_origin="model")),
+        guidance=float(_pick("guidance", options, recipe, model.guidance, origins, default_origin="model")),
         fps=fps,
-        num_frames=_length(flags, recipe, fps, origins),
-        seed=_pick("seed", flags, recipe, DEFAULT_SEED, origins),
-        negative=_pick("negative", flags, recipe, "", origins),
-        image=_absolute(flags.image),
-        video=_absolute(flags.video),
+        num_frames=_length(options, recipe, fps, origins),
+        seed=_pick("seed", options, recipe, DEFAULT_SEED, origins),
+        negative=_pick("negative", options, recipe, "", origins),
+        image=_absolute(options.image),
+        video=_absolute(options.video),
         origins=origins,
     )
 
 
-def _pick(key: str, flags: Flags, recipe: Recipe, default, origins: dict[str, str], *, default_origin: str = "default"):
-    for origin, value in (("flag", getattr(flags, key)), ("recipe", getattr(recipe, key))):
+def _pick(
+    key: str,
+    options: RenderOptions,
+    recipe: Recipe,
+    default,
+    origins: dict[str, str],
+    *,
+    default_origin: str = "default",
+):
+    for origin, value in (("flag", getattr(options, key)), ("recipe", getattr(recipe, key))):
         if value is not None:
             origins[key] = origin
             return value
@@ -127,9 +118,9 @@ def _pick(key: str, flags: Flags, recipe: Recipe, default, origins: dict[str, st
     return default
 
 
-def _length(flags: Flags, recipe: Recipe, fps: float, origins: dict[str, str]) -> int | None:
+def _length(options: RenderOptions, recipe: Recipe, fps: float, origins: dict[str, str]) -> int | None:
     """Frames of the whole film; a flag of any unit goes before a recipe's of any unit."""
-    for origin, given in (("flag", flags), ("recipe", recipe)):
+    for origin, given in (("flag", options), ("recipe", recipe)):
         frames = asked_frames(given, fps)
         if frames is not None:
             origins["num_frames"] = origin
@@ -138,12 +129,12 @@ def _length(flags: Flags, recipe: Recipe, fps: float, origins: dict[str, str]) -
     return None
 
 
-def asked_fps(flags: Flags, recipe: Recipe) -> float:
+def asked_fps(options: RenderOptions, recipe: Recipe) -> float:
     """The film's rate, which no model has a say in."""
-    return flags.fps or recipe.fps or float(DEFAULT_FPS)
+    return options.fps or recipe.fps or float(DEFAULT_FPS)
 
 
-def asked_frames(given: Flags | Recipe, fps: float) -> int | None:
+def asked_frames(given: RenderOptions | Recipe, fps: float) -> int | None:
     """The film's length in frames as flags or a recipe give it, in one of three units; None if they do not."""
     if given.frames is not None:
         return given.frames
@@ -151,15 +142,15 @@ def asked_frames(given: Flags | Recipe, fps: float) -> int | None:
     return None if seconds is None else max(1, round(seconds * fps))
 
 
-def check_flags(flags: Flags) -> None:
+def check_flags(options: RenderOptions) -> None:
     """InputError if flags contradict each other or are out of range."""
-    lengths = [f"--{key}" for key in LENGTH_KEYS if getattr(flags, key) is not None]
+    lengths = [f"--{key}" for key in LENGTH_KEYS if getattr(options, key) is not None]
     if len(lengths) > 1:
         raise InputError(f"{' and '.join(lengths)} both give the film's length", hint="keep one of them")
-    if flags.image is not None and flags.video is not None:
+    if options.image is not None and options.video is not None:
         raise InputError("a film starts from --image or continues --video, not both", hint="keep one of them")
     for key, (least, most) in _LIMITS.items():
-        value = getattr(flags, key)
+        value = getattr(options, key)
         if value is not None and not least <= value <= most:  # NaN fails too
             raise InputError(f"--{key} {value}: must be {_number(least)} to {_number(most)}")
 

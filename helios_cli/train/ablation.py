@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
-from helios_cli.engine import render
-from helios_cli.engine.calls import Steps
+from helios_cli.engine import chunks
 from helios_cli.engine.denoise import Denoiser
+from helios_cli.engine.events import StepDone
 from helios_cli.engine.history import History
 from helios_cli.train import tables
 from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL, grid_of
@@ -19,7 +19,7 @@ from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL, grid_of
 class AbsoluteDenoiser(Denoiser):
     """Counts a film's latent frames on from chunk to chunk."""
 
-    def chunk(self, index: int, *args, **kwargs) -> Steps[Tensor]:
+    def chunk(self, index: int, *args, **kwargs) -> Generator[StepDone, None, Tensor]:
         """As `Denoiser.chunk`."""
         size = (self.shape[-1] * PIXELS_PER_CELL, self.shape[-2] * PIXELS_PER_CELL)
         stages = self.scheduler.stages
@@ -40,21 +40,21 @@ class AnchorlessHistory(History):
 @contextmanager
 def absolute_positions() -> Iterator[None]:
     """Within, films are rendered with absolute positions."""
-    render.Denoiser = AbsoluteDenoiser
+    chunks.Denoiser = AbsoluteDenoiser
     try:
         yield
     finally:
-        render.Denoiser = Denoiser
+        chunks.Denoiser = Denoiser
 
 
 @contextmanager
 def without_anchor() -> Iterator[None]:
     """Within, films are rendered without an anchor."""
-    render.History = AnchorlessHistory
+    chunks.History = AnchorlessHistory
     try:
         yield
     finally:
-        render.History = History
+        chunks.History = History
 
 
 WITHOUT = {"anchor": without_anchor, "relative": absolute_positions}

@@ -16,7 +16,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from helios_cli.engine.calls import memory_told
+from helios_cli.engine.memory import memory_errors
 from helios_cli.errors import Interrupted, PictureError
 from helios_cli.train.config import Config, Job
 from helios_cli.train.dtype import dtype_name
@@ -55,7 +55,7 @@ def perform(job: Job, device: torch.device, stop: Callable[[], bool] = lambda: F
         yield from train(job, device, stop)
         return
     job, start = _settled(job, device), None if job.start is None else open_start(job.start)
-    with memory_told(HOLD_LESS):
+    with memory_errors(HOLD_LESS):
         for event in module.run(job, start, own_device(device)):
             yield event
             if stop():
@@ -138,7 +138,7 @@ class Run:
             turns[name] += 1
             mover = self.movers[name]
             mover.clear()  # of what other players' losses have left there
-            with memory_told(HOLD_LESS):
+            with memory_errors(HOLD_LESS):
                 gradients = self.phase.backward(name, share)
             losses = self._summed(gradients)
             self.processes.add_gradients(mover.params)

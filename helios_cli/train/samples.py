@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helios_cli.engine.render import render
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.errors import PictureError
 from helios_cli.film.screen import Screen
 from helios_cli.recipe.plan import Chunk, Plan
@@ -70,7 +70,7 @@ class Sampler:
 
         screen = Screen(take)
         try:
-            for _ in render(self._plan(prompt, seed), self.models, screen):
+            for _ in render_chunks(self._plan(prompt, seed), self.models, screen):
                 pass
         except PictureError as error:  # what a sheet is there to show
             fault = error.message

@@ -22,8 +22,9 @@ from helios_cli.cost.speeds import read_speeds, speeds_file
 from helios_cli.cost.tokens import PromptTokens
 from helios_cli.cost.work import work_of
 from helios_cli.errors import CheckpointError, InputError, MachineError
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import plan_film
-from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.specs import SPECS
 
@@ -276,7 +277,7 @@ def test_a_steady_rate_leaves_out_the_first_and_the_last_chunk(done, expected):
 @pytest.mark.parametrize("frames", [1, 33, 100])
 def test_the_film_that_is_measured_is_the_one_that_is_rendered(flags, frames):
     film = read_films([PROMPT])[0]
-    rendered = plan_film(film, resolve(film.recipe, Flags(frames=frames, **flags), DEFAULTS))
+    rendered = plan_film(film, resolve(film.recipe, RenderOptions(frames=frames, **flags), DEFAULTS))
     assert plan_of(DEFAULTS, frames=frames, **flags) == replace(rendered, title=PROMPT)
 
 

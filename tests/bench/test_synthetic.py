@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from helios_cli.bench import synthetic
 from helios_cli.bench.synthetic import RandomModels, describe, write_checkpoint
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.history import History
-from helios_cli.engine.render import render
 from helios_cli.film.writer import open_writer
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.specs import SPECS
@@ -135,7 +135,7 @@ def test_made_on_the_device_is_the_same_as_written(tiny, tmp_path):
     with open_writer(tmp_path / "x.mkv", size=plan.size, fps=plan.fps) as writer:
         write = writer.write
         writer.write = lambda pictures: (frames.append(pictures.copy()), write(pictures))
-        list(render(plan, models, writer))
+        list(render_chunks(plan, models, writer))
     expected = rendered(case, tiny("distilled"), tmp_path / "f")
     np.testing.assert_array_equal(np.concatenate(frames), expected)
 

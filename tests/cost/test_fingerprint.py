@@ -19,8 +19,8 @@ from helios_cli import machine
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cost.arithmetic import arithmetic_of, measured_attention
 from helios_cli.device import Device
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.models import Models
-from helios_cli.engine.render import render
 from helios_cli.errors import InputError
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints, film_fingerprint
@@ -203,7 +203,7 @@ FILMS = {
 def rendered(plan: Plan, checkpoint: Path, out: Path) -> np.ndarray:
     """Frames [T, H, W, 3], every chunk computed anew."""
     models = Models(Checkpoint.open(checkpoint), torch.device("cpu"), torch.float32)
-    for _ in render(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps)):
+    for _ in render_chunks(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps)):
         pass
     return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
 

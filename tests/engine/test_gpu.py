@@ -20,10 +20,10 @@ from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.arithmetic import attention_shapes
 from helios_cli.cost.shapes import DiTShape
 from helios_cli.engine import gpu
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
 from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, FirstUse, on_host, require_quant
 from helios_cli.engine.history import History
-from helios_cli.engine.render import render
 from helios_cli.engine.state import State
 from helios_cli.errors import InputError, MachineError, PictureError
 from helios_cli.film.writer import open_writer
@@ -163,7 +163,7 @@ def test_no_more_than_some_graphs_are_kept():
 
 def film(models, out, **options):
     plan = plan_of(CASE)
-    return list(render(plan, models, open_writer(out, size=plan.size, fps=plan.fps), **options))
+    return list(render_chunks(plan, models, open_writer(out, size=plan.size, fps=plan.fps), **options))
 
 
 def test_decoding_beside_the_next_chunk_changes_no_byte(checkpoints, tmp_path):
@@ -213,13 +213,13 @@ def test_a_start_that_is_encoded_beside_the_chunk_before_changes_no_byte(checkpo
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)).save(picture)
     models, plan = models_of(checkpoints("distilled")), cut_to(picture, tmp_path / "clip.mkv")
     words = replace(plan, chunks=plan.chunks[:1], num_frames=33)
-    list(render(words, models, open_writer(tmp_path / "clip.mkv", size=plan.size, fps=plan.fps)))
+    list(render_chunks(words, models, open_writer(tmp_path / "clip.mkv", size=plan.size, fps=plan.fps)))
     threads, films = [], []
     encode = WanVAE.encode
     monkeypatch.setattr(WanVAE, "encode", lambda *of: (threads.append(threading.current_thread().name), encode(*of))[1])
     for overlap in (False, True):
         out = tmp_path / f"{overlap}"
-        list(render(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps), overlap=overlap))
+        list(render_chunks(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps), overlap=overlap))
         films.append([file.read_bytes() for file in sorted(out.glob("*.png"))])
     assert len(films[0]) == 3 * 33 and films[0] == films[1]
     inline, beside = threads[: len(threads) // 2], threads[len(threads) // 2 :]
@@ -230,7 +230,9 @@ def test_a_picture_that_cannot_be_read_ends_the_film_behind_the_chunks_before_it
     plan, models = cut_to(tmp_path / "none.png", tmp_path / "none.mkv"), models_of(checkpoints("distilled"))
     done = []
     with pytest.raises(InputError, match=r"none\.png"):
-        for event in render(plan, models, open_writer(tmp_path / "f.mkv", size=plan.size, fps=plan.fps), overlap=True):
+        for event in render_chunks(
+            plan, models, open_writer(tmp_path / "f.mkv", size=plan.size, fps=plan.fps), overlap=True
+        ):
             done.append(type(event))
     assert done.count(StepDone) == 6
 

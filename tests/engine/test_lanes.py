@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from helios_cli.engine.calls import Lane, answered, lockstep
-from helios_cli.engine.clock import Clock
-from helios_cli.engine.events import Event
+from helios_cli.engine.chunks import render_chunks
+from helios_cli.engine.events import FilmDone
+from helios_cli.engine.lanes import Lane, lockstep
 from helios_cli.engine.models import Models
-from helios_cli.engine.render import render_steps
-from helios_cli.engine.script import Planned
-from helios_cli.errors import CheckpointError, OutOfMemory, PictureError
+from helios_cli.engine.session import Session
+from helios_cli.errors import CheckpointError, HeliosError, OutOfMemory, PictureError
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
@@ -45,32 +46,33 @@ def plans_of(kind: str) -> list[Plan]:
     return [first, replace(second, chunks=(*second.chunks[:2], cut)), third]
 
 
-def steps_of(plan: Plan, models: Models, out):
-    return render_steps(Planned(plan), models, open_writer(f"{out}/", size=plan.size, fps=plan.fps))
+class Calling(Session):
+    """A session with this model, whose calls `answer` makes."""
+
+    def __init__(self, models: Models, answer=None) -> None:
+        super().__init__()
+        self._models, self.answer = models, answer or models.answer
 
 
-def lane_of(plan: Plan, models: Models, out) -> Lane:
-    """A film of which only the calls are passed on."""
+def together(plans: list[Plan], models: Models, out: Path, answer=None) -> list[object]:
+    """Renders the films into folders 0, 1, ... of `out`; the last event, or error, of each."""
+    session = Calling(models, answer)
 
-    def steps():
-        film, reply = steps_of(plan, models, out), None
-        while True:
-            try:
-                said = film.send(reply)
-            except StopIteration:
-                return "done"
-            reply = None if isinstance(said, Event) else (yield said)
+    def film(place: int, plan: Plan, lane: Session):
+        writer = open_writer(f"{out / str(place)}/", size=plan.size, fps=plan.fps)
+        return render_chunks(plan, models, writer, answer=lane.answer, clock=lane.clock(), overlap=lane.overlaps)
 
-    return Lane(steps())
+    lanes = [Lane(session, partial(film, place, plan)) for place, plan in enumerate(plans)]
+    ends = {lane: step for lane, step in lockstep(lanes, session)}
+    return [ends.get(lane) for lane in lanes]
 
 
 def frames_in(out) -> np.ndarray:
     return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
 
 
-def frames_alone(plan: Plan, models: Models, out) -> np.ndarray:
-    with torch.inference_mode():
-        list(answered(steps_of(plan, models, out), models.answer))
+def frames_alone(plan: Plan, models: Models, out: Path) -> np.ndarray:
+    list(render_chunks(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps)))
     return frames_in(out)
 
 
@@ -86,12 +88,10 @@ WAYS = {"none": Placement("none"), "stream": Placement("stream"), "turns": Place
 )
 def test_films_together_are_what_they_are_alone(kind, placement, models_at, tmp_path):
     plans, models = plans_of(kind), models_at(kind, placement)
-    lanes = [lane_of(plan, models, tmp_path / str(place)) for place, plan in enumerate(plans)]
-    with torch.inference_mode():
-        lockstep(lanes, models.answer)
+    ends = together(plans, models, tmp_path)
     alone = models_at(kind, Placement())
-    for place, (plan, lane) in enumerate(zip(plans, lanes, strict=True)):
-        assert lane.error is None and lane.result == "done"
+    for place, (plan, end) in enumerate(zip(plans, ends, strict=True)):
+        assert isinstance(end, FilmDone)
         expected = frames_alone(plan, alone, tmp_path / f"alone{place}")
         assert np.array_equal(frames_in(tmp_path / str(place)), expected)
 
@@ -101,15 +101,13 @@ def test_each_block_is_read_once_for_all(models_at, tmp_path):
     """Three films of two chunks take the passes of one."""
     models = models_at("distilled", Placement("stream"))
     plans = [plan_of(Case("distilled", (64, 64), (1, 1, 1), chunks=2, seed=seed)) for seed in (1, 2, 3)]
-    with torch.inference_mode():
-        lockstep([lane_of(plan, models, tmp_path / str(place)) for place, plan in enumerate(plans)], models.answer)
+    together(plans, models, tmp_path)
     passes = 6 + 3
     assert passes * LAYERS <= sum(models.stream.blocks_read) <= passes * LAYERS + HOST_SLOTS
 
 
 def test_a_film_that_fails_leaves_the_others_alone(models_at, tmp_path, monkeypatch):
     plans, models = plans_of("distilled"), models_at("distilled", Placement("stream"))
-    lanes = [lane_of(plan, models, tmp_path / str(place)) for place, plan in enumerate(plans)]
     isfinite, seen = torch.isfinite, []
 
     def one_is_not(x):
@@ -117,10 +115,9 @@ def test_a_film_that_fails_leaves_the_others_alone(models_at, tmp_path, monkeypa
         seen.extend([1] if wide else [])
         return torch.zeros(1, dtype=torch.bool) if wide and len(seen) == 2 else isfinite(x)
 
-    monkeypatch.setattr("helios_cli.engine.render.torch.isfinite", one_is_not)
-    with torch.inference_mode():
-        lockstep(lanes, models.answer)
-    assert isinstance(lanes[1].error, PictureError) and not (tmp_path / "1").exists()
+    monkeypatch.setattr("helios_cli.engine.chunks.torch.isfinite", one_is_not)
+    ends = together(plans, models, tmp_path)
+    assert isinstance(ends[1], PictureError) and not (tmp_path / "1").exists()
     monkeypatch.undo()
     for place in (0, 2):
         expected = frames_alone(plans[place], models, tmp_path / f"alone{place}")
@@ -145,28 +142,28 @@ def test_a_film_that_fails_leaves_the_others_alone(models_at, tmp_path, monkeypa
 )
 def test_a_call_that_fails_ends_all_that_wait_for_it(raised, told, models_at, tmp_path):
     models = models_at("distilled", Placement("none"))
-    lanes = [lane_of(plan, models, tmp_path / str(place)) for place, plan in enumerate(plans_of("distilled"))]
 
     def fail(calls):
         if calls:
             raise raised
         return []
 
-    with torch.inference_mode():
-        lockstep(lanes, fail)
-    assert [type(lane.error) for lane in lanes] == [told] * 3
+    if issubclass(told, HeliosError):
+        assert [type(end) for end in together(plans_of("distilled"), models, tmp_path, fail)] == [told] * 3
+    else:
+        with pytest.raises(told, match=str(raised)[:20]):
+            together(plans_of("distilled"), models, tmp_path, fail)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_press_ends_all(models_at, tmp_path):
     models = models_at("distilled", Placement("none"))
-    lanes = [lane_of(plan, models, tmp_path / str(place)) for place, plan in enumerate(plans_of("distilled"))]
 
     def press(calls):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), torch.inference_mode():
-        lockstep(lanes, press)
+    with pytest.raises(KeyboardInterrupt):
+        together(plans_of("distilled"), models, tmp_path, press)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,28 +173,20 @@ def test_a_film_s_phases_hold_its_own_time(models_at, tmp_path, monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     models = models_at("distilled", Placement("none"))
     plans = [plan_of(Case("distilled", (64, 64), (1, 1, 1), chunks=1, seed=seed)) for seed in (1, 2)]
-    clocks = [Clock(models.device) for _ in plans]
-
-    def film(plan, clock, out):
-        writer = open_writer(f"{out}/", size=plan.size, fps=plan.fps)
-        steps, reply = render_steps(Planned(plan), models, writer, clock=clock), None
-        while True:
-            try:
-                said = steps.send(reply)
-            except StopIteration:
-                return
-            now[0] += 1000.0  # somebody looks at what it says
-            reply = None if isinstance(said, Event) else (yield said)
+    done = {}
 
     def answer(calls):
         now[0] += 10.0 * len(calls)
         return models.answer(calls)
 
-    lanes = [
-        Lane(film(plan, clock, tmp_path / str(i))) for i, (plan, clock) in enumerate(zip(plans, clocks, strict=True))
-    ]
-    with torch.inference_mode():
-        lockstep(lanes, answer)
-    assert [lane.error for lane in lanes] == [None, None]
-    for clock in clocks:  # a first chunk's steps are doubled
-        assert [clock.seconds[f"stage {k}"] for k in range(3)] == [20.0, 20.0, 20.0]
+    session = Calling(models, answer)
+
+    def film(plan: Plan, lane: Session):
+        writer = open_writer(f"{tmp_path}/{plan.chunks[0].seed}/", size=plan.size, fps=plan.fps)
+        return render_chunks(plan, models, writer, answer=lane.answer, clock=lane.clock(), overlap=False)
+
+    for lane, event in lockstep([Lane(session, partial(film, plan)) for plan in plans], session):
+        now[0] += 1000.0  # the consumer takes its time
+        done[lane] = event
+    for end in done.values():  # a first chunk's steps are doubled
+        assert [end.phases[f"stage {k}"] for k in range(3)] == [20.0, 20.0, 20.0]

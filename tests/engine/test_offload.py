@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.convert import convert
 from helios_cli.engine.events import ChunkDone
 from helios_cli.engine.models import Models
-from helios_cli.engine.render import render
 from helios_cli.errors import CheckpointError
 from helios_cli.film.writer import open_writer
 from helios_cli.weights.ahead import Ahead
@@ -59,7 +59,7 @@ def models_at(folder: Path, placement: Placement, dtype: torch.dtype = torch.flo
 def frames_of(case: Case, models: Models, out: Path, *, overlap: bool = False) -> np.ndarray:
     plan = plan_of(case)
     writer = open_writer(f"{out}/", size=plan.size, fps=plan.fps)
-    for _ in render(plan, models, writer, overlap=overlap):
+    for _ in render_chunks(plan, models, writer, overlap=overlap):
         pass
     return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
 
@@ -264,7 +264,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 def first_chunk(models: Models, out: Path):
     """A render of three chunks that has done its first one, and the writer."""
     plan = plan_of(case_of("distilled", chunks=3))
-    events = render(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps))
+    events = render_chunks(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps))
     for event in events:
         if isinstance(event, ChunkDone):
             return events

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from helios_cli.engine import models as models_module
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.models import Models
-from helios_cli.engine.render import render
 from helios_cli.film.writer import open_writer
 from helios_cli.weights.checkpoint import Checkpoint
 from support.reruns import plan
@@ -68,7 +68,7 @@ def test_a_film_of_many_prompts_ends_with_the_last(models, tmp_path, monkeypatch
     for kept in (2**30, 0):
         monkeypatch.setattr(models_module, "PROMPTS_KEPT", kept)
         out, visits = tmp_path / f"{kept}", models.visits
-        for _ in render(film, models, open_writer(f"{out}/", size=film.size, fps=film.fps)):
+        for _ in render_chunks(film, models, open_writer(f"{out}/", size=film.size, fps=film.fps)):
             pass
         assert models.visits - visits == (1 if kept else 0)  # the second film finds them
         frames[kept] = np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])

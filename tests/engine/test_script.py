@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-import torch
 
-from helios_cli.engine.calls import answered
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmStarted, Notice, PhaseStarted, StepDone
 from helios_cli.engine.models import Models
-from helios_cli.engine.render import render_steps
 from helios_cli.film.cache import Cache
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Plan
@@ -55,16 +54,8 @@ def planned(checkpoints, tmp_path_factory) -> np.ndarray:
 
 def run(plan: Plan, models: Models, out, cache: Cache | None = None, *, overlap: bool = False) -> list[Event]:
     writer = open_writer(out, size=plan.size, fps=plan.fps)
-    steps = render_steps(
-        Growing(plan),
-        models,
-        writer,
-        fingerprints=lambda plan: reruns.fingerprints_of(plan, models),
-        cache=cache,
-        overlap=overlap,
-    )
-    with torch.inference_mode():
-        return list(answered(steps, models.answer))
+    fingerprints = partial(reruns.fingerprints_of, models=models)
+    return list(render_chunks(Growing(plan), models, writer, fingerprints=fingerprints, cache=cache, overlap=overlap))
 
 
 def test_the_frames_are_those_of_the_plan(models, tmp_path, planned):

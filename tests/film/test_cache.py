@@ -21,9 +21,10 @@ from helios_cli.engine.events import ChunkDone, ChunksReused, Notice, PhaseStart
 from helios_cli.engine.models import Models
 from helios_cli.film.cache import PROMISED_DAYS, Cache
 from helios_cli.recipe.film import Film
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe
-from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve
 from support.renders import models_of
 from support.reruns import PROMPTS, decoded, fingerprints_of, in_child, plan, run
 from support.users import as_user, needs_users
@@ -83,7 +84,7 @@ def shots(*prompts: str, transition: str = "cut", chunks: int = 2) -> Plan:
 
 def planned(keys: dict) -> Plan:
     film = Film("film", "film.toml", Recipe.model_validate(keys), Path("/films"))
-    return plan_film(film, resolve(film.recipe, Flags(), DEFAULTS))
+    return plan_film(film, resolve(film.recipe, RenderOptions(), DEFAULTS))
 
 
 # What is rendered again

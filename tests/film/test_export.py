@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from helios_cli.errors import InputError
-from helios_cli.film.export import check_exports, edl, export, export_path, otio, parse_forms, timecode
+from helios_cli.film.export import check_exports, edl, export, export_path, otio, timecode
 from helios_cli.film.target import Target
+from helios_cli.recipe.options import RenderOptions, parse_forms
 from helios_cli.recipe.plan import Plan, plan_film
-from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
 
 RECIPE = """
@@ -51,7 +52,7 @@ def plan(folder: Path, recipe: str = RECIPE, **flags) -> Plan:
     path = folder / "boat.toml"
     path.write_text(recipe)
     film = read_films([str(path)])[0]
-    return plan_film(film, resolve(film.recipe, Flags(**flags), ModelDefaults((64, 64), (1, 1, 1), 1.0)))
+    return plan_film(film, resolve(film.recipe, RenderOptions(**flags), ModelDefaults((64, 64), (1, 1, 1), 1.0)))
 
 
 def objects(node):

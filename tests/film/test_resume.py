@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, ChunksReused, Notice
-from helios_cli.engine.render import render
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film import pieces
 from helios_cli.film import writer as writer_module
@@ -54,7 +54,9 @@ def whole(models, tmp_path_factory):
     def get(suffix: str) -> np.ndarray:
         if suffix not in made:
             path = Path(f"{tmp_path_factory.mktemp('whole') / 'film'}{suffix}")
-            for _ in render(FILM, models, open_writer(f"{path}/" if not suffix else path, size=FILM.size, fps=24)):
+            for _ in render_chunks(
+                FILM, models, open_writer(f"{path}/" if not suffix else path, size=FILM.size, fps=24)
+            ):
                 pass
             made[suffix] = decoded(path)
         return made[suffix]
@@ -93,7 +95,7 @@ def stop_after(chunks: int, models, out: Path, film=FILM, cache=None, **options)
     writer = open_writer(out, size=film.size, fps=24, **options)
     fingerprints = reruns.fingerprints_of(film, models)
     with pytest.raises(KeyboardInterrupt):
-        for event in render(film, models, writer, fingerprints=fingerprints, cache=cache):
+        for event in render_chunks(film, models, writer, fingerprints=lambda _: fingerprints, cache=cache):
             if isinstance(event, ChunkDone) and event.chunk == chunks - 1:
                 raise KeyboardInterrupt
     del event
@@ -192,7 +194,9 @@ def test_a_stuck_encoder_does_not_hold_up_the_stop(models, out, tmp_path, monkey
     writer = open_writer(out, size=FILM.size, fps=24)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        for event in render(FILM, models, writer, fingerprints=reruns.fingerprints_of(FILM, models)):
+        for event in render_chunks(
+            FILM, models, writer, fingerprints=lambda plan: reruns.fingerprints_of(plan, models)
+        ):
             if isinstance(event, ChunkDone):
                 raise KeyboardInterrupt
     assert time.monotonic() - began < LONGEST  # half of what the encoder sleeps
@@ -224,7 +228,7 @@ def test_every_kind_of_film_goes_on(kind, steps, options, checkpoints, tmp_path)
     for stop in (None, 0, 1, 2, None):
         name = "whole" if stop is None and not (tmp_path / "whole.mkv").exists() else "film"
         writer = open_writer(tmp_path / f"{name}.mkv", size=film.size, fps=24)
-        events = render(film, models, writer, reanchor=reanchor, fingerprints=fingerprints)
+        events = render_chunks(film, models, writer, reanchor=reanchor, fingerprints=lambda _: fingerprints)
         for event in events:
             if isinstance(event, ChunkDone) and event.chunk == stop:
                 events.close()
@@ -361,7 +365,7 @@ def test_an_encoder_that_fails_ends_the_film_at_the_next_model_call(models, out,
 
     monkeypatch.setattr(type(models.dit), "forward", call)
     with pytest.raises(MachineError, match="exit status 7"):
-        list(render(FILM, models, writer, fingerprints=reruns.fingerprints_of(FILM, models)))
+        list(render_chunks(FILM, models, writer, fingerprints=lambda plan: reruns.fingerprints_of(plan, models)))
     assert len(began) <= 7
 
 
@@ -463,7 +467,9 @@ def test_two_runs_of_one_film(models, whole, out):
 
     def slowly() -> None:
         writer = open_writer(out, size=FILM.size, fps=24)
-        for event in render(FILM, models, writer, fingerprints=reruns.fingerprints_of(FILM, models)):
+        for event in render_chunks(
+            FILM, models, writer, fingerprints=lambda plan: reruns.fingerprints_of(plan, models)
+        ):
             if isinstance(event, ChunkDone) and event.chunk == 1:
                 time.sleep(60)
 
@@ -491,8 +497,11 @@ def test_two_runs_of_one_film(models, whole, out):
 def test_the_growing_film_plays_at_any_moment(suffix, models, whole, tmp_path):
     out = tmp_path / f"film{suffix}"
     lengths, frames = [], 0
-    for event in render(
-        FILM, models, open_writer(out, size=FILM.size, fps=24), fingerprints=reruns.fingerprints_of(FILM, models)
+    for event in render_chunks(
+        FILM,
+        models,
+        open_writer(out, size=FILM.size, fps=24),
+        fingerprints=lambda plan: reruns.fingerprints_of(plan, models),
     ):
         if isinstance(event, ChunkDone):
             while len(journaled(out)) <= event.chunk:
@@ -518,7 +527,9 @@ def test_what_comes_while_a_film_is_made_is_not_replaced(models, whole, tmp_path
 
     def interrupted() -> None:
         writer = open_writer(out, size=FILM.size, fps=24, force=False)
-        for event in render(FILM, models, writer, fingerprints=reruns.fingerprints_of(FILM, models)):
+        for event in render_chunks(
+            FILM, models, writer, fingerprints=lambda plan: reruns.fingerprints_of(plan, models)
+        ):
             if isinstance(event, ChunkDone) and not place.exists():
                 theirs.parent.mkdir(exist_ok=True)
                 theirs.write_bytes(b"precious")

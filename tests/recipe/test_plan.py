@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import check_film
 from helios_cli.recipe.problems import RecipeError
-from helios_cli.recipe.settings import Flags
 from helios_cli.units import FRAMES_PER_CHUNK
 from support.recipes import GREEN, RED, film_of, plan_of, recipe_keys, timed_keys
 
@@ -119,7 +119,7 @@ def test_a_recipe_that_is_shorter_than_its_shots_contradicts_itself():
 def test_a_flag_stops_the_film_or_lets_the_last_shot_go_on():
     keys = {"seconds": 6, "shot": [shot(seconds=2), shot(GREEN, seconds=2), shot(seconds=2)]}
     short, long = plan_of(keys, seconds=1.5), plan_of(keys, seconds=10)
-    assert check_film(film_of(keys | {"seconds": 1}), Flags(seconds=1.5)).num_frames == 36
+    assert check_film(film_of(keys | {"seconds": 1}), RenderOptions(seconds=1.5)).num_frames == 36
     assert short.num_frames == 36 and "2 shots after it fall away" in short.notices[0]
     assert frames_of(long) == [48, 48, 144] and "goes on to the end" in long.notices[0]
 
@@ -237,7 +237,7 @@ def test_a_picture_on_the_command_line_takes_the_recipes_place(tmp_path):
         plan_of(keys, image=picture)
     assert raised.value.hint == "paths are relative to the current folder"
     Image.new("RGB", (8, 8)).save(picture)
-    check_film(film_of(keys), Flags(image=picture))
+    check_film(film_of(keys), RenderOptions(image=picture))
     plan = plan_of(keys, image=picture)
     assert [c.image for c in plan.chunks] == [picture, None] and plan.origins["image"] == "flag"
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.history import History
 from helios_cli.engine.models import Models
-from helios_cli.engine.render import render
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.weights.checkpoint import Checkpoint
@@ -68,7 +68,7 @@ def rendered(
     """Frames [T, H, W, 3], through the whole render loop and read back from the picture folder it wrote."""
     plan = plan or plan_of(case)
     writer = open_writer(f"{out}/", size=plan.size, fps=plan.fps)
-    for _ in render(plan, models_of(folder, dtype), writer, reanchor=case.reanchor):
+    for _ in render_chunks(plan, models_of(folder, dtype), writer, reanchor=case.reanchor):
         pass
     return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
 

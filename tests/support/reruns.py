@@ -16,9 +16,9 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import Event
 from helios_cli.engine.models import Models
-from helios_cli.engine.render import render
 from helios_cli.film.cache import Cache
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
@@ -48,7 +48,9 @@ def fingerprints_of(film: Plan, models: Models) -> list[str]:
 def run(film: Plan, models: Models, out: str | Path, cache: Cache | None = None, **options) -> list[Event]:
     """One run of `helios render`, without the command line."""
     writer = open_writer(out, size=film.size, fps=film.fps, **options)
-    return list(render(film, models, writer, fingerprints=fingerprints_of(film, models), cache=cache))
+    return list(
+        render_chunks(film, models, writer, fingerprints=lambda plan: fingerprints_of(plan, models), cache=cache)
+    )
 
 
 def decoded(path: Path, size: tuple[int, int] = (64, 64)) -> np.ndarray:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from helios_cli.engine.calls import answered
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.denoise import Denoiser, stages_of
 from helios_cli.engine.history import History
@@ -56,10 +55,9 @@ def engine_chunk(dit, config: SchedulerConfig, steps: tuple[int, ...], guidance:
             negative = None
         denoiser = Denoiser(dit, config, settings, SIZE, CLOCK)
         chunk = denoiser.chunk(0, history, text, negative, torch.Generator().manual_seed(3), amplify=False)
-        film = answered(chunk, lambda calls: [dit(*call) for call in calls])
         while True:
             try:
-                next(film)
+                next(chunk)
             except StopIteration as end:
                 return end.value
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helios_cli.engine import render
-from helios_cli.engine.calls import answered
+from helios_cli.engine import chunks
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.denoise import Denoiser, stages_of
 from helios_cli.engine.history import History
@@ -128,12 +127,11 @@ class Exact(HeliosDiT):
         return start * n + (1 - start) * before - end * n - (1 - end) * own
 
 
-def run_to_end(chunk: Generator, dit: HeliosDiT) -> torch.Tensor:
-    """The latents of a chunk, each of its model calls answered at once."""
-    events = answered(chunk, lambda calls: [dit(*call) for call in calls])
+def latents_of(chunk: Generator) -> torch.Tensor:
+    """The latents of a chunk."""
     while True:
         try:
-            next(events)
+            next(chunk)
         except StopIteration as done:
             return done.value
 
@@ -146,7 +144,7 @@ def test_the_exact_flow_drives_the_sampler_to_the_clean_latents(solver):
     denoiser = Denoiser(exact, config, Preset((4, 4, 4), 1.0), (128, 64), Clock(torch.device("cpu")))
     exact.know(clean, denoiser.stages[False])
     history, generator = History.empty(16, 8, 16, torch.device("cpu")), torch.Generator().manual_seed(5)
-    made = run_to_end(denoiser.chunk(0, history, None, None, generator, amplify=False), exact)
+    made = latents_of(denoiser.chunk(0, history, None, None, generator, amplify=False))
     # The rounded constants of the method's table are 5e-7 off.
     torch.testing.assert_close(made, clean, atol=1e-4, rtol=0)
     for stage, noises in exact.noises.items():
@@ -161,8 +159,8 @@ def test_the_exact_flow_drives_the_sampler_to_the_clean_latents(solver):
 def test_films_without_an_anchor():
     """The newest frame and all before it stay; afterwards the engine is what it was."""
     with without_anchor():
-        history = render.History.empty(16, 8, 16, torch.device("cpu"))
-    assert render.History is History
+        history = chunks.History.empty(16, 8, 16, torch.device("cpu"))
+    assert chunks.History is History
     plain = History.empty(16, 8, 16, torch.device("cpu"))
     for seed in (0, 1):
         for one in (history, plain):
@@ -175,26 +173,23 @@ def test_films_without_an_anchor():
 @pytest.mark.parametrize(("anchor", "positions"), [(True, "relative"), (False, "relative"), (False, "absolute")])
 def test_films_as_a_model_was_taught(anchor, positions):
     with as_taught(tables.History(anchor=anchor, positions=positions)):
-        assert render.History is (History if anchor else AnchorlessHistory)
-        assert render.Denoiser is (Denoiser if positions == "relative" else AbsoluteDenoiser)
-    assert (render.History, render.Denoiser) == (History, Denoiser)
+        assert chunks.History is (History if anchor else AnchorlessHistory)
+        assert chunks.Denoiser is (Denoiser if positions == "relative" else AbsoluteDenoiser)
+    assert (chunks.History, chunks.Denoiser) == (History, Denoiser)
 
 
 def test_films_with_absolute_positions():
     """Chunk by chunk the frames count on; afterwards the engine is what it was."""
     dit = HeliosDiT(CONFIG).requires_grad_(False)
-    plain = render.Denoiser
+    plain = chunks.Denoiser
     with absolute_positions():
-        denoiser = render.Denoiser(dit, MID, Preset((1, 1, 1), 1.0), (128, 64), Clock(torch.device("cpu")))
-    assert render.Denoiser is plain
+        denoiser = chunks.Denoiser(dit, MID, Preset((1, 1, 1), 1.0), (128, 64), Clock(torch.device("cpu")))
+    assert chunks.Denoiser is plain
     text = dit.embed_text(torch.zeros(1, 1, CONFIG.text_dim))
     for index in (0, 7):
         seen = []
         history, generator = History.empty(16, 8, 16, torch.device("cpu")), torch.Generator().manual_seed(5)
-        chunk = denoiser.chunk(index, history, text, None, generator, amplify=False)
-        for _ in answered(
-            chunk, lambda calls, seen=seen: [seen.append(call.rope) or call.noisy_BCTHW for call in calls]
-        ):
-            pass
+        denoiser.answer = lambda calls, seen=seen: [seen.append(call.rope) or call.noisy_BCTHW for call in calls]
+        list(denoiser.chunk(index, history, text, None, generator, amplify=False))
         for rope, grid in zip(seen, ((1, 2), (2, 4), (4, 8)), strict=True):
             assert torch.equal(rope, dit.rope((4, 8), grid, 9 * index))

@@ -209,7 +209,7 @@ import sys, torch
 from pathlib import Path
 from support.renders import models_of, plan_of
 from support.renders import Case
-from helios_cli.engine.render import render
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.film.writer import open_writer
 from helios_cli.machine import peak_host_bytes
 from helios_cli.weights.checkpoint import Checkpoint
@@ -219,7 +219,7 @@ folder, mode, out = sys.argv[1:]
 models = Models(Checkpoint.open(Path(folder)), torch.device("cpu"), torch.bfloat16, placement=Placement(mode))
 before = peak_host_bytes()
 plan = plan_of(Case("distilled", (64, 64), (1, 1, 1), chunks=1, prompt="a red circle"))
-for _ in render(plan, models, open_writer(out, size=plan.size, fps=plan.fps)):
+for _ in render_chunks(plan, models, open_writer(out, size=plan.size, fps=plan.fps)):
     pass
 print(peak_host_bytes() - before)
 """

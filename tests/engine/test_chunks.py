@@ -13,12 +13,11 @@ import torch
 from imageio_ffmpeg import get_ffmpeg_exe
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helios_cli.engine.calls import answered
+from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.events import ChunkDone, FilmDone, FilmStarted, Notice, StepDone
 from helios_cli.engine.history import History
-from helios_cli.engine.render import render
 from helios_cli.errors import CheckpointError, PictureError
 from helios_cli.film.writer import open_writer
 from helios_cli.units import MAX_TEXT_TOKENS
@@ -34,7 +33,7 @@ def folder(checkpoints):
 
 
 def events_of(plan, models, out):
-    return list(render(plan, models, open_writer(out, size=plan.size, fps=plan.fps)))
+    return list(render_chunks(plan, models, open_writer(out, size=plan.size, fps=plan.fps)))
 
 
 def test_events_tell_every_step_and_frame(folder, tmp_path):
@@ -55,7 +54,7 @@ def test_events_tell_every_step_and_frame(folder, tmp_path):
 def test_whoever_takes_the_events_may_record_gradients(folder, tmp_path):
     """The film's mode is its own: not the consumer's between two events, nor after it has had enough."""
     plan, weight = plan_of(CASE), torch.ones(1, requires_grad=True)
-    film = render(plan, models_of(folder), open_writer(tmp_path / "f.mkv", size=plan.size, fps=plan.fps))
+    film = render_chunks(plan, models_of(folder), open_writer(tmp_path / "f.mkv", size=plan.size, fps=plan.fps))
     for event in film:
         assert not torch.is_inference_mode_enabled(), event
         (weight * weight).backward()
@@ -163,7 +162,7 @@ def test_the_step_loop_reads_nothing_back(folder):
         text = models.dit.embed_text(models.mixed(plan.chunks[0].prompts))
         generator = torch.Generator().manual_seed(1)
         with Reads() as reads:
-            latents = list(answered(denoiser.chunk(0, history, text, None, generator, amplify=True), models.answer))
+            latents = list(denoiser.chunk(0, history, text, None, generator, amplify=True))
             assert len(latents) == 12
         with Reads() as control:
             torch.ones(1).item()
@@ -176,7 +175,7 @@ def test_a_film_is_denoised_to_its_end_without_a_look_at_it(kind, steps, checkpo
     """From the first step on: what is looked at, for values that are not finite, is so by the thread that decodes."""
     plan, reads = plan_of(replace(CASE, kind=kind, steps=steps)), Reads()
     writer = open_writer(f"{tmp_path / kind}/", size=plan.size, fps=plan.fps)
-    events = render(plan, models_of(checkpoints(kind)), writer, overlap=True)
+    events = render_chunks(plan, models_of(checkpoints(kind)), writer, overlap=True)
     assert any(isinstance(event, StepDone) for event in events)
     with reads:
         *_, done = events

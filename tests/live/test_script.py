@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from helios_cli.errors import InputError
 from helios_cli.film.target import Target
 from helios_cli.live.recipe_file import MARK, RecipeFile, check_recipe, recipe_path
-from helios_cli.live.session import Manner, Session
+from helios_cli.live.script import LiveScript, Manner
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints, chunk_fingerprints
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.problems import Problems
 from helios_cli.recipe.schema import Recipe, Shot
-from helios_cli.recipe.settings import Flags, ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
 from helios_cli.recipe.trees import read_tree
 from helios_cli.recipe.validate import recipe_from
@@ -30,7 +31,7 @@ USUAL, FIRST = Manner(), Shot(prompt="first")
 
 
 def plan_of(film: Film) -> Plan:
-    return plan_film(film, resolve(film.recipe, Flags(), ModelDefaults((64, 64), (1, 1, 1), 1.0)))
+    return plan_film(film, resolve(film.recipe, RenderOptions(), ModelDefaults((64, 64), (1, 1, 1), 1.0)))
 
 
 class Lines:
@@ -58,19 +59,19 @@ class Live:
     def __init__(self, lines: Lines, manner: Manner = USUAL, first: Shot = FIRST, **settings) -> None:
         self.texts, self.told, self.events, self.kept = [], [], [], []
         film = Film("f", "f.toml", Recipe(shot=[first], **{"fps": 24.0, "seed": 7, **settings}), FOLDER)
-        self.session = Session(
+        self.script = LiveScript(
             film, film.recipe.fps, lines, manner, plan_of=plan_of, keep=self.keep, tell=self.told.append
         )
         self.rendered = []
         fingerprints = Fingerprints("weights", HERE)
         while True:
             lines.arrive(len(self.rendered))
-            self.events += self.session.decide(len(self.rendered))
-            if len(self.rendered) == len(self.session.plan.chunks):
+            self.events += self.script.decide(len(self.rendered))
+            if len(self.rendered) == len(self.script.plan.chunks):
                 break
             self.kept.append(self.texts[-1])
-            self.rendered.append(self.session.plan.chunks[len(self.rendered)])
-            self.fingerprints = fingerprints.of(self.session.plan)
+            self.rendered.append(self.script.plan.chunks[len(self.rendered)])
+            self.fingerprints = fingerprints.of(self.script.plan)
 
     def keep(self, film: Film) -> None:
         self.texts.append(write_recipe(film, "toml", FOLDER))
@@ -104,15 +105,15 @@ def test_the_recipe_has_the_film_s_chunks_at_any_moment(at, manner, length, fps)
     """A render of the finished recipe makes the same chunks; one of the recipe as a kill left it goes on from there."""
     live = Live(Lines(at, end=max(at, default=0)), manner, fps=fps, **length)
     plan = reread(live.texts[-1])
-    assert plan == live.session.plan
+    assert plan == live.script.plan
     assert list(plan.chunks) == live.rendered
     assert live.fingerprints == chunk_fingerprints(plan, "weights", HERE)
     for index, text in enumerate(live.kept):
         assert list(reread(text).chunks[: index + 1]) == live.rendered[: index + 1]
     assert all(chunk.num_frames == 33 for chunk in live.rendered[:-1])
     if length:
-        assert plan.num_frames == live.session.num_frames
-        assert len(live.rendered) == live.session.num_chunks
+        assert plan.num_frames == live.script.num_frames
+        assert len(live.rendered) == live.script.num_chunks
 
 
 def prompts(live: Live) -> list[str]:

@@ -29,7 +29,7 @@ class Manner:
     hold: float = DEFAULT_BLEND_SECONDS
 
 
-class Session:
+class LiveScript:
     """The script (`engine.script.Script`) of a live film.
 
     Every shot takes whole chunks, and a blend no longer than the shot is held: how it goes on cannot change what is

@@ -1,0 +1,81 @@
+"""The Python interface: `helios.render` and `helios.plan`, what the commands of the same names do.
+
+import helios_cli as helios
+
+for event in helios.render("a red ball rolls left", seconds=10, output="ball.mp4"):
+    print(event)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from helios_cli.cost.estimate import Estimate
+    from helios_cli.engine.events import Event
+    from helios_cli.engine.session import Session
+
+Source = str | Path | Recipe | Film
+
+
+def render(source: Source, *, session: Session | None = None, **options: Any) -> Generator[Event, None, None]:
+    """Render one film, and yield the events of `helios_cli.engine.events` as they happen; the last one is FilmDone.
+
+    A film that was interrupted is continued by the same call, and chunks that earlier films left are taken over.
+    Nothing is printed. To stop, close the generator: chunks that are done stay safe.
+
+    Args:
+        source: a prompt, the path of a prompt file or recipe, a `Recipe`, or a `Film`.
+        session: a `Session` that keeps the model for further films; without one the model is freed at the end.
+        options: fields of `RenderOptions`, with the words that the flags of `helios render` take: `size="640x384"`,
+            `seconds="1m30s"`, `vram="6G"`; numbers and tuples do as well.
+
+    Raises:
+        HeliosError: the subclass says why (`helios_cli.errors`); `message` and `hint` say what, where and what next.
+    """
+    from helios_cli.engine.render import render
+    from helios_cli.engine.session import Session
+    from helios_cli.film.jobs import check_encoding, find_jobs
+
+    (job,) = find_jobs([], RenderOptions.parse(**options), [read_film(source)])
+    check_encoding([job])
+    with Session() if session is None else nullcontext(session) as session:
+        yield from render(job.film, job.options, session)
+
+
+def plan(source: Source, *, on: str | None = None, price: float | None = None, **options: Any) -> Estimate:
+    """Estimate one film before anything is loaded: its chunks, model calls, memory, disk, time and cost.
+
+    Does not import torch. `on` names a GPU that is not here, `price` that of a GPU-hour; the rest is as in `render`.
+    """
+    from helios_cli.cost.estimate import estimate_jobs
+    from helios_cli.film.jobs import plan_jobs
+
+    parsed = RenderOptions.parse(**options)
+    (estimate,) = estimate_jobs(plan_jobs([], parsed, [read_film(source)]), parsed, on=on, price=price)
+    return estimate
+
+
+def read_film(source: Source) -> Film:
+    """The film of a source, as the command line reads it. RecipeError for errors in a file, else InputError.
+
+    The pictures of a `Recipe` are relative to the current folder, and its film is called "film".
+    """
+    from helios_cli.errors import InputError
+    from helios_cli.recipe.sources import read_films
+
+    if isinstance(source, Film):
+        return source
+    if isinstance(source, Recipe):
+        return Film("film", "recipe", source, Path.cwd())
+    films = read_films([str(source)])
+    if len(films) != 1:
+        raise InputError(f"{source} holds {len(films)} films", hint="split it, or render it with `helios render`")
+    return films[0]

@@ -1,0 +1,145 @@
+"""What is made of a film besides its frames: its record, the sidecar, timelines, a check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from helios_cli import __version__
+from helios_cli.check.examine import examine
+from helios_cli.check.report import chunk_range, clock_time
+from helios_cli.engine.events import Event, FilmDone, Notice
+from helios_cli.engine.models import Models
+from helios_cli.engine.script import Script
+from helios_cli.engine.session import Identity
+from helios_cli.errors import HeliosError, MachineError
+from helios_cli.film.export import export, export_path
+from helios_cli.film.ffmpeg import Encoding
+from helios_cli.film.record import (
+    Record,
+    chapters,
+    is_finished,
+    make_record,
+    model_record,
+    sidecar_path,
+    write_sidecar,
+)
+from helios_cli.film.target import Target
+from helios_cli.film.writer import FilmWriter
+from helios_cli.machine import peak_host_bytes
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.fingerprint import Fingerprints
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.units import counted
+from helios_cli.weights.hub import source_of
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Makes what belongs to the film at `target` that `script` decides."""
+
+    script: Script
+    options: RenderOptions
+    models: Models
+    target: Target
+    identity: Identity
+    fingerprints: Fingerprints
+
+    @property
+    def film(self) -> Film:
+        assert self.script.film is not None, "only chunks have no film"
+        return self.script.film
+
+    def record(self) -> Record:
+        """How the film is made, as far as it is decided."""
+        plan = self.script.plan
+        name, checkpoint, folder = self.models.name, self.models.checkpoint.path, self.target.path.parent
+        source = source_of(name, self.options.revision)
+        encoding = Encoding(self.options.codec, self.options.crf, self.options.preset)
+        return make_record(
+            self.film,
+            self.options,
+            plan,
+            self.fingerprints.of(plan),
+            model=model_record(name, source, checkpoint, self.identity.weights, folder),
+            device=str(self.models.device),
+            arithmetic=self.identity.arithmetic,
+            attention=self.options.attention,
+            attention_taken=self.identity.attention_taken,
+            reanchor=self.options.reanchor,
+            encoding=encoding if self.target.kind == "mp4" else None,
+            helios_version=__version__,
+            folder=folder,
+        )
+
+    def is_finished(self) -> bool:
+        """Whether the target holds this very film already, and need not be rendered."""
+        return self.options.metadata and not self.options.force and is_finished(self.target, self.record())
+
+    def differences(self) -> Iterator[Notice]:
+        """A notice if this render of a film that --from repeats will not be identical to it."""
+        repeats = self.options.repeats
+        if repeats is not None and repeats.record.fingerprint != (record := self.record()).fingerprint:
+            names = ", ".join(repeats.record.differences(record)) or "picture or clip"
+            yield Notice(f"this film will not be bit-identical to {repeats.path}: it differs in {names}")
+
+    def describe(self, writer: FilmWriter) -> None:
+        """Have the file itself say how it is made; a take is known by its title."""
+        if self.options.metadata:
+            writer.describe(self.record().metadata(), chapters(self.film, self.script.plan))
+        elif self.options.takes:
+            writer.describe({"title": self.target.path.stem}, ())
+
+    def complete(self) -> Iterator[Event]:
+        """For a film that an earlier run finished, make the timelines that are missing, and the check."""
+        missing = tuple(form for form in self.options.export if not export_path(self.target, form).exists())
+        done = FilmDone(
+            output=str(self.target.path),
+            frames=self.script.plan.num_frames,
+            seconds=0.0,
+            frames_per_second=0.0,
+            peak_host_bytes=peak_host_bytes(),
+            peak_device_bytes=None,
+            frames_reused=self.script.plan.num_frames,
+        )
+        yield from self._export_and_check(missing, done)
+
+    def finish(self, done: FilmDone) -> Iterator[Event]:
+        """Write the sidecar and the timelines, and check the film, which is in its place."""
+        if self.options.metadata:
+            yield from self._write_sidecar(done.seconds)
+        yield from self._export_and_check(self.options.export, done)
+
+    def _write_sidecar(self, seconds: float) -> Iterator[Notice]:
+        """The film is complete: nothing that prevents its sidecar makes the render fail."""
+        output, path = self.options.output, sidecar_path(self.target, self.film.source)
+        if path is None:
+            yield Notice(f"{output} gets no sidecar: both of its possible names belong to other files")
+            return
+        if path.name.count(".") > self.target.path.name.count(".") + (self.target.kind == "png"):
+            yield Notice(f"the sidecar is {path.name}, since {self.target.path.stem}.json is another file")
+        try:
+            plan = self.script.plan
+            write_sidecar(path, self.record(), self.target, plan, self.fingerprints.of(plan), seconds)
+        except MachineError as error:
+            yield Notice(f"{output} is complete, but its sidecar could not be written: {error.message}")
+
+    def _export_and_check(self, forms: tuple[str, ...], done: FilmDone) -> Iterator[Event]:
+        for notice in export(self.target, self.script.plan, forms):
+            yield Notice(notice)
+        findings = 0
+        if self.options.check:
+            report = examine(self.target.path)
+            findings = len(report.findings)
+            for notice in report.notices:
+                yield Notice(notice)
+            for finding in report.findings:
+                span = f"{clock_time(finding.start_seconds)}-{clock_time(finding.end_seconds)}"
+                yield Notice(f"check: {finding.kind}: {chunk_range(finding)}, {span}: {finding.message}")
+            if not findings:
+                yield Notice(f"check: nothing found in {counted(len(report.chunks), 'chunk')}")
+        yield done
+        if findings and self.options.strict:
+            raise HeliosError(
+                f"{self.options.output} is complete, with {counted(findings, 'finding')}, and --strict allows none"
+            )

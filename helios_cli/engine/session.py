@@ -1,0 +1,285 @@
+"""The model that the films of one program share: loaded once, and placed where there is memory for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes
+from helios_cli.cost.auto import auto_model
+from helios_cli.cost.memory import Budget, Subject, mode_of
+from helios_cli.cost.model import opened
+from helios_cli.cost.placing import (
+    allocator_share,
+    budget_notices,
+    budget_of,
+    cache_warning,
+    choose_deeper,
+    plan_placement,
+    reason,
+)
+from helios_cli.cost.rendered import keep_speed
+from helios_cli.cost.tokens import count_tokens
+from helios_cli.cost.transfer import speed_of
+from helios_cli.cost.work import texts_of, work_of
+from helios_cli.device import Device, device_of, pick_device, torch_dtype
+from helios_cli.engine import arithmetic, trial
+from helios_cli.engine.clock import Clock
+from helios_cli.engine.events import FilmDone, Notice
+from helios_cli.engine.models import Models
+from helios_cli.engine.script import Planned, Script
+from helios_cli.errors import Interrupted
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.fingerprint import Arithmetic
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.plan import Plan, plan_film
+from helios_cli.recipe.settings import DEFAULT_MODEL, ModelDefaults, Settings, resolve
+from helios_cli.units import counted
+from helios_cli.weights import hub
+from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.fp8 import dtype_with
+from helios_cli.weights.hub import Source
+from helios_cli.weights.identity import weights_identity
+from helios_cli.weights.placement import RESIDENT
+from helios_cli.weights.vocabulary import introduction
+
+if TYPE_CHECKING:
+    from helios_cli.film.writer import FilmWriter
+    from helios_cli.model.dit import Call
+
+ProgressBytes = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Shows a download: `with progress(description, total_bytes) as advance: advance(num_bytes)`."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a film's pixels besides its plan: the weights, and how numbers are rounded here."""
+
+    weights: str
+    arithmetic: Arithmetic
+    attention_taken: dict[str, str]
+
+
+class Session:
+    """Loads the model that a film asks for, places it, and makes its calls; films that follow use it again.
+
+    A session prints nothing: `notices` returns what the user should know. Close it, or use it as a context manager.
+
+    Args:
+        is_stopped: whether the user has stopped the program; asked after each step of a film.
+        progress: shows the progress of a download.
+
+    Attributes:
+        overlaps: whether a chunk is decoded while the next one is denoised; None leaves it to device and placement.
+    """
+
+    overlaps: bool | None = None
+
+    def __init__(
+        self, *, is_stopped: Callable[[], bool] = lambda: False, progress: ProgressBytes | None = None
+    ) -> None:
+        self.is_stopped, self.progress = is_stopped, progress
+        self._models: Models | None = None
+        self._loaded: tuple[object, ...] = ()  # the options that the models were loaded for
+        self._budget: Budget | None = None
+        self._notices: list[Notice] = []
+        self._begun: dict[FilmWriter, tuple[str, Script]] = {}  # films that are being written
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def models(self) -> Models:
+        """The model that was loaded last."""
+        assert self._models is not None, "load comes first"
+        return self._models
+
+    def note(self, message: str) -> None:
+        self._notices.append(Notice(message))
+
+    def notices(self) -> list[Notice]:
+        """What the user should know since this was asked last."""
+        notices, self._notices = self._notices, []
+        return notices
+
+    def load(self, film: Film, options: RenderOptions) -> Models:
+        """Open the model that `options` names, unless it is open already; its weights are read when they are needed.
+
+        Raises CheckpointError for missing or damaged files, MachineError for a device that cannot be used.
+        """
+        name = options.model or DEFAULT_MODEL
+        wanted = (name, options.revision, options.device, options.dtype, options.quant, options.attention)
+        if self._models is None or wanted != self._loaded:
+            self.close()  # one model in memory at a time
+            self._models, self._loaded = self._open(name, options), wanted
+        self._models.use_threads()
+        return self._models
+
+    def _open(self, name: str, options: RenderOptions) -> Models:
+        device = pick_device(options.device)
+        dtype = torch_dtype(dtype_with(options.quant, options.dtype), device)
+        if name == DEFAULT_MODEL:
+            name, line = auto_model(device_of(device), _name_of(dtype), options, quant=options.quant)
+            self.note(line)
+        if line := hub.shadow_of(name):
+            self.note(line)
+        folder = hub.resolve(name, options.revision, progress=self.progress)
+        checkpoint = Checkpoint.open(folder)
+        for line in trial.settle(device):
+            self.note(line)
+        models = Models(
+            checkpoint,
+            device,
+            dtype,
+            name=name,
+            quant=options.quant,
+            attention=options.attention,
+            attention_wanted=options.attention_taken,
+        )
+        for line in arithmetic.settle(models):
+            self.note(line)
+        return models
+
+    def close(self) -> None:
+        """Free the model. Reading ahead for a chunk that will not come is cancelled."""
+        if self._models is not None:
+            self._models.unload()
+            self._models = None
+
+    def settings(self, film: Film, options: RenderOptions) -> Settings:
+        """The values that the film is planned with. InputError for those that the model cannot do."""
+        checkpoint = self.models.checkpoint
+        preset = checkpoint.preset
+        return resolve(film.recipe, options, ModelDefaults(checkpoint.native_size, preset.steps, preset.guidance))
+
+    def plan(self, film: Film, options: RenderOptions) -> Plan:
+        """The film as chunks. InputError for everything that stands against it."""
+        plan = plan_film(film, self.settings(film, options), strict=options.strict)
+        self.introduce(texts_of(plan))
+        for notice in plan.notices:
+            self.note(notice)
+        return plan
+
+    def introduce(self, texts: Sequence[str]) -> None:
+        """Note what the model can show, if `texts` are about something else."""
+        if line := introduction(self.models.checkpoint, self.models.name, texts):
+            self.note(line)
+
+    def identity(self, size: tuple[int, int]) -> Identity:
+        """What decides the pixels of films of this size, measured where it has to be."""
+        models = self.models
+        models.settle(size)
+        dtype = _name_of(models.dtype)
+        shapes = attention_shapes(models.dit_config, size, models.scheduler.stages, dtype)
+        taken = {shape: models.attention_taken[shape] for shape in shapes if shape in models.attention_taken}
+        how = {"quant": models.quant, "attention": models.attention}
+        rounding = arithmetic_of(device_of(models.device), dtype, taken, **how)
+        return Identity(weights_identity(models.checkpoint), rounding, taken)
+
+    def place(self, plans: Sequence[Plan], options: RenderOptions, *, prompts_come: bool = False) -> None:
+        """Decide where the weights are while these films render together. MachineError if they fit nowhere.
+
+        Where `prompts_come` during the film, nothing makes room for the text encoder if there is memory for all parts.
+        """
+        models, subject = self.models, self._subject(plans)
+        budget = self._find_budget(subject.device, options)
+        if models.is_loaded:
+            for beside in (True, False) if models.placement.mode == "none" else (False,):
+                mode = mode_of(subject, budget, replace(models.placement, text_beside=beside))
+                if mode.fits:
+                    models.place(mode.placement)
+                    return
+        mode, modes = plan_placement(subject, options, budget)
+        if prompts_come and mode.name == "none":
+            beside = mode_of(subject, budget, replace(mode.placement, text_beside=True))
+            mode = beside if beside.fits else mode
+        models.place(mode.placement)
+        if mode.name != "none" or not options.memory_is_default:
+            self.note(reason(mode, modes, options, budget, subject))
+        if warning := cache_warning(mode, budget, speed_of(subject)):
+            self.note(warning)
+
+    def place_deeper(self, plans: Sequence[Plan], options: RenderOptions) -> bool:
+        """After memory ran out, place the model in less of it. False if there is no way, or the user chose this one."""
+        if options.offload != "auto":
+            return False
+        models, subject = self.models, self._subject(plans)
+        budget = self._find_budget(subject.device, options)
+        mode = choose_deeper(subject, mode_of(subject, budget, models.placement), budget)
+        models.unload()
+        if mode is None:
+            return False
+        models.place(mode.placement)
+        self.note(f"memory ran out; the rest is rendered with --offload {mode.name}")
+        return True
+
+    def _subject(self, plans: Sequence[Plan]) -> Subject:
+        """The film that takes the most memory, with as many lanes as there are films."""
+        models = self.models
+        model = opened(models.name, Source(folder=models.checkpoint.path), models.checkpoint)
+        device, dtype = device_of(models.device), _name_of(models.dtype)
+        subjects = []
+        for plan in plans:
+            prompts = count_tokens(model, texts_of(plan))
+            work = work_of(plan, model, prompts, dtype)
+            subjects.append(Subject(plan, model, work, prompts, device, dtype, models.quant, len(plans)))
+        return max(subjects, key=lambda one: mode_of(one, Budget(None, None), RESIDENT).device_bytes)
+
+    def _find_budget(self, device: Device, options: RenderOptions) -> Budget:
+        """The memory that films may take: decided before the first model is loaded."""
+        if self._budget is None:
+            self._budget = budget_of(options, device)
+            for notice in budget_notices(options, self._budget):
+                self.note(notice)
+            if device.kind == "cuda" and (share := allocator_share(options, device.total_bytes)):
+                torch.cuda.set_per_process_memory_fraction(share, self.models.device)
+        return self._budget
+
+    def answer(self, calls: Sequence[Call]) -> list[Tensor]:
+        """The flows of model calls that do not depend on each other."""
+        return self.models.answer(calls)
+
+    def clock(self) -> Clock:
+        return Clock(self.models.device)
+
+    @contextmanager
+    def writing(self, writer: FilmWriter, output: str, script: Script) -> Iterator[FilmWriter]:
+        """Have `stopped` speak of a film that an interruption leaves here; one that is whole or failed is not."""
+        self._begun[writer] = output, script
+        try:
+            yield writer
+        except Exception:
+            del self._begun[writer]
+            raise
+        del self._begun[writer]
+
+    def require_not_stopped(self) -> None:
+        """Raise KeyboardInterrupt if the user stopped the program: Python loses one that is raised in a destructor."""
+        if self.is_stopped():
+            raise KeyboardInterrupt
+
+    def keep_speed(self, script: Script, done: FilmDone, chunk_seconds: Sequence[float]) -> None:
+        """Remember how fast a film was, for the plans of later ones, if that says something about this machine."""
+        if isinstance(script, Planned) and not done.frames_reused and self.models.placement.mode == "none":
+            keep_speed(self._subject([script.plan]), done.phases, chunk_seconds)
+
+    def stopped(self) -> Interrupted:
+        """The error of a command that is interrupted: how much of its films is safe."""
+        safe = [
+            f"{writer.safe_chunks} of the {counted(len(script.plan.chunks), 'chunk')} of {output}"
+            for writer, (output, script) in self._begun.items()
+        ]
+        what = f"stopped: {' and '.join(safe)} are safe" if safe else "stopped before a chunk was begun"
+        return Interrupted(what, hint="run the same command again to go on from there")
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,219 @@
+"""Finds the films that a command asks for, and every fault that needs no model to be found."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from helios_cli.errors import InputError
+from helios_cli.film.record import Again, read_again
+from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_target, is_taken
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model
+
+
+@dataclass(frozen=True)
+class Job:
+    """One film to render: `options.model` and `options.output` are its own."""
+
+    film: Film
+    options: RenderOptions
+
+
+def film_to_repeat(sources: list[str] | None, from_film: Path | None) -> Again | None:
+    """The film that --from names. InputError unless exactly one of --from and SOURCE is given."""
+    if from_film is None:
+        if not sources:
+            raise InputError("no source to render", hint='helios render "A boat leaves the harbour."')
+        return None
+    if sources:
+        raise InputError("--from repeats a film, SOURCE names another one", hint="leave one of them out")
+    return read_again(from_film)
+
+
+def check_takes(options: RenderOptions, *, from_film: bool, dry_run: bool) -> None:
+    """Raise InputError for options that --takes has no use for."""
+    if options.shot and not options.takes:
+        raise InputError("--shot chooses the shot that --takes shows", hint="add --takes 4, or leave --shot out")
+    if not options.takes:
+        return
+    if options.lanes > 1:
+        raise InputError("--lanes renders films together, --takes shows parts of one", hint="leave one of them out")
+    if dry_run:
+        raise InputError("--dry-run plans a film, --takes makes none", hint="leave one of them out")
+    if options.export or options.check:
+        flag = "--export" if options.export else "--check"
+        raise InputError(f"{flag} needs a finished film, --takes makes none", hint="leave one of them out")
+    if from_film:
+        raise InputError("--from repeats a film, --takes shows others", hint="name its source in place of --from")
+
+
+def find_jobs(sources: list[str], options: RenderOptions, films: list[Film] | None = None) -> list[Job]:
+    """The films of `sources`, or `films`, each with its model and output. Writes nothing.
+
+    Raises InputError, CheckpointError or MachineError for everything that can be wrong before a model is loaded. Of
+    several films those that are finished are accepted: they may be what an interrupted run of this command made.
+    """
+    from helios_cli.recipe.plan import check_film
+    from helios_cli.recipe.sources import read_films
+
+    films = films or read_films(sources)
+    for film in films:
+        check_film(film, options)
+    films = check_clips(films, options)
+    if options.takes and len(films) > 1:
+        raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
+    outputs = _outputs(films, options.output)
+    several = len(films) > 1
+    return [_job(film, replace(options, output=out), several) for film, out in zip(films, outputs, strict=True)]
+
+
+def plan_jobs(sources: list[str], options: RenderOptions, films: list[Film] | None = None) -> list[Job]:
+    """`find_jobs` for a plan, which accepts films that are there already."""
+    from helios_cli.film.ffmpeg import Encoding
+
+    Encoding(options.codec, options.crf, options.preset)
+    return find_jobs(sources, replace(options, force=True), films)
+
+
+def check_encoding(jobs: list[Job]) -> None:
+    """Encode one frame as the films will be, if any of them is an .mp4: now, not two hours later."""
+    from helios_cli.film import ffmpeg
+
+    options = jobs[0].options
+    if options.takes or any(job.options.output.lower().endswith(".mp4") for job in jobs):
+        ffmpeg.check_encoding(codec=options.codec, crf=options.crf, preset=options.preset)
+    else:
+        ffmpeg.Encoding(options.codec, options.crf, options.preset)
+
+
+def _job(film: Film, options: RenderOptions, several: bool) -> Job:
+    if options.takes:
+        from helios_cli.film.takes import TakesFiles, check_shot
+
+        check_shot(film, options.shot or 1)
+        files = TakesFiles.of(options.output, force=options.force)
+        places: tuple[Path, ...] = (files.sheet, files.folder)
+    else:
+        target = check_target(options.output, force=options.force or several)
+        places = (target.path, *target.beside)
+        _check_exports(film, target, options, several)
+    check_inputs(_inputs(film, options), places)
+    model, origin = choose_model(film.recipe, options)
+    if origin == MODEL_VARIABLE and model != DEFAULT_MODEL:
+        _check_variable(model)
+    return Job(film, replace(options, model=model))
+
+
+def _check_exports(film: Film, target: Target, options: RenderOptions, several: bool) -> None:
+    from helios_cli.film.export import check_exports
+
+    may_replace = options.force or (several and is_taken(target))
+    check_exports(target, options.export, len(film.recipe.shots), force=may_replace)
+
+
+def _inputs(film: Film, options: RenderOptions) -> Iterator[Path]:
+    """All files that a film is made from, except the model."""
+    yield Path(film.source)
+    yield from (path for path in (options.image, options.video) if path is not None)
+    for shot in film.recipe.shots:
+        yield from (film.picture(written) for written in (shot.image, shot.video) if written is not None)
+
+
+def _check_variable(name: str) -> None:
+    """Raise InputError that names HELIOS_MODEL if it names no model: the command line does not show it."""
+    from helios_cli.weights.hub import source_of
+
+    try:
+        source_of(name)
+    except InputError as error:
+        raise InputError(f"{MODEL_VARIABLE}: {error.message}", hint=error.hint) from error
+
+
+def check_clips(films: list[Film], options: RenderOptions) -> list[Film]:
+    """The films, which passed `check_film`, with a notice for each clip that is cut short.
+
+    Decodes a chunk of each clip. Raises RecipeError for clips that cannot be continued, and with `options.strict` for
+    those that are cut short.
+    """
+    from helios_cli.recipe.files import picture_problems
+    from helios_cli.recipe.problems import RecipeError
+    from helios_cli.recipe.settings import asked_fps
+
+    start = {"image": options.image, "video": options.video}
+    problems, checked = [], []
+    for film in films:
+        problems += picture_problems(film, start, partial(_clip_fault, asked_fps(options, film.recipe)))
+        short = list(picture_problems(film, start, _clip_cut_short)) if not problems else []
+        problems += short if options.strict else []
+        checked.append(replace(film, notices=(*film.notices, *map(str, short))))
+    if problems:
+        raise RecipeError(problems)
+    return checked
+
+
+def _clip_fault(fps: float, path: Path, key: str, base: str) -> tuple[str, str | None] | None:
+    if key != "video":
+        return None
+    from helios_cli.film.media import check_clip
+
+    try:
+        check_clip(path, fps)
+    except InputError as error:
+        return error.message, error.hint
+    return None
+
+
+def _clip_cut_short(path: Path, key: str, base: str) -> tuple[str, str | None] | None:
+    if key != "video":
+        return None
+    from helios_cli.film.reading import extent
+
+    message = extent(path).cut_short
+    return (f"{path} {message}", "give a whole one") if message else None
+
+
+def check_output(output: str) -> None:
+    """Raise InputError for a film's name that is empty, a suffix alone, a URL, or has invisible characters."""
+    from helios_cli.recipe.files import is_url
+    from helios_cli.visible import printable, without_hidden
+
+    shown, name = printable(output, 200), os.path.basename(output.rstrip("/"))
+    visible_name = without_hidden(re.sub(r"[\n\t]", "", name))
+    if not output.strip() or visible_name.lower() in (".mp4", ".mkv"):
+        raise InputError(f"-o {shown}: the film has no name", hint="write -o film.mp4; is a shell variable empty?")
+    if is_url(output):
+        raise InputError(f"-o {shown}: films are written to local files", hint="write -o film.mp4")
+    if visible_name != name and not os.path.isdir(output):
+        hint = f"write {visible_name or 'film.mp4'}"
+        raise InputError(f"-o {shown}: the name has invisible characters", hint=hint)
+
+
+def _outputs(films: list[Film], output: str | None) -> list[str]:
+    if output is not None:
+        check_output(output)
+    if len(films) == 1 and not _is_folder_for_films(output):
+        return [output or f"{films[0].name}.mp4"]
+    if output and not os.path.isdir(output):
+        hint = "name a folder with -o" if Path(output).suffix else f"mkdir -p {shlex.quote(output)}"
+        raise InputError(f"-o {output}: {len(films)} films need a folder that exists", hint=hint)
+    names = [f"{film.name}.mp4" for film in films]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        same = len({film.recipe for film in films}) < len(films)
+        hint = "leave out the source that is given twice" if same else "rename the sources, or render each with -o"
+        raise InputError(f"several films would be called {', '.join(doubled)}", hint=hint)
+    return [str(Path(output or "") / name) for name in names]
+
+
+def _is_folder_for_films(output: str | None) -> bool:
+    """Whether `output` is a folder to put films into. A film of PNG pictures ends in a slash, or has some already."""
+    if not output or output.endswith(("/", os.sep)) or not os.path.isdir(output):
+        return False
+    return not any(FRAME_NAME.fullmatch(path.name) for path in Path(output).glob("*.png"))

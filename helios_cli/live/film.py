@@ -1,0 +1,133 @@
+"""A live film: what is known of it before its first prompt, and its render."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helios_cli.errors import InputError, OutOfMemory
+from helios_cli.live.lines import Lines, read_line
+from helios_cli.live.recipe_file import RecipeFile
+from helios_cli.live.script import LiveScript, Manner
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.plan import Plan, plan_film
+from helios_cli.recipe.problems import Problems
+from helios_cli.recipe.schema import Recipe, Shot
+from helios_cli.recipe.settings import Settings
+from helios_cli.recipe.sources import is_meant_as_path
+from helios_cli.recipe.values import LENGTH_KEYS
+from helios_cli.units import counted
+from helios_cli.visible import printable
+from helios_cli.weights.hub import source_of
+from helios_cli.weights.names import EMBEDDED
+
+if TYPE_CHECKING:
+    from helios_cli.engine.events import Event
+    from helios_cli.engine.session import Session
+    from helios_cli.film.jobs import Job
+
+IN_RECIPE = ("fps", "size", *LENGTH_KEYS, "seed", "negative", "steps", "guidance", "image", "video")
+"""Options that the recipe of a live film holds, so that a render of it needs none of them."""
+
+EXAMPLE = 'helios live "A boat leaves the harbour."'
+
+
+def first_shot(prompt: str | None) -> Shot | None:
+    """The shot of the command's argument, which is read as a line is. InputError for one that cannot be meant."""
+    if prompt is None:
+        return None
+    if is_meant_as_path(prompt) and not os.path.exists(prompt):
+        raise InputError(f"{printable(prompt, 200)}: no such file", hint=EXAMPLE)
+    if os.path.isfile(prompt):
+        raise InputError(f"{prompt} is a file", hint=f"helios live < {shlex.quote(prompt)} takes its lines as prompts")
+    shot = read_line(os.fsencode(prompt), Problems("the prompt"))
+    if shot is None:
+        raise InputError("the prompt is empty", hint="say what the film shows")
+    return shot
+
+
+def film_to_be(path: Path, first: Shot | None) -> Film:
+    """The film whose recipe goes to `path`, with a stand-in for the first prompt if that is not known yet."""
+    shot = Shot(prompt=first.prompt if first else "a prompt")
+    return Film(path.stem, os.path.relpath(path), Recipe(shot=[shot]), path.parent)
+
+
+def render_live(
+    job: Job,
+    first: Shot | None,
+    lines: Lines,
+    manner: Manner,
+    recipe_file: RecipeFile,
+    session: Session,
+    warn: Callable[[str], None],
+) -> Iterator[Event]:
+    """Render the film of the first prompt and of those that `lines` bring while it renders.
+
+    Raises what `engine.render.render` raises, and InputError if there is no prompt at all.
+    """
+    from helios_cli.engine.events import Notice
+    from helios_cli.engine.render import render
+
+    models = session.load(job.film, job.options)
+    settings = session.settings(job.film, job.options)  # what the model cannot do is reported before a prompt comes
+    yield from session.notices()
+    if first is None:
+        _preload(plan_film(job.film, settings), job.options, session)
+        yield from session.notices()
+        first = lines.wait()
+    if first is None:
+        raise InputError("standard input holds no prompt", hint=EXAMPLE)
+    film = _resolved(job.film, first, job.options, settings, models.name)
+    options = replace(job.options, **dict.fromkeys(IN_RECIPE))
+
+    def plan_of(film: Film) -> Plan:
+        session.introduce([film.recipe.shots[-1].prompt])
+        return plan_film(film, session.settings(film, options))
+
+    fps = settings.fps
+    script = LiveScript(film, fps, lines, manner, plan_of=plan_of, keep=recipe_file.write, tell=warn)
+    yield from render(film, options, session, script)
+    if lines.num_waiting:
+        yield Notice(f"{counted(lines.num_waiting, 'prompt')} came too late for the film")
+
+
+def _preload(plan: Plan, options: RenderOptions, session: Session) -> None:
+    """Load the model for a film like `plan` before its first prompt, if the text encoder then has room next to it.
+
+    If memory runs out, the film begins as if nothing had been loaded.
+    """
+    import torch
+
+    from helios_cli.engine.memory import memory_errors
+
+    session.place([plan], options, prompts_come=True)
+    models = session.models
+    if models.placement.text_beside:
+        try:
+            with memory_errors(), torch.inference_mode():
+                _ = models.dit, models.vae
+        except OutOfMemory:
+            models.unload()
+
+
+def _resolved(film: Film, first: Shot, options: RenderOptions, settings: Settings, model: str) -> Film:
+    """The film of the first prompt with every setting written out, so that its recipe needs no flags."""
+    folder = source_of(model).folder
+    keys = {
+        "model": model if folder is None or model == EMBEDDED else str(folder.absolute()),
+        "fps": settings.fps,
+        "size": settings.size,
+        **{key: getattr(options, key) for key in LENGTH_KEYS if getattr(options, key) is not None},
+        "seed": settings.seed,
+        **({"negative": settings.negative} if settings.negative else {}),
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+    }
+    start = {"image": settings.image, "video": settings.video}
+    shot = first.model_copy(update={key: str(path) for key, path in start.items() if path is not None})
+    return replace(film, recipe=Recipe.model_validate({**keys, "shot": [shot]}))

@@ -1,0 +1,119 @@
+"""`RenderOptions`: what a render is asked for, apart from the film's own recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from helios_cli.errors import InputError
+from helios_cli.recipe.values import parse_bytes, parse_duration, parse_size, parse_steps
+
+T = TypeVar("T")
+
+EXPORT_FORMS = ("otio", "edl")
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Options of a render, a plan or a live film: the flags of `helios render`, read.
+
+    In the first group None means "not given": the recipe's value counts, then the checkpoint's, then the default
+    (`recipe.settings.resolve`). Pictures and clips are relative to the current folder.
+
+    Attributes:
+        size: (width, height) in pixels.
+        steps: solver steps of each stage.
+        output: file or folder of the film; several films need a folder.
+        cache: take chunks that earlier films left, and keep new ones.
+        vram, ram: memory budgets in bytes; None is what is free.
+        attention_taken: attention kernel by shape, as the record of a film to repeat has it; `auto` follows it.
+        repeats: the film that is made again (`film.record.Again`).
+        export: names of the timelines to write next to the film, "otio" and "edl".
+        takes, shot: render the first chunk of this shot with so many seeds in place of the film.
+    """
+
+    model: str | None = None
+    minutes: float | None = None
+    seconds: float | None = None
+    frames: int | None = None
+    fps: float | None = None
+    size: tuple[int, int] | None = None
+    seed: int | None = None
+    negative: str | None = None
+    steps: tuple[int, ...] | None = None
+    guidance: float | None = None
+    image: Path | None = None
+    video: Path | None = None
+
+    revision: str | None = None
+    reanchor: bool = False
+    output: str | None = None
+    force: bool = False
+    cache: bool = True
+    keep: bool = False
+    codec: str = "h264"
+    crf: int = 17
+    preset: str = "medium"
+    device: str = "auto"
+    dtype: str = "auto"
+    lanes: int = 1
+    offload: str = "auto"
+    vram: int | None = None
+    ram: int | None = None
+    quant: Literal["none", "fp8"] = "none"
+    attention: str = "auto"
+    attention_taken: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = False
+    metadata: bool = True
+    export: tuple[str, ...] = ()
+    check: bool = False
+    takes: int | None = None
+    shot: int | None = None
+    repeats: Any = None
+
+    @classmethod
+    def parse(cls, **values: Any) -> RenderOptions:
+        """Options from words as they are typed ("640x384", "1m30s", "2,2,2", "6G") or from values of their own types.
+
+        Raises InputError, which names the flag, for a word that cannot be read.
+        """
+        for key, read in READERS.items():
+            if isinstance(values.get(key), str):
+                values[key] = read_flag(f"--{key}", read, values[key])
+        return cls(**{key: value for key, value in values.items() if value is not None})
+
+    @property
+    def memory_is_default(self) -> bool:
+        """Whether helios decides alone where the model is placed."""
+        return (self.offload, self.vram, self.ram) == ("auto", None, None)
+
+
+def read_flag(flag: str, read: Callable[[str], T], text: str) -> T:
+    """The value of a flag. InputError that names it."""
+    try:
+        return read(text)
+    except InputError as error:
+        raise InputError(f"{flag}: {error.message}", hint=error.hint) from error
+
+
+def parse_forms(text: str) -> tuple[str, ...]:
+    """`otio,edl` as names of forms. InputError for any other."""
+    forms = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",")))
+    for form in forms:
+        if form not in EXPORT_FORMS:
+            raise InputError(f"{text}: nothing is exported as {form!r}", hint="write otio, edl, or otio,edl")
+    return forms
+
+
+READERS: Mapping[str, Callable[[str], Any]] = {
+    "seconds": parse_duration,
+    "size": parse_size,
+    "steps": parse_steps,
+    "image": Path,
+    "video": Path,
+    "vram": parse_bytes,
+    "ram": parse_bytes,
+    "export": parse_forms,
+}
