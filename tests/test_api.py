@@ -65,7 +65,7 @@ def test_errors_are_those_of_the_command():
     for options, error in (
         ({"size": "huge"}, helios.errors.InputError),
         ({"output": "film.avi"}, helios.errors.InputError),
-        ({"model": "./no-such-folder"}, helios.errors.CheckpointError),
+        ({"model": "./no-such-folder"}, helios.errors.InputError),
     ):
         with pytest.raises(error):
             list(helios.render("a red ball", **{"output": "ball.mkv", **options}))

@@ -72,17 +72,20 @@ def live(
     job = find_jobs([], replace(options, output=output), [film_to_be(path, first)])[0]
     check_recipe(path, target, recipe_file.command, force=options.force)
     check_encoding([job])
+
+    def open_lines() -> Lines:
+        if typed and not quiet:
+            console.status("type a prompt and Enter, one after the other; Ctrl-D ends the film")
+        return Lines(None if sys.stdin is None else sys.stdin.fileno(), console.warning)
+
     typed = sys.stdin is not None and sys.stdin.isatty()
     kind = progress_kind(progress, quiet=quiet, json=json)
     kind = "plain" if typed and kind in ("auto", "rich") else kind  # a bar would be drawn over what is typed
     with stop_at_once() as is_stopped, open_view(kind) as view:
         from helios_cli.engine.session import Session
 
-        lines = Lines(None if sys.stdin is None else sys.stdin.fileno(), console.warning)
-        if typed and not quiet:
-            console.status("type a prompt and Enter, one after the other; Ctrl-D ends the film")
         with Session(is_stopped=is_stopped, progress=console.progress_bytes) as session:
-            events = render_live(job, first, lines, manner, recipe_file, session, console.warning)
+            events = render_live(job, first, open_lines, manner, recipe_file, session, console.warning)
             try:
                 show_all(events, view.show, session)
             except Interrupted as stopped:

@@ -60,13 +60,13 @@ def film_to_be(path: Path, first: Shot | None) -> Film:
 def render_live(
     job: Job,
     first: Shot | None,
-    lines: Lines,
+    open_lines: Callable[[], Lines],
     manner: Manner,
     recipe_file: RecipeFile,
     session: Session,
     warn: Callable[[str], None],
 ) -> Iterator[Event]:
-    """Render the film of the first prompt and of those that `lines` bring while it renders.
+    """Render the film of the first prompt and of those that lines bring while it renders.
 
     Raises what `engine.render.render` raises, and InputError if there is no prompt at all.
     """
@@ -76,6 +76,7 @@ def render_live(
     models = session.load(job.film, job.options)
     settings = session.settings(job.film, job.options)  # what the model cannot do is reported before a prompt comes
     yield from session.notices()
+    lines = open_lines()
     if first is None:
         _preload(plan_film(job.film, settings), job.options, session)
         yield from session.notices()
