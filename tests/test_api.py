@@ -75,6 +75,7 @@ def test_errors_are_those_of_the_command():
         helios.plan("no-such-file.toml")
 
 
+@pytest.mark.process
 def test_importing_and_planning_leave_torch_alone():
     script = (
         "import json, sys, helios_cli as helios; first = sorted(m for m in sys.modules if '.' not in m);"
