@@ -7,7 +7,6 @@ and no chunk may be rendered twice but the one that was in flight.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import resource
@@ -34,7 +33,7 @@ from helios_cli.film.writer import open_writer
 from support import reruns
 from support.programs import ffmpeg_program
 from support.renders import Case, models_of, plan_of
-from support.reruns import FFMPEG, PROMPTS, KillAt, decoded, in_child, plan, run
+from support.reruns import FFMPEG, PROMPTS, KillAt, decoded, in_child, journaled, plan, run
 from support.waiting import LONGEST
 
 FILM = plan((PROMPTS[0], 33, 7), (PROMPTS[0], 20, None), (PROMPTS[1], 33, 3), (PROMPTS[2], 9, None))
@@ -75,19 +74,6 @@ def rendered(events) -> list[int]:
 
 def notices(events) -> list[str]:
     return [event.message for event in events if isinstance(event, Notice)]
-
-
-def journaled(out: Path) -> list[dict]:
-    """The finished chunks that the journal beside `out` tells of."""
-    journal = Target.of(out).journal
-    lines = [line for line in journal.read_bytes().split(b"\n")[:-1] if line] if journal.exists() else []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return [line for line in found if "chunk" in line]
 
 
 def stop_after(chunks: int, models, out: Path, film=FILM, cache=None, **options) -> None:

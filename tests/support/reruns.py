@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -20,6 +21,7 @@ from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import Event
 from helios_cli.engine.models import Models
 from helios_cli.film.cache import Cache
+from helios_cli.film.target import Target
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
 from helios_cli.recipe.plan import Chunk, Plan
@@ -59,6 +61,19 @@ def decoded(path: Path, size: tuple[int, int] = (64, 64)) -> np.ndarray:
     command = [FFMPEG, "-v", "error", *source, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = subprocess.run(command, capture_output=True, check=True).stdout
     return np.frombuffer(raw, np.uint8).reshape(-1, size[0] * size[1] * 3)
+
+
+def journaled(out: Path) -> list[dict]:
+    """The finished chunks that the journal beside `out` tells of."""
+    journal = Target.of(out).journal
+    lines = [line for line in journal.read_bytes().split(b"\n")[:-1] if line] if journal.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return [line for line in found if "chunk" in line]
 
 
 def in_child(work: Callable[[], object], *, kill_after: float | None = None) -> int:
