@@ -55,6 +55,9 @@ def check_side(side: dict, frames: int) -> None:
     assert 100e6 < side["peak_host_bytes"] < 8e9 and side["peak_device_bytes"] is None
 
 
+@pytest.mark.oracle
+@pytest.mark.process
+@pytest.mark.slow
 def test_side_by_side(tmp_path, capsys):
     out = tmp_path / "result.json"
     arguments = ["--synthetic", "tiny", "--chunks", "1", "--against", "diffusers", "--dtype", "float32", *SMALL]
@@ -93,11 +96,15 @@ def film(job) -> tuple[str, Result]:
     return job.film, result
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_peak_is_not_the_parents(film):
     """A process begins with its parent's `ru_maxrss`; what is measured does not."""
     assert film[1].peak_host_bytes < 2**30
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_resident_size_is_made_on_the_other_side_too(job, film, tmp_path):
     """The way of the 14b, at the tiny size: the film is that of the same weights read from a folder by ours."""
     made = str(tmp_path / "made.mp4")
@@ -106,6 +113,8 @@ def test_a_resident_size_is_made_on_the_other_side_too(job, film, tmp_path):
     assert report.agreement_db(made, film[0]) > report.SAME_FILM_DB
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_another_seed_is_not_the_same_film(job, film, tmp_path):
     other = str(tmp_path / "other.mp4")
     run("ours", replace(job, seed=1, film=other))
@@ -113,6 +122,8 @@ def test_another_seed_is_not_the_same_film(job, film, tmp_path):
     assert report.agreement_db(film[0], other) < report.SAME_FILM_DB
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_memory_of_two_lengths(capsys):
     arguments = ["--minutes", "0.02,0.05", "--dtype", "bfloat16", "--device", "cpu", *SMALL]
     assert main(["bench", "render", "--memory", *arguments, "--json"]) == 0
@@ -133,6 +144,8 @@ def planned(capsys, *arguments: str) -> dict:
     return json.loads(capsys.readouterr().out)["films"][0]
 
 
+@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["embedded", "resident"])
 def test_a_plan_takes_its_times_from_a_measurement(way, tmp_path, monkeypatch, capsys):
     """The plan of the film that was timed gives back its seconds; it still has none for models that are not alike.
@@ -184,6 +197,8 @@ def test_a_speed_that_cannot_be_kept_is_told(job, film, monkeypatch, tmp_path, c
     assert "could not be kept" in capsys.readouterr().err
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each_number(capsys):
     assert main(["bench", "render", "--chunks", "6", "--dtype", "bfloat16", "--device", "cpu", *SMALL]) == 0
     out = capsys.readouterr().out
@@ -194,6 +209,8 @@ def test_the_table_has_a_line_for_each_number(capsys):
     assert "floor: all products at the" in out and "helios: kernels: reference" in out
 
 
+@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -229,6 +246,8 @@ def test_a_checkpoint_goes_to_a_new_folder(tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["kept.txt"]
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_an_error_of_a_side_is_its_own(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere does not exist"):
         run("ours", replace(JOB, folder=str(tmp_path / "nowhere")))

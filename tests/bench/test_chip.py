@@ -23,6 +23,7 @@ from helios_kernels.bench import Timing
 DEVICE = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_the_quality_of_fp8_by_chunk(tmp_path, capsys):
     out = tmp_path / "quant.json"
     size = ["--synthetic", "tiny", "--size", "64x64", "--steps", "1,1,1", "--chunks", "2", "--device", "cpu"]
@@ -148,6 +149,8 @@ def test_tuning_has_the_time_that_is_left_and_keeps_what_a_lost_process_found(mo
     assert asked == [("tuning", True, asked[0][2]), ("tuning", True, asked[0][2][2:])]
 
 
+@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ceiling", "attention", "fp8 products"])
 def test_the_parts_of_a_chip_run_at_small_shapes(name, tmp_path):
     part = next(part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == name)
@@ -161,6 +164,8 @@ def test_the_parts_of_a_chip_run_at_small_shapes(name, tmp_path):
         assert all(not product["refused"] and "fp8 with a bias" in product["milliseconds"] for product in result)
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_render_has_its_floors(tmp_path):
     (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "render tiny 1,1,1 fp8")
     result = part.measure(300.0, {"ceiling": {"result": {"product": 1e11, "fp8_product": None}}})

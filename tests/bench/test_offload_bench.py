@@ -32,6 +32,8 @@ def folder(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("model") / "tiny", SPECS["tiny"])
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_each_mode_is_measured_against_its_floor(folder, tmp_path, capsys):
     out = tmp_path / "offload.json"
     assert main(["bench", "offload", "-m", str(folder), *SMALL, "--budgets", "1G", "--json", "--out", str(out)]) == 0

@@ -36,6 +36,7 @@ def scene_with(motion: str, kind: str = "plain") -> Scene:
     return next(scene for scene in drawn if scene.thing.motion == motion and scene.backdrop.kind == kind)
 
 
+@pytest.mark.slow
 def test_the_world_itself_has_full_marks():
     scores = []
     for seed in range(42):
@@ -57,6 +58,7 @@ def test_half_a_minute_of_the_world_lasts(motion):
     assert found.last_sharpness == pytest.approx(found.sharpness, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_fading_background_is_drift():
     """8 % of black mixed in over the film: the middles of its first and last ten seconds are 20 of 30 seconds apart."""
     film = render(scene_with("left"), HALF_MINUTE).astype(float)
@@ -67,6 +69,7 @@ def test_a_fading_background_is_drift():
     assert found.worst_drift_percent == pytest.approx(found.drift_percent)
 
 
+@pytest.mark.slow
 def test_a_film_that_comes_back_has_drifted_in_between():
     film = render(scene_with("left"), HALF_MINUTE).astype(float)
     dimmed = film * (1 - 0.1 * np.sin(np.linspace(0, np.pi, HALF_MINUTE)))[:, None, None, None]
@@ -170,6 +173,7 @@ def test_long_films_together():
     assert together["drift_percent"] == max(film.drift_percent for film in films)
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capsys, monkeypatch):
     """Whatever the shipped weights do, the whole way runs, and every figure is a number."""
     monkeypatch.setattr(bench_quality, "SHOT_CHUNKS", 3)  # as long as a blend

@@ -65,6 +65,7 @@ def exact_block_noise(monkeypatch):
     monkeypatch.setattr(torch.linalg, "cholesky", oracle.exact_block_noise_factor(torch.linalg.cholesky))
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("size", SPECS)
 def test_tensors_are_those_of_the_reference_classes(size, tmp_path):
@@ -112,6 +113,7 @@ def test_files_can_be_read_by_others(tiny):
     assert all((folder / name).stat().st_mode & 0o044 == 0o044 for name in files_of(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize(("kind", "size", "steps"), [("base", (64, 64), (2,)), ("mid", (128, 128), (2, 2, 2))])
 def test_diffusers_renders_the_same_frames(kind, size, steps, tiny, tmp_path, exact_block_noise):
@@ -140,6 +142,7 @@ def test_made_on_the_device_is_the_same_as_written(tiny, tmp_path):
     np.testing.assert_array_equal(np.concatenate(frames), expected)
 
 
+@pytest.mark.slow
 def test_values_stay_in_range_over_many_chunks(monkeypatch, tmp_path):
     """Twelve chunks fill the history more than five times over."""
     latents = []
