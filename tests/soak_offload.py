@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS
-from helios_cli.weights.specs import SPECS
 from support.reruns import decoded
 
 SIZE = (64, 64)

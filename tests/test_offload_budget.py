@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cost.estimate import estimate_films
 from helios_cli.cost.memory import PROCESS_BYTES, Budget, Subject, mode_of
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.placement import Placement
-from helios_cli.weights.specs import SPECS
 from soak_offload import anonymous_bytes
 
 PROMPTS = ("a red circle moves left", "the green square")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.engine.models import Models
@@ -22,7 +23,6 @@ from helios_cli.model.block import FeedForward
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.vae import Decoder
 from helios_cli.weights.offload import BlockStream
-from helios_cli.weights.specs import SPECS
 from support.reruns import decoded
 
 SMALL = ["--size", "64x64", "--steps", "1,1,1", "--frames", "99"]

@@ -17,10 +17,10 @@ from PIL import Image
 from rich.cells import cell_len
 
 from helios_cli import machine
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.machine import CPU_FEATURES
-from helios_cli.weights.specs import SPECS
 from support.waiting import LONGEST
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

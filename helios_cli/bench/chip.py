@@ -18,6 +18,7 @@ from helios_cli.bench.bandwidth import bandwidths
 from helios_cli.bench.everything import shapes_of
 from helios_cli.bench.fidelity import distances, film
 from helios_cli.bench.job import Job, job_plan
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.child import serve
 from helios_cli.device import pick_device, torch_dtype
@@ -30,7 +31,6 @@ from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import PRESETS, Checkpoint
 from helios_cli.weights.fp8 import quantize_weight
-from helios_cli.weights.specs import SPECS
 from helios_kernels import bench as kernel_bench
 from helios_kernels import tuning as kernel_tuning
 from helios_kernels.dispatch import backend

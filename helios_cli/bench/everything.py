@@ -25,6 +25,7 @@ from helios_cli.bench.floors import against_floors
 from helios_cli.bench.job import STEADY_CHUNKS, Job, plan_of, run
 from helios_cli.bench.offload import measure, placements, subject_of
 from helios_cli.bench.report import environment, side
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.child import ChildError, ask
 from helios_cli.device import pick_device
@@ -34,7 +35,6 @@ from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import FP8_CAPABILITY
-from helios_cli.weights.specs import SPECS
 from helios_kernels.check import OPS
 from helios_kernels.tuning import TUNABLES
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from helios_cli import machine
 from helios_cli.bench.job import Job, Result, job_plan
+from helios_cli.bench.specs import SPECS
 from helios_cli.cost.flops import CallFlops
 from helios_cli.cost.model import Model, find_model, opened
 from helios_cli.cost.tokens import count_tokens
 from helios_cli.cost.work import texts_of, work_of
 from helios_cli.weights.hub import Source
-from helios_cli.weights.specs import SPECS
 
 
 @contextmanager

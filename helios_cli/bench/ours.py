@@ -13,6 +13,7 @@ import helios_kernels
 from helios_cli import __version__, machine
 from helios_cli.bench.job import STEADY_CHUNKS, Job, Result, job_plan, serve_job
 from helios_cli.bench.offload import subject_of
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.memory import Budget, mode_of
 from helios_cli.cost.placing import allocator_share
@@ -29,7 +30,6 @@ from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.placement import Placement, Wish
-from helios_cli.weights.specs import SPECS
 
 if TYPE_CHECKING:
     from helios_cli.film.writer import FilmWriter

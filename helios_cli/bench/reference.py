@@ -19,6 +19,7 @@ from torch import Tensor
 
 from helios_cli import machine
 from helios_cli.bench.job import PROMPT, Job, Result, serve_job
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import describe, random_state
 from helios_cli.device import pick_device
 from helios_cli.engine.clock import Clock
@@ -27,7 +28,6 @@ from helios_cli.model.dit import FP32_ISLANDS
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, PIXELS_PER_CELL
 from helios_cli.versions import version_of
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.specs import SPECS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from helios_cli import machine
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench.specs import SCHEDULERS, Spec, word_tokenizer
 from helios_cli.engine.convert import BLOCK
 from helios_cli.engine.models import Models
 from helios_cli.model.dit import HeliosDiT
@@ -29,8 +30,6 @@ from helios_cli.weights.checkpoint import OWN_FILE, PRESETS, TOKENIZER, WEIGHT_S
 from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo
 from helios_cli.weights.fp8 import SCALE_SUFFIX, Quant, is_scale, quantize_weight
 from helios_cli.weights.layout import set_kind, shard_name, write_json, write_weights
-from helios_cli.weights.specs import SCHEDULERS, Spec
-from helios_cli.weights.word_tokenizer import word_tokenizer
 
 KNOWS = "nothing: its weights are random and its pictures are noise"
 

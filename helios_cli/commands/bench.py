@@ -144,10 +144,10 @@ def _film_of(subject: _Subject, device: torch.device, name: str, plan: Plan) -> 
     import torch
 
     from helios_cli.bench.fidelity import film
+    from helios_cli.bench.specs import SPECS
     from helios_cli.bench.synthetic import RandomModels
     from helios_cli.engine.models import Models
     from helios_cli.weights.checkpoint import Checkpoint
-    from helios_cli.weights.specs import SPECS
 
     quant = "fp8" if name == "fp8" else "none"
     dtype = torch.bfloat16 if name == "fp8" else getattr(torch, name)
@@ -180,7 +180,7 @@ def checkpoint(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
 ) -> None:
     """Write a checkpoint with random weights in the published layout, for tests and measurements."""
-    from helios_cli.weights.specs import SPECS
+    from helios_cli.bench.specs import SPECS
 
     _require_size(size)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -233,7 +233,7 @@ class _Subject:
     @contextmanager
     def at_hand(self) -> Iterator[tuple[str | None, str]]:
         """Yields the model's folder, None for one that is made on the device, and a folder for films."""
-        from helios_cli.weights.specs import SPECS
+        from helios_cli.bench.specs import SPECS
 
         with machine.temporary_folder() as work:
             folder = self.folder
@@ -246,11 +246,11 @@ class _Subject:
 
 
 def _subject(model: str | None, synthetic: str | None) -> _Subject:
+    from helios_cli.bench.specs import SPECS
     from helios_cli.recipe.settings import ModelDefaults
     from helios_cli.weights import hub
     from helios_cli.weights.checkpoint import PRESETS, Checkpoint
     from helios_cli.weights.names import EMBEDDED
-    from helios_cli.weights.specs import SPECS
 
     if model and synthetic:
         raise InputError("--model and --synthetic both name a model", hint="keep one of them")
@@ -266,7 +266,7 @@ def _subject(model: str | None, synthetic: str | None) -> _Subject:
 
 
 def _require_size(size: str) -> None:
-    from helios_cli.weights.specs import SPECS
+    from helios_cli.bench.specs import SPECS
 
     if size not in SPECS:
         raise InputError(f"{size!r} is no size of a synthetic model", hint=f"write one of {', '.join(SPECS)}")

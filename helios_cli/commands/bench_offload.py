@@ -116,8 +116,8 @@ def offload(
 
 def _written(model: str | None, size: str | None, folder: Path | None) -> Path:
     """`folder`, holding a synthetic model of `size`: of the run that wrote it, or written now."""
+    from helios_cli.bench.specs import SPECS
     from helios_cli.weights.checkpoint import MODEL_INDEX
-    from helios_cli.weights.specs import SPECS
 
     if model or size is None or folder is None:
         raise InputError("--synthetic SIZE and --folder go together, without --model", hint="give both, or neither")

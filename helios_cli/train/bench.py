@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench.specs import SPECS
 from helios_cli.child import ChildError, ChildStoppedError, ask, serve
 from helios_cli.errors import MachineError
 from helios_cli.model.dit import HeliosDiT
@@ -29,7 +30,6 @@ from helios_cli.train.phase import Share
 from helios_cli.train.phases.distill import DistillPhase
 from helios_cli.train.settings.distill import Memory, Settings
 from helios_cli.units import HISTORY_LATENTS, LATENTS_PER_CHUNK, PIXELS_PER_CELL
-from helios_cli.weights.specs import SPECS
 
 OFF = {
     "cache_gradients": False,

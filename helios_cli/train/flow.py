@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench.specs import SCHEDULERS
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.sampling.noise import draw
 from helios_cli.sampling.schedule import SchedulerConfig
@@ -28,7 +29,6 @@ from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import set_kind, set_trained, write_component
 from helios_cli.weights.load import load_component
-from helios_cli.weights.specs import SCHEDULERS
 
 PLAYER = "transformer"
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from helios_cli.bench.specs import SCHEDULERS
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.errors import PictureError
 from helios_cli.film.screen import Screen
@@ -20,7 +21,6 @@ from helios_cli.train.world.grammar import caption
 from helios_cli.train.world.scene import draw_scene
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import PRESETS, Checkpoint
-from helios_cli.weights.specs import SCHEDULERS
 
 
 class Sampler:

@@ -120,8 +120,8 @@ def prepare_checkpoint(folder: Path, start: Checkpoint | None, seed: int) -> Pat
     target, new = folder / CHECKPOINT, folder / f"{CHECKPOINT}.new"
     shutil.rmtree(new, ignore_errors=True)
     if start is None:
+        from helios_cli.bench.specs import SPECS
         from helios_cli.bench.synthetic import write_checkpoint  # with the whole engine, which training has no need of
-        from helios_cli.weights.specs import SPECS
 
         write_checkpoint(new, SPECS["tiny"], seed=seed, kind="base")
     else:

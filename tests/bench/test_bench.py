@@ -14,6 +14,7 @@ from helios_cli.bench import ours, report
 from helios_cli.bench.floors import counted_model, floors
 from helios_cli.bench.job import PROMPT, Job, Result, job_plan, plan_of, run
 from helios_cli.bench.ours import steady_rate
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.commands import bench
@@ -26,7 +27,6 @@ from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import plan_film
 from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
-from helios_cli.weights.specs import SPECS
 
 DEFAULTS = ModelDefaults((128, 64), (2, 2, 2), 1.0)
 SMALL = ["--size", "64x64", "--steps", "1,1,1", "--threads", "1"]

@@ -14,10 +14,10 @@ from helios_cli.bench import everything
 from helios_cli.bench.chip import PARTS, waits
 from helios_cli.bench.everything import CPU, Part, measure_all
 from helios_cli.bench.fidelity import EQUAL_DB, psnr_db
+from helios_cli.bench.specs import SPECS
 from helios_cli.child import ChildError
 from helios_cli.cli import main
 from helios_cli.errors import MachineError
-from helios_cli.weights.specs import SPECS
 from helios_kernels.bench import Timing
 
 DEVICE = torch.device("cpu")

@@ -14,13 +14,13 @@ from helios_cli.bench.bandwidth import bandwidths
 from helios_cli.bench.driver import DriverWatch
 from helios_cli.bench.offload import measure
 from helios_cli.bench.offload import told as told_of
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.commands import bench_offload
 from helios_cli.cost.speeds import read_bandwidths
 from helios_cli.device import torch_dtype
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.specs import SPECS
 from support.programs import program
 from support.waiting import wait_until
 

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from helios_cli.bench import synthetic
+from helios_cli.bench.specs import SPECS, WORDS, word_tokenizer
 from helios_cli.bench.synthetic import RandomModels, describe, write_checkpoint
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.history import History
 from helios_cli.film.writer import open_writer
 from helios_cli.weights.checkpoint import Checkpoint, files_of
-from helios_cli.weights.specs import SPECS
-from helios_cli.weights.word_tokenizer import WORDS, word_tokenizer
 from support import oracle
 from support.renders import Case, plan_of, rendered
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from helios_cli import machine
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cost.arithmetic import arithmetic_of, measured_attention
 from helios_cli.device import Device
@@ -27,7 +28,6 @@ from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints, film_f
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.identity import weights_identity
-from helios_cli.weights.specs import SPECS
 from helios_kernels import devices
 from support.recipes import plan_of, timed_keys
 

@@ -7,13 +7,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench import specs
 from helios_cli.cost import flops, tokens, vae
 from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.units import grid_of
-from helios_cli.weights import specs
 from support.meta_networks import SMALL, call, on_meta
 
 SMALL_VAE = {**specs.VAE, "base_dim": 8, "dim_mult": [1, 2, 2, 4], "num_res_blocks": 1}

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench import specs
 from helios_cli.cost import memory, tokens, vae
 from helios_cli.cost.auto import usual_film
 from helios_cli.cost.memory import Budget, Subject, mode_of
@@ -24,7 +25,6 @@ from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.units import held_keys
-from helios_cli.weights import specs
 from helios_cli.weights.offload import layout_of
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
 from support.live_bytes import peak_bytes

@@ -16,6 +16,7 @@ from PIL import Image
 
 import helios_kernels
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.arithmetic import attention_shapes
 from helios_cli.cost.shapes import DiTShape
@@ -34,7 +35,6 @@ from helios_cli.model.dit import Call, HeliosDiT
 from helios_cli.model.vae import WanVAE
 from helios_cli.units import PROMPT_KEYS, grid_of
 from helios_cli.weights.placement import Placement
-from helios_cli.weights.specs import SPECS
 from helios_kernels.dispatch import INTERPRETER, Backend
 from support.queues import Mark, Queue
 from support.renders import Case, models_of, plan_of

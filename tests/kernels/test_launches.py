@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench.specs import VAE
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT
 from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.sampling.schedule import Stage
 from helios_cli.sampling.solvers import DMD
 from helios_cli.weights.fp8 import is_fp8
-from helios_cli.weights.specs import VAE
 from helios_kernels import renoise
 from helios_kernels.dispatch import FP8_CHIPS, compiling_for
 from helios_kernels.tuning import CHIPS

@@ -12,11 +12,11 @@ import torch
 import helios_kernels
 from helios_cli import machine
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench.specs import SPECS
 from helios_cli.errors import InputError, MachineError
 from helios_cli.model import attention
 from helios_cli.model.backends import Measured, Memory, measure, read_choices, shape_key
 from helios_cli.model.dit import HeliosDiT
-from helios_cli.weights.specs import SPECS
 from helios_kernels import devices
 from helios_kernels.tuning import LocalConfigs, keep_local
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import helios_kernels as kernels
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels, write_checkpoint
 from helios_cli.engine.models import Models
 from helios_cli.errors import InputError
@@ -16,7 +17,6 @@ from helios_cli.model.fp8 import Fp8, Fp8Linear, product, use_fp8
 from helios_cli.model.ops import side_by_side
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import SCALE_SUFFIX, dtype_with, is_fp8, quantize_weight
-from helios_cli.weights.specs import SPECS
 
 CPU = torch.device("cpu")
 

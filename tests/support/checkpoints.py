@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from helios_cli.bench.specs import SPECS, TRANSFORMER, VAE, Spec
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.weights.checkpoint import OWN_FILE, SCHEDULER_CONFIG
-from helios_cli.weights.specs import SPECS, TRANSFORMER, VAE, Spec
 
 DIT = {
     **{"num_attention_heads": 2, "attention_head_dim": 16, "rope_dim": [4, 6, 6], "num_layers": 2},

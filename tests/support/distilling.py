@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.train.cast import Cast, ThreeNetworks
@@ -20,7 +21,6 @@ from helios_cli.train.phase import Share
 from helios_cli.train.phases.distill import DistillPhase
 from helios_cli.train.settings.distill import Settings
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.specs import SPECS
 
 TRANSFORMER = {
     **SPECS["tiny"].transformer,

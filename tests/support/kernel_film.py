@@ -14,11 +14,11 @@ from rounding import round_to_nearest
 
 from helios_cli.bench.fidelity import film
 from helios_cli.bench.job import plan_of
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.model import attention
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
-from helios_cli.weights.specs import SPECS
 
 round_to_nearest()
 attention.onednn_runs = lambda x: False  # a matter of CPUs, where kernels do not run by themselves

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.engine.history import History
 from helios_cli.errors import InputError
@@ -27,7 +28,6 @@ from helios_cli.train.settings.latents import World
 from helios_cli.train.world.draw import render
 from helios_cli.train.world.grammar import attributes, labels
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.specs import SPECS
 from support.waiting import LONGEST, wait_until
 
 SIZE = (32, 16)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from helios_cli.bench.specs import SCHEDULERS
 from helios_cli.sampling.noise import BlockNoise, coarsest, draw
 from helios_cli.sampling.schedule import SchedulerConfig, build_stage
 from helios_cli.sampling.solvers import make_solver
@@ -15,7 +16,6 @@ from helios_cli.train import rollout, score
 from helios_cli.train.flow import transformer_of
 from helios_cli.train.phase import Share
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.specs import SCHEDULERS
 from support.distilling import checkpoint, distillation, network
 
 DMD = SchedulerConfig.from_json(SCHEDULERS["distilled"])

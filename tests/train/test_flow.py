@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
+from helios_cli.bench.specs import SCHEDULERS, SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.sampling.schedule import SchedulerConfig
@@ -23,7 +24,6 @@ from helios_cli.train.settings import base, mid
 from helios_cli.train.tables import Clips
 from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.specs import SCHEDULERS, SPECS
 from support.lessons import CONFIG, ROWS, cache, generators, network
 from support.slopes import assert_slope
 

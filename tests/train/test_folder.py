@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.errors import InputError
 from helios_cli.train.data.cache import LatentClips, shards
@@ -21,7 +22,6 @@ from helios_cli.train.data.encode import ClipEncoder
 from helios_cli.train.data.folder import ClipEncoded, ClipSkipped, FolderDone, SourceClip, encode_folder, find_clips
 from helios_cli.train.settings.latents import Clips
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.specs import SPECS
 from support.waiting import LONGEST
 
 SIZE = (32, 16)

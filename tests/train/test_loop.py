@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from helios_cli import machine
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.errors import CheckpointError, InputError, Interrupted, OutOfMemory, PictureError
 from helios_cli.train.config import Ema, Log, Optimizer
@@ -27,7 +28,6 @@ from helios_cli.train.loop import train
 from helios_cli.train.phase import Share
 from helios_cli.train.state import load_state
 from helios_cli.weights.checkpoint import Checkpoint, files_of
-from helios_cli.weights.specs import SPECS
 from support.toy.phases.toy import Toy
 from support.toy.settings.toy import Faults, Memory, Settings
 from support.waiting import LONGEST

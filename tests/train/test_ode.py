@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from helios_cli.bench.specs import SCHEDULERS
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.denoise import Denoiser, stages_of
 from helios_cli.engine.history import History
@@ -31,7 +32,6 @@ from helios_cli.train.settings.pairs import Settings as PairsSettings
 from helios_cli.train.settings.pairs import Teacher
 from helios_cli.weights.checkpoint import Preset
 from helios_cli.weights.identity import weights_identity
-from helios_cli.weights.specs import SCHEDULERS
 from support.distilling import CONFIG, LATENT, SIZE, Clips, checkpoint, network
 from support.slopes import assert_slope
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.train.config import load
 from helios_cli.train.data.cache import CacheNote, EncodedClip, open_cache, shard_path, write_shard
 from helios_cli.train.loop import perform
 from helios_cli.weights.checkpoint import Checkpoint, files_of
-from helios_cli.weights.specs import SPECS
 
 CONFIG = 'phase = "package"\nstart = "{start}"\nvae = "{vae}"\nout = "{out}"\nknows = "shapes"\nsteps = [3, 2, 1]\n'
 

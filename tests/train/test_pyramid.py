@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helios_cli.bench.specs import SCHEDULERS
 from helios_cli.engine import chunks
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.denoise import Denoiser, stages_of
@@ -20,7 +21,6 @@ from helios_cli.train import pyramid, tables
 from helios_cli.train.ablation import AbsoluteDenoiser, AnchorlessHistory, absolute_positions, as_taught, without_anchor
 from helios_cli.train.rollout import enter
 from helios_cli.weights.checkpoint import Preset
-from helios_cli.weights.specs import SCHEDULERS
 from support.lessons import CONFIG
 
 MID = SchedulerConfig.from_json(SCHEDULERS["mid"])

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.train.samples import Sampler, held_out_prompts
@@ -20,7 +21,6 @@ from helios_cli.train.world.grammar import attributes
 from helios_cli.train.world.palette import held_out
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint
 from helios_cli.weights.load import load_component
-from helios_cli.weights.specs import SPECS
 from support.renders import Case, plan_of, rendered
 
 SIZE = (64, 64)

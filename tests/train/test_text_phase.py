@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.text import NAMES, Reader, build, draw_seed
@@ -14,7 +15,6 @@ from helios_cli.train.settings.text import Settings
 from helios_cli.train.world.grammar import caption_with_labels
 from helios_cli.train.world.scene import draw_scene
 from helios_cli.weights.checkpoint import TOKENIZER, Checkpoint
-from helios_cli.weights.specs import SPECS
 from support.slopes import assert_slope
 
 BATCH = 8

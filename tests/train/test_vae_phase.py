@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch.distributions import Normal, kl_divergence
 
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.channel_norm import DifferentiableNorm
 from helios_cli.model.convolution import Interleave
@@ -22,7 +23,6 @@ from helios_cli.train.phase import Share
 from helios_cli.train.phases.vae import Passes, averaged, build, detail_weights, initialise, losses, psnr, total
 from helios_cli.train.settings.vae import Data, Latents, Loss, Settings
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.specs import SPECS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan

@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from helios_cli.bench.specs import SPECIAL, WORDS, word_tokenizer
 from helios_cli.train.world.draw import FADE, backdrop_picture, distance, render
 from helios_cli.train.world.grammar import MAX_TOKENS, Attributes, attributes, caption, describe, labels
 from helios_cli.train.world.palette import (
@@ -24,7 +25,6 @@ from helios_cli.train.world.palette import (
 from helios_cli.train.world.scene import Backdrop, Scene, Segment, Thing, Track, draw_scene
 from helios_cli.train.world.split import prompts
 from helios_cli.units import FRAMES_PER_CHUNK
-from helios_cli.weights.word_tokenizer import SPECIAL, WORDS, word_tokenizer
 
 LONG = 24 * 60 * 30  # half an hour
 

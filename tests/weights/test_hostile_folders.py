@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from helios_cli.architecture import MAX_STAGES, SchedulerConfig
+from helios_cli.bench.specs import word_tokenizer
 from helios_cli.cli import main
 from helios_cli.errors import CheckpointError
 from helios_cli.sampling.schedule import build_stage
 from helios_cli.weights import tokenizer as library
 from helios_cli.weights.names import EMBEDDED_FOLDER
 from helios_cli.weights.tokenizer import read_tokenizer, tokens_of
-from helios_cli.weights.word_tokenizer import word_tokenizer
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"

@@ -231,8 +231,8 @@ def test_memory_of_a_streamed_model_is_that_of_a_few_blocks(tmp_path):
     """By the kernel's own count, each mode in a process of its own: 12 blocks of 8 MB, of which three are there."""
     from dataclasses import replace
 
+    from helios_cli.bench.specs import SPECS
     from helios_cli.bench.synthetic import write_checkpoint
-    from helios_cli.weights.specs import SPECS
 
     spec, layers = SPECS["215m"], 12
     transformer = {**spec.transformer, "num_layers": layers, "num_attention_heads": 4, "ffn_dim": 2048}

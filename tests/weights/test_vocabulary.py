@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import set_own
-from helios_cli.weights.specs import SPECS
 from helios_cli.weights.vocabulary import introduction
 
 

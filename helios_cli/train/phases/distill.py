@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from helios_cli.architecture import DiTConfig
+from helios_cli.bench.specs import SCHEDULERS
 from helios_cli.engine.denoise import stages_of
 from helios_cli.errors import InputError
 from helios_cli.model.dit import HeliosDiT
@@ -41,7 +42,6 @@ from helios_cli.train.state import open_start
 from helios_cli.units import PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import set_kind, set_trained, write_component
-from helios_cli.weights.specs import SCHEDULERS
 
 KIND = "distilled"
 SCHEDULER = SchedulerConfig.from_json(SCHEDULERS[KIND])

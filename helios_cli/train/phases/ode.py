@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from helios_cli.bench.specs import SCHEDULERS
 from helios_cli.engine.denoise import stages_of
 from helios_cli.errors import InputError
 from helios_cli.model.dit import HeliosDiT
@@ -23,7 +24,6 @@ from helios_cli.train.settings.ode import Settings
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.layout import set_kind, set_trained, write_component
-from helios_cli.weights.specs import SCHEDULERS
 
 KIND = "distilled"
 SCHEDULER = SchedulerConfig.from_json(SCHEDULERS[KIND])

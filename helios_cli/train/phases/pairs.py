@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from helios_cli.bench.specs import SCHEDULERS
 from helios_cli.engine.denoise import stages_of
 from helios_cli.errors import InputError
 from helios_cli.sampling.noise import BlockNoise
@@ -27,7 +28,6 @@ from helios_cli.train.spread import part_of_run
 from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.identity import weights_identity
-from helios_cli.weights.specs import SCHEDULERS
 
 STUDENT = SchedulerConfig.from_json(SCHEDULERS["distilled"])
 

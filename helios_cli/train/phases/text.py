@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from helios_cli.bench.specs import SPECS, word_tokenizer
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.train.phase import Share
 from helios_cli.train.settings.text import Settings
@@ -25,9 +26,7 @@ from helios_cli.train.world.scene import draw_scene
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import write_component
 from helios_cli.weights.load import load_component
-from helios_cli.weights.specs import SPECS
 from helios_cli.weights.tokenizer import read_tokenizer
-from helios_cli.weights.word_tokenizer import word_tokenizer
 
 NAMES = {"background": tuple(BACKGROUNDS), "colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}
 """What is read from a caption, and the values of each."""

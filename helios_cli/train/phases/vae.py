@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from helios_cli.bench.specs import SPECS
 from helios_cli.model.vae import PAST, CausalConv3d, VAEConfig, WanVAE, frames_to_uint8
 from helios_cli.train.phase import Share
 from helios_cli.train.settings.vae import POOLS, Loss, Settings
@@ -26,7 +27,6 @@ from helios_cli.units import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, PIXELS_PER_CEL
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import write_component
 from helios_cli.weights.load import load_component
-from helios_cli.weights.specs import SPECS
 
 FIRST_LOGVAR = -5.0
 """Log-variance of a new VAE's posterior: noise that does not hide anything yet."""

@@ -1,6 +1,6 @@
 """Captions of the toy world: a grammar of plain sentences, and a reader of them.
 
-Every word is one token of `helios_cli.weights.word_tokenizer`, and no caption has more than 24 tokens.
+Every word is one token of `helios_cli.bench.specs`, and no caption has more than 24 tokens.
 """
 
 from __future__ import annotations

@@ -1,13 +1,45 @@
-"""The published architecture in the diffusers layout's own words, and smaller sizes of it: as small as is useful.
+"""Sizes of the published architecture, as configs in the diffusers layout, and the tokenizer of the smaller ones.
 
-Plain data, no torch. What a size does not name is as in the published 14B model.
+Plain data, no torch. Values that a size does not name are those of the published 14B model.
 """
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from helios_cli.weights.word_tokenizer import PIECES, SPECIAL
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+
+_WORDS = """
+a an the one two and with of in on at by to from as is are it its into over under above below behind before near through
+across along around between while then that this there not no very
+
+red green blue yellow orange purple white black grey gray pink brown dark light bright pale deep
+circle ball disc square box block triangle star shape dot
+small large big tiny huge little
+
+move moves moving go goes going roll rolls rolling slide slides sliding glide glides gliding drift drifts drifting
+float floats floating fly flies flying fall falls falling rise rises rising climb climbs sink sinks drop drops
+circles circling orbit orbits orbiting turn turns turning spin spins bounce bounces bouncing jump jumps jumping
+stay stays staying stand stands rest rests still stop stops wait waits return returns
+left right up down upward upwards downward downwards leftward rightward forth back side top bottom middle centre center
+slowly slow quickly quick fast gently smoothly
+
+background plain gradient scene sea sky ocean water wave waves beach sand night day evening morning dawn dusk sunset
+sunrise sun moon stars cloud clouds hill hills mountain mountains field grass meadow horizon snow desert
+camera pan pans panning zoom zooms zooming out closer away
+becomes become fades fade grows grow shrinks shrink changes change appears disappears
+"""
+
+CHARACTERS = string.digits + string.ascii_lowercase + string.punctuation
+
+WORDS = list(dict.fromkeys(_WORDS.split()))
+
+PIECES = list(dict.fromkeys([*SPECIAL, *WORDS, *CHARACTERS]))
 
 TRANSFORMER = {
     "_class_name": "HeliosTransformer3DModel",
@@ -118,9 +150,9 @@ SCHEDULERS = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A size of model: the configs of its components, and the (width, height) in pixels that it is rendered at.
+    """A size of model: the configs of its components, and the (width, height) in pixels of its films.
 
-    A `resident` one is too large to write to a disk for a benchmark: each process makes its weights on the device.
+    A `resident` one is too large to write to disk for a benchmark: each process makes its weights on the device.
     """
 
     transformer: dict
@@ -158,4 +190,21 @@ SPECS = {
     ),
     "14b": Spec(TRANSFORMER, VAE, TEXT_ENCODER, native_size=(640, 384), resident=True),
 }
-"""By the number of parameters of the transformer. Only 14b has the published text encoder, the others a small one."""
+"""The sizes by the number of parameters of the transformer. All except 14b have a small text encoder."""
+
+
+def word_tokenizer() -> Tokenizer:
+    """Make a tokenizer with a token for each of WORDS, which spells every other word.
+
+    It lowers case, drops accents and appends `</s>`; only letters without an ASCII form become `<unk>`. No piece of an
+    unknown word is taken for a known one: `fish` does not contain `is`.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    built = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(PIECES)}, unk_token="<unk>"))
+    built.add_special_tokens(list(SPECIAL))
+    built.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    piece = Regex(rf"\b(?:{'|'.join(WORDS)})\b|\S")
+    built.pre_tokenizer = pre_tokenizers.Split(piece, behavior="removed", invert=True)
+    built.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", SPECIAL["</s>"])])
+    return built
