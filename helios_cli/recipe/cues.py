@@ -1,22 +1,19 @@
-"""Prompts with points in time, as text, subtitles and schedules have them, turned into shots with lengths."""
+"""Turns prompts with points in time, as text, subtitles and schedules have them, into shots with lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from helios_cli.recipe.film import Place
-from helios_cli.recipe.problems import Problems
-from helios_cli.units import counted
+from helios_cli.recipe.problems import Place, Problems
 
 TOLERANCE = 1e-3
-"""Seconds; the forms that hold times write milliseconds at most."""
+"""Seconds; the forms with times write milliseconds at most."""
 
 
 @dataclass
 class Cue:
-    """A prompt and what is known of its time, in seconds from the film's start. `line` is where it stands."""
+    """A prompt, its line, and the times it is given, in seconds from the film's start."""
 
     prompt: str
     line: int
@@ -28,90 +25,54 @@ class Cue:
 
 
 def shots_from(cues: Sequence[Cue], problems: Problems) -> tuple[dict, dict[Place, int]]:
-    """Recipe values and lines of a film made of `cues`. Gaps, overlaps and contradictions go to `problems`.
+    """Return recipe values and lines of a film made of `cues`. Gaps, overlaps and contradictions go to `problems`.
 
     Cues without a length between two known points share the time equally; those after the last keep none.
     """
-    lengths = _Clock(problems).lengths(cues)
-    shots, lines = [], {}
-    for index, (cue, seconds) in enumerate(zip(cues, lengths, strict=True)):
-        shot = {
-            "prompt": cue.prompt,
-            "seconds": seconds,
-            "transition": cue.transition,
-            "blend_seconds": cue.blend_seconds,
-        }
+    shots = []
+    for cue, seconds in zip(cues, _lengths(cues, problems), strict=True):
+        shot = {"prompt": cue.prompt, "seconds": seconds}
+        shot |= {"transition": cue.transition, "blend_seconds": cue.blend_seconds}
         shots.append({key: value for key, value in shot.items() if value is not None})
-        lines["shot", index] = cue.line
-    return {"shot": shots}, lines
+    return {"shot": shots}, {("shot", index): cue.line for index, cue in enumerate(cues)}
 
 
-class _Clock:
-    """Walks along the cues; `now` is the end of the last one, or None while that is open."""
-
-    def __init__(self, problems: Problems) -> None:
-        self.problems = problems
-        self.now: float | None = 0.0
-        self.since = 0.0  # where the first open cue begins
-        self.open: list[int] = []
-        self.fixed = 0.0  # length of the cues after `since` that have one
-        self.found: list[float | None] = []
-
-    def lengths(self, cues: Sequence[Cue]) -> list[float | None]:
-        for index, cue in enumerate(cues):
-            if cue.start is not None:
-                self._arrive(index, cue)
-            seconds = self._length(index, cue)
-            self.found.append(seconds)
-            if seconds is None:
-                if self.now is not None:
-                    self.since, self.fixed = self.now, 0.0
-                self.open.append(index)
-                self.now = None
-            elif self.now is None:
-                self.fixed += seconds
-            else:
-                self.now += seconds
-        return self.found
-
-    def _length(self, index: int, cue: Cue) -> float | None:
-        if cue.end is None:
-            return cue.seconds
-        if cue.start is None or cue.end <= cue.start:
-            message = f"ends at {cue.end:g} s, which is not after its start"
-            self.problems.add(message, line=cue.line, shot=index + 1)
-            return None
-        return cue.end - cue.start
-
-    def _arrive(self, index: int, cue: Cue) -> None:
-        """The film reaches a cue that says when it starts."""
+def _lengths(cues: Sequence[Cue], problems: Problems) -> list[float | None]:
+    lengths: list[float | None] = []
+    now = 0.0  # end of the cues so far, or of those before the first one without a length
+    open_cues: list[int] = []  # cues without a length since `now`
+    fixed = 0.0  # length of the other cues since `now`
+    for index, cue in enumerate(cues):
         place = {"line": cue.line, "shot": index + 1}
-        if self.now is None:
-            left = cue.start - self.since - self.fixed
-            if left <= 0:
-                self.problems.add(f"starts at {cue.start:g} s, which leaves no time for the shot before it", **place)
-            for shot in self.open:
-                self.found[shot] = left / len(self.open) if left > 0 else None
-            self.open = []
-        elif cue.start > self.now + TOLERANCE:
-            before = "the shot before it ends" if index else "the film begins"
-            message = f"starts at {cue.start:g} s, but {before} at {self.now:g} s"
-            self.problems.add(message, **place, suggestion=f"write {self.now:g}s, or a shot for what stands between")
-        elif cue.start < self.now - TOLERANCE:
-            message = f"starts at {cue.start:g} s, while the shot before it lasts until {self.now:g} s"
-            self.problems.add(message, **place, suggestion=f"write {self.now:g}s, or shorten the shot before")
-        self.now = cue.start
+        if cue.start is not None:
+            left = cue.start - now - fixed
+            if open_cues and left <= 0:
+                problems.add(f"starts at {cue.start:g} s, which leaves no time for the shot before it", **place)
+            elif not open_cues:
+                _check_start(cue.start, now, index, problems, place)
+            for shot in open_cues:
+                lengths[shot] = left / len(open_cues) if left > 0 else None
+            now, open_cues, fixed = cue.start, [], 0.0
+        seconds = cue.seconds
+        if cue.end is not None:
+            seconds = cue.end - cue.start if cue.start is not None and cue.end > cue.start else None
+            if seconds is None:
+                problems.add(f"ends at {cue.end:g} s, which is not after its start", **place)
+        lengths.append(seconds)
+        if seconds is None:
+            open_cues.append(index)
+        elif open_cues:
+            fixed += seconds
+        else:
+            now += seconds
+    return lengths
 
 
-def close_gaps(cues: Sequence[Cue]) -> list[str]:
-    """Let each cue last until the next one starts, the first from 0; returns what was changed, for a notice."""
-    changed = []
-    if cues and cues[0].start:
-        changed.append(f"the first cue begins with the film, not at {cues[0].start:g} s")
-        cues[0].start = 0.0
-    gaps = [(a, b) for a, b in pairwise(cues) if a.end < b.start]
-    for before, after in gaps:
-        before.end = after.start
-    if gaps:
-        changed.append(f"{counted(len(gaps), 'pause')} between cues: the cue before lasts until the next one")
-    return changed
+def _check_start(start: float, now: float, index: int, problems: Problems, place: dict[str, int]) -> None:
+    if start > now + TOLERANCE:
+        before = "the shot before it ends" if index else "the film begins"
+        message = f"starts at {start:g} s, but {before} at {now:g} s"
+        problems.add(message, **place, suggestion=f"write {now:g}s, or add a shot for the time in between")
+    elif start < now - TOLERANCE:
+        message = f"starts at {start:g} s, while the shot before it lasts until {now:g} s"
+        problems.add(message, **place, suggestion=f"write {now:g}s, or shorten the shot before")

@@ -164,7 +164,7 @@ def _checked_timeline(
 
     problems = Problems(film.source)
     timeline = lay_out(film, fps, num_frames, by_flag=by_flag, problems=problems)
-    problems.found += picture_problems(film, start, file_fault)
+    problems.all += picture_problems(film, start, file_fault)
     problems.stop()
     return timeline
 

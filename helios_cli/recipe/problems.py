@@ -1,24 +1,42 @@
-"""What is wrong with a source, each problem with its place, gathered so that a file is corrected in one go."""
+"""Problems of a source, each with its place, collected so that a file is corrected in one go."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from helios_cli.errors import InputError
 from helios_cli.visible import printable
 
-MAX_FOUND = 1000
+MAX_PROBLEMS = 1000
 """Problems after which a file is read no further."""
 
 MAX_LISTED = 50
-"""Problems spelt out in one message; a hostile file can hold thousands."""
+"""Problems listed in one message; a hostile file can hold thousands."""
+
+Place = tuple[str | int, ...]
+"""The path of a value in a recipe: `("shot", 2, "seconds")`; indices count from 0."""
+
+Lines = Mapping[Place, int]
+"""The line, from 1, of each place that has one."""
+
+
+def line_of(lines: Lines, place: Place) -> int | None:
+    """Return the line of `place`, or of the innermost table or list around it that has one."""
+    return next((lines[place[:end]] for end in range(len(place), -1, -1) if place[:end] in lines), None)
+
+
+def where(lines: Lines, place: Place) -> dict[str, Any]:
+    """Return `line`, `shot` and `key` of a problem with the value at `place`."""
+    shot, names = (int(place[1]) + 1, place[2:]) if place[:1] == ("shot",) and len(place) > 1 else (None, place)
+    return {"line": line_of(lines, place), "shot": shot, "key": str(names[0]) if names else None}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to correct. `line` and `shot` count from 1, as people do; `suggestion` says what to write instead."""
+    """One thing to correct. `line` and `shot` count from 1; `suggestion` tells what to write instead."""
 
     file: str
     message: str
@@ -29,12 +47,9 @@ class Problem:
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
-        parts = [f"shot {self.shot}"] if self.shot is not None else []
-        parts += [f"`{printable(self.key)}`"] if self.key is not None else []
-        return ": ".join([place, *([", ".join(parts)] if parts else []), self.message])
-
-    def to_dict(self) -> dict:
-        return asdict(self)
+        shot = [] if self.shot is None else [f"shot {self.shot}"]
+        key = [] if self.key is None else [f"`{printable(self.key)}`"]
+        return ": ".join([place, *([", ".join(shot + key)] if shot or key else []), self.message])
 
 
 class RecipeError(InputError):
@@ -42,31 +57,31 @@ class RecipeError(InputError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        told = _by_cause(self.problems)
-        lines = [f"{text}; {hint}" if hint else text for text, hint in told[:MAX_LISTED]]
-        if len(told) == 1:
-            super().__init__(told[0][0], hint=told[0][1])
+        texts = _by_cause(self.problems)
+        if len(texts) == 1:
+            super().__init__(texts[0][0], hint=texts[0][1])
             return
-        if len(told) > MAX_LISTED:
-            lines.append(f"and {len(told) - MAX_LISTED} more")
-        super().__init__("\n  ".join([f"{len(told)} problems", *lines]))
+        lines = [f"{text}; {hint}" if hint else text for text, hint in texts[:MAX_LISTED]]
+        if len(texts) > MAX_LISTED:
+            lines.append(f"and {len(texts) - MAX_LISTED} more")
+        super().__init__("\n  ".join([f"{len(texts)} problems", *lines]))
 
 
 def _by_cause(problems: Sequence[Problem]) -> list[tuple[str, str | None]]:
-    """Text and suggestion of each problem. What is wrong in the same way in many lines of a file is said once."""
-    places: dict[tuple, list[Problem]] = {}
+    """Return text and suggestion of each problem; one that many lines of a file share is reported once."""
+    causes: dict[tuple, list[Problem]] = {}
     for problem in problems:
         cause = (problem.file, problem.key, problem.message, problem.suggestion)
-        places.setdefault(cause if problem.line else (*cause, problem.shot), []).append(problem)
-    return [(str(same[0]) + also_in([p.line for p in same]), same[0].suggestion) for same in places.values()]
+        causes.setdefault(cause if problem.line else (*cause, problem.shot), []).append(problem)
+    return [(str(same[0]) + also_in([p.line for p in same]), same[0].suggestion) for same in causes.values()]
 
 
 def also_in(lines: Sequence[int | None]) -> str:
-    """` (also in lines 3, 4, …)` for all but the first of some lines."""
-    others = [str(line) for line in dict.fromkeys(lines[1:]) if line is not None]
-    if not others:
+    """Return ` (also in lines 3, 4, …)` for all lines after the first."""
+    more = [str(line) for line in dict.fromkeys(lines[1:]) if line is not None]
+    if not more:
         return ""
-    return f" (also in line{'s' if len(others) > 1 else ''} {', '.join(others[:5])}{', …' if len(others) > 5 else ''})"
+    return f" (also in line{'s' if len(more) > 1 else ''} {', '.join(more[:5])}{', …' if len(more) > 5 else ''})"
 
 
 class Problems:
@@ -74,30 +89,28 @@ class Problems:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.found: list[Problem] = []
+        self.all: list[Problem] = []
 
-    def add(
-        self,
-        message: str,
-        *,
-        line: int | None = None,
-        shot: int | None = None,
-        key: str | None = None,
-        suggestion: str | None = None,
-    ) -> None:
-        self.found.append(Problem(self.file, message, line, shot, key, suggestion))
-        if len(self.found) >= MAX_FOUND:
+    def add(self, message: str, **place: Any) -> None:
+        """Add a problem; `place` is `line`, `shot`, `key` and `suggestion`, as far as they are known."""
+        self.all.append(Problem(self.file, message, **place))
+        if len(self.all) >= MAX_PROBLEMS:
             self.stop()
 
+    def refuse(self, message: str, **place: Any) -> NoReturn:
+        """Add a problem and raise all there are."""
+        self.all.append(Problem(self.file, message, **place))
+        raise RecipeError(self.all)
+
     def stop(self) -> None:
-        if self.found:
-            raise RecipeError(self.found)
+        if self.all:
+            raise RecipeError(self.all)
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` was most likely meant to be."""
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """Return the name that `word` was most likely meant to be."""
     if len(word) > 200:  # difflib takes quadratic time, and nobody mistypes this much
         return None
-    lowered = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), lowered, n=1)
-    return lowered[found[0]] if found else None
+    lowered = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1)
+    return lowered[close[0]] if close else None

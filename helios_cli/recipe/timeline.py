@@ -62,7 +62,7 @@ def lay_out(film: Film, fps: float, num_frames: int | None, *, by_flag: bool, pr
         )
     if num_frames > MAX_SECONDS * fps:
         problems.add(f"the film takes {_both(num_frames, fps)}, the most is 24 hours", suggestion="split the film")
-    if problems.found:
+    if problems.all:
         return None
     return Timeline(tuple(length or 0 for length in lengths), num_frames, tuple(notices))
 

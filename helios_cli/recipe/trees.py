@@ -1,8 +1,8 @@
-"""TOML, YAML and JSON as plain values, with the line of every key.
+"""Reads TOML, YAML and JSON into plain values, with the line of every key.
 
-`tomllib` and `json` decide what is valid and what it means; the line index is made by a second, lenient pass over text
-that is known to be valid. YAML is built from parser events: nothing is constructed but text, numbers, booleans and
-null, and an alias may stand for one such value only, so that no document grows beyond its file.
+`tomllib`, `json` and PyYAML's parser decide what is valid. The lines of TOML and JSON come from a second, lenient walk
+over the text, those of YAML from the parser's events: of these only text, numbers, booleans and null are made, and an
+alias may stand for one such value only, so that no document grows beyond its file.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable
+from contextlib import suppress
 
 import yaml
 
 from helios_cli.recipe.files import add_odd_character
-from helios_cli.recipe.film import Place
-from helios_cli.recipe.problems import Problems
+from helios_cli.recipe.problems import Place, Problems
 from helios_cli.visible import printable
 
 MAX_DEPTH = 8
@@ -28,223 +29,180 @@ Tree = tuple[object, dict[Place, int]]
 
 
 def read_tree(text: str, suffix: str, problems: Problems) -> Tree:
-    """Values and lines of a `.toml`, `.yaml` or `.json` text. What is wrong with it is raised by `problems`."""
+    """Return values and lines of a `.toml`, `.yaml` or `.json` text. RecipeError if it is not valid."""
     readers: dict[str, Callable[[str, Problems], Tree]] = {".toml": _read_toml, ".json": _read_json}
     try:
         tree = readers.get(suffix, _read_yaml)(text, problems)
     except RecursionError:
-        problems.add("brackets are nested too deeply: this is no recipe")
+        problems.refuse("brackets are nested too deeply for a recipe")
     problems.stop()
     return tree
 
 
 def _read_toml(text: str, problems: Problems) -> Tree:
-    if line := _long_key(text):
-        problems.add(f"a key has more than {MAX_KEY_DOTS} dots: this is no recipe", line=line)
-        return None, {}
+    walk = _Walk(text)
+    with suppress(_Lost):
+        walk.document()
+    if walk.long_key:
+        problems.refuse(f"a key has more than {MAX_KEY_DOTS} dots", line=walk.long_key)
     try:
-        return tomllib.loads(text), _toml_lines(text)
+        return tomllib.loads(text), walk.lines
     except tomllib.TOMLDecodeError as error:
-        line, message = _split_toml_error(str(error), text)
-        if add_odd_character(text, [line], problems):
-            return None, {}
-        problems.add(f"not valid TOML: {message}", line=line, suggestion=_toml_advice(text, line))
+        at = re.search(r" \(at line (\d+), column (\d+)\)$", str(error))
+        line = int(at[1]) if at else text.count("\n") + 1
+        message = str(error).partition(" (at ")[0] + (f", column {at[2]}" if at else " at the end of the file")
+        if not add_odd_character(text, [line], problems):
+            problems.add(f"not valid TOML: {message}", line=line, suggestion=_toml_advice(text.split("\n")[line - 1]))
     except ValueError as error:  # a number with more digits than Python reads, a date that does not exist
         problems.add(f"not valid TOML: {error}")
     return None, {}
 
 
-def _split_toml_error(message: str, text: str) -> tuple[int, str]:
-    match = re.search(r" \(at line (\d+), column (\d+)\)$", message)
-    if match is None:
-        return text.count("\n") + 1, message.removesuffix(" (at end of document)") + " at the end of the file"
-    return int(match[1]), f"{message[: match.start()]}, column {match[2]}"
-
-
-def _toml_advice(text: str, line: int) -> str | None:
-    """The three slips that TOML's own messages do not explain."""
-    written = text.split("\n")[line - 1] if line <= text.count("\n") + 1 else ""
-    if re.match(r"\s*[\w-]+\s*:", written):
+def _toml_advice(line: str) -> str | None:
+    """Return what to write for the slips that TOML's own messages do not explain."""
+    if re.match(r"\s*[\w-]+\s*:", line):
         return 'TOML writes key = value, with text in quotes: prompt = "A boat leaves."'
-    if re.match(r"\s*[\w-]+\s*=\s*[A-Za-z]", written):
-        return 'put text in quotes: prompt = "A boat leaves."'
-    return None
+    return 'put text in quotes: prompt = "A boat leaves."' if re.match(r"\s*[\w-]+\s*=\s*[A-Za-z]", line) else None
 
 
 def _read_json(text: str, problems: Problems) -> Tree:
     def constant(name: str) -> None:
         raise ValueError(f"{name} is not a number")
 
+    walk = _Walk(text)
     try:
         value = json.loads(text, parse_constant=constant)
+        with suppress(_Lost):
+            walk.value(())
     except json.JSONDecodeError as error:
         if not add_odd_character(text, [error.lineno], problems):
             problems.add(f"not valid JSON: {error.msg}, column {error.colno}", line=error.lineno)
         return None, {}
     except ValueError as error:
-        problems.add(f"not valid JSON: {error}")
-        return None, {}
-    lines, repeated = _json_lines(text)
-    for line, key in repeated:
+        problems.refuse(f"not valid JSON: {error}")
+    for line, key in walk.repeated:
         problems.add("the key is given twice", line=line, key=key)
-    return value, lines
+    return value, walk.lines
 
 
-class _Cursor:
-    """Where a pass over a document stands: the place of the value that comes next, and the brackets around it."""
+_STRING = r""""(?:\\.|[^"\\\n])*"|'[^'\n]*\'"""
+_GAP = re.compile(r"(?:[\s,]|#[^\n]*)*")
+_KEY = re.compile(rf"[ \t]*({_STRING}|[^\s\[\]{{}}=.,:#\"']+)[ \t]*")
+_SIGN = re.compile(r"\s*[=:]")
+_SCALAR = re.compile(rf'"""(?:\\.|[^\\])*?"{{3,5}}|\'\'\'.*?\'{{3,5}}|{_STRING}|[^\[\]{{}},#\n"\']+', re.DOTALL)
+_HEADING_END = re.compile(r"\]{1,2}")
 
-    def __init__(self) -> None:
-        self.place: Place = ()
+
+class _Lost(Exception):
+    """The text is not valid here."""
+
+
+class _Walk:
+    """A walk through a TOML or JSON text that notes the line of each place. It checks nothing, and ends at a fault."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.at = text, 0
+        self.line_ends = [found.start() for found in re.finditer("\n", text)]
         self.lines: dict[Place, int] = {(): 1}
         self.repeated: list[tuple[int, str]] = []
-        self.open: list[tuple[Place, bool]] = []
+        self.long_key: int | None = None
+        """Line of a key with more dots than any has: `tomllib` takes minutes for tens of thousands."""
+        self.num_tables: dict[Place, int] = {}  # so far under each [[name]]
+
+    def document(self) -> None:
+        """Walk through a TOML text."""
+        table: Place = ()
+        while sign := self.peek():
+            if sign == "[":
+                table = self.heading()
+            else:
+                self.pair(table)
+
+    def heading(self) -> Place:
+        """Walk over `[name]`, or `[[name]]`, which begins the next table of its array; return the table's place."""
+        is_array = self.text.startswith("[[", self.at)
+        self.at += 1 + is_array
+        *outer, name = self.key()
+        place = self.inside((), outer + [name] * (not is_array))
+        if is_array:
+            place = (*place, name)
+            self.note(place)
+            self.num_tables[place] = self.num_tables.get(place, 0) + 1
+            place = (*place, self.num_tables[place] - 1)
+        self.note(place)
+        self.take(_HEADING_END)
+        return place
+
+    def pair(self, table: Place) -> None:
+        """Walk over a key and its value."""
+        names = self.key()
+        place = self.inside(table, names)
+        if place in self.lines:
+            self.repeated.append((self.line, names[-1]))
+        self.note(place)
+        self.take(_SIGN)
+        self.value(place)
+
+    def value(self, place: Place) -> None:
+        sign = self.peek()
+        self.note(place)
+        if sign not in ("[", "{"):
+            self.take(_SCALAR)
+            return
+        self.at += 1
+        index = 0
+        while self.peek() not in ("]", "}"):
+            if sign == "{":
+                self.pair(place)
+            else:
+                self.value((*place, index))
+            index += 1
+        self.at += 1
+
+    def inside(self, table: Place, names: list[str]) -> Place:
+        """Return the place of `names` below `table`, through the latest table of each array of tables on the way."""
+        place = table
+        for name in names:
+            place = (*place, name)
+            if place in self.num_tables:
+                place = (*place, self.num_tables[place] - 1)
+        return place
+
+    def key(self) -> list[str]:
+        names: list[str] = []
+        while not names or self.text.startswith(".", self.at):
+            self.at += bool(names)
+            names.append(_unquoted(self.take(_KEY)[1]))
+            if len(names) > MAX_KEY_DOTS + 1:
+                self.long_key = self.line
+                raise _Lost
+        return names
 
     @property
-    def in_table(self) -> bool:
-        return bool(self.open) and not self.open[-1][1]
+    def line(self) -> int:
+        return bisect_left(self.line_ends, self.at) + 1
 
-    def value(self, line: int) -> None:
-        self.lines.setdefault(self.place, line)
+    def note(self, place: Place) -> None:
+        self.lines.setdefault(place, self.line)
 
-    def key(self, names: tuple[str, ...], line: int) -> None:
-        base = self.open[-1][0]
-        self.place = (*base, *names)
-        if self.place in self.lines:
-            self.repeated.append((line, names[-1]))
-        self.lines.setdefault(self.place, line)
+    def peek(self) -> str:
+        """Return the next character after space, comments and commas; "" at the end."""
+        self.take(_GAP)
+        return self.text[self.at : self.at + 1]
 
-    def enter(self, array: bool, line: int) -> None:
-        self.value(line)
-        self.open.append((self.place, array))
-        if array:
-            self.place = (*self.place, 0)
-
-    def next_item(self) -> None:
-        base, array = self.open[-1]
-        self.place = (*base, self.place[len(base)] + 1) if array else base
-
-    def leave(self) -> None:
-        self.place = self.open.pop()[0]
+    def take(self, form: re.Pattern[str]) -> re.Match[str]:
+        match = form.match(self.text, self.at)
+        if match is None:
+            raise _Lost
+        self.at = match.end()
+        return match
 
 
-_JSON_TOKEN = re.compile(r'(?P<string>"(?:\\.|[^"\\])*")|(?P<mark>[\[\]{},:])|(?P<line>\n)|(?P<bare>[^\s\[\]{},:"]+)')
-
-
-def _json_lines(text: str) -> tuple[dict[Place, int], list[tuple[int, str]]]:
-    """Lines of all places of a valid JSON text, and (line, key) of keys that are given twice."""
-    cursor, line, last = _Cursor(), 1, ""
-    for token in _JSON_TOKEN.finditer(text):
-        kind, word = token.lastgroup, token[0]
-        if kind == "line":
-            line += 1
-        elif kind == "mark" and word in "[{":
-            cursor.enter(word == "[", line)
-        elif kind == "mark" and word in "]}":
-            cursor.leave()
-        elif word == "," and kind == "mark":
-            cursor.next_item()
-        elif kind == "string" and cursor.in_table and cursor.place == cursor.open[-1][0]:
-            last = json.loads(word)
-            cursor.key((last,), line)
-        elif kind != "mark":
-            cursor.value(line)
-    return cursor.lines, cursor.repeated
-
-
-_TOML_TOKEN = re.compile(
-    r'(?P<text>"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5})'
-    r"""|(?P<string>"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
-    r"|(?P<comment>\#[^\n]*)|(?P<line>\n)|(?P<mark>[\[\]{},=.])|(?P<bare>[^\s\[\]{},=.\#\"']+)"
-    r"""|(?P<open>["'])""",  # begins text that never ends
-    re.DOTALL,
-)
-
-
-def _long_key(text: str) -> int | None:
-    """Line of a key with more dots than any has. `tomllib` takes minutes for tens of thousands."""
-    line, dots = 1, 0
-    for token in _TOML_TOKEN.finditer(text):
-        if token[0] == ".":
-            dots += 1
-            if dots > MAX_KEY_DOTS:
-                return line
-        elif token.lastgroup == "open":  # the parser will stop here, and so must a search that begins at each quote
-            return None
-        elif token.lastgroup not in ("bare", "string"):
-            dots = 0
-        line += token[0].count("\n")
-    return None
-
-
-def _toml_lines(text: str) -> dict[Place, int]:
-    """Lines of all places of a valid TOML text."""
-    cursor, line = _Cursor(), 1
-    table: Place = ()
-    counts: dict[Place, int] = {}  # tables so far under each [[name]]
-    names: list[str] = []  # of the key or heading that is being read
-    heading = 0  # square brackets of the heading that is open
-    doubled = False  # whether it had two
-    in_value = False
-    for token in _TOML_TOKEN.finditer(text):
-        kind, word = token.lastgroup, token[0]
-        reading_key = not in_value or (cursor.in_table and cursor.place == cursor.open[-1][0])
-        if kind == "line":
-            if not heading and not cursor.open:
-                in_value, names = False, []
-            line += 1
-        elif heading and word == "]" and kind == "mark":
-            heading -= 1
-            if heading == 0:
-                table = _toml_table(tuple(names), counts, double=doubled)
-                cursor.lines.setdefault(table, line)
-                if doubled:
-                    cursor.lines.setdefault(table[:-1], line)
-                in_value = True  # nothing but a comment may follow on this line
-        elif not in_value and word == "[" and kind == "mark":
-            heading += 1
-            doubled, names = heading == 2, []
-        elif reading_key and kind in ("bare", "string"):
-            names.append(word if kind == "bare" else _toml_string(word))
-        elif reading_key and word == "=":
-            if cursor.open:
-                cursor.key(tuple(names), line)
-            else:
-                cursor.place = _inside(table, tuple(names), counts)
-                cursor.lines.setdefault(cursor.place, line)
-            in_value, names = True, []
-        elif kind == "mark" and word in "[{":
-            cursor.enter(word == "[", line)
-        elif kind == "mark" and word in "]}":
-            cursor.leave()
-        elif kind == "mark" and word == ",":
-            cursor.next_item()
-        elif kind in ("text", "string", "bare") and not heading:
-            cursor.value(line)
-        line += word.count("\n") if kind == "text" else 0
-    return cursor.lines
-
-
-def _toml_table(names: tuple[str, ...], counts: dict[Place, int], *, double: bool) -> Place:
-    """The place that a heading opens; `[[shot]]` opens the next of its kind."""
-    if not double:
-        return _inside((), names, counts)
-    array = (*_inside((), names[:-1], counts), names[-1])
-    counts[array] = counts.get(array, 0) + 1
-    return (*array, counts[array] - 1)
-
-
-def _inside(table: Place, names: tuple[str, ...], counts: dict[Place, int]) -> Place:
-    """`names` below `table`, going into the latest table of each array of tables on the way."""
-    place = table
-    for name in names:
-        place = (*place, name)
-        if place in counts:
-            place = (*place, counts[place] - 1)
-    return place
-
-
-def _toml_string(word: str) -> str:
-    return word[1:-1] if word[0] == "'" else tomllib.loads(f"x = {word}")["x"]
+def _unquoted(word: str) -> str:
+    if word[0] == '"':
+        with suppress(ValueError):  # TOML has escapes that JSON does not have, none of which a key needs
+            return json.loads(word)
+    return word[1:-1] if word[0] in "'\"" else word
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -252,7 +210,10 @@ _TAG = "tag:yaml.org,2002:"
 YAML_SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], object]]] = {
     "null": (re.compile("|~|null|Null|NULL"), lambda text: None),
     "bool": (re.compile("true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
-    "int": (re.compile("[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"), lambda text: int(text, _base(text))),
+    "int": (
+        re.compile("[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
+        lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)),
+    ),
     "float": (
         re.compile(
             r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
@@ -260,13 +221,8 @@ YAML_SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], object]]] = {
         lambda text: float(re.sub(r"\.(?=[a-zA-Z])", "", text)),
     ),
 }
-"""What a plain word of YAML is, by the core schema of version 1.2: 010 is ten; No, on, 1:30 and dates are text. By that
-of 1.1 they are eight, false, true, 90 and dates, which nobody who writes a prompt or a title means."""
-
-
-def _base(text: str) -> int:
-    return {"0o": 8, "0x": 16}.get(text[:2], 10)
-
+"""Form and reader of YAML's plain words, by the core schema of version 1.2: 010 is ten; No, on, 1:30 and dates are
+text. In version 1.1 they are eight, false, true, 90 and dates, which nobody who writes a prompt or a title means."""
 
 _YAML_ADVICE = (
     (r"\\t", "indent with spaces, not with a tab"),
@@ -275,10 +231,9 @@ _YAML_ADVICE = (
 
 
 def _read_yaml(text: str, problems: Problems) -> Tree:
-    events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    builder = _YamlBuilder(events, problems)
+    reader = _YamlReader(text, problems)
     try:
-        return builder.document(), builder.lines
+        return reader.document(), reader.lines
     except yaml.MarkedYAMLError as error:
         marks = [mark.line + 1 for mark in (error.context_mark, error.problem_mark) if mark]
         message = error.problem or error.context or "it cannot be read"
@@ -291,14 +246,14 @@ def _read_yaml(text: str, problems: Problems) -> Tree:
     return None, {}
 
 
-class _YamlBuilder:
+class _YamlReader:
     """Values and lines from the events of one YAML document."""
 
-    def __init__(self, events: Iterator[yaml.Event], problems: Problems) -> None:
-        self.events = events
+    def __init__(self, text: str, problems: Problems) -> None:
+        self.events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         self.problems = problems
         self.lines: dict[Place, int] = {(): 1}
-        self.scalars: dict[str, object] = {}
+        self.scalars: dict[str, object] = {}  # by anchor
 
     def document(self) -> object:
         next(self.events)  # stream start
@@ -306,70 +261,63 @@ class _YamlBuilder:
             return None
         value = self.node(next(self.events), ())
         next(self.events)  # document end
-        extra = next(self.events)
-        if not isinstance(extra, yaml.StreamEndEvent):
-            self.problems.add("a second document begins: a recipe is one", line=extra.start_mark.line + 1)
+        if not isinstance(extra := next(self.events), yaml.StreamEndEvent):
+            self.refuse(extra, "a second document begins: a recipe is one")
         return value
 
     def node(self, event: yaml.Event, place: Place) -> object:
-        line = event.start_mark.line + 1
-        self.lines.setdefault(place, line)
+        self.lines.setdefault(place, event.start_mark.line + 1)
         if len(place) > MAX_DEPTH:
             raise RecursionError
         if isinstance(event, yaml.AliasEvent):
-            return self.alias(event, line)
+            if event.anchor not in self.scalars:
+                name = printable(event.anchor)
+                self.refuse(event, f"the alias *{name} does not stand for a single value: write the part out")
+            return self.scalars.get(event.anchor)
         if isinstance(event, yaml.ScalarEvent):
-            value = self.scalar(event, line)
+            value = self.scalar(event)
             if event.anchor:
                 self.scalars[event.anchor] = value
             return value
-        if event.tag and not event.tag.startswith("tag:yaml.org,2002:"):
-            self.problems.add(f"the tag {printable(event.tag)} is not read: remove it", line=line)
-        if isinstance(event, yaml.SequenceStartEvent):
-            return self.sequence(place)
-        return self.mapping(place)
-
-    def alias(self, event: yaml.AliasEvent, line: int) -> object:
-        if event.anchor not in self.scalars:
-            message = f"the alias *{printable(event.anchor)} stands for no single value: write the part out"
-            self.problems.add(message, line=line)
-        return self.scalars.get(event.anchor)
-
-    def scalar(self, event: yaml.ScalarEvent, line: int) -> object:
-        plain, text = event.implicit[0], event.value
-        asked = (event.tag or "").removeprefix(_TAG)
-        if plain:
-            asked = next((kind for kind, (form, _) in YAML_SCALARS.items() if form.fullmatch(text)), "str")
-        if asked in ("", "!", "str"):
-            return text
-        if asked not in YAML_SCALARS:
-            self.problems.add(f"the tag {printable(event.tag)} is not read: remove it", line=line)
-            return text
-        form, read = YAML_SCALARS[asked]
-        try:
-            return read(text) if form.fullmatch(text) else self._none(text, asked, line)
-        except ValueError:  # more digits than Python reads
-            return self._none(text, "number that is read", line)
-
-    def _none(self, text: str, kind: str, line: int) -> None:
-        self.problems.add(f"{printable(text)} is not a {kind}", line=line)
-
-    def sequence(self, place: Place) -> list:
-        items = []
+        if event.tag and not event.tag.startswith(_TAG):
+            self.refuse(event, f"the tag {printable(event.tag)} is not supported: remove it")
+        if isinstance(event, yaml.MappingStartEvent):
+            return self.mapping(place)
+        items: list[object] = []
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
             items.append(self.node(event, (*place, len(items))))
         return items
 
-    def mapping(self, place: Place) -> dict:
-        keys: dict = {}
+    def mapping(self, place: Place) -> dict[str, object]:
+        values: dict[str, object] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
-            line = event.start_mark.line + 1
             key = self.node(event, (*place, ""))
             if not isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
-                self.problems.add("a key must be a word", line=line)
+                self.refuse(event, "a key must be a word")
             name = key if isinstance(key, str) else printable(key)
-            if name in keys:
-                self.problems.add("the key is given twice", line=line, key=name)
-            self.lines[(*place, name)] = line
-            keys[name] = self.node(next(self.events), (*place, name))
-        return keys
+            if name in values:
+                self.refuse(event, "the key is given twice", key=name)
+            self.lines[(*place, name)] = event.start_mark.line + 1
+            values[name] = self.node(next(self.events), (*place, name))
+        return values
+
+    def scalar(self, event: yaml.ScalarEvent) -> object:
+        text, kind = event.value, (event.tag or "").removeprefix(_TAG)
+        if event.implicit[0]:  # a plain word
+            kind = next((kind for kind, (form, _) in YAML_SCALARS.items() if form.fullmatch(text)), "str")
+        if kind in ("", "!", "str"):
+            return text
+        if kind not in YAML_SCALARS:
+            self.refuse(event, f"the tag {printable(event.tag)} is not supported: remove it")
+            return text
+        form, read = YAML_SCALARS[kind]
+        try:
+            if form.fullmatch(text):
+                return read(text)
+            self.refuse(event, f"{printable(text)} is not a {kind}")
+        except ValueError:
+            self.refuse(event, f"{printable(text)} has more digits than can be read")
+        return None
+
+    def refuse(self, event: yaml.Event, message: str, key: str | None = None) -> None:
+        self.problems.add(message, line=event.start_mark.line + 1, key=key)

@@ -1,14 +1,16 @@
-"""Values as people write them, in flags and in recipes: durations, sizes, steps. All raise InputError."""
+"""Values as people write them, in flags and in recipes: durations, sizes, steps. All parsers raise InputError."""
 
 from __future__ import annotations
 
-import math
 import re
-from datetime import date, time
+import sys
+from datetime import time
+from itertools import product
 from typing import Literal, get_args
 
 from helios_cli.errors import InputError
 from helios_cli.units import size_multiple
+from helios_cli.visible import printable
 
 LENGTH_KEYS = ("seconds", "minutes", "frames")
 """Units of a film's length, of which one is given."""
@@ -39,25 +41,18 @@ DURATION_FORMS = "write 90, 90s, 1m30s, 0:05 or 1:02:03"
 
 
 def parse_time(value: object) -> float:
-    """A point in time or a length, in seconds, zero included: `90`, `"90s"`, `"1m30s"`, `"0:05"`, `"1:02:03"`."""
-    if isinstance(value, time):  # TOML's 00:01:30
-        value = value.isoformat()
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = _finite(value)
-    elif isinstance(value, str) and len(value) <= 40:
-        seconds = _seconds_of(value.strip())
-    else:
-        seconds = None
+    """Return a time or a length in seconds, which may be 0: `90`, `"90s"`, `"1m30s"`, `"0:05"`, `"1:02:03"`."""
+    seconds = _seconds_of(value)
     if seconds is None or seconds < 0:
         hint = "write decimals with a point: 2.5" if re.fullmatch("[0-9]+,[0-9]+ *s?", str(value)) else DURATION_FORMS
-        raise InputError(f"{_shown(value)} is not a time", hint=hint)
+        raise InputError(f"{shown(value)} is not a time", hint=hint)
     if seconds > MAX_SECONDS:
-        raise InputError(f"{_shown(value)} is longer than 24 hours, the most a film may take")
+        raise InputError(f"{shown(value)} is longer than 24 hours, the most a film may take")
     return seconds
 
 
 def parse_duration(value: object) -> float:
-    """A length in seconds, more than zero and at most 24 hours; the forms of `parse_time`."""
+    """Return a length in seconds, more than zero and at most 24 hours; the forms are those of `parse_time`."""
     seconds = parse_time(value)
     if seconds == 0:
         raise InputError("a length must be more than 0 seconds", hint=DURATION_FORMS)
@@ -65,19 +60,19 @@ def parse_duration(value: object) -> float:
 
 
 def parse_bytes(value: str) -> int:
-    """An amount of memory: `6G` and `6GB` are 6,000,000,000 bytes, `6GiB` is 2**30 times 6."""
+    """Return an amount of memory: `6G` and `6GB` are 6,000,000,000 bytes, `6GiB` is 2**30 times 6."""
     match = _BYTES.fullmatch(value.strip()) if len(value) <= 40 else None
     if match is None or float(match[1]) == 0:
-        raise InputError(f"{_shown(value)} is not an amount of memory", hint="write 6G, 6.5GB, 512M or 6GiB")
+        raise InputError(f"{shown(value)} is not an amount of memory", hint="write 6G, 6.5GB, 512M or 6GiB")
     power = 1 + "KMGT".index(match[2].upper())
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def parse_size(value: object) -> tuple[int, int]:
-    """`"640x384"` as (width, height) in pixels. Whether a model can render it is `check_size`'s question."""
+    """Return `"640x384"` as (width, height) in pixels. `check_size` tells whether a model can render it."""
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise InputError(f"{_shown(value)} is not a size", hint="write WIDTHxHEIGHT in pixels, e.g. 640x384")
+        raise InputError(f"{shown(value)} is not a size", hint="write WIDTHxHEIGHT in pixels, e.g. 640x384")
     width, height = int(match[1]), int(match[2])
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise InputError(f"size {width}x{height}: each side must be 1 to {MAX_SIDE} pixels")
@@ -85,21 +80,15 @@ def parse_size(value: object) -> tuple[int, int]:
 
 
 def parse_steps(value: object) -> tuple[int, ...]:
-    """Solver steps by stage: `"2,2,2"`, `[2, 2, 2]`, `50` or `"50"`."""
+    """Return the solver steps of each stage: `"2,2,2"`, `[2, 2, 2]`, `50` or `"50"`."""
     parts = value.split(",") if isinstance(value, str) and len(value) <= 100 else value
     parts = list(parts) if isinstance(parts, list | tuple) else [parts]
-    steps = []
-    for part in parts:
-        if isinstance(part, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", part):
-            part = int(part)
-        if not isinstance(part, int) or isinstance(part, bool) or not 1 <= part <= MAX_STEPS:
-            raise InputError(
-                f"steps {_shown(value)}: each must be a whole number, 1 to {MAX_STEPS}",
-                hint="write one number a stage, e.g. 2,2,2, or 50 for Base",
-            )
-        steps.append(part)
+    steps = [int(part) if isinstance(part, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", part) else part for part in parts]
+    if not all(type(step) is int and 1 <= step <= MAX_STEPS for step in steps):
+        message = f"steps {shown(value)}: each must be a whole number, 1 to {MAX_STEPS}"
+        raise InputError(message, hint="write one number per stage, e.g. 2,2,2, or 50 for Base")
     if not 1 <= len(steps) <= 8:
-        raise InputError(f"steps: {len(steps)} numbers given", hint="write one number a stage, e.g. 2,2,2")
+        raise InputError(f"steps: {len(steps)} numbers given", hint="write one number per stage, e.g. 2,2,2")
     return tuple(steps)
 
 
@@ -111,45 +100,43 @@ def check_size(size: tuple[int, int], num_stages: int) -> None:
     multiple = size_multiple(num_stages)
     if all(multiple <= side <= MAX_SIDE and side % multiple == 0 for side in size):
         return
-    width, height = (_nearest_multiples(side, multiple) for side in size)
-    legal = sorted(((w, h) for w in width for h in height), key=lambda s: abs(s[0] - size[0]) + abs(s[1] - size[1]))
+    multiples = [{min(max(multiple * n, multiple), MAX_SIDE) for n in (s // multiple, -(-s // multiple))} for s in size]
+    legal = sorted(product(*map(sorted, multiples)), key=lambda s: abs(s[0] - size[0]) + abs(s[1] - size[1]))
     raise InputError(
         f"size {size[0]}x{size[1]}: this model renders multiples of {multiple}, {multiple} to {MAX_SIDE}",
         hint="the nearest sizes that work are " + " and ".join(f"{w}x{h}" for w, h in legal[:2]),
     )
 
 
-def _nearest_multiples(side: int, multiple: int) -> list[int]:
-    below = side // multiple * multiple
-    return sorted({min(max(s, multiple), MAX_SIDE) for s in (below, below if below == side else below + multiple)})
-
-
-def _finite(value: int | float) -> float | None:
-    try:
-        number = float(value)
-    except OverflowError:
+def _seconds_of(value: object) -> float | None:
+    if isinstance(value, time):  # TOML's 00:01:30
+        value = value.isoformat()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if abs(value) <= sys.float_info.max else None  # NaN is not
+    if not isinstance(value, str) or len(value) > 40:
         return None
-    return number if math.isfinite(number) else None
-
-
-def _seconds_of(text: str) -> float | None:
-    if clock := _CLOCK.fullmatch(text):
-        hours, minutes, seconds = int(clock[1] or 0), int(clock[2]), float(clock[3])
-        if seconds >= 60 or (clock[1] and minutes >= 60):
-            return None
-        return hours * 3600 + minutes * 60 + seconds
-    units = _UNITS.fullmatch(text)
-    if units is None or not any(units.groups()):
+    text = value.strip()
+    clock, units = _CLOCK.fullmatch(text), _UNITS.fullmatch(text)
+    if clock and (float(clock[3]) >= 60 or (clock[1] and int(clock[2]) >= 60)):
         return None
-    hours, minutes, seconds = (float(part or 0) for part in units.groups())
+    parts = clock or units
+    if parts is None or not any(parts.groups()):
+        return None
+    hours, minutes, seconds = (float(part or 0) for part in parts.groups())
     return hours * 3600 + minutes * 60 + seconds
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return `value` as messages quote it."""
     if isinstance(value, str):
-        return repr(value) if len(value) <= 40 else repr(value[:39]) + "…"
-    if isinstance(value, float | bool) or (isinstance(value, int) and abs(value) < 10**30):
-        return str(value)
-    if isinstance(value, date):
-        return "a date"
-    return f"a {type(value).__name__}" if not isinstance(value, int) else "a number of more than 30 digits"
+        return f'"{printable(value, 40)}"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    is_short = isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**30)
+    return str(value) if is_short else kind_of(value)
+
+
+def kind_of(value: object) -> str:
+    """Return the kind of a recipe's value in words."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
+    return ({dict: "a single table", list: "a list", str: "text"} | kinds).get(type(value), "a date")

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from helios_cli.errors import in_our_words
 from helios_cli.recipe.files import read_text
-from helios_cli.recipe.film import Place, line_of
+from helios_cli.recipe.problems import Place, line_of
 from helios_cli.recipe.problems import Problems, nearest
 from helios_cli.recipe.trees import read_tree
 from helios_cli.train import settings
@@ -239,7 +239,7 @@ def _add_all(
         key = ".".join(str(part) for part in place) or None
         line = None if source else line_of(lines, place)
         problems.add(message, line=line, key=key, suggestion=suggestion)
-    problems.found.sort(key=lambda problem: problem.line or 0)
+    problems.all.sort(key=lambda problem: problem.line or 0)
 
 
 def _said(error: dict, place: Place, model: type[Job]) -> tuple[str, str | None]:

@@ -65,7 +65,7 @@ def test_shot_lists(text, expected):
 def test_what_is_wrong_with_a_shot_list(text, line, says):
     problems = Problems("shots.txt")
     shots_from(read_cues(text, problems), problems)
-    assert any(problem.line == line and says in problem.message for problem in problems.found), problems.found
+    assert any(problem.line == line and says in problem.message for problem in problems.all), problems.all
 
 
 @given(st.text(alphabet="[]/:-# \n\taA0125sm,=\u2013durationc"))
@@ -74,7 +74,7 @@ def test_what_is_wrong_with_a_shot_list(text, line, says):
 def test_no_text_breaks_the_reader_and_no_word_is_lost(text):
     problems = Problems("shots.txt")
     cues = read_cues(text, problems)
-    if not problems.found:
+    if not problems.all:
         kept = "".join("".join(cue.prompt.split()) for cue in cues)
         for line in text.split("\n"):
             if not line.lstrip().startswith("#") and "[" not in text:
