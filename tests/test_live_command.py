@@ -197,7 +197,7 @@ def test_flags_and_pictures_are_in_the_recipe(live, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--hold", "soon"], "--hold: 'soon' is not a time"),
+        (["--hold", "soon"], '--hold: "soon" is not a time'),
         (["--seconds", "3", "--frames", "9"], "both give the film's length"),
         (["[cutt] a ball"], "[cutt] is neither a length nor a transition"),
         ([" "], "the prompt is empty"),

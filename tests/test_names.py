@@ -105,7 +105,7 @@ def test_a_film_without_a_name_is_refused(said, name):
 
 
 def test_what_is_missing_is_called_what_it_is(said):
-    assert "dangling.png: a link to nowhere.png, which is not there" in said("plan", "x", "--image", "dangling.png")
+    assert "dangling.png: a link to nowhere.png, which does not exist" in said("plan", "x", "--image", "dangling.png")
     for arguments in (["--image", "https://a.org/x.png"], ["--video", "http://a.org/x"], ["https://a.org/x.toml"]):
         assert "only local files are read hint: download it first" in said("plan", "x", *arguments)
     assert "only local files" in said("render", "--from", "https://a.org/x.mp4")

@@ -1,8 +1,9 @@
-"""Which frames each shot has: lengths that were asked for, and what is left for the others."""
+"""Which frames each shot has: lengths that were given, and shares of what is left for the others."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.problems import Problems
@@ -20,57 +21,54 @@ class Timeline:
 
     @property
     def starts(self) -> list[int]:
-        """First frame of each shot; at or beyond `num_frames` for a shot that fell away."""
-        starts, start = [], 0
-        for length in self.lengths:
-            starts.append(start)
-            start += length
-        return starts
+        """The first frame of each shot; at or beyond `num_frames` for a shot that is left out."""
+        return list(accumulate(self.lengths, initial=0))[:-1]
 
 
 def lay_out(film: Film, fps: float, num_frames: int | None, *, by_flag: bool, problems: Problems) -> Timeline | None:
-    """The frames of the film's shots, or None with the reasons in `problems`.
+    """Return the frames of the film's shots, or None with the reasons in `problems`.
 
-    `num_frames` is the film's length if one was asked for, `by_flag` on the command line. A recipe that contradicts
-    itself is an error; a flag is an order, and the film stops, or its last shot goes on, as the flag says.
+    `num_frames` is the film's length if one was given, `by_flag` on the command line. A recipe that contradicts itself
+    is an error; a flag is an order, and the film stops, or its last shot goes on, as the flag says.
     """
-    lengths = _fixed_lengths(film, fps, problems)
-    fixed = sum(length for length in lengths if length is not None)
-    open_shots = [index for index, length in enumerate(lengths) if length is None]
-    notices: list[str] = []
-    if open_shots and by_flag and num_frames - fixed < len(open_shots):  # nothing to share: as without a length
-        lengths = [FRAMES_PER_CHUNK if length is None else length for length in lengths]
-        fixed, open_shots = sum(lengths), []
-    if num_frames is None:
-        num_frames = fixed + len(open_shots) * FRAMES_PER_CHUNK
-        lengths = [FRAMES_PER_CHUNK if length is None else length for length in lengths]
-    elif open_shots:
-        _share(lengths, open_shots, num_frames - fixed, film, fps, num_frames, problems)
-    elif abs(fixed - num_frames) <= 1:  # a length in seconds and a sum of lengths may round apart
-        lengths[-1] = max(1, lengths[-1] + num_frames - fixed)
-    elif fixed > num_frames and not by_flag:
-        message = f"the film has {_both(num_frames, fps)}, but its shots take {_both(fixed, fps)}"
-        suggestion = f"write `seconds = {_plain(fixed / fps)}` for the film, or shorten a shot"
-        key = next(key for key in LENGTH_KEYS if getattr(film.recipe, key) is not None)
-        problems.add(message, line=film.line(key), key=key, suggestion=suggestion)
-    elif fixed > num_frames:
+    given = _fixed_lengths(film, fps, problems)
+    num_open, fixed = given.count(None), sum(length or 0 for length in given)
+    each, odd = FRAMES_PER_CHUNK, 0
+    has_room = num_frames is None or num_frames - fixed >= num_open
+    if num_open and num_frames is not None and has_room:
+        each, odd = divmod(num_frames - fixed, num_open)
+    lengths = []
+    for length in given:  # the earlier shots take the odd frames
+        lengths.append(each + (odd > 0) if length is None else length)
+        odd -= length is None
+    total, notices = sum(lengths), []
+    num_frames = total if num_frames is None else num_frames
+    if num_open and not has_room and not by_flag:
+        message = f"the shots with a length take {_both(fixed, fps)} of the film's {_both(num_frames, fps)}, "
+        message += f"which leaves nothing for the {counted(num_open, 'shot')} without one"
+        advice = "make the film longer, or shorten a shot"
+        problems.all.append(film.problem(message, "shot", given.index(None), suggestion=advice, key="seconds"))
+    elif abs(total - num_frames) <= 1:  # a length in seconds and a sum of lengths may round apart
+        lengths[-1] = max(1, lengths[-1] + num_frames - total)
+    elif total > num_frames and by_flag:
         notices.append(_cut_short(lengths, num_frames, fps))
+    elif total > num_frames:
+        message = f"the film has {_both(num_frames, fps)}, but its shots take {_both(total, fps)}"
+        key = next(key for key in LENGTH_KEYS if getattr(film.recipe, key) is not None)
+        advice = f"write `seconds = {_plain(total / fps)}` for the film, or shorten a shot"
+        problems.all.append(film.problem(message, key, suggestion=advice))
     else:
-        lengths[-1] += num_frames - fixed
-        notices.append(
-            f"the shots take {_both(fixed, fps)} of {_both(num_frames, fps)}: the last one goes on to the end"
-        )
+        lengths[-1] += num_frames - total
+        notices.append(f"the shots take {_both(total, fps)} of {_both(num_frames, fps)}: the last one goes on to the end")
     if num_frames > MAX_SECONDS * fps:
         problems.add(f"the film takes {_both(num_frames, fps)}, the most is 24 hours", suggestion="split the film")
-    if problems.all:
-        return None
-    return Timeline(tuple(length or 0 for length in lengths), num_frames, tuple(notices))
+    return None if problems.all else Timeline(tuple(lengths), num_frames, tuple(notices))
 
 
 def _fixed_lengths(film: Film, fps: float, problems: Problems) -> list[int | None]:
-    """Frames of the shots that have a length. Ends are rounded, not lengths, so that errors do not add up.
+    """Return the frames of the shots that have a length. Ends are rounded, not lengths, so that errors do not add up.
 
-    A cut stands at its own time rounded; the shots after it are counted from there, so that what is rounded before a
+    A cut is placed at its own rounded time; the shots after it are counted from there, so that the rounding before a
     cut moves nothing behind it.
     """
     shots = film.recipe.shots
@@ -84,10 +82,9 @@ def _fixed_lengths(film: Film, fps: float, problems: Problems) -> list[int | Non
             lengths.append(None)
             continue
         if shot.seconds * fps < 0.5:
-            message = f"{shot.seconds:g} s is less than a frame at {fps:g} frames a second"
-            suggestion = "make it longer, or remove the shot"
-            line = film.line("shot", index, "seconds")
-            problems.add(message, line=line, shot=index + 1, key="seconds", suggestion=suggestion)
+            message = f"{shot.seconds:g} s is less than a frame at {fps:g} fps"
+            advice = "make it longer, or remove the shot"
+            problems.all.append(film.problem(message, "shot", index, "seconds", suggestion=advice))
         seconds += shot.seconds
         segment_seconds += shot.seconds
         ends_segment = index + 1 == len(shots) or shots[index + 1].transition == "cut"
@@ -97,42 +94,11 @@ def _fixed_lengths(film: Film, fps: float, problems: Problems) -> list[int | Non
     return lengths
 
 
-def _share(
-    lengths: list[int | None],
-    open_shots: list[int],
-    left: int,
-    film: Film,
-    fps: float,
-    num_frames: int,
-    problems: Problems,
-) -> None:
-    """Give the shots without a length what is left, in equal parts; the earlier ones take the odd frames."""
-    if left < len(open_shots):
-        taken = f"the shots with a length take {_both(num_frames - left, fps)} of the film's {_both(num_frames, fps)}"
-        count = len(open_shots)
-        message = f"{taken}, which leaves nothing for the {counted(count, 'shot')} without one"
-        problems.add(
-            message,
-            line=film.line("shot", open_shots[0]),
-            shot=open_shots[0] + 1,
-            key="seconds",
-            suggestion="make the film longer, or shorten a shot",
-        )
-        return
-    each, odd = divmod(left, len(open_shots))
-    for position, index in enumerate(open_shots):
-        lengths[index] = each + (position < odd)
-
-
 def _cut_short(lengths: list[int], num_frames: int, fps: float) -> str:
-    reached = end = 0
-    for length in lengths:
-        if end >= num_frames:
-            break
-        reached, end = reached + 1, end + length
-    notice = f"the film stops after {_both(num_frames, fps)} of {_both(sum(lengths), fps)}, in shot {reached}"
-    lost = len(lengths) - reached
-    return f"{notice}; {counted(lost, 'shot')} after it {'falls' if lost == 1 else 'fall'} away" if lost else notice
+    shown = sum(end - length < num_frames for length, end in zip(lengths, accumulate(lengths), strict=True))
+    notice = f"the film stops after {_both(num_frames, fps)} of {_both(sum(lengths), fps)}, in shot {shown}"
+    lost = len(lengths) - shown
+    return f"{notice}; {counted(lost, 'shot')} after it {'is' if lost == 1 else 'are'} left out" if lost else notice
 
 
 def _both(frames: int, fps: float) -> str:

@@ -16,11 +16,11 @@ def read(text: str):
 @pytest.mark.parametrize(
     ("text", "expected", "notice"),
     [
-        ("0:00 A\n0:05 B\n0:09 C", [("A", 5), ("B", 4), ("C", None)], "where shots begin"),
-        ("0:00: A\n\n0:05: B", [("A", 5), ("B", None)], "where shots begin"),
-        ("(0:00) A\n(0:05) B", [("A", 5), ("B", None)], "where shots begin"),
-        ("00:00:00 - A\n\n00:01:30 - B", [("A", 90), ("B", None)], "where shots begin"),
-        ("0s: A\n5s: B", [("A", 5), ("B", None)], "where shots begin"),
+        ("0:00 A\n0:05 B\n0:09 C", [("A", 5), ("B", 4), ("C", None)], "starts of shots"),
+        ("0:00: A\n\n0:05: B", [("A", 5), ("B", None)], "starts of shots"),
+        ("(0:00) A\n(0:05) B", [("A", 5), ("B", None)], "starts of shots"),
+        ("00:00:00 - A\n\n00:01:30 - B", [("A", 90), ("B", None)], "starts of shots"),
+        ("0s: A\n5s: B", [("A", 5), ("B", None)], "starts of shots"),
         ("0:00-0:05 A\n0:05 – 0:09: B\n(0:09 to 0:12) C", [("A", 5), ("B", 4), ("C", 3)], None),
         ("[0:05]: A\n\n[5s] - B\n\n[cut]: C", [("A", 5), ("B", 5), ("C", None)], None),
         ("[0:00—0:05] A\n\n[5s − 9s] B", [("A", 5), ("B", 4)], None),
@@ -28,7 +28,7 @@ def read(text: str):
         ("1. A\n2. B\n   and waves\n3) C", [("A", None), ("B\n   and waves", None), ("C", None)], "3 items"),
         ("- [5s] A\n- [6s] B", [("A", 5), ("B", 6)], "2 items"),
         ("* A\n\n• B", [("A", None), ("B", None)], "2 items"),
-        ("1. 0:00 A\n2. 0:05 B", [("A", 5), ("B", None)], "where shots begin"),
+        ("1. 0:00 A\n2. 0:05 B", [("A", 5), ("B", None)], "starts of shots"),
         (
             "A boat leaves.\n# x\nA storm!\n“Calm.”",
             [("A boat leaves.", None), ("A storm!", None), ("“Calm.”", None)],
@@ -64,8 +64,8 @@ def test_words_stay_words(text):
 @pytest.mark.parametrize(
     ("text", "line", "says", "cure"),
     [
-        ("# x\n0:05: A boat", 2, "a time stands without brackets", "[0:05]"),
-        ("5s: A\n\n9s: B", 1, "a time stands without brackets (also in line 3)", "[0:05]"),
+        ("# x\n0:05: A boat", 2, "a time without brackets", "[0:05]"),
+        ("5s: A\n\n9s: B", 1, "a time without brackets (also in line 3)", "[0:05]"),
         ("[[shot]]\nprompt = 'x'", 1, "is a recipe in TOML", ".toml"),
         ("title: x\nshot:\n- prompt: y", 2, "is a recipe in YAML", ".yaml"),
         ('{"prompts": ["a"]}', 1, "is JSON", ".jsonl"),

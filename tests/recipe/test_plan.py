@@ -57,7 +57,7 @@ def test_a_shorter_film_is_the_start_of_the_longer_one(keys, frames):
 
 @given(timed_keys(), timed_keys())
 def test_what_stands_behind_a_cut_depends_on_nothing_before_it(first, second):
-    """Only the film's last chunk may be trimmed otherwise, or fall away, where its end is rounded to another frame."""
+    """Only the film's last chunk may be trimmed differently, or left out, where its end is rounded to another frame."""
     opening, *rest = second["shot"]
     opening = {"prompt": opening["prompt"], "seconds": opening["seconds"], "transition": "cut"}
     rest = [keys | {"transition": "switch"} if keys.get("transition") == "cut" else keys for keys in rest]
@@ -101,7 +101,7 @@ def test_a_flag_that_leaves_nothing_to_share_stops_the_film():
     plan = plan_of(keys, frames=62)
     assert frames_of(plan) == [33, 29] and plan.chunks == plan_of(keys | {"seconds": 159 / 24}, frames=62).chunks
     (notice,) = plan_of(keys, frames=30).notices  # and nothing of blends in shots that are not there
-    assert notice.endswith("of 159 frames (6.625 s), in shot 1; 3 shots after it fall away")
+    assert notice.endswith("of 159 frames (6.625 s), in shot 1; 3 shots after it are left out")
 
 
 def test_ends_are_rounded_and_not_lengths():
@@ -120,7 +120,7 @@ def test_a_flag_stops_the_film_or_lets_the_last_shot_go_on():
     keys = {"seconds": 6, "shot": [shot(seconds=2), shot(GREEN, seconds=2), shot(seconds=2)]}
     short, long = plan_of(keys, seconds=1.5), plan_of(keys, seconds=10)
     assert check_film(film_of(keys | {"seconds": 1}), RenderOptions(seconds=1.5)).num_frames == 36
-    assert short.num_frames == 36 and "2 shots after it fall away" in short.notices[0]
+    assert short.num_frames == 36 and "2 shots after it are left out" in short.notices[0]
     assert frames_of(long) == [48, 48, 144] and "goes on to the end" in long.notices[0]
 
 

@@ -114,7 +114,7 @@ def test_what_is_not_utf8_is_named_by_its_byte(tmp_path):
 
 def test_control_characters_are_named_by_line(tmp_path):
     found = problems(tmp_path / "a.txt", "a\x1b[31m\n\nb\x07\x1b\n")
-    said = [(p.line, p.message.removeprefix("holds the control character ")) for p in found]
+    said = [(p.line, p.message.removeprefix("contains the control character ")) for p in found]
     assert said == [(1, "U+001B (also in line 3)"), (3, "U+0007")]
 
 
@@ -148,12 +148,12 @@ def test_the_fence_of_a_chat_is_no_part_of_the_list(tmp_path, suffix, text):
 @pytest.mark.parametrize(
     ("name", "text", "line", "says"),
     [
-        ("a.toml", "# x\n[[shot]]\nprompt = “A boat”", 3, "holds “ (U+201C), a quote of another kind"),
-        ("a.toml", '[[shot]]\n\xa0\xa0prompt = "A boat"', 2, "holds U+00A0, a space of another kind"),
-        ("a.json", "{“shot”: []}", 1, "holds “ (U+201C)"),
-        ("a.yaml", "shot:\n- prompt: a\n\xa0 seconds: 3\n  seed: 3", 3, "holds U+00A0"),
+        ("a.toml", "# x\n[[shot]]\nprompt = “A boat”", 3, "contains “ (U+201C), a quote of another kind"),
+        ("a.toml", '[[shot]]\n\xa0\xa0prompt = "A boat"', 2, "contains U+00A0, a space of another kind"),
+        ("a.json", "{“shot”: []}", 1, "contains “ (U+201C)"),
+        ("a.yaml", "shot:\n- prompt: a\n\xa0 seconds: 3\n  seed: 3", 3, "contains U+00A0"),
         ("a.yaml", "shot:\n\t- prompt: a", 2, "not valid YAML"),
-        ("a.toml", "fps = 24\n```\n[[shot]]", 2, "holds ``` (U+0060), a code fence"),
+        ("a.toml", "fps = 24\n```\n[[shot]]", 2, "contains ``` (U+0060), a code fence"),
     ],
 )
 def test_one_character_is_one_problem_with_its_line_and_its_cure(tmp_path, name, text, line, says):
@@ -174,7 +174,7 @@ def test_one_cause_is_said_once(tmp_path):
 def test_a_file_without_prompts_is_refused(tmp_path):
     for suffix in SUFFIXES:
         assert problems(tmp_path / f"empty{suffix}", "")
-    assert problems(tmp_path / "comments.txt", "# one\n\n# two\n")[0].message == "holds no prompt"
+    assert problems(tmp_path / "comments.txt", "# one\n\n# two\n")[0].message == "contains no prompt"
 
 
 def test_a_time_without_a_prompt_is_named_once(tmp_path):
@@ -229,7 +229,7 @@ def test_lists_of_spreadsheets(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("1,0,a boat\n1,1,b", "a.csv:1: the first line names no columns"),
+        ("1,0,a boat\n1,1,b", "a.csv:1: the first line has no column names"),
         ("id,prompt_index,promt\n1,0,a", "a.csv:1: `promt`: unknown or repeated column"),
         ("id,prompt\n1,a\n1,b", "a.csv:1: `prompt_index`: the column is missing"),
         ("prompt\n“A boat, at dawn”\n“B, c”", "a.csv:2: 2 cells under 1 columns (also in line 3)"),
@@ -252,7 +252,7 @@ def test_one_fault_of_a_spreadsheet_is_one_problem(tmp_path, text, says):
         ("frames = 99999999999999999999999", "`frames`: must be less than or equal to 10368000"),
         ("seed = 99999999999999999999999", "`seed`: must be less than or equal to 9223372036854775807"),
         ("seconds = 2026-11-28T10:00:00", "`seconds`: a date is not a time"),
-        ("seconds = '2,5'", "`seconds`: '2,5' is not a time: write decimals with a point: 2.5"),
+        ("seconds = '2,5'", '`seconds`: "2,5" is not a time: write decimals with a point: 2.5'),
     ],
 )
 def test_a_limit_names_what_is_over_it(tmp_path, line, says):
