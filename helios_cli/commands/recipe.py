@@ -1,17 +1,23 @@
-"""`helios recipe`: the format, one form into another, all errors of a file."""
+"""`helios recipe`: prints the schema, converts between forms, reports all errors of a file."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError
 from helios_cli.units import counted, format_seconds
+
+if TYPE_CHECKING:
+    from helios_cli.recipe.film import Film
+    from helios_cli.recipe.problems import Problem
+    from helios_cli.recipe.timeline import Timeline
 
 app = typer.Typer(help="Recipes: their schema, conversion between forms, and a check.", no_args_is_help=True)
 
@@ -23,7 +29,7 @@ def schema(json: JsonFlag = False) -> None:
     """Print the JSON Schema of a recipe, for editors and programs: helios recipe schema > helios.schema.json"""
     from helios_cli.recipe.schema import json_schema
 
-    console.json = True  # the schema is JSON whether or not one asks
+    console.json = True  # the schema is always JSON
     console.result(json_schema())
 
 
@@ -34,7 +40,7 @@ def convert(
     to: Annotated[
         Literal["toml", "yaml", "json"] | None, typer.Option("--to", help="Form on standard output. (default: toml)")
     ] = None,
-    film: Annotated[str | None, typer.Option("--film", help="Which film of a source that holds several.")] = None,
+    film: Annotated[str | None, typer.Option("--film", help="Name of the film, if the source has several.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
     """Write any source as a recipe: helios recipe convert shots.txt film.toml"""
@@ -43,8 +49,8 @@ def convert(
 
     form = (to or "toml") if out == STDOUT else form_of(Path(out))
     if to not in (None, form):
-        hint = "leave --to out, or end the name otherwise"
-        raise InputError(f"--to {to}: {out} would be {form}, as its name says", hint=hint)
+        hint = "leave --to out, or change the suffix"
+        raise InputError(f"--to {to}: {out} would be {form} by its suffix", hint=hint)
     chosen = _choose(read_films([source]), film, source)
     for notice in chosen.notices:
         console.notice(notice)
@@ -75,42 +81,41 @@ def check(
     from helios_cli.recipe.settings import asked_fps
     from helios_cli.recipe.sources import read_films
 
-    problems, films = [], []
+    problems: list[Problem] = []
+    films: list[tuple[Film, Timeline]] = []
     for source in sources:
         try:
             for film in read_films([source]):
                 timeline = check_film(film)
-                films += [(told, timeline) for told in check_clips([film], RenderOptions())]
+                films += [(checked, timeline) for checked in check_clips([film], RenderOptions())]
         except RecipeError as error:
             problems += error.problems
-    held = Counter(film.source for film, _ in films)
+    num_films = Counter(film.source for film, _ in films)
+    report = []
     for film, timeline in films:
-        place = film.source if held[film.source] == 1 else f"{film.source}, {film.name}"
+        place = film.source if num_films[film.source] == 1 else f"{film.source}, {film.name}"
         fps = asked_fps(RenderOptions(), film.recipe)
         shots, frames = counted(len(film.recipe.shots), "shot"), counted(timeline.num_frames, "frame")
-        seconds = format_seconds(timeline.num_frames / fps)
-        console.line(f"{place}: {shots}, {frames} ({seconds} at {fps:g} a second)")
+        console.line(f"{place}: {shots}, {frames} ({format_seconds(timeline.num_frames / fps)} at {fps:g} fps)")
         for notice in (*film.notices, *timeline.notices):
             console.notice(f"{place}: {notice}")
-    report = [
-        {"file": film.source, "film": film.name, "shots": len(film.recipe.shots), "frames": timeline.num_frames}
-        for film, timeline in films
-    ]
-    console.result({"films": report, "problems": [problem.to_dict() for problem in problems]})
+        numbers = {"shots": len(film.recipe.shots), "frames": timeline.num_frames}
+        report.append({"file": film.source, "film": film.name, **numbers})
+    console.result({"films": report, "problems": [asdict(problem) for problem in problems]})
     if problems and not json:
         raise RecipeError(problems)
     if problems:
         raise typer.Exit(2)
 
 
-def _choose(films: list, name: str | None, source: str):
-    """The film that `--film` names; without it there must be only one."""
+def _choose(films: list[Film], name: str | None, source: str) -> Film:
+    """Return the film that `--film` names; without it there must be only one."""
     names = [film.name for film in films]
     if name is None and len(films) == 1:
         return films[0]
-    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     if name is None:
-        raise InputError(f"{source} holds {len(films)} films", hint=f"choose one with --film: {shown}")
+        raise InputError(f"{source} has {len(films)} films", hint=f"choose one with --film: {listed}")
     if name not in names:
-        raise InputError(f"{source} holds no film {name}", hint=f"it holds {shown}")
+        raise InputError(f"{source} has no film {name}", hint=f"it has {listed}")
     return films[names.index(name)]

@@ -1,4 +1,4 @@
-"""A recipe written out as TOML, YAML or JSON, with its pictures relative to where it will stand."""
+"""Writes a recipe as TOML, YAML or JSON, with its pictures relative to the folder of the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMS = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 
 
 def form_of(path: Path) -> str:
-    """The form that a file name asks for."""
+    """Return the form that belongs to the suffix of a file name."""
     form = FORMS.get(path.suffix.lower())
     if form is None:
         raise InputError(f"{path}: a recipe ends in {', '.join(FORMS)}", hint=f"write {path.stem}.toml")
@@ -26,22 +26,22 @@ def form_of(path: Path) -> str:
 
 
 def write_recipe(film: Film, form: str, folder: Path) -> str:
-    """The text of a recipe file of `film` that stands in `folder`, as "toml", "yaml" or "json"."""
+    """Return the text of a recipe file of `film` in `folder`, as "toml", "yaml" or "json"."""
     keys = film.recipe.to_dict()
     for shot in keys["shot"]:
         for key in ("image", "video"):
             if key in shot:
                 shot[key] = _relative(film.picture(shot[key]), folder)
-    is_seen = not has_unseen(json.dumps(keys, ensure_ascii=False))  # the console writes what is not as TOML does
+    is_visible = not has_unseen(json.dumps(keys, ensure_ascii=False))  # the console escapes the rest as TOML does
     if form == "json":
-        return json.dumps(keys, indent=2, ensure_ascii=not is_seen) + "\n"
+        return json.dumps(keys, indent=2, ensure_ascii=not is_visible) + "\n"
     if form == "yaml":
-        return yaml.dump(keys, Dumper=_Dumper, sort_keys=False, allow_unicode=is_seen, width=1000)
+        return yaml.dump(keys, Dumper=_Dumper, sort_keys=False, allow_unicode=is_visible, width=1000)
     return _toml(keys)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts text in quotes that YAML 1.1, PyYAML's, or 1.2, ours, would take for something else."""
+    """Quotes text that YAML 1.1 (PyYAML) or 1.2 (helios) would read as something else."""
 
 
 for _kind, (_form, _) in YAML_SCALARS.items():
@@ -62,7 +62,5 @@ def _toml(keys: dict) -> str:
 
 
 def _toml_value(value: object) -> str:
-    if isinstance(value, float):
-        return repr(value)
-    # JSON's escapes are TOML's, and so are its numbers and lists.
-    return json.dumps(value, ensure_ascii=False)
+    """Return a value in the syntax that TOML and JSON share; only floats differ, such as 1e22."""
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

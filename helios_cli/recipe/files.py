@@ -157,7 +157,7 @@ def absence(path: Path, suffixes: Iterable[str], otherwise: str | None) -> Fault
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last is a NUL
         pass
     except OSError as error:
-        return error.strerror, None
+        return error.strerror or str(error), None
     if is_url(path):
         return "only local files are read", "download it first"
     if os.path.islink(path):

@@ -1,17 +1,16 @@
-"""Fingerprints: one for each chunk, over everything that decides its latents and what comes after, and nothing else.
+"""Fingerprints: a hash for each chunk of everything that decides its latents and the state after it, and nothing else.
 
-Two chunks with one fingerprint are the same pictures, bit for bit, in whatever films they stand, and leave the same
-history, anchor and generator behind. Resume and the cache
-of kept pieces rest on that, so what belongs here is decided by the render loop alone:
+Two chunks with the same fingerprint are the same pictures, bit for bit, in any film, and leave the same history, anchor
+and generator behind. Resume and the cache of chunks depend on that, so the render loop alone decides what is hashed:
 
 - A fresh chunk begins with empty history, an empty anchor and a generator seeded anew: nothing before it counts.
 - Any other chunk takes history, anchor and generator from the chunk before it: its fingerprint goes on from that one's.
-- How many of a chunk's 33 frames are kept does not count; it is recorded beside the fingerprint (`Chunk.num_frames`).
-- Neither do title, place in the film, rate, codec or file: they change no latent. The rate does where a clip is
-  continued, which is brought to it first.
+- The number of a chunk's 33 frames that are kept does not count; it is recorded next to the fingerprint
+  (`Chunk.num_frames`). Title, place in the film, codec and file do not count: they change no latent. The rate counts
+  only where a clip is continued, which is converted to it first.
 
-Bit for bit holds for one `Arithmetic`: the same products round otherwise on another device, in another dtype, by
-another PyTorch, and on a CPU with another number of threads.
+Bit for bit holds for one `Arithmetic`: products are rounded differently on another device, in another dtype, by another
+PyTorch, and on a CPU with another number of threads.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.versions import version_of
 
 NUMERICS_VERSION = 4
-"""Raised with every change of helios that moves a bit of a latent or a frame: kernels, samplers, presets, noise."""
+"""Raise it with every change that moves a bit of a latent or a frame: kernels, samplers, presets, noise."""
 
 REANCHORING = 1
-"""Place in its segment of the chunk that leaves another anchor behind if the film is reanchored."""
+"""Index in its segment of the chunk that leaves another anchor behind if the film is reanchored."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How numbers are rounded. `device` names the model of the processor, for a CPU with its number of threads.
+    """What numbers are rounded by. `device` is the processor's model, for a CPU with its number of threads.
 
-    `quant` is --quant. `kernels` says what is not as PyTorch has it by itself: kernels, attention and their tuning.
+    `quant` is --quant. `kernels` names what replaces PyTorch's own: kernels, attention and their tuning.
     """
 
     device: str
@@ -46,73 +45,73 @@ class Arithmetic:
     quant: str = "none"
     kernels: str = ""
 
-    def as_told(self) -> dict[str, str]:
-        """What enters a fingerprint: what is as it always was is not told, so that older ones hold."""
-        usual = {"quant": "none", "kernels": ""}
-        return {key: value for key, value in asdict(self).items() if value != usual.get(key)}
+    def without_defaults(self) -> dict[str, str]:
+        """Return the values that are hashed: defaults are left out, so that old fingerprints stay valid."""
+        defaults = {"quant": "none", "kernels": ""}
+        return {key: value for key, value in asdict(self).items() if value != defaults.get(key)}
 
 
 def chunk_fingerprints(plan: Plan, weights: str, arithmetic: Arithmetic, *, reanchor: bool = False) -> list[str]:
-    """The fingerprint of each chunk of `plan`, 64 hex digits.
+    """Return the fingerprint of each chunk of `plan`, 64 hex digits.
 
-    `weights` is `weights.identity.weights_identity` of the checkpoint. Pictures and clips are read, each once; one that
-    cannot be is an InputError.
+    `weights` is `weights.identity.weights_identity` of the checkpoint. Pictures and clips are read, each once.
+    InputError if one cannot be read.
     """
     return Fingerprints(weights, arithmetic, reanchor=reanchor).of(plan)
 
 
 class Fingerprints:
-    """`chunk_fingerprints` of a film whose plan grows: those of the chunks that it had before are not made again."""
+    """`chunk_fingerprints` of a film whose plan grows: chunks it had before are not hashed again."""
 
     def __init__(self, weights: str, arithmetic: Arithmetic, *, reanchor: bool = False) -> None:
         self._weights, self._arithmetic, self._reanchor = weights, arithmetic, reanchor
         self._chunks: tuple[Chunk, ...] = ()
-        self._found: list[str] = []
-        self._places: list[int] = []  # of the chunks in their segments
+        self._hashes: list[str] = []
+        self._places: list[int] = []  # indices of the chunks in their segments
         self._files: dict[Path, str] = {}
 
     def of(self, plan: Plan) -> list[str]:
-        """The fingerprint of each chunk of `plan`, whose settings are those of the plans before."""
+        """Return the fingerprint of each chunk of `plan`; its settings must be those of the plans before."""
         if plan.chunks is not self._chunks:
             pairs = zip(self._chunks, plan.chunks, strict=False)
             most = min(len(self._chunks), len(plan.chunks))
             same = next((index for index, (a, b) in enumerate(pairs) if a is not b and a != b), most)
-            self._found, self._places = self._found[:same], self._places[:same]
+            self._hashes, self._places = self._hashes[:same], self._places[:same]
             for chunk in plan.chunks[same:]:
                 self._add(plan, chunk)
             self._chunks = plan.chunks
-        return self._found
+        return self._hashes
 
     def _add(self, plan: Plan, chunk: Chunk) -> None:
         place = 0 if chunk.fresh else self._places[-1] + 1
         if chunk.fresh:
             before = {"fresh": self._basis(plan), **_start(chunk, plan.fps, self._files)}
         else:
-            before = {"after": self._found[-1]}
+            before = {"after": self._hashes[-1]}
         if self._reanchor and place == REANCHORING:
             before["reanchor"] = True
-        self._found.append(_digest({**before, "prompts": chunk.prompts}))
+        self._hashes.append(_digest({**before, "prompts": chunk.prompts}))
         self._places.append(place)
 
     def _basis(self, plan: Plan) -> dict:
         return {
             "numerics": NUMERICS_VERSION,
-            "arithmetic": self._arithmetic.as_told(),
+            "arithmetic": self._arithmetic.without_defaults(),
             "weights": self._weights,
             "size": plan.size,
             "steps": plan.steps,
-            # Up to 1 there is one model call a step and no negative prompt, whatever the number.
+            # Up to 1 there is one model call per step and no negative prompt.
             "guidance": (plan.guidance, plan.negative) if plan.guidance > 1 else None,
         }
 
 
 def film_fingerprint(plan: Plan, chunks: Iterable[str]) -> str:
-    """One fingerprint for a film's frames: those of its chunks, and how many frames of each are kept."""
+    """Return one fingerprint for a film's frames: those of its chunks, and the number of frames kept of each."""
     return _digest([[fingerprint, chunk.num_frames] for fingerprint, chunk in zip(chunks, plan.chunks, strict=True)])
 
 
 def _start(chunk: Chunk, fps: float, files: dict[Path, str]) -> dict:
-    """What a fresh chunk begins with. Decoders are named with their version: they round as well."""
+    """Return what a fresh chunk begins with. Decoders are hashed with their version, since they round too."""
     start: dict = {"seed": chunk.seed}
     if chunk.image:
         start["image"] = [_content(chunk.image, files), version_of("pillow", "PIL")]
@@ -132,5 +131,5 @@ def _content(path: Path, files: dict[Path, str]) -> str:
 
 
 def _digest(value: dict | list) -> str:
-    """SHA-256 of a value's JSON, in which every float is written to its last bit."""
+    """Return the SHA-256 of a value's JSON, in which every float is written to its last bit."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()

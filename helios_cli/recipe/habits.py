@@ -39,8 +39,8 @@ def as_shot_list(text: str, problems: Problems) -> tuple[str, list[str]]:
     """Return `text` in the form of `text.py`, and notices of what was decided. Ambiguous parts go to `problems`."""
     for form, name, suffix in _SYNTAX:
         if match := form.search(text):
-            line = text.count("\n", 0, match.end()) + 1
-            problems.add(f"is {name}, not plain text", line=line, suggestion=f"name the file {suffix}")
+            number = text.count("\n", 0, match.end()) + 1
+            problems.add(f"is {name}, not plain text", line=number, suggestion=f"name the file {suffix}")
             return "", []
     lines = text.split("\n")
     filled, firsts, is_free = [], [], True  # indices of lines with words, and of those after a blank line
@@ -50,9 +50,9 @@ def as_shot_list(text: str, problems: Problems) -> tuple[str, list[str]]:
                 filled.append(index)
                 firsts += [index] * is_free
             is_free = not line.strip()
-    for index in filled:
-        if is_fence(lines[index]):
-            problems.add("a code fence", line=index + 1, suggestion="remove the line")
+    for number in filled:
+        if is_fence(lines[number]):
+            problems.add("a code fence", line=number + 1, suggestion="remove the line")
     notices = _items(lines, filled, firsts) or _sentences(lines, filled, firsts)
     notices += _times(lines, filled, problems)
     return "\n".join(lines), notices

@@ -158,7 +158,10 @@ def _check_keys(entry: dict, names: tuple[str, ...], line: int, problems: Proble
             problems.add("unknown key", line=line, key=key, suggestion=_advice(key, names))
 
 
-def read_updates(entries: list, lines: Lines, problems: Problems) -> list[Draft]:
+_UPDATE_KEYS = ("at", "prompt", "transition_chunks")
+
+
+def read_updates(entries: list[Any], lines: Lines, problems: Problems) -> list[Draft]:
     """Read vLLM-Omni's prompt updates: `[{"at": seconds, "prompt": "…", "transition_chunks": 2}]`."""
     cues = []
     for index, entry in enumerate(entries):
@@ -166,13 +169,14 @@ def read_updates(entries: list, lines: Lines, problems: Problems) -> list[Draft]
         if not isinstance(entry, dict):
             problems.add('each entry must be {"at": seconds, "prompt": "..."}', **place)
             continue
-        _check_keys(entry, ("at", "prompt", "transition_chunks"), place["line"], problems)
-        at, chunks = entry.get("at"), entry.get("transition_chunks")
+        _check_keys(entry, _UPDATE_KEYS, place["line"], problems)
+        values: list[Any] = [entry.get(key) for key in _UPDATE_KEYS]
+        at, prompt, chunks = values
         if type(at) not in (int, float) or not 0 <= at <= MAX_SECONDS:
             advice = 'write "at": 4' if at is None else None
             problems.add(f"must be a number of seconds, 0 to {MAX_SECONDS:g}", **place, key="at", suggestion=advice)
             at = None
-        cue = Cue(entry.get("prompt"), place["line"], at)
+        cue = Cue(prompt, place["line"], at)
         if chunks is not None and (type(chunks) is not int or not 0 <= chunks <= 1000):
             problems.add("must be a whole number of chunks, 0 to 1000", **place, key="transition_chunks")
         elif chunks is not None:
@@ -226,7 +230,8 @@ def _without_gaps(subtitles: list[tuple[float, float, int, str]]) -> tuple[list[
     ordered = sorted(subtitles, key=lambda subtitle: subtitle[0])
     first = ordered[0][0] if ordered else 0.0
     hour = first // TIMECODE_HOUR * TIMECODE_HOUR
-    cues, pauses = [], 0
+    cues: list[Cue] = []
+    pauses = 0
     for (start, end, line, words), after in zip(ordered, [*ordered[1:], None], strict=False):
         until = end if after is None else max(end, after[0])
         pauses += until > end

@@ -1,7 +1,7 @@
 """A plan: the film resolved into chunks. Pure numbers and strings; torch is not imported here.
 
-The grid of 33 frames begins anew at each cut, so that what stands between two cuts depends on nothing else. Within such
-a segment a prompt can change only from one chunk to the next: a chunk belongs to the shot that its middle falls into.
+The grid of 33 frames begins anew at each cut, so that the segment between two cuts depends on nothing else. Within a
+segment a prompt can change only from one chunk to the next: a chunk belongs to the shot that its middle falls into.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class PlannedShot:
-    """A shot in the film: its prompt as the model reads it, and its frames as asked for; `blend_frames` may be 0."""
+    """A shot in the film: its prompt as the model reads it, and its requested frames; `blend_frames` may be 0."""
 
     index: int
     prompt: str
@@ -66,7 +66,7 @@ class PlannedShot:
 
 @dataclass(frozen=True)
 class Rounding:
-    """A shot that was asked to begin at one frame, and whose prompt comes in with the chunk at another."""
+    """A shot whose prompt starts with the chunk at `actual_frame` instead of at `asked_frame`."""
 
     shot: int
     asked_frame: int
@@ -77,8 +77,8 @@ class Rounding:
 class Plan:
     """A whole film, ready for the engine. `size` is (width, height) in pixels; `title` names the film to a person.
 
-    The rest is for people: the shots, where grid and wish differ, what was decided for the user, and for each setting
-    whether a flag, the recipe, the model or a default gave it.
+    The rest is for people: the shots, the rounding to the grid, decisions made for the user, and the origin of each
+    setting: a flag, the recipe, the model or a default.
     """
 
     title: str
@@ -96,7 +96,7 @@ class Plan:
 
 
 def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
-    """The plan of `film`. RecipeError holds all that stands against it; under `strict` also what was only adjusted."""
+    """Return the plan of `film`. RecipeError lists all its problems; under `strict` also what was only adjusted."""
     by_flag = settings.origins["num_frames"] == "flag"
     start = {"image": settings.image, "video": settings.video}
     timeline = _checked_timeline(film, settings.fps, settings.num_frames, start, by_flag=by_flag)
@@ -104,10 +104,10 @@ def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
     shots = _planned_shots(film, settings.fps, timeline)
     chunks, roundings = _chunks(film, settings, shots, num_frames)
     adjusted, notices = _shortened(film, settings.fps, shots, num_frames)
-    adjusted += _unseen(film, shots, chunks, num_frames)
+    adjusted += _unused(film, shots, chunks, num_frames)
     if strict and adjusted:
         raise RecipeError(adjusted)
-    # The chunk at the film's end may be in the hands of a shot that begins, by its own frame, after it.
+    # The last chunk may belong to a shot that begins, by its own frame, after the film's end.
     last = max(chunk.shot for chunk in chunks)
     return Plan(
         title=clean_prompt(film.recipe.title or "") or film.name,
@@ -126,7 +126,7 @@ def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
 
 
 def longer(plan: Plan) -> Plan:
-    """The plan of the same film, of whole chunks, whose last shot goes on for one chunk more once its blend is over."""
+    """Return a plan of whole chunks with one more chunk of the last shot, after its blend."""
     last, shot = plan.chunks[-1], replace(plan.shots[-1], num_frames=plan.shots[-1].num_frames + FRAMES_PER_CHUNK)
     chunk = Chunk(len(plan.chunks), last.shot, plan.num_frames, FRAMES_PER_CHUNK, ((shot.prompt, 1.0),), False, None)
     chunks, shots = (*plan.chunks, chunk), (*plan.shots[:-1], shot)
@@ -134,16 +134,16 @@ def longer(plan: Plan) -> Plan:
 
 
 def too_long(plan: Plan, text: str, lost: str) -> str:
-    """What is to be said of a prompt of `plan` that is too long, `lost` being the end of it that the model does not
-    see: 200 characters of that, since it may be pages."""
+    """Return the notice for a prompt of `plan` that is too long. Of `lost`, its end that the model does not see, 200
+    characters are quoted, since it may be pages."""
     shot = next((shot.index for shot in plan.shots if shot.prompt == text), None)
     which = "the negative prompt" if text == plan.negative else "a prompt"
     which = which if shot is None else f"shot {shot + 1}: the prompt"
-    return f"{which} is longer than {MAX_TEXT_TOKENS} tokens; this end of it is not seen: {printable(lost, 200)!r}"
+    return f"{which} is longer than {MAX_TEXT_TOKENS} tokens; the model does not see its end: {printable(lost, 200)!r}"
 
 
 def check_film(film: Film, options: RenderOptions | None = None) -> Timeline:
-    """Check what needs no model: options, pictures, and that the shots fit the film. InputError, or the timeline."""
+    """Check options, pictures, and that the shots fit the film; return the timeline. InputError if they are wrong."""
     from helios_cli.recipe.options import RenderOptions
     from helios_cli.recipe.settings import asked_fps, asked_frames, check_flags
 
@@ -158,7 +158,7 @@ def check_film(film: Film, options: RenderOptions | None = None) -> Timeline:
 def _checked_timeline(
     film: Film, fps: float, num_frames: int | None, start: Mapping[str, Path | None], *, by_flag: bool
 ) -> Timeline:
-    """`start` is what the flags put in the place of the first shot's picture or clip."""
+    """Lay out the film and check its pictures; `start` replaces the first shot's picture or clip."""
     from helios_cli.recipe.files import file_fault, picture_problems
     from helios_cli.recipe.timeline import lay_out
 
@@ -166,21 +166,22 @@ def _checked_timeline(
     timeline = lay_out(film, fps, num_frames, by_flag=by_flag, problems=problems)
     problems.all += picture_problems(film, start, file_fault)
     problems.stop()
+    assert timeline is not None  # without problems there is one
     return timeline
 
 
 def _planned_shots(film: Film, fps: float, timeline: Timeline) -> tuple[PlannedShot, ...]:
-    """All shots of the recipe, those beyond the film's end too: a chunk's prompt must not depend on where it ends."""
-    shots = []
+    """Return all shots, also those beyond the film's end: a chunk's prompt must not depend on where the film ends."""
+    shots: list[PlannedShot] = []
     for shot, start, length in zip(film.recipe.shots, timeline.starts, timeline.lengths, strict=True):
         transition = shot.transition if shots else "cut"
         # A blend ends with its shot: the next one must not begin inside it. A written length is taken unrounded, since
-        # how it is rounded may depend on shots before a cut.
+        # its rounding may depend on shots before a cut.
         most = length if shot.seconds is None else shot.seconds * fps
         blend = min(shot.blend_seconds * fps, float(most)) if transition == "blend" else 0.0
-        kept = max(0, min(length, timeline.num_frames - start))
+        num_shown = max(0, min(length, timeline.num_frames - start))
         prompt = with_style(shot.prompt, film.recipe.style or "")
-        shots.append(PlannedShot(len(shots), prompt, start, kept, transition, blend))
+        shots.append(PlannedShot(len(shots), prompt, start, num_shown, transition, blend))
     return tuple(shots)
 
 
@@ -202,20 +203,20 @@ def _chunks(
             if current != before and start != shots[current].start_frame:
                 roundings.append(Rounding(current, shots[current].start_frame, start))
             begins = _beginning(film, settings, first) if number == 0 else {"fresh": False, "seed": None}
-            kept = min(FRAMES_PER_CHUNK, end - start)
+            num_kept = min(FRAMES_PER_CHUNK, end - start)
             prompts = _prompts(shots, first, current, middle)
-            chunks.append(Chunk(len(chunks), current, start, kept, prompts, **begins))
+            chunks.append(Chunk(len(chunks), current, start, num_kept, prompts, **begins))
     return tuple(chunks), tuple(roundings)
 
 
 def _segments(shots: tuple[PlannedShot, ...], num_frames: int) -> list[tuple[int, int]]:
-    """For each stretch between two cuts its first shot, and the first one after it."""
+    """Return the first shot of each segment, and the first one after it."""
     cuts = [shot.index for shot in shots if shot.transition == "cut"]
     return [(a, b) for a, b in pairwise([*cuts, len(shots)]) if shots[a].start_frame < num_frames]
 
 
 def _prompts(shots: tuple[PlannedShot, ...], first: int, current: int, middle: float) -> tuple[tuple[str, float], ...]:
-    """What a chunk with this middle is asked to show: its shot's prompt, while that blends in with the one before."""
+    """Return the prompts of a chunk with this middle: its shot's, and during a blend the one before."""
     shot = shots[current]
     weight = (middle - shot.start_frame) / shot.blend_frames if shot.blend_frames else 1.0
     before = shots[current - 1].prompt if current > first else shot.prompt
@@ -225,7 +226,7 @@ def _prompts(shots: tuple[PlannedShot, ...], first: int, current: int, middle: f
 
 
 def _beginning(film: Film, settings: Settings, index: int) -> dict:
-    """How the first chunk of a segment begins: its seed, and the picture or clip that it starts from."""
+    """Return how the first chunk of a segment begins: its seed, and the picture or clip it starts from."""
     shot = film.recipe.shots[index]
     image = film.picture(shot.image) if shot.image else None
     video = film.picture(shot.video) if shot.video else None
@@ -238,39 +239,37 @@ def _beginning(film: Film, settings: Settings, index: int) -> dict:
 def _shortened(
     film: Film, fps: float, shots: tuple[PlannedShot, ...], num_frames: int
 ) -> tuple[list[Problem], list[str]]:
-    """Blends that are longer than their shot: those that somebody wrote, and a notice about the default's."""
+    """Return problems with written blends that are longer than their shot, and a notice about default ones."""
     recipe = film.recipe.shots
-    seen = [shot for shot in shots if shot.start_frame < num_frames and shot.blend_frames]
-    short = [shot.index for shot in seen if shot.blend_frames < recipe[shot.index].blend_seconds * fps]
+    blends = [shot for shot in shots if shot.start_frame < num_frames and shot.blend_frames]
+    short = [shot.index for shot in blends if shot.blend_frames < recipe[shot.index].blend_seconds * fps]
     written = [index for index in short if "blend_seconds" in recipe[index].model_fields_set]
-    problems, notices = [], []
+    problems: list[Problem] = []
+    notices: list[str] = []
     if written:
         first = shots[written[0]]
         seconds = f"{first.blend_frames / fps:.4g} s, not {recipe[first.index].blend_seconds:g} s"
-        message = f"the blend takes {seconds}: no longer than its shot" + _others(written)
-        suggestion = "shorten it, lengthen the shot, or write the transition switch"
-        line = film.line("shot", first.index, "blend_seconds")
-        problems.append(Problem(film.source, message, line, first.index + 1, "blend_seconds", suggestion))
+        message = f"the blend takes {seconds}: no longer than its shot" + _also(written)
+        advice = "shorten it, lengthen the shot, or write the transition switch"
+        problems.append(film.problem(message, "shot", first.index, "blend_seconds", suggestion=advice))
     if len(short) > len(written):
         count = counted(len(short) - len(written), "shot")
         notices.append(f"{count} shorter than a blend of {DEFAULT_BLEND_SECONDS:g} s: the blend takes the whole shot")
     return problems, notices
 
 
-def _unseen(film: Film, shots: tuple[PlannedShot, ...], chunks: tuple[Chunk, ...], num_frames: int) -> list[Problem]:
-    """Shots that fall between the middles of two chunks, so that no chunk has their prompt."""
-    seen = {chunk.shot for chunk in chunks} | {chunk.shot - 1 for chunk in chunks if len(chunk.prompts) > 1}
-    lost = [shot.index for shot in shots if shot.start_frame < num_frames and shot.index not in seen]
+def _unused(film: Film, shots: tuple[PlannedShot, ...], chunks: tuple[Chunk, ...], num_frames: int) -> list[Problem]:
+    """Return problems with shots between the middles of two chunks, whose prompt no chunk has."""
+    used = {chunk.shot for chunk in chunks} | {chunk.shot - 1 for chunk in chunks if len(chunk.prompts) > 1}
+    lost = [shot.index for shot in shots if shot.start_frame < num_frames and shot.index not in used]
     if not lost:
         return []
     frames = counted(shots[lost[0]].num_frames, "frame")
-    message = f"no chunk has its middle in these {frames}, so the prompt is never used" + _others(lost)
-    suggestion = f"give it at least {FRAMES_PER_CHUNK} frames, or let it begin with a cut"
-    return [Problem(film.source, message, film.line("shot", lost[0]), lost[0] + 1, None, suggestion)]
+    message = f"no chunk has its middle in these {frames}, so the prompt is never used" + _also(lost)
+    advice = f"give it at least {FRAMES_PER_CHUNK} frames, or let it begin with a cut"
+    return [film.problem(message, "shot", lost[0], suggestion=advice)]
 
 
-def _others(indices: list[int]) -> str:
-    if len(indices) == 1:
-        return ""
+def _also(indices: list[int]) -> str:
     listed = ", ".join(str(index + 1) for index in indices[1:6]) + (", ..." if len(indices) > 6 else "")
-    return f" (also shot {listed})"
+    return f" (also shot {listed})" if listed else ""

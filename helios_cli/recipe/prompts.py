@@ -1,4 +1,4 @@
-"""The words that the text encoder sees: a shot's prompt, cleaned, with the film's style behind it."""
+"""Prepares prompts for the text encoder: a shot's prompt, cleaned, with the film's style after it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import lru_cache
 
 @lru_cache(maxsize=1024)
 def clean_prompt(text: str) -> str:
-    """`text` as the models were trained to read it: mended Unicode, no HTML entities, single spaces.
+    """Return `text` as the models were trained to read it: repaired Unicode, no HTML entities, single spaces.
 
-    The order (ftfy, two rounds of unescaping, white space) is the reference pipelines': the same words give the same
-    tokens.
+    The order (ftfy, two rounds of unescaping, white space) is that of the reference pipelines, so that the same words
+    give the same tokens.
     """
     from ftfy import fix_text  # slow to import, and most commands clean nothing
 
@@ -21,12 +21,12 @@ def clean_prompt(text: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """`text` without HTML entities. One with thousands of digits, which `html` fails to read, becomes U+FFFD."""
+    """Return `text` without HTML entities. One with thousands of digits, which `html` cannot read, becomes U+FFFD."""
     return html.unescape(re.sub("&#[0-9]{1000,};?", "\ufffd", text))
 
 
 def with_style(prompt: str, style: str) -> str:
-    """The cleaned prompt and the cleaned style: `A boat leaves.` and `35mm film` give `A boat leaves, 35mm film`.
+    """Join the cleaned prompt and style: `A boat leaves.` and `35mm film` give `A boat leaves, 35mm film`.
 
     A prompt that ends in `!`, `?` or `…` keeps it, and the style follows after a space.
     """
@@ -39,5 +39,5 @@ def with_style(prompt: str, style: str) -> str:
 
 
 def has_words(text: str) -> bool:
-    """Whether anything visible is left of `text` once it is cleaned."""
+    """Tell whether anything visible is left of `text` after cleaning."""
     return any(c.isprintable() and not c.isspace() for c in clean_prompt(text))

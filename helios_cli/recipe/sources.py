@@ -90,8 +90,9 @@ def _drafts(path: Path, problems: Problems) -> list[Draft]:
     if suffix in READERS:
         return READERS[suffix](text, problems)
     tree, lines = read_tree(text, suffix, problems)
-    is_updates = isinstance(tree, list) and suffix == ".json"
-    return read_updates(tree, lines, problems) if is_updates else [Draft(tree, lines, suffix=suffix)]
+    if isinstance(tree, list) and suffix == ".json":
+        return read_updates(tree, lines, problems)
+    return [Draft(tree, lines, suffix=suffix)]
 
 
 def _text_draft(text: str, problems: Problems) -> list[Draft]:

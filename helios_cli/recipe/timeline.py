@@ -59,7 +59,9 @@ def lay_out(film: Film, fps: float, num_frames: int | None, *, by_flag: bool, pr
         problems.all.append(film.problem(message, key, suggestion=advice))
     else:
         lengths[-1] += num_frames - total
-        notices.append(f"the shots take {_both(total, fps)} of {_both(num_frames, fps)}: the last one goes on to the end")
+        notices.append(
+            f"the shots take {_both(total, fps)} of {_both(num_frames, fps)}: the last one goes on to the end"
+        )
     if num_frames > MAX_SECONDS * fps:
         problems.add(f"the film takes {_both(num_frames, fps)}, the most is 24 hours", suggestion="split the film")
     return None if problems.all else Timeline(tuple(lengths), num_frames, tuple(notices))
@@ -89,8 +91,9 @@ def _fixed_lengths(film: Film, fps: float, problems: Problems) -> list[int | Non
         segment_seconds += shot.seconds
         ends_segment = index + 1 == len(shots) or shots[index + 1].transition == "cut"
         end = round(seconds * fps) if ends_segment else segment_frames + round(segment_seconds * fps)
-        lengths.append(max(1, end - frames))
-        frames += lengths[-1]
+        length = max(1, end - frames)
+        lengths.append(length)
+        frames += length
     return lengths
 
 

@@ -6,7 +6,7 @@ import re
 import sys
 from datetime import time
 from itertools import product
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from helios_cli.errors import InputError
 from helios_cli.units import size_multiple
@@ -83,7 +83,9 @@ def parse_steps(value: object) -> tuple[int, ...]:
     """Return the solver steps of each stage: `"2,2,2"`, `[2, 2, 2]`, `50` or `"50"`."""
     parts = value.split(",") if isinstance(value, str) and len(value) <= 100 else value
     parts = list(parts) if isinstance(parts, list | tuple) else [parts]
-    steps = [int(part) if isinstance(part, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", part) else part for part in parts]
+    steps: list[Any] = [
+        int(part) if isinstance(part, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", part) else part for part in parts
+    ]
     if not all(type(step) is int and 1 <= step <= MAX_STEPS for step in steps):
         message = f"steps {shown(value)}: each must be a whole number, 1 to {MAX_STEPS}"
         raise InputError(message, hint="write one number per stage, e.g. 2,2,2, or 50 for Base")

@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from helios_cli.errors import in_our_words
 from helios_cli.recipe.files import read_text
-from helios_cli.recipe.problems import Place, line_of
-from helios_cli.recipe.problems import Problems, nearest
+from helios_cli.recipe.problems import Place, Problems, line_of, nearest
 from helios_cli.recipe.trees import read_tree
 from helios_cli.train import settings
 from helios_cli.visible import printable
