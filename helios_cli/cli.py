@@ -11,21 +11,7 @@ from typing import Annotated
 import typer
 
 from helios_cli import __version__
-from helios_cli.commands import (
-    bench,
-    bench_chip,
-    bench_offload,
-    bench_quality,
-    cache,
-    check,
-    doctor,
-    live,
-    models,
-    plan,
-    recipe,
-    render,
-    train,
-)
+from helios_cli.commands import LazyGroup
 from helios_cli.console import console
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, in_our_words
 from helios_cli.stop import stop_at_once
@@ -45,27 +31,12 @@ COMPUTING = {"render", "live", "train", "doctor", "bench"}
 
 app = typer.Typer(
     name="helios",
+    cls=LazyGroup,
     help="Long video from a prompt, on one machine.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# One line a command: a function is registered with `command`, a group of subcommands with `add_typer`.
-app.command()(render.render)
-app.command()(live.live)
-app.command()(plan.plan)
-app.add_typer(models.app, name="models")
-app.add_typer(recipe.app, name="recipe")
-app.add_typer(cache.app, name="cache")
-app.command()(check.check)
-app.command()(train.train)
-app.command()(doctor.doctor)
-bench.app.command("kernels")(bench_chip.kernels)
-bench.app.command("offload")(bench_offload.offload)
-bench.app.command("quality")(bench_quality.quality)
-bench.app.command("all")(bench_chip.everything)
-app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:

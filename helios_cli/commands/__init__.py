@@ -1,0 +1,65 @@
+"""The commands of `helios`: their names and one-line helps. The module of a command is imported when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+COMMANDS = {
+    "render": 'Render films from prompts: helios render "a red ball rolls left" --seconds 20',
+    "live": 'Render while prompts arrive, a line of standard input each: helios live "a red ball rolls left" -o film.mp4',
+    "plan": "Say what films are made of and cost: helios plan film.toml --price 2.5",
+    "check": "Look for black, frozen, flickering, drifting and repeating chunks of a film.",
+    "train": "Train a model: helios train recipes/train/tiny-vae.toml",
+    "doctor": "Show what this machine has, and which models fit on it.",
+    "models": "Known and downloaded models.",
+    "recipe": "Recipes: their schema, conversion between forms, and a check.",
+    "cache": "Chunks of films that are kept to be used again.",
+    "bench": "Measure speed and memory.",
+}
+"""First lines of the commands' own helps, in the order of `helios --help`. `commands/NAME.py` has the command: a function
+called NAME, or for a group of commands a Typer called `app`."""
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its commands without importing them."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
+        self.commands = _Loaded()
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return list(self.commands)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand | None:
+        """Return the name and the help of a command, which is all that help and completion need."""
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]):
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and self.commands[command.name], rest
+
+
+class _Loaded(Mapping):
+    """The commands themselves, by name; each is imported when it is looked up."""
+
+    def __getitem__(self, name: str):
+        if name not in COMMANDS:
+            raise KeyError(name)
+        module = import_module(f"helios_cli.commands.{name}")
+        app = typer.Typer(add_completion=False)
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+            return get_command(app).commands[name]
+        app.command(name)(getattr(module, name))
+        return get_command(app)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
