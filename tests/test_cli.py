@@ -14,9 +14,10 @@ import sys
 
 import pytest
 import typer
+from typer.main import get_command
 
 from helios_cli import __version__, cli, errors, machine
-from helios_cli.commands import doctor
+from helios_cli.commands import COMMANDS, doctor
 from support.waiting import LONGEST
 
 HELIOS = [sys.executable, "-m", "helios_cli"]
@@ -309,3 +310,9 @@ def test_doctor_without_ffmpeg_and_a_home_reports_and_exits_with_3(flags, capsys
         assert f"nothing can be written for HELIOS_HOME, {os.devnull}/home" in " ".join(out.split())
     assert "/no/such/ffmpeg" in out and err.startswith("error: ffmpeg at /no/such/ffmpeg")
     assert not flags or json.loads(out)["ffmpeg"]["version"] is None
+
+
+def test_the_help_lists_each_command_as_its_own_help_begins():
+    """`helios --help` imports no command; what it says of one has to be what the command says of itself."""
+    own = {name: command.help.partition("\n\n")[0] for name, command in get_command(cli.app).commands.items()}
+    assert own == COMMANDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
 
 import typer
@@ -23,6 +24,14 @@ COMMANDS = {
 }
 """First lines of the commands' own helps, in the order of `helios --help`. `commands/NAME.py` has the command: a function
 called NAME, or for a group of commands a Typer called `app`."""
+
+BENCHES = {
+    "kernels": ("bench_chip", "kernels"),
+    "offload": ("bench_offload", "offload"),
+    "quality": ("bench_quality", "quality"),
+    "all": ("bench_chip", "everything"),
+}
+"""Commands of `helios bench` that are in other modules than bench.py."""
 
 
 class LazyGroup(TyperGroup):
@@ -50,16 +59,23 @@ class _Loaded(Mapping):
     def __getitem__(self, name: str):
         if name not in COMMANDS:
             raise KeyError(name)
-        module = import_module(f"helios_cli.commands.{name}")
-        app = typer.Typer(add_completion=False)
-        if hasattr(module, "app"):
-            app.add_typer(module.app, name=name)
-            return get_command(app).commands[name]
-        app.command(name)(getattr(module, name))
-        return get_command(app)
+        return _load(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)
 
     def __len__(self) -> int:
         return len(COMMANDS)
+
+
+@cache
+def _load(name: str):
+    module = import_module(f"{__name__}.{name}")
+    app = typer.Typer(add_completion=False)
+    if not hasattr(module, "app"):
+        app.command(name)(getattr(module, name))
+        return get_command(app)
+    for command, (room, function) in BENCHES.items() if name == "bench" else ():
+        module.app.command(command)(getattr(import_module(f"{__name__}.{room}"), function))
+    app.add_typer(module.app, name=name)
+    return get_command(app).commands[name]
