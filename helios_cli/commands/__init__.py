@@ -12,8 +12,10 @@ from typer.main import get_command
 
 COMMANDS = {
     "render": 'Render films from prompts: helios render "a red ball rolls left" --seconds 20',
-    "live": 'Render while prompts arrive, a line of standard input each: helios live "a red ball rolls left" -o film.mp4',
-    "plan": "Say what films are made of and cost: helios plan film.toml --price 2.5",
+    "live": (
+        'Render while prompts arrive, a line of standard input each: helios live "a red ball rolls left" -o film.mp4'
+    ),
+    "plan": "Show what films consist of and cost: helios plan film.toml --price 2.5",
     "check": "Look for black, frozen, flickering, drifting and repeating chunks of a film.",
     "train": "Train a model: helios train recipes/train/tiny-vae.toml",
     "doctor": "Show what this machine has, and which models fit on it.",
@@ -22,8 +24,8 @@ COMMANDS = {
     "cache": "Chunks of films that are kept to be used again.",
     "bench": "Measure speed and memory.",
 }
-"""First lines of the commands' own helps, in the order of `helios --help`. `commands/NAME.py` has the command: a function
-called NAME, or for a group of commands a Typer called `app`."""
+"""The first line of each command's own help, in the order of `helios --help`. The module `commands/NAME.py` holds the
+command: a function called NAME, or for a group of commands a Typer called `app`."""
 
 BENCHES = {
     "kernels": ("bench_chip", "kernels"),

@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
-from helios_cli.film.record import Again, read_again
 from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_target, is_taken
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model
+
+if TYPE_CHECKING:
+    from helios_cli.film.record import Again
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ def film_to_repeat(sources: list[str] | None, from_film: Path | None) -> Again |
         return None
     if sources:
         raise InputError("--from repeats a film, SOURCE names another one", hint="leave one of them out")
+    from helios_cli.film.record import read_again  # slow to import, and few films are made again
+
     return read_again(from_film)
 
 
@@ -103,7 +108,8 @@ def _job(film: Film, options: RenderOptions, several: bool) -> Job:
     else:
         target = check_target(options.output, force=options.force or several)
         places = (target.path, *target.beside)
-        _check_exports(film, target, options, several)
+        if options.export:
+            _check_exports(film, target, options, several)
     check_inputs(_inputs(film, options), places)
     model, origin = choose_model(film.recipe, options)
     if origin == MODEL_VARIABLE and model != DEFAULT_MODEL:

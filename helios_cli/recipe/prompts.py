@@ -14,9 +14,10 @@ def clean_prompt(text: str) -> str:
     The order (ftfy, two rounds of unescaping, white space) is that of the reference pipelines, so that the same words
     give the same tokens.
     """
-    from ftfy import fix_text  # slow to import, and most commands clean nothing
+    if "&" in text or not (text.isascii() and text.isprintable()):
+        from ftfy import fix_text  # slow to import, and it changes no other text
 
-    text = unescaped(unescaped(fix_text(text)))
+        text = unescaped(unescaped(fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 
 

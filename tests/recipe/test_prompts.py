@@ -1,8 +1,11 @@
+import string
+
+import ftfy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helios_cli.recipe.prompts import clean_prompt, has_words, with_style
+from helios_cli.recipe.prompts import clean_prompt, has_words, unescaped, with_style
 
 TRICKY = [
     "  a  red\tcircle\n\nmoves ",
@@ -28,6 +31,12 @@ def test_prompts_are_cleaned_as_the_reference_cleans_them():
 def test_a_cleaned_prompt_is_one_line(text):
     cleaned = clean_prompt(text)
     assert cleaned == " ".join(cleaned.split())
+
+
+@given(st.text(string.printable))
+def test_plain_text_is_cleaned_as_all_text_is(text):
+    """clean_prompt mends only text that has something to mend, as ftfy is slow to import."""
+    assert clean_prompt(text) == " ".join(unescaped(unescaped(ftfy.fix_text(text))).split())
 
 
 @pytest.mark.parametrize(
