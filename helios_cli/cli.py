@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -96,7 +96,7 @@ def _run(argv: list[str] | None) -> int:
     return code or 0  # that of typer.Exit: a command itself returns nothing
 
 
-def _show_usage_error(error: Exception) -> int:
+def _show_usage_error(error: Any) -> int:
     """Say what Typer found wrong with the command line; it has printed the help of a command without arguments."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ != "NoArgsIsHelpError":
@@ -130,7 +130,7 @@ def _of_the_machine(error: OSError) -> Exception:
     if not _has_current_folder():
         return _no_current_folder()
     if error.errno in LIMITS:
-        return _at_a_limit(error.strerror)
+        return _at_a_limit(error.strerror or str(error))
     where = f": {error.filename}" if error.filename else ""
     if error.errno == errno.ENOSPC:
         return MachineError(f"no space is left on the disk{where}", hint="free some space and run it again")

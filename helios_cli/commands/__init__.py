@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -39,26 +40,28 @@ BENCHES = {
 class LazyGroup(TyperGroup):
     """A group that lists its commands without importing them."""
 
-    def __init__(self, **settings) -> None:
+    commands: Any
+
+    def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands = _Loaded()
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
-        return list(self.commands)
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
         """Return the name and the help of a command, which is all that help and completion need."""
         return TyperCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command and self.commands[command.name], rest
+        return name, command and self.commands[name], rest
 
 
-class _Loaded(Mapping):
+class _Loaded(Mapping[str, Any]):
     """The commands themselves, by name; each is imported when it is looked up."""
 
-    def __getitem__(self, name: str):
+    def __getitem__(self, name: str) -> Any:
         if name not in COMMANDS:
             raise KeyError(name)
         return _load(name)
@@ -71,8 +74,8 @@ class _Loaded(Mapping):
 
 
 @cache
-def _load(name: str):
-    module = import_module(f"{__name__}.{name}")
+def _load(name: str) -> Any:
+    module: Any = import_module(f"{__name__}.{name}")
     app = typer.Typer(add_completion=False)
     if not hasattr(module, "app"):
         app.command(name)(getattr(module, name))
@@ -80,4 +83,5 @@ def _load(name: str):
     for command, (room, function) in BENCHES.items() if name == "bench" else ():
         module.app.command(command)(getattr(import_module(f"{__name__}.{room}"), function))
     app.add_typer(module.app, name=name)
-    return get_command(app).commands[name]
+    group: Any = get_command(app)
+    return group.commands[name]
