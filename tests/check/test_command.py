@@ -108,6 +108,7 @@ def test_a_film_that_is_none(helios, tmp_path):
     assert (code, out) == (2, "") and err.startswith("error: ") and "hint: " in err
 
 
+@pytest.mark.process
 def test_help_and_the_whole_check_leave_torch_alone(clean):
     """`--help` even numpy: what a command needs is imported when it runs."""
     script = "import sys; import helios_cli.commands.check; print('numpy' in sys.modules)\n"

@@ -191,6 +191,8 @@ print(report.num_frames, re.search(r"VmHWM:\\s+(\\d+)", status)[1])
 """
 
 
+@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_film(tmp_path):
     """Peak resident memory of checking 60 s against 10 s, each in its own process."""

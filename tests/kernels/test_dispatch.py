@@ -60,10 +60,12 @@ def test_a_choice_that_cannot_be_had_is_refused(choice, said, monkeypatch):
         decide(monkeypatch, choice)
 
 
+@pytest.mark.process
 def test_importing_brings_in_no_triton():
     assert python("import sys, helios_kernels, helios_kernels.check; print('triton' in sys.modules)") == "False"
 
 
+@pytest.mark.process
 def test_kernels_run_only_where_no_gradient_is_recorded():
     """Through the interpreter, where there is always something to run them."""
     code = (

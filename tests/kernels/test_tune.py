@@ -29,6 +29,8 @@ def no_file():
     tuning.use(None)
 
 
+@pytest.mark.kernels
+@pytest.mark.process
 def test_the_fastest_that_is_right_is_kept_and_used(tmp_path):
     file = tmp_path / "home" / "kernels.json"
     run = subprocess.run([sys.executable, str(WORKER), str(file)], capture_output=True, text=True, timeout=LONGEST)
@@ -123,6 +125,7 @@ def test_a_shipped_chip_that_has_the_best_already_is_not_written(unshipped, monk
     assert tuning.of("NVIDIA X1") is None
 
 
+@pytest.mark.kernels
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton builds them")
 @pytest.mark.parametrize(("chip", "tried"), [("sm_90", tuning.SPECIALIZED[0]), ("sm_100", tuning.SPECIALIZED[3])])
 def test_warps_are_specialised_without_spills(chip, tried):
@@ -138,6 +141,8 @@ def test_warps_are_specialised_without_spills(chip, tried):
     assert "setmaxnreg" in built.asm["ptx"] and built.metadata.num_warps > tried.num_warps
 
 
+@pytest.mark.kernels
+@pytest.mark.process
 def test_specialised_warps_compute_the_same():
     """Through the interpreter, where one loop has the ragged end as well."""
     code = (

@@ -13,10 +13,8 @@ from helios_cli.model import attention as attention_module
 from helios_cli.model.attention import Backend, attention
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT, pad_biases
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, PROMPT_KEYS
-from support import oracle
+from support import checkpoints, oracle
 from support.tolerance import assert_as_good, assert_equal_up_to_order
-
-pytestmark = pytest.mark.oracle
 
 if TYPE_CHECKING:
     from diffusers import HeliosTransformer3DModel
@@ -50,7 +48,7 @@ def inputs(height: int, width: int, shrink: int = 1, seed: int = 1) -> dict[str,
         mid=draw(MID_TERM),
         short=draw(2),
         noisy=draw(LATENTS_PER_CHUNK, height // shrink, width // shrink),
-        text=torch.randn(1, 37, oracle.DIT["text_dim"], generator=g),
+        text=torch.randn(1, 37, checkpoints.DIT["text_dim"], generator=g),
     )
 
 
@@ -82,6 +80,7 @@ def call_ours(model: HeliosDiT, x: dict, timestep: torch.Tensor, text: torch.Ten
     )
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(
     ("height", "width", "shrink"),
     [(8, 16, 1), (16, 8, 4), (24, 16, 2), (12, 20, 1), (6, 14, 1)],
@@ -107,6 +106,7 @@ def test_forward(config, height, width, shrink):
         assert_equal_up_to_order(call_ours(ours, x, timestep), expected)
 
 
+@pytest.mark.oracle
 def test_low_precision_keeps_the_islands():
     theirs, ours = pair()
     x, timestep = inputs(8, 16), torch.tensor([742])
@@ -121,11 +121,12 @@ def test_low_precision_keeps_the_islands():
             island = not FP32_ISLANDS.isdisjoint(name.split("."))
             parameter.data = parameter.data.to(torch.float32 if island else torch.bfloat16)
     # Its rotary buffers are not parameters: they stay float32 in a real load, and .to() above cast them.
-    theirs.rope = type(theirs.rope)(oracle.DIT["rope_dim"], 10000.0)
+    theirs.rope = type(theirs.rope)(checkpoints.DIT["rope_dim"], 10000.0)
     assert ours.dtype == torch.bfloat16
     assert_as_good(call_ours(ours, x, timestep), call_theirs(theirs, x, timestep), exact, "flow")
 
 
+@pytest.mark.oracle
 def test_names_and_shapes_are_those_of_the_published_model():
     """1,101 tensors, 14,312,427,584 parameters, built without memory."""
     from diffusers import HeliosTransformer3DModel
@@ -138,6 +139,7 @@ def test_names_and_shapes_are_those_of_the_published_model():
     assert sum(math.prod(shape) for shape in expected.values()) == 14_312_427_584
 
 
+@pytest.mark.oracle
 def test_rope_tables_are_the_reference_s():
     """cos and sin of long, mid, short and noisy rows, pooled where a token covers several cells."""
     theirs, ours = pair()
@@ -157,9 +159,9 @@ def test_rope_tables_are_the_reference_s():
 @pytest.mark.parametrize("tokens", [1, 37, MAX_TEXT_TOKENS - 1, MAX_TEXT_TOKENS])
 def test_collapsed_padding_equals_512_rows(tokens):
     """One key with a log-count bias stands for all padding rows."""
-    _, ours = pair()
+    ours = checkpoints.transformer()
     x = inputs(8, 8)
-    x["text"] = torch.randn(1, tokens, oracle.DIT["text_dim"])
+    x["text"] = torch.randn(1, tokens, checkpoints.DIT["text_dim"])
     padded = torch.nn.functional.pad(x["text"], (0, 0, 0, MAX_TEXT_TOKENS - tokens))
     naive = call_ours(ours, x, torch.tensor([500]), text=padded)
     collapsed = ours.embed_text(x["text"])
@@ -170,9 +172,9 @@ def test_collapsed_padding_equals_512_rows(tokens):
 @pytest.mark.parametrize("tokens", [1, 37, 61, 63, 120, 300, MAX_TEXT_TOKENS - 1, MAX_TEXT_TOKENS])
 def test_keys_that_are_left_out_change_nothing(tokens, monkeypatch):
     """On a GPU prompts have a few lengths; here the tensor says that it is on one while it is embedded."""
-    _, ours = pair()
+    ours = checkpoints.transformer()
     x = inputs(8, 8)
-    rows = torch.randn(1, tokens, oracle.DIT["text_dim"])
+    rows = torch.randn(1, tokens, checkpoints.DIT["text_dim"])
     plain = ours.embed_text(rows)
     with monkeypatch.context() as on_a_gpu:
         on_a_gpu.setattr(torch.Tensor, "is_cuda", True)
@@ -195,7 +197,7 @@ def test_pad_biases_count_every_row(dtype, count):
 
 def test_last_block_leaves_out_only_what_nobody_reads():
     """`noisy_only` gives the noisy rows of the whole block."""
-    _, ours = pair(is_amplify_history=True)
+    ours = checkpoints.transformer(is_amplify_history=True)
     x = inputs(8, 16)
     history = ours.embed_history(x["long"], x["mid"], x["short"])
     rope, text, mods = ours.rope((4, 8), (4, 8)), ours.embed_text(x["text"]), ours.modulation(torch.tensor([742]))
@@ -206,6 +208,7 @@ def test_last_block_leaves_out_only_what_nobody_reads():
     assert_equal_up_to_order(ours.blocks[0](stream.clone(), *args, noisy_only=True), whole[:, split:])
 
 
+@pytest.mark.oracle
 def test_two_modulation_rows_stand_for_all_tokens():
     """Rows are those of the reference's [B, S, 6, D] tensor: one value for history, one for noisy tokens."""
     theirs, ours = pair()
@@ -224,7 +227,7 @@ def test_two_modulation_rows_stand_for_all_tokens():
 
 def test_gradients_take_the_same_mathematics():
     """With gradients recorded nothing is written in place; the flow is the same."""
-    _, ours = pair()
+    ours = checkpoints.transformer()
     x, timestep = inputs(8, 8), torch.tensor([742])
     expected = call_ours(ours, x, timestep)
     with torch.enable_grad():
@@ -266,4 +269,4 @@ def test_attention_backends(name, dtype, shape, monkeypatch):
 )
 def test_config_of_another_model_is_refused(change, named):
     with pytest.raises(ValueError, match=named):
-        DiTConfig.from_json({**oracle.DIT, **change})
+        DiTConfig.from_json({**checkpoints.DIT, **change})

@@ -11,8 +11,6 @@ from helios_cli.model.umt5 import TIED_EMBEDDING, UMT5Config, UMT5Encoder
 from support import oracle
 from support.tolerance import assert_as_good, assert_equal_up_to_order
 
-pytestmark = pytest.mark.oracle
-
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
 
@@ -40,6 +38,7 @@ def rows(model: UMT5EncoderModel, tokens: torch.Tensor) -> torch.Tensor:
     return model(padded, (torch.arange(512) < len(tokens)).long()[None]).last_hidden_state[0, : len(tokens)]
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("length", [1, 2, 20, 150, 512])
 def test_rows_without_padding_equal_padded_and_masked(length):
     """Lengths beyond 128 reach the last distance bucket."""
@@ -48,6 +47,7 @@ def test_rows_without_padding_equal_padded_and_masked(length):
     assert_equal_up_to_order(ours(tokens), rows(theirs, tokens))
 
 
+@pytest.mark.oracle
 def test_bfloat16():
     theirs, ours = pair()
     tokens = torch.randint(1, 100, (40,))
@@ -55,6 +55,7 @@ def test_bfloat16():
     assert_as_good(ours.bfloat16()(tokens), rows(theirs.bfloat16(), tokens), exact, "rows")
 
 
+@pytest.mark.oracle
 def test_names_and_shapes_are_those_of_umt5_xxl():
     """242 tensors, 5.68 billion parameters."""
     from transformers import UMT5Config as TheirConfig

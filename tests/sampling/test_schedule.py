@@ -9,8 +9,6 @@ import torch
 from helios_cli.sampling.schedule import SchedulerConfig, build_stage
 from helios_cli.sampling.solvers import make_solver
 
-pytestmark = pytest.mark.oracle
-
 TOKENS = (540, 540, 2160)
 
 
@@ -40,6 +38,7 @@ SCHEDULERS = [
 IDS = [f"{kind}-{'-'.join(f'{k}={v}' for k, v in given.items())}" for kind, given in SCHEDULERS]
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(("kind", "given"), SCHEDULERS, ids=IDS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
 def test_pyramid_tables(kind, given, steps):
@@ -53,6 +52,7 @@ def test_pyramid_tables(kind, given, steps):
             np.testing.assert_allclose(made.sigmas, scheduler.sigmas.numpy(), atol=1e-12)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_single_stage_tables(steps, dynamic):
@@ -85,6 +85,7 @@ SOLVERS = [
 ]
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("given", SOLVERS, ids=lambda given: "-".join(f"{k}={v}" for k, v in given.items()))
 @pytest.mark.parametrize("steps", [2, 3, 4, 20])
 def test_solver_steps(given, steps):
@@ -105,6 +106,7 @@ def test_solver_steps(given, steps):
             torch.testing.assert_close(x, theirs, atol=2e-5 * theirs.abs().max().item(), rtol=0)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("amplify", [False, True])
 def test_dmd_steps(steps, amplify):
@@ -134,6 +136,7 @@ def test_dmd_steps(steps, amplify):
             torch.testing.assert_close(x, theirs, atol=2e-6, rtol=0)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
+from helios_cli.architecture import DiTConfig
 from helios_cli.bench.specs import SPECS, TRANSFORMER, VAE, Spec
-from helios_cli.bench.synthetic import write_checkpoint
+from helios_cli.bench.synthetic import random_state, write_checkpoint
+from helios_cli.model.dit import HeliosDiT
 from helios_cli.weights.checkpoint import OWN_FILE, SCHEDULER_CONFIG
 
 DIT = {
@@ -26,3 +30,11 @@ def write(folder: Path, kind: str, solver: str = "unipc", **dit) -> Path:
         file = folder / SCHEDULER_CONFIG
         file.write_text(json.dumps({**json.loads(file.read_text()), "scheduler_type": solver}))
     return folder
+
+
+def transformer(**config) -> HeliosDiT:
+    """The transformer of these checkpoints, in float32."""
+    made = HeliosDiT(DiTConfig.from_json({**TRANSFORMER, **DIT, **config}))
+    cpu = torch.device("cpu")
+    made.load_state_dict(random_state("transformer", made, seed=0, device=cpu, dtype_of=lambda _: torch.float32))
+    return made.eval()

@@ -16,10 +16,8 @@ from helios_cli.model.attention import attention
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT
 from helios_cli.train.forward import checkpointed, flow, flow_and_hidden, given
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM
-from support import oracle
+from support import checkpoints, oracle
 from support.tolerance import assert_equal_up_to_order
-
-pytestmark = pytest.mark.oracle
 
 if TYPE_CHECKING:
     from diffusers import HeliosTransformer3DModel
@@ -45,7 +43,7 @@ def batch(shrink: int = 1) -> dict[str, Tensor]:
     drawn = {name: torch.randn(BATCH, 16, *shape, generator=g) for name, shape in shapes.items()}
     for name in ("long", "mid", "short"):
         drawn[name][1] = 0
-    rows = torch.randn(BATCH, ROWS, oracle.DIT["text_dim"], generator=g)
+    rows = torch.randn(BATCH, ROWS, checkpoints.DIT["text_dim"], generator=g)
     for sample, tokens in enumerate((3, 7, ROWS)):
         rows[sample, tokens:] = 0
     return {**drawn, "rows": rows}
@@ -79,6 +77,7 @@ def gradients_of(dit: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {name: g.float() for (name, _), g in zip(dit.named_parameters(), found, strict=True)}
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("shrink", [1, 2, 4])
 def test_float32_is_diffusers(shrink):
     """A batch of samples with timesteps, pasts and captions of their own, at each stage's size."""
@@ -91,6 +90,7 @@ def test_float32_is_diffusers(shrink):
         assert_equal_up_to_order(gradient, wanted[name])
 
 
+@pytest.mark.oracle
 def test_bfloat16_is_as_good_as_diffusers():
     """With rounded products the whole gradient is at most twice as far from the exact one as that of a network whose
     weights are bfloat16 too, with its float32 islands."""
@@ -114,7 +114,7 @@ def test_bfloat16_is_as_good_as_diffusers():
 
 def test_padding_to_a_batch_changes_nothing():
     """A caption alone, without rows of zeros after it, is told the same."""
-    _, ours = pair()
+    ours = checkpoints.transformer()
     x = batch()
     with torch.no_grad():
         together = flow(ours, x["noisy"], TIMESTEPS, given(ours, (x["long"], x["mid"], x["short"]), x["rows"]))
@@ -126,7 +126,7 @@ def test_padding_to_a_batch_changes_nothing():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_checkpointing_changes_no_gradient(dtype):
-    _, ours = pair()
+    ours = checkpoints.transformer()
     ours.compute_dtype = dtype
     x = batch(2)
     plain, saved = (gradients_of(ours, our_loss(ours, x, **how)) for how in ({}, {"run": checkpointed}))
@@ -135,7 +135,7 @@ def test_checkpointing_changes_no_gradient(dtype):
 
 
 def test_checkpointing_keeps_less():
-    _, ours = pair()
+    ours = checkpoints.transformer()
 
     def kept(**how) -> int:
         sizes: list[int] = []
@@ -148,7 +148,7 @@ def test_checkpointing_keeps_less():
 
 def test_absolute_positions():
     """Each sample's own, for the ablation: past frames of the film move all positions but the anchor's."""
-    _, ours = pair()
+    ours = checkpoints.transformer()
     x = batch()
     terms = tuple(x[name] for name in ("long", "mid", "short"))
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_absolute_positions():
 
 def test_hidden_rows():
     """Those of the noisy latents, after the blocks asked for; the flow is the same."""
-    _, ours = pair()
+    ours = checkpoints.transformer()
     x = batch(2)
     told = given(ours, (x["long"], x["mid"], x["short"]), x["rows"])
     seen = []
@@ -182,13 +182,13 @@ def test_hidden_rows():
     assert flow_and_hidden(ours, x["noisy"], TIMESTEPS, told, hidden=(1,))[1][0].shape == (BATCH, 9 * 2 * 4, 32)
 
 
+@pytest.mark.oracle
 def test_the_latents_have_a_gradient_where_the_parameters_are_frozen():
-    _, ours = pair()
+    theirs, ours = pair()
     ours.requires_grad_(False)
     x = batch(2)
     x["noisy"].requires_grad_()
     (found,) = torch.autograd.grad(our_loss(ours, x), x["noisy"])
-    theirs, _ = pair()
     (expected,) = torch.autograd.grad(their_loss(theirs, x), x["noisy"])
     assert_equal_up_to_order(found, expected)
 
