@@ -185,9 +185,9 @@ def progress_kind(progress: str, *, quiet: bool, json: bool) -> str:
 
 BenchModel = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="tiny, distilled, mid, base, a Hub id or a folder. (default: tiny)"),
+    typer.Option("--model", "-m", help="Model: tiny, distilled, mid, base, a Hub id or a folder. (default: tiny)"),
 ]
-BenchSize = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT. (default: the model's native size)")]
+BenchSize = Annotated[str | None, typer.Option(help="Size in pixels, WIDTHxHEIGHT. (default: the model's)")]
 BenchChunks = Annotated[int, typer.Option(min=1, help="Length of the film in chunks of 33 frames.")]
 BenchSteps = Annotated[str | None, typer.Option(help="Steps per stage: 2,2,2, or 50. (default: the model's)")]
 BenchOut = Annotated[Path | None, typer.Option(help="File to write the JSON to as well.")]

@@ -1,4 +1,4 @@
-"""What a chip does, part by part, each in a process of its own: `helios bench all` asks for them by name."""
+"""The parts of `helios bench all`, each measured by a process of its own that is given the part's name."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from helios_cli import machine
-from helios_cli.bench.bandwidth import bandwidths
 from helios_cli.bench.everything import shapes_of
 from helios_cli.bench.fidelity import distances, film
-from helios_cli.bench.job import Job, job_plan
+from helios_cli.bench.offload import bandwidths
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
+from helios_cli.bench.task import plan_of, synthetic_defaults
 from helios_cli.child import serve
 from helios_cli.device import pick_device, torch_dtype
 from helios_cli.engine.chunks import render_chunks
@@ -27,20 +28,19 @@ from helios_cli.film.screen import Screen
 from helios_cli.model import attention, backends, fp8
 from helios_cli.model.ops import linear
 from helios_cli.recipe.plan import Plan
-from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
-from helios_cli.weights.checkpoint import PRESETS, Checkpoint
+from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import quantize_weight
 from helios_kernels import bench as kernel_bench
 from helios_kernels import tuning as kernel_tuning
 from helios_kernels.dispatch import backend
 from helios_kernels.timing import gpu_seconds
 
-Rows = Iterator[dict]
+Rows = Iterator[dict[str, Any]]
 
 
-def measure(question: dict) -> Rows:
-    """The rows of `question["part"]` on `question["device"]`, as they come; what else there is are its arguments."""
+def rows_of(question: dict[str, Any]) -> Rows:
+    """Yield the rows of `question["part"]` on `question["device"]`, as they come; other keys are its arguments."""
     part, device = question.pop("part"), pick_device(question.pop("device"))
     kernel_tuning.use(machine.home() / machine.TUNED)
     yield from PARTS[part](device, **question)
@@ -48,7 +48,7 @@ def measure(question: dict) -> Rows:
 
 @torch.no_grad()
 def ceiling(device: torch.device, dtype: str = "bfloat16") -> Rows:
-    """What a copy and products reach; on a CPU the product of 1024 rows and columns, as renders compute it."""
+    """Measure a copy and products; on a CPU the product of 1024 rows and columns, as renders compute it."""
     kind = torch_dtype(dtype, device)
     if device.type == "cuda":
         yield asdict(kernel_bench.measure_ceiling(kind))
@@ -58,29 +58,29 @@ def ceiling(device: torch.device, dtype: str = "bfloat16") -> Rows:
     yield asdict(kernel_bench.Ceiling(copy=2 * x.numel() / copy, product=2 * 1024**3 / product))
 
 
-def kernels(device: torch.device, names: list[str], compiled: bool, ceiling: dict | None) -> Rows:
-    """Each operation is announced, so that one that never comes back is known. Without a `ceiling` it is measured."""
+def kernels(device: torch.device, names: list[str], compiled: bool, ceiling: dict[str, Any] | None) -> Rows:
+    """Time operations. Each is announced, so that one that never comes back is known."""
     kernel_bench.require(tuple(names))
-    known = kernel_bench.Ceiling(**ceiling) if ceiling else kernel_bench.measure_ceiling()
+    rates = kernel_bench.Ceiling(**ceiling) if ceiling else kernel_bench.measure_ceiling()
     for name in names:
         yield {"begun": name}
-        for timing in kernel_bench.bench(known, (name,), compiled=compiled):
+        for timing in kernel_bench.bench(rates, (name,), compiled=compiled):
             yield asdict(timing)
 
 
 def tuning(device: torch.device, names: list[str]) -> Rows:
-    """Every kernel's best configuration, kept as it is found."""
+    """Look for every kernel's best configuration, and keep each as it is found."""
     like = kernel_tuning.begin()
     for name in names:
         yield {"begun": name}
-        for found in kernel_tuning.tune(gpu_seconds, device=device, like=like, names=(name,)):
-            kernel_tuning.keep(found, machine.home() / machine.TUNED)
-            yield asdict(found)
+        for outcome in kernel_tuning.tune(gpu_seconds, device=device, like=like, names=(name,)):
+            kernel_tuning.keep(outcome, machine.home() / machine.TUNED)
+            yield asdict(outcome)
 
 
 @torch.no_grad()
 def attentions(device: torch.device) -> Rows:
-    """Every attention at every shape, with what `auto` would take."""
+    """Time every attention at every shape, with the choice that `auto` would make."""
     for queries, keys, heads, head, biased in shapes_of(device).attention:
         q = torch.randn(1, queries, heads, head, device=device).bfloat16()
         k, v = torch.randn(2, 1, keys, heads, head, device=device).bfloat16()
@@ -96,7 +96,7 @@ def attentions(device: torch.device) -> Rows:
 
 @torch.no_grad()
 def products(device: torch.device) -> Rows:
-    """bfloat16 against fp8, with the sums in float32 and, as Hopper does it faster, in fewer bits."""
+    """Time bfloat16 against fp8, with sums in float32 and, as Hopper is faster at it, in fewer bits."""
     for rows, inner, outer in shapes_of(device).products:
         x = torch.randn(rows, inner, device=device).bfloat16()
         weight, bias = torch.randn(outer, inner, device=device).bfloat16(), torch.randn(outer, device=device).bfloat16()
@@ -110,9 +110,9 @@ def products(device: torch.device) -> Rows:
 
         calls = {
             "bfloat16": lambda x=x, weight=weight: x @ weight.T,
-            "fp8": lambda: product(False),
+            "fp8": partial(product, False),
             "fp8 with a bias": partial(fp8.product, rounded, values, scale, bias),  # as renders do it
-            "fp8 with fewer bits": lambda: product(True),
+            "fp8 with fewer bits": partial(product, True),
             "rounding the rows": lambda x=x: fp8.Fp8.of(x).values,
         }
         times, refused, errors = {}, {}, {}
@@ -121,14 +121,14 @@ def products(device: torch.device) -> Rows:
                 times[name] = 1e3 * seconds_of(call, device)
                 if name in ("fp8", "fp8 with fewer bits"):
                     errors[name] = backends.distance(call(), exact)
-            except (RuntimeError, ValueError) as error:  # what a chip's library has no product for
+            except (RuntimeError, ValueError) as error:  # a product that the chip's library does not have
                 refused[name] = backends.first_line(error)
-        told = {"milliseconds": times, "relative_error": errors, "refused": refused}
-        yield {"rows": rows, "inner": inner, "outer": outer, **told}
+        row = {"milliseconds": times, "relative_error": errors, "refused": refused}
+        yield {"rows": rows, "inner": inner, "outer": outer, **row}
 
 
 def quality(device: torch.device) -> Rows:
-    """The distance of an fp8 film from a bfloat16 one with random weights, whose errors nothing trained holds down."""
+    """Compare an fp8 film with a bfloat16 one, with random weights, whose errors are not held down by training."""
     size, films = shapes_of(device).size, []
     for quant in ("none", "fp8"):
         models = RandomModels(SPECS[size], device, torch.bfloat16, name=size, quant=quant)
@@ -138,16 +138,16 @@ def quality(device: torch.device) -> Rows:
 
 
 def one_chunk(device: torch.device, size: str, dtype: str, file: str) -> Rows:
-    """Latents and frames of a chunk with random weights, written to `file` for who compares them."""
-    torch.backends.cudnn.allow_tf32 = False  # what is called float32 is to be that
+    """Write latents and frames of a chunk with random weights to `file`, to be compared."""
+    torch.backends.cudnn.allow_tf32 = False  # float32 has to be float32
     models = RandomModels(SPECS[size], device, getattr(torch, dtype), name=size)
     torch.save(film(models, _plan(size, 1)), file)
     yield {"kernels": backend().name}
 
 
 def synchronisations(device: torch.device, size: str) -> Rows:
-    """How often the host waits for the GPU in a chunk whose graphs are recorded, and where; what waits for an event, as
-    the copies of frames do, is not counted by PyTorch."""
+    """Count where the host waits for the GPU in a chunk whose graphs are recorded. PyTorch does not count waits for an
+    event, as the copies of frames do."""
     models = RandomModels(SPECS[size], device, torch.bfloat16, name=size)
 
     def chunk() -> None:
@@ -163,12 +163,12 @@ def synchronisations(device: torch.device, size: str) -> Rows:
 
 
 def weight_rates(device: torch.device, folder: str) -> Rows:
-    """How fast a checkpoint's weights come."""
+    """Measure how fast a checkpoint's weights come."""
     yield bandwidths(Checkpoint.open(Path(folder)), device, torch.bfloat16)
 
 
 def waits(work: Callable[[], None]) -> dict[str, int]:
-    """What PyTorch warns of while it watches for synchronisations: how often, by file and line."""
+    """Count PyTorch's warnings of synchronisations by file and line."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         work()
@@ -177,26 +177,24 @@ def waits(work: Callable[[], None]) -> dict[str, int]:
 
 
 def _plan(size: str, chunks: int) -> Plan:
-    spec, preset = SPECS[size], PRESETS["distilled"]
-    job = Job(None, size, spec.native_size, chunks * FRAMES_PER_CHUNK, (1, 1, 1), "bfloat16", "", 0, "")
-    return job_plan(job, ModelDefaults(spec.native_size, preset.steps, preset.guidance))
+    return plan_of(synthetic_defaults(size), frames=chunks * FRAMES_PER_CHUNK, steps=(1, 1, 1), seed=0)
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Median of a few calls, after one."""
+    """Return the median of a few calls, after one that is not counted."""
     if device.type == "cuda":
         return gpu_seconds(call)
-    wait = torch.mps.synchronize if device.type == "mps" else lambda: None
     times = []
     for _ in range(4):
         start = time.perf_counter()
         call()
-        wait()
+        if device.type == "mps":
+            torch.mps.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
 
-PARTS = {
+PARTS: dict[str, Callable[..., Rows]] = {
     "ceiling": ceiling,
     "kernels": kernels,
     "tuning": tuning,
@@ -209,4 +207,4 @@ PARTS = {
 }
 
 if __name__ == "__main__":
-    serve(measure)
+    serve(rows_of)

@@ -1,6 +1,6 @@
-"""How far a cheaper arithmetic's film is from another's: PSNR of latents and frames by chunk, from the same noise.
+"""How far a film in a cheaper arithmetic is from another: PSNR of latents and frames by chunk, from the same noise.
 
-Each film goes on from its own history, so a later chunk's distance holds what the earlier ones have led to.
+Each film continues from its own history, so a later chunk's distance includes the consequences of earlier ones.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from helios_cli.units import PIXELS_PER_CELL
 T = TypeVar("T")
 
 EQUAL_DB = 100.0
-"""Stands for the infinite PSNR of equal tensors, which JSON has no number for."""
+"""In place of the infinite PSNR of equal tensors, for which JSON has no number."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Of one chunk. PSNR in dB: latents peak to peak of the film that is compared with, frames of 255."""
+    """PSNR of one chunk in dB: the peak is the other film's peak to peak for latents, 255 for frames."""
 
     chunk: int
     latents_db: float
@@ -38,7 +38,7 @@ class Distance:
 
 @torch.inference_mode()
 def film(models: Models, plan: Plan) -> list[tuple[Tensor, Tensor]]:
-    """Latents [1, C, 9, H, W] and frames [33, 8H, 8W, 3] of each chunk of a film from one prompt, on the host."""
+    """Render a film of one prompt; return latents [1, C, 9, H, W] and frames [33, 8H, 8W, 3] by chunk, on the host."""
     ((prompt, _),) = plan.chunks[0].prompts
     models.encode([prompt])
     text = models.dit.embed_text(models.mixed(((prompt, 1.0),)))
@@ -47,19 +47,19 @@ def film(models: Models, plan: Plan) -> list[tuple[Tensor, Tensor]]:
     width, height = (pixels // PIXELS_PER_CELL for pixels in plan.size)
     history = History.empty(models.dit_config.in_channels, height, width, models.device)
     generator = torch.Generator("cpu").manual_seed(plan.chunks[0].seed)
-    found = []
+    chunks = []
     for chunk in plan.chunks:
         amplify = chunk.fresh and settings.amplify_first_chunk
         steps = denoiser.chunk(chunk.index, history, text, None, generator, amplify=amplify)
         latents = _returned(steps)
         history.remember(latents)
         frames = [frames_to_uint8(group)[0].cpu() for group in models.vae.decode(latents)]
-        found.append((latents.cpu(), torch.cat(frames)))
-    return found
+        chunks.append((latents.cpu(), torch.cat(frames)))
+    return chunks
 
 
 def distances(ours: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> Iterator[Distance]:
-    """Of `ours` from the `other` film of the same plan."""
+    """Yield the distance of each chunk of `ours` from the `other` film of the same plan."""
     for chunk, (a, b) in enumerate(zip(ours, other, strict=True)):
         latents_peak = (b[0].max() - b[0].min()).item()
         yield Distance(chunk, psnr_db(a[0], b[0], latents_peak), psnr_db(a[1], b[1], 255))

@@ -11,10 +11,10 @@ import torch
 
 import helios_kernels
 from helios_cli import __version__, machine
-from helios_cli.bench.job import STEADY_CHUNKS, Job, Result, job_plan, serve_job
 from helios_cli.bench.offload import subject_of
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
+from helios_cli.bench.task import STEADY_CHUNKS, Result, Task, defaults_of, serve_task
 from helios_cli.cost.memory import Budget, mode_of
 from helios_cli.cost.placing import allocator_share
 from helios_cli.device import device_of, pick_device, torch_dtype
@@ -25,7 +25,6 @@ from helios_cli.engine.events import ChunkDone, FilmDone
 from helios_cli.engine.models import Models
 from helios_cli.errors import MachineError
 from helios_cli.film.screen import Screen
-from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import dtype_with
@@ -36,38 +35,39 @@ if TYPE_CHECKING:
     from helios_cli.recipe.plan import Plan
 
 
-def measure(job: Job) -> Result:
+def time_film(task: Task) -> Result:
     """Render a warm-up of one chunk, then the film, each with models of its own, as a render loads them.
 
-    The film's "text" holds the load of the text encoder (of a resident size, the making of its weights), which is freed
-    before the transformer comes. `load_seconds` is the warm-up's load of the other two: the first in the process, as on
-    the other side.
+    The film's "text" includes loading the text encoder (of a synthetic size, making its weights), which is freed before
+    the transformer comes. `load_seconds` is the warm-up's load of the other two: the first in the process, as on the
+    other side.
 
     On a GPU the film is made twice, after a chunk in which graphs are recorded: with an exact clock, which keeps phases
-    apart, and as a render makes it, in which they overlap; the prompt, which is known by then, counts once.
+    apart, and as a render makes it, in which they overlap; the prompt, which is encoded by then, counts once.
     """
-    if job.threads:
-        torch.set_num_threads(job.threads)
-    device = pick_device(job.device)
-    if device.type == "cuda" and job.vram is not None:
-        share = allocator_share(Wish(vram=job.vram), torch.cuda.mem_get_info(device)[1])
+    if task.threads:
+        torch.set_num_threads(task.threads)
+    device = pick_device(task.device)
+    is_gpu = device.type == "cuda"
+    if is_gpu and task.vram is not None:
+        share = allocator_share(Wish(vram=task.vram), torch.cuda.mem_get_info(device)[1])
         torch.cuda.set_per_process_memory_fraction(share, device)
     for _ in trial.settle(device):
         pass
-    models = _models(job, device)
-    warm_up, _ = _film(models, job, warm_up=True, exact=True)
+    models = _models(task, device)
+    warm_up, _ = _film(models, task, warm_up=True, exact=True)
     models.unload()
-    models = _models(job, device)
-    recorded, _ = _film(models, job, warm_up=True, exact=True) if device.type == "cuda" else (None, None)
-    done, steady = _film(models, job, exact=True)
-    timed, steady = _film(models, job) if device.type == "cuda" else (done, steady)
+    models = _models(task, device)
+    recorded, _ = _film(models, task, warm_up=True, exact=True) if is_gpu else (None, None)
+    done, steady = _film(models, task, exact=True)
+    timed, steady = _film(models, task) if is_gpu else (done, steady)
     text = (recorded or done).phases["text"]
     stages = sorted(phase for phase in done.phases if phase.startswith("stage "))
     dtypes = {"transformer": models.dtype, "vae": models.vae_dtype, "text_encoder": models.dtype}
     return Result(
         side="helios",
         version=__version__,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        device=torch.cuda.get_device_name(device) if is_gpu else device.type,
         dtypes={name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()},
         load_seconds=warm_up.phases["load"],
         seconds=timed.seconds - timed.phases["load"] - timed.phases["text"] + text,
@@ -80,7 +80,7 @@ def measure(job: Job) -> Result:
         threads=torch.get_num_threads(),
         peak_host_bytes=machine.peak_host_bytes(),
         peak_device_bytes=done.peak_device_bytes,
-        peak_reserved_bytes=torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
+        peak_reserved_bytes=torch.cuda.max_memory_reserved(device) if is_gpu else None,
         steady_frames_per_second=steady,
         notes=tuple(_notes(models)),
     )
@@ -93,62 +93,58 @@ def _notes(models: Models) -> Iterator[str]:
         yield models.graphs.problem or f"{models.graphs.replayed} model calls replayed as graphs"
 
 
-def _models(job: Job, device: torch.device) -> Models:
-    """The job's models, nothing of them loaded yet."""
-    asked = dtype_with(job.quant, "auto" if job.dtype == "default" else job.dtype)
-    dtype = torch_dtype(asked, device)
-    how = {"quant": job.quant, "attention": job.attention}
-    if job.synthetic:
-        models = RandomModels(SPECS[job.synthetic], device, dtype, name=job.synthetic, seed=job.seed, **how)
+def _models(task: Task, device: torch.device) -> Models:
+    """Return the task's models, with nothing of them loaded yet."""
+    dtype = torch_dtype(dtype_with(task.quant, "auto" if task.dtype == "default" else task.dtype), device)
+    options = {"quant": task.quant, "attention": task.attention}
+    if task.synthetic:
+        models = RandomModels(SPECS[task.synthetic], device, dtype, name=task.synthetic, seed=task.seed, **options)
     else:
-        placement = Placement(*job.placement)
-        models = Models(Checkpoint.open(Path(job.folder)), device, dtype, placement=placement, **how)
+        checkpoint, placement = Checkpoint.open(Path(task.folder or "")), Placement(*task.placement)
+        models = Models(checkpoint, device, dtype, placement=placement, **options)
     if models.placement.mode == "none":
-        _require_memory(models, job)
+        _require_memory(models, task)
     return models
 
 
-def _require_memory(models: Models, job: Job) -> None:
-    """MachineError, before any weight is read, if the film takes more memory than is free, as `helios plan` counts."""
+def _require_memory(models: Models, task: Task) -> None:
+    """Raise MachineError, before any weight is read, if the film takes more memory than is free, by `helios plan`."""
     device, checkpoint = models.device, models.checkpoint
-    subject = subject_of(models.name, checkpoint, job_plan(job, _defaults(models)), device, models.dtype, job.quant)
+    plan = task.plan(defaults_of(checkpoint))
+    subject = subject_of(models.name, checkpoint, plan, device, models.dtype, task.quant)
     needed = max(phase.total for phase in mode_of(subject, Budget(None, None), models.placement).phases)
     free = device_of(device).free_bytes
     if needed > free:
-        kind = "fp8" if job.quant == "fp8" else subject.dtype
+        kind = "fp8" if task.quant == "fp8" else subject.dtype
         raise MachineError(
             f"the film takes {format_bytes(needed)}, the model in {kind}; {format_bytes(free)} are free on {device}",
             hint="`helios doctor` shows what fits here",
         )
 
 
-def _defaults(models: Models) -> ModelDefaults:
-    preset = models.checkpoint.preset
-    return ModelDefaults(models.checkpoint.native_size, preset.steps, preset.guidance)
-
-
-def _film(models: Models, job: Job, *, warm_up: bool = False, exact: bool = False) -> tuple[FilmDone, float | None]:
-    """The film's last event, and `Result.steady_frames_per_second`."""
-    plan = job_plan(job, _defaults(models), warm_up=warm_up)
+def _film(models: Models, task: Task, *, warm_up: bool = False, exact: bool = False) -> tuple[FilmDone, float | None]:
+    """Return the film's last event, and `Result.steady_frames_per_second`."""
+    plan = task.plan(defaults_of(models.checkpoint), warm_up=warm_up)
     done = []  # when each chunk's frames were ready
-    for event in render_chunks(plan, models, _writer(job, plan), clock=Clock(models.device, exact=exact)):
+    for event in render_chunks(plan, models, _writer(task, plan), clock=Clock(models.device, exact=exact)):
         if isinstance(event, ChunkDone):
             done.append(time.perf_counter())
+    assert isinstance(event, FilmDone)
     return event, steady_rate(done)
 
 
-def _writer(job: Job, plan: Plan) -> FilmWriter | Screen:
-    if not job.film:
+def _writer(task: Task, plan: Plan) -> FilmWriter | Screen:
+    if not task.film:
         return Screen(lambda frames: None)
-    from helios_cli.film.writer import open_writer  # brings in ffmpeg, which may be missing here
+    from helios_cli.film.writer import open_writer  # imports ffmpeg's package, which may be missing here
 
-    return open_writer(job.film, size=plan.size, fps=plan.fps)
+    return open_writer(task.film, size=plan.size, fps=plan.fps)
 
 
 def steady_rate(done: list[float]) -> float | None:
-    """`Result.steady_frames_per_second` of a film whose chunks of whole length were done at these times."""
+    """Return `Result.steady_frames_per_second` of a film whose chunks of full length were done at these times."""
     return FRAMES_PER_CHUNK * (len(done) - 2) / (done[-2] - done[0]) if len(done) >= STEADY_CHUNKS else None
 
 
 if __name__ == "__main__":
-    serve_job(measure)
+    serve_task(time_film)

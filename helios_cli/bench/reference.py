@@ -1,8 +1,8 @@
 """The diffusers side of a benchmark: its own pipeline, called as its documentation does.
 
-The only module of helios that imports diffusers and transformers, both when it measures; they come with the `dev`
-extra. Phases are timed around the calls of the pipeline's parts. The frames go through the same encoder as ours, but
-after the last of them is there: so it hands them out.
+The only module of helios that imports diffusers and transformers, when it measures; they come with the `dev` extra.
+Phases are timed around the calls of the pipeline's parts. The frames go through the same encoder as ours, but only when
+the last of them is ready: the pipeline returns them all at once.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from helios_cli import machine
-from helios_cli.bench.job import PROMPT, Job, Result, serve_job
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import describe, random_state
+from helios_cli.bench.task import PROMPT, Result, Task, serve_task
 from helios_cli.device import pick_device
 from helios_cli.engine.clock import Clock
 from helios_cli.film.writer import open_writer
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-def measure(job: Job) -> Result:
+def time_film(task: Task) -> Result:
     """Render a warm-up of one chunk, then the film."""
-    if job.threads:
-        torch.set_num_threads(job.threads)
+    if task.threads:
+        torch.set_num_threads(task.threads)
     torch.linalg.cholesky = exact_block_noise_factor(torch.linalg.cholesky)
     _import_all()
-    device = pick_device(job.device)
+    device = pick_device(task.device)
     loading = Clock(device, exact=True)
     with loading("load"):
-        pipeline, checkpoint = _load(job, device)
+        pipeline, checkpoint = _load(task, device)
     clock = Clock(device, exact=True)
-    _time_parts(pipeline, job, clock)
-    _film(pipeline, checkpoint, job, FRAMES_PER_CHUNK, clock)
+    _time_parts(pipeline, task, clock)
+    _film(pipeline, checkpoint, task, FRAMES_PER_CHUNK, clock)
     clock.seconds.clear()
     began = time.perf_counter()
-    num_frames = _film(pipeline, checkpoint, job, job.num_frames, clock)
+    num_frames = _film(pipeline, checkpoint, task, task.num_frames, clock)
     seconds = time.perf_counter() - began
     parts = {"transformer": pipeline.transformer, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
     order = ["text", *sorted(phase for phase in clock.seconds if phase.startswith("stage ")), "decode", "write"]
@@ -68,7 +68,7 @@ def measure(job: Job) -> Result:
 
 
 def _import_all() -> None:
-    """Import what loading would, some seconds' worth: the other side's imports are not measured either."""
+    """Import everything that loading needs, which takes seconds: our side's imports are not measured either."""
     from diffusers import AutoencoderKLWan, HeliosPipeline, HeliosPyramidPipeline, HeliosTransformer3DModel
     from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
@@ -77,10 +77,10 @@ def _import_all() -> None:
 
 
 def exact_block_noise_factor(cholesky: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """What the pipeline's `torch.linalg.cholesky` of its block noise is meant to give, on every processor.
+    """Return the intended result of the pipeline's `torch.linalg.cholesky` of its block noise, on every processor.
 
-    At gamma = 1/3 that matrix is singular but for 1e-8, which its float32 drops. The last pivot is then a rounding
-    error, and where that is negative (seen on AMD's processors) the pipeline fails. In float64 it is what it should be.
+    At gamma = 1/3 that matrix is singular except for 1e-8, which its float32 drops. The last pivot is then a rounding
+    error, and where that is negative (seen on AMD's processors) the pipeline fails. In float64 it is right.
     """
 
     def factor(covariance: Tensor) -> Tensor:
@@ -93,31 +93,31 @@ def exact_block_noise_factor(cholesky: Callable[[Tensor], Tensor]) -> Callable[[
     return factor
 
 
-def _load(job: Job, device: torch.device) -> tuple[DiffusionPipeline, Checkpoint]:
+def _load(task: Task, device: torch.device) -> tuple[DiffusionPipeline, Checkpoint]:
     import diffusers
 
-    dtype = None if job.dtype == "default" else getattr(torch, job.dtype)
-    if job.synthetic:
-        pipeline, checkpoint = _random_pipeline(job, device, dtype or torch.float32)
+    dtype = None if task.dtype == "default" else getattr(torch, task.dtype)
+    if task.synthetic:
+        pipeline, checkpoint = _random_pipeline(task, device, dtype or torch.float32)
     else:
-        checkpoint = Checkpoint.open(Path(job.folder))
+        checkpoint = Checkpoint.open(Path(task.folder))
         chosen = {} if dtype is None else {"dtype": dtype}
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(job.folder, **chosen).to(device)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(task.folder, **chosen).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, checkpoint
 
 
-def _random_pipeline(job: Job, device: torch.device, dtype: torch.dtype) -> tuple[DiffusionPipeline, Checkpoint]:
-    """The pipeline of a synthetic size, its weights made on the device: the same that our side makes there."""
+def _random_pipeline(task: Task, device: torch.device, dtype: torch.dtype) -> tuple[DiffusionPipeline, Checkpoint]:
+    """Return the pipeline of a synthetic size, with the same weights made on the device as on our side."""
     import diffusers
     import transformers
     from accelerate import init_empty_weights
 
-    spec = SPECS[job.synthetic]
+    spec = SPECS[task.synthetic]
     with machine.temporary_folder() as folder:
         checkpoint = describe(Path(folder), spec, dtype)
         tokenizer = transformers.AutoTokenizer.from_pretrained(Path(folder, "tokenizer"))
-    with init_empty_weights():  # buffers are made: some are no weights
+    with init_empty_weights():  # buffers are made: some are not weights
         parts = {
             "transformer": diffusers.HeliosTransformer3DModel.from_config(spec.transformer),
             "vae": diffusers.AutoencoderKLWan.from_config(spec.vae),
@@ -128,13 +128,13 @@ def _random_pipeline(job: Job, device: torch.device, dtype: torch.dtype) -> tupl
         state = random_state(
             name,
             part,
-            seed=job.seed,
+            seed=task.seed,
             device=device,
             dtype_of=lambda parameter, islands=islands: (
                 dtype if islands.isdisjoint(parameter.split(".")) else torch.float32
             ),
         )
-        part.load_state_dict(state, assign=True, strict=name != "text_encoder")  # which has its embedding twice
+        part.load_state_dict(state, assign=True, strict=name != "text_encoder")  # it has its embedding twice
     parts["text_encoder"].tie_weights()
     pipeline = diffusers.HeliosPyramidPipeline(
         scheduler=diffusers.HeliosDMDScheduler.from_config(checkpoint.scheduler),
@@ -145,8 +145,8 @@ def _random_pipeline(job: Job, device: torch.device, dtype: torch.dtype) -> tupl
     return pipeline, checkpoint
 
 
-def _time_parts(pipeline: DiffusionPipeline, job: Job, clock: Clock) -> None:
-    """Let the clock run while one of the pipeline's parts does."""
+def _time_parts(pipeline: DiffusionPipeline, task: Task, clock: Clock) -> None:
+    """Let the clock run while a part of the pipeline runs."""
 
     def timed(function: Callable, phase_of: Callable[[dict], str]) -> Callable:
         def call(*args, **kwargs):
@@ -156,34 +156,34 @@ def _time_parts(pipeline: DiffusionPipeline, job: Job, clock: Clock) -> None:
         return call
 
     def stage(kwargs: dict) -> str:
-        times_smaller = job.size[0] // PIXELS_PER_CELL // kwargs["hidden_states"].shape[-1]
-        return f"stage {len(job.steps) - times_smaller.bit_length()}"
+        times_smaller = task.size[0] // PIXELS_PER_CELL // kwargs["hidden_states"].shape[-1]
+        return f"stage {len(task.steps) - times_smaller.bit_length()}"
 
     pipeline.encode_prompt = timed(pipeline.encode_prompt, lambda _: "text")
     pipeline.transformer.forward = timed(pipeline.transformer.forward, stage)
     pipeline.vae.decode = timed(pipeline.vae.decode, lambda _: "decode")
 
 
-def _film(pipeline: DiffusionPipeline, checkpoint: Checkpoint, job: Job, num_frames: int, clock: Clock) -> int:
-    """Render and write a film; returns its frames, up to three less than asked for: 4k + 1 of them."""
+def _film(pipeline: DiffusionPipeline, checkpoint: Checkpoint, task: Task, num_frames: int, clock: Clock) -> int:
+    """Render and write a film; return its number of frames, 4k + 1: up to three fewer than `num_frames`."""
     preset = checkpoint.preset
     if checkpoint.kind == "base":
-        steps = {"num_inference_steps": job.steps[0]}
+        steps = {"num_inference_steps": task.steps[0]}
     else:
         steps = {
-            "pyramid_num_inference_steps_list": list(job.steps),
+            "pyramid_num_inference_steps_list": list(task.steps),
             "is_amplify_first_chunk": preset.amplify_first_chunk,
         }
     frames = pipeline(
         prompt=PROMPT,
-        width=job.size[0],
-        height=job.size[1],
+        width=task.size[0],
+        height=task.size[1],
         num_frames=num_frames,
         guidance_scale=preset.guidance,
-        generator=torch.Generator().manual_seed(job.seed),
+        generator=torch.Generator().manual_seed(task.seed),
         **steps,
     ).frames[0][:num_frames]
-    with clock("write"), open_writer(job.film, size=job.size, fps=DEFAULT_FPS) as writer:
+    with clock("write"), open_writer(task.film, size=task.size, fps=DEFAULT_FPS) as writer:
         for first in range(0, len(frames), FRAMES_PER_CHUNK):
             pictures = (frames[first : first + FRAMES_PER_CHUNK] * 255).round()
             writer.write(np.ascontiguousarray(pictures, dtype=np.uint8))
@@ -191,4 +191,4 @@ def _film(pipeline: DiffusionPipeline, checkpoint: Checkpoint, job: Job, num_fra
 
 
 if __name__ == "__main__":
-    serve_job(measure)
+    serve_task(time_film)

@@ -1,33 +1,45 @@
-"""What benchmarks say: where and when they ran, and how two sides compare. No torch."""
+"""What benchmarks report: where and when they ran, how two sides compare, `bench all` as Markdown. No torch."""
 
 from __future__ import annotations
 
 import platform
 import re
 import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from helios_cli import __version__, machine
-from helios_cli.bench.job import PROMPT, Job, Result
+from helios_cli.bench.task import PROMPT, Result, Task
 from helios_cli.film import ffmpeg
 from helios_cli.units import FRAMES_PER_CHUNK, chunks_for
 from helios_cli.versions import version_of
 
 SAME_FILM_DB = 25
-"""PSNR of two encodes of the same film, at least: those of random weights are near 38, those of two seeds near 13."""
+"""Least PSNR of two encodes of the same film: those of random weights are near 38, those of two seeds near 13."""
 
 Row = tuple[str, *tuple[float | str, ...]]
 """A label and numbers; "" where there is none."""
 
+PER_SECOND = {
+    "copy": (1e9, "GB/s copied"),
+    "product": (1e12, "TFLOP/s"),
+    "sustained_product": (1e12, "TFLOP/s for two seconds"),
+    "clock": (1, "MHz during those"),
+    "watts": (1, "W"),
+    "fp8_product": (1e12, "TFLOP/s in fp8"),
+}
+"""The unit and the label of each number of the ceiling."""
 
-def environment() -> dict:
-    """The machine, the versions and the date of a measurement."""
-    cpu = machine.cpu()
+
+def environment() -> dict[str, Any]:
+    """Return the machine, the versions and the date of a measurement."""
+    memory = machine.host_memory().total_bytes
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {**asdict(cpu), "memory_bytes": machine.host_memory().total_bytes, "system": platform.platform()},
+        "machine": {**asdict(machine.cpu()), "memory_bytes": memory, "system": platform.platform()},
         "versions": {
             "helios": __version__,
             "commit": commit(),
@@ -38,7 +50,7 @@ def environment() -> dict:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "+" if files differ from it; None for an installed package."""
+    """Return the checkout's commit, with "+" if files differ from it; None for an installed package."""
     if not (Path(__file__).parents[2] / ".git").exists():
         return None
     git = ["git", "-C", str(Path(__file__).parent)]
@@ -50,29 +62,29 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
 
 
-def film(name: str, job: Job) -> dict:
-    """What was rendered."""
+def film(name: str, task: Task) -> dict[str, Any]:
+    """Return a description of the film."""
     return {
         "model": name,
-        "size": list(job.size),
-        "frames": job.num_frames,
-        "chunks": chunks_for(job.num_frames),
-        "steps": list(job.steps),
-        "dtype": job.dtype,
-        "seed": job.seed,
+        "size": list(task.size),
+        "frames": task.num_frames,
+        "chunks": chunks_for(task.num_frames),
+        "steps": list(task.steps),
+        "dtype": task.dtype,
+        "seed": task.seed,
         "prompt": PROMPT,
         "encoding": "H.264 crf 17 medium, by ffmpeg in a process and threads of its own",
         "warm_up": f"a film of {FRAMES_PER_CHUNK} frames in the same process",
     }
 
 
-def side(result: Result) -> dict:
+def side(result: Result) -> dict[str, Any]:
     derived = ("dit_seconds", "other_seconds", "frames_per_second")
     return {**asdict(result), **{name: getattr(result, name) for name in derived}}
 
 
 def ratios(ours: Result, theirs: Result) -> dict[str, float]:
-    """Our seconds over theirs."""
+    """Return our seconds over theirs."""
     return {
         "total": ours.seconds / theirs.seconds,
         "dit": ours.dit_seconds / theirs.dit_seconds,
@@ -82,9 +94,9 @@ def ratios(ours: Result, theirs: Result) -> dict[str, float]:
 
 
 def rows(results: list[Result], floors: dict[str, float]) -> list[Row]:
-    """A table's rows: what it is and in which unit, a number a side, with two sides the first over the second, the
-    floor and its share of the first side's number; `floors` are seconds by phase."""
-    numbers = {
+    """Return a table's rows: a label with its unit, a number a side, with two sides the first over the second, then the
+    floor and its share of the first side's number. `floors` are seconds by phase."""
+    numbers: dict[str, list[float]] = {
         **{f"{phase}, s": [result.phases[phase] for result in results] for phase in results[0].phases},
         "all stages, s": [result.dit_seconds for result in results],
         "other, s": [result.other_seconds for result in results],
@@ -94,14 +106,17 @@ def rows(results: list[Result], floors: dict[str, float]) -> list[Row]:
         "frames a second": [result.frames_per_second for result in results],
         "peak memory, MB": [result.peak_host_bytes / 1e6 for result in results],
     }
-    if all(result.peak_device_bytes is not None for result in results):
-        numbers["peak GPU memory, MB"] = [result.peak_device_bytes / 1e6 for result in results]
-    if all(result.steady_frames_per_second is not None for result in results):
-        numbers["steady frames a second"] = [result.steady_frames_per_second for result in results]
+    optional = {
+        "peak GPU memory, MB": [result.peak_device_bytes and result.peak_device_bytes / 1e6 for result in results],
+        "steady frames a second": [result.steady_frames_per_second for result in results],
+    }
+    for label, measured in optional.items():
+        if None not in measured:
+            numbers[label] = [value for value in measured if value is not None]
     stages = sum(seconds for phase, seconds in floors.items() if phase.startswith("stage "))
     least = {**{f"{phase}, s": seconds for phase, seconds in floors.items()}, "all stages, s": stages}
     least["film, s"] = sum(floors.values())
-    table = []
+    table: list[Row] = []
     for label, values in numbers.items():
         ratio = [_rounded(values[0] / values[1])] if len(values) == 2 else []
         floor = [_rounded(least[label]), _rounded(least[label] / values[0])] if label in least else ["", ""]
@@ -110,13 +125,73 @@ def rows(results: list[Result], floors: dict[str, float]) -> list[Row]:
 
 
 def agreement_db(first: str, second: str) -> float:
-    """PSNR between two encoded films over the frames that both have, at most 100."""
+    """Return the PSNR between two encoded films over the frames that both have, at most 100."""
     compare = ["-lavfi", "psnr=shortest=1", "-f", "null", "-"]
     command = [ffmpeg.program().path, "-hide_banner", "-i", first, "-i", second, *compare]
-    said = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
-    return min(100.0, float(re.search(r"PSNR .*average:(\S+)", said)[1]))
+    log = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
+    average = re.search(r"PSNR .*average:(\S+)", log)
+    assert average, log
+    return min(100.0, float(average[1]))
 
 
 def _rounded(value: float) -> float:
-    """Three digits, or all those in front of the point."""
+    """Round to three digits, or to all those before the point."""
     return round(value) if abs(value) >= 100 else float(f"{value:.3g}")
+
+
+def markdown(data: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of a result of `helios bench all`; parts without one are listed with the reason."""
+    parts, versions = data["parts"], data["versions"]
+    results = {name: part["result"] for name, part in parts.items() if part.get("result")}
+    ceiling = results.get("ceiling") or {}
+    rates = [f"{ceiling[key] / unit:.4g} {label}" for key, (unit, label) in PER_SECOND.items() if ceiling.get(key)]
+    yield ", ".join(
+        [data["device"], data["date"][:10], f"commit {versions['commit']}", f"torch {versions['torch']}", *rates]
+    )
+    renders = {name: one for name, one in results.items() if name.startswith("render ")}
+    phases = list(dict.fromkeys(phase for one in renders.values() for phase in one.get("floors", {})))
+    yield from _table(
+        ["", "frames a second", "steady", *(f"{phase}, s (of floor)" for phase in phases)],
+        [
+            [name, _figure(one["frames_per_second"]), _figure(one["steady_frames_per_second"]), *_phases(one, phases)]
+            for name, one in renders.items()
+        ],
+    )
+    yield from _table(
+        ["op", "case", "ms", "of the ceiling", "over eager or PyTorch's fastest", "short of"],
+        [
+            [f"`{row['op']}`", row["case"], *([row["fault"]] * 4 if row.get("fault") else _kernel(row))]
+            for row in results.get("kernels", [])
+        ],
+    )
+    shapes = results.get("attention", [])
+    names = list(dict.fromkeys(name for row in shapes for name in row["ms"]))
+    yield from _table(
+        ["attention, ms", *names, "taken"],
+        [[row["shape"], *(_figure(row["ms"].get(name)) for name in names), row["name"]] for row in shapes],
+    )
+    yield ""
+    for name, part in parts.items():
+        verdict = results[name].get("verdict") if isinstance(results.get(name), dict) else None
+        if text := part.get("failed") or part.get("left_out") or verdict:
+            yield f"- {name}: {text}"
+
+
+def _phases(one: dict[str, Any], phases: Sequence[str]) -> list[str]:
+    shares = one.get("share_of_floor", {})
+    return [f"{one['phases'][phase]:.3g} ({shares[phase]:.0%})" if phase in shares else "-" for phase in phases]
+
+
+def _kernel(row: dict[str, Any]) -> list[str]:
+    share = f"{row['share']:.0%} of {row['bound']}"
+    return [_figure(row["milliseconds"]), share, f"{_figure(row['over_eager'])}x", row["short_of"] or ""]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    if rows:
+        yield from ("", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|")
+        yield from (f"| {' | '.join(row)} |" for row in rows)

@@ -1,4 +1,4 @@
-"""Films that are looked at and not kept: the engine renders them as ever, and hands their frames on."""
+"""Films that are looked at and not kept: the engine renders them as usual, and hands their frames on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from helios_cli.bench.task import defaults_of
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.models import Models
 from helios_cli.film.screen import Screen
@@ -15,14 +16,14 @@ from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe
-from helios_cli.recipe.settings import ModelDefaults, resolve
+from helios_cli.recipe.settings import resolve
 from helios_cli.recipe.sources import read_films
 from helios_cli.units import DEFAULT_FPS
 
 
 @dataclass(frozen=True)
 class Showing:
-    """How films are made: steps a stage and guidance (None: the model's own), and the first film's seed."""
+    """How films are rendered: steps a stage and guidance (None: the model's own), and the first film's seed."""
 
     steps: tuple[int, ...] | None = None
     guidance: float | None = None
@@ -30,7 +31,7 @@ class Showing:
 
 
 def show(models: Models, prompt: str, frames: int, take: Callable[[np.ndarray], None], how: Showing) -> None:
-    """Render a film of a prompt; `take` is given its frames as they come, uint8 [some, height, width, 3].
+    """Render a film of a prompt; `take` receives its frames as they come, uint8 [some, height, width, 3].
 
     Raises what `helios render` raises.
     """
@@ -38,14 +39,14 @@ def show(models: Models, prompt: str, frames: int, take: Callable[[np.ndarray], 
 
 
 def two_shots(models: Models, prompts: tuple[str, str], transition: str, frames: int, how: Showing) -> np.ndarray:
-    """A film of two shots of `frames` each, uint8 [2 * frames, height, width, 3]; `transition` as in a recipe."""
+    """Render two shots of `frames` each: uint8 [2 * frames, height, width, 3]; `transition` is as in a recipe."""
     first, second = ({"prompt": prompt, "seconds": frames / DEFAULT_FPS} for prompt in prompts)
     recipe = Recipe.model_validate({"shot": [first, {**second, "transition": transition}]})
     return _film(models, _plan(models, Film("shots", "two shots", recipe, Path.cwd()), None, how))
 
 
 def films(models: Models, prompts: Sequence[str], frames: int, how: Showing) -> Iterator[np.ndarray]:
-    """The film of each prompt, uint8 [frames, height, width, 3], each with a seed of its own."""
+    """Render a film of each prompt, uint8 [frames, height, width, 3], each with a seed of its own."""
     plans = [
         plan_of(models, prompt, frames, Showing(how.steps, how.guidance, how.seed + number))
         for number, prompt in enumerate(prompts)
@@ -56,15 +57,13 @@ def films(models: Models, prompts: Sequence[str], frames: int, how: Showing) -> 
 
 
 def plan_of(models: Models, prompt: str, frames: int, how: Showing) -> Plan:
-    """The plan of a film as `helios render` makes it. InputError if the model cannot do what is asked."""
+    """Plan a film as `helios render` does. InputError if the model cannot do what is asked."""
     return _plan(models, read_films([prompt])[0], frames, how)
 
 
 def _plan(models: Models, film: Film, frames: int | None, how: Showing) -> Plan:
-    checkpoint = models.checkpoint
-    defaults = ModelDefaults(checkpoint.native_size, checkpoint.preset.steps, checkpoint.preset.guidance)
-    flags = RenderOptions(frames=frames, steps=how.steps, guidance=how.guidance, seed=how.seed)
-    return plan_film(film, resolve(film.recipe, flags, defaults))
+    options = RenderOptions(frames=frames, steps=how.steps, guidance=how.guidance, seed=how.seed)
+    return plan_film(film, resolve(film.recipe, options, defaults_of(models.checkpoint)))
 
 
 def _film(models: Models, plan: Plan) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A film of `tiny` in each dtype against golden pictures of it, which diffusers made in float32.
 
-The golden is a sheet: a row a chunk, in it some of the chunk's frames. `golden/tiny.json` says of what and by what.
+The golden is a sheet: a row a chunk, with some of the chunk's frames. `golden/tiny.json` records its prompt and how it
+was made.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +30,12 @@ PROVENANCE = PICTURES.with_suffix(".json")
 
 CHUNKS = 4
 MOMENTS = (0, 7, 14, 21, 28)
-"""Frames of a chunk that the golden has. diffusers leaves out a film's last three."""
+"""Frames of a chunk in the golden. diffusers leaves out a film's last three."""
 
 LEAST_DB = {"bfloat16": 35.0, "float16": 45.0, "float32": 60.0}
-"""PSNR of every chunk where arithmetic is right. Measured, the least of four chunks: 45 in bfloat16, 58 in float16, and
-in float32 no pixel further off than rounding, on instructions from AVX2 to AMX. A wrong product gives 12 to 25."""
+"""Least PSNR of every chunk where arithmetic is right. Measured, the least of four chunks: 45 in bfloat16, 58 in
+float16, and in float32 no pixel further off than rounding, on instructions from AVX2 to AMX. A wrong product has 12 to
+25."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Tested:
-    """One dtype: what its products are, and PSNR of each chunk of the film against the golden, in dB."""
+    """One dtype: its products, and the PSNR of each chunk of the film against the golden, in dB."""
 
     dtype: str
     products: list[Tried]
@@ -57,13 +60,13 @@ class Tested:
 
     @property
     def is_right(self) -> bool:
-        """Whether the film is right, and so would have been without this test: no product is wrong unseen."""
+        """Whether the film is right and no product that runs is wrong: it would be right without this test, too."""
         products = all(one.is_right or not one.runs for one in self.products)
         return products and all(psnr >= self.least for psnr in self.chunks)
 
 
 def test(device: torch.device) -> Iterator[Tested]:
-    """Every dtype in turn: tries the products anew, and renders the film. Raises what `helios render` raises."""
+    """Try the products of every dtype anew, and render the film. Raises what `helios render` raises."""
     golden, checkpoint = read_golden(), Checkpoint.open(EMBEDDED_FOLDER)
     for dtype in LEAST_DB:
         models = Models(checkpoint, device, getattr(torch, dtype), name=EMBEDDED)
@@ -73,20 +76,20 @@ def test(device: torch.device) -> Iterator[Tested]:
         yield Tested(dtype, products, psnr(chosen(film), golden.frames))
 
 
-def told() -> dict:
-    """What the golden is of, and what made it."""
+def provenance() -> dict[str, Any]:
+    """Return the golden's prompt and seed, and how it was made."""
     return json.loads(PROVENANCE.read_text(encoding="utf-8"))
 
 
 def read_golden() -> Golden:
-    about = told()
+    about = provenance()
     rows = np.split(np.asarray(Image.open(PICTURES).convert("RGB")), CHUNKS)
     frames = np.stack([np.stack(np.split(row, len(MOMENTS), axis=1)) for row in rows])
     return Golden(about["prompt"], about["seed"], frames)
 
 
 def chosen(film: np.ndarray) -> np.ndarray:
-    """The frames of a film that a golden has."""
+    """Return the frames of a film that the golden has."""
     return np.stack([film[chunk * FRAMES_PER_CHUNK + np.array(MOMENTS)] for chunk in range(CHUNKS)])
 
 
@@ -95,6 +98,6 @@ def sheet(frames: np.ndarray) -> np.ndarray:
 
 
 def psnr(frames: np.ndarray, golden: np.ndarray) -> list[float]:
-    """In dB, chunk by chunk; 100 for pictures that are equal or nearly so."""
+    """Return the PSNR of each chunk in dB; 100 for pictures that are equal or nearly so."""
     pairs = zip(frames, golden, strict=True)
     return [psnr_db(torch.from_numpy(ours), torch.from_numpy(other), 255) for ours, other in pairs]

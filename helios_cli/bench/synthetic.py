@@ -1,11 +1,11 @@
 """Random models in the published layout: as a folder that any reader of it loads, or made on a device, never stored.
 
-Every tensor is drawn from a generator of its own, seeded by its name, so that it does not depend on the others. Values
-are uniform, since those are the same on every processor; a GPU has a stream of its own.
+Every tensor is drawn from a generator of its own, seeded by its name, so that it does not depend on other tensors.
+Values are uniform, since those are the same on every processor; a GPU has a random stream of its own.
 
-The scales keep a film of any length in range: every matrix hands on about the deviation it is given, and the norms in
-front of the outputs bound what comes out whatever the history holds. Latents have a deviation of 1 to 2, frames one of
-about 0.4 around grey.
+The scales keep a film of any length in range: every matrix passes on about the deviation of its input, and the norms
+before the outputs bound them whatever the history holds. Latents have a deviation of 1 to 2, frames of about 0.4 around
+grey.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ UNIT_UNIFORM = math.sqrt(3)
 """Bound of the uniform distribution with deviation 1."""
 
 GAINS = {
-    # Flat attention would average the prompt and the history away; longer queries let each head choose.
+    # Flat attention would average the prompt and the history; longer queries let each head choose.
     "attn1.norm_q.weight": 2.0,
     "attn2.norm_q.weight": 4.0,
     # T5 does not divide logits by the root of the head size.
     "SelfAttention.q.weight": 0.25,
-    # Half of what SiLU is given comes out; the frames are to have a deviation of 0.4.
+    # SiLU halves its input; the frames should have a deviation of 0.4.
     "decoder.conv_out.weight": 0.67,
 }
-"""Factor on the usual scale, by the end of a tensor's name."""
+"""Factors on the usual scale, by the end of a tensor's name."""
 
 
 def write_checkpoint(
@@ -57,7 +57,7 @@ def write_checkpoint(
 ) -> Path:
     """Write a model of `spec` with random weights to `folder`, and return it. Same arguments, same bytes.
 
-    `kind` is base, mid or distilled. One component is in memory at a time, of a resident size one block, which has a
+    `kind` is base, mid or distilled. One component is in memory at a time; of a resident size, one block, which has a
     file of its own.
     """
     for name, module in _modules(spec):
@@ -66,12 +66,12 @@ def write_checkpoint(
         else:
             state = random_state(name, module, seed=seed, device=torch.device("cpu"), dtype_of=lambda _: dtype)
             write_weights(folder, name, state)
-    _write_description(folder, spec, kind, dtype)  # last: it is what makes a folder a checkpoint
+    _write_description(folder, spec, kind, dtype)  # last: it makes the folder a checkpoint
     return folder
 
 
 def _write_blocks(folder: Path, component: str, module: nn.Module, dtype: torch.dtype, seed: int) -> None:
-    """The files of a component and their index: what is outside of blocks first."""
+    """Write the files of a component and their index, beginning with the parameters outside of blocks."""
     blocks: dict[int, list[str]] = {}
     for name, _ in module.named_parameters():
         place = BLOCK[component].match(name) if component in BLOCK else None
@@ -99,11 +99,11 @@ def random_state(
     dtype_of: Callable[[str], torch.dtype],
     names: frozenset[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Random values for all parameters of `module`, or those of these `names`; it may be on the meta device and
-    anybody's implementation.
+    """Draw values for all parameters of `module`, or those of these `names`.
 
-    Drawn in float32, so that `dtype_of` a parameter's name decides only how the value is rounded; weights that `module`
-    has in fp8 are then rounded further, and get their scales.
+    The module may be on the meta device and of any implementation. Values are drawn in float32, so that `dtype_of` a
+    parameter's name decides only how they are rounded; weights that `module` has in fp8 are then rounded further, and
+    get their scales.
     """
     state = {}
     for name, parameter in module.named_parameters():
@@ -111,7 +111,7 @@ def random_state(
             continue
         generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}/{component}/{name}".encode()))
         mean, deviation = _moments(name, parameter.shape)
-        # Up to the subtraction exact, so rounding happens at the same places everywhere.
+        # Exact up to the subtraction, so that rounding happens at the same places everywhere.
         values = torch.rand(parameter.shape, generator=generator, device=device).mul_(2).sub_(1)
         state[name] = values.mul_(deviation * UNIT_UNIFORM).add_(mean).to(dtype_of(name))
         if parameter.dtype == FP8:
@@ -120,7 +120,7 @@ def random_state(
 
 
 def _moments(name: str, shape: torch.Size) -> tuple[float, float]:
-    """Mean and deviation of a parameter."""
+    """Return the mean and the deviation of a parameter."""
     gain = next((gain for end, gain in GAINS.items() if name.endswith(end)), 1.0)
     if name.endswith("bias"):
         return 0.0, 0.1
@@ -137,9 +137,10 @@ def _moments(name: str, shape: torch.Size) -> tuple[float, float]:
 
 
 class RandomModels(Models):
-    """Models of the distilled kind without a checkpoint on disk: each part is filled where it is to run.
+    """Models of the distilled kind without a checkpoint on disk: each part is filled on its device.
 
-    In `dtype`, float32 parameters kept, they hold what `write_checkpoint` with the same seed writes (on a CPU).
+    On a CPU the values are those that `write_checkpoint` writes with the same seed, in `dtype` except where they stay
+    in float32.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class RandomModels(Models):
 
 
 def describe(folder: Path, spec: Spec, dtype: torch.dtype) -> Checkpoint:
-    """A distilled checkpoint whose weights are nowhere: its JSON files and tokenizer are written to `folder`."""
+    """Write the JSON files and the tokenizer of a distilled checkpoint to `folder`, and return it without weights."""
     kind = "distilled"
     _write_description(folder, spec, kind, dtype)
     components = {
@@ -205,7 +206,7 @@ def _tensors(module: nn.Module, folder: Path, dtype: torch.dtype) -> dict[str, T
 
 
 def _write_description(folder: Path, spec: Spec, kind: str, dtype: torch.dtype) -> None:
-    """Everything but the weights."""
+    """Write everything except the weights."""
     set_kind(folder, kind, SCHEDULERS[kind])
     write_json(folder / OWN_FILE, {"native_size": list(spec.native_size), "trained": False, "knows": KNOWS})
     write_json(folder / "transformer/config.json", spec.transformer)
@@ -224,7 +225,7 @@ def _write_description(folder: Path, spec: Spec, kind: str, dtype: torch.dtype) 
 
 
 def _modules(spec: Spec) -> Iterator[tuple[str, nn.Module]]:
-    """The components on the meta device."""
+    """Yield the components on the meta device."""
     builders = {
         "transformer": lambda: HeliosDiT(DiTConfig.from_json(spec.transformer)),
         "text_encoder": lambda: UMT5Encoder(UMT5Config.from_json(spec.text_encoder)),

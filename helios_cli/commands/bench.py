@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from helios_cli.bench.job import Job, Result
+    from helios_cli.bench.task import Result, Task
     from helios_cli.recipe.plan import Plan
     from helios_cli.recipe.settings import ModelDefaults
 
@@ -29,27 +29,30 @@ app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
 SIZES = "tiny, 215m, 1.3b, 14b"
 REFERENCE = ("diffusers", "transformers", "accelerate")
 
+Synthetic = Annotated[str | None, typer.Option(help=f"Random weights of a size instead: {SIZES}.")]
+GpuOrCpu = Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, cpu.")]
+
 
 @app.command()
 def render(
     model: options.BenchModel = None,
-    synthetic: Annotated[str | None, typer.Option(help=f"Random weights of a size instead: {SIZES}.")] = None,
+    synthetic: Synthetic = None,
     against: Annotated[Literal["diffusers"] | None, typer.Option(help="Measure this too, and the ratio.")] = None,
     size: options.BenchSize = None,
     chunks: options.BenchChunks = 2,
     steps: options.BenchSteps = None,
     dtype: Annotated[
         Literal["default", "bfloat16", "float32"],
-        typer.Option(help="default: on each side what it does unless told; for diffusers, float32."),
+        typer.Option(help="Type of the arithmetic; default is each side's own, float32 for diffusers."),
     ] = "default",
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps, cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, mps, cpu.")] = "auto",
     quant: options.Quant = "none",
     attention: options.Attention = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads a side. (default: PyTorch's)")] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Compare the peak memory of a short and a long film instead.")
     ] = False,
-    minutes: Annotated[str, typer.Option(help="With --memory: the two lengths.")] = "1,10",
+    minutes: Annotated[str, typer.Option(help="Lengths of the two films of --memory.")] = "1,10",
     json: JsonFlag = False,
     out: options.BenchOut = None,
 ) -> None:
@@ -57,8 +60,7 @@ def render(
 
     The speed of helios is kept on this machine: `helios plan` takes its times from it.
     """
-    from helios_cli.bench.job import Job, plan_of
-    from helios_cli.units import FRAMES_PER_CHUNK
+    from helios_cli.bench.task import Task
 
     if against and memory:
         raise InputError("--memory measures helios alone", hint="leave out --against")
@@ -66,14 +68,9 @@ def render(
     lengths = _lengths(minutes)
     _require(against)
     subject = _subject(model, synthetic)
-    plan = plan_of(
-        subject.defaults,
-        size=options.read_size(size),
-        steps=options.read_steps(steps),
-        frames=FRAMES_PER_CHUNK * chunks,
-    )
+    plan = subject.plan(size, steps, chunks)
     with subject.at_hand() as (folder, work):
-        job = Job(
+        task = Task(
             folder=folder,
             synthetic=None if folder else subject.name,
             size=plan.size,
@@ -86,46 +83,42 @@ def render(
             quant=quant,
             attention=attention,
         )
-        report = _memory(subject.name, job, lengths) if memory else _speed(subject.name, job, against)
+        report = _memory(subject.name, task, lengths) if memory else _speed(subject.name, task, against)
     options.write_out(out, report)
 
 
 @app.command()
 def quant(
     model: options.BenchModel = None,
-    synthetic: Annotated[str | None, typer.Option(help=f"Random weights of a size instead: {SIZES}.")] = None,
+    synthetic: Synthetic = None,
     size: options.BenchSize = None,
     chunks: options.BenchChunks = 2,
     steps: options.BenchSteps = None,
     float32: Annotated[
-        bool, typer.Option("--float32", help="Compare bfloat16 with float32, too: what the rounding before it does.")
+        bool, typer.Option("--float32", help="Compare bfloat16 with float32, too: the effect of its rounding.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, cpu.")] = "auto",
+    device: GpuOrCpu = "auto",
     json: JsonFlag = False,
     out: options.BenchOut = None,
 ) -> None:
-    """Say what --quant fp8 does to a film: PSNR of latents and frames against bfloat16, chunk by chunk."""
+    """Measure the effect of --quant fp8 on a film: PSNR of latents and frames against bfloat16, chunk by chunk."""
     from helios_cli.bench import report
-    from helios_cli.bench.job import plan_of
+    from helios_cli.bench.fidelity import distances
     from helios_cli.device import pick_device
-    from helios_cli.units import FRAMES_PER_CHUNK
 
     options.require_folder(out)
     subject = _subject(model, synthetic)
-    plan = plan_of(
-        subject.defaults,
-        size=options.read_size(size),
-        steps=options.read_steps(steps),
-        frames=FRAMES_PER_CHUNK * chunks,
-        guidance=1.0,
-        seed=0,
-    )
+    plan = subject.plan(size, steps, chunks, guidance=1.0, seed=0)
     where, films = pick_device(device), {}
     for name in (*(["float32"] if float32 else []), "bfloat16", "fp8"):
         console.status(f"{name}: {plan.num_frames} frames of {plan.size[0]}x{plan.size[1]} with {subject.name}")
         films[name] = _film_of(subject, where, name, plan)
     pairs = [("fp8", "bfloat16"), *([("bfloat16", "float32"), ("fp8", "float32")] if float32 else [])]
-    rows = _distance_rows(films, pairs)
+    rows = [
+        [ours, other, distance.chunk + 1, round(distance.latents_db, 1), round(distance.frames_db, 1)]
+        for ours, other in pairs
+        for distance in distances(films[ours], films[other])
+    ]
     keys = ("film", "against", "chunk", "latents_db", "frames_db")
     data = {
         **report.environment(),
@@ -140,7 +133,7 @@ def quant(
 
 
 def _film_of(subject: _Subject, device: torch.device, name: str, plan: Plan) -> list[tuple[Tensor, Tensor]]:
-    """Latents and frames of the plan's chunks, computed in what `name` says: fp8, or a dtype."""
+    """Render the plan in the arithmetic `name`, fp8 or a dtype; return latents and frames by chunk."""
     import torch
 
     from helios_cli.bench.fidelity import film
@@ -149,7 +142,7 @@ def _film_of(subject: _Subject, device: torch.device, name: str, plan: Plan) -> 
     from helios_cli.engine.models import Models
     from helios_cli.weights.checkpoint import Checkpoint
 
-    quant = "fp8" if name == "fp8" else "none"
+    quant: Literal["fp8", "none"] = "fp8" if name == "fp8" else "none"
     dtype = torch.bfloat16 if name == "fp8" else getattr(torch, name)
     if subject.folder:
         models = Models(Checkpoint.open(subject.folder), device, dtype, quant=quant)
@@ -161,28 +154,20 @@ def _film_of(subject: _Subject, device: torch.device, name: str, plan: Plan) -> 
         models.unload()
 
 
-def _distance_rows(films: dict, pairs: list[tuple[str, str]]) -> list[list]:
-    from helios_cli.bench.fidelity import distances
-
-    return [
-        [ours, other, distance.chunk + 1, round(distance.latents_db, 1), round(distance.frames_db, 1)]
-        for ours, other in pairs
-        for distance in distances(films[ours], films[other])
-    ]
-
-
 @app.command()
 def checkpoint(
-    size: Annotated[str, typer.Argument(help=f"{SIZES}.")],
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    kind: Annotated[Literal["base", "mid", "distilled"], typer.Option(help="How it is sampled.")] = "distilled",
+    size: Annotated[str, typer.Argument(help=f"Size of the model: {SIZES}.")],
+    folder: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    kind: Annotated[
+        Literal["base", "mid", "distilled"], typer.Option(help="Kind of checkpoint, which decides how it is sampled.")
+    ] = "distilled",
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type to store.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
 ) -> None:
     """Write a checkpoint with random weights in the published layout, for tests and measurements."""
     from helios_cli.bench.specs import SPECS
 
-    _require_size(size)
+    require_size(size)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder", hint="name a new folder")
 
@@ -196,14 +181,14 @@ def checkpoint(
 
 @app.command("train")
 def train_memory(
-    size: Annotated[str, typer.Option(help=f"Random weights of a size: {SIZES}.")] = "tiny",
-    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 4,
-    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="What networks compute in.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, cpu.")] = "auto",
+    size: Annotated[str, typer.Option(help=f"Size of the model, with random weights: {SIZES}.")] = "tiny",
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a step.")] = 4,
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Type of the arithmetic.")] = "auto",
+    device: GpuOrCpu = "auto",
     json: JsonFlag = False,
 ) -> None:
     """Compare the peak memory of a step of distillation with each way of holding less, on and off."""
-    _require_size(size)
+    require_size(size)
 
     from helios_cli.bench import report
     from helios_cli.device import pick_device
@@ -212,13 +197,14 @@ def train_memory(
 
     where = pick_device(device)
     computed_in = dtype_name(dtype, where)
-    data, rows = {**report.environment(), "size": size, "batch": batch, "dtype": computed_in, "ways": []}, []
-    with stop_at_once():  # so that no measurement goes on without anybody who waits for it
+    ways, rows = [], []
+    with stop_at_once():  # so that no measurement goes on after its user has left
         for held in compare(size, batch, where, computed_in):
             console.status(f"measured with {held.way}")
-            data["ways"].append({**asdict(held), "peak_bytes": held.peak_bytes})
+            ways.append({**asdict(held), "peak_bytes": held.peak_bytes})
             sizes = (held.peak_bytes, held.critic_bytes, held.student_bytes, held.between_bytes)
             rows.append([held.way, *(round(size / 1e6) for size in sizes), round(held.seconds, 2)])
+    data = {**report.environment(), "size": size, "batch": batch, "dtype": computed_in, "ways": ways}
     console.table(["on", "peak, MB", "critic's turn", "student's turn", "between", "seconds"], rows, data=data)
 
 
@@ -230,9 +216,16 @@ class _Subject:
     folder: Path | None
     defaults: ModelDefaults
 
+    def plan(self, size: str | None, steps: str | None, chunks: int, **flags: Any) -> Plan:
+        from helios_cli.bench.task import plan_of
+        from helios_cli.units import FRAMES_PER_CHUNK
+
+        pixels, counts = options.read_size(size), options.read_steps(steps)
+        return plan_of(self.defaults, size=pixels, steps=counts, frames=FRAMES_PER_CHUNK * chunks, **flags)
+
     @contextmanager
     def at_hand(self) -> Iterator[tuple[str | None, str]]:
-        """Yields the model's folder, None for one that is made on the device, and a folder for films."""
+        """Yield the model's folder, None for one that is made on the device, and a folder for films."""
         from helios_cli.bench.specs import SPECS
 
         with machine.temporary_folder() as work:
@@ -246,30 +239,25 @@ class _Subject:
 
 
 def _subject(model: str | None, synthetic: str | None) -> _Subject:
-    from helios_cli.bench.specs import SPECS
-    from helios_cli.recipe.settings import ModelDefaults
+    from helios_cli.bench.task import defaults_of, synthetic_defaults
     from helios_cli.weights import hub
-    from helios_cli.weights.checkpoint import PRESETS, Checkpoint
+    from helios_cli.weights.checkpoint import Checkpoint
     from helios_cli.weights.names import EMBEDDED
 
     if model and synthetic:
         raise InputError("--model and --synthetic both name a model", hint="keep one of them")
     if synthetic:
-        _require_size(synthetic)
-        preset = PRESETS["distilled"]
-        defaults = ModelDefaults(SPECS[synthetic].native_size, preset.steps, preset.guidance)
-        return _Subject(synthetic, None, defaults)
+        require_size(synthetic)
+        return _Subject(synthetic, None, synthetic_defaults(synthetic))
     folder = hub.resolve(model or EMBEDDED, progress=console.progress_bytes)
-    checkpoint = Checkpoint.open(folder)
-    preset = checkpoint.preset
-    return _Subject(model or EMBEDDED, folder, ModelDefaults(checkpoint.native_size, preset.steps, preset.guidance))
+    return _Subject(model or EMBEDDED, folder, defaults_of(Checkpoint.open(folder)))
 
 
-def _require_size(size: str) -> None:
+def require_size(size: str) -> None:
     from helios_cli.bench.specs import SPECS
 
     if size not in SPECS:
-        raise InputError(f"{size!r} is no size of a synthetic model", hint=f"write one of {', '.join(SPECS)}")
+        raise InputError(f"{size!r} is not a size of a synthetic model", hint=f"write one of {', '.join(SPECS)}")
 
 
 def _require(against: str | None) -> None:
@@ -290,31 +278,36 @@ def _lengths(minutes: str) -> tuple[float, float]:
     return short, long
 
 
-def _speed(name: str, job: Job, against: str | None) -> dict:
-    """Measure and show the film, and the reference's if that is asked for."""
+def _speed(name: str, task: Task, against: str | None) -> dict[str, Any]:
+    """Measure and show the film, and the reference's if it is compared."""
     from helios_cli.bench import report
-    from helios_cli.bench.floors import against_floors
-    from helios_cli.bench.job import ceiling, run
+    from helios_cli.bench.task import against_floors, ceiling, run
+
+    console.status("measuring a copy and a large product on this device")
+    rates, results, films = ceiling(task), [], []
+    for module, side in (("ours", "helios"), *([("reference", against)] if against else [])):
+        console.status(
+            f"{side}: {task.num_frames} frames of {task.size[0]}x{task.size[1]} with {name}, after a warm-up"
+        )
+        films.append(task.film.replace("helios.mp4", f"{side}.mp4"))
+        results.append(run(module, replace(task, film=films[-1])))
+    data = {**report.environment(), "film": report.film(name, task), "sides": [report.side(one) for one in results]}
+    data |= {"ceiling": rates, **against_floors(task, results[0], rates)}
+    if against:
+        agreement = report.agreement_db(films[0], films[1])
+        data |= {"ratios": report.ratios(results[0], results[1]), "agreement_db": agreement}
+        if agreement < report.SAME_FILM_DB:
+            console.warning(f"the films are not the same (PSNR {agreement:.1f} dB): the ratio means nothing")
+    data["speed"] = _keep_speed(task, results[0], data["date"])
+    columns = ["", *(result.side for result in results), *(["ratio"] if against else []), "floor", "share"]
+    console.table(columns, report.rows(results, data["floors"]), data=data)
+    _show_notes(results, rates)
+    return data
+
+
+def _show_notes(results: list[Result], rates: dict[str, Any]) -> None:
     from helios_cli.units import counted
 
-    console.status("what a copy and a large product take on this device")
-    rates, results, films = ceiling(job), [], []
-    for module, side in (("ours", "helios"), *([("reference", against)] if against else [])):
-        console.status(f"{side}: {job.num_frames} frames of {job.size[0]}x{job.size[1]} with {name}, after a warm-up")
-        films.append(job.film.replace("helios.mp4", f"{side}.mp4"))
-        results.append(run(module, replace(job, film=films[-1])))
-    data = {**report.environment(), "film": report.film(name, job), "sides": [report.side(one) for one in results]}
-    data["ceiling"] = rates
-    data.update(against_floors(job, results[0], rates))
-    columns = ["", *(result.side for result in results)]
-    if against:
-        columns.append("ratio")
-        data["ratios"] = report.ratios(*results)
-        data["agreement_db"] = report.agreement_db(*films)
-        if data["agreement_db"] < report.SAME_FILM_DB:
-            console.warning(f"the films are not the same (PSNR {data['agreement_db']:.1f} dB): the ratio says nothing")
-    data["speed"] = _keep_speed(job, results[0], data["date"])
-    console.table([*columns, "floor", "share"], report.rows(results, data["floors"]), data=data)
     in_fp8 = f", {rates['fp8_product'] / 1e12:.4g} in fp8" if rates["fp8_product"] else ""
     console.line(
         f"floor: all products at the {rates['product'] / 1e12:.4g} TFLOP/s that a large one reaches here{in_fp8}; "
@@ -325,28 +318,27 @@ def _speed(name: str, job: Job, against: str | None) -> dict:
         console.line(f"{result.side} {result.version} on {result.device}, {counted(result.threads, 'thread')}: {kinds}")
         for note in result.notes:
             console.line(f"{result.side}: {note}")
-    return data
 
 
-def _keep_speed(job: Job, ours: Result, date: str) -> dict:
-    """Keep the operations a second of a timed film, counted as `helios plan` counts them; what the JSON says of it.
+def _keep_speed(task: Task, ours: Result, date: str) -> dict[str, Any]:
+    """Keep the operations a second of a timed film, as `helios plan` counts them; return the entry of the JSON.
 
-    Frames are encoded beside the rendering, so the time of that is not told apart.
+    Frames are encoded next to the rendering, so the time of that is not known by itself.
     """
-    from helios_cli.bench.floors import counted_model
-    from helios_cli.bench.job import job_plan
+    from helios_cli.bench.task import counted_work
     from helios_cli.cost.duration import measured_dtype
     from helios_cli.cost.speeds import Speed, record_speed, speeds_file
-    from helios_cli.cost.tokens import count_tokens
-    from helios_cli.cost.work import texts_of, work_of
+    from helios_cli.device import cpu_name, find_device
 
-    dtype = ours.dtypes["transformer"]
-    with counted_model(job) as model:
-        plan = job_plan(job, model.defaults)
-        work = work_of(plan, model, count_tokens(model, texts_of(plan)), dtype)
+    dtype, device = ours.dtypes["transformer"], ours.device
+    if device == "cpu":
+        device = cpu_name(ours.threads)
+    elif device == "mps":
+        device = find_device("mps").name
+    work, model = counted_work(task, dtype)
     speed = Speed(
-        device=_device_name(ours),
-        dtype=measured_dtype(dtype, job.quant),
+        device=device,
+        dtype=measured_dtype(dtype, task.quant),
         parameters=model.parameters["transformer"],
         dit_flops=work.denoise / ours.dit_seconds,
         vae_flops=work.decode / ours.phases["decode"],
@@ -356,35 +348,26 @@ def _keep_speed(job: Job, ours: Result, date: str) -> dict:
     try:
         record_speed(speed, file)
     except OSError as error:
-        console.warning(f"the speed could not be kept, so `helios plan` does not know it: {error}")
+        console.warning(f"the speed could not be kept, so `helios plan` cannot use it: {error}")
         return {**asdict(speed), "file": None, "problem": str(error)}
     console.notice(f"speed kept in {file}: `helios plan` has times from it for models of about this size")
     return {**asdict(speed), "file": str(file)}
 
 
-def _device_name(ours: Result) -> str:
-    """What it ran on, as `cost.device` calls it."""
-    from helios_cli.device import cpu_name, find_device
-
-    if ours.device == "cpu":
-        return cpu_name(ours.threads)
-    return find_device("mps").name if ours.device == "mps" else ours.device
-
-
-def _memory(name: str, job: Job, lengths: tuple[float, float]) -> dict:
+def _memory(name: str, task: Task, lengths: tuple[float, float]) -> dict[str, Any]:
     """Measure and show the peak memory of two lengths of film."""
     from helios_cli.bench import report
-    from helios_cli.bench.job import run
+    from helios_cli.bench.task import run
     from helios_cli.units import DEFAULT_FPS
 
     results = []
     for minutes in lengths:
-        console.status(f"helios: {minutes:g} minutes of {job.size[0]}x{job.size[1]} with {name}")
-        results.append(run("ours", replace(job, num_frames=max(1, round(minutes * 60 * DEFAULT_FPS)))))
+        console.status(f"helios: {minutes:g} minutes of {task.size[0]}x{task.size[1]} with {name}")
+        results.append(run("ours", replace(task, num_frames=max(1, round(minutes * 60 * DEFAULT_FPS)))))
     ratio = results[1].peak_host_bytes / results[0].peak_host_bytes
     data = {
         **report.environment(),
-        "film": report.film(name, job),
+        "film": report.film(name, task),
         "minutes": list(lengths),
         "sides": [report.side(one) for one in results],
         "peak_ratio": ratio,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from helios_cli.engine.models import Models
 
 LONG_PROMPT = "a red ball rolls left over green hills"
-"""Of the first long film."""
+"""The prompt of the first long film."""
 
 SHEET_ROWS = 16
 
@@ -28,23 +28,23 @@ SHOT_CHUNKS = 5
 
 def quality(
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="A model of the toy world: tiny, or a folder. (default: tiny)")
+        str | None, typer.Option("--model", "-m", help="Model of the toy world: tiny, or a folder. (default: tiny)")
     ] = None,
     prompts: Annotated[
-        int, typer.Option(min=2, help="Films, half of them of combinations never prompted in training.")
+        int, typer.Option(min=2, help="Number of short films, half of them of combinations never prompted in training.")
     ] = 64,
-    chunks: Annotated[int, typer.Option(min=1, help="Length of these films in chunks of 33 frames.")] = 2,
-    minutes: Annotated[float, typer.Option(min=0, help="Length of the long films; 0 for none.")] = 3,
-    films: Annotated[int, typer.Option(min=1, help="How many long films.")] = 2,
-    changes: Annotated[int, typer.Option(min=0, help="Films of two shots for each transition; 0 for none.")] = 12,
+    chunks: Annotated[int, typer.Option(min=1, help="Length of the short films in chunks of 33 frames.")] = 2,
+    minutes: Annotated[float, typer.Option(min=0, help="Length of the long films in minutes; 0 for none.")] = 3,
+    films: Annotated[int, typer.Option(min=1, help="Number of long films.")] = 2,
+    changes: Annotated[int, typer.Option(min=0, help="Number of two-shot films for each transition; 0: none.")] = 12,
     steps: options.BenchSteps = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="1 is none. (default: the model's)")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance; 1 is none. (default: the model's)")] = None,
     without: Annotated[
         Literal["anchor", "relative"] | None,
-        typer.Option(help="For a model trained so: films without the anchor, or with absolute positions."),
+        typer.Option(help="Render without the anchor, or with absolute positions, as the model was trained."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of prompts and films.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, mps, cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, mps, cpu.")] = "auto",
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Type of the arithmetic.")] = "auto",
     sheet: Annotated[Path | None, typer.Option(help="Write frames of the first 16 films to this PNG.")] = None,
     json: JsonFlag = False,
@@ -107,7 +107,7 @@ def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Pat
             wrong = [name for name in ATTRIBUTES if not getattr(scores[-1], name)]
             rows.append(Row(prompt.caption, {moment: film[moment] for moment in moments}, ", ".join(wrong)))
     if sheet:
-        save_sheet(sheet, f"{models.name}: held-out prompts; below them, what is not as they say", rows, size, moments)
+        save_sheet(sheet, f"{models.name}: held-out prompts, each with what the film lacks", rows, size, moments)
     groups = {
         "unseen": [one for one, prompt in zip(scores, asked, strict=True) if prompt.unseen],
         "seen": [one for one, prompt in zip(scores, asked, strict=True) if not prompt.unseen],

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from helios_cli.bench.everything import parts
-from helios_cli.bench.job import Job
+from helios_cli.bench.everything import probes
+from helios_cli.bench.task import Task
 from helios_cli.child import ask
+from support.waiting import LONGEST
 
 pytestmark = pytest.mark.process
 
@@ -53,10 +54,12 @@ def bare(tmp_path) -> dict[str, str]:
 def test_all_there_is_to_measure_begins(bare, tmp_path):
     out = tmp_path / "all.json"
     command = [sys.executable, "-P", "-m", "helios_cli.bench.everything", str(out), "0"]
-    run = subprocess.run(command, env={**os.environ, **bare}, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        command, env={**os.environ, **bare}, cwd=tmp_path, capture_output=True, text=True, timeout=LONGEST
+    )
     assert run.returncode == 0, run.stderr
     found = json.loads(out.read_text())
-    assert list(found["parts"]) == [part.name for part in parts(_device(found["device"]), "")]
+    assert list(found["parts"]) == [probe.name for probe in probes(_device(found["device"]), "")]
     assert found["versions"]["torch"] and "0 seconds were over" in run.stderr
 
 
@@ -68,8 +71,8 @@ def _device(name: str):
 
 def test_a_film_is_rendered_and_not_encoded(bare):
     """By the process that times renders; those of other parts import no more."""
-    job = Job(None, "tiny", (64, 64), 33, (1, 1, 1), "float32", "cpu", 1, film="")
-    (result,) = ask("helios_cli.bench.ours", asdict(job), environment=bare)
+    task = Task(None, "tiny", (64, 64), 33, (1, 1, 1), "float32", "cpu", 1, film="")
+    (result,) = ask("helios_cli.bench.ours", asdict(task), environment=bare)
     assert result["num_frames"] == 33 and result["phases"]["decode"] > 0
     (rates,) = ask("helios_cli.bench.chip", {"part": "ceiling", "device": "cpu"}, environment=bare)
     assert rates["product"] > 0

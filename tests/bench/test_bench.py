@@ -11,11 +11,10 @@ import torch
 
 from helios_cli import __version__, machine
 from helios_cli.bench import ours, report
-from helios_cli.bench.floors import counted_model, floors
-from helios_cli.bench.job import PROMPT, Job, Result, job_plan, plan_of, run
 from helios_cli.bench.ours import steady_rate
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
+from helios_cli.bench.task import PROMPT, Result, Task, counted_model, floors, plan_of, run
 from helios_cli.cli import main
 from helios_cli.commands import bench
 from helios_cli.cost.model import find_model
@@ -30,7 +29,7 @@ from helios_cli.recipe.sources import read_films
 
 DEFAULTS = ModelDefaults((128, 64), (2, 2, 2), 1.0)
 SMALL = ["--size", "64x64", "--steps", "1,1,1", "--threads", "1"]
-JOB = Job(
+TASK = Task(
     folder=None,
     synthetic=None,
     size=(64, 64),
@@ -82,18 +81,18 @@ def test_side_by_side(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory) -> Job:
-    folder = write_checkpoint(tmp_path_factory.mktemp("job") / "tiny", SPECS["tiny"], dtype=torch.bfloat16)
-    return replace(JOB, folder=str(folder), film=str(folder.parent / "film.mp4"))
+def task(tmp_path_factory) -> Task:
+    folder = write_checkpoint(tmp_path_factory.mktemp("task") / "tiny", SPECS["tiny"], dtype=torch.bfloat16)
+    return replace(TASK, folder=str(folder), film=str(folder.parent / "film.mp4"))
 
 
 @pytest.fixture(scope="module")
-def film(job) -> tuple[str, Result]:
-    """The job's film, measured by a process whose parent holds a gigabyte."""
+def film(task) -> tuple[str, Result]:
+    """The task's film, measured by a process whose parent holds a gigabyte."""
     ballast = bytearray(b"x") * 2**30
-    result = run("ours", job)
+    result = run("ours", task)
     del ballast
-    return job.film, result
+    return task.film, result
 
 
 @pytest.mark.process
@@ -105,19 +104,19 @@ def test_a_peak_is_not_the_parents(film):
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_a_resident_size_is_made_on_the_other_side_too(job, film, tmp_path):
+def test_a_resident_size_is_made_on_the_other_side_too(task, film, tmp_path):
     """The way of the 14b, at the tiny size: the film is that of the same weights read from a folder by ours."""
     made = str(tmp_path / "made.mp4")
-    result = run("reference", replace(job, folder=None, synthetic="tiny", film=made))
+    result = run("reference", replace(task, folder=None, synthetic="tiny", film=made))
     assert result.num_frames == 33 and set(result.dtypes.values()) == {"float32"}
     assert report.agreement_db(made, film[0]) > report.SAME_FILM_DB
 
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_another_seed_is_not_the_same_film(job, film, tmp_path):
+def test_another_seed_is_not_the_same_film(task, film, tmp_path):
     other = str(tmp_path / "other.mp4")
-    run("ours", replace(job, seed=1, film=other))
+    run("ours", replace(task, seed=1, film=other))
     assert report.agreement_db(film[0], film[0]) == 100
     assert report.agreement_db(film[0], other) < report.SAME_FILM_DB
 
@@ -184,15 +183,15 @@ def test_a_plan_takes_its_times_from_a_measurement(way, tmp_path, monkeypatch, c
 def test_the_resident_14b_is_counted_as_the_published_model(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     published = find_model("distilled")
-    with counted_model(replace(JOB, folder=None, synthetic="14b")) as model:
+    with counted_model(replace(TASK, folder=None, synthetic="14b")) as model:
         for what in ("preset", "native_size", "dit", "text", "vae", "parameters"):
             assert getattr(model, what) == getattr(published, what)
 
 
-def test_a_speed_that_cannot_be_kept_is_told(job, film, monkeypatch, tmp_path, capsys):
+def test_a_speed_that_cannot_be_kept_is_told(task, film, monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "file"))
-    said = bench._keep_speed(job, film[1], "2026-11-20T00:00:00+00:00")
+    said = bench._keep_speed(task, film[1], "2026-11-20T00:00:00+00:00")
     assert said["dit_flops"] > 0 and said["file"] is None and said["problem"]
     assert "could not be kept" in capsys.readouterr().err
 
@@ -214,7 +213,7 @@ def test_the_table_has_a_line_for_each_number(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--synthetic", "huge"], 2, "'huge' is no size"),
+        (["--synthetic", "huge"], 2, "'huge' is not a size"),
         (["--synthetic", "tiny", "-m", "tiny"], 2, "both name a model"),
         (["--memory", "--against", "diffusers"], 2, "helios alone"),
         (["--memory", "--minutes", "10,1"], 2, "a short film comes before"),
@@ -250,7 +249,7 @@ def test_a_checkpoint_goes_to_a_new_folder(tmp_path, capsys):
 @pytest.mark.slow
 def test_an_error_of_a_side_is_its_own(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere does not exist"):
-        run("ours", replace(JOB, folder=str(tmp_path / "nowhere")))
+        run("ours", replace(TASK, folder=str(tmp_path / "nowhere")))
 
 
 def test_ratios_and_rows():
@@ -272,13 +271,13 @@ def test_ratios_and_rows():
     assert alone["film, s"] == [8.0, 2.5, 0.312] and alone["steady frames a second"] == [5.0, "", ""]
 
 
-def test_floors_have_the_rate_of_fp8_for_what_is_computed_in_it(job):
-    usual = floors(job, "bfloat16", {"product": 1e12, "fp8_product": 4e12})
-    quick = floors(replace(job, quant="fp8"), "bfloat16", {"product": 1e12, "fp8_product": 4e12})
-    unknown = floors(replace(job, quant="fp8"), "bfloat16", {"product": 1e12, "fp8_product": None})
+def test_floors_have_the_rate_of_fp8_for_what_is_computed_in_it(task):
+    usual = floors(task, "bfloat16", {"product": 1e12, "fp8_product": 4e12})
+    quick = floors(replace(task, quant="fp8"), "bfloat16", {"product": 1e12, "fp8_product": 4e12})
+    unknown = floors(replace(task, quant="fp8"), "bfloat16", {"product": 1e12, "fp8_product": None})
     assert unknown == usual and quick["decode"] == usual["decode"]
-    with counted_model(job) as model:
-        work = work_of(job_plan(job, model.defaults), model, PromptTokens({PROMPT: 12}, True, {}), "bfloat16")
+    with counted_model(task) as model:
+        work = work_of(task.plan(model.defaults), model, PromptTokens({PROMPT: 12}, True, {}), "bfloat16")
     film = work.stages[2].film
     assert usual["stage 2"] - quick["stage 2"] == pytest.approx(0.75e-12 * (film.projections + film.feed_forward))
 
@@ -310,10 +309,10 @@ def test_what_the_model_cannot_do_is_not_measured():
             plan_of(DEFAULTS, frames=33, **flags)
 
 
-def test_memory_is_counted_as_the_model_is_held(job, monkeypatch):
+def test_memory_is_counted_as_the_model_is_held(task, monkeypatch):
     """14 billion parameters in 22 GB: in fp8, and not in bfloat16."""
     monkeypatch.setattr(machine, "free_bytes", lambda device: 22 * 10**9)
-    large = replace(job, folder=None, synthetic="14b", size=(64, 64), dtype="bfloat16", device="cpu")
+    large = replace(task, folder=None, synthetic="14b", size=(64, 64), dtype="bfloat16", device="cpu")
     with pytest.raises(MachineError, match="the model in bfloat16; 22"):
         ours._models(large, torch.device("cpu"))
     assert ours._models(replace(large, quant="fp8"), torch.device("cpu")).quant == "fp8"

@@ -12,7 +12,7 @@ import torch
 
 from helios_cli.bench import everything
 from helios_cli.bench.chip import PARTS, waits
-from helios_cli.bench.everything import CPU, Part, measure_all
+from helios_cli.bench.everything import CPU, Probe, measure_all
 from helios_cli.bench.fidelity import EQUAL_DB, psnr_db
 from helios_cli.bench.specs import SPECS
 from helios_cli.child import ChildError
@@ -47,22 +47,28 @@ def test_psnr(error, expected):
     assert psnr_db(torch.full((5,), error), torch.zeros(5), peak=100) == pytest.approx(expected)
 
 
+def outcomes(device: torch.device) -> dict[str, dict]:
+    """Return what came of each part."""
+    *_, (_, data) = measure_all(device)
+    return data["parts"]
+
+
 def test_a_part_that_fails_leaves_the_others(monkeypatch):
-    def broken(seconds, known):
+    def broken(seconds, earlier):
         raise ValueError("no such shape")
 
-    def lost(seconds, known):
+    def lost(seconds, earlier):
         raise ChildError("the process died", hint="none", answers=[{"row": 1}])
 
     made = [
-        Part("a", lambda seconds, known: 1),
-        Part("b", broken),
-        Part("lost", lost),
-        Part("gpu", lambda seconds, known: 2, needs_gpu=True),
-        Part("c", lambda seconds, known: known["a"]["result"] + 2),
+        Probe("a", lambda seconds, earlier: 1),
+        Probe("b", broken),
+        Probe("lost", lost),
+        Probe("gpu", lambda seconds, earlier: 2, needs_gpu=True),
+        Probe("c", lambda seconds, earlier: earlier["a"]["result"] + 2),
     ]
-    monkeypatch.setattr(everything, "parts", lambda *_: made)
-    said = dict(measure_all(DEVICE, "folder"))
+    monkeypatch.setattr(everything, "probes", lambda *_: made)
+    said = outcomes(DEVICE)
     assert (said["a"]["result"], said["c"]["result"]) == (1, 3)
     assert said["b"]["failed"] == "ValueError: no such shape" and "broken" in said["b"]["where"]
     assert said["lost"]["failed"] == "ChildError: the process died" and said["lost"]["result"] == [{"row": 1}]
@@ -70,40 +76,43 @@ def test_a_part_that_fails_leaves_the_others(monkeypatch):
 
 
 def test_a_part_that_failed_half_way_is_not_called_done(monkeypatch, capsys):
-    def lost(seconds, known):
+    def lost(seconds, earlier):
         raise ChildError("the process died", hint="none", answers=[{"row": 1}])
 
-    monkeypatch.setattr(everything, "parts", lambda *_: [Part("lost", lost), Part("whole", lambda seconds, known: 1)])
+    monkeypatch.setattr(
+        everything, "probes", lambda *_: [Probe("lost", lost), Probe("whole", lambda seconds, earlier: 1)]
+    )
     assert main(["bench", "all", "--device", "cpu"]) == 0
     said = capsys.readouterr().err
     assert "lost: ChildError: the process died" in said and "whole: done" in said
 
 
 def test_what_a_chip_has_no_fp8_for_is_left_out(monkeypatch):
-    made = [Part("a", lambda seconds, known: 1), Part("b", lambda seconds, known: 2, needs_fp8=True)]
-    monkeypatch.setattr(everything, "parts", lambda device, folder: made)
+    made = [Probe("a", lambda seconds, earlier: 1), Probe("b", lambda seconds, earlier: 2, needs_fp8=True)]
+    monkeypatch.setattr(everything, "probes", lambda device, folder: made)
+    monkeypatch.setattr(everything, "heading", lambda device: {})
     for capability, told in (((8, 6), {"left_out": "this GPU has no fp8"}), ((8, 9), {"result": 2})):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, of=capability: of)
-        found = dict(measure_all(torch.device("cuda"), ""))
+        found = outcomes(torch.device("cuda"))
         assert found["a"]["result"] == 1 and told.items() <= found["b"].items()
-    assert dict(measure_all(DEVICE, ""))["b"]["result"] == 2
+    assert outcomes(DEVICE)["b"]["result"] == 2
 
 
 def test_a_film_that_kernels_take_down_is_made_without_them(monkeypatch):
     asked = []
 
-    def run(side, job, *, timeout):
-        asked.append(job.kernels)
-        if job.kernels == "triton":
+    def run(side, task, *, timeout):
+        asked.append(task.kernels)
+        if task.kernels == "triton":
             raise ChildError("an illegal memory access", hint="none", answers=[])
         return "a film"
 
     monkeypatch.setattr(everything, "run", run)
     monkeypatch.setattr(everything, "side", lambda result: {"side": result})
-    (part,) = (part for part in everything.parts(DEVICE, "") if part.name == "render tiny 1,1,1")
+    (part,) = (part for part in everything.probes(DEVICE, "") if part.name == "render tiny 1,1,1")
     assert part.measure(60.0, {}) == {"side": "a film"} and asked == [""]
-    monkeypatch.setattr(everything, "_kernels_wanted", lambda device: "triton")
-    (part,) = (part for part in everything.parts(DEVICE, "") if part.name == "render tiny 1,1,1")
+    monkeypatch.setattr(everything, "_wanted_kernels", lambda device: "triton")
+    (part,) = (part for part in everything.probes(DEVICE, "") if part.name == "render tiny 1,1,1")
     assert part.measure(60.0, {}) == {"side": "a film", "kernels_failed": "an illegal memory access"}
     assert asked == ["", "triton", "reference"]
     with pytest.raises(ChildError):
@@ -143,7 +152,7 @@ def test_tuning_has_the_time_that_is_left_and_keeps_what_a_lost_process_found(mo
         return []
 
     monkeypatch.setattr(everything, "_child", child)
-    (part,) = (part for part in everything.parts(DEVICE, "") if part.name == "tuning")
+    (part,) = (part for part in everything.probes(DEVICE, "") if part.name == "tuning")
     rows = part.measure(min(400.0, part.seconds), {})
     assert [row.get("kernel", row.get("op")) for row in rows] == ["found", asked[0][2][1]]
     assert asked == [("tuning", True, asked[0][2]), ("tuning", True, asked[0][2][2:])]
@@ -153,7 +162,7 @@ def test_tuning_has_the_time_that_is_left_and_keeps_what_a_lost_process_found(mo
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ceiling", "attention", "fp8 products"])
 def test_the_parts_of_a_chip_run_at_small_shapes(name, tmp_path):
-    part = next(part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == name)
+    part = next(part for part in everything.probes(DEVICE, str(tmp_path)) if part.name == name)
     result = part.measure(300.0, {})
     assert json.loads(json.dumps(result)) == result
     if name == "attention":
@@ -167,7 +176,7 @@ def test_the_parts_of_a_chip_run_at_small_shapes(name, tmp_path):
 @pytest.mark.process
 @pytest.mark.slow
 def test_a_render_has_its_floors(tmp_path):
-    (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "render tiny 1,1,1 fp8")
+    (part,) = (part for part in everything.probes(DEVICE, str(tmp_path)) if part.name == "render tiny 1,1,1 fp8")
     result = part.measure(300.0, {"ceiling": {"result": {"product": 1e11, "fp8_product": None}}})
     assert set(result["floors"]) == {"stage 0", "stage 1", "stage 2", "decode"} == set(result["share_of_floor"])
     assert all(seconds > 0 for seconds in result["floors"].values())
@@ -176,7 +185,7 @@ def test_a_render_has_its_floors(tmp_path):
 
 def test_kernels_are_judged_by_float32(tmp_path, monkeypatch):
     """Here both are PyTorch, and so equal; then one of them is lost."""
-    (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "kernels on and off")
+    (part,) = (part for part in everything.probes(DEVICE, str(tmp_path)) if part.name == "kernels on and off")
     made = {}
 
     def child(device, name, seconds, *, kernels, size, dtype, file):
@@ -212,9 +221,9 @@ def test_what_does_not_fit_is_a_row_of_the_offloads(tmp_path, monkeypatch):
         yield placed[0][0], {"mode": "none", "seconds": 1.0}
         yield placed[1][0], MachineError("took more than 3 s", hint="none")
 
-    monkeypatch.setattr(everything, "measure", films)
+    monkeypatch.setattr(everything, "measure_modes", films)
     monkeypatch.setattr(everything, "_child", lambda device, name, seconds, **given: list(PARTS[name](device, **given)))
-    (part,) = (part for part in everything.parts(DEVICE, str(tmp_path)) if part.name == "offload")
+    (part,) = (part for part in everything.probes(DEVICE, str(tmp_path)) if part.name == "offload")
     result = part.measure(part.seconds, {})
     assert result["modes"] == [{"mode": "none", "seconds": 1.0}, {"mode": "model", "failed": "took more than 3 s"}]
     assert result["nothing_streams_in"] == []
@@ -265,7 +274,7 @@ def test_results_become_tables(tmp_path, capsys):
     } <= set(said)
     file.write_text('{"parts": 3}')
     assert main(["bench", "all", "--table", str(file)]) == 2
-    assert "no result of `helios bench all`" in capsys.readouterr().err
+    assert "not a result of `helios bench all`" in capsys.readouterr().err
 
 
 def test_without_time_every_part_says_so(tmp_path, capsys):

@@ -10,10 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helios_cli.bench.bandwidth import bandwidths
-from helios_cli.bench.driver import DriverWatch
-from helios_cli.bench.offload import measure
-from helios_cli.bench.offload import told as told_of
+from helios_cli.bench.offload import DriverWatch, bandwidths, measure_modes, row_of
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
@@ -102,9 +99,9 @@ def test_a_peak_over_its_budget_is_marked(device, reserved, driver, host, over):
     )
     result = SimpleNamespace(peak_device_bytes=device, peak_reserved_bytes=reserved, peak_host_bytes=host)
     for budget, marked in ((10, over), (None, False)):
-        told = told_of(mode, budget, result, driver, 2.0, 1.0, {"cache": 4.0})
-        assert told["over_budget"] == marked
-        assert bench_offload._row(told)[-1] == ("over its budget" if marked else "")
+        row = row_of(mode, budget, result, driver, 2.0, 1.0, {"cache": 4.0})
+        assert row["over_budget"] == marked
+        assert bench_offload._cells(row)[-1] == ("over its budget" if marked else "")
 
 
 def test_synthetic_weights_are_written_once(tmp_path, monkeypatch):
@@ -121,7 +118,7 @@ def test_synthetic_weights_are_written_once(tmp_path, monkeypatch):
         (["--synthetic", "tiny"], "go together"),
         (["--folder", "x"], "go together"),
         (["--synthetic", "tiny", "--folder", "x", "-m", "tiny"], "go together"),
-        (["--synthetic", "huge", "--folder", "x"], "'huge' is no size"),
+        (["--synthetic", "huge", "--folder", "x"], "'huge' is not a size"),
     ],
     ids=str,
 )
@@ -133,7 +130,7 @@ def test_a_size_and_a_folder_go_together(flags, said, capsys):
 def test_without_time_no_film_begins():
     mode = SimpleNamespace(name="none")
     subject = SimpleNamespace(plan=SimpleNamespace(chunks=[1]))
-    ((_, said),) = measure(None, subject, [(mode, None)], {}, torch.device("cpu"), seconds=1.0)
+    ((_, said),) = measure_modes(None, subject, [(mode, None)], {}, torch.device("cpu"), seconds=1.0)
     assert said.message == "no time was left for it"
 
 

@@ -115,7 +115,7 @@ def golden_frames(output_type: str = "np", chunks: int = selftest.CHUNKS):
 
     from support import oracle
 
-    golden = selftest.told()
+    golden = selftest.provenance()
     case = Case("distilled", (128, 64), (1, 1, 1), chunks, golden["prompt"], seed=golden["seed"])
     return oracle.reference(case, oracle.load(EMBEDDED_FOLDER), output_type=output_type)
 
@@ -141,7 +141,7 @@ def film(file: str) -> None:
         return remember(self, chunk, **how)
 
     History.remember = noting
-    golden = selftest.told()
+    golden = selftest.provenance()
     models = Models(Checkpoint.open(EMBEDDED_FOLDER), torch.device("cpu"), torch.float32)
     (frames,) = films(models, [golden["prompt"]], 33 * CHUNKS, Showing(seed=golden["seed"]))
     np.save(file, latents[-1])
@@ -160,7 +160,7 @@ def write() -> None:
 
     versions = {name: metadata.version(name) for name in ("diffusers", "transformers", "torch")}
     made = {"made_by": "diffusers, float32, `python tests/golden/make.py`", "versions": versions}
-    selftest.PROVENANCE.write_text(json.dumps({**selftest.told(), **made}, indent=2) + "\n")
+    selftest.PROVENANCE.write_text(json.dumps({**selftest.provenance(), **made}, indent=2) + "\n")
     Image.fromarray(selftest.sheet(selftest.chosen(golden_frames()))).save(selftest.PICTURES, optimize=True)
     write_films(made)
     np.save(LATENTS, golden_frames("latent", CHUNKS)[:, :, -9:].numpy())

@@ -13,9 +13,9 @@ import torch
 from rounding import round_to_nearest
 
 from helios_cli.bench.fidelity import film
-from helios_cli.bench.job import plan_of
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
+from helios_cli.bench.task import plan_of
 from helios_cli.model import attention
 from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
