@@ -9,6 +9,8 @@ import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from helios_cli.errors import InputError
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -191,6 +193,15 @@ SPECS = {
     "14b": Spec(TRANSFORMER, VAE, TEXT_ENCODER, native_size=(640, 384), resident=True),
 }
 """The sizes by the number of parameters of the transformer. All except 14b have a small text encoder."""
+
+SIZES = ", ".join(SPECS)
+
+
+def spec_of(size: str) -> Spec:
+    """Return the spec of a size. InputError for another name."""
+    if size not in SPECS:
+        raise InputError(f"{size!r} is not a size of a synthetic model", hint=f"write one of {SIZES}")
+    return SPECS[size]
 
 
 def word_tokenizer() -> Tokenizer:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from helios_cli import machine, options
+from helios_cli.bench.specs import SIZES, SPECS, spec_of
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError, MachineError
 from helios_cli.stop import stop_at_once
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
 
-SIZES = "tiny, 215m, 1.3b, 14b"
 REFERENCE = ("diffusers", "transformers", "accelerate")
 
 Synthetic = Annotated[str | None, typer.Option(help=f"Random weights of a size instead: {SIZES}.")]
@@ -137,7 +137,6 @@ def _film_of(subject: _Subject, device: torch.device, name: str, plan: Plan) -> 
     import torch
 
     from helios_cli.bench.fidelity import film
-    from helios_cli.bench.specs import SPECS
     from helios_cli.bench.synthetic import RandomModels
     from helios_cli.engine.models import Models
     from helios_cli.weights.checkpoint import Checkpoint
@@ -165,9 +164,8 @@ def checkpoint(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
 ) -> None:
     """Write a checkpoint with random weights in the published layout, for tests and measurements."""
-    from helios_cli.bench.specs import SPECS
 
-    require_size(size)
+    spec = spec_of(size)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder", hint="name a new folder")
 
@@ -175,7 +173,7 @@ def checkpoint(
 
     from helios_cli.bench.synthetic import write_checkpoint
 
-    write_checkpoint(folder, SPECS[size], dtype=getattr(torch, dtype), seed=seed, kind=kind)
+    write_checkpoint(folder, spec, dtype=getattr(torch, dtype), seed=seed, kind=kind)
     console.line(str(folder))
 
 
@@ -188,7 +186,7 @@ def train_memory(
     json: JsonFlag = False,
 ) -> None:
     """Compare the peak memory of a step of distillation with each way of holding less, on and off."""
-    require_size(size)
+    spec_of(size)
 
     from helios_cli.bench import report
     from helios_cli.device import pick_device
@@ -226,7 +224,6 @@ class _Subject:
     @contextmanager
     def at_hand(self) -> Iterator[tuple[str | None, str]]:
         """Yield the model's folder, None for one that is made on the device, and a folder for films."""
-        from helios_cli.bench.specs import SPECS
 
         with machine.temporary_folder() as work:
             folder = self.folder
@@ -247,17 +244,10 @@ def _subject(model: str | None, synthetic: str | None) -> _Subject:
     if model and synthetic:
         raise InputError("--model and --synthetic both name a model", hint="keep one of them")
     if synthetic:
-        require_size(synthetic)
+        spec_of(synthetic)
         return _Subject(synthetic, None, synthetic_defaults(synthetic))
     folder = hub.resolve(model or EMBEDDED, progress=console.progress_bytes)
     return _Subject(model or EMBEDDED, folder, defaults_of(Checkpoint.open(folder)))
-
-
-def require_size(size: str) -> None:
-    from helios_cli.bench.specs import SPECS
-
-    if size not in SPECS:
-        raise InputError(f"{size!r} is not a size of a synthetic model", hint=f"write one of {', '.join(SPECS)}")
 
 
 def _require(against: str | None) -> None:

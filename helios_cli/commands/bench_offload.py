@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from helios_cli import options
-from helios_cli.commands.bench import SIZES, require_size
+from helios_cli.bench.specs import SIZES, spec_of
 from helios_cli.console import JsonFlag, console
 from helios_cli.device import pick_device, torch_dtype
 from helios_cli.errors import InputError, MachineError
@@ -98,12 +98,11 @@ def _checkpoint(model: str | None, synthetic: str | None, folder: Path | None) -
 
 def _written(model: str | None, size: str | None, folder: Path | None) -> Path:
     """Return `folder` with a synthetic model of `size`, which an earlier run wrote or which is written now."""
-    from helios_cli.bench.specs import SPECS
     from helios_cli.weights.checkpoint import MODEL_INDEX
 
     if model or size is None or folder is None:
         raise InputError("--synthetic SIZE and --folder go together, without --model", hint="give both, or neither")
-    require_size(size)
+    spec = spec_of(size)
     if (folder / MODEL_INDEX).exists():
         return folder
     import torch
@@ -111,7 +110,7 @@ def _written(model: str | None, size: str | None, folder: Path | None) -> Path:
     from helios_cli.bench.synthetic import write_checkpoint
 
     console.status(f"writing random weights of size {size} to {folder}")
-    return write_checkpoint(folder, SPECS[size], dtype=torch.bfloat16)
+    return write_checkpoint(folder, spec, dtype=torch.bfloat16)
 
 
 def _bandwidths(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, subject: Subject) -> dict[str, float]:

@@ -188,6 +188,8 @@ def test_the_resident_14b_is_counted_as_the_published_model(monkeypatch, tmp_pat
             assert getattr(model, what) == getattr(published, what)
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_speed_that_cannot_be_kept_is_told(task, film, monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "file"))
