@@ -138,7 +138,7 @@ class Result:
 
 
 _NO_RECIPE: Any = SimpleNamespace(
-    **{flag.name: None for flag in fields(RenderOptions)}, shots=[SimpleNamespace(image=None, video=None)]
+    **{flag.name: None for flag in fields(RenderOptions)}, shots=[SimpleNamespace(image=None, video=None, seconds=None)]
 )
 
 
