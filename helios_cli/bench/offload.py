@@ -26,7 +26,7 @@ from helios_cli.weights.hub import Source
 from helios_cli.weights.load import stored_of
 from helios_cli.weights.offload import pinned_memory
 from helios_cli.weights.placement import Placement
-from helios_cli.weights.reader import Stored, WeightFiles, reading_threads
+from helios_cli.weights.reader import StoredTensor, WeightFiles, reading_threads
 
 LEAST_SECONDS = 5.0
 """Seconds in which a film can at least begin."""
@@ -224,8 +224,8 @@ def bandwidths(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     return rates
 
 
-def _read(sample: list[Stored], files: WeightFiles, device: torch.device, dtype: torch.dtype) -> None:
-    def piece(work: tuple[Stored, tuple[int, int]]) -> None:
+def _read(sample: list[StoredTensor], files: WeightFiles, device: torch.device, dtype: torch.dtype) -> None:
+    def piece(work: tuple[StoredTensor, tuple[int, int]]) -> None:
         place, rows = work
         files.read(place, torch.empty((rows[1] - rows[0], place.info.shape[1]), dtype=dtype), rows, check=False)
 

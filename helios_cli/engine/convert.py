@@ -34,7 +34,7 @@ from helios_cli.weights.checkpoint import MODEL_INDEX, WEIGHT_STEMS, Checkpoint,
 from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo, read_header
 from helios_cli.weights.fit import ALIASES
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_fp8, is_scale, quantize_weight
-from helios_cli.weights.reader import FLOAT_DTYPES, Stored, WeightFiles
+from helios_cli.weights.reader import FLOAT_DTYPES, StoredTensor, WeightFiles
 
 Target = Literal["bfloat16", "float8"]
 
@@ -61,7 +61,7 @@ class _New:
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    source: Stored
+    source: StoredTensor
 
     @property
     def bytes(self) -> int:
@@ -111,7 +111,7 @@ def _shards(component: Component, target: Target) -> list[list[_New]]:
 
 
 def _new(name: str, info: TensorInfo, component: str, target: Target) -> Iterator[_New]:
-    source = Stored(info)
+    source = StoredTensor(info)
     if component == "transformer" and target == "float8" and is_fp8(name):
         yield _New(name, info.shape, torch.float8_e4m3fn, source)
         yield _New(name + SCALE_SUFFIX, info.shape[:1], torch.float32, source)
@@ -187,7 +187,7 @@ def _compare(path: Path, shard: list[_New], files: WeightFiles) -> None:
             for expected in _values(new, files):
                 end = begin + (len(expected) if expected.dim() else 1)
                 found = torch.empty_like(expected)
-                copy.read(Stored(written[new.name]), found, (begin, end), check=False)
+                copy.read(StoredTensor(written[new.name]), found, (begin, end), check=False)
                 if not torch.equal(found.view(-1).view(torch.uint8), expected.contiguous().view(-1).view(torch.uint8)):
                     raise CheckpointError(f"{path}: {new.name} was not stored as it was written", hint="check the disk")
                 begin = end

@@ -33,10 +33,10 @@ from helios_cli.units import PROMPTS_TOGETHER, grid_of
 from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import Quant, is_fp8
-from helios_cli.weights.load import load_component, stored_tensors, wanted_tensors
+from helios_cli.weights.load import load_component, stored_tensors, tensors_to_load
 from helios_cli.weights.offload import BlockStream, StoredRows
 from helios_cli.weights.placement import RESIDENT, Placement
-from helios_cli.weights.reader import Stored, WeightFiles, expect_files
+from helios_cli.weights.reader import StoredTensor, WeightFiles, expect_files
 from helios_cli.weights.tokenizer import read_tokenizer, tokens_of
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ class Models:
         self,
         blocks: nn.ModuleList,
         prefix: str,
-        stored: dict[str, Stored],
+        stored: dict[str, StoredTensor],
         dtype: torch.dtype,
         fp32_islands: frozenset[str],
         *,
@@ -380,7 +380,7 @@ class Models:
                 with torch.device("meta"):
                     module, leave = build(), frozenset()
             kept, check = _keeps_fp32(islands), name not in self._fillers
-            wanted = wanted_tensors(module, component, dtype=dtype, keep_fp32=kept, leave=leave, check=check)
+            wanted = tensors_to_load(module, component, dtype=dtype, keep_fp32=kept, leave=leave, check=check)
             self._ahead.begin(name, wanted, most)
         if component.bytes < machine.host_memory().available_bytes:
             expect_files({tensor.file for tensor in component.tensors.values()})

@@ -1,11 +1,10 @@
-"""The part that works next, read while another one works.
+"""Reads the part of the model that works next while another part works.
 
     file -> page cache -> a reader's pinned piece -> the tensor on the GPU
     file -> page cache -> the tensor, on a CPU
 
-The tensors are what `load.load_component` would read, as far as they have room; it takes them from here and reads the
-rest. On a GPU a stream of its own copies the pieces. An event keeps a piece from being written while it is copied, and
-whoever takes the tensors waits for the copies on the device alone.
+`load.load_component` takes these tensors and reads those for which there was no room. On a GPU a separate stream copies
+the pieces; an event protects a piece while it is copied, and only the device waits for the copies.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from helios_cli.weights.load import Wanted
+from helios_cli.weights.load import TensorToLoad
 from helios_cli.weights.offload import pinned_memory
 from helios_cli.weights.reader import WeightFiles, reading_threads
 
 
 class _OnHost:
-    """The device is the CPU: readers write where the tensors stay."""
+    """Tensors on the CPU: readers write to their final place."""
 
     def enter(self, readers: int, size: int) -> None: ...
 
@@ -39,7 +38,7 @@ class _OnHost:
 
 
 class _OnCuda:
-    """A pinned piece for each reader, and the stream that copies them."""
+    """Tensors on a GPU: a pinned piece for each reader, and the stream that copies them."""
 
     pinned = True
 
@@ -54,7 +53,7 @@ class _OnCuda:
             memory = pinned_memory if self.pinned else partial(torch.empty, dtype=torch.uint8)
             with torch.inference_mode(False):  # written by threads that are not in it
                 self._pieces = [(memory(size), torch.cuda.Event()) for _ in range(readers)]
-        # The tensors' memory may have been another part's, whose work is still queued.
+        # Queued work of another part may still use the memory of the new tensors.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def bring(self, reader: int, out: Tensor, read: Callable[[Tensor], None]) -> None:
@@ -70,46 +69,41 @@ class _OnCuda:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def leave(self) -> None:
-        self._stream.synchronize()  # host memory that is unpinned under a copy is nobody's
+        self._stream.synchronize()  # memory must not be unpinned during a copy
         self._pieces.clear()
 
 
 class Ahead:
-    """One part at a time, on its way to `device`.
-
-    Attributes:
-        part: what is being read or was read; None before, and once it was taken.
-    """
+    """One part at a time, on its way to `device`. `part` is its name, None before and once it was taken."""
 
     def __init__(self, files: WeightFiles, device: torch.device) -> None:
         self.part: str | None = None
         self._files, self._device = files, device
         self._on = _OnCuda(device) if device.type == "cuda" else _OnHost()
         self._tensors: dict[str, Tensor] = {}
-        self._left: deque[tuple[Wanted, Tensor, tuple[int, int]]] = deque()
+        self._left: deque[tuple[TensorToLoad, Tensor, tuple[int, int]]] = deque()
         self._threads: list[threading.Thread] = []
         self._errors: list[Exception] = []
-        # Readers hold nothing of this object, so that they end with it, or with the process.
+        # Readers hold no reference to this object, so that they end with it, or with the process.
         weakref.finalize(self, _end, self._left, self._threads, self._on)
 
-    def begin(self, part: str, wanted: Iterable[Wanted], most: int) -> None:
-        """Reads the first of the tensors that are `wanted`, up to `most` bytes on the device; another part's are
-        dropped."""
+    def begin(self, part: str, tensors: Iterable[TensorToLoad], most: int) -> None:
+        """Start to read the first of `tensors`, up to `most` bytes on the device; drops those of another part."""
         self.drop()
         self.part = part
         size = 0
-        for one in wanted:
-            most -= math.prod(one.place.info.shape) * one.dtype.itemsize
+        for tensor in tensors:
+            most -= math.prod(tensor.place.info.shape) * tensor.dtype.itemsize
             if most < 0:
                 break
-            if one.is_rounded:
+            if tensor.is_rounded:
                 continue
             with torch.inference_mode(False):
-                value = torch.empty(one.place.info.shape, dtype=one.dtype, device=self._device)
-            self._tensors[one.name] = value
-            for rows in one.place.pieces():
+                value = torch.empty(tensor.place.info.shape, dtype=tensor.dtype, device=self._device)
+            self._tensors[tensor.name] = value
+            for rows in tensor.place.pieces():
                 out = value[slice(*rows)] if value.dim() else value
-                self._left.append((one, out, rows))
+                self._left.append((tensor, out, rows))
                 size = max(size, out.nbytes)
         if not self._left:
             return
@@ -121,8 +115,10 @@ class Ahead:
             self._threads[-1].start()
 
     def take(self, part: str) -> dict[str, Tensor]:
-        """The tensors of `part` that were begun, by name, for work that is queued from here on; none if it was not
-        this part that was read. CheckpointError if a file could not be read."""
+        """Return the tensors of `part` by name, for work that is queued from now on; nothing if another part was read.
+
+        Raises CheckpointError if a file could not be read.
+        """
         if part != self.part:
             return {}
         _join(self._threads)
@@ -135,33 +131,34 @@ class Ahead:
         return tensors
 
     def drop(self) -> None:
-        """Gives up what is read, and its memory."""
+        """Drop the part and its memory."""
         if self.part is not None:
             _end(self._left, self._threads, self._on)
         self._tensors, self.part = {}, None
         self._errors.clear()
 
     def close(self) -> None:
-        """Gives up all memory. Another part may begin after it."""
+        """Free all memory. Another part may begin later."""
         self.drop()
         self._on.leave()
 
 
 def _read_all(
-    left: deque[tuple[Wanted, Tensor, tuple[int, int]]],
+    left: deque[tuple[TensorToLoad, Tensor, tuple[int, int]]],
     errors: list[Exception],
     files: WeightFiles,
     on: _OnHost | _OnCuda,
     reader: int,
 ) -> None:
-    """What one reader does: a piece after the other until none is left."""
+    """Read one piece after another until none is left (one reader)."""
     try:
         while True:
             try:
-                one, out, rows = left.popleft()
+                tensor, out, rows = left.popleft()
             except IndexError:
                 return
-            on.bring(reader, out, lambda host, one=one, rows=rows: files.read(one.place, host, rows, check=one.check))
+            read = partial(files.read, tensor.place, rows=rows, check=tensor.check)
+            on.bring(reader, out, read)
     except Exception as error:  # raised where the part is taken
         errors.append(error)
         left.clear()

@@ -1,8 +1,7 @@
-"""A component's tensors into a module that was built on the meta device.
+"""Loads the tensors of a component into a module that was built on the meta device.
 
-All names and shapes are compared before anything is allocated. Then tensors come one by one, a few megabytes at a time
-(`reader`), into their final type and device, so host memory peaks at the module (if it stays on the host) plus one
-tensor.
+All names and shapes are compared before anything is allocated. Then each tensor is read, a few megabytes at a time
+(`reader`), in its final type and device, so host memory peaks at the module (if it stays on the host) plus one tensor.
 """
 
 from __future__ import annotations
@@ -21,25 +20,24 @@ from helios_cli.weights.checkpoint import Component
 from helios_cli.weights.files import TensorInfo, some_of
 from helios_cli.weights.fit import ALIASES, FIT_HINT
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_scale, quantize_weight
-from helios_cli.weights.reader import FLOAT_DTYPES, SCALED_DTYPES, Stored, WeightFiles, reading_threads
+from helios_cli.weights.reader import FLOAT_DTYPES, SCALED_DTYPES, StoredTensor, WeightFiles, reading_threads
 
 UNUSED = {"transformer": "norm_added_q"}
-"""Tensors whose names contain this belong to an image branch that Helios does not have."""
+"""A part of names: such tensors belong to an image branch that Helios does not have."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A tensor of a module: by our name, where it is stored, and as what it is wanted. Its values are looked at with
-    `check`."""
+class TensorToLoad:
+    """A tensor to load: its name in our module, its place, and its type there. `check` refuses values not finite."""
 
     name: str
-    place: Stored
+    place: StoredTensor
     dtype: torch.dtype
     check: bool
 
     @property
     def is_rounded(self) -> bool:
-        """To fp8 and scales when it comes, as it is stored without."""
+        """Whether it is rounded to fp8 and scales here, as it is stored in a wider type."""
         return self.dtype == torch.float8_e4m3fn and self.place.scale is None
 
 
@@ -57,18 +55,17 @@ def load_component(
 ) -> nn.Module:
     """Fill `module`, built on the meta device, from `component` and return it, frozen.
 
-    Parameters for whose name `keep_fp32` is true are float32, those that `module` has as e4m3 stay that, the others are
-    `dtype`; those in `leave` stay on the meta device. Raises `CheckpointError` naming every missing, surplus and
-    mis-shaped tensor before it allocates, and the file and tensor of damage found later; values are looked at with
-    `check`. `ahead` are tensors that were read before (`weights.ahead`).
+    Parameters get `dtype`, except float32 where `keep_fp32(name)` is true and e4m3 where `module` has e4m3; those in
+    `leave` stay on the meta device. `ahead` has tensors that were read before (`weights.ahead`). Raises CheckpointError
+    with all missing, surplus and mis-shaped tensors before it allocates, and for values not finite with `check`.
     """
     state = dict(ahead or {})
     with contextlib.nullcontext(files) if files else contextlib.closing(WeightFiles()) as files:
-        for one in wanted_tensors(module, component, dtype=dtype, keep_fp32=keep_fp32, leave=leave, check=check):
-            if one.is_rounded:
-                state |= _rounded(files, one, device)
-            elif one.name not in state:
-                state[one.name] = _read(files, one, torch.device(device))
+        for tensor in tensors_to_load(module, component, dtype=dtype, keep_fp32=keep_fp32, leave=leave, check=check):
+            if tensor.is_rounded:
+                state |= _rounded(files, tensor, device)
+            elif tensor.name not in state:
+                state[tensor.name] = _read(files, tensor, torch.device(device))
     module.load_state_dict(state, assign=True, strict=False)
     values = chain(module.named_parameters(), module.named_buffers())
     left = [name for name, value in values if value.is_meta and name not in leave]
@@ -77,7 +74,7 @@ def load_component(
     return module.requires_grad_(False)
 
 
-def wanted_tensors(
+def tensors_to_load(
     module: nn.Module,
     component: Component,
     *,
@@ -85,28 +82,27 @@ def wanted_tensors(
     keep_fp32: Callable[[str], bool],
     leave: frozenset[str],
     check: bool,
-) -> Iterator[Wanted]:
-    """What `load_component` reads, in the order of the files, the scales of fp8 weights before what they scale. Of
-    those that are left only the scales."""
+) -> Iterator[TensorToLoad]:
+    """Yield what `load_component` reads, in the order of the files; of weights in `leave` only their fp8 scales."""
     stored = stored_tensors(module, component)
     fp8 = {name for name, parameter in module.named_parameters() if parameter.dtype == torch.float8_e4m3fn}
     for name, place in sorted(stored.items(), key=lambda item: (item[1].info.file, item[1].info.begin)):
         if name in fp8 and place.scale is not None:
-            yield Wanted(name + SCALE_SUFFIX, Stored(place.scale), torch.float32, check)
+            yield TensorToLoad(name + SCALE_SUFFIX, StoredTensor(place.scale), torch.float32, check)
         elif name in fp8 and name in leave:
             raise RuntimeError(f"{name} is not stored as fp8, and a weight that is streamed is not rounded each time")
         if name in leave:
             continue
         if name in fp8:
-            # PyTorch finds no largest among stored e4m3 values, and no NaN was written.
-            yield Wanted(name, place, torch.float8_e4m3fn, check and place.scale is None)
+            # StoredTensor e4m3 values are not checked: PyTorch has no aminmax for them, and `convert` wrote no NaN.
+            yield TensorToLoad(name, place, torch.float8_e4m3fn, check and place.scale is None)
         else:
-            yield Wanted(name, place, torch.float32 if keep_fp32(name) else dtype, check)
+            yield TensorToLoad(name, place, torch.float32 if keep_fp32(name) else dtype, check)
 
 
-def _read(files: WeightFiles, wanted: Wanted, device: torch.device) -> torch.Tensor:
-    """A tensor on its device; to a GPU it goes a few megabytes at a time, by several threads."""
-    place, dtype, check = wanted.place, wanted.dtype, wanted.check
+def _read(files: WeightFiles, tensor: TensorToLoad, device: torch.device) -> torch.Tensor:
+    """Read a tensor to its device; for a GPU several threads copy a few megabytes at a time."""
+    place, dtype, check = tensor.place, tensor.dtype, tensor.check
     value = torch.empty(place.info.shape, dtype=dtype, device=device)
     if device.type == "cpu" or not place.info.shape:
         host = value if device.type == "cpu" else torch.empty(place.info.shape, dtype=dtype)
@@ -124,65 +120,54 @@ def _read(files: WeightFiles, wanted: Wanted, device: torch.device) -> torch.Ten
     return value
 
 
-def _rounded(files: WeightFiles, wanted: Wanted, device: torch.device | str) -> dict[str, torch.Tensor]:
-    """e4m3 values and float32 scales of a weight that is stored without, rounded on the device."""
-    wide = torch.empty(wanted.place.info.shape)
-    files.read(wanted.place, wide, check=wanted.check)
+def _rounded(files: WeightFiles, tensor: TensorToLoad, device: torch.device | str) -> dict[str, torch.Tensor]:
+    """Read a wider weight and round it on the device to e4m3 values and float32 scales."""
+    wide = torch.empty(tensor.place.info.shape)
+    files.read(tensor.place, wide, check=tensor.check)
     values, scales = quantize_weight(wide.to(device))
-    return {wanted.name: values, wanted.name + SCALE_SUFFIX: scales}
+    return {tensor.name: values, tensor.name + SCALE_SUFFIX: scales}
 
 
-def stored_tensors(module: nn.Module, component: Component) -> dict[str, Stored]:
-    """Where each parameter of `module` is stored, by our names. CheckpointError if anything does not fit."""
-    found = stored_of(component)
-    scales = {name: place.scale for name, place in found.items() if place.scale is not None}
-    _require_match(module, component, {name: place.info for name, place in found.items()}, scales)
-    return found
-
-
-def stored_of(component: Component) -> dict[str, Stored]:
-    """Where the tensors of a component are, by our names; factors of rows beside what they scale."""
-    found = _by_our_names(component)
-    scaled = {name for name, info in found.items() if info.dtype in SCALED_DTYPES and name + SCALE_SUFFIX in found}
-    scales = {name: found.pop(name + SCALE_SUFFIX) for name in scaled}
-    return {name: Stored(info, scales.get(name)) for name, info in found.items()}
-
-
-def _by_our_names(component: Component) -> dict[str, TensorInfo]:
-    unused = UNUSED.get(component.name)
-    stored = {name: info for name, info in component.tensors.items() if not (unused and unused in name)}
-    for theirs, ours in ALIASES.get(component.name, {}).items():
-        if theirs in stored:
-            info = stored.pop(theirs)
-            stored.setdefault(ours, info)
+def stored_tensors(module: nn.Module, component: Component) -> dict[str, StoredTensor]:
+    """Return the place of each parameter of `module`, by our names. CheckpointError if a name or shape does not fit."""
+    stored = stored_of(component)
+    scales = {name: place.scale for name, place in stored.items() if place.scale is not None}
+    _require_match(module, component, {name: place.info for name, place in stored.items()}, scales)
     return stored
+
+
+def stored_of(component: Component) -> dict[str, StoredTensor]:
+    """Return the places of a component's tensors by our names, each fp8 weight with its scales."""
+    unused = UNUSED.get(component.name)
+    infos = {name: info for name, info in component.tensors.items() if not (unused and unused in name)}
+    for theirs, ours in ALIASES.get(component.name, {}).items():
+        if theirs in infos:
+            infos.setdefault(ours, infos.pop(theirs))
+    scaled = {name for name, info in infos.items() if info.dtype in SCALED_DTYPES and name + SCALE_SUFFIX in infos}
+    scales = {name: infos.pop(name + SCALE_SUFFIX) for name in scaled}
+    return {name: StoredTensor(info, scales.get(name)) for name, info in infos.items()}
 
 
 def _require_match(
     module: nn.Module, component: Component, stored: dict[str, TensorInfo], scales: dict[str, TensorInfo]
 ) -> None:
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items() if not is_scale(name)}
-    expected = wanted | {name + SCALE_SUFFIX: wanted[name][:1] for name in scales if name in wanted}
+    needed = {name: tuple(value.shape) for name, value in module.state_dict().items() if not is_scale(name)}
+    expected = needed | {name + SCALE_SUFFIX: needed[name][:1] for name in scales if name in needed}
     shapes = stored | {name + SCALE_SUFFIX: info for name, info in scales.items()}
     faults = {
-        "missing": [name for name in wanted if name not in stored],
-        "surplus": sorted(name for name in stored if name not in wanted),
+        "missing": [name for name in needed if name not in stored],
+        "surplus": sorted(name for name in stored if name not in needed),
         "mis-shaped": [
             f"{name} ({list(info.shape)}, expected {list(expected[name])})"
             for name, info in sorted(shapes.items())
             if name in expected and info.shape != expected[name]
         ],
         "of a type that is not read": [
-            f"{name} ({info.dtype})" for name, info in sorted(stored.items()) if not _is_read(name, info, scales)
+            f"{name} ({info.dtype})"
+            for name, info in sorted(stored.items())
+            if info.dtype not in FLOAT_DTYPES and not (name in scales and scales[name].dtype == "F32")
         ],
     }
-    found = [f"{len(names)} {fault}: {some_of(names)}" for fault, names in faults.items() if names]
-    if found:
-        raise CheckpointError(
-            f"the tensors of {component.folder} do not fit its config.json; {'; '.join(found)}",
-            hint=FIT_HINT,
-        )
-
-
-def _is_read(name: str, info: TensorInfo, scales: dict[str, TensorInfo]) -> bool:
-    return info.dtype in FLOAT_DTYPES or (name in scales and scales[name].dtype == "F32")
+    if found := [f"{len(names)} {fault}: {some_of(names)}" for fault, names in faults.items() if names]:
+        what = f"the tensors of {component.folder} do not fit its config.json; {'; '.join(found)}"
+        raise CheckpointError(what, hint=FIT_HINT)

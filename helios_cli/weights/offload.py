@@ -1,11 +1,11 @@
-"""Blocks of weights that come from their files while other blocks compute.
+"""Streams blocks of weights from their files while other blocks compute.
 
     file -> page cache -> host slot -> device slot -> the block's parameters, while it computes
 
-Threads read the blocks to come into a ring of host slots, converted on the way. On a CPU a block computes out of its
-host slot. On a GPU the host slots are pinned, and a stream of its own copies them to device slots; events, and no
-synchronisation, keep a slot from being written while it is read. Vectors and other small parameters stay on the device:
-only matrices move.
+Threads read and convert the next blocks into a ring of host slots. On a CPU a block computes from its host slot. On a
+GPU the host slots are pinned, and a separate stream copies them to device slots; events protect a slot that is being
+read from being written, without synchronisation. Only matrices move; vectors and other small parameters stay on the
+device.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from torch import Tensor, nn
 from helios_cli.errors import OutOfMemory
 from helios_cli.units import format_bytes
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, streamed_blocks
-from helios_cli.weights.reader import SCALED_DTYPES, Stored, WeightFiles, reading_threads
+from helios_cli.weights.reader import SCALED_DTYPES, StoredTensor, WeightFiles, reading_threads
 
 ALIGNMENT = 256
-"""Bytes; of each tensor in a slot, as PyTorch aligns its own."""
+"""The alignment of tensors in a slot, in bytes, as in PyTorch."""
 
 WHOLE = ("",)
-"""All of a block's weights."""
+"""The part of a block that is all of it."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A parameter that moves. `name` within its block; `begin` in bytes within a slot."""
+    """A parameter that moves: `name` within its block, `begin` in bytes within a slot."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,23 +48,23 @@ class Matrix:
 
 
 def moves(parameter: Tensor) -> bool:
-    """Whether a parameter of a block moves with it: matrices do, which are all but a thousandth of a block."""
+    """Return whether a parameter moves: matrices do, which are 99.9 % of a block."""
     return parameter.dim() == 2
 
 
 def layout_of(block: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> tuple[Matrix, ...]:
-    """The matrices of a block one behind the other, so that those of one product can be multiplied as one."""
-    found, place = [], 0
+    """Lay out the matrices of a block one after another, so that those of one product can be multiplied as one."""
+    matrices, place = [], 0
     for name, parameter in block.named_parameters():
         if moves(parameter):
             dtype = parameter.dtype if parameter.dtype in SCALED_DTYPES.values() else dtype_of(name)
-            found.append(Matrix(name, tuple(parameter.shape), dtype, place))
-            place = -(-found[-1].end // ALIGNMENT) * ALIGNMENT
-    return tuple(found)
+            matrices.append(Matrix(name, tuple(parameter.shape), dtype, place))
+            place = -(-matrices[-1].end // ALIGNMENT) * ALIGNMENT
+    return tuple(matrices)
 
 
 class _Slot:
-    """Memory of one block. Pinned memory is not PyTorch's own, which is rounded up to a power of two and kept."""
+    """The memory of one block. PyTorch does not allocate pinned memory, as it rounds to powers of two and keeps it."""
 
     def __init__(self, layout: tuple[Matrix, ...], device: torch.device, *, pinned: bool = False) -> None:
         with torch.inference_mode(False):  # written by threads that are not in it
@@ -72,24 +72,24 @@ class _Slot:
             self.memory = pinned_memory(size) if pinned else torch.empty(size, dtype=torch.uint8, device=device)
             self.tensors = {m.name: self.memory[m.begin : m.end].view(m.dtype).view(m.shape) for m in layout}
         self.parameters = {name: nn.Parameter(value, requires_grad=False) for name, value in self.tensors.items()}
-        self.copied: torch.cuda.Event | None = None  # of a host slot: its last copy to a GPU
+        self.copied: torch.cuda.Event | None = None  # the last copy of a host slot to a GPU
 
 
 def pinned_memory(size: int) -> Tensor:
-    """Bytes that a GPU copies from without a detour, pinned until nobody holds them."""
+    """Allocate page-locked bytes, which a GPU copies directly; they are unpinned when nobody holds them."""
     memory = np.empty(size, np.uint8)
     code = int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, size, 0))
     if code:
         raise OutOfMemory(
             f"{format_bytes(size)} of host memory could not be pinned (CUDA error {code})",
-            hint="raise `ulimit -l`, or take --offload model",
+            hint="raise `ulimit -l`, or use --offload model",
         )
     weakref.finalize(memory, torch.cuda.cudart().cudaHostUnregister, memory.ctypes.data)
     return torch.from_numpy(memory)
 
 
 class _OnHost:
-    """The device is the CPU: nothing to copy."""
+    """Blocks on the CPU, which need no copy."""
 
     pinned = False
 
@@ -106,7 +106,7 @@ class _OnHost:
 
 
 class _OnCuda:
-    """Device slots, and the stream that fills them."""
+    """Blocks on a GPU: device slots, and the stream that fills them."""
 
     pinned = True
 
@@ -120,20 +120,20 @@ class _OnCuda:
     def enter(self) -> None:
         if not self._slots:
             self._slots = [_Slot(self._layout, self._device) for _ in range(DEVICE_SLOTS)]
-            # Their memory may have been another tensor's, whose work is still queued.
+            # Queued work may still use the memory of the new slots.
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def leave(self) -> None:
-        self._stream.synchronize()  # host memory that is unpinned under a copy is nobody's
+        self._stream.synchronize()  # memory must not be unpinned during a copy
         self._slots.clear()
 
     def free(self, host: _Slot) -> None:
-        """Waits, in a reading thread, until a host slot has been copied and can be written again."""
+        """Wait (in a reading thread) until a host slot has been copied and can be written again."""
         if host.copied is not None:
             host.copied.synchronize()
 
     def bring(self, host: _Slot, begin: int, end: int) -> _Slot:
-        """Queues the copy of a host slot's bytes, and lets the computing stream wait for it."""
+        """Queue the copy of a host slot's bytes, and let the computing stream wait for it."""
         self._turn = (self._turn + 1) % DEVICE_SLOTS
         slot, host.copied = self._slots[self._turn], host.copied or torch.cuda.Event()
         with torch.cuda.stream(self._stream):
@@ -144,7 +144,7 @@ class _OnCuda:
         return slot
 
     def done(self) -> None:
-        """The block brought last has been launched: its slot is free when that has run."""
+        """Note that the last block's work was queued: its slot is free when that has run."""
         self._computed[self._turn].record(torch.cuda.current_stream(self._device))
 
 
@@ -158,22 +158,22 @@ class _Load:
 
 
 class BlockStream:
-    """The blocks of a network, of which some come and go.
+    """The blocks of a network, some of which are streamed.
 
-    `stored`: where the network's parameters are; those of the blocks begin with `prefix` (`blocks.`). `resident`
-    blocks stay, and are the caller's to load; so are parameters that do not move. With `again` the first blocks follow
-    the last ones, as the next walk will want them.
+    `stored` has the places of the network's parameters; those of the blocks begin with `prefix` (`blocks.`). The caller
+    loads `resident` blocks, which stay, and parameters that do not move. With `again` the first blocks are read after
+    the last ones, for the next walk.
 
     Attributes:
-        names: of the parameters that come from here, in the network.
-        blocks_read: how often each block was asked for from its file.
+        names: The names in the network of the parameters that are streamed.
+        blocks_read: How often each block was read from its file.
     """
 
     def __init__(
         self,
         blocks: nn.ModuleList,
         prefix: str,
-        stored: Mapping[str, Stored],
+        stored: Mapping[str, StoredTensor],
         files: WeightFiles,
         device: torch.device,
         dtype_of: Callable[[str], torch.dtype],
@@ -198,46 +198,45 @@ class BlockStream:
         }
 
     def walk(self, *part: str) -> Iterator[nn.Module]:
-        """The blocks in order. A block has its weights until the next one is asked for; with `part` only those
-        matrices whose names begin so. CheckpointError where a file cannot be read."""
+        """Yield the blocks in order. Each has its weights until the next one is requested.
+
+        With `part` only the matrices whose names begin so are read. CheckpointError if a file cannot be read.
+        """
         self._begin(part or WHOLE)
-        wanted = [matrix for matrix in self.layout if matrix.name.startswith(self._part)]
+        matrices = [matrix for matrix in self.layout if matrix.name.startswith(self._part)]
         streamed = frozenset(self.streamed)
         for index, block in enumerate(self._blocks):
-            self._read_ahead(wanted)
+            self._read_ahead(matrices)
             if index not in streamed:
                 yield block
                 continue
             load = self._loads.popleft()
             for piece in load.pieces:
                 piece.result()
-            slot = self._on.bring(load.slot, wanted[0].begin, wanted[-1].end)
-            _bind(block, {matrix.name: slot.parameters[matrix.name] for matrix in wanted})
+            slot = self._on.bring(load.slot, matrices[0].begin, matrices[-1].end)
+            _bind(block, {matrix.name: slot.parameters[matrix.name] for matrix in matrices})
             try:
                 yield block
             finally:
-                _bind(block, self._absent)  # what is used beyond its time fails, and does not read another block
+                _bind(block, self._absent)  # later use fails, rather than read another block's weights
                 self._on.done()
-            self._forget(index, wanted)
+            self._forget(index, matrices)
 
     def leave(self, *, host: bool = False) -> None:
-        """Gives the device's memory back until the next walk; with `host`, as on a CPU, the host's too, and what was
-        read ahead with it."""
-        if host or not self._on.pinned:
+        """Free the device's memory until the next walk; with `host`, and on a CPU, also host memory and read blocks."""
+        frees_host = host or not self._on.pinned
+        if frees_host:
             self._drop()
-            self._on.leave()
+        self._on.leave()  # before the slots, which it may still copy
+        if frees_host:
             self._slots.clear()
-        else:
-            self._on.leave()
 
     def close(self) -> None:
-        self._drop()
+        self.leave(host=True)
         self._readers.shutdown()
-        self._on.leave()
-        self._slots.clear()
 
     def _begin(self, part: tuple[str, ...]) -> None:
-        """Goes on with what was read ahead if that is where the walk begins."""
+        """Start a walk, with the blocks that were read ahead if they are its first ones."""
         self._on.enter()
         if not self._slots and self.streamed:
             self._slots = [_Slot(self.layout, torch.device("cpu"), pinned=self._on.pinned) for _ in range(HOST_SLOTS)]
@@ -252,41 +251,41 @@ class BlockStream:
             wait(load.pieces)
         self._loads.clear()
 
-    def _read_ahead(self, wanted: list[Matrix]) -> None:
+    def _read_ahead(self, matrices: list[Matrix]) -> None:
         while self.streamed and len(self._loads) < HOST_SLOTS:
             if self._place == len(self.streamed):
                 if not self._again or self._part != WHOLE:
                     return
                 self._place = 0
-            self._loads.append(self._load(self.streamed[self._place], wanted))
+            self._loads.append(self._load(self.streamed[self._place], matrices))
             self._place += 1
 
-    def _load(self, index: int, wanted: list[Matrix]) -> _Load:
+    def _load(self, index: int, matrices: list[Matrix]) -> _Load:
         slot = self._slots[self._count % HOST_SLOTS]
         self._count += 1
-        check = self._part == WHOLE and not self.blocks_read[index]  # once is enough: a file that changes is noticed
+        check = self._part == WHOLE and not self.blocks_read[index]  # once: a file that changes later is an error
         self.blocks_read[index] += self._part == WHOLE
         pieces = [
             self._readers.submit(self._read, self._place_of(index, matrix), slot, matrix.name, rows, check)
-            for matrix in wanted
+            for matrix in matrices
             for rows in self._place_of(index, matrix).pieces()
         ]
         return _Load(index, slot, pieces)
 
-    def _place_of(self, index: int, matrix: Matrix) -> Stored:
+    def _place_of(self, index: int, matrix: Matrix) -> StoredTensor:
         return self._stored[f"{self._prefix}{index}.{matrix.name}"]
 
-    def _read(self, stored: Stored, slot: _Slot, name: str, rows: tuple[int, int], check: bool) -> None:
+    def _read(self, stored: StoredTensor, slot: _Slot, name: str, rows: tuple[int, int], check: bool) -> None:
         self._on.free(slot)
         out = slot.tensors[name][slice(*rows)]
-        # PyTorch finds no largest among e4m3 values.
-        self._files.read(stored, out, rows, check=check and out.dtype not in SCALED_DTYPES.values())
+        has_aminmax = out.dtype not in SCALED_DTYPES.values()  # PyTorch has none for e4m3
+        self._files.read(stored, out, rows, check=check and has_aminmax)
 
-    def _forget(self, index: int, wanted: list[Matrix]) -> None:
-        """Of a cache that is smaller than the files, a walk in order finds nothing unless some of it stays."""
+    def _forget(self, index: int, matrices: list[Matrix]) -> None:
+        """Let blocks beyond `cached_bytes` leave the page cache, or walks in order would always miss a small cache."""
         if self._cached_bytes is None or self._part != WHOLE:
             return
-        places = [self._place_of(index, matrix) for matrix in wanted]
+        places = [self._place_of(index, matrix) for matrix in matrices]
         before = self.streamed.index(index) * sum(place.info.bytes for place in places)
         if before >= self._cached_bytes:
             for place in places:
@@ -300,9 +299,9 @@ def _bind(block: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 class StoredRows(nn.Module):
-    """An embedding that stays in its file: only the rows that are asked for are read."""
+    """An embedding that stays in its file: each lookup reads only its rows."""
 
-    def __init__(self, stored: Stored, files: WeightFiles, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, stored: StoredTensor, files: WeightFiles, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self._stored, self._files, self._device, self._dtype = stored, files, device, dtype
 

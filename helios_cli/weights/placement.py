@@ -1,4 +1,4 @@
-"""Where weights are while a film renders."""
+"""The placement of weights while a film renders."""
 
 from __future__ import annotations
 
@@ -9,39 +9,38 @@ Mode = Literal["none", "model", "stream"]
 MODES: tuple[Mode, ...] = ("none", "model", "stream")
 
 AHEAD = 2
-"""Blocks that are read ahead of the one that computes."""
+"""The blocks that are read ahead of the one that computes."""
 
 HOST_SLOTS = AHEAD + 1
-"""Blocks in host memory at a time; on a CPU one of them is computing."""
+"""The streamed blocks in host memory at a time; on a CPU one of them computes."""
 
 DEVICE_SLOTS = 2
-"""Blocks on a GPU at a time, beside those that stay there: one computes, one arrives."""
+"""The streamed blocks on a GPU at a time: one computes, one arrives."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How a model is placed; it changes no value that is computed.
+    """The placement of a model, which changes no computed value.
 
     Attributes:
-        mode: "none": transformer and VAE stay on the device, the text encoder is gone before they come. "model": each
-            of the three is there only while it works. "stream": blocks of transformer and text encoder come from their
-            files as they are needed.
-        resident: of "stream": blocks of the transformer that stay on the device.
-        turns: of "stream": transformer and VAE are never on the device together.
-        cached_bytes: of "stream": how much of the streamed files is left in the kernel's page cache, so that what is
-            left stays there; None leaves it to the kernel.
-        transformer_ahead_bytes, vae_ahead_bytes: of "model": how much of each may be read while another part works.
-        text_beside: of "none": whether the text encoder comes beside transformer and VAE where they are there already,
-            as they are when a command's next film begins. None, which no plan has: if there is memory free for it then.
-        decode_beside: a GPU decodes a chunk while it denoises the next one, unless transformer and VAE take turns.
-        graphs: of "none": a GPU replays recorded model calls, which takes a call's memory once more.
+        mode: "none": transformer and VAE stay on the device; the text encoder leaves before they are loaded. "model":
+            each of the three is on the device only while it works. "stream": blocks of transformer and text encoder
+            are read from their files when needed.
+        resident: ("stream") Blocks of the transformer that stay on the device.
+        turns: ("stream") Transformer and VAE are never on the device together.
+        cached_bytes: ("stream") Bytes of the streamed files kept in the page cache; None lets the kernel decide.
+        transformer_ahead_bytes, vae_ahead_bytes: ("model") Bytes of each that may be read while another part works.
+        text_beside: ("none") Whether the text encoder is loaded next to transformer and VAE for a command's next film.
+            None (no plan has it) decides at run time by the free memory.
+        decode_beside: A GPU decodes a chunk while it denoises the next one, unless transformer and VAE take turns.
+        graphs: ("none") A GPU replays recorded model calls, which takes a call's memory once more.
     """
 
     mode: Mode = "none"
     resident: int = 0
     turns: bool = False
     cached_bytes: int | None = None
-    transformer_ahead_bytes: int = field(default=0, compare=False)  # nothing has to go when it becomes another
+    transformer_ahead_bytes: int = field(default=0, compare=False)  # may change without unloading anything
     vae_ahead_bytes: int = field(default=0, compare=False)
     text_beside: bool | None = None
     decode_beside: bool = True
@@ -53,7 +52,7 @@ class Placement:
 
     @property
     def overlaps(self) -> bool:
-        """Whether a GPU decodes a chunk of an only film while it denoises the next one."""
+        """Whether a GPU decodes a chunk of a single film while it denoises the next one."""
         return self.decode_beside and not self.takes_turns
 
 
@@ -62,7 +61,7 @@ RESIDENT = Placement()
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user says of memory: `--offload`, `--vram`, `--ram`. None is what is free."""
+    """The user's choice of --offload, --vram and --ram; None stands for the free memory."""
 
     offload: str = "auto"
     vram: int | None = None
@@ -77,6 +76,6 @@ NO_WISH = Wish()
 
 
 def streamed_blocks(count: int, resident: int) -> tuple[int, ...]:
-    """Those of `count` blocks that do not stay, evenly spread: while the others compute, the next ones arrive."""
+    """Return the streamed ones of `count` blocks, evenly spread, so that they arrive while resident ones compute."""
     streamed = max(0, count - resident)
     return tuple(place * count // streamed for place in range(streamed))

@@ -1,8 +1,8 @@
-"""Tensors out of weight files into memory that is already there, a few rows at a time.
+"""Reads tensors from weight files into existing memory, a few rows at a time.
 
-Files are read with pread and not mapped: bytes that cannot be had, since the file was cut short or the disk failed,
-are an error here, and behind a mapping a SIGBUS that ends the process without a word. The page cache holds the same
-pages either way. Files stay open, so that one that is removed while a film renders can be read to the film's end.
+Files are read with pread, not mapped: a truncated file or a failed disk is an error here, but a SIGBUS behind a
+mapping, which ends the process without a message. The page cache holds the same pages either way. Files stay open, so
+a film can be finished after a file was removed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from helios_cli.weights.files import TensorInfo, damaged, read_header
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SCALED_DTYPES = {"F8_E4M3": torch.float8_e4m3fn}
-"""Read only with a scale for each row beside them; see `convert`."""
+"""The types that are read only with a scale for each row (`engine.convert`)."""
 
 GPU_READERS = 8
-"""Threads at most that feed a GPU: one copies some gigabytes a second out of the page cache, its bus takes tens. A CPU
-computes slower than one thread reads."""
+"""The most threads that read for a GPU: one copies a few gigabytes a second from the page cache, the bus takes tens.
+
+For a CPU one thread reads faster than it computes.
+"""
 
 PIECE_BYTES = 8 * 2**20
-"""Read and converted at a time: large enough for a disk, small enough to stay in a core's cache on its way."""
+"""The bytes read and converted at a time: large enough for a disk, small enough for a core's cache."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor in its file. `scale`: factors of its rows, float32, one a row; None for types that need none."""
+class StoredTensor:
+    """A tensor in its file. `scale` has a float32 factor for each row of an fp8 tensor; None for other types."""
 
     info: TensorInfo
     scale: TensorInfo | None = None
@@ -44,7 +46,7 @@ class Stored:
         return self.info.shape[0] if self.info.shape else 1
 
     def pieces(self, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
-        """Spans of rows `begin` to `end`, all by default, of at most PIECE_BYTES, but one row at least."""
+        """Yield spans of rows from `begin` to `end` (default: all) of at most PIECE_BYTES, or of one row."""
         step = max(1, PIECE_BYTES * self.rows // max(1, self.info.bytes))
         end = self.rows if end is None else end
         for first in range(begin, end, step):
@@ -52,7 +54,7 @@ class Stored:
 
 
 class WeightFiles:
-    """Open weight files. Any number of threads may read at the same time."""
+    """Open weight files, from which several threads may read at the same time."""
 
     def __init__(self) -> None:
         self._open: dict[Path, _File] = {}
@@ -60,8 +62,10 @@ class WeightFiles:
         self._own = threading.local()
         self.bytes_read = 0
 
-    def read(self, stored: Stored, out: Tensor, rows: tuple[int, int] | None = None, *, check: bool = True) -> None:
-        """Rows `begin` to `end` of a tensor, all by default, into `out`, contiguous, on the host, of any float type.
+    def read(
+        self, stored: StoredTensor, out: Tensor, rows: tuple[int, int] | None = None, *, check: bool = True
+    ) -> None:
+        """Read `rows` (begin, end) of a tensor, all by default, into contiguous host memory `out` of any float type.
 
         Raises CheckpointError if they cannot be read or, with `check`, are not finite in the type of `out`.
         """
@@ -70,8 +74,8 @@ class WeightFiles:
             piece = out[first - begin : last - begin] if out.dim() else out
             self._read_piece(stored, piece, first, last, check=check)
 
-    def forget(self, stored: Stored) -> None:
-        """Lets the kernel drop a tensor's pages from its cache, for others to stay there."""
+    def forget(self, stored: StoredTensor) -> None:
+        """Let the kernel drop a tensor's pages from its cache, so that others stay."""
         if hasattr(os, "posix_fadvise"):
             info = stored.info
             os.posix_fadvise(self._file(info).opened.fileno(), info.begin, info.bytes, os.POSIX_FADV_DONTNEED)
@@ -82,7 +86,7 @@ class WeightFiles:
                 file.opened.close()
             self._open.clear()
 
-    def _read_piece(self, stored: Stored, out: Tensor, first: int, last: int, *, check: bool) -> None:
+    def _read_piece(self, stored: StoredTensor, out: Tensor, first: int, last: int, *, check: bool) -> None:
         info = stored.info
         file = self._file(info)
         row = info.bytes // max(1, stored.rows)
@@ -109,7 +113,7 @@ class WeightFiles:
         return scale
 
     def _staging(self, size: int) -> Tensor:
-        """This thread's buffer for bytes on their way into another type."""
+        """Return this thread's buffer for bytes that are converted."""
         buffer = getattr(self._own, "staging", None)
         if buffer is None or buffer.numel() < size:
             buffer = self._own.staging = torch.empty(max(size, PIECE_BYTES), dtype=torch.uint8)
@@ -126,7 +130,7 @@ class WeightFiles:
 
 
 class _File:
-    """An open file, and what tells that it is still the same."""
+    """An open file, with its size and time of change, which must stay the same."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -136,15 +140,14 @@ class _File:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
         self._status = self._now()
-        self._seeking = threading.Lock()
 
     def read_into(self, out: Tensor, place: int, info: TensorInfo) -> None:
-        """Fills `out` with the bytes from `place` on, which belong to `info`."""
+        """Fill `out` with the bytes from `place` on, which belong to `info`."""
         memory = memoryview(out.view(-1).view(torch.uint8).numpy())
         done = 0
         try:
             while done < len(memory):
-                count = self._pread(memory[done:], place + done)
+                count = _pread(self.opened.fileno(), memory[done:], place + done)
                 if count == 0:
                     raise damaged(self.path, f"truncated while it was read, in {info.name}")
                 done += count
@@ -153,16 +156,17 @@ class _File:
         except OSError as error:
             raise damaged(self.path, f"{info.name} cannot be read: {error.strerror or error}") from error
 
-    def _pread(self, memory: memoryview, place: int) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(self.opened.fileno(), [memory], place)
-        with self._seeking:  # Windows has no pread
-            self.opened.seek(place)
-            return self.opened.readinto(memory)
-
     def _now(self) -> tuple[int, int]:
         status = os.fstat(self.opened.fileno())
         return status.st_size, status.st_mtime_ns
+
+
+def _pread(descriptor: int, memory: memoryview, place: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [memory], place)
+    data = os.pread(descriptor, len(memory), place)  # on an old macOS
+    memory[: len(data)] = data
+    return len(data)
 
 
 def reading_threads(device: torch.device) -> int:
@@ -170,15 +174,15 @@ def reading_threads(device: torch.device) -> int:
 
 
 def expect_files(paths: Iterable[Path]) -> None:
-    """Lets the kernel read files into its page cache, in a thread that nobody waits for."""
+    """Let the kernel read files into its page cache, in a thread that nobody waits for."""
 
-    def ask() -> None:
+    def advise() -> None:
         for path in paths:
             with contextlib.suppress(OSError), path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     if hasattr(os, "posix_fadvise"):
-        threading.Thread(target=ask, name="expect weights", daemon=True).start()
+        threading.Thread(target=advise, name="expect weights", daemon=True).start()
 
 
 def _require_finite(info: TensorInfo, stored: Tensor, used: Tensor) -> None:

@@ -18,7 +18,7 @@ from helios_cli.weights import ahead, reader
 from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Component
 from helios_cli.weights.files import read_tensors
-from helios_cli.weights.load import load_component, wanted_tensors
+from helios_cli.weights.load import load_component, tensors_to_load
 from helios_cli.weights.reader import WeightFiles
 from support.queues import Mark, Queue
 
@@ -68,7 +68,7 @@ NARROW, WIDE = 40 * 16 * 2, 40 * 16 * 4
 def test_tensors_come_in_order_as_far_as_there_is_room(most, names, component):
     files = WeightFiles()
     reading = Ahead(files, CPU)
-    reading.begin("part", wanted_tensors(on_meta(), component, **HOW), most)
+    reading.begin("part", tensors_to_load(on_meta(), component, **HOW), most)
     assert reading.take("another") == {}
     tensors = reading.take("part")
     assert list(tensors) == names
@@ -83,7 +83,7 @@ def test_tensors_come_in_order_as_far_as_there_is_room(most, names, component):
 
 def test_what_cannot_be_read_is_said_where_the_part_is_taken(component):
     reading = Ahead(WeightFiles(), CPU)
-    wanted = list(wanted_tensors(on_meta(), component, **HOW))
+    wanted = list(tensors_to_load(on_meta(), component, **HOW))
     os.truncate(component.folder / "model.safetensors", 1000)
     reading.begin("part", wanted, 2**40)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: truncated"):
@@ -103,7 +103,7 @@ def test_a_disk_that_fails_is_said_where_the_part_is_taken(component, monkeypatc
         return preadv(*how)
 
     monkeypatch.setattr(os, "preadv", fails)
-    reading.begin("part", wanted_tensors(on_meta(), component, **HOW), 2**40)
+    reading.begin("part", tensors_to_load(on_meta(), component, **HOW), 2**40)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: 0\.weight cannot be read: Input/output error"):
         reading.take("part")
     assert len(reads) == 3
@@ -123,7 +123,7 @@ def test_readers_end_with_whoever_began_them(component, monkeypatch):
     def begun() -> Ahead:
         at.clear(), go.clear(), count.clear()
         reading = Ahead(WeightFiles(), CPU)
-        reading.begin("part", wanted_tensors(on_meta(), component, **HOW), 2**40)
+        reading.begin("part", tensors_to_load(on_meta(), component, **HOW), 2**40)
         assert at.wait(10)
         threading.Timer(0.05, go.set).start()
         return reading
@@ -152,7 +152,7 @@ def test_the_order_of_a_gpu_s_copies(component, monkeypatch):
     monkeypatch.setattr(ahead._OnCuda, "pinned", False)
     reading = Ahead(WeightFiles(), CPU)
     reading._on = ahead._OnCuda(CPU)
-    reading.begin("part", wanted_tensors(on_meta(), component, **HOW), 2**40)
+    reading.begin("part", tensors_to_load(on_meta(), component, **HOW), 2**40)
     tensors = reading.take("part")
     expected = load_component(on_meta(), component, device=CPU, **HOW).state_dict()
     assert all(torch.equal(tensors[name], value) for name, value in expected.items())

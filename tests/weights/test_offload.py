@@ -20,7 +20,7 @@ from helios_cli.weights import offload, reader
 from helios_cli.weights.files import read_header
 from helios_cli.weights.offload import ALIGNMENT, BlockStream, StoredRows, layout_of
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement, Wish, streamed_blocks
-from helios_cli.weights.reader import Stored, WeightFiles
+from helios_cli.weights.reader import StoredTensor, WeightFiles
 from support.queues import Mark, Queue
 
 CPU = torch.device("cpu")
@@ -30,9 +30,9 @@ CPU = torch.device("cpu")
 def stored(tmp_path):
     """Writes tensors, returns where they are."""
 
-    def write(**tensors: torch.Tensor) -> dict[str, Stored]:
+    def write(**tensors: torch.Tensor) -> dict[str, StoredTensor]:
         save_file(tensors, tmp_path / "weights.safetensors")
-        return {name: Stored(info) for name, info in read_header(tmp_path / "weights.safetensors").items()}
+        return {name: StoredTensor(info) for name, info in read_header(tmp_path / "weights.safetensors").items()}
 
     return write
 
@@ -67,10 +67,10 @@ def test_values_times_their_row_s_scale(stored):
     values, scales = torch.randn(40, 16).to(torch.float8_e4m3fn), torch.rand(40)
     places = stored(a=values, s=scales)
     out = torch.empty(40, 16)
-    WeightFiles().read(Stored(places["a"].info, places["s"].info), out)
+    WeightFiles().read(StoredTensor(places["a"].info, places["s"].info), out)
     assert torch.equal(out, values.float() * scales[:, None])
     raw = torch.empty(40, 16, dtype=torch.float8_e4m3fn)
-    WeightFiles().read(Stored(places["a"].info, places["s"].info), raw, check=False)
+    WeightFiles().read(StoredTensor(places["a"].info, places["s"].info), raw, check=False)
     assert torch.equal(raw.view(torch.uint8), values.view(torch.uint8))
 
 

@@ -19,7 +19,7 @@ from helios_cli.train.state import open_start, require_own
 from helios_cli.units import format_bytes
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint, Component, files_of
 from helios_cli.weights.layout import set_own, write_json, write_weights
-from helios_cli.weights.reader import Stored, WeightFiles
+from helios_cli.weights.reader import StoredTensor, WeightFiles
 from helios_cli.weights.vocabulary import words_of
 
 
@@ -81,7 +81,7 @@ def _tensors(part: Component, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     files, state = WeightFiles(), {}
     for name, info in part.tensors.items():
         state[name] = torch.empty(info.shape, dtype=dtype)
-        files.read(Stored(info), state[name])
+        files.read(StoredTensor(info), state[name])
     files.close()
     return state
 
