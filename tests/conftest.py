@@ -56,7 +56,7 @@ def pytest_configure(config):
 ORACLES = {"diffusers", "transformers", "accelerate"}
 
 unmarked: dict[str, str] = {}
-"""What the test that runs has done that asks for a marker: marker -> what it was."""
+"""The running test's actions that need a marker: marker -> action."""
 
 
 def note_process(event: str, args: tuple) -> None:

@@ -51,10 +51,10 @@ sys.exit(code)
 """
 
 PASSES = 9
-"""Of three steps a chunk, of which the first has twice as many."""
+"""Passes over the weights: three steps a chunk, of which the first has twice as many."""
 
 OTHER_BYTES = 400_000_000
-"""Read at most beside weights: modules, the tokenizer, and what ffmpeg is handed."""
+"""Bytes that may be read in addition to weights: modules, the tokenizer, and ffmpeg's input."""
 
 
 def spec_of(layers: int):
@@ -124,7 +124,8 @@ def render(folder: Path, out: Path, flags: list[str], limit: int | None) -> dict
 
 
 def check_reads(found: dict) -> None:
-    """Each block that does not stay once a pass, but for what was read ahead and not used; and nothing besides."""
+    """Check that each block that is not resident is read once a pass, and nothing else, except for unused
+    read-ahead."""
     weights = found["weights"]
     *text, blocks = weights["blocks"]
     assert all(count == 1 for layers in text for count in layers), text

@@ -208,7 +208,7 @@ def test_a_closed_standard_output_is_no_error():
 
 
 def test_nothing_that_is_told_goes_to_standard_output_in_place_of_a_closed_stream(tmp_path):
-    """And no file is opened as one of the streams, where it would get what libraries have to say."""
+    """A file that is opened later does not become one of the streams, where it would get the output of libraries."""
     body = "os.write(1, str(os.open('.', 0)).encode()); console.warning('told'); console.line(sys.stdin.read() + 'end')"
     code = APP_THAT.format(body=body).replace("import sys", "import os, sys")
     command = f"exec {sys.executable} -c {shlex.quote(code)} <&- 2>&-"
@@ -271,7 +271,7 @@ def test_doctor_reports_and_ends_well(capsys):
     rows = [line.split()[:2] for line in out.splitlines() if line.startswith(("distilled ", "mid ", "base "))]
     assert rows == [[name, mode] for name in ("distilled", "mid", "base") for mode in ("none", "model", "stream")]
     assert "transfer at " in (told := " ".join(out.split())) and "/s from the page cache (" in told
-    assert "e+" not in out  # times of hours are told as such
+    assert "e+" not in out  # times of hours have the unit h
 
 
 def test_triton_runs_on_a_gpu_or_interpreted(monkeypatch):

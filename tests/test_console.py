@@ -27,7 +27,7 @@ def plain_text(monkeypatch):
 
 
 def in_terminal(code: str, columns: int = 80, **environment: str) -> str:
-    """What a Python process writes to a terminal of `columns` columns, escape codes included."""
+    """Return what a Python process writes to a terminal of `columns` columns, escape codes included."""
     parent, child = pty.openpty()
     env = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR")}
     env |= {"TERM": "xterm-256color", "COLUMNS": str(columns), **environment}

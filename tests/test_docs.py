@@ -90,7 +90,7 @@ def test_links_lead_somewhere():
 
 
 def test_events_are_documented_field_by_field():
-    """helios_cli/engine/events.md has a section for each event, with its fields and their types."""
+    """The document helios_cli/engine/events.md has a section for each event, with its fields and their types."""
     kinds = {"str": "str", "int": "int", "float": "float", "int | None": "int or null"}
     text = (ROOT / "helios_cli/engine/events.md").read_text()
     sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))

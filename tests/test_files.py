@@ -14,7 +14,7 @@ COUNTS = 60
 
 
 def test_a_file_is_replaced_whole(tmp_path):
-    path = tmp_path / ("n" * 250 + ".json")  # what stands beside it needs a name as well
+    path = tmp_path / ("n" * 250 + ".json")  # the temporary file next to it needs a name too
     path.write_text("old")
     with replacing(path) as new:
         new.write_text("new")
@@ -69,7 +69,8 @@ def test_a_durable_file_is_on_disk_before_it_has_its_name_and_its_name_after(tmp
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
 def test_a_folder_is_left_to_a_file_system_that_cannot_sync_it(tmp_path, monkeypatch, code):
-    """As on gocryptfs and some network file systems. A file that does not reach the disk is an error anywhere."""
+    """Some file systems, such as gocryptfs and network ones, cannot sync a folder. A file that does not reach the
+    disk is an error anywhere."""
     fsync = os.fsync
 
     def only_files(descriptor):

@@ -1,4 +1,4 @@
-"""Who may import whom, and what the light commands must not load. The table is the architecture."""
+"""The layers: which part may import which, and what light commands must not load. The table is the architecture."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ NEVER = {*TEST_ORACLES, "click"}
 
 @dataclass(frozen=True)
 class Layer:
-    """`modules`: parts of helios_cli that it may import besides itself. `banned`: packages it may not import at all.
-    `lazy`: packages it may import only inside functions."""
+    """`modules`: parts of helios_cli that it may import in addition to itself. `banned`: packages it may not
+    import at all. `lazy`: packages it may import only inside functions."""
 
     modules: set[str]
     banned: set[str] = frozenset()
@@ -189,7 +189,7 @@ def walk(node: ast.AST, *, at_import: bool):
 
 
 def faults(part: str, name: str, text: str) -> list[str]:
-    """What the module `name` of `part` imports against the table."""
+    """Return the imports by which the module `name` of `part` breaks the table."""
     tree, layer = ast.parse(text), LAYERS[part]
     package = f"helios_cli.{part}"
     own = f"commands.{name}" if part == "commands" else part
@@ -295,8 +295,8 @@ def test_no_error_is_swallowed_whole():
 
 
 def test_no_generator_hands_its_mode_to_who_takes_its_values():
-    """A mode of PyTorch that a `with` around a `yield` sets is the consumer's too until the next value is asked for. As
-    a decorator of the generator it is not; a context manager means to hand it on."""
+    """A mode of PyTorch set by a `with` around a `yield` also holds in the consumer until it requests the next
+    value. A mode set by a decorator of the generator does not, and a context manager is meant to pass it on."""
     modes = re.compile(
         r"torch\.(inference_mode|no_grad|enable_grad|set_grad_enabled|autocast|device)\b|sdpa_kernel|stream\("
     )

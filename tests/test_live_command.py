@@ -27,8 +27,8 @@ FAST = ("--hold", "1s")  # one chunk
 
 @pytest.fixture
 def live(tmp_path, monkeypatch, capfd):
-    """Runs `helios live` here, in an empty folder, with `lines` on standard input, which stays `open` until it is over.
-    Returns the exit code, the events, and what is said beside them."""
+    """Run `helios live` in-process, in an empty folder, with `lines` on standard input, which stays `open` until
+    the end. Returns the exit code, the events, and the messages."""
     monkeypatch.chdir(tmp_path)
 
     def run(lines: str, *arguments: str, left_open: bool = False) -> tuple[int, list[dict], str]:
@@ -72,7 +72,7 @@ def wait_for_chunks(process: subprocess.Popen, count: int) -> None:
 
 
 def rendered_again(output: str) -> np.ndarray:
-    """The frames of the film that the recipe beside the live one makes, no chunk being taken from it."""
+    """Return the frames of the film that the live film's recipe makes, without chunks from the cache."""
     assert main(["render", "film.toml", "--no-cache", "-q", "-o", output]) == 0
     return reruns.decoded(Path(output))
 

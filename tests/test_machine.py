@@ -132,7 +132,7 @@ def test_cpu_without_proc(tmp_path):
 
 def test_disk_of_a_folder_that_is_not_there_yet(tmp_path):
     free = machine.disk_free_bytes(tmp_path / "a" / "b" / "film.mp4")
-    assert abs(free - shutil.disk_usage(tmp_path).free) < GIB  # other processes write meanwhile
+    assert abs(free - shutil.disk_usage(tmp_path).free) < GIB  # other processes write at the same time
 
 
 def test_home(monkeypatch, tmp_path):
@@ -166,7 +166,8 @@ def test_a_user_without_a_home_keeps_nothing(monkeypatch, capsys):
 
 @needs_users
 def test_folders_that_may_not_be_searched(tmp_path, monkeypatch):
-    """As if nothing were there, where nothing is needed; else the error has the path."""
+    """A folder that may not be searched counts as empty if nothing in it is needed; otherwise the error has the
+    path."""
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "hub").mkdir()

@@ -48,10 +48,11 @@ placing.plan_placement = placed
 from helios_cli.cli import main
 sys.exit(main(sys.argv[2:]))
 """
-"""A render that places the model as it is told, and says in kB what the process took before."""
+"""A program that renders with the placement it is given, and prints how many kB the process took before."""
 
 LATER_BYTES = 80_000_000
-"""Of the process, with the modules that it loads while it renders; 75 MB as measured. A plan states 550 MB for all."""
+"""Bytes of the process that come later, with the modules loaded during the render: 75 MB as measured. A plan
+states 550 MB for everything."""
 
 
 @pytest.fixture(scope="module")

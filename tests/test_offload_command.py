@@ -48,7 +48,8 @@ def helios(folder, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def nothing_stays(monkeypatch) -> list[BlockStream]:
-    """Of a model so small all blocks would stay, and nothing stream. Gives the streams of transformers."""
+    """Keep no block resident: all blocks of so small a model would fit, and nothing would stream. Returns the
+    transformers' streams."""
     streams, place, begin = [], Models.place, BlockStream.__init__
 
     def placed(models, placement) -> None:
@@ -68,7 +69,7 @@ def nothing_stays(monkeypatch) -> list[BlockStream]:
 @pytest.mark.parametrize("mode", ["model", "stream"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_read_behind_the_last_film(helios, nothing_stays, folder, mode, fails, monkeypatch):
-    """What reads ahead has begun on the first blocks of a chunk that does not come: its threads end with the films."""
+    """The read-ahead has begun on the first blocks of a chunk that never comes: its threads end with the films."""
     if fails:
         monkeypatch.setattr(FilmWriter, "close", lambda writer: 1 / 0)
     words = (
@@ -189,7 +190,7 @@ def sources(*prompts: str) -> list[str]:
 
 @pytest.mark.slow
 def test_lanes_write_the_films_that_are_written_one_by_one(helios, folder, tmp_path, nothing_stays):
-    """And read each block once for two of them."""
+    """Lanes also read each block once for two films."""
     names = sources("a red circle", "a green square", "a blue ball")
     for out, flags in (("alone", []), ("together", ["--lanes", "2", "--offload", "stream"])):
         Path(out).mkdir()

@@ -177,7 +177,7 @@ def test_the_calls_are_those_that_a_render_makes(checkpoints, helios, monkeypatc
 
 
 def test_the_plan_names_the_fingerprints_that_a_render_uses(helios, checkpoints):
-    """Of this machine's device, dtype and threads, as torch has them."""
+    """The fingerprints are those for this machine's device, dtype and threads, as torch reports them."""
     import torch
 
     from helios_cli.device import device_of, pick_dtype
@@ -257,7 +257,7 @@ def test_the_time_of_a_streamed_film_is_that_of_its_weights(helios):
     report = film(helios(*arguments, "--vram", "12G", "--ram", "8G"))
     (mode,) = (mode for mode in report["memory"] if mode["chosen"])
     assert mode["mode"] == "stream"
-    waited = report["time"]["decode"] + report["time"]["text"]  # beside which nothing comes, in so little memory
+    waited = report["time"]["decode"] + report["time"]["text"]  # nothing is read ahead in so little memory
     assert report["time"]["total"] == pytest.approx(mode["transfer_seconds"] * len(report["chunks"]) + waited)
     assert report["time"]["total"] > 5 * sum(report["time"][phase] for phase in ("text", "denoise", "decode"))
 
@@ -277,7 +277,7 @@ def test_lanes_share_what_is_waited_for(helios):
 
 
 def test_a_chunk_takes_no_less_than_its_weights(helios):
-    """Where the computing was not measured; where it is known, both are told."""
+    """A time that was not measured is bounded by its weights; where it was measured, both are printed."""
     unknown = helios("a ball", "-m", "distilled", "--device", "cpu", "--dtype", "float32", "--ram", "8G").out
     known = helios("a ball", "-m", "distilled", "--on", "H100", "--vram", "12G").out
     assert re.search(r" 57\.8 s +>= 57\.8 s +no", unknown)

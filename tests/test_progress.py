@@ -117,8 +117,8 @@ def test_a_film_that_goes_on_at_chunk_7():
 
 
 def overlapped(clock: Clock, chunks: int, denoising: float, decoding: float):
-    """A track, and after each event of a film of `chunks` whose chunks are decoded beside the next what comes next: the
-    chunk that is denoised, and the seconds from then to the film's end."""
+    """Yield a track, and after each event of a film of `chunks` chunks, each decoded during the next, what
+    follows: the chunk that is denoised, and the seconds from then to the film's end."""
     film = FilmStarted("f", "f.mp4", "m", "cuda", "bfloat16", 64, 64, 24.0, 33 * chunks, chunks, 1, 4 * chunks)
     track, end = Track(film, clock), clock.now + chunks * denoising + decoding
     for chunk in range(chunks):
@@ -136,7 +136,8 @@ def overlapped(clock: Clock, chunks: int, denoising: float, decoding: float):
 
 
 def test_a_chunk_that_is_decoded_beside_the_next():
-    """It is told behind the steps of that: place, time left and share are those of the chunk that is denoised."""
+    """Decoding is shown behind the steps of the next chunk: position, time left and share are those of the chunk
+    being denoised."""
     last = 0.0
     for track, chunk, left in overlapped(Clock(), 10, 1.0, 0.6):
         assert track.place_text.startswith(f"chunk {chunk + 1}/10, ")

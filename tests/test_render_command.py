@@ -109,7 +109,8 @@ def test_a_finished_film_is_not_overwritten_unless_forced(helios, tmp_path):
 
 
 def test_a_film_goes_into_a_folder_that_is_there(distilled, tmp_path, monkeypatch):
-    """As several do: the pattern of a shell may match one file. A slash, or pictures in the folder, mean PNG."""
+    """One film goes into a folder as several do: a shell pattern may match one file. A slash, or pictures in the
+    folder, mean PNG."""
     monkeypatch.chdir(tmp_path)
     Path("films").mkdir()
     Path("films/earlier.mp4").touch()

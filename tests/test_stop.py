@@ -78,7 +78,7 @@ def test_handlers_are_put_back(kind):
 
 
 def test_a_signal_that_the_caller_ignores_is_ignored():
-    """As in a background job of a shell script."""
+    """A background job of a shell script ignores SIGINT in this way."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with stop_at_once() as is_stopped:

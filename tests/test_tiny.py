@@ -73,7 +73,8 @@ def test_the_flags_of_its_card_exist(line):
 
 
 def test_prompts_beyond_its_world_get_a_line_and_no_others():
-    """What it was never shown, in words that its tokenizer has; what README and its card ask for."""
+    """These prompts name things outside its training, in words that its tokenizer has; README and the model card
+    use the others."""
     checkpoint = Checkpoint.open(EMBEDDED_FOLDER)
     beyond = {
         "a red ball, the camera pans right": "not: camera, pans.",
@@ -109,7 +110,7 @@ def test_its_films_show_what_the_prompts_say():
 
 @pytest.mark.oracle
 def test_diffusers_renders_the_same_frames(tmp_path):
-    """As in test_parity; and what it renders is what `helios doctor --test` goes by."""
+    """The check of test_parity for `tiny`, whose frames `helios doctor --test` relies on."""
     expected, golden = golden_frames(), read_golden()
     case = Case("distilled", (128, 64), (1, 1, 1), chunks=CHUNKS, prompt=golden.prompt, seed=golden.seed)
     frames = rendered(case, EMBEDDED_FOLDER, tmp_path / "f")[: len(expected)]

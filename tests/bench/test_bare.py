@@ -79,7 +79,7 @@ def test_a_film_is_rendered_and_not_encoded(bare):
 
 
 def test_the_process_is_bare(bare):
-    """Or the others would show nothing."""
+    """Otherwise the other tests would show nothing."""
     tries = "import helios_cli, helios_cli.versions as v\n"
     for line in ("import pydantic", "import yaml", "from importlib import metadata; metadata.version('helios-render')"):
         run = subprocess.run([sys.executable, "-c", tries + line], env={**os.environ, **bare}, capture_output=True)

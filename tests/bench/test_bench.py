@@ -43,7 +43,7 @@ TASK = Task(
 
 
 def check_side(side: dict, frames: int) -> None:
-    """What holds of any measurement."""
+    """Check what every measurement must satisfy."""
     assert side["num_frames"] == frames and side["threads"] == 1 and side["device"] == "cpu"
     assert list(side["phases"]) == ["text", "stage 0", "stage 1", "stage 2", "decode", "write"]
     assert all(seconds > 0 for seconds in side["phases"].values())
@@ -289,7 +289,7 @@ def test_floors_have_the_rate_of_fp8_for_what_is_computed_in_it(task):
     [([3.0, 5, 7, 9, 11], None), ([3.0, 5, 7, 9, 11, 99], 33 / 2), ([1.0, 2, 3, 4, 5, 8, 99], 33 * 5 / 7)],
 )
 def test_a_steady_rate_leaves_out_the_first_and_the_last_chunk(done, expected):
-    """And is told of six chunks or more."""
+    """A rate is only reported for six chunks or more."""
     assert steady_rate(done) == expected
 
 

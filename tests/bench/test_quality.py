@@ -147,7 +147,8 @@ def test_wrong_films_have_no_marks():
 
 
 def two_worlds(shown_from: int, start: int, frames: int = 4 * FRAMES_PER_CHUNK):
-    """What is measured of a film that goes at frame `shown_from` to another scene, asked for from frame `start` on."""
+    """Return the measurement of a film that switches to another scene at frame `shown_from`, where the prompt
+    changed at frame `start`."""
     here, there = scene_with("left"), scene_with("still", "night")
     film = np.concatenate([render(here, shown_from), render(there, frames)[shown_from:]])
     return change(film, labels(here.segments[0]), labels(there.segments[0]), start)

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """kind -> a tiny checkpoint in float32."""
+    """Return a tiny float32 checkpoint for each kind."""
     made = {}
 
     def get(kind: str):
@@ -116,7 +116,7 @@ def test_files_can_be_read_by_others(tiny):
 @pytest.mark.oracle
 @pytest.mark.parametrize(("kind", "size", "steps"), [("base", (64, 64), (2,)), ("mid", (128, 128), (2, 2, 2))])
 def test_diffusers_renders_the_same_frames(kind, size, steps, tiny, tmp_path, exact_block_noise):
-    """As in test_parity. The distilled kind is that of the embedded checkpoint, in test_tiny."""
+    """The checks of test_parity. test_tiny covers the distilled kind with the embedded checkpoint."""
     folder = tiny(kind)
     assert Checkpoint.open(folder).kind == kind
     case = Case(kind, size, steps, chunks=1)

@@ -123,7 +123,7 @@ def test_frozen(tmp_path, clean):
 
 
 def test_a_key_frame_does_not_end_a_still(tmp_path):
-    """x264 puts one at frame 250, where the picture pops."""
+    """The key frame that x264 inserts at frame 250 makes the picture pop."""
     report = examined(tmp_path, pan(PICTURE, 1).repeat(300, 0))
     assert report.chunks[7].motion > 0
     assert only(report, "frozen").value == pytest.approx(300 / 24)
@@ -177,7 +177,7 @@ def test_seam_jump(tmp_path, clean):
 
 
 def test_a_small_jump_at_every_seam_is_one_finding(tmp_path):
-    """What viewers of long films report: a twitch every 33 frames. The camera leaps by seven steps' worth."""
+    """A twitch every 33 frames, as viewers of long films report it: the camera leaps by seven steps' worth."""
     frames = np.concatenate([pan(PICTURE, CHUNK, start=index * (CHUNK + 7) * 1.5) for index in range(6)])
     jump = only(examined(tmp_path, frames), "seam jump")
     assert chunks_of(jump) == [1, 2, 3, 4, 5]

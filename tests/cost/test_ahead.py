@@ -1,4 +1,4 @@
-"""How much of the part that works next may be read while another one works."""
+"""The share of the next part that may be read while another one runs."""
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""What may change a chunk's fingerprint and what may not, over random films; and that equal ones are equal pictures."""
+"""Fingerprints of random films: which changes alter a chunk's fingerprint, and that equal fingerprints mean equal
+pictures."""
 
 from __future__ import annotations
 
@@ -229,7 +230,7 @@ def test_equal_fingerprints_are_equal_pictures(checkpoint, tmp_path):
 
 
 def test_the_attention_of_each_shape_counts(tmp_path, monkeypatch):
-    """One kernel repeats bit for bit and another makes another film, whenever and beside what else it was measured."""
+    """A kernel repeats its results bit for bit whenever it was measured, and another kernel makes another film."""
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
     monkeypatch.delenv("HELIOS_KERNELS", raising=False)
     shapes = ("64x64 2x32 bfloat16", "64x128 2x32 bfloat16 bias")

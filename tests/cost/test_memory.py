@@ -145,8 +145,8 @@ def modes(device: Device, dtype: str = "bfloat16", budget: Budget | None = None,
 
 
 def test_the_published_model_on_a_gpu():
-    """28.6 GB in bfloat16 with the time embedder in float32, the VAE of 0.25 GB beside it; the text encoder of 11.4 GB
-    comes and goes before."""
+    """The transformer takes 28.6 GB in bfloat16 with its time embedder in float32, next to a VAE of 0.25 GB; the
+    text encoder of 11.4 GB comes and goes before."""
     gpu = Device("cuda", "NVIDIA H100 80GB HBM3", 85 * 10**9, 80 * 10**9)
     mode, *_ = modes(gpu)
     text, denoise, decode = mode.phases
@@ -251,7 +251,7 @@ def test_what_the_page_cache_cannot_hold_is_kept_out_of_it_in_part():
 
 
 def test_films_in_lockstep_may_have_prompts_of_different_lengths():
-    """Each further film's recorded calls keep keys and values twice over, beside those that it has itself."""
+    """The recorded calls of each further film keep keys and values twice, in addition to the film's own."""
     found = {
         (lanes, graphs): mode_of(subject_of(GPU, lanes=lanes), Budget(None, None), Placement(graphs=graphs))
         for lanes in (1, 3)
@@ -280,7 +280,7 @@ def taking(placement: Placement, **flags):
 
 
 def test_a_chunk_that_is_decoded_beside_the_next_one_is_counted():
-    """With its working memory beside that of a call, wherever transformer and VAE are both there."""
+    """The working memory of decoding is added to that of a call wherever transformer and VAE are both resident."""
     for placement in (Placement(graphs=False), Placement("stream"), Placement("stream", resident=7)):
         together, alone = taking(placement), taking(replace(placement, decode_beside=False))
         _, denoise, decode = together.phases
@@ -304,7 +304,7 @@ def test_a_picture_that_is_encoded_beside_a_chunk_is_counted(tmp_path):
 
 
 def test_graphs_hold_a_call_once_more_and_its_inputs():
-    """Of each number of keys of text; of a mode in which calls are not recorded, nothing."""
+    """Graphs are counted for each number of text keys, and not at all in a mode that records no calls."""
     shots = ("a red ball", "a green box", "a green box that is seen from far away, " * 7)
     for prompts, keys in ((shots[:1], ()), (shots[:2], ()), (shots, (64,))):
         plain, recorded = (taking(Placement(graphs=graphs), shots=prompts) for graphs in (False, True))
@@ -319,7 +319,7 @@ def test_graphs_hold_a_call_once_more_and_its_inputs():
 
 
 def test_none_gives_up_graphs_before_it_is_given_up():
-    """And then decoding beside; each of them is said to take what it takes."""
+    """Graphs are given up first and concurrent decoding next; every estimate states what it really takes."""
     sizes = {
         (graphs, beside): taking(Placement(graphs=graphs, decode_beside=beside)).device_bytes
         for graphs, beside in ((True, True), (False, True), (False, False))
@@ -339,7 +339,8 @@ def test_a_text_encoder_that_comes_beside_the_others_is_counted_with_them():
 
 
 def test_a_long_prompt_is_put_together_beside_the_one_before():
-    """Its keys and values are there twice then, 822 MB of 502 rows, which is more than a call of a small film takes."""
+    """The keys and values exist twice during the change: 822 MB for 502 rows, more than a call of a small film
+    takes."""
     subject = subject_of(GPU, shots=("word " * 400,))
     assert subject.work.text_rows == 502
     small = replace(subject, plan=replace(subject.plan, size=(128, 64)))

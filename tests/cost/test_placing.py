@@ -1,4 +1,4 @@
-"""Which mode is taken, what is said of it, and what is said where nothing fits."""
+"""The memory mode that is chosen, the reason that is printed, and the message where nothing fits."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_the_fastest_wins(name, speed):
 
 
 def test_a_slow_gpu_hides_what_a_fast_one_waits_for():
-    """Of ten blocks that stream six times a chunk, all is hidden behind a minute of computing, while a transformer that
-    comes once is waited for; of a second of computing next to nothing is."""
+    """A minute of computing hides all of ten blocks that stream six times a chunk, and a second hides next to
+    nothing; a transformer that is loaded once is always waited for."""
     slow, *_ = chosen(31 * GB, speed=Speed(RATES, 60.0, 5.0))
     fast, *_ = chosen(31 * GB, speed=Speed(RATES, 1.0, 0.2))
     assert (slow.name, fast.name) == ("stream", "model")
@@ -78,8 +78,8 @@ def test_a_slow_gpu_hides_what_a_fast_one_waits_for():
 
 
 def test_seconds_of_a_chunk():
-    """What streams comes beside the computing, and beside the decoding where that is beside it, too; what takes turns
-    is waited for."""
+    """Streaming overlaps with computing, and with decoding where that overlaps too; parts that take turns are
+    waited for."""
     subject, budget, speed = film(), Budget(None, None), Speed(RATES, 50.0, 7.0)
 
     def told(placement):
@@ -144,7 +144,7 @@ def test_a_budget_of_what_is_not_there():
 
 
 def test_a_wish_for_more_than_there_is():
-    """Means all that is free, and that is said."""
+    """A budget above what is free means all that is free, with a notice."""
     free = machine.host_memory().available_bytes
     wish = Wish(vram=100 * GB, ram=10**14)
     budget = budget_of(wish, GPU)

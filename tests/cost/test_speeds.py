@@ -146,7 +146,8 @@ def test_a_film_on_a_gpu_says_how_long_its_chunks_took():
 
 
 def test_the_fastest_film_counts(monkeypatch):
-    """What else a machine does makes a film slower; a home that cannot be written has no speeds and stops no film."""
+    """Other work on a machine makes a film slower; a home folder that cannot be written stores no speeds and stops
+    no film."""
     film = subject(Device("cpu", "a CPU", None, None))
     for seconds in (4.0, 2.0, 3.0):
         keep_speed(film, {"stage 0": seconds, "decode": 1.0}, [])

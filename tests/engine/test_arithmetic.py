@@ -1,4 +1,4 @@
-"""What this machine computes is tried before films count on it; what is wrong is found, and computed otherwise."""
+"""The trial of this machine's arithmetic: a fault is found before any film, and another way is taken."""
 
 from __future__ import annotations
 

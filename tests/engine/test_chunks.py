@@ -74,7 +74,7 @@ def test_tail_is_trimmed_to_the_frame(folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_cut_starts_afresh(folder, tmp_path):
-    """What stands after a cut equals a film of its own with that seed and prompt."""
+    """The chunks after a cut equal a film of their own with that seed and prompt."""
     plan = plan_of(CASE)
     cut = replace(plan.chunks[1], fresh=True, seed=11, prompts=(("the green square", 1.0),))
     rest = replace(plan.chunks[2], prompts=cut.prompts)

@@ -1,4 +1,4 @@
-"""What runs on a GPU alone, with the parts that are CUDA's replaced by what a CPU can do; the logic is the same."""
+"""The GPU-only logic on a CPU, with stand-ins for CUDA."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_replayed_calls_are_the_calls_themselves(dit):
 @pytest.mark.slow
 @torch.inference_mode()
 def test_a_film_of_many_prompts_is_recorded_for_few_lengths(dit, monkeypatch):
-    """As they are embedded on a GPU, which tensors here say that they are on; there is room for three stages."""
+    """Prompts as a GPU embeds them: the tensors claim to be on one, and three stages have room."""
     with monkeypatch.context() as on_a_gpu:
         on_a_gpu.setattr(torch.Tensor, "is_cuda", True)
         made = calls(dit, *range(5, 500, 45)) * 2
@@ -129,7 +129,7 @@ def test_work_that_cannot_be_recorded_is_done_plainly_and_said(dit):
 
 
 def test_where_there_is_no_room_for_graphs_none_are_recorded():
-    """And those of films before go when the next one is placed: they hold memory by their shapes."""
+    """The graphs of earlier films are dropped when the next film is placed: they hold memory by their shapes."""
     models = RandomModels(SPECS["tiny"], CPU, torch.float32, name="tiny")
     models.graphs = CallGraphs(Replays())
     for placement, recorded in ((Placement(), 1), (Placement(), 2), (Placement(graphs=False), 2)):
@@ -258,7 +258,8 @@ def test_tensors_of_the_host_are_handed_on_as_they_are():
 
 @pytest.fixture
 def queues(monkeypatch):
-    """What the queues of a GPU are told, in order, by a machine without one: tensors of the host count as its."""
+    """Record the calls that the queues of a GPU receive, in order, on a machine without one: host tensors count as
+    its own."""
     log: list = []
     computing = Queue("computing", log)
     current = [computing]

@@ -36,7 +36,8 @@ def models_at(checkpoints):
 
 
 def plans_of(kind: str) -> list[Plan]:
-    """Of different length, size, seed and prompt; the second has a cut, after which steps are doubled again."""
+    """Plans with different lengths, sizes, seeds and prompts; the second has a cut, after which steps are doubled
+    again."""
     steps = (2,) if kind == "base" else (1, 1, 2)
     first = plan_of(Case(kind, (64, 64), steps, chunks=1))
     second = plan_of(Case(kind, (128, 64), steps, chunks=3, seed=5, prompt="the green square"))

@@ -1,4 +1,4 @@
-"""What guards NUMERICS_VERSION: kept pieces are void where a latent moves, and only that number says so."""
+"""A guard for NUMERICS_VERSION: a change that moves a latent makes kept pieces void, and only that number says so."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def test_goldens_are_of_this_version():
 
 
 def test_latents_are_the_golden_ones(film):
-    """Those of diffusers in float32, on any processor: sums in another order move them by some 2e-5 of their size."""
+    """The goldens are diffusers' latents in float32. On another processor, sums in another order move them by
+    about 2e-5 of their size."""
     golden = np.load(LATENTS)
     error = np.abs(film[0] - golden).max() / np.sqrt(np.square(golden).mean())
     assert error < 1e-4, f"float32 latents moved by {error:.2g}: {RAISE}"

@@ -88,7 +88,7 @@ def test_every_mode_gives_the_frames_of_the_resident_model(kind, placement, fold
 
 @pytest.mark.slow
 def test_blocks_stream_while_a_chunk_is_decoded(folder_of, resident, tmp_path):
-    """As on a GPU: the decoding thread walks through nothing."""
+    """The decoding thread walks through no blocks, as on a GPU."""
     case = case_of("distilled", chunks=3)
     models = models_at(folder_of("distilled"), PLACEMENTS["half of it stays"])
     frames = frames_of(case, models, tmp_path / "film", overlap=True)
@@ -98,7 +98,8 @@ def test_blocks_stream_while_a_chunk_is_decoded(folder_of, resident, tmp_path):
 @pytest.mark.parametrize("placement", [PLACEMENTS["half of it stays"], PLACEMENTS["in turns"]], ids=["stream", "turns"])
 @pytest.mark.parametrize("kind", ["a copy in bfloat16", "in several files"])
 def test_streams_of_every_layout(kind, placement, folder_of, tmp_path):
-    """Of copies, whose blocks lie one behind the other, and of files that a block may be spread over."""
+    """Blocks of a converted copy lie one after the other; those of published files may be spread over several
+    files."""
     original = folder_of("distilled")
     if kind == "a copy in bfloat16":
         folder = convert(Checkpoint.open(original), tmp_path / "copy", "bfloat16", lambda count: None).path
@@ -312,7 +313,7 @@ def test_a_text_encoder_does_not_stay_in_a_page_cache_that_is_too_small(cached, 
 
 
 def test_several_prompts_are_read_in_one_walk(folder_of):
-    """And give the rows that each gives alone."""
+    """Each prompt gives the rows that it gives alone."""
     texts = ["a red circle", "the green square moves slowly left", "blue"]
     streamed, whole = (models_at(folder_of("distilled"), Placement(mode)) for mode in ("stream", "none"))
     with torch.inference_mode():

@@ -26,7 +26,7 @@ STEPS = {"base": (3,), "mid": (3, 3, 3), "distilled": (2, 2, 2)}
 
 @pytest.fixture(scope="module")
 def references(pipelines):
-    """What diffusers makes of a case, rendered once."""
+    """Return a function that renders a case with diffusers, once."""
     known = {}
 
     def made(case: Case, solver: str = "unipc") -> np.ndarray:
@@ -147,7 +147,8 @@ def test_parity_sees_every_input(cut, checkpoints, references, monkeypatch, tmp_
 
 @pytest.mark.parametrize("name", golden.FILMS)
 def test_goldens_are_still_those_of_diffusers(name, pipelines, tmp_path):
-    """What the default tier compares with: the bound is rounding on another processor."""
+    """The goldens that the default tier compares with are diffusers' output, up to the rounding of another
+    processor."""
     kept = golden.kept(name)
     latents, frames = golden.their_film(name, pipelines, tmp_path)
     torch.testing.assert_close(latents, torch.from_numpy(kept["latents"]), atol=1e-4, rtol=0)

@@ -53,7 +53,7 @@ def test_what_no_film_needs_goes(models, monkeypatch):
 
 
 def test_some_stay_for_a_film_that_may_come(models, monkeypatch):
-    """Those that were encoded last: takes of a shot have its prompt in common."""
+    """The prompts encoded last stay: the takes of a shot share its prompt."""
     models.encode("abc")
     monkeypatch.setattr(models_module, "PROMPTS_KEPT", 2 * models.prompts["a"].rows.nbytes)
     models.want(Film(), "")

@@ -25,7 +25,7 @@ FILM = reruns.plan((RED, 33, 1), (GREEN, 33, None), (RED, 20, 5))
 
 
 class Growing:
-    """A script that knows no chunk before it is asked for; of the whole film it knows nothing."""
+    """A script that learns each chunk only when it is requested, and knows nothing of the whole film."""
 
     num_frames = num_chunks = None
 

@@ -40,18 +40,18 @@ def gpu(monkeypatch) -> Iterator[None]:
 
 
 def begin_anew() -> None:
-    """What a process of its own would begin with."""
+    """Reset the state that a new process starts with."""
     kernel_trial._tried_here.clear()
     kernel_trial.use(None)
 
 
 RIGHT = dict.fromkeys(operations("sm_90"))
-"""What the trial finds of kernels that are right."""
+"""The trial's findings for kernels that are right."""
 
 
 class Trial:
-    """Stands in for the trial's processes: each takes the operations it is asked for one by one, and is lost at those
-    of `ends` that still have errors left. `faults` are what it finds."""
+    """A stand-in for the trial's processes. A process tries its operations one by one and dies at those of `ends`
+    that still have errors left. `faults` are its findings."""
 
     def __init__(self, faults: dict | None = None, ends: dict[str, list[Exception]] | None = None) -> None:
         self.faults, self.ends, self.asked = {**RIGHT, **(faults or {})}, ends or {}, []
@@ -73,7 +73,7 @@ def lost(why: str):
 
 
 def trying(monkeypatch, trial_of: Trial) -> list:
-    """Lets it stand in from now on; returns what is asked, process by process."""
+    """Install the stand-in. Returns the list of requests, process by process."""
     monkeypatch.setattr(trial, "ask", trial_of)
     return trial_of.asked
 

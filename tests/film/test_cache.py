@@ -120,7 +120,7 @@ def test_the_same_film_again_loads_no_model(bench, cache, model_calls):
 
 
 def test_a_longer_film_starts_where_the_shorter_one_ended(bench, cache, model_calls):
-    """Also from the middle of a chunk: its frames come from its latents, by the decoder alone."""
+    """Reuse also works from the middle of a chunk: the decoder alone makes its frames from its latents."""
     shorter = plan((PROMPTS[0], 33, 7), (PROMPTS[0], 12, None))
     longer = plan((PROMPTS[0], 33, 7), (PROMPTS[0], 33, None), (PROMPTS[0], 5, None))
     bench.render(shorter, cache)
@@ -312,7 +312,7 @@ def test_what_a_dead_process_was_writing_goes_with_its_chunk(tmp_path):
 
 
 def test_files_that_cannot_be_read_stay(cache):
-    """As root may read all, what fails here is the opening of any file more: the state is sound all the same."""
+    """Root may read every file, so the test makes opening fail instead: the state is sound all the same."""
     cache.put("a", b"state", "key", b"piece")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
@@ -341,7 +341,8 @@ def fill(cache: Cache, names: str) -> None:
 
 
 def test_what_was_promised_stays_whatever_comes(tmp_path):
-    """Also in the eyes of other processes, and of one that listed the cache before; for as long as was said."""
+    """The promise also holds for other processes, and for one that listed the cache before, for as long as
+    promised."""
     cache, other = Cache(tmp_path, limit=4500), Cache(tmp_path, limit=4500)
     fill(cache, "ab")
     fill(other, "c")
@@ -417,7 +418,7 @@ def test_what_another_user_keeps_for_himself_is_left_alone(shared):
 
 @needs_users
 def test_what_is_only_to_read_is_read(shared):
-    """What an administrator rendered into a folder that others may read."""
+    """An administrator rendered it into a folder that other users may read."""
     fill(Cache(shared / "cache", limit=5000), "ab")
 
     def second() -> None:

@@ -125,7 +125,7 @@ def test_files_without_a_journal_are_not_ours(target, name):
 @pytest.mark.parametrize("name", [*BESIDE, "film.mp4.journal"])
 @pytest.mark.parametrize("begun", [False, True])
 def test_links_are_not_followed(target, name, begun):
-    """Also beside a journal of ours, as anybody can write one into a folder that many write to."""
+    """A link next to a helios journal is not followed either: anybody can create one in a shared folder."""
     if begun:
         written(target).close()
     victim, link = target.path.parent / "victim", target.path.parent / name

@@ -119,7 +119,8 @@ def test_another_dtype_is_said_to_make_another_film(helios, capsys):
 
 @pytest.mark.slow
 def test_another_attention_makes_another_film(helios, capsys, monkeypatch):
-    """One repeats bit for bit. What was asked for is asked for again; what `auto` took of each shape is taken again."""
+    """An attention backend repeats its results bit for bit. A repeated film requests the same setting, and takes
+    for each shape what `auto` took."""
     assert helios("render", "boat.toml", *SMALL, "--attention", "math") == 0
     assert helios("render", "boat.toml", *SMALL, "--attention", "sdpa", "-o", "other.mp4") == 0
     arguments = ("render", "--from", "boat.mp4", "--no-cache", "--progress", "plain", "--force")
@@ -355,7 +356,7 @@ def test_the_model_comes_with_its_commit_unless_another_is_asked_for(tmp_path):
 
 @pytest.fixture
 def sidecar(helios, tmp_path):
-    """Writes `boat.json`, a sidecar that is valid but for the `changes`."""
+    """Write `boat.json`, a valid sidecar except for the `changes`."""
     film, plan = planned(tmp_path, '[[shot]]\nprompt = "a red circle"\n')
     whole = record_of(film, plan, RenderOptions(), tmp_path).model_dump(mode="json", exclude_none=True)
     whole |= {"film": "boat.mp4", "model": {"name": "tiny", "identity": "0"}}
@@ -410,7 +411,7 @@ def test_a_strangers_record_is_input(helios, sidecar, capsys, key, changes):
     assert helios("render", "--from", "boat.json", "--dry-run") == 2
     said = capsys.readouterr().err
     assert f"`{key}`" in said and "\x1b" not in said
-    if key == "film":  # nor does a film trip over what stands beside it
+    if key == "film":  # nor does a film fail on the file next to it
         assert sidecar_path(Target.of("boat.mp4"), "x") == Path("boat.mp4.json").absolute()
     assert Path("boat.json").read_bytes() == before
 

@@ -550,5 +550,5 @@ def test_pieces_of_any_length_have_one_header_and_delay(tmp_path):
 
 
 def test_number_of_threads_is_fixed():
-    """x264 decides otherwise with another number, and a film may go on on another machine."""
+    """The number of threads changes the decisions of x264, and a film may resume on another machine."""
     assert "-threads" in pieces.ffmpeg.piece_arguments(pieces.ffmpeg.Encoding(), Fraction(24))

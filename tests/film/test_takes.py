@@ -64,7 +64,7 @@ def test_a_take_is_the_chunk_its_film_would_begin_with():
 
 @pytest.mark.parametrize(("shot", "first_seed"), [(3, 8), (5, 42)])
 def test_takes_of_a_cut_are_the_chunk_the_recipe_would_have_there(shot, first_seed):
-    """Also where the cut's shot is so short that its chunk belongs to the shot after it."""
+    """The same holds where the cut's shot is so short that its chunk belongs to the next shot."""
     film = film_of()
     takes = takes_of(plan_of(film), 2, shot)
     assert [take.seed for take in takes] == [first_seed, first_seed + 1]
@@ -231,7 +231,7 @@ def test_the_chosen_take_continues_from_the_cache(helios, tmp_path, model_calls)
 
 
 def test_a_take_that_fills_the_film_leaves_nothing_to_render(helios, model_calls):
-    """Also for a lossless film, whose piece is encoded anew from the take's latents."""
+    """The same holds for a lossless film, whose piece is encoded anew from the take's latents."""
     helios("a red circle", "--takes", "1", "-o", "film.mkv")
     model_calls.clear()
     assert helios("a red circle", "-o", "film.mkv")[0] == 0

@@ -35,7 +35,8 @@ FILM_LATENTS = LATENTS.with_name("films.npz")
 DIGESTS = LATENTS.with_name("digests.json")
 
 CHUNKS = 2
-"""Of the film whose latents are kept: those of the last, which all that is before decides."""
+"""Chunks of the film whose latents are kept. Only the last chunk's latents are kept: they depend on all chunks
+before."""
 
 PLAIN = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -150,7 +151,7 @@ def film(file: str) -> None:
 
 
 def processor() -> str:
-    """What digests are kept by: bits of another one may be others for good reasons."""
+    """Return the name that digests are stored under: on another processor, bits may differ for good reasons."""
     cpu = machine.cpu()
     return ", ".join((cpu.model, *cpu.features, f"torch {torch.__version__}"))
 

@@ -23,7 +23,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="asserts what happ
 
 
 def python(code: str, **variables: str) -> str:
-    """What a process of its own prints."""
+    """Return what a separate process prints."""
     clean = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "HELIOS_KERNELS")}
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, capture_output=True, text=True, env={**clean, **variables}, timeout=LONGEST)
@@ -123,7 +123,7 @@ def test_a_mark_stands_where_an_aim_is_missed(share, theirs, expected):
     [("1980, 650.25", 1980, 650.25), ("1980, [N/A]", 1980, None), ("No devices", None, None)],
 )
 def test_what_a_chip_sustains_comes_with_clock_and_watts(said, clock, watts, tmp_path, monkeypatch):
-    """As far as the driver tells them, which is asked while the chip works."""
+    """Clock and power are recorded while the chip works, if the driver reports them."""
     program(tmp_path / "nvidia-smi", f'echo "$@" > {tmp_path}/asked; echo "{said}"')
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)

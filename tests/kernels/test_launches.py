@@ -1,4 +1,4 @@
-"""What a film of the 14B model starts, without a GPU: shapes alone, launches written down instead of started."""
+"""The kernel launches of a film of the 14B model, without a GPU: from shapes alone, recorded instead of started."""
 
 from __future__ import annotations
 

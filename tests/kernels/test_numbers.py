@@ -27,7 +27,7 @@ CASES = [(op.name, case.id, dtype) for op in OPS.values() for case in op.cases i
 
 @pytest.fixture(scope="session")
 def faults() -> dict[tuple[str, str, str], str | None]:
-    """What was wrong with each case, None where nothing was."""
+    """Return the fault of each case, None for a case without one."""
     run = subprocess.run([sys.executable, str(WORKER)], capture_output=True, text=True, env=os.environ, timeout=LONGEST)
     assert run.returncode == 0, run.stderr
     lines = map(json.loads, run.stdout.splitlines())

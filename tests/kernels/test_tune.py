@@ -159,7 +159,8 @@ def test_specialised_warps_compute_the_same():
 
 
 def test_what_is_tuned_is_there():
-    """Every kernel whose time can be told, attention's second apart, on cases that exist."""
+    """The tuned kernels are all kernels that can be timed, with attention's second kernel listed apart, on cases
+    that exist."""
     assert {one.op for one in TUNABLES} | {
         "layer_norm",
         "gated_residual",

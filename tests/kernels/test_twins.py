@@ -23,7 +23,8 @@ def layer_norm(x_BSE, weight_E, bias_E, eps):
 
 
 def gated_residual(x_BSE, y_BSE, gate, split):
-    """As `Block` does it: gated on all rows, or cross-attention's plain sum on the noisy ones."""
+    """Add the gated residual as `Block` does: gated on all rows, or a plain sum on the noisy rows for
+    cross-attention."""
     x = x_BSE.clone()
     if gate is not None and y_BSE.shape == x.shape:
         return ops.gated_residual(x, y_BSE, gate, split)

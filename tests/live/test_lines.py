@@ -63,7 +63,7 @@ def test_a_line_that_is_no_prompt_says_why(line, says):
 
 @pytest.fixture
 def piped():
-    """Lines, the file that they come from, and what is told of them."""
+    """Return the lines, the file that they come from, and the notices."""
     reading, writing = os.pipe()
     said: list[str] = []
     lines = Lines(reading, said.append)

@@ -1,4 +1,5 @@
-"""What a live film decides, chunk by chunk, against the plan of the recipe that it writes; nothing is rendered."""
+"""The decisions of a live film, chunk by chunk, against the plan of the recipe that it writes; nothing is
+rendered."""
 
 from __future__ import annotations
 
@@ -139,7 +140,8 @@ def test_a_prompt_comes_into_force_with_the_next_chunk_and_the_last_one_goes_on_
 
 
 def test_a_blend_takes_no_longer_than_its_prompt_is_held():
-    """Whether or not another prompt follows: else the first would have to be known when the other is not."""
+    """The length does not depend on whether another prompt follows: that is not known when the first one is
+    decided."""
     for later in ({}, {4: [Shot(prompt="c")]}):
         live = Live(Lines({1: [Shot(prompt="b")], **later}, end=6), Manner(hold=2.0))
         assert [chunk.prompts for chunk in live.rendered[2:4]] == [

@@ -141,7 +141,7 @@ def test_names_and_shapes_are_those_of_the_published_model():
 
 @pytest.mark.oracle
 def test_rope_tables_are_the_reference_s():
-    """cos and sin of long, mid, short and noisy rows, pooled where a token covers several cells."""
+    """The tables hold cos and sin of long, mid, short and noisy rows, pooled where a token covers several cells."""
     theirs, ours = pair()
     seen = []
     block = theirs.blocks[0]

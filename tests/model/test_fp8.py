@@ -1,4 +1,4 @@
-"""fp8 products: what is rounded, how, and how far the flow is from bfloat16's."""
+"""The fp8 products: which operands are rounded, how, and how far the flow is from that in bfloat16."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_a_product_is_that_of_the_rounded_factors():
 
 
 def test_a_weight_is_within_half_a_step_of_its_rounded_self():
-    """e4m3 has 3 bits behind the leading one: a relative error of 1/16 at most, above its subnormal numbers."""
+    """The format e4m3 has 3 bits after the leading one: a relative error of 1/16 at most, above its subnormal
+    numbers."""
     weight = torch.randn(64, 256)
     values, scale = quantize_weight(weight)
     error = (values.float() * scale[:, None] - weight).abs()

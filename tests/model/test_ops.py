@@ -20,7 +20,7 @@ def asked_anew():
 
 
 def tanh_epilogue(bias, x, weight, *, use_gelu):
-    """As cuBLASLt documents its own."""
+    """Compute the epilogue as cuBLASLt documents its own."""
     return F.gelu(torch.addmm(bias, x, weight), approximate="tanh")
 
 

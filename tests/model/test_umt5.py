@@ -32,7 +32,7 @@ def pair() -> tuple[UMT5EncoderModel, UMT5Encoder]:
 
 
 def rows(model: UMT5EncoderModel, tokens: torch.Tensor) -> torch.Tensor:
-    """As the pipelines call it: padded to 512 with a mask; only the real rows are kept."""
+    """Encode as the pipelines do: padded to 512 tokens with a mask, of which only the real rows are kept."""
     padded = torch.zeros(1, 512, dtype=torch.long)
     padded[0, : len(tokens)] = tokens
     return model(padded, (torch.arange(512) < len(tokens)).long()[None]).last_hidden_state[0, : len(tokens)]

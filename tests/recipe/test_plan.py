@@ -46,7 +46,7 @@ def test_chunks_tile_the_film(keys, frames):
 
 @given(timed_keys(), st.integers(1, 5000))
 def test_a_shorter_film_is_the_start_of_the_longer_one(keys, frames):
-    """What a chunk shows depends on nothing after it."""
+    """A chunk depends on nothing after it."""
     long = plan_of(keys)
     short = plan_of(keys, frames=min(frames, long.num_frames))
     assert short.chunks[:-1] == long.chunks[: len(short.chunks) - 1]

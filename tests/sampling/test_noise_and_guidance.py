@@ -27,7 +27,7 @@ def test_block_noise_is_the_reference_s(monkeypatch):
 
 
 def test_blocks_sum_to_nearly_nothing():
-    """What nearest upsampling took away: unit variance, and -1/3 between the cells of a block."""
+    """The noise restores what nearest upsampling took away: unit variance, and -1/3 between the cells of a block."""
     noise = BlockNoise(1 / 3, (1, 2, 2)).draw((1, 8, 9, 64, 64), torch.Generator().manual_seed(2))
     blocks = noise.unfold(3, 2, 2).unfold(4, 2, 2).flatten(5).flatten(0, 4)
     assert blocks.sum(1).abs().max() < 2e-3

@@ -66,7 +66,8 @@ def test_single_stage_tables(steps, dynamic):
 
 
 def test_renoising_constants_of_the_published_pyramid():
-    """alpha and beta at gamma = 1/3, from the closed form s / (2 - s) of the notes on pyramidal flow matching."""
+    """The constants alpha and beta at gamma = 1/3 follow the closed form s / (2 - s) of the notes on pyramidal
+    flow matching."""
     for index, start in ((1, 0.666333), (2, 0.333666)):
         alpha, beta = build_stage(SchedulerConfig(), index, 2, 540).renoise
         signal = 1 - start

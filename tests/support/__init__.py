@@ -1,1 +1,2 @@
-"""What several test files share: random checkpoints, renders of them, stand-ins for programs and for a Hub."""
+"""Helpers that several test files share: random checkpoints, renders of them, stand-ins for programs and for a
+Hub."""

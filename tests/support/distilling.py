@@ -34,14 +34,14 @@ LATENT = (16, 9, 8, 16)
 
 
 def network(seed: int) -> HeliosDiT:
-    """Random weights with which the flow is far from zero and reacts to all that it is told."""
+    """Return random weights with which the flow is far from zero and reacts to all inputs."""
     torch.manual_seed(seed)
     return HeliosDiT(CONFIG).requires_grad_(False)
 
 
 @contextlib.contextmanager
 def watched(dit: HeliosDiT, blocks: Collection[int]) -> Iterator[list[torch.Tensor]]:
-    """What leaves these blocks while sampling's call of the transformer goes through them, [B, S, E], in order."""
+    """Collect the outputs of these blocks while sampling's call of the transformer runs, [B, S, E], in order."""
     seen = []
 
     def watch(advance):
@@ -109,7 +109,7 @@ def distillation(seed: int = 0, *, cast: Cast | None = None, **memory: object) -
 
 
 def gradients(phase: DistillPhase, player: str, samples: int = 1, step: int = 5) -> dict[str, torch.Tensor]:
-    """Of one turn, by parameter; those of the other player are there too, if it got any."""
+    """Return the gradients of one turn by parameter, those of the other player included if it got any."""
     for module in phase.players.values():
         module.zero_grad()
     phase.backward(player, Share(step=step, samples=range(samples), batch=samples, seed=0))

@@ -99,7 +99,7 @@ def launch_of(op: Op, case: Case, dtype: torch.dtype, chip: str) -> Launch:
 
 @dataclass(frozen=True)
 class Variant:
-    """What a launch is compiled for: its arguments specialised as Triton's own launcher does it.
+    """The specialisation of a launch: its arguments as Triton's own launcher specialises them.
 
     Attributes:
         signature: types by parameter, "constexpr" for constants.

@@ -17,11 +17,11 @@ CONFIG = DiTConfig(
 )
 SHAPE = (16, 8, 8)
 ROWS = 6
-"""Of text."""
+"""Rows of text."""
 
 
 def network(seed: int = 0) -> HeliosDiT:
-    """Random weights with which the flow is far from zero and reacts to all that it is told."""
+    """Return random weights with which the flow is far from zero and reacts to all inputs."""
     torch.manual_seed(seed)
     made = HeliosDiT(CONFIG)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""diffusers as the oracle: random networks of its own, and what its pipelines make of a checkpoint.
+"""The oracle: random networks of diffusers, and the output of its pipelines for a checkpoint.
 
 diffusers is imported where it is used: it takes seconds, and the tests that need it are marked `oracle`.
 """
@@ -95,7 +95,7 @@ def reference(
 def exact_block_noise_factor(cholesky):
     """A stand-in for `torch.linalg.cholesky` inside the oracle.
 
-    At gamma = 1/3 the covariance of the block noise is singular but for 1e-8, which float32 drops: diffusers' own
+    At gamma = 1/3 the covariance of the block noise is singular except for 1e-8, which float32 drops: diffusers' own
     factorisation has rounding error as its last pivot, and fails on CPUs where that is negative (seen on AMD EPYC).
     Here it is done in float64, where the matrix is what it is meant to be.
     """

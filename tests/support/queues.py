@@ -1,10 +1,10 @@
-"""Stand-ins for a GPU's streams and events, of which a machine without one has none: they tell what they are asked."""
+"""Stand-ins for a GPU's streams and events, for machines without one: they record the calls."""
 
 from __future__ import annotations
 
 
 class Queue:
-    """Stands in for a CUDA stream: tells what it is asked to do, in order."""
+    """A stand-in for a CUDA stream that records its calls, in order."""
 
     def __init__(self, name: str, log: list) -> None:
         self.name, self.log = name, log

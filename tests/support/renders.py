@@ -22,7 +22,7 @@ from helios_cli.weights.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Case:
-    """What is rendered on both sides. `size` is (width, height)."""
+    """A film that both sides render. `size` is (width, height)."""
 
     kind: str
     size: tuple[int, int]
@@ -75,7 +75,7 @@ def rendered(
 
 @contextmanager
 def latents_of() -> Iterator[list[torch.Tensor]]:
-    """Collect the latents of every chunk that is rendered meanwhile."""
+    """Collect the latents of every chunk rendered inside the block."""
     latents: list[torch.Tensor] = []
     remember = History.remember
 

@@ -64,7 +64,7 @@ def decoded(path: Path, size: tuple[int, int] = (64, 64)) -> np.ndarray:
 
 
 def journaled(out: Path) -> list[dict]:
-    """The finished chunks that the journal beside `out` tells of."""
+    """Return the finished chunks that the journal next to `out` records."""
     journal = Target.of(out).journal
     lines = [line for line in journal.read_bytes().split(b"\n")[:-1] if line] if journal.exists() else []
     found = []

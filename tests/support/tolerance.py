@@ -1,4 +1,4 @@
-"""How far two results of the same mathematics may be apart."""
+"""Tolerances: how far two results of the same mathematics may differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How tests wait for processes. Nothing is measured by it: a machine that is slow, or busy, fails no test."""
+"""Waiting for processes in tests. The limits measure nothing: a machine that is slow, or busy, fails no test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs: one that has ended and waits for its parent does not."""
+    """Return whether the process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

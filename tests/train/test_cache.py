@@ -75,7 +75,7 @@ def test_latents_are_those_of_diffusers(model, cache):
     )
     expected = (theirs - mean) / std
     assert len(pixels) > CLIPS_PER_SHARD  # some of the clips have more than one chunk
-    # Half a unit in the last place of float16 at the size of the values, beside the float32 difference of the VAEs.
+    # Half a unit in the last place of float16 at the size of the values, plus the float32 difference of the VAEs.
     torch.testing.assert_close(torch.stack(ours), expected, rtol=2**-11, atol=1e-4)
 
 

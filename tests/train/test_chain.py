@@ -30,7 +30,7 @@ SMALL = {
     "distill": [*FLOW, "matching.critic_turns=1", "gan.start=0", "gan.channels=16"],
     "package": [],
 }
-"""What is written otherwise, by phase: as little work as there can be."""
+"""Overrides by phase: as little work as there can be."""
 
 SHIPPING = ("text", "vae", "latents", "mid", "mid-motion", "mid-shape", "mid-last", "mid-borders")
 SHIPPING += ("pairs", "ode", "vae-decoder")

@@ -1,4 +1,4 @@
-"""What is wrong in a config file is said at its line, all at once, with what to write instead."""
+"""Errors of a config file are reported with their lines, all at once, with what to write instead."""
 
 from __future__ import annotations
 

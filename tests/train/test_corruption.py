@@ -1,4 +1,4 @@
-"""What is done to the past, against the formulas frame by frame."""
+"""The corruption of the history, against the formulas frame by frame."""
 
 from __future__ import annotations
 

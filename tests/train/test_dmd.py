@@ -161,7 +161,8 @@ def test_roll_out_gradient_by_finite_differences():
         return rollout.student_roll_out(predict, stages, double, (0, 0, 0)).square().mean()
 
     class _Double(torch.Tensor):
-        """float64 that stays so: the roll-out rounds flows to float32, which finite differences would see."""
+        """A float64 tensor that stays float64: the roll-out rounds flows to float32, which finite differences
+        would see."""
 
         def float(self):
             return torch.Tensor(self)

@@ -140,7 +140,7 @@ def gradients(trained: FlowPhase, shares: list[Share]) -> tuple[dict, dict]:
 @pytest.mark.parametrize("kind", ["base", "mid"])
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_processes_add_up_to_the_batch(clips, kind, every):
-    """Also where only every n-th sample takes part, and a process has none of them."""
+    """The sums also agree where only every n-th sample takes part, and a process has none of them."""
     loss = {"loss": mid.Loss(every=(every,) * 3, weight=(8.0, 2.0, 1.0))} if kind == "mid" else {}
     trained = phase(kind, clips, **loss)
     whole = gradients(trained, [Share(4, range(5), 5, seed=9)])
@@ -219,7 +219,7 @@ def test_new_weights_listen_to_words_more_than_to_padding():
 
 @pytest.mark.oracle
 def test_what_is_saved_is_read_again(tmp_path, clips):
-    """As a checkpoint of the phase's kind, by helios and by diffusers; a fresh transformer has its config."""
+    """Both helios and diffusers read it as a checkpoint of the phase's kind; a fresh transformer has its config."""
     from diffusers import HeliosTransformer3DModel
 
     spec = replace(SPECS["tiny"], transformer={**SPECS["tiny"].transformer, "num_layers": 1})

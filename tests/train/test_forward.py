@@ -113,7 +113,7 @@ def test_bfloat16_is_as_good_as_diffusers():
 
 
 def test_padding_to_a_batch_changes_nothing():
-    """A caption alone, without rows of zeros after it, is told the same."""
+    """A caption without rows of zeros after it gives the same result."""
     ours = checkpoints.transformer()
     x = batch()
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_absolute_positions():
 
 
 def test_hidden_rows():
-    """Those of the noisy latents, after the blocks asked for; the flow is the same."""
+    """The hidden rows are those of the noisy latents after the requested blocks; the flow is the same."""
     ours = checkpoints.transformer()
     x = batch(2)
     told = given(ours, (x["long"], x["mid"], x["short"]), x["rows"])

@@ -101,7 +101,7 @@ def test_windows_are_halves_at_whole_patches():
 
 
 def hidden_rows(dit, noisy, sigma, batch, blocks) -> list[torch.Tensor]:
-    """What leaves some blocks of the plain transformer as sampling calls it."""
+    """Return the outputs of some blocks of the plain transformer as sampling calls it."""
     history = dit.embed_history(
         batch.past[:, :, :16], batch.past[:, :, 16:18], torch.cat([batch.anchor, batch.past[:, :, 18:]], 2)
     )

@@ -1,4 +1,4 @@
-"""Which chunk is the target, and what the model is told of what came before it."""
+"""The choice of the target chunk, and the history that the model gets with it."""
 
 from __future__ import annotations
 

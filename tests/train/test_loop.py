@@ -121,7 +121,7 @@ def test_auto_is_what_the_device_is_fast_in_and_a_run_keeps_to_it(tmp_path, monk
 
 @pytest.mark.parametrize(("capability", "name"), [((9, 0), "bfloat16"), ((7, 5), "float32")])
 def test_no_run_computes_in_float16(monkeypatch, capability, name):
-    """pick_dtype takes it for films on GPUs without bfloat16."""
+    """Films use float16 on GPUs without bfloat16; training does not."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert dtype_name("auto", torch.device("cuda")) == name
     assert dtype_name("bfloat16", torch.device("cuda")) == "bfloat16"
@@ -247,7 +247,7 @@ def test_an_update_that_is_not_finite_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("player", ["", "net", "critic"])
 def test_a_run_that_does_not_recover_fails_and_keeps_its_last_sound_state(tmp_path, player):
-    """Also if all other players do well."""
+    """It fails even if all other players do well."""
     config = settings(tmp_path / "run", steps=50, faults=Faults(first=9, last=50, player=player))
     with pytest.raises(PictureError, match="not finite"):
         finish(config)

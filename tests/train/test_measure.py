@@ -1,4 +1,4 @@
-"""What is read from pixels, against the scenes that they were drawn from: encoded, soft, noisy and bent ones too."""
+"""Measurements from pixels against the scenes that were drawn: encoded, soft, noisy and bent ones too."""
 
 from __future__ import annotations
 

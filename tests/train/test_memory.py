@@ -125,7 +125,7 @@ def test_an_adapter_of_full_rank_is_the_other_network():
 
 
 def test_a_narrow_adapter_is_the_best_of_its_rank():
-    """What is left out is what the singular values say (Eckart-Young), by numpy of one matrix at a time."""
+    """The remainder is what the singular values say (Eckart-Young), computed by numpy one matrix at a time."""
     shared, other, base = SharedBackbone(network(0), ("student",), rank=4), network(5), network(0)
     left = shared.fit("student", other.state_dict())
     squares = rest = 0.0
@@ -137,8 +137,8 @@ def test_a_narrow_adapter_is_the_best_of_its_rank():
 
 
 def test_gradients_of_an_adapter_follow_from_the_plain_networks():
-    """d(base + up down) = dW: the product rule gives d up = dW down^T and d down = up^T dW; whole parameters have the
-    plain network's own."""
+    """The product rule for d(base + up down) = dW gives d up = dW down^T and d down = up^T dW; whole parameters
+    have the plain network's own gradients."""
     x, other = inputs(), network(5).requires_grad_()
     flow(other, x).square().sum().backward()
     wanted = {name: p.grad for name, p in other.named_parameters()}
@@ -180,7 +180,7 @@ def plain_gradients(player: str) -> dict[str, torch.Tensor]:
 
 
 EVERYTHING = dict.fromkeys(("cache_gradients", "separate_backward", "checkpoint_blocks", "rest_on_host"), True)
-"""That goes together: adapters have one network, which cannot rest."""
+"""Settings that go together: adapters have one network, which cannot rest on the host."""
 
 
 @pytest.mark.parametrize(
@@ -227,6 +227,6 @@ def test_adapters_play_like_networks_of_their_own(checkpoint_blocks, cached):
     found = gradients(phase, "student")
     for name in ("blocks/0/attn1/to_q/bias", "blocks/2/ffn/net/2/bias", "patch_embedding/weight", "proj_out/weight"):
         wanted = plain[f"student.{name.replace('/', '.')}"]
-        # A rank of 48 holds the student but for rounding.
+        # A rank of 48 holds the student up to rounding.
         bound = 1e-4 * wanted.abs().max().item()
         torch.testing.assert_close(found[f"student.whole.{name}"], wanted, rtol=1e-3, atol=bound)

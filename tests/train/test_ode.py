@@ -46,7 +46,7 @@ def lesson(samples: int) -> Lesson:
 
 
 def engine_chunk(dit, config: SchedulerConfig, steps: tuple[int, ...], guidance: float, told: Lesson) -> torch.Tensor:
-    """What `helios render` makes of one sample's history and prompt."""
+    """Return what `helios render` makes of one sample's history and prompt."""
     history = History(told.past, told.anchor)
     settings = Preset(steps=steps, guidance=guidance)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_two_processes_add_up_to_one(folder):
 
 
 def test_samples_are_steps_of_the_student_s_schedules(folder):
-    """Of (1, 2): half the draws are the one step, a quarter each of the two."""
+    """For (1, 2), half the draws are the one step and a quarter each of the two."""
     ours = phase(folder)
     places = [ours.draw_state(torch.Generator().manual_seed(i)) for i in range(400)]
     assert set(places) == {0, 1} and places.count(1) == pytest.approx(100, abs=5 * 8.7)
@@ -256,7 +256,8 @@ def test_what_does_not_fit_is_said(tmp_path, folder):
 
 
 def test_pairs_of_another_model_are_refused(tmp_path):
-    """Of another encoder for any student; of another teacher for one that has not begun."""
+    """Pairs of another text encoder are refused for any student; those of another teacher, for a student that has
+    not begun."""
     mid = checkpoint(tmp_path, "mid")
     start = dataclasses.replace(mid, kind="distilled")
 

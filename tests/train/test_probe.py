@@ -1,4 +1,4 @@
-"""What the probe asks: one thing in a caption is another, nothing else."""
+"""The probe swaps one thing in a caption for another, and nothing else."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Words:
 
 
 def test_the_figures_are_the_rise_of_the_loss(tmp_path):
-    """Of a model that hears colours fully, motions by half, and the others not."""
+    """A model that follows colours fully, motions by half, and nothing else."""
     captions = [
         "a red circle moves left over a blue background",
         "a white star rises over green hills",

@@ -29,7 +29,7 @@ PROMPTS = ("a red circle moves left", "a blue star on green")
 
 
 def transformer_of(model: Path) -> HeliosDiT:
-    """As a trainer has it: float32, with gradients."""
+    """Load the transformer as a trainer does: in float32, with gradients."""
     part = Checkpoint.open(model).component("transformer")
     with torch.device("meta"):
         module = HeliosDiT(DiTConfig.from_json(part.config))

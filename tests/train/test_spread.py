@@ -69,7 +69,7 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path):
 
 
 def test_two_processes_stop_together_and_go_on(tmp_path):
-    """torchrun hands SIGTERM on to its processes."""
+    """SIGTERM reaches the processes through torchrun."""
     run = started(tmp_path / "run", 2, seconds=0.1)
     for line in run.stderr:
         if line.startswith("step 4"):
@@ -94,7 +94,7 @@ def alone(tmp_path):
 
 
 def test_gradients_are_added_up_some_at_a_time(alone, monkeypatch):
-    """However many there are, what is beside them is no larger than TOGETHER, or than the largest of them."""
+    """A buffer is no larger than TOGETHER, or than the largest gradient, however many gradients there are."""
     monkeypatch.setattr(spread_module, "TOGETHER", 100)
     sizes, reduced = [30, 60, 20, 500, 100, 1, 7], []
     all_reduce = dist.all_reduce

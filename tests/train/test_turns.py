@@ -1,4 +1,4 @@
-"""Whole turns of distillation, written out on plain networks: what each player is told, its losses and gradients."""
+"""Whole turns of distillation, written out on plain networks: each player's inputs, losses and gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Turn:
         self.lesson = self.phase.lessons.lesson(self.own)
 
     def chunks(self, student: HeliosDiT) -> Tensor:
-        """What the student makes, by a schedule and exits that are drawn."""
+        """Return what the student makes, by a drawn schedule and drawn exits."""
         stages = self.phase.schedules[int(torch.randint(2, (), generator=self.shared))]
         exits = [int(torch.randint(stage.steps, (), generator=self.shared)) for stage in stages]
         noise = draw_noise(LATENT, SCHEDULER, self.phase.block_noise, iter(self.own))
@@ -114,7 +114,7 @@ def test_a_critic_s_turn_by_hand():
 
 
 def test_a_student_s_turn_by_hand():
-    """Its chunks move against the difference of the scores, and to where the heads call them real."""
+    """The chunks move against the difference of the scores, and to where the heads call them real."""
     phase = distillation()
     student, real, fake, turn = network(0).requires_grad_(), network(1), network(2), Turn(phase, "student")
     x = turn.chunks(student)

@@ -168,7 +168,8 @@ def test_training_never_sees_what_is_held_out():
 
 
 def test_a_second_object_is_seen_as_long_as_the_film_lasts():
-    """Its pixels are those of a film without the first one, through changes too; it stands out, and is called so."""
+    """The pixels of the second object are those of a film without the first one, through changes too; it stands
+    out, and is reported."""
     scenes_of_two = [scene for scene in scenes(30, variety="rich", changes=(33,)) if len(scene.things) == 2]
     assert len(scenes_of_two) > 5
     for scene in scenes_of_two:

@@ -1,4 +1,4 @@
-"""What is read ahead is what would be read when it is needed, as far as it has room, and ends when it is not needed."""
+"""Reading ahead reads what would be read when needed, within its room, and ends when it is not needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.queues import Mark, Queue
 
 CPU = torch.device("cpu")
 HOW = {"dtype": torch.bfloat16, "keep_fp32": lambda name: name == "1.weight", "leave": frozenset(), "check": True}
-"""Of `three`, stored in float32: one of its matrices stays that."""
+"""Settings for `three`, stored in float32: one of its matrices stays in float32."""
 
 
 def three() -> nn.Module:

@@ -236,7 +236,7 @@ def test_render_and_verify_refuse_them_too(folders, tmp_path, monkeypatch, capsy
 
 
 def test_what_is_not_run_is_no_reason_to_refuse(tmp_path, monkeypatch, capsys):
-    """Code beside the weights is never imported, and padding of a tokenizer is ours to decide."""
+    """Code next to the weights is never imported, and the padding of a tokenizer is ours to decide."""
     monkeypatch.chdir(tmp_path)
     folder = shutil.copytree(EMBEDDED_FOLDER, tmp_path / "model", copy_function=os.symlink)
     write(folder / "text_encoder/evil.py", f"open({str(tmp_path / 'evil')!r}, 'w')")

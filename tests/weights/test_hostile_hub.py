@@ -71,7 +71,7 @@ def on_listing(answer):
 
 
 def heads(**headers: str):
-    """A spell that adds headers to what is said of a file."""
+    """A spell that adds headers to the answer about a file."""
 
     def spell(hub, request, path):
         if request.command == "HEAD" and not is_listing(path):
@@ -163,7 +163,7 @@ for owner in json.loads(sys.argv[1]):
 
 @pytest.mark.parametrize("kinds", [LISTINGS, FILES], ids=["listings", "files"])
 def test_answers_that_cannot_be(python, wrong, tmp_path, kinds):
-    """All in one process: what each server answers, and what the user is told."""
+    """One process runs all cases: each server's answer, and the user's message."""
     wrong.spells, wrong.sent = {owner: spell for owner, (spell, _) in kinds.items()}, 0
     done = python("-c", PULL_ALL, json.dumps(list(kinds)), HF_ENDPOINT=wrong.url, HF_TOKEN=TOKEN)
     told = done.stdout.splitlines()

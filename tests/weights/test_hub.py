@@ -81,7 +81,7 @@ def test_a_file_shorter_than_announced_is_named(helios, hub):
 
 
 def test_refusals(python, hub):
-    """All in one process: what the Hub answers for each of these ids, and what the user is told."""
+    """One process runs all cases: the Hub's answer for each of these ids, and the user's message."""
     expected = {
         "acme/gone": ((404, "RepoNotFound"), "was not found on the Hub, or is private", "HF_TOKEN"),
         "acme/secret": ((401, "RepoNotFound"), "was not found on the Hub, or is private", "HF_TOKEN"),

@@ -118,7 +118,7 @@ def test_matrices_lie_one_behind_the_other():
 @pytest.mark.parametrize("resident", [0, 1, 2])
 @pytest.mark.parametrize("again", [True, False])
 def test_walks_bring_every_block(count, resident, again, stream):
-    """Also fewer of them than slots."""
+    """This includes fewer blocks than slots."""
     ring, blocks = stream(count, resident=resident, again=again)
     for _ in range(4):
         for index, block in enumerate(ring.walk()):
@@ -249,7 +249,7 @@ def test_memory_of_a_streamed_model_is_that_of_a_few_blocks(tmp_path):
 
 
 def test_the_order_of_a_gpu_s_copies(stream, monkeypatch):
-    """What two queues are told, the copies being made at once: no slot is written that is still to be read.
+    """The calls that two queues receive, with copies made at once: no slot is written while it may still be read.
 
     A copy waits for the mark that was set when the block before in that slot had been launched; the computing waits for
     the copy; and a thread that fills a host slot waits for the copy out of it.
