@@ -1,4 +1,4 @@
-"""Whether this device multiplies as it should, for the model at hand: tried once, before its first film.
+"""Checks that this device computes the products of a model correctly; tried once, before its first film.
 
     "Intel(R) Xeon(R) Processor, avx2, ..., torch 2.13.0": {"code 5b1f…, model 90ac…": [{"operation": "linear", ...}]}
 
@@ -26,15 +26,16 @@ from helios_cli.model.products import Tried
 from helios_kernels import devices
 
 _tried: dict[tuple[str, str], list[Tried]] = {}
-"""By device and model, what this process knows; also where no file can be written."""
+"""Verdicts of this process by device and model, for homes that cannot be written."""
 
 
 def settle(models: Models) -> Iterator[str]:
-    """Have what multiplies wrongly on the model's device computed in a type in which it is right, in this process and
-    from now on; where nobody knows, it is tried. Yields what to tell the user."""
+    """Compute operations that are wrong on the model's device in another data type, in this process from now on.
+
+    Operations without a verdict are tried first. Yields notices for the user."""
     try:
         found = tried(models)
-    except OutOfMemory as error:  # the film will say so itself, if it has none either
+    except OutOfMemory as error:  # the film reports it if it has no memory either
         yield f"what this device computes could not be tried: {error.message}"
         return
     products.take(found, models.device)
@@ -42,7 +43,7 @@ def settle(models: Models) -> Iterator[str]:
 
 
 def tried(models: Models, *, anew: bool = False) -> list[Tried]:
-    """What is known of the products that the model's films consist of, from the file or by trying them."""
+    """Return the verdicts on the products of the model's films, from the file or by trying them."""
     device, model = device_key(models.device), _model_key(models)
     file = machine.home() / machine.ARITHMETIC
     found = None if anew else _tried.get((device, model)) or _read(devices.read(file), device, model)
@@ -58,7 +59,7 @@ def tried(models: Models, *, anew: bool = False) -> list[Tried]:
 
 
 def faults(found: Iterable[Tried]) -> list[str]:
-    """What is wrong, for the user: a line for each operation."""
+    """Return a line for the user for each operation that is wrong."""
     return [_fault(one) for one in found if not one.is_right]
 
 
@@ -68,12 +69,12 @@ def _fault(one: Tried) -> str:
 
 
 def facts(found: Iterable[Tried]) -> list[dict]:
-    """For a report as JSON, which knows no infinite numbers: the error is null where there is none to tell."""
+    """Return a verdict as JSON, which has no infinite numbers: an infinite error is null."""
     return [{**asdict(one), "error": one.error if math.isfinite(one.error) else None} for one in found]
 
 
 def known(device: torch.device) -> list[Tried]:
-    """The worst of each operation that the file has for `device` and this code, whatever the model."""
+    """Return the worst verdict on each operation in the file, for `device` and this code, of any model."""
     key = device_key(device)
     entries = _entries(devices.read(machine.home() / machine.ARITHMETIC).get(key))
     found: dict[tuple[str, str], Tried] = {}
@@ -86,7 +87,7 @@ def known(device: torch.device) -> list[Tried]:
 
 
 def device_key(device: torch.device) -> str:
-    """A device with its instructions and the libraries that multiply on it."""
+    """Return a key for the device, its instruction set and the libraries that compute on it."""
     if device.type == "cuda":
         libraries = f"cuda {torch.version.cuda or torch.version.hip}", f"cudnn {torch.backends.cudnn.version()}"
         name = ", ".join((torch.cuda.get_device_name(device), *libraries))
@@ -98,8 +99,8 @@ def device_key(device: torch.device) -> str:
 
 def _model_key(models: Models) -> str:
     shapes = models.dit_config, models.vae_config, models.text_config, models.checkpoint.native_size
-    told = repr((shapes, models.dtype, models.device.type, models.quant))
-    return f"{_code()}, model {hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    facts = repr((shapes, models.dtype, models.device.type, models.quant))
+    return f"{_code()}, model {hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
 
 @functools.cache
@@ -127,7 +128,7 @@ def _entries(known: object) -> dict:
 
 
 def _read(known: dict, device: str, model: str) -> list[Tried] | None:
-    """None if this model was not tried there, or if that is not what was written."""
+    """Read verdicts; None if this model was not tried there, or the file is damaged."""
     try:
         found = [Tried(**one) for one in known[device][model]]
         types = all(isinstance(getattr(torch, one.computed_in), torch.dtype) for one in found)

@@ -23,7 +23,7 @@ from helios_cli.engine.clock import Clock
 from helios_cli.engine.conditioning import start_from_clip, start_from_picture
 from helios_cli.engine.denoise import Answer, Denoiser, stages_of
 from helios_cli.engine.events import Event
-from helios_cli.engine.gpu import Beside, FirstUse, on_host
+from helios_cli.engine.gpu import Background, FirstUse, on_host
 from helios_cli.engine.history import History
 from helios_cli.engine.memory import memory_errors
 from helios_cli.engine.models import Models
@@ -79,14 +79,16 @@ def render_chunks(
     if overlap is None:
         overlap = models.device.type == "cuda" and models.placement.overlaps and not clock.exact
     models.use_threads()
-    with writer, memory_errors(), contextlib.closing(Beside(models.device, overlaps=overlap)) as beside:
-        loop = _ChunkLoop(script, models, writer, answer or models.answer, reanchor, clock, fingerprints, cache, beside)
+    with writer, memory_errors(), contextlib.closing(Background(models.device, overlaps=overlap)) as background:
+        loop = _ChunkLoop(
+            script, models, writer, answer or models.answer, reanchor, clock, fingerprints, cache, background
+        )
         yield from loop.events()
 
 
 @dataclass(frozen=True)
 class _Start:
-    """What a segment starts from, and what there is to tell of it."""
+    """The beginning of a segment, and a notice about it."""
 
     history: History
     generator: torch.Generator
@@ -106,11 +108,11 @@ class _ChunkLoop:
         clock: Clock,
         fingerprints_of: FingerprintsOf | None,
         cache: Cache | None,
-        beside: Beside,
+        background: Background,
     ) -> None:
         self.script, self.models, self.writer, self.answer = script, models, writer, answer
         self.reanchor, self.clock = reanchor, clock
-        self.fingerprints_of, self.cache, self.beside = fingerprints_of, cache, beside
+        self.fingerprints_of, self.cache, self.background = fingerprints_of, cache, background
         self.started = time.perf_counter()
         self.history: History
         self.generator: torch.Generator
@@ -146,12 +148,12 @@ class _ChunkLoop:
                 break
             chunk = self.plan.chunks[index]
             if self._is_kept(chunk):
-                yield from self._decoded()
+                yield from self._end_of_decoding()
             if self._take_kept(chunk):
                 yield self._reused(index + 1, "cache", 1)
             else:
                 yield from self._render(chunk)
-        yield from self._decoded()
+        yield from self._end_of_decoding()
         self._note_film()
         yield events.PhaseStarted("finish")
         with self.clock("finish"):
@@ -161,7 +163,7 @@ class _ChunkLoop:
         yield self._done(str(output))
 
     def _resume(self) -> Resumed:
-        """Go on from what an earlier run left, if the film has a journal."""
+        """Continue an interrupted run, if the film has a journal."""
         if self.fingerprints_of is None:
             return Resumed()
         wanted = Wanted(self.plan.chunks, self.fingerprints, self._settings())
@@ -172,7 +174,7 @@ class _ChunkLoop:
         return resumed
 
     def _note_film(self) -> None:
-        """Tell the cache which chunks the film has, as far as they are decided, if it was not told of so many."""
+        """Note in the cache which chunks the film has, if more are decided than last time."""
         if self.cache and self.chunks_noted < len(self.plan.chunks):
             self.chunks_noted = len(self.plan.chunks)
             with contextlib.suppress(OSError):  # a line of `helios cache list` is no reason to fail
@@ -182,7 +184,7 @@ class _ChunkLoop:
         return self.cache is not None and self.cache.has(self.fingerprints[chunk.index])
 
     def _take_kept(self, chunk: Chunk) -> bool:
-        """Whether the chunk came from the cache: its piece as it is, or its frames decoded anew from its latents."""
+        """Take the chunk from the cache, as a piece or decoded again from its latents; return whether it is there."""
         if self.cache is None:
             return False
         state = State.from_bytes(self.cache.state(self.fingerprints[chunk.index]))
@@ -200,7 +202,7 @@ class _ChunkLoop:
         self.chunks_in_segment = state.place
 
     def _prepare(self, chunks: list[Chunk]) -> Iterator[Event]:
-        """Everything that the chunks to be rendered share, as far as they are decided."""
+        """Encode the prompts of chunks to be rendered, and load what all chunks share."""
         if not chunks:
             return
         yield events.PhaseStarted("text")
@@ -218,42 +220,41 @@ class _ChunkLoop:
     def _render(self, chunk: Chunk) -> Iterator[Event]:
         began = time.perf_counter()
         if "denoiser" not in vars(self) or any(text not in self.models.prompts for text, _ in chunk.prompts):
-            # It was not decided when the film began. Parts make room for the text encoder: none may be at work.
-            yield from self._decoded()
+            # The prompt was not known when the film began. Parts may have to make room for the text encoder.
+            yield from self._end_of_decoding()
             yield from self._prepare([chunk])
         if chunk.fresh:
             yield from self._start_segment(chunk)
-        self._start_beside(chunk.index + 1)
+        self._start_early(chunk.index + 1)
         yield events.PhaseStarted("denoise")
         latents, finite = yield from self._denoise(chunk)
-        yield from self._told_by_gpu()
-        yield from self._decoded()
+        yield from self._gpu_notices()
+        yield from self._end_of_decoding()
         yield events.PhaseStarted("decode")
-        self.decoding = self.beside.start(partial(self._finish, chunk, latents, finite, self._safe(chunk), began))
-        if not self.beside.overlaps:
-            yield from self._decoded()
+        self.decoding = self.background.start(partial(self._finish, chunk, latents, finite, self._safe(chunk), began))
+        if not self.background.overlaps:
+            yield from self._end_of_decoding()
 
-    def _decoded(self) -> Iterator[Event]:
-        """The end of the chunk that was denoised last, if it has not been told; what stopped it is raised."""
+    def _end_of_decoding(self) -> Iterator[Event]:
+        """Wait for the decoding of the chunk that was denoised last, and yield its end; re-raise its errors."""
         if self.decoding is not None:
             decoding, self.decoding = self.decoding, None
             yield decoding.result()
 
-    def _told_by_gpu(self) -> Iterator[Event]:
-        """What is known of kernels and graphs once a chunk is denoised."""
+    def _gpu_notices(self) -> Iterator[Event]:
+        """Yield what kernels and graphs have to report once a chunk is denoised."""
         if self.first_use:
             self.first_use.done()
             self.first_use = None
         graphs = self.models.graphs
-        if graphs is not None and graphs.problem and not graphs.problem_told:
-            graphs.problem_told = True
+        if graphs is not None and graphs.problem and not graphs.problem_reported:
+            graphs.problem_reported = True
             yield events.Notice(graphs.problem)
 
     def _finish(
         self, chunk: Chunk, latents: Tensor, finite: Tensor, safe: Safe | None, began: float
     ) -> events.ChunkDone:
-        """From latents, if they are `finite`, to frames that are safe; what the film's state is by then does not
-        count."""
+        """Decode, write and secure a chunk. It may run during the next chunk, so it reads no state of the loop."""
         if not finite:
             raise self._not_finite("latents", chunk)
         self._write_frames(chunk, latents)
@@ -296,25 +297,25 @@ class _ChunkLoop:
         return self.models.dit.embed_text(self.models.mixed(((self.plan.negative, 1.0),)))
 
     def _start_segment(self, chunk: Chunk) -> Iterator[Event]:
-        """Fresh history and generator, from a picture or a clip if the chunk has one."""
+        """Set a fresh history and generator, from a picture or a clip if the chunk has one."""
         if chunk.image or chunk.video:
             yield events.PhaseStarted("conditioning")
         if chunk.index in self.starting:
             start = self.starting.pop(chunk.index).result()
-            self.beside.hand_over(start.history.latents, start.history.anchor)
+            self.background.hand_over(start.history.latents, start.history.anchor)
         else:
             start = self._start_of(chunk)
         self.history, self.generator, self.chunks_in_segment = start.history, start.generator, 0
         if start.notice:
             yield events.Notice(start.notice)
 
-    def _start_beside(self, index: int) -> None:
-        """Begins what chunk `index` starts from while the one before it is denoised, if it is a picture or a clip."""
-        self.starting.clear()  # of a chunk that came from the cache after all
+    def _start_early(self, index: int) -> None:
+        """Encode the picture or clip of chunk `index`, if it has one, during the chunk before it."""
+        self.starting.clear()  # for a chunk that came from the cache after all
         chunks = self.plan.chunks[index : index + 1]
-        for chunk in chunks if self.beside.overlaps else ():
+        for chunk in chunks if self.background.overlaps else ():
             if chunk.fresh and (chunk.image or chunk.video) and not self._is_kept(chunk):
-                self.starting[index] = self.beside.start(partial(self._start_of, chunk))
+                self.starting[index] = self.background.start(partial(self._start_of, chunk))
 
     def _start_of(self, chunk: Chunk) -> _Start:
         width, height = self.plan.size
@@ -323,7 +324,7 @@ class _ChunkLoop:
         start = _Start(history, torch.Generator("cpu").manual_seed(chunk.seed))
         if not (chunk.image or chunk.video):
             return start
-        from helios_cli.film.media import VideoClip, read_image  # and with them Pillow
+        from helios_cli.film.media import VideoClip, read_image  # which import Pillow
 
         with self.clock("conditioning"):
             if chunk.image:
@@ -337,9 +338,8 @@ class _ChunkLoop:
         return replace(start, notice=f"{chunk.video} is HDR and is not tone mapped: the film starts flat and grey")
 
     def _denoise(self, chunk: Chunk) -> Generator[Event, None, tuple[Tensor, Tensor]]:
-        """The chunk's latents, and whether they are finite: a flag on the device, since whoever reads it waits for all
-        that the device was given."""
-        self.answer(())  # bring the transformer; films in other lanes first finish what they do with the other networks
+        """Return the chunk's latents, and on the device whether they are finite: reading that waits for the GPU."""
+        self.answer(())  # other lanes first finish their work with the other networks
         latents = yield from self.denoiser.chunk(
             chunk.index,
             self.history,
@@ -347,7 +347,7 @@ class _ChunkLoop:
             self.negative,
             self.generator,
             amplify=self._amplify(),
-            before_call=self.writer.check,  # a disk that is full costs a model call, not a chunk
+            before_call=self.writer.check,  # a full disk costs a model call, not a chunk
         )
         self.history.remember(latents, reanchor=self.reanchor and self.chunks_in_segment == 1)
         self.chunks_in_segment += 1
@@ -357,7 +357,7 @@ class _ChunkLoop:
         return self.models.checkpoint.preset.amplify_first_chunk and self.chunks_in_segment == 0
 
     def _text_context(self, chunk: Chunk) -> TextContext:
-        """Keys and values of the chunk's prompts, made again only where the prompts change."""
+        """Return keys and values of the chunk's prompts, computed again only where the prompts change."""
         if self.text is None or self.text[0] != chunk.prompts:
             self.models.encode(text for text, _ in chunk.prompts)
             self.text = (chunk.prompts, self.models.dit.embed_text(self.models.mixed(chunk.prompts)))
@@ -366,7 +366,7 @@ class _ChunkLoop:
         return self.text[1]
 
     def _write_frames(self, chunk: Chunk, latents: Tensor) -> None:
-        """Decodes the chunk on its own, group by group, and hands the frames that are kept to the writer."""
+        """Decode the chunk group by group, and pass the frames that are kept to the writer."""
         groups = on_host(self._pictures(chunk, latents))
         while True:
             with self.clock("decode"):
@@ -380,8 +380,7 @@ class _ChunkLoop:
                 self.writer.write(pictures.numpy())
 
     def _pictures(self, chunk: Chunk, latents: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The chunk's frames that are kept, group by group, bytes [T, H, W, 3] on the device, each with a flag: whether
-        they were finite."""
+        """Yield groups of the kept frames, uint8 [T, H, W, 3] on the device, and whether each is finite."""
         left = chunk.num_frames
         for frames in self.models.vae.decode(latents):
             frames = frames[:, :, :left]
@@ -427,7 +426,7 @@ class _ChunkLoop:
         )
 
     def _settings(self) -> dict[str, str]:
-        """What the film is made with, in words: for a message about what has changed between two runs."""
+        """Return the film's settings in words, for a message about what changed between two runs."""
         models, plan = self.models, self.plan
         return {
             "model": models.name,

@@ -1,7 +1,7 @@
-"""A picture or a clip turned into the history that a film starts from.
+"""Turns a picture or a clip into the history that a film starts from.
 
-Clean conditioning latents are mixed with a little noise, as generated history is never quite clean either. Random
-numbers are drawn in the order of the reference: all of the encoder's, then the sigmas and the noise.
+Conditioning latents are mixed with a little noise, since generated history is never quite clean. Random numbers are
+drawn in the order of the reference: first all of the encoder's, then the sigmas and the noise.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NOISE_SIGMA = (0.111, 0.135)
 
 
 def start_from_picture(history: History, vae: WanVAE, picture_3HW: np.ndarray, generator: torch.Generator) -> None:
-    """Anchor and newest frame from a float32 picture in [-1, 1].
+    """Set the anchor and the newest frame from a float32 picture in [-1, 1].
 
     The anchor is the picture as a clip of one frame. The newest history frame is the last latent of the picture held
     for a whole chunk, because first latents look unlike the later ones.
@@ -40,9 +40,9 @@ def start_from_picture(history: History, vae: WanVAE, picture_3HW: np.ndarray, g
 
 
 def start_from_clip(history: History, vae: WanVAE, clip: VideoClip, generator: torch.Generator) -> None:
-    """History from the last whole chunks of a clip, the anchor from its first frame.
+    """Set the history from the last whole chunks of a clip, and the anchor from its first frame.
 
-    Chunks too early to be remembered are not read; only their random numbers are drawn.
+    Chunks that are too early to be in the history are not read; only their random numbers are drawn.
     """
     device = history.latents.device
     anchor = vae.encode(to_device(torch.from_numpy(clip.first_frame())[None], device), generator)

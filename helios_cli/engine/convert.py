@@ -1,15 +1,15 @@
-"""A local copy of a checkpoint in smaller types, laid out for streaming.
+"""Makes a local copy of a checkpoint in smaller data types, laid out for streaming.
 
 Transformer and text encoder are stored one block a file, so that a block is one contiguous run of bytes that begins on
 a page of the disk; everything outside the blocks is in the first file. An index lists them, as `save_pretrained` does.
 
-    bfloat16    every tensor in bfloat16 but those that stay float32 in every render: what is computed from the copy in
-                bfloat16 is, bit for bit, what is computed from the original. diffusers and transformers load it.
-    float8      the transformer's matrices that `--quant fp8` is for as e4m3 values under their own name, and float32
-                factors of their rows beside them, under that name and `_scale` (`weights.fp8`); the rest as above. A
-                layout of our own. Without `--quant fp8` the products of both are what is computed with.
+    bfloat16    every tensor in bfloat16 except those that stay float32 in every render: a render in bfloat16 from the
+                copy equals one from the original bit for bit. diffusers and transformers load it.
+    float8      the transformer's matrices that `--quant fp8` quantizes as e4m3 values under their own name, with
+                float32 scales of their rows under that name and `_scale` (`weights.fp8`); the rest as above. The
+                layout is helios's own. Without `--quant fp8` the values times their scales are used.
 
-The VAE is copied as it is: half a gigabyte, and other programs run it in float32.
+The VAE is copied unchanged: it takes half a gigabyte, and other programs run it in float32.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished copy. `bytes` of its weights, `tensors` that were read back and compared."""
+    """A finished copy: the `bytes` of its weights, and the number of `tensors` that were read back and compared."""
 
     path: Path
     bytes: int
@@ -56,7 +56,7 @@ class Converted:
 
 @dataclass(frozen=True)
 class _New:
-    """A tensor of the copy, and where its values come from."""
+    """A tensor of the copy, and the source of its values."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,10 +69,10 @@ class _New:
 
 
 def convert(checkpoint: Checkpoint, out: Path, target: Target, advance: Callable[[int], None]) -> Converted:
-    """Write the copy to `out`, a new or empty folder, and read it back. `advance` is told the bytes written.
+    """Write the copy to `out`, a new or empty folder, and read it back. `advance` gets the number of bytes written.
 
     Raises InputError for a folder that is in use, MachineError for a full disk, CheckpointError for weights that cannot
-    be read or a copy that does not hold what was written.
+    be read or a copy that differs from what was written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder", hint="name another with --out")
@@ -89,13 +89,15 @@ def convert(checkpoint: Checkpoint, out: Path, target: Target, advance: Callable
 
 
 def bytes_to_write(checkpoint: Checkpoint, target: Target) -> int:
-    """Of weights."""
+    """Return the size of the copy's weights."""
     shards = [shard for name in BLOCK for shard in _shards(checkpoint.component(name), target)]
     return sum(new.bytes for shard in shards for new in shard) + checkpoint.component("vae").bytes
 
 
 def _shards(component: Component, target: Target) -> list[list[_New]]:
-    """The tensors of each file: what is outside the blocks first, then block by block. Matrices lead, as they move."""
+    """Return the tensors of each file: first those outside the blocks, then block by block.
+
+    Matrices come first, in the order in which they are streamed."""
     groups: dict[int, list[_New]] = {}
     aliases = ALIASES.get(component.name, {})
     for name, info in component.tensors.items():
@@ -123,7 +125,7 @@ def _new(name: str, info: TensorInfo, component: str, target: Target) -> Iterato
 def _write_component(
     component: Component, folder: Path, shards: list[list[_New]], advance: Callable[[int], None]
 ) -> int:
-    """The files of a component and their index; returns how many tensors were compared."""
+    """Write the files of a component and their index; return how many tensors were compared."""
     folder.mkdir(parents=True)
     stem, weight_map = WEIGHT_STEMS[component.name], {}
     files = WeightFiles()
@@ -142,7 +144,7 @@ def _write_component(
 
 
 def _write_shard(path: Path, shard: list[_New], files: WeightFiles, advance: Callable[[int], None]) -> None:
-    """One file: a header filled up to a page, then the tensors end to end."""
+    """Write one file: a header padded to a page, then the tensors end to end."""
     header, place = {"__metadata__": {"format": "pt"}}, 0
     for new in shard:
         header[new.name] = {
@@ -161,12 +163,12 @@ def _write_shard(path: Path, shard: list[_New], files: WeightFiles, advance: Cal
                 advance(piece.nbytes)
         file.flush()
         os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):  # so that the comparison reads the disk, and not what was meant for it
+        if hasattr(os, "posix_fadvise"):  # the comparison must read the disk, not the page cache
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _values(new: _New, files: WeightFiles) -> Iterator[Tensor]:
-    """The values of a tensor of the copy, a few rows at a time."""
+    """Yield the values of a tensor of the copy, a few rows at a time."""
     scaled = new.dtype == torch.float8_e4m3fn or is_scale(new.name)
     for first, last in new.source.pieces():
         shape = (last - first, *new.source.info.shape[1:]) if new.source.info.shape else ()
@@ -179,7 +181,7 @@ def _values(new: _New, files: WeightFiles) -> Iterator[Tensor]:
 
 
 def _compare(path: Path, shard: list[_New], files: WeightFiles) -> None:
-    """CheckpointError unless every tensor of the file is what it was made of."""
+    """Raise CheckpointError unless every tensor of the file equals its source."""
     written, copy = read_header(path), WeightFiles()
     try:
         for new in shard:
@@ -196,7 +198,7 @@ def _compare(path: Path, shard: list[_New], files: WeightFiles) -> None:
 
 
 def _copy_rest(checkpoint: Checkpoint, out: Path, advance: Callable[[int], None]) -> None:
-    """The VAE and the JSON files, the one last that makes a folder a checkpoint."""
+    """Copy the VAE and the JSON files, and last the one that makes a folder a checkpoint."""
     weights = {tensor.file for name in BLOCK for tensor in checkpoint.component(name).tensors.values()}
     indexes = tuple(f"{name}/{WEIGHT_STEMS[name]}{INDEX_SUFFIX}" for name in BLOCK)
     rest = [name for name in files_of(checkpoint.path) if checkpoint.path / name not in weights and name not in indexes]

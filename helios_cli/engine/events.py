@@ -1,4 +1,4 @@
-"""What the engine tells while it renders. The engine yields events, the command line shows them.
+"""Events of a render: the engine yields them, the command line shows them.
 
 Every event is a frozen dataclass of plain values; `to_dict` gives the JSON object of the event stream
 (`--progress json`), whose `version` is `STREAM_VERSION`.
@@ -21,10 +21,10 @@ class Event:
 
 @dataclass(frozen=True)
 class FilmStarted(Event):
-    """First event of a film. `film` is its title. `steps` is the number of solver steps of the whole film, `stages` the
-    pyramid's.
+    """The first event of a film. `film` is its title, `steps` the number of solver steps of the whole film, `stages`
+    the number of pyramid stages.
 
-    `frames`, `chunks` and `steps` are None where nobody knows them yet: in a film whose prompts are still to come.
+    `frames`, `chunks` and `steps` are None if they are not known yet: in a film whose prompts are still to come.
     """
 
     film: str
@@ -43,7 +43,7 @@ class FilmStarted(Event):
 
 @dataclass(frozen=True)
 class PromptTaken(Event):
-    """In a live film: `prompt` is in force from chunk `chunk` (from 0) on. `transition` as in a recipe; "cut" at 0."""
+    """A prompt of a live film takes effect with chunk `chunk` (from 0). `transition` is as in a recipe, "cut" at 0."""
 
     prompt: str
     chunk: int
@@ -52,14 +52,14 @@ class PromptTaken(Event):
 
 @dataclass(frozen=True)
 class PhaseStarted(Event):
-    """`phase` is one of "load", "text", "conditioning", "denoise", "decode", "finish"."""
+    """A phase begins: "load", "text", "conditioning", "denoise", "decode" or "finish"."""
 
     phase: str
 
 
 @dataclass(frozen=True)
 class StepDone(Event):
-    """One solver step of chunk `chunk` (from 0), stage `stage` (0 is the coarsest), is done."""
+    """A solver step of chunk `chunk` (from 0), stage `stage` (0 is the coarsest), is done."""
 
     chunk: int
     stage: int
@@ -69,8 +69,10 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class ChunkDone(Event):
-    """A chunk's frames went to the writer. `frames` counts the film's frames so far, `seconds` this chunk's time: since
-    it was begun, or since the chunk before was done where that was later; `chunks` as in FilmStarted.
+    """A chunk's frames were passed to the writer. `frames` counts the film's frames so far.
+
+    `seconds` is the time since the chunk began, or since the previous chunk was done if that was later; `chunks` is as
+    in FilmStarted.
     """
 
     chunk: int
@@ -81,10 +83,10 @@ class ChunkDone(Event):
 
 @dataclass(frozen=True)
 class ChunksReused(Event):
-    """`count` chunks up to `chunk` came into the film without the model: they were rendered before.
+    """A number of chunks (`count`, up to chunk `chunk`) were taken over, because they were rendered before.
 
-    `source` is "journal" (this film's unfinished run, one event for all) or "cache" (kept pieces of any film, one event
-    for each); `frames` counts the film's frames so far, `chunks` as in FilmStarted.
+    `source` is "journal" (an interrupted run of this film, one event for all) or "cache" (pieces kept from any film,
+    one event each); `frames` counts the film's frames so far, `chunks` is as in FilmStarted.
     """
 
     chunk: int
@@ -96,18 +98,19 @@ class ChunksReused(Event):
 
 @dataclass(frozen=True)
 class Notice(Event):
-    """Something the user should know that stops nothing."""
+    """A message for the user; the render goes on."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class FilmDone(Event):
-    """Last event of a film that succeeded. `phases` maps to seconds, summed over chunks: "text", "load",
-    "conditioning", "stage 0" (the coarsest) and so on, "decode", "write", "finish", as far as the film had them.
+    """The last event of a film that succeeded.
 
-    `peak_host_bytes` has the encoders in it, where the system tells (Linux). `frames_reused` of the `frames` were
-    rendered before; `frames_per_second` counts the others.
+    `phases` maps phases to seconds, summed over chunks: "text", "load", "conditioning", "stage 0" (the coarsest) and so
+    on, "decode", "write", "finish"; phases that the film did not have are left out. `peak_host_bytes` includes the
+    encoder processes where the system reports them (Linux). `frames_reused` of the `frames` were rendered before;
+    `frames_per_second` counts the rest.
     """
 
     output: str

@@ -1,6 +1,6 @@
-"""What a GPU gains from: model calls replayed as graphs, decoding beside the transformer, pinned copies out.
+"""Speeds up a GPU: model calls replayed as CUDA graphs, decoding in parallel with the transformer, pinned copies.
 
-On other devices each of these is a plain call in its place: nothing changes, neither bits nor the order of events.
+On other devices each of these is a plain call: neither bits nor the order of events change.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def require_quant(quant: str, device: torch.device) -> None:
-    """MachineError if products in fp8 are asked for and `device` has none."""
+    """Raise MachineError if fp8 products are requested and `device` has none."""
     hint = "leave out --quant, or take --device cpu to see what it does to the pictures"
     if quant == "none" or device.type == "cpu":
         return
@@ -45,12 +45,12 @@ def require_quant(quant: str, device: torch.device) -> None:
     if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         raise MachineError(f"--quant {quant}: {name} has no fp8 products (Ada, Hopper and newer have)", hint=hint)
     if fault := fp8_fault(device):  # libraries lag behind chips
-        said = f"PyTorch {torch.__version__} has no fp8 products with scales by row for {name}: {fault}"
-        raise MachineError(f"--quant {quant}: {said}", hint=hint)
+        problem = f"PyTorch {torch.__version__} has no fp8 products with scales by row for {name}: {fault}"
+        raise MachineError(f"--quant {quant}: {problem}", hint=hint)
 
 
 def fp8_fault(device: torch.device) -> str | None:
-    """What is wrong with a product in fp8 on `device`, of ordinary size: libraries have no kernels for tiny ones."""
+    """Return what is wrong with an fp8 product of ordinary size on `device`; libraries lack kernels for tiny ones."""
     rows, outer, inner = 64, 256, 256
     values = torch.ones(outer, inner, device=device).to(torch.float8_e4m3fn)
     scales, bias = torch.ones(outer, device=device), torch.zeros(outer, device=device, dtype=torch.bfloat16)
@@ -62,15 +62,15 @@ def fp8_fault(device: torch.device) -> str | None:
 
 
 def recall_kernels() -> None:
-    """Have kernels go by what was found of them on this machine: launch configurations, and whether they were right."""
+    """Make kernels use what this machine has recorded of them: launch configurations, and whether they were right."""
     tuning.use(machine.home() / machine.TUNED)
     trial.use(machine.home() / machine.TRIED)
 
 
 class FirstUse:
-    """Whether kernels of this machine, device and version have yet to be compiled, by a mark in HELIOS_HOME.
+    """Records in HELIOS_HOME whether the kernels were compiled on this machine, device and version before.
 
-    Triton keeps what it has compiled in a cache of its own; the mark only spares the user a wait without a word.
+    Triton has a cache of its own; the mark only decides whether the user is warned of the wait.
     """
 
     def __init__(self, *what: str) -> None:
@@ -79,7 +79,7 @@ class FirstUse:
 
     @classmethod
     def of(cls, width: int, dtype: torch.dtype) -> FirstUse | None:
-        """For a transformer of this width; None where kernels do not run on a GPU."""
+        """Return the mark for a transformer of this width, or None where kernels do not run on a GPU."""
         found = helios_kernels.backend()
         if found.chip in (None, INTERPRETER):
             return None
@@ -88,14 +88,14 @@ class FirstUse:
 
     @property
     def notice(self) -> str | None:
-        """What to tell the user before the first chunk."""
+        """Return the notice to show before the first chunk."""
         if self._mark.exists():
             return None
         return "the first film on this GPU compiles its kernels: about a minute, once"
 
     def done(self) -> None:
-        """A chunk was denoised: all is compiled."""
-        with contextlib.suppress(OSError):  # a home that cannot be written: it is said again
+        """Record that a chunk was denoised, so everything is compiled."""
+        with contextlib.suppress(OSError):  # a home that cannot be written: the notice is shown again
             self._mark.parent.mkdir(parents=True, exist_ok=True)
             self._mark.touch()
 
@@ -112,21 +112,21 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records work as CUDA graphs over one pool of memory, so no two of them may run at a time."""
+    """Records work as CUDA graphs that share one memory pool, so only one may run at a time."""
 
     def __init__(self) -> None:
         self.pool: tuple[int, int] | None = None
 
     def forget(self) -> None:
-        """All graphs are gone. A pool that no graph holds must not be recorded into again: the next gets a new one."""
+        """Forget the pool after all graphs are gone: a pool without a graph must not be recorded into again."""
         self.pool = None
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """(what replays it, where each replay leaves its result). RuntimeError for work that cannot be recorded."""
+        """Record `work`; return the replay and the tensor of its result. RuntimeError if it cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
         self.pool = self.pool or torch.cuda.graph_pool_handle()
-        # The outer context is what a recording that fails to begin or to end leaves the caller's stream to. Other
-        # threads decode and read weights meanwhile, and may allocate.
+        # The outer context restores the caller's stream if a recording fails to begin or to end. Other
+        # threads decode and read weights at the same time, and may allocate.
         recording = torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local")
         with torch.cuda.stream(torch.cuda.current_stream()), recording:
             result = work()
@@ -134,20 +134,19 @@ class CudaRecorder:
 
 
 class CallGraphs:
-    """Model calls, each shape of them recorded the second time it comes and replayed from then on.
+    """Records each shape of model call the second time it occurs, and replays it from then on.
 
-    The first call of a shape is the warm-up: it compiles and times what is to be compiled and timed. A replay reads
-    copies of the call's inputs, which are written only where an input is another tensor than the last time: prompts
-    and history change from chunk to chunk. Weights have to stay where they are; that they were moved is seen, and all
-    is recorded anew.
+    The first call of a shape is the warm-up, which compiles and times. A replay reads copies of the inputs, which are
+    written only if an input is a different tensor than last time: prompts and history change from chunk to chunk.
+    Weights must stay in place; if they move, this is noticed and everything is recorded again.
 
-    `problem` is why nothing more is recorded, or None.
+    `problem` is the reason why nothing more is recorded, or None.
     """
 
     def __init__(self, record: Recorder) -> None:
         self.record = record
         self.problem: str | None = None
-        self.problem_told = False
+        self.problem_reported = False
         self.replayed = 0
         self._graphs: OrderedDict[tuple, tuple[Callable[[], None], Tensor] | None] = OrderedDict()
         self._inputs: dict[tuple, Tensor] = {}
@@ -172,7 +171,7 @@ class CallGraphs:
             if self._graphs[key] is None:
                 try:
                     self._graphs[key] = self.record(lambda: dit(*_call(fixed)))
-                except RuntimeError as error:  # which holds all that was computed until it is left
+                except RuntimeError as error:  # it holds every tensor that was computed until this block ends
                     self.problem = f"model calls are not replayed as graphs: {str(error).strip().splitlines()[0]}"
                 if self.problem:
                     self.forget()
@@ -184,7 +183,7 @@ class CallGraphs:
             return result.clone()
 
     def _fixed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs where graphs look for them; graphs of several shapes share those that are of one shape."""
+        """Return the inputs that graphs read; graphs of several shapes share inputs of the same shape."""
         fixed = {}
         for name, tensor in tensors.items():
             place = (name, tuple(tensor.shape), tensor.dtype)
@@ -205,7 +204,7 @@ class CallGraphs:
             self._sources.pop(place, None)
 
     def forget(self) -> None:
-        """Gives back what is recorded, which holds memory and the places of the weights."""
+        """Release all recordings, which hold memory and addresses of weights."""
         self._graphs.clear()
         self._inputs.clear()
         self._sources.clear()
@@ -240,14 +239,14 @@ def _call(tensors: dict[str, Tensor]) -> Call:
 
 
 def attention_memory(device: torch.device) -> Memory | None:
-    """What `auto` knows of attention on a GPU; None for another device, where it measures nothing."""
+    """Return what `auto` has measured on a GPU; None for other devices, where it measures nothing."""
     if device.type != "cuda":
         return None
     return Memory(machine.home() / machine.ATTENTION, machine.attention_key(torch.cuda.get_device_name(device)))
 
 
 def attention_facts(device: torch.device) -> dict:
-    """What --attention auto takes on `device`, why, and what was measured there."""
+    """Return what --attention auto chooses on `device`, why, and what was measured there."""
     rule = auto_rule(device)
     memory = attention_memory(device)
     known = memory.known if memory else {}
@@ -263,10 +262,9 @@ def attention_facts(device: torch.device) -> dict:
 def measure_attention(
     choice: Choice, config: DiTConfig, grids: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Let `choice`, which is `auto`, time what it has not yet of a film whose stages have these grids of patches,
-    coarsest first.
+    """Time the attention shapes of a film that `choice` (`auto`) has not timed yet; `grids` are coarsest first.
 
-    So what it takes is known before the film begins, and the film's fingerprints can say it
+    The choice is thus made before the film begins, and can enter its fingerprints
     (`cost.arithmetic.attention_shapes`).
     """
     with torch.device("meta"):
@@ -278,8 +276,8 @@ def measure_attention(
         x = q.contiguous()
         if not helios_kernels.runs(x, "qk_norm_rope"):
             q, k, v = x, x, x
-        attention(q, x if config.is_amplify_history else k, v, None, choice)  # amplified keys are a tensor of their own
-        attention(x[:, -noisy:], x, x, None, choice)  # the last block, whose queries are a product of their own
+        attention(q, x if config.is_amplify_history else k, v, None, choice)  # amplified keys are a separate tensor
+        attention(x[:, -noisy:], x, x, None, choice)  # the last block computes its queries separately
         queries = x if not config.guidance_cross_attn else x[:, -noisy:]
         for keys in PROMPT_KEYS:
             prompt = torch.randn(1, keys, *shape, device=device, dtype=dtype)
@@ -287,29 +285,30 @@ def measure_attention(
         attention(queries, prompt, prompt, None, choice)  # a prompt that fills all 512
 
 
-# Beside the transformer
+# In parallel with the transformer
 
 
 @functools.cache
 def _stream_for(use: str, device: torch.device) -> torch.cuda.Stream:
-    """One a use for all films: PyTorch hands out 32 in turn, and one of them is what graphs are recorded on."""
+    """Return the stream of a use, shared by all films: PyTorch has 32 in rotation, and graphs are recorded on one."""
     return torch.cuda.Stream(device)
 
 
-class Beside:
-    """Work that goes on while the caller does, one piece after the other: in a thread, on a GPU with its own stream.
+class Background:
+    """Runs work in parallel with the caller, one piece after another, in a thread (on a GPU with its own stream).
 
-    Without `overlaps` it is done at once, by the caller.
+    Without `overlaps` the caller does the work at once.
     """
 
     def __init__(self, device: torch.device, *, overlaps: bool) -> None:
         self.overlaps = overlaps
-        self._stream = _stream_for("beside", device) if overlaps and device.type == "cuda" else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="beside") if overlaps else None
+        self._stream = _stream_for("background", device) if overlaps and device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="background") if overlaps else None
 
     def start(self, work: Callable[[], T]) -> Future[T]:
-        """Begin `work`, after what the caller has given the GPU so far. Where its result is taken, what it raised is
-        raised, and the GPU is done with it."""
+        """Start `work` after everything the caller has queued on the GPU so far.
+
+        `result()` re-raises its errors, and returns only when the GPU has finished."""
         if self._thread is None:
             done: Future[T] = Future()
             done.set_result(work())
@@ -319,19 +318,18 @@ class Beside:
         return self._thread.submit(self._run, work)
 
     def hand_over(self, *tensors: Tensor) -> None:
-        """Tensors of a result are the caller's from here on: until its stream is done with them, their memory is not
-        used again by the stream that made them."""
+        """Give tensors of a result to the caller's stream, so that their memory is not reused while it reads them."""
         if self._stream is not None:
             for tensor in tensors:
                 tensor.record_stream(torch.cuda.current_stream(self._stream.device))
 
     def close(self) -> None:
-        """Waits for what was begun, whose results nobody takes."""
+        """Wait for work that was started and whose results are not needed."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
     def _run(self, work: Callable[[], T]) -> T:
-        # Both contexts are a thread's own.
+        # Both contexts are local to a thread.
         stream = contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         with torch.inference_mode(), stream:
             result = work()
@@ -341,13 +339,14 @@ class Beside:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on `device`. A GPU is not waited for."""
+    """Copy a host tensor to `device` without waiting for a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def to_host(*tensors: Tensor) -> tuple[tuple[Tensor, ...], torch.cuda.Event | None]:
-    """The tensors, all of one device, on the host, and what to wait for before they are read: from a GPU they come
-    behind what its current stream was given, and nobody waits for that here. None where they are there."""
+    """Copy tensors of one device to the host; return the copies, and the event to wait for before reading them.
+
+    Copies from a GPU follow the work queued on its current stream. The event is None if the copies are complete."""
     if not tensors[0].is_cuda:
         return tuple(tensor.cpu() for tensor in tensors), None
     copies = tuple(_pinned_like(tensor).copy_(tensor, non_blocking=True) for tensor in tensors)
@@ -361,8 +360,7 @@ def _pinned_like(tensor: Tensor) -> Tensor:
 
 
 def on_host(pieces: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-    """Pieces of one tensor or more on the host, in order. From a GPU each is copied, by a stream of its own, while the
-    next one is being computed."""
+    """Yield pieces, each of one or more tensors, on the host. A GPU copies each while it computes the next one."""
     waiting: tuple[tuple[Tensor, ...], torch.cuda.Event, tuple[Tensor, ...]] | None = None
     for piece in pieces:
         if not piece[0].is_cuda:
@@ -376,7 +374,7 @@ def on_host(pieces: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]
         if waiting:
             waiting[1].synchronize()
             yield waiting[0]
-        # The piece is held as well: once it is free, the stream that made it may write over it.
+        # Keep the piece too: once it is freed, the stream that made it may overwrite it.
         waiting = copies, copied, piece
     if waiting:
         waiting[1].synchronize()

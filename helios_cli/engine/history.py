@@ -1,4 +1,4 @@
-"""What the model remembers: the last 19 latent frames and the anchor. Its size does not depend on the film's length."""
+"""The model's history: the last 19 latent frames and the anchor. Its size does not depend on the film's length."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from helios_cli.units import HISTORY_LATENTS, LONG_TERM, MID_TERM, SHORT_TERM
 
 
 class History:
-    """Latents of one segment of film, oldest first; empty slots are zero latents.
+    """The latents of one segment of film, oldest first; empty slots are zero latents.
 
     The tensors are contiguous and never changed in place, so that they can be kept and restored as they are.
 
@@ -26,17 +26,17 @@ class History:
         return cls(torch.zeros(1, channels, HISTORY_LATENTS, height, width, device=device))
 
     def terms(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(long [1, C, 16, H, W], mid [.., 2, ..], short [.., 2, ..]); short is the anchor and the newest frame."""
+        """Return long [1, C, 16, H, W], mid [.., 2, ..], short [.., 2, ..]; short is anchor and newest frame."""
         long, mid, newest = self.latents.split([LONG_TERM, MID_TERM, SHORT_TERM], dim=2)
         anchor = torch.zeros_like(newest) if self.anchor is None else self.anchor
         return long, mid, torch.cat([anchor, newest], dim=2)
 
     def push(self, latents_1CTHW: Tensor) -> None:
-        """Appends clean latents; what is older than 19 frames is forgotten."""
+        """Append clean latents, and drop frames older than the last 19."""
         self.latents = torch.cat([self.latents, latents_1CTHW.float()], dim=2)[:, :, -HISTORY_LATENTS:].contiguous()
 
     def remember(self, chunk_1CTHW: Tensor, *, reanchor: bool = False) -> None:
-        """Appends a generated chunk. Its first frame becomes the anchor if there is none yet, or with `reanchor`."""
+        """Append a generated chunk. Its first frame becomes the anchor if there is none yet, or with `reanchor`."""
         if self.anchor is None or reanchor:
             self.anchor = chunk_1CTHW[:, :, :1].float().contiguous()
         self.push(chunk_1CTHW)

@@ -1,4 +1,4 @@
-"""The sub-models of a checkpoint on a device: who is loaded, and when it goes again."""
+"""Holds the sub-models of a checkpoint on a device: loads them when they are needed, and frees them."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 EMBEDDING = "shared.weight"
-"""Of the text encoder: a row a token of its vocabulary, of which a prompt needs a few."""
+"""The text encoder's embedding, one row per token of the vocabulary; a prompt needs only a few rows."""
 
 PROMPTS_KEPT = 2**24
-"""Bytes of encoded prompts that no film needs any more and that another may: some long ones, many short ones."""
+"""Bytes of encoded prompts to keep that no film needs at the moment: some long ones, or many short ones."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,16 @@ class Prompt:
 
 
 class Models:
-    """Loads a checkpoint's parts as they are needed, and where `placement` says so gives them up again. The text
-    encoder is freed as soon as the prompts are encoded.
+    """Loads the parts of a checkpoint as they are needed, and frees them where `placement` says so. The text encoder
+    is freed as soon as the prompts are encoded.
 
-    `name` is what the user calls the model. `attention_wanted` names the attention of shapes that another film took,
-    for `auto` to take here as well. Raises CheckpointError for a config that is not supported, MachineError for
-    kernels that were asked for and cannot be had.
+    Args:
+        name: what the user calls the model.
+        attention_wanted: backend by attention shape that `auto` follows, to repeat another film.
+
+    Raises:
+        CheckpointError: a config that is not supported.
+        MachineError: kernels that were requested and are not available.
     """
 
     def __init__(
@@ -101,23 +105,24 @@ class Models:
         self._ahead = Ahead(self._files, device)
         self._dit: HeliosDiT | None = None
         self._vae: WanVAE | None = None
-        self._fillers: dict[str, tuple] = {}  # the arguments of _fill, for parts that can come again
+        self._fillers: dict[str, tuple] = {}  # arguments of _fill, for parts that can be loaded again
         self._away: set[str] = set()
         self.graphs = CallGraphs(CudaRecorder()) if device.type == "cuda" else None
 
     @property
     def vae_dtype(self) -> torch.dtype:
-        """The VAE's values leave float16's range; it is float32 then."""
+        """The VAE's data type; float32 in place of float16, whose range its values exceed."""
         return torch.float32 if self.dtype == torch.float16 else self.dtype
 
     @property
     def is_loaded(self) -> bool:
-        """Whether a part that stays is in memory."""
+        """Whether the transformer or the VAE is in memory."""
         return self._dit is not None or self._vae is not None
 
     def place(self, placement: Placement) -> None:
-        """Place the parts so from the next film on. Those that are loaded go if they were placed otherwise, and so do
-        graphs in any case: they hold memory by the shapes of films before."""
+        """Set the placement of the next film. Loaded parts are freed if they were placed differently.
+
+        Graphs are freed in any case: they hold memory for the shapes of earlier films."""
         if replace(placement, text_beside=self.placement.text_beside) != self.placement:
             self.unload()
         elif self.graphs is not None:
@@ -125,7 +130,7 @@ class Models:
         self.placement = placement
 
     def unload(self) -> None:
-        """Free all parts and close their files. They come again when they are needed."""
+        """Free all parts and close their files. They are loaded again when they are needed."""
         self._ahead.close()
         if self.stream is not None:
             self.stream.close()
@@ -139,24 +144,24 @@ class Models:
             torch.cuda.empty_cache()
 
     def settle(self, size: tuple[int, int]) -> None:
-        """Measure what `auto` has to know for films of `size`: it decides how numbers are rounded."""
+        """Measure attention for films of `size` where `auto` needs it: the choice decides how numbers are rounded."""
         if self.attention == AUTO and self.device.type == "cuda":
             patch, stages = self.dit_config.patch_size, self.scheduler.stages
             grids = [grid_of(size, patch, stages - 1 - k) for k in range(stages)]
             measure_attention(self._choice, self.dit_config, grids, self.dtype, self.device)
 
     def use_threads(self) -> None:
-        """Have the process compute on as many threads as suit the model, where that is on a CPU."""
+        """Set the number of threads that suits the model, on a CPU."""
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)
 
     @property
     def attention_taken(self) -> Mapping[str, str]:
-        """What `auto` takes on a GPU, by shape: of the films' shapes that `settle` was asked about, all of them."""
+        """The backend that `auto` chose on a GPU for each shape that `settle` has measured."""
         return self._choice.taken
 
     def answer(self, calls: Sequence[Call]) -> list[Tensor]:
-        """The flows of model calls that do not depend on each other; streamed weights are walked through once."""
+        """Compute independent model calls; streamed weights are read once for all of them."""
         dit = self.dit
         if self.stream is not None and calls:
             return dit.forward_all(calls)
@@ -165,7 +170,7 @@ class Models:
         return [self.graphs(dit, call) for call in calls]
 
     def encode(self, texts: Iterable[str]) -> None:
-        """Encodes the prompts that are not known yet into `prompts`."""
+        """Encode prompts that are not in `prompts` yet."""
         new = [text for text in dict.fromkeys(texts) if text not in self.prompts]
         if not new:
             return
@@ -182,8 +187,10 @@ class Models:
             machine.give_back_memory()
 
     def want(self, film: object, texts: Iterable[str]) -> None:
-        """From now on, as long as it is there, `film` needs these prompts and no others. What no film needs goes, the
-        oldest first, but for PROMPTS_KEPT: memory does not grow with the prompts of a film, nor with the films."""
+        """Declare the prompts that `film` still needs, as long as that object exists.
+
+        Prompts that no film needs are dropped, oldest first, except for PROMPTS_KEPT bytes: memory grows neither with
+        the prompts of a film nor with the number of films."""
         self._wanted[film] = frozenset(texts)
         needed = frozenset().union(*self._wanted.values())
         spare = {text: prompt.rows.nbytes for text, prompt in self.prompts.items() if text not in needed}
@@ -202,7 +209,7 @@ class Models:
 
     @contextlib.contextmanager
     def _text_encoder(self) -> Iterator[UMT5Encoder]:
-        """The text encoder while it is needed."""
+        """Provide the text encoder within the block."""
         islands = umt5.FP32_ISLANDS_IN_FLOAT16 if self.dtype == torch.float16 else frozenset()
         if self.placement.mode != "stream":
             encoder = self._load("text_encoder", lambda: UMT5Encoder(self.text_config), self.dtype, islands)
@@ -222,7 +229,7 @@ class Models:
             yield encoder.eval()
 
     def mixed(self, weighted: tuple[tuple[str, float], ...]) -> Tensor:
-        """Weighted sum of encoded prompts, [1, K, E] on the device; a shorter one counts as zero beyond its end."""
+        """Return the weighted sum of encoded prompts, [1, K, E] on the device; shorter ones are padded with zeros."""
         longest = max(len(self.prompts[text].rows) for text, _ in weighted)
         first = self.prompts[weighted[0][0]].rows.to(self.device)
         if len(weighted) == 1:
@@ -235,7 +242,7 @@ class Models:
 
     @property
     def dit(self) -> HeliosDiT:
-        """The transformer, at hand until `vae` is asked for where the two take turns."""
+        """The transformer. Where the two take turns, it stays until `vae` is used."""
         if self.placement.takes_turns:
             self._send_away("vae", self._vae)
         if self._dit is None:
@@ -248,7 +255,7 @@ class Models:
         return self._dit
 
     def _part(self, name: str) -> tuple[Callable[[], nn.Module], torch.dtype, frozenset[str]]:
-        """How transformer and VAE are built, and in which types."""
+        """Return how a part is built, its data type, and the modules that stay in float32."""
         if name == "transformer":
             return self._build_dit, self.dtype, dit.FP32_ISLANDS
         return lambda: WanVAE(self.vae_config), self.vae_dtype, frozenset()
@@ -265,7 +272,7 @@ class Models:
 
     @property
     def vae(self) -> WanVAE:
-        """The VAE, at hand until `dit` is asked for where the two take turns."""
+        """The VAE. Where the two take turns, it stays until `dit` is used."""
         if self.placement.takes_turns:
             self._send_away("transformer", self._dit)
         if self._vae is None:
@@ -330,12 +337,12 @@ class Models:
             lambda parameter: dtype if fp32_islands.isdisjoint(parameter.split(".")) else torch.float32,
             resident=self.placement.resident if again else 0,
             again=again,
-            # What is read once makes no room in a page cache that is too small for what is read again.
+            # Weights that are read once must not evict those that are read again from a small page cache.
             cached_bytes=self.placement.cached_bytes if again or self.placement.cached_bytes is None else 0,
         )
 
     def _send_away(self, name: str, module: nn.Module | None) -> None:
-        """Frees the memory of a part that can be read again."""
+        """Free the memory of a part that can be read again."""
         if module is not None and name in self._fillers and name not in self._away:
             module.to("meta")
             self._away.add(name)
@@ -346,15 +353,15 @@ class Models:
             machine.give_back_memory()
 
     def _bring_back(self, name: str) -> bool:
-        """Reads a part again that was sent away."""
+        """Read a part again that was sent away; return whether it was."""
         if name not in self._away:
             return False
-        self._fill(name, *self._fillers[name], check=False)  # its values were looked at when they came first
+        self._fill(name, *self._fillers[name], check=False)  # the values were checked the first time
         self._away.discard(name)
         return True
 
     def _make_room_for_text(self) -> None:
-        """The text encoder comes alone, unless it is to be beside the others."""
+        """Free the other parts, unless the text encoder has room next to them."""
         self._ahead.drop()
         beside = self.placement.text_beside
         if beside is None and self.placement.mode == "none":
@@ -365,11 +372,12 @@ class Models:
         self._send_away("transformer", self._dit)
         self._send_away("vae", self._vae)
         if self.stream is not None:
-            self.stream.leave(host=True)  # the text encoder's slots take their place
+            self.stream.leave(host=True)  # the text encoder's buffers take their place
 
     def _read_ahead(self, name: str) -> None:
-        """Begins to read a part while another one works: as much as there is room for where it computes, and into the
-        kernel's page cache, if its files have room there."""
+        """Start to read a part while another one works.
+
+        As much as fits is read to the device, and all of it into the page cache if the files fit there."""
         component, placement = self.checkpoint.component(name), self.placement
         most = placement.transformer_ahead_bytes if name == "transformer" else placement.vae_ahead_bytes
         if most and self._ahead.part != name:

@@ -1,7 +1,7 @@
-"""What a film needs to go on after a chunk, bit for bit: the history, the anchor, the generator.
+"""The state of a film after a chunk, from which it continues bit for bit: history, anchor, generator.
 
-States outlive the process and are found by fingerprint: a change of what they hold raises
-`recipe.fingerprint.NUMERICS_VERSION`, so that none is met in an older form.
+States outlive the process and are looked up by fingerprint. A change of their content raises
+`recipe.fingerprint.NUMERICS_VERSION`, so that none is read in an older form.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from helios_cli.units import LATENTS_PER_CHUNK
 
 @dataclass(frozen=True)
 class State:
-    """Where a segment of film stands after one of its chunks.
+    """The state of a segment of film after one of its chunks.
 
     Attributes:
         latents: [1, C, 19, H, W] float32, the history; its last 9 are the chunk itself.
         anchor: [1, C, 1, H, W] float32.
         generator: uint8, state of the CPU generator.
-        place: chunks of the segment that are done.
-        copied: latents and anchor are still on their way from a GPU until this has come, which `to_bytes` waits for.
+        place: number of chunks of the segment that are done.
+        copied: event of the copy of latents and anchor from a GPU, which `to_bytes` waits for; None if it is complete.
     """
 
     latents: Tensor
@@ -36,13 +36,13 @@ class State:
 
     @classmethod
     def of(cls, history: History, generator: torch.Generator, place: int) -> State:
-        """Waits for no GPU."""
+        """Take the state without waiting for a GPU."""
         (latents, anchor), copied = to_host(history.latents, history.anchor)
         return cls(latents, anchor, generator.get_state(), place, copied)
 
     @classmethod
     def from_bytes(cls, data: bytes | None) -> State | None:
-        """None for None, and for what is no state."""
+        """Read a state; None for None and for data that is not a state."""
         if data is None:
             return None
         from safetensors import SafetensorError
@@ -55,7 +55,7 @@ class State:
             return None
 
     def to_bytes(self) -> bytes:
-        from safetensors.torch import save  # which a film that is not kept can do without
+        from safetensors.torch import save  # only films that are kept need it
 
         if self.copied is not None:
             self.copied.synchronize()

@@ -1,4 +1,4 @@
-"""Triton kernels are tried once on each GPU before a film takes them, in processes of their own that may be lost."""
+"""Tries Triton kernels once on each GPU before a film uses them, in separate processes that may crash or hang."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from helios_kernels.trial import Verdicts
 NOTICE = "Triton kernels are tried on this GPU before films take them: about two minutes, once"
 
 SECONDS = 900.0
-"""Of the whole trial, nearly all of which is compiling."""
+"""Time limit of the whole trial, nearly all of which is compiling."""
 
 OPERATION_SECONDS = 300
-"""Of one operation. A kernel that hangs ends with it, and its process."""
+"""Time limit of one operation; a kernel that hangs ends with its process."""
 
 
 def settle(device: torch.device) -> Iterator[str]:
-    """Which kernels run on `device`, from now on and in this process; where nobody knows, they are tried.
+    """Decide which kernels run on `device` in this process; those without a verdict are tried.
 
-    Yields what to tell the user: before it takes minutes, and what came of it.
+    Yields notices for the user: before a trial, which takes minutes, and its result.
     """
     recall_kernels()
     if device.type != "cuda" or not helios_kernels.is_untried():
@@ -39,18 +39,18 @@ def settle(device: torch.device) -> Iterator[str]:
     found = helios_kernels.find_triton()
     try:
         verdicts = _try(device, trial.operations(found.chip), trial.of(found.device) or Verdicts({}, {}))
-    except HeliosError as error:  # no memory, no device: nothing is known of the kernels
+    except HeliosError as error:  # no memory, no device: this says nothing about the kernels
         yield f"kernels could not be tried, so this film goes without: {error.message}"
         return
-    with contextlib.suppress(OSError):  # a home that cannot be written: they are tried again next time
+    with contextlib.suppress(OSError):  # a home that cannot be written: the next process tries again
         trial.keep(found.device, verdicts, machine.home() / machine.TRIED)
     yield f"kernels: {helios_kernels.backend().name}, {helios_kernels.backend().reason}"
 
 
 def _try(device: torch.device, names: tuple[str, ...], known: Verdicts) -> Verdicts:
-    """What is known of the operations once those are tried that were not. HeliosError if the trial could not begin.
+    """Try the operations without a verdict, and return all verdicts. HeliosError if the trial could not begin.
 
-    One that its process is lost over is tried once more, behind the others, and left off if that is lost as well.
+    An operation whose process is lost is tried once more, after the others, and turned off if that fails too.
     """
     faults, lost = dict(known.faults), dict(known.lost)
     waiting, end = [name for name in names if name not in faults], time.monotonic() + SECONDS
@@ -74,7 +74,7 @@ def _try(device: torch.device, names: tuple[str, ...], known: Verdicts) -> Verdi
 
 
 def _ask(device: torch.device, names: list[str], seconds: float) -> tuple[list[dict], ChildError | None]:
-    """What a process says of the operations, and what it was lost to. HeliosError if it did not come to any."""
+    """Return what a process reports of the operations, and the one it was lost to. HeliosError if it reached none."""
     question = {"device": str(device), "names": names}
     try:
         return ask(__name__, question, environment={"HELIOS_KERNELS": "triton"}, timeout=seconds), None
@@ -85,7 +85,7 @@ def _ask(device: torch.device, names: list[str], seconds: float) -> tuple[list[d
 
 
 def rows(question: dict) -> Iterator[dict]:
-    """The trial itself: each operation is announced, so that one that never comes back is known."""
+    """Run the trial; each operation is announced first, so that the one that hangs is known."""
     device = pick_device(question["device"])
     recall_kernels()
     with memory_errors():

@@ -23,7 +23,7 @@ from helios_cli.cost.shapes import DiTShape
 from helios_cli.engine import gpu
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
-from helios_cli.engine.gpu import GRAPHS, Beside, CallGraphs, FirstUse, on_host, require_quant
+from helios_cli.engine.gpu import GRAPHS, CallGraphs, FirstUse, on_host, require_quant
 from helios_cli.engine.history import History
 from helios_cli.engine.state import State
 from helios_cli.errors import InputError, MachineError, PictureError
@@ -191,7 +191,7 @@ def test_what_fails_beside_is_raised_by_the_film(checkpoints, tmp_path):
 
 
 def test_what_is_done_beside_comes_in_order_and_records_no_gradient():
-    beside, began = Beside(CPU, overlaps=True), []
+    beside, began = Background(CPU, overlaps=True), []
     for place in "abc":
         beside.start(partial(began.append, place))
     assert beside.start(torch.is_inference_mode_enabled).result()
@@ -238,7 +238,7 @@ def test_a_picture_that_cannot_be_read_ends_the_film_behind_the_chunks_before_it
 
 
 def test_tensors_made_beside_are_held_for_the_stream_that_uses_them(queues, monkeypatch):
-    beside = Beside(CPU, overlaps=True)
+    beside = Background(CPU, overlaps=True)
     monkeypatch.setattr(Queue, "device", CPU, raising=False)
     monkeypatch.setattr(beside, "_stream", Queue("beside", queues))
     monkeypatch.setattr(
