@@ -1,4 +1,4 @@
-"""The `helios` command: the commands put together, and the one place where errors become words and exit codes."""
+"""The `helios` command: all commands, and the one place where errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from helios_cli.stop import stop_at_once
 
 NAMES = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE}
-"""Errors of the operating system that are no bug of ours."""
+"""Errors of the operating system that are not bugs of helios."""
 
 LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
-"""What it answers to a process that may have no more files, memory, processes or threads."""
+"""Errors of a process that reached its limit of files, memory, processes or threads."""
 
-LIMITS_SAY = ("can't start new thread", "failed to map segment", "cannot allocate memory")
-"""Parts of what Python and the loader of libraries say then."""
+LIMIT_MESSAGES = ("can't start new thread", "failed to map segment", "cannot allocate memory")
+"""Parts of the messages of Python and the library loader at such limits."""
 
 COMPUTING = {"render", "live", "train", "doctor", "bench"}
-"""Commands that load torch, whose libraries end the process where there is no current folder."""
+"""Commands that load torch, whose libraries abort the process if the current folder does not exist."""
 
 app = typer.Typer(
     name="helios",
@@ -52,7 +52,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """Handle the options before the command."""
     if context.invoked_subcommand in COMPUTING and not _has_current_folder():
         raise _no_current_folder()
 
@@ -61,24 +61,26 @@ def main(argv: list[str] | None = None) -> int:
     """Run `helios` with `argv` (default: the process's arguments) and return its exit code; nothing is raised."""
     _open_closed_streams()
     console.json = False
-    if hasattr(sys.stdout, "reconfigure"):  # a path or prompt that the locale cannot spell is no reason to fail
+    if hasattr(sys.stdout, "reconfigure"):  # print a path or prompt that the locale cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     with stop_at_once():
         code = _run(argv)
     try:
         console.flush()
     except OSError as error:
-        # What is left in the buffer must not fail again when Python exits.
+        # The rest of the buffer must not fail again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # the reader has what it wants: `helios models list | head -1`
+        if isinstance(error, BrokenPipeError):  # the reader stopped early: `helios models list | head -1`
             return code or 1
         return code or _show_error(error)
     return code
 
 
 def _open_closed_streams() -> None:
-    """The null device in the place of standard streams that are closed. Else the next file that is opened would be one
-    of them, and get what libraries and ffmpeg have to say; and print() takes no stream for standard output."""
+    """Open the null device in place of closed standard streams.
+
+    Otherwise the next file that is opened would take their number and receive what libraries and ffmpeg print; and
+    print() would write to no stream as if it were stdout."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # an open takes the lowest number
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as the process)
@@ -86,18 +88,20 @@ def _open_closed_streams() -> None:
 
 def _run(argv: list[str] | None) -> int:
     try:
-        code = app(argv, prog_name="helios", standalone_mode=False)  # Typer prints no errors: they can hold any text
+        code = app(
+            argv, prog_name="helios", standalone_mode=False
+        )  # Typer must not print errors: they can hold any text
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
         return Interrupted.exit_code
     except Exception as error:
         return _show_usage_error(error) if hasattr(error, "format_message") else _show_error(error)
-    return code or 0  # that of typer.Exit: a command itself returns nothing
+    return code or 0  # the code of typer.Exit; a command itself returns nothing
 
 
 def _show_usage_error(error: Any) -> int:
-    """Say what Typer found wrong with the command line; it has printed the help of a command without arguments."""
+    """Print what is wrong with the command line; Typer has printed the help of a command without arguments."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ != "NoArgsIsHelpError":
         if context:
@@ -108,7 +112,7 @@ def _show_usage_error(error: Any) -> int:
 
 
 def _show_error(error: Exception) -> int:
-    """Say what failed, with the traceback if HELIOS_DEBUG asks for it, and return the exit code."""
+    """Print what failed, with the traceback if HELIOS_DEBUG is set, and return the exit code."""
     debug = os.environ.get("HELIOS_DEBUG", "") not in ("", "0")
     if debug:
         console.status("".join(traceback.format_exception(error)).rstrip())
@@ -126,7 +130,7 @@ def _show_error(error: Exception) -> int:
 
 
 def _of_the_machine(error: OSError) -> Exception:
-    """No bug, wherever it is noticed: a full disk, a name that no file can have, a folder that may not be searched."""
+    """Return the error of a machine at fault: a full disk, an impossible file name, a folder without permission."""
     if not _has_current_folder():
         return _no_current_folder()
     if error.errno in LIMITS:
@@ -142,7 +146,7 @@ def _of_the_machine(error: OSError) -> Exception:
 
 
 def _names_a_limit(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in LIMITS_SAY)
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in LIMIT_MESSAGES)
 
 
 def _at_a_limit(what: str) -> MachineError:

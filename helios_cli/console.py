@@ -1,8 +1,8 @@
-"""The only module that prints: data to stdout, everything said about it to stderr.
+"""The only module that prints: data to stdout, everything else to stderr.
 
 Rich is imported when something needs a style or a table, so that a command that prints plain text does not pay for it.
-Text is never read as markup: a prompt or a file name with `[brackets]` is printed as it is. What a terminal would obey,
-or hide, is printed as an escape.
+Text is never read as markup: a prompt or a file name with `[brackets]` is printed as it is. Control and
+invisible characters are printed as escapes.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 UNBOUNDED_WIDTH = 10_000
-"""Columns of a list that goes into a pipe: cells are wrapped to fit a terminal, never for a program that reads them."""
+"""Width of a list in a pipe: cells are wrapped for a terminal, never for a program."""
 
 PAGE_WIDTH = 80
-"""Columns of a report that goes into a pipe, unless COLUMNS says otherwise."""
+"""Width of a report in a pipe, unless COLUMNS is set."""
 
 LABEL_WIDTH = 12
-"""Columns of a report's labels, without the space behind them."""
+"""Width of a report's labels, without the space after them."""
 
 GAP = 2
 """Columns between the cells of a table."""
 
 LEAST_CELL = 12
-"""Columns that a cell is not wrapped below: a number with its unit stays whole."""
+"""Minimum width of a cell: a number with its unit stays whole."""
 
 
 class Console:
-    """Output of one process. With `json` set (by `JsonFlag`), `result` speaks and `line` and `table` are silent."""
+    """The output of one process. With `json` set (by `JsonFlag`), `result` prints, and `line` and `table` do not."""
 
     def __init__(self) -> None:
         self.json = False
 
     def result(self, data: dict | list) -> None:
-        """Print `data` (plain values and paths) as JSON on stdout if `--json` was given, else nothing."""
+        """Print `data` (plain values and paths) as JSON on stdout if `--json` was given."""
         if self.json:
             print(json.dumps(data, indent=2, allow_nan=False, default=os.fspath))
 
@@ -58,7 +58,7 @@ class Console:
             print(visible(text))
 
     def prose(self, text: str, *, label: str = "") -> None:
-        """Print text of a report on stdout, wrapped to the page; where there is a `label`, as a column beside it."""
+        """Print text of a report on stdout, wrapped to the page; with a `label`, as a column next to it."""
         if not self.json:
             self._print_wrapped(text, label and f"{label:{LABEL_WIDTH}} ", self._page())
 
@@ -70,9 +70,9 @@ class Console:
         data: dict | list | None = None,
         report: bool = False,
     ) -> None:
-        """Print rows under headings on stdout, or `data` in their place under `--json`. Numbers are right-aligned.
+        """Print rows under headings on stdout, or `data` instead with `--json`. Numbers are right-aligned.
 
-        In a pipe a row is one line, so that programs can read it; that of a `report` is wrapped to the page.
+        In a pipe a row is one line, so that programs can read it; rows of a `report` are wrapped to the page.
         """
         if data is not None:
             self.result(data)
@@ -84,44 +84,44 @@ class Console:
         print(json.dumps(data, allow_nan=False, default=os.fspath), flush=True)
 
     def flush(self) -> None:
-        """Write out what was printed on stdout. Raises OSError if its reader has gone or its disk is full."""
+        """Write out what was printed on stdout. Raises OSError if the reader is gone or the disk is full."""
         print(end="", flush=True)
 
     def status(self, text: str) -> None:
-        """Say on stderr how far the work is: a plain line of progress."""
-        with _told():
+        """Print a line of progress on stderr."""
+        with _ignoring_failure():
             print(visible(text), file=sys.stderr, flush=True)
 
     def notice(self, text: str) -> None:
-        """Say on stderr what the user should know and need not act on."""
+        """Print a note on stderr that needs no action."""
         self._say("note", "cyan", text)
 
     def hint(self, text: str) -> None:
-        """Say on stderr what to do next."""
+        """Print on stderr what to do next."""
         self._say("hint", "green", text)
 
     def warning(self, text: str) -> None:
-        """Say on stderr what the user may want to change."""
+        """Print a warning on stderr: something the user may want to change."""
         self._say("warning", "yellow", text)
 
     def error(self, error: HeliosError) -> None:
-        """Say on stderr what failed, and what to do about it."""
+        """Print on stderr what failed, and what to do about it."""
         self._say("error", "bold red", error.message)
         if error.hint:
             self.hint(error.hint)
 
     def bug(self, error: BaseException) -> None:
-        """Say on stderr that helios itself is at fault."""
+        """Print on stderr that helios itself is at fault."""
         self._say("bug", "bold red", f"{type(error).__name__}: {error}")
 
     def live(self) -> RichConsole | None:
-        """The stderr console that can redraw lines, or None where lines can only be added (pipe, TERM=dumb)."""
+        """Return the stderr console if it can redraw lines; None if not (pipe, TERM=dumb)."""
         rich = self._rich(stderr=True)
         return rich if rich.file.isatty() and not rich.is_dumb_terminal else None
 
     @contextmanager
     def progress_bytes(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show how many of `total` bytes are done; yields `advance(count)`, which any thread may call."""
+        """Show the progress of `total` bytes; yields `advance(count)`, which any thread may call."""
         rich = self.live()
         if rich is None:
             yield _PlainBytes(description, total, self.status).advance
@@ -135,8 +135,9 @@ class Console:
             yield lambda count: progress.advance(task, count)
 
     def _rich(self, *, stderr: bool) -> RichConsole:
-        """A console on the stream of this moment. NO_COLOR leaves no escape code at all, not even bold; FORCE_COLOR
-        colours a pipe, and makes no terminal of it."""
+        """Make a console on the current stream.
+
+        NO_COLOR removes all escape codes, even bold; FORCE_COLOR colours a pipe without treating it as a terminal."""
         from rich.console import Console as RichConsole
 
         color = None if os.environ.get("NO_COLOR") else "auto"
@@ -146,7 +147,7 @@ class Console:
         return rich
 
     def _page(self) -> RichConsole:
-        """The console of a report on stdout: as wide as the terminal; in a pipe COLUMNS, or 80."""
+        """Return the console of a report on stdout, as wide as the terminal; COLUMNS or 80 in a pipe."""
         rich = self._rich(stderr=False)
         if not rich.file.isatty():
             columns = os.environ.get("COLUMNS", "")
@@ -157,9 +158,9 @@ class Console:
         from rich.text import Text
 
         rich = self._rich(stderr=True)
-        text = re.sub(r"\n(?! )", "\n  ", visible(text))  # no line of a name passes for one of ours
-        with _told():
-            with rich.capture() as captured:  # and not printed by Rich, which would write into a live bar
+        text = re.sub(r"\n(?! )", "\n  ", visible(text))  # a line break in a name must not start a line of its own
+        with _ignoring_failure():
+            with rich.capture() as captured:  # printed by Rich it would end up inside a live bar
                 rich.print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
             print(captured.get(), end="", file=sys.stderr, flush=True)
 
@@ -198,7 +199,7 @@ class Console:
             print(line.rstrip())
 
     def _print_records(self, columns: Sequence[str], cells: list[list[str]], rich: RichConsole) -> None:
-        """A line a cell and a paragraph a row, where columns side by side would be too narrow to read."""
+        """Print one line per cell and one paragraph per row, where columns would be too narrow to read."""
         label_width = max(map(len, columns)) + GAP
         for number, row in enumerate(cells):
             if number:
@@ -208,7 +209,7 @@ class Console:
 
 
 def _fitted(widths: Sequence[int], room: int) -> list[int] | None:
-    """Widths of columns that fit into `room`, the widest giving way first; None where that makes cells too narrow."""
+    """Shrink columns, the widest first, to fit into `room`; None if that makes cells too narrow."""
     fitted = list(widths)
     while sum(fitted) > room:
         widest = max(fitted)
@@ -219,7 +220,7 @@ def _fitted(widths: Sequence[int], room: int) -> list[int] | None:
 
 
 class _PlainBytes:
-    """Byte progress where lines can only be added: one line at every tenth."""
+    """Prints the progress of bytes where lines can only be appended: one line for every tenth."""
 
     def __init__(self, description: str, total: int, say: Callable[[str], None]) -> None:
         self.description, self.total, self.say = description, total, say
@@ -238,12 +239,12 @@ class _PlainBytes:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """A write to stderr. Where it fails, its reader having gone or its disk being full, work goes on in silence."""
+def _ignoring_failure() -> Iterator[None]:
+    """Write to stderr; if that fails (the reader is gone, the disk is full), go on silently."""
     try:
         yield
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what is left must not fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the rest must not fail again at exit
 
 
 console = Console()
@@ -255,4 +256,4 @@ def _use_json(wanted: bool) -> bool:
 
 
 JsonFlag = Annotated[bool, typer.Option("--json", callback=_use_json, help="Print the result as JSON on stdout.")]
-"""The `--json` of every command that reports something: `json: JsonFlag = False`; the body calls `console.result`."""
+"""The `--json` of commands that report something: `json: JsonFlag = False`; the body calls `console.result`."""

@@ -1,4 +1,4 @@
-"""What `helios plan` prints: the estimates of `cost`, as tables and text wrapped to the page, or as JSON."""
+"""Prints the plans of `helios plan`: estimates as tables and text wrapped to the page, or as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT_WIDTH = 28
 
 
 def show_plans(estimates: list[Estimate]) -> None:
-    """The plan of each film, and what all of them take together."""
+    """Print the plan of each film, and the totals."""
     from helios_cli.cost.report import report
 
     console.result(report(estimates))
@@ -134,8 +134,9 @@ def _phases(estimate: Estimate) -> None:
 
 
 def _modes(estimate: Estimate) -> None:
-    """What each mode takes, weights moved and seconds being a chunk's; a star at the one that is taken. Where the
-    computing is not known, a chunk takes no less than its weights."""
+    """Print the memory, weights moved and seconds per chunk of each mode, with a star at the chosen one.
+
+    Where the compute time is not known, a chunk takes at least the time of moving its weights."""
     fits = {True: "yes", False: "no", None: "?"}
     rows = []
     for mode in estimate.memory:
@@ -207,13 +208,13 @@ def _sum_line(estimates: list[Estimate]) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """A time in the film: `1:05` or `1:05.75`."""
+    """Format a time in the film: `1:05` or `1:05.75`."""
     minutes, rest = divmod(seconds, 60)
     return f"{int(minutes)}:{rest:05.2f}".removesuffix(".00")
 
 
 def _flops(count: float) -> str:
-    """`352 TFLOP`."""
+    """Format operations: `352 TFLOP`."""
     for unit in ("M", "G", "T", "P"):
         count /= 1000 if unit != "M" else 1e6
         if count < 999.5:

@@ -1,4 +1,4 @@
-"""Views of a running render: each consumes the engine's events (`engine/events.py`) and says how far the film is.
+"""Displays of a running render; each consumes the engine's events (`engine/events.py`).
 
 A `Track` turns the events of one film into numbers; a view decides how they look.
 """
@@ -46,17 +46,17 @@ PHASES = {
 }
 
 RECENT_CHUNKS = 8
-"""Chunks whose mean time foretells the rest: enough to smooth a hiccup, few enough to follow a lasting change."""
+"""Chunks whose mean time predicts the rest: enough to smooth out a hiccup, few enough to follow a lasting change."""
 
 BAR_LINE_WIDTH = 100
-"""Columns of the bar's line at most: on a wide terminal a longer bar only takes the numbers away from the eye."""
+"""Maximum width of the bar's line: on a wide terminal a longer bar would push the numbers out of sight."""
 
 
 class View(Protocol):
     def show(self, event: Event) -> None: ...
 
     def of(self, film: str) -> View:
-        """A view of one film among several that render at a time."""
+        """Return a display of one film among several that render at a time."""
         ...
 
 
@@ -64,9 +64,9 @@ class View(Protocol):
 def open_view(
     kind: ProgressKind, plain: Callable[[], View] | None = None, rich: Callable[[RichConsole], RichView] | None = None
 ) -> Iterator[View]:
-    """The view called `kind`, for any number of films. `auto` is `rich`, and `rich` without a terminal is `plain`.
+    """Open the display called `kind`. `auto` is `rich`, and `rich` without a terminal is `plain`.
 
-    Other work than films brings a `plain` and a `rich` view of its own.
+    Training passes its own `plain` and `rich` displays.
     """
     if kind == "json":
         yield JsonView()
@@ -80,11 +80,10 @@ def open_view(
 
 
 class Track:
-    """Where one film stands. `clock` gives seconds; it is read only to tell how long the chunk in flight has taken.
+    """The progress of one film. `clock` returns seconds, to time the chunk in flight.
 
-    Phases may come before the film is known; only `phase` and `phase_started` have a meaning then.
-    A chunk may be denoised while the one before it is decoded, which is then told to be done behind all its steps:
-    `chunk` is the last that was begun, from 0.
+    Phases may begin before the film is known; only `phase` and `phase_started` are meaningful then. While a chunk is
+    denoised the previous one may still be decoded: `chunk` is the last one that was begun, from 0.
     """
 
     def __init__(self, film: FilmStarted | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -96,7 +95,7 @@ class Track:
         self.frames_done = self.chunk = 0
         self.steps_in_chunk = 0
         self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film and film.steps else 1.0
-        # (frames, seconds) of each chunk. Replaced and never changed: a live view reads it from its own thread.
+        # (frames, seconds) of each chunk. Replaced, never mutated: the live display reads it from its own thread.
         self.recent: tuple[tuple[int, float], ...] = ()
         self.warm = False
 
@@ -119,7 +118,7 @@ class Track:
         self.chunk, self.step, self.steps_in_chunk, self.chunk_started = chunk, None, 0, self.clock()
 
     def _follow_chunk(self, event: ChunkDone) -> None:
-        if self.recent and not self.warm:  # the first chunk is slower: amplified, and the device was cold
+        if self.recent and not self.warm:  # the first chunk is slower: it has more steps, and the device is cold
             self.recent = ()
             self.warm = True
         self.recent = (*self.recent, (event.frames - self.frames_done, event.seconds))[-RECENT_CHUNKS:]
@@ -131,9 +130,9 @@ class Track:
 
     @property
     def fraction(self) -> float | None:
-        """Share of the film's work that is done, 0 to 1. A chunk is its solver steps, and one more for its decoding.
+        """The share of the film's work that is done, 0 to 1. Decoding a chunk counts as one more step.
 
-        None for a film of no known length, as `seconds_left` is.
+        None, like `seconds_left`, for a film of unknown length.
         """
         if self.film.chunks is None:
             return None
@@ -142,13 +141,13 @@ class Track:
 
     @property
     def frames_per_second(self) -> float | None:
-        """Measured over the recent chunks; None before the first is done."""
+        """The speed over the recent chunks; None before the first is done."""
         seconds = sum(seconds for _, seconds in self.recent)
         return sum(frames for frames, _ in self.recent) / seconds if seconds > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Chunks left at the mean time of the recent ones, less what the chunk in flight has had; None before any."""
+        """The estimated time left, by the mean of the recent chunks; None before the first is done."""
         if not self.recent or self.film.chunks is None:
             return None
         chunk_seconds = sum(seconds for _, seconds in self.recent) / len(self.recent)
@@ -159,7 +158,7 @@ class Track:
 
     @property
     def place_text(self) -> str:
-        """Chunk and, while it is denoised, stage and step; all counted from 1."""
+        """The chunk and, during denoising, stage and step; all counted from 1."""
         chunk = self.chunk_text(self.chunk + 1)
         if self.phase != "denoise" or self.step is None:
             return f"{chunk}, {PHASES[self.phase]}"
@@ -182,14 +181,14 @@ class Track:
 
     @property
     def left_text(self) -> str:
-        """Time left; "" for a film of no known length."""
+        """The time left, or "" for a film of unknown length."""
         if self.film.chunks is None:
             return ""
         return "-:-- left" if self.seconds_left is None else f"{format_duration(self.seconds_left)} left"
 
     @property
     def film_text(self) -> str:
-        """Seconds of film done and in all."""
+        """The seconds of film that are done, and the total."""
         in_all = None if self.film.frames is None else f"{self.film.frames / self.film.fps:.1f}"
         return f"film {_of(f'{self.frames_done / self.film.fps:.1f}', in_all, ' of ')} s"
 
@@ -245,7 +244,7 @@ class FilmsView:
     def _view_of(self, job: Job) -> View:
         if not self._labelled:
             return self.view
-        return self._views.setdefault(id(job), self.view.of(job.film.name))  # titles may be equal
+        return self._views.setdefault(id(job), self.view.of(job.film.name))  # titles may be equal, names are not
 
     def _print_table(self, error: BaseException | None) -> None:
         rows = [("film", "result", "frames", "seconds", "frames/s", "output or error")]
@@ -256,7 +255,7 @@ class FilmsView:
             console.status("  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), *numbers, row[5]]))
 
     def _row(self, job: Job, error: BaseException | None) -> tuple[str, ...]:
-        """`error` ended the command; it counts for films that had begun and have no end of their own."""
+        """Return the row of a film. `error`, which ended the command, applies to films that began and did not end."""
         end = self._ends.get(id(job), error if id(job) in self._begun else None)
         if isinstance(end, FilmDone):
             speed = f"{end.frames_per_second:.3g}" if end.frames > end.frames_reused else "reused"
@@ -277,7 +276,7 @@ class SilentView:
 
 
 class JsonView:
-    """NDJSON on stdout, one event a line. Among several films each says which `film` it is of."""
+    """Prints events to stdout as NDJSON. With several films each event names its `film`."""
 
     def __init__(self, film: str | None = None) -> None:
         self.film = film
@@ -290,9 +289,9 @@ class JsonView:
 
 
 class PlainView:
-    """Lines on stderr: what is rendered, each phase once, each chunk, the summary. Made for logs.
+    """Prints lines to stderr, for logs: the film, each phase once, each chunk, and a summary.
 
-    `before` stands before each line.
+    `before` is printed before each line.
     """
 
     def __init__(self, before: str = "") -> None:
@@ -307,7 +306,7 @@ class PlainView:
     def show(self, event: Event) -> None:
         if isinstance(event, ChunksReused):
             self.reused += event.count
-        elif self.reused:  # they come one by one, and in a long film by the hundred
+        elif self.reused:  # they come one at a time, hundreds in a long film
             self._say(f"{counted(self.reused, 'chunk')} from earlier renders, {self.track.film_text}")
             self.reused = 0
         self.track.follow(event)
@@ -339,7 +338,7 @@ class PlainView:
 
 
 class RichView:
-    """Two lines that are redrawn on the terminal: a bar, and where in the chunk the work is. They vanish at the end."""
+    """Redraws two lines on the terminal: a bar, and the place in the chunk. They vanish at the end."""
 
     def __init__(self, terminal: RichConsole) -> None:
         from rich.live import Live
@@ -398,7 +397,7 @@ class RichView:
 
 
 def start_lines(film: FilmStarted, *, named: bool = True) -> list[str]:
-    """What is about to be rendered, from what, where to; `named` if nothing else says which film it is."""
+    """Return lines about the film that begins; `named` if nothing else names it."""
     size = f"{film.width}x{film.height}"
     if film.frames is None:
         what = f"{size} at {film.fps:g} fps, as long as prompts come"
@@ -412,12 +411,12 @@ def start_lines(film: FilmStarted, *, named: bool = True) -> list[str]:
 
 
 def taken_line(taken: PromptTaken) -> str:
-    """From where on a prompt is in force, and how it comes in."""
+    """Return a line about a prompt that takes effect."""
     return f"from chunk {taken.chunk + 1} on, {taken.transition}: {taken.prompt}"
 
 
 def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:
-    """What was rendered, how fast, in how much memory, and where the time went."""
+    """Return lines about a finished film: frames, speed, memory, and seconds by phase."""
     memory = f"peak memory {format_bytes(done.peak_host_bytes)}"
     if done.peak_device_bytes is not None:
         memory += f" and {format_bytes(done.peak_device_bytes)} on the device"
@@ -436,14 +435,14 @@ def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:
 
 
 def format_duration(seconds: float) -> str:
-    """`75` as `1:15`, `3675` as `1:01:15`."""
+    """Format seconds: `75` as `1:15`, `3675` as `1:01:15`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _of(done: object, in_all: object | None, between: str) -> str:
-    """`3/9`, or `3` where nobody knows of how many."""
+    """Format `3/9`, or `3` if the total is not known."""
     return f"{done}" if in_all is None else f"{done}{between}{in_all}"
 
 

@@ -1,7 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGHUP: a machine or a terminal that is taken away is a Ctrl-C. How a command hears of them, at
-once or after its step.
+"""Handles Ctrl-C, SIGTERM (pre-emption) and SIGHUP (a closed terminal) alike, at once or after a step.
 
-Both yield a function that tells whether one has come, for a loop to ask.
+Both context managers yield a function that returns whether a signal has come.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ IsStopped = Callable[[], bool]
 
 @contextmanager
 def stop_at_once() -> Iterator[IsStopped]:
-    """KeyboardInterrupt wherever the program is. Python swallows one that is raised in a destructor or a callback: a
-    loop that asks as well stops all the same, if later."""
+    """Raise KeyboardInterrupt wherever the program is.
+
+    Python swallows one that is raised in a destructor or callback, so a loop should check the function as well."""
     came = False
 
     def stop(number: int, frame: object) -> None:
@@ -31,7 +31,7 @@ def stop_at_once() -> Iterator[IsStopped]:
 
 @contextmanager
 def stop_after_step() -> Iterator[IsStopped]:
-    """The loop is to stop by itself; a second Ctrl-C does not wait for it."""
+    """Let a loop stop by itself after its step; a second Ctrl-C does not wait for it."""
     came = False
 
     def stop(number: int, frame: object) -> None:
@@ -46,12 +46,12 @@ def stop_after_step() -> Iterator[IsStopped]:
 
 @contextmanager
 def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
+    if threading.current_thread() is not threading.main_thread():  # the only thread that receives signals
         yield
         return
     stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     heard = [number for number in stops if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heard}  # nohup, and a background job of a shell
+    before = {number: signal.signal(number, handler) for number in heard}  # ignored under nohup and in background jobs
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""`helios check`: numbers of a finished film, and what in it is worth a look."""
+"""`helios check`: measures of a finished film, and what in it is worth a look."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from helios_cli.check.report import ChunkReport, Report
 
 MAX_ROWS = 40
-"""Chunks of a longer film are shown only where something was found."""
+"""Chunks of a longer film are shown only if they have findings."""
 
 MEASURES = ("brightness", "saturation", "contrast", "motion", "flicker")
 COLUMNS = ("chunk", "   time", "bright", "satur", "contr", "motion", "flicker", " jump", "found")
@@ -25,19 +25,18 @@ COLUMNS = ("chunk", "   time", "bright", "satur", "contr", "motion", "flicker", 
 
 def check(
     video: Annotated[Path, typer.Argument(help="A film, or a folder of PNG frames.", show_default=False)],
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything is found.")] = False,
-    report: Annotated[
-        Path | None, typer.Option(help="Also write an HTML page with pictures and plots to this file.")
-    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if anything is found.")] = False,
+    report: Annotated[Path | None, typer.Option(help="HTML page to write, with pictures and plots.")] = None,
     chunk_frames: Annotated[
         int | None,
-        typer.Option(min=8, max=MAX_CHUNK_FRAMES, help="Frames of a chunk; default: the film's sidecar, else 33."),
+        typer.Option(min=8, max=MAX_CHUNK_FRAMES, help="Frames per chunk. (default: from the film's sidecar, else 33)"),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Look for black, frozen, flickering, drifting and repeating chunks of a film.
 
-    What is found is no error: the exit code is 0, or 1 with --strict. A file that cannot be read ends with 2.
+    Findings are not errors: the exit code is 0, or 1 with --strict. A file that
+    cannot be read ends with 2.
     """
     from helios_cli.check.examine import examine
     from helios_cli.check.page import check_page_target, write_page
@@ -93,5 +92,5 @@ def _median_row(report: Report) -> list[str]:
 
 
 def _aligned(cells: list[str]) -> list[str]:
-    """Numbers under the ends of their headings."""
+    """Right-align numbers under their headings."""
     return [cell.rjust(len(column)) for cell, column in zip(cells, COLUMNS, strict=False)]

@@ -91,7 +91,7 @@ def render_live(
         return plan_film(film, session.settings(film, options))
 
     fps = settings.fps
-    script = LiveScript(film, fps, lines, manner, plan_of=plan_of, keep=recipe_file.write, tell=warn)
+    script = LiveScript(film, fps, lines, manner, plan_of=plan_of, keep=recipe_file.write, warn=warn)
     yield from render(film, options, session, script)
     if lines.num_waiting:
         yield Notice(f"{counted(lines.num_waiting, 'prompt')} came too late for the film")

@@ -1,4 +1,4 @@
-"""Prompts as lines: what a line says, and a thread that reads them while the film renders."""
+"""Reads prompts from lines, in a thread, while the film renders."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from helios_cli.visible import printable
 
 BLOCK_BYTES = 1 << 16
 MAX_WAITING = 1000
-"""Prompts that are read ahead of the film; whoever writes more of them waits."""
+"""Prompts that are read ahead of the film; a writer of more has to wait."""
 
 
 def read_line(data: bytes, problems: Problems) -> Shot | None:
-    """The shot of one line, `seconds` being how long it stays at least; None for an empty line or a comment.
+    """Read the shot of one line, whose `seconds` is its least time; None for an empty line or a comment.
 
-    Raises RecipeError for a line that is no prompt.
+    Raises RecipeError for a line that is not a prompt.
     """
     if len(data) > MAX_BYTES:
         problems.add("the line is larger than 1 MiB", suggestion=f"a prompt has at most {MAX_PROMPT:,} characters")
         problems.stop()
-    text = decode(data, problems).strip().replace("\n", " ")  # what is left are carriage returns of its own
+    text = decode(data, problems).strip().replace("\n", " ")  # carriage returns inside the line
     cues = read_cues(as_shot_list(text, problems)[0], problems)
     problems.stop()
     if not cues:
@@ -48,13 +48,13 @@ def read_line(data: bytes, problems: Problems) -> Shot | None:
 
 
 class Lines:
-    """The prompts that come through a file descriptor; None is one that is at its end.
+    """The prompts of a file descriptor; None has none.
 
-    `tell` is given a sentence for each line that is no prompt, in the thread that reads.
+    `warn` gets a message about each line that is not a prompt, in the thread that reads.
     """
 
-    def __init__(self, descriptor: int | None, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, descriptor: int | None, warn: Callable[[str], None]) -> None:
+        self._warn = warn
         self._changed = threading.Condition()
         self._waiting: deque[Shot] = deque()
         self._closed = descriptor is None
@@ -63,24 +63,24 @@ class Lines:
 
     @property
     def ended(self) -> bool:
-        """Whether no prompt waits and none will come."""
+        """Whether no prompt is waiting and none will come."""
         with self._changed:
             return self._closed and not self._waiting
 
     @property
     def num_waiting(self) -> int:
-        """Prompts that are read and not taken yet."""
+        """The number of prompts that are read and not taken yet."""
         return len(self._waiting)
 
     def take(self) -> Shot | None:
-        """The next prompt, if one waits."""
+        """Return the next prompt, if one is waiting."""
         with self._changed:
             shot = self._waiting.popleft() if self._waiting else None
             self._changed.notify_all()
             return shot
 
     def wait(self) -> Shot | None:
-        """The next prompt, however long it takes to come; None at the end."""
+        """Wait for the next prompt; None at the end of the input."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
         return self.take()
@@ -91,7 +91,7 @@ class Lines:
                 shot = read_line(data, Problems("standard input"))
             except RecipeError as error:
                 problem = replace(error.problems[0], line=number, shot=None)
-                self._tell(f"{problem}; {problem.suggestion}" if problem.suggestion else str(problem))
+                self._warn(f"{problem}; {problem.suggestion}" if problem.suggestion else str(problem))
                 continue
             if shot is not None:
                 self._put(shot)
@@ -126,5 +126,5 @@ def _lines(descriptor: int) -> Iterator[bytes]:
 def _block(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, BLOCK_BYTES)
-    except OSError:  # a terminal that is gone
+    except OSError:  # the terminal is gone
         return b""

@@ -1,4 +1,4 @@
-"""The recipe that stands beside a live film and grows with it."""
+"""The recipe next to a live film, which grows with it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ MARK = "# Written by `helios live`"
 
 
 def recipe_path(target: Target) -> Path:
-    """`boat.toml` beside `boat.mp4`, and beside the folder `boat`."""
+    """Return `boat.toml` for `boat.mp4` and for the folder `boat`."""
     return target.path.with_name(f"{target.path.name if target.kind == 'png' else target.path.stem}.toml")
 
 
 def check_recipe(path: Path, target: Target, how_to_finish: str, *, force: bool) -> None:
-    """Find before a film whether its recipe may be written. InputError if that is somebody else's file, or if it is of
-    a film that can still be finished; `force` allows both."""
+    """Raise InputError if the recipe would replace another file, or that of an unfinished film; `force` allows both."""
     if force:
         return
     is_ours = is_live(path)
@@ -35,7 +34,7 @@ def check_recipe(path: Path, target: Target, how_to_finish: str, *, force: bool)
 
 
 def is_live(path: Path) -> bool:
-    """Whether `helios live` wrote the file."""
+    """Return whether `helios live` wrote the file."""
     try:
         with path.open("rb") as file:
             return file.read(len(MARK)) == MARK.encode()
@@ -45,13 +44,13 @@ def is_live(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """Where a live film's recipe stands, and the command that renders the film from it."""
+    """The recipe of a live film, and the command that renders the film from it."""
 
     path: Path
     command: str
 
     def write(self, film: Film) -> None:
-        """Put the recipe there, whole. InputError for one that could not be read again, MachineError from the disk."""
+        """Write the recipe atomically. InputError if it could not be read again, MachineError from the disk."""
         text = f"{MARK}. To finish the film, or to make it again:\n#   {self.command}\n\n"
         text += write_recipe(film, "toml", self.path.parent)
         if len(film.recipe.shots) > MAX_SHOTS or len(text.encode()) > MAX_BYTES:

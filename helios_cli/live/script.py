@@ -1,6 +1,6 @@
-"""A film that is decided chunk by chunk, by prompts that come while it renders.
+"""Decides a film chunk by chunk, from prompts that come while it renders.
 
-What is decided is a recipe: each prompt is a shot that begins with the chunk where it came into force. The chunks are
+The result is a recipe in which each prompt is a shot that begins with the chunk where it took effect. The chunks are
 those of the recipe's plan, so that a render of the recipe makes the same film.
 """
 
@@ -23,7 +23,7 @@ from helios_cli.units import FRAMES_PER_CHUNK, chunks_for
 
 @dataclass(frozen=True)
 class Manner:
-    """How prompts come into force, where they do not say: `hold` is the least time of one, in seconds."""
+    """How prompts take effect that do not say it: `hold` is their least time, in seconds."""
 
     transition: Transition = "blend"
     hold: float = DEFAULT_BLEND_SECONDS
@@ -32,11 +32,11 @@ class Manner:
 class LiveScript:
     """The script (`engine.script.Script`) of a live film.
 
-    Every shot takes whole chunks, and a blend no longer than the shot is held: how it goes on cannot change what is
-    rendered of it. A shot of a film without a given length is as long, at any time, as it is sure to be.
+    Every shot takes whole chunks, and a blend is no longer than the shot is held, so that later prompts do not change
+    chunks that are rendered. In a film without a given length a shot is, at any time, as long as is certain.
 
     Attributes:
-        film: what is decided so far, with its settings; its last shot has no length where the film has one.
+        film: the film as far as it is decided, with its settings; its last shot has no length if the film has one.
     """
 
     def __init__(
@@ -48,15 +48,17 @@ class LiveScript:
         *,
         plan_of: Callable[[Film], Plan],
         keep: Callable[[Film], None],
-        tell: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
-        """`film` has the first prompt as its only shot. `keep` is given the film whenever it changes, and raises
-        InputError for one that is too large; `tell` is given a sentence about a prompt that is left out for that."""
+        """Begin with a `film` whose only shot is the first prompt.
+
+        `keep` gets the film whenever it changes, and raises InputError for one that is too large; `warn` gets a
+        message about a prompt that is left out for that reason."""
         self.film = film
         self.num_frames = asked_frames(film.recipe, fps)
         self.num_chunks = None if self.num_frames is None else chunks_for(self.num_frames)
         self._fps, self._lines, self._manner = fps, lines, manner
-        self._plan_of, self._keep, self._tell = plan_of, keep, tell
+        self._plan_of, self._keep, self._warn = plan_of, keep, warn
         self._most = self.num_chunks or int(MAX_SECONDS * fps) // FRAMES_PER_CHUNK
         self._taken: dict[int, PromptTaken] = {}
         self._begin(film.recipe.shots[0], 0)
@@ -68,13 +70,13 @@ class LiveScript:
             yield self._taken[index]
 
     def _next(self, index: int) -> None:
-        """The chunk behind what is decided: of a prompt that waits, else of the last one, if the film does not end."""
+        """Decide the next chunk: of a prompt that is waiting, else of the last prompt, unless the film ends."""
         while shot := self._lines.take():
             try:
                 self._begin(shot, index)
                 return
             except InputError as error:
-                self._tell(f"{error.message}; the film goes on without {shot.prompt!r}")
+                self._warn(f"{error.message}; the film goes on without {shot.prompt!r}")
         if self.num_chunks is not None:
             self._decide_to(index + 1)
         elif not self._lines.ended:
@@ -85,7 +87,7 @@ class LiveScript:
             self.film, self.plan = film, plan
 
     def _begin(self, shot: Shot, index: int) -> None:
-        """`shot` is in force from chunk `index` on. InputError leaves all as it was."""
+        """Let `shot` take effect with chunk `index`. InputError leaves the film unchanged."""
         hold = self._manner.hold if shot.seconds is None else shot.seconds
         chunks = min(self._most - index, max(1, math.ceil(hold * self._fps / FRAMES_PER_CHUNK)))
         keys = shot.model_dump(include={"prompt", "image", "video"}, exclude_none=True)

@@ -23,7 +23,7 @@ from helios_cli.cost.shapes import DiTShape
 from helios_cli.engine import gpu
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
-from helios_cli.engine.gpu import GRAPHS, CallGraphs, FirstUse, on_host, require_quant
+from helios_cli.engine.gpu import GRAPHS, Background, CallGraphs, FirstUse, on_host, require_quant
 from helios_cli.engine.history import History
 from helios_cli.engine.state import State
 from helios_cli.errors import InputError, MachineError, PictureError

@@ -61,7 +61,7 @@ class Live:
         self.texts, self.told, self.events, self.kept = [], [], [], []
         film = Film("f", "f.toml", Recipe(shot=[first], **{"fps": 24.0, "seed": 7, **settings}), FOLDER)
         self.script = LiveScript(
-            film, film.recipe.fps, lines, manner, plan_of=plan_of, keep=self.keep, tell=self.told.append
+            film, film.recipe.fps, lines, manner, plan_of=plan_of, keep=self.keep, warn=self.told.append
         )
         self.rendered = []
         fingerprints = Fingerprints("weights", HERE)
