@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from helios_cli.engine.events import Event
-from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Plan
+
+if TYPE_CHECKING:
+    from helios_cli.recipe.film import Film  # brings pydantic, which a machine that is only measured lacks
 
 
 class Script(Protocol):

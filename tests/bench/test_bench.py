@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from helios_cli import __version__, machine
+from helios_cli import __version__
 from helios_cli.bench import ours, report
 from helios_cli.bench.ours import steady_rate
 from helios_cli.bench.specs import SPECS
@@ -313,7 +314,7 @@ def test_what_the_model_cannot_do_is_not_measured():
 
 def test_memory_is_counted_as_the_model_is_held(task, monkeypatch):
     """14 billion parameters in 22 GB: in fp8, and not in bfloat16."""
-    monkeypatch.setattr(machine, "free_bytes", lambda device: 22 * 10**9)
+    monkeypatch.setattr(ours, "device_of", lambda device: SimpleNamespace(free_bytes=22 * 10**9))
     large = replace(task, folder=None, synthetic="14b", size=(64, 64), dtype="bfloat16", device="cpu")
     with pytest.raises(MachineError, match="the model in bfloat16; 22"):
         ours._models(large, torch.device("cpu"))
