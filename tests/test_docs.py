@@ -16,6 +16,7 @@ from helios_cli.recipe.sources import read_films
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def leaves(command, name: str = "helios"):
@@ -32,8 +33,8 @@ def test_commands_are_those_of_the_code():
 
 
 def tree() -> list[Path]:
-    """Paths of the file tree in the README."""
-    block = re.search(r"## How it is laid out\n\n```\n(.*?)```", README, re.DOTALL)[1]
+    """Return the paths of the file tree in CONTRIBUTING.md."""
+    block = re.search(r"## Layout\n\n```\n(.*?)```", CONTRIBUTING, re.DOTALL)[1]
     paths, parents = [], {}
     for line in block.splitlines():
         depth = (len(line) - len(line.lstrip())) // 4
@@ -85,7 +86,7 @@ def test_flags_shown_exist(line):
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)#]+)\)", README + CONTRIBUTING):
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
@@ -99,3 +100,10 @@ def test_events_are_documented_field_by_field():
     for name, event in known.items():
         listed = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", sections[name], re.MULTILINE))
         assert listed == {field.name: kinds.get(field.type, "object of numbers") for field in fields(event)}
+
+
+def test_the_files_that_contributing_names_exist():
+    """Names of files are relative to the repository, to helios_cli/ or to kernels/."""
+    homes = (ROOT, ROOT / "helios_cli", ROOT / "kernels")
+    for name in re.findall(r"(?:[\w.]+/)+(?:\w+\.(?:py|md))?", CONTRIBUTING.split("## Tests")[0]):
+        assert any((home / name).exists() for home in homes), name
