@@ -119,6 +119,8 @@ def test_diffusers_renders_the_same_frames(tmp_path):
     assert (np.abs(golden.frames.astype(int) - chosen(expected)) > 1).mean() <= 1e-3
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_it_is_in_the_wheel(tmp_path):
     """Built by the backend itself, from a copy: a build leaves files behind in its source."""
     pytest.importorskip("setuptools", minversion="77")

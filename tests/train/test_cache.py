@@ -153,6 +153,8 @@ def test_several_processes_share_the_shards(model, cache, tmp_path, monkeypatch)
     assert path.read_bytes() == shards(cache)[1].read_bytes()
 
 
+@pytest.mark.process
+@pytest.mark.train
 def test_a_reader_sees_whole_shards_while_they_are_written_and_a_kill_costs_one(model, cache, tmp_path):
     out, config = tmp_path / "cache", tmp_path / "latents.toml"
     config.write_text(CONFIG.format(start=model, out=out, clips=2 * CLIPS_PER_SHARD))

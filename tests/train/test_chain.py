@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from helios_cli.bench.screening import Showing, films
@@ -36,6 +37,7 @@ SHIPPING = ("text", "vae", "latents", "mid", "mid-motion", "mid-shape", "mid-las
 SHIPPING += ("pairs", "ode", "vae-decoder")
 
 
+@pytest.mark.train
 def test_the_recipes_end_in_a_model_that_renders(tmp_path, monkeypatch):
     """All that the model card names. Nothing is learnt in a step; contact sheets and probes have tests of their own."""
     monkeypatch.chdir(tmp_path)

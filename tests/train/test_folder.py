@@ -168,6 +168,8 @@ def test_a_folder_without_one_good_clip_is_an_error(encoder, tmp_path):
     assert shards(cache) == kept  # as where the disk with the clips is not there today
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_the_command_names_what_it_skips(originals, model, tmp_path):
     clips = tmp_path / "clips"
     clips.mkdir()

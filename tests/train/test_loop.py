@@ -158,6 +158,8 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
     raise AssertionError(f"the run ended before {text!r}")
 
 
+@pytest.mark.process
+@pytest.mark.train
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_run_whose_process_is_ended_comes_to_the_same_end(tmp_path, number):
     """Ended after its sixth step: killed it goes on from the fourth, asked to stop from where it was."""

@@ -46,6 +46,7 @@ def through_h264(film: np.ndarray, crf: int) -> np.ndarray:
     return np.frombuffer(decoded, np.uint8).reshape(film.shape)
 
 
+@pytest.mark.slow
 def test_films_of_the_world_are_read():
     """At least 98 of 100 of each attribute, after H.264; paths to within the distance of middle and centroid."""
     wanted = scenes(112)
@@ -96,6 +97,7 @@ def faded(film: np.ndarray, dice: np.random.Generator) -> np.ndarray:
     return 128 + (film - 128) * 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [blurred, noisy, bent, faded])
 def test_spoilt_films_are_read(spoil):
     """Worse than the tiny VAE leaves them (28 dB): at least 95 of 100."""

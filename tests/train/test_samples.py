@@ -36,6 +36,7 @@ def transformer_of(model: Path) -> HeliosDiT:
     return load_component(module, part, device="cpu", dtype=torch.float32).requires_grad_(True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "steps", "guidance"), [("base", (2,), 2.0), ("mid", (1, 1, 2), 2.0), ("distilled", (1, 1, 1), 1.0)]
 )

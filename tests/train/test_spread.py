@@ -48,6 +48,8 @@ def started(out: Path, processes: int, seconds: float = 0.0) -> subprocess.Popen
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.process
+@pytest.mark.train
 def test_two_processes_come_to_what_one_comes_to(tmp_path):
     """A batch of five: two samples for one process, three for the other."""
     runs = {count: started(tmp_path / f"run{count}", count) for count in (1, 2)}
@@ -68,6 +70,8 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path):
         assert second[key] == pytest.approx(first[key], rel=1e-4)
 
 
+@pytest.mark.process
+@pytest.mark.train
 def test_two_processes_stop_together_and_go_on(tmp_path):
     """SIGTERM reaches the processes through torchrun."""
     run = started(tmp_path / "run", 2, seconds=0.1)

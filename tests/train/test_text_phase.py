@@ -77,6 +77,7 @@ def test_a_batch_is_the_sum_of_its_shares(phase):
     torch.testing.assert_close(gradient(reader), whole, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.train
 def test_it_learns_what_is_seen_from_single_words(phase):
     reader = phase.players["text_encoder"]
     mover = torch.optim.Adam(reader.parameters(), lr=5e-3)

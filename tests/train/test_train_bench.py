@@ -36,6 +36,8 @@ def test_the_gauge_counts_what_is_alive_at_once():
     assert 8 * MEGA <= peak_of(work, torch.device("cpu")) - idle < 8.1 * MEGA
 
 
+@pytest.mark.process
+@pytest.mark.train
 def test_checkpointing_and_adapters_hold_less():
     """Without activations of blocks a step holds less; with one backbone for three, less stays between steps. Each way
     in a process of its own, where no other test's tensors are."""
@@ -58,6 +60,7 @@ def test_the_command_says_what_auto_came_to(monkeypatch, capsys):
     assert report["dtype"] == "float32" and report["ways"][0]["peak_bytes"] == 2
 
 
+@pytest.mark.process
 def test_a_measurement_ends_with_the_command(tmp_path, monkeypatch):
     """A machine that is taken away sends SIGTERM to the command alone."""
     began = tmp_path / "pid"
@@ -76,6 +79,7 @@ def test_a_measurement_ends_with_the_command(tmp_path, monkeypatch):
         assert os.WTERMSIG(os.waitpid(int(began.read_text()), 0)[1]) == signal.SIGKILL
 
 
+@pytest.mark.process
 def test_a_measurement_that_is_killed_has_run_out_of_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(child.sys, "executable", str(program(tmp_path / "python", "kill -9 $$")))
     with pytest.raises(MachineError, match="memory ran out with nothing"):

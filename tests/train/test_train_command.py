@@ -117,6 +117,7 @@ sys.stderr.write("\\n" + json.dumps([code, sorted(heavy)]))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("text", ['phase = "vea"\n', 'phase = "vae"\nstepps = 3\n'], ids=["phase", "key"])
 def test_what_is_wrong_is_said_without_torch(tmp_path, text):
     (tmp_path / "bad.toml").write_text(text)

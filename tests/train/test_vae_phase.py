@@ -249,6 +249,7 @@ def test_a_new_vae_hands_colours_on_where_it_resamples(small):
     torch.testing.assert_close(small_x[:, 0], x[:, 0, :4, :4])
 
 
+@pytest.mark.train
 def test_it_learns(small):
     phase = make_phase(batch=1)
     vae = phase.players["vae"]

@@ -43,6 +43,7 @@ def centres(scene: Scene, frames: int, start: int = 0) -> np.ndarray:
     return np.stack([x, y], axis=-1) / count[:, None]
 
 
+@pytest.mark.slow
 def test_objects_stay_in_view():
     """The outermost pixels are the background's, at the start and after half an hour."""
     for scene in scenes(80):
@@ -80,6 +81,7 @@ def test_the_first_chunk_does_what_the_caption_says(motion):
             assert np.ptp(path, axis=0).min() > 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variety", ["plain", "rich"])
 def test_a_film_is_seamless(variety):
     """Any part of it is that part of the whole."""
@@ -89,6 +91,7 @@ def test_a_film_is_seamless(variety):
         np.testing.assert_array_equal(render(scene, 30, 25), whole[25:55])
 
 
+@pytest.mark.slow
 def test_objects_move_a_little_at_a_time():
     """No jump anywhere, across caption changes either: what bounces is fastest, at 8 pixels a frame."""
     for scene in scenes(100, changes=(33, 66)):
@@ -193,6 +196,7 @@ def test_what_night_falls_on_can_be_seen_at_night():
             assert segment.things[0].colour in SCENES["night"]
 
 
+@pytest.mark.slow
 def test_captions_are_known_words_and_say_what_is_seen():
     tokenizer = word_tokenizer()
     spelt = {token for piece, token in tokenizer.get_vocab().items() if piece not in WORDS and piece not in SPECIAL}
