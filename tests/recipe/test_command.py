@@ -11,6 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 
 from helios_cli.cli import main
+from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.sources import read_films
 from support.recipes import recipe_keys
 
@@ -27,9 +28,8 @@ def test_a_recipe_survives_all_forms(tmp_path, keys):
     for form in ("toml", "yaml", "json"):
         out = tmp_path / form / f"film.{form}"
         out.parent.mkdir(exist_ok=True)
-        assert main(["recipe", "convert", str(films[-1].folder / source.name), str(out), "--force"]) == 0
+        out.write_text(write_recipe(films[-1], form, out.parent), encoding="utf-8", newline="\n")
         films += read_films([str(out)])
-        source = out
     pictures = [[film.picture(shot.image) for shot in film.recipe.shots if shot.image] for film in films]
     assert pictures == [pictures[0]] * 4
     recipes = [film.recipe.to_dict() for film in films]
@@ -37,6 +37,24 @@ def test_a_recipe_survives_all_forms(tmp_path, keys):
         for shot in recipe["shot"]:
             shot.pop("image", None)
     assert recipes == [recipes[0]] * 4
+
+
+def test_convert_keeps_pictures_and_odd_text(tmp_path):
+    """The command writes what `write_recipe` returns, byte by byte."""
+    keys = {"title": "ü\u2028\U0001f600", "shot": [{"prompt": "a\r\nb", "image": "../sea.jpg", "seed": 2**63 - 1}]}
+    source = tmp_path / "film.json"
+    source.write_text(json.dumps(keys))
+    picture = read_films([str(source)])[0].picture("../sea.jpg")
+    for form in ("toml", "yaml", "json"):
+        (film,) = read_films([str(source)])
+        out = tmp_path / form / f"film.{form}"
+        out.parent.mkdir()
+        assert main(["recipe", "convert", str(source), str(out)]) == 0
+        assert out.read_bytes() == write_recipe(film, form, out.parent).encode()
+        (written,) = read_films([str(out)])
+        assert written.recipe.shots[0].prompt == film.recipe.shots[0].prompt
+        assert written.picture(written.recipe.shots[0].image) == picture
+        source = out
 
 
 def test_convert_writes_any_form(tmp_path, capsys):
@@ -108,6 +126,7 @@ def test_the_schema_is_json_on_standard_output(capsys):
     assert json.loads(capsys.readouterr().out)["title"] == "helios recipe"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arguments", [["schema"], ["check", "recipes/hello.toml"]])
 def test_recipes_need_no_torch(arguments):
     code = f"""

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from helios_cli.recipe.sources import read_films
 from helios_cli.recipe.trees import read_tree
 from helios_cli.visible import visible
 from support.recipes import recipe_keys
+
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 PLANTED_TOML = '''\
 version = 2
@@ -135,7 +138,7 @@ def test_all_planted_errors_are_found_at_their_lines(tmp_path, column, suffix, t
 @given(recipe_keys())
 def test_every_key_of_a_written_recipe_is_found_at_its_line(keys):
     film = Film("film", "film", Recipe.model_validate(keys), Path("/"))
-    loaders = {"toml": tomllib.loads, "yaml": yaml.safe_load, "json": json.loads}
+    loaders = {"toml": tomllib.loads, "yaml": partial(yaml.load, Loader=YAML_LOADER), "json": json.loads}
     for form, load in loaders.items():
         text = write_recipe(film, form, film.folder)
         tree, lines = read_tree(text, f".{form}", Problems("film"))
