@@ -152,11 +152,10 @@ def check_clips(films: list[Film], options: RenderOptions) -> list[Film]:
     from helios_cli.recipe.problems import RecipeError
     from helios_cli.recipe.settings import asked_fps
 
-    start = {"image": options.image, "video": options.video}
     problems, checked = [], []
     for film in films:
-        problems += picture_problems(film, start, partial(_clip_fault, asked_fps(options, film.recipe)))
-        short = list(picture_problems(film, start, _clip_cut_short)) if not problems else []
+        problems += picture_problems(film, options, partial(_clip_fault, asked_fps(options, film.recipe)))
+        short = list(picture_problems(film, options, _clip_cut_short)) if not problems else []
         problems += short if options.strict else []
         checked.append(replace(film, notices=(*film.notices, *map(str, short))))
     if problems:

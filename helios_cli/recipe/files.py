@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.problems import Problem, Problems, also_in, nearest
 from helios_cli.recipe.schema import CONTROL
 from helios_cli.visible import printable, without_hidden
+
+if TYPE_CHECKING:
+    from helios_cli.recipe.options import RenderOptions
+    from helios_cli.recipe.settings import Settings
 
 MAX_BYTES = 1 << 20
 """Largest source file: 1 MiB is ten thousand shots of a sentence each."""
@@ -107,14 +112,14 @@ Fault = tuple[str, str | None]
 
 
 def picture_problems(
-    film: Film, start: Mapping[str, Path | None], fault: Callable[[Path, str, str], Fault | None]
+    film: Film, options: RenderOptions | Settings, fault: Callable[[Path, str, str], Fault | None]
 ) -> Iterator[Problem]:
     """Yield what `fault`, such as `file_fault`, finds in the pictures and clips of a film. It is called with a path,
     its key, and in words what it is relative to.
 
-    `start` holds those of the flags, by key: if there are any, they replace the first shot's.
+    A picture or clip in `options` replaces those of the first shot.
     """
-    flags = {key: path for key, path in start.items() if path is not None}
+    flags = {key: path for key in ("image", "video") if (path := getattr(options, key)) is not None}
     for key, path in flags.items():
         if error := fault(path, key, "the current folder"):
             yield Problem(f"--{key}", error[0], suggestion=error[1])

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helios_cli.recipe.problems import Problem, Problems, RecipeError
+from helios_cli.recipe.problems import Problem, RecipeError
 from helios_cli.recipe.prompts import clean_prompt, with_style
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
 from helios_cli.units import FRAMES_PER_CHUNK, MAX_TEXT_TOKENS, chunks_for, counted
@@ -97,9 +97,10 @@ class Plan:
 
 def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
     """Return the plan of `film`. RecipeError lists all its problems; under `strict` also what was only adjusted."""
+    from helios_cli.recipe.timeline import lay_out
+
     by_flag = settings.origins["num_frames"] == "flag"
-    start = {"image": settings.image, "video": settings.video}
-    timeline = _checked_timeline(film, settings.fps, settings.num_frames, start, by_flag=by_flag)
+    timeline = lay_out(film, settings.fps, settings.num_frames, settings, by_flag=by_flag)
     num_frames = timeline.num_frames
     shots = _planned_shots(film, settings.fps, timeline)
     chunks, roundings = _chunks(film, settings, shots, num_frames)
@@ -146,28 +147,14 @@ def check_film(film: Film, options: RenderOptions | None = None) -> Timeline:
     """Check options, pictures, and that the shots fit the film; return the timeline. InputError if they are wrong."""
     from helios_cli.recipe.options import RenderOptions
     from helios_cli.recipe.settings import asked_fps, asked_frames, check_flags
+    from helios_cli.recipe.timeline import lay_out
 
     options = options or RenderOptions()
     check_flags(options)
     fps = asked_fps(options, film.recipe)
     by_flag = asked_frames(options, fps) is not None
     num_frames = asked_frames(options if by_flag else film.recipe, fps)
-    return _checked_timeline(film, fps, num_frames, {"image": options.image, "video": options.video}, by_flag=by_flag)
-
-
-def _checked_timeline(
-    film: Film, fps: float, num_frames: int | None, start: Mapping[str, Path | None], *, by_flag: bool
-) -> Timeline:
-    """Lay out the film and check its pictures; `start` replaces the first shot's picture or clip."""
-    from helios_cli.recipe.files import file_fault, picture_problems
-    from helios_cli.recipe.timeline import lay_out
-
-    problems = Problems(film.source)
-    timeline = lay_out(film, fps, num_frames, by_flag=by_flag, problems=problems)
-    problems.all += picture_problems(film, start, file_fault)
-    problems.stop()
-    assert timeline is not None  # without problems there is one
-    return timeline
+    return lay_out(film, fps, num_frames, options, by_flag=by_flag)
 
 
 def _planned_shots(film: Film, fps: float, timeline: Timeline) -> tuple[PlannedShot, ...]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
+from helios_cli.recipe.files import file_fault, picture_problems
 from helios_cli.recipe.film import Film
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.problems import Problems
+from helios_cli.recipe.settings import Settings
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_SECONDS
 from helios_cli.units import FRAMES_PER_CHUNK, counted
 
@@ -25,12 +28,16 @@ class Timeline:
         return list(accumulate(self.lengths, initial=0))[:-1]
 
 
-def lay_out(film: Film, fps: float, num_frames: int | None, *, by_flag: bool, problems: Problems) -> Timeline | None:
-    """Return the frames of the film's shots, or None with the reasons in `problems`.
+def lay_out(
+    film: Film, fps: float, num_frames: int | None, options: RenderOptions | Settings, *, by_flag: bool
+) -> Timeline:
+    """Return the frames of the film's shots. RecipeError for lengths that contradict each other, and for pictures.
 
-    `num_frames` is the film's length if one was given, `by_flag` on the command line. A recipe that contradicts itself
-    is an error; a flag is an order, and the film stops, or its last shot goes on, as the flag says.
+    `num_frames` is the film's length if one was given, `by_flag` on the command line; `options` may replace the first
+    shot's picture or clip. A recipe that contradicts itself is an error; a flag is an order: the film stops, or its
+    last shot goes on, until the flag's length.
     """
+    problems = Problems(film.source)
     given = _fixed_lengths(film, fps, problems)
     num_open, fixed = given.count(None), sum(length or 0 for length in given)
     each, odd = FRAMES_PER_CHUNK, 0
@@ -64,7 +71,9 @@ def lay_out(film: Film, fps: float, num_frames: int | None, *, by_flag: bool, pr
         )
     if num_frames > MAX_SECONDS * fps:
         problems.add(f"the film takes {_both(num_frames, fps)}, the most is 24 hours", suggestion="split the film")
-    return None if problems.all else Timeline(tuple(lengths), num_frames, tuple(notices))
+    problems.all += picture_problems(film, options, file_fault)
+    problems.stop()
+    return Timeline(tuple(lengths), num_frames, tuple(notices))
 
 
 def _fixed_lengths(film: Film, fps: float, problems: Problems) -> list[int | None]:
