@@ -1,28 +1,37 @@
-"""What a checkpoint's configs say, as far as this repository computes it: one schema for planning and for rendering.
+"""The configs of a checkpoint: one schema of the networks and the scheduler, for planning and for rendering.
 
     transformer/config.json                 DiTConfig
     text_encoder/config.json                UMT5Config
     vae/config.json                         VAEConfig
     scheduler/scheduler_config.json         SchedulerConfig
 
-A config may come from a stranger, so every value is of its kind and within limits that published models stay far below:
-what is built from it later is of a size that can be counted. Plain data, no torch.
+A config may be hostile, so every value is checked for its type and against limits far above those of published models.
+Sizes that follow from a config are its properties. Plain data, no torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import Field, dataclass, field, fields
 from itertools import pairwise
-from typing import Any, Self
+from math import ceil, prod
+from typing import Any, NamedTuple, Self
 
-from helios_cli.units import FRAMES_PER_LATENT, PIXELS_PER_CELL
+from helios_cli.units import (
+    FRAMES_PER_LATENT,
+    LATENTS_PER_CHUNK,
+    LONG_TERM,
+    MID_TERM,
+    PIXELS_PER_CELL,
+    SHORT_TERM,
+    grid_of,
+)
 
 MAX_STAGES = 8
 """Levels of a pyramid; the published one has 3."""
 
 
 def _within(default: Any, least: float, most: float, *, length: int | None = None) -> Any:
-    """A field of a number or of several, each `least` to `most`; of a list with a `length`, so many."""
+    """Return a field of one number or of a list, each from `least` to `most`; a list may have a fixed `length`."""
     return field(default=default, metadata={"least": least, "most": most, "length": length})
 
 
@@ -35,7 +44,7 @@ def _size(default: int, most: int = 2**16) -> Any:
 
 
 class _Config:
-    """A frozen dataclass whose values are looked at when it is made. Raises ValueError that names the key."""
+    """A frozen dataclass that checks its values when it is made. Raises ValueError that names the key."""
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -45,11 +54,10 @@ class _Config:
 
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> Self:
-        """The known ones of a config's values. Raises ValueError for what is not computed here."""
-        known = {one.name for one in fields(cls)}
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in config.items() if key in known}
-        )
+        """Read the keys of `config` that have a field. Raises ValueError for an architecture that is not supported."""
+        names = {one.name for one in fields(cls)}
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+        return cls(**{key: value for key, value in values.items() if key in names})
 
 
 def _is_legal(value: Any, one: Field) -> bool:
@@ -64,7 +72,7 @@ def _is_legal(value: Any, one: Field) -> bool:
 
 
 def _is_alike(value: Any, default: Any, limits: Any) -> bool:
-    """Whether `value` is a switch, a count or a number, as `default` is, and within its limits."""
+    """Whether `value` is a bool, an int or a number, as `default` is, and within its limits."""
     if isinstance(default, bool):
         return isinstance(value, bool)
     kinds = int | float if isinstance(default, float) else int
@@ -77,10 +85,9 @@ def _expected(one: Field) -> str:
         return f", only {' or '.join(map(repr, limits['choices']))}"
     if "most" not in limits:
         return ""
-    each = (
-        f", {limits['length']} numbers" if limits["length"] else ", numbers" if isinstance(one.default, tuple) else ","
-    )
-    return f"{each} {limits['least']:g} to {limits['most']:g}"
+    count = f" {limits['length']}" if limits["length"] else ""
+    numbers = f"{count} numbers" if isinstance(one.default, tuple) else ""
+    return f",{numbers} {limits['least']:g} to {limits['most']:g}"
 
 
 def _shown(value: Any) -> str:
@@ -89,7 +96,7 @@ def _shown(value: Any) -> str:
 
 
 def _require(config: dict[str, Any], fixed: dict[str, tuple]) -> None:
-    """Raises ValueError for a key that says another architecture; each may be one of some values."""
+    """Raise ValueError for a key of another architecture; `fixed` has the accepted values by key."""
     for key, accepted in fixed.items():
         if key in config and config[key] not in accepted:
             raise ValueError(f"`{key}` is {_shown(config[key])}, only {accepted[0]!r} is supported")
@@ -99,6 +106,27 @@ def _require_known(config: dict[str, Any], known: set[str]) -> None:
     unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
     if unknown:
         raise ValueError(f"unknown keys: {', '.join(key[:60] for key in unknown[:5])}")
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """The settings that a checkpoint brings along: width and height in pixels, steps by stage, guidance."""
+
+    size: tuple[int, int]
+    steps: tuple[int, ...]
+    guidance: float
+
+
+class HistoryTokens(NamedTuple):
+    """Tokens of the history by term; `short` is the anchor and the newest frame."""
+
+    long: int
+    mid: int
+    short: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
 
 
 @dataclass(frozen=True)
@@ -137,6 +165,44 @@ class DiTConfig(_Config):
     def width(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
+    @property
+    def patch_cells(self) -> int:
+        """Latent cells in one noisy token."""
+        return prod(self.patch_size)
+
+    @property
+    def fp32_parameters(self) -> int:
+        """Parameters that stay float32 in every dtype: the time embedder, the modulation tables, the affine norms."""
+        time_embedder = (self.freq_dim + 1) * self.width + (self.width + 1) * self.width
+        tables = (6 * self.num_layers + 2) * self.width
+        norms = 2 * self.num_layers * self.width if self.cross_attn_norm else 0
+        return time_embedder + tables + norms
+
+    @property
+    def block_matrices(self) -> int:
+        """Parameters in the matrices of a block: two attentions and the feed-forward."""
+        return 4 * self.width**2 + self.fp8_block_parameters
+
+    @property
+    def fp8_block_parameters(self) -> int:
+        """Parameters of a block that `--quant fp8` rounds: self-attention and the feed-forward."""
+        return 4 * self.width**2 + 2 * self.width * self.ffn_dim
+
+    def history_tokens(self, size: tuple[int, int]) -> HistoryTokens:
+        """Count the history rows of a model call. They are patchified at full `size` (pixels) in every stage, mid 2
+        times and long 4 times coarser than short."""
+        rows, columns = grid_of(size, self.patch_size)
+
+        def term(frames: int, coarser: int) -> int:
+            return ceil(frames / self.patch_size[0] / coarser) * ceil(rows / coarser) * ceil(columns / coarser)
+
+        return HistoryTokens(term(LONG_TERM, 4), term(MID_TERM, 2), term(1 + SHORT_TERM, 1))
+
+    def noisy_tokens(self, size: tuple[int, int], stages: int) -> tuple[int, ...]:
+        """Count the rows that a model call denoises, by stage, coarsest first."""
+        grids = (grid_of(size, self.patch_size, halvings) for halvings in reversed(range(stages)))
+        return tuple(LATENTS_PER_CHUNK // self.patch_size[0] * rows * columns for rows, columns in grids)
+
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> Self:
         fixed = {
@@ -173,6 +239,16 @@ class UMT5Config(_Config):
                 f"{self.relative_attention_num_buckets} `relative_attention_num_buckets`"
             )
 
+    @property
+    def float16_fp32_parameters(self) -> int:
+        """Parameters that stay float32 when the encoder runs in float16: the second product of each feed-forward."""
+        return self.num_layers * self.d_ff * self.d_model
+
+    @property
+    def layer_matrices(self) -> int:
+        """Parameters in the matrices of a layer, without its table of distances."""
+        return 4 * self.d_model * self.num_heads * self.d_kv + 3 * self.d_model * self.d_ff
+
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> Self:
         _require(config, {"feed_forward_proj": ("gated-gelu",)})
@@ -181,7 +257,7 @@ class UMT5Config(_Config):
 
 @dataclass(frozen=True)
 class VAEConfig(_Config):
-    """`vae/config.json`: shape of the VAE and the statistics of its latents by channel. Defaults are the published."""
+    """`vae/config.json`: the VAE and the statistics of its latents by channel. Defaults are the published model's."""
 
     base_dim: int = _size(96, 4096)
     z_dim: int = _size(16, 1024)
@@ -217,6 +293,11 @@ class VAEConfig(_Config):
         for name in ("latents_mean", "latents_std"):
             if len(getattr(self, name)) != self.z_dim:
                 raise ValueError(f"`{name}` has {len(getattr(self, name))} entries, `z_dim` is {self.z_dim}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels by level, finest first."""
+        return tuple(self.base_dim * mult for mult in self.dim_mult)
 
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> Self:

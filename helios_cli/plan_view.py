@@ -97,7 +97,7 @@ def _stages(estimate: Estimate) -> None:
         f"history in every call: {history.long} long + {history.mid} mid + {history.short} anchor and newest"
         f" = {history.total}"
     )
-    about = "" if estimate.prompts.counted else "about "
+    about = "" if estimate.work.prompts.counted else "about "
     console.prose(f"text: {about}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
     if amplified:
         first, other = (sum(getattr(stage, key) for stage in work.stages) for key in ("first_calls", "calls"))

@@ -17,7 +17,7 @@ import torch
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cost.estimate import estimate_films
-from helios_cli.cost.memory import PROCESS_BYTES, Budget, Subject, mode_of
+from helios_cli.cost.memory import PROCESS_BYTES, MemoryBudget, Workload, plan_memory
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.placement import Placement
@@ -35,11 +35,11 @@ PLACEMENTS = {
 CHILD = """
 import json, re, sys
 import helios_cli.cost.placing as placing
-from helios_cli.cost.memory import mode_of
+from helios_cli.cost.memory import plan_memory
 from helios_cli.weights.placement import Placement
 
-def placed(subject, wish, budget):
-    mode = mode_of(subject, budget, Placement(*json.loads(sys.argv[1])))
+def placed(load, options, budget):
+    mode = plan_memory(load, budget, Placement(*json.loads(sys.argv[1])))
     assert mode.fits, (mode, budget)
     print(re.search(r"RssAnon:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
     return mode, (mode,)
@@ -71,8 +71,8 @@ def planned_bytes(folder: Path, placement: Placement) -> int:
         model=str(folder), frames=33, steps=(2,), guidance=1.0, device="cpu", dtype="float32", output="film.mp4"
     )
     film, *_ = estimate_films(read_films(PROMPTS), options)
-    subject = Subject(film.plan, film.model, film.work, film.prompts, film.device, film.dtype)
-    return mode_of(subject, Budget(None, None), placement).host_bytes
+    load = Workload(film.plan, film.model, film.work, film.device, film.dtype)
+    return plan_memory(load, MemoryBudget(), placement).host_bytes
 
 
 @pytest.mark.process

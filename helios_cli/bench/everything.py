@@ -22,11 +22,11 @@ import torch
 import helios_kernels
 from helios_cli import machine
 from helios_cli.bench.fidelity import distances
-from helios_cli.bench.offload import measure_modes, placements, subject_of
+from helios_cli.bench.offload import measure_modes, placements, workload_of
 from helios_cli.bench.report import environment, side
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
-from helios_cli.bench.task import STEADY_CHUNKS, Task, against_floors, defaults_of, plan_of, run
+from helios_cli.bench.task import STEADY_CHUNKS, Task, against_floors, plan_of, run
 from helios_cli.child import ChildError, ask
 from helios_cli.device import pick_device
 from helios_cli.engine.gpu import recall_kernels
@@ -244,12 +244,12 @@ def _offload(device: torch.device, shapes: Shapes, folder: str, seconds: float, 
     end, size = time.perf_counter() + seconds, shapes.compared
     checkpoint = Checkpoint.open(write_checkpoint(Path(folder, "model"), SPECS[size], dtype=torch.bfloat16))
     (rates,) = _child(device, "bandwidths", end - time.perf_counter(), folder=str(checkpoint.path))
-    plan = plan_of(defaults_of(checkpoint), steps=(1, 1, 1), frames=FRAMES_PER_CHUNK, seed=0)
-    subject = subject_of(size, checkpoint, plan, device, torch.bfloat16)
-    placed, small = placements(subject, shapes.budgets)
+    plan = plan_of(checkpoint.defaults, steps=(1, 1, 1), frames=FRAMES_PER_CHUNK, seed=0)
+    load = workload_of(size, checkpoint, plan, device, torch.bfloat16)
+    placed, small = placements(load, shapes.budgets)
     modes = [
         row if isinstance(row, dict) else {"mode": mode.name, "failed": row.message}
-        for mode, row in measure_modes(checkpoint, subject, placed, rates, device, seconds=end - time.perf_counter())
+        for mode, row in measure_modes(checkpoint, load, placed, rates, device, seconds=end - time.perf_counter())
     ]
     return {"model": size, "bandwidths": rates, "modes": modes, "nothing_streams_in": small}
 

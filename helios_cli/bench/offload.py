@@ -12,17 +12,14 @@ from typing import Any
 import torch
 
 from helios_cli.bench.task import Result, Task, run
-from helios_cli.cost.memory import Budget, MemoryMode, Subject, mode_of
-from helios_cli.cost.model import opened
-from helios_cli.cost.modes import memory_modes
-from helios_cli.cost.tokens import count_tokens
-from helios_cli.cost.work import texts_of, work_of
+from helios_cli.cost.memory import MemoryBudget, MemoryPlan, Workload, plan_memory
+from helios_cli.cost.model import model_of
+from helios_cli.cost.placing import memory_plans
 from helios_cli.device import find_device
 from helios_cli.errors import MachineError
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import Quant
-from helios_cli.weights.hub import Source
 from helios_cli.weights.load import stored_of
 from helios_cli.weights.offload import pinned_memory
 from helios_cli.weights.placement import Placement
@@ -40,35 +37,34 @@ UPLOADS = 8
 SECONDS_BETWEEN = 0.1
 """Seconds between two queries of the driver."""
 
-Placed = tuple[MemoryMode, int | None]
+Placed = tuple[MemoryPlan, int | None]
 """A mode, and the budget in bytes that it was placed in."""
 
 
-def subject_of(
+def workload_of(
     name: str, checkpoint: Checkpoint, plan: Plan, device: torch.device, dtype: torch.dtype, quant: Quant = "none"
-) -> Subject:
+) -> Workload:
     """Return what `helios plan` computes memory from, for this plan on `device`."""
-    model = opened(name, Source(folder=checkpoint.path), checkpoint)
-    prompts, kind = count_tokens(model, texts_of(plan)), str(dtype).removeprefix("torch.")
+    model, kind = model_of(name, checkpoint), str(dtype).removeprefix("torch.")
     here = find_device(str(device)).with_model(model.parameters["transformer"])
-    return Subject(plan, model, work_of(plan, model, prompts, kind), prompts, here, kind, quant)
+    return Workload.of(plan, model, here, kind, quant)
 
 
-def placements(subject: Subject, amounts: Sequence[int] | None) -> tuple[list[Placed], list[int]]:
+def placements(load: Workload, amounts: Sequence[int] | None) -> tuple[list[Placed], list[int]]:
     """Return the modes to measure, and the amounts that nothing streams in.
 
     First come the modes without a budget, then stream in each of `amounts` that it fits; on a CPU without any amounts,
     stream with none, half and all of the blocks kept.
     """
-    free, small = Budget(None, None), []
-    placed: list[Placed] = [(mode_of(subject, free, Placement(mode)), None) for mode in ("none", "model")]
+    free, small = MemoryBudget(), []
+    placed: list[Placed] = [(plan_memory(load, free, Placement(mode)), None) for mode in ("none", "model")]
     if amounts is None:
-        layers = subject.model.dit.num_layers
+        layers = load.model.dit.num_layers
         kept = sorted({0, layers // 2, layers})
-        return [*placed, *((mode_of(subject, free, Placement("stream", count)), None) for count in kept)], []
+        return [*placed, *((plan_memory(load, free, Placement("stream", count)), None) for count in kept)], []
     for amount in amounts:
-        budget = Budget(None, amount) if subject.device.kind == "cpu" else Budget(amount, None)
-        streams = [mode for mode in memory_modes(subject, budget) if mode.name == "stream"]
+        budget = MemoryBudget(None, amount) if load.device.kind == "cpu" else MemoryBudget(amount, None)
+        streams = [mode for mode in memory_plans(load, budget) if mode.name == "stream"]
         if streams and streams[0].fits:
             placed.append((streams[0], amount))
         else:
@@ -78,18 +74,18 @@ def placements(subject: Subject, amounts: Sequence[int] | None) -> tuple[list[Pl
 
 def measure_modes(
     checkpoint: Checkpoint,
-    subject: Subject,
+    load: Workload,
     placed: Sequence[Placed],
     rates: dict[str, float],
     device: torch.device,
     *,
     seconds: float | None = None,
-) -> Iterator[tuple[MemoryMode, dict[str, Any] | MachineError]]:
+) -> Iterator[tuple[MemoryPlan, dict[str, Any] | MachineError]]:
     """Render in each mode; yield its row, or the error where memory, or the `seconds` for all, did not suffice.
 
     Each film is rendered in a process of its own, held to its budget on a GPU. `rates` are `bandwidths`.
     """
-    end, computing, plan = time.perf_counter() + (seconds or 0), None, subject.plan
+    end, computing, plan = time.perf_counter() + (seconds or 0), None, load.plan
     for mode, budget in placed:
         left = None if seconds is None else end - time.perf_counter()
         if left is not None and left < LEAST_SECONDS:
@@ -101,7 +97,7 @@ def measure_modes(
             size=plan.size,
             num_frames=plan.num_frames,
             steps=plan.steps,
-            dtype=subject.dtype,
+            dtype=load.dtype,
             device=str(device),
             threads=0,
             film="",
@@ -121,7 +117,7 @@ def measure_modes(
 
 
 def row_of(
-    mode: MemoryMode,
+    mode: MemoryPlan,
     budget: int | None,
     result: Result,
     driver: int | None,

@@ -11,11 +11,11 @@ import torch
 
 import helios_kernels
 from helios_cli import __version__, machine
-from helios_cli.bench.offload import subject_of
+from helios_cli.bench.offload import workload_of
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
-from helios_cli.bench.task import STEADY_CHUNKS, Result, Task, defaults_of, serve_task
-from helios_cli.cost.memory import Budget, mode_of
+from helios_cli.bench.task import STEADY_CHUNKS, Result, Task, serve_task
+from helios_cli.cost.memory import MemoryBudget, plan_memory
 from helios_cli.cost.placing import allocator_share
 from helios_cli.device import device_of, pick_device, torch_dtype
 from helios_cli.engine import trial
@@ -28,7 +28,7 @@ from helios_cli.film.screen import Screen
 from helios_cli.units import FRAMES_PER_CHUNK, format_bytes
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import dtype_with
-from helios_cli.weights.placement import Placement, Wish
+from helios_cli.weights.placement import Placement
 
 if TYPE_CHECKING:
     from helios_cli.film.writer import FilmWriter
@@ -50,7 +50,7 @@ def time_film(task: Task) -> Result:
     device = pick_device(task.device)
     is_gpu = device.type == "cuda"
     if is_gpu and task.vram is not None:
-        share = allocator_share(Wish(vram=task.vram), torch.cuda.mem_get_info(device)[1])
+        share = allocator_share(task.vram, torch.cuda.mem_get_info(device)[1])
         torch.cuda.set_per_process_memory_fraction(share, device)
     for _ in trial.settle(device):
         pass
@@ -110,12 +110,12 @@ def _models(task: Task, device: torch.device) -> Models:
 def _require_memory(models: Models, task: Task) -> None:
     """Raise MachineError, before any weight is read, if the film takes more memory than is free, by `helios plan`."""
     device, checkpoint = models.device, models.checkpoint
-    plan = task.plan(defaults_of(checkpoint))
-    subject = subject_of(models.name, checkpoint, plan, device, models.dtype, task.quant)
-    needed = max(phase.total for phase in mode_of(subject, Budget(None, None), models.placement).phases)
+    plan = task.plan(checkpoint.defaults)
+    load = workload_of(models.name, checkpoint, plan, device, models.dtype, task.quant)
+    needed = max(phase.total for phase in plan_memory(load, MemoryBudget(), models.placement).phases)
     free = device_of(device).free_bytes
     if needed > free:
-        kind = "fp8" if task.quant == "fp8" else subject.dtype
+        kind = "fp8" if task.quant == "fp8" else load.dtype
         raise MachineError(
             f"the film takes {format_bytes(needed)}, the model in {kind}; {format_bytes(free)} are free on {device}",
             hint="`helios doctor` shows what fits here",
@@ -124,7 +124,7 @@ def _require_memory(models: Models, task: Task) -> None:
 
 def _film(models: Models, task: Task, *, warm_up: bool = False, exact: bool = False) -> tuple[FilmDone, float | None]:
     """Return the film's last event, and `Result.steady_frames_per_second`."""
-    plan = task.plan(defaults_of(models.checkpoint), warm_up=warm_up)
+    plan = task.plan(models.checkpoint.defaults, warm_up=warm_up)
     done = []  # when each chunk's frames were ready
     for event in render_chunks(plan, models, _writer(task, plan), clock=Clock(models.device, exact=exact)):
         if isinstance(event, ChunkDone):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from helios_cli.bench.task import defaults_of
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.models import Models
 from helios_cli.film.screen import Screen
@@ -63,7 +62,7 @@ def plan_of(models: Models, prompt: str, frames: int, how: Showing) -> Plan:
 
 def _plan(models: Models, film: Film, frames: int | None, how: Showing) -> Plan:
     options = RenderOptions(frames=frames, steps=how.steps, guidance=how.guidance, seed=how.seed)
-    return plan_film(film, resolve(film.recipe, options, defaults_of(models.checkpoint)))
+    return plan_film(film, resolve(film.recipe, options, models.checkpoint.defaults))
 
 
 def _film(models: Models, plan: Plan) -> np.ndarray:

@@ -16,17 +16,14 @@ from typing import Any
 from helios_cli import machine
 from helios_cli.bench.specs import SPECS
 from helios_cli.child import ask, serve
-from helios_cli.cost.flops import CallFlops
-from helios_cli.cost.model import Model, find_model, opened
-from helios_cli.cost.tokens import count_tokens
-from helios_cli.cost.work import Work, texts_of, work_of
+from helios_cli.cost.model import Model, find_model, model_of
+from helios_cli.cost.work import CallFlops, Work, work_of
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Chunk, Plan, PlannedShot
 from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.units import FRAMES_PER_CHUNK
-from helios_cli.weights.checkpoint import PRESETS, Checkpoint
+from helios_cli.weights.checkpoint import PRESETS
 from helios_cli.weights.fp8 import dtype_with
-from helios_cli.weights.hub import Source
 
 PROMPT = "a red circle moves slowly to the left over a blue background"
 
@@ -174,14 +171,9 @@ def plan_of(defaults: ModelDefaults, *, frames: int, **flags: Any) -> Plan:
     )
 
 
-def defaults_of(checkpoint: Checkpoint) -> ModelDefaults:
-    return ModelDefaults(checkpoint.native_size, checkpoint.preset.steps, checkpoint.preset.guidance)
-
-
 def synthetic_defaults(size: str) -> ModelDefaults:
     """Return the defaults of the distilled kind of a synthetic size."""
-    preset = PRESETS["distilled"]
-    return ModelDefaults(SPECS[size].native_size, preset.steps, preset.guidance)
+    return PRESETS["distilled"].defaults(SPECS[size].native_size)
 
 
 def run(side: str, task: Task, *, timeout: float | None = None) -> Result:
@@ -227,14 +219,14 @@ def counted_model(task: Task) -> Iterator[Model]:
     assert task.synthetic
     with machine.temporary_folder() as folder:
         described = describe(Path(folder), SPECS[task.synthetic], torch.float32)
-        yield opened(task.synthetic, Source(folder=described.path), described)
+        yield model_of(task.synthetic, described)
 
 
 def counted_work(task: Task, dtype: str) -> tuple[Work, Model]:
     """Return the operations of the task's film as `helios plan` counts them, and the model."""
     with counted_model(task) as model:
         plan = task.plan(model.defaults)
-        return work_of(plan, model, count_tokens(model, texts_of(plan)), dtype), model
+        return work_of(plan, model, dtype), model
 
 
 def floors(task: Task, dtype: str, ceiling: dict[str, float]) -> dict[str, float]:

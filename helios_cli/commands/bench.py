@@ -236,7 +236,7 @@ class _Subject:
 
 
 def _subject(model: str | None, synthetic: str | None) -> _Subject:
-    from helios_cli.bench.task import defaults_of, synthetic_defaults
+    from helios_cli.bench.task import synthetic_defaults
     from helios_cli.weights import hub
     from helios_cli.weights.checkpoint import Checkpoint
     from helios_cli.weights.names import EMBEDDED
@@ -247,7 +247,7 @@ def _subject(model: str | None, synthetic: str | None) -> _Subject:
         spec_of(synthetic)
         return _Subject(synthetic, None, synthetic_defaults(synthetic))
     folder = hub.resolve(model or EMBEDDED, progress=console.progress_bytes)
-    return _Subject(model or EMBEDDED, folder, defaults_of(Checkpoint.open(folder)))
+    return _Subject(model or EMBEDDED, folder, Checkpoint.open(folder).defaults)
 
 
 def _require(against: str | None) -> None:
@@ -316,8 +316,7 @@ def _keep_speed(task: Task, ours: Result, date: str) -> dict[str, Any]:
     Frames are encoded next to the rendering, so the time of that is not known by itself.
     """
     from helios_cli.bench.task import counted_work
-    from helios_cli.cost.duration import measured_dtype
-    from helios_cli.cost.speeds import Speed, record_speed, speeds_file
+    from helios_cli.cost.speeds import MeasuredSpeed, measured_dtype, record_speed, speeds_file
     from helios_cli.device import cpu_name, find_device
 
     dtype, device = ours.dtypes["transformer"], ours.device
@@ -326,7 +325,7 @@ def _keep_speed(task: Task, ours: Result, date: str) -> dict[str, Any]:
     elif device == "mps":
         device = find_device("mps").name
     work, model = counted_work(task, dtype)
-    speed = Speed(
+    speed = MeasuredSpeed(
         device=device,
         dtype=measured_dtype(dtype, task.quant),
         parameters=model.parameters["transformer"],

@@ -18,7 +18,7 @@ from helios_cli.units import FRAMES_PER_CHUNK, format_bytes, format_seconds
 if TYPE_CHECKING:
     import torch
 
-    from helios_cli.cost.memory import Subject
+    from helios_cli.cost.memory import Workload
     from helios_cli.weights.checkpoint import Checkpoint
 
 LEAST_BYTES = 250_000_000
@@ -55,27 +55,27 @@ def offload(
     """
     options.require_folder(out)
     from helios_cli.bench import report
-    from helios_cli.bench.task import defaults_of, plan_of
+    from helios_cli.bench.task import plan_of
 
     amounts = None if budgets is None else read_flag("--budgets", _amounts, budgets)
     name, checkpoint = _checkpoint(model, synthetic, folder)
     pixels, counts = options.read_size(size), options.read_steps(steps)
-    plan = plan_of(defaults_of(checkpoint), size=pixels, steps=counts, frames=FRAMES_PER_CHUNK * chunks, seed=0)
+    plan = plan_of(checkpoint.defaults, size=pixels, steps=counts, frames=FRAMES_PER_CHUNK * chunks, seed=0)
     where = pick_device(device)
     kind = torch_dtype(dtype, where)
-    from helios_cli.bench.offload import subject_of
+    from helios_cli.bench.offload import workload_of
 
-    subject = subject_of(name, checkpoint, plan, where, kind)
-    rates = _bandwidths(checkpoint, where, kind, subject)
-    rows = _measure(checkpoint, subject, rates, where, amounts)
+    load = workload_of(name, checkpoint, plan, where, kind)
+    rates = _bandwidths(checkpoint, where, kind, load)
+    rows = _measure(checkpoint, load, rates, where, amounts)
     data = {
         **report.environment(),
         "model": name,
         "size": list(plan.size),
         "steps": list(plan.steps),
         "chunks": chunks,
-        "device": subject.device.name,
-        "dtype": subject.dtype,
+        "device": load.device.name,
+        "dtype": load.dtype,
         "bandwidths": rates,
         "modes": rows,
     }
@@ -113,42 +113,42 @@ def _written(model: str | None, size: str | None, folder: Path | None) -> Path:
     return write_checkpoint(folder, spec, dtype=torch.bfloat16)
 
 
-def _bandwidths(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, subject: Subject) -> dict[str, float]:
+def _bandwidths(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, load: Workload) -> dict[str, float]:
     from helios_cli.bench.offload import bandwidths
     from helios_cli.cost.speeds import record_bandwidths, speeds_file
 
     console.status("reading weights from the disk and from the page cache")
     rates = bandwidths(checkpoint, device, dtype)
     if checkpoint.component("transformer").bytes < LEAST_BYTES:
-        console.notice(f"the bandwidths are not kept: {subject.model.name} is too small to tell them of larger models")
+        console.notice(f"the bandwidths are not kept: {load.model.name} is too small to tell them of larger models")
         return rates
     try:
-        record_bandwidths(subject.device.name, rates)
+        record_bandwidths(load.device.name, rates)
     except OSError as error:
         console.warning(f"the bandwidths could not be kept in {speeds_file()}: {error}")
     return rates
 
 
 def _measure(
-    checkpoint: Checkpoint, subject: Subject, rates: dict[str, float], device: torch.device, amounts: list[int] | None
+    checkpoint: Checkpoint, load: Workload, rates: dict[str, float], device: torch.device, amounts: list[int] | None
 ) -> list[dict[str, Any]]:
     """Measure every mode; return the rows of those that could be. MachineError if there are none."""
     from helios_cli.bench.offload import measure_modes, placements
 
     if amounts is None and device.type != "cpu":
         amounts = _amounts(GPU_BUDGETS)
-    placed, small = placements(subject, amounts)
+    placed, small = placements(load, amounts)
     for amount in small:
         console.warning(f"nothing streams in {format_bytes(amount)}")
     rows = []
-    for mode, row in measure_modes(checkpoint, subject, placed, rates, device):
+    for mode, row in measure_modes(checkpoint, load, placed, rates, device):
         if isinstance(row, MachineError):
             console.warning(f"{mode.name}: {row.message}")
         else:
             console.status(f"{mode.name}: {format_seconds(row['seconds'])} a chunk")
             rows.append(row)
     if not rows:
-        raise MachineError(f"no placement of {subject.model.name} could be measured", hint="see the warnings above")
+        raise MachineError(f"no placement of {load.model.name} could be measured", hint="see the warnings above")
     return rows
 
 

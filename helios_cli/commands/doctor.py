@@ -69,7 +69,6 @@ def _facts() -> Facts:
     from helios_cli.device import device_of, gpus, pick_device, pick_dtype
     from helios_cli.engine import arithmetic
     from helios_cli.engine.gpu import attention_facts
-    from helios_cli.weights.placement import NO_WISH
 
     device = pick_device()
     described, memory = device_of(device), machine.host_memory()
@@ -95,7 +94,7 @@ def _facts() -> Facts:
             "faults": arithmetic.faults(products),
         },
         "attention": attention_facts(device),
-        "models": survey(described, dtype, NO_WISH),
+        "models": survey(described, dtype),
     }
 
 

@@ -1,4 +1,4 @@
-"""How numbers are rounded on a device, as far as fingerprints need it, without torch."""
+"""What decides how numbers are rounded on a device, for fingerprints; without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from helios_cli import machine
 from helios_cli.architecture import DiTConfig
-from helios_cli.cost.tokens import history_tokens, noisy_tokens
 from helios_cli.device import Device
 from helios_cli.recipe.fingerprint import Arithmetic
 from helios_cli.units import PROMPT_KEYS, counted_rows
@@ -26,15 +25,15 @@ TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 def arithmetic_of(
     device: Device, dtype: str, attention_taken: Mapping[str, str], *, quant: str, attention: str
 ) -> Arithmetic:
-    """`attention_taken` names the attention of each of the film's `attention_shapes`, as far as it is known."""
+    """Describe a device's arithmetic. `attention_taken` is what is known of its `attention_shapes`."""
     kernels = _kernels(device, attention, attention_taken)
     return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels)
 
 
 def attention_shapes(dit: DiTConfig, size: tuple[int, int], stages: int, dtype: str) -> Iterator[str]:
-    """What --attention auto times on a GPU before a film of `size`, as `model.backends.shape_key` calls it."""
-    history, heads = history_tokens(dit, size).total, f"{dit.num_attention_heads}x{dit.attention_head_dim} {dtype}"
-    for noisy in noisy_tokens(dit, size, stages):
+    """Yield the shapes that --attention auto times on a GPU before a film, as `model.backends.shape_key` has them."""
+    history, heads = dit.history_tokens(size).total, f"{dit.num_attention_heads}x{dit.attention_head_dim} {dtype}"
+    for noisy in dit.noisy_tokens(size, stages):
         rows, few = counted_rows(history + noisy), counted_rows(noisy)
         guided = few if dit.guidance_cross_attn else rows
         yield f"{rows}x{rows} {heads}"
@@ -44,7 +43,7 @@ def attention_shapes(dit: DiTConfig, size: tuple[int, int], stages: int, dtype: 
 
 
 def measured_attention(device: str, shapes: Iterable[str]) -> dict[str, str]:
-    """The attention that --attention auto takes of each of these shapes, as far as they were timed on the device."""
+    """Return the attention that --attention auto takes for those of the shapes that were timed on the device."""
     known = machine.findings(machine.ATTENTION).get(machine.attention_key(device), {})
     without = {"triton"} if os.environ.get("HELIOS_KERNELS") == "reference" else set()
     try:
@@ -59,32 +58,25 @@ def measured_attention(device: str, shapes: Iterable[str]) -> dict[str, str]:
 
 
 def _kernels(device: Device, attention: str, attention_taken: Mapping[str, str]) -> str:
-    """What is asked for, and on a GPU what was measured there; empty for a CPU that nothing is asked of."""
-    asked = {"HELIOS_KERNELS": os.environ.get("HELIOS_KERNELS", "auto"), "--attention": attention}
-    told = [f"{name}={value}" for name, value in asked.items() if value != "auto"]
+    """Return what the user set, and on a GPU what was measured there; empty for a CPU with nothing set."""
+    flags = {"HELIOS_KERNELS": os.environ.get("HELIOS_KERNELS", "auto"), "--attention": attention}
+    facts = [f"{name}={value}" for name, value in flags.items() if value != "auto"]
     if device.kind == "cuda":
-        told += [f"{name}={os.environ[name]}" for name in TF32_VARIABLES if os.environ.get(name)]
-        told += _libraries()
-        taken = f"attention {_digest(dict(attention_taken))}" if attention == "auto" and attention_taken else ""
-        tried = _tried(device.name) if asked["HELIOS_KERNELS"] == "auto" else ""
-        told += filter(None, (taken, _tuned(device.name), tried))
-    return " ".join(told)
+        facts += [f"{name}={os.environ[name]}" for name in TF32_VARIABLES if os.environ.get(name)]
+        facts += _libraries()
+        findings = {
+            "attention": attention == "auto" and dict(attention_taken),
+            "tuned": machine.findings(machine.TUNED).get(device.name),
+            # `auto` takes kernels that were right when they were tried
+            "tried": flags["HELIOS_KERNELS"] == "auto" and machine.findings(machine.TRIED).get(device.name),
+        }
+        facts += [f"{name} {_digest(finding)}" for name, finding in findings.items() if finding]
+    return " ".join(facts)
 
 
 @functools.cache
 def _libraries() -> tuple[str, ...]:
     return tuple(f"{package} {version}" for package in LIBRARIES if (version := machine.package_version(package)))
-
-
-def _tuned(device: str) -> str:
-    found = machine.findings(machine.TUNED).get(device)
-    return f"tuned {_digest(found)}" if found else ""
-
-
-def _tried(device: str) -> str:
-    """`auto` takes kernels that were right when they were tried, until they are other ones."""
-    found = machine.findings(machine.TRIED).get(device)
-    return f"tried {_digest(found)}" if found else ""
 
 
 def _digest(value: object) -> str:

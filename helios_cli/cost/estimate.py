@@ -1,4 +1,4 @@
-"""One film's plan with all that it will cost."""
+"""What a film will cost, before it is rendered."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
+from pathlib import Path
 from typing import TypeVar
 
 from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes, measured_attention
 from helios_cli.cost.auto import auto_model
-from helios_cli.cost.disk import film_bytes, film_kind
-from helios_cli.cost.duration import Duration, duration_of
 from helios_cli.cost.gpus import other_device, require_quant
-from helios_cli.cost.memory import Budget, MemoryMode, Subject
+from helios_cli.cost.memory import MemoryBudget, MemoryPlan, Workload
 from helios_cli.cost.model import Model, find_model, is_auto
-from helios_cli.cost.modes import memory_modes
-from helios_cli.cost.placing import budget_notices, budget_of, cache_warning, choose, reason
-from helios_cli.cost.tokens import PromptTokens, count_tokens
-from helios_cli.cost.transfer import Speed, speed_of
-from helios_cli.cost.work import Work, texts_of, work_of
+from helios_cli.cost.placing import (
+    ChunkSpeed,
+    budget_notices,
+    budget_of,
+    cache_warning,
+    choose,
+    memory_plans,
+    reason,
+    speed_of,
+)
+from helios_cli.cost.speeds import Duration, duration_of
+from helios_cli.cost.work import PromptTokens, Work
 from helios_cli.device import Device, find_device, pick_dtype
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film.cache import Cache
@@ -36,30 +43,42 @@ from helios_cli.weights.vocabulary import introduction
 
 T = TypeVar("T")
 
+CEILING_BITS = {"h264": 2.2, "hevc": 1.7, "av1": 1.9}
+"""Bits a pixel at CRF 17, preset medium, of a picture with visible grain (noise of 8 levels over ffmpeg's test source,
+640x384), as measured. A film without grain takes a fifth of it or less."""
+
+CEILING_CRF = 17
+CRF_STEP = 6
+"""CRF by which the bits double, about."""
+
+LOSSLESS_BITS = {"mkv": 27, "png": 24.5}
+"""Bits a pixel at most: white noise takes more than its 24 bits."""
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """Everything about one film before it is rendered, as if nothing of it were there yet.
+    """One film before it is rendered, as if no part of it existed yet.
 
-    It renders beside others in so many `lanes` in all: memory and a chunk's seconds are those of all of them.
-    `fingerprints` are None where weights or device are not here. `kept` has the indices of the chunks that a render
-    takes from earlier films.
+    Attributes:
+        lanes: Films that render together; memory and the seconds of a chunk are those of all of them.
+        memory: A plan for each mode of `--offload`; `mode` is the one that is chosen.
+        fingerprints: By chunk; None where weights or device are not here.
+        kept: Indices of the chunks that a render takes from earlier films.
     """
 
     film: Film
     plan: Plan
     model: Model
+    work: Work
     device: Device
     device_origin: str
     dtype: str
     dtype_origin: str
-    prompts: PromptTokens
-    work: Work
     lanes: int
-    memory: tuple[MemoryMode, ...]
-    mode: MemoryMode
-    budget: Budget
-    speed: Speed
+    memory: tuple[MemoryPlan, ...]
+    mode: MemoryPlan
+    budget: MemoryBudget
+    speed: ChunkSpeed
     film_bytes: int
     duration: Duration
     price: float | None
@@ -69,20 +88,19 @@ class Estimate:
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """The film's."""
+        """The film's fingerprint."""
         return None if self.fingerprints is None else film_fingerprint(self.plan, self.fingerprints)
 
     @property
     def calls_saved(self) -> int:
-        """Model calls that the kept chunks stand for."""
+        """Model calls that the kept chunks spare."""
         return sum(self.work.chunk_calls(self.plan.chunks[index]) for index in self.kept)
 
     @property
     def seconds(self) -> float | None:
-        """Of the whole film in the mode that is taken, its weights included, and its share of what lanes take; None if
-        not known."""
+        """Seconds of the film in the chosen mode, transfers of weights included: its share of what the lanes take."""
         duration, a_chunk = self.duration, self.speed.seconds(self.mode, self.budget)
-        if a_chunk is None or duration.total is None:
+        if a_chunk is None or duration.text is None or duration.conditioning is None:
             return None
         chunks = a_chunk / self.lanes * len(self.plan.chunks)
         return max(duration.text + duration.conditioning + chunks, duration.encode)
@@ -112,22 +130,23 @@ def estimate_films(
     require_quant(options.quant, device)
     dtype, _ = pick_dtype(dtype_with(options.quant, options.dtype), device)
     models: dict[str, tuple[Model, list[str]]] = {}
-    found = []
+    estimates = []
     for group in groups_of(films, options.lanes, lambda film: choose_model(film.recipe, options)[0]):
         for film in group:
             name, origin = choose_model(film.recipe, options)
-            if name not in models:  # a model is found once, whatever its films
+            if name not in models:  # a model is looked up once, however many films use it
                 models[name] = _find(name, options, device, dtype)
             model, notices = models[name]
-            settings = resolve(film.recipe, options, model.defaults)
-            plan = plan_film(film, settings, strict=options.strict)
+            plan = plan_film(film, resolve(film.recipe, options, model.defaults), strict=options.strict)
             plan = replace(plan, origins={"model": origin, **plan.origins})
-            found.append(_estimate(film, plan, model, device, dtype, options, on, price, notices, len(group)))
-    return found
+            used = device.with_model(model.parameters["transformer"])
+            load = Workload.of(plan, model, used, dtype, options.quant, len(group))
+            estimates.append(_estimate(film, load, options, on, price, notices))
+    return estimates
 
 
 def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], str]) -> Iterator[list[T]]:
-    """Films that follow each other and have one model, so many at a time: those that render together."""
+    """Yield the films that render together: those that follow each other and have one model, at most `lanes`."""
     for _, same in itertools.groupby(films, key=model_of):
         while group := list(itertools.islice(same, lanes)):
             yield group
@@ -136,7 +155,7 @@ def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], str]) -> I
 def _find(name: str, options: RenderOptions, device: Device, dtype: str) -> tuple[Model, list[str]]:
     notices = []
     if is_auto(name):
-        name, line = auto_model(device, dtype, options, quant=options.quant)
+        name, line = auto_model(device, dtype, options)
         notices.append(line)
     if line := hub.shadow_of(name):
         notices.append(line)
@@ -147,86 +166,84 @@ def _find(name: str, options: RenderOptions, device: Device, dtype: str) -> tupl
 
 
 def _estimate(
-    film: Film,
-    plan: Plan,
-    model: Model,
-    device: Device,
-    dtype: str,
-    options: RenderOptions,
-    on: str | None,
-    price: float | None,
-    notices: list[str],
-    lanes: int,
+    film: Film, load: Workload, options: RenderOptions, on: str | None, price: float | None, notices: list[str]
 ) -> Estimate:
-    device = device.with_model(model.parameters["transformer"])
-    texts = texts_of(plan)
-    prompts = count_tokens(model, texts)
-    if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, texts)):
+    plan, model = load.plan, load.model
+    if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, plan.texts)):
         notices = [*notices, line]
-    work = work_of(plan, model, prompts, dtype)
     fingerprints = None
     if model.checkpoint is not None and on is None:
-        shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, dtype))
-        taken = measured_attention(device.name, shapes) | {
+        shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, load.dtype))
+        taken = measured_attention(load.device.name, shapes) | {
             shape: name for shape, name in options.attention_taken.items() if shape in shapes
         }
-        arithmetic = arithmetic_of(device, dtype, taken, quant=options.quant, attention=options.attention)
+        arithmetic = arithmetic_of(load.device, load.dtype, taken, quant=load.quant, attention=options.attention)
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=options.reanchor))
-    subject = Subject(plan, model, work, prompts, device, dtype, options.quant, lanes)
-    budget = budget_of(options, device, here=on is None)
-    speed = speed_of(subject)
-    modes = memory_modes(subject, budget, speed)
-    mode, said = _placed(modes, options, budget, subject, speed)
+    budget, speed = budget_of(options, load.device, here=on is None), speed_of(load)
+    plans = memory_plans(load, budget, speed)
+    mode, placing = _placed(plans, options, budget, load, speed)
     return Estimate(
         film=film,
         plan=plan,
         model=model,
-        device=device,
+        work=load.work,
+        device=load.device,
         device_origin="flag" if on is not None or options.device != "auto" else "default",
-        dtype=dtype,
+        dtype=load.dtype,
         dtype_origin="default" if options.dtype == "auto" else "flag",
-        prompts=prompts,
-        work=work,
-        lanes=lanes,
-        memory=modes,
+        lanes=load.lanes,
+        memory=plans,
         mode=mode,
         budget=budget,
         speed=speed,
         film_bytes=film_bytes(plan, film_kind(options.output), options.codec, options.crf),
-        duration=duration_of(plan, work, device, dtype, model.parameters["transformer"], options.quant),
+        duration=duration_of(load),
         price=price,
         fingerprints=fingerprints,
         kept=_kept(fingerprints or ()) if options.cache else frozenset(),
-        notices=(*notices, *plan.notices, *said, *_too_long(plan, prompts, strict=options.strict)),
+        notices=(*notices, *plan.notices, *placing, *_too_long(plan, load.work.prompts, strict=options.strict)),
     )
 
 
 def _kept(fingerprints: tuple[str, ...]) -> frozenset[int]:
-    """The indices of chunks that the cache holds."""
+    """Return the indices of chunks that the cache holds."""
     cache = Cache()
     return frozenset(index for index, fingerprint in enumerate(fingerprints) if cache.has(fingerprint))
 
 
 def _placed(
-    modes: tuple[MemoryMode, ...], options: RenderOptions, budget: Budget, subject: Subject, speed: Speed
-) -> tuple[MemoryMode, list[str]]:
-    """The mode that a render takes, or the smallest where none fits, and what is to be said of it."""
-    said = budget_notices(options, budget)
+    plans: tuple[MemoryPlan, ...], options: RenderOptions, budget: MemoryBudget, load: Workload, speed: ChunkSpeed
+) -> tuple[MemoryPlan, list[str]]:
+    """Return the plan that a render takes, or the smallest where none fits, and notices about it."""
+    notices = budget_notices(options, budget)
     try:
-        mode = choose(modes, options, budget, subject.device, speed)
+        chosen = choose(plans, options, budget, load.device, speed)
     except MachineError as error:
-        return min(modes, key=lambda mode: mode.device_bytes), [*said, f"a render would end with: {error.message}"]
-    if mode.name != "none" or not options.memory_is_default:
-        said.append(reason(mode, modes, options, budget, subject))
-    if warning := cache_warning(mode, budget, speed):
-        said.append(warning)
-    return mode, said
+        smallest = min(plans, key=lambda plan: plan.device_bytes)
+        return smallest, [*notices, f"a render would end with: {error.message}"]
+    if chosen.name != "none" or not options.memory_is_default:
+        notices.append(reason(chosen, plans, options, budget, load))
+    if warning := cache_warning(chosen, budget, speed):
+        notices.append(warning)
+    return chosen, notices
 
 
 def _too_long(plan: Plan, prompts: PromptTokens, *, strict: bool) -> list[str]:
-    """What the model does not see of prompts that are too long; an InputError if that is `strict`."""
-    found = [f"{plan.title}, {too_long(plan, text, lost)}" for text, lost in prompts.lost.items()]
-    if found and strict:
-        raise InputError(found[0], hint="shorten it, or leave out --strict")
-    return found
+    """Report what the model does not see of prompts that are too long; raise InputError for it if `strict`."""
+    notices = [f"{plan.title}, {too_long(plan, text, lost)}" for text, lost in prompts.lost.items()]
+    if notices and strict:
+        raise InputError(notices[0], hint="shorten it, or leave out --strict")
+    return notices
+
+
+def film_kind(output: str | None) -> str:
+    """Return "mp4", "mkv" or "png" for an output's name; "mp4" without one."""
+    suffix = Path(output).suffix.lower() if output and not output.endswith("/") else ""
+    return "mp4" if output is None else {".mp4": "mp4", ".mkv": "mkv"}.get(suffix, "png")
+
+
+def film_bytes(plan: Plan, kind: str, codec: str, crf: int) -> int:
+    """Return a ceiling for the bytes of the finished film; most films stay far below it."""
+    bits = CEILING_BITS[codec] * 2 ** ((CEILING_CRF - crf) / CRF_STEP) if kind == "mp4" else LOSSLESS_BITS[kind]
+    return int(bits * prod(plan.size) * plan.num_frames / 8)

@@ -1,13 +1,13 @@
-"""The model that a film would be rendered with, as far as its headers, or the table of published models, tell."""
+"""The model of a film, as far as its headers or the table of published models describe it; nothing is downloaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
+from helios_cli.architecture import DiTConfig, ModelDefaults, UMT5Config, VAEConfig
 from helios_cli.errors import CheckpointError
-from helios_cli.recipe.settings import DEFAULT_MODEL, ModelDefaults
+from helios_cli.recipe.settings import DEFAULT_MODEL
 from helios_cli.weights import hub
 from helios_cli.weights.checkpoint import PRESETS, PUBLISHED_SIZE, Checkpoint, Preset, files_of
 from helios_cli.weights.names import WEIGHT_BYTES, known_repo
@@ -20,10 +20,10 @@ class Model:
     """What planning needs of a model.
 
     Attributes:
-        name: what the user calls it.
-        parameters: by component.
-        checkpoint: the opened folder, or None if the model is published and not downloaded.
-        download_bytes: what is still to be fetched.
+        name: As the user writes it.
+        parameters: By component.
+        checkpoint: The opened folder, or None for a published model that is not downloaded.
+        download_bytes: What is still to be downloaded.
     """
 
     name: str
@@ -31,16 +31,16 @@ class Model:
     kind: str
     preset: Preset
     native_size: tuple[int, int]
-    dit: DiTShape
-    text: TextShape
-    vae: VAEShape
+    dit: DiTConfig
+    text: UMT5Config
+    vae: VAEConfig
     parameters: Mapping[str, int]
-    checkpoint: Checkpoint | None
-    download_bytes: int
+    checkpoint: Checkpoint | None = None
+    download_bytes: int = 0
 
     @property
     def defaults(self) -> ModelDefaults:
-        return ModelDefaults(self.native_size, self.preset.steps, self.preset.guidance)
+        return self.preset.defaults(self.native_size)
 
     @property
     def stages(self) -> int:
@@ -51,15 +51,16 @@ class Model:
         return self.checkpoint is None or self.checkpoint.trained
 
 
-def find_model(name: str, revision: str | None = None) -> Model:
-    """The model called `name`, nothing being downloaded.
+def is_auto(name: str) -> bool:
+    return name == DEFAULT_MODEL
 
-    CheckpointError if it is damaged, or unknown and not here, so that there is nothing to plan with.
-    """
+
+def find_model(name: str, revision: str | None = None) -> Model:
+    """Return the model called `name`. Raises CheckpointError if it is damaged, or unknown and not downloaded."""
     source = hub.source_of(name, revision)
     folder = hub.find(source)
     if folder is not None:
-        return opened(name, source, Checkpoint.open(folder))
+        return model_of(name, Checkpoint.open(folder), source)
     known = known_repo(source.repo)
     if known is None:
         raise CheckpointError(
@@ -69,31 +70,25 @@ def find_model(name: str, revision: str | None = None) -> Model:
     return _published(name, source, known.name)
 
 
-def is_auto(name: str) -> bool:
-    return name == DEFAULT_MODEL
-
-
-def opened(name: str, source: hub.Source, checkpoint: Checkpoint) -> Model:
-    """The model in an opened folder."""
-    configs = {component: part.config for component, part in checkpoint.components.items()}
+def model_of(name: str, checkpoint: Checkpoint, source: hub.Source | None = None) -> Model:
+    """Return the model in an opened folder."""
+    configs = checkpoint.architecture
     return Model(
         name=name,
-        source=source,
+        source=source or hub.Source(folder=checkpoint.path),
         kind=checkpoint.kind,
         preset=checkpoint.preset,
         native_size=checkpoint.native_size,
-        dit=DiTShape.from_json(configs["transformer"]),
-        text=TextShape.from_json(configs["text_encoder"]),
-        vae=VAEShape.from_json(configs["vae"]),
+        dit=configs.dit,
+        text=configs.text,
+        vae=configs.vae,
         parameters={key: part.parameters for key, part in checkpoint.components.items()},
         checkpoint=checkpoint,
-        download_bytes=0,
     )
 
 
 def _published(name: str, source: hub.Source, kind: str) -> Model:
-    """A known model by its published shape; files of a download that broke off are taken off what is to come."""
-    preset = PRESETS[kind]
+    """Return a published model by its configs. A download that was interrupted leaves less to download."""
     zero_star = kind == "mid"
     snapshot = hub.snapshot_of(source)
     here = sum((snapshot / file).stat().st_size for file in files_of(snapshot)) if snapshot else 0
@@ -101,12 +96,11 @@ def _published(name: str, source: hub.Source, kind: str) -> Model:
         name=name,
         source=source,
         kind=kind,
-        preset=replace(preset, cfg_zero_star=zero_star, zero_init=zero_star),
+        preset=replace(PRESETS[kind], cfg_zero_star=zero_star, zero_init=zero_star),
         native_size=PUBLISHED_SIZE,
-        dit=DiTShape(),
-        text=TextShape(),
-        vae=VAEShape(),
+        dit=DiTConfig(),
+        text=UMT5Config(),
+        vae=VAEConfig(),
         parameters=PUBLISHED_PARAMETERS,
-        checkpoint=None,
         download_bytes=max(0, WEIGHT_BYTES - here),
     )

@@ -1,70 +1,222 @@
-"""Which way of placing a model a render takes, decided before any weight is read."""
+"""Which placement of a model a render takes, decided before any weight is read: of those that fit, the fastest.
+
+Its speed is that of computing and of the transfers, from the disk, out of the page cache, and over the bus to a GPU.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 
 from helios_cli import machine
-from helios_cli.cost.memory import RUNTIME_BYTES, Budget, MemoryMode, Subject
-from helios_cli.cost.modes import fastest, memory_modes
-from helios_cli.cost.transfer import Speed, speed_of
+from helios_cli.cost.gpus import LINKS, known_gpu
+from helios_cli.cost.memory import RUNTIME_BYTES, MemoryBudget, MemoryPlan, Workload, plan_memory
+from helios_cli.cost.speeds import duration_of, read_bandwidths
 from helios_cli.device import Device
 from helios_cli.errors import InputError, MachineError
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.units import format_bytes, format_seconds
-from helios_cli.weights.placement import Wish
+from helios_cli.weights.placement import Placement
 
+Plans = tuple[MemoryPlan, ...]
+"""A plan for each mode of `--offload`."""
 
-def budget_of(wish: Wish, device: Device, *, here: bool = True) -> Budget:
-    """What may be taken of `device` and its host, whose memory is not known unless it is `here`. InputError for a
-    budget that means nothing there. More than is free is not to be had, whatever is wished."""
-    if device.kind == "cpu" and wish.vram is not None:
-        raise InputError("--vram is of a GPU, and this renders on the CPU", hint="give --ram, or a --device")
-    host = machine.host_memory().available_bytes if here else None
-    return Budget(_least(device.free_bytes, wish.vram), _least(host, wish.ram))
+STATED = {"disk": 1e9, "cache": 4e9, "upload": 20e9}
+"""Bytes a second where nothing was measured: an NVMe disk, one core, PCIe 4.0 with 16 lanes."""
 
-
-def _least(*amounts: int | None) -> int | None:
-    """Of those that are known."""
-    return min((amount for amount in amounts if amount is not None), default=None)
-
-
-def budget_notices(wish: Wish, budget: Budget) -> list[str]:
-    """What to say of wishes for more than there is."""
-    return [
-        f"{flag} {format_bytes(wished)}: only {format_bytes(given)} is free, which is what may be taken"
-        for flag, wished, given in (("--vram", wish.vram, budget.device_bytes), ("--ram", wish.ram, budget.host_bytes))
-        if wished is not None and given is not None and given < wished
-    ]
-
-
-def choose(modes: tuple[MemoryMode, ...], wish: Wish, budget: Budget, device: Device, speed: Speed) -> MemoryMode:
-    """The mode that is asked for or, of those that fit, the fastest. MachineError if none fits."""
-    asked = [mode for mode in modes if wish.offload in ("auto", mode.name)]
-    if not asked:
-        raise MachineError(f"--offload {wish.offload} does not go on {device.kind} with these weights", hint=_HINT)
-    fitting = [mode for mode in asked if mode.fits is not False]
-    if not fitting:
-        raise _too_little(min(asked, key=lambda mode: (mode.device_bytes, mode.host_bytes)), modes, budget, device)
-    return fastest(fitting, budget, speed)
-
-
-WORTH_A_WORD = 0.05
-"""Share of the computing that may be waited for, or of the files that may be spared, without a word."""
+WORTH_A_NOTICE = 0.05
+"""Share of the computing that may be waited for, or of the files that may be spared, without a notice."""
 
 _HINT = "leave --offload out; `helios plan` shows what each mode takes"
 
 
-def _too_little(smallest: MemoryMode, modes: tuple[MemoryMode, ...], budget: Budget, device: Device) -> MachineError:
-    """Names what is missing, and what would help."""
-    missing = []
-    if device.kind != "cpu" and budget.device_bytes is not None and smallest.device_bytes > budget.device_bytes:
-        needed, given = format_bytes(smallest.device_bytes), format_bytes(budget.device_bytes)
-        missing.append(f"{needed} of the device's memory, of which it may take {given}")
-    if budget.host_bytes is not None and smallest.host_bytes > budget.host_bytes:
-        needed, given = format_bytes(smallest.host_bytes), format_bytes(budget.host_bytes)
-        missing.append(f"{needed} of host memory, of which it may take {given}")
+# How fast
+
+
+@dataclass(frozen=True)
+class Bandwidths:
+    """Bytes a second. `upload` is from pinned memory to the device; None on a CPU, which computes where it reads."""
+
+    disk: float
+    cache: float
+    upload: float | None
+    basis: str
+
+
+def bandwidths_of(kind: str, device: str) -> Bandwidths:
+    """Return what `helios bench offload` measured on a device of this kind and name, or what is stated."""
+    known, gpu = read_bandwidths().get(device, {}), known_gpu(device)
+    usual = {**STATED, "upload": LINKS[gpu[1].link]} if gpu else STATED
+    values = {key: known.get(key, stated) for key, stated in usual.items()}
+    measured = [key for key in values if key in known and (key != "upload" or kind == "cuda")]
+    basis = f"measured here: {', '.join(measured)}" if measured else "stated; `helios bench offload` measures"
+    return Bandwidths(values["disk"], values["cache"], values["upload"] if kind == "cuda" else None, basis)
+
+
+def transfer_seconds(plan: MemoryPlan, room: int | None, bandwidths: Bandwidths) -> float:
+    """Return the least seconds that moving a chunk's weights takes with `room` bytes of page cache for the files."""
+    if plan.moved_bytes == 0:
+        return 0.0
+    cached = 1.0 if room is None else min(1.0, room / max(1, plan.pass_bytes))
+    reading = plan.read_bytes * (cached / bandwidths.cache + (1 - cached) / bandwidths.disk)
+    return max(reading, plan.moved_bytes / bandwidths.upload if bandwidths.upload else 0.0)
+
+
+@dataclass(frozen=True)
+class ChunkSpeed:
+    """Bandwidths, and the seconds that a chunk of each lane is denoised and decoded for, None if not known."""
+
+    bandwidths: Bandwidths
+    denoise: float | None
+    decode: float | None
+
+    @property
+    def computing(self) -> float | None:
+        return None if self.denoise is None or self.decode is None else self.denoise + self.decode
+
+    def transfer(self, plan: MemoryPlan, budget: MemoryBudget) -> float:
+        """Return the seconds that moving a chunk's weights takes."""
+        return transfer_seconds(plan, _cache_room(plan, budget), self.bandwidths)
+
+    def seconds(self, plan: MemoryPlan, budget: MemoryBudget) -> float | None:
+        """Return the seconds of a chunk; None if the computing speed is not known."""
+        return None if self.computing is None else self.least_seconds(plan, budget)
+
+    def least_seconds(self, plan: MemoryPlan, budget: MemoryBudget) -> float:
+        """Return the seconds of a chunk, or of its transfers alone where the computing speed is not known.
+
+        Streamed weights come while the transformer computes, and while a chunk is decoded if that overlaps. Parts that
+        take turns are waited for, except for what is read ahead.
+        """
+        denoise, decode = self.denoise or 0.0, self.decode or 0.0
+        transfer = self.transfer(plan, budget)
+        a_byte = transfer / plan.moved_bytes if plan.moved_bytes else 0.0
+        waited = a_byte * plan.waited_bytes
+        streamed = transfer - waited
+        transformer, vae = (a_byte * ahead for ahead in plan.ahead_bytes)
+        waited -= min(transformer, decode) + min(vae, denoise)
+        return waited + (max(streamed, denoise + decode) if plan.overlaps else max(streamed, denoise) + decode)
+
+
+def speed_of(load: Workload) -> ChunkSpeed:
+    """Return the speed of a film's average chunk, as measured on this machine or stated."""
+    duration, share = duration_of(load), load.lanes / len(load.plan.chunks)
+    denoise, decode = (part and part * share for part in (duration.denoise, duration.decode))
+    return ChunkSpeed(bandwidths_of(load.device.kind, load.device.name), denoise, decode)
+
+
+def _cache_room(plan: MemoryPlan, budget: MemoryBudget) -> int | None:
+    """Return the bytes of host memory that are left for the page cache."""
+    return None if budget.host_bytes is None else max(0, budget.host_bytes - plan.host_bytes)
+
+
+# Which placements there are
+
+
+def memory_plans(load: Workload, budget: MemoryBudget, speed: ChunkSpeed | None = None) -> Plans:
+    """Return a plan for each mode, as fast as it fits `budget`: none, model and, where blocks can stream, stream."""
+    plans = [_none(load, budget), plan_memory(load, budget, Placement("model"))]
+    if load.can_stream:
+        plans.append(_best_stream(load, budget, speed or speed_of(load)))
+    return tuple(plans)
+
+
+def fastest(plans: Iterable[MemoryPlan], budget: MemoryBudget, speed: ChunkSpeed) -> MemoryPlan:
+    """Return the plan with the least seconds a chunk; of equal ones, the one that moves least."""
+    return min(plans, key=lambda plan: (speed.least_seconds(plan, budget), plan.waited_bytes, plan.moved_bytes))
+    """Plan mode none: on a GPU with all that makes it faster, if that fits. Graphs are given up first."""
+
+
+def _none(load: Workload, budget: MemoryBudget) -> MemoryPlan:
+    """Plan mode none: on a GPU with all that makes it faster, as far as that fits. Graphs are given up first."""
+    placement = Placement("none", text_beside=False)
+    plan = plan_memory(load, budget, placement)
+    if load.device.kind == "cuda":
+        for slower in ({"graphs": False}, {"graphs": False, "decode_beside": False}):
+            if plan.fits is False:
+                plan = plan_memory(load, budget, replace(placement, **slower))
+    return plan
+
+
+def _best_stream(load: Workload, budget: MemoryBudget, speed: ChunkSpeed) -> MemoryPlan:
+    """Plan mode stream with as many blocks on the device as fit; the VAE works at the same time, or in turns."""
+    ways = [Placement("stream"), Placement("stream", turns=True)]
+    if load.device.kind == "cuda" and load.lanes == 1:
+        ways.insert(1, Placement("stream", decode_beside=False))
+    plans = [_most_blocks(load, budget, placement) for placement in ways]
+    fitting = [plan for plan in plans if plan.fits]
+    best = fastest(fitting, budget, speed) if fitting else min(plans, key=lambda plan: plan.device_bytes)
+    room = _cache_room(best, budget)
+    if room is None:
+        return best
+    return replace(best, placement=replace(best.placement, cached_bytes=None if best.pass_bytes <= room else room))
+
+
+def _most_blocks(load: Workload, budget: MemoryBudget, placement: Placement) -> MemoryPlan:
+    """Keep as many blocks on the device as fit; none if not even that fits."""
+    for resident in range(load.model.dit.num_layers, 0, -1):
+        plan = plan_memory(load, budget, replace(placement, resident=resident))
+        if plan.fits:
+            return plan
+    return plan_memory(load, budget, replace(placement, resident=0))
+
+
+# Which one
+
+
+def budget_of(options: RenderOptions, device: Device, *, here: bool = True) -> MemoryBudget:
+    """Return what may be taken of `device` and of its host, at most what is free. The host's memory is not known unless
+    it is `here`. Raises InputError for --vram on a CPU."""
+    if device.kind == "cpu" and options.vram is not None:
+        raise InputError("--vram is of a GPU, and this renders on the CPU", hint="give --ram, or a --device")
+    host = machine.host_memory().available_bytes if here else None
+    return MemoryBudget(_least(device.free_bytes, options.vram), _least(host, options.ram))
+
+
+def _least(*amounts: int | None) -> int | None:
+    return min((amount for amount in amounts if amount is not None), default=None)
+
+
+def budget_notices(options: RenderOptions, budget: MemoryBudget) -> list[str]:
+    """Report flags that ask for more than is free."""
+    flags = ("--vram", options.vram, budget.device_bytes), ("--ram", options.ram, budget.host_bytes)
+    return [
+        f"{flag} {format_bytes(value)}: only {format_bytes(given)} is free, which is what may be taken"
+        for flag, value, given in flags
+        if value is not None and given is not None and given < value
+    ]
+
+
+def plan_placement(load: Workload, options: RenderOptions, budget: MemoryBudget) -> tuple[MemoryPlan, Plans]:
+    """Return the plan to render with, and all plans. Raises MachineError if none fits."""
+    speed = speed_of(load)
+    plans = memory_plans(load, budget, speed)
+    return choose(plans, options, budget, load.device, speed), plans
+
+
+def choose(plans: Plans, options: RenderOptions, budget: MemoryBudget, device: Device, speed: ChunkSpeed) -> MemoryPlan:
+    """Return the fastest plan that fits and that the user allows. Raises MachineError if there is none."""
+    allowed = [plan for plan in plans if options.offload in ("auto", plan.name)]
+    if not allowed:
+        raise MachineError(f"--offload {options.offload} does not go on {device.kind} with these weights", hint=_HINT)
+    fitting = [plan for plan in allowed if plan.fits is not False]
+    if not fitting:
+        raise _too_little(min(allowed, key=lambda plan: (plan.device_bytes, plan.host_bytes)), plans, budget, device)
+    return fastest(fitting, budget, speed)
+
+
+def _too_little(smallest: MemoryPlan, plans: Plans, budget: MemoryBudget, device: Device) -> MachineError:
+    """Name what is missing, and what would help."""
+    needs = [(smallest.host_bytes, budget.host_bytes, "host memory")]
+    if device.kind != "cpu":
+        needs.insert(0, (smallest.device_bytes, budget.device_bytes, "the device's memory"))
+    missing = [
+        f"{format_bytes(need)} of {memory}, of which it may take {format_bytes(given)}"
+        for need, given, memory in needs
+        if given is not None and need > given
+    ]
     widest = max(smallest.phases, key=lambda phase: phase.total)
-    better = [mode.name for mode in modes if mode.fits and mode.name != smallest.name]
+    better = [plan.name for plan in plans if plan.fits and plan.name != smallest.name]
     hint = (
         f"take --offload {better[0]}" if better else "take a smaller --size; `helios plan` shows what each phase takes"
     )
@@ -73,77 +225,82 @@ def _too_little(smallest: MemoryMode, modes: tuple[MemoryMode, ...], budget: Bud
     )
 
 
-def choose_deeper(subject: Subject, current: MemoryMode, budget: Budget) -> MemoryMode | None:
-    """A mode to go on with after memory ran out in `current`: one that takes a tenth less of what the model takes, or
-    else the smallest there is; None if that is no smaller."""
+def choose_deeper(load: Workload, current: MemoryPlan, budget: MemoryBudget) -> MemoryPlan | None:
+    """Return a plan to go on with after memory ran out: one that takes a tenth less of what the model takes, or the
+    smallest; None if that is no smaller."""
     spared = max(phase.total for phase in current.phases) // 10
-    if subject.device.kind == "cpu":
+    if load.device.kind == "cpu":
         budget = replace(budget, host_bytes=current.host_bytes - spared)
     else:
         budget = replace(budget, device_bytes=current.device_bytes - spared)
-    speed = speed_of(subject)
-    modes = memory_modes(subject, budget, speed)
-    fitting = [mode for mode in modes if mode.fits]
-    if fitting:
+    speed = speed_of(load)
+    plans = memory_plans(load, budget, speed)
+    if fitting := [plan for plan in plans if plan.fits]:
         return fastest(fitting, budget, speed)
-    smallest = min(modes, key=lambda mode: mode.device_bytes)
+    smallest = min(plans, key=lambda plan: plan.device_bytes)
     return smallest if smallest.device_bytes < current.device_bytes else None
 
 
-def reason(mode: MemoryMode, modes: tuple[MemoryMode, ...], wish: Wish, budget: Budget, subject: Subject) -> str:
-    """A line that says which mode it is, and why."""
-    layers, placement = subject.model.dit.num_layers, mode.placement
-    what = f"offload: {mode.name}"
-    if mode.name == "stream":
+def allocator_share(vram: int | None, total_bytes: int) -> float | None:
+    """Return the share of a GPU's memory that its allocator may take so that `--vram` holds in any case."""
+    if vram is None:
+        return None
+    return min(1.0, max(0.0, (vram - RUNTIME_BYTES["cuda"]) / total_bytes))
+
+
+# What the user reads
+
+
+def reason(plan: MemoryPlan, plans: Plans, options: RenderOptions, budget: MemoryBudget, load: Workload) -> str:
+    """Say which placement is taken, and why."""
+    layers, placement = load.model.dit.num_layers, plan.placement
+    what = f"offload: {plan.name}"
+    if plan.name == "stream":
         what += f", {placement.resident} of {layers} blocks stay"
         what += ", transformer and VAE take turns" if placement.turns else ""
     if not placement.graphs:
         what += ", without room for graphs"
     if not placement.decode_beside:
         what += ", nothing is computed while a chunk is decoded"
-    if wish.offload != "auto":
+    if options.offload != "auto":
         return f"{what}, as asked for"
-    if mode.name == "none":
+    if plan.name == "none":
         return f"{what}, as everything fits"
-    where = "host" if subject.device.kind == "cpu" else "device"
-    key = f"{where}_bytes"
-    full = format_bytes(getattr(modes[0], key))
-    given = getattr(budget, key)
+    key = "host_bytes" if load.device.kind == "cpu" else "device_bytes"
+    full, given = format_bytes(getattr(plans[0], key)), getattr(budget, key)
     room = "what is free is not known" if given is None else f"{format_bytes(given)} may be taken"
     return f"{what}; with nothing offloaded it takes {full} and {room}"
 
 
-def cache_warning(mode: MemoryMode, budget: Budget, speed: Speed) -> str | None:
-    """What to say if the page cache cannot hold the weights that are read over and over, so that the disk is waited
-    for."""
-    if budget.host_bytes is None or mode.pass_bytes == 0:
+def cache_warning(plan: MemoryPlan, budget: MemoryBudget, speed: ChunkSpeed) -> str | None:
+    """Warn if the page cache cannot hold the weights that are read over and over, so that the disk is waited for."""
+    room = _cache_room(plan, budget)
+    if room is None or plan.pass_bytes <= room:
         return None
-    room = max(0, budget.host_bytes - mode.host_bytes)
-    if mode.pass_bytes <= room:
-        return None
-    waiting = speed.least_seconds(mode, budget) - (speed.computing or 0.0)
-    if speed.computing is not None and waiting < WORTH_A_WORD * speed.computing:
+    waiting = speed.least_seconds(plan, budget) - (speed.computing or 0.0)
+    if speed.computing is not None and waiting < WORTH_A_NOTICE * speed.computing:
         return None
     sets, waits = ("sets", "about") if speed.computing is not None else ("may set", "up to")
-    said = (
-        f"the disk {sets} the speed: {format_bytes(room)} of memory are left to keep {format_bytes(mode.pass_bytes)} "
+    warning = (
+        f"the disk {sets} the speed: {format_bytes(room)} of memory are left to keep {format_bytes(plan.pass_bytes)} "
         f"of weights in, so a chunk waits {waits} {format_seconds(waiting)} for it "
         f"({format_bytes(speed.bandwidths.disk)}/s, {speed.bandwidths.basis})"
     )
-    if mode.read_bytes > mode.moved_bytes * (1 + WORTH_A_WORD):  # stored in more bytes than it computes in
-        said += "; `helios models convert` makes a copy that is half as large or less"
-    return said
+    if plan.read_bytes > plan.moved_bytes * (1 + WORTH_A_NOTICE):  # stored in more bytes than it computes in
+        warning += "; `helios models convert` makes a copy that is half as large or less"
+    return warning
 
 
-def plan_placement(subject: Subject, wish: Wish, budget: Budget) -> tuple[MemoryMode, tuple[MemoryMode, ...]]:
-    """The mode to render with, and all of them. MachineError if none fits."""
-    speed = speed_of(subject)
-    modes = memory_modes(subject, budget, speed)
-    return choose(modes, wish, budget, subject.device, speed), modes
-
-
-def allocator_share(wish: Wish, total_bytes: int) -> float | None:
-    """The share of a GPU's memory that its allocator may take so that `--vram` holds, come what may."""
-    if wish.vram is None:
-        return None
-    return min(1.0, max(0.0, (wish.vram - RUNTIME_BYTES["cuda"]) / total_bytes))
+def mode_report(plan: MemoryPlan, layers: int, budget: MemoryBudget, speed: ChunkSpeed, *, chosen: bool) -> dict:
+    """Return a plan for a model of `layers` blocks as plain values; seconds are a chunk's."""
+    return {
+        "mode": plan.name,
+        "chosen": chosen,
+        "fits": plan.fits,
+        "resident_blocks": plan.placement.resident if plan.name == "stream" else layers,
+        "turns": plan.placement.takes_turns,
+        **{key: getattr(plan, key) for key in ("device_bytes", "host_bytes", "moved_bytes", "read_bytes")},
+        "transfer_seconds": speed.transfer(plan, budget),
+        "seconds": speed.seconds(plan, budget),
+        "phases": [{**asdict(phase), "total": phase.total} for phase in plan.phases],
+    }

@@ -44,7 +44,7 @@ from pathlib import Path
 
 from helios_cli.cost.estimate import Estimate
 from helios_cli.cost.model import Model
-from helios_cli.cost.transfer import mode_report
+from helios_cli.cost.placing import mode_report
 from helios_cli.cost.work import StageWork
 from helios_cli.recipe.plan import Plan
 
@@ -74,7 +74,7 @@ def total(values: list[float | None]) -> float | None:
 
 def film_report(estimate: Estimate) -> dict:
     plan, work, duration = estimate.plan, estimate.work, estimate.duration
-    places = {text: place for place, text in enumerate(estimate.prompts.tokens)}
+    places = {text: place for place, text in enumerate(estimate.work.prompts.tokens)}
     seconds = {key: getattr(duration, key) for key in ("text", "conditioning", "denoise", "decode", "encode")}
     seconds["total"] = estimate.seconds
     flops = {key: getattr(work, key) for key in ("text", "conditioning", "denoise", "decode", "total")}
@@ -93,12 +93,12 @@ def film_report(estimate: Estimate) -> dict:
         "device": _device(estimate),
         "dtype": {"value": estimate.dtype, "from": estimate.dtype_origin},
         "notices": list(estimate.notices),
-        "prompts": [{"text": text, "tokens": tokens} for text, tokens in estimate.prompts.tokens.items()],
-        "tokens_counted": estimate.prompts.counted,
+        "prompts": [{"text": text, "tokens": tokens} for text, tokens in estimate.work.prompts.tokens.items()],
+        "tokens_counted": estimate.work.prompts.counted,
         "shots": _shots(plan),
         "roundings": [asdict(rounding) for rounding in plan.roundings],
         "chunks": _chunks(estimate, places),
-        "history": {**asdict(work.history), "total": work.history.total},
+        "history": {**work.history._asdict(), "total": work.history.total},
         "stages": [_stage(stage) for stage in work.stages],
         "calls": work.calls,
         "flops": flops,

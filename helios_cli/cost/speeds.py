@@ -1,18 +1,16 @@
-"""Speeds of this machine, as `helios bench` and finished films measured them, in `speeds.json` of HELIOS_HOME.
+"""How long a film takes: from speeds measured on this machine, else from what its kind of device can do at best.
+
+`helios bench` and finished films write the speeds of this machine to `speeds.json` in HELIOS_HOME:
 
     {"version": 1, "speeds": [{"device": "NVIDIA H200", "dtype": "bfloat16", "parameters": 14312427584,
                                "dit_flops": 4.1e14, "vae_flops": 1.2e14, "encode_pixels": 1.5e7,
-                               "measured": "2026-11-20"}]}
+                               "measured": "2026-11-20"}],
+     "bandwidths": {"NVIDIA H200": {"disk": 2.1e9, "cache": 3.1e10, "upload": 5.2e10}}}
 
-`device` is a GPU's name as the driver and torch have it, or `device.cpu_name` of a CPU and its threads. `dtype` and
-`parameters` are the transformer's; with products in fp8 `dtype` is "bfloat16, fp8". `dit_flops` and `vae_flops` are
-operations a second, as `cost.flops` and `cost.vae` count them, `encode_pixels` pixels a second of frames in all,
-of the default .mp4. `measured` is a date. A rate or the date may be missing: it was not measured. Finished films leave
-their speed here, too, where none is kept or theirs is higher.
-
-    {..., "bandwidths": {"NVIDIA H200": {"disk": 2.1e9, "cache": 3.1e10, "upload": 5.2e10}}}
-
-Bytes a second at which weights come from the disk and out of the page cache, and over the bus to a GPU; by device.
+`device` is `Device.name`. `dtype` and `parameters` are the transformer's; with products in fp8 `dtype` is "bfloat16,
+fp8". `dit_flops` and `vae_flops` are operations a second, as `cost.work` and `cost.vae` count them, `encode_pixels`
+pixels a second of frames, of the default .mp4. A rate or the date may be missing: it was not measured. `bandwidths` are
+the bytes a second at which weights come from the disk and out of the page cache, and over the bus to a GPU.
 """
 
 from __future__ import annotations
@@ -20,12 +18,19 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
 
 from helios_cli import machine
+from helios_cli.cost.gpus import KnownGpu, known_gpu
+from helios_cli.cost.memory import Workload
+from helios_cli.cost.work import work_of
+from helios_cli.device import Device
 from helios_cli.files import replacing, turns
+from helios_cli.weights.fp8 import Quant
 
 VERSION = 1
 BANDWIDTHS = ("disk", "cache", "upload")
@@ -34,10 +39,38 @@ RATES = ("dit_flops", "vae_flops", "encode_pixels")
 NEAR = 4
 """Times larger or smaller that another model may be for a speed to hold: a small one waits for launches and memory."""
 
+DIT_UTILISATION, FP8_UTILISATION = 0.4, 0.28
+"""Share of the peak that products and attention of these sizes reach in PyTorch, and products in fp8. Stated."""
+
+VAE_UTILISATION = 0.2
+"""Share for convolutions with few channels and many element-wise passes. On an A100, a third is reported. Stated."""
+
+BALANCE = 989e12 / 3.35e12
+"""Peak operations a byte of memory bandwidth up to which those shares hold: an H100's. The passes between products take
+as long as memory does, so a card with more operations a byte reaches less of its peak. Stated."""
+
+SMALL = {"bfloat16": (47e9, 117e9), "float32": (24e9, 59e9)}
+"""Operations a second of the transformer and the VAE of the embedded model, on one thread of an AMD EPYC with AVX-512
+(2026-11-21; in float32 half of what was measured in bfloat16): the estimate for a CPU that was not measured."""
+
+SMALL_PARAMETERS = 2_380_608
+"""Parameters of the embedded model's transformer."""
+
+ENCODE_PIXELS = 14e6
+"""Pixels a second of x264 medium on one core: 58 frames of 640x384."""
+
+LEAST_CHUNKS = 3
+"""Chunks that a film on a GPU needs to be measured: the first may have compiled and recorded, two more did not."""
+
+BENCH = "helios bench render"
+
+
+# What was measured
+
 
 @dataclass(frozen=True)
-class Speed:
-    """Of one device and dtype with a transformer of so many parameters; None was not measured."""
+class MeasuredSpeed:
+    """The speed of one device and dtype with a transformer of `parameters`; None for what was not measured."""
 
     device: str
     dtype: str
@@ -47,25 +80,28 @@ class Speed:
     encode_pixels: float | None = None
     measured: str | None = None
 
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.device, self.dtype, self.parameters
+
 
 def speeds_file() -> Path:
     return machine.home() / "speeds.json"
 
 
-def read_speeds(path: Path | None = None) -> list[Speed]:
-    """What was measured here; nothing if the file is missing, damaged or of another version: it can be made again."""
+def read_speeds(path: Path | None = None) -> list[MeasuredSpeed]:
+    """Read the speeds; none if the file is missing, damaged or of another version: it can be made again."""
     stored = _read(path or speeds_file()).get("speeds")
     return [speed for entry in stored if (speed := _speed(entry)) is not None] if isinstance(stored, list) else []
 
 
 def read_bandwidths(path: Path | None = None) -> dict[str, dict[str, float]]:
-    """Bytes a second that were measured here, by device."""
+    """Read the bandwidths by device."""
     stored = _read(path or speeds_file()).get("bandwidths")
-    if not isinstance(stored, dict):
-        return {}
-    known = {device: rates for device, rates in stored.items() if isinstance(rates, dict)}
     return {
-        device: {key: rates[key] for key in BANDWIDTHS if _positive(rates.get(key))} for device, rates in known.items()
+        device: {key: rates[key] for key in BANDWIDTHS if _is_positive(rates.get(key))}
+        for device, rates in (stored.items() if isinstance(stored, dict) else ())
+        if isinstance(rates, dict)
     }
 
 
@@ -77,66 +113,197 @@ def _read(path: Path) -> dict:
     return stored if isinstance(stored, dict) and stored.get("version") == VERSION else {}
 
 
-def find_speed(device: str, dtype: str, parameters: int, path: Path | None = None) -> Speed | None:
-    """What was measured with the model nearest in size to `parameters`; None if each is more than NEAR times off."""
+def _speed(entry: object) -> MeasuredSpeed | None:
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("device", "dtype")):
+        return None
+    parameters, measured = entry.get("parameters"), entry.get("measured")
+    if not isinstance(parameters, int) or not _is_positive(parameters):
+        return None
+    rates = {name: entry[name] for name in RATES if _is_positive(entry.get(name))}
+    date = measured if isinstance(measured, str) else None
+    return MeasuredSpeed(entry["device"], entry["dtype"], parameters, **rates, measured=date)
 
-    known = [speed for speed in read_speeds(path) if (speed.device, speed.dtype) == (device, dtype)]
-    near = (speed for speed in known if is_near(speed.parameters, parameters))
-    return min(near, key=lambda speed: _times(speed.parameters, parameters), default=None)
+
+def _is_positive(value: object) -> bool:
+    """Whether `value` is a number over 0 that a float can hold, which a number in JSON need not be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
+def find_speed(device: str, dtype: str, parameters: int, path: Path | None = None) -> MeasuredSpeed | None:
+    """Return the speed with the model nearest in size to `parameters`; None if each is more than NEAR times off."""
+    speeds = [speed for speed in read_speeds(path) if (speed.device, speed.dtype) == (device, dtype)]
+    near = (speed for speed in speeds if is_near(speed.parameters, parameters))
+    return min(near, key=lambda speed: _ratio(speed.parameters, parameters), default=None)
 
 
 def is_near(measured: int, parameters: int) -> bool:
-    """Whether a speed measured with a transformer of so many parameters holds for another."""
-    return _times(measured, parameters) <= NEAR
+    """Whether a speed measured with a transformer of `measured` parameters holds for one of `parameters`."""
+    return _ratio(measured, parameters) <= NEAR
 
 
-def _times(a: int, b: int) -> float:
+def _ratio(a: int, b: int) -> float:
     return max(a, b) / min(a, b)
 
 
-def record_speed(speed: Speed, path: Path | None = None) -> None:
-    """Keep `speed` in place of what was known for its device, dtype and size; rates that it leaves out stay."""
+def record_speed(speed: MeasuredSpeed, path: Path | None = None) -> None:
+    """Store `speed` for its device, dtype and size; rates that it leaves out stay as they were."""
     given = {name: value for name, value in asdict(speed).items() if value is not None}
     with _changing(path or speeds_file()) as (speeds, _):
-        key = _key(speed)
-        speeds[key] = replace(speeds.get(key, speed), **given)
+        speeds[speed.key] = replace(speeds.get(speed.key, speed), **given)
 
 
 def record_bandwidths(device: str, rates: Mapping[str, float], path: Path | None = None) -> None:
-    """Keep bytes a second in place of what was known for `device`; those that are left out stay."""
+    """Store bytes a second for `device`; those that are left out stay as they were."""
     with _changing(path or speeds_file()) as (_, bandwidths):
         bandwidths[device] = {**bandwidths.get(device, {}), **rates}
 
 
 @contextlib.contextmanager
-def _changing(path: Path) -> Iterator[tuple[dict[tuple[str, str, int], Speed], dict[str, dict[str, float]]]]:
-    """What the file says, to be changed in place and written again; other processes wait for their turn."""
+def _changing(path: Path) -> Iterator[tuple[dict[tuple[str, str, int], MeasuredSpeed], dict[str, dict[str, float]]]]:
+    """Yield the file's content, to be changed in place, and write it; other processes wait for their turn."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with turns(path.parent):
-        speeds, bandwidths = {_key(known): known for known in read_speeds(path)}, read_bandwidths(path)
+        speeds, bandwidths = {speed.key: speed for speed in read_speeds(path)}, read_bandwidths(path)
         yield speeds, bandwidths
         entries = [
-            {name: value for name, value in asdict(known).items() if value is not None} for known in speeds.values()
+            {name: value for name, value in asdict(speed).items() if value is not None} for speed in speeds.values()
         ]
         content = {"version": VERSION, "speeds": entries, "bandwidths": bandwidths}
         with replacing(path) as new:
             new.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def _key(speed: Speed) -> tuple[str, str, int]:
-    return speed.device, speed.dtype, speed.parameters
+# How long a film takes
 
 
-def _speed(entry: object) -> Speed | None:
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("device", "dtype")):
-        return None
-    device, dtype, parameters, measured = (entry.get(key) for key in ("device", "dtype", "parameters", "measured"))
-    if not isinstance(parameters, int) or not _positive(parameters):
-        return None
-    rates = {name: entry[name] for name in RATES if _positive(entry.get(name))}
-    return Speed(device, dtype, parameters, **rates, measured=measured if isinstance(measured, str) else None)
+@dataclass(frozen=True)
+class Rates:
+    """Operations and pixels a second; None if unknown. `measured` says whether they were measured on this machine."""
+
+    dit_flops: float | None
+    vae_flops: float | None
+    encode_pixels: float
+    measured: bool
+    basis: str
 
 
-def _positive(value: object) -> bool:
-    """Whether it is a number over 0 that a float can hold, which JSON's need not be."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of a film by phase, without downloading and loading the model; None if unknown. Encoding overlaps with
+    rendering: a film takes the longer of the two."""
+
+    rates: Rates
+    text: float | None
+    conditioning: float | None
+    denoise: float | None
+    decode: float | None
+    encode: float
+
+    @property
+    def total(self) -> float | None:
+        parts = (self.text, self.conditioning, self.denoise, self.decode)
+        return None if None in parts else max(sum(parts), self.encode)
+
+
+def duration_of(load: Workload) -> Duration:
+    work, plan = load.work, load.plan
+    # The share of the transformer's operations that --quant fp8 rounds (`weights.fp8.LAYERS`).
+    rounded = sum(stage.film.projections + stage.film.feed_forward for stage in work.stages)
+    fp8_share = rounded / work.denoise if load.quant == "fp8" and work.denoise else 0.0
+    rates = rates_of(load.device, load.dtype, load.model.parameters["transformer"], fp8_share=fp8_share)
+    return Duration(
+        rates=rates,
+        text=_seconds(work.text, rates.dit_flops),
+        conditioning=_seconds(work.conditioning, rates.vae_flops),
+        denoise=_seconds(work.denoise, rates.dit_flops),
+        decode=_seconds(work.decode, rates.vae_flops),
+        encode=prod(plan.size) * plan.num_frames / rates.encode_pixels,
+    )
+
+
+def _seconds(flops: int, rate: float | None) -> float | None:
+    if flops == 0:
+        return 0.0
+    return None if rate is None else flops / rate
+
+
+def rates_of(device: Device, dtype: str, parameters: int, *, fp8_share: float = 0.0) -> Rates:
+    """Return the rates of a transformer of `parameters`, a share of whose operations are products in fp8."""
+    speed = find_speed(device.name, measured_dtype(dtype, "fp8" if fp8_share else "none"), parameters)
+    pixels = (speed and speed.encode_pixels) or ENCODE_PIXELS
+    if speed and speed.dit_flops and speed.vae_flops:
+        when = f" on {speed.measured}" if speed.measured else ""
+        basis = f"measured here{when} with a model of {speed.parameters / 1e6:,.1f} M parameters"
+        return Rates(speed.dit_flops, speed.vae_flops, pixels, True, basis)
+    if known := known_gpu(device.name):
+        dit, vae, peak = _stated(known[1], dtype, fp8_share)
+        shares = f"{dit / peak:.0%} (transformer), {vae / peak:.0%} (VAE)"
+        return Rates(dit, vae, pixels, False, f"stated: {shares} of a peak of {peak / 1e12:.0f} TFLOP/s")
+    if device.kind == "cpu" and dtype in SMALL and not fp8_share and is_near(SMALL_PARAMETERS, parameters):
+        return Rates(*SMALL[dtype], pixels, False, "roughly, as on an AMD EPYC with AVX-512; a film here measures it")
+    return Rates(None, None, pixels, False, f"unmeasured at this model size: `{BENCH}`, or --on a GPU")
+
+
+def measured_dtype(dtype: str, quant: Quant) -> str:
+    """Return the `MeasuredSpeed.dtype` of a film: products in fp8 have a speed of their own."""
+    return dtype if quant == "none" else f"{dtype}, {quant}"
+
+
+def _stated(gpu: KnownGpu, dtype: str, fp8_share: float) -> tuple[float, float, float]:
+    """Return the transformer's, the VAE's and the peak operations a second."""
+    peak = gpu.float32_flops if dtype == "float32" else gpu.bfloat16_flops
+    fed = min(peak, BALANCE * gpu.bandwidth)
+    dit = DIT_UTILISATION * fed
+    if fp8_share and gpu.fp8_flops:
+        fp8 = FP8_UTILISATION * min(gpu.fp8_flops, 2 * BALANCE * gpu.bandwidth)
+        dit = 1 / (fp8_share / fp8 + (1 - fp8_share) / dit)
+    return dit, VAE_UTILISATION * fed, peak
+
+
+# What a finished film measures
+
+
+def keep_speed(load: Workload, phases: Mapping[str, float], chunks: Sequence[float]) -> None:
+    """Record the speed of a film that was rendered alone, as a whole and without waiting for weights.
+
+    `phases` are `FilmDone.phases`, `chunks` the seconds of each chunk. The highest speed counts: other programs make
+    films slower, never faster. A home that cannot be written records nothing.
+    """
+    speed = rendered_speed(load, phases, chunks)
+    if speed is None:
+        return
+    before = find_speed(*speed.key)
+    is_measured = before is not None and before.key == speed.key and before.dit_flops and before.vae_flops
+    if not is_measured or _film_seconds(load, speed) < _film_seconds(load, before):
+        with contextlib.suppress(OSError):
+            record_speed(speed)
+
+
+def rendered_speed(load: Workload, phases: Mapping[str, float], chunks: Sequence[float]) -> MeasuredSpeed | None:
+    """Return the speed that a film's seconds show; None if they show none."""
+    if load.device.kind == "cpu":
+        denoise = sum(seconds for phase, seconds in phases.items() if phase.startswith("stage "))
+        decode = phases.get("decode", 0.0)
+        if not denoise or not decode:
+            return None
+        dit, vae = load.work.denoise / denoise, load.work.decode / decode
+    else:
+        if len(chunks) < LEAST_CHUNKS:
+            return None
+        # Python runs ahead of a GPU, which decodes while it denoises: only the seconds of whole chunks are known.
+        rest = replace(load.plan, chunks=load.plan.chunks[1:])
+        work, slower = work_of(rest, load.model, load.dtype, load.work.prompts), DIT_UTILISATION / VAE_UTILISATION
+        dit = (work.denoise + slower * work.decode) / sum(chunks[1:])
+        vae = dit / slower
+    return MeasuredSpeed(
+        device=load.device.name,
+        dtype=measured_dtype(load.dtype, load.quant),
+        parameters=load.model.parameters["transformer"],
+        dit_flops=dit,
+        vae_flops=vae,
+        measured=datetime.now(UTC).date().isoformat(),
+    )
+
+
+def _film_seconds(load: Workload, speed: MeasuredSpeed) -> float:
+    return load.work.denoise / speed.dit_flops + load.work.decode / speed.vae_flops

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helios_cli.cost.work import texts_of
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import Event, FilmDone
 from helios_cli.engine.memory import memory_errors
@@ -222,5 +221,5 @@ def _placed(waiting: Mapping[Lane, _Placing], session: Session) -> dict[Lane, ob
         return dict.fromkeys(waiting, session.place_deeper(plans, first.options))
     session.place(plans, first.options)
     if len(plans) > 1:
-        session.models.encode(text for plan in plans for text in texts_of(plan))
+        session.models.encode(text for plan in plans for text in plan.texts)
     return dict.fromkeys(waiting)

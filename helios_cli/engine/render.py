@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from helios_cli.cost.disk import film_bytes
+from helios_cli.cost.estimate import film_bytes
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, Event, FilmDone, Notice, PhaseStarted
 from helios_cli.engine.finish import Finish

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes
 from helios_cli.cost.auto import auto_model
-from helios_cli.cost.memory import Budget, Subject, mode_of
-from helios_cli.cost.model import opened
+from helios_cli.cost.memory import MemoryBudget, Workload, plan_memory
+from helios_cli.cost.model import model_of
 from helios_cli.cost.placing import (
     allocator_share,
     budget_notices,
@@ -22,11 +22,9 @@ from helios_cli.cost.placing import (
     choose_deeper,
     plan_placement,
     reason,
+    speed_of,
 )
-from helios_cli.cost.rendered import keep_speed
-from helios_cli.cost.tokens import count_tokens
-from helios_cli.cost.transfer import speed_of
-from helios_cli.cost.work import texts_of, work_of
+from helios_cli.cost.speeds import keep_speed
 from helios_cli.device import Device, device_of, pick_device, torch_dtype
 from helios_cli.engine import arithmetic, trial
 from helios_cli.engine.clock import Clock
@@ -38,12 +36,11 @@ from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
-from helios_cli.recipe.settings import DEFAULT_MODEL, ModelDefaults, Settings, resolve
+from helios_cli.recipe.settings import DEFAULT_MODEL, Settings, resolve
 from helios_cli.units import counted
 from helios_cli.weights import hub
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import dtype_with
-from helios_cli.weights.hub import Source
 from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.placement import RESIDENT
 from helios_cli.weights.vocabulary import introduction
@@ -86,7 +83,7 @@ class Session:
         self.is_stopped, self.progress = is_stopped, progress
         self._models: Models | None = None
         self._loaded: tuple[object, ...] = ()  # the options that the models were loaded for
-        self._budget: Budget | None = None
+        self._budget: MemoryBudget | None = None
         self._notices: list[Notice] = []
         self._begun: dict[FilmWriter, tuple[str, Script]] = {}  # films that are being written
 
@@ -127,7 +124,7 @@ class Session:
         device = pick_device(options.device)
         dtype = torch_dtype(dtype_with(options.quant, options.dtype), device)
         if name == DEFAULT_MODEL:
-            name, line = auto_model(device_of(device), _name_of(dtype), options, quant=options.quant)
+            name, line = auto_model(device_of(device), _name_of(dtype), options)
             self.note(line)
         if line := hub.shadow_of(name):
             self.note(line)
@@ -156,14 +153,12 @@ class Session:
 
     def settings(self, film: Film, options: RenderOptions) -> Settings:
         """The values that the film is planned with. InputError for those that the model cannot do."""
-        checkpoint = self.models.checkpoint
-        preset = checkpoint.preset
-        return resolve(film.recipe, options, ModelDefaults(checkpoint.native_size, preset.steps, preset.guidance))
+        return resolve(film.recipe, options, self.models.checkpoint.defaults)
 
     def plan(self, film: Film, options: RenderOptions) -> Plan:
         """The film as chunks. InputError for everything that stands against it."""
         plan = plan_film(film, self.settings(film, options), strict=options.strict)
-        self.introduce(texts_of(plan))
+        self.introduce(plan.texts)
         for notice in plan.notices:
             self.note(notice)
         return plan
@@ -189,31 +184,31 @@ class Session:
 
         Where `prompts_come` during the film, nothing makes room for the text encoder if there is memory for all parts.
         """
-        models, subject = self.models, self._subject(plans)
-        budget = self._find_budget(subject.device, options)
+        models, load = self.models, self._workload(plans)
+        budget = self._find_budget(load.device, options)
         if models.is_loaded:
             for beside in (True, False) if models.placement.mode == "none" else (False,):
-                mode = mode_of(subject, budget, replace(models.placement, text_beside=beside))
+                mode = plan_memory(load, budget, replace(models.placement, text_beside=beside))
                 if mode.fits:
                     models.place(mode.placement)
                     return
-        mode, modes = plan_placement(subject, options, budget)
+        mode, modes = plan_placement(load, options, budget)
         if prompts_come and mode.name == "none":
-            beside = mode_of(subject, budget, replace(mode.placement, text_beside=True))
+            beside = plan_memory(load, budget, replace(mode.placement, text_beside=True))
             mode = beside if beside.fits else mode
         models.place(mode.placement)
         if mode.name != "none" or not options.memory_is_default:
-            self.note(reason(mode, modes, options, budget, subject))
-        if warning := cache_warning(mode, budget, speed_of(subject)):
+            self.note(reason(mode, modes, options, budget, load))
+        if warning := cache_warning(mode, budget, speed_of(load)):
             self.note(warning)
 
     def place_deeper(self, plans: Sequence[Plan], options: RenderOptions) -> bool:
         """After memory ran out, place the model in less of it. False if there is no way, or the user chose this one."""
         if options.offload != "auto":
             return False
-        models, subject = self.models, self._subject(plans)
-        budget = self._find_budget(subject.device, options)
-        mode = choose_deeper(subject, mode_of(subject, budget, models.placement), budget)
+        models, load = self.models, self._workload(plans)
+        budget = self._find_budget(load.device, options)
+        mode = choose_deeper(load, plan_memory(load, budget, models.placement), budget)
         models.unload()
         if mode is None:
             return False
@@ -221,25 +216,21 @@ class Session:
         self.note(f"memory ran out; the rest is rendered with --offload {mode.name}")
         return True
 
-    def _subject(self, plans: Sequence[Plan]) -> Subject:
-        """The film that takes the most memory, with as many lanes as there are films."""
+    def _workload(self, plans: Sequence[Plan]) -> Workload:
+        """Return the film that takes the most memory, with as many lanes as there are films."""
         models = self.models
-        model = opened(models.name, Source(folder=models.checkpoint.path), models.checkpoint)
+        model = model_of(models.name, models.checkpoint)
         device, dtype = device_of(models.device), _name_of(models.dtype)
-        subjects = []
-        for plan in plans:
-            prompts = count_tokens(model, texts_of(plan))
-            work = work_of(plan, model, prompts, dtype)
-            subjects.append(Subject(plan, model, work, prompts, device, dtype, models.quant, len(plans)))
-        return max(subjects, key=lambda one: mode_of(one, Budget(None, None), RESIDENT).device_bytes)
+        loads = [Workload.of(plan, model, device, dtype, models.quant, len(plans)) for plan in plans]
+        return max(loads, key=lambda load: plan_memory(load, MemoryBudget(), RESIDENT).device_bytes)
 
-    def _find_budget(self, device: Device, options: RenderOptions) -> Budget:
+    def _find_budget(self, device: Device, options: RenderOptions) -> MemoryBudget:
         """The memory that films may take: decided before the first model is loaded."""
         if self._budget is None:
             self._budget = budget_of(options, device)
             for notice in budget_notices(options, self._budget):
                 self.note(notice)
-            if device.kind == "cuda" and (share := allocator_share(options, device.total_bytes)):
+            if device.kind == "cuda" and (share := allocator_share(options.vram, device.total_bytes)):
                 torch.cuda.set_per_process_memory_fraction(share, self.models.device)
         return self._budget
 
@@ -269,7 +260,7 @@ class Session:
     def keep_speed(self, script: Script, done: FilmDone, chunk_seconds: Sequence[float]) -> None:
         """Remember how fast a film was, for the plans of later ones, if that says something about this machine."""
         if isinstance(script, Planned) and not done.frames_reused and self.models.placement.mode == "none":
-            keep_speed(self._subject([script.plan]), done.phases, chunk_seconds)
+            keep_speed(self._workload([script.plan]), done.phases, chunk_seconds)
 
     def stopped(self) -> Interrupted:
         """The error of a command that is interrupted: how much of its films is safe."""

@@ -94,6 +94,12 @@ class Plan:
     notices: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts that are encoded, each once, in the order of the film; the negative one last."""
+        texts = [text for chunk in self.chunks for text, _ in chunk.prompts]
+        return tuple(dict.fromkeys([*texts, self.negative] if self.guidance > 1 else texts))
+
 
 def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
     """Return the plan of `film`. RecipeError lists all its problems; under `strict` also what was only adjusted."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helios_cli.architecture import ModelDefaults
 from helios_cli.errors import InputError
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_FPS, MAX_FRAMES, MAX_SECONDS, MAX_SEED, check_size
@@ -28,15 +29,6 @@ _LIMITS = {
     "seed": (0, MAX_SEED),
     "guidance": (0, 100),
 }
-
-
-@dataclass(frozen=True)
-class ModelDefaults:
-    """Defaults of a checkpoint: its native (width, height), and its preset. One number of steps per stage."""
-
-    size: tuple[int, int]
-    steps: tuple[int, ...]
-    guidance: float
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from helios_cli.architecture import MAX_STAGES
+from helios_cli.architecture import MAX_STAGES, ModelDefaults
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.files import (
     INDEX_SUFFIX,
@@ -67,6 +67,10 @@ class Preset:
     zero_init: bool = False
     zero_steps: int = 1
     """With `zero_init`, the flow of steps 0 to `zero_steps`, both included, of the first stage is zero."""
+
+    def defaults(self, size: tuple[int, int]) -> ModelDefaults:
+        """Return the settings of a model whose native size is `size`."""
+        return ModelDefaults(size, self.steps, self.guidance)
 
 
 PRESETS = {
@@ -168,6 +172,10 @@ class Checkpoint:
     def architecture(self) -> Architecture:
         """The configs, checked against each other and against the headers of the weights."""
         return read_architecture(self.components, (str(self.path / SCHEDULER_CONFIG), self.scheduler))
+
+    @property
+    def defaults(self) -> ModelDefaults:
+        return self.preset.defaults(self.native_size)
 
     def component(self, name: str) -> Component:
         """`transformer`, `text_encoder` or `vae`."""

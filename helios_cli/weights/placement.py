@@ -59,22 +59,6 @@ class Placement:
 RESIDENT = Placement()
 
 
-@dataclass(frozen=True)
-class Wish:
-    """The user's choice of --offload, --vram and --ram; None stands for the free memory."""
-
-    offload: str = "auto"
-    vram: int | None = None
-    ram: int | None = None
-
-    @property
-    def is_default(self) -> bool:
-        return self == NO_WISH
-
-
-NO_WISH = Wish()
-
-
 def streamed_blocks(count: int, resident: int) -> tuple[int, ...]:
     """Return the streamed ones of `count` blocks, evenly spread, so that they arrive while resident ones compute."""
     streamed = max(0, count - resident)

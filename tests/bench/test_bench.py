@@ -20,8 +20,7 @@ from helios_cli.cli import main
 from helios_cli.commands import bench
 from helios_cli.cost.model import find_model
 from helios_cli.cost.speeds import read_speeds, speeds_file
-from helios_cli.cost.tokens import PromptTokens
-from helios_cli.cost.work import work_of
+from helios_cli.cost.work import PromptTokens, work_of
 from helios_cli.errors import CheckpointError, InputError, MachineError
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import plan_film
@@ -280,7 +279,7 @@ def test_floors_have_the_rate_of_fp8_for_what_is_computed_in_it(task):
     unknown = floors(replace(task, quant="fp8"), "bfloat16", {"product": 1e12, "fp8_product": None})
     assert unknown == usual and quick["decode"] == usual["decode"]
     with counted_model(task) as model:
-        work = work_of(task.plan(model.defaults), model, PromptTokens({PROMPT: 12}, True, {}), "bfloat16")
+        work = work_of(task.plan(model.defaults), model, "bfloat16", PromptTokens({PROMPT: 12}, True, {}))
     film = work.stages[2].film
     assert usual["stage 2"] - quick["stage 2"] == pytest.approx(0.75e-12 * (film.projections + film.feed_forward))
 

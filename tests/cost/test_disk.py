@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from helios_cli.cost.disk import film_bytes, film_kind
+from helios_cli.cost.estimate import film_bytes, film_kind
 from helios_cli.film.writer import Target, open_writer
 
 SIZE, FRAMES = (640, 384), 12

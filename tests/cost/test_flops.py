@@ -8,8 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helios_cli.architecture import DiTConfig
 from helios_cli.bench import specs
-from helios_cli.cost import flops, tokens, vae
-from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
+from helios_cli.cost import vae, work
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
@@ -20,9 +19,9 @@ SMALL_VAE = {**specs.VAE, "base_dim": 8, "dim_mult": [1, 2, 2, 4], "num_res_bloc
 TERA = 1e12
 
 
-def counted(work) -> int:
+def counted(act) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        work()
+        act()
     return counter.get_total_flops()
 
 
@@ -37,16 +36,16 @@ def counted(work) -> int:
     ],
 )
 def test_the_transformer(config, size, halvings, prompt_tokens):
-    dit = on_meta(lambda: HeliosDiT(DiTConfig.from_json({**specs.TRANSFORMER, **config})))
-    shape = DiTShape.from_json({**specs.TRANSFORMER, **config})
-    history = tokens.history_tokens(shape, size)
+    shape = DiTConfig.from_json({**specs.TRANSFORMER, **config})
+    dit = on_meta(lambda: HeliosDiT(shape))
+    history = shape.history_tokens(size)
     noisy = 9 * math.prod(grid_of(size, shape.patch_size, halvings))
     text_rows = prompt_tokens + 1
-    work = call(dit, size, halvings, prompt_tokens)
-    assert counted(work["history"]) == flops.history_flops(shape, history)
-    assert work["tokens"].shape[1] == history.total
-    assert counted(work["text"]) == flops.context_flops(shape, text_rows)
-    assert counted(work["call"]) == flops.call_flops(shape, history.total, noisy, text_rows).total
+    parts = call(dit, size, halvings, prompt_tokens)
+    assert counted(parts["history"]) == work.history_flops(shape, history)
+    assert parts["tokens"].shape[1] == history.total
+    assert counted(parts["text"]) == work.context_flops(shape, text_rows)
+    assert counted(parts["call"]) == work.call_flops(shape, history.total, noisy, text_rows).total
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 192)])
@@ -54,14 +53,14 @@ def test_the_text_encoder(size):
     config = {**specs.SMALL_TEXT_ENCODER, "num_heads": 4, "d_kv": 16, "d_ff": 96, "d_model": size[0]}
     encoder = on_meta(lambda: UMT5Encoder(UMT5Config.from_json(config)))
     row = torch.zeros(size[1], dtype=torch.long, device="meta")
-    assert counted(lambda: encoder(row)) == flops.text_flops(TextShape.from_json(config), size[1])
+    assert counted(lambda: encoder(row)) == work.text_flops(UMT5Config.from_json(config), size[1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "size"), [(SMALL_VAE, (64, 128)), (SMALL_VAE, (72, 40)), (specs.VAE, (640, 384))])
 def test_the_vae(config, size):
     model = on_meta(lambda: WanVAE(VAEConfig.from_json(config)))
-    shape = VAEShape.from_json(config)
+    shape = VAEConfig.from_json(config)
     latents = torch.empty(1, 16, 9, size[1] // 8, size[0] // 8, device="meta")
     assert counted(lambda: list(model.decode(latents))) == vae.decode_flops(shape, size)
     for frames in (1, 33):
@@ -75,24 +74,24 @@ def test_a_call_of_the_published_model(stage, published):
     """Counted on the reference implementation at 640x384 with 512 rows of text, which makes the prompt's keys and
     values (2.15 TFLOP), embeds prompt and history (0.05) in every call, and takes history through the last block.
     """
-    dit, size = DiTShape(), (640, 384)
-    history = tokens.history_tokens(dit, size)
-    noisy = tokens.noisy_tokens(dit, size, 3)[stage]
+    dit, size = DiTConfig(), (640, 384)
+    history = dit.history_tokens(size)
+    noisy = dit.noisy_tokens(size, 3)[stage]
     assert (history.long, history.mid, history.short) == (240, 240, 1920)
     assert noisy == (540, 2160, 8640)[stage]
-    ours = flops.call_flops(dit, history.total, noisy, 512).total
-    once = flops.context_flops(dit, 512) + flops.history_flops(dit, history)
+    ours = work.call_flops(dit, history.total, noisy, 512).total
+    once = work.context_flops(dit, 512) + work.history_flops(dit, history)
     M, S, E = history.total, history.total + noisy, dit.width
     skipped = M * (4 * E * E + 4 * E * dit.ffn_dim) + 4 * M * S * E
     assert (ours + once + skipped) / TERA == pytest.approx(published, abs=0.1)
-    collapsed = flops.call_flops(dit, history.total, noisy, 121).total
+    collapsed = work.call_flops(dit, history.total, noisy, 121).total
     assert collapsed < ours < published * TERA
 
 
 def test_the_published_vae():
     """Counted as 69.3 TFLOP a chunk of 640x384, the first latent 2.66 and the others 8.33 each; encoding 41.2. Ours
     upsamples with folded kernels, which takes 16 products in place of 36."""
-    shape, size = VAEShape(), (640, 384)
+    shape, size = VAEConfig(), (640, 384)
     unfolded = 0
     for width, height, channels, frames in ((80, 48, 384, 17), (160, 96, 384, 33), (320, 192, 192, 33)):
         folded = 2 * frames * (height + 1) * (width + 1) * 16 * channels * channels // 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from helios_cli.cost.duration import rates_of
 from helios_cli.cost.gpus import KNOWN_GPUS, known_gpu, other_device, require_gpu, require_quant
-from helios_cli.cost.transfer import bandwidths_of
+from helios_cli.cost.placing import bandwidths_of
+from helios_cli.cost.speeds import rates_of
 from helios_cli.device import Device
 from helios_cli.errors import InputError, MachineError
 

@@ -1,6 +1,5 @@
 """Working memory against tensors followed through every operation of our modules."""
 
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,14 +9,12 @@ from PIL import Image
 
 from helios_cli.architecture import DiTConfig
 from helios_cli.bench import specs
-from helios_cli.cost import memory, tokens, vae
+from helios_cli.cost import memory, vae
 from helios_cli.cost.auto import usual_film
-from helios_cli.cost.memory import Budget, Subject, mode_of
+from helios_cli.cost.memory import MemoryBudget, Workload, plan_memory
 from helios_cli.cost.model import PUBLISHED_PARAMETERS, find_model
-from helios_cli.cost.modes import memory_modes
-from helios_cli.cost.shapes import DiTShape, TextShape, VAEShape
-from helios_cli.cost.tokens import PromptTokens, count_tokens
-from helios_cli.cost.work import texts_of, work_of
+from helios_cli.cost.placing import memory_plans
+from helios_cli.cost.work import PromptTokens
 from helios_cli.device import ITEMSIZE, Device
 from helios_cli.model import dit as dit_module
 from helios_cli.model import umt5
@@ -45,16 +42,15 @@ def fused_attention(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("config", "size"), [({"num_layers": 2}, (640, 384)), (SMALL | {"num_layers": 4}, (256, 192))])
 def test_a_model_call(dtype, config, size, fused_attention):
-    dit = on_meta(lambda: HeliosDiT(DiTConfig.from_json({**specs.TRANSFORMER, **config}))).to(dtype)
-    shape = DiTShape.from_json({**specs.TRANSFORMER, **config})
+    shape = DiTConfig.from_json({**specs.TRANSFORMER, **config})
+    dit = on_meta(lambda: HeliosDiT(shape)).to(dtype)
     work = call(dit, size, 0, 100)
     work["history"](), work["text"]()
-    history, noisy = tokens.history_tokens(shape, size), tokens.noisy_tokens(shape, size, 1)[0]
-    stage = SimpleNamespace(noisy=noisy, history=history.total)
-    expected = memory._call_bytes(
-        SimpleNamespace(dit=shape), SimpleNamespace(stages=[stage], history=history), dtype.itemsize
-    )
-    rotations = 4 * (noisy + history.total) * shape.attention_head_dim  # made within the call here, kept by the engine
+    history, noisy = shape.history_tokens(size).total, shape.noisy_tokens(size, 1)[0]
+    stage = SimpleNamespace(noisy=noisy, rows=history + noisy)
+    model, stages = SimpleNamespace(dit=shape), SimpleNamespace(stages=[stage])
+    expected = memory._call_bytes(SimpleNamespace(model=model, work=stages, product_itemsize=dtype.itemsize))
+    rotations = 4 * (noisy + history) * shape.attention_head_dim  # made within the call here, kept by the engine
     # The rest are queries' norms and rows of modulation, and alignment of small things.
     assert peak_bytes(work["call"]) == pytest.approx(expected + rotations, rel=0.03)
 
@@ -63,13 +59,12 @@ def test_a_model_call(dtype, config, size, fused_attention):
 @pytest.mark.parametrize("length", [30, 512])
 def test_the_text_encoder(dtype, length):
     config = {**specs.TEXT_ENCODER, "num_layers": 2}
-    encoder = on_meta(lambda: UMT5Encoder(UMT5Config.from_json(config))).to(dtype)
-    model = SimpleNamespace(text=TextShape.from_json(config), parameters={"text_encoder": 0})
-    prompts = SimpleNamespace(tokens={"": length})
-    name = str(dtype).removeprefix("torch.")
-    cpu = SimpleNamespace(kind="cpu")
-    subject = SimpleNamespace(model=model, prompts=prompts, itemsize=dtype.itemsize, dtype=name, lanes=1, device=cpu)
-    phase = memory._text_phase(subject, Placement())
+    shape = UMT5Config.from_json(config)
+    encoder = on_meta(lambda: UMT5Encoder(shape)).to(dtype)
+    model = SimpleNamespace(text=shape, parameters={"text_encoder": 0})
+    work = SimpleNamespace(prompts=PromptTokens({"": length}, counted=True, lost={}))
+    load = Workload(None, model, work, Device("cpu", "CPU", None, None), str(dtype).removeprefix("torch."))
+    phase = memory._text_phase(load, Placement(), 0)
     row = torch.zeros(length, dtype=torch.long, device="meta")
     assert peak_bytes(lambda: encoder(row)) == pytest.approx(phase.working, rel=0.03)
 
@@ -79,7 +74,8 @@ def test_the_text_encoder(dtype, length):
 def test_the_vae_on_a_cpu(base_dim, size):
     """In one piece; in several; in pieces that are split again further on."""
     config = {**specs.VAE, "base_dim": base_dim, "num_res_blocks": 1}
-    model, shape = WanVAE(VAEConfig.from_json(config)), VAEShape.from_json(config)
+    shape = VAEConfig.from_json(config)
+    model = WanVAE(shape)
     latents = torch.zeros(1, 16, 9, size[1] // 8, size[0] // 8)
 
     def decode() -> None:
@@ -111,14 +107,14 @@ def test_the_published_sizes():
         named = modules[name].named_parameters()
         return sum(p.numel() for path, p in named if not islands.isdisjoint(path.split(".")))
 
-    assert kept("transformer", dit_module.FP32_ISLANDS) == DiTShape().fp32_parameters
-    assert kept("text_encoder", umt5.FP32_ISLANDS_IN_FLOAT16) == TextShape().float16_fp32_parameters
+    assert kept("transformer", dit_module.FP32_ISLANDS) == DiTConfig().fp32_parameters
+    assert kept("text_encoder", umt5.FP32_ISLANDS_IN_FLOAT16) == UMT5Config().float16_fp32_parameters
 
 
 def test_defaults_are_the_published_shapes():
-    assert DiTShape.from_json(specs.TRANSFORMER) == DiTShape()
-    assert TextShape.from_json(specs.TEXT_ENCODER) == TextShape()
-    assert VAEShape.from_json(specs.VAE) == VAEShape()
+    assert DiTConfig.from_json(specs.TRANSFORMER) == DiTConfig()
+    assert UMT5Config.from_json(specs.TEXT_ENCODER) == UMT5Config()
+    assert VAEConfig.from_json(specs.VAE) == VAEConfig()
     for bad in (
         {"num_layers": 0},
         {"num_layers": "3"},
@@ -127,20 +123,19 @@ def test_defaults_are_the_published_shapes():
         {"patch_size": 2},
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            DiTShape.from_json(bad)
+            DiTConfig.from_json(bad)
 
 
-def subject_of(device: Device, dtype: str = "bfloat16", shots=("a red ball",), lanes: int = 1, **flags) -> Subject:
+def workload_of(device: Device, dtype: str = "bfloat16", shots=("a red ball",), lanes: int = 1, **flags) -> Workload:
     model = find_model("distilled")
     plan = plan_of({"shot": [{"prompt": prompt} for prompt in shots]}, size=(640, 384), **flags)
-    prompts = count_tokens(model, texts_of(plan))
-    return Subject(plan, model, work_of(plan, model, prompts, dtype), prompts, device, dtype, lanes=lanes)
+    return Workload.of(plan, model, device, dtype, lanes=lanes)
 
 
-def modes(device: Device, dtype: str = "bfloat16", budget: Budget | None = None, **flags):
-    return memory_modes(
-        subject_of(device, dtype, **flags),
-        budget or Budget(device.free_bytes, None if device.kind == "cuda" else device.free_bytes),
+def modes(device: Device, dtype: str = "bfloat16", budget: MemoryBudget | None = None, **flags):
+    return memory_plans(
+        workload_of(device, dtype, **flags),
+        budget or MemoryBudget(device.free_bytes, None if device.kind == "cuda" else device.free_bytes),
     )
 
 
@@ -151,7 +146,7 @@ def test_the_published_model_on_a_gpu():
     mode, *_ = modes(gpu)
     text, denoise, decode = mode.phases
     assert text.weights == 2 * 5_680_910_336
-    assert denoise.weights == decode.weights == 2 * 14_312_427_584 + 2 * DiTShape().fp32_parameters + 2 * 126_892_531
+    assert denoise.weights == decode.weights == 2 * 14_312_427_584 + 2 * DiTConfig().fp32_parameters + 2 * 126_892_531
     assert mode.name == "none" and mode.fits
     assert 30e9 < mode.device_bytes < 40e9 and mode.host_bytes < 1.5e9
     half, *_ = modes(gpu, "float16")
@@ -181,7 +176,7 @@ def test_guidance_and_steps_are_kept_in_memory():
 
 def test_dtypes_have_their_sizes():
     assert {name: getattr(torch, name).itemsize for name in ITEMSIZE} == ITEMSIZE
-    assert math.prod(DiTShape().patch_size) == 4
+    assert DiTConfig().patch_cells == 4
 
 
 GPU = Device("cuda", "GPU", 80 * 10**9, 80 * 10**9)
@@ -189,12 +184,12 @@ HOST = 64 * 10**9
 
 
 def stream(vram: float, **flags):
-    return modes(GPU, budget=Budget(int(vram), HOST), **flags)[2]
+    return modes(GPU, budget=MemoryBudget(int(vram), HOST), **flags)[2]
 
 
 def test_blocks_are_as_large_as_the_slots_that_they_come_into():
     """Counted on the modules, of the 14B transformer and the published text encoder, whose distances move, too."""
-    dit, text = DiTShape(), TextShape()
+    dit, text = DiTConfig(), UMT5Config()
     block = on_meta(lambda: HeliosDiT(DiTConfig(num_layers=1))).blocks[0]
     assert layout_of(block, lambda name: torch.bfloat16)[-1].end == pytest.approx(2 * dit.block_matrices, rel=1e-6)
     layer = on_meta(lambda: UMT5Encoder(UMT5Config(num_layers=1))).encoder.block[0]
@@ -217,7 +212,7 @@ def test_a_budget_is_used_and_never_passed():
 def test_the_full_model_streams_in_four_gigabytes_of_host_memory():
     """Pinned slots, this process, frames on their way to the encoder."""
     mode = stream(8e9)
-    block = 2 * DiTShape().block_matrices
+    block = 2 * DiTConfig().block_matrices
     assert HOST_SLOTS * block < mode.host_bytes < 4e9
     assert mode.phases[1].weights > DEVICE_SLOTS * block
 
@@ -227,25 +222,25 @@ def test_what_moves_is_what_passes_by():
     takes turns is waited for: all that stays of the transformer, and the VAE."""
     mode, model = stream(12e9, frames=33), find_model("distilled")
     layers = 40 - mode.placement.resident
-    passes = 12 + 2 * 5120**2 / DiTShape().block_matrices
-    block = 2 * DiTShape().block_matrices
+    passes = 12 + 2 * 5120**2 / DiTConfig().block_matrices
+    block = 2 * DiTConfig().block_matrices
     assert mode.placement.turns
     assert mode.moved_bytes - mode.waited_bytes == pytest.approx(layers * passes * block)
-    stays = 2 * (model.parameters["transformer"] + model.parameters["vae"]) + 2 * DiTShape().fp32_parameters
+    stays = 2 * (model.parameters["transformer"] + model.parameters["vae"]) + 2 * DiTConfig().fp32_parameters
     assert mode.waited_bytes == stays - layers * block
     assert mode.read_bytes == pytest.approx(2 * mode.moved_bytes, rel=1e-3)  # float32 in the files
     assert mode.pass_bytes == 4 * (model.parameters["transformer"] + model.parameters["vae"])
-    guided = modes(GPU, budget=Budget(int(6.2e9), HOST), guidance=3, frames=33)[2]
-    plain = modes(GPU, budget=Budget(int(6.2e9), HOST), frames=33)[2]
+    guided = modes(GPU, budget=MemoryBudget(int(6.2e9), HOST), guidance=3, frames=33)[2]
+    plain = modes(GPU, budget=MemoryBudget(int(6.2e9), HOST), frames=33)[2]
     assert guided.moved_bytes < 1.1 * plain.moved_bytes * (40 - guided.placement.resident) / (
         40 - plain.placement.resident
     )
 
 
 def test_what_the_page_cache_cannot_hold_is_kept_out_of_it_in_part():
-    wide = modes(GPU, budget=Budget(int(12e9), 200 * 10**9))[2]
+    wide = modes(GPU, budget=MemoryBudget(int(12e9), 200 * 10**9))[2]
     assert wide.placement.cached_bytes is None
-    tight = modes(GPU, budget=Budget(int(12e9), 16 * 10**9))[2]
+    tight = modes(GPU, budget=MemoryBudget(int(12e9), 16 * 10**9))[2]
     assert tight.placement.cached_bytes == 16 * 10**9 - tight.host_bytes
     assert tight.pass_bytes > tight.placement.cached_bytes
 
@@ -253,20 +248,20 @@ def test_what_the_page_cache_cannot_hold_is_kept_out_of_it_in_part():
 def test_films_in_lockstep_may_have_prompts_of_different_lengths():
     """The recorded calls of each further film keep keys and values twice, in addition to the film's own."""
     found = {
-        (lanes, graphs): mode_of(subject_of(GPU, lanes=lanes), Budget(None, None), Placement(graphs=graphs))
+        (lanes, graphs): plan_memory(workload_of(GPU, lanes=lanes), MemoryBudget(), Placement(graphs=graphs))
         for lanes in (1, 3)
         for graphs in (False, True)
     }
     taken = {key: mode.device_bytes for key, mode in found.items()}
-    subject = subject_of(GPU)
-    keys_and_values = 2 * 40 * 5120 * 2 * held_keys(subject.work.text_rows)
+    load = workload_of(GPU)
+    keys_and_values = 2 * 40 * 5120 * 2 * held_keys(load.work.text_rows)
     further = (taken[3, True] - taken[3, False]) - (taken[1, True] - taken[1, False])
     assert further == 2 * 2 * keys_and_values
 
 
 def test_lanes_share_the_weights_and_nothing_else():
     """A walk of its own has only each one's prompt, for its keys and values."""
-    one, four = (mode_of(subject_of(GPU, lanes=lanes), Budget(None, None), Placement("stream")) for lanes in (1, 4))
+    one, four = (plan_memory(workload_of(GPU, lanes=lanes), MemoryBudget(), Placement("stream")) for lanes in (1, 4))
     keys_and_values = 40 * 2 * 2 * 5120**2
     assert four.moved_bytes - one.moved_bytes == pytest.approx(3 * keys_and_values, rel=1e-6)
     assert four.phases[1].weights == one.phases[1].weights
@@ -276,7 +271,7 @@ def test_lanes_share_the_weights_and_nothing_else():
 
 
 def taking(placement: Placement, **flags):
-    return mode_of(subject_of(GPU, **flags), Budget(None, None), placement)
+    return plan_memory(workload_of(GPU, **flags), MemoryBudget(), placement)
 
 
 def test_a_chunk_that_is_decoded_beside_the_next_one_is_counted():
@@ -288,17 +283,17 @@ def test_a_chunk_that_is_decoded_beside_the_next_one_is_counted():
         assert alone.device_bytes == max(denoise.total, decode.total) + 500_000_000
         assert together.overlaps and not alone.overlaps
     assert not taking(Placement("model")).overlaps and not taking(Placement("stream", turns=True)).overlaps
-    assert not mode_of(subject_of(Device("cpu", "CPU", None, None)), Budget(None, None), Placement()).overlaps
+    assert not plan_memory(workload_of(Device("cpu", "CPU", None, None)), MemoryBudget(), Placement()).overlaps
 
 
 def test_a_picture_that_is_encoded_beside_a_chunk_is_counted(tmp_path):
     """By itself, as the VAE does one thing at a time."""
     picture = tmp_path / "a.png"
     Image.new("RGB", (64, 64)).save(picture)
-    subject = subject_of(GPU)
-    first, *rest = subject.plan.chunks
-    pictured = replace(subject, plan=replace(subject.plan, chunks=(replace(first, image=picture), *rest)))
-    mode = mode_of(pictured, Budget(None, None), Placement("stream"))
+    load = workload_of(GPU)
+    first, *rest = load.plan.chunks
+    pictured = replace(load, plan=replace(load.plan, chunks=(replace(first, image=picture), *rest)))
+    mode = plan_memory(pictured, MemoryBudget(), Placement("stream"))
     _, conditioning, denoise, decode = mode.phases
     assert mode.device_bytes == max(conditioning.total, decode.total) + denoise.working + 500_000_000
 
@@ -309,10 +304,10 @@ def test_graphs_hold_a_call_once_more_and_its_inputs():
     for prompts, keys in ((shots[:1], ()), (shots[:2], ()), (shots, (64,))):
         plain, recorded = (taking(Placement(graphs=graphs), shots=prompts) for graphs in (False, True))
         more = recorded.phases[1].kept - plain.phases[1].kept
-        work = subject_of(GPU, shots=prompts).work
+        work = workload_of(GPU, shots=prompts).work
         context = 2 * 40 * 5120 * 2
         texts = context * (held_keys(work.text_rows) + 2 * sum(keys))
-        calling = 1.1 * memory._call_bytes(find_model("distilled"), work, 2)
+        calling = 1.1 * memory._call_bytes(workload_of(GPU, shots=prompts))
         assert texts + calling < more < 1.1 * (texts + calling)
         assert recorded.device_bytes - plain.device_bytes == more
     assert taking(Placement("stream")).phases == taking(Placement("stream", graphs=False)).phases
@@ -326,10 +321,10 @@ def test_none_gives_up_graphs_before_it_is_given_up():
     }
     assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
     for (graphs, beside), size in sizes.items():
-        mode = modes(GPU, budget=Budget(size, HOST))[0]
+        mode = modes(GPU, budget=MemoryBudget(size, HOST))[0]
         assert (mode.placement.graphs, mode.placement.decode_beside) == (graphs, beside)
         assert mode.fits and mode.device_bytes == size
-    assert modes(GPU, budget=Budget(min(sizes.values()) - 1, HOST))[0].fits is False
+    assert modes(GPU, budget=MemoryBudget(min(sizes.values()) - 1, HOST))[0].fits is False
 
 
 def test_a_text_encoder_that_comes_beside_the_others_is_counted_with_them():
@@ -341,11 +336,10 @@ def test_a_text_encoder_that_comes_beside_the_others_is_counted_with_them():
 def test_a_long_prompt_is_put_together_beside_the_one_before():
     """The keys and values exist twice during the change: 822 MB for 502 rows, more than a call of a small film
     takes."""
-    subject = subject_of(GPU, shots=("word " * 400,))
-    assert subject.work.text_rows == 502
-    small = replace(subject, plan=replace(subject.plan, size=(128, 64)))
-    small = replace(small, work=work_of(small.plan, small.model, small.prompts, "bfloat16"))
-    denoise = mode_of(small, Budget(None, None), Placement()).phases[1]
+    load = workload_of(GPU, shots=("word " * 400,))
+    assert load.work.text_rows == 502
+    small = Workload.of(replace(load.plan, size=(128, 64)), load.model, GPU, "bfloat16")
+    denoise = plan_memory(small, MemoryBudget(), Placement()).phases[1]
     assert denoise.working > 2 * 2 * 40 * 502 * 5120 * 2
 
 
@@ -358,12 +352,12 @@ def test_a_long_prompt_is_put_together_beside_the_one_before():
     ],
 )
 def test_a_cpu_without_small_products_works_in_wide_ones(cpu, dtype, itemsize):
-    subject = replace(subject_of(Device("cpu", cpu, None, None)), dtype=dtype)
-    assert subject.product_itemsize == itemsize
-    wide = replace(subject, dtype="float32")
+    load = replace(workload_of(Device("cpu", cpu, None, None)), dtype=dtype)
+    assert load.product_itemsize == itemsize
+    wide = replace(load, dtype="float32")
     working, widest = (
-        {phase.phase: phase.working for phase in mode_of(one, Budget(None, None), Placement()).phases}
-        for one in (subject, wide)
+        {phase.phase: phase.working for phase in plan_memory(one, MemoryBudget(), Placement()).phases}
+        for one in (load, wide)
     )
     assert (working["decode"] == widest["decode"]) == (itemsize == 4)
 
@@ -375,7 +369,9 @@ def test_the_prompts_of_a_long_list_are_host_memory(kind):
     shots = PromptTokens({f"shot {number}": 100 for number in range(2000)}, counted=True, lost={})
     one = PromptTokens({"shot 0": 100}, counted=True, lost={})
     many, few = (
-        mode_of(replace(usual, prompts=prompts, lanes=2), Budget(None, None), Placement("stream"))
+        plan_memory(
+            replace(usual, work=replace(usual.work, prompts=prompts), lanes=2), MemoryBudget(), Placement("stream")
+        )
         for prompts in (shots, one)
     )
     rows = 2 * 1999 * 100 * 4096 * 2

@@ -10,41 +10,47 @@ from hypothesis import strategies as st
 
 from helios_cli import machine
 from helios_cli.cost.auto import auto_model, survey, usual_film
-from helios_cli.cost.memory import Budget, mode_of
+from helios_cli.cost.memory import MemoryBudget, plan_memory
 from helios_cli.cost.model import find_model
-from helios_cli.cost.modes import memory_modes
 from helios_cli.cost.placing import (
+    Bandwidths,
+    ChunkSpeed,
     allocator_share,
+    bandwidths_of,
     budget_notices,
     budget_of,
     cache_warning,
     choose,
     choose_deeper,
+    memory_plans,
     reason,
+    speed_of,
+    transfer_seconds,
 )
 from helios_cli.cost.speeds import record_bandwidths
-from helios_cli.cost.transfer import Bandwidths, Speed, bandwidths_of, speed_of, transfer_seconds
 from helios_cli.device import Device
 from helios_cli.errors import InputError, MachineError
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.values import parse_bytes
 from helios_cli.units import format_seconds
-from helios_cli.weights.placement import NO_WISH, Placement, Wish
+from helios_cli.weights.placement import Placement
 
 GB = 10**9
 GPU = Device("cuda", "GPU", 80 * GB, 80 * GB)
 CPU = Device("cpu", "CPU", 64 * GB, 64 * GB)
 RATES = Bandwidths(disk=1e9, cache=4e9, upload=20e9, basis="stated")
-UNKNOWN = Speed(RATES, None, None)
+UNKNOWN = ChunkSpeed(RATES, None, None)
+DEFAULT = RenderOptions()
 
 
 def film(device=GPU, name="distilled", dtype="bfloat16", quant="none"):
     return usual_film(find_model(name), device, dtype, quant=quant)
 
 
-def chosen(vram, ram=64 * GB, wish=NO_WISH, name="distilled", speed=UNKNOWN):
-    subject, budget = film(name=name), Budget(vram, ram)
-    modes = memory_modes(subject, budget, speed)
-    return choose(modes, wish, budget, GPU, speed), modes, budget, subject
+def chosen(vram, ram=64 * GB, options=DEFAULT, name="distilled", speed=UNKNOWN):
+    load, budget = film(name=name), MemoryBudget(vram, ram)
+    modes = memory_plans(load, budget, speed)
+    return choose(modes, options, budget, GPU, speed), modes, budget, load
 
 
 def test_what_fits_whole_is_not_offloaded():
@@ -53,13 +59,13 @@ def test_what_fits_whole_is_not_offloaded():
 
 
 def test_a_small_gpu_streams_and_says_why():
-    mode, modes, budget, subject = chosen(12 * GB)
+    mode, modes, budget, load = chosen(12 * GB)
     assert mode.name == "stream" and 0 < mode.placement.resident < 40
-    line = reason(mode, modes, NO_WISH, budget, subject)
+    line = reason(mode, modes, DEFAULT, budget, load)
     assert f"stream, {mode.placement.resident} of 40 blocks stay" in line and "12 GB may be taken" in line
 
 
-@pytest.mark.parametrize("speed", [UNKNOWN, Speed(RATES, 1.0, 0.2), Speed(RATES, 600.0, 30.0)], ids=str)
+@pytest.mark.parametrize("speed", [UNKNOWN, ChunkSpeed(RATES, 1.0, 0.2), ChunkSpeed(RATES, 600.0, 30.0)], ids=str)
 @pytest.mark.parametrize("name", ["distilled", "base"])
 def test_the_fastest_wins(name, speed):
     """Where the computing is not known, the one that waits least for its weights, as if it computed in no time."""
@@ -71,8 +77,8 @@ def test_the_fastest_wins(name, speed):
 def test_a_slow_gpu_hides_what_a_fast_one_waits_for():
     """A minute of computing hides all of ten blocks that stream six times a chunk, and a second hides next to
     nothing; a transformer that is loaded once is always waited for."""
-    slow, *_ = chosen(31 * GB, speed=Speed(RATES, 60.0, 5.0))
-    fast, *_ = chosen(31 * GB, speed=Speed(RATES, 1.0, 0.2))
+    slow, *_ = chosen(31 * GB, speed=ChunkSpeed(RATES, 60.0, 5.0))
+    fast, *_ = chosen(31 * GB, speed=ChunkSpeed(RATES, 1.0, 0.2))
     assert (slow.name, fast.name) == ("stream", "model")
     assert slow.moved_bytes > fast.moved_bytes
 
@@ -80,18 +86,18 @@ def test_a_slow_gpu_hides_what_a_fast_one_waits_for():
 def test_seconds_of_a_chunk():
     """Streaming overlaps with computing, and with decoding where that overlaps too; parts that take turns are
     waited for."""
-    subject, budget, speed = film(), Budget(None, None), Speed(RATES, 50.0, 7.0)
+    load, budget, speed = film(), MemoryBudget(), ChunkSpeed(RATES, 50.0, 7.0)
 
     def told(placement):
-        mode = mode_of(subject, budget, placement)
+        mode = plan_memory(load, budget, placement)
         return speed.transfer(mode, budget), speed.seconds(mode, budget), mode
 
     transfer, seconds, _ = told(Placement("model"))
     assert seconds == pytest.approx(transfer + 57)
-    ahead = Budget(80 * GB, 64 * GB)  # room to read either part while the other works
-    mode = mode_of(subject, ahead, Placement("model"))
+    ahead = MemoryBudget(80 * GB, 64 * GB)  # room to read either part while the other works
+    mode = plan_memory(load, ahead, Placement("model"))
     vae = speed.transfer(mode, ahead) * mode.ahead_bytes[1] / mode.moved_bytes
-    assert mode.ahead_bytes == (subject.transformer_bytes, 2 * subject.model.parameters["vae"])
+    assert mode.ahead_bytes == (load.transformer_bytes, 2 * load.model.parameters["vae"])
     assert speed.seconds(mode, ahead) == pytest.approx(57 + speed.transfer(mode, ahead) - 7 - vae)
     assert told(Placement())[:2] == (0, 57)
     transfer, seconds, _ = told(Placement("stream"))
@@ -106,8 +112,8 @@ def test_seconds_of_a_chunk():
 
 
 def test_lanes_compute_for_all_of_them():
-    subject = film(Device("cuda", "NVIDIA H100", 80 * GB, 80 * GB))
-    one, three = speed_of(subject), speed_of(replace(subject, lanes=3))
+    load = film(Device("cuda", "NVIDIA H100", 80 * GB, 80 * GB))
+    one, three = speed_of(load), speed_of(replace(load, lanes=3))
     assert three.computing == pytest.approx(3 * one.computing)
 
 
@@ -130,41 +136,41 @@ def test_nothing_fits():
     with pytest.raises(MachineError, match="of host memory, of which it may take 500 MB"):
         chosen(12 * GB, 500 * 10**6)
     with pytest.raises(MachineError, match="--offload none takes") as caught:
-        chosen(12 * GB, wish=Wish("none"))
+        chosen(12 * GB, options=RenderOptions(offload="none"))
     assert "--offload stream" in caught.value.hint
 
 
 def test_a_budget_of_what_is_not_there():
     with pytest.raises(InputError, match="--vram is of a GPU"):
-        budget_of(Wish(vram=GB), CPU)
-    assert budget_of(Wish(vram=3 * GB, ram=2 * GB), GPU) == Budget(3 * GB, 2 * GB)
-    assert budget_of(NO_WISH, GPU).device_bytes == 80 * GB
-    assert budget_of(NO_WISH, CPU).host_bytes <= machine.host_memory().total_bytes
-    assert budget_of(NO_WISH, GPU, here=False).host_bytes is None
+        budget_of(RenderOptions(vram=GB), CPU)
+    assert budget_of(RenderOptions(vram=3 * GB, ram=2 * GB), GPU) == MemoryBudget(3 * GB, 2 * GB)
+    assert budget_of(DEFAULT, GPU).device_bytes == 80 * GB
+    assert budget_of(DEFAULT, CPU).host_bytes <= machine.host_memory().total_bytes
+    assert budget_of(DEFAULT, GPU, here=False).host_bytes is None
 
 
 def test_a_wish_for_more_than_there_is():
     """A budget above what is free means all that is free, with a notice."""
     free = machine.host_memory().available_bytes
-    wish = Wish(vram=100 * GB, ram=10**14)
-    budget = budget_of(wish, GPU)
+    options = RenderOptions(vram=100 * GB, ram=10**14)
+    budget = budget_of(options, GPU)
     assert budget.device_bytes == 80 * GB and budget.host_bytes == pytest.approx(free, rel=0.2)
-    vram, ram = budget_notices(wish, budget)
+    vram, ram = budget_notices(options, budget)
     assert vram == "--vram 100 GB: only 80 GB is free, which is what may be taken" and ram.startswith("--ram 100 TB")
-    assert budget_notices(Wish(vram=GB), budget_of(Wish(vram=GB), GPU)) == []
-    assert budget_of(wish, GPU, here=False).host_bytes == 10**14  # of a machine that is not this one
+    assert budget_notices(RenderOptions(vram=GB), budget_of(RenderOptions(vram=GB), GPU)) == []
+    assert budget_of(options, GPU, here=False).host_bytes == 10**14  # of a machine that is not this one
     unseen = replace(GPU, free_bytes=None)
-    assert budget_of(wish, unseen).device_bytes == 100 * GB
+    assert budget_of(options, unseen).device_bytes == 100 * GB
 
 
 def test_an_allocator_that_is_held_to_the_budget():
-    assert allocator_share(NO_WISH, 80 * GB) is None
-    assert allocator_share(Wish(vram=8 * GB), 80 * GB) == pytest.approx(7.5 / 80)
+    assert allocator_share(None, 80 * GB) is None
+    assert allocator_share(8 * GB, 80 * GB) == pytest.approx(7.5 / 80)
 
 
 def test_the_disk_sets_the_speed():
     """54.9 GB of float32 blocks, read six times a chunk on average over a film that begins twice as slow."""
-    mode, _, budget, subject = chosen(7 * GB, ram=16 * GB)
+    mode, _, budget, load = chosen(7 * GB, ram=16 * GB)
     said = cache_warning(mode, budget, UNKNOWN)
     room = 16 * GB - mode.host_bytes
     seconds = mode.read_bytes * ((room / mode.pass_bytes) / 4e9 + (1 - room / mode.pass_bytes) / 1e9)
@@ -173,12 +179,12 @@ def test_the_disk_sets_the_speed():
         and f"up to {format_seconds(seconds)}" in said
         and "1 GB/s" in said
     )
-    assert cache_warning(mode, Budget(7 * GB, 200 * GB), UNKNOWN) is None
+    assert cache_warning(mode, MemoryBudget(7 * GB, 200 * GB), UNKNOWN) is None
     assert transfer_seconds(mode, None, RATES) == pytest.approx(max(mode.read_bytes / 4e9, mode.moved_bytes / 20e9))
-    assert "the disk sets the speed" in cache_warning(mode, budget, Speed(RATES, 20.0, 2.0))
-    streamed = mode_of(subject, budget, Placement("stream"))
-    assert cache_warning(streamed, budget, Speed(RATES, 4000.0, 2.0)) is None  # it computes for longer
-    assert cache_warning(streamed, budget, Speed(RATES, 400.0, 2.0)) is not None
+    assert "the disk sets the speed" in cache_warning(mode, budget, ChunkSpeed(RATES, 20.0, 2.0))
+    streamed = plan_memory(load, budget, Placement("stream"))
+    assert cache_warning(streamed, budget, ChunkSpeed(RATES, 4000.0, 2.0)) is None  # it computes for longer
+    assert cache_warning(streamed, budget, ChunkSpeed(RATES, 400.0, 2.0)) is not None
 
 
 def test_a_copy_is_advised_where_it_would_be_smaller():
@@ -198,39 +204,39 @@ def test_measured_bandwidths_take_the_place_of_stated_ones():
 
 
 def test_deeper_is_less_and_ends():
-    mode, _, budget, subject = chosen(48 * GB)
+    mode, _, budget, load = chosen(48 * GB)
     sizes = []
     while mode is not None:
         sizes.append(mode.device_bytes)
-        mode = choose_deeper(subject, mode, budget)
+        mode = choose_deeper(load, mode, budget)
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes) > 3
 
 
 def test_fp8_needs_a_file_of_it_to_stream():
-    names = [mode.name for mode in memory_modes(film(quant="fp8"), Budget(30 * GB, 64 * GB))]
+    names = [mode.name for mode in memory_plans(film(quant="fp8"), MemoryBudget(30 * GB, 64 * GB))]
     assert names == ["none", "model"]  # as it is published; `helios models convert` writes another
-    whole, rounded = (memory_modes(film(quant=quant), Budget(None, None))[0] for quant in ("none", "fp8"))
+    whole, rounded = (memory_plans(film(quant=quant), MemoryBudget())[0] for quant in ("none", "fp8"))
     saved = 40 * film().model.dit.fp8_block_parameters
     assert whole.phases[1].weights - rounded.phases[1].weights == saved
 
 
 def test_apple_s_devices_do_not_stream():
-    subject = film(replace(CPU, kind="mps"))
-    modes = memory_modes(subject, Budget(20 * GB, 64 * GB))
+    load = film(replace(CPU, kind="mps"))
+    modes = memory_plans(load, MemoryBudget(20 * GB, 64 * GB))
     assert [mode.name for mode in modes] == ["none", "model"]
     with pytest.raises(MachineError, match="--offload stream does not go on mps"):
-        choose(modes, Wish("stream"), Budget(20 * GB, 64 * GB), subject.device, UNKNOWN)
+        choose(modes, RenderOptions(offload="stream"), MemoryBudget(20 * GB, 64 * GB), load.device, UNKNOWN)
 
 
 def test_auto_takes_the_small_one_until_the_other_is_here():
-    assert auto_model(GPU, "bfloat16", NO_WISH)[0] == "tiny"
+    assert auto_model(GPU, "bfloat16", DEFAULT)[0] == "tiny"
 
 
 def test_a_survey_is_plain_values():
-    found = survey(CPU, "bfloat16", Wish(ram=8 * GB))
+    found = survey(CPU, "bfloat16", RenderOptions(ram=8 * GB))
     assert found["models"]["distilled"]["runs"] == "stream"
     assert [mode["fits"] for mode in found["models"]["base"]["modes"]] == [False, False, True]
-    assert survey(CPU, "bfloat16", Wish(ram=GB // 2))["models"]["mid"]["runs"] is None
+    assert survey(CPU, "bfloat16", RenderOptions(ram=GB // 2))["models"]["mid"]["runs"] is None
 
 
 @pytest.mark.parametrize(

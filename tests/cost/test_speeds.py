@@ -6,17 +6,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helios_cli.cost.auto import usual_film
-from helios_cli.cost.duration import duration_of, rates_of
 from helios_cli.cost.gpus import other_device
-from helios_cli.cost.memory import Subject
+from helios_cli.cost.memory import Workload
 from helios_cli.cost.model import find_model
-from helios_cli.cost.rendered import keep_speed, rendered_speed
-from helios_cli.cost.speeds import Speed, find_speed, read_speeds, record_speed, speeds_file
+from helios_cli.cost.speeds import (
+    MeasuredSpeed,
+    duration_of,
+    find_speed,
+    keep_speed,
+    rates_of,
+    read_speeds,
+    record_speed,
+    rendered_speed,
+    speeds_file,
+)
 from helios_cli.cost.work import work_of
 from helios_cli.device import Device
 
 SIZE = 14_312_427_584
-FAST = Speed("NVIDIA H200", "bfloat16", SIZE, dit_flops=4e14, vae_flops=1e14, encode_pixels=2e7, measured="2026-11-20")
+FAST = MeasuredSpeed("NVIDIA H200", "bfloat16", SIZE, 4e14, 1e14, 2e7, "2026-11-20")
 GPU = Device("cuda", "NVIDIA H200", None, None)
 
 PLAN_WIDTH = 80 - 13
@@ -26,7 +34,7 @@ PLAN_WIDTH = 80 - 13
 def test_what_was_measured_is_found_again():
     assert read_speeds() == []
     record_speed(FAST)
-    record_speed(Speed("NVIDIA H200", "float32", SIZE, dit_flops=5e13))
+    record_speed(MeasuredSpeed("NVIDIA H200", "float32", SIZE, dit_flops=5e13))
     assert find_speed("NVIDIA H200", "bfloat16", SIZE) == FAST
     assert find_speed("NVIDIA H200", "float32", SIZE).vae_flops is None
     assert find_speed("NVIDIA H100", "bfloat16", SIZE) is None
@@ -35,8 +43,8 @@ def test_what_was_measured_is_found_again():
 
 def test_a_new_measurement_keeps_what_it_leaves_out():
     record_speed(FAST)
-    record_speed(Speed("NVIDIA H200", "bfloat16", SIZE, vae_flops=2e14, measured="2026-12-01"))
-    merged = Speed("NVIDIA H200", "bfloat16", SIZE, 4e14, 2e14, 2e7, "2026-12-01")
+    record_speed(MeasuredSpeed("NVIDIA H200", "bfloat16", SIZE, vae_flops=2e14, measured="2026-12-01"))
+    merged = MeasuredSpeed("NVIDIA H200", "bfloat16", SIZE, 4e14, 2e14, 2e7, "2026-12-01")
     assert read_speeds() == [merged]
 
 
@@ -47,8 +55,8 @@ def test_a_new_measurement_keeps_what_it_leaves_out():
 def test_a_speed_is_that_of_the_nearest_size(parameters, found):
     """Nearest by ratio, and at most four times larger or smaller; other dtypes and devices are not looked at."""
     for measured in (4000, 1000):
-        record_speed(Speed("a CPU", "float32", measured, dit_flops=1e9))
-    for other in (Speed("a CPU", "bfloat16", parameters), Speed("another CPU", "float32", parameters)):
+        record_speed(MeasuredSpeed("a CPU", "float32", measured, dit_flops=1e9))
+    for other in (MeasuredSpeed("a CPU", "bfloat16", parameters), MeasuredSpeed("another CPU", "float32", parameters)):
         record_speed(other)
     speed = find_speed("a CPU", "float32", parameters)
     assert found == (speed and speed.parameters)
@@ -72,7 +80,7 @@ def test_a_rate_that_cannot_be_is_not_used(rate, tmp_path):
     file = tmp_path / "speeds.json"
     entry = {"device": "d", "dtype": "bfloat16", "parameters": SIZE, "dit_flops": rate, "vae_flops": 1e12}
     file.write_text(json.dumps({"version": 1, "speeds": [entry, "nonsense", {}]}))
-    assert read_speeds(file) == [Speed("d", "bfloat16", SIZE, vae_flops=1e12)]
+    assert read_speeds(file) == [MeasuredSpeed("d", "bfloat16", SIZE, vae_flops=1e12)]
 
 
 @pytest.mark.parametrize("parameters", [0, -1, 1.5, "14b", True, 10**400, None])
@@ -102,7 +110,7 @@ def test_the_basis_names_the_model_that_was_measured():
 def test_what_is_not_known_is_not_guessed():
     rates = rates_of(Device("cpu", "a CPU", None, None), "float32", SIZE)
     assert rates.dit_flops is None and "helios bench" in rates.basis and len(rates.basis) <= PLAN_WIDTH
-    record_speed(Speed("a CPU", "float32", SIZE, dit_flops=1e11))  # half is not enough
+    record_speed(MeasuredSpeed("a CPU", "float32", SIZE, dit_flops=1e11))  # half is not enough
     assert rates_of(Device("cpu", "a CPU", None, None), "float32", SIZE).dit_flops is None
 
 
@@ -115,7 +123,7 @@ def test_the_embedded_model_is_never_without_a_time():
 def test_products_in_fp8_have_a_speed_of_their_own():
     record_speed(FAST)
     assert not rates_of(GPU, "bfloat16", SIZE, fp8_share=0.7).measured
-    record_speed(Speed("NVIDIA H200", "bfloat16, fp8", SIZE, dit_flops=6e14, vae_flops=1e14))
+    record_speed(MeasuredSpeed("NVIDIA H200", "bfloat16, fp8", SIZE, dit_flops=6e14, vae_flops=1e14))
     assert rates_of(GPU, "bfloat16", SIZE, fp8_share=0.7).dit_flops == 6e14
     assert rates_of(GPU, "bfloat16", SIZE).dit_flops == 4e14
 
@@ -123,13 +131,13 @@ def test_products_in_fp8_have_a_speed_of_their_own():
 PHASES = {"text": 9.0, "load": 9.0, "stage 0": 1.0, "stage 1": 1.0, "stage 2": 2.0, "decode": 2.0, "write": 9.0}
 
 
-def subject(device: Device) -> Subject:
+def three_chunks(device: Device) -> Workload:
     usual = usual_film(find_model("distilled"), device, "bfloat16")
     return replace(usual, plan=replace(usual.plan, chunks=usual.plan.chunks + usual.plan.chunks[1:]))
 
 
 def test_a_film_on_a_cpu_says_how_long_its_phases_took():
-    film = subject(Device("cpu", "a CPU", None, None))
+    film = three_chunks(Device("cpu", "a CPU", None, None))
     speed = rendered_speed(film, PHASES, [])
     assert speed.dit_flops == film.work.denoise / 4 and speed.vae_flops == film.work.decode / 2
     assert rendered_speed(film, {"text": 1.0, "decode": 1.0}, []) is None
@@ -137,18 +145,18 @@ def test_a_film_on_a_cpu_says_how_long_its_phases_took():
 
 def test_a_film_on_a_gpu_says_how_long_its_chunks_took():
     """The first, which compiles, left out; a plan for the same film comes to the seconds that its chunks had."""
-    film = subject(GPU)
+    film = three_chunks(GPU)
     assert rendered_speed(film, PHASES, [70.0, 2.0]) is None
     speed = rendered_speed(film, PHASES, [70.0, 2.0, 4.0])
     rest = replace(film.plan, chunks=film.plan.chunks[1:])
-    work = work_of(rest, film.model, film.prompts, film.dtype)
+    work = work_of(rest, film.model, film.dtype, film.work.prompts)
     assert work.denoise / speed.dit_flops + work.decode / speed.vae_flops == pytest.approx(6.0)
 
 
 def test_the_fastest_film_counts(monkeypatch):
     """Other work on a machine makes a film slower; a home folder that cannot be written stores no speeds and stops
     no film."""
-    film = subject(Device("cpu", "a CPU", None, None))
+    film = three_chunks(Device("cpu", "a CPU", None, None))
     for seconds in (4.0, 2.0, 3.0):
         keep_speed(film, {"stage 0": seconds, "decode": 1.0}, [])
     assert read_speeds()[0].dit_flops == film.work.denoise / 2
@@ -157,18 +165,14 @@ def test_the_fastest_film_counts(monkeypatch):
 
 
 def test_encoding_goes_on_beside_the_rendering():
-    class Film:
-        size, num_frames = (100, 100), 1000
-
-    class Work:
-        text, conditioning, denoise, decode = 4 * 10**14, 0, 8 * 10**14, 2 * 10**14
-
+    usual = usual_film(find_model("distilled"), GPU, "bfloat16")
+    work = replace(usual.work, text=4 * 10**14, conditioning=0, denoise=8 * 10**14, decode=2 * 10**14)
+    film = replace(usual, plan=replace(usual.plan, size=(100, 100), num_frames=1000), work=work)
     record_speed(FAST)
-    duration = duration_of(Film, Work, GPU, "bfloat16", SIZE)
+    duration = duration_of(film)
     assert (duration.text, duration.conditioning, duration.denoise, duration.decode) == (1, 0, 2, 2)
     assert duration.encode == 0.5 and duration.total == 5
-    Film.num_frames = 20_000
-    assert duration_of(Film, Work, GPU, "bfloat16", SIZE).total == 10
+    assert duration_of(replace(film, plan=replace(film.plan, num_frames=20_000))).total == 10
 
 
 def test_other_gpus_are_known_by_name():

@@ -19,7 +19,6 @@ from helios_cli.architecture import DiTConfig
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.arithmetic import attention_shapes
-from helios_cli.cost.shapes import DiTShape
 from helios_cli.engine import gpu
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
@@ -343,7 +342,7 @@ def test_what_is_timed_before_a_film_is_what_its_fingerprints_look_at(guided, mo
     monkeypatch.setattr(gpu, "attention", lambda q, k, v, bias, choice: timed.append(shape_key(q, k, bias)))
     grids = [grid_of(size, (1, 2, 2), halvings) for halvings in (2, 1, 0)]
     gpu.measure_attention(Choice(), DiTConfig.from_json(config), grids, dtype, torch.device("meta"))
-    assert timed == list(attention_shapes(DiTShape.from_json(config), size, 3, "bfloat16"))
+    assert timed == list(attention_shapes(DiTConfig.from_json(config), size, 3, "bfloat16"))
 
 
 @pytest.mark.parametrize("kernels", [True, False])

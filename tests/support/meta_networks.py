@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from helios_cli.cost.shapes import DiTShape
+from helios_cli.architecture import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.units import grid_of
 
@@ -20,7 +20,7 @@ def on_meta(build):
 def call(dit: HeliosDiT, size: tuple[int, int], halvings: int, prompt_tokens: int):
     """A model call's inputs as the engine makes them, and the three kinds of work, each to be counted."""
     width, height = (pixels // 8 for pixels in size)
-    shape = DiTShape()
+    shape = DiTConfig()
     full, grid = (grid_of(size, shape.patch_size, times) for times in (0, halvings))
     terms = [torch.empty(1, 16, frames, height, width, device="meta") for frames in (16, 2, 2)]
     noisy = torch.empty(1, 16, 9, 2 * grid[0], 2 * grid[1], device="meta")

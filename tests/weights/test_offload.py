@@ -19,7 +19,7 @@ from helios_cli.errors import CheckpointError, OutOfMemory
 from helios_cli.weights import offload, reader
 from helios_cli.weights.files import read_header
 from helios_cli.weights.offload import ALIGNMENT, BlockStream, StoredRows, layout_of
-from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement, Wish, streamed_blocks
+from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement, streamed_blocks
 from helios_cli.weights.reader import StoredTensor, WeightFiles
 from support.queues import Mark, Queue
 
@@ -201,7 +201,6 @@ def test_turns_and_wishes():
     assert Placement("none").overlaps and Placement("stream").overlaps
     assert not any(Placement(*way).overlaps for way in (("model",), ("stream", 0, True)))
     assert not Placement("stream", decode_beside=False).overlaps
-    assert Wish().is_default and not Wish(ram=1).is_default
 
 
 PEAK = """
