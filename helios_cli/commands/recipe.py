@@ -78,7 +78,7 @@ def check(
     from helios_cli.recipe.options import RenderOptions
     from helios_cli.recipe.plan import check_film
     from helios_cli.recipe.problems import RecipeError
-    from helios_cli.recipe.settings import asked_fps
+    from helios_cli.recipe.settings import film_fps
     from helios_cli.recipe.sources import read_films
 
     problems: list[Problem] = []
@@ -94,7 +94,7 @@ def check(
     report = []
     for film, timeline in films:
         place = film.source if num_films[film.source] == 1 else f"{film.source}, {film.name}"
-        fps = asked_fps(RenderOptions(), film.recipe)
+        fps = film_fps(RenderOptions(), film.recipe)
         shots, frames = counted(len(film.recipe.shots), "shot"), counted(timeline.num_frames, "frame")
         console.line(f"{place}: {shots}, {frames} ({format_seconds(timeline.num_frames / fps)} at {fps:g} fps)")
         for notice in (*film.notices, *timeline.notices):

@@ -150,11 +150,11 @@ def check_clips(films: list[Film], options: RenderOptions) -> list[Film]:
     """
     from helios_cli.recipe.files import picture_problems
     from helios_cli.recipe.problems import RecipeError
-    from helios_cli.recipe.settings import asked_fps
+    from helios_cli.recipe.settings import film_fps
 
     problems, checked = [], []
     for film in films:
-        problems += picture_problems(film, options, partial(_clip_fault, asked_fps(options, film.recipe)))
+        problems += picture_problems(film, options, partial(_clip_fault, film_fps(options, film.recipe)))
         short = list(picture_problems(film, options, _clip_cut_short)) if not problems else []
         problems += short if options.strict else []
         checked.append(replace(film, notices=(*film.notices, *map(str, short))))

@@ -16,7 +16,7 @@ from helios_cli.live.lines import Lines
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Plan, longer
 from helios_cli.recipe.schema import Shot
-from helios_cli.recipe.settings import asked_frames
+from helios_cli.recipe.settings import length_in_frames
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, MAX_SECONDS, Transition
 from helios_cli.units import FRAMES_PER_CHUNK, chunks_for
 
@@ -55,7 +55,7 @@ class LiveScript:
         `keep` gets the film whenever it changes, and raises InputError for one that is too large; `warn` gets a
         message about a prompt that is left out for that reason."""
         self.film = film
-        self.num_frames = asked_frames(film.recipe, fps)
+        self.num_frames = length_in_frames(film.recipe, fps)
         self.num_chunks = None if self.num_frames is None else chunks_for(self.num_frames)
         self._fps, self._lines, self._manner = fps, lines, manner
         self._plan_of, self._keep, self._warn = plan_of, keep, warn

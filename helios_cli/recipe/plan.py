@@ -152,14 +152,14 @@ def too_long(plan: Plan, text: str, lost: str) -> str:
 def check_film(film: Film, options: RenderOptions | None = None) -> Timeline:
     """Check options, pictures, and that the shots fit the film; return the timeline. InputError if they are wrong."""
     from helios_cli.recipe.options import RenderOptions
-    from helios_cli.recipe.settings import asked_fps, asked_frames, check_flags
+    from helios_cli.recipe.settings import check_flags, film_fps, length_in_frames
     from helios_cli.recipe.timeline import lay_out
 
     options = options or RenderOptions()
     check_flags(options)
-    fps = asked_fps(options, film.recipe)
-    by_flag = asked_frames(options, fps) is not None
-    num_frames = asked_frames(options if by_flag else film.recipe, fps)
+    fps = film_fps(options, film.recipe)
+    by_flag = length_in_frames(options, fps) is not None
+    num_frames = length_in_frames(options if by_flag else film.recipe, fps)
     return lay_out(film, fps, num_frames, options, by_flag=by_flag)
 
 

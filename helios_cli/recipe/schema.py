@@ -23,20 +23,9 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import InitErrorDetails
 
 from helios_cli.errors import InputError
+from helios_cli.recipe import values
 from helios_cli.recipe.problems import Place
 from helios_cli.recipe.prompts import has_words
-from helios_cli.recipe.values import (
-    DEFAULT_BLEND_SECONDS,
-    LENGTH_KEYS,
-    MAX_FPS,
-    MAX_FRAMES,
-    MAX_SECONDS,
-    MAX_SEED,
-    Transition,
-    parse_duration,
-    parse_size,
-    parse_steps,
-)
 
 VERSION = 1
 MAX_SHOTS = 10_000
@@ -82,20 +71,22 @@ def _parsed_by(parse: Callable[[object], Any]) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-_SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_SECONDS}
+_SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": values.MAX_SECONDS}
 _STEPS = {"type": "integer", "minimum": 1}
 _STEP_FORMS = [{"type": "array", "items": _STEPS, "minItems": 1}, _STEPS]
 
-Duration = Annotated[float, _parsed_by(parse_duration), WithJsonSchema({"anyOf": [_SECONDS, {"type": "string"}]})]
+Duration = Annotated[
+    float, _parsed_by(values.parse_duration), WithJsonSchema({"anyOf": [_SECONDS, {"type": "string"}]})
+]
 Size = Annotated[
     tuple[int, int],
-    _parsed_by(lambda value: value if isinstance(value, tuple) else parse_size(value)),
+    _parsed_by(lambda value: value if isinstance(value, tuple) else values.parse_size(value)),
     PlainSerializer(lambda size: f"{size[0]}x{size[1]}", return_type=str),
     WithJsonSchema({"type": "string", "pattern": "^[0-9]+[x×][0-9]+$"}),
 ]
 Steps = Annotated[
     tuple[int, ...],
-    _parsed_by(parse_steps),
+    _parsed_by(values.parse_steps),
     WithJsonSchema({"anyOf": [*_STEP_FORMS, {"type": "string", "pattern": "^[0-9]+(,[0-9]+)*$"}]}),
 ]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -103,7 +94,7 @@ Whole = Annotated[int, Field(strict=True)]
 Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_plain)]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_prompt)]
 LocalPath = Annotated[str, Field(max_length=4096), AfterValidator(_path)]
-Seed = Annotated[Whole, Field(ge=0, le=MAX_SEED)]
+Seed = Annotated[Whole, Field(ge=0, le=values.MAX_SEED)]
 
 
 def _key(description: str, example: object, default: object = None) -> Any:
@@ -121,13 +112,13 @@ class Shot(BaseModel):
         "left of the film.",
         20,
     )
-    transition: Transition = _key(
+    transition: values.Transition = _key(
         "How the shot begins: blend moves gradually from the previous prompt, switch changes the prompt at once, cut "
         "starts with an empty history.",
         "cut",
         "blend",
     )
-    blend_seconds: Duration = _key("How long a blend takes, from the shot's start.", 4, DEFAULT_BLEND_SECONDS)
+    blend_seconds: Duration = _key("How long a blend takes, from the shot's start.", 4, values.DEFAULT_BLEND_SECONDS)
     seed: Seed | None = _key("Random seed, on the first shot or with a cut. Default: the film's seed.", 8)
     image: LocalPath | None = _key(
         "Picture to start from, on the first shot or with a cut; relative to the recipe.", "sea.png"
@@ -146,13 +137,15 @@ class Recipe(BaseModel):
     model: Annotated[Text, Field(min_length=1, max_length=500)] | None = _key(
         "auto, tiny, distilled, mid, base, a Hub id or a local folder.", "distilled"
     )
-    fps: Annotated[Number, Field(ge=1, le=MAX_FPS)] | None = _key("Frames per second. Default 24.", 24)
+    fps: Annotated[Number, Field(ge=1, le=values.MAX_FPS)] | None = _key("Frames per second. Default 24.", 24)
     size: Size | None = _key("WIDTHxHEIGHT in pixels. Default: the model's native size.", "640x384")
     seconds: Duration | None = _key("Length of the whole film. One of seconds, minutes and frames.", 60)
-    minutes: Annotated[Number, Field(gt=0, le=MAX_SECONDS / 60)] | None = _key(
+    minutes: Annotated[Number, Field(gt=0, le=values.MAX_SECONDS / 60)] | None = _key(
         "Length of the whole film in minutes.", 3
     )
-    frames: Annotated[Whole, Field(ge=1, le=MAX_FRAMES)] | None = _key("Length of the whole film in frames.", 1440)
+    frames: Annotated[Whole, Field(ge=1, le=values.MAX_FRAMES)] | None = _key(
+        "Length of the whole film in frames.", 1440
+    )
     seed: Seed | None = _key("Random seed of the film. Default 42.", 7)
     negative: Text | None = _key("Negative prompt, for models that use guidance.", "subtitles, watermark")
     steps: Steps | None = _key("Solver steps by stage. Default: the model's preset.", "2,2,2")
@@ -211,7 +204,7 @@ class _NoNulls(GenerateJsonSchema):
 def _clashes(film: Mapping) -> Iterator[tuple[Place, object, str]]:
     """Yield place, value and message of each fault that no key shows by itself."""
     yield from _empty_keys(film, ())
-    lengths = [key for key in LENGTH_KEYS if film.get(key) is not None]
+    lengths = [key for key in values.LENGTH_KEYS if film.get(key) is not None]
     for key in lengths[1:]:
         yield (key,), film[key], f"`{lengths[0]}` gives the film's length already: keep one of the two"
     shots = film.get("shot")
@@ -221,20 +214,20 @@ def _clashes(film: Mapping) -> Iterator[tuple[Place, object, str]]:
         keys = shot.model_dump(exclude_unset=True) if isinstance(shot, Shot) else shot
         if isinstance(keys, Mapping):
             yield from _empty_keys(keys, ("shot", index))
-            given = {key: value for key, value in keys.items() if value is not None}
-            yield from ((("shot", index, key), given[key], message) for key, message in _shot_clashes(given, index))
+            filled = {key: value for key, value in keys.items() if value is not None}
+            yield from ((("shot", index, key), filled[key], message) for key, message in _shot_clashes(filled, index))
 
 
-def _shot_clashes(given: Mapping, index: int) -> Iterator[tuple[str, str]]:
-    transition = given.get("transition", "blend")
+def _shot_clashes(keys: Mapping, index: int) -> Iterator[tuple[str, str]]:
+    transition = keys.get("transition", "blend")
     if index > 0 and transition in ("blend", "switch"):
         message = "only the first shot and a cut start afresh: add the transition cut, or remove the key"
-        yield from ((key, message) for key in ("seed", "image") if key in given)
-    if index > 0 and "video" in given:
+        yield from ((key, message) for key in ("seed", "image") if key in keys)
+    if index > 0 and "video" in keys:
         yield "video", "only the first shot can continue a clip: remove the key"
-    if "image" in given and "video" in given:
+    if "image" in keys and "video" in keys:
         yield "video", "the shot starts from `image` already: keep one of the two"
-    if transition in ("switch", "cut") and "blend_seconds" in given:
+    if transition in ("switch", "cut") and "blend_seconds" in keys:
         yield "blend_seconds", f"a {transition} has no blend: remove the key, or the transition"
 
 

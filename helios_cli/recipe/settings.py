@@ -74,8 +74,8 @@ def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Set
         values[key], origins[key] = _pick(key, options, recipe, default, origin)
     check_size(values["size"], len(model.steps))
     if len(values["steps"]) != len(model.steps):
-        given, preset = (",".join(map(str, steps)) for steps in (values["steps"], model.steps))
-        message = f"steps {given}: this model has {len(model.steps)} stages, with a number for each"
+        steps, preset = (",".join(map(str, numbers)) for numbers in (values["steps"], model.steps))
+        message = f"steps {steps}: this model has {len(model.steps)} stages, with a number for each"
         raise InputError(message, hint=f"its preset is {preset}")
     for key in ("image", "video"):
         path = getattr(options, key)
@@ -83,7 +83,9 @@ def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Set
         _, origins[key] = _pick(key, options, recipe.shots[0], None, "default")
     values |= {key: float(values[key]) for key in ("fps", "guidance")}
     lengths = (("flag", options), ("recipe", recipe))  # a flag of any unit goes before a recipe's of any unit
-    frames = [(count, origin) for origin, given in lengths if (count := asked_frames(given, values["fps"])) is not None]
+    frames = [
+        (count, origin) for origin, given in lengths if (count := length_in_frames(given, values["fps"])) is not None
+    ]
     has_lengths = any(shot.seconds is not None for shot in recipe.shots)
     values["num_frames"], origins["num_frames"] = (*frames, (None, "recipe" if has_lengths else "default"))[0]
     return Settings(**values, origins=origins)
@@ -95,12 +97,12 @@ def _pick(key: str, options: RenderOptions, recipe: Recipe | Shot, default: Any,
     return next(((value, source) for source, value in given if value is not None), (default, origin))
 
 
-def asked_fps(options: RenderOptions, recipe: Recipe) -> float:
+def film_fps(options: RenderOptions, recipe: Recipe) -> float:
     """Return the film's rate, which does not depend on the model."""
     return options.fps or recipe.fps or float(DEFAULT_FPS)
 
 
-def asked_frames(given: RenderOptions | Recipe, fps: float) -> int | None:
+def length_in_frames(given: RenderOptions | Recipe, fps: float) -> int | None:
     """Return the film's length in frames from flags or a recipe, in one of three units; None without one."""
     if given.frames is not None:
         return given.frames

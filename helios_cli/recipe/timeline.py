@@ -1,4 +1,4 @@
-"""Which frames each shot has: lengths that were given, and shares of what is left for the others."""
+"""Lays out the shots of a film in frames; shots without a length share the rest."""
 
 from __future__ import annotations
 

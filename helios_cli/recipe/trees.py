@@ -102,7 +102,7 @@ class _Walk:
 
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
-        self.line_ends = [found.start() for found in re.finditer("\n", text)]
+        self.line_ends = [match.start() for match in re.finditer("\n", text)]
         self.lines: dict[Place, int] = {(): 1}
         self.repeated: list[tuple[int, str]] = []
         self.long_key: int | None = None
