@@ -123,6 +123,8 @@ def test_auto_is_what_the_device_is_fast_in_and_a_run_keeps_to_it(tmp_path, monk
 def test_no_run_computes_in_float16(monkeypatch, capability, name):
     """Films use float16 on GPUs without bfloat16; training does not."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1, 2))
     assert dtype_name("auto", torch.device("cuda")) == name
     assert dtype_name("bfloat16", torch.device("cuda")) == "bfloat16"
 
