@@ -222,7 +222,7 @@ def test_a_start_that_is_encoded_beside_the_chunk_before_changes_no_byte(checkpo
         films.append([file.read_bytes() for file in sorted(out.glob("*.png"))])
     assert len(films[0]) == 3 * 33 and films[0] == films[1]
     inline, beside = threads[: len(threads) // 2], threads[len(threads) // 2 :]
-    assert set(inline) == {threading.current_thread().name} and {name[:6] for name in beside} == {"beside"}
+    assert set(inline) == {threading.current_thread().name} and {name[:10] for name in beside} == {"background"}
 
 
 def test_a_picture_that_cannot_be_read_ends_the_film_behind_the_chunks_before_it(checkpoints, tmp_path):
