@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -140,7 +140,7 @@ class Console:
         NO_COLOR removes all escape codes, even bold; FORCE_COLOR colours a pipe without treating it as a terminal."""
         from rich.console import Console as RichConsole
 
-        color = None if os.environ.get("NO_COLOR") else "auto"
+        color: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
         rich = RichConsole(stderr=stderr, color_system=color, markup=False, highlight=False, emoji=False)
         if not rich.file.isatty():
             rich.width = UNBOUNDED_WIDTH
@@ -186,7 +186,7 @@ class Console:
         table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
         for index, (name, width) in enumerate(zip(columns, widths, strict=True)):
             numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-            justify = "right" if numeric else "left"
+            justify: Literal["right", "left"] = "right" if numeric else "left"
             table.add_column(Text(name), justify=justify, min_width=width, max_width=width, overflow="fold")
         for row in cells:
             table.add_row(*map(Text, row))

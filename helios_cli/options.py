@@ -149,7 +149,7 @@ def render_options(*, without: Container[str]) -> Callable[[Callable], Callable]
         for parameter in inspect.signature(command, eval_str=True).parameters.values():
             shared = [SHARED[name].replace(name=name) for name in names]
             parameters += shared if parameter.name == "options" else [parameter]
-        with_flags.__signature__ = inspect.Signature(parameters)
+        setattr(with_flags, "__signature__", inspect.Signature(parameters))  # noqa: B010 (mypy knows no such attribute)
         with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return with_flags
 
@@ -178,7 +178,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress n
 Events = Annotated[bool, typer.Option("--json", help="Same as --progress json: one event a line.")]
 
 
-def progress_kind(progress: str, *, quiet: bool, json: bool) -> str:
+def progress_kind(progress: Any, *, quiet: bool, json: bool) -> Any:
     """The display that --progress, --quiet and --json choose together."""
     return "none" if quiet else "json" if json else progress
 

@@ -94,7 +94,7 @@ class Track:
         self.step: StepDone | None = None
         self.frames_done = self.chunk = 0
         self.steps_in_chunk = 0
-        self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film and film.steps else 1.0
+        self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film and film.steps and film.chunks else 1.0
         # (frames, seconds) of each chunk. Replaced, never mutated: the live display reads it from its own thread.
         self.recent: tuple[tuple[int, float], ...] = ()
         self.warm = False
@@ -129,15 +129,21 @@ class Track:
             self._begin(event.chunk + 1)
 
     @property
+    def known(self) -> FilmStarted:
+        """The film; only phases come before it is known."""
+        assert self.film is not None
+        return self.film
+
+    @property
     def fraction(self) -> float | None:
         """The share of the film's work that is done, 0 to 1. Decoding a chunk counts as one more step.
 
         None, like `seconds_left`, for a film of unknown length.
         """
-        if self.film.chunks is None:
+        if self.known.chunks is None:
             return None
         in_chunk = min(self.steps_in_chunk, self.steps_per_chunk) / (self.steps_per_chunk + 1)
-        return min(1.0, (self.chunk + in_chunk) / self.film.chunks)
+        return min(1.0, (self.chunk + in_chunk) / self.known.chunks)
 
     @property
     def frames_per_second(self) -> float | None:
@@ -148,10 +154,10 @@ class Track:
     @property
     def seconds_left(self) -> float | None:
         """The estimated time left, by the mean of the recent chunks; None before the first is done."""
-        if not self.recent or self.film.chunks is None:
+        if not self.recent or self.known.chunks is None:
             return None
         chunk_seconds = sum(seconds for _, seconds in self.recent) / len(self.recent)
-        chunks_left = self.film.chunks - self.chunk
+        chunks_left = self.known.chunks - self.chunk
         if chunks_left == 0:
             return 0.0
         return max(0.0, chunk_seconds - (self.clock() - self.chunk_started)) + chunk_seconds * (chunks_left - 1)
@@ -161,19 +167,19 @@ class Track:
         """The chunk and, during denoising, stage and step; all counted from 1."""
         chunk = self.chunk_text(self.chunk + 1)
         if self.phase != "denoise" or self.step is None:
-            return f"{chunk}, {PHASES[self.phase]}"
+            return f"{chunk}, {PHASES[self.phase or 'denoise']}"
         return (
-            f"{chunk}, stage {self.step.stage + 1}/{self.film.stages}, "
+            f"{chunk}, stage {self.step.stage + 1}/{self.known.stages}, "
             f"step {self.step.step + 1}/{self.step.steps_in_stage}"
         )
 
     def chunk_text(self, number: int) -> str:
-        chunks = self.film.chunks
+        chunks = self.known.chunks
         return f"chunk {number}" if chunks is None else f"chunk {min(number, chunks)}/{chunks}"
 
     @property
     def frames_text(self) -> str:
-        return _of(self.frames_done, self.film.frames, "/") + " frames"
+        return _of(self.frames_done, self.known.frames, "/") + " frames"
 
     @property
     def speed_text(self) -> str:
@@ -182,15 +188,15 @@ class Track:
     @property
     def left_text(self) -> str:
         """The time left, or "" for a film of unknown length."""
-        if self.film.chunks is None:
+        if self.known.chunks is None:
             return ""
         return "-:-- left" if self.seconds_left is None else f"{format_duration(self.seconds_left)} left"
 
     @property
     def film_text(self) -> str:
         """The seconds of film that are done, and the total."""
-        in_all = None if self.film.frames is None else f"{self.film.frames / self.film.fps:.1f}"
-        return f"film {_of(f'{self.frames_done / self.film.fps:.1f}', in_all, ' of ')} s"
+        in_all = None if self.known.frames is None else f"{self.known.frames / self.known.fps:.1f}"
+        return f"film {_of(f'{self.frames_done / self.known.fps:.1f}', in_all, ' of ')} s"
 
 
 def show_all(events: Generator[T, None, None], show: Callable[[T], None], session: Session) -> None:
@@ -213,7 +219,8 @@ class FilmsView:
     """
 
     def __init__(self, jobs: Sequence[Job], view: View, *, table: bool) -> None:
-        self.jobs, self.view, self.failed = jobs, view, []
+        self.jobs, self.view = jobs, view
+        self.failed: list[str] = []
         self._table = table and len(jobs) > 1
         self._labelled = len(jobs) > 1 and jobs[0].options.lanes > 1
         self._views: dict[int, View] = {}
@@ -229,25 +236,23 @@ class FilmsView:
 
     def show(self, film_event: tuple[Job | None, Event | HeliosError]) -> None:
         job, event = film_event
-        if job is None:
-            self.view.show(event)
-            return
-        self._begun.add(id(job))
-        if isinstance(event, FilmDone | HeliosError):
-            self._ends[id(job)] = event
+        if job is not None:
+            self._begun.add(id(job))
+            if isinstance(event, FilmDone | HeliosError):
+                self._ends[id(job)] = event
         if isinstance(event, HeliosError):
-            self.failed.append(job.film.name)
+            self.failed += [] if job is None else [job.film.name]
             console.error(event)
         else:
             self._view_of(job).show(event)
 
-    def _view_of(self, job: Job) -> View:
-        if not self._labelled:
+    def _view_of(self, job: Job | None) -> View:
+        if job is None or not self._labelled:
             return self.view
         return self._views.setdefault(id(job), self.view.of(job.film.name))  # titles may be equal, names are not
 
     def _print_table(self, error: BaseException | None) -> None:
-        rows = [("film", "result", "frames", "seconds", "frames/s", "output or error")]
+        rows: list[tuple[str, ...]] = [("film", "result", "frames", "seconds", "frames/s", "output or error")]
         rows += [self._row(job, error) for job in self.jobs]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
@@ -259,7 +264,7 @@ class FilmsView:
         end = self._ends.get(id(job), error if id(job) in self._begun else None)
         if isinstance(end, FilmDone):
             speed = f"{end.frames_per_second:.3g}" if end.frames > end.frames_reused else "reused"
-            return job.film.name, "done", str(end.frames), f"{end.seconds:.1f}", speed, job.options.output
+            return job.film.name, "done", str(end.frames), f"{end.seconds:.1f}", speed, job.output
         if end is None:
             return job.film.name, "not tried", "", "", "", ""
         result = "stopped" if isinstance(end, Interrupted) else "failed"
@@ -399,7 +404,7 @@ class RichView:
 def start_lines(film: FilmStarted, *, named: bool = True) -> list[str]:
     """Return lines about the film that begins; `named` if nothing else names it."""
     size = f"{film.width}x{film.height}"
-    if film.frames is None:
+    if film.frames is None or film.chunks is None:
         what = f"{size} at {film.fps:g} fps, as long as prompts come"
     else:
         length = f"{counted(film.frames, 'frame')}, {film.frames / film.fps:.1f} s at {film.fps:g} fps"

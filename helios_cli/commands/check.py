@@ -87,7 +87,7 @@ def _row(chunk: ChunkReport, report: Report, found: list[str]) -> list[str]:
 
 def _median_row(report: Report) -> list[str]:
     medians = [statistics.median(getattr(chunk, name) for chunk in report.chunks) for name in MEASURES]
-    medians.append(statistics.median(chunk.jump for chunk in report.chunks[1:]))
+    medians.append(statistics.median(chunk.jump or 0.0 for chunk in report.chunks[1:]))
     return [*_aligned(["median", "", *(f"{value:.1f}" for value in medians)]), ""]
 
 

@@ -13,7 +13,7 @@ import typer
 from helios_cli.console import console
 from helios_cli.errors import Interrupted
 from helios_cli.options import OUTPUT, Events, Progress, Quiet, flag_words, progress_kind, render_options
-from helios_cli.progress import open_view, show_all
+from helios_cli.progress import ProgressKind, open_view, show_all
 from helios_cli.recipe.options import RenderOptions, read_flag
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, Transition, parse_duration
 from helios_cli.stop import stop_at_once
@@ -79,8 +79,10 @@ def live(
         return Lines(None if sys.stdin is None else sys.stdin.fileno(), console.warning)
 
     typed = sys.stdin is not None and sys.stdin.isatty()
-    kind = progress_kind(progress, quiet=quiet, json=json)
-    kind = "plain" if typed and kind in ("auto", "rich") else kind  # a bar would be drawn over what is typed
+    given = progress_kind(progress, quiet=quiet, json=json)
+    kind: ProgressKind = (
+        "plain" if typed and given in ("auto", "rich") else given
+    )  # a bar would be drawn over what is typed
     with stop_at_once() as is_stopped, open_view(kind) as view:
         from helios_cli.engine.session import Session
 

@@ -32,7 +32,7 @@ from helios_cli.stop import stop_at_once
 def render(
     context: typer.Context,
     options: RenderOptions,
-    source: Sources = None,
+    source: Sources = None,  # type: ignore[assignment]
     from_film: Annotated[
         Path | None,
         typer.Option("--from", help="Film, or its .json, to make again from its record, instead of SOURCE."),

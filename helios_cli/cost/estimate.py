@@ -115,7 +115,7 @@ def estimate_jobs(
     jobs: list[Job], options: RenderOptions, *, on: str | None = None, price: float | None = None
 ) -> list[Estimate]:
     """Estimate the films that `options` ask for; `on` and `price` as in `estimate_films`."""
-    options = replace(options, output=jobs[0].options.output)  # the model stays as asked: its origin is shown
+    options = replace(options, output=jobs[0].output)  # the model stays as asked: its origin is shown
     return estimate_films([job.film for job in jobs], options, on=on, price=price)
 
 

@@ -18,11 +18,10 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from helios_cli.engine import events
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.conditioning import start_from_clip, start_from_picture
 from helios_cli.engine.denoise import Answer, Denoiser, stages_of
-from helios_cli.engine.events import Event
+from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmDone, FilmStarted, Notice, PhaseStarted
 from helios_cli.engine.gpu import Background, FirstUse, on_host
 from helios_cli.engine.history import History
 from helios_cli.engine.memory import memory_errors
@@ -55,7 +54,7 @@ def render_chunks(
     fingerprints: FingerprintsOf | None = None,
     cache: Cache | None = None,
     overlap: bool | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Render the chunks of `film` into `writer` and close it; yield each step; abort the writer if anything fails.
 
     Args:
@@ -74,7 +73,7 @@ def render_chunks(
         InputError: a picture or clip that cannot be read.
         MachineError, CheckpointError: weights that can no longer be read, no memory, no disk.
     """
-    script = Planned(film) if isinstance(film, Plan) else film
+    script: Script = Planned(film) if isinstance(film, Plan) else film
     clock = clock or Clock(models.device)
     if overlap is None:
         overlap = models.device.type == "cuda" and models.placement.overlaps and not clock.exact
@@ -119,7 +118,7 @@ class _ChunkLoop:
         self.chunks_in_segment = 0
         self.frames_reused = 0
         self.first_use = FirstUse.of(models.dit_config.width, models.dtype)
-        self.decoding: Future[events.ChunkDone] | None = None
+        self.decoding: Future[ChunkDone] | None = None
         self.chunk_ended = self.started
         self.chunks_noted = 0
         self.starting: dict[int, Future[_Start]] = {}  # at most one, by the index of its chunk
@@ -131,13 +130,14 @@ class _ChunkLoop:
 
     @property
     def fingerprints(self) -> Sequence[str]:
+        assert self.fingerprints_of is not None, "only films with fingerprints ask for them"
         return self.fingerprints_of(self.plan)
 
     def events(self) -> Iterator[Event]:
         resumed = self._resume()
         yield self._film_started()
         if resumed.notice:
-            yield events.Notice(resumed.notice)
+            yield Notice(resumed.notice)
         if resumed.chunks:
             yield self._reused(resumed.chunks, "journal", resumed.chunks)
         rest = self.plan.chunks[resumed.chunks :]
@@ -155,11 +155,11 @@ class _ChunkLoop:
                 yield from self._render(chunk)
         yield from self._end_of_decoding()
         self._note_film()
-        yield events.PhaseStarted("finish")
+        yield PhaseStarted("finish")
         with self.clock("finish"):
             output = self.writer.close()
         if self.writer.cache_problem:
-            yield events.Notice(f"chunks could not be kept for other films: {self.writer.cache_problem}")
+            yield Notice(f"chunks could not be kept for other films: {self.writer.cache_problem}")
         yield self._done(str(output))
 
     def _resume(self) -> Resumed:
@@ -169,7 +169,9 @@ class _ChunkLoop:
         wanted = Wanted(self.plan.chunks, self.fingerprints, self._settings())
         resumed = self.writer.resume(wanted, self.cache)
         if resumed.state is not None:
-            self._restore(State.from_bytes(resumed.state))
+            state = State.from_bytes(resumed.state)
+            assert state is not None, "resume checks the state"
+            self._restore(state)
         self._note_film()
         return resumed
 
@@ -205,17 +207,17 @@ class _ChunkLoop:
         """Encode the prompts of chunks to be rendered, and load what all chunks share."""
         if not chunks:
             return
-        yield events.PhaseStarted("text")
+        yield PhaseStarted("text")
         yield from self._encode_prompts(chunks)
         if "denoiser" in vars(self):
             return
-        yield events.PhaseStarted("load")
+        yield PhaseStarted("load")
         with self.clock("load"):
             _ = self.denoiser
             if not self.models.placement.takes_turns:
                 _ = self.models.vae
         if self.first_use and self.first_use.notice:
-            yield events.Notice(self.first_use.notice)
+            yield Notice(self.first_use.notice)
 
     def _render(self, chunk: Chunk) -> Iterator[Event]:
         began = time.perf_counter()
@@ -226,11 +228,11 @@ class _ChunkLoop:
         if chunk.fresh:
             yield from self._start_segment(chunk)
         self._start_early(chunk.index + 1)
-        yield events.PhaseStarted("denoise")
+        yield PhaseStarted("denoise")
         latents, finite = yield from self._denoise(chunk)
         yield from self._gpu_notices()
         yield from self._end_of_decoding()
-        yield events.PhaseStarted("decode")
+        yield PhaseStarted("decode")
         self.decoding = self.background.start(partial(self._finish, chunk, latents, finite, self._safe(chunk), began))
         if not self.background.overlaps:
             yield from self._end_of_decoding()
@@ -249,18 +251,16 @@ class _ChunkLoop:
         graphs = self.models.graphs
         if graphs is not None and graphs.problem and not graphs.problem_reported:
             graphs.problem_reported = True
-            yield events.Notice(graphs.problem)
+            yield Notice(graphs.problem)
 
-    def _finish(
-        self, chunk: Chunk, latents: Tensor, finite: Tensor, safe: Safe | None, began: float
-    ) -> events.ChunkDone:
+    def _finish(self, chunk: Chunk, latents: Tensor, finite: Tensor, safe: Safe | None, began: float) -> ChunkDone:
         """Decode, write and secure a chunk. It may run during the next chunk, so it reads no state of the loop."""
         if not finite:
             raise self._not_finite("latents", chunk)
         self._write_frames(chunk, latents)
         self.writer.end_piece(safe)
         before, self.chunk_ended = self.chunk_ended, time.perf_counter()
-        return events.ChunkDone(
+        return ChunkDone(
             chunk=chunk.index,
             chunks=self.script.num_chunks,
             frames=self.writer.num_frames,
@@ -282,7 +282,7 @@ class _ChunkLoop:
         for text in dict.fromkeys(texts):
             lost = self.models.prompts[text].lost
             if lost:
-                yield events.Notice(too_long(self.plan, text, lost))
+                yield Notice(too_long(self.plan, text, lost))
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -299,15 +299,16 @@ class _ChunkLoop:
     def _start_segment(self, chunk: Chunk) -> Iterator[Event]:
         """Set a fresh history and generator, from a picture or a clip if the chunk has one."""
         if chunk.image or chunk.video:
-            yield events.PhaseStarted("conditioning")
+            yield PhaseStarted("conditioning")
         if chunk.index in self.starting:
             start = self.starting.pop(chunk.index).result()
+            assert start.history.anchor is not None, "a picture or clip has an anchor"
             self.background.hand_over(start.history.latents, start.history.anchor)
         else:
             start = self._start_of(chunk)
         self.history, self.generator, self.chunks_in_segment = start.history, start.generator, 0
         if start.notice:
-            yield events.Notice(start.notice)
+            yield Notice(start.notice)
 
     def _start_early(self, index: int) -> None:
         """Encode the picture or clip of chunk `index`, if it has one, during the chunk before it."""
@@ -321,8 +322,9 @@ class _ChunkLoop:
         width, height = self.plan.size
         channels = self.models.dit_config.in_channels
         history = History.empty(channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL, self.models.device)
+        assert chunk.seed is not None, "a fresh chunk has a seed"
         start = _Start(history, torch.Generator("cpu").manual_seed(chunk.seed))
-        if not (chunk.image or chunk.video):
+        if chunk.image is None and chunk.video is None:
             return start
         from helios_cli.film.media import VideoClip, read_image  # which import Pillow
 
@@ -331,6 +333,7 @@ class _ChunkLoop:
                 picture = read_image(chunk.image, self.plan.size)
                 start_from_picture(history, self.models.vae, picture, start.generator)
                 return start
+            assert chunk.video is not None
             clip = VideoClip(chunk.video, self.plan.size, self.plan.fps)
             start_from_clip(history, self.models.vae, clip, start.generator)
         if not clip.info.high_dynamic_range:
@@ -396,7 +399,7 @@ class _ChunkLoop:
             hint="try --dtype bfloat16 or float32; if it stays, `helios models verify` checks the weights",
         )
 
-    def _film_started(self) -> events.FilmStarted:
+    def _film_started(self) -> FilmStarted:
         models, plan, script = self.models, self.plan, self.script
         amplified = models.checkpoint.preset.amplify_first_chunk
         steps = {
@@ -408,7 +411,7 @@ class _ChunkLoop:
             )
             for amplify in (False, True)
         }
-        return events.FilmStarted(
+        return FilmStarted(
             film=plan.title,
             output=str(self.writer.target.path),
             model=models.name,
@@ -439,18 +442,18 @@ class _ChunkLoop:
             "seed": str(plan.chunks[0].seed),
         }
 
-    def _reused(self, chunks_so_far: int, source: str, count: int) -> events.ChunksReused:
+    def _reused(self, chunks_so_far: int, source: str, count: int) -> ChunksReused:
         first = chunks_so_far - count
         frames = [chunk.num_frames for chunk in self.plan.chunks[:chunks_so_far]]
         self.frames_reused += sum(frames[first:])
-        return events.ChunksReused(
+        return ChunksReused(
             chunk=chunks_so_far - 1, chunks=self.script.num_chunks, frames=sum(frames), count=count, source=source
         )
 
-    def _done(self, output: str) -> events.FilmDone:
+    def _done(self, output: str) -> FilmDone:
         seconds = time.perf_counter() - self.started
         device = self.models.device
-        return events.FilmDone(
+        return FilmDone(
             output=output,
             frames=self.writer.num_frames,
             seconds=seconds,

@@ -145,7 +145,8 @@ def _write_component(
 
 def _write_shard(path: Path, shard: list[_New], files: WeightFiles, advance: Callable[[int], None]) -> None:
     """Write one file: a header padded to a page, then the tensors end to end."""
-    header, place = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    place = 0
     for new in shard:
         header[new.name] = {
             "dtype": CODES[new.dtype],
@@ -159,7 +160,7 @@ def _write_shard(path: Path, shard: list[_New], files: WeightFiles, advance: Cal
         file.write(len(text).to_bytes(8, "little") + text)
         for new in shard:
             for piece in _values(new, files):
-                file.write(piece.contiguous().view(-1).view(torch.uint8).numpy())
+                file.write(memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy()))
                 advance(piece.nbytes)
         file.flush()
         os.fsync(file.fileno())

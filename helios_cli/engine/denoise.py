@@ -126,17 +126,18 @@ class Denoiser:
         return [Call(x, tokens, mods, rope, prompt) for prompt in prompts]
 
     def _guided(self, flows: list[Tensor]) -> Tensor:
-        cond, *uncond = flows
-        if not uncond:
-            return cond
+        if len(flows) == 1:
+            return flows[0]
+        cond, uncond = flows
         combine = zero_star if self.settings.cfg_zero_star else classifier_free
-        return combine(cond, *uncond, self.settings.guidance)
+        return combine(cond, uncond, self.settings.guidance)
 
     def _enter(self, x: Tensor, renoise: tuple[float, float], generator: torch.Generator) -> Tensor:
         """Enter a finer stage: upsample x2 (nearest), scale, and add the noise that upsampling removed."""
         alpha, beta = renoise
-        *planes, height, width = x.shape
-        noise = to_device(self.block_noise.draw((*planes, 2 * height, 2 * width), generator), x.device)
+        batch, channels, frames, height, width = x.shape
+        shape = (batch, channels, frames, 2 * height, 2 * width)
+        noise = to_device(self.block_noise.draw(shape, generator), x.device)
         return kernels.renoise(x, noise, alpha, beta)
 
     def _modulation(self, timestep: float) -> Modulation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 from helios_cli.cost.estimate import groups_of
@@ -20,9 +20,9 @@ FilmEvent = tuple[Job | None, Event | HeliosError]
 """An event, or the error that ended a film, with the film's job; None for an event about all films that render."""
 
 
-def render_films(jobs: Sequence[Job], session: Session, *, stop: bool = False) -> Iterator[FilmEvent]:
+def render_films(jobs: Sequence[Job], session: Session, *, stop: bool = False) -> Generator[FilmEvent, None, None]:
     """Render all films, `options.lanes` at a time. The error of an only film is raised, and with `stop` that of any."""
-    for group in groups_of(jobs, jobs[0].options.lanes, lambda job: job.options.model):
+    for group in groups_of(jobs, jobs[0].options.lanes, lambda job: job.model):
         first_error = None
         for job, event in _render_group(group, session):
             if isinstance(event, HeliosError) and (stop or len(jobs) == 1):
@@ -48,7 +48,7 @@ def _render_group(jobs: Sequence[Job], session: Session) -> Iterator[FilmEvent]:
     yield job, failed
 
 
-def render_takes(job: Job, session: Session, next_step: Callable[[int], str]) -> Iterator[Event]:
+def render_takes(job: Job, session: Session, next_step: Callable[[int], str]) -> Generator[Event, None, None]:
     """Render the first chunk of a shot with `options.takes` seeds, as clips and on a contact sheet.
 
     `next_step` says how to make the film with one of the seeds. Raises what `render` raises, and Interrupted.
@@ -57,8 +57,8 @@ def render_takes(job: Job, session: Session, next_step: Callable[[int], str]) ->
     session.load(film, options)
     plan = session.plan(film, options)
     yield from session.notices()
-    takes = takes_of(plan, options.takes, options.shot or 1)
-    files = TakesFiles.of(options.output, force=True)
+    takes = takes_of(plan, options.takes or 1, options.shot or 1)
+    files = TakesFiles.of(job.output, force=True)
     files.make_folder()
     for done, take in enumerate(takes):
         clip = replace(options, output=str(files.clip(take.seed)), metadata=False)

@@ -39,6 +39,7 @@ class Finish:
     """Makes what belongs to the film at `target` that `script` decides."""
 
     script: Script
+    output: str
     options: RenderOptions
     models: Models
     target: Target
@@ -112,9 +113,9 @@ class Finish:
 
     def _write_sidecar(self, seconds: float) -> Iterator[Notice]:
         """The film is complete: nothing that prevents its sidecar makes the render fail."""
-        output, path = self.options.output, sidecar_path(self.target, self.film.source)
+        path = sidecar_path(self.target, self.film.source)
         if path is None:
-            yield Notice(f"{output} gets no sidecar: both of its possible names belong to other files")
+            yield Notice(f"{self.output} gets no sidecar: both of its possible names belong to other files")
             return
         if path.name.count(".") > self.target.path.name.count(".") + (self.target.kind == "png"):
             yield Notice(f"the sidecar is {path.name}, since {self.target.path.stem}.json is another file")
@@ -122,7 +123,7 @@ class Finish:
             plan = self.script.plan
             write_sidecar(path, self.record(), self.target, plan, self.fingerprints.of(plan), seconds)
         except MachineError as error:
-            yield Notice(f"{output} is complete, but its sidecar could not be written: {error.message}")
+            yield Notice(f"{self.output} is complete, but its sidecar could not be written: {error.message}")
 
     def _export_and_check(self, forms: tuple[str, ...], done: FilmDone) -> Iterator[Event]:
         for notice in export(self.target, self.script.plan, forms):
@@ -141,5 +142,5 @@ class Finish:
         yield done
         if findings and self.options.strict:
             raise HeliosError(
-                f"{self.options.output} is complete, with {counted(findings, 'finding')}, and --strict allows none"
+                f"{self.output} is complete, with {counted(findings, 'finding')}, and --strict allows none"
             )

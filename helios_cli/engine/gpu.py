@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ class CudaRecorder:
     """Records work as CUDA graphs that share one memory pool, so only one may run at a time."""
 
     def __init__(self) -> None:
-        self.pool: tuple[int, int] | None = None
+        self.pool: Any = None
 
     def forget(self) -> None:
         """Forget the pool after all graphs are gone: a pool without a graph must not be recorded into again."""
@@ -168,16 +168,17 @@ class CallGraphs:
         self._graphs.move_to_end(key)
         with torch.inference_mode():
             fixed = self._fixed(tensors)
-            if self._graphs[key] is None:
+            recorded = self._graphs[key]
+            if recorded is None:
                 try:
-                    self._graphs[key] = self.record(lambda: dit(*_call(fixed)))
+                    recorded = self._graphs[key] = self.record(lambda: dit(*_call(fixed)))
                 except RuntimeError as error:  # it holds every tensor that was computed until this block ends
                     self.problem = f"model calls are not replayed as graphs: {str(error).strip().splitlines()[0]}"
-                if self.problem:
+                if recorded is None:
                     self.forget()
                     return dit(*call)
                 self._drop_old()
-            replay, result = self._graphs[key]
+            replay, result = recorded
             replay()
             self.replayed += 1
             return result.clone()
@@ -371,6 +372,7 @@ def on_host(pieces: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]
         copying.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(copying):
             copies, copied = to_host(*piece)
+            assert copied is not None, "a copy from a GPU has an event"
         if waiting:
             waiting[1].synchronize()
             yield waiting[0]

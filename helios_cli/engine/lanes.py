@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -86,10 +86,12 @@ class Lane(Session):
         return self._session.load(film, options)
 
     def place(self, plans: Sequence[Plan], options: RenderOptions, *, prompts_come: bool = False) -> None:
-        self._wait_for(_Placing(*plans, options))
+        (plan,) = plans
+        self._wait_for(_Placing(plan, options))
 
     def place_deeper(self, plans: Sequence[Plan], options: RenderOptions) -> bool:
-        return self._wait_for(_Placing(*plans, options, deeper=True))
+        (plan,) = plans
+        return self._wait_for(_Placing(plan, options, deeper=True))
 
     def answer(self, calls: Sequence[Call]) -> list[Tensor]:
         begun = time.perf_counter()
@@ -140,7 +142,9 @@ class Lane(Session):
         self._steps.put(_End(error))
 
 
-def render_together(jobs: Sequence[Job], session: Session) -> Iterator[tuple[Job | None, Event | HeliosError]]:
+def render_together(
+    jobs: Sequence[Job], session: Session
+) -> Generator[tuple[Job | None, Event | HeliosError], None, None]:
     """Render films of one model side by side; yield each event with its job, and the error of a film that fails.
 
     Events without a job are about all films. An error of a model call ends all films that wait for one.
@@ -148,7 +152,7 @@ def render_together(jobs: Sequence[Job], session: Session) -> Iterator[tuple[Job
     lanes = [Lane(session, partial(render, job.film, job.options)) for job in jobs]
     job_of = dict(zip(lanes, jobs, strict=True))
     for lane, step in lockstep(lanes, session):
-        yield lane and job_of[lane], step
+        yield (None if lane is None else job_of[lane]), step
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,6 +41,10 @@ from helios_cli.weights.tokenizer import read_tokenizer, tokens_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from helios_cli.model.block import Block
+
+Part = TypeVar("Part", bound=nn.Module)
 
 EMBEDDING = "shared.weight"
 """The text encoder's embedding, one row per token of the vocabulary; a prompt needs only a few rows."""
@@ -221,10 +225,11 @@ class Models:
         with torch.device("meta"):
             encoder = UMT5Encoder(self.text_config)
         stored = stored_tensors(encoder, self.checkpoint.component("text_encoder"))
-        stream = self._stream_of(encoder.encoder.block, "encoder.block.", stored, self.dtype, islands, again=False)
+        layers = cast(nn.ModuleList, encoder.encoder.block)
+        stream = self._stream_of(layers, "encoder.block.", stored, self.dtype, islands, again=False)
         self._fill("text_encoder", encoder, self.dtype, islands, stream.names | {EMBEDDING})
-        encoder.shared = StoredRows(stored[EMBEDDING], self._files, self.device, self.dtype)
-        encoder.walk = stream.walk
+        encoder.shared = cast(nn.Embedding, StoredRows(stored[EMBEDDING], self._files, self.device, self.dtype))
+        encoder.walk = cast("Callable[[], Iterable[umt5.Layer]]", stream.walk)
         with contextlib.closing(stream):
             yield encoder.eval()
 
@@ -246,7 +251,7 @@ class Models:
         if self.placement.takes_turns:
             self._send_away("vae", self._vae)
         if self._dit is None:
-            self._dit = self._load("transformer", *self._part("transformer"))
+            self._dit = self._load("transformer", self._build_dit, self.dtype, dit.FP32_ISLANDS)
         elif not self._bring_back("transformer"):
             return self._dit
         self._dit.join_projections()
@@ -266,7 +271,7 @@ class Models:
         if self.quant == "none":
             return module
         try:
-            return use_fp8(module, is_fp8)
+            return cast(HeliosDiT, use_fp8(module, is_fp8))
         except ValueError as error:
             raise MachineError(f"--quant fp8: {error}", hint="leave out --quant") from error
 
@@ -276,46 +281,48 @@ class Models:
         if self.placement.takes_turns:
             self._send_away("transformer", self._dit)
         if self._vae is None:
-            self._vae = self._load("vae", *self._part("vae"))
+            self._vae = self._load("vae", lambda: WanVAE(self.vae_config), self.vae_dtype, frozenset())
         elif not self._bring_back("vae"):
             return self._vae
         if self.placement.mode == "model":
             self._read_ahead("transformer")
         return self._vae
 
-    def _load(
-        self, name: str, build: Callable[[], nn.Module], dtype: torch.dtype, fp32_islands: frozenset[str]
-    ) -> nn.Module:
+    def _load(self, name: str, build: Callable[[], Part], dtype: torch.dtype, fp32_islands: frozenset[str]) -> Part:
         with torch.device("meta"):
             module = build()
         leave: frozenset[str] = frozenset()
-        if name == "transformer" and self.placement.mode == "stream":
+        if isinstance(module, HeliosDiT) and self.placement.mode == "stream":
             stored = stored_tensors(module, self.checkpoint.component(name))
             self.stream = self._stream_of(module.blocks, "blocks.", stored, dtype, fp32_islands)
-            module.walk, leave = self.stream.walk, self.stream.names
+            module.walk = cast("Callable[..., Iterable[Block]]", self.stream.walk)
+            leave = self.stream.names
         self._fillers[name] = (module, dtype, fp32_islands, leave)
-        return self._fill(name, *self._fillers[name]).eval()
+        return self._fill(name, module, dtype, fp32_islands, leave).eval()
 
     def _fill(
         self,
         name: str,
-        module: nn.Module,
+        module: Part,
         dtype: torch.dtype,
         fp32_islands: frozenset[str],
         leave: frozenset[str],
         *,
         check: bool = True,
-    ) -> nn.Module:
-        return load_component(
-            module,
-            self.checkpoint.component(name),
-            device=self.device,
-            dtype=dtype,
-            keep_fp32=_keeps_fp32(fp32_islands),
-            leave=leave,
-            files=self._files,
-            check=check,
-            ahead=self._ahead.take(name),
+    ) -> Part:
+        return cast(
+            Part,
+            load_component(
+                module,
+                self.checkpoint.component(name),
+                device=self.device,
+                dtype=dtype,
+                keep_fp32=_keeps_fp32(fp32_islands),
+                leave=leave,
+                files=self._files,
+                check=check,
+                ahead=self._ahead.take(name),
+            ),
         )
 
     def _stream_of(
@@ -366,7 +373,7 @@ class Models:
         beside = self.placement.text_beside
         if beside is None and self.placement.mode == "none":
             needed = self.dtype.itemsize * self.checkpoint.component("text_encoder").parameters
-            beside = needed <= device_of(self.device).free_bytes
+            beside = needed <= (device_of(self.device).free_bytes or 0)
         if beside:
             return
         self._send_away("transformer", self._dit)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
 
 import torch
 
@@ -27,7 +26,9 @@ from helios_cli.recipe.plan import Plan, too_long
 
 
 @torch.inference_mode()
-def render(film: Film, options: RenderOptions, session: Session, script: Script | None = None) -> Iterator[Event]:
+def render(
+    film: Film, options: RenderOptions, session: Session, script: Script | None = None
+) -> Generator[Event, None, None]:
     """Render `film` to `options.output`, and yield what happens; the last event is FilmDone.
 
     An interrupted render of the same film is continued, and chunks that earlier films left are taken over. Where memory
@@ -42,17 +43,18 @@ def render(film: Film, options: RenderOptions, session: Session, script: Script 
     Raises:
         HeliosError: the subclass says why. Chunks that are done stay safe, and the same render continues there.
     """
-    options = replace(options, output=options.output or f"{film.name}.mp4")
+    output = options.output or f"{film.name}.mp4"
     models = session.load(film, options)
     yield from session.notices()
-    script = script or Planned(session.plan(film, options), film)
+    if script is None:
+        script = Planned(session.plan(film, options), film)
     session.place([script.plan], options, prompts_come=not isinstance(script, Planned))
     yield from session.notices()
     if options.strict:
         _require_whole_prompts(script.plan, models)
     for may_go_deeper in (True, False):
         try:
-            yield from _render_placed(options, session, script)
+            yield from _render_placed(output, options, session, script)
             return
         except OutOfMemory as error:
             short = error.with_traceback(None)
@@ -63,22 +65,23 @@ def render(film: Film, options: RenderOptions, session: Session, script: Script 
     raise short
 
 
-def _render_placed(options: RenderOptions, session: Session, script: Script) -> Iterator[Event]:
+def _render_placed(output: str, options: RenderOptions, session: Session, script: Script) -> Iterator[Event]:
     """Render a film whose model has its place: target, chunks, and what is made of the film besides its frames."""
-    target = Target.of(options.output)
+    target = Target.of(output)
     with memory_errors():
         identity = session.identity(script.plan.size)
     fingerprints = Fingerprints(identity.weights, identity.arithmetic, reanchor=options.reanchor)
-    finish = Finish(script, options, session.models, target, identity, fingerprints)
+    finish = Finish(script, output, options, session.models, target, identity, fingerprints)
     yield from finish.differences()
     if finish.is_finished():
-        yield Notice(f"{options.output} is finished already")
+        yield Notice(f"{output} is finished already")
         yield from finish.complete()
         return
     if notice := check_space(target, film_bytes(script.plan, target.kind, options.codec, options.crf)):
         yield Notice(notice)
-    chunks, done = [], None
-    with session.writing(_writer(options, script.plan), options.output, script) as writer:
+    chunks: list[float] = []
+    done = None
+    with session.writing(_writer(output, options, script.plan), output, script) as writer:
         events = render_chunks(
             script,
             session.models,
@@ -106,9 +109,9 @@ def _render_placed(options: RenderOptions, session: Session, script: Script) -> 
     yield from finish.finish(done)
 
 
-def _writer(options: RenderOptions, plan: Plan) -> FilmWriter:
+def _writer(output: str, options: RenderOptions, plan: Plan) -> FilmWriter:
     return open_writer(
-        options.output,
+        output,
         size=plan.size,
         fps=plan.fps,
         codec=options.codec,

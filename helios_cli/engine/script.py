@@ -22,10 +22,17 @@ class Script(Protocol):
         num_frames, num_chunks: size of the whole film; None while it is not known.
     """
 
-    film: Film | None
-    plan: Plan
-    num_frames: int | None
-    num_chunks: int | None
+    @property
+    def film(self) -> Film | None: ...
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def num_frames(self) -> int | None: ...
+
+    @property
+    def num_chunks(self) -> int | None: ...
 
     def decide(self, index: int) -> Iterable[Event]:
         """Decide chunk `index`, the next to be rendered: `plan` has it when the last event is taken, or the film ends.

@@ -194,8 +194,8 @@ class Session:
                     return
         mode, modes = plan_placement(load, options, budget)
         if prompts_come and mode.name == "none":
-            beside = plan_memory(load, budget, replace(mode.placement, text_beside=True))
-            mode = beside if beside.fits else mode
+            roomier = plan_memory(load, budget, replace(mode.placement, text_beside=True))
+            mode = roomier if roomier.fits else mode
         models.place(mode.placement)
         if mode.name != "none" or not options.memory_is_default:
             self.note(reason(mode, modes, options, budget, load))

@@ -37,6 +37,7 @@ class State:
     @classmethod
     def of(cls, history: History, generator: torch.Generator, place: int) -> State:
         """Take the state without waiting for a GPU."""
+        assert history.anchor is not None, "a chunk is done, so there is an anchor"
         (latents, anchor), copied = to_host(history.latents, history.anchor)
         return cls(latents, anchor, generator.get_state(), place, copied)
 

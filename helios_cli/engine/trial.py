@@ -38,7 +38,7 @@ def settle(device: torch.device) -> Iterator[str]:
     yield NOTICE
     found = helios_kernels.find_triton()
     try:
-        verdicts = _try(device, trial.operations(found.chip), trial.of(found.device) or Verdicts({}, {}))
+        verdicts = _try(device, trial.operations(found.chip or ""), trial.of(found.device) or Verdicts({}, {}))
     except HeliosError as error:  # no memory, no device: this says nothing about the kernels
         yield f"kernels could not be tried, so this film goes without: {error.message}"
         return

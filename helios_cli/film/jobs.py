@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One film to render: `options.model` and `options.output` are its own."""
+    """One film to render, with a `model` and an `output` of its own, which its `options` name as well."""
 
     film: Film
     options: RenderOptions
+    model: str
+    output: str
 
 
 def film_to_repeat(sources: list[str] | None, from_film: Path | None) -> Again | None:
@@ -76,7 +78,7 @@ def find_jobs(sources: list[str], options: RenderOptions, films: list[Film] | No
         raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
     outputs = _outputs(films, options.output)
     several = len(films) > 1
-    return [_job(film, replace(options, output=out), several) for film, out in zip(films, outputs, strict=True)]
+    return [_job(film, options, output, several) for film, output in zip(films, outputs, strict=True)]
 
 
 def plan_jobs(sources: list[str], options: RenderOptions, films: list[Film] | None = None) -> list[Job]:
@@ -92,21 +94,21 @@ def check_encoding(jobs: list[Job]) -> None:
     from helios_cli.film import ffmpeg
 
     options = jobs[0].options
-    if options.takes or any(job.options.output.lower().endswith(".mp4") for job in jobs):
+    if options.takes or any(job.output.lower().endswith(".mp4") for job in jobs):
         ffmpeg.check_encoding(codec=options.codec, crf=options.crf, preset=options.preset)
     else:
         ffmpeg.Encoding(options.codec, options.crf, options.preset)
 
 
-def _job(film: Film, options: RenderOptions, several: bool) -> Job:
+def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
     if options.takes:
         from helios_cli.film.takes import TakesFiles, check_shot
 
         check_shot(film, options.shot or 1)
-        files = TakesFiles.of(options.output, force=options.force)
+        files = TakesFiles.of(output, force=options.force)
         places: tuple[Path, ...] = (files.sheet, files.folder)
     else:
-        target = check_target(options.output, force=options.force or several)
+        target = check_target(output, force=options.force or several)
         places = (target.path, *target.beside)
         if options.export:
             _check_exports(film, target, options, several)
@@ -114,7 +116,7 @@ def _job(film: Film, options: RenderOptions, several: bool) -> Job:
     model, origin = choose_model(film.recipe, options)
     if origin == MODEL_VARIABLE and model != DEFAULT_MODEL:
         _check_variable(model)
-    return Job(film, replace(options, model=model))
+    return Job(film, replace(options, model=model, output=output), model, output)
 
 
 def _check_exports(film: Film, target: Target, options: RenderOptions, several: bool) -> None:
@@ -149,10 +151,11 @@ def check_clips(films: list[Film], options: RenderOptions) -> list[Film]:
     those that are cut short.
     """
     from helios_cli.recipe.files import picture_problems
-    from helios_cli.recipe.problems import RecipeError
+    from helios_cli.recipe.problems import Problem, RecipeError
     from helios_cli.recipe.settings import film_fps
 
-    problems, checked = [], []
+    problems: list[Problem] = []
+    checked = []
     for film in films:
         problems += picture_problems(film, options, partial(_clip_fault, film_fps(options, film.recipe)))
         short = list(picture_problems(film, options, _clip_cut_short)) if not problems else []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from helios_cli.errors import InputError, OutOfMemory
 from helios_cli.live.lines import Lines, read_line
@@ -65,7 +65,7 @@ def render_live(
     recipe_file: RecipeFile,
     session: Session,
     warn: Callable[[str], None],
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Render the film of the first prompt and of those that lines bring while it renders.
 
     Raises what `engine.render.render` raises, and InputError if there is no prompt at all.
@@ -84,7 +84,7 @@ def render_live(
     if first is None:
         raise InputError("standard input holds no prompt", hint=EXAMPLE)
     film = _resolved(job.film, first, job.options, settings, models.name)
-    options = replace(job.options, **dict.fromkeys(IN_RECIPE))
+    options = replace(job.options, **cast("dict[str, Any]", dict.fromkeys(IN_RECIPE)))
 
     def plan_of(film: Film) -> Plan:
         session.introduce([film.recipe.shots[-1].prompt])

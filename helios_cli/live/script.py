@@ -61,6 +61,7 @@ class LiveScript:
         self._plan_of, self._keep, self._warn = plan_of, keep, warn
         self._most = self.num_chunks or int(MAX_SECONDS * fps) // FRAMES_PER_CHUNK
         self._taken: dict[int, PromptTaken] = {}
+        self.plan: Plan
         self._begin(film.recipe.shots[0], 0)
 
     def decide(self, index: int) -> Iterator[PromptTaken]:
