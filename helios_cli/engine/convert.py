@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -160,7 +160,7 @@ def _write_shard(path: Path, shard: list[_New], files: WeightFiles, advance: Cal
         file.write(len(text).to_bytes(8, "little") + text)
         for new in shard:
             for piece in _values(new, files):
-                file.write(memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy()))
+                file.write(cast(bytes, piece.contiguous().view(-1).view(torch.uint8).numpy()))
                 advance(piece.nbytes)
         file.flush()
         os.fsync(file.fileno())

@@ -126,8 +126,8 @@ class Session:
         if name == DEFAULT_MODEL:
             name, line = auto_model(device_of(device), _name_of(dtype), options)
             self.note(line)
-        if line := hub.shadow_of(name):
-            self.note(line)
+        if shadow := hub.shadow_of(name):
+            self.note(shadow)
         folder = hub.resolve(name, options.revision, progress=self.progress)
         checkpoint = Checkpoint.open(folder)
         for line in trial.settle(device):
@@ -230,7 +230,7 @@ class Session:
             self._budget = budget_of(options, device)
             for notice in budget_notices(options, self._budget):
                 self.note(notice)
-            if device.kind == "cuda" and (share := allocator_share(options.vram, device.total_bytes)):
+            if device.kind == "cuda" and (share := allocator_share(options.vram, device.total_bytes or 0)):
                 torch.cuda.set_per_process_memory_fraction(share, self.models.device)
         return self._budget
 
