@@ -250,6 +250,7 @@ print(peak_host_bytes())
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_memory_does_not_grow_with_the_film(folder, tmp_path):
     """Peak resident size of 48 chunks (66 s of film) within 5 % of 6, each in its own process, all of it kept.
 
