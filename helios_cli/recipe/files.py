@@ -127,7 +127,7 @@ def picture_problems(
         for key in ("image", "video") if index or not flags else ():
             written = getattr(shot, key)
             if written is not None and (error := fault(film.picture(written), key, "the recipe")):
-                yield film.problem(error[0], "shot", index, key, suggestion=error[1])
+                yield Problem(film.source, error[0], **film.where("shot", index, key), suggestion=error[1])
 
 
 def file_fault(path: Path, key: str, base: str) -> Fault | None:

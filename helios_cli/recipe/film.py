@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helios_cli.recipe.problems import Lines, Problem, line_of, where
+from helios_cli.recipe.problems import Lines, line_of, where
 from helios_cli.recipe.schema import Recipe
 
 
@@ -39,6 +39,6 @@ class Film:
         """Return the line of `place`."""
         return line_of(self.lines, place)
 
-    def problem(self, message: str, *place: str | int, suggestion: str | None = None, **other: Any) -> Problem:
-        """Return a problem with the value at `place`; `other` replaces parts of that."""
-        return Problem(self.source, message, suggestion=suggestion, **(where(self.lines, place) | other))
+    def where(self, *place: str | int) -> dict[str, Any]:
+        """Return `line`, `shot` and `key` of a problem with the value at `place`."""
+        return where(self.lines, place)

@@ -244,7 +244,8 @@ def _shortened(
         seconds = f"{first.blend_frames / fps:.4g} s, not {recipe[first.index].blend_seconds:g} s"
         message = f"the blend takes {seconds}: no longer than its shot" + _also(written)
         advice = "shorten it, lengthen the shot, or write the transition switch"
-        problems.append(film.problem(message, "shot", first.index, "blend_seconds", suggestion=advice))
+        place = film.where("shot", first.index, "blend_seconds")
+        problems.append(Problem(film.source, message, **place, suggestion=advice))
     if len(short) > len(written):
         count = counted(len(short) - len(written), "shot")
         notices.append(f"{count} shorter than a blend of {DEFAULT_BLEND_SECONDS:g} s: the blend takes the whole shot")
@@ -260,7 +261,7 @@ def _unused(film: Film, shots: tuple[PlannedShot, ...], chunks: tuple[Chunk, ...
     frames = counted(shots[lost[0]].num_frames, "frame")
     message = f"no chunk has its middle in these {frames}, so the prompt is never used" + _also(lost)
     advice = f"give it at least {FRAMES_PER_CHUNK} frames, or let it begin with a cut"
-    return [film.problem(message, "shot", lost[0], suggestion=advice)]
+    return [Problem(film.source, message, **film.where("shot", lost[0]), suggestion=advice)]
 
 
 def _also(indices: list[int]) -> str:

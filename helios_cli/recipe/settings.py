@@ -82,12 +82,10 @@ def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Set
         values[key] = None if path is None else Path(os.path.abspath(path))
         _, origins[key] = _pick(key, options, recipe.shots[0], None, "default")
     values |= {key: float(values[key]) for key in ("fps", "guidance")}
-    lengths = (("flag", options), ("recipe", recipe))  # a flag of any unit goes before a recipe's of any unit
-    frames = [
-        (count, origin) for origin, given in lengths if (count := length_in_frames(given, values["fps"])) is not None
-    ]
-    has_lengths = any(shot.seconds is not None for shot in recipe.shots)
-    values["num_frames"], origins["num_frames"] = (*frames, (None, "recipe" if has_lengths else "default"))[0]
+    by_flag = length_in_frames(options, values["fps"]) is not None  # of any unit, over a recipe's of any unit
+    values["num_frames"] = length_in_frames(options if by_flag else recipe, values["fps"])
+    by_recipe = values["num_frames"] is not None or any(shot.seconds is not None for shot in recipe.shots)
+    origins["num_frames"] = "flag" if by_flag else "recipe" if by_recipe else "default"
     return Settings(**values, origins=origins)
 
 

@@ -54,7 +54,8 @@ def lay_out(
         message = f"the shots with a length take {_both(fixed, fps)} of the film's {_both(num_frames, fps)}, "
         message += f"which leaves nothing for the {counted(num_open, 'shot')} without one"
         advice = "make the film longer, or shorten a shot"
-        problems.all.append(film.problem(message, "shot", given.index(None), suggestion=advice, key="seconds"))
+        place = film.where("shot", given.index(None)) | {"key": "seconds"}
+        problems.add(message, **place, suggestion=advice)
     elif abs(total - num_frames) <= 1:  # a length in seconds and a sum of lengths may round apart
         lengths[-1] = max(1, lengths[-1] + num_frames - total)
     elif total > num_frames and by_flag:
@@ -63,7 +64,7 @@ def lay_out(
         message = f"the film has {_both(num_frames, fps)}, but its shots take {_both(total, fps)}"
         key = next(key for key in LENGTH_KEYS if getattr(film.recipe, key) is not None)
         advice = f"write `seconds = {_plain(total / fps)}` for the film, or shorten a shot"
-        problems.all.append(film.problem(message, key, suggestion=advice))
+        problems.add(message, **film.where(key), suggestion=advice)
     else:
         lengths[-1] += num_frames - total
         notices.append(
@@ -95,7 +96,7 @@ def _fixed_lengths(film: Film, fps: float, problems: Problems) -> list[int | Non
         if shot.seconds * fps < 0.5:
             message = f"{shot.seconds:g} s is less than a frame at {fps:g} fps"
             advice = "make it longer, or remove the shot"
-            problems.all.append(film.problem(message, "shot", index, "seconds", suggestion=advice))
+            problems.add(message, **film.where("shot", index, "seconds"), suggestion=advice)
         seconds += shot.seconds
         segment_seconds += shot.seconds
         ends_segment = index + 1 == len(shots) or shots[index + 1].transition == "cut"

@@ -85,7 +85,7 @@ def _read_json(text: str, problems: Problems) -> Tree:
     return value, walk.lines
 
 
-_STRING = r""""(?:\\.|[^"\\\n])*"|'[^'\n]*\'"""
+_STRING = r"""\"(?:\\.|[^"\\\n])*\"|'[^'\n]*'"""
 _GAP = re.compile(r"(?:[\s,]|#[^\n]*)*")
 _KEY = re.compile(rf"[ \t]*({_STRING}|[^\s\[\]{{}}=.,:#\"']+)[ \t]*")
 _SIGN = re.compile(r"\s*[=:]")
