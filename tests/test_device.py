@@ -28,6 +28,7 @@ print(json.dumps([[one.kind, one.name, one.capability, pick_dtype("auto", one)] 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 
 
+@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("threads", [None, "3"])
 def test_it_is_the_device_that_torch_takes(threads):

@@ -48,7 +48,10 @@ def test_the_world_itself_has_full_marks():
         assert table[name] >= 0.98, (name, table)
 
 
-@pytest.mark.parametrize("motion", ["left", "up", "circling", "bouncing", "still"])
+@pytest.mark.parametrize(
+    "motion",
+    ["left", *(pytest.param(name, marks=pytest.mark.slow) for name in ("up", "circling", "bouncing", "still"))],
+)
 def test_half_a_minute_of_the_world_lasts(motion):
     found = watched(render(scene_with(motion), HALF_MINUTE))
     assert found.seconds == 30 and found.borders == 21

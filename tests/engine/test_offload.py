@@ -79,7 +79,9 @@ def resident(tmp_path_factory):
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
-@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "distilled" else [pytest.mark.slow]) for kind in STEPS]
+)
 def test_every_mode_gives_the_frames_of_the_resident_model(kind, placement, folder_of, resident, tmp_path):
     case = case_of(kind)
     frames = frames_of(case, models_at(folder_of(kind), placement), tmp_path / "film")

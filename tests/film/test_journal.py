@@ -86,6 +86,7 @@ def test_any_bytes_are_no_journal_of_ours_and_stay(data, tmp_path_factory):
     assert target.journal.read_bytes() == data and os.listdir(target.path.parent) == ["film.mp4.journal"]
 
 
+@pytest.mark.slow
 @given(data=st.binary() | lines)
 @example(data=b"[" * 100_000 + b"\n")
 def test_any_bytes_after_the_first_line_are_a_journal_without_chunks(data, tmp_path_factory):

@@ -62,7 +62,7 @@ def contents(path: Path) -> list[bytes]:
     ("suffix", "torn", "cached"),
     [
         pytest.param(".mp4", True, True, id="mp4, torn, with a cache"),
-        pytest.param(".mkv", False, False, id="mkv"),
+        pytest.param(".mkv", False, False, id="mkv", marks=pytest.mark.slow),
         pytest.param("", True, False, id="pictures, torn"),
         pytest.param(".mp4", False, False, id="mp4", marks=pytest.mark.slow),
         pytest.param(".mkv", True, True, id="mkv, torn, with a cache", marks=pytest.mark.slow),

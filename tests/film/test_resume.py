@@ -254,6 +254,7 @@ def test_a_film_over_the_file_size_limit_is_gone_on_with(models, whole, tmp_path
     assert np.array_equal(decoded(Path(out)), whole(".mkv"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [600, 1400])
 def test_a_full_disk_is_gone_on_with(kilobytes, models, whole, tmp_path):
     """At the first size the film fills the disk while it grows, at the second when it is finished."""
@@ -355,6 +356,7 @@ def test_an_encoder_that_fails_ends_the_film_at_the_next_model_call(models, out,
     assert len(began) <= 7
 
 
+@pytest.mark.slow
 def test_damaged_pictures_are_rendered_again(models, whole, tmp_path):
     stop_after(3, models, f"{tmp_path}/film/")
     flip(tmp_path / "film.partial" / "frame_000060.png", 3000)
@@ -479,6 +481,7 @@ def test_two_runs_of_one_film(models, whole, out):
 # While it grows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_the_growing_film_plays_at_any_moment(suffix, models, whole, tmp_path):
     out = tmp_path / f"film{suffix}"
