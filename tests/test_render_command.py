@@ -15,6 +15,7 @@ from helios_cli.cli import main
 from helios_cli.film.ffmpeg import program
 from helios_cli.film.reading import probe
 from helios_cli.film.writer import open_writer
+from support.streams import video_stream
 from support.waiting import LONGEST
 
 
@@ -45,11 +46,9 @@ def test_a_prompt_becomes_an_mp4_that_players_open(helios, tmp_path):
     result = helios("render", "A red circle, moving!", *SMALL, "--seconds", "2")
     assert result.returncode == 0, result.stderr
     film = tmp_path / "a-red-circle-moving.mp4"
-    info = probe(film)
-    assert (info.width, info.height, info.fps, info.codec, info.pix_fmt) == (64, 64, 24, "h264", "yuv420p")
-    assert info.profile == "High"
-    tags = (info.color_range, info.color_matrix, info.color_primaries, info.color_transfer)
-    assert tags == ("tv", "bt709", "bt709", "bt709")
+    info, stream = probe(film), video_stream(film)
+    assert (info.width, info.height, info.fps, info.pix_fmt) == (64, 64, 24, "yuv420p")
+    assert stream.startswith("h264 (High) ") and "yuv420p(tv, bt709, " in stream
     assert result.stdout == ""
     assert "48 frames" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} - {"home"} == {film.name, f"{film.stem}.json"}
@@ -80,7 +79,7 @@ def test_quiet_says_nothing(helios):
 def test_standard_input_and_a_text_file_are_read(helios, tmp_path):
     result = helios("render", "-", *SMALL, "-o", "in.mkv", stdin="[1s] a red circle\n\n[1s] a green square\n")
     assert result.returncode == 0, result.stderr
-    assert probe(tmp_path / "in.mkv").codec == "ffv1"
+    assert video_stream(tmp_path / "in.mkv").startswith("ffv1")
     (tmp_path / "shots.txt").write_text("a red circle\n\na green square\n")
     assert helios("render", "shots.txt", *SMALL, "--frames", "66").returncode == 0
     assert probe(tmp_path / "shots.mp4").duration == pytest.approx(66 / 24, abs=0.01)
@@ -105,7 +104,7 @@ def test_a_finished_film_is_not_overwritten_unless_forced(helios, tmp_path):
     assert "--force" in refused.stderr
     assert (tmp_path / "out.mp4").read_bytes() == b"precious"
     assert helios("render", "a red circle", *SMALL, "-o", "out.mp4", "--force").returncode == 0
-    assert probe(tmp_path / "out.mp4").codec == "h264"
+    assert video_stream(tmp_path / "out.mp4").startswith("h264")
 
 
 def test_a_film_goes_into_a_folder_that_is_there(distilled, tmp_path, monkeypatch):

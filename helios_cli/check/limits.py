@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limit:
-    """`means` says what is compared with `value`, and which side of it is a finding; `why`, why this value."""
+    """A limit: `means` says what is compared with `value`, and which side of it is a finding; `why`, why this value."""
 
     value: float
     unit: str

@@ -1,4 +1,4 @@
-"""Line plots as SVG: inline in a page, or as one picture of several plots."""
+"""Draws line plots as SVG: inline in a page, or as one picture of several plots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ path.faint { fill: none; stroke: var(--faint, #8a949e); stroke-width: 1.2; }
 circle.faint { fill: var(--faint, #8a949e); } .mark { fill: var(--bad, #b3261e); }
 .band { fill: var(--data, #1f66b0); opacity: .25; }
 """
-"""Colours of a plot, which a page may set by variables of its own."""
+"""The style of a plot; a page may set other colours by variables."""
 
 Value = float | None
 Point = tuple[float, float]
@@ -34,7 +34,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """`values` at `times`, seconds or, if `is_timed` is false, steps; None leaves a gap.
+    """The `values` of a plot at `times`, seconds or, if `is_timed` is false, steps; None leaves a gap.
 
     `faint` is a second line to compare with, `limit` a horizontal line; `cuts` are times of vertical lines, `marked`
     indices of values to point out. The vertical axis begins at 0 if `from_zero`, and spans at least `least_range`. If

@@ -13,7 +13,7 @@ REPORT_VERSION = 1
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """One chunk in numbers, in levels of 255.
+    """The numbers of one chunk, in levels of 255.
 
     Attributes:
         index: from 0.
@@ -50,7 +50,7 @@ class ChunkReport:
 
 @dataclass(frozen=True)
 class Look:
-    """Means over some frames, in levels."""
+    """The means over some frames, in levels."""
 
     red: float
     green: float
@@ -79,7 +79,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something worth a look.
+    """A place worth a look.
 
     Attributes:
         kind: "black", "uniform", "frozen", "flickering", "seam jump", "drifting", "repeating" or "damaged".

@@ -1,1 +1,1 @@
-"""What is written: the growing film, its journal, its record, kept chunks, and ffmpeg around them."""
+"""Writes and reads films: the growing film, its journal and record, the cache of chunks, and ffmpeg."""

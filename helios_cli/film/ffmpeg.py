@@ -16,7 +16,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -121,16 +121,6 @@ def _detached() -> dict[str, Any]:
     return {"env": environment, "start_new_session": True}
 
 
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back, so that a child started here never gets one, not even before it leaves the terminal's group."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def file_argument(path: str | os.PathLike) -> str:
     """Return `path` so that ffmpeg takes it for a file whatever its name is: no option, URL or protocol.
 
@@ -186,12 +176,16 @@ class Process:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._progress: dict[str, str] = {}
         self._writing = threading.Lock()
-        with _interrupts_held():
+        # Ctrl-C waits, so that a child never gets one, not even before it leaves the terminal's group.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             self._popen = subprocess.Popen(
                 command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=pass_fds, **_detached()
             )
             guard = _guard(self._popen.pid)
             machine.children.watch(self._popen.pid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if memory and hasattr(resource, "prlimit"):  # Linux
             with contextlib.suppress(ProcessLookupError, PermissionError, ValueError):
                 resource.prlimit(self._popen.pid, resource.RLIMIT_DATA, (memory, memory))
@@ -409,14 +403,6 @@ def piece_arguments(encoding: Encoding | None, rate: Fraction) -> list[str]:
     timing = ["-enc_time_base", f"1/{rate.numerator}", "-video_track_timescale", f"{rate.numerator}"]
     timing += ["-bsf:v", f"setts=pts=PTS:dts=(N-{delay})*{rate.denominator}", "-threads", f"{ENCODER_THREADS}"]
     return [*video, *timing, "-movflags", "+empty_moov+default_base_moof+frag_keyframe", "-f", kind]
-
-
-def finish_arguments(kind: str) -> list[str]:
-    """Return output options that copy a fragmented MP4 into a film of `kind`: "mp4", its index in front, or "mkv"."""
-    if kind == "mp4":  # use_metadata_tags: without it an .mp4 keeps only the dozen keys that iTunes knows
-        return ["-c", "copy", "-movflags", "+faststart+use_metadata_tags", "-f", "mp4"]
-    # QuickTime's tags leave out the range, and an .mkv of helios is lossless RGB.
-    return ["-c", "copy", "-color_range", "pc", "-f", "matroska"]
 
 
 def encodes(encoder: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Films on disk while they grow piece by piece: playable at any moment, and no part of them is written twice."""
+"""Keeps films on disk while they grow piece by piece: playable at any moment, and no part is written twice."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import re
 import secrets
 import shlex
 import shutil
-import struct
 import tempfile
-import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,9 +26,15 @@ from helios_cli.film.target import FRAME_NAME, Target, holds_frames
 PIECE_VERSION = 1
 """Raise this with every change of helios that moves a byte of a piece."""
 
+FINISHED = {
+    # Index in front; without use_metadata_tags only the dozen keys that iTunes knows are stored.
+    "mp4": ("-movflags", "+faststart+use_metadata_tags", "-f", "mp4"),
+    # QuickTime's tags leave out the range, and an .mkv of helios is lossless RGB.
+    "mkv": ("-color_range", "pc", "-f", "matroska"),
+}
+"""ffmpeg's output options that make a film of a fragmented MP4."""
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_HEAD = 33
-"""Bytes of the signature and of the IHDR chunk, after which other chunks may stand."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Chapter:
     num_frames: int
 
 
-class GrowingFilm(ABC):
+class _Growing:
     """A film that grows.
 
     Attributes:
@@ -67,48 +70,11 @@ class GrowingFilm(ABC):
         self.key = hashlib.sha256(json.dumps([PIECE_VERSION, *settings]).encode()).hexdigest()[:16]
         self.length = self.num_frames = 0
 
-    @abstractmethod
-    def encoder(self) -> Encoder:
-        """Return an encoder of one piece."""
 
-    @abstractmethod
-    def begin(self) -> None:
-        """Start empty, in place of whatever an earlier run left."""
-
-    @abstractmethod
-    def verified(self, marks: Sequence[Mark]) -> int:
-        """Return how many pieces of an earlier run are there and undamaged, counted from the first."""
-
-    @abstractmethod
-    def resume(self, marks: Sequence[Mark]) -> None:
-        """Continue after these pieces; cut off what stands after them."""
-
-    @abstractmethod
-    def append(self, piece: bytes, num_frames: int) -> Mark:
-        """Add a piece. It is on disk when this returns."""
-
-    @abstractmethod
-    def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
-        """Make the whole film, check it and sync it; `publish` then gives it its name."""
-
-    @abstractmethod
-    def publish(self) -> None:
-        """Give the whole film its name."""
-
-    def discard(self) -> None:
-        """Remove what `finish` made."""
-        self._target.finishing.unlink(missing_ok=True)
-
-    @abstractmethod
-    def remove(self) -> None:
-        """Remove the growing film."""
-
-
-class GrowingFile(GrowingFilm):
-    """A fragmented MP4; `finish` copies its frames, as they are, into the finished film."""
+class GrowingFile(_Growing):
+    """A fragmented MP4, lossless without `encoding`; `finish` copies its frames unchanged into the finished film."""
 
     def __init__(self, target: Target, size: tuple[int, int], fps: float, encoding: ffmpeg.Encoding | None) -> None:
-        """Describe the film; `encoding` None is lossless."""
         self._rate, self._init = ffmpeg.frame_rate(fps), b""
         self._options = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{size[0]}x{size[1]}"]
         self._options += ["-framerate", f"{self._rate}", "-i", "pipe:0", *ffmpeg.every_frame()]
@@ -117,15 +83,18 @@ class GrowingFile(GrowingFilm):
         super().__init__(target, name, ffmpeg.program().version, *self._options)
 
     def encoder(self) -> Encoder:
+        """Return an encoder of one piece."""
         return VideoEncoder(self._target, self._options)
 
     def begin(self) -> None:
+        """Start empty, in place of whatever an earlier run left."""
         with disk_errors(self._target.partial):
             self._target.partial.unlink(missing_ok=True)
             write_synced(self._target.partial, b"")
             sync(self._target.path.parent)
 
     def verified(self, marks: Sequence[Mark]) -> int:
+        """Return how many pieces of an earlier run are there and undamaged, counted from the first."""
         try:
             with disk_errors(self._target.partial, "read"), self._target.partial.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -138,6 +107,7 @@ class GrowingFile(GrowingFilm):
         return len(marks)
 
     def resume(self, marks: Sequence[Mark]) -> None:
+        """Continue after these pieces; cut off what stands after them."""
         self.length, self.num_frames = marks[-1].length, sum(mark.frames for mark in marks)
         with disk_errors(self._target.partial), open_own(self._target.partial) as file:
             self._init, _ = mp4.split(file.read(marks[0].length))
@@ -145,6 +115,7 @@ class GrowingFile(GrowingFilm):
             os.fsync(file.fileno())
 
     def append(self, piece: bytes, num_frames: int) -> Mark:
+        """Add a piece. It is on disk when this returns."""
         init, fragments = mp4.split(piece)
         data = b"" if self._init else init
         self._init = self._init or init
@@ -167,13 +138,14 @@ class GrowingFile(GrowingFilm):
         return Mark(num_frames, self.length, _digest(data))
 
     def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
+        """Make the whole film, check it and sync it; `publish` then gives it its name."""
         partial, whole = self._target.partial, self._target.finishing
         with disk_errors(whole), tempfile.TemporaryFile("w+", encoding="utf-8", dir=whole.parent) as text:
             text.write(_ffmetadata(metadata, chapters, self._rate))
             text.seek(0)
             whole.unlink(missing_ok=True)  # ffmpeg would follow a link
             described = ["-f", "ffmetadata", "-i", f"pipe:{text.fileno()}", "-map_metadata", "1", "-map_chapters", "1"]
-            copied = ["-map", "0:v", *ffmpeg.finish_arguments(self._target.kind), "-y", ffmpeg.file_argument(whole)]
+            copied = ["-map", "0:v", "-c", "copy", *FINISHED[self._target.kind], "-y", ffmpeg.file_argument(whole)]
             ffmpeg.Process(
                 ["-i", ffmpeg.file_argument(partial), *described, *copied],
                 doing=f"writing {self._target.path}",
@@ -185,7 +157,7 @@ class GrowingFile(GrowingFilm):
                 raise MachineError(f"{self._target.path} was not written whole: {error.message}") from error
             if count != self.num_frames:
                 raise MachineError(f"{self._target.path} received {count} of {self.num_frames} frames")
-            if reading.probe(whole).color_primaries != "bt709":
+            if reading.probe(whole).primaries != "bt709":
                 raise MachineError(f"{self._target.path} lost its colour tags", hint=ffmpeg.INSTALL_HINT)
             sync(whole)
 
@@ -193,16 +165,20 @@ class GrowingFile(GrowingFilm):
         with _naming(self._target, self._target.finishing):
             os.replace(self._target.finishing, self._target.path)
 
+    def discard(self) -> None:
+        """Remove what `finish` made."""
+        self._target.finishing.unlink(missing_ok=True)
+
     def remove(self) -> None:
+        """Remove the growing film."""
         self._target.partial.unlink(missing_ok=True)
 
 
-class GrowingFolder(GrowingFilm):
-    """A folder of `frame_000001.png` and so on, with `metadata` in every picture."""
+class GrowingFolder(_Growing):
+    """A folder of `frame_000001.png` and so on."""
 
-    def __init__(self, target: Target, metadata: Mapping[str, str]) -> None:
+    def __init__(self, target: Target) -> None:
         super().__init__(target, "PNG", "png", PNG_LEVEL)
-        self._text = b"".join(_png_text(key, value) for key, value in metadata.items())
 
     def encoder(self) -> Encoder:
         return PictureEncoder()
@@ -234,7 +210,6 @@ class GrowingFolder(GrowingFilm):
 
     def append(self, piece: bytes, num_frames: int) -> Mark:
         pictures = [PNG_SIGNATURE + picture for picture in piece.split(PNG_SIGNATURE)[1:]]
-        pictures = [picture[:PNG_HEAD] + self._text + picture[PNG_HEAD:] for picture in pictures]
         for index, picture in zip(range(self.num_frames, self.num_frames + num_frames), pictures, strict=True):
             with disk_errors(self._frame(index)):
                 write_synced(self._frame(index), picture)
@@ -245,6 +220,9 @@ class GrowingFolder(GrowingFilm):
 
     def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
         """Do nothing: the folder is the film."""
+
+    def discard(self) -> None:
+        """Do nothing."""
 
     def publish(self) -> None:
         place, old = self._target.path, self._target.path.with_name(f".old-{secrets.token_hex(5)}")
@@ -265,6 +243,9 @@ class GrowingFolder(GrowingFilm):
 
     def _frame(self, index: int) -> Path:
         return self._target.partial / f"frame_{index + 1:06d}.png"
+
+
+GrowingFilm = GrowingFile | GrowingFolder
 
 
 @contextlib.contextmanager
@@ -296,10 +277,3 @@ def _ffmetadata(metadata: Mapping[str, str], chapters: Sequence[Chapter], rate: 
 
 def _escape(text: str) -> str:
     return re.sub(r"([=;#\\\n])", r"\\\1", text)
-
-
-def _png_text(key: str, value: str) -> bytes:
-    """Return a compressed iTXt chunk, which takes any characters."""
-    content = key.encode("latin-1", "replace") + b"\0\1\0\0\0" + zlib.compress(value.encode())
-    chunk = b"iTXt" + content
-    return struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))

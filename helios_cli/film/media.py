@@ -1,4 +1,4 @@
-"""Pictures and clips that a film starts from, brought to the film's size and rate.
+"""Reads pictures and clips that a film starts from, and brings them to the film's size and rate.
 
 Nothing is stretched: a picture of another aspect is scaled to cover the film's size and cropped evenly. A picture or
 lossless clip of the film's size is not changed.

@@ -1,4 +1,4 @@
-"""Fragmented MP4 taken apart and put together: the few boxes that a film of whole pieces needs.
+"""Takes fragmented MP4 apart and puts it together: the few boxes that a film of whole pieces needs.
 
 Such a file is an *init segment* (`ftyp`, `moov`: codec and size, no frames), then *fragments* (`moof` with times and
 sizes, `mdat` with the frames). Fragments of two encoder runs with the same settings make one film under one init

@@ -1,4 +1,4 @@
-"""Encoders of a *piece*: a chunk's frames as bytes that fit into any film of the same encoding.
+"""Encodes a *piece*: a chunk's frames as bytes that fit into any film of the same encoding.
 
 A piece of a film file is a fragmented MP4 of its own, from one short run of ffmpeg: it begins with a key frame and
 refers to nothing before it, so that a film does not show where it was interrupted. A piece of a picture folder is its

@@ -56,9 +56,8 @@ class VideoInfo:
         aspect: width over height as shown, before rotation.
         fps: average rate with two decimals.
         duration: seconds, or None if the file does not say.
-        profile: such as "High", or None.
         pix_fmt: such as "yuv420p".
-        color_range: "tv", "pc" or None; matrix, primaries and transfer are None if untagged.
+        primaries, transfer: of the colours, such as "bt709"; None or "unknown" if untagged.
     """
 
     width: int
@@ -66,13 +65,9 @@ class VideoInfo:
     aspect: float
     fps: float
     duration: float | None
-    codec: str
-    profile: str | None
     pix_fmt: str
-    color_range: str | None
-    color_matrix: str | None
-    color_primaries: str | None
-    color_transfer: str | None
+    primaries: str | None
+    transfer: str | None
 
     @property
     def decoder_bytes(self) -> int:
@@ -83,8 +78,8 @@ class VideoInfo:
 
     @property
     def high_dynamic_range(self) -> bool:
-        """Whether the clip looks flat and grey without tone mapping."""
-        return self.color_transfer in ("smpte2084", "arib-std-b67")
+        """True if the clip looks flat and grey without tone mapping."""
+        return self.transfer in ("smpte2084", "arib-std-b67")
 
 
 STREAM_LINE = re.compile(r"^  Stream #0:\d+\S*: Video: (.*)$", re.MULTILINE)
@@ -158,8 +153,7 @@ def _probed(path: str, size: int, mtime_ns: int) -> VideoInfo:
     )
     described.wait(PROBE_SECONDS)
     text = "\n".join(described.kept)
-    stream = STREAM_LINE.search(text)
-    info = stream and _parse_stream(stream[1], _parse_duration(text))
+    info = _parse(text)
     refused = re.search(r"Picture size (\d+)x(\d+) (?:exceeds|is invalid)", text)
     if not info and refused:
         raise _too_large(path, int(refused[1]), int(refused[2]))
@@ -200,7 +194,7 @@ class Extent:
 
     @property
     def cut_short(self) -> str | None:
-        """Both lengths in words, if more is missing than a last frame without a length, or rounding, explains."""
+        """The two lengths in words, if more is missing than a last frame without a length, or rounding, explains."""
         if self.nominal is None or self.nominal - self.seconds <= max(1, self.nominal / 20):
             return None
         return f"is cut short: {self.seconds:.1f} s of {self.nominal:.1f} s are there"
@@ -249,50 +243,30 @@ def _packets(lines: Iterable[bytes]) -> Iterator[tuple[int, float, float, float]
             yield stream, float(decoded * unit), float(shown * unit), float(length * unit)
 
 
-def _parse_duration(text: str) -> float | None:
-    duration = re.search(r"^  Duration: (\d+):(\d+):(\d+\.\d+)", text, re.MULTILINE)
-    if duration is None or "Estimating" in text:
-        return None
-    return int(duration[1]) * 3600 + int(duration[2]) * 60 + float(duration[3])
-
-
-def _parse_stream(description: str, duration: float | None) -> VideoInfo | None:
-    """Parse `h264 (High) (avc1 / 0x31637661), yuv420p(tv, bt709, progressive), 64x48 [SAR 1:1 DAR 4:3], ...`."""
+def _parse(text: str) -> VideoInfo | None:
+    """Parse ffmpeg's description of a file, whose line about the stream is
+    `h264 (High) (avc1 / 0x31637661), yuv420p(tv, bt709, progressive), 64x48 [SAR 1:1 DAR 4:3], ...`."""
+    stream = STREAM_LINE.search(text)
+    description = stream[1] if stream else ""
     fields = TOP_LEVEL_COMMA.split(description)
-    codec = re.match(r"(\w+)(?: \((?!\w+ / 0x)([^)]*)\))*", fields[0])
     size = re.search(r", (\d+)x(\d+)[ ,]", description)
-    if len(fields) < 3 or not codec or not size:
+    if len(fields) < 3 or not size:
         return None
-    width, height = int(size[1]), int(size[2])
-    shown = re.search(r" DAR (\d+):(\d+)", description)
+    aspect = re.search(r" DAR (\d+):(\d+)", description) or size
     pix_fmt, _, notes = fields[1].partition("(")
-    color_range, *colors = _parse_colors(notes.rstrip(")").split(", "))
-    rates = dict(reversed(pair) for pair in re.findall(r", ([\d.]+k?) (fps|tbr)\b", description))
+    # Matrix/primaries/transfer, or one name if they are the same.
+    colors = re.search(r"[\w-]+/([\w-]+)/([\w-]+)|\b(bt709|smpte170m|smpte240m|bt470bg)\b", notes)
+    rates = re.findall(r", ([\d.]+)(k?) (fps|tbr)\b", description)  # average, and guessed
+    number, thousands, _ = min(rates, key=lambda rate: rate[2], default=("0", "", ""))
+    clock = re.search(r"^  Duration: (\d+):(\d+):(\d+\.\d+)", text, re.MULTILINE)
+    duration = int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]) if clock else None
     return VideoInfo(
-        width=width,
-        height=height,
-        aspect=int(shown[1]) / max(1, int(shown[2])) if shown else width / max(1, height),
-        fps=_number(rates.get("fps") or rates.get("tbr", "0")),
-        duration=duration,
-        codec=codec[1],
-        profile=codec[2],
+        width=int(size[1]),
+        height=int(size[2]),
+        aspect=int(aspect[1]) / max(1, int(aspect[2])),
+        fps=float(number) * (1000 if thousands else 1),
+        duration=None if "Estimating" in text else duration,
         pix_fmt=pix_fmt,
-        color_range=color_range,
-        color_matrix=colors[0],
-        color_primaries=colors[1],
-        color_transfer=colors[2],
+        primaries=colors and (colors[1] or colors[3]),
+        transfer=colors and (colors[2] or colors[3]),
     )
-
-
-def _parse_colors(notes: list[str]) -> tuple[str | None, ...]:
-    """Return range, matrix, primaries, transfer. ffmpeg prints one name if the last three are the same."""
-    color_range = next((note for note in notes if note in ("tv", "pc")), None)
-    for note in notes:
-        names = note.split("/") if "/" in note else [note] * 3
-        if len(names) == 3 and ("/" in note or note in ("bt709", "smpte170m", "smpte240m", "bt470bg")):
-            return color_range, *(None if name == "unknown" else name for name in names)
-    return color_range, None, None, None
-
-
-def _number(text: str) -> float:
-    return float(text[:-1]) * 1000 if text.endswith("k") else float(text)

@@ -113,7 +113,7 @@ class EncodingRecord(_Frozen):
 
 
 class Record(_Frozen):
-    """Everything that decides a film's frames. `recipe` has the keys of a recipe file, with every setting resolved.
+    """The record of everything that decides a film's frames. `recipe` has a recipe file's keys, every setting resolved.
 
     `device` is a value of --device, `processor` the name of its model; `fingerprint` is the film's
     (`recipe.fingerprint.film_fingerprint`). `attention` is the value of --attention, `attention_taken` the choices of

@@ -1,17 +1,19 @@
-"""Where the frames of a film go that is looked at and not kept."""
+"""Takes the frames of a film that is shown or measured, and not written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Screen:
-    """In the place of `writer.FilmWriter` where `render` has no fingerprints: hands the frames on and keeps nothing.
+    """A stand-in for `writer.FilmWriter` in a render without fingerprints: it passes the frames on and keeps nothing.
 
-    `take` is given them as they come, uint8 [some, height, width, 3].
+    `take` gets them as they come, uint8 [some, height, width, 3].
     """
 
     cache_problem = None
@@ -28,14 +30,14 @@ class Screen:
         pass
 
     def check(self) -> None:
-        """Nothing stops it."""
+        """Do nothing: no error stops it."""
 
     def write(self, frames_THWC: np.ndarray) -> None:
         self.num_frames += len(frames_THWC)
         self._take(frames_THWC)
 
     def end_piece(self, safe: object) -> None:
-        """Nothing is made safe here."""
+        """Do nothing: no chunk is made safe."""
 
     def close(self) -> str:
         return self.target.path

@@ -1,4 +1,4 @@
-"""Takes: one chunk under several seeds, each a short film, side by side on a contact sheet.
+"""Makes takes: one chunk under several seeds, each a short film, side by side on a contact sheet.
 
 A take is the very chunk that the film has there if it is given that seed. It has the same fingerprint, so the film with
 the chosen seed finds it in the cache. Nothing here imports torch.

@@ -33,7 +33,7 @@ OTHER_NAME = "choose another name with -o"
 
 @dataclass(frozen=True)
 class Target:
-    """Where a film goes. `kind` is "mp4", "mkv" or "png" (a folder); `path` is absolute."""
+    """The place of a film. `kind` is "mp4", "mkv" or "png" (a folder); `path` is absolute."""
 
     path: Path
     kind: str
@@ -76,7 +76,7 @@ class Target:
 
     @property
     def beside(self) -> tuple[Path, ...]:
-        """Files beside the unfinished film, except the journal."""
+        """The files beside the unfinished film, except the journal."""
         return self.partial, self.finishing, self.state(0), self.state(1)
 
     def named(self, suffix: str) -> Path:

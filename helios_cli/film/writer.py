@@ -43,17 +43,13 @@ def open_writer(
     codec: str = "h264",
     crf: int = 17,
     preset: str = "medium",
-    metadata: Mapping[str, str] | None = None,
-    chapters: Sequence[Chapter] = (),
-    queue_bytes: int = QUEUE_BYTES,
     keep: bool = False,
     force: bool = True,
 ) -> FilmWriter:
     """Start a film at `path` of `size` (width, height) pixels; use it as a context manager.
 
-    A film at `path` stays until `close` replaces it; `check_target` and `check_encoding` check before a render.
-    `metadata` is stored in the file (in every picture of a folder), `chapters` in a file only; `codec`, `crf` and
-    `preset` apply to .mp4 only. At most `queue_bytes` of frames wait for the encoder, or one larger array of frames.
+    A film at `path` stays until `close` replaces it; `check_target` and `check_encoding` check it first. `codec`,
+    `crf` and `preset` apply to .mp4 only. At most QUEUE_BYTES of frames wait for the encoder, or one larger array.
     `keep` leaves journal and pieces beside the finished film. Without `force`, `FilmWriter.resume` and `close` replace
     no finished film, and no unfinished one whose chunks are of no use and in no cache.
     """
@@ -65,12 +61,10 @@ def open_writer(
         raise InputError(f"an .mp4 cannot be {size[0]}x{size[1]}: both must be even", hint="write an even --size")
     film: GrowingFilm
     if target.kind == "png":
-        film = GrowingFolder(target, metadata or {})
+        film = GrowingFolder(target)
     else:
         film = GrowingFile(target, size, fps, encoding if target.kind == "mp4" else None)
-    writer = FilmWriter(target, film, size, queue_bytes, keep, force)
-    writer.describe(metadata or {}, chapters)
-    return writer
+    return FilmWriter(target, film, size, keep, force)
 
 
 @dataclass(frozen=True)
@@ -98,9 +92,7 @@ class FilmWriter:
         cache_problem: why finished chunks no longer go into the cache, or None.
     """
 
-    def __init__(
-        self, target: Target, film: GrowingFilm, size: tuple[int, int], queue_bytes: int, keep: bool, force: bool
-    ) -> None:
+    def __init__(self, target: Target, film: GrowingFilm, size: tuple[int, int], keep: bool, force: bool) -> None:
         self.target = target
         self.num_frames = 0
         self.cache_problem: OSError | None = None
@@ -111,7 +103,6 @@ class FilmWriter:
         self._cache: Cache | None = None
         self._drain_seconds = 0.0
         self._shape = (size[1], size[0], 3)
-        self._limit = queue_bytes
         self._changed = threading.Condition()
         self._waiting: deque[np.ndarray | _PieceEnd] = deque()
         self._held_bytes = 0  # waiting, or being encoded
@@ -146,12 +137,12 @@ class FilmWriter:
         return resumed
 
     def describe(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
-        """Set a file's metadata and chapters, if they are known only at its end. Call it before `close`."""
+        """Set the metadata and chapters of a file; a folder of pictures has none. Call it before `close`."""
         self._metadata, self._chapters = metadata, chapters
 
     @property
     def safe_chunks(self) -> int:
-        """Chunks that the next run of the same film need not render."""
+        """The number of chunks that the next run of the same film need not render."""
         return len(self._journal.records) if self._journal else 0
 
     def check(self) -> None:
@@ -254,7 +245,7 @@ class FilmWriter:
             self._thread.start()
         with self._changed:
             self._changed.wait_for(
-                lambda: self._failure or not self._held_bytes or self._held_bytes + num_bytes <= self._limit
+                lambda: self._failure or not self._held_bytes or self._held_bytes + num_bytes <= QUEUE_BYTES
             )
             self.check()
             self._waiting.append(item)
