@@ -424,7 +424,7 @@ def test_the_beginning_that_is_equal_is_kept(models, out, tmp_path):
     film = replace(FILM, chunks=(*FILM.chunks[:2], changed, FILM.chunks[3]))
     events = run(film, models, out)
     assert rendered(events) == [2, 3]
-    assert "of 3 chunks" in notices(events)[0] and "1 cannot" in notices(events)[0]
+    assert "1 of 3 chunks" in notices(events)[0] and "cannot be reused" in notices(events)[0]
     run(film, models, tmp_path / "fresh.mp4")
     assert np.array_equal(decoded(out), decoded(tmp_path / "fresh.mp4"))
 
