@@ -55,7 +55,7 @@ LAYERS = {
     "sampling": Layer(FOUNDATION, banned=TERMINAL),
     "model": Layer(FOUNDATION, banned=TERMINAL),
     "weights": Layer(FOUNDATION, banned=TERMINAL),
-    "film": Layer({*FOUNDATION, "machine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
+    "film": Layer({"", *FOUNDATION, "machine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
     "engine": Layer(
         {
             "",

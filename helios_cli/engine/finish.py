@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from helios_cli import __version__
 from helios_cli.check.examine import examine
 from helios_cli.check.report import chunk_range, clock_time
 from helios_cli.engine.events import Event, FilmDone, Notice
@@ -14,7 +13,6 @@ from helios_cli.engine.script import Script
 from helios_cli.engine.session import Identity
 from helios_cli.errors import HeliosError, MachineError
 from helios_cli.film.export import export, export_path
-from helios_cli.film.ffmpeg import Encoding
 from helios_cli.film.record import (
     Record,
     chapters,
@@ -56,21 +54,16 @@ class Finish:
         plan = self.script.plan
         name, checkpoint, folder = self.models.name, self.models.checkpoint.path, self.target.path.parent
         source = source_of(name, self.options.revision)
-        encoding = Encoding(self.options.codec, self.options.crf, self.options.preset)
         return make_record(
             self.film,
             self.options,
             plan,
             self.fingerprints.of(plan),
+            self.target,
             model=model_record(name, source, checkpoint, self.identity.weights, folder),
             device=str(self.models.device),
             arithmetic=self.identity.arithmetic,
-            attention=self.options.attention,
             attention_taken=self.identity.attention_taken,
-            reanchor=self.options.reanchor,
-            encoding=encoding if self.target.kind == "mp4" else None,
-            helios_version=__version__,
-            folder=folder,
         )
 
     def is_finished(self) -> bool:

@@ -10,13 +10,14 @@ import json
 import os
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
+from helios_cli import __version__
 from helios_cli.errors import InputError, in_our_words
 from helios_cli.files import replacing
 from helios_cli.film import ffmpeg, reading
@@ -216,34 +217,31 @@ def make_record(
     options: RenderOptions,
     plan: Plan,
     fingerprints: Sequence[str],
+    target: Target,
     *,
     model: ModelRecord,
     device: str,
     arithmetic: Arithmetic,
-    attention: str = "auto",
     attention_taken: dict[str, str] | None = None,
-    reanchor: bool,
-    encoding: ffmpeg.Encoding | None,
-    helios_version: str,
-    folder: Path,
 ) -> Record:
-    """Make the record of a film that goes into `folder`. `encoding` is that of an .mp4, else None."""
+    """Make the record of a film that goes to `target`."""
+    encoding = EncodingRecord(codec=options.codec, crf=options.crf, preset=options.preset)
     return Record(
         title=_title(plan),
-        versions={"helios": helios_version, "torch": arithmetic.torch, "ffmpeg": ffmpeg.program().version},
+        versions={"helios": __version__, "torch": arithmetic.torch, "ffmpeg": ffmpeg.program().version},
         model=model,
         device=device,
         processor=arithmetic.device,
         dtype=cast(Dtype, arithmetic.dtype),
         quant="fp8" if arithmetic.quant == "fp8" else None,
-        attention=None if attention == "auto" else attention,
+        attention=None if options.attention == "auto" else options.attention,
         attention_taken=attention_taken or None,
         kernels=arithmetic.kernels or None,
-        reanchor=reanchor,
-        encoding=EncodingRecord.model_validate(asdict(encoding)) if encoding else None,
+        reanchor=options.reanchor,
+        encoding=encoding if target.kind == "mp4" else None,
         fingerprint=film_fingerprint(plan, fingerprints),
         frames=plan.num_frames,
-        recipe=_resolved(film, options, plan, folder),
+        recipe=_resolved(film, options, plan, target.path.parent),
     )
 
 

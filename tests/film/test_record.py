@@ -18,7 +18,6 @@ from helios_cli.check.layout import read_sidecar
 from helios_cli.cli import main
 from helios_cli.engine import models
 from helios_cli.errors import InputError
-from helios_cli.film.ffmpeg import Encoding
 from helios_cli.film.record import KEY, Again, Record, chapters, make_record, model_record, read_again, sidecar_path
 from helios_cli.film.target import Target, sidecar_of
 from helios_cli.model.attention import choose
@@ -308,13 +307,10 @@ def record_of(film, plan: Plan, flags: RenderOptions, folder: Path) -> Record:
         flags,
         plan,
         chunk_fingerprints(plan, "weights", arithmetic),
+        Target.of(folder / "film.mp4"),
         model=model_record("tiny", Source(repo=KNOWN["base"].repo, revision="main"), Path("c" * 40), "0", folder),
         device="cpu",
         arithmetic=arithmetic,
-        reanchor=False,
-        encoding=Encoding(),
-        helios_version="0",
-        folder=folder,
     )
 
 
