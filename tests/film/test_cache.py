@@ -466,6 +466,7 @@ def helios(home: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env={**os.environ, "HELIOS_HOME": str(home)}, capture_output=True, text=True)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_list_and_clear(bench, tmp_path):
     home = tmp_path / "home"

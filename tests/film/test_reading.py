@@ -290,6 +290,7 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.process
 def test_no_ffmpeg_outlives_a_killed_process():
     parent = subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE)
     child = int(parent.stdout.readline())

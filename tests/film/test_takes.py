@@ -282,6 +282,7 @@ def test_a_finished_sheet_stays_unless_forced_and_a_finished_film_is_no_hindranc
     assert (tmp_path / "a-red-circle.mp4").read_bytes() == b"film"
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ended_takes_go_on(number, helios, tmp_path):

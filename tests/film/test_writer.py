@@ -445,6 +445,7 @@ def run_script(source: str, *arguments: str | Path, **options) -> subprocess.Pop
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
+@pytest.mark.process
 def test_file_size_limit_is_named(tmp_path):
     process = run_script(
         """
@@ -460,6 +461,7 @@ def test_file_size_limit_is_named(tmp_path):
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.process
 def test_death_of_the_renderer_leaves_no_film_and_no_encoder(tmp_path):
     process = run_script(
         """
@@ -489,6 +491,7 @@ def test_an_encoder_that_outlives_its_killed_parent_cannot_spoil_the_next_film(t
     assert len(decoded(path)) == 5 and left_in(tmp_path) == ["film.mp4"]
 
 
+@pytest.mark.process
 def test_ctrl_c_in_the_terminal_reaches_python_alone(tmp_path):
     process = run_script(
         """
