@@ -252,7 +252,7 @@ def model_record(name: str, source: Source, checkpoint: Path, identity: str, fol
         return ModelRecord(name=visible(name), repo=source.repo, revision=revision, identity=identity)
     if source.folder == EMBEDDED_FOLDER:
         return ModelRecord(name=name, identity=identity)
-    return ModelRecord(name=name, folder=_relative(checkpoint, folder), identity=identity)
+    return ModelRecord(name=name, folder=os.path.relpath(checkpoint, folder), identity=identity)
 
 
 def _resolved(film: Film, options: RenderOptions, plan: Plan, folder: Path) -> dict:
@@ -265,7 +265,7 @@ def _resolved(film: Film, options: RenderOptions, plan: Plan, folder: Path) -> d
         if path is not None:
             shots[0].pop("video", None)
             shots[0].pop("image", None)
-            shots[0][key] = _relative(path, folder)
+            shots[0][key] = os.path.relpath(path, folder)
     seeds = (options.seed, film.recipe.seed, DEFAULT_SEED)
     settings = {
         "fps": plan.fps,
@@ -282,13 +282,6 @@ def _resolved(film: Film, options: RenderOptions, plan: Plan, folder: Path) -> d
 def _title(plan: Plan) -> str:
     """Return the title, in which any characters of a file's name may be."""
     return visible(_utf8(plan.title).decode())[:MAX_RECORDED_TITLE]
-
-
-def _relative(path: Path, folder: Path) -> str:
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:  # another drive
-        return path.absolute().as_posix()
 
 
 def chapters(film: Film, plan: Plan) -> list[Chapter]:

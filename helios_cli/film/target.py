@@ -44,7 +44,7 @@ class Target:
         text = os.fspath(path)
         absolute = Path(os.path.abspath(text))
         suffix = absolute.suffix.lower()
-        if text.endswith(("/", os.sep)) or absolute.is_dir() or not suffix:
+        if text.endswith("/") or absolute.is_dir() or not suffix:
             # A folder is renamed into its place, which does not work with a link to it.
             return cls(Path(os.path.realpath(absolute)) if os.path.islink(absolute) else absolute, "png")
         if suffix not in (".mp4", ".mkv"):
