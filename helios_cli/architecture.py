@@ -43,6 +43,7 @@ def _size(default: int, most: int = 2**16) -> Any:
     return _within(default, 1, most)
 
 
+@dataclass(frozen=True)
 class _Config:
     """A frozen dataclass that checks its values when it is made. Raises ValueError that names the key."""
 
@@ -301,7 +302,7 @@ class VAEConfig(_Config):
 
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> Self:
-        fixed = {
+        fixed: dict[str, tuple] = {
             "is_residual": (False,),
             "patch_size": (None, 1),
             "attn_scales": ([], None),

@@ -198,7 +198,7 @@ def _bandwidths(estimate: Estimate) -> str:
 
 
 def _sum_line(estimates: list[Estimate]) -> str:
-    from helios_cli.cost.report import total
+    from helios_cli.cost.speeds import total
 
     frames = sum(estimate.plan.num_frames for estimate in estimates)
     seconds = total([estimate.seconds for estimate in estimates])

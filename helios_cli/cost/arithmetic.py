@@ -48,11 +48,11 @@ def measured_attention(device: str, shapes: Iterable[str]) -> dict[str, str]:
     without = {"triton"} if os.environ.get("HELIOS_KERNELS") == "reference" else set()
     try:
         times = {
-            shape: {name: ms for name, ms in known[shape]["ms"].items() if name not in without}
+            shape: [(ms, name) for name, ms in known[shape]["ms"].items() if name not in without]
             for shape in shapes
             if shape in known
         }
-        return {shape: min(ms, key=ms.get, default="sdpa") for shape, ms in times.items()}
+        return {shape: min(ms, key=lambda one: one[0], default=(0, "sdpa"))[1] for shape, ms in times.items()}
     except (TypeError, KeyError, AttributeError):
         return {}
 

@@ -157,8 +157,8 @@ def _find(name: str, options: RenderOptions, device: Device, dtype: str) -> tupl
     if is_auto(name):
         name, line = auto_model(device, dtype, options)
         notices.append(line)
-    if line := hub.shadow_of(name):
-        notices.append(line)
+    if shadow := hub.shadow_of(name):
+        notices.append(shadow)
     model = find_model(name, options.revision)
     if model.checkpoint is None:
         notices.append(f"{name} is not downloaded: planned with its published shape, without fingerprints")

@@ -132,9 +132,9 @@ def _none(load: Workload, budget: MemoryBudget) -> MemoryPlan:
     placement = Placement("none", text_beside=False)
     plan = plan_memory(load, budget, placement)
     if load.device.kind == "cuda":
-        for slower in ({"graphs": False}, {"graphs": False, "decode_beside": False}):
+        for beside in (True, False):
             if plan.fits is False:
-                plan = plan_memory(load, budget, replace(placement, **slower))
+                plan = plan_memory(load, budget, replace(placement, graphs=False, decode_beside=beside))
     return plan
 
 

@@ -45,6 +45,7 @@ from pathlib import Path
 from helios_cli.cost.estimate import Estimate
 from helios_cli.cost.model import Model
 from helios_cli.cost.placing import mode_report
+from helios_cli.cost.speeds import total
 from helios_cli.cost.work import StageWork
 from helios_cli.recipe.plan import Plan
 
@@ -65,11 +66,6 @@ def report(estimates: list[Estimate]) -> dict:
             "cost": total([estimate.money for estimate in estimates]),
         },
     }
-
-
-def total(values: list[float | None]) -> float | None:
-    """The sum, or None if one of them is not known."""
-    return None if None in values else sum(values)
 
 
 def film_report(estimate: Estimate) -> dict:

@@ -201,8 +201,14 @@ class Duration:
 
     @property
     def total(self) -> float | None:
-        parts = (self.text, self.conditioning, self.denoise, self.decode)
-        return None if None in parts else max(sum(parts), self.encode)
+        parts = total([self.text, self.conditioning, self.denoise, self.decode])
+        return None if parts is None else max(parts, self.encode)
+
+
+def total(values: Sequence[float | None]) -> float | None:
+    """Return the sum, or None if one of the values is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def duration_of(load: Workload) -> Duration:
@@ -273,8 +279,8 @@ def keep_speed(load: Workload, phases: Mapping[str, float], chunks: Sequence[flo
     if speed is None:
         return
     before = find_speed(*speed.key)
-    is_measured = before is not None and before.key == speed.key and before.dit_flops and before.vae_flops
-    if not is_measured or _film_seconds(load, speed) < _film_seconds(load, before):
+    seconds = _film_seconds(load, before) if before is not None and before.key == speed.key else None
+    if seconds is None or (_film_seconds(load, speed) or 0.0) < seconds:
         with contextlib.suppress(OSError):
             record_speed(speed)
 
@@ -305,5 +311,7 @@ def rendered_speed(load: Workload, phases: Mapping[str, float], chunks: Sequence
     )
 
 
-def _film_seconds(load: Workload, speed: MeasuredSpeed) -> float:
+def _film_seconds(load: Workload, speed: MeasuredSpeed) -> float | None:
+    if not speed.dit_flops or not speed.vae_flops:
+        return None
     return load.work.denoise / speed.dit_flops + load.work.decode / speed.vae_flops

@@ -9,9 +9,11 @@ winner is remembered in a file, by device, versions and shape:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +44,7 @@ class Measured:
 
     def fastest(self, names: Iterable[str]) -> str:
         """Of these; "sdpa" if none of them runs. Kernels that were timed may be switched off now."""
-        return min((name for name in names if name in self.ms), key=self.ms.get, default="sdpa")
+        return min((name for name in names if name in self.ms), key=lambda name: self.ms[name], default="sdpa")
 
 
 class Memory:
@@ -67,7 +69,7 @@ def read_choices(file: Path, device: str) -> dict[str, Measured]:
     return _choices(devices.read(file).get(device))
 
 
-def _choices(entry: object) -> dict[str, Measured]:
+def _choices(entry: Any) -> dict[str, Measured]:
     try:
         return {
             shape: Measured(str(one["name"]), dict(one["ms"]), dict(one["refused"])) for shape, one in entry.items()
@@ -76,7 +78,7 @@ def _choices(entry: object) -> dict[str, Measured]:
         return {}
 
 
-def _with(entry: object, shape: str, measured: Measured) -> dict:
+def _with(entry: Any, shape: str, measured: Measured) -> dict:
     return {key: vars(one) for key, one in (_choices(entry) | {shape: measured}).items()}
 
 
@@ -102,21 +104,23 @@ def measure(
 
     `candidates` are in the order of trust. With none left the name is "sdpa".
     """
-    taken, times, refused = None, {}, {}
+    first: Tensor | None = None
+    times: dict[str, float] = {}
+    refused: dict[str, str] = {}
     for name, run in candidates.items():
         try:
             result = run(q_BQND, k_BKND, v_BKND, bias_K)
-            apart = 0.0 if taken is None else distance(result, taken)
+            apart = 0.0 if first is None else distance(result, first)
             if not apart <= AGREES:  # true for NaN as well
                 refused[name] = f"differs from {next(iter(times))} by {apart:.2g}"
                 continue
-            taken = result if taken is None else taken
-            times[name] = 1e3 * seconds(lambda run=run: run(q_BQND, k_BKND, v_BKND, bias_K))
+            first = result if first is None else first
+            times[name] = 1e3 * seconds(functools.partial(run, q_BQND, k_BKND, v_BKND, bias_K))
         except torch.OutOfMemoryError:  # says nothing about the attention
             raise
         except Exception as error:  # each back end and each compiler has its own for a shape that it cannot take
             refused[name] = first_line(error)
-    return Measured(min(times, key=times.get, default="sdpa"), times, refused)
+    return Measured(min(times, key=lambda name: times[name], default="sdpa"), times, refused)
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -136,9 +140,9 @@ def require(name: str, run: Attention, device: torch.device, dtype: torch.dtype,
     try:
         run(q, q, q, None)
     except Exception as error:  # see `measure`
-        heads = f"heads of {head_size} in {str(dtype).removeprefix('torch.')}"
+        which = f"heads of {head_size} in {str(dtype).removeprefix('torch.')}"
         raise MachineError(
-            f"--attention {name} does not run on {device} for {heads}: {first_line(error)}",
+            f"--attention {name} does not run on {device} for {which}: {first_line(error)}",
             hint="--attention auto takes what runs here; `helios doctor` shows it",
         ) from error
 

@@ -7,6 +7,7 @@ those of the published checkpoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class Rows:
 
     def take_norm(self) -> Tensor:
         u, self.u = self.u, None
+        assert u is not None
         return u
 
 
@@ -65,7 +67,7 @@ class Attention(nn.Module):
         self.heads, self.eps = config.num_attention_heads, config.eps
         self.choice = USUAL
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_out: Any = nn.ModuleList([nn.Linear(width, width)])
         self.norm_q, self.norm_k = RMSNorm(width), RMSNorm(width)
         if amplify:
             self.history_key_scale = nn.Parameter(
@@ -118,7 +120,8 @@ class Attention(nn.Module):
         joined = [side_by_side(*(getattr(layer, name) for layer in layers)) for name in parameter_names(layers[0])]
         if any(parameter is None for parameter in joined):
             return None
-        return (product if isinstance(x, Fp8) else linear)(x, *joined)
+        multiply: Any = product if isinstance(x, Fp8) else linear
+        return multiply(x, *joined)
 
     def amplify_history(self, k_BSND: Tensor, split: int) -> Tensor:
         """Multiplies history keys by a learnt factor between 1 and 10, if the checkpoint has one."""
@@ -135,9 +138,9 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        up = nn.Module()
+        up: Any = nn.Module()
         up.proj = nn.Linear(width, hidden)
-        self.net = nn.ModuleList([up, nn.Identity(), nn.Linear(hidden, width)])
+        self.net: Any = nn.ModuleList([up, nn.Identity(), nn.Linear(hidden, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         up, down = self.net[0].proj, self.net[2]

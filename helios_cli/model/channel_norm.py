@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,7 @@ class DifferentiableNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_BTHWC: Tensor, gamma_C: Tensor, past: int, silu: bool) -> Tensor:
+    def forward(ctx: Any, x_BTHWC: Tensor, gamma_C: Tensor, past: int, silu: bool) -> Tensor:
         ctx.save_for_backward(x_BTHWC, gamma_C)
         ctx.past, ctx.silu = past, silu
         B, T, H, W, C = x_BTHWC.shape
@@ -89,7 +90,7 @@ class DifferentiableNorm(torch.autograd.Function):
         return out_BTHWC
 
     @staticmethod
-    def backward(ctx, grad_BTHWC: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_BTHWC: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x_BTHWC, gamma_C = ctx.saved_tensors
         C = len(gamma_C)
         scale_C = gamma_C.to(working_dtype(x_BTHWC)) * math.sqrt(C)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from helios_cli.model.channel_norm import working_dtype
 from helios_cli.model.ops import onednn_runs, product_dtype
 
 
-def convolve(conv: nn.Conv3d, x_BTHWC: Tensor) -> Tensor:
-    """`conv` of channels-last frames.
+def convolve(conv: Any, x_BTHWC: Tensor) -> Tensor:
+    """Apply `conv`, an `nn.Conv3d` or its like, to channels-last frames.
 
     On a CPU oneDNN is called by name: PyTorch gives small float32 inputs to a loop of its own that is ten times slower.
     """
@@ -25,23 +27,23 @@ def convolve(conv: nn.Conv3d, x_BTHWC: Tensor) -> Tensor:
 
 
 def convolve_pictures(x_NCHW: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
-    """A 2D convolution, in the type of `x`."""
+    """Apply a 2D convolution, in the type of `x`."""
     wide = product_dtype(x_NCHW, "convolve_pictures")
     return F.conv2d(x_NCHW.to(wide), weight.to(wide), bias.to(wide), stride, padding).to(x_NCHW.dtype)
 
 
 def channels_last(x_BCTHW: Tensor) -> Tensor:
-    """[B, C, ...] to contiguous [B, ..., C]: a view of what a channels-last convolution returns."""
+    """Turn [B, C, ...] into contiguous [B, ..., C]: a view of what a channels-last convolution returns."""
     return x_BCTHW.movedim(1, -1).contiguous()
 
 
-def pointwise(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """A convolution of kernel size 1 on channels-last x."""
+def pointwise(conv: Any, x: Tensor) -> Tensor:
+    """Apply a convolution of kernel size 1 to channels-last x."""
     wide = product_dtype(x, "pointwise")
     return F.linear(x.to(wide), conv.weight.flatten(1).to(wide), conv.bias.to(wide)).to(x.dtype)
 
 
-def upsample_conv(conv: nn.Conv2d, x_BTHWC: Tensor) -> Tensor:
+def upsample_conv(conv: Any, x_BTHWC: Tensor) -> Tensor:
     """Nearest-neighbour doubling followed by a 3x3 convolution with zero padding, [B, T, 2H, 2W, conv.out_channels].
 
     On doubled pixels the nine taps of an output pixel fall on 2x2 input pixels, so four 2x2 convolutions of the small
@@ -73,12 +75,12 @@ class Interleave(torch.autograd.Function):
         return y.as_strided((N, H, 2, W, 2, C), (frame, row, row + 2 * C, column, column + C, 1))
 
     @staticmethod
-    def forward(ctx, y: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor) -> Tensor:
         ctx.shape = y.shape
         return Interleave.places(y).reshape(len(y), 2 * y.shape[1] - 2, 2 * y.shape[2] - 2, -1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad_y = grad.new_zeros(ctx.shape)
         places = Interleave.places(grad_y)
         places.copy_(grad.reshape(places.shape))

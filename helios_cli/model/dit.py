@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -89,9 +89,9 @@ class ConditionEmbedder(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.freq_dim = config.freq_dim
-        self.time_embedder = _two_linears(config.freq_dim, config.width)
+        self.time_embedder: Any = _two_linears(config.freq_dim, config.width)
         self.time_proj = nn.Linear(config.width, 6 * config.width)
-        self.text_embedder = _two_linears(config.text_dim, config.width)
+        self.text_embedder: Any = _two_linears(config.text_dim, config.width)
 
     def time(self, timestep_B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Timesteps on the 0..1000 scale -> (embedding [B, E], projection [B, 6, E]) in `dtype`."""
@@ -112,7 +112,7 @@ def _apply(layer: nn.Linear, x: Tensor, *, gelu: bool = False) -> Tensor:
     return linear(x, layer.weight, layer.bias, gelu=gelu)
 
 
-def _two_linears(inner: int, outer: int) -> nn.Module:
+def _two_linears(inner: int, outer: int) -> Any:
     pair = nn.Module()
     pair.linear_1, pair.linear_2 = nn.Linear(inner, outer), nn.Linear(outer, outer)
     return pair
@@ -135,11 +135,11 @@ class HeliosDiT(nn.Module):
         c, width, patch = config.in_channels, config.width, config.patch_size
         self.patch_embedding = nn.Conv3d(c, width, patch, patch)
         self.patch_short = nn.Conv3d(c, width, patch, patch)
-        self.patch_mid = nn.Conv3d(c, width, tuple(2 * p for p in patch), tuple(2 * p for p in patch))
-        self.patch_long = nn.Conv3d(c, width, tuple(4 * p for p in patch), tuple(4 * p for p in patch))
+        self.patch_mid = nn.Conv3d(c, width, _times(2, patch), _times(2, patch))
+        self.patch_long = nn.Conv3d(c, width, _times(4, patch), _times(4, patch))
         self.condition_embedder = ConditionEmbedder(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm_out = nn.Module()
+        self.blocks: Any = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm_out: Any = nn.Module()
         self.norm_out.scale_shift_table = modulation_table(2, width)
         self.proj_out = nn.Linear(width, config.out_channels * math.prod(patch))
         self.walk: Callable[..., Iterable[Block]] | None = None
@@ -243,7 +243,7 @@ class HeliosDiT(nn.Module):
         ]
         return torch.cat(parts).to(self.device)
 
-    def _waves(self, frames, grid: tuple[int, int]) -> Tensor:
+    def _waves(self, frames: Iterable[int], grid: tuple[int, int]) -> Tensor:
         """(cos, sin) at every (frame, row, column): [T, H, W, D/2, 2], angles in float32 (bfloat16 stops at 256)."""
         axes = [torch.tensor(list(frames)), torch.arange(grid[0]), torch.arange(grid[1])]
         angles = []
@@ -256,7 +256,7 @@ class HeliosDiT(nn.Module):
         angle = torch.cat(angles, dim=-1)
         return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
-    def _pooled_waves(self, frames, grid: tuple[int, int], window: int) -> Tensor:
+    def _pooled_waves(self, frames: Iterable[int], grid: tuple[int, int], window: int) -> Tensor:
         waves = self._waves(frames, grid).flatten(3).permute(3, 0, 1, 2)[None]
         pooled = F.avg_pool3d(_pad_to(waves, (window,) * 3), window)[0]
         return pooled.permute(1, 2, 3, 0).flatten(0, 2).unflatten(-1, (-1, 2))
@@ -298,6 +298,10 @@ class HeliosDiT(nn.Module):
         p_t, p_h, p_w = self.config.patch_size
         x = x_BSP.unflatten(1, tuple(grid)).unflatten(-1, (p_t, p_h, p_w, -1))
         return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _times(factor: int, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    return patch[0] * factor, patch[1] * factor, patch[2] * factor
 
 
 def _pad_to(x_BCTHW: Tensor, window: tuple[int, ...]) -> Tensor:

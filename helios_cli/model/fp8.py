@@ -71,7 +71,10 @@ def product(x: Tensor | Fp8, weight: Tensor, weight_scale: Tensor, bias: Tensor)
 
 
 def project(layer: nn.Linear | Fp8Linear, x: Tensor | Fp8) -> Tensor:
-    return layer(x) if isinstance(layer, Fp8Linear) else linear(x, layer.weight, layer.bias)
+    if isinstance(layer, Fp8Linear):
+        return layer(x)
+    assert not isinstance(x, Fp8)
+    return linear(x, layer.weight, layer.bias)
 
 
 def parameter_names(layer: nn.Linear | Fp8Linear) -> tuple[str, ...]:

@@ -67,7 +67,8 @@ class _GatedResidual(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return g, *_gate_backward(g, *ctx.saved_tensors, ctx.split), None
+        y, gate = ctx.saved_tensors
+        return g, *_gate_backward(g, y, gate, ctx.split), None
 
 
 class _GatedResidualLayerNorm(Function):

@@ -82,8 +82,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     if wide != x.dtype:
         return linear(x.to(wide), weight, bias, gelu=gelu).to(x.dtype)
     if onednn_runs(x):
-        activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)
+        activation = ("gelu", "tanh") if gelu else ("none", "")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation[0], [], activation[1])
     if gelu and bias is not None and gelu_is_fused(x):
         return torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True).unflatten(0, x.shape[:-1])
     y = F.linear(x, weight, bias)

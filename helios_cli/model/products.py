@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +27,8 @@ from helios_cli.model.umt5 import UMT5Encoder
 from helios_cli.model.vae import PAST, CausalConv3d, Downsample, Upsample, WanVAE
 from helios_cli.units import (
     LATENTS_PER_CHUNK,
-    LONG_TERM,
     MAX_TEXT_TOKENS,
-    MID_TERM,
     PIXELS_PER_CELL,
-    SHORT_TERM,
-    grid_of,
 )
 
 BOUND = {torch.bfloat16: 0.03, torch.float16: 0.004, torch.float32: 1e-4}
@@ -92,7 +89,7 @@ def try_products(
 ) -> list[Tried]:
     """All cases in each of the types and in float32, in which what is wrong is computed if that is right there, else
     in float64. What was found before does not count; what is found counts only where `take` is told of it."""
-    cases, found = list(cases), []
+    cases, found = list(cases), list[Tried]()
     with _as_if_right():
         for dtype in dict.fromkeys((torch.float32, *dtypes)):
             worst: dict[str, tuple[float, str, int]] = {}
@@ -142,7 +139,8 @@ def cases(
             UMT5Encoder(replace(text, num_layers=1, vocab_size=1)),
             WanVAE(vae),
         ]
-    history, *noisy = _rows(dit, size)
+    history = dit.history_tokens(size).total
+    noisy = [max(LATENTS_PER_CHUNK, rows) for rows in dit.noisy_tokens(size, 3)]
     rows = {_cut(history + count, MOST_ROWS): None for count in noisy}
     found = [*_attentions(dit, history, noisy, device), *_prompt_matmuls(text)]
     for network in networks[:2]:
@@ -159,15 +157,6 @@ def cases(
         found += _of_vae(layer, size)
     found.append(_picture_attention(vae, size))
     return list({(case.operation, case.name): case for case in found}.values())
-
-
-def _rows(dit: DiTConfig, size: tuple[int, int]) -> list[int]:
-    """Rows of history, then those of noise by stage of three, coarsest first."""
-    grids = [grid_of(size, dit.patch_size, halvings) for halvings in (2, 1, 0)]
-    height, width = grids[-1]
-    terms = (1 + SHORT_TERM, 1), (MID_TERM, 2), (LONG_TERM, 4)  # frames, and how many times coarser
-    history = sum(math.ceil(frames / by) * math.ceil(height / by) * math.ceil(width / by) for frames, by in terms)
-    return [history, *(LATENTS_PER_CHUNK * max(1, rows * columns) for rows, columns in grids)]
 
 
 def _cut(size: int, most: int) -> int:
@@ -265,7 +254,7 @@ def _picture_attention(vae: VAEConfig, size: tuple[int, int]) -> Case:
     return replace(case, name=f"{case.name}, of a picture")
 
 
-def _of_vae(layer: nn.Module, size: tuple[int, int]) -> Iterator[Case]:
+def _of_vae(layer: Any, size: tuple[int, int]) -> Iterator[Case]:
     """The cases of one layer of the VAE, beside those of the layers in it."""
     cells = (pixels // PIXELS_PER_CELL for pixels in reversed(size))
     height, width = (min(most, count) for most, count in zip(MOST_CELLS, cells, strict=True))
@@ -282,7 +271,7 @@ def _of_vae(layer: nn.Module, size: tuple[int, int]) -> Iterator[Case]:
         yield _convolution("pointwise", layer, (2, height, width))
 
 
-def _convolution(kind: str, layer: nn.Conv2d | nn.Conv3d, clip: tuple[int, int, int]) -> Case:
+def _convolution(kind: str, layer: Any, clip: tuple[int, int, int]) -> Case:
     """`kind` names the function that the VAE has it computed by, on a clip of frames, rows and columns."""
     inner, kernel = layer.in_channels, layer.kernel_size
     sums = inner * math.prod(kernel)

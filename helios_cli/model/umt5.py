@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,8 @@ class Layer(nn.Module):
 
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
-        attend, feed = nn.Module(), nn.Module()
+        attend: Any = nn.Module()
+        feed: Any = nn.Module()
         attend.SelfAttention = SelfAttention(config)
         attend.layer_norm = ScaleNorm(config.d_model, config.layer_norm_epsilon)
         feed.DenseReluDense = GatedFeedForward(config)
@@ -96,7 +98,7 @@ class Layer(nn.Module):
         self.layer = nn.ModuleList([attend, feed])
 
     def forward(self, x_SE: Tensor) -> Tensor:
-        attend, feed = self.layer
+        attend, feed = cast(Any, self.layer)
         x_SE = x_SE + attend.SelfAttention(attend.layer_norm(x_SE))
         return x_SE + feed.DenseReluDense(feed.layer_norm(x_SE))
 
@@ -110,7 +112,7 @@ class UMT5Encoder(nn.Module):
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
         self.shared = _embedding(config.vocab_size, config.d_model)
-        self.encoder = nn.Module()
+        self.encoder: Any = nn.Module()
         self.encoder.block = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.encoder.final_layer_norm = ScaleNorm(config.d_model, config.layer_norm_epsilon)
         self.walk: Callable[[], Iterable[Layer]] | None = None

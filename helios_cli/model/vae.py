@@ -23,6 +23,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,7 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int, space: int = 3) -> None:
         super().__init__(in_channels, out_channels, (PAST + 1, space, space), padding=(0, space // 2, space // 2))
 
-    def forward(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, state: CausalState | None = None) -> Tensor:
         if state is None:
             return convolve(self, F.pad(x_BTHWC, (0, 0, 0, 0, 0, 0, PAST, 0)))
         buffer = state.buffer(self, x_BTHWC)
@@ -150,7 +151,7 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, over_time: bool) -> None:
         super().__init__()
         self.growth = 4 if over_time else 2
-        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3)})
+        self.resample: Any = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3)})
         self.time_conv = CausalConv3d(channels, channels * 2, space=1) if over_time else None
 
     def forward(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
@@ -158,11 +159,12 @@ class Upsample(nn.Module):
         if self.time_conv is not None and state is None:
             first, others = x_BTHWC[:, :1], x_BTHWC[:, 1:]
             x_BTHWC = torch.cat((first, self._double(others, state)), dim=1) if others.shape[1] else first
-        elif self.time_conv is not None and not state.first:
+        elif self.time_conv is not None and state is not None and not state.first:
             x_BTHWC = self._double(x_BTHWC, state)
         return upsample_conv(self.resample["1"], x_BTHWC)
 
     def _double(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
+        assert self.time_conv is not None
         pairs = self.time_conv(x_BTHWC, state).unflatten(-1, (2, -1))
         return pairs.movedim(-2, 2).flatten(1, 2)
 
@@ -172,7 +174,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, over_time: bool) -> None:
         super().__init__()
-        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels, 3, stride=2)})
+        self.resample: Any = nn.ModuleDict({"1": nn.Conv2d(channels, channels, 3, stride=2)})
         self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if over_time else None
 
     def forward(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
@@ -205,7 +207,7 @@ class UpBlock(nn.Module):
         return [*self.resnets, *self.upsamplers]
 
 
-def in_pieces(layers: Sequence[nn.Module], x_BTHWC: Tensor, state: CausalState) -> Iterator[Tensor]:
+def in_pieces(layers: Sequence[Any], x_BTHWC: Tensor, state: CausalState) -> Iterator[Tensor]:
     """x through causal layers that each keep to PIECE_ELEMENTS, so the inner ones run on more frames at a time.
 
     A layer's `growth` is how many times larger than its input its output may be.
@@ -228,11 +230,10 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        widths = [config.base_dim * mult for mult in config.dim_mult]
         self.conv_in = CausalConv3d(config.in_channels, config.base_dim)
         self.down_blocks = nn.ModuleList()
         channels = config.base_dim
-        for width, over_time in zip(widths, (*config.temporal_downsample, None), strict=True):
+        for width, over_time in zip(config.widths, (*config.temporal_downsample, None), strict=True):
             for _ in range(config.num_res_blocks):
                 self.down_blocks.append(ResidualBlock(channels, width))
                 channels = width
@@ -254,10 +255,10 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        widths = [config.base_dim * mult for mult in reversed(config.dim_mult)]
+        widths = config.widths[::-1]
         self.conv_in = CausalConv3d(config.z_dim, widths[0])
         self.mid_block = MidBlock(widths[0])
-        self.up_blocks = nn.ModuleList()
+        self.up_blocks: Any = nn.ModuleList()
         channels = widths[0]
         for width, over_time in zip(widths, (*reversed(config.temporal_downsample), None), strict=True):
             upsample = None if over_time is None else Upsample(width, over_time)

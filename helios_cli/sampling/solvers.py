@@ -126,5 +126,6 @@ class UniPC:
     def _correct(self, move: _Move, x0_now: Tensor) -> Tensor:
         """The last move again, from where it began, with the x0 it arrived at."""
         before = self.x0s[-1]
+        assert self.last_x is not None
         x = move.keep * self.last_x + move.pull * before + move.correct_now * (x0_now - before)
         return x + move.correct_past * (self.x0s[0] - before) if move.correct_past else x
