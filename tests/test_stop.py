@@ -26,6 +26,14 @@ class Sends:
             pass
 
 
+@pytest.fixture(autouse=True)
+def hangups_are_not_ignored():
+    """As they are under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @ALL
 def test_stop_at_once(number):
     with stop_at_once() as is_stopped:
