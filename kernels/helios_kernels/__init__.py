@@ -7,8 +7,13 @@ from helios_kernels.attention import attention
 from helios_kernels.attention import run_kernel as run_attention
 from helios_kernels.attention import takes as attention_takes
 from helios_kernels.dispatch import Backend, backend, find_triton, is_untried, runs
-from helios_kernels.gated_residual import gated_residual, gated_residual_layer_norm, gated_residual_modulated_norm
-from helios_kernels.modulated_norm import layer_norm, modulated_norm
+from helios_kernels.modulation import (
+    gated_residual,
+    gated_residual_layer_norm,
+    gated_residual_modulated_norm,
+    layer_norm,
+    modulated_norm,
+)
 from helios_kernels.qk_norm_rope import qk_norm_rope
 from helios_kernels.quantize import quantize
 from helios_kernels.sampler import dmd_step, renoise

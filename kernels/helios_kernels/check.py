@@ -13,14 +13,13 @@ from torch import Tensor
 
 from helios_kernels.attention import cases as attention
 from helios_kernels.case import Case, Op
-from helios_kernels.gated_residual import cases as gated_residual
-from helios_kernels.modulated_norm import cases as modulated_norm
+from helios_kernels.modulation import cases as modulation
 from helios_kernels.qk_norm_rope import cases as qk_norm_rope
 from helios_kernels.quantize import cases as quantize
 from helios_kernels.sampler import cases as sampler
 from helios_kernels.vae_norm_silu import cases as vae_norm_silu
 
-_MODULES = (modulated_norm, gated_residual, qk_norm_rope, attention, quantize, sampler, vae_norm_silu)
+_MODULES = (modulation, qk_norm_rope, attention, quantize, sampler, vae_norm_silu)
 
 OPS: dict[str, Op] = {op.name: op for module in _MODULES for op in module.OPS}
 

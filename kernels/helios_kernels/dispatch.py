@@ -133,7 +133,9 @@ def _on_gpu(properties: Any, version: str) -> Backend:
 
     name, shipped, tuned = properties.name, chip_of(properties), tuning.of(properties.name)
     borrowed = shipped is None and tuned is None and _borrows
-    chip = shipped or (tuned.like if tuned else nearest_chip() if borrowed else None)
+    # A chip that none are shipped for is tuned from the configurations that ask least of a GPU.
+    nearest = "gfx942" if torch.version.hip else "sm_86"
+    chip = shipped or (tuned.like if tuned else nearest if borrowed else None)
     if chip is None:
         return Backend(None, f"no kernel configuration is shipped for {name}; `helios bench kernels --tune`")
     by = "configured by `helios bench kernels --tune`" if tuned else f"configured as {chip}"
@@ -145,25 +147,10 @@ def chip_of(properties: Any) -> str | None:
     """Return the chip whose configurations a GPU takes: the nearest whose shared memory and instructions it has."""
     if torch.version.hip:
         return "gfx942" if properties.gcnArchName.split(":")[0] in ("gfx942", "gfx950") else None
-    match (properties.major, properties.minor):
-        case (8, 0):
-            return "sm_80"
-        case (8, 6) | (8, 7):
-            return "sm_86"
-        case (8, 9):
-            return "sm_89"
-        case (9, 0):
-            return "sm_90"
-        case (10, _) | (11, _):
-            return "sm_100"
-        case (12, _):
-            return "sm_120"
-    return None
-
-
-def nearest_chip() -> str:
-    """Return the chip that one with no shipped configurations is tuned from: its configurations ask least of a GPU."""
-    return "gfx942" if torch.version.hip else "sm_86"
+    if properties.major >= 10:
+        return {10: "sm_100", 11: "sm_100", 12: "sm_120"}.get(properties.major)
+    shipped = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 7): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90"}
+    return shipped.get((properties.major, properties.minor))
 
 
 def borrow() -> None:

@@ -71,21 +71,21 @@ class RowTile:
 # no instruction is spent on more threads than loads need. With 4 warps (146 registers for the modulated norm on sm_90)
 # it has three rows, and issues for 23 microseconds of the 53 that the bytes of a call at stage 2 take; with 16 warps it
 # has two, and issues for 55. The same number on CDNA, whose wavefronts are twice as wide.
-_ROW = {"cuda": Config(num_warps=4, tile=8192), "hip": Config(num_warps=4, tile=8192)}
+_ROW = {"any": Config(num_warps=4, tile=8192)}
 
 # No reduction: only enough bytes in flight.
-_FLAT = {"cuda": Config(num_warps=4, tile=1024), "hip": Config(num_warps=4, tile=1024)}
+_FLAT = {"any": Config(num_warps=4, tile=1024)}
 
 _ELEMENTWISE = {
     "modulated_norm": _ROW,
     "gated_residual": _ROW,
     "qk_norm_rope": _ROW,
-    "quantize": {"cuda": Config(num_warps=16, tile=16384), "hip": Config(num_warps=8, tile=16384)},
+    "quantize": {"any": Config(num_warps=16, tile=16384), "gfx942": Config(num_warps=8, tile=16384)},
     "renoise": _FLAT,
     "dmd_step": _FLAT,
     "vae_norm_silu": {
-        "cuda": Config(num_warps=8, tile=8192),
-        "hip": Config(num_warps=4, tile=8192),
+        "any": Config(num_warps=8, tile=8192),
+        "gfx942": Config(num_warps=4, tile=8192),
         "sm_120": Config(num_warps=8, tile=4096),  # where twice as many spill up to 24 bytes at 64 registers
     },
 }
@@ -100,12 +100,9 @@ _AMPERE = {
     (64, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=64),
     (64, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=64),
 }
-_HOPPER = {
-    (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=128),
-    (128, True): Config(num_warps=4, num_stages=1, block_q=64, block_k=128, programs=2),
-    (64, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=128),
-    (64, True): Config(num_warps=4, num_stages=1, block_q=64, block_k=128, programs=2),
-}
+_PROMPT = Config(num_warps=4, num_stages=1, block_q=64, block_k=128, programs=2)
+_ALL_KEYS = Config(num_warps=8, num_stages=3, block_q=128, block_k=128)
+_HOPPER = {(128, False): _ALL_KEYS, (128, True): _PROMPT, (64, False): _ALL_KEYS, (64, True): _PROMPT}
 _BLACKWELL = {**_HOPPER, (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=64)}
 _CDNA = {
     (head, bias): Config(num_warps=4, num_stages=2, block_q=128, block_k=32 if bias else 64)
@@ -175,7 +172,7 @@ def config(kernel: str) -> Config:
         return local
     if chip == INTERPRETER:
         return Config(num_warps=1, tile=2**18)
-    return shipped.get(chip) or shipped["hip" if chip.startswith("gfx") else "cuda"]
+    return shipped.get(chip, shipped["any"])
 
 
 def attention_config(head: int, *, bias: bool) -> Config:
@@ -215,16 +212,10 @@ SELF = tuple(
 )
 # Those that compile to warps that load and warps that compute, without spills: on sm_90 with four warps and 64 queries,
 # on sm_100 with eight and 128 (Triton 3.9.0, ahead of time).
+_SPECIALIZED = ((4, 2, 64, 128), (4, 2, 64, 64), (4, 3, 64, 64), (8, 2, 128, 128), (8, 3, 128, 128), (8, 3, 128, 64))
 SPECIALIZED = tuple(
     Config(num_warps=warps, num_stages=stages, block_q=q, block_k=k, specialize=True)
-    for warps, stages, q, k in (
-        (4, 2, 64, 128),
-        (4, 2, 64, 64),
-        (4, 3, 64, 64),
-        (8, 2, 128, 128),
-        (8, 3, 128, 128),
-        (8, 3, 128, 64),
-    )
+    for warps, stages, q, k in _SPECIALIZED
 )
 PROMPT = tuple(
     Config(num_warps=4, num_stages=stages, block_q=q, block_k=k, programs=2)

@@ -40,28 +40,11 @@ def attention_kernel(
     v,  # [B, K, N, D]
     bias,  # [K] float32
     out,  # [B, Q, N, D]
-    N,
-    Q,
-    K,
+    N, Q, K,
     scale,  # log2(e) / sqrt(D)
-    q_b,  # strides in elements; those along D are 1
-    q_s,
-    q_n,
-    k_b,
-    k_s,
-    k_n,
-    v_b,
-    v_s,
-    v_n,
-    out_b,
-    out_s,
-    out_n,
-    HAS_BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    q_b, q_s, q_n, k_b, k_s, k_n, v_b, v_s, v_n, out_b, out_s, out_n,  # strides in elements; those along D are 1
+    HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     batch, head = (tl.program_id(1) // N).to(tl.int64), (tl.program_id(1) % N).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     channels = tl.arange(0, D)[None, :]

@@ -39,31 +39,13 @@ def attention_tma_kernel(
     v,  # [B, K, N, D]
     bias,  # [K] float32
     out,  # [B, Q, N, D]
-    B,
-    N,
-    Q,
-    K,
+    B, N, Q, K,
     tiles,  # blocks of queries of all heads and batch items
     scale,  # log2(e) / sqrt(D)
-    q_b,  # strides in elements; those along D are 1
-    q_s,
-    q_n,
-    k_b,
-    k_s,
-    k_n,
-    v_b,
-    v_s,
-    v_n,
-    out_b,
-    out_s,
-    out_n,
-    HAS_BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    q_b, q_s, q_n, k_b, k_s, k_n, v_b, v_s, v_n, out_b, out_s, out_n,  # strides in elements; those along D are 1
+    HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     SPECIALIZE: tl.constexpr,  # some warps load, others compute
-):
+):  # fmt: skip
     # A descriptor reads zeros past the end of its rows: no masks for ragged lengths. The result goes out by pointers: a
     # descriptor's buffer would stand in the way of a third one for keys and values.
     queries = tl.make_tensor_descriptor(q, [B, N, Q, D], [q_b, q_n, q_s, 1], [1, 1, BLOCK_Q, D])

@@ -13,18 +13,10 @@ def qk_norm_rope_kernel(
     x,  # [B, S, W, E], changed in place
     weight,  # [W, E]
     rope,  # [S, D/2, 2] float32, contiguous
-    S,
-    eps,
-    x_b,  # strides in elements; those along E are 1
-    x_s,
-    x_w,
-    weight_w,
-    HAS_ROPE: tl.constexpr,
-    D: tl.constexpr,
-    E: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    S, eps,
+    x_b, x_s, x_w, weight_w,  # strides in elements; those along E are 1
+    HAS_ROPE: tl.constexpr, D: tl.constexpr, E: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     piece, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     columns = tl.arange(0, BLOCK)[None, :]

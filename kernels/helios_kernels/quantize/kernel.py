@@ -39,14 +39,9 @@ def quantize_kernel(
     scales,  # [S] float32
     S,
     x_s,  # stride in elements; that along E is 1
-    SMALLEST: tl.constexpr,
-    LARGEST: tl.constexpr,
-    GELU: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-    E: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    SMALLEST: tl.constexpr, LARGEST: tl.constexpr, GELU: tl.constexpr, INTERPRETED: tl.constexpr, E: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exists = rows < S
     columns = tl.arange(0, BLOCK)[None, :]

@@ -15,12 +15,9 @@ def renoise_kernel(
     noise,  # [planes, 2 H, 2 W], contiguous
     out,  # like noise, float32
     count,  # elements of out
-    H,
-    W,
-    alpha,
-    beta,
+    H, W, alpha, beta,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     column, line = place % (2 * W), place // (2 * W)
@@ -47,17 +44,13 @@ def run_renoise(x: Tensor, noise: Tensor, alpha: float, beta: float) -> Tensor:
 
 @triton.jit
 def dmd_step_kernel(
-    x,
-    flow,
-    start_point,
+    x, flow, start_point,
     out,  # float32; all four contiguous, of `count` elements
-    count,
-    sigma,
+    count, sigma,
     keep,  # 1 - sigma_next
     sigma_next,
-    LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    LAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     x0 = tl.load(x + place, inside).to(tl.float32) - sigma * tl.load(flow + place, inside).to(tl.float32)

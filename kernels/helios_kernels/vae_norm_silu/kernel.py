@@ -17,18 +17,12 @@ def vae_norm_silu_kernel(
     out,  # [B, past and x, C]
     count,  # positions of out
     past_count,
-    x_b,  # strides in elements; within a batch item all are contiguous
-    past_b,
-    out_b,
+    x_b, past_b, out_b,  # strides in elements; within a batch item all are contiguous
     EPS: tl.constexpr,
     ROOT: tl.constexpr,  # sqrt(C)
-    HAS_PAST: tl.constexpr,
-    NORM: tl.constexpr,
-    SILU: tl.constexpr,
-    C: tl.constexpr,
-    ROWS: tl.constexpr,
+    HAS_PAST: tl.constexpr, NORM: tl.constexpr, SILU: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
     rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     columns = tl.arange(0, BLOCK)[None, :]

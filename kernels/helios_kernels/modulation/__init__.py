@@ -1,0 +1,81 @@
+"""LayerNorm with its scale and shift, and the gate and residual add before it, in one pass over the stream.
+
+The stream [B, S, E] has contiguous rows, history before row `split` and noisy rows after it; modulation rows are
+[B or 1, 2, E] float32, one for history and one for noisy rows. The three functions with a residual are one kernel and
+change the stream in place: `y` has a row for every row of the stream, or only for the noisy ones (cross-attention does
+not change history); `gate` None is a gate of 1.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from helios_kernels.dispatch import runs
+from helios_kernels.modulation import reference
+
+
+def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float) -> Tensor:
+    """`norm(x) * (1 + scale) + shift`, rows before `split` by `scale[:, 0]`, the others by `scale[:, 1]`.
+
+    `x` is [B, S, E] with contiguous rows, `scale` and `shift` are [B or 1, 2, E] float32 with contiguous rows.
+    Returns [B, S, E] in the dtype of `x`, contiguous.
+    """
+    if not runs(x_BSE, "modulated_norm"):
+        return reference.modulated_norm(x_BSE, scale, shift, split, eps)
+    from helios_kernels.modulation.kernel import run_norm
+
+    return run_norm(x_BSE, scale, shift, split, eps, base=1.0)
+
+
+def layer_norm(x_BSE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
+    """`norm(x) * weight + bias` in float32, rounded once to the dtype of `x`. [B, S, E], contiguous."""
+    if not runs(x_BSE, "layer_norm"):
+        return reference.layer_norm(x_BSE, weight_E, bias_E, eps)
+    from helios_kernels.modulation.kernel import run_norm
+
+    weight, bias = (vector.expand(1, 2, -1) for vector in (weight_E, bias_E))
+    return run_norm(x_BSE, weight, bias, 0, eps, base=0.0)
+
+
+def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, split: int) -> Tensor:
+    """`x + y * gate` in float32, rounded once; rows before `split` by `gate[:, 0]`, the others by `gate[:, 1]`.
+
+    `x` is [B, S, E] and `y` [B, S or S - split, E], both with contiguous rows; `gate` is [B or 1, 2, E] float32.
+    Returns `x`.
+    """
+    if not runs(x_BSE, "gated_residual"):
+        return x_BSE.copy_(reference.gated_residual(x_BSE, y_BSE, gate, split))
+    from helios_kernels.modulation.kernel import run_residual
+
+    run_residual(x_BSE, y_BSE, gate, split)
+    return x_BSE
+
+
+def gated_residual_modulated_norm(
+    x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, split: int, eps: float
+) -> Tensor:
+    """`gated_residual` into `x`, then `modulated_norm` of it: returns [B, S, E], contiguous.
+
+    The norm is that of the rounded stream, as if the two were called one after the other.
+    """
+    if not runs(x_BSE, "gated_residual_modulated_norm"):
+        x, normed = reference.gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps)
+        x_BSE.copy_(x)
+        return normed
+    from helios_kernels.modulation.kernel import run_residual
+
+    return run_residual(x_BSE, y_BSE, gate, split, norm=(scale, shift), base=1.0, eps=eps)
+
+
+def gated_residual_layer_norm(
+    x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, weight_E: Tensor, bias_E: Tensor, split: int, eps: float
+) -> Tensor:
+    """`gated_residual` into `x`, then the affine LayerNorm of its noisy rows: returns [B, S - split, E], contiguous."""
+    if not runs(x_BSE, "gated_residual_layer_norm"):
+        x, normed = reference.gated_residual_layer_norm(x_BSE, y_BSE, gate, weight_E, bias_E, split, eps)
+        x_BSE.copy_(x)
+        return normed
+    from helios_kernels.modulation.kernel import run_residual
+
+    weight, bias = (vector.expand(1, 2, -1) for vector in (weight_E, bias_E))
+    return run_residual(x_BSE, y_BSE, gate, split, norm=(weight, bias), base=0.0, eps=eps, norm_from=split)

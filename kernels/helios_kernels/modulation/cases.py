@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import torch
+
+from helios_kernels.case import BF16, DTYPES, HISTORY, STAGES, WIDTH, Case, Op, outliers, stages
+from helios_kernels.modulation import (
+    gated_residual,
+    gated_residual_layer_norm,
+    gated_residual_modulated_norm,
+    layer_norm,
+    modulated_norm,
+    reference,
+)
+
+EPS = 1e-6
+
+
+def stream(case: Case, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Draw [B, S, E], its rows `gap` elements apart."""
+    B, S, E, gap = (case.sizes.get(name, default) for name, default in (("B", 1), ("S", 1), ("E", WIDTH), ("gap", 0)))
+    return outliers(B, S, E + gap, dtype=dtype, device=device)[..., gap:]
+
+
+def modulation(case: Case, device: torch.device) -> torch.Tensor:
+    """Draw [B or 1, 6, 2, E]: the rows of one block, as strided as the model's own."""
+    sizes = case.sizes
+    batch = 1 if sizes.get("shared") else sizes.get("B", 1)
+    return torch.randn(batch, 2, 6, sizes.get("E", WIDTH), device=device).transpose(1, 2)
+
+
+def _modulated_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    shift, scale, *_ = modulation(case, device).unbind(1)
+    x = stream(case, dtype, device)
+    return {"x_BSE": x, "scale": scale, "shift": shift, "split": case.sizes["split"], "eps": EPS}
+
+
+def _affine_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    weight, bias = torch.randn(2, case.sizes.get("E", WIDTH), device=device)
+    return {"x_BSE": stream(case, dtype, device), "weight_E": weight, "bias_E": bias, "eps": EPS}
+
+
+def stream_bytes(case: Case, itemsize: int) -> int:
+    """Count [B, S, E] read once and written once."""
+    return 2 * case.sizes.get("B", 1) * case.sizes["S"] * case.sizes.get("E", WIDTH) * itemsize
+
+
+REAL = stages(DTYPES, split=HISTORY)
+NARROW = Case("stage2-E1536", {"S": STAGES["stage2"], "split": HISTORY, "E": 1536}, compiled=BF16)
+ROWS = (Case("S11040-E96", {"S": STAGES["stage2"], "split": HISTORY, "E": 96}),)
+"""All rows of a film's stream, narrow enough for the interpreter."""
+
+UGLY = (
+    Case("S101-split40", {"S": 101, "split": 40}),
+    Case("one-row-noisy", {"S": 1, "split": 0}),
+    Case("one-row-history", {"S": 1, "split": 1, "E": 96}),
+    Case("S63-E96-B2", {"B": 2, "S": 63, "split": 17, "E": 96}),
+    Case("S65-E5123-gap", {"S": 65, "split": 20, "E": 5123, "gap": 5}),
+    Case("S257-shared-B3", {"B": 3, "S": 257, "split": 100, "E": 320, "shared": True}),
+    Case("no-history", {"S": 63, "split": 0, "E": 1024}),
+)
+
+MODULATED_NORM = Op(
+    name="modulated_norm",
+    run=modulated_norm,
+    reference=reference.modulated_norm,
+    inputs=_modulated_inputs,
+    cases=(*REAL, NARROW, *ROWS, *UGLY),
+    moved_bytes=stream_bytes,
+)
+
+LAYER_NORM = Op(
+    name="layer_norm",
+    run=layer_norm,
+    reference=reference.layer_norm,
+    inputs=_affine_inputs,
+    cases=(
+        Case("stage2-noisy", {"S": STAGES["stage2"] - HISTORY}, real=True),
+        Case("S63-E96-B2", {"B": 2, "S": 63, "E": 96}),
+        Case("S65-E5123-gap", {"S": 65, "E": 5123, "gap": 5}),
+    ),
+    moved_bytes=stream_bytes,
+)
+
+# `noisy`: y has only the noisy rows, as the result of cross-attention. `plain`: no gate.
+CROSS_SIZES = {"S": STAGES["stage2"], "split": HISTORY, "noisy": True, "plain": True}
+CROSS = Case("stage2-cross", CROSS_SIZES, real=True, compiled=BF16)
+RESIDUAL = (
+    Case("S101-split40", {"S": 101, "split": 40}),
+    Case("one-row-noisy", {"S": 1, "split": 0}),
+    Case("one-row-history", {"S": 1, "split": 1, "E": 96}),
+    Case("S63-E96-B2", {"B": 2, "S": 63, "split": 17, "E": 96}),
+    Case("S63-E96-B2-cross", {"B": 2, "S": 63, "split": 17, "E": 96, "noisy": True, "plain": True}),
+    Case("S65-E5123-gap", {"S": 65, "split": 20, "E": 5123, "gap": 5}),
+    Case("S257-shared-B3-noisy", {"B": 3, "S": 257, "split": 100, "E": 320, "shared": True, "noisy": True}),
+)
+
+
+def _residual_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    sizes, x = case.sizes, stream(case, dtype, device)
+    rows = sizes["S"] - (sizes["split"] if sizes.get("noisy") else 0)
+    y = outliers(x.shape[0], rows, x.shape[2], dtype=dtype, device=device)
+    gate = None if sizes.get("plain") else modulation(case, device)[:, 2]
+    return {"x_BSE": x, "y_BSE": y, "gate": gate, "split": sizes["split"]}
+
+
+def _residual_modulated_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    shift, scale, *_ = modulation(case, device).unbind(1)
+    return {**_residual_inputs(case, dtype, device), "scale": scale, "shift": shift, "eps": EPS}
+
+
+def _residual_affine_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    weight, bias = torch.randn(2, case.sizes.get("E", WIDTH), device=device)
+    return {**_residual_inputs(case, dtype, device), "weight_E": weight, "bias_E": bias, "eps": EPS}
+
+
+def _residual_bytes(case: Case, itemsize: int, normed: str = "none") -> int:
+    """Count x read and y added to it where y has rows, and the norm written for `all` rows, `noisy` ones or `none`."""
+    S, noisy = case.sizes["S"], case.sizes["S"] - case.sizes["split"]
+    added = noisy if case.sizes.get("noisy") else S
+    written = {"none": 0, "all": S, "noisy": noisy}[normed]
+    read = S if normed == "all" else added
+    return (read + 2 * added + written) * case.sizes.get("B", 1) * case.sizes.get("E", WIDTH) * itemsize
+
+
+def _with_stream(function):
+    """Make it return the stream, which it changes in place, with the norm."""
+    return lambda **inputs: (inputs["x_BSE"], function(**inputs))
+
+
+GATED_RESIDUAL = Op(
+    name="gated_residual",
+    run=gated_residual,
+    reference=reference.gated_residual,
+    inputs=_residual_inputs,
+    cases=REAL + ROWS + RESIDUAL,
+    moved_bytes=_residual_bytes,
+    written=("x_BSE",),
+)
+
+GATED_RESIDUAL_MODULATED_NORM = Op(
+    name="gated_residual_modulated_norm",
+    run=_with_stream(gated_residual_modulated_norm),
+    reference=reference.gated_residual_modulated_norm,
+    inputs=_residual_modulated_inputs,
+    cases=(*REAL, CROSS, NARROW, *ROWS, *RESIDUAL),
+    moved_bytes=lambda case, itemsize: _residual_bytes(case, itemsize, "all"),
+    written=("x_BSE",),
+)
+
+GATED_RESIDUAL_LAYER_NORM = Op(
+    name="gated_residual_layer_norm",
+    run=_with_stream(gated_residual_layer_norm),
+    reference=reference.gated_residual_layer_norm,
+    inputs=_residual_affine_inputs,
+    cases=REAL + ROWS + RESIDUAL,
+    moved_bytes=lambda case, itemsize: _residual_bytes(case, itemsize, "noisy"),
+    written=("x_BSE",),
+)
+
+OPS = (MODULATED_NORM, LAYER_NORM, GATED_RESIDUAL, GATED_RESIDUAL_MODULATED_NORM, GATED_RESIDUAL_LAYER_NORM)
