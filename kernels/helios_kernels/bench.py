@@ -44,7 +44,7 @@ HEADING = (
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What a chip reaches.
+    """The rates that a chip reaches.
 
     Attributes:
         copy: bytes a second of a 1 GiB copy, read and written.

@@ -1,4 +1,4 @@
-"""What an operation's `cases.py` declares, for the tests, the ahead-of-time builds and the bench."""
+"""The declarations of an operation's `cases.py`, for the tests, the ahead-of-time builds and the bench."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Op:
 
 BF16 = (torch.bfloat16,)
 HALVES = (torch.bfloat16, torch.float16)
-"""What renders compute in on a GPU; with float32 all that they can."""
+"""The dtypes of renders on a GPU."""
 DTYPES = (*HALVES, torch.float32)
 
 HISTORY = 2400

@@ -37,7 +37,7 @@ _compiling_for: ContextVar[str | None] = ContextVar("compiling_for", default=Non
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs the kernels.
+    """The implementation that runs, and why.
 
     Attributes:
         chip: key of the launch configurations (`tuning.py`); None for plain PyTorch.

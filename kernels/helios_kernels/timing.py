@@ -1,4 +1,4 @@
-"""How long work takes by the GPU's own clock."""
+"""Times work by the GPU's own clock."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def gpu_seconds(call: Callable[[], object], *, budget: float = 0.3) -> float:
 
 @dataclass(frozen=True)
 class Sustained:
-    """What a chip keeps up: seconds a call, over calls back to back, and the clock (MHz) and power (W) that the driver
-    reported during them; None where it reported none."""
+    """The seconds a call that a chip sustains, and the clock (MHz) and power (W) that the driver reported during
+    the calls, or None."""
 
     seconds: float
     clock: float | None

@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,7 +39,7 @@ SHARED_MEMORY = {
 
 @dataclass(frozen=True)
 class Config:
-    """How a kernel is launched.
+    """The launch configuration of a kernel.
 
     Attributes:
         tile: elements of a program of the element-wise kernels.
@@ -123,14 +125,14 @@ class LocalConfigs:
 
     like: str
     triton: str
-    configs: dict[str, dict[str, int]]
+    configs: dict[str, dict[str, Any]]
 
 
 def _parse(entry: dict) -> LocalConfigs:
     return LocalConfigs(entry["like"], entry["triton"], {name: _ints(one) for name, one in entry["configs"].items()})
 
 
-def _ints(config: dict) -> dict[str, int]:
+def _ints(config: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a `Config` as they were read; ValueError for anything else."""
     names = {field.name for field in fields(Config)}
     good = all(name in names and isinstance(value, int) and value >= 0 for name, value in config.items())
@@ -284,7 +286,7 @@ def tune(
     for one in tunables:
         chips = OPS[one.op].chips
         if (not names or one.op in names) and (chips is None or like in chips):
-            yield _tune_one(one, like, lambda config, one=one: _time(one, config, timer, device, dtype))
+            yield _tune_one(one, like, partial(_time, one, timer=timer, device=device, dtype=dtype))
 
 
 def begin() -> str:
@@ -349,6 +351,6 @@ def _time(
             if not all(one.good for name in tunable.checked for one in compare(op, cases[name], dtype, device)):
                 return None
             inputs = (op.inputs(cases[name], dtype, device) for name in tunable.timed)
-            return sum(timer(lambda given=given: op.run(**given)) for given in inputs)
+            return sum([timer(partial(op.run, **given)) for given in inputs], 0.0)
         except Exception:  # compilers, assemblers and drivers each raise their own
             return None

@@ -9,16 +9,16 @@ from torch import Tensor
 from helios_kernels.dispatch import INTERPRETER, current_chip, runs
 
 HEAD_SIZES = (16, 32, 64, 128)
-"""What the kernels take; other sizes go to PyTorch."""
+"""Head sizes of the kernels; other sizes go to PyTorch."""
 
 DTYPES = (torch.bfloat16, torch.float16)
-"""What the kernels take. Float32 products on tensor cores spill at head size 128 (README), and PyTorch has those."""
+"""Dtypes of the kernels. Float32 products on tensor cores spill at head size 128 (README), and PyTorch has those."""
 
 
 def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D) + bias) v, of [B, Q, N, D] with [B, K, N, D]: returns [B, Q, N, D], contiguous.
+    """Return softmax(q k^T / sqrt(D) + bias) v of [B, Q, N, D] with [B, K, N, D]: [B, Q, N, D], contiguous.
 
-    Any strides; Q and K of any length from 1, equal or not. `bias` is [K] float32, added to every query's logits; -inf
+    Inputs have any strides, Q and K any length from 1. `bias` is [K] float32, added to every query's logits; -inf
     leaves a key out.
     """
     if not (runs(q_BQND, "attention") and takes(q_BQND)):
@@ -27,7 +27,7 @@ def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | N
 
 
 def run_kernel(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
-    """`attention` by this chip's kernel, whatever `HELIOS_KERNELS` says. ValueError for what it does not take."""
+    """Run this chip's kernel, whatever `HELIOS_KERNELS` is. ValueError for tensors that it does not take."""
     if not takes(q_BQND):
         raise ValueError(f"the kernel takes heads of {', '.join(map(str, HEAD_SIZES))} in bfloat16 and float16")
     if current_chip() in TMA_CHIPS:
@@ -38,17 +38,17 @@ def run_kernel(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | 
 
 
 TMA_CHIPS = ("sm_90", "sm_100", INTERPRETER)
-"""Where descriptors are hardware. Elsewhere Triton rewrites them to pointers, worse than the pointer kernel does it."""
+"""Chips with descriptors in hardware. Elsewhere Triton rewrites them to pointers, worse than the pointer kernel."""
 
 
 def takes(q_BQND: Tensor) -> bool:
-    """Whether there is a kernel for such queries."""
+    """Return whether there is a kernel for such queries."""
     typed = q_BQND.dtype in DTYPES or current_chip() == INTERPRETER
     return typed and q_BQND.shape[-1] in HEAD_SIZES
 
 
 def aligned(x_BSND: Tensor) -> Tensor:
-    """x itself if every row starts at a multiple of 16 bytes, as slices of a fused product do, else a copy of it.
+    """Return x if every row starts at a multiple of 16 bytes, as slices of a fused product do, else a copy of it.
 
     TMA cannot address other rows, and through pointers they would be loaded element by element.
     """
@@ -58,7 +58,7 @@ def aligned(x_BSND: Tensor) -> Tensor:
 
 
 def pytorch_attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
-    """PyTorch's own, the baseline of the bench: flash, cuDNN or memory-efficient as it chooses."""
+    """Run PyTorch's own choice of flash, cuDNN or memory-efficient attention, the baseline of the bench."""
     mask = None if bias_K is None else bias_K.to(q_BQND.dtype)[None, None, None]
     q, k, v = (tensor.transpose(1, 2) for tensor in (q_BQND, k_BKND, v_BKND))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

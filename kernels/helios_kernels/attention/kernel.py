@@ -18,7 +18,7 @@ def _fold_keys(
     total, top, weight_sum, q, k, v, bias, start, K, k_s, v_s, scale,
     HAS_BIAS: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Folds the keys from `start`; MASKED where the block may reach past K."""
+    """Fold in the block of keys at `start`; MASKED where it may reach past K."""
     rows, channels = tl.arange(0, BLOCK_K), tl.arange(0, D)[None, :]
     keys = start + rows
     # The block's start goes into the 64-bit base, so that offsets within the block are 32-bit ones.

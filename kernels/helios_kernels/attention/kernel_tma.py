@@ -1,7 +1,7 @@
 """Attention through TMA descriptors, for Hopper and Blackwell data-centre chips.
 
-Programs are persistent: one or two for each multiprocessor of the chip, each makes its descriptors once and takes tiles
-of queries in turn, neighbours in time being of one head, whose keys and values stay in the L2 cache.
+Programs are persistent: one or two for each multiprocessor. Each makes its descriptors once and takes tiles of queries
+in turn. Tiles that run at about the same time belong to one head, whose keys and values stay in the L2 cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _fold_keys(
     total, top, weight_sum, q, k, v, bias, batch, head, start, K, scale,
     HAS_BIAS: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Folds the keys from `start`; MASKED where the block may reach past K."""
+    """Fold in the block of keys at `start`; MASKED where it may reach past K."""
     keys = start + tl.arange(0, BLOCK_K)
     k_block = k.load([batch, head, start, 0]).reshape(BLOCK_K, D)
     logits = block_logits(q, k_block, scale, bias, keys, K, HAS_BIAS, MASKED, WIDE)
@@ -46,8 +46,8 @@ def attention_tma_kernel(
     HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     SPECIALIZE: tl.constexpr,  # some warps load, others compute
 ):  # fmt: skip
-    # A descriptor reads zeros past the end of its rows: no masks for ragged lengths. The result goes out by pointers: a
-    # descriptor's buffer would stand in the way of a third one for keys and values.
+    # A descriptor reads zeros past the end of its rows: no masks for ragged lengths. The result is stored by pointers,
+    # as a descriptor's buffer would take the place of a third one for keys and values.
     queries = tl.make_tensor_descriptor(q, [B, N, Q, D], [q_b, q_n, q_s, 1], [1, 1, BLOCK_Q, D])
     keys = tl.make_tensor_descriptor(k, [B, N, K, D], [k_b, k_n, k_s, 1], [1, 1, BLOCK_K, D])
     values = tl.make_tensor_descriptor(v, [B, N, K, D], [v_b, v_n, v_s, 1], [1, 1, BLOCK_K, D])
@@ -59,8 +59,8 @@ def attention_tma_kernel(
         total = tl.zeros((BLOCK_Q, D), tl.float32)
         top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
         weight_sum = tl.zeros((BLOCK_Q,), tl.float32)
-        # Whole blocks need no mask; with a bias, which is added everywhere, the mask is part of it. Triton gives warps
-        # of their own to one loop only, without spills.
+        # Whole blocks need no mask; with a bias, which is added everywhere, the mask is part of it. Triton specialises
+        # the warps of a single loop only, without spills.
         whole = 0 if HAS_BIAS or SPECIALIZE else K // BLOCK_K * BLOCK_K
         for start in range(0, whole, BLOCK_K):
             total, top, weight_sum = _fold_keys(
@@ -98,10 +98,10 @@ def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
-    """How many persistent programs run at a time; two, of which one comes round again, where there is no GPU."""
+    """Return how many persistent programs run at a time; without a GPU two, so that one takes a second tile."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def _descriptor_memory(device: torch.device):
-    """Triton asks for the memory in which a launch builds its descriptors, some hundred bytes a program."""
+    """Return Triton's allocator of the memory for a launch's descriptors, some hundred bytes a program."""
     return lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device)

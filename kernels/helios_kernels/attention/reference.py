@@ -7,7 +7,7 @@ from helios_kernels.precision import wide
 
 
 def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
-    """Holds a head's whole Q x K matrix."""
+    """Compute attention with a head's whole Q x K matrix in memory."""
     heads = []
     for q, k, v in zip(*(wide(tensor).unbind(2) for tensor in (q_BQND, k_BKND, v_BKND)), strict=True):
         logits = q @ k.mT * q.shape[-1] ** -0.5

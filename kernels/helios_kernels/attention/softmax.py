@@ -12,7 +12,7 @@ LOG2_E = math.log2(math.e)
 
 @triton.jit
 def fold(total, top, weight_sum, logits, scale, v, GUARD: tl.constexpr, WIDE: tl.constexpr):
-    """Adds one block of keys to the running sums of a block of queries.
+    """Add one block of keys to the running sums of a block of queries.
 
     total [M, D] is the sum of 2^(l - top) v, weight_sum [M] that of 2^(l - top), l = scale * logits [M, N] and top [M]
     the largest so far. GUARD: a whole block may be -inf. WIDE: products in float32 (the interpreter's bfloat16 ones
@@ -32,9 +32,9 @@ def fold(total, top, weight_sum, logits, scale, v, GUARD: tl.constexpr, WIDE: tl
 
 @triton.jit
 def block_logits(q, k, scale, bias, keys, K, HAS_BIAS: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr):
-    """(logits [M, N], the factor still to be applied to them) of q [M, D] and k [N, D], keys numbered `keys` [N].
+    """Return the logits [M, N] of q [M, D] and k [N, D], keys numbered `keys` [N].
 
-    Without a bias or a ragged end the factor is left to `fold`, whose multiply-add has it for nothing.
+    Without a bias the factor `scale` is left to `fold`, whose multiply-add applies it at no cost.
     """
     if WIDE:
         logits = tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision="ieee")

@@ -15,10 +15,9 @@ from helios_kernels.modulation import reference
 
 
 def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float) -> Tensor:
-    """`norm(x) * (1 + scale) + shift`, rows before `split` by `scale[:, 0]`, the others by `scale[:, 1]`.
+    """Return `norm(x) * (1 + scale) + shift`, [B, S, E] in the dtype of `x`, contiguous.
 
-    `x` is [B, S, E] with contiguous rows, `scale` and `shift` are [B or 1, 2, E] float32 with contiguous rows.
-    Returns [B, S, E] in the dtype of `x`, contiguous.
+    Rows before `split` take `scale[:, 0]` and `shift[:, 0]`, later rows `scale[:, 1]` and `shift[:, 1]`.
     """
     if not runs(x_BSE, "modulated_norm"):
         return reference.modulated_norm(x_BSE, scale, shift, split, eps)
@@ -28,7 +27,7 @@ def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps:
 
 
 def layer_norm(x_BSE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
-    """`norm(x) * weight + bias` in float32, rounded once to the dtype of `x`. [B, S, E], contiguous."""
+    """Return `norm(x) * weight + bias`, computed in float32 and rounded once to the dtype of `x`: [B, S, E]."""
     if not runs(x_BSE, "layer_norm"):
         return reference.layer_norm(x_BSE, weight_E, bias_E, eps)
     from helios_kernels.modulation.kernel import run_norm
@@ -38,26 +37,21 @@ def layer_norm(x_BSE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> T
 
 
 def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, split: int) -> Tensor:
-    """`x + y * gate` in float32, rounded once; rows before `split` by `gate[:, 0]`, the others by `gate[:, 1]`.
+    """Set x to `x + y * gate`, computed in float32 and rounded once, and return it.
 
-    `x` is [B, S, E] and `y` [B, S or S - split, E], both with contiguous rows; `gate` is [B or 1, 2, E] float32.
-    Returns `x`.
+    `y` is [B, S or S - split, E]. Rows before `split` take `gate[:, 0]`, later rows `gate[:, 1]`.
     """
     if not runs(x_BSE, "gated_residual"):
         return x_BSE.copy_(reference.gated_residual(x_BSE, y_BSE, gate, split))
     from helios_kernels.modulation.kernel import run_residual
 
-    run_residual(x_BSE, y_BSE, gate, split)
-    return x_BSE
+    return run_residual(x_BSE, y_BSE, gate, split)
 
 
 def gated_residual_modulated_norm(
     x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, split: int, eps: float
 ) -> Tensor:
-    """`gated_residual` into `x`, then `modulated_norm` of it: returns [B, S, E], contiguous.
-
-    The norm is that of the rounded stream, as if the two were called one after the other.
-    """
+    """Apply `gated_residual` to x, and return `modulated_norm` of the rounded result: [B, S, E], contiguous."""
     if not runs(x_BSE, "gated_residual_modulated_norm"):
         x, normed = reference.gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps)
         x_BSE.copy_(x)
@@ -70,7 +64,7 @@ def gated_residual_modulated_norm(
 def gated_residual_layer_norm(
     x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, weight_E: Tensor, bias_E: Tensor, split: int, eps: float
 ) -> Tensor:
-    """`gated_residual` into `x`, then the affine LayerNorm of its noisy rows: returns [B, S - split, E], contiguous."""
+    """Apply `gated_residual` to x, and return the affine LayerNorm of its noisy rows: [B, S - split, E], contiguous."""
     if not runs(x_BSE, "gated_residual_layer_norm"):
         x, normed = reference.gated_residual_layer_norm(x_BSE, y_BSE, gate, weight_E, bias_E, split, eps)
         x_BSE.copy_(x)

@@ -136,8 +136,8 @@ def run_residual(
     base: float = 1.0,
     eps: float = 0.0,
     norm_from: int = 0,
-) -> Tensor | None:
-    """Adds `y * gate` to x in place; with `norm` (scale, shift) returns `norm(x) * (base + scale) + shift`."""
+) -> Tensor:
+    """Add `y * gate` to x in place; return x or, with `norm` (scale, shift), `norm(x) * (base + scale) + shift`."""
     B, S, E = x.shape
     y_from = S - y.shape[1]
     assert y_from in (0, split) and x.stride(-1) == y.stride(-1) == 1
@@ -155,4 +155,4 @@ def run_residual(
         config=tile.config, HAS_GATE=gate is not None, HAS_NORM=norm is not None, base=base,
         E=E, ROWS=tile.rows, BLOCK=tile.block,
     )  # fmt: skip
-    return out if norm else None
+    return out

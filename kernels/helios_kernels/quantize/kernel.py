@@ -13,10 +13,10 @@ from helios_kernels.tuning import row_tile
 
 @triton.jit
 def tanh_gelu(x):
-    """x * (1 + tanh(u)) / 2, which is x * sigmoid(2 u), with u = sqrt(2 / pi) (x + 0.044715 x^3).
+    """Return x * (1 + tanh(u)) / 2, which is x * sigmoid(2 u), with u = sqrt(2 / pi) (x + 0.044715 x^3).
 
-    The sigmoid is a reciprocal root squared: `tl.sigmoid` divides, and repairs subnormal numbers on the way, which
-    takes a chip longer than the bytes do.
+    The sigmoid is a reciprocal root squared: `tl.sigmoid` divides and repairs subnormal numbers, which takes a chip
+    longer than the bytes do.
     """
     root = tl.rsqrt(1.0 + tl.exp2(x * (-2.302208198 - 0.1029432397 * x * x)))
     return x * (root * root)
@@ -24,7 +24,7 @@ def tanh_gelu(x):
 
 @triton.jit
 def round_to_3_bits(x):
-    """Nearest float32 with 3 bits of mantissa, ties to even: what the conversion to e4m3 does on a GPU.
+    """Round to 3 bits of mantissa, ties to even, as the conversion to e4m3 does on a GPU.
 
     The interpreter's own conversion loses the carry where rounding up reaches the next power of two.
     """

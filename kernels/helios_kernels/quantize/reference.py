@@ -7,7 +7,7 @@ from torch import Tensor
 from helios_kernels.precision import wide
 
 SMALLEST = 1e-12
-"""Stands for the largest magnitude of a row of zeros."""
+"""In place of the largest magnitude of a row of zeros."""
 
 
 def quantize(x: Tensor, *, gelu: bool = False, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The VAE's channel norm and SiLU, written straight into the causally padded input of the convolution behind them."""
+"""The VAE's channel norm and SiLU, written straight into the causally padded input of the next convolution."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from helios_kernels.vae_norm_silu import reference
 
 
 def vae_norm_silu(x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor, *, silu: bool = True) -> Tensor:
-    """`silu(x / max(|x|, 1e-12) * sqrt(C) * gamma)` of every position into `out`, in float32, rounded once.
+    """Write `silu(x / max(|x|, 1e-12) * sqrt(C) * gamma)` of every position to `out`, rounded once, and return it.
 
-    `out` is contiguous within each batch item, so it may be a slice of the padded buffer; where x is not, it is copied.
-    Returns `out`.
+    `out` is contiguous within each batch item, so it may be a slice of the padded buffer; x is copied where it is not.
     """
     if not runs(x_BTHWC, "vae_norm_silu"):
         return out_BTHWC.copy_(reference.vae_norm_silu(x_BTHWC, gamma_C, silu=silu))
@@ -29,10 +28,9 @@ def causal_pad(
     *,
     silu: bool = False,
 ) -> Tensor:
-    """Fills all of `out`, [B, P + T, H, W, C]: first the P remembered frames, or zeros if `past` is None, then x.
+    """Fill `out`, [B, P + T, H, W, C], with the P remembered frames, or zeros if `past` is None, then x; return it.
 
-    With `gamma` x passes `vae_norm_silu` on the way. `past` and `out` are contiguous within each batch item. Returns
-    `out`.
+    With `gamma`, x passes through `vae_norm_silu`. `past` and `out` are contiguous within each batch item.
     """
     if not runs(x_BTHWC, "causal_pad"):
         return out_BTHWC.copy_(reference.causal_pad(x_BTHWC, past_BPHWC, out_BTHWC, gamma_C, silu=silu))

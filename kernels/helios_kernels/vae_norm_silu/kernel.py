@@ -44,10 +44,10 @@ def vae_norm_silu_kernel(
 
 
 def run(x: Tensor, past: Tensor | None, gamma: Tensor | None, out: Tensor, silu: bool) -> Tensor:
-    """The frames of `out` before x's are those of `past`, or zeros. Without `gamma` no norm."""
+    """Fill `out` with the frames of `past`, or zeros, and then x, normed if there is a `gamma`."""
     B, T, H, W, C = x.shape
     padded = out.shape[1] - T
-    # A convolution may have left another layout, which a copy puts right; the buffers are the caller's own.
+    # A convolution may have left another layout, which a copy corrects; the buffers are the caller's own.
     x = x if x[0].is_contiguous() else x.contiguous()
     assert out[0].is_contiguous() and (past is None or past[0].is_contiguous())
     assert past is None or past.shape == (B, padded, H, W, C)

@@ -10,7 +10,7 @@ NORM_EPS = 1e-12
 
 
 def vae_norm_silu(x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor | None = None, *, silu: bool = True) -> Tensor:
-    """The twin returns a new tensor; `out` is there for the kernel's signature."""
+    """Return a new tensor; `out` is part of the signature for the kernel's sake."""
     y = F.normalize(wide(x_BTHWC), dim=-1, eps=NORM_EPS) * (x_BTHWC.shape[-1] ** 0.5 * wide(gamma_C))
     return (F.silu(y) if silu else y).to(x_BTHWC.dtype)
 
@@ -23,7 +23,7 @@ def causal_pad(
     *,
     silu: bool = False,
 ) -> Tensor:
-    """The twin reads nothing but the length of `out`."""
+    """Return a new tensor; only the length of `out` is read."""
     if past_BPHWC is None:
         B, T, H, W, C = x_BTHWC.shape
         past_BPHWC = x_BTHWC.new_zeros(B, out_BTHWC.shape[1] - T, H, W, C)
