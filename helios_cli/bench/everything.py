@@ -115,18 +115,11 @@ class Probe:
 
 def probes(device: torch.device, folder: str) -> list[Probe]:
     """Return all parts, the most valuable first."""
-    shapes, is_gpu = shapes_of(device), device.type == "cuda"
+    shapes = shapes_of(device)
+    size, frames = SPECS[shapes.size].native_size, shapes.chunks * FRAMES_PER_CHUNK
+    threads, kernels = 0 if device.type == "cuda" else 1, _wanted_kernels(device)
     task = Task(
-        folder=None,
-        synthetic=shapes.size,
-        size=SPECS[shapes.size].native_size,
-        num_frames=shapes.chunks * FRAMES_PER_CHUNK,
-        steps=(1, 1, 1),
-        dtype="bfloat16",
-        device=str(device),
-        threads=0 if is_gpu else 1,
-        film="",
-        kernels=_wanted_kernels(device),
+        size, frames, (1, 1, 1), "bfloat16", str(device), synthetic=shapes.size, threads=threads, kernels=kernels
     )
     plain, twice = replace(task, kernels="reference"), replace(task, steps=(2, 2, 2))
     film = f"render {shapes.size}"
@@ -134,8 +127,11 @@ def probes(device: torch.device, folder: str) -> list[Probe]:
     def rows(part: str) -> Callable[[float, Results], list[Json]]:
         return lambda seconds, earlier: _child(device, part, seconds)
 
+    def first(part: str, **arguments: Any) -> Callable[[float, Results], Json]:
+        return lambda seconds, earlier: _child(device, part, seconds, **arguments)[0]
+
     return [
-        Probe("ceiling", lambda seconds, earlier: _child(device, "ceiling", seconds)[0]),
+        Probe("ceiling", first("ceiling")),
         Probe(f"{film} 1,1,1", partial(_render, task)),
         Probe("attention", rows("attention")),
         Probe("fp8 products", rows("fp8 products"), needs_fp8=True),
@@ -146,7 +142,7 @@ def probes(device: torch.device, folder: str) -> list[Probe]:
         Probe(f"{film} 2,2,2", partial(_render, twice)),
         Probe(f"{film} 2,2,2 fp8", partial(_render, replace(twice, quant="fp8")), needs_fp8=True),
         Probe("fp8 quality", rows("fp8 quality"), needs_fp8=True),
-        Probe("synchronisations", partial(_synchronisations, device, shapes.compared), needs_gpu=True),
+        Probe("synchronisations", first("synchronisations", size=shapes.compared), needs_gpu=True),
         Probe("offload", partial(_offload, device, shapes, folder), seconds=90.0),
         Probe("kernels against torch.compile", partial(_kernels, device, compiled=True), needs_gpu=True),
         Probe("tuning", partial(_tuning, device), needs_gpu=True, seconds=SECONDS),  # the rest of the time
@@ -233,10 +229,6 @@ def _render(task: Task, seconds: float, earlier: Results) -> Json:
         result = run("ours", replace(task, kernels="reference"), timeout=left)
     ceiling = earlier.get("ceiling", {}).get("result")
     return {**side(result), **lost, **({} if ceiling is None else against_floors(task, result, ceiling))}
-
-
-def _synchronisations(device: torch.device, size: str, seconds: float, earlier: Results) -> Json:
-    return _child(device, "synchronisations", seconds, size=size)[0]
 
 
 def _offload(device: torch.device, shapes: Shapes, folder: str, seconds: float, earlier: Results) -> Json:

@@ -91,19 +91,8 @@ def measure_modes(
         if left is not None and left < LEAST_SECONDS:
             yield mode, MachineError("no time was left for it", hint="allow more time")
             continue
-        task = Task(
-            folder=str(checkpoint.path),
-            synthetic=None,
-            size=plan.size,
-            num_frames=plan.num_frames,
-            steps=plan.steps,
-            dtype=load.dtype,
-            device=str(device),
-            threads=0,
-            film="",
-            placement=astuple(mode.placement),
-            vram=budget,
-        )
+        places = {"folder": str(checkpoint.path), "placement": astuple(mode.placement), "vram": budget}
+        task = Task.for_plan(plan, load.dtype, str(device), **places)
         try:
             with DriverWatch(str(device)) as watch:
                 result = run("ours", task, timeout=left)

@@ -124,16 +124,8 @@ def _random_pipeline(task: Task, device: torch.device, dtype: torch.dtype) -> tu
             "text_encoder": transformers.UMT5EncoderModel(transformers.UMT5Config(**spec.text_encoder)),
         }
     for name, part in parts.items():
-        islands = FP32_ISLANDS if name == "transformer" and dtype != torch.float32 else frozenset()
-        state = random_state(
-            name,
-            part,
-            seed=task.seed,
-            device=device,
-            dtype_of=lambda parameter, islands=islands: (
-                dtype if islands.isdisjoint(parameter.split(".")) else torch.float32
-            ),
-        )
+        islands = FP32_ISLANDS if name == "transformer" else frozenset()
+        state = random_state(name, part, dtype, seed=task.seed, device=device, fp32_islands=islands)
         part.load_state_dict(state, assign=True, strict=name != "text_encoder")  # it has its embedding twice
     parts["text_encoder"].tie_weights()
     pipeline = diffusers.HeliosPyramidPipeline(

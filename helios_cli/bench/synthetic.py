@@ -14,6 +14,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.weights.checkpoint import OWN_FILE, PRESETS, TOKENIZER, WEIGHT_STEMS, Checkpoint, Component
 from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo
-from helios_cli.weights.fp8 import SCALE_SUFFIX, Quant, is_scale, quantize_weight
+from helios_cli.weights.fp8 import SCALE_SUFFIX, is_scale, quantize_weight
 from helios_cli.weights.layout import set_kind, shard_name, write_json, write_weights
 
 KNOWS = "nothing: its weights are random and its pictures are noise"
@@ -64,8 +65,7 @@ def write_checkpoint(
         if spec.resident:
             _write_blocks(folder, name, module, dtype, seed)
         else:
-            state = random_state(name, module, seed=seed, device=torch.device("cpu"), dtype_of=lambda _: dtype)
-            write_weights(folder, name, state)
+            write_weights(folder, name, random_state(name, module, dtype, seed=seed))
     _write_description(folder, spec, kind, dtype)  # last: it makes the folder a checkpoint
     return folder
 
@@ -79,10 +79,7 @@ def _write_blocks(folder: Path, component: str, module: nn.Module, dtype: torch.
     weight_map, size = {}, 0
     for number, index in enumerate(sorted(blocks), start=1):
         shard = shard_name(component, number, len(blocks))
-        cpu = torch.device("cpu")
-        state = random_state(
-            component, module, seed=seed, device=cpu, dtype_of=lambda _: dtype, names=frozenset(blocks[index])
-        )
+        state = random_state(component, module, dtype, seed=seed, names=frozenset(blocks[index]))
         write_weights(folder, component, state, shard=shard)
         weight_map |= dict.fromkeys(state, shard)
         size += sum(value.nbytes for value in state.values())
@@ -93,17 +90,18 @@ def _write_blocks(folder: Path, component: str, module: nn.Module, dtype: torch.
 def random_state(
     component: str,
     module: nn.Module,
+    dtype: torch.dtype,
     *,
     seed: int,
-    device: torch.device,
-    dtype_of: Callable[[str], torch.dtype],
+    device: torch.device | str = "cpu",
+    fp32_islands: frozenset[str] = frozenset(),
     names: frozenset[str] | None = None,
 ) -> dict[str, Tensor]:
     """Draw values for all parameters of `module`, or those of these `names`.
 
-    The module may be on the meta device and of any implementation. Values are drawn in float32, so that `dtype_of` a
-    parameter's name decides only how they are rounded; weights that `module` has in fp8 are then rounded further, and
-    get their scales.
+    The module may be on the meta device and of any implementation. Values are drawn in float32 and then rounded to
+    `dtype`, except for parameters with one of `fp32_islands` in their name; weights that `module` has in fp8 are then
+    rounded further, and get their scales.
     """
     state = {}
     for name, parameter in module.named_parameters():
@@ -113,7 +111,8 @@ def random_state(
         mean, deviation = _moments(name, parameter.shape)
         # Exact up to the subtraction, so that rounding happens at the same places everywhere.
         values = torch.rand(parameter.shape, generator=generator, device=device).mul_(2).sub_(1)
-        state[name] = values.mul_(deviation * UNIT_UNIFORM).add_(mean).to(dtype_of(name))
+        values.mul_(deviation * UNIT_UNIFORM).add_(mean)
+        state[name] = values.to(dtype if fp32_islands.isdisjoint(name.split(".")) else torch.float32)
         if parameter.dtype == FP8:
             state[name], state[name + SCALE_SUFFIX] = quantize_weight(state[name])
     return state
@@ -144,33 +143,19 @@ class RandomModels(Models):
     """
 
     def __init__(
-        self,
-        spec: Spec,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        name: str,
-        seed: int = 0,
-        quant: Quant = "none",
-        attention: str = "auto",
+        self, spec: Spec, device: torch.device, dtype: torch.dtype, *, name: str, seed: int = 0, **options: Any
     ) -> None:
         self._description = machine.temporary_folder()  # JSON and the tokenizer, some kilobytes
         self._seed = seed
         checkpoint = describe(Path(self._description.name), spec, dtype)
-        super().__init__(checkpoint, device, dtype, name=name, quant=quant, attention=attention)
+        super().__init__(checkpoint, device, dtype, name=name, **options)
 
     def _load(
         self, name: str, build: Callable[[], nn.Module], dtype: torch.dtype, fp32_islands: frozenset[str]
     ) -> nn.Module:
         with torch.device("meta"):
             module = build()
-        state = random_state(
-            name,
-            module,
-            seed=self._seed,
-            device=self.device,
-            dtype_of=lambda parameter: dtype if fp32_islands.isdisjoint(parameter.split(".")) else torch.float32,
-        )
+        state = random_state(name, module, dtype, seed=self._seed, device=self.device, fp32_islands=fp32_islands)
         module.load_state_dict(state, assign=True)
         return module.eval().requires_grad_(False)
 

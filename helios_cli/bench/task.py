@@ -38,13 +38,13 @@ class Task:
     """One film on one side.
 
     Attributes:
-        folder: checkpoint in the diffusers layout, or None.
-        synthetic: name of a size whose weights each side makes on the device, in place of `folder`.
         size: width and height in pixels.
         num_frames: length of the film.
         steps: solver steps, a count a stage.
         dtype: "float32", "bfloat16", or "default" for each side's own default.
         device: as in --device.
+        folder: checkpoint in the diffusers layout, or None.
+        synthetic: name of a size whose weights each side makes on the device, in place of `folder`.
         threads: of the CPU; 0 leaves them to PyTorch.
         film: file that the film is written to, .mp4 or .mkv; "" for one that is rendered and not encoded, on our side
             only.
@@ -54,21 +54,25 @@ class Task:
         vram: bytes of a GPU that our side may take, as in --vram: its allocator is held to that.
     """
 
-    folder: str | None
-    synthetic: str | None
     size: tuple[int, int]
     num_frames: int
     steps: tuple[int, ...]
     dtype: str
     device: str
-    threads: int
-    film: str
+    folder: str | None = None
+    synthetic: str | None = None
+    threads: int = 0
+    film: str = ""
     seed: int = 0
     quant: str = "none"
     attention: str = "auto"
     placement: tuple[Any, ...] = ()
     vram: int | None = None
     kernels: str = ""
+
+    @classmethod
+    def for_plan(cls, plan: Plan, dtype: str, device: str, **more: Any) -> Task:
+        return cls(plan.size, plan.num_frames, plan.steps, dtype, device, **more)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Task:

@@ -70,19 +70,9 @@ def render(
     subject = _subject(model, synthetic)
     plan = subject.plan(size, steps, chunks)
     with subject.at_hand() as (folder, work):
-        task = Task(
-            folder=folder,
-            synthetic=None if folder else subject.name,
-            size=plan.size,
-            num_frames=plan.num_frames,
-            steps=plan.steps,
-            dtype=dtype,
-            device=device,
-            threads=threads or 0,
-            film=f"{work}/helios.mp4",
-            quant=quant,
-            attention=attention,
-        )
+        model_of = {"folder": folder, "synthetic": None if folder else subject.name}
+        how = {"threads": threads or 0, "film": f"{work}/helios.mp4", "quant": quant, "attention": attention}
+        task = Task.for_plan(plan, dtype, device, **model_of, **how)
         report = _memory(subject.name, task, lengths) if memory else _speed(subject.name, task, against)
     options.write_out(out, report)
 

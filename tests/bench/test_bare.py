@@ -71,7 +71,7 @@ def _device(name: str):
 
 def test_a_film_is_rendered_and_not_encoded(bare):
     """By the process that times renders; those of other parts import no more."""
-    task = Task(None, "tiny", (64, 64), 33, (1, 1, 1), "float32", "cpu", 1, film="")
+    task = Task((64, 64), 33, (1, 1, 1), "float32", "cpu", synthetic="tiny", threads=1)
     (result,) = ask("helios_cli.bench.ours", asdict(task), environment=bare)
     assert result["num_frames"] == 33 and result["phases"]["decode"] > 0
     (rates,) = ask("helios_cli.bench.chip", {"part": "ceiling", "device": "cpu"}, environment=bare)

@@ -35,6 +35,5 @@ def write(folder: Path, kind: str, solver: str = "unipc", **dit) -> Path:
 def transformer(**config) -> HeliosDiT:
     """The transformer of these checkpoints, in float32."""
     made = HeliosDiT(DiTConfig.from_json({**TRANSFORMER, **DIT, **config}))
-    cpu = torch.device("cpu")
-    made.load_state_dict(random_state("transformer", made, seed=0, device=cpu, dtype_of=lambda _: torch.float32))
+    made.load_state_dict(random_state("transformer", made, torch.float32, seed=0))
     return made.eval()
