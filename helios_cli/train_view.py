@@ -1,6 +1,6 @@
-"""Views of a training run: each consumes its events (`train/events.py`) and says how far it is.
+"""Views of a training run: each consumes its events (`train/events.py`) and shows its progress.
 
-An event of a kind that a view does not know is shown by its `text`.
+A view shows an event of an unknown kind by its `text`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PlainView:
-    """Lines on stderr, made for logs."""
+    """Prints lines to stderr, for logs."""
 
     def show(self, event: Event) -> None:
         if isinstance(event, Notice):
@@ -30,7 +30,7 @@ class PlainView:
 
 
 class Pace:
-    """When a run will be over. `clock` gives seconds."""
+    """Estimates when a run will be over. `clock` returns seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -51,9 +51,7 @@ class Pace:
 
 
 class RichView:
-    """A bar, and a line for each player with its latest losses, or one for what a folder has got by now. Redrawn on the
-    terminal; they vanish at the end.
-    """
+    """Draws a bar, and a line for each player's latest losses or for the state of a folder; they vanish at the end."""
 
     def __init__(self, terminal: RichConsole) -> None:
         from rich.live import Live

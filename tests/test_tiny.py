@@ -20,9 +20,9 @@ from helios_cli.bench.selftest import CHUNKS, PICTURES, PROVENANCE, chosen, read
 from helios_cli.cli import app
 from helios_cli.engine.models import Models
 from helios_cli.train.config import load
-from helios_cli.train.world.grammar import NOUNS
+from helios_cli.train.world.captions import NOUNS
 from helios_cli.train.world.judge import adherence, score
-from helios_cli.train.world.split import prompts
+from helios_cli.train.world.prompts import prompts
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.names import EMBEDDED_FOLDER

@@ -181,7 +181,7 @@ def train_memory(
     from helios_cli.bench import report
     from helios_cli.device import pick_device
     from helios_cli.train.bench import compare
-    from helios_cli.train.dtype import dtype_name
+    from helios_cli.train.loop import dtype_name
 
     where = pick_device(device)
     computed_in = dtype_name(dtype, where)

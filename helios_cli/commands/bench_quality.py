@@ -90,9 +90,10 @@ def quality(
 def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Path | None) -> dict:
     """Render, score and show the films of held-out prompts."""
     from helios_cli.bench.screening import films as rendered
-    from helios_cli.train.sheet import Row, Samples, save_sheet
+    from helios_cli.train.samples import Row, save_sheet
+    from helios_cli.train.settings import Samples
     from helios_cli.train.world.judge import ATTRIBUTES, adherence, score
-    from helios_cli.train.world.split import prompts as held_out_prompts
+    from helios_cli.train.world.prompts import prompts as held_out_prompts
     from helios_cli.units import FRAMES_PER_CHUNK
 
     asked = held_out_prompts(count, how.seed)
@@ -124,7 +125,7 @@ def _lasting(models: Models, how: Showing, count: int, minutes: float) -> dict:
     """Render and watch long films, and show how they last."""
     from helios_cli.bench.screening import show
     from helios_cli.train.world.judge import Watcher, lasting
-    from helios_cli.train.world.split import prompts as held_out_prompts
+    from helios_cli.train.world.prompts import prompts as held_out_prompts
     from helios_cli.units import DEFAULT_FPS
 
     captions = [LONG_PROMPT, *(prompt.caption for prompt in held_out_prompts(64, how.seed + 1))][:count]
@@ -147,7 +148,7 @@ def _changes(models: Models, how: Showing, count: int) -> dict:
     from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
     from helios_cli.train.world.judge import change
     from helios_cli.train.world.judge import changes as together
-    from helios_cli.train.world.split import pairs
+    from helios_cli.train.world.prompts import pairs
     from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 
     frames = SHOT_CHUNKS * FRAMES_PER_CHUNK

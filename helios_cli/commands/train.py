@@ -1,4 +1,4 @@
-"""`helios train`: the phases of the method's training, one config file each."""
+"""`helios train`: runs the phases of the method's training, one config file each."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from helios_cli.train_view import PlainView, RichView
 
 
 def train(
-    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG", help="TOML files, trained one after another.")],
+    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG", help="TOML files, run one after another.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="In place of the file's: optimizer.lr=1e-4."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the files, such as optimizer.lr=1e-4."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Same as --set steps=N.")] = None,
     max_minutes: Annotated[float | None, typer.Option(min=0, help="Same as --set max_minutes=M.")] = None,
     out: Annotated[Path | None, typer.Option("--output", "-o", help="Same as --set out=FOLDER.")] = None,
     device: options.Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. (default: PyTorch's)")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only read the files and say what is wrong in them.")] = False,
-    progress: Annotated[ProgressKind, typer.Option(help="How progress is shown.")] = "auto",
+    check: Annotated[bool, typer.Option("--check", help="Only check the files and report their problems.")] = False,
+    progress: Annotated[ProgressKind, typer.Option(help="Progress display.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Same as --progress json: one event a line.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Same as --progress json: one event per line.")] = False,
 ) -> None:
     """Train a model: helios train recipes/train/tiny-vae.toml
 
-    A run that was stopped goes on with the same command. On several processes:
+    Run the same command again to continue a stopped run. With several processes:
     torchrun --nproc-per-node 2 -m helios_cli train CONFIG
     """
     from helios_cli.train.config import load
 
     if out and len(configs) > 1:
-        raise InputError("--output names one folder, for one config", hint="leave it out, or train one after another")
+        raise InputError("--output names one folder, for one config", hint="leave it out, or run one config at a time")
     flags = {"steps": steps, "max_minutes": max_minutes, "out": out and dumps(str(out))}
     given = [*(overrides or ()), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
-    jobs = [load(path, given) for path in configs]
+    phases = [load(path, given) for path in configs]
     if check:
         for path in configs:
             console.line(f"{path}: ok")
@@ -59,11 +59,11 @@ def train(
         torch.set_num_threads(threads)
     kind = "none" if quiet or _follows() else "json" if json else progress
     with open_view(kind, PlainView, RichView) as view, stop_after_step() as is_stopped:
-        for job in jobs:
-            for event in perform(job, pick_device(device), is_stopped):
+        for settings in phases:
+            for event in perform(settings, pick_device(device), is_stopped):
                 view.show(event)
 
 
 def _follows() -> bool:
-    """Whether another process of the same run shows it."""
+    """Return whether another process of the same run shows its progress."""
     return os.environ.get("RANK", "0") != "0"

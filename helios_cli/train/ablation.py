@@ -1,4 +1,4 @@
-"""Films of a model that was trained without one of the method's parts, to see what that part is for."""
+"""Rendering with a model that was trained without one of the method's parts, to see what that part does."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from helios_cli.engine import chunks
 from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.events import StepDone
 from helios_cli.engine.history import History
-from helios_cli.train import tables
+from helios_cli.train.settings import HistorySettings
 from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL, grid_of
 
 
 class AbsoluteDenoiser(Denoiser):
-    """Counts a film's latent frames on from chunk to chunk."""
+    """Numbers a film's latent frames on from chunk to chunk."""
 
     def chunk(self, index: int, *args, **kwargs) -> Generator[StepDone, None, Tensor]:
-        """As `Denoiser.chunk`."""
         size = (self.shape[-1] * PIXELS_PER_CELL, self.shape[-2] * PIXELS_PER_CELL)
         stages = self.scheduler.stages
         grids = [grid_of(size, self.dit.config.patch_size, stages - 1 - stage) for stage in range(stages)]
@@ -29,10 +28,9 @@ class AbsoluteDenoiser(Denoiser):
 
 
 class AnchorlessHistory(History):
-    """Tells no chunk of the first frame."""
+    """Leaves the anchor's place empty in every chunk, as it is in a film's first chunk."""
 
     def terms(self) -> tuple[Tensor, Tensor, Tensor]:
-        """As `History.terms`; the anchor's place is empty, as in a film's first chunk."""
         long, mid, short = super().terms()
         return long, mid, torch.cat([torch.zeros_like(short[:, :, :1]), short[:, :, 1:]], dim=2)
 
@@ -58,15 +56,15 @@ def without_anchor() -> Iterator[None]:
 
 
 WITHOUT = {"anchor": without_anchor, "relative": absolute_positions}
-"""By what is taken away."""
+"""The ablations by the part that is left out."""
 
 
 @contextmanager
-def as_taught(history: tables.History) -> Iterator[None]:
-    """Within, films are rendered as a model that was taught with these settings expects it."""
-    with ExitStack() as taken:
+def as_trained(history: HistorySettings) -> Iterator[None]:
+    """Within, films are rendered as a model trained with these settings expects it."""
+    with ExitStack() as ablations:
         if not history.anchor:
-            taken.enter_context(without_anchor())
+            ablations.enter_context(without_anchor())
         if history.positions == "absolute":
-            taken.enter_context(absolute_positions())
+            ablations.enter_context(absolute_positions())
         yield

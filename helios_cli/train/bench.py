@@ -1,6 +1,6 @@
-"""Peak memory of a step of distillation with each way of holding less on and off, each in a process of its own.
+"""Measuring the peak memory of a step of distillation with each memory option, each in a process of its own.
 
-The networks and clips are random: what is held does not depend on their values.
+The networks and clips are random: memory does not depend on their values.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from helios_cli.bench.specs import SPECS
 from helios_cli.child import ChildError, ChildStoppedError, ask, serve
 from helios_cli.errors import MachineError
 from helios_cli.model.dit import HeliosDiT
-from helios_cli.train.cast import Cast, OneBackbone, ThreeNetworks
 from helios_cli.train.data.cache import Batch
 from helios_cli.train.discriminator import Heads
-from helios_cli.train.initial import initialise
-from helios_cli.train.optim import Mover
+from helios_cli.train.networks import Networks, OneBackbone, ThreeNetworks
+from helios_cli.train.optim import PlayerOptimizer
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.distill import DistillPhase
-from helios_cli.train.settings.distill import Memory, Settings
+from helios_cli.train.settings import DistillMemory, DistillSettings
+from helios_cli.train.transformer import initialise
 from helios_cli.units import HISTORY_LATENTS, LATENTS_PER_CHUNK, PIXELS_PER_CELL
 
 OFF = {
@@ -48,16 +48,16 @@ WAYS: dict[str, dict[str, bool | int]] = {
     "idle networks on the host": {"cache_gradients": True, "rest_on_host": True},
     "all": {"cache_gradients": True, "separate_backward": True, "checkpoint_blocks": True, "adapters": 16},
 }
-"""What is on, by name. Some stand on others: what an adapter adds is freed block by block only with checkpointing, and
-a critic may rest only if the student's backward pass does not go through it."""
+"""The options that are on, by name. Adapters free their sums block by block only with checkpointing, and the critic can
+rest only if the student's backward pass does not go through it."""
 
 HEAD_SHARE = 0.15
 """Width of the heads as a share of the transformer's."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One measurement: `way` of WAYS, a synthetic `size`, samples of a step, and where it computes."""
+class Measurement:
+    """One measurement to make: `way` of WAYS, a synthetic `size`, samples of a step, device and dtype."""
 
     way: str
     size: str
@@ -67,13 +67,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Held:
-    """What one way takes.
+class MemoryUse:
+    """The memory and time of one way.
 
     Attributes:
-        critic_bytes, student_bytes: most that tensors held in a turn of either, with its optimizer.
-        between_bytes: what is held between turns.
-        seconds: of both turns.
+        critic_bytes, student_bytes: peak memory of tensors in a turn of each player, with its optimizer.
+        between_bytes: memory between turns.
+        seconds: duration of both turns.
     """
 
     way: str
@@ -87,55 +87,56 @@ class Held:
         return max(self.critic_bytes, self.student_bytes)
 
 
-def compare(size: str, batch: int, device: torch.device, dtype: str) -> Iterator[Held]:
-    """Each of WAYS; idle networks are already on the host where that is where all is computed."""
+def compare(size: str, batch: int, device: torch.device, dtype: str) -> Iterator[MemoryUse]:
+    """Measure each of WAYS. On a CPU, networks are always on the host, so resting there is skipped."""
     for way in WAYS:
         if device.type == "cpu" and WAYS[way].get("rest_on_host"):
             continue
-        yield measure_apart(Job(way, size, batch, str(device), dtype))
+        yield measure_apart(Measurement(way, size, batch, str(device), dtype))
 
 
-def measure_apart(job: Job) -> Held:
-    """`measure` in a process of its own, in which no other way has left anything."""
+def measure_apart(job: Measurement) -> MemoryUse:
+    """Call `measure` in a process of its own, where no other way has left anything."""
     try:
-        (held,) = ask(__name__, asdict(job))
+        (use,) = ask(__name__, asdict(job))
     except ChildError as error:
         if isinstance(error, ChildStoppedError) or "OutOfMemoryError" in error.message:
-            raise MachineError(f"memory ran out with {job.way}", hint="take a smaller --size or --batch") from error
+            raise MachineError(f"memory ran out with {job.way}", hint="use a smaller --size or --batch") from error
         raise
-    return Held(**held)
+    return MemoryUse(**use)
 
 
-def measure(job: Job) -> Held:
-    """A step that makes the optimizers' state, one whose memory is measured turn by turn, and one that is timed."""
+def measure(job: Measurement) -> MemoryUse:
+    """Run a step that creates the optimizers' state, one whose memory is measured, and one that is timed."""
     device = torch.device(job.device)
     phase = _phase(job, device)
-    movers = {name: Mover(player, phase.settings.optimizer, torch.float32) for name, player in phase.players.items()}
+    settings = phase.settings.optimizer
+    optimizers = {name: PlayerOptimizer(player, settings, torch.float32) for name, player in phase.players.items()}
 
     def turn(name: str, step: int) -> None:
         phase.backward(name, Share(step=step, samples=range(job.batch), batch=job.batch, seed=0))
-        movers[name].step(1.0)
-        movers[name].clear()
+        optimizers[name].step(1.0)
+        optimizers[name].clear()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    for name in movers:
+    for name in optimizers:
         turn(name, 0)
-    peaks = {name: peak_of(partial(turn, name, 1), device) for name in movers}
+    peaks = {name: peak_of(partial(turn, name, 1), device) for name in optimizers}
     between = peak_of(lambda: None, device)
     began = time.perf_counter()
-    for name in movers:
+    for name in optimizers:
         turn(name, 2)
-    return Held(job.way, peaks["critic"], peaks["student"], between, time.perf_counter() - began)
+    return MemoryUse(job.way, peaks["critic"], peaks["student"], between, time.perf_counter() - began)
 
 
 def peak_of(work: Callable[[], None], device: torch.device) -> int:
-    """Most bytes that tensors on `device` held at any time during `work`, those that were there before included."""
+    """Return the peak memory of all tensors on `device` during `work`, including earlier ones."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return torch.cuda.max_memory_allocated(device)
-    before = _held_bytes()
+    before = _host_bytes()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
     events = (event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
@@ -143,16 +144,16 @@ def peak_of(work: Callable[[], None], device: torch.device) -> int:
     return before + max(accumulate(changes, initial=0))
 
 
-def _held_bytes() -> int:
-    """Bytes of all tensors on the host."""
+def _host_bytes() -> int:
+    """Return the bytes of all tensors on the host."""
     gc.collect()
-    tensors = [found for found in gc.get_objects() if issubclass(type(found), Tensor) and found.device.type == "cpu"]
+    tensors = [one for one in gc.get_objects() if issubclass(type(one), Tensor) and one.device.type == "cpu"]
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 class _RandomClips:
-    """Stands in for a cache: clips of two chunks whose latents are noise."""
+    """A replacement for a cache: clips of two chunks whose latents are noise."""
 
     def __init__(self, channels: int, size: tuple[int, int], text_dim: int) -> None:
         self.shape, self.text_dim = (channels, *size), text_dim
@@ -177,12 +178,12 @@ class _RandomClips:
         return torch.zeros(24, self.text_dim)
 
 
-def _phase(job: Job, device: torch.device) -> DistillPhase:
+def _phase(job: Measurement, device: torch.device) -> DistillPhase:
     spec = SPECS[job.size]
     config = DiTConfig.from_json(spec.transformer)
     width, height = spec.native_size
     blocks = tuple(sorted({config.num_layers * i // 4 for i in (1, 2, 3)} | {config.num_layers - 1}))
-    settings = Settings(
+    settings = DistillSettings(
         phase="distill",
         start="-",
         out="-",
@@ -195,12 +196,11 @@ def _phase(job: Job, device: torch.device) -> DistillPhase:
     )
     clips = _RandomClips(config.in_channels, (height // PIXELS_PER_CELL, width // PIXELS_PER_CELL), config.text_dim)
     heads = Heads(config.width, blocks, settings.gan.channels).to(device)
-    return DistillPhase(
-        settings, _cast(config, settings.memory, job.dtype, device), heads, clips, (width, height), device
-    )
+    networks = _networks(config, settings.memory, job.dtype, device)
+    return DistillPhase(settings, networks, heads, clips, (width, height), device)
 
 
-def _cast(config: DiTConfig, memory: Memory, dtype: str, device: torch.device) -> Cast:
+def _networks(config: DiTConfig, memory: DistillMemory, dtype: str, device: torch.device) -> Networks:
     def network() -> HeliosDiT:
         dit = HeliosDiT(config)
         initialise(dit, torch.Generator().manual_seed(0))
@@ -215,4 +215,4 @@ def _cast(config: DiTConfig, memory: Memory, dtype: str, device: torch.device) -
 
 
 if __name__ == "__main__":
-    serve(lambda question: [asdict(measure(Job(**question)))])
+    serve(lambda question: [asdict(measure(Measurement(**question)))])

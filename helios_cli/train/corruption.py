@@ -1,7 +1,7 @@
-"""Frame-aware corruption of the past: what a model's own chunks will look like, drawn for each latent frame.
+"""Frame-aware corruption of the past: it imitates a model's own chunks, with damage drawn for each latent frame.
 
-Generated history is never quite clean, and what is wrong with it grows from chunk to chunk unless the model has seen
-such history in training: noise, lost detail, and drifting exposure and colours.
+Generated history is never quite clean, and its faults (noise, lost detail, drifting exposure and colours) grow from
+chunk to chunk unless the model has seen such history in training.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from helios_cli.train.tables import Corruption
+from helios_cli.train.settings import Corruption
 
 NONE, NOISE, BLUR, EXPOSURE, SATURATION = range(5)
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done to the T frames of a sample.
+    """The damage to the T frames of a sample.
 
     Attributes:
-        kind: [T] of the five.
-        sigma, ratio, factor: [T], each frame's amount of its kind's.
+        kind: [T], one of the five kinds.
+        sigma, ratio, factor: [T], the amount of each frame's damage.
         noise: [C, T, H, W].
     """
 
@@ -38,8 +38,10 @@ class Damage:
 def corrupt(
     past_BCTHW: Tensor, anchor_BC1HW: Tensor, settings: Corruption, generators: Sequence[Generator]
 ) -> tuple[Tensor, Tensor]:
-    """The past and the anchor, damaged. Empty (zero) latents stay empty; the anchor keeps its exposure and colours,
-    which it is there to hold. Each sample draws from its own generator."""
+    """Return the damaged past and anchor. Each sample draws from its own generator.
+
+    Empty (zero) latents stay empty; the anchor keeps its exposure and colours, which it exists to preserve.
+    """
     frames = torch.cat([past_BCTHW, anchor_BC1HW], dim=2)
     filled = frames.ne(0).flatten(3).any(3).any(1)  # [B, T]
     chosen, damages = [], []
@@ -55,7 +57,7 @@ def corrupt(
 def draw_damage(
     settings: Corruption, shape: tuple[int, int, int, int], filled_T: Tensor, generator: Generator
 ) -> Damage:
-    """For a sample of shape [C, T, H, W], the last frame of which is the anchor."""
+    """Draw the damage for a sample of shape [C, T, H, W], the last frame of which is the anchor."""
     count = shape[1]
 
     def uniform(low: float, high: float) -> Tensor:
@@ -75,26 +77,26 @@ def draw_damage(
 
 
 def apply_damage(frames_BCTHW: Tensor, damages: Sequence[Damage]) -> Tensor:
-    """Frame by frame: `(1 - sigma) z + sigma noise`; a smaller size and back; `factor z`; `factor (z - m) + m`, with m
-    the mean over the channels at each place."""
+    """Damage frame by frame: `(1 - sigma) z + sigma noise`; a smaller size and back; `factor z`; or
+    `factor (z - m) + m`, with m the mean over the channels at each place."""
 
     def all_of(name: str) -> Tensor:
         return torch.stack([getattr(damage, name) for damage in damages])
 
     kind = all_of("kind")
-    amount = [all_of(name)[:, None, :, None, None] for name in ("sigma", "factor")]
+    sigma, factor = (all_of(name)[:, None, :, None, None] for name in ("sigma", "factor"))
     is_kind = [(kind == each)[:, None, :, None, None] for each in range(5)]
     z = frames_BCTHW
-    sigma = amount[0] * is_kind[NOISE]
+    sigma = sigma * is_kind[NOISE]
     damaged = (1 - sigma) * z + sigma * all_of("noise")
-    factor = torch.where(is_kind[EXPOSURE] | is_kind[SATURATION], amount[1], 1.0)
+    factor = torch.where(is_kind[EXPOSURE] | is_kind[SATURATION], factor, 1.0)
     still = z.mean(1, keepdim=True) * is_kind[SATURATION]
     damaged = factor * (damaged - still) + still
     return _blurred(damaged, kind == BLUR, all_of("ratio"))
 
 
 def _blurred(frames_BCTHW: Tensor, chosen_BT: Tensor, ratio_BT: Tensor) -> Tensor:
-    """Chosen frames brought to a size and back; frames of one size together."""
+    """Scale chosen frames down and back; frames of one size are scaled together."""
     height, width = frames_BCTHW.shape[-2:]
     if not chosen_BT.any():
         return frames_BCTHW

@@ -1,4 +1,4 @@
-"""Heads that tell real clips from the student's by what the critic thinks of them, and the losses of that game.
+"""Heads that tell real clips from the student's by the critic's features, and the losses of that game.
 
 A head reads the hidden rows of one block as a picture [B, E, T, rows, columns]. A low logit means real.
 
@@ -24,18 +24,18 @@ CONVOLUTIONS = (
     ((3, 3, 3), (2, 1, 1)),
     ((1, 3, 3), (1, 1, 1)),
 )
-"""Of a head: the picture becomes four times smaller, the 9 frames one."""
+"""The layers of a head: the picture becomes four times smaller, and 9 frames become one."""
 
 LEAST_PATCHES = 4
-"""Rows and columns that the two halvings need."""
+"""Fewest rows and columns that can be halved twice."""
 
 GROUPS = 32
 FAKE, REAL = -1.0, 1.0
-"""Labels of the discriminator; the generator calls its samples real."""
+"""Labels of the discriminator's samples; the generator labels its own samples real."""
 
 
 class Head(nn.Module):
-    """Convolutions, each with GroupNorm and SiLU, the mean over the picture, one logit."""
+    """Convolutions, each with GroupNorm and SiLU, then the mean over the picture and one logit."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Head(nn.Module):
         self.logit = nn.Linear(channels, 1)
 
     def forward(self, hidden_BETHW: Tensor) -> Tensor:
-        """[B] logits."""
+        """Return the logits, [B]."""
         return self.logit(self.layers(hidden_BETHW).mean((2, 3, 4)))[:, 0]
 
 
@@ -62,28 +62,28 @@ class Heads(nn.Module):
         self.heads = nn.ModuleList(Head(width, channels) for _ in self.blocks)
 
     def forward(self, hidden: Sequence[Tensor], grid: tuple[int, int, int]) -> Tensor:
-        """Logits [B, D] of the hidden rows [B, T * rows * columns, E] after each block."""
+        """Return the logits [B, D] of the hidden rows [B, T * rows * columns, E] after each block."""
         pictures = [rows.transpose(1, 2).unflatten(2, grid) for rows in hidden]
         return torch.stack([head(picture) for head, picture in zip(self.heads, pictures, strict=True)], dim=1)
 
 
 def adversarial_loss(logits_BD: Tensor, label: float) -> Tensor:
-    """`softplus(label * logit)`, the mean over heads. [B]."""
+    """Return the mean of `softplus(label * logit)` over heads, [B]."""
     return F.softplus(label * logits_BD.float()).mean(1)
 
 
 def smoothness_loss(logits_BD: Tensor, perturbed_BD: Tensor) -> Tensor:
-    """Approximate R1 (of real samples) or R2 (of fake ones): how much a little noise moves the logits, squared. [B].
+    """Return approximate R1 (of real samples) or R2 (of fake ones), [B]: the squared effect of small noise on logits.
 
-    Stands for the squared norm of the logit's gradient, without a second derivative (Lin et al. 2025, APT).
+    It replaces the squared norm of the logit's gradient, without a second derivative (Lin et al. 2025, APT).
     """
     return per_sample((logits_BD.float() - perturbed_BD.float()).square())
 
 
 def crop_window(size: tuple[int, int], patch: tuple[int, int], generator: torch.Generator) -> tuple[slice, slice]:
-    """A random window of half the height and half the width of `size` in cells, at whole patches.
+    """Draw a window of half the height and width of `size` in cells, at whole patches.
 
-    A side whose half is less than a head takes stays whole.
+    A side whose half is too small for a head stays whole.
     """
     windows = []
     for side, step in zip(size, patch, strict=True):

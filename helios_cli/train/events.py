@@ -1,4 +1,4 @@
-"""What a training run tells while it runs; the command line shows it. A phase may add kinds of its own."""
+"""The events of a training run, which the command line shows. A phase may add its own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ STREAM_VERSION = 1
 
 @dataclass(frozen=True)
 class Event(ABC):
-    """Plain values. `to_dict` gives the JSON object of the event stream (`--progress json`)."""
+    """Plain values. `to_dict` returns the JSON object of the event stream (`--progress json`)."""
 
     @property
     @abstractmethod
     def text(self) -> str:
-        """The event in words, for a log: a line, or several."""
+        """The event in words, for a log: one line or several."""
 
     def to_dict(self) -> dict:
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
@@ -25,7 +25,7 @@ class Event(ABC):
 
 @dataclass(frozen=True)
 class Notice(Event):
-    """Something the user should know that stops nothing."""
+    """A message to the user that does not stop the run."""
 
     message: str
 
@@ -36,7 +36,7 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """First event of a run. `step` steps are done already; `parameters` counts the trained ones of each player."""
+    """The first event of a run. `step` steps are already done; `parameters` counts each player's trained parameters."""
 
     phase: str
     out: str
@@ -54,18 +54,16 @@ class RunStarted(Event):
         players = ", ".join(f"{name} with {count:,} parameters" for name, count in self.parameters.items())
         ends = [f"{self.steps} steps"] if self.steps else []
         ends += [f"{self.max_minutes:g} min"] if self.max_minutes else []
-        lines = [f"{self.phase}: {players}; {' or '.join(ends)} of {self.batch} samples, to {self.out}"]
-        lines.append(_where(self))
-        if self.step:
-            lines.append(f"goes on after step {self.step}")
-        return "\n".join(lines)
+        resumed = f"\ncontinues after step {self.step}" if self.step else ""
+        length = f"{' or '.join(ends)} of {self.batch} samples"
+        return f"{self.phase}: {players}; {length}, to {self.out}\n{_where(self)}{resumed}"
 
 
 @dataclass(frozen=True)
 class Trained(Event):
-    """How a player's updates went since the last such event. `losses` and `grad_norm` are means over them.
+    """A player's updates since the last such event. `losses` and `grad_norm` are means over them.
 
-    `fraction` of the run is over after `step` steps and `seconds` of training.
+    `fraction` is the share of the run that is over after `step` steps and `seconds` of training.
     """
 
     step: int
@@ -87,7 +85,7 @@ class Trained(Event):
 
 @dataclass(frozen=True)
 class Probed(Event):
-    """What the phase's probe found."""
+    """The figures of the phase's probe."""
 
     step: int
     figures: dict[str, float]
@@ -111,7 +109,7 @@ class Sampled(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """State and checkpoint of `step` are on the disk."""
+    """The state and checkpoint of `step` are saved."""
 
     step: int
     checkpoint: str
@@ -123,7 +121,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class RunDone(Event):
-    """Last event of a run that came to its end. `skipped` counts updates that were not finite."""
+    """The last event of a finished run. `skipped` counts updates that were not finite."""
 
     step: int
     seconds: float
@@ -138,7 +136,7 @@ class RunDone(Event):
 
 @dataclass(frozen=True)
 class FillStarted(Event):
-    """First event of a phase that trains nothing and fills the folder `out`."""
+    """The first event of a phase that trains nothing and fills the folder `out`."""
 
     phase: str
     out: str
@@ -153,7 +151,7 @@ class FillStarted(Event):
 
 @dataclass(frozen=True)
 class Filled(Event):
-    """`done` of `total` pieces are in the folder. Phases derive what they tell of the last ones from it."""
+    """`done` of `total` pieces are in the folder. Phases derive their own events from it."""
 
     done: int
     total: int
@@ -161,7 +159,7 @@ class Filled(Event):
 
 @dataclass(frozen=True)
 class FillDone(Event):
-    """Last event of such a phase: this process has made its part of what the folder lacked."""
+    """The last event of such a phase: this process has made its share of the missing pieces."""
 
     out: str
 
@@ -171,10 +169,10 @@ class FillDone(Event):
 
 
 def _where(started: RunStarted | FillStarted) -> str:
-    spread = f" in {started.processes} processes" if started.processes > 1 else ""
-    return f"on {started.device} in {started.dtype}{spread}"
+    processes = f" in {started.processes} processes" if started.processes > 1 else ""
+    return f"on {started.device} in {started.dtype}{processes}"
 
 
 def figures_text(figures: dict[str, float]) -> str:
-    """`flow 0.0312, kl 4.1`."""
+    """Format figures as `flow 0.0312, kl 4.1`."""
     return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())

@@ -1,30 +1,33 @@
-"""Teacher forcing: a chunk of a real clip as the target, and what the model is told of what came before it.
+"""Teacher forcing: a chunk of a real clip as the target, with the history that came before it.
 
-One injection serves films from text, pictures and clips: the same three terms, more or less of them empty (zero).
+The same three terms of history, with more or fewer of them empty (zero), serve films from text, pictures and clips.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from helios_cli.errors import InputError
 from helios_cli.train.corruption import corrupt
-from helios_cli.train.tables import Clips, Corruption, History
+from helios_cli.train.settings import CachedClips, Corruption, HistorySettings
 from helios_cli.units import HISTORY_LATENTS, LATENTS_PER_CHUNK, LONG_TERM, MID_TERM, SHORT_TERM
 
+if TYPE_CHECKING:
+    from helios_cli.train.data.cache import Batch
+
 REFRESHED_EVERY = 50
-"""Lessons after which clips that were added to the cache meanwhile are looked for."""
+"""Number of lessons between looks for clips that were added to the cache."""
 
 SHORT_PASTS = tuple(HISTORY_LATENTS % LATENTS_PER_CHUNK + LATENTS_PER_CHUNK * n for n in range(3))
-"""How many of the oldest latents a short past lacks: what a film has after one chunk, after two, and none."""
+"""How many of the oldest latents a short past lacks: what a film has after one chunk, after two, and after none."""
 
 
-class Source(Protocol):
+class Clips(Protocol):
     """Clips as latents and captions: `data.cache.LatentClips`."""
 
     lengths: list[int]
@@ -33,21 +36,21 @@ class Source(Protocol):
 
     def refresh(self) -> int: ...
 
-    def batch(self, picks: Sequence[tuple[int, int]]): ...
+    def batch(self, picks: Sequence[tuple[int, int]]) -> Batch: ...
 
     def empty_rows(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """B targets with what the model is told.
+    """B targets with their conditioning.
 
     Attributes:
         target: [B, C, 9, H, W], clean latents.
         past: [B, C, 19, H, W], oldest first, corrupted.
         anchor: [B, C, 1, H, W], corrupted.
         rows: [B, K, text_dim], captions.
-        captions: as text.
+        captions: captions as text.
         chunks: index of each target's chunk in its clip.
     """
 
@@ -68,25 +71,25 @@ class Lesson:
         return Lesson(*tensors, self.captions, self.chunks)
 
 
-class Teacher:
-    """Draws lessons from clips. A sample's lesson depends on its generator alone, and on the clips there are.
+class Lessons:
+    """Draws lessons from clips. A sample depends only on its generator and on the clips in the cache.
 
-    InputError if all of them are held back.
+    InputError if all clips are held back.
     """
 
-    def __init__(self, clips: Source, drawing: Clips, history: History, corruption: Corruption) -> None:
+    def __init__(self, clips: Clips, drawing: CachedClips, history: HistorySettings, corruption: Corruption) -> None:
         self.clips, self.drawing, self.history, self.corruption = clips, drawing, history, corruption
         self.empty = clips.empty_rows()
-        self._lessons, self._known, self._long = 0, 0, []
+        self._lessons, self._num_clips, self._long = 0, 0, []
         if len(clips) <= drawing.held_back:
             raise InputError(
                 f"{drawing.clips} has {len(clips)} clips, and {drawing.held_back} are held back for the probe",
                 hint="encode more, or lower data.held_back",
             )
 
-    def lesson(self, generators: Sequence[Generator]) -> Lesson:
-        """One sample a generator."""
-        self._find_new()
+    def draw(self, generators: Sequence[Generator]) -> Lesson:
+        """Draw one sample with each generator."""
+        self._refresh()
         picks = [self._pick(g) for g in generators]
         batch = self.clips.batch(picks)
         past, anchor = batch.past, batch.anchor if self.history.anchor else torch.zeros_like(batch.anchor)
@@ -100,16 +103,16 @@ class Teacher:
         past, anchor = corrupt(past, anchor, self.corruption, generators)
         return Lesson(batch.latents, past, anchor, batch.rows, captions, [chunk for _, chunk in picks])
 
-    def _find_new(self) -> None:
+    def _refresh(self) -> None:
         if self._lessons % REFRESHED_EVERY == 0:
             self.clips.refresh()
-            first = max(self._known, self.drawing.held_back)
+            first = max(self._num_clips, self.drawing.held_back)
             self._long += [i for i in range(first, len(self.clips)) if self.clips.lengths[i] > 1]
-            self._known = len(self.clips)
+            self._num_clips = len(self.clips)
         self._lessons += 1
 
     def _pick(self, g: Generator) -> tuple[int, int]:
-        """A clip that is not held back, and the index of its chunk."""
+        """Draw a clip that is not held back, and the index of one of its chunks."""
         held, lengths = self.drawing.held_back, self.clips.lengths
         if self.drawing.first is None:
             clip = _below(g, len(self.clips) - held) + held
@@ -120,7 +123,7 @@ class Teacher:
         return clip, 1 + _below(g, lengths[clip] - 1)
 
     def _task(self, g: Generator) -> tuple[int, bool]:
-        """How many of the oldest latents of the past are missing, and whether the anchor is there."""
+        """Draw how many of the oldest latents of the past are missing, and whether there is an anchor."""
         if _chance(g, self.history.text):
             return HISTORY_LATENTS, False
         if _chance(g, self.history.image):

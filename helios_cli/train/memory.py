@@ -1,8 +1,7 @@
-"""Ways to hold less at once while several networks of one size are trained against each other.
+"""Using less memory while several networks of one size are trained against each other.
 
-None of them changes a gradient: a loss behind a network whose own parameters are not trained now is reduced to its
-gradient before anything else is kept (`cached_loss`), that network's parameters get no gradient (`frozen`), and it
-rests in host memory while others work (`placed`).
+None of this changes a gradient: a loss behind a network that is not trained now is reduced to its gradient right away
+(`cached_loss`), that network's parameters get no gradient (`frozen`), and idle networks stay in host memory (`placed`).
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 
 
 def cached_loss(x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """`loss_of(x)`, a number, whose gradient for `x` is taken at once, inside the forward pass.
+    """Return `loss_of(x)`, a number, whose gradient for `x` is computed right away, inside the forward pass.
 
-    The activations of everything within `loss_of` are free when this returns, before the graph that made `x` is walked
-    back. Only `x` gets a gradient, no parameter that `loss_of` uses.
+    The activations of `loss_of` are freed when this returns, before the backward pass through the graph that made `x`.
+    Only `x` gets a gradient, none of the parameters that `loss_of` uses.
     """
     return _CachedLoss.apply(x, loss_of)
 
@@ -42,7 +41,7 @@ class _CachedLoss(torch.autograd.Function):
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Within, no parameter of `modules` needs a gradient."""
+    """Within, no parameter of `modules` requires a gradient."""
     trained = [p for module in modules for p in module.parameters() if p.requires_grad]
     try:
         for parameter in trained:
@@ -57,7 +56,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Within, `module` is on `device`; afterwards it is back on the host.
 
-    The parameters stay the same objects, so an optimizer that has them goes on with them; their gradients move along.
+    Parameters stay the same objects, so an optimizer keeps them; their gradients move with them.
     """
     try:
         _move(module, device)

@@ -1,6 +1,6 @@
-"""What moves parameters: Muon for matrices and kernels, AdamW for the rest, the rates over a run, and the running mean.
+"""Updating parameters: Muon for matrices and kernels, AdamW for the rest, learning rates, and the running mean.
 
-Parameters, gradients and all that is kept of them are float32, whatever the networks compute in.
+Parameters, gradients and optimizer state are float32, whatever type the networks compute in.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from torch.optim import AdamW
 from torch.optim import Optimizer as TorchOptimizer
 
 from helios_cli.errors import InputError
-from helios_cli.train.config import Optimizer
+from helios_cli.train.settings import Optimizer
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""a, b, c of the step s -> a s + b s^3 + c s^5 on singular values: five of them bring all to between 0.7 and 1.2, the
-steepest way to lift small ones (https://kellerjordan.github.io/posts/muon/)."""
+"""a, b, c of the step s -> a s + b s^3 + c s^5 on singular values. Five steps bring all of them to between 0.7 and 1.2,
+and lift small ones as steeply as possible (https://kellerjordan.github.io/posts/muon/)."""
 
 NEWTON_SCHULZ_STEPS = 5
 
 EMA_WARMUP = 10
-"""The mean's decay after n updates is at most (1 + n) / (10 + n), so that the first values are soon forgotten."""
+"""The mean's decay after n updates is at most (1 + n) / (10 + n), so that the first values are forgotten soon."""
 
 
 class Muon(TorchOptimizer):
-    """Momentum whose change of each matrix is made orthogonal: all its directions move by about the same length.
+    """Momentum with orthogonalised updates: all directions of a matrix move by about the same length.
 
-    Kernels of convolutions are taken as matrices [out, in * k * k...]. A change is longer by sqrt(rows / columns) where
-    there are more rows. `dtype` is what the orthogonalisation multiplies in.
+    Convolution kernels are treated as matrices [out, in * k * k...]. An update is longer by sqrt(rows / columns) if
+    there are more rows. `dtype` is the type of the orthogonalisation's products.
+
+    `torch.optim.Muon` has the same formula, but takes matrices only, always multiplies in bfloat16, and
+    orthogonalises one matrix at a time; here those of one shape are batched.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Muon(TorchOptimizer):
                     self._step(alike, group["lr"], group["momentum"])
 
     def _step(self, params: list[nn.Parameter], lr: float, momentum: float) -> None:
-        """Parameters of one shape."""
+        """Update parameters of one shape."""
         changes = []
         for p in params:
             state = self.state[p]
@@ -62,9 +65,9 @@ class Muon(TorchOptimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """About U V^T of each matrix U S V^T in [n, rows, columns], by Newton-Schulz steps.
+    """Return about U V^T for each matrix U S V^T in [n, rows, columns], by Newton-Schulz steps.
 
-    Singular values come out between 0.7 and 1.2, whatever they were.
+    All singular values of the result are between 0.7 and 1.2.
     """
     a, b, c = QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -76,18 +79,18 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-class Mover:
-    """The optimizers of one player. `dtype` is what Muon multiplies in.
+class PlayerOptimizer:
+    """Muon and AdamW for one player. `dtype` is the type of Muon's products.
 
-    InputError for a name in `settings.muon` that no parameter has.
+    InputError for a glob in `settings.muon` that matches no parameter.
     """
 
     def __init__(self, player: nn.Module, settings: Optimizer, dtype: torch.dtype) -> None:
         self.settings = settings
         self.params = trained(player)
         if any(p.dtype != torch.float32 for p in self.params):
-            raise TypeError(f"{type(player).__name__}: trained parameters are float32; a phase casts what it computes")
-        require_known(player, settings.muon)
+            raise TypeError(f"{type(player).__name__}: trained parameters must be float32; a phase casts to its dtype")
+        require_matches(player, settings.muon)
         muon, rest = split(player, settings.muon)
         self.optimizers: list[TorchOptimizer] = []
         if muon:
@@ -102,12 +105,12 @@ class Mover:
             optimizer.zero_grad()
 
     def clip(self) -> float:
-        """The norm of all gradients together, which are made shorter if it is over the limit."""
+        """Scale the gradients down if their joint norm is over the limit; return the norm before that."""
         limit = self.settings.clip or float("inf")
         return float(nn.utils.clip_grad_norm_(self.params, limit))
 
     def step(self, scale: float) -> float:
-        """Move the parameters, at rates times `scale`; returns AdamW's rate, or Muon's where AdamW moves nothing."""
+        """Update the parameters with rates times `scale`; return AdamW's rate, or Muon's if there is no AdamW."""
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * scale
             optimizer.step()
@@ -117,26 +120,25 @@ class Mover:
         return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, state: list[dict]) -> None:
-        for optimizer, held in zip(self.optimizers, state, strict=True):
-            optimizer.load_state_dict(held)
+        for optimizer, own in zip(self.optimizers, state, strict=True):
+            optimizer.load_state_dict(own)
 
 
 def trained(player: nn.Module) -> list[nn.Parameter]:
     return [p for p in player.parameters() if p.requires_grad]
 
 
-def require_known(player: nn.Module, globs: Iterable[str]) -> None:
-    """InputError for a glob that is no parameter's, trained or not: Muon would move less than was asked for."""
+def require_matches(player: nn.Module, globs: Iterable[str]) -> None:
+    """InputError for a glob that matches no parameter, trained or frozen: Muon would update fewer than intended."""
     names = [name for name, _ in player.named_parameters()]
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             few = ", ".join(names[:: max(1, len(names) // 3)][:3])
-            raise InputError(f"muon says {glob!r}, and no parameter is called so", hint=f"names are such as {few}")
+            raise InputError(f"muon has {glob!r}, which matches no parameter", hint=f"names look like {few}")
 
 
 def split(player: nn.Module, globs: Iterable[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The trained parameters that Muon moves, and the others. A matrix of one row or column has nothing to make
-    orthogonal."""
+    """Return the trained parameters for Muon, and the others. A matrix of one row or column is not for Muon."""
     globs = tuple(globs)
     muon, rest = [], []
     for name, p in player.named_parameters():
@@ -147,14 +149,18 @@ def split(player: nn.Module, globs: Iterable[str]) -> tuple[list[nn.Parameter], 
 
 
 def rate_scale(settings: Optimizer, step: int, fraction: float) -> float:
-    """What the rates are multiplied by at a step (from 0) that begins when `fraction` of the run is over."""
+    """Return the factor of the rates at a step (from 0) that begins when `fraction` of the run is over."""
     rise = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
     fall = min(1.0, (1 - fraction) / settings.decay) if settings.decay else 1.0
     return rise * fall
 
 
-class Mean:
-    """A running mean of a network's trained parameters, in float32."""
+class RunningMean:
+    """A running mean of a network's trained parameters, in float32.
+
+    `torch.optim.swa_utils.AveragedModel` copies whole networks, frozen parts included, starts without a warm-up, and
+    cannot swap the mean into the network, which saving and sampling do.
+    """
 
     def __init__(self, player: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
@@ -163,28 +169,28 @@ class Mean:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Be the parameters as they are: the mean has not begun."""
+        """Copy the current parameters: the mean has not begun."""
         torch._foreach_copy_(self._values, self._params)
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the parameters as they are."""
+        """Add the current parameters to the mean."""
         decay = min(self.decay, (1 + self.updates) / (EMA_WARMUP + self.updates))
         torch._foreach_lerp_(self._values, self._params, 1 - decay)
         self.updates += 1
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Let the network have the mean; the next call gives it its own parameters back."""
+        """Exchange the network's parameters and the mean; the next call undoes that."""
         for p, value in zip(self._params, self._values, strict=True):
-            held = p.detach().clone()
+            own = p.detach().clone()
             p.copy_(value)
-            value.copy_(held)
+            value.copy_(own)
 
     def state_dict(self) -> dict:
         return {"updates": self.updates, "values": self._values}
 
     def load_state_dict(self, state: dict) -> None:
         self.updates = state["updates"]
-        for value, held in zip(self._values, state["values"], strict=True):
-            value.copy_(held)
+        for value, saved in zip(self._values, state["values"], strict=True):
+            value.copy_(saved)

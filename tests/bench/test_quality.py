@@ -14,8 +14,8 @@ from helios_cli.engine import render as engine
 from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.history import History
 from helios_cli.train.ablation import AbsoluteDenoiser, AnchorlessHistory
+from helios_cli.train.world.captions import labels
 from helios_cli.train.world.draw import backdrop_picture, render
-from helios_cli.train.world.grammar import labels
 from helios_cli.train.world.judge import Watcher, adherence, change, changes, jumps_of, lasting, score
 from helios_cli.train.world.scene import Scene, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK
@@ -85,7 +85,7 @@ def test_a_repeated_start_is_found():
     scene = scene_with("right")
     film = render(scene, 12 * FRAMES_PER_CHUNK)
     begins = np.arange(12) * FRAMES_PER_CHUNK
-    away = np.linalg.norm(scene.thing.track.at(begins) - scene.thing.track.at(np.zeros(1)), axis=1)
+    away = np.linalg.norm(scene.thing.trajectory.at(begins) - scene.thing.trajectory.at(np.zeros(1)), axis=1)
     again = np.flatnonzero(away > 20)[::2]
     for begin in begins[again]:
         film[begin : begin + FRAMES_PER_CHUNK] = film[:FRAMES_PER_CHUNK]

@@ -14,12 +14,12 @@ from helios_cli.architecture import DiTConfig
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import HeliosDiT
-from helios_cli.train.cast import Cast, ThreeNetworks
 from helios_cli.train.data.cache import Batch
 from helios_cli.train.discriminator import Heads
+from helios_cli.train.networks import Networks, ThreeNetworks
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.distill import DistillPhase
-from helios_cli.train.settings.distill import Settings
+from helios_cli.train.settings import DistillSettings
 from helios_cli.weights.checkpoint import Checkpoint
 
 TRANSFORMER = {
@@ -86,9 +86,9 @@ class Clips:
         return torch.zeros(6, 64)
 
 
-def distillation(seed: int = 0, *, cast: Cast | None = None, **memory: object) -> DistillPhase:
+def distillation(seed: int = 0, *, networks: Networks | None = None, **memory: object) -> DistillPhase:
     """The phase on small networks in float32, its discriminator at work from step 5 on. Equal seeds, equal networks."""
-    settings = Settings(
+    settings = DistillSettings(
         phase="distill",
         start="-",
         out="-",
@@ -99,13 +99,13 @@ def distillation(seed: int = 0, *, cast: Cast | None = None, **memory: object) -
         gan={"start": 5, "blocks": (0, 2), "channels": 16, "student": 0.5, "critic": 0.5, "r1": 3.0, "r2": 1.0},
         memory={"cache_gradients": False, "separate_backward": False, **memory},
     )
-    if cast is None:
+    if networks is None:
         roles = {role: network(seed + i) for i, role in enumerate(("student", "real", "fake"))}
         ways = {"checkpoint_blocks": settings.memory.checkpoint_blocks, "rest_on_host": settings.memory.rest_on_host}
-        cast = ThreeNetworks(roles, torch.device("cpu"), **ways)
+        networks = ThreeNetworks(roles, torch.device("cpu"), **ways)
     torch.manual_seed(seed)
     heads = Heads(CONFIG.width, settings.gan.blocks, settings.gan.channels)
-    return DistillPhase(settings, cast, heads, Clips(), SIZE, torch.device("cpu"))
+    return DistillPhase(settings, networks, heads, Clips(), SIZE, torch.device("cpu"))
 
 
 def gradients(phase: DistillPhase, player: str, samples: int = 1, step: int = 5) -> dict[str, torch.Tensor]:

@@ -24,15 +24,15 @@ from helios_cli.train.data.encode import ClipEncoder, encoder_identity, require_
 from helios_cli.train.data.toy import CLIPS_PER_SHARD, draw_clip, encode_world, mixed
 from helios_cli.train.events import FillDone, FillStarted
 from helios_cli.train.loop import perform
-from helios_cli.train.settings.latents import World
+from helios_cli.train.settings import WorldClips
+from helios_cli.train.world.captions import attributes, labels
 from helios_cli.train.world.draw import render
-from helios_cli.train.world.grammar import attributes, labels
 from helios_cli.weights.checkpoint import Checkpoint
 from support.waiting import LONGEST, wait_until
 
 SIZE = (32, 16)
 CPU = torch.device("cpu")
-WORLD = World(clips=2 * CLIPS_PER_SHARD, long=0.25)
+WORLD = WorldClips(clips=2 * CLIPS_PER_SHARD, long=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_any_beginning_is_a_mixture(cache):
 def test_more_clips_are_added_and_nothing_else_is_touched(model, cache, tmp_path):
     """The first of the two shards alone, then both: the same bytes."""
     for clips in (1, 65):
-        made = list(encode_world(tmp_path, World(clips=clips, long=0.25), 5, encoder_of(model)))
+        made = list(encode_world(tmp_path, WorldClips(clips=clips, long=0.25), 5, encoder_of(model)))
         assert len(made) == 1
     assert [path.read_bytes() for path in shards(tmp_path)] == [path.read_bytes() for path in shards(cache)]
 
@@ -245,7 +245,7 @@ def test_values_that_float16_cannot_hold_are_an_error(tmp_path):
 
 
 def test_what_is_no_cache_or_damaged_is_named(tmp_path):
-    with pytest.raises(InputError, match="is no cache") as error:
+    with pytest.raises(InputError, match="is not a cache") as error:
         LatentClips(tmp_path)
     assert "helios train" in error.value.hint
     open_cache(tmp_path, NOTE, torch.zeros(1, 4))
@@ -297,7 +297,7 @@ def test_settings_say_what_is_wrong(tmp_path, lines, said):
 
 def test_a_chunk_is_captioned_by_what_it_shows():
     """With a change at every border the captions name what the scene's segments are, each for its own 33 frames."""
-    world = World(clips=1, long=1.0, changes=1.0)
+    world = WorldClips(clips=1, long=1.0, changes=1.0)
     for number in range(20):
         clip = draw_clip(world, 5, number)
         assert [segment.start for segment in clip.scene.segments] == [0, 33, 66]

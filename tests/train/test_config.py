@@ -8,7 +8,8 @@ import pytest
 
 import support.toy  # noqa: F401
 from helios_cli.errors import InputError
-from helios_cli.train.config import Config, load, phases, settings_of
+from helios_cli.train.config import load
+from helios_cli.train.settings import SETTINGS, TrainingSettings
 
 GOOD = 'phase = "toy"\nout = "runs/toy"\nsteps = 10\n'
 RECIPES = Path(__file__).resolve().parents[2] / "recipes/train"
@@ -29,7 +30,7 @@ def said(tmp_path: Path, text: str, *overrides: str) -> str:
 def test_a_file_is_its_phases_settings(tmp_path):
     text = GOOD + 'start = "runs/before"\nseed = 7\n[optimizer]\nlr = 1\nbetas = [0.5, 0.9]\n[log]\nevery = 3\n'
     config = load(written(tmp_path, text))
-    assert type(config) is settings_of("toy")
+    assert type(config) is SETTINGS["toy"]
     assert (config.phase, config.steps, config.seed, config.folder) == ("toy", 10, 7, Path("runs/toy"))
     assert (config.optimizer.lr, config.optimizer.betas, config.log.every) == (1.0, (0.5, 0.9), 3)
     assert (config.optimizer.muon, config.optimizer.muon_lr) == (("conv.*",), 1e-2)  # the phase's, which the file keeps
@@ -111,12 +112,12 @@ def test_settings_do_not_change(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
 def test_the_configs_of_the_repository_are_valid(path):
-    assert load(path).phase in phases()
+    assert load(path).phase in SETTINGS
 
 
 def test_runs_that_train_a_transformer_can_be_watched():
     """Contact sheets before the run is over, and figures of clips that are kept back where the phase has them."""
-    jobs = [job for path in RECIPES.glob("*.toml") if isinstance(job := load(path), Config)]
+    jobs = [job for path in RECIPES.glob("*.toml") if isinstance(job := load(path), TrainingSettings)]
     watched = [job for job in jobs if hasattr(job, "samples")]
     assert {job.phase for job in watched} == {"base", "mid", "ode", "distill"}
     for job in watched:

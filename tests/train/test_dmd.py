@@ -13,8 +13,8 @@ from helios_cli.sampling.noise import BlockNoise, coarsest, draw
 from helios_cli.sampling.schedule import SchedulerConfig, build_stage
 from helios_cli.sampling.solvers import make_solver
 from helios_cli.train import rollout, score
-from helios_cli.train.flow import transformer_of
 from helios_cli.train.phase import Share
+from helios_cli.train.transformer import transformer_of
 from helios_cli.weights.checkpoint import Checkpoint
 from support.distilling import checkpoint, distillation, network
 
@@ -211,7 +211,7 @@ def told(dit, x: torch.Tensor, timestep: torch.Tensor, lesson, rows: torch.Tenso
 def test_the_phase_s_gradient_is_that_of_plain_scores():
     """Real score guided in x0: u + 3 (c - u); fake score plain; timesteps a thousand times sigma."""
     phase = distillation()
-    lesson = phase.lessons.lesson([torch.Generator().manual_seed(i) for i in range(2)])
+    lesson = phase.lessons.draw([torch.Generator().manual_seed(i) for i in range(2)])
     x, noise, sigma = torch.randn(2, 16, 9, 8, 16), torch.randn(2, 16, 9, 8, 16), torch.tensor([0.3, 0.9])
     s = sigma.view(2, 1, 1, 1, 1)
     noisy = (1 - s) * x + s * noise
@@ -238,5 +238,5 @@ def test_a_saved_student_is_a_distilled_checkpoint(tmp_path):
     phase.save(start.path)
     saved = Checkpoint.open(start.path)
     assert saved.kind == "distilled" and saved.trained
-    for (name, a), b in zip(transformer_of(saved).named_parameters(), phase.cast.student.parameters(), strict=True):
+    for (name, a), b in zip(transformer_of(saved).named_parameters(), phase.networks.student.parameters(), strict=True):
         assert torch.equal(a, b), name

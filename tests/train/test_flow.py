@@ -14,26 +14,23 @@ from helios_cli.bench.specs import SCHEDULERS, SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.sampling.schedule import SchedulerConfig
-from helios_cli.train.flow import FlowPhase, new_transformer, transformer_of
 from helios_cli.train.history import Lesson
-from helios_cli.train.initial import initialise
 from helios_cli.train.phase import Share
-from helios_cli.train.phases.base import Base
-from helios_cli.train.phases.mid import Mid
-from helios_cli.train.settings import base, mid
-from helios_cli.train.tables import Clips
+from helios_cli.train.phases.flow import Base, FlowPhase, Mid
+from helios_cli.train.settings import BaseLoss, BaseSettings, CachedClips, MidLoss, MidSettings
+from helios_cli.train.transformer import initialise, new_transformer, transformer_of
 from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.checkpoint import Checkpoint
 from support.lessons import CONFIG, ROWS, cache, generators, network
 from support.slopes import assert_slope
 
 CPU = torch.device("cpu")
-KINDS = {"base": (base.Settings, Base), "mid": (mid.Settings, Mid)}
+KINDS = {"base": (BaseSettings, Base), "mid": (MidSettings, Mid)}
 
 
 def phase(kind: str, clips, dit: HeliosDiT | None = None, **values) -> FlowPhase:
     settings, made = KINDS[kind]
-    data = Clips(clips="clips", held_back=0, first=0.5)
+    data = CachedClips(clips="clips", held_back=0, first=0.5)
     given = {"start": "s", "out": "o", "steps": 1, "dtype": "float32", "data": data, **values}
     return made(settings(phase=kind, **given), dit or network(), clips, CPU)
 
@@ -75,7 +72,7 @@ def answer_of(dit: HeliosDiT, told: Lesson, i: int, noisy: torch.Tensor, timeste
 @pytest.mark.parametrize("kind", ["base", "mid"])
 def test_gradient_by_finite_differences(kind, clips):
     """The weight of a stage is in the gradient alone."""
-    tables = {"loss": mid.Loss(ratio=(0, 1, 0), weight=(1.0, 5.0, 1.0))} if kind == "mid" else {}
+    tables = {"loss": MidLoss(ratio=(0, 1, 0), weight=(1.0, 5.0, 1.0))} if kind == "mid" else {}
     share = Share(step=0, samples=range(2), batch=2, seed=0)
     scale = 5.0 if kind == "mid" else 1.0
     assert_slope(phase(kind, clips, **tables), "transformer", share, lambda losses: scale * sum(losses.values()))
@@ -83,7 +80,7 @@ def test_gradient_by_finite_differences(kind, clips):
 
 def test_the_loss_of_base_is_its_formula(clips):
     """`|f((1 - s) z + s n, 1000 s) - (n - z)|^2`, s logistic-normal."""
-    trained, told = phase("base", clips, loss=base.Loss(mean=0.5, deviation=0.8)), lesson(3)
+    trained, told = phase("base", clips, loss=BaseLoss(mean=0.5, deviation=0.8)), lesson(3)
     found = trained.errors(told, 0, generators(3))
     for i, g in enumerate(generators(3)):
         n = torch.randn(1, 16, 9, 8, 8, generator=g)[0]
@@ -116,9 +113,9 @@ def test_the_loss_of_mid_is_its_formula(clips, stage):
 
 
 def test_the_first_sigma_as_often_as_asked(clips):
-    trained = phase("mid", clips, loss=mid.Loss(first=0.25))
+    trained = phase("mid", clips, loss=MidLoss(first=0.25))
     z, n = torch.zeros(400, 16, 9, 8, 8), torch.zeros(400, 16, 9, 8, 8)
-    told = trained.ask(z, n, 0, generators(400)).timestep
+    told = trained.target_of(z, n, 0, generators(400)).timestep
     scheduler = SchedulerConfig.from_json(SCHEDULERS["mid"])
     assert scheduler.num_train_timesteps == 1000
     share = (told == 998).float().mean().item()
@@ -140,8 +137,8 @@ def gradients(trained: FlowPhase, shares: list[Share]) -> tuple[dict, dict]:
 @pytest.mark.parametrize("kind", ["base", "mid"])
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_processes_add_up_to_the_batch(clips, kind, every):
-    """The sums also agree where only every n-th sample takes part, and a process has none of them."""
-    loss = {"loss": mid.Loss(every=(every,) * 3, weight=(8.0, 2.0, 1.0))} if kind == "mid" else {}
+    """Also where only every n-th sample takes part, and a process has none of them."""
+    loss = {"loss": MidLoss(every=(every,) * 3, weight=(8.0, 2.0, 1.0))} if kind == "mid" else {}
     trained = phase(kind, clips, **loss)
     whole = gradients(trained, [Share(4, range(5), 5, seed=9)])
     parts = gradients(trained, [Share(4, part, 5, seed=9) for part in (range(1), range(1, 3), range(3, 5))])
@@ -153,14 +150,14 @@ def test_processes_add_up_to_the_batch(clips, kind, every):
 
 
 def test_stages_get_their_share_and_weight(clips):
-    trained = phase("mid", clips, loss=mid.Loss(ratio=(0.5, 0.3, 0.2), weight=(8.0, 2.0, 1.0)))
+    trained = phase("mid", clips, loss=MidLoss(ratio=(0.5, 0.3, 0.2), weight=(8.0, 2.0, 1.0)))
     stages = [trained.stage_of(Share(step, range(1), 1, seed=0)) for step in range(1000)]
     for stage, ratio in enumerate((0.5, 0.3, 0.2)):
         assert abs(stages.count(stage) / 1000 - ratio) < 4.5 * math.sqrt(ratio * (1 - ratio) / 1000)
     step = stages.index(0)
     share = Share(step, range(2), 2, seed=0)
     losses, weighted = gradients(trained, [share])
-    light = phase("mid", clips, trained.dit, loss=mid.Loss(ratio=(0.5, 0.3, 0.2)))
+    light = phase("mid", clips, trained.dit, loss=MidLoss(ratio=(0.5, 0.3, 0.2)))
     same, plain = gradients(light, [share])
     assert losses == same
     torch.testing.assert_close(weighted["proj_out.weight"], 8 * plain["proj_out.weight"], rtol=1e-4, atol=1e-6)
@@ -240,4 +237,4 @@ def test_what_is_saved_is_read_again(tmp_path, clips):
 
 def test_impossible_losses_are_refused():
     with pytest.raises(ValidationError, match="0 for every stage"):
-        mid.Loss(ratio=(0.0, 0.0, 0.0))
+        MidLoss(ratio=(0.0, 0.0, 0.0))

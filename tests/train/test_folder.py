@@ -20,7 +20,7 @@ from helios_cli.errors import InputError
 from helios_cli.train.data.cache import LatentClips, shards
 from helios_cli.train.data.encode import ClipEncoder
 from helios_cli.train.data.folder import ClipEncoded, ClipSkipped, FolderDone, SourceClip, encode_folder, find_clips
-from helios_cli.train.settings.latents import Clips
+from helios_cli.train.settings import FolderClips
 from helios_cli.weights.checkpoint import Checkpoint
 from support.waiting import LONGEST
 
@@ -83,7 +83,7 @@ def encoder(model) -> ClipEncoder:
 
 
 def encode(folder: Path, clips: Path, encoder: ClipEncoder) -> list:
-    return list(encode_folder(folder, Clips(path=str(clips)), 0, encoder))
+    return list(encode_folder(folder, FolderClips(path=str(clips)), 0, encoder))
 
 
 def test_good_clips_are_encoded_and_the_others_named(originals, encoder, tmp_path):
@@ -93,7 +93,7 @@ def test_good_clips_are_encoded_and_the_others_named(originals, encoder, tmp_pat
     skipped = {event.clip: event.reason for event in events if isinstance(event, ClipSkipped)}
     assert all("it is damaged: " in skipped.pop(name) for name in DAMAGED)
     assert "32 frames at 24 a second; 33 are needed" in skipped.pop("short.mp4")
-    assert "no uncaptioned.txt beside it" in skipped.pop("uncaptioned.mp4")
+    assert "no uncaptioned.txt next to it" in skipped.pop("uncaptioned.mp4")
     assert "blank.txt is empty" in skipped.pop("blank.mp4")
     assert "no video that ffmpeg can read" in skipped.pop("words.mp4")
     assert skipped.pop("nowhere.mp4") == "it cannot be read: No such file or directory"

@@ -19,7 +19,7 @@ from helios_cli.train.discriminator import (
 )
 from helios_cli.train.phase import Share
 from helios_cli.train.phases import distill
-from helios_cli.train.settings.distill import Memory
+from helios_cli.train.settings import DistillMemory
 from support.distilling import Clips, checkpoint, distillation, gradients, network, watched
 
 
@@ -113,10 +113,10 @@ def hidden_rows(dit, noisy, sigma, batch, blocks) -> list[torch.Tensor]:
 
 def test_logits_are_the_heads_on_the_hidden_rows():
     phase, batch = distillation(), Clips().batch([(0, 1), (1, 1)])
-    lesson = phase.lessons.lesson([torch.Generator().manual_seed(i) for i in range(2)])
+    lesson = phase.lessons.draw([torch.Generator().manual_seed(i) for i in range(2)])
     sigma, noisy = torch.tensor([0.3, 0.9]), torch.randn(2, 16, 9, 8, 16)
     whole = (slice(0, 8), slice(0, 16))
-    with phase.cast.using("fake") as dit:
+    with phase.networks.using("fake") as dit:
         found = phase.logits(dit, noisy, sigma, lesson, whole)
     batch = batch._replace(past=lesson.past, anchor=lesson.anchor, rows=lesson.rows)
     wanted = phase.heads(hidden_rows(network(2), noisy, sigma, batch, (0, 2)), (9, 4, 8))
@@ -156,6 +156,6 @@ def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="blocks 0 to 2"):
         build(base, blocks=(1, 3))
     with pytest.raises(ValueError, match="cache_gradients"):
-        Memory(cache_gradients=False, rest_on_host=True)
+        DistillMemory(cache_gradients=False, rest_on_host=True)
     with pytest.raises(ValueError, match="leave out `rest_on_host`"):
-        Memory(adapters=4, rest_on_host=True)
+        DistillMemory(adapters=4, rest_on_host=True)

@@ -9,16 +9,16 @@ import torch
 
 from helios_cli.engine.history import History as EngineHistory
 from helios_cli.errors import InputError
-from helios_cli.train.history import REFRESHED_EVERY, Teacher
-from helios_cli.train.tables import Clips, Corruption, History
+from helios_cli.train.history import REFRESHED_EVERY, Lessons
+from helios_cli.train.settings import CachedClips, Corruption, HistorySettings
 from support.lessons import ROWS, cache, frame, generators
 
 CLEAN = Corruption(clean=1.0)
-WHOLE = History(text=0, image=0, short=0, empty_caption=0)
+WHOLE = HistorySettings(text=0, image=0, short=0, empty_caption=0)
 
 
-def teacher(clips, history: History = WHOLE, **drawing) -> Teacher:
-    return Teacher(clips, Clips(**{"clips": "clips", "held_back": 0, **drawing}), history, CLEAN)
+def lessons(clips, history: HistorySettings = WHOLE, **drawing) -> Lessons:
+    return Lessons(clips, CachedClips(**{"clips": "clips", "held_back": 0, **drawing}), history, CLEAN)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def clip_of(latents: torch.Tensor) -> tuple[int, int]:
 
 def test_the_terms_are_those_of_the_engine(clips):
     """The history of a film that made the same chunks before."""
-    lesson = teacher(clips).lesson(generators(24))
+    lesson = lessons(clips).draw(generators(24))
     seen = set()
     for i, target in enumerate(lesson.target):
         clip, chunk = clip_of(target)
@@ -58,7 +58,7 @@ def rate(hits: list[bool], expected: float) -> None:
 
 
 def test_chunk_0_as_often_as_asked(clips):
-    lesson = teacher(clips, first=0.6).lesson(generators(600))
+    lesson = lessons(clips, first=0.6).draw(generators(600))
     rate([chunk == 0 for chunk in lesson.chunks], 0.6)
     later = [clip_of(target) for target, chunk in zip(lesson.target, lesson.chunks, strict=True) if chunk]
     assert set(later) == {(1, 1), (1, 2), (1, 3), (2, 1), (3, 1), (3, 2)}
@@ -76,8 +76,8 @@ def kind_of(past: torch.Tensor, anchor: torch.Tensor) -> tuple[int, bool]:
 def test_tasks_are_drawn_as_the_method_says(tmp_path):
     """From text; from a picture; with a short past: probabilities one after the other, each of what is left."""
     clips = cache(tmp_path, (4,))
-    told = teacher(clips, History(text=0.4, image=0.1, short=0.5, empty_caption=0.2))
-    lesson = told.lesson(generators(2000))
+    source = lessons(clips, HistorySettings(text=0.4, image=0.1, short=0.5, empty_caption=0.2))
+    lesson = source.draw(generators(2000))
     whole = [i for i, chunk in enumerate(lesson.chunks) if chunk == 3]
     kinds = [kind_of(lesson.past[i], lesson.anchor[i]) for i in whole]
     assert set(kinds) == {(19, False), (18, True), (0, True), (1, True), (10, True), (19, True)}
@@ -93,17 +93,19 @@ def test_tasks_are_drawn_as_the_method_says(tmp_path):
 
 
 def test_no_anchor_if_it_is_off(clips):
-    lesson = teacher(clips, History(text=0, image=0.3, short=0, empty_caption=0, anchor=False)).lesson(generators(64))
+    lesson = lessons(clips, HistorySettings(text=0, image=0.3, short=0, empty_caption=0, anchor=False)).draw(
+        generators(64)
+    )
     assert not lesson.anchor.any()
     assert lesson.past.any()
 
 
 def test_a_sample_is_its_generator_s(clips):
     """Alone or in company, whatever the others draw."""
-    settings = History(text=0.2, image=0.2, short=0.5, empty_caption=0.3)
-    together = teacher(clips, settings, first=0.5).lesson(generators(16))
+    settings = HistorySettings(text=0.2, image=0.2, short=0.5, empty_caption=0.3)
+    together = lessons(clips, settings, first=0.5).draw(generators(16))
     for i in (0, 5, 15):
-        alone = teacher(clips, settings, first=0.5).lesson(generators(16)[i : i + 1])
+        alone = lessons(clips, settings, first=0.5).draw(generators(16)[i : i + 1])
         for name in ("target", "past", "anchor", "rows"):
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[i])
         assert alone.captions == together.captions[i : i + 1]
@@ -111,21 +113,21 @@ def test_a_sample_is_its_generator_s(clips):
 
 def test_held_back_clips_are_not_trained_on(clips):
     for first in (None, 0.5):
-        lesson = teacher(clips, held_back=2, first=first).lesson(generators(64))
+        lesson = lessons(clips, held_back=2, first=first).draw(generators(64))
         assert {clip_of(target)[0] for target in lesson.target} == {2, 3}
 
 
 def test_all_clips_held_back_is_an_error(clips):
     with pytest.raises(InputError, match="4 clips, and 4 are held back"):
-        teacher(clips, held_back=4)
+        lessons(clips, held_back=4)
 
 
 def test_clips_added_later_are_found(tmp_path):
     clips = cache(tmp_path, (1, 1))
-    told = teacher(clips, first=0.5)
-    assert {clip_of(t)[0] for t in told.lesson(generators(32)).target} == {0, 1}
+    source = lessons(clips, first=0.5)
+    assert {clip_of(t)[0] for t in source.draw(generators(32)).target} == {0, 1}
     cache(tmp_path, (2, 1), "b", first=2)
     for i in range(REFRESHED_EVERY):
-        lesson = told.lesson(generators(32 if i == REFRESHED_EVERY - 1 else 1, seed=i))
-    assert {clip_of(t) for t in told.lesson(generators(64)).target} == {(0, 0), (1, 0), (2, 0), (2, 1), (3, 0)}
+        lesson = source.draw(generators(32 if i == REFRESHED_EVERY - 1 else 1, seed=i))
+    assert {clip_of(t) for t in source.draw(generators(64)).target} == {(0, 0), (1, 0), (2, 0), (2, 1), (3, 0)}
     assert lesson.target.shape == (32, 16, 9, 8, 8)

@@ -21,26 +21,25 @@ from helios_cli import machine
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.errors import CheckpointError, InputError, Interrupted, OutOfMemory, PictureError
-from helios_cli.train.config import Ema, Log, Optimizer
-from helios_cli.train.dtype import dtype_name
 from helios_cli.train.events import Notice, RunDone, RunStarted, Sampled, Saved, Trained
-from helios_cli.train.loop import train
+from helios_cli.train.loop import dtype_name, train
 from helios_cli.train.phase import Share
+from helios_cli.train.settings import Ema, Log, Optimizer
 from helios_cli.train.state import load_state
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from support.toy.phases.toy import Toy
-from support.toy.settings.toy import Faults, Memory, Settings
+from support.toy.tables import Faults, Memory, ToySettings
 from support.waiting import LONGEST
 
 CPU = torch.device("cpu")
 
 
-def settings(out: Path, **values) -> Settings:
+def settings(out: Path, **values) -> ToySettings:
     given = {"phase": "toy", "out": str(out), "steps": 12, "batch": 4, "dtype": "float32", "ema": Ema(decay=0.9)}
-    return Settings(**{**given, "log": Log(every=1, save_every=4), **values})
+    return ToySettings(**{**given, "log": Log(every=1, save_every=4), **values})
 
 
-def finish(config: Settings) -> list:
+def finish(config: ToySettings) -> list:
     return list(train(config, CPU))
 
 

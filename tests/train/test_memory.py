@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from helios_cli.model.dit import HeliosDiT
-from helios_cli.train.adapters import SharedBackbone
-from helios_cli.train.cast import OneBackbone
 from helios_cli.train.memory import cached_loss, frozen, placed
+from helios_cli.train.networks import OneBackbone
 from support.distilling import distillation, gradients, network
 
 
@@ -104,11 +103,15 @@ def test_placed_moves_there_and_back():
     assert {p.device.type for p in judge.parameters()} == {p.grad.device.type for p in judge.parameters()} == {"cpu"}
 
 
+def backbone(rank: int) -> OneBackbone:
+    return OneBackbone(network(0), None, rank, torch.device("cpu"))
+
+
 def test_a_new_adapter_changes_nothing():
     x = inputs()
     expected = flow(network(0), x)
-    shared = SharedBackbone(network(0), ("student", "fake"), rank=4)
-    for name in ("student", "fake", None):
+    shared = backbone(rank=4)
+    for name in ("student", "fake", "real"):
         with shared.using(name) as dit:
             torch.testing.assert_close(flow(dit, x), expected, rtol=0, atol=0)
 
@@ -116,17 +119,17 @@ def test_a_new_adapter_changes_nothing():
 def test_an_adapter_of_full_rank_is_the_other_network():
     x = inputs()
     other = network(5)
-    shared = SharedBackbone(network(0), ("student",), rank=48)
+    shared = backbone(rank=48)
     assert shared.fit("student", other.state_dict()) < 1e-12
     with shared.using("student") as dit:
         torch.testing.assert_close(flow(dit, x), flow(other, x), rtol=1e-4, atol=1e-4)
-    with shared.using(None) as dit:
+    with shared.using("real") as dit:
         torch.testing.assert_close(flow(dit, x), flow(network(0), x), rtol=0, atol=0)
 
 
 def test_a_narrow_adapter_is_the_best_of_its_rank():
-    """The remainder is what the singular values say (Eckart-Young), computed by numpy one matrix at a time."""
-    shared, other, base = SharedBackbone(network(0), ("student",), rank=4), network(5), network(0)
+    """What is left out is what the singular values say (Eckart-Young), by numpy of one matrix at a time."""
+    shared, other, base = backbone(rank=4), network(5), network(0)
     left = shared.fit("student", other.state_dict())
     squares = rest = 0.0
     for name, layer in base.blocks.named_modules():
@@ -142,11 +145,11 @@ def test_gradients_of_an_adapter_follow_from_the_plain_networks():
     x, other = inputs(), network(5).requires_grad_()
     flow(other, x).square().sum().backward()
     wanted = {name: p.grad for name, p in other.named_parameters()}
-    shared = SharedBackbone(network(0), ("student", "fake"), rank=48)
+    shared = backbone(rank=48)
     shared.fit("student", other.state_dict())
     with shared.using("student") as dit:
         flow(dit, x).square().sum().backward()
-    adapter = shared.adapters["student"]
+    adapter = shared.student
     # Sums in float32 in another order: 1e-4 at most was seen, of gradients of up to 0.04.
     for key, whole in adapter.whole.items():
         torch.testing.assert_close(whole.grad, wanted[key.replace("/", ".")], rtol=1e-4, atol=5e-4)
@@ -154,14 +157,14 @@ def test_gradients_of_an_adapter_follow_from_the_plain_networks():
         gradient, up, down = wanted[key.replace("/", ".")], adapter.up[key], adapter.down[key]
         torch.testing.assert_close(up.grad, gradient @ down.detach().T, rtol=1e-4, atol=5e-4)
         torch.testing.assert_close(down.grad, up.detach().T @ gradient, rtol=1e-4, atol=5e-4)
-    assert all(p.grad is None for p in (*shared.adapters["fake"].parameters(), *shared.dit.parameters()))
+    assert all(p.grad is None for p in (*shared.fake.parameters(), *shared.dit.parameters()))
 
 
 def test_merged_is_a_plain_checkpoint():
-    shared, x = SharedBackbone(network(0), ("student",), rank=4), inputs()
+    shared, x = backbone(rank=4), inputs()
     shared.fit("student", network(5).state_dict())
     plain = network(7)
-    plain.load_state_dict(shared.merged("student"))
+    plain.load_state_dict(shared.state())
     with shared.using("student") as dit:
         torch.testing.assert_close(flow(plain, x), flow(dit, x), rtol=1e-5, atol=1e-5)
 
@@ -220,10 +223,10 @@ def test_adapters_play_like_networks_of_their_own(checkpoint_blocks, cached):
     adapter is active."""
     plain = plain_gradients("student")
     student, base = network(0), network(1)
-    cast = OneBackbone(base, student.state_dict(), 48, torch.device("cpu"), checkpoint_blocks=checkpoint_blocks)
-    assert cast.left_out < 1e-12
-    cast.shared.fit("fake", network(2).state_dict())
-    phase = distillation(cast=cast, cache_gradients=cached, checkpoint_blocks=checkpoint_blocks)
+    networks = OneBackbone(base, student.state_dict(), 48, torch.device("cpu"), checkpoint_blocks=checkpoint_blocks)
+    assert networks.left_out < 1e-12
+    networks.fit("fake", network(2).state_dict())
+    phase = distillation(networks=networks, cache_gradients=cached, checkpoint_blocks=checkpoint_blocks)
     found = gradients(phase, "student")
     for name in ("blocks/0/attn1/to_q/bias", "blocks/2/ffn/net/2/bias", "patch_embedding/weight", "proj_out/weight"):
         wanted = plain[f"student.{name.replace('/', '.')}"]

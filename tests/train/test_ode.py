@@ -18,18 +18,14 @@ from helios_cli.errors import InputError
 from helios_cli.sampling.noise import BlockNoise
 from helios_cli.sampling.schedule import SchedulerConfig
 from helios_cli.train.data.encode import encoder_identity
+from helios_cli.train.data.pairs import PairsFolder, PairsNote, open_pairs, shard_path, write_pairs
 from helios_cli.train.events import FillDone, FillStarted
-from helios_cli.train.forward import given
 from helios_cli.train.history import Lesson
-from helios_cli.train.networks import guided, predictor
-from helios_cli.train.pairs import PairsFolder, PairsNote, open_pairs, shard_path, write_pairs
 from helios_cli.train.phase import Share
 from helios_cli.train.phases import ode, pairs
-from helios_cli.train.rollout import Walk, draw_noise, student_roll_out, teacher_roll_out
-from helios_cli.train.settings.distill import Settings as DistillSettings
-from helios_cli.train.settings.ode import Settings
-from helios_cli.train.settings.pairs import Settings as PairsSettings
-from helios_cli.train.settings.pairs import Teacher
+from helios_cli.train.rollout import Walk, draw_noise, guided, predictor, student_roll_out, teacher_roll_out
+from helios_cli.train.settings import DistillSettings, OdeSettings, PairsSettings, PairsTeacher
+from helios_cli.train.transformer import conditioning_of
 from helios_cli.weights.checkpoint import Preset
 from helios_cli.weights.identity import weights_identity
 from support.distilling import CONFIG, LATENT, SIZE, Clips, checkpoint, network
@@ -71,7 +67,7 @@ def test_a_student_goes_as_the_engine_samples(steps):
     """Every part of it: history, prompt, timesteps, sigmas, noise, jumps."""
     dit, told = network(0), lesson(1)
     stages = stages_of(DMD, (steps,) * 3, SIZE, CONFIG.patch_size, amplify=False)
-    predict = predictor(dit, given(dit, told.terms(), told.rows))
+    predict = predictor(dit, conditioning_of(dit, told.terms(), told.rows))
     found = student_roll_out(predict, stages, noise(), [steps - 1] * 3)
     wanted = engine_chunk(dit, DMD, (steps,) * 3, 1.0, told)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)  # float32 in another order of sums
@@ -80,8 +76,8 @@ def test_a_student_goes_as_the_engine_samples(steps):
 def test_a_teacher_goes_as_the_engine_samples():
     dit, told = network(0), lesson(1)
     stages = stages_of(MID, (3, 3, 3), SIZE, CONFIG.patch_size, amplify=False)
-    cond = predictor(dit, given(dit, told.terms(), told.rows))
-    uncond = predictor(dit, given(dit, told.terms(), torch.zeros_like(told.rows)))
+    cond = predictor(dit, conditioning_of(dit, told.terms(), told.rows))
+    uncond = predictor(dit, conditioning_of(dit, told.terms(), torch.zeros_like(told.rows)))
     walks = teacher_roll_out(guided(cond, uncond, 2.0), MID, stages, noise(), 1)
     wanted = engine_chunk(dit, MID, (3, 3, 3), 2.0, told)
     torch.testing.assert_close(walks[-1].end, wanted, rtol=1e-4, atol=2e-4)
@@ -128,10 +124,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def settings_of(folder: Path, *steps: int, **changes) -> Settings:
+def settings_of(folder: Path, *steps: int, **changes) -> OdeSettings:
     """A student that is to take so many steps a stage, one of these each time."""
     data, student = {"pairs": str(folder)}, {"steps": steps}
-    return Settings(phase="ode", start="-", out="-", steps=1, dtype="float32", data=data, student=student, **changes)
+    return OdeSettings(phase="ode", start="-", out="-", steps=1, dtype="float32", data=data, student=student, **changes)
 
 
 def phase(folder: Path, **changes) -> ode.OdePhase:
@@ -193,7 +189,7 @@ def test_pairs_are_made_once_and_go_on(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"guidance was 2\.0, is 3\.0"):
         list(
             pairs.run(
-                settings.model_copy(update={"teacher": Teacher(steps=2, kept=1, guidance=3.0)}),
+                settings.model_copy(update={"teacher": PairsTeacher(steps=2, kept=1, guidance=3.0)}),
                 start,
                 torch.device("cpu"),
             )
@@ -232,20 +228,20 @@ def pairs_settings(out: Path, **values) -> PairsSettings:
         dtype="float32",
         batch=1,
         data={"clips": "-", "held_back": 0},
-        teacher=Teacher(steps=2, kept=1, guidance=2.0),
+        teacher=PairsTeacher(steps=2, kept=1, guidance=2.0),
         **values,
     )
 
 
 class _Noted(Clips):
-    note = SimpleNamespace(latent_shape=(16, 8, 16), encoder="-")
+    note = SimpleNamespace(latent_shape=(16, 8, 16), encoder="-", size=SIZE)
 
 
 def test_what_does_not_fit_is_said(tmp_path, folder):
     with pytest.raises(InputError, match="no pairs of a teacher"):
         PairsFolder(tmp_path / "none")
     with pytest.raises(ValueError, match="write `steps = 8`"):
-        Teacher(steps=6, kept=4)
+        PairsTeacher(steps=6, kept=4)
     with pytest.raises(InputError, match="keep 2 states"):
         ode.build(settings_of(folder, 3), None, torch.device("cpu"))
     for phase in (PairsSettings, DistillSettings):

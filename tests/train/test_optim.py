@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from helios_cli.errors import InputError
-from helios_cli.train.config import Optimizer
-from helios_cli.train.optim import Mean, Mover, Muon, orthogonal, rate_scale, split
+from helios_cli.train.optim import Muon, PlayerOptimizer, RunningMean, orthogonal, rate_scale, split
+from helios_cli.train.settings import Optimizer
 
 SHAPES = [(48, 48), (96, 32), (32, 96), (2, 50)]
 
@@ -99,21 +99,21 @@ def test_globs_choose_what_muon_moves():
 def test_a_glob_that_names_nothing_is_refused():
     """A slip of the pen would leave all to AdamW; one that names a frozen part is meant."""
     with pytest.raises(InputError, match=r"'block\.\*'") as error:
-        Mover(Net(), Optimizer(muon=("block.*",)), torch.float32)
+        PlayerOptimizer(Net(), Optimizer(muon=("block.*",)), torch.float32)
     assert "blocks.0.weight" in error.value.hint
-    assert len(Mover(Net(), Optimizer(muon=("blocks.*", "frozen.*")), torch.float32).optimizers) == 2
+    assert len(PlayerOptimizer(Net(), Optimizer(muon=("blocks.*", "frozen.*")), torch.float32).optimizers) == 2
 
 
 def test_the_rest_moves_as_pytorchs_adamw_does():
     net, settings = Net(), Optimizer(lr=0.01, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1, muon=("blocks.*",))
     other = copy.deepcopy(net)
-    mover = Mover(net, settings, torch.float32)
+    optimizer = PlayerOptimizer(net, settings, torch.float32)
     rest = split(other, settings.muon)[1]
     reference = torch.optim.AdamW(rest, lr=0.01, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1, foreach=False)
     for _ in range(4):
         for p, q in zip(net.parameters(), other.parameters(), strict=True):
             p.grad, q.grad = (torch.randn_like(p),) * 2 if p.requires_grad else (None, None)
-        assert mover.step(0.5) == 0.5 * settings.lr
+        assert optimizer.step(0.5) == 0.5 * settings.lr
         reference.param_groups[0]["lr"] = 0.005
         reference.step()
     for p, q in zip(split(net, settings.muon)[1], rest, strict=True):
@@ -123,19 +123,19 @@ def test_the_rest_moves_as_pytorchs_adamw_does():
 
 def test_clipping_shortens_all_gradients_together():
     net = Net()
-    mover = Mover(net, Optimizer(clip=2.0), torch.float32)
-    for p in mover.params:
+    optimizer = PlayerOptimizer(net, Optimizer(clip=2.0), torch.float32)
+    for p in optimizer.params:
         p.grad = torch.full_like(p, 3.0)
-    count = sum(p.numel() for p in mover.params)
-    assert mover.clip() == pytest.approx(3 * count**0.5, rel=1e-5)
-    assert torch.cat([p.grad.flatten() for p in mover.params]).norm().item() == pytest.approx(2.0, rel=1e-4)
-    assert Mover(net, Optimizer(clip=0), torch.float32).clip() == pytest.approx(2.0, rel=1e-4)
-    assert torch.cat([p.grad.flatten() for p in mover.params]).norm().item() == pytest.approx(2.0, rel=1e-4)
+    count = sum(p.numel() for p in optimizer.params)
+    assert optimizer.clip() == pytest.approx(3 * count**0.5, rel=1e-5)
+    assert torch.cat([p.grad.flatten() for p in optimizer.params]).norm().item() == pytest.approx(2.0, rel=1e-4)
+    assert PlayerOptimizer(net, Optimizer(clip=0), torch.float32).clip() == pytest.approx(2.0, rel=1e-4)
+    assert torch.cat([p.grad.flatten() for p in optimizer.params]).norm().item() == pytest.approx(2.0, rel=1e-4)
 
 
 def test_parameters_of_another_type_are_refused():
     with pytest.raises(TypeError, match="float32"):
-        Mover(nn.Linear(2, 2).bfloat16(), Optimizer(), torch.float32)
+        PlayerOptimizer(nn.Linear(2, 2).bfloat16(), Optimizer(), torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_rates_are_constant_unless_asked():
 
 def test_the_mean_is_the_formulas():
     net = nn.Linear(3, 3)
-    mean = Mean(net, 0.9)
+    mean = RunningMean(net, 0.9)
     expected, history = net.weight.detach().double(), []
     for update in range(30):
         with torch.no_grad():
@@ -169,7 +169,7 @@ def test_the_mean_is_the_formulas():
 
 def test_a_mean_that_has_not_begun_is_the_parameters():
     net = nn.Linear(3, 3)
-    mean = Mean(net, 0.99)
+    mean = RunningMean(net, 0.99)
     with torch.no_grad():
         net.weight.add_(1)
     mean.follow()
@@ -182,7 +182,7 @@ def test_a_mean_takes_in_what_bfloat16_would_lose():
     """A thousandth of a step of 1/256 is far below bfloat16's resolution at 1."""
     net = nn.Linear(1, 1)
     nn.init.ones_(net.weight)
-    mean = Mean(net, 0.999)
+    mean = RunningMean(net, 0.999)
     mean.updates = 10_000
     nn.init.constant_(net.weight, 1 + 1 / 256)
     for _ in range(700):

@@ -87,4 +87,4 @@ def test_what_a_package_is_made_of_is_not_written_over(made, tmp_path, capsys):
     path = tmp_path / "package.toml"
     path.write_text(CONFIG.format(start=made[0], vae=made[1], out=made[0]))
     assert main(["train", str(path)]) == 2
-    assert "would overwrite what it is made of" in capsys.readouterr().err
+    assert "would overwrite its start" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helios_cli.train.probe import ATTRIBUTES, VALUES, Probe, caption_of, swap
-from helios_cli.train.world.grammar import Attributes, attributes
+from helios_cli.train.world.captions import Attributes, attributes
 from helios_cli.train.world.palette import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 from support.lessons import CONFIG, ROWS, cache
 

@@ -17,9 +17,16 @@ from helios_cli.engine.history import History
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.sampling.noise import BlockNoise
 from helios_cli.sampling.schedule import SIGMA_MAX, SchedulerConfig, build_stage, stage_spans
-from helios_cli.train import pyramid, tables
-from helios_cli.train.ablation import AbsoluteDenoiser, AnchorlessHistory, absolute_positions, as_taught, without_anchor
+from helios_cli.train.ablation import (
+    AbsoluteDenoiser,
+    AnchorlessHistory,
+    absolute_positions,
+    as_trained,
+    without_anchor,
+)
+from helios_cli.train.phases import flow as pyramid
 from helios_cli.train.rollout import enter
+from helios_cli.train.settings import HistorySettings
 from helios_cli.weights.checkpoint import Preset
 from support.lessons import CONFIG
 
@@ -172,7 +179,7 @@ def test_films_without_an_anchor():
 
 @pytest.mark.parametrize(("anchor", "positions"), [(True, "relative"), (False, "relative"), (False, "absolute")])
 def test_films_as_a_model_was_taught(anchor, positions):
-    with as_taught(tables.History(anchor=anchor, positions=positions)):
+    with as_trained(HistorySettings(anchor=anchor, positions=positions)):
         assert chunks.History is (History if anchor else AnchorlessHistory)
         assert chunks.Denoiser is (Denoiser if positions == "relative" else AbsoluteDenoiser)
     assert (chunks.History, chunks.Denoiser) == (History, Denoiser)

@@ -15,9 +15,9 @@ from helios_cli.architecture import DiTConfig
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import HeliosDiT
-from helios_cli.train.samples import Sampler, held_out_prompts
-from helios_cli.train.sheet import Row, Samples, save_sheet
-from helios_cli.train.world.grammar import attributes
+from helios_cli.train.samples import Row, Sampler, held_out_prompts, save_sheet
+from helios_cli.train.settings import Samples
+from helios_cli.train.world.captions import attributes
 from helios_cli.train.world.palette import held_out
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint
 from helios_cli.weights.load import load_component
@@ -38,9 +38,10 @@ def transformer_of(model: Path) -> HeliosDiT:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "steps", "guidance"), [("base", (2,), 2.0), ("mid", (1, 1, 2), 2.0), ("distilled", (1, 1, 1), 1.0)]
+    ("kind", "steps", "guidance", "films"),
+    [("base", (2,), 2.0, 1), ("mid", (1, 1, 2), 2.0, 1), ("distilled", (1, 1, 1), 1.0, 2)],
 )
-def test_pictures_are_those_of_the_engine(tmp_path, kind, steps, guidance):
+def test_pictures_are_those_of_the_engine(tmp_path, kind, steps, guidance, films):
     """The sampler begins with a checkpoint of another kind and another transformer, as a phase of training does."""
     model = write_checkpoint(tmp_path / "model", SPECS["tiny"], kind=kind)
     index = json.loads((model / MODEL_INDEX).read_text())
@@ -49,10 +50,11 @@ def test_pictures_are_those_of_the_engine(tmp_path, kind, steps, guidance):
     for part in ("vae", "text_encoder"):
         for file in (model / part).iterdir():
             (other / part / file.name).write_bytes(file.read_bytes())
-    samples = Samples(prompts=PROMPTS, chunks=2, pictures=3, steps=steps, guidance=guidance, seed=3)
+    samples = Samples(prompts=PROMPTS[:films], chunks=2, pictures=3, steps=steps, guidance=guidance, seed=3)
     transformer = transformer_of(model)
     sampler = Sampler(Checkpoint.open(other), kind, samples, SIZE, CPU, torch.float32)
     rows = sampler.rows(transformer.state_dict())
+    assert len(rows) == films
     for number, row in enumerate(rows):
         case = Case(kind, SIZE, steps, chunks=2, prompt=PROMPTS[number], negative="", seed=3 + number)
         plan = replace(plan_of(case), guidance=guidance)

@@ -11,8 +11,8 @@ from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.text import NAMES, Reader, build, draw_seed
-from helios_cli.train.settings.text import Settings
-from helios_cli.train.world.grammar import caption_with_labels
+from helios_cli.train.settings import TextSettings
+from helios_cli.train.world.captions import caption_with_labels
 from helios_cli.train.world.scene import draw_scene
 from helios_cli.weights.checkpoint import TOKENIZER, Checkpoint
 from support.slopes import assert_slope
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def phase(folder):
-    settings = Settings(phase="text", out="unused", steps=1, batch=BATCH)
+    settings = TextSettings(phase="text", out="unused", steps=1, batch=BATCH)
     return build(settings, Checkpoint.open(folder), torch.device("cpu"))
 
 
@@ -110,6 +110,6 @@ def test_a_run_from_nothing_depends_on_its_seed_alone():
     made = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(made))
-        new = build(Settings(phase="text", out="unused", steps=1, seed=seed), None, torch.device("cpu"))
+        new = build(TextSettings(phase="text", out="unused", steps=1, seed=seed), None, torch.device("cpu"))
         made.append(torch.cat([p.flatten() for p in new.players["text_encoder"].parameters()]))
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])

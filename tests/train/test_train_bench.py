@@ -16,7 +16,7 @@ from helios_cli import child, machine
 from helios_cli.cli import main
 from helios_cli.errors import Interrupted, MachineError
 from helios_cli.train import bench
-from helios_cli.train.bench import Held, Job, measure_apart, peak_of
+from helios_cli.train.bench import Measurement, MemoryUse, measure_apart, peak_of
 from support.programs import program
 
 MEGA = 10**6
@@ -42,7 +42,7 @@ def test_checkpointing_and_adapters_hold_less():
     """Without activations of blocks a step holds less; with one backbone for three, less stays between steps. Each way
     in a process of its own, where no other test's tensors are."""
     plain, checkpointed, shared = (
-        measure_apart(Job(way, "tiny", 1, "cpu", "float32"))
+        measure_apart(Measurement(way, "tiny", 1, "cpu", "float32"))
         for way in ("nothing", "block checkpointing", "one backbone, adapters")
     )
     assert checkpointed.peak_bytes < 0.8 * plain.peak_bytes
@@ -53,7 +53,7 @@ def test_checkpointing_and_adapters_hold_less():
 def test_the_command_says_what_auto_came_to(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(machine, "cpu", lambda: machine.Cpu("", 1, 1, ()))
-    monkeypatch.setattr(bench, "compare", lambda *job: asked.append(job) or [Held("nothing", 2, 1, 1, 0.5)])
+    monkeypatch.setattr(bench, "compare", lambda *job: asked.append(job) or [MemoryUse("nothing", 2, 1, 1, 0.5)])
     assert main(["bench", "train", "--device", "cpu", "--json"]) == 0
     assert asked == [("tiny", 4, torch.device("cpu"), "float32")]
     report = json.loads(capsys.readouterr().out)
@@ -83,4 +83,4 @@ def test_a_measurement_ends_with_the_command(tmp_path, monkeypatch):
 def test_a_measurement_that_is_killed_has_run_out_of_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(child.sys, "executable", str(program(tmp_path / "python", "kill -9 $$")))
     with pytest.raises(MachineError, match="memory ran out with nothing"):
-        measure_apart(Job("nothing", "tiny", 1, "cpu", "float32"))
+        measure_apart(Measurement("nothing", "tiny", 1, "cpu", "float32"))

@@ -18,7 +18,7 @@ from helios_cli.check.plot import WIDTH
 from helios_cli.cli import main
 from helios_cli.train.data.toy import ShardWritten
 from helios_cli.train.events import FillDone, FillStarted, RunStarted, Trained
-from helios_cli.train.plot import plot_log, read_log
+from helios_cli.train.log import plot_log, read_log
 from helios_cli.train_view import Pace, RichView
 from support.waiting import LONGEST
 

@@ -32,7 +32,7 @@ class Turn:
     def __post_init__(self) -> None:
         self.own = [SHARE.generator(i, PURPOSES[self.player]) for i in SHARE.samples]
         self.shared = SHARE.generator(-1, PURPOSES[self.player])
-        self.lesson = self.phase.lessons.lesson(self.own)
+        self.lesson = self.phase.lessons.draw(self.own)
 
     def chunks(self, student: HeliosDiT) -> Tensor:
         """Return what the student makes, by a drawn schedule and drawn exits."""

@@ -21,7 +21,7 @@ from helios_cli.model.convolution import Interleave
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.vae import Passes, averaged, build, detail_weights, initialise, losses, psnr, total
-from helios_cli.train.settings.vae import Data, Latents, Loss, Settings
+from helios_cli.train.settings import VAEData, VAELatents, VAELoss, VAESettings
 from helios_cli.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -129,9 +129,16 @@ def small(monkeypatch):
     return spec
 
 
-def settings(**changes) -> Settings:
-    values = {"phase": "vae", "out": "unused", "steps": 1, "batch": 2, "dtype": "float32", "latents": Latents(clips=3)}
-    return Settings(**{**values, "data": Data(pieces=((5, 32, 32),)), **changes})
+def settings(**changes) -> VAESettings:
+    values = {
+        "phase": "vae",
+        "out": "unused",
+        "steps": 1,
+        "batch": 2,
+        "dtype": "float32",
+        "latents": VAELatents(clips=3),
+    }
+    return VAESettings(**{**values, "data": VAEData(pieces=((5, 32, 32),)), **changes})
 
 
 def make_phase(**changes):
@@ -163,7 +170,7 @@ def test_the_gradient_of_the_whole_loss_by_finite_differences():
     frames, noise = clip(5).double(), torch.randn(2, 2, 16, 2, 4, 4, dtype=torch.float64)
 
     def loss() -> torch.Tensor:
-        return total(losses(passes(frames, noise, 0.2, 2), frames, 2, Loss(kl=0.1)), Loss(kl=0.1))
+        return total(losses(passes(frames, noise, 0.2, 2), frames, 2, VAELoss(kl=0.1)), VAELoss(kl=0.1))
 
     loss().backward()
     step = 1e-6
@@ -195,7 +202,7 @@ def test_losses_are_their_formulas():
         "logvar": torch.randn(2, 16, 2, 4, 4, dtype=torch.float64),
     }
     frames = clip(5, seed=5).double()
-    found = {name: loss.item() for name, loss in losses(made, frames, 4, Loss(detail=0.0, squares=2.0)).items()}
+    found = {name: loss.item() for name, loss in losses(made, frames, 4, VAELoss(detail=0.0, squares=2.0)).items()}
     difference = (made["frames"] - frames).numpy()
     coarse = (made["pooled"] - averaged(frames, 4)).numpy()
     posterior = Normal(made["mean"], (made["logvar"] / 2).exp())
@@ -210,7 +217,7 @@ def test_losses_are_their_formulas():
     )
     numpy_means = frames.numpy().reshape(2, 3, 5, 8, 4, 8, 4).mean((4, 6))
     np.testing.assert_allclose(averaged(frames, 4).numpy(), numpy_means, atol=1e-12)
-    weights = Loss(squares=3.0, edges=5.0, kl=7.0, pooled=11.0)
+    weights = VAELoss(squares=3.0, edges=5.0, kl=7.0, pooled=11.0)
     expected = found["l1"] + 3 * found["squares"] + 5 * found["edges"] + 7 * found["kl"] + 11 * found["pooled"]
     parts = {name: torch.tensor(value) for name, value in found.items()}
     assert total(parts, weights).item() == pytest.approx(expected)
@@ -268,7 +275,7 @@ def test_what_is_saved_is_read_by_others_and_its_latents_have_the_deviation_aske
     from diffusers import AutoencoderKLWan
 
     folder = write_checkpoint(tmp_path / "checkpoint", small)
-    phase = make_phase(latents=Latents(clips=4, deviation=2.0))
+    phase = make_phase(latents=VAELatents(clips=4, deviation=2.0))
     phase.save(folder)
     saved = AutoencoderKLWan.from_pretrained(folder / "vae")
     for name, parameter in phase.players["vae"].named_parameters():
@@ -323,4 +330,4 @@ def test_what_is_looked_at(small, tmp_path, monkeypatch):
 @pytest.mark.parametrize("piece", [(6, 64, 64), (5, 48, 64), (0, 64, 64), (5, 96, 64), (5, 64, 160)])
 def test_pieces_off_the_grid_are_refused(piece):
     with pytest.raises(ValidationError, match=r"pieces"):
-        Data(pieces=(piece,))
+        VAEData(pieces=(piece,))

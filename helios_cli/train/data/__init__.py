@@ -1,1 +1,1 @@
-"""What training reads: clips as latents and captions as rows of text, encoded ahead by a run of the phase `latents`."""
+"""The data of training: clips as latents and captions as rows of text, encoded ahead by the phase `latents`."""

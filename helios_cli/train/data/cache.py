@@ -1,23 +1,23 @@
-"""A cache of encoded clips: written shard by shard by one process, read meanwhile by others.
+"""A cache of encoded clips: written shard by shard by one process, while others may already read it.
 
     cache.json              what the clips were made with
     empty.safetensors       the rows of the empty caption
     NAME.safetensors        a shard: `latents` float16 [M, C, 9, h, w], the chunks of its clips one after the other, and
-                            `rows` [R, E], the rows of its captions likewise; its header says which are whose
+                            `rows` [R, E], the rows of its captions; its header says which belong to which clip
 
-A shard appears under its name only when it is whole and never changes, so that a reader maps it into memory as it is.
-Latents are those the transformer works on, normalised by the VAE's statistics; each chunk is encoded on its own.
+A shard appears under its name only when it is complete and never changes, so a reader can map it into memory. Latents
+are normalised by the VAE's statistics, as the transformer uses them; each chunk is encoded on its own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,19 +27,21 @@ from torch import Tensor
 from helios_cli.errors import InputError
 from helios_cli.files import replacing
 from helios_cli.film.disk import disk_errors
-from helios_cli.units import HISTORY_CHUNKS, HISTORY_LATENTS, LATENTS_PER_CHUNK
+from helios_cli.units import HISTORY_CHUNKS, HISTORY_LATENTS, LATENTS_PER_CHUNK, PIXELS_PER_CELL
 
 NOTE = "cache.json"
 EMPTY = "empty.safetensors"
 SHARD_SUFFIX = ".shard.safetensors"
 CLIPS = "clips"
-"""Key of a shard's header under which its clips stand."""
+"""The key of a shard's header that lists its clips."""
 
 TEXT_ROWS = 24
 """Rows that captions are padded to for a batch; more than any caption of the toy world has."""
 
 MAPPED_SHARDS = 1024
-"""Shards that are mapped at a time; a process may have 65530 mappings of all kinds."""
+"""Shards that are mapped at a time; a process can have 65530 mappings of all kinds."""
+
+Note = TypeVar("Note")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class EncodedClip:
 
 @dataclass(frozen=True)
 class CacheNote:
-    """What a cache is made with; a cache of anything else is another one.
+    """What a cache is made with. Anything else needs another cache.
 
     Attributes:
         encoder: identity of the VAE, the text encoder and the tokenizer (`encode.encoder_identity`).
@@ -66,6 +68,11 @@ class CacheNote:
     latent_shape: tuple[int, int, int]
     text_dim: int
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the clips in pixels."""
+        return self.latent_shape[2] * PIXELS_PER_CELL, self.latent_shape[1] * PIXELS_PER_CELL
+
 
 class Clip(NamedTuple):
     """`latents`: [C, 9n, h, w] float32; `rows`: [K, E] float32 of the first chunk's caption, without padding."""
@@ -76,14 +83,14 @@ class Clip(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B chunks with what came before them, as `engine.history.History` holds it: absent latents are zero.
+    """B chunks with what came before them, as in `engine.history.History`: missing latents are zero.
 
     Attributes:
         latents: [B, C, 9, h, w] float32, the chunks.
         past: [B, C, 19, h, w] float32, the latents right before, oldest first.
         anchor: [B, C, 1, h, w] float32, the first latent of the clip; zero for its first chunk.
-        rows: [B, text_rows, E] float32, the captions' rows, zero behind their ends.
-        captions: as text.
+        rows: [B, text_rows, E] float32, the captions' rows, padded with zeros.
+        captions: captions as text.
     """
 
     latents: Tensor
@@ -109,20 +116,20 @@ class _Entry(NamedTuple):
 
 
 class LatentClips:
-    """The clips of a cache that are there, in the order in which they were found. `refresh` finds those since added.
+    """The clips of a cache, in the order in which they were found. `refresh` finds those added since.
 
     Attributes:
         note: what the cache was made with.
-        lengths: chunks of each clip.
+        lengths: number of chunks of each clip.
     """
 
     def __init__(self, folder: Path | str, *, text_rows: int = TEXT_ROWS) -> None:
-        """InputError if `folder` is no cache or one of its captions has more than `text_rows` rows."""
+        """InputError if `folder` is not a cache or one of its captions has more than `text_rows` rows."""
         self.folder, self.text_rows = Path(folder), text_rows
-        self.note = read_note(self.folder)
+        self.note = read_cache_note(self.folder)
         self.lengths: list[int] = []
         self._entries: list[_Entry] = []
-        self._known: set[str] = set()
+        self._shards: set[str] = set()
         self._mapped = lru_cache(MAPPED_SHARDS)(load_file)
         self.refresh()
 
@@ -130,22 +137,22 @@ class LatentClips:
         return len(self._entries)
 
     def refresh(self) -> int:
-        """Look for shards that have been added; returns how many clips they hold. Known clips keep their numbers."""
+        """Look for new shards; return how many clips they hold. Clips keep their numbers."""
         before = len(self)
         for path in shards(self.folder):
-            if path.name not in self._known:
+            if path.name not in self._shards:
                 self._add(path)
         return len(self) - before
 
     def clip(self, index: int) -> Clip:
-        """A whole clip."""
+        """Return a whole clip."""
         entry = self._entries[index]
         first = entry.captions[0]
         latents = self._chunks(entry, 0, entry.end - entry.begin)
         return Clip(latents.float(), self._rows(entry, first).float(), first.text)
 
     def batch(self, picks: Sequence[tuple[int, int]]) -> Batch:
-        """Chunks by (clip, chunk of the clip), with the latents before them and their captions."""
+        """Return chunks by (clip, chunk of the clip), with the latents before them and their captions."""
         channels, height, width = self.note.latent_shape
         latents = torch.empty(len(picks), channels, LATENTS_PER_CHUNK, height, width)
         past = torch.zeros(len(picks), channels, HISTORY_LATENTS, height, width)
@@ -165,15 +172,14 @@ class LatentClips:
         return Batch(latents, past, anchor, rows, captions)
 
     def empty_rows(self) -> Tensor:
-        """The rows of the empty caption, [text_rows, E] float32, zero behind their end."""
+        """Return the rows of the empty caption, [text_rows, E] float32, padded with zeros."""
         stored = load_file(self.folder / EMPTY)["rows"]
         rows = torch.zeros(self.text_rows, self.note.text_dim)
         rows[: len(stored)] = stored
         return rows
 
     def _add(self, path: Path) -> None:
-        clips = read_clips(path)
-        for clip in clips:
+        for clip in read_clips(path):
             captions = tuple(_Caption(*caption) for caption in clip["captions"])
             for caption in captions:
                 if caption.end - caption.begin > self.text_rows:
@@ -184,10 +190,10 @@ class LatentClips:
                     )
             self._entries.append(_Entry(path, clip["begin"], clip["end"], captions))
             self.lengths.append(clip["end"] - clip["begin"])
-        self._known.add(path.name)
+        self._shards.add(path.name)
 
     def _chunks(self, entry: _Entry, begin: int, end: int) -> Tensor:
-        """float16 [C, 9 * (end - begin), h, w] of a clip's chunks `begin` to `end`."""
+        """Return a clip's chunks `begin` to `end`, float16 [C, 9 * (end - begin), h, w]."""
         chunks = self._mapped(entry.shard)["latents"][entry.begin + begin : entry.begin + end]
         return chunks.movedim(0, 1).flatten(1, 2)
 
@@ -196,53 +202,70 @@ class LatentClips:
 
 
 def open_cache(folder: Path, note: CacheNote, empty: Tensor) -> None:
-    """Begin a cache, or go on with one that was made with the same. `empty`: rows of the empty caption.
+    """Begin a cache, or continue one that was made with the same note. `empty`: rows of the empty caption.
 
-    InputError if what is there was made with something else.
+    InputError if the cache was made with something else.
     """
-    if (folder / NOTE).exists():
-        _require_same(folder, read_note(folder), note)
+    if not (folder / NOTE).exists():
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / EMPTY, save({"rows": empty.contiguous()}))
+            write_note(folder / NOTE, {**vars(note), "latent_shape": list(note.latent_shape)})
         return
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / EMPTY, save({"rows": empty.contiguous()}))
-        fields = {**vars(note), "latent_shape": list(note.latent_shape)}
-        _write(folder / NOTE, json.dumps(fields, indent=2).encode())
-
-
-def read_note(folder: Path) -> CacheNote:
-    """InputError if the folder is no cache."""
-    try:
-        fields = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        return CacheNote(**{**fields, "latent_shape": tuple(fields["latent_shape"])})
-    except FileNotFoundError as error:
+    before = read_cache_note(folder)
+    require_same(f"the cache {folder} was", before.source, note.source)
+    if before != note:
         raise InputError(
-            f"{folder} is no cache of encoded clips: it has no {NOTE}",
-            hint="encode the clips first: helios train recipes/train/tiny-latents.toml",
-        ) from error
+            f"the cache {folder} was made with another VAE or text encoder",
+            hint="write another `out`, or remove the folder",
+        )
+
+
+def read_cache_note(folder: Path) -> CacheNote:
+    """InputError if the folder is not a cache."""
+    return read_note(
+        folder / NOTE,
+        lambda fields: CacheNote(**{**fields, "latent_shape": tuple(fields["latent_shape"])}),
+        missing=f"{folder} is not a cache of encoded clips: it has no {NOTE}",
+        hint="encode the clips first: helios train recipes/train/tiny-latents.toml",
+    )
+
+
+def write_note(path: Path, fields: dict) -> None:
+    """Write what a folder is made with; other processes may be about to read it."""
+    _write(path, (json.dumps(fields, indent=2) + "\n").encode())
+
+
+def read_note(path: Path, build: Callable[[dict], Note], *, missing: str, hint: str) -> Note:
+    """Read what a folder is made with. InputError if it says nothing about that, or nothing readable."""
+    try:
+        return build(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise InputError(missing, hint=hint) from error
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{folder / NOTE} cannot be read: {error}", hint=f"remove {folder} and encode anew") from error
+        raise InputError(f"{path} cannot be read: {error}", hint=f"remove {path.parent} and make it again") from error
 
 
-def _require_same(folder: Path, found: CacheNote, wanted: CacheNote) -> None:
-    if found == wanted:
-        return
-    differing = [
-        name for name in {**found.source, **wanted.source} if found.source.get(name) != wanted.source.get(name)
+def require_same(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """InputError if a folder was made with something else, named key by key."""
+    changed = [
+        f"{key} was {before.get(key)}, is {now.get(key)}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
     ]
-    said = [f"{name} was {found.source.get(name)}, is {wanted.source.get(name)}" for name in differing]
-    what = "; ".join(said) or "the VAE or the text encoder was another one"
-    raise InputError(f"the cache {folder} was made otherwise: {what}", hint="write another `out`, or remove the folder")
+    if changed:
+        message = f"{what} made with other settings: {'; '.join(changed)}"
+        raise InputError(message, hint="write another `out`, or remove the folder")
 
 
 def shards(folder: Path) -> list[Path]:
-    """The shards that are there, by name."""
+    """Return the shards of a cache, by name."""
     return sorted(folder.glob(f"*{SHARD_SUFFIX}"))
 
 
 def captions_of(folder: Path) -> set[str]:
-    """All captions of a cache. InputError if the folder is none."""
-    read_note(folder)
+    """Return all captions of a cache. InputError if the folder is not a cache."""
+    read_cache_note(folder)
     return {text for path in shards(folder) for clip in read_clips(path) for text, _, _ in clip["captions"]}
 
 
@@ -253,7 +276,7 @@ def shard_path(folder: Path, name: str) -> Path:
 def write_shard(
     path: Path, clips: Iterable[EncodedClip], rows: Mapping[str, Tensor], about: Mapping[str, str] | None = None
 ) -> None:
-    """Write clips as one shard. `rows`: [K, E] of each of their captions; `about`: further words for its header.
+    """Write clips as one shard. `rows`: [K, E] of each of their captions; `about`: further entries of its header.
 
     Latents are rounded to float16: to 11 bits, three more than the bfloat16 that they are computed in. InputError if
     they do not fit.
@@ -279,23 +302,22 @@ def write_shard(
 
 
 def read_about(path: Path) -> dict[str, str]:
-    """The words in a shard's header. InputError if it is damaged."""
+    """Return a shard's header. InputError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as shard:
             return shard.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="remove it and encode its clips anew") from error
+        raise InputError(f"{path} cannot be read: {error}", hint="remove it and encode its clips again") from error
 
 
 def read_clips(path: Path) -> list[dict]:
-    """Where the clips of a shard are: `begin` and `end` in `latents`, and `captions`, a (text, begin, end) a chunk."""
+    """Return the clips of a shard: `begin` and `end` in `latents`, and `captions`, a (text, begin, end) per chunk."""
     try:
         return json.loads(read_about(path)[CLIPS])
     except (KeyError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no shard of clips", hint="remove it and encode its clips anew") from error
+        raise InputError(f"{path} is not a shard of clips", hint="remove it and encode its clips again") from error
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
     with replacing(path) as new:
         new.write_bytes(data)

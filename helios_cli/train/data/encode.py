@@ -1,4 +1,4 @@
-"""Frames to latents and captions to rows, with the VAE and the text encoder of a checkpoint."""
+"""Encoding frames to latents and captions to rows, with the VAE and the text encoder of a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from helios_cli.errors import InputError
 from helios_cli.train.data.cache import CacheNote, LatentClips
-from helios_cli.train.held import HeldModels
+from helios_cli.train.models import InMemoryModels
 from helios_cli.units import MAX_TEXT_TOKENS, PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.files import TensorInfo
@@ -22,21 +22,21 @@ from helios_cli.weights.identity import READ_WHOLE
 ONLY_DECODING = ("decoder.", "post_quant_conv.")
 
 BATCH_PIXELS = 8 * 128 * 64
-"""Pixels of a frame of all chunks that are encoded together: enough to keep a core busy with a small VAE."""
+"""Pixels per frame, over all chunks encoded together: enough to keep a core busy with a small VAE."""
 
 
 class ClipEncoder:
     """Encodes with the checkpoint's own VAE and text encoder, which stay loaded.
 
-    `size` is (width, height) in pixels. Equal seeds and calls give equal latents, whatever ran before.
+    `size` is (width, height) in pixels. Latents depend only on the seed and the chunks of a call.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, size: tuple[int, int]) -> None:
         self.checkpoint, self.size = checkpoint, size
-        self.models = HeldModels(checkpoint, device, dtype)
+        self.models = InMemoryModels(checkpoint, device, dtype)
 
     def note(self, source: dict[str, str]) -> CacheNote:
-        """What a cache made with this says of itself; `source`: what the clips are."""
+        """Return the note of a cache made with this encoder; `source` describes the clips."""
         width, height = (pixels // PIXELS_PER_CELL for pixels in self.size)
         return CacheNote(
             encoder=encoder_identity(self.checkpoint),
@@ -47,9 +47,9 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def latents(self, chunks: Iterable[np.ndarray], seed: int) -> Tensor:
-        """[N, C, 9, h, w] float32 on the host: samples of the posterior of N chunks, float32 [3, 33, H, W] in [-1, 1].
+        """Return samples of the posterior of N chunks, float32 [3, 33, H, W] in [-1, 1]: [N, C, 9, h, w] on the host.
 
-        As many chunks are in memory at a time as are encoded together.
+        Only the chunks that are encoded together are in memory at a time.
         """
         generator = torch.Generator().manual_seed(seed)
         together = max(1, BATCH_PIXELS // (self.size[0] * self.size[1]))
@@ -61,25 +61,24 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def rows(self, captions: Iterable[str]) -> dict[str, Tensor]:
-        """[K, E] of each caption, on the host, in the encoder's dtype. InputError for one with too many tokens."""
+        """Return [K, E] of each caption on the host, in the encoder's dtype. InputError for too many tokens."""
         self.models.encode(captions)
         prompts = dict(self.models.prompts)
         self.models.prompts.clear()
         for caption, prompt in prompts.items():
             if prompt.lost:
                 raise InputError(
-                    f"a caption has more than {MAX_TEXT_TOKENS} tokens; this end of it would not be seen: "
-                    f"{prompt.lost!r}",
+                    f"a caption has more than {MAX_TEXT_TOKENS} tokens; its end would be cut off: {prompt.lost!r}",
                     hint=f"shorten {caption[:40]!r}...",
                 )
         return {caption: prompt.rows.cpu() for caption, prompt in prompts.items()}
 
 
 def encoder_identity(checkpoint: Checkpoint) -> str:
-    """Equal where latents and rows come out equal: 64 hex digits of the VAE's encoder, the text encoder, the tokenizer.
+    """Hash the VAE's encoder, the text encoder and the tokenizer: equal hashes mean equal latents and rows.
 
-    A transformer or a decoder that is trained on leaves a cache valid. Large components count by each file's size and
-    time of change, as in `weights.identity`.
+    Training the transformer or the decoder leaves a cache valid. Large components are identified by each file's size
+    and time of change, as in `weights.identity`.
     """
     digest = hashlib.sha256(checkpoint.tokenizer.read_bytes())
     for name in ("vae", "text_encoder"):
@@ -94,11 +93,11 @@ def encoder_identity(checkpoint: Checkpoint) -> str:
 
 
 def require_same_encoder(clips: LatentClips, checkpoint: Checkpoint) -> None:
-    """InputError where the clips were encoded with other weights than the checkpoint's."""
+    """InputError if the clips were encoded with other weights than the checkpoint's."""
     if clips.note.encoder != encoder_identity(checkpoint):
         raise InputError(
             f"the clips in {clips.folder} come from another VAE or text encoder than those of {checkpoint.path}",
-            hint="encode them anew, with this checkpoint as the `start` of the phase latents",
+            hint="encode them again, with this checkpoint as the `start` of the phase latents",
         )
 
 

@@ -1,8 +1,8 @@
-"""A folder of clips with captions as latents: each clip a shard of its own, found again by what is in it.
+"""Encoding a folder of clips with captions: each clip becomes a shard, identified by its contents.
 
 A clip is a film (.mp4 .mkv .webm .gif) or a folder of PNG frames; the caption of `boat.mp4`, or of the folder `boat`,
-is in `boat.txt` beside it. What cannot be used is named and left out. A clip is encoded anew only when its bytes or its
-caption change; the shard of a clip that has changed or gone is removed.
+is in `boat.txt` next to it. Unusable clips are named and skipped. A clip is encoded again only when its bytes or its
+caption change; the shard of a changed or deleted clip is removed.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from helios_cli.recipe.prompts import clean_prompt, has_words
 from helios_cli.train.data.cache import EncodedClip, open_cache, read_about, shard_path, shards, write_shard
 from helios_cli.train.data.encode import ClipEncoder
 from helios_cli.train.events import Event, Filled
-from helios_cli.train.settings.latents import Clips
+from helios_cli.train.settings import FolderClips
 from helios_cli.units import FRAMES_PER_CHUNK
 
 FILMS = (".mp4", ".mkv", ".webm", ".gif")
 FRAMES = ".png"
 
 SPEAKER = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] ")
-"""Which part of ffmpeg says something, in front of what it says."""
+"""The name of the part of ffmpeg in front of a message."""
 
 SHOWN_REASONS = 3
-"""Clips that an error names when none can be used."""
+"""Number of clips that an error names when none can be used."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ClipEncoded(Filled):
 
 @dataclass(frozen=True)
 class ClipSkipped(Event):
-    """A clip cannot be used, and why."""
+    """A clip cannot be used, for `reason`."""
 
     clip: str
     reason: str
@@ -66,7 +66,7 @@ class ClipSkipped(Event):
 
 @dataclass(frozen=True)
 class FolderDone(Event):
-    """All clips have been looked at: `encoded` now, `kept` from before, `skipped`."""
+    """All clips have been looked at: `encoded` now, `kept` from earlier runs, or `skipped`."""
 
     encoded: int
     kept: int
@@ -77,14 +77,14 @@ class FolderDone(Event):
         return f"{self.encoded:,} clips encoded, {self.kept:,} kept from before, {self.skipped:,} skipped"
 
 
-def encode_folder(folder: Path, clips: Clips, seed: int, encoder: ClipEncoder) -> Iterator[Event]:
-    """Bring the cache in `folder` up to the clips. InputError if there is not one that can be used."""
-    found = find_clips(Path(clips.path))
+def encode_folder(folder: Path, clips: FolderClips, seed: int, encoder: ClipEncoder) -> Iterator[Event]:
+    """Bring the cache in `folder` up to date with the clips. InputError if none of them can be used."""
+    sources = find_clips(Path(clips.path))
     source = {"clips": f"the folder {os.path.abspath(clips.path)}", "fps": f"{clips.fps:g}", "seed": str(seed)}
     open_cache(folder, encoder.note(source), encoder.rows([""])[""])
     contents = _contents(folder)
     used, encoded, skipped = set(), 0, []
-    for number, clip in enumerate(found, 1):
+    for number, clip in enumerate(sources, 1):
         began = time.perf_counter()
         try:
             caption, state = clip.caption(), clip.state()
@@ -95,7 +95,7 @@ def encode_folder(folder: Path, clips: Clips, seed: int, encoder: ClipEncoder) -
                 about = {"clip": clip.name, "state": state, "content": content}
                 write_shard(path, [EncodedClip(latents, (caption,) * len(latents))], encoder.rows([caption]), about)
                 encoded += 1
-                yield ClipEncoded(number, len(found), clip.name, len(latents), time.perf_counter() - began)
+                yield ClipEncoded(number, len(sources), clip.name, len(latents), time.perf_counter() - began)
             used.add(path)
         except InputError as error:
             skipped.append(ClipSkipped(clip.name, error.message))
@@ -103,40 +103,40 @@ def encode_folder(folder: Path, clips: Clips, seed: int, encoder: ClipEncoder) -
     _require_some(clips.path, used, skipped)
     for path in set(shards(folder)) - used:
         path.unlink(missing_ok=True)
-    yield FolderDone(encoded, len(found) - len(skipped) - encoded, len(skipped))
+    yield FolderDone(encoded, len(sources) - len(skipped) - encoded, len(skipped))
 
 
 def find_clips(folder: Path) -> list[SourceClip]:
-    """The clips in `folder` and the folders below it, by name. InputError if there are none."""
+    """Return the clips in `folder` and below it, by name. InputError if there are none."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}", hint="write the folder of clips as clips.path")
-    found = []
+    paths = []
     for place, _, files in os.walk(folder):
         names = [name for name in files if not name.startswith(".")]
-        found += [Path(place, name) for name in names if name.lower().endswith(FILMS)]
+        paths += [Path(place, name) for name in names if name.lower().endswith(FILMS)]
         if Path(place) != folder and any(name.lower().endswith(FRAMES) for name in names):
-            found.append(Path(place))
-    if not found:
+            paths.append(Path(place))
+    if not paths:
         raise InputError(
             f"{folder} holds no clips", hint=f"put {' '.join(FILMS)} files there, or folders of {FRAMES} frames"
         )
-    return [SourceClip(path, path.relative_to(folder).as_posix()) for path in sorted(found)]
+    return [SourceClip(path, path.relative_to(folder).as_posix()) for path in sorted(paths)]
 
 
 @dataclass(frozen=True)
 class SourceClip:
-    """A clip where the user has it. `name`: its path in the folder of clips."""
+    """A clip of the user's. `name`: its path in the folder of clips."""
 
     path: Path
     name: str
 
     def caption(self) -> str:
-        """As the model reads prompts. InputError if there is none."""
+        """Return the caption as the model reads prompts. InputError if there is none."""
         path = self.path.parent / f"{self.path.name if self.path.is_dir() else self.path.stem}.txt"
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise InputError(f"it has no caption: there is no {path.name} beside it") from error
+            raise InputError(f"it has no caption: there is no {path.name} next to it") from error
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"its caption {path.name} cannot be read: {error}") from error
         if not has_words(text):
@@ -144,13 +144,13 @@ class SourceClip:
         return clean_prompt(text)
 
     def state(self) -> str:
-        """Changes, as far as can be seen without reading it, when the clip does. InputError if it cannot be seen."""
+        """Hash what tells a changed clip without reading it: sizes and times. InputError if they cannot be read."""
         with _readable():
             states = [file.stat() for file in self._files]
-        return hashlib.sha256(repr([(found.st_size, found.st_mtime_ns) for found in states]).encode()).hexdigest()
+        return hashlib.sha256(repr([(one.st_size, one.st_mtime_ns) for one in states]).encode()).hexdigest()
 
     def content(self) -> str:
-        """Hash of the clip's bytes. InputError if they cannot be read."""
+        """Hash the clip's bytes. InputError if they cannot be read."""
         digest = hashlib.sha256()
         with _readable():
             for file in self._files:
@@ -159,9 +159,9 @@ class SourceClip:
         return digest.hexdigest()
 
     def chunks(self, size: tuple[int, int], fps: float) -> Iterator[np.ndarray]:
-        """The clip's last whole chunks, float32 [3, 33, H, W] in [-1, 1], one in memory.
+        """Yield the clip's last whole chunks, float32 [3, 33, H, W] in [-1, 1], with one in memory at a time.
 
-        A folder of frames is taken to have the rate `fps`. InputError if the clip is too short or damaged anywhere.
+        A folder of frames is assumed to have the rate `fps`. InputError if the clip is too short or damaged anywhere.
         """
         if self.path.is_dir():
             yield from self._pictures(size)
@@ -186,7 +186,7 @@ class SourceClip:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """For what is read of a clip alone: a disk that is full where shards are written is no fault of a clip."""
+    """Turn errors of reading a clip into an InputError about it; errors of writing shards are not the clip's fault."""
     try:
         yield
     except OSError as error:
@@ -194,15 +194,14 @@ def _readable() -> Iterator[None]:
 
 
 def _by_number(name: str) -> list[str | int]:
-    """`frame_10` comes after `frame_9`."""
+    """Return a sort key by which `frame_10` comes after `frame_9`."""
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def _require_sound(path: Path) -> None:
-    """InputError if ffmpeg complains of anything while it decodes the film: it goes on with what it makes of the rest,
-    which may be grey or torn.
+    """InputError if ffmpeg reports anything while it decodes the film: the frames it goes on with may be grey or torn.
 
-    A GIF that was cut between two frames looks whole to ffmpeg, and to this.
+    A GIF that was cut off between two frames looks whole to ffmpeg, so it passes.
     """
     with reading.decoder(path, "-c:v", "wrapped_avframe", "-f", "framecrc") as decoder:
         for _ in decoder.stdout:
@@ -214,22 +213,22 @@ def _require_sound(path: Path) -> None:
 def _require_some(folder: str, used: set[Path], skipped: list[ClipSkipped]) -> None:
     if used:
         return
-    said = "; ".join(f"{skip.clip}: {skip.reason}" for skip in skipped[:SHOWN_REASONS])
+    reasons = "; ".join(f"{skip.clip}: {skip.reason}" for skip in skipped[:SHOWN_REASONS])
     more = f"; and {len(skipped) - SHOWN_REASONS} more" if len(skipped) > SHOWN_REASONS else ""
     raise InputError(
-        f"none of the {len(skipped)} clips in {folder} can be used ({said}{more})",
-        hint="a clip needs a caption in a .txt beside it, and 33 frames at the rate clips.fps",
+        f"none of the {len(skipped)} clips in {folder} can be used ({reasons}{more})",
+        hint="a clip needs a caption in a .txt next to it, and 33 frames at the rate clips.fps",
     )
 
 
 def _contents(folder: Path) -> dict[tuple[str, str], str]:
-    """The contents of the clips that are encoded, by name and state: what has not changed need not be read."""
-    found = [read_about(path) for path in shards(folder)]
-    return {(about["clip"], about["state"]): about["content"] for about in found}
+    """Return the content hashes of encoded clips, by name and state: unchanged clips need not be read."""
+    headers = map(read_about, shards(folder))
+    return {(about["clip"], about["state"]): about["content"] for about in headers}
 
 
 def _key(content: str, caption: str) -> str:
-    """A shard's name; equal clips have one."""
+    """Return a shard's name, the same for equal clips."""
     return hashlib.sha256(f"{content} {caption}".encode()).hexdigest()[:32]
 
 

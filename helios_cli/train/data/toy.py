@@ -1,7 +1,7 @@
-"""Clips of the toy world as latents: as many as are asked for, each decided by its number.
+"""Encoding clips of the toy world, each determined by its number.
 
-How long a clip is and how rich its scene is are drawn clip by clip, so that the first clips are a mixture like all of
-them: training may begin as soon as there are some, and more can be asked for later.
+Length and variety are drawn clip by clip, so the first clips are the same mixture as all of them: training can begin
+as soon as there are some, and more can be added later.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from helios_cli.train.data.cache import EncodedClip, open_cache, shard_path, write_shard
 from helios_cli.train.data.encode import ClipEncoder
 from helios_cli.train.events import Filled
-from helios_cli.train.settings.latents import World
+from helios_cli.train.settings import WorldClips
+from helios_cli.train.world.captions import describe
 from helios_cli.train.world.draw import render
-from helios_cli.train.world.grammar import describe
-from helios_cli.train.world.scene import Scene, Segment, draw_scene
+from helios_cli.train.world.scene import Scene, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK
 
 CLIPS_PER_SHARD = 64
@@ -38,13 +38,12 @@ class ShardWritten(Filled):
 
 
 def encode_world(
-    folder: Path, world: World, seed: int, encoder: ClipEncoder, part: tuple[int, int] = (0, 1)
+    folder: Path, world: WorldClips, seed: int, encoder: ClipEncoder, part: tuple[int, int] = (0, 1)
 ) -> Iterator[ShardWritten]:
-    """Fill the cache in `folder`; shards that are there already are not made again.
-
-    `part`: number of this process among so many, each of which makes every so many-th shard.
-    """
-    open_cache(folder, encoder.note(_source(world, seed)), encoder.rows([""])[""])
+    """Write the shards that the cache in `folder` lacks. `part`: (rank, count) of the processes that share them."""
+    source = {"clips": f"toy world, {world.split}", "seed": str(seed)}
+    source |= {name: str(getattr(world, name)) for name in ("long", "chunks", "changes", "rich")}
+    open_cache(folder, encoder.note(source), encoder.rows([""])[""])
     paths = [shard_path(folder, f"world-{number:06d}") for number in range(-(-world.clips // CLIPS_PER_SHARD))]
     for number, path in enumerate(paths):
         if path.exists() or number % part[1] != part[0]:
@@ -62,29 +61,22 @@ def encode_world(
         yield ShardWritten(done, CLIPS_PER_SHARD * len(paths), len(latents), time.perf_counter() - began)
 
 
-def _source(world: World, seed: int) -> dict[str, str]:
-    """What decides a clip beside its number."""
-    return {"clips": f"toy world, {world.split}", "seed": str(seed)} | {
-        name: str(getattr(world, name)) for name in ("long", "chunks", "changes", "rich")
-    }
-
-
 @dataclass(frozen=True)
 class ToyClip:
-    """A scene, and a caption for each chunk of it that is shown."""
+    """A scene, and a caption for each of its chunks."""
 
     scene: Scene
     captions: tuple[str, ...]
 
     def chunks(self, size: tuple[int, int]) -> Iterator[np.ndarray]:
-        """Float32 [3, 33, H, W] in [-1, 1] each, of `size` (width, height)."""
+        """Yield each chunk, float32 [3, 33, H, W] in [-1, 1], in `size` (width, height)."""
         for chunk in range(len(self.captions)):
             pixels = render(self.scene, FRAMES_PER_CHUNK, chunk * FRAMES_PER_CHUNK, *size)
             yield (pixels.astype(np.float32) / 255 * 2 - 1).transpose(3, 0, 1, 2)
 
 
-def draw_clip(world: World, seed: int, number: int) -> ToyClip:
-    """Clip `number` of the world that a seed draws."""
+def draw_clip(world: WorldClips, seed: int, number: int) -> ToyClip:
+    """Return clip `number` of a seed."""
     dice = np.random.default_rng([seed, number])
     chunks = world.chunks if dice.random() < world.long else 1
     variety = "rich" if dice.random() < world.rich else "plain"
@@ -92,15 +84,11 @@ def draw_clip(world: World, seed: int, number: int) -> ToyClip:
     borders = [chunk * FRAMES_PER_CHUNK for chunk in range(1, chunks)]
     changes = tuple(border for border in borders if dice.random() < world.changes)
     scene = draw_scene(mixed(seed, number), split=world.split, variety=variety, changes=changes)
-    return ToyClip(scene, tuple(describe(_segment(scene, chunk), words) for chunk in range(chunks)))
-
-
-def _segment(scene: Scene, chunk: int) -> Segment:
-    """What the chunk's middle shows, as in a plan."""
-    middle = chunk * FRAMES_PER_CHUNK + FRAMES_PER_CHUNK // 2
-    return max((segment for segment in scene.segments if segment.start <= middle), key=lambda segment: segment.start)
+    middles = (chunk * FRAMES_PER_CHUNK + FRAMES_PER_CHUNK // 2 for chunk in range(chunks))
+    shown = ([segment for segment in scene.segments if segment.start <= middle][-1] for middle in middles)
+    return ToyClip(scene, tuple(describe(segment, words) for segment in shown))
 
 
 def mixed(seed: int, number: int) -> int:
-    """A seed of its own for each number."""
+    """Return a different seed for each number."""
     return (seed * 1_000_003 + number) % 2**31

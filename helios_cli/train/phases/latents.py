@@ -1,4 +1,4 @@
-"""The phase that encodes clips ahead. Nothing is trained in it."""
+"""The phase that encodes clips ahead. It trains nothing."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from helios_cli.train.data.encode import ClipEncoder
 from helios_cli.train.data.folder import encode_folder
 from helios_cli.train.data.toy import encode_world
 from helios_cli.train.events import Event, FillDone, FillStarted
-from helios_cli.train.settings.latents import Settings
-from helios_cli.train.spread import part_of_run
+from helios_cli.train.processes import rank_and_count
+from helios_cli.train.settings import LatentsSettings
 from helios_cli.weights.checkpoint import Checkpoint
 
 
-def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator[Event]:
-    """Fill the cache `settings.out` with what is not in it yet. A run that is stopped has lost one shard at most.
+def run(settings: LatentsSettings, start: Checkpoint, device: torch.device) -> Iterator[Event]:
+    """Write what the cache `settings.out` lacks. Stopping a run loses one shard at most.
 
-    Several processes share the world's shards. A folder's clips are the first one's, which names those it skips.
+    Several processes share the shards of the toy world. A folder's clips are encoded by the first process only.
     """
-    rank, count = part_of_run()
+    rank, count = rank_and_count()
     if settings.clips and rank:
         return
     yield FillStarted(settings.phase, settings.out, count if settings.world else 1, str(device), settings.dtype)

@@ -1,4 +1,4 @@
-"""ODE regression: from a state on the teacher's way through a stage, the student jumps to where the teacher ended."""
+"""ODE regression: from a state on the teacher's way through a stage, the student jumps to the stage's end point."""
 
 from __future__ import annotations
 
@@ -14,25 +14,31 @@ from helios_cli.errors import InputError
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.sampling.schedule import SchedulerConfig
 from helios_cli.train.data.encode import encoder_identity
-from helios_cli.train.flow import transformer_of
-from helios_cli.train.forward import checkpointed, flow, given, plain
-from helios_cli.train.pairs import PairsFolder
-from helios_cli.train.phase import Share
+from helios_cli.train.data.pairs import PairsFolder
+from helios_cli.train.phase import Phase, Share
 from helios_cli.train.samples import Sampler
 from helios_cli.train.score import per_sample, x0_of
-from helios_cli.train.settings.ode import Settings
+from helios_cli.train.settings import OdeSettings
+from helios_cli.train.transformer import (
+    checkpointed,
+    compile_blocks,
+    conditioning_of,
+    flow,
+    plain,
+    save_transformer,
+    transformer_of,
+)
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.identity import weights_identity
-from helios_cli.weights.layout import set_kind, set_trained, write_component
 
 KIND = "distilled"
 SCHEDULER = SchedulerConfig.from_json(SCHEDULERS[KIND])
 
 
-class OdePhase:
-    """Trains `dit` on the pairs of a folder; each sample is one of a schedule's steps, drawn with its own generator."""
+class OdePhase(Phase):
+    """Trains `dit` on the pairs of a folder; each sample is one step of a schedule, drawn with its own generator."""
 
-    def __init__(self, settings: Settings, dit: HeliosDiT, pairs: PairsFolder, device: torch.device) -> None:
+    def __init__(self, settings: OdeSettings, dit: HeliosDiT, pairs: PairsFolder, device: torch.device) -> None:
         self.settings, self.dit, self.pairs, self.device = settings, dit, pairs, device
         self.dit.compute_dtype = getattr(torch, settings.dtype)
         self.run = checkpointed if settings.memory.checkpoint else plain
@@ -42,9 +48,6 @@ class OdePhase:
             SCHEDULER, (kept,) * SCHEDULER.stages, pairs.note.size, dit.config.patch_size, amplify=False
         )
         self.sampler: Sampler | None = None
-
-    def turns(self, step: int) -> Sequence[str]:
-        return ("student",)
 
     def backward(self, player: str, share: Share) -> dict[str, Tensor]:
         loss = self.settings.loss
@@ -57,35 +60,35 @@ class OdePhase:
         return {f"stage_{stage}": error.detach()}
 
     def draw_state(self, generator: Generator) -> int:
-        """Which of a stage's kept states: a step of a schedule that the student is to be sampled with."""
+        """Draw one of a stage's kept states: a step of a schedule that the student will be sampled with."""
         schedules = self.settings.student.steps
         steps = schedules[int(torch.randint(len(schedules), (), generator=generator))]
         return int(torch.randint(steps, (), generator=generator)) * (self.pairs.note.kept // steps)
 
     def errors(self, stage: int, picks: Sequence[int], places: Sequence[int]) -> Tensor:
-        """Mean squared error of the x0 that the student sees from states of a stage, against the stage's end. [B]."""
-        found, numbers = self.pairs.batch(picks, stage), self.stages[stage]
+        """Return the mean squared error of the student's x0 from states of a stage, against its end point, [B]."""
+        pairs, numbers = self.pairs.batch(picks, stage), self.stages[stage]
         rows = torch.arange(len(picks))
-        state, end = found.states[rows, list(places)].to(self.device), found.end.to(self.device)
+        state, end = pairs.states[rows, list(places)].to(self.device), pairs.end.to(self.device)
         timestep = torch.tensor([numbers.timesteps[place] for place in places], device=self.device)
         sigma = torch.tensor([numbers.sigmas[place] for place in places], device=self.device)
-        lesson = found.lesson.to(self.device)
-        predicted = flow(self.dit, state, timestep, given(self.dit, lesson.terms(), lesson.rows), run=self.run)
+        lesson = pairs.lesson.to(self.device)
+        conditioning = conditioning_of(self.dit, lesson.terms(), lesson.rows)
+        predicted = flow(self.dit, state, timestep, conditioning, run=self.run)
         return per_sample((x0_of(state, predicted, sigma) - end).square())
 
     def samples(self, path: Path, step: int) -> None:
         self.sampler.sheet(path, self.dit.state_dict(), f"ode, step {step}")
 
     def save(self, folder: Path) -> None:
-        """Puts the transformer into the checkpoint `folder`, which is then of kind distilled."""
-        write_component(folder, "transformer", self.dit)
-        set_kind(folder, KIND, SCHEDULERS[KIND])
-        set_trained(folder, self.settings.knows)
+        save_transformer(folder, self.dit, KIND, self.settings.knows)
 
 
-def build(settings: Settings, start: Checkpoint, device: torch.device) -> OdePhase:
-    """The phase with the transformer of `start`. InputError if the pairs are another model's, or lack a step of the
-    student's."""
+def build(settings: OdeSettings, start: Checkpoint, device: torch.device) -> OdePhase:
+    """Return the phase with the transformer of `start`.
+
+    InputError if the pairs come from another model, or lack a step of the student's.
+    """
     pairs = PairsFolder(settings.data.pairs)
     for steps in settings.student.steps:
         if pairs.note.kept % steps:
@@ -96,8 +99,7 @@ def build(settings: Settings, start: Checkpoint, device: torch.device) -> OdePha
     _require_same_models(pairs, start)
     dit = transformer_of(start).to(device).requires_grad_()
     if settings.memory.compile:
-        for block in dit.blocks:
-            block.compile()
+        compile_blocks(dit)
     phase = OdePhase(settings, dit, pairs, device)
     dtype = getattr(torch, settings.dtype)
     phase.sampler = Sampler(start, KIND, settings.samples, pairs.note.size, device, dtype)
@@ -105,9 +107,9 @@ def build(settings: Settings, start: Checkpoint, device: torch.device) -> OdePha
 
 
 def _require_same_models(pairs: PairsFolder, start: Checkpoint) -> None:
-    """InputError where latents or captions of the pairs mean something else to `start`, or it is not their teacher.
+    """InputError if the pairs were made with another encoder than `start`'s, or by another teacher than `start`.
 
-    A student that has begun already may go on with pairs of any teacher.
+    A student that has already begun may continue with pairs of any teacher.
     """
     made_with, hint = pairs.note.made_with, "make pairs of this one, in another folder, with the phase pairs"
     if made_with.get("encoder") != encoder_identity(start):

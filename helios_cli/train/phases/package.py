@@ -1,4 +1,4 @@
-"""The phase that makes one small checkpoint of what several runs made. Nothing is trained in it."""
+"""The phase that makes one small checkpoint from the results of several runs. It trains nothing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from helios_cli.errors import InputError
 from helios_cli.train.data.cache import captions_of
 from helios_cli.train.events import Event
-from helios_cli.train.settings.package import Settings
-from helios_cli.train.spread import part_of_run
-from helios_cli.train.state import open_start, require_own
+from helios_cli.train.processes import rank_and_count
+from helios_cli.train.settings import PackageSettings
+from helios_cli.train.state import copy_files, open_start, require_own
 from helios_cli.units import format_bytes
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint, Component, files_of
 from helios_cli.weights.layout import set_own, write_json, write_weights
@@ -25,7 +25,7 @@ from helios_cli.weights.vocabulary import words_of
 
 @dataclass(frozen=True)
 class Packaged(Event):
-    """The checkpoint is whole; `bytes` is the size of its weights."""
+    """The checkpoint is complete; `bytes` is the size of its weights."""
 
     out: str
     bytes: int
@@ -35,18 +35,16 @@ class Packaged(Event):
         return f"wrote {self.out}: {format_bytes(self.bytes)} of weights"
 
 
-def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator[Event]:
-    """Write the checkpoint `settings.out`, once all of it is made.
+def run(settings: PackageSettings, start: Checkpoint, device: torch.device) -> Iterator[Event]:
+    """Write the checkpoint `settings.out`, once all its parts are made. Of several processes the first one writes it.
 
-    InputError where VAEs have other latents, clips are no cache, or `out` holds something else.
-
-    Of several processes the first one writes it.
+    InputError if the VAEs have different latents, `clips` is not a cache, or `out` holds something else.
     """
-    if part_of_run()[0]:
+    if rank_and_count()[0]:
         return
     out = settings.folder
     if out.resolve() == start.path.resolve():
-        raise InputError(f"the package would overwrite what it is made of, {start.path}", hint="name another `out`")
+        raise InputError(f"the package would overwrite its start, {start.path}", hint="name another `out`")
     require_own(out, MODEL_INDEX, "checkpoint")
     parts = dict(start.components)
     if settings.vae is not None:
@@ -54,10 +52,8 @@ def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator
         _require_same_latents(start.component("vae"), parts["vae"])
     folder = out.with_name(f"{out.name}.new")
     shutil.rmtree(folder, ignore_errors=True)
-    for name in files_of(start.path):
-        if not name.endswith((".safetensors", ".safetensors.index.json")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(start.path / name, folder / name)
+    weights = (".safetensors", ".safetensors.index.json")
+    copy_files(start.path, folder, [name for name in files_of(start.path) if not name.endswith(weights)])
     for name, part in parts.items():
         write_weights(folder, name, _tensors(part, getattr(torch, settings.dtype)))
         config = {**part.config, "dtype": settings.dtype} if "dtype" in part.config else part.config
@@ -66,7 +62,7 @@ def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator
     set_own(folder, knows=settings.knows, words=words, things=list(settings.things) or None)
     if settings.steps:
         set_own(folder, steps=list(settings.steps))
-    for name in files_of(folder):  # what else stands in `out`, such as a model card, stays
+    for name in files_of(folder):  # other files in `out`, such as a model card, stay
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder / name, out / name)
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""The phase in which a teacher of many steps makes pairs for a student of few. Nothing is trained in it."""
+"""The phase in which a teacher of many steps makes pairs for a student of few steps. It trains nothing."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from helios_cli.sampling.noise import BlockNoise
 from helios_cli.sampling.schedule import SchedulerConfig
 from helios_cli.train.data.cache import LatentClips
 from helios_cli.train.data.encode import require_same_encoder
+from helios_cli.train.data.pairs import PairsNote, open_pairs, shard_path, write_pairs
 from helios_cli.train.events import Event, FillDone, Filled, FillStarted
-from helios_cli.train.flow import transformer_of
-from helios_cli.train.forward import given
-from helios_cli.train.history import Lesson, Teacher
-from helios_cli.train.networks import guided, predictor
-from helios_cli.train.pairs import PairsNote, open_pairs, shard_path, write_pairs
+from helios_cli.train.history import Lesson, Lessons
 from helios_cli.train.phase import Share
-from helios_cli.train.rollout import Walk, draw_noise, teacher_roll_out
-from helios_cli.train.settings.pairs import Settings
-from helios_cli.train.spread import part_of_run
-from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL
+from helios_cli.train.processes import rank_and_count
+from helios_cli.train.rollout import Walk, draw_noise, guided, predictor, teacher_roll_out
+from helios_cli.train.settings import PairsSettings
+from helios_cli.train.transformer import conditioning_of, transformer_of
+from helios_cli.units import LATENTS_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.identity import weights_identity
 
@@ -43,16 +41,16 @@ class PairsMade(Filled):
         return f"{self.done:,} of {self.total:,} pairs, {self.seconds:.2f} s each"
 
 
-def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator[Event]:
-    """Fill the folder `settings.out` with the pairs that it lacks; each is decided by its number and the seed.
+def run(settings: PairsSettings, start: Checkpoint, device: torch.device) -> Iterator[Event]:
+    """Make the pairs that the folder `settings.out` lacks; each is determined by its number and the seed.
 
     Several processes share the batches.
     """
     if start.kind != "mid":
-        raise InputError(f"the teacher {start.path} is of kind {start.kind}", hint="a teacher is of kind mid")
+        raise InputError(f"the teacher {start.path} is of kind {start.kind}", hint="a teacher must be of kind mid")
     clips = LatentClips(settings.data.clips, text_rows=settings.data.text_rows)
     require_same_encoder(clips, start)
-    rank, count = part_of_run()
+    rank, count = rank_and_count()
     yield FillStarted(settings.phase, settings.out, count, str(device), settings.dtype)
     maker = PairMaker(settings, start, clips, device)
     open_pairs(settings.folder, maker.note())
@@ -69,22 +67,19 @@ def run(settings: Settings, start: Checkpoint, device: torch.device) -> Iterator
 
 
 class PairMaker:
-    """The teacher, the student's schedule made finer, and the lessons that both are given."""
+    """The teacher, the student's schedule made finer, and the lessons of both."""
 
-    def __init__(self, settings: Settings, start: Checkpoint, clips: LatentClips, device: torch.device) -> None:
+    def __init__(self, settings: PairsSettings, start: Checkpoint, clips: LatentClips, device: torch.device) -> None:
         self.settings, self.start, self.clips, self.device = settings, start, clips, device
         self.dit = transformer_of(start).to(device)
         self.dit.compute_dtype = getattr(torch, settings.dtype)
         self.scheduler = SchedulerConfig.from_json(start.scheduler)
         channels, height, width = clips.note.latent_shape
-        self.shape, self.size = (
-            (channels, LATENTS_PER_CHUNK, height, width),
-            (width * PIXELS_PER_CELL, height * PIXELS_PER_CELL),
-        )
+        self.shape, self.size = (channels, LATENTS_PER_CHUNK, height, width), clips.note.size
         patch = self.dit.config.patch_size
         self.stages = stages_of(STUDENT, (settings.teacher.steps,) * STUDENT.stages, self.size, patch, amplify=False)
         self.block_noise = BlockNoise(STUDENT.gamma, patch)
-        self.lessons = Teacher(clips, settings.data, settings.history, settings.corruption)
+        self.lessons = Lessons(clips, settings.data, settings.history, settings.corruption)
 
     def note(self) -> PairsNote:
         settings = self.settings
@@ -96,15 +91,15 @@ class PairMaker:
         return PairsNote(made_with, settings.teacher.kept, self.size)
 
     def make(self, number: int) -> tuple[Lesson, list[Walk]]:
-        """Batch `number`: what the teacher was told, and its way through the stages."""
+        """Return the lesson of batch `number`, and the teacher's way through the stages."""
         settings = self.settings
         share = Share(step=number, samples=range(settings.batch), batch=settings.batch, seed=settings.seed)
-        lesson = self.lessons.lesson([share.generator(i) for i in share.samples]).to(self.device)
+        lesson = self.lessons.draw([share.generator(i) for i in share.samples]).to(self.device)
         generators = (share.generator(i, purpose=1) for i in share.samples)
         noise = draw_noise(self.shape, STUDENT, self.block_noise, generators).to(self.device)
-        # Frozen weights record no gradient; under `no_grad` a CPU would compute as for one long film, which is slower.
-        cond = predictor(self.dit, given(self.dit, lesson.terms(), lesson.rows))
+        # Frozen weights record no gradient. With `no_grad`, a CPU would take the code path of one film, which is slow.
+        cond = predictor(self.dit, conditioning_of(self.dit, lesson.terms(), lesson.rows))
         empty = self.lessons.empty.to(self.device).expand_as(lesson.rows)
-        uncond = predictor(self.dit, given(self.dit, lesson.terms(), empty))
+        uncond = predictor(self.dit, conditioning_of(self.dit, lesson.terms(), empty))
         predict = guided(cond, uncond, settings.teacher.guidance)
         return lesson, teacher_roll_out(predict, self.scheduler, self.stages, noise, settings.teacher.kept)

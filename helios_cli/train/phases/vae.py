@@ -1,7 +1,7 @@
-"""The VAE of a small model, trained on pieces of clips that pass it in one go.
+"""The phase that trains the VAE of a small model, on pieces of clips that pass through it in one go.
 
-Loss of a sample: L1, squares and slopes of the difference to the clip, the posterior's divergence from the normal
-distribution, and the difference of what latents averaged 2x2 or 4x4 decode to from the clip averaged alike.
+The loss of a sample: L1, squares and slopes of the difference from the clip, the posterior's divergence from the normal
+distribution, and the difference between decoded latents and the clip when both are averaged 2x2 or 4x4.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.func import functional_call
 
 from helios_cli.bench.specs import SPECS
 from helios_cli.model.vae import PAST, CausalConv3d, VAEConfig, WanVAE, frames_to_uint8
-from helios_cli.train.phase import Share
-from helios_cli.train.settings.vae import POOLS, Loss, Settings
+from helios_cli.train.phase import Phase, Share
+from helios_cli.train.settings import POOLS, VAELoss, VAESettings
 from helios_cli.train.world.draw import render
 from helios_cli.train.world.scene import draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, PIXELS_PER_CELL
@@ -29,33 +29,33 @@ from helios_cli.weights.layout import write_component
 from helios_cli.weights.load import load_component
 
 FIRST_LOGVAR = -5.0
-"""Log-variance of a new VAE's posterior: noise that does not hide anything yet."""
+"""Log-variance of a new VAE's posterior: noise that hides nothing yet."""
 
 RESIDUAL_GAIN = 0.1
-"""On the last layer of each residual branch of a new VAE, so that its pictures begin as what shortcuts hand on."""
+"""Factor on the last layer of each residual branch of a new VAE, so that pictures begin as what shortcuts pass on."""
 
 EDGE = 0.1
-"""Difference of neighbouring pixels, of 2 from black to white, that counts as an edge."""
+"""Difference of neighbouring pixels that counts as an edge; black and white differ by 2."""
 
 EDGE_REACH = 7
-"""Width in pixels of what is near an edge."""
+"""Width in pixels of the area near an edge."""
 
 PROBED = 16
-"""Held-out clips that the probe takes."""
+"""Number of held-out clips that the probe uses."""
 
 SHOWN = 4
-"""Of those, how many are on the contact sheet."""
+"""Number of those on the contact sheet."""
 
 
 class Passes(nn.Module):
-    """All that one batch needs of the networks, as one call: its weights can be put in another type for it."""
+    """All calls of the networks for one batch, as one call, for which the weights can be cast to another type."""
 
     def __init__(self, vae: WanVAE) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, frames_BCTHW: Tensor, noise: Tensor, deviation: float, pool: int) -> dict[str, Tensor]:
-        """`noise` [B, 2, z, t, h, w] is the posterior's, and what the decoder has to bear with `deviation`."""
+        """`noise` [B, 2, z, t, h, w] is the posterior's, and the noise of `deviation` that the decoder gets."""
         mean, logvar = self.vae.posterior(frames_BCTHW)
         z = mean + (0.5 * logvar).exp() * noise[:, 0] + deviation * noise[:, 1]
         return {
@@ -66,8 +66,8 @@ class Passes(nn.Module):
         }
 
 
-class VAEPhase:
-    def __init__(self, settings: Settings, vae: WanVAE, config: dict, device: torch.device) -> None:
+class VAEPhase(Phase):
+    def __init__(self, settings: VAESettings, vae: WanVAE, config: dict, device: torch.device) -> None:
         self.players = {"vae": vae}
         self._settings, self._vae, self._config, self._device = settings, vae, config, device
         self._passes = Passes(vae)
@@ -75,11 +75,8 @@ class VAEPhase:
             vae.encoder.requires_grad_(False)
             vae.quant_conv.requires_grad_(False)
 
-    def turns(self, step: int) -> Sequence[str]:
-        return ("vae",)
-
     def backward(self, player: str, share: Share) -> dict[str, Tensor]:
-        """One sample at a time: a batch's activations would pass the processor's cache at every layer."""
+        """Run one sample at a time: a batch's activations would not fit the processor's cache."""
         settings = self._settings
         piece, pool = (drawn(choices, share.shared) for choices in (settings.data.pieces, POOLS))
         sums: dict[str, Tensor] = {}
@@ -91,18 +88,18 @@ class VAEPhase:
         return sums
 
     def _pass(self, frames: Tensor, noise: Tensor, pool: int) -> dict[str, Tensor]:
-        """`Passes` with weights rounded to the run's type, whose gradients come to the parameters themselves."""
+        """Call `Passes` with weights rounded to the run's type; the parameters themselves get the gradients."""
         dtype = getattr(torch, self._settings.dtype)
         weights = {f"vae.{name}": value.to(dtype) for name, value in self._vae.named_parameters()}
         return functional_call(self._passes, weights, (frames, noise, self._settings.loss.noise, pool))
 
     def _draw(self, generator: torch.Generator, piece: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """A piece of a clip [3, T, H, W] and noise for its latents [2, z, t, h, w]."""
+        """Draw a piece of a clip [3, T, H, W] and noise for its latents [2, z, t, h, w]."""
         frames, height, width = piece
         seed, start = (drawn(range(n), generator) for n in (2**31, self._settings.data.longest_start + 1))
         scene = draw_scene(seed, variety=self._settings.data.world)
         film = render(scene, frames, start)
-        x, y = scene.thing.track.at(np.arange(start, start + frames)).mean(0)
+        x, y = scene.thing.trajectory.at(np.arange(start, start + frames)).mean(0)
         top = cut(float(y), height, film.shape[1], generator)
         left = cut(float(x), width, film.shape[2], generator)
         film = to_frames(film[:, top : top + height, left : left + width])
@@ -111,15 +108,15 @@ class VAEPhase:
 
     @torch.no_grad()
     def probe(self, share: Share) -> dict[str, float]:
-        """PSNR in dB of whole held-out clips, decoded from the posterior's mean: its mean and the worst clip's."""
+        """Return the mean and the worst PSNR in dB of whole held-out clips, decoded from the posterior's mean."""
         vae = self._rounded()
-        found = torch.cat([psnr(made, clip) for clip, made in (self._round_trip(vae, seed) for seed in range(PROBED))])
-        part = len(share.samples) / share.batch  # every process finds the same, and they are added up
-        return {"psnr": part * found.mean().item(), "psnr_worst": part * found.min().item()}
+        values = torch.cat([psnr(made, clip) for clip, made in (self._round_trip(vae, seed) for seed in range(PROBED))])
+        part = len(share.samples) / share.batch  # all processes find the same, and the sum is taken
+        return {"psnr": part * values.mean().item(), "psnr_worst": part * values.min().item()}
 
     @torch.no_grad()
     def samples(self, path: Path, step: int) -> None:
-        """A picture: clips above what the VAE makes of them, five frames of each, enlarged."""
+        """Draw clips above their reconstructions, five frames of each, enlarged."""
         rows, vae = [], self._rounded()
         for seed in range(SHOWN):
             for frames in self._round_trip(vae, seed):
@@ -130,7 +127,7 @@ class VAEPhase:
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
-        """Writes the VAE with the statistics of its latents, as they are now if the encoder is trained."""
+        """Write the VAE with the statistics of its latents, measured now if the encoder is trained."""
         config = self._config
         if self._settings.part == "all":
             mean, std = self._statistics()
@@ -139,7 +136,7 @@ class VAEPhase:
         write_component(folder, "vae", self._vae, config, dtype=torch.float32)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each channel over the latents of whole clips."""
+        """Return the mean and deviation of each channel over the latents of whole clips."""
         sums = torch.zeros(3, self._vae.config.z_dim, dtype=torch.float64)
         clips, vae = self._settings.latents.clips, self._rounded()
         for seed in range(clips):
@@ -149,11 +146,11 @@ class VAEPhase:
         return mean, (square - mean.square() + variance).sqrt()
 
     def _rounded(self) -> WanVAE:
-        """The VAE as it is now, in the type the run computes in."""
+        """Return a copy of the current VAE in the run's type."""
         return copy.deepcopy(self._vae).to(getattr(torch, self._settings.dtype))
 
     def _round_trip(self, vae: WanVAE, seed: int) -> tuple[Tensor, Tensor]:
-        """A held-out clip and what is decoded from its posterior's mean, [1, 3, T, H, W] on the CPU."""
+        """Return a held-out clip and its reconstruction from the posterior's mean, [1, 3, T, H, W] on the CPU."""
         clip = self._clip(seed, "held_out")
         made = vae.reconstruct(vae.posterior(clip)[0])
         return clip.cpu(), made.float().clamp(-1, 1).cpu()
@@ -163,8 +160,8 @@ class VAEPhase:
         return to_frames(render(scene, FRAMES_PER_CHUNK))[None].to(self._device)
 
 
-def losses(made: dict[str, Tensor], frames_BCTHW: Tensor, pool: int, weights: Loss) -> dict[str, Tensor]:
-    """The losses by name, unweighted, means over the batch."""
+def losses(made: dict[str, Tensor], frames_BCTHW: Tensor, pool: int, weights: VAELoss) -> dict[str, Tensor]:
+    """Return the losses by name, unweighted, as means over the batch."""
     difference = made["frames"] - frames_BCTHW
     detail = detail_weights(frames_BCTHW, weights.detail)
     coarse = made["pooled"] - averaged(frames_BCTHW, pool)
@@ -178,12 +175,12 @@ def losses(made: dict[str, Tensor], frames_BCTHW: Tensor, pool: int, weights: Lo
     }
 
 
-def total(parts: dict[str, Tensor], weights: Loss) -> Tensor:
+def total(parts: dict[str, Tensor], weights: VAELoss) -> Tensor:
     return parts["l1"] + sum(getattr(weights, name) * loss for name, loss in parts.items() if name != "l1")
 
 
 def detail_weights(frames_BCTHW: Tensor, more: float) -> Tensor:
-    """Weights [B, 1, T, H, W] of mean 1 in each sample: 1 + `more` near edges against 1 elsewhere."""
+    """Return weights [B, 1, T, H, W] of mean 1 in each sample: larger by 1 + `more` near edges."""
     x = frames_BCTHW
     across = F.pad(x.diff(dim=-1).abs().amax(1, keepdim=True), (0, 1))
     down = F.pad(x.diff(dim=-2).abs().amax(1, keepdim=True), (0, 0, 0, 1))
@@ -194,28 +191,28 @@ def detail_weights(frames_BCTHW: Tensor, more: float) -> Tensor:
 
 
 def averaged(x_BCTHW: Tensor, factor: int) -> Tensor:
-    """Means of factor x factor pixels or cells."""
+    """Return the means of factor x factor pixels or cells."""
     return F.avg_pool3d(x_BCTHW, (1, factor, factor))
 
 
 def drawn(choices: Sequence, generator: torch.Generator) -> object:
-    """One of `choices`."""
+    """Draw one of `choices`."""
     return choices[int(torch.randint(len(choices), (), generator=generator))]
 
 
 def psnr(made: Tensor, clip: Tensor) -> Tensor:
-    """[B] decibels, of a peak-to-peak of 2."""
+    """Return the PSNR in decibels, [B], for a peak-to-peak of 2."""
     return 10 * torch.log10(4 / (made - clip).square().mean((1, 2, 3, 4)))
 
 
 def cut(centre: float, length: int, whole: int, generator: torch.Generator) -> int:
-    """Where a piece of `length` out of `whole` begins: around `centre`, a third of the length off at most."""
+    """Draw where a piece of `length` out of `whole` begins: around `centre`, at most a third of the length off."""
     off = float(torch.rand((), generator=generator) * 2 - 1) * length / 3
     return max(0, min(whole - length, round(centre + off - length / 2)))
 
 
 def to_frames(film_THWC: np.ndarray) -> Tensor:
-    """[3, T, H, W] in [-1, 1] of bytes."""
+    """Convert bytes to [3, T, H, W] in [-1, 1]."""
     return torch.from_numpy(film_THWC).permute(3, 0, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
@@ -225,10 +222,10 @@ def rounded(values: Tensor) -> list[float]:
 
 @torch.no_grad()
 def initialise(vae: WanVAE) -> WanVAE:
-    """Let a new VAE begin as close to handing its input on as its shapes allow.
+    """Make a new VAE begin as close to the identity as its shapes allow.
 
-    Shortcuts, resampling and products over channels pass on the channels that there is room for. Outputs beyond those
-    keep their random weights: zeros behind a norm would stay zeros.
+    Shortcuts, resampling and products over channels pass on as many channels as fit. Further outputs keep their random
+    weights: zeros behind a norm would stay zeros.
     """
     for name, module in vae.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -254,15 +251,15 @@ def initialise(vae: WanVAE) -> WanVAE:
 
 
 def pass_on(weight: Tensor, *taps: slice) -> None:
-    """Let the outputs of a kernel that have an input of their number be that input's mean over `taps`."""
+    """Set each output of a kernel that has an input of the same index to that input's mean over `taps`."""
     channels = torch.arange(min(weight.shape[:2]))
     weight[: len(channels)] = 0
     at = weight[(slice(None), slice(None), *taps)]
     at[channels, channels] = 1 / at[0, 0].numel()
 
 
-def build(settings: Settings, start: Checkpoint | None, device: torch.device) -> VAEPhase:
-    """The phase, from the VAE of `start`, or from a new one if there is no start or it is to be `fresh`."""
+def build(settings: VAESettings, start: Checkpoint | None, device: torch.device) -> VAEPhase:
+    """Return the phase, with the VAE of `start`, or a new one if there is no start or `fresh` is set."""
     config = SPECS["tiny"].vae if start is None else start.components["vae"].config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -1,5 +1,5 @@
-"""The toy world: procedural films of a coloured shape that moves, with captions, and what reads them from pixels.
+"""The toy world, the synthetic data of training: films of moving coloured shapes, with captions.
 
-`scene` decides what is to be seen, `draw` makes its pixels, `grammar` its captions, `split` says what training never
-sees, `measure` reads attributes from pixels alone. No torch.
+`scene` draws what a film shows, `draw` its pixels, `captions` its captions, `prompts` the prompts for judging a model;
+`reading` reads attributes from pixels alone, and `judge` scores films with them. No torch.
 """

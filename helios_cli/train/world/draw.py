@@ -1,4 +1,4 @@
-"""The pixels of a scene: outlines by signed distance, so that edges are smooth at any place between two pixels."""
+"""Drawing the pixels of a scene: outlines by signed distance, so that edges are smooth at any subpixel position."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import functools
 import numpy as np
 
 from helios_cli.train.world.scene import Backdrop, Camera, Scene, Thing
-from helios_cli.train.world.tracks import EXTENT, HEIGHT, MIDDLE, WIDTH
+from helios_cli.train.world.trajectory import EXTENT, HEIGHT, MIDDLE, WIDTH
 
 FADE = 20
 """Frames in which a change of the scene is complete."""
 
 WIDEST = 0.8
-"""Size of things when the camera has zoomed out."""
+"""Size of objects when the camera has zoomed out."""
 
 _STAR, _NOTCH = 1.41, 0.40
-"""Distance of a star's points from its centre, and of its notches as a share of that."""
+"""Distance of a star's points from its centre, and that of its notches as a share of it."""
 
 
 def render(scene: Scene, frames: int, start: int = 0, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """Frames `start` to `start + frames` of a scene, uint8 [frames, height, width, 3]."""
+    """Return frames `start` to `start + frames` of a scene, uint8 [frames, height, width, 3]."""
     times = np.arange(start, start + frames)
     shares = _shares(scene, times)
     film = np.empty((frames, height, width, 3), np.uint8)
@@ -29,14 +29,14 @@ def render(scene: Scene, frames: int, start: int = 0, width: int = WIDTH, height
     scale = width / WIDTH, height / HEIGHT
     for number in reversed(range(len(scene.things))):
         things = [segment.things[number] for segment in scene.segments]
-        places = np.einsum("tk,ktc->tc", shares, [thing.track.at(times) for thing in things])
+        places = np.einsum("tk,ktc->tc", shares, [thing.trajectory.at(times) for thing in things])
         places = MIDDLE + (places - MIDDLE) * zoom[:, None]
         _stamp(film, things, shares, places * scale, zoom * min(scale))
     return film
 
 
 def _shares(scene: Scene, times: np.ndarray) -> np.ndarray:
-    """How much of each segment is seen at each frame, float32 [frames, segments]: each fades in over the one before."""
+    """Return the visible share of each segment, float32 [frames, segments]: each fades in over the one before."""
     shares = np.ones((len(times), 1), np.float32)
     for segment in scene.segments[1:]:
         way = np.clip((times - segment.start) / FADE, 0, 1).astype(np.float32)[:, None]
@@ -46,7 +46,7 @@ def _shares(scene: Scene, times: np.ndarray) -> np.ndarray:
 
 
 def _zoom(camera: Camera | None, times: np.ndarray) -> np.ndarray:
-    """Size of things in the picture, [frames]: 1, or between 1 and WIDEST."""
+    """Return the size of objects in the picture, [frames]: 1, or between 1 and WIDEST."""
     if camera is None or not camera.move.startswith("zoom"):
         return np.ones(len(times))
     away = 0.5 - 0.5 * np.cos(np.pi * times / camera.frames + (np.pi if camera.move == "zoom in" else 0))
@@ -77,19 +77,19 @@ def _behind(film: np.ndarray, scene: Scene, times: np.ndarray, shares: np.ndarra
 
 
 def _daylight(time: int, nightfall: int) -> np.ndarray:
-    """What is left of red, green and blue: all of it at the start, the dark of night `nightfall` frames later."""
+    """Return the factors of red, green and blue: 1 at the start, the dark of night `nightfall` frames later."""
     dark = 0.5 - 0.5 * np.cos(np.pi * time / nightfall)
     return 1 + (np.array([0.12, 0.16, 0.34], np.float32) - 1) * np.float32(dark)
 
 
 def _stamp(film: np.ndarray, things: list[Thing], shares: np.ndarray, centres: np.ndarray, scale: np.ndarray) -> None:
-    """Draw an object into every frame, within a box around it. While a segment fades in, it is between its two forms.
+    """Draw an object into every frame, within a box around it. While a segment fades in, the object is in between.
 
     Args:
         things: the object in each segment.
-        shares: of the segments in each frame, [frames, segments].
-        centres: in pixels, [frames, 2].
-        scale: pixels a unit of length, [frames].
+        shares: visible share of each segment, [frames, segments].
+        centres: centres in pixels, [frames, 2].
+        scale: pixels per unit of length, [frames].
     """
     height, width = film.shape[1:3]
     half = int(np.ceil(max(thing.radius for thing in things) * scale.max() * 1.5)) + 2
@@ -115,7 +115,7 @@ def _stamp(film: np.ndarray, things: list[Thing], shares: np.ndarray, centres: n
 
 
 def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to the outline of a shape of radius 1 around 0, negative inside; exact near the edges.
+    """Return the signed distance to the outline of a shape of radius 1 around 0: negative inside, exact near edges.
 
     x and y broadcast; y points down. Triangle and star stand upright, the middle of their height at 0.
     """
@@ -130,7 +130,7 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A tenth of the turn, mirrored, holds one edge of a star: a straight line from a point to a notch."""
+    """Mirror everything into a tenth of the turn, which holds one edge: a straight line from a point to a notch."""
     fifth = 2 * np.pi / 5
     angle = np.arctan2(x, -y)
     angle = np.abs((angle + fifth / 2) % fifth - fifth / 2)
@@ -145,7 +145,7 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def backdrop_picture(backdrop: Backdrop, width: int, height: int, zoom: float = 1.0, pan: float = 0.0) -> np.ndarray:
-    """A background alone, float32 [height, width, 3], levels 0 to 255. `pan`: how far the camera is to the right."""
+    """Return a background alone, float32 [height, width, 3], levels 0 to 255. `pan`: pixels to the right."""
     x = ((np.arange(width) + 0.5) * (WIDTH / width) - MIDDLE[0]) / zoom + MIDDLE[0] + pan
     y = ((np.arange(height) + 0.5) * (HEIGHT / height) - MIDDLE[1]) / zoom + MIDDLE[1]
     x, y = x.astype(np.float32)[None, :, None], y.astype(np.float32)[:, None, None]
@@ -160,13 +160,13 @@ def backdrop_picture(backdrop: Backdrop, width: int, height: int, zoom: float = 
 
 
 def _mix(low: tuple[int, ...], high: tuple[int, ...], share: np.ndarray) -> np.ndarray:
-    """From `low` at 0 to `high` at 1."""
+    """Mix two colours, from `low` at 0 to `high` at 1."""
     share = np.clip(share, 0, 1)
     return np.array(low, np.float32) * (1 - share) + np.array(high, np.float32) * share
 
 
 def _hills(dice: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Two rows of green hills under a pale sky. They repeat every 128 pixels."""
+    """Draw two rows of green hills under a pale sky. They repeat every 128 pixels."""
     picture = _mix((118, 184, 240), (206, 232, 250), y / 34)
     turn = 2 * np.pi * x / WIDTH
     for base, rise, light, dark in ((30, 5, (132, 196, 104), (112, 182, 92)), (40, 5, (86, 168, 70), (52, 132, 52))):
@@ -177,7 +177,7 @@ def _hills(dice: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarra
 
 
 def _sea(dice: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A blue sea with long soft waves, up to a horizon under a bright sky."""
+    """Draw a blue sea with long soft waves, up to a horizon under a bright sky."""
     horizon = dice.uniform(18, 24)
     sky = _mix((156, 208, 246), (232, 242, 250), y / horizon)
     water = _mix((54, 142, 214), (18, 78, 168), (y - horizon) / (HEIGHT - horizon))
@@ -188,7 +188,7 @@ def _sea(dice: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _night(dice: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A dark blue sky with a few stars and a small moon."""
+    """Draw a dark blue sky with a few stars and a small moon."""
     picture = _mix((9, 11, 38), (34, 40, 92), y / HEIGHT)
     for _ in range(dice.integers(9, 14)):
         across, down, size = dice.uniform(3, WIDTH - 3), dice.uniform(3, 50), dice.uniform(0.6, 1.1)
@@ -201,5 +201,5 @@ def _night(dice: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarra
 
 
 def _around(x: np.ndarray) -> np.ndarray:
-    """A distance to the right in a sky that repeats every 128 pixels."""
+    """Wrap a distance to the right, in a sky that repeats every 128 pixels."""
     return (x + WIDTH / 2) % WIDTH - WIDTH / 2

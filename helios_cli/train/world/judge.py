@@ -1,6 +1,6 @@
 """Score films of the toy world: what they show against what their prompts say, and how well long films last.
 
-Films arrive as frames; nothing here renders. Everything is read from pixels by `world.measure`.
+Films arrive as frames; nothing here renders. Everything is read from pixels by `world.reading`.
 """
 
 from __future__ import annotations
@@ -10,36 +10,35 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from helios_cli.train.world.grammar import Attributes
-from helios_cli.train.world.measure import Look, colour_name, look, read
-from helios_cli.train.world.palette import SHAPES
+from helios_cli.train.world.captions import Attributes
+from helios_cli.train.world.reading import Look, joined, look, read
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 
 SPAN_SECONDS = 10
-"""Length of the first and the last part of a film whose backgrounds are compared."""
+"""Length of the first and last part of a film whose backgrounds are compared."""
 
 JUMP = 2.0
-"""Times the usual step that an object may go from one chunk to the next."""
+"""Largest step of an object from one chunk to the next, relative to its usual step."""
 
 READING_ERROR = 0.5
-"""Pixels by which the centre of an object is misread now and then; a resting object has a usual step of none."""
+"""Error in pixels of some readings of an object's centre; the usual step of a resting object is 0."""
 
 FASTEST = 8.5
-"""Pixels a frame, of a picture 64 high: no object of the world is faster, so a usual step is none longer."""
+"""Largest usual step in pixels a frame, in a picture 64 high: no object of the world is faster."""
 
 SAME_PATH = 3.0
-"""Pixels, mean over a chunk, within which a path is that of the start again."""
+"""Mean distance in pixels within which a chunk repeats the path of the first one."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One film against its prompt.
+    """The score of one film.
 
     Attributes:
-        background, colour, shape, motion: whether each is as the prompt says.
+        background, colour, shape, motion: whether each is as in the prompt.
         whole: share of the frames with an object in one piece.
         sharpness: 1 / width of the object's outline in pixels.
-        borders: of chunks; `smooth` of them the object crosses without a jump.
+        borders: number of borders between chunks; the object crosses `smooth` of them without a jump.
     """
 
     background: bool
@@ -56,22 +55,22 @@ ATTRIBUTES = tuple(field.name for field in fields(Attributes))
 
 
 def score(frames: np.ndarray, expected: Attributes) -> Score:
-    """Scores a film, uint8 [frames, height, width, 3], that begins with a prompt of these attributes."""
-    seen = read(frames)
-    jumps = jumps_of(seen.path)
+    """Score a film, uint8 [frames, height, width, 3], whose prompt has these attributes."""
+    film = read(frames)
+    jumps = jumps_of(film.path)
     return Score(
-        **{name: getattr(seen, name) == getattr(expected, name) for name in ATTRIBUTES},
-        whole=seen.whole,
-        sharpness=seen.sharpness,
+        **{name: getattr(film, name) == getattr(expected, name) for name in ATTRIBUTES},
+        whole=film.whole,
+        sharpness=film.sharpness,
         borders=len(jumps),
         smooth=int((jumps <= JUMP).sum()),
     )
 
 
 def adherence(scores: Sequence[Score]) -> dict[str, float | None]:
-    """Shares of films with the right background, colour, shape and motion, and the means of the rest.
+    """Return the shares of films with the right background, colour, shape and motion, and means of the rest.
 
-    `smooth_borders` is None if all films are of one chunk.
+    `smooth_borders` is None if all films have one chunk.
     """
     shares = {name: float(np.mean([getattr(one, name) for one in scores])) for name in ATTRIBUTES}
     borders = sum(one.borders for one in scores)
@@ -86,30 +85,29 @@ def adherence(scores: Sequence[Score]) -> dict[str, float | None]:
 
 
 def jumps_of(path: np.ndarray) -> np.ndarray:
-    """The object's step across each border between chunks over its usual step in the two chunks beside it.
+    """Return the object's step across each border between chunks, relative to its usual step in both chunks.
 
-    The usual step is their median, so that no jump within a chunk excuses one between two, plus what centres are
-    misread by. `path`: [frames, 2] of a picture 64 high, NaN where no object is seen; a border at which none is seen is
-    infinitely far.
+    The usual step is the median, so that a jump within a chunk does not hide one at the border, plus the error of
+    centres. `path`: [frames, 2] of a picture 64 high, NaN without an object; then the border counts as infinite.
     """
     steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
     jumps = []
     for border in range(FRAMES_PER_CHUNK, len(path), FRAMES_PER_CHUNK):
         before = steps[border - FRAMES_PER_CHUNK : border - 1]
         within = np.concatenate([before, steps[border : border + FRAMES_PER_CHUNK - 1]])
-        known = within[~np.isnan(within)]
-        usual = min(float(np.median(known)) if len(known) else 0.0, FASTEST) + READING_ERROR / JUMP
+        steps_seen = within[~np.isnan(within)]
+        usual = min(float(np.median(steps_seen)) if len(steps_seen) else 0.0, FASTEST) + READING_ERROR / JUMP
         jumps.append(np.inf if np.isnan(steps[border - 1]) else steps[border - 1] / usual)
     return np.array(jumps)
 
 
 @dataclass(frozen=True)
 class Change:
-    """A film whose second shot has another prompt.
+    """How a film follows its second shot's prompt.
 
     Attributes:
-        held: whether every chunk before the second shot shows the first one's background and colour.
-        chunks: from the second shot's start until one shows the background and the colour of its prompt; None: never.
+        held: whether every chunk before the second shot shows the first prompt's background and colour.
+        chunks: chunks from the second shot's start until one shows its prompt's background and colour; None: never.
         stayed: whether all chunks from then on do.
     """
 
@@ -119,9 +117,9 @@ class Change:
 
 
 def change(frames: np.ndarray, before: Attributes, after: Attributes, start: int) -> Change:
-    """How a film, uint8 [frames, height, width, 3], goes to another prompt at frame `start`, the first of a chunk."""
-    seen = [look(frames[at : at + FRAMES_PER_CHUNK]) for at in range(0, len(frames), FRAMES_PER_CHUNK)]
-    shown = [(one.scene, _names(one)[0]) for one in seen]
+    """Judge how a film, uint8 [frames, height, width, 3], changes its prompt at `start`, the first frame of a chunk."""
+    looks = [look(frames[at : at + FRAMES_PER_CHUNK]) for at in range(0, len(frames), FRAMES_PER_CHUNK)]
+    shown = [(one.scene, one.names()[0]) for one in looks]
     first, second = shown[: start // FRAMES_PER_CHUNK], shown[start // FRAMES_PER_CHUNK :]
     right = [one == (after.background, after.colour) for one in second]
     chunks = right.index(True) if any(right) else None
@@ -130,8 +128,7 @@ def change(frames: np.ndarray, before: Attributes, after: Attributes, start: int
 
 
 def changes(films: Sequence[Change], due: int) -> dict[str, float]:
-    """Shares of films that keep their first prompt while it is in force, show the second one `due` chunks after it has
-    begun at the latest, and go on with it."""
+    """Return the shares of films that hold their first prompt, show the second one within `due` chunks, and keep it."""
     return {
         "films": len(films),
         "held": float(np.mean([film.held for film in films])),
@@ -142,17 +139,17 @@ def changes(films: Sequence[Change], due: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Lasting:
-    """How a long film lasts.
+    """How well a long film lasts.
 
     Attributes:
-        seconds: its length.
-        drift_percent: of 255, the greatest change of a channel of the background's mean colour from the film's first 10
-            seconds to its last; `worst_drift_percent` from the first 10 seconds to any other. In a film of less than 20
-            seconds, from its first half to its second.
+        seconds: length of the film.
+        drift_percent: largest change of a channel of the background's mean colour from the first 10 seconds to the
+            last, in percent of 255; `worst_drift_percent`: to any other 10 seconds. In a film shorter than 20 seconds,
+            from its first half to its second.
         whole: share of the frames with an object in one piece.
-        same_colour: share of the chunks whose object has the colour that it began with; `same_shape` likewise.
-        borders: of chunks; `smooth_borders` is the share that the object crosses without a jump.
-        restarts: chunks that jump back and then repeat the path of the first one.
+        same_colour, same_shape: share of the chunks whose object has the colour or shape of the first chunk.
+        borders: number of borders between chunks; `smooth_borders`: share crossed without a jump.
+        restarts: number of chunks that jump back and repeat the path of the first one.
         sharpness: as in Score, over the whole film; `last_sharpness` in its last 10 seconds.
     """
 
@@ -170,44 +167,42 @@ class Lasting:
 
 
 class Watcher:
-    """Looks at a film of any length as its frames come, and keeps a few numbers a frame."""
+    """Measures a film of any length as its frames arrive, and keeps a few numbers per frame."""
 
     def __init__(self) -> None:
         self._waiting: list[np.ndarray] = []
         self._looks: list[Look] = []
 
     def write(self, frames: np.ndarray) -> None:
-        """Takes uint8 [frames, height, width, 3]."""
+        """Take frames, uint8 [frames, height, width, 3]."""
         self._waiting.extend(frames)
         while len(self._waiting) >= FRAMES_PER_CHUNK:
             self._look(FRAMES_PER_CHUNK)
 
     def result(self, fps: float = DEFAULT_FPS) -> Lasting:
-        """What was seen, once all frames are there: at least one."""
+        """Return the result, once all frames have arrived: at least one."""
         if self._waiting:
             self._look(len(self._waiting))
-        path, backdrop, whole, edge = (
-            np.concatenate([getattr(one, name) for one in self._looks])
-            for name in ("centre", "backdrop", "whole", "edge")
-        )
+        film = joined(self._looks)
+        path, backdrop = film.centre, film.backdrop
         span = max(1, min(round(SPAN_SECONDS * fps), len(backdrop) // 2))
         start = backdrop[:span].mean(axis=0)
         spans = [backdrop[at : at + span].mean(axis=0) for at in range(span, len(backdrop) - span + 1, span)]
         drifts = [float(np.abs(later - start).max()) / 2.55 for later in [*spans, backdrop[-span:].mean(axis=0)]]
         jumps = jumps_of(path)
-        colours, shapes = zip(*(_names(one) for one in self._looks), strict=True)
+        colours, shapes = zip(*(one.names() for one in self._looks), strict=True)
         return Lasting(
             seconds=len(path) / fps,
             drift_percent=drifts[-1],
             worst_drift_percent=max(drifts),
-            whole=float(whole.mean()),
+            whole=float(film.whole.mean()),
             same_colour=_share_of(colours, colours[0]),
             same_shape=_share_of(shapes, shapes[0]),
             borders=len(jumps),
             smooth_borders=float((jumps <= JUMP).mean()) if len(jumps) else 1.0,
             restarts=_restarts(path, jumps),
-            sharpness=float(edge.mean()),
-            last_sharpness=float(edge[-span:].mean()),
+            sharpness=float(film.edge.mean()),
+            last_sharpness=float(film.edge[-span:].mean()),
         )
 
     def _look(self, count: int) -> None:
@@ -215,21 +210,13 @@ class Watcher:
         del self._waiting[:count]
 
 
-def _names(seen: Look) -> tuple[str | None, str | None]:
-    """Colour and shape of a chunk's object."""
-    there = ~np.isnan(seen.centre[:, 0])
-    if there.mean() < 0.5:
-        return None, None
-    return colour_name(np.median(seen.rgb[there], axis=0)), SHAPES[int(seen.match[there].mean(axis=0).argmax())]
-
-
 def _share_of(names: Sequence[str | None], first: str | None) -> float:
-    """How many of the names are the first one; what is not seen is never the same."""
+    """Return the share of names equal to the first one; a missing object never counts."""
     return 0.0 if first is None else names.count(first) / len(names)
 
 
 def _restarts(path: np.ndarray, jumps: np.ndarray) -> int:
-    """Chunks behind a jump in which the object goes the way of the first chunk."""
+    """Count the chunks after a jump in which the object repeats the path of the first chunk."""
     first, count = path[:FRAMES_PER_CHUNK], 0
     for number in np.flatnonzero(jumps > JUMP) + 1:
         chunk = path[number * FRAMES_PER_CHUNK : (number + 1) * FRAMES_PER_CHUNK]
@@ -239,7 +226,7 @@ def _restarts(path: np.ndarray, jumps: np.ndarray) -> int:
 
 
 def lasting(films: Iterable[Lasting]) -> dict[str, float]:
-    """Several long films together: the worst drift, all restarts, the means of the rest."""
+    """Summarise several long films: the worst drift, all restarts, means of the rest."""
     rows = [asdict(film) for film in films]
     together = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     worst = {name: max(row[name] for row in rows) for name in ("drift_percent", "worst_drift_percent")}

@@ -1,4 +1,4 @@
-"""The names of the world, their colours, and which combinations of names no prompt in training has."""
+"""The names of the toy world, their colours, and the combinations of names that no prompt in training has."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ _ALIKE = (("red", "orange"), ("orange", "yellow"), ("blue", "purple"), ("yellow"
 
 
 def stands_out(colour: str, background: str) -> bool:
-    """Whether an object of this colour is clearly seen against a plain colour or a scene."""
+    """Return whether an object of this colour is clearly visible on a plain colour or a scene."""
     if background in SCENES:
         return colour in SCENES[background]
     return colour != background and (colour, background) not in _ALIKE and (background, colour) not in _ALIKE
 
 
 CONTRASTS = {colour: tuple(name for name in COLOURS if stands_out(colour, name)) for colour in COLOURS}
-"""For each colour of an object the plain backgrounds that it may have."""
+"""The plain backgrounds that an object of each colour may have."""
 
 COMBINATIONS = tuple(product(COLOURS, SHAPES, MOTIONS))
 HELD_OUT_PERCENT = 16
 
 
 def held_out(colour: str, shape: str, motion: str) -> bool:
-    """Whether no prompt in training has this combination. Each pair of the three is in some."""
+    """Return whether no prompt in training has this combination. Each pair of the three occurs in training."""
     return zlib.crc32(f"the {colour} {shape} {motion}".encode()) % 100 < HELD_OUT_PERCENT
 
 

@@ -1,4 +1,4 @@
-"""What is to be seen, with all numbers decided: a scene is drawn from a seed, and any frame of it from the scene.
+"""Scenes of the toy world: a scene is drawn at random from a seed, and determines all of its frames.
 
 Lengths are in pixels of a film of 128 x 64, x to the right and y down; times are in frames.
 """
@@ -12,13 +12,23 @@ from typing import Literal
 import numpy as np
 
 from helios_cli.train.world.palette import COLOURS, CONTRASTS, SCENES, SPLITS, stands_out
-from helios_cli.train.world.tracks import EXTENT, MARGIN, MIDDLE, Track, draw_track, has_way, refit, room, turn_to
+from helios_cli.train.world.trajectory import (
+    EXTENT,
+    MARGIN,
+    MIDDLE,
+    Trajectory,
+    draw_trajectory,
+    has_way,
+    refit,
+    room,
+    turn_to,
+)
 
 Split = Literal["train", "held_out"]
 Variety = Literal["plain", "rich"]
 
 PLACES = 16
-"""That are tried for a second object, until the first one leaves it alone in one of them."""
+"""Number of places that are tried for a second object, which the first one must not touch."""
 
 
 @dataclass(frozen=True)
@@ -29,25 +39,25 @@ class Thing:
     shape: str
     rgb: tuple[float, float, float]
     radius: float
-    track: Track
+    trajectory: Trajectory
     size: Literal["small", "large"] | None = None
     pace: Literal["slow", "quick"] | None = None
 
     @property
     def motion(self) -> str:
-        return self.track.motion
+        return self.trajectory.motion
 
 
 @dataclass(frozen=True)
 class Backdrop:
-    """What is behind the objects.
+    """The background.
 
     Attributes:
         kind: "plain", "gradient", or a name of palette.SCENES.
-        colour: name of the colour of a plain or a gradient; None for a scene.
-        rgb: as drawn, the middle of a gradient.
-        slope: of a gradient from edge to edge in x and y: 1 from black to the colour, or from the colour to white.
-        seed: of a scene's details.
+        colour: name of the colour of a plain background or a gradient; None for a scene.
+        rgb: the colour as drawn; for a gradient, its middle.
+        slope: rise of a gradient from edge to edge in x and y; 1 is from black to the colour, or from it to white.
+        seed: seed of a scene's details.
     """
 
     kind: str
@@ -64,9 +74,9 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Camera:
-    """How the view moves: "pan left", "pan right", "zoom in" or "zoom out".
+    """A camera movement: "pan left", "pan right", "zoom in" or "zoom out".
 
-    A pan goes once around the scene in `frames`; a zoom takes as long to its end, and again back.
+    A pan goes once around the scene in `frames`; a zoom takes `frames` to its end, and as many back.
     """
 
     move: str
@@ -75,13 +85,13 @@ class Camera:
 
 @dataclass(frozen=True)
 class Segment:
-    """What is to be seen from frame `start` on, with a caption of its own.
+    """The contents of a scene from frame `start` on, with a caption of their own.
 
     Attributes:
-        start: 0 for the first.
-        things: from front to back; as many in each segment of a scene.
-        camera: None at rest; the same in each segment, as is `nightfall`.
-        nightfall: frames from day to night and again from night to day; None where light stays as it is.
+        start: 0 for the first segment.
+        things: objects from front to back; each segment of a scene has the same number.
+        camera: None at rest; the same in each segment, like `nightfall`.
+        nightfall: frames from day to night, and from night to day; None for constant light.
     """
 
     start: int
@@ -93,7 +103,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Scene:
-    """A film of any length. Most have one segment."""
+    """A film of any length. Most scenes have one segment."""
 
     seed: int
     segments: tuple[Segment, ...]
@@ -115,12 +125,12 @@ class Scene:
 def draw_scene(
     seed: int, *, split: Split = "train", variety: Variety = "plain", changes: tuple[int, ...] = ()
 ) -> Scene:
-    """The scene of a seed: a combination of `split`, on a background that its colour stands out from.
+    """Draw the scene of a seed: a combination of `split`, on a background that its colour stands out from.
 
     Args:
         variety: "rich" adds second objects, a moving camera, nightfall, and bounces that drift.
-        changes: frames, rising, at each of which the film takes up another caption: something of what is to be seen
-            changes, within the split. The scene before the first change is that of the seed without changes.
+        changes: rising frame numbers at which the film changes to another caption: one thing or several change, within
+            the split. Up to the first change, the scene is that of the seed without changes.
     """
     rich = variety == "rich"
     dice = np.random.default_rng([seed, zlib.crc32(split.encode()), rich])
@@ -134,13 +144,13 @@ def draw_scene(
 
 
 def draw_segment(dice: np.random.Generator, combination: tuple[str, str, str], *, drifts: bool = False) -> Segment:
-    """The first segment of a plain scene with such an object. `drifts`: as in `draw_track`."""
+    """Draw the first segment of a plain scene with such an object. `drifts`: as in `draw_trajectory`."""
     backdrop = draw_backdrop(dice, combination[0])
     return Segment(0, backdrop, (draw_thing(dice, *combination, low=backdrop.kind == "hills", drifts=drifts),))
 
 
 def draw_backdrop(dice: np.random.Generator, colour: str) -> Backdrop:
-    """A background for an object of this colour: plain in 76 of 100, else a gradient or a scene."""
+    """Draw a background for an object of this colour: plain in 76 of 100, else a gradient or a scene."""
     scenes = [name for name, colours in SCENES.items() if colour in colours]
     kind = dice.choice(["plain", "gradient", "scene"], p=[0.76, 0.08, 0.16])
     if kind == "scene" and scenes:
@@ -154,7 +164,7 @@ def draw_backdrop(dice: np.random.Generator, colour: str) -> Backdrop:
 
 
 def shade(dice: np.random.Generator, name: str) -> tuple[float, float, float]:
-    """A colour of this name: a little off, so that only the picture before tells which."""
+    """Draw a colour of this name, a little off: only the picture before tells which."""
     light = dice.uniform(-6, 6)
     return tuple(float(np.clip(level + light + dice.uniform(-2, 2), 0, 255)) for level in COLOURS[name])
 
@@ -162,19 +172,19 @@ def shade(dice: np.random.Generator, name: str) -> tuple[float, float, float]:
 def draw_thing(
     dice: np.random.Generator, colour: str, shape: str, motion: str, *, low: bool = False, drifts: bool = False
 ) -> Thing:
-    """An object of these names. `low`: near the ground where its motion leaves that open."""
+    """Draw an object with these names. `low`: near the ground, if its motion allows that."""
     size = str(dice.choice(["small", "large", ""], p=[0.2, 0.2, 0.6]))
     radius = float(dice.uniform(*{"small": (12.0, 12.8), "large": (15.2, 16.0), "": (12.8, 15.2)}[size]))
     pace = str(dice.choice(["slow", "quick", ""], p=[0.12, 0.12, 0.76])) if motion != "still" else ""
     length = float(dice.uniform(*{"slow": (0.85, 1), "quick": (0, 0.15), "": (0.15, 0.85)}[pace]))
-    track = draw_track(dice, motion, room(shape, radius), length=length, low=low, drifts=drifts)
-    return Thing(colour, shape, shade(dice, colour), radius, track, size or None, pace or None)
+    trajectory = draw_trajectory(dice, motion, room(shape, radius), length=length, low=low, drifts=drifts)
+    return Thing(colour, shape, shade(dice, colour), radius, trajectory, size or None, pace or None)
 
 
 def _changed(dice: np.random.Generator, segment: Segment, frame: int, split: Split) -> Segment:
-    """The segment that follows: another background, colour, shape or motion, or all of these.
+    """Draw the next segment: another background, colour, shape or motion, or all of these.
 
-    Where night falls it goes on falling: the place stays, and the colour, which has to be seen in the dark.
+    Nightfall continues, so then the background stays, and the colour, which must be visible in the dark.
     """
     what = dice.choice(["background", "colour", "shape", "motion", "all"], p=[0.3, 0.25, 0.15, 0.2, 0.1])
     if segment.nightfall is not None and what not in ("shape", "motion"):
@@ -197,32 +207,32 @@ def _changed(dice: np.random.Generator, segment: Segment, frame: int, split: Spl
 
 
 def _neighbours(thing: Thing, free: tuple[int, ...], frame: int, split: Split) -> list[tuple[str, str, str]]:
-    """The combinations of `split` that differ from the thing's in just the `free` places, and have room to move."""
+    """Return the combinations of `split` that differ from the thing's in exactly the `free` places and have room."""
     old = (thing.colour, thing.shape, thing.motion)
     return [
         new
         for new in SPLITS[split]
         if free
         and all((old[place] != new[place]) == (place in free) for place in range(3))
-        and (new[2] == old[2] or has_way(thing.track, new[2], room(thing.shape, thing.radius), frame=frame))
+        and (new[2] == old[2] or has_way(thing.trajectory, new[2], room(thing.shape, thing.radius), frame=frame))
     ]
 
 
 def _become(dice: np.random.Generator, thing: Thing, names: tuple[str, str, str], frame: int) -> Thing:
-    """The thing with other names, going on from where it is at this frame."""
+    """Return the thing with other names, continuing from where it is at this frame."""
     colour, shape, motion = names
     before, after = room(thing.shape, thing.radius), room(shape, thing.radius)
-    track, pace = thing.track, thing.pace
+    trajectory, pace = thing.trajectory, thing.pace
     if motion != thing.motion:
-        track, pace = turn_to(track, motion, after, frame=frame, length=float(dice.uniform(0.15, 0.85))), None
+        trajectory, pace = turn_to(trajectory, motion, after, frame=frame, length=float(dice.uniform(0.15, 0.85))), None
     elif shape != thing.shape:
-        track = refit(track, before, after)
+        trajectory = refit(trajectory, before, after)
     rgb = thing.rgb if colour == thing.colour else shade(dice, colour)
-    return replace(thing, colour=colour, shape=shape, rgb=rgb, track=track, pace=pace)
+    return replace(thing, colour=colour, shape=shape, rgb=rgb, trajectory=trajectory, pace=pace)
 
 
 def _enrich(dice: np.random.Generator, segment: Segment, split: Split) -> Segment:
-    """The segment with a second object, a moving camera, nightfall: each in some."""
+    """Add a second object, a moving camera and nightfall, each to some segments."""
     backdrop, thing = segment.backdrop, segment.things[0]
     if dice.random() < 0.35 and (companion := _companion(dice, thing, backdrop, split)):
         segment = replace(segment, things=(thing, companion))
@@ -235,7 +245,7 @@ def _enrich(dice: np.random.Generator, segment: Segment, split: Split) -> Segmen
 
 
 def _companion(dice: np.random.Generator, thing: Thing, backdrop: Backdrop, split: Split) -> Thing | None:
-    """A small object at rest that the first one never covers; None where `split` has none or no place was found."""
+    """Draw a small resting object that the first one never covers; None if `split` or the picture has no room."""
     choice = [
         (colour, shape)
         for colour, shape, motion in SPLITS[split]
@@ -248,14 +258,14 @@ def _companion(dice: np.random.Generator, thing: Thing, backdrop: Backdrop, spli
     space = room(shape, radius)
     for _ in range(PLACES):
         x, y = (MIDDLE[axis] + space[axis] * float(dice.uniform(-1, 1)) for axis in (0, 1))
-        companion = Thing(colour, shape, rgb, radius, Track("still", (x, y)))
+        companion = Thing(colour, shape, rgb, radius, Trajectory("still", (x, y)))
         if _apart(thing, companion):
             return companion
     return None
 
 
 def _apart(thing: Thing, resting: Thing) -> bool:
-    """Whether the boxes around both stay MARGIN from each other, wherever the path takes the thing."""
-    away = np.abs(thing.track.round_trip() - resting.track.centre)
+    """Return whether the boxes around both stay MARGIN apart along the whole path of the thing."""
+    away = np.abs(thing.trajectory.round_trip() - resting.trajectory.centre)
     reach = [sum(one.radius * EXTENT[one.shape][axis] for one in (thing, resting)) + MARGIN for axis in (0, 1)]
     return bool((away > reach).any(axis=1).all())

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from helios_cli.train import phases, settings
+from helios_cli.train import phases
+from helios_cli.train.settings import SETTINGS
+from support.toy.tables import ToySettings
 
 HERE = Path(__file__).parent
 
 
-def register() -> None:
-    for package, name in ((settings, "settings"), (phases, "phases")):
-        if str(HERE / name) not in package.__path__:
-            package.__path__.append(str(HERE / name))
-
-
-register()
+SETTINGS["toy"] = ToySettings
+if str(HERE / "phases") not in phases.__path__:
+    phases.__path__.append(str(HERE / "phases"))

@@ -6,12 +6,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from helios_cli.train.phase import Phase
+
 
 def build(settings, start, device):
     return Toy(settings, start, device)
 
 
-class Toy:
+class Toy(Phase):
     def __init__(self, settings, start, device):
         self.settings, self.start, self.device = settings, start, device
         torch.manual_seed(settings.seed)

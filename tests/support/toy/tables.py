@@ -1,4 +1,4 @@
-from helios_cli.train.config import Config, Count, Optimizer, Table
+from helios_cli.train.settings import Count, Optimizer, Table, TrainingSettings
 
 
 class Faults(Table):
@@ -19,7 +19,7 @@ class Memory(Table):
     adapters: Count = 0
 
 
-class Settings(Config):
+class ToySettings(TrainingSettings):
     loss: Loss = Loss()
     faults: Faults = Faults()
     memory: Memory = Memory()

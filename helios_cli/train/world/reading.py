@@ -1,46 +1,53 @@
-"""What a film shows, read from its pixels alone: background, object, its colour, shape and path.
+"""Reading what a film shows from its pixels alone: the background, and the object's colour, shape, path and motion.
 
-Made for the toy world, whose films it reads almost without fault, and for what a model makes of it: colours a little
-off, soft or wobbly outlines. Nothing about the scene is given to it.
+It reads films of the toy world almost without error, and tolerates those of a model: colours a little off, soft or
+wobbly outlines. It knows nothing else about the scene.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from helios_cli.train.world.draw import distance
-from helios_cli.train.world.motion import motion_of
 from helios_cli.train.world.palette import COLOURS, SHAPES
-from helios_cli.train.world.tracks import HEIGHT
+from helios_cli.train.world.trajectory import HEIGHT
 from helios_cli.units import FRAMES_PER_CHUNK
 
 MIN_CONTRAST = 40.0
-"""Levels, as a distance in RGB, that an object differs from what is behind it."""
+"""Smallest distance in RGB levels between an object and the background."""
 
 AREA = (180.0, 1100.0)
-"""Least and greatest area of an object in a picture 64 pixels high."""
+"""Smallest and largest area of an object in a picture 64 pixels high."""
 
 WHOLE_MATCH = 0.72
-"""Least overlap with the outline of one of the shapes."""
+"""Smallest overlap of a whole object with the outline of one of the shapes."""
 
 WHOLE_SHARE = 0.8
-"""Least share of all that differs from the background that is in one piece."""
+"""Smallest share of the pixels unlike the background that a whole object holds."""
+
+
+STILL = 7.0
+"""Pixels from end to end that a resting object may wobble, in a picture 64 high."""
+
+REVERSAL = 5.0
+"""Pixels that a path must go back to count as a turn."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """Frames one by one.
+    """Measurements of each frame.
 
     Attributes:
         backdrop: float32 [frames, 3], mean colour of the background.
-        centre: float32 [frames, 2], x and y of the object in pixels; NaN where there is none.
-        rgb: float32 [frames, 3], the object's colour; NaN where there is none.
+        centre: float32 [frames, 2], x and y of the object in pixels; NaN without an object.
+        rgb: float32 [frames, 3], the object's colour; NaN without an object.
         match: float32 [frames, 4], overlap with each of SHAPES at its best size and place, 0 to 1.
         whole: bool [frames], an object in one piece with the outline of a shape.
-        edge: float32 [frames], slope of the outline as a share of its contrast a pixel, 1 / its width; 0 without one.
+        edge: float32 [frames], slope of the outline relative to its contrast, 1 / its width; 0 without an object.
         scene: name of the background as a whole.
     """
 
@@ -52,16 +59,24 @@ class Look:
     edge: np.ndarray
     scene: str
 
+    def names(self) -> tuple[str | None, str | None]:
+        """Return the object's colour and shape; None where less than half of the frames show one."""
+        present = ~np.isnan(self.centre[:, 0])
+        if present.mean() < 0.5:
+            return None, None
+        shape = SHAPES[int(self.match[present].mean(axis=0).argmax())]
+        return colour_name(np.median(self.rgb[present], axis=0)), shape
+
 
 @dataclass(frozen=True)
 class Reading:
-    """A film read as a caption would say it; None for what is not there, or in less than half of the frames.
+    """A film in the terms of a caption; None for attributes of an object that less than half of the frames show.
 
     Attributes:
         background: one of palette.BACKGROUNDS.
-        colour: of the object; shape and motion likewise. The motion is that of the first chunk.
-        path: float32 [frames, 2], the object's centre in pixels, NaN where there is none.
-        whole: share of the frames that hold an object in one piece.
+        colour, shape, motion: attributes of the object; the motion is that of the first chunk.
+        path: float32 [frames, 2], the object's centre in pixels; NaN without an object.
+        whole: share of the frames that show an object in one piece.
         sharpness: 1 / width of the outline in pixels, mean over the frames; 0 without an object.
         backdrop: float32 [frames, 3], mean colour of the background.
     """
@@ -75,37 +90,37 @@ class Reading:
     sharpness: float
     backdrop: np.ndarray
 
-    @property
-    def present(self) -> bool:
-        """Whether at least half of the frames show an object."""
-        return self.colour is not None
-
 
 def read(frames: np.ndarray) -> Reading:
-    """Reads a film, uint8 [frames, height, width, 3], twice as wide as high."""
-    looks = [look(frames[at : at + FRAMES_PER_CHUNK]) for at in range(0, len(frames), FRAMES_PER_CHUNK)]
-    path = np.concatenate([one.centre for one in looks])
-    backdrop = np.concatenate([one.backdrop for one in looks])
-    seen = ~np.isnan(path[:, 0])
-    if seen.mean() < 0.5:
-        return Reading(looks[0].scene, None, None, None, path, 0.0, 0.0, backdrop)
-    first = path[:FRAMES_PER_CHUNK]
-    rgb = np.concatenate([one.rgb for one in looks])[seen]
-    match = np.concatenate([one.match for one in looks])[seen]
+    """Read a film, uint8 [frames, height, width, 3], twice as wide as high."""
+    film = joined([look(frames[at : at + FRAMES_PER_CHUNK]) for at in range(0, len(frames), FRAMES_PER_CHUNK)])
+    colour, shape = film.names()
+    if colour is None:
+        return Reading(film.scene, None, None, None, film.centre, 0.0, 0.0, film.backdrop)
+    first = film.centre[:FRAMES_PER_CHUNK]
+    moves = (~np.isnan(first[:, 0])).mean() >= 0.5
     return Reading(
-        background=looks[0].scene,
-        colour=colour_name(np.median(rgb, axis=0)),
-        shape=SHAPES[int(match.mean(axis=0).argmax())],
-        motion=motion_of(first * (HEIGHT / frames.shape[1])) if seen[:FRAMES_PER_CHUNK].mean() >= 0.5 else None,
-        path=path,
-        whole=float(np.concatenate([one.whole for one in looks]).mean()),
-        sharpness=float(np.concatenate([one.edge for one in looks])[seen].mean()),
-        backdrop=backdrop,
+        background=film.scene,
+        colour=colour,
+        shape=shape,
+        motion=motion_of(first * (HEIGHT / frames.shape[1])) if moves else None,
+        path=film.centre,
+        whole=float(film.whole.mean()),
+        sharpness=float(film.edge[~np.isnan(film.centre[:, 0])].mean()),
+        backdrop=film.backdrop,
+    )
+
+
+def joined(looks: Sequence[Look]) -> Look:
+    """Join the looks at consecutive parts of a film; the scene is that of the first part."""
+    arrays = (field.name for field in fields(Look) if field.name != "scene")
+    return Look(
+        **{name: np.concatenate([getattr(one, name) for one in looks]) for name in arrays}, scene=looks[0].scene
     )
 
 
 def look(frames: np.ndarray) -> Look:
-    """Looks at some dozens of frames at most, uint8 [frames, height, width, 3]."""
+    """Measure up to some dozens of frames, uint8 [frames, height, width, 3]."""
     levels = frames.astype(np.float32)
     scale = frames.shape[1] / HEIGHT
     rows = np.median(levels[:, :, ::2], axis=2)  # an object is narrower than half of the picture
@@ -131,7 +146,7 @@ def look(frames: np.ndarray) -> Look:
 
 
 def _mean_where(levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Mean colour in each frame, float32 [frames, 3], of the pixels in `mask`; 0 where there are none."""
+    """Return the mean colour of the pixels in `mask` in each frame, float32 [frames, 3]; 0 without any."""
     share = mask / np.maximum(mask.sum(axis=(1, 2), keepdims=True), 1).astype(np.float32)
     return np.einsum("tyx,tyxc->tc", share, levels)
 
@@ -140,7 +155,7 @@ def _mean_where(levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _lab(rgb: np.ndarray) -> np.ndarray:
-    """CIELAB of sRGB levels [..., 3], lightness halved: shading does not change a colour's name."""
+    """Convert sRGB levels [..., 3] to CIELAB with lightness halved, so that shading does not change a name."""
     light = np.clip(np.asarray(rgb, np.float64) / 255, 0, 1)
     light = np.where(light > 0.04045, ((light + 0.055) / 1.055) ** 2.4, light / 12.92)
     xyz = light @ np.array([[0.4339, 0.2126, 0.0178], [0.3762, 0.7152, 0.1095], [0.1899, 0.0722, 0.8730]])
@@ -156,12 +171,12 @@ _SKY = _lab(np.array([[170, 214, 246]]))
 
 
 def colour_name(rgb: np.ndarray) -> str:
-    """The name that is nearest to sRGB levels [3]."""
+    """Return the name that is nearest to sRGB levels [3]."""
     return _NAMES[int(np.linalg.norm(_PALETTE - _lab(rgb), axis=-1).argmin())]
 
 
 def background_name(rows: np.ndarray) -> str:
-    """Names a background by the colours of its rows from top to bottom, levels [height, 3]."""
+    """Name a background by the colours of its rows from top to bottom, levels [height, 3]."""
     part = len(rows) // 5
     top, bottom = np.median(rows[:part], axis=0), np.median(rows[-part:], axis=0)
     below = colour_name(bottom)
@@ -180,7 +195,7 @@ def _nearest_is(one: np.ndarray, rgb: np.ndarray) -> bool:
 
 
 def _contrast(levels: np.ndarray, rows: np.ndarray, scene: str) -> np.ndarray:
-    """Distance of each pixel from the background, float32 [frames, height, width], smoothed over 3 x 3 pixels."""
+    """Return each pixel's distance from the background, float32 [frames, height, width]."""
     if scene in ("hills", "sea"):
         reach = levels.shape[1] // 4 if scene == "hills" else 2
         padded = np.pad(rows, ((0, 0), (reach, reach), (0, 0)), mode="edge")
@@ -191,7 +206,7 @@ def _contrast(levels: np.ndarray, rows: np.ndarray, scene: str) -> np.ndarray:
 
 
 def _smooth_background(levels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A surface of second degree through the pixels of each frame that are not the object's."""
+    """Fit a surface of second degree to the background pixels of each frame."""
     frames, height, width, _ = levels.shape
     few = levels[:, ::2, ::2]
     y, x = (np.linspace(-1, 1, count) for count in (height, width))
@@ -203,22 +218,22 @@ def _smooth_background(levels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     for _ in range(6):
         weight = 1 / (1 + (away / 12**2) ** 2)
         weighted = (inner * weight[..., None]).transpose(0, 2, 1)
-        found = np.linalg.solve(weighted @ inner + 1e-3 * np.eye(5, dtype=np.float32), weighted @ points)
-        away = _squared(points - inner @ found)
-    return (basis.reshape(-1, 5) @ found).reshape(levels.shape)
+        coefficients = np.linalg.solve(weighted @ inner + 1e-3 * np.eye(5, dtype=np.float32), weighted @ points)
+        away = _squared(points - inner @ coefficients)
+    return (basis.reshape(-1, 5) @ coefficients).reshape(levels.shape)
 
 
 def _squared(differences: np.ndarray) -> np.ndarray:
-    """Squared lengths of vectors along the last axis."""
+    """Return the squared lengths of vectors along the last axis."""
     return np.einsum("...c,...c->...", differences, differences)
 
 
 def _object(contrast: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The object in each frame.
+    """Find the object in each frame.
 
     Returns:
-        How much of each pixel it covers, float32 [frames, height, width]; its contrast [frames]; and its share of all
-        that differs from the background as much [frames].
+        The covered share of each pixel, float32 [frames, height, width]; the object's contrast [frames]; and its share
+        of all pixels of such contrast [frames].
     """
     soft = _box(contrast, 3)
     size = 2 * int(6 * scale) + 1
@@ -245,7 +260,7 @@ def _object(contrast: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray,
 
 
 def _box(values: np.ndarray, size: int) -> np.ndarray:
-    """Means over squares of `size` pixels, an odd number, in each frame; the edge is repeated outwards."""
+    """Return the means over squares of `size` pixels, an odd number, in each frame; edges are repeated outwards."""
     half = size // 2
     for axis in (1, 2):
         pad = [(0, 0), (0, 0), (0, 0)]
@@ -258,7 +273,7 @@ def _box(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def _spread(mask: np.ndarray) -> np.ndarray:
-    """A mask grown by one pixel in the eight directions."""
+    """Grow a mask by one pixel in all eight directions."""
     wide = mask.copy()
     wide[:, 1:] |= mask[:, :-1]
     wide[:, :-1] |= mask[:, 1:]
@@ -272,19 +287,19 @@ def _spread(mask: np.ndarray) -> np.ndarray:
 
 _GRID = 25
 _SPAN = 1.9
-"""Half the side of the square that outlines are compared in, in radii of a circle of the object's area."""
+"""Half the side of the square in which outlines are compared, in radii of a circle of the object's area."""
 
 
 _LARGE = 40
-"""Radius in pixels of the shapes that templates are made from."""
+"""Radius in pixels of the shapes that the templates are made from."""
 
 _ROUNDINGS = (1, 15, 21)
-"""Pixels of those that corners are rounded over: not at all, and as a decoder does that smears small detail."""
+"""Widths in pixels over which corners are rounded: none, and as by a decoder that smears small detail."""
 
 
 @functools.lru_cache(maxsize=1)
 def _templates() -> np.ndarray:
-    """Each of SHAPES with sharp and round corners, soft edges, sizes and places, float32 [shapes, variants, cells]."""
+    """Make each of SHAPES with several corners, edges, sizes and places, float32 [shapes, variants, cells]."""
     steps = (np.arange(-2 * _LARGE, 2 * _LARGE + 1) / _LARGE).astype(np.float32)
     made = []
     for shape in SHAPES:
@@ -304,14 +319,14 @@ def _templates() -> np.ndarray:
 
 
 def _centre(piece: np.ndarray) -> np.ndarray:
-    """Middle of what is covered in each frame, x and y in pixels from the corner of the picture, [frames, 2]."""
+    """Return the centroid of what is covered in each frame, x and y in pixels, [frames, 2]."""
     weight = piece / np.maximum(piece.sum(axis=(1, 2), keepdims=True), 1e-6)
     x, y = (np.arange(piece.shape[axis]) + 0.5 for axis in (2, 1))
     return np.stack([weight.sum(axis=1) @ x, weight.sum(axis=2) @ y], axis=-1)
 
 
 def _sampled(piece: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """The cells of a square around the object in each frame, between pixels, float32 [frames, cells]."""
+    """Sample the cells of a square around the object in each frame, between pixels, float32 [frames, cells]."""
     frames, height, width = piece.shape
     cells = np.linspace(-_SPAN, _SPAN, _GRID)
     columns = centre[:, :1] - 0.5 + cells * radius[:, None]
@@ -331,7 +346,7 @@ def _sampled(piece: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> np.nd
 
 
 def _match(piece: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Overlap of each frame's object with each of SHAPES: shared over joint area, of the best variant."""
+    """Return the overlap of each frame's object with the best variant of each of SHAPES: shared over joint area."""
     seen = _sampled(piece, centre, radius)[:, None]
     best = []
     for variants in _templates():
@@ -341,10 +356,70 @@ def _match(piece: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> np.ndar
 
 
 def _edge(contrast: np.ndarray, piece: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Mean slope across the outline, as a share of the object's contrast a pixel."""
+    """Return the mean slope across the outline, relative to the object's contrast."""
     share = np.clip(contrast / strength[:, None, None], 0, 1)
     down, right = np.gradient(share, axis=(1, 2))
     slope = np.hypot(down, right)
     inside = piece > 0.5
     outline = _spread(inside) & _spread(~inside)
     return (slope * outline).sum(axis=(1, 2)) / np.maximum(outline.sum(axis=(1, 2)), 1)
+
+
+# -- motion --
+
+
+def motion_of(path: np.ndarray) -> str:
+    """Name the motion of a path [frames, 2] with NaN where there is no object; at least one frame has one."""
+    path = _smooth(_filled(np.asarray(path, np.float64)))
+    width, height = np.ptp(path, axis=0)
+    if max(width, height) < STILL:
+        return "still"
+    if width < 0.75 * height and _reversals(path[:, 1]) >= 2:  # more than half of an orbit is wider
+        return "bouncing"
+    if min(width, height) > 9 and abs(_turning(path)) > 110:
+        return "circling"
+    right, down = path[-1] - path[0]
+    if abs(right) > abs(down):
+        return "right" if right > 0 else "left"
+    return "down" if down > 0 else "up"
+
+
+def _filled(path: np.ndarray) -> np.ndarray:
+    """Fill gaps with straight lines."""
+    seen = ~np.isnan(path[:, 0])
+    at = np.arange(len(path))
+    return np.stack([np.interp(at, at[seen], path[seen, axis]) for axis in (0, 1)], axis=-1)
+
+
+def _smooth(path: np.ndarray) -> np.ndarray:
+    """Take medians of three frames, then means of three, so that one misread frame has no effect."""
+    framed = np.pad(path, ((1, 1), (0, 0)), mode="edge")
+    path = np.median(np.stack([framed[:-2], framed[1:-1], framed[2:]]), axis=0)
+    framed = np.pad(path, ((1, 1), (0, 0)), mode="edge")
+    return (framed[:-2] + framed[1:-1] + framed[2:]) / 3
+
+
+def _turning(path: np.ndarray) -> float:
+    """Return the total turn of the direction in degrees, clockwise positive, in steps of four frames."""
+    steps = path[4:] - path[:-4]
+    angles = np.arctan2(steps[:, 1], steps[:, 0])
+    changes = (np.diff(angles) + np.pi) % (2 * np.pi) - np.pi
+    clear = np.linalg.norm(steps, axis=1) > 1.5
+    return float(np.degrees(changes[clear[1:] & clear[:-1]].sum()))
+
+
+def _reversals(values: np.ndarray) -> int:
+    """Count how often values turn back by more than REVERSAL."""
+    count, extreme, rising = 0, values[0], None
+    low = high = values[0]
+    for value in values[1:]:
+        low, high = min(low, value), max(high, value)
+        if rising is None:
+            if high - low > REVERSAL:
+                rising = value == high
+                extreme = value
+        elif (value > extreme) == rising:
+            extreme = value
+        elif abs(value - extreme) > REVERSAL:
+            count, extreme, rising = count + 1, value, not rising
+    return count

@@ -1,4 +1,4 @@
-"""Captions of the toy world: a grammar of plain sentences, and a reader of them.
+"""Captions of the toy world: a grammar of plain sentences, and a parser for them.
 
 Every word is one token of `helios_cli.bench.specs`, and no caption has more than 24 tokens.
 """
@@ -14,7 +14,7 @@ from helios_cli.train.world.palette import COLOURS, SCENES
 from helios_cli.train.world.scene import Backdrop, Scene, Segment, Thing
 
 MAX_TOKENS = 24
-"""With the end of the sentence."""
+"""Including the end of the sentence."""
 
 NOUNS = {
     "circle": ("circle", "ball", "disc"),
@@ -42,7 +42,7 @@ ROLLS = {
     "left": "rolls left|rolls to the left|is rolling left",
     "right": "rolls right|rolls to the right|is rolling right",
 }
-"""What only something round does."""
+"""Moves of round objects only."""
 
 PLACES = {
     "hills": "over green hills|over the green hills|across green hills|above green hills|over the hills|"
@@ -61,16 +61,14 @@ BEFORE = {
     "gradient": "a {0} gradient|{0} gradient background",
     "plain": "{0} background|a {0} background|plain {0} background|a plain {0} background|{0}",
 }
-"""How a caption that begins with the background names it."""
+"""Backgrounds as a caption that begins with one names them."""
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a caption says. None for what it leaves open.
+    """The attributes that a caption names; None for those that it leaves open.
 
-    Attributes:
-        background: one of palette.BACKGROUNDS.
-        colour: of the object; shape and motion likewise, as palette has them.
+    `background` is one of palette.BACKGROUNDS; `colour`, `shape` and `motion` are those of the object.
     """
 
     background: str | None
@@ -80,33 +78,33 @@ class Attributes:
 
 
 def caption(scene: Scene, seed: int) -> str:
-    """A caption of the scene's first segment; the seed picks the words."""
+    """Return a caption of the scene's first segment; the seed picks the words."""
     return describe(scene.segments[0], seed)
 
 
 def caption_with_labels(scene: Scene, seed: int) -> tuple[str, Attributes]:
-    """A caption, and what it says of its first object and the background."""
+    """Return a caption, and the attributes of its background and first object."""
     return caption(scene, seed), labels(scene.segments[0])
 
 
 def labels(segment: Segment) -> Attributes:
-    """The truth about a segment."""
+    """Return the true attributes of a segment."""
     thing = segment.things[0]
     return Attributes(segment.backdrop.name, thing.colour, thing.shape, thing.motion)
 
 
 def describe(segment: Segment, seed: int) -> str:
-    """A caption of one segment."""
+    """Return a caption of one segment."""
     dice = np.random.default_rng([seed, segment.start])
-    said = _sentence(dice, segment)
+    text = _sentence(dice, segment)
     for addition in _additions(dice, segment):
-        if tokens_of(said + addition) <= MAX_TOKENS:
-            said += addition
-    return said
+        if tokens_of(text + addition) <= MAX_TOKENS:
+            text += addition
+    return text
 
 
 def tokens_of(text: str) -> int:
-    """Tokens of a caption in the words of this world, with the end of the sentence."""
+    """Count the tokens of a caption in the words of this world, including the end of the sentence."""
     return len(re.findall(r"\w+|,", text)) + 1
 
 
@@ -126,7 +124,7 @@ def _sentence(dice: np.random.Generator, segment: Segment) -> str:
 
 
 def _additions(dice: np.random.Generator, segment: Segment) -> list[str]:
-    """What a rich scene has besides: the second object, the camera, the light."""
+    """Return the additions of a rich scene: the second object, the camera, the light."""
     additions = []
     for thing in segment.things[1:]:
         noun = str(dice.choice(NOUNS[thing.shape]))
@@ -180,7 +178,7 @@ _ADDITIONS = re.compile(
 
 
 def attributes(text: str) -> Attributes:
-    """Reads what a caption of this world says, also one written by hand in its words."""
+    """Parse a caption of this world, or one written by hand in its words."""
     text = _ADDITIONS.sub("", text.lower())
     nouns = {noun: shape for shape, names in NOUNS.items() for noun in names}
     colours = "|".join(COLOURS)

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from helios_cli.errors import InputError
-from helios_cli.train import spread as spread_module
-from helios_cli.train.spread import Spread, spread
+from helios_cli.train import processes as processes_module
+from helios_cli.train.processes import Processes, process_group
 from helios_cli.train.state import load_state
 from support.waiting import LONGEST
 
@@ -85,21 +85,21 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     assert 4 <= stopped < 10, said
     again = started(tmp_path / "run", 2, seconds=0.1)
     said = again.communicate(timeout=LONGEST)[1]
-    assert again.returncode == 0 and f"goes on after step {stopped}" in said
+    assert again.returncode == 0 and f"continues after step {stopped}" in said
     assert load_state(tmp_path / "run")["step"] == 10
 
 
 @pytest.fixture
 def alone(tmp_path):
-    """A group of one process, with gloo, as `spread` makes it."""
+    """A group of one process, with gloo, as `process_group` makes it."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
 def test_gradients_are_added_up_some_at_a_time(alone, monkeypatch):
-    """A buffer is no larger than TOGETHER, or than the largest gradient, however many gradients there are."""
-    monkeypatch.setattr(spread_module, "TOGETHER", 100)
+    """However many there are, what is beside them is no larger than BUCKET, or than the largest of them."""
+    monkeypatch.setattr(processes_module, "BUCKET", 100)
     sizes, reduced = [30, 60, 20, 500, 100, 1, 7], []
     all_reduce = dist.all_reduce
 
@@ -113,7 +113,7 @@ def test_gradients_are_added_up_some_at_a_time(alone, monkeypatch):
         p.grad = torch.randn(p.shape)
     before = [p.grad.clone() for p in params]
     monkeypatch.setattr(dist, "all_reduce", noted)
-    Spread(0, 2, torch.device("cpu")).add_gradients([*params, torch.nn.Parameter(torch.zeros(3))])
+    Processes(0, 2, torch.device("cpu")).add_gradients([*params, torch.nn.Parameter(torch.zeros(3))])
     assert reduced == [8, 90, 20, 500, 100, 8]  # first, who has any
     assert all(torch.equal(p.grad, 2 * one) for p, one in zip(params, before, strict=True))
 
@@ -125,26 +125,26 @@ def test_the_others_wait_as_long_as_one_may_take(monkeypatch):
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **how: asked.update(how, backend=backend))
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    with spread(torch.device("cpu"), 2):
+    with process_group(torch.device("cpu"), 2):
         assert asked["backend"] == "gloo" and asked["timeout"] >= timedelta(hours=3)
 
 
 @pytest.mark.parametrize(("batch", "count"), [(8, 1), (8, 4), (7, 3), (3, 3)])
 def test_shares_are_the_batch_without_overlap(batch, count):
-    shares = [Spread(rank, count, torch.device("cpu")).share(3, batch, 9) for rank in range(count)]
+    shares = [Processes(rank, count, torch.device("cpu")).share(3, batch, 9) for rank in range(count)]
     assert [sample for share in shares for sample in share.samples] == list(range(batch))
     assert all(share.samples and (share.step, share.batch, share.seed) == (3, batch, 9) for share in shares)
 
 
 def test_a_batch_has_a_sample_for_each_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(InputError, match=r"batch of 3 .* 4 processes"), spread(torch.device("cpu"), 3):
+    with pytest.raises(InputError, match=r"batch of 3 .* 4 processes"), process_group(torch.device("cpu"), 3):
         pass
 
 
 def test_draws_depend_on_seed_step_sample_and_turn_alone():
     def drawn(rank, count, **values):
-        share = Spread(rank, count, torch.device("cpu")).share(**{"step": 1, "batch": 6, "seed": 2, **values})
+        share = Processes(rank, count, torch.device("cpu")).share(**{"step": 1, "batch": 6, "seed": 2, **values})
         return {sample: torch.randn(3, generator=share.generator(sample)).tolist() for sample in share.samples}
 
     whole = drawn(0, 1)

@@ -1,7 +1,7 @@
-"""Prompts to judge a model by: combinations that its training has seen, and those that no prompt of it names.
+"""Prompts for judging a model: combinations that its training has seen, and combinations that no training prompt names.
 
-A clip's later chunks may show such a combination, where an object has turned at an edge; its prompt says the way it set
-out.
+A clip's later chunks may show an unnamed combination, when an object has turned at an edge; its prompt names the first
+direction.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helios_cli.train.world.grammar import Attributes, describe, labels
+from helios_cli.train.world.captions import Attributes, describe, labels
 from helios_cli.train.world.palette import MOTIONS, SPLITS
 from helios_cli.train.world.scene import draw_segment
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, what its film should show, and whether no prompt in training has its colour, shape and motion."""
+    """A caption, what its film should show, and whether its colour, shape and motion are unseen in training."""
 
     caption: str
     expected: Attributes
@@ -25,7 +25,7 @@ class Prompt:
 
 
 def prompts(n: int = 64, seed: int = 0) -> list[Prompt]:
-    """`n` prompts, unseen and seen in turn; each motion comes as often as any other, as far as that can be."""
+    """Return `n` prompts, alternately unseen and seen, with all motions as equally frequent as possible."""
     dice = np.random.default_rng([seed, n])
     orders = {split: _in_turn(dice, SPLITS[split]) for split in ("held_out", "train")}
     made = []
@@ -37,19 +37,19 @@ def prompts(n: int = 64, seed: int = 0) -> list[Prompt]:
 
 
 def pairs(n: int, seed: int = 0) -> list[tuple[Prompt, Prompt]]:
-    """`n` pairs of prompts that differ in background and in colour."""
-    found, number = [], 0
-    while len(found) < n:
+    """Return `n` pairs of prompts that differ in background and in colour."""
+    made, number = [], 0
+    while len(made) < n:
         first, second = prompts(2, seed + number)
         number += 1
         here, there = first.expected, second.expected
         if here.background != there.background and here.colour != there.colour:
-            found.append((first, second))
-    return found
+            made.append((first, second))
+    return made
 
 
 def _in_turn(dice: np.random.Generator, combinations: tuple) -> list[tuple[str, str, str]]:
-    """All combinations, shuffled, one of each motion after another while there are any."""
+    """Shuffle all combinations, with one of each motion after another as long as there are any."""
     shuffled = [combinations[index] for index in dice.permutation(len(combinations))]
     by_motion = {motion: [one for one in shuffled if one[2] == motion] for motion in MOTIONS}
     rounds = max(len(ones) for ones in by_motion.values())

@@ -14,7 +14,7 @@ from helios_cli.architecture import DiTConfig
 from helios_cli.model import gradients, ops
 from helios_cli.model.attention import attention
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT
-from helios_cli.train.forward import checkpointed, flow, flow_and_hidden, given
+from helios_cli.train.transformer import checkpointed, conditioning_of, flow, flow_and_hidden
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM
 from support import checkpoints, oracle
 from support.tolerance import assert_equal_up_to_order
@@ -50,7 +50,7 @@ def batch(shrink: int = 1) -> dict[str, Tensor]:
 
 
 def our_loss(dit: HeliosDiT, x: dict[str, Tensor], **how) -> Tensor:
-    told = given(dit, (x["long"], x["mid"], x["short"]), x["rows"])
+    told = conditioning_of(dit, (x["long"], x["mid"], x["short"]), x["rows"])
     return (flow(dit, x["noisy"], TIMESTEPS, told, **how).float() - x["answer"]).square().mean()
 
 
@@ -117,10 +117,12 @@ def test_padding_to_a_batch_changes_nothing():
     ours = checkpoints.transformer()
     x = batch()
     with torch.no_grad():
-        together = flow(ours, x["noisy"], TIMESTEPS, given(ours, (x["long"], x["mid"], x["short"]), x["rows"]))
+        together = flow(
+            ours, x["noisy"], TIMESTEPS, conditioning_of(ours, (x["long"], x["mid"], x["short"]), x["rows"])
+        )
         for i, tokens in enumerate((3, 7, ROWS)):
             terms = tuple(x[name][i : i + 1] for name in ("long", "mid", "short"))
-            alone = given(ours, terms, x["rows"][i : i + 1, :tokens])
+            alone = conditioning_of(ours, terms, x["rows"][i : i + 1, :tokens])
             assert_equal_up_to_order(flow(ours, x["noisy"][i : i + 1], TIMESTEPS[i : i + 1], alone)[0], together[i])
 
 
@@ -152,8 +154,8 @@ def test_absolute_positions():
     x = batch()
     terms = tuple(x[name] for name in ("long", "mid", "short"))
     with torch.no_grad():
-        found = flow(ours, x["noisy"], TIMESTEPS, given(ours, terms, x["rows"], passed=(0, 9, 900)))
-        relative = flow(ours, x["noisy"], TIMESTEPS, given(ours, terms, x["rows"]))
+        found = flow(ours, x["noisy"], TIMESTEPS, conditioning_of(ours, terms, x["rows"], past_frames=(0, 9, 900)))
+        relative = flow(ours, x["noisy"], TIMESTEPS, conditioning_of(ours, terms, x["rows"]))
         assert_equal_up_to_order(found[0], relative[0])
         assert (found[1:] - relative[1:]).abs().amax((1, 2, 3, 4)).min() > 0.01 * relative.abs().max()
         alone = [x[name][2:] for name in ("long", "mid", "short")]
@@ -169,7 +171,7 @@ def test_hidden_rows():
     """The hidden rows are those of the noisy latents after the requested blocks; the flow is the same."""
     ours = checkpoints.transformer()
     x = batch(2)
-    told = given(ours, (x["long"], x["mid"], x["short"]), x["rows"])
+    told = conditioning_of(ours, (x["long"], x["mid"], x["short"]), x["rows"])
     seen = []
     handles = [b.register_forward_hook(lambda _m, _a, out: seen.append(out)) for b in ours.blocks]
     plain = flow(ours, x["noisy"], TIMESTEPS, told)
