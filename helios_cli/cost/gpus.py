@@ -1,4 +1,4 @@
-"""GPUs that a film can be planned for though they are not here, by their makers' figures.
+"""GPUs that a film can be planned for without having one, by their makers' figures.
 
 Rates are dense, with sums in float32 (GeForce cards halve those; float16 is as fast as bfloat16). Compared with copies
 of the makers' tables on 2026-11-28: rates and bandwidth of RTX 4090, L40S, H100, H200, B200 and MI300X, rates of A100.
@@ -65,7 +65,7 @@ KNOWN_GPUS = {
     "B200": _gpu(183359, 7700, 2250, 4500, 75, "5.0 x16"),
     "MI300X": _gpu(196592, 5300, 1307, None, 163.4, "5.0 x16"),
 }
-"""Of cards that exist with several memories, the larger first: `A100` is that."""
+"""Cards with several sizes of memory have the larger one first: `A100` is that one."""
 
 _SAYS_NOTHING = re.compile(
     r"nvidia|geforce|rtx|amd|instinct|tesla|generation|blackwell|workstation|server|edition|sxm\d?|hbm\d?e?"
@@ -74,23 +74,23 @@ _MEMORY = re.compile(r"\d+gb")
 
 
 def known_gpu(name: str) -> tuple[str, KnownGpu] | None:
-    """The GPU of this name, as a driver or a user writes it ("NVIDIA A100-SXM4-40GB", "4090"); None for another one,
-    such as one that only begins like it ("RTX 4070 Ti")."""
+    """Return the GPU of this name, as a driver or a user writes it ("NVIDIA A100-SXM4-40GB", "4090"); None for others,
+    such as one that only begins with a name here ("RTX 4070 Ti")."""
     words = _words(name)
-    for asked in (words, words - {"pcie"}):  # PCIe is a chip of its own only where it is in a name here
+    for given in (words, words - {"pcie"}):  # PCIe is a chip of its own only if a name here has it
         for known, gpu in KNOWN_GPUS.items():
             own = _words(known)
             model = {word for word in own if not _MEMORY.fullmatch(word)}
             memory = f"{round(gpu.memory_mib / 1024)}gb"
-            if model and model <= asked <= own | {memory}:
+            if model and model <= given <= own | {memory}:
                 return known, gpu
     return None
 
 
 def require_gpu(name: str) -> tuple[str, KnownGpu]:
-    """`known_gpu`, or an InputError that names those whose names are nearest."""
-    if found := known_gpu(name):
-        return found
+    """Return `known_gpu`, or raise an InputError with the nearest names."""
+    if known := known_gpu(name):
+        return known
     text = " ".join(sorted(_words(name)))
     near = sorted(KNOWN_GPUS, key=lambda known: -_alike(text, known))[:3]
     raise InputError(

@@ -35,7 +35,7 @@ class Backend:
 
 @functools.cache
 def cpu_backend() -> Backend:
-    """Back end for a CPU without gradients: blocked oneDNN products, or SDPA where the CPU has bfloat16 tiles."""
+    """Return the back end for a CPU without gradients: blocked oneDNN products, or SDPA with bfloat16 tiles."""
     if not torch.backends.mkldnn.is_available():
         return Backend("sdpa", "this PyTorch was built without oneDNN")
     if torch.cpu._is_amx_tile_supported():
@@ -50,7 +50,7 @@ _SCORES_KEPT = 2**20
 def attention(
     q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None, choice: Choice | None = None
 ) -> Tensor:
-    """Attention over all keys. `bias_K` is added to every query's logits. Returns [B, Q, N * D]."""
+    """Compute attention over all keys. `bias_K` is added to every query's logits. Returns [B, Q, N * D]."""
     if q_BQND.device.type == "cpu" and torch.is_grad_enabled() and q_BQND.shape[1] * k_BKND.shape[1] <= _SCORES_KEPT:
         return _with_scores_kept(q_BQND, k_BKND, v_BKND, bias_K)
     if torch.is_grad_enabled():
@@ -60,7 +60,7 @@ def attention(
 
 
 def _with_scores_kept(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> Tensor:
-    """Plain products, for training on a CPU: with their gradients 2 to 7 times as fast as PyTorch's attention."""
+    """Compute plain products, for training on a CPU: 2 to 7 times as fast, with gradients, as PyTorch's attention."""
     heads, scale, wide = q_BQND.shape[2], q_BQND.shape[-1] ** -0.5, product_dtype(q_BQND, "matmul")
     q, k, v = (x.to(wide).transpose(1, 2).flatten(0, 1) for x in (q_BQND * scale, k_BKND, v_BKND))
     logits = q @ k.transpose(1, 2)
@@ -73,7 +73,7 @@ def _with_scores_kept(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Te
 def _sdpa(
     q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None, only: SDPBackend | None = None
 ) -> Tensor:
-    """PyTorch's own, [B, Q, N, D]: what it takes, or the `only` one."""
+    """Compute PyTorch's attention, [B, Q, N, D], by the back end that it takes or by `only` one."""
     mask = None if bias_K is None else bias_K.to(q_BQND.dtype)[None, None, None]
     q, k, v = (x.transpose(1, 2) for x in (q_BQND, k_BKND, v_BKND))
     if only is None:
@@ -83,11 +83,11 @@ def _sdpa(
 
 
 _switches = threading.Lock()
-"""Of PyTorch's back ends, which one thread sets for all: the VAE may be decoding beside the transformer."""
+"""Guards PyTorch's back-end switches, which are global: the VAE may decode while the transformer runs."""
 
 
 def scaled_dot_product(q_BNQD: Tensor, k_BNKD: Tensor, v_BNKD: Tensor, mask: Tensor | None = None) -> Tensor:
-    """PyTorch's attention, with all of its back ends to choose from."""
+    """Compute PyTorch's attention, by whichever back end it takes."""
     wide = right_dtype(q_BNQD.device, "attention sdpa", q_BNQD.dtype)
     q, k, v = (x.to(wide) for x in (q_BNQD, k_BNKD, v_BNKD))
     with _switches:
@@ -96,7 +96,7 @@ def scaled_dot_product(q_BNQD: Tensor, k_BNKD: Tensor, v_BNKD: Tensor, mask: Ten
 
 
 def _blocked(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> Tensor:
-    """Block by block of queries, so that no Q x K matrix is held. Logits and softmax are float32 in every dtype."""
+    """Compute by blocks of queries, so that no Q x K matrix is held. Logits and softmax are float32 in every dtype."""
     out = torch.empty_like(q_BQND)
     scale = q_BQND.shape[-1] ** -0.5
     for batch in range(q_BQND.shape[0]):
@@ -132,30 +132,28 @@ ON_GPU = ("efficient", "flash", "cudnn", "triton")
 
 
 SECONDS_PER_CANDIDATE = 0.03
-"""Of timing each attention at each of a film's twenty shapes, which the first film of a size waits for."""
+"""Time for each attention at each of a film's twenty shapes, which the first film of a size waits for."""
 
 
 class Choice:
-    """What computes attention in a network.
+    """Chooses what computes attention in a network.
 
-    `asked` is --attention, `memory` that of what was measured on a GPU. `wanted` names the attention of shapes, as
-    `taken` of another film did: where it runs and is right here, it is taken in place of the fastest.
+    `name` is --attention, `memory` holds what was measured on a GPU. `wanted` names the attention of shapes, as `taken`
+    of another film: where it runs and is right here, it is taken in place of the fastest.
     """
 
-    def __init__(
-        self, asked: str = AUTO, memory: Memory | None = None, wanted: Mapping[str, str] | None = None
-    ) -> None:
-        self.asked = asked
+    def __init__(self, name: str = AUTO, memory: Memory | None = None, wanted: Mapping[str, str] | None = None) -> None:
+        self.name = name
         self.memory = memory or Memory(None, "")
         self.wanted = wanted or {}
         self.taken: dict[str, str] = {}
-        """By shape, what `auto` took on a GPU."""
+        """What `auto` took on a GPU, by shape."""
 
     def of(self, q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> str:
-        """The name of the attention for these tensors. On a GPU a shape that is new is timed here."""
-        if self.asked != AUTO:
+        """Return the name of the attention for these tensors. On a GPU a new shape is timed first."""
+        if self.name != AUTO:
             # Flash takes no bias: the prompt's few keys, whose padding has one, go to what PyTorch takes.
-            return "sdpa" if self.asked == "flash" and bias_K is not None else self.asked
+            return "sdpa" if self.name == "flash" and bias_K is not None else self.name
         if not q_BQND.is_cuda:
             if onednn_runs(q_BQND) and cpu_backend().name == "blocked" and is_right("blocked", q_BQND):
                 return "blocked"
@@ -183,16 +181,16 @@ class Choice:
 
 
 def is_right(name: str, q_BQND: Tensor) -> bool:
-    """Whether nothing was found wrong with the attention called `name` where these queries are."""
+    """Whether the attention called `name` was not found wrong on the device of these queries."""
     return right_dtype(q_BQND.device, f"attention {name}", q_BQND.dtype) == q_BQND.dtype
 
 
 USUAL = Choice()
-"""Of networks that were given none, as those that are trained."""
+"""The choice of networks that were given none, such as those in training."""
 
 
 def auto_rule(device: torch.device) -> Backend:
-    """What `auto` goes by on `device`."""
+    """Return the rule of `auto` on `device`."""
     if device.type == "cuda":
         return Backend("measured", f"each shape takes the fastest of {', '.join(ON_GPU)} that runs and is right")
     if device.type == "cpu":
@@ -201,7 +199,7 @@ def auto_rule(device: torch.device) -> Backend:
 
 
 def choose(
-    asked: str,
+    name: str,
     device: torch.device,
     dtype: torch.dtype,
     heads: int,
@@ -210,17 +208,19 @@ def choose(
     memory: Memory | None = None,
     wanted: Mapping[str, str] | None = None,
 ) -> Choice:
-    """The choice of `asked`, one of NAMES, for networks with such heads on `device`; the rest is of `auto` on a GPU.
+    """Return the choice called `name`, one of NAMES, for networks with such heads on `device`.
+
+    `memory` and `wanted` are for `auto` on a GPU.
 
     Raises InputError for another name, MachineError if that attention does not run here for such heads.
     """
-    if asked not in NAMES:
-        raise backends.unknown(asked, NAMES)
-    if asked == "triton" and kernels.find_triton().chip is None:
+    if name not in NAMES:
+        raise backends.unknown(name, NAMES)
+    if name == "triton" and kernels.find_triton().chip is None:
         raise MachineError(f"--attention triton: {kernels.find_triton().reason}", hint="leave out --attention")
-    if asked == "blocked" and (device.type != "cpu" or not torch.backends.mkldnn.is_available()):
+    if name == "blocked" and (device.type != "cpu" or not torch.backends.mkldnn.is_available()):
         raise MachineError(f"--attention blocked is for a CPU with oneDNN, not {device}", hint="leave out --attention")
-    if asked != AUTO:
+    if name != AUTO:
         with torch.no_grad():
-            backends.require(asked, RUN[asked], device, dtype, heads, head_size)
-    return Choice(asked, memory, wanted)
+            backends.require(name, RUN[name], device, dtype, heads, head_size)
+    return Choice(name, memory, wanted)

@@ -1,4 +1,4 @@
-"""Which of the attentions computes: the rule for this machine, the user's choice, or on a GPU what was fastest there.
+"""Measurements of attention: on a GPU, `auto` takes what was fastest there.
 
 With `auto` each new shape is timed once on a GPU, over every attention that runs and agrees with the others, and the
 winner is remembered in a file, by device, versions and shape:
@@ -32,23 +32,23 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of timing one shape: the winner, milliseconds of those that ran, and why others did not."""
+    """The timing of one shape: the winner, milliseconds of those that ran, and why others were refused."""
 
     name: str
     ms: dict[str, float]
     refused: dict[str, str]
 
     def covers(self, names: Iterable[str]) -> bool:
-        """Whether all of these have been tried."""
+        """Whether all of `names` were tried."""
         return all(name in self.ms or name in self.refused for name in names)
 
     def fastest(self, names: Iterable[str]) -> str:
-        """Of these; "sdpa" if none of them runs. Kernels that were timed may be switched off now."""
+        """Return the fastest of `names`, which leave out kernels that are switched off; "sdpa" if none of them runs."""
         return min((name for name in names if name in self.ms), key=lambda name: self.ms[name], default="sdpa")
 
 
 class Memory:
-    """What is in the file for one device; damaged or of another version it is nothing. Written whole, if it can be."""
+    """The measurements of one device, in a file. A damaged file, or one of another version, counts as empty."""
 
     def __init__(self, file: Path | None, device: str) -> None:
         self.file, self.device = file, device
@@ -65,7 +65,7 @@ class Memory:
 
 
 def read_choices(file: Path, device: str) -> dict[str, Measured]:
-    """By shape, what was measured."""
+    """Return the measurements of a device by shape."""
     return _choices(devices.read(file).get(device))
 
 
@@ -83,7 +83,7 @@ def _with(entry: Any, shape: str, measured: Measured) -> dict:
 
 
 def shape_key(q_BQND: Tensor, k_BKND: Tensor, bias_K: Tensor | None) -> str:
-    """Shapes that take the same choice, `units.counted_rows` of rows alike."""
+    """Return the key of a shape; shapes with the same `units.counted_rows` of rows share their choice."""
     rows = "x".join(str(counted_rows(tensor.shape[1])) for tensor in (q_BQND, k_BKND))
     heads = "x".join(map(str, q_BQND.shape[2:]))
     batch = f" batch {q_BQND.shape[0]}" if q_BQND.shape[0] > 1 else ""
@@ -99,10 +99,9 @@ def measure(
     bias_K: Tensor | None,
     seconds: Callable[[Callable[[], object]], float],
 ) -> Measured:
-    """Times the candidates on these tensors. One that fails, or that differs from the first that ran, is refused; not
-    one that found no memory, which is raised.
+    """Time the candidates on these tensors, in the order of trust; with none left the name is "sdpa".
 
-    `candidates` are in the order of trust. With none left the name is "sdpa".
+    A candidate that fails, or that differs from the first one that ran, is refused. Running out of memory is raised.
     """
     first: Tensor | None = None
     times: dict[str, float] = {}
@@ -116,7 +115,7 @@ def measure(
                 continue
             first = result if first is None else first
             times[name] = 1e3 * seconds(functools.partial(run, q_BQND, k_BKND, v_BKND, bias_K))
-        except torch.OutOfMemoryError:  # says nothing about the attention
+        except torch.OutOfMemoryError:  # no fault of the attention
             raise
         except Exception as error:  # each back end and each compiler has its own for a shape that it cannot take
             refused[name] = first_line(error)
@@ -124,7 +123,7 @@ def measure(
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Of `a` from `b`, as a share of `b`."""
+    """Return the distance of `a` from `b`, as a share of `b`."""
     a, b = a.float(), b.float()
     return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
 
@@ -135,7 +134,7 @@ def first_line(error: Exception) -> str:
 
 
 def require(name: str, run: Attention, device: torch.device, dtype: torch.dtype, heads: int, head_size: int) -> None:
-    """MachineError, with the reason, if the attention called `name` does not run for such heads on `device`."""
+    """Raise MachineError, with the reason, if the attention called `name` does not run for such heads on `device`."""
     q = torch.ones(1, 64, heads, head_size, device=device, dtype=dtype)
     try:
         run(q, q, q, None)

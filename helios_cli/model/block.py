@@ -38,7 +38,7 @@ class Rows:
 
     Attributes:
         x: [B, S, E].
-        u: its norm, which the coming block attends over; None once that has begun, so that nothing keeps it.
+        u: its norm, which the next block attends over; None once that has begun, so that its memory is free.
     """
 
     x: Tensor
@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Projections of one attention, and the `choice` of what computes it; `norm_q` and `norm_k` span all heads."""
+    """The projections of one attention, and the `choice` of what computes it; `norm_q` and `norm_k` span all heads."""
 
     def __init__(self, config: DiTConfig, *, amplify: bool = False) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         return rms_norm_rope(q, self.norm_q.weight, rope, self.heads, self.eps)
 
     def key_value(self, x_BSE: Tensor | Fp8, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Both of the same rows; where kernels run and `join` was called, of one product."""
+        """Return keys and values of the same rows; where kernels run and `join` was called, from one product."""
         joined = self._product(x_BSE, self.to_k, self.to_v)
         if joined is not None:
             slices = joined.unflatten(-1, (2, -1))
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def join(self) -> None:
-        """Moves the weights of queries, keys and values next to each other, for one product instead of three, and those
+        """Move the weights of queries, keys and values next to each other, for one product instead of three, and those
         of the norms for one kernel."""
         layers = (self.to_q, self.to_k, self.to_v)
         alike = [[getattr(layer, name) for layer in layers] for name in parameter_names(self.to_q)]
@@ -99,8 +99,8 @@ class Attention(nn.Module):
                 parameter.data = piece
 
     def query_key_value(self, x_BSE: Tensor, rope: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the rows from `first` on, keys and values of all. Of one product where all rows ask, kernels run
-        and `join` was called."""
+        """Return queries of the rows from `first` on, keys and values of all rows. They come from one product if
+        `first` is 0, kernels run and `join` was called."""
         x = Fp8.of(x_BSE) if isinstance(self.to_q, Fp8Linear) else x_BSE
         if first:
             asking = x.rows(first) if isinstance(x, Fp8) else x[:, first:]
@@ -114,7 +114,7 @@ class Attention(nn.Module):
         return slices.unflatten(-1, (self.heads, -1)).unbind(2)
 
     def _product(self, x: Tensor | Fp8, *layers: nn.Linear | Fp8Linear) -> Tensor | None:
-        """One product for all the layers, where kernels run on its slices and the weights are side by side."""
+        """Return one product for all the layers, where kernels run on its slices and the weights are side by side."""
         if not kernels.runs(x.values if isinstance(x, Fp8) else x, "qk_norm_rope"):
             return None
         joined = [side_by_side(*(getattr(layer, name) for layer in layers)) for name in parameter_names(layers[0])]
@@ -124,7 +124,7 @@ class Attention(nn.Module):
         return multiply(x, *joined)
 
     def amplify_history(self, k_BSND: Tensor, split: int) -> Tensor:
-        """Multiplies history keys by a learnt factor between 1 and 10, if the checkpoint has one."""
+        """Multiply history keys by a learnt factor between 1 and 10, if the checkpoint has one."""
         if not hasattr(self, "history_key_scale") or split == 0:
             return k_BSND
         factor = 1 + torch.sigmoid(self.history_key_scale) * (MAX_HISTORY_SCALE - 1)
@@ -150,7 +150,7 @@ class FeedForward(nn.Module):
 
 
 def modulation_table(rows: int, width: int) -> nn.Parameter:
-    """[1, rows, width] of variance 1 / width."""
+    """Return a table [1, rows, width] of variance 1 / width."""
     bound = (3 / width) ** 0.5
     return nn.Parameter(torch.empty(1, rows, width).uniform_(-bound, bound))
 
@@ -177,7 +177,7 @@ class Block(nn.Module):
         *,
         noisy_only: bool = False,
     ) -> Tensor:
-        """One block. `mods` is [B or 1, 2, 6, E]; `split` the number of history rows.
+        """Apply the block. `mods` is [B or 1, 2, 6, E]; `split` the number of history rows.
 
         With `noisy_only` (the last block) history rows give their keys and values and end there: the result has the
         noisy rows alone.
@@ -198,7 +198,7 @@ class Block(nn.Module):
         *,
         noisy_only: bool = False,
     ) -> None:
-        """`forward` and the norm behind it, whose (scale, shift) `norm` is: one pass over the stream where kernels run.
+        """Apply the block and the norm after it, with (scale, shift) `norm`: one pass where kernels run.
 
         For sampling. Where gradients are recorded, a norm that passes from block to block would have to be kept.
         """
@@ -215,7 +215,7 @@ class Block(nn.Module):
         *,
         noisy_only: bool,
     ) -> tuple[Tensor, int]:
-        """What the feed-forward makes, which is still to be gated and added to `rows.x`, and its history rows."""
+        """Return the output of the feed-forward, still to be gated and added to `rows.x`, and its history rows."""
         _, _, gate1, shift2, scale2, _ = mods.unbind(2)
         a = self._attend(rows.take_norm(), rope, split, noisy_only=noisy_only)
         if noisy_only:
@@ -231,7 +231,7 @@ class Block(nn.Module):
         return self.ffn(u), split
 
     def _attend(self, u_BSE: Tensor, rope: Tensor, split: int, *, noisy_only: bool) -> Tensor:
-        """Self-attention, of the noisy rows alone with `noisy_only`. Queries, keys and values end with the call."""
+        """Compute self-attention, for the noisy rows alone with `noisy_only`. Queries, keys and values are freed."""
         q, k, v = self.attn1.query_key_value(u_BSE, rope, split if noisy_only else 0)
         return self.attn1.out(attention(q, self.attn1.amplify_history(k, split), v, None, self.attn1.choice))
 

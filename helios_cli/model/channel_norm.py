@@ -35,7 +35,7 @@ class ChannelNorm(nn.Module):
         return self.into(torch.empty_like(x_BTHWC), x_BTHWC, silu=False)
 
     def into(self, out_BTHWC: Tensor, x_BTHWC: Tensor, *, silu: bool) -> Tensor:
-        """Write the norm of x, through SiLU if asked, to `out`, which is contiguous within each batch item."""
+        """Write the norm of x, through SiLU with `silu`, to `out`, which is contiguous within each batch item."""
         gamma = self.gamma.flatten()
         if kernels.runs(x_BTHWC, "vae_norm_silu"):
             return kernels.vae_norm_silu(x_BTHWC, gamma, out_BTHWC, silu=silu)
@@ -48,7 +48,7 @@ class ChannelNorm(nn.Module):
 
 def normalize_fused(x: Tensor, out: Tensor, gamma_C: Tensor, *, silu: bool) -> Tensor:
     """ChannelNorm of [..., C] in as few kernels as a GPU needs."""
-    # Under the root of the mean square, this epsilon is NORM_EPS beside |x|: it matters for all-zero positions only.
+    # Under the root of the mean square, this epsilon is NORM_EPS next to |x|: it matters for all-zero positions only.
     y = F.rms_norm(x, gamma_C.shape, gamma_C, eps=NORM_EPS**2 / len(gamma_C))
     return torch.ops.aten.silu.out(y, out=out) if silu else out.copy_(y)
 
@@ -70,7 +70,7 @@ def normalize_slabs(x_NC: Tensor, out_NC: Tensor, gamma_C: Tensor, *, silu: bool
 
 
 class DifferentiableNorm(torch.autograd.Function):
-    """ChannelNorm, through SiLU if asked, behind `past` frames of zeros: [B, past + T, H, W, C].
+    """ChannelNorm, through SiLU with `silu`, after `past` frames of zeros: [B, past + T, H, W, C].
 
     Both directions go over a few rows at a time and keep nothing but the input, as `normalize_slabs` does: a third to
     a half faster on a CPU than the same formula left to autograd.
@@ -108,7 +108,7 @@ class DifferentiableNorm(torch.autograd.Function):
 
 
 def slabs(*clips_BTHWC: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same few rows, [N, C], of each of the clips in turn."""
+    """Yield the same few rows, [N, C], of each of the clips."""
     channels = clips_BTHWC[0].shape[-1]
     rows = max(1, SLAB_ELEMENTS // 4 * torch.get_num_threads() // channels)  # the backward has four slabs in hand
     for items in zip(*clips_BTHWC, strict=True):
@@ -116,14 +116,14 @@ def slabs(*clips_BTHWC: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def unit_rows(x_NC: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of length 1 and the reciprocals of their lengths, [N, C] or [N, 1]."""
+    """Return rows of length 1 and the reciprocals of their lengths, [N, C] or [N, 1]."""
     x_NC = x_NC.to(working_dtype(x_NC))
     reciprocal = row_sums(x_NC.square()).clamp_min_(NORM_EPS**2).rsqrt_()
     return x_NC * reciprocal, reciprocal
 
 
 def row_sums(x_NC: Tensor) -> Tensor:
-    """Sums over the channels, [N, 1], or [N, C] alike: a product is quicker for rows shorter than a vector register."""
+    """Sum over the channels, [N, 1], or equal [N, C]: a product is faster for rows shorter than a vector register."""
     channels = x_NC.shape[1]
     return x_NC @ x_NC.new_ones(channels, channels) if channels < 32 else x_NC.sum(1, keepdim=True)
 

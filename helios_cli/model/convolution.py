@@ -44,7 +44,7 @@ def pointwise(conv: Any, x: Tensor) -> Tensor:
 
 
 def upsample_conv(conv: Any, x_BTHWC: Tensor) -> Tensor:
-    """Nearest-neighbour doubling followed by a 3x3 convolution with zero padding, [B, T, 2H, 2W, conv.out_channels].
+    """Apply nearest-neighbour doubling and a 3x3 convolution with zero padding, [B, T, 2H, 2W, conv.out_channels].
 
     On doubled pixels the nine taps of an output pixel fall on 2x2 input pixels, so four 2x2 convolutions of the small
     picture, one for each position in the doubled pixel, do the work of one 3x3 on the large: 16 products instead of 36,
@@ -61,10 +61,10 @@ def upsample_conv(conv: Any, x_BTHWC: Tensor) -> Tensor:
 
 
 class Interleave(torch.autograd.Function):
-    """[N, H + 1, W + 1, 4C] to [N, 2H, 2W, C]: position (a, b) of the doubled pixel (i, j) lies at row i + a, column
-    j + b, in channels (2a + b)C onwards.
+    """Turns [N, H + 1, W + 1, 4C] into [N, 2H, 2W, C]: position (a, b) of the doubled pixel (i, j) lies at row i + a,
+    column j + b, in channels (2a + b)C onwards.
 
-    One copy either way: no element is read twice, which autograd cannot know of overlapping rows.
+    One copy in either direction: no element is read twice, which autograd cannot know of overlapping rows.
     """
 
     @staticmethod

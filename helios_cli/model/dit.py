@@ -4,7 +4,7 @@ What is unusual about it:
 - History is clean latents, patchified three times coarser the older it is, placed before the noisy tokens in the same
   self-attention: [ long | mid | anchor, newest | noisy ]. Nothing is causal, nothing is masked.
 - Positions are relative: the same frame indices in every chunk, so a film of any length looks like its first second.
-- History is told timestep 0, the noisy tokens the real one: two modulation rows, chosen by row.
+- History gets timestep 0, the noisy tokens the real one: two modulation rows, chosen by row.
 - The prompt guides the noisy tokens only; history rows pass by the cross-attention.
 
 Shapes: B batch, C latent channels, T latent frames, H W latent height and width (pixels / 8), S tokens, M history
@@ -34,7 +34,7 @@ FP32_ISLANDS = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2"
 """Path components of parameters that stay float32 whatever the compute dtype."""
 
 LEFT_OUT = -1e30
-"""Bias of a logit whose exponential is to be zero: beside any other, and no infinity to subtract from another."""
+"""Bias of a logit whose exponential is zero next to any other; not infinite, as infinities may be subtracted."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _two_linears(inner: int, outer: int) -> Any:
 
 
 class HeliosDiT(nn.Module):
-    """The transformer. Everything that does not change from step to step is made by its own method and passed in:
+    """The transformer. What does not change from step to step is computed by its own method and passed in:
 
     `embed_text` (once per prompt), `modulation` (once per timestep), `rope` (once per stage size), `embed_history`
     (once per chunk); `forward` is one model call.
@@ -145,19 +145,19 @@ class HeliosDiT(nn.Module):
         self.walk: Callable[..., Iterable[Block]] | None = None
 
     def visit(self, *part: str) -> Iterable[Block]:
-        """The blocks in order, each to be used before the next is asked for: where `walk` is set they stream, and a
-        block's matrices are there no longer. With `part` only those are whose names begin so."""
+        """Yield the blocks in order. Where `walk` is set they stream: the matrices of a block are gone once the next
+        one is taken. With `part` only the matrices whose names begin so are there."""
         return self.blocks if self.walk is None else self.walk(*part)
 
     def use_attention(self, choice: Choice) -> None:
-        """Let `choice` say what computes attention."""
+        """Have `choice` decide what computes attention."""
         for block in self.blocks:
             block.attn1.choice = block.attn2.choice = choice
 
     def join_projections(self) -> None:
-        """Prepares for one product of queries, keys and values instead of three, where kernels run that work on it.
+        """Prepare for one product of queries, keys and values instead of three, where kernels run that work on it.
 
-        To be called once, with the weights where they will stay.
+        Call it once, with the weights where they will stay.
         """
         if kernels.backend().chip:
             for block in self.blocks:
@@ -165,9 +165,9 @@ class HeliosDiT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Compute dtype: the one of the parameters outside the float32 islands, unless `compute_dtype` is another.
+        """The compute dtype: that of the parameters outside the float32 islands, unless `compute_dtype` is set.
 
-        Training sets that: its parameters are float32, and each product rounds those that it takes.
+        Training sets it: its parameters are float32, and each product rounds those that it takes.
         """
         return self.compute_dtype or self.proj_out.weight.dtype
 
@@ -176,7 +176,7 @@ class HeliosDiT(nn.Module):
         return self.proj_out.weight.device
 
     def embed_text(self, rows_BKE: Tensor) -> TextContext:
-        """Keys and values of `rows_BKE`, the [B, K, text_dim] encoder outputs of K <= 512 tokens, for every block.
+        """Return keys and values for every block, of `rows_BKE`, [B, K, text_dim]: encoder outputs of K <= 512 tokens.
 
         The model was trained on 512 rows, the rest zero and unmasked. Equal rows give equal keys and values, so one
         row with the log of their number added to its logit stands for all of them, exactly. Rows behind them, on a GPU,
@@ -196,7 +196,7 @@ class HeliosDiT(nn.Module):
         return TextContext(torch.stack(keys), torch.stack(values), bias)
 
     def modulation(self, timestep_B: Tensor) -> Modulation:
-        """Rows for the [B] timesteps (0..1000; whole numbers in pyramid models)."""
+        """Return the rows for the [B] timesteps (0..1000; whole numbers in pyramid models)."""
         embedding, rows = self.condition_embedder.time(timestep_B, self.dtype)
         history = rows
         if self.config.zero_history_timestep:
@@ -206,7 +206,7 @@ class HeliosDiT(nn.Module):
         return Modulation(blocks, self.norm_out.scale_shift_table + embedding[:, None].float())
 
     def patchify(self, conv: nn.Conv3d, latents_BCTHW: Tensor) -> Tensor:
-        """Tokens [B, S, E] by one of the patch layers.
+        """Return tokens [B, S, E], by one of the patch layers.
 
         Patches do not overlap, so that the convolution is one product of them. It is written as that: oneDNN's bfloat16
         convolution is wrong for the larger patches on CPUs with AMX.
@@ -219,13 +219,14 @@ class HeliosDiT(nn.Module):
         return linear(patches, conv.weight.flatten(1), conv.bias)
 
     def embed_history(self, long: Tensor, mid: Tensor, short: Tensor) -> Tensor:
-        """Latents [B, C, T, H, W] of the three terms, `short` being anchor and newest -> [B, M, E] tokens."""
+        """Turn latents [B, C, T, H, W] of the three terms, `short` being anchor and newest, into [B, M, E] tokens."""
         terms = ((self.patch_long, long), (self.patch_mid, mid), (self.patch_short, short))
         return torch.cat([self.patchify(conv, latents) for conv, latents in terms], dim=1)
 
     def rope(self, history_grid: tuple[int, int], noisy_grid: tuple[int, int], passed: int = 0) -> Tensor:
-        """Rotations of all rows, [S, D/2, 2] float32, for grids of (rows, columns) in patches. All but the anchor's are
-        `passed` latent frames on, which is 0 in every chunk of the published models.
+        """Return the rotations of all rows, [S, D/2, 2] float32, for grids of (rows, columns) in patches.
+
+        All but the anchor's are `passed` latent frames on, which is 0 in every chunk of the published models.
 
         The noisy grid of a coarse stage counts from 0 by 1, as the fine one does. Mid and long history take the mean
         of cos and sin over the cells that one token covers, not the cos of the mean position.
@@ -244,7 +245,7 @@ class HeliosDiT(nn.Module):
         return torch.cat(parts).to(self.device)
 
     def _waves(self, frames: Iterable[int], grid: tuple[int, int]) -> Tensor:
-        """(cos, sin) at every (frame, row, column): [T, H, W, D/2, 2], angles in float32 (bfloat16 stops at 256)."""
+        """Return (cos, sin) at each (frame, row, column), [T, H, W, D/2, 2]; float32 angles: bfloat16 ends at 256."""
         axes = [torch.tensor(list(frames)), torch.arange(grid[0]), torch.arange(grid[1])]
         angles = []
         for axis, (position, dim) in enumerate(zip(axes, self.config.rope_dim, strict=True)):
@@ -264,11 +265,11 @@ class HeliosDiT(nn.Module):
     def forward(
         self, noisy_BCTHW: Tensor, history_BME: Tensor, mods: Modulation, rope: Tensor, text: TextContext
     ) -> Tensor:
-        """Predicted flow (noise - x0 of the stage), [B, C, T, H, W] in the compute dtype."""
+        """Predict the flow (noise - x0 of the stage), [B, C, T, H, W] in the compute dtype."""
         return self.forward_all([Call(noisy_BCTHW, history_BME, mods, rope, text)])[0]
 
     def forward_all(self, calls: Sequence[Call]) -> list[Tensor]:
-        """The flows of several calls in one walk over the blocks: each value is that of a call of its own."""
+        """Return the flows of several calls in one walk over the blocks; each equals that of a separate call."""
         streams, last = [self._begin(call) for call in calls], len(self.blocks) - 1
         for i, block in enumerate(self.visit()):
             for call, rows in zip(calls, streams, strict=True):
@@ -282,11 +283,11 @@ class HeliosDiT(nn.Module):
         return Rows(x, modulated_norm(x, *call.mods.norm(0), call.history_BME.shape[1], self.config.eps))
 
     def enter(self, call: Call) -> Tensor:
-        """The stream [B, S, E] before the first block."""
+        """Return the stream [B, S, E] before the first block."""
         return torch.cat([call.history_BME, self.patchify(self.patch_embedding, call.noisy_BCTHW)], dim=1)
 
     def leave(self, call: Call, x: Tensor) -> Tensor:
-        """The flow, [B, C, T, H, W], from the noisy rows after the last block."""
+        """Return the flow, [B, C, T, H, W], from the noisy rows after the last block."""
         return self._flow(call, modulated_norm(x, *call.mods.norm(len(self.blocks)), 0, self.config.eps))
 
     def _flow(self, call: Call, u_BSE: Tensor) -> Tensor:
@@ -305,13 +306,13 @@ def _times(factor: int, patch: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _pad_to(x_BCTHW: Tensor, window: tuple[int, ...]) -> Tensor:
-    """Repeats the last frame, row and column up to multiples of `window`."""
+    """Repeat the last frame, row and column up to multiples of `window`."""
     t, h, w = (-size % step for size, step in zip(x_BCTHW.shape[2:], window, strict=True))
     return F.pad(x_BCTHW, (0, w, 0, h, 0, t), mode="replicate") if t or h or w else x_BCTHW
 
 
 def pad_biases(count: int, dtype: torch.dtype) -> list[float]:
-    """Logit biases whose exponentials add up to `count` within 1e-4 of it, each exact in `dtype`.
+    """Return logit biases whose exponentials add up to `count` within 1e-4 of it, each exact in `dtype`.
 
     One bias, ln(count), in float32. bfloat16 would round ln(500) by 0.3 %, which a second row makes up for.
     """

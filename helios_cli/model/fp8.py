@@ -1,4 +1,4 @@
-"""Products of fp8 values: weights rounded once, activations row by row as they come.
+"""Products of fp8 values: weights are rounded once, activations row by row in each product.
 
 Both factors are e4m3, 3 bits of mantissa, with a float32 scale for every row of the activation and every row of the
 weight; sums are float32 and the result has the type of the bias. The same call does it on a CPU, slower than bfloat16
@@ -17,7 +17,7 @@ import helios_kernels as kernels
 from helios_cli.model.ops import linear, right_dtype
 
 ALIGNMENT = 16
-"""What the sizes of a weight have to be multiples of."""
+"""Sizes of a weight have to be multiples of it."""
 
 
 class Fp8(NamedTuple):
@@ -28,11 +28,11 @@ class Fp8(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, *, gelu: bool = False) -> Fp8:
-        """x, or its tanh-GELU, rounded row by row."""
+        """Round x, or its tanh-GELU, row by row."""
         return cls(*kernels.quantize(x, gelu=gelu))
 
     def rows(self, first: int) -> Fp8:
-        """Those from `first` on, of [B, S, E]. The scales are copied, as libraries may want them to begin aligned."""
+        """Return the rows from `first` on, of [B, S, E]. The scales are copied, as libraries may need them aligned."""
         return Fp8(self.values[:, first:], self.scales[:, first:].clone())
 
 
@@ -64,7 +64,7 @@ def product(x: Tensor | Fp8, weight: Tensor, weight_scale: Tensor, bias: Tensor)
         scale_b=weight_scale[None],
         bias=bias,
         out_dtype=bias.dtype,
-        # Hopper's tensor cores sum up in fewer bits unless told; what is known of the quality is known for float32.
+        # Hopper's tensor cores sum up in fewer bits by default; the quality was measured with float32 sums.
         use_fast_accum=False,
     )
     return y.unflatten(0, values.shape[:-1])
@@ -78,12 +78,12 @@ def project(layer: nn.Linear | Fp8Linear, x: Tensor | Fp8) -> Tensor:
 
 
 def parameter_names(layer: nn.Linear | Fp8Linear) -> tuple[str, ...]:
-    """In the order in which `product` or `linear` takes them."""
+    """Return the names in the order in which `product` or `linear` takes them."""
     return ("weight", "weight_scale", "bias") if isinstance(layer, Fp8Linear) else ("weight", "bias")
 
 
 def use_fp8(module: nn.Module, is_fp8: Callable[[str], bool]) -> nn.Module:
-    """Replaces every `nn.Linear` of `module` for whose weight's name `is_fp8` is true, values unset; returns `module`.
+    """Replace every `nn.Linear` of `module` for whose weight's name `is_fp8` is true, values unset; returns `module`.
 
     Raises ValueError for a weight whose sizes are not multiples of 16.
     """

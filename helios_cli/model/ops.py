@@ -25,19 +25,21 @@ def _onednn_dtypes() -> frozenset[torch.dtype]:
 
 
 WIDER: dict[tuple[str, str, torch.dtype], torch.dtype] = {}
-"""By kind of device, operation and type: what the operation is computed in instead, where it was found to be wrong
+"""By kind of device, operation and type: the type to compute in instead, where the operation was found to be wrong
 (`model.products`)."""
 
 
 def right_dtype(device: torch.device, operation: str, dtype: torch.dtype) -> torch.dtype:
-    """What `operation` gives right results in on `device`: `dtype` unless that was found wrong."""
+    """Return the type in which `operation` is right on `device`: `dtype` unless that was found wrong."""
     return WIDER.get((device.type, operation, dtype), dtype)
 
 
 def product_dtype(x: Tensor, operation: str) -> torch.dtype:
-    """What `operation`, a product or convolution of `x`, is to be computed in, and rounded from: the type of `x`; or
-    float32 on a CPU that multiplies no smaller ones, where PyTorch has plain loops for them, 15 to 70 times slower than
-    float32; or one that is right where these were found wrong."""
+    """Return the type to compute `operation`, a product or convolution of `x`, in before rounding to the type of `x`.
+
+    That is the type of `x`; float32 on a CPU that multiplies no smaller types, where PyTorch's plain loops for them are
+    15 to 70 times slower than float32; or a wider type where these were found wrong.
+    """
     is_loop = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) and x.dtype not in _onednn_dtypes()
     return right_dtype(x.device, operation, torch.float32 if is_loop else x.dtype)
 
@@ -54,10 +56,10 @@ def gelu_is_fused(x: Tensor) -> bool:
 
 @functools.cache
 def has_tanh_epilogue(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the GELU in PyTorch's products is the tanh-GELU there. The function is private, so that is asked.
+    """Whether the GELU in PyTorch's products is the tanh-GELU there. The function is private, so it is probed.
 
-    Where the tanh-GELU and the exact one are 10 % apart the answer can be no other's. A CPU's is the exact one. On
-    capability 12 it is declined: the products with such an epilogue are slower there than two passes.
+    At -3 the tanh-GELU and the exact one are 10 % apart. On a CPU it is the exact one. On capability 12 the answer is
+    no: products with such an epilogue are slower there than two passes.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 12:
         return False
@@ -71,7 +73,7 @@ def has_tanh_epilogue(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
-    """`x @ weight.T + bias`, with the tanh-GELU after it if asked.
+    """Compute `x @ weight.T + bias`, followed by the tanh-GELU with `gelu`.
 
     Weights are taken in the type of `x`. On a CPU the product goes to oneDNN, which `F.linear` leaves to MKL in
     float32: 43 against 100 ms for 4416x1024x1024 on one core of an AMD EPYC, where MKL does not use AVX-512. On CUDA
@@ -91,18 +93,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` of activations."""
+    """Compute `a @ b` of activations."""
     wide = product_dtype(a, "matmul")
     return (a.to(wide) @ b.to(wide)).to(a.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """LayerNorm over the last axis in float32. Returns float32."""
+    """Apply LayerNorm over the last axis in float32; returns float32."""
     return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps)
 
 
 def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float) -> Tensor:
-    """`norm(x) * (1 + scale) + shift`, rows before `split` by `scale[:, 0]`, the others by `scale[:, 1]`.
+    """Compute `norm(x) * (1 + scale) + shift`, rows before `split` by `scale[:, 0]`, the others by `scale[:, 1]`.
 
     `scale` and `shift` are [B or 1, 2, E] float32. Returns the dtype of `x`.
     """
@@ -120,7 +122,7 @@ def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps:
 
 
 def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, split: int) -> Tensor:
-    """`x + y * gate` in float32, rounded once; rows before `split` by `gate[:, 0]`, the others by `gate[:, 1]`.
+    """Compute `x + y * gate` in float32, rounded once; rows before `split` by `gate[:, 0]`, the others by `gate[:, 1]`.
 
     `gate` is [B or 1, 2, E] float32. Writes into `x` where no gradient is recorded. Returns the sum.
     """
@@ -136,11 +138,11 @@ def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, split: int) -> Te
 
 
 def rms_norm_rope(x_BSE: Tensor, weight: Tensor, rope_SD2: Tensor | None, heads: int, eps: float) -> Tensor:
-    """RMSNorm over all heads together, then the rotation of (even, odd) channel pairs. Returns [B, S, N, D].
+    """Apply RMSNorm over all heads together, then the rotation of (even, odd) channel pairs. Returns [B, S, N, D].
 
     `rope_SD2` is [S, D/2, 2] float32 (cos, sin), or in PyTorch alone one a sample; None leaves the rotation out. The
     pair (a, b) turns into (a cos - b sin, a sin + b cos), a complex product that also holds where pooling left
-    |cos + i sin| < 1. A kernel writes into `x`, which is a product that nobody else reads.
+    |cos + i sin| < 1. A kernel writes into `x`, which is a product that nothing else reads.
     """
     if kernels.runs(x_BSE, "qk_norm_rope"):
         y = kernels.qk_norm_rope(x_BSE[:, :, None], weight[None], rope_SD2, heads, eps)
@@ -161,7 +163,7 @@ def rms_norm_rope(x_BSE: Tensor, weight: Tensor, rope_SD2: Tensor | None, heads:
 def gated_residual_layer_norm(
     x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, split: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`gated_residual`, then the affine norm of the noisy rows. Returns (sum, norm), both in the dtype of `x`."""
+    """Compute `gated_residual`, then the affine norm of the noisy rows. Returns (sum, norm) in the dtype of `x`."""
     if kernels.runs(x_BSE, "gated_residual_layer_norm"):
         return x_BSE, kernels.gated_residual_layer_norm(x_BSE, y_BSE, gate, weight, bias, split, eps)
     if torch.is_grad_enabled():
@@ -173,7 +175,7 @@ def gated_residual_layer_norm(
 def gated_residual_modulated_norm(
     x_BSE: Tensor, y_BSE: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`gated_residual`, then `modulated_norm` of all rows. Returns (sum, norm)."""
+    """Compute `gated_residual`, then `modulated_norm` of all rows. Returns (sum, norm)."""
     if kernels.runs(x_BSE, "gated_residual_modulated_norm"):
         return x_BSE, kernels.gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps)
     x_BSE = gated_residual(x_BSE, y_BSE, gate, split)
@@ -183,7 +185,7 @@ def gated_residual_modulated_norm(
 def residual_modulated_norm(
     x_BSE: Tensor, y_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Adds `y`, [B, S - split, E], to the noisy rows, then `modulated_norm` of all. Returns (sum, norm)."""
+    """Add `y`, [B, S - split, E], to the noisy rows, then `modulated_norm` of all. Returns (sum, norm)."""
     if kernels.runs(x_BSE, "gated_residual_modulated_norm"):
         return x_BSE, kernels.gated_residual_modulated_norm(x_BSE, y_BSE, None, scale, shift, split, eps)
     if torch.is_grad_enabled():
@@ -193,7 +195,7 @@ def residual_modulated_norm(
 
 
 def side_by_side(*weights: Tensor) -> Tensor | None:
-    """One tensor over `weights` if they follow each other in one piece of memory, else None.
+    """Return one tensor over `weights` if they follow each other in one piece of memory, else None.
 
     So a fused product needs no parameter of its own: the checkpoint's names stay, and weights that were moved apart
     are multiplied one by one.

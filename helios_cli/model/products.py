@@ -1,4 +1,4 @@
-"""Tries every product and convolution of the three networks against float64, since processor libraries can be wrong.
+"""Trial of every product and convolution of the three networks against float64: processor libraries can be wrong.
 
 Each is called as the networks call it, at the widths that their layers have, for the rows and cells of a film scaled
 down. What comes out is compared with a plain formulation on the CPU in float64, where PyTorch calls its own loops and
@@ -36,7 +36,7 @@ BOUND = {torch.bfloat16: 0.03, torch.float16: 0.004, torch.float32: 1e-4}
 that are right: at most a third of it, for attention, whose weights are rounded as well; sums in float32 a tenth."""
 
 TF32_BOUND = 0.02
-"""Of float32 on a GPU, whose convolutions have the ten bits of TF32 unless PyTorch is told otherwise."""
+"""Bound for float32 on a GPU, whose convolutions have the ten bits of TF32 by default."""
 
 MOST_ROWS, MOST_KEYS, MOST_HEADS = 128, 512, 2
 MOST_CELLS = (6, 10)
@@ -44,14 +44,14 @@ MOST_PRODUCTS = 2**25
 """Multiplications of one case. A layer that has more is tried with fewer of its outputs, never of its inputs."""
 
 SPOKEN_TOKENS = 18
-"""Of a prompt; its sequence is neither a multiple of eight nor of sixteen with the rows that stand for padding."""
+"""Tokens of a prompt whose rows, padding included, are neither a multiple of eight nor of sixteen."""
 
 
 @dataclass(frozen=True)
 class Case:
     """`call` and `exact` are given the same tensors, of these shapes: the first on the device in the type that is
     tried, the second on the CPU in float64. The second input is divided by the root of `sums`, how many products are
-    added up, so that results are of size 1. Where an `optional` one cannot run, nothing is said of it: others do."""
+    added up, so that results are of size 1. An `optional` case that cannot run is left out: others can."""
 
     operation: str
     name: str
@@ -64,7 +64,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of one operation in one type: the worst of its cases. `computed_in` is the type, or what is right."""
+    """The result of one operation in one type: the worst of its cases. `computed_in` is a type that is right."""
 
     operation: str
     dtype: str
@@ -79,7 +79,7 @@ class Tried:
 
     @property
     def runs(self) -> bool:
-        """Whether a result came out at all. Where none did nothing can be wrong unseen."""
+        """Whether there was a result at all; without one, nothing can be wrong unnoticed."""
         return self.error != math.inf
 
 
@@ -87,8 +87,8 @@ class Tried:
 def try_products(
     cases: Iterable[Case], dtypes: Iterable[torch.dtype], device: torch.device, seed: int = 0
 ) -> list[Tried]:
-    """All cases in each of the types and in float32, in which what is wrong is computed if that is right there, else
-    in float64. What was found before does not count; what is found counts only where `take` is told of it."""
+    """Try all cases in each of the types and in float32. A wrong operation is computed in float32 if that is right,
+    else in float64. Earlier results do not count, and new ones take effect only through `take`."""
     cases, found = list(cases), list[Tried]()
     with _as_if_right():
         for dtype in dict.fromkeys((torch.float32, *dtypes)):
@@ -105,8 +105,8 @@ def try_products(
                 right = error <= bound
                 float32 = next((one for one in found if one.operation == operation and one.dtype == "float32"), None)
                 wide = "float32" if float32 and float32.is_right else "float64"
-                told = str(dtype).removeprefix("torch.")
-                found.append(Tried(operation, told, count, error, name, told if right else wide))
+                name_of = str(dtype).removeprefix("torch.")
+                found.append(Tried(operation, name_of, count, error, name, name_of if right else wide))
     return found
 
 
@@ -183,7 +183,7 @@ def _linear(rows: int, inner: int, outer: int, *, gelu: bool = False) -> Case:
 
 
 def _fp8(rows: int, inner: int, outer: int) -> Case:
-    """Values are rounded to e4m3 on both sides; the product of what they are then is exact but for its sum."""
+    """Round the values to e4m3 on both sides; their product is exact except for its sum."""
     outer = min(outer, max(64, MOST_PRODUCTS // (rows * inner) // 16 * 16))
 
     def call(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def _picture_attention(vae: VAEConfig, size: tuple[int, int]) -> Case:
 
 
 def _of_vae(layer: Any, size: tuple[int, int]) -> Iterator[Case]:
-    """The cases of one layer of the VAE, beside those of the layers in it."""
+    """Yield the cases of one layer of the VAE, without those of the layers in it."""
     cells = (pixels // PIXELS_PER_CELL for pixels in reversed(size))
     height, width = (min(most, count) for most, count in zip(MOST_CELLS, cells, strict=True))
     if isinstance(layer, Upsample):
@@ -303,13 +303,13 @@ def _convolution(kind: str, layer: Any, clip: tuple[int, int, int]) -> Case:
             plain,
         ),
     }[kind]
-    told = "x".join(map(str, kernel)), "x".join(map(str, clip))
-    name = f"{kind} {told[0]} of {told[1]}, {inner} to {outer}"
+    sizes = ("x".join(map(str, sides)) for sides in (kernel, clip))
+    name = f"{kind} {' of '.join(sizes)}, {inner} to {outer}"
     return Case(operation, name, ((1, *clip, inner), (outer, inner, *kernel), (outer,)), sums, call, exact)
 
 
 def _error(case: Case, dtype: torch.dtype, device: torch.device, seed: int) -> float | None:
-    """The largest error of a case, as `BOUND` has it; infinite where it does not run, None if that is no fault."""
+    """Return the largest error of a case, as in `BOUND`; infinite where it does not run, None if that is no fault."""
     generator = torch.Generator().manual_seed(seed)
     tensors = [torch.randn(shape, generator=generator) for shape in case.shapes]
     tensors[1] /= case.sums**0.5
@@ -317,7 +317,7 @@ def _error(case: Case, dtype: torch.dtype, device: torch.device, seed: int) -> f
     exact = case.exact(*(tensor.double() for tensor in tensors))
     try:
         result = case.call(*(tensor.to(device) for tensor in tensors)).double().cpu()
-    except torch.OutOfMemoryError:  # says nothing about the product
+    except torch.OutOfMemoryError:  # no fault of the product
         raise
     except RuntimeError:  # a library that has no such product for this type
         return None if case.optional else math.inf

@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
         return linear(matmul(weights, v).transpose(0, 1).flatten(1), self.o.weight)
 
     def _bias(self, tokens: int) -> Tensor:
-        """[N, S, S] from the table, by the distance from query to key."""
+        """Return the bias [N, S, S] from the table, by the distance from query to key."""
         place = torch.arange(tokens, device=self.relative_attention_bias.weight.device)
         bucket = distance_bucket(
             place[None, :] - place[:, None],
@@ -64,7 +64,7 @@ class SelfAttention(nn.Module):
 
 
 def distance_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
-    """T5's bucket of a signed distance: half the buckets a side, half of those exact, the rest logarithmic."""
+    """Return T5's bucket of a signed distance: half the buckets a side, half of those exact, the rest logarithmic."""
     side = buckets // 2
     exact = side // 2
     size = distance.abs()
@@ -104,7 +104,7 @@ class Layer(nn.Module):
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
-    """As `nn.Embedding(rows, width)`, of variance 1, without `normal_`: see `dit.HeliosDiT`."""
+    """Return `nn.Embedding(rows, width)`, of variance 1, without `normal_`: see `dit.HeliosDiT`."""
     return nn.Embedding.from_pretrained(torch.empty(rows, width).uniform_(-(3**0.5), 3**0.5), freeze=False)
 
 
@@ -118,11 +118,11 @@ class UMT5Encoder(nn.Module):
         self.walk: Callable[[], Iterable[Layer]] | None = None
 
     def forward(self, tokens_S: Tensor) -> Tensor:
-        """Token ids of one prompt, end token included -> [S, E] rows."""
+        """Turn the token ids of one prompt, end token included, into [S, E] rows."""
         return self.forward_all([tokens_S])[0]
 
     def forward_all(self, prompts: Sequence[Tensor]) -> list[Tensor]:
-        """The rows of several prompts in one walk over the layers, which stream where `walk` is set."""
+        """Return the rows of several prompts in one walk over the layers, which stream where `walk` is set."""
         streams = [self.shared(tokens_S) for tokens_S in prompts]
         for layer in self.encoder.block if self.walk is None else self.walk():
             streams = [layer(x) for x in streams]

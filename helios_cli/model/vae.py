@@ -40,11 +40,11 @@ PAST = 2
 """Input frames before its own that a causal convolution sees."""
 
 LOGVAR_RANGE = (-30, 20)
-"""Of the posterior, beyond which its exponential is of no use."""
+"""Limits of the posterior's log-variance, beyond which its exponential is useless."""
 
 
 class CausalState:
-    """What the causal layers of one clip remember from piece to piece: their last input frames."""
+    """The last input frames of the causal layers of one clip, kept from piece to piece."""
 
     def __init__(self) -> None:
         self.first = True  # while the clip's first frame (its first latent) passes, alone
@@ -52,9 +52,8 @@ class CausalState:
         self._space = torch.empty(0)  # of every buffer in turn: a buffer is dead when its convolution is done
 
     def buffer(self, layer: nn.Module, x_BTHWC: Tensor, past: int = PAST) -> Tensor:
-        """Input of `layer` for frames shaped like x, [B, past + T, H, W, C]: the remembered frames, the rest unfilled.
-
-        Nothing remembered is zeros. Valid until the next call.
+        """Return the input of `layer` for frames shaped like x, [B, past + T, H, W, C]: remembered frames (at first
+        zeros), the rest unfilled. Valid until the next call.
         """
         buffer = self.unfilled(x_BTHWC, past)
         buffer[:, :past] = self._tails.get(layer, 0)
@@ -64,7 +63,7 @@ class CausalState:
         return self._tails.get(layer)
 
     def unfilled(self, x_BTHWC: Tensor, past: int = PAST) -> Tensor:
-        """`buffer` with nothing in it."""
+        """Return `buffer` with nothing in it."""
         B, T, H, W, C = x_BTHWC.shape
         shape = (B, past + T, H, W, C)
         if self._space.numel() < math.prod(shape):
@@ -94,7 +93,7 @@ class CausalConv3d(nn.Conv3d):
         return self.filled(buffer, state)
 
     def filled(self, buffer_BTHWC: Tensor, state: CausalState) -> Tensor:
-        """The convolution of a filled `CausalState.buffer`, T frames."""
+        """Convolve a filled `CausalState.buffer`, T frames."""
         state.remember(self, buffer_BTHWC)
         return convolve(self, buffer_BTHWC)
 
@@ -208,7 +207,7 @@ class UpBlock(nn.Module):
 
 
 def in_pieces(layers: Sequence[Any], x_BTHWC: Tensor, state: CausalState) -> Iterator[Tensor]:
-    """x through causal layers that each keep to PIECE_ELEMENTS, so the inner ones run on more frames at a time.
+    """Pass x through causal layers that each keep to PIECE_ELEMENTS, so the inner ones run on more frames at a time.
 
     A layer's `growth` is how many times larger than its input its output may be.
     """
@@ -268,13 +267,13 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(widths[-1], config.out_channels)
 
     def forward(self, z_BTHWC: Tensor, state: CausalState) -> Iterator[Tensor]:
-        """Pieces of consecutive frames [B, t, 8H, 8W, C]."""
+        """Yield pieces of consecutive frames [B, t, 8H, 8W, C]."""
         x = self.conv_in(z_BTHWC, state)
         for piece in in_pieces(self._layers, x, state):
             yield norm_silu_conv(self.norm_out, self.conv_out, piece, state)
 
     def whole(self, z_BTHWC: Tensor) -> Tensor:
-        """All frames of a clip's latents at once, [B, T, 8H, 8W, C]; gradients are recorded."""
+        """Return all frames of a clip's latents at once, [B, T, 8H, 8W, C]; gradients are recorded."""
         x = self.conv_in(z_BTHWC, None)
         for layer in self._layers:
             x = layer(x, None)
@@ -298,7 +297,7 @@ class WanVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents_BCTHW: Tensor) -> Iterator[Tensor]:
-        """Frames [B, 3, t, 8H, 8W] in [-1, 1] of the normalised latents of one chunk, in order, a few at a time.
+        """Yield frames [B, 3, t, 8H, 8W] in [-1, 1] of the normalised latents of one chunk, in order, a few at a time.
 
         The first piece is the first latent's single frame; a further latent adds four. No state outlives the call.
         """
@@ -313,7 +312,7 @@ class WanVAE(nn.Module):
             state.first = False
 
     def posterior(self, frames_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, [B, z_dim, t, H / 8, W / 8], of clips of 4(t - 1) + 1 frames, with gradients.
+        """Return mean and log-variance, [B, z_dim, t, H / 8, W / 8], of clips of 4(t - 1) + 1 frames, with gradients.
 
         Latents here and in `reconstruct` are as the networks make them, not normalised: for training, which is to find
         their statistics. Takes the memory of all activations.
@@ -324,13 +323,13 @@ class WanVAE(nn.Module):
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def reconstruct(self, z_BCTHW: Tensor) -> Tensor:
-        """Frames [B, 3, 4(t - 1) + 1, 8H, 8W], not clipped to [-1, 1], of latents as of `posterior`, with gradients."""
+        """Return frames [B, 3, 4(t - 1) + 1, 8H, 8W], not clipped, of latents as of `posterior`, with gradients."""
         z_BTHWC = pointwise(self.post_quant_conv, z_BCTHW.to(self.dtype).movedim(1, -1))
         return self.decoder.whole(z_BTHWC).movedim(-1, 1)
 
     @torch.no_grad()
     def encode(self, frames_BCTHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Normalised latents [B, z_dim, 1 + (T - 1) / 4, H / 8, W / 8], float32, of one clip of frames in [-1, 1].
+        """Return normalised latents [B, z_dim, 1 + (T - 1) / 4, H / 8, W / 8], float32, of a clip of frames in [-1, 1].
 
         A sample of the posterior: the noise is drawn on the generator's device in the model's dtype, as diffusers draws
         it, so that one seed gives the same picture. T is 4k + 1, H and W are multiples of 8.
@@ -367,13 +366,13 @@ class WanVAE(nn.Module):
 @functools.cache
 @torch.inference_mode(False)
 def _statistics_of(config: VAEConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each latent channel; made once, as a GPU is waited for until they are there."""
+    """Return mean and deviation of each latent channel; cached, since creating them waits for the GPU."""
     mean, std = torch.tensor([config.latents_mean, config.latents_std], device=device)
     return mean, std
 
 
 def frames_to_uint8(frames_BCTHW: Tensor) -> Tensor:
-    """Bytes [B, T, H, W, C] of frames in [-1, 1], rounded to nearest, values outside clipped; on the same device."""
+    """Return bytes [B, T, H, W, C] of frames in [-1, 1], rounded to nearest and clipped, on the same device."""
     levels = frames_BCTHW.movedim(1, -1).float().div(2).add_(0.5).clamp_(0, 1).mul_(255)
     return levels.round_().to(torch.uint8).contiguous()
 

@@ -6,13 +6,13 @@ from torch import Tensor
 
 
 def classifier_free(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """`uncond + scale * (cond - uncond)`, in float32."""
+    """Compute `uncond + scale * (cond - uncond)`, in float32."""
     cond, uncond = cond.float(), uncond.float()
     return uncond + scale * (cond - uncond)
 
 
 def zero_star(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """CFG-Zero*: the unconditional flow is first scaled to its best fit of the conditional one, `<c, u> / |u|^2`.
+    """Compute CFG-Zero*: scale the unconditional flow to its best fit of the conditional one, `<c, u> / |u|^2`.
 
     Inputs are [B, ...]; the fit is one number a sample. (Fan et al. 2025, eq. 8)
     """

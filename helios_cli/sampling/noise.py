@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal float32 numbers on the CPU."""
+    """Draw standard normal float32 numbers on the CPU."""
     return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
 def coarsest(noise_BCTHW: Tensor, stages: int) -> Tensor:
-    """Noise for stage 0: halved `stages - 1` times by bilinear interpolation, which averages 2x2 cells, times 2.
+    """Return the noise for stage 0: `stages - 1` times halved by bilinear interpolation of 2x2 cells and doubled.
 
     The mean of four normal numbers has half their deviation; the factor restores it.
     """
@@ -42,7 +42,7 @@ class BlockNoise:
         self.factor = torch.linalg.cholesky((1 + gamma + 1e-8) * identity - gamma * ones).float()
 
     def draw(self, shape: tuple[int, int, int, int, int], generator: torch.Generator) -> Tensor:
-        """[B, C, T, H, W] float32 on the CPU; H and W are multiples of the block."""
+        """Draw [B, C, T, H, W] float32 on the CPU; H and W are multiples of the block."""
         b, c, t, h, w = shape
         p_h, p_w = self.block
         cells = torch.randn(b * c * t * (h // p_h) * (w // p_w), p_h * p_w, generator=generator) @ self.factor.T

@@ -1,7 +1,7 @@
-"""The noise schedule as plain numbers: what every step of every stage is told, made once a film.
+"""The noise schedule as plain numbers: sigmas and timesteps of every step of every stage, computed once a film.
 
 A *stage* is a level of the pyramid, 0 the coarsest; Base has one. Inside a stage sigma runs from 1 (the stage's start
-point) to 0 (its end point); the network predicts start minus end. The *timestep* that the network is told is global,
+point) to 0 (its end point); the network predicts start minus end. The *timestep* that the network gets is global,
 999 at the start of stage 0 and 0 at the end of the last.
 """
 
@@ -20,10 +20,10 @@ SIGMA_MAX = 0.999
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's numbers.
+    """The numbers of one stage.
 
     Attributes:
-        timesteps: told to the network, n of them; whole numbers in pyramid models, which were trained on those.
+        timesteps: what the network gets, n of them; whole numbers in pyramid models, which were trained on those.
         sigmas: local noise share at each step and 0 after the last, n + 1 of them.
         renoise: (alpha, beta) of the jump into this stage, `alpha * upsampled + beta * block_noise`; None for stage 0.
     """
@@ -38,7 +38,7 @@ class Stage:
 
 
 def build_stage(config: SchedulerConfig, index: int, steps: int, tokens: int, *, amplify: bool = False) -> Stage:
-    """Stage `index` with `steps` steps for `tokens` noisy tokens. `amplify` doubles the steps (DMD only)."""
+    """Build stage `index` with `steps` steps for `tokens` noisy tokens. `amplify` doubles the steps (DMD only)."""
     if config.stages == 1:
         sigmas = shifted(config, np.linspace(SIGMA_MAX, 0.0, steps + 1)[:-1], tokens)
         return Stage(tuple((sigmas * config.num_train_timesteps).tolist()), (*sigmas.tolist(), 0.0))
@@ -54,8 +54,8 @@ def build_stage(config: SchedulerConfig, index: int, steps: int, tokens: int, *,
         timesteps, sigmas = timesteps[:-1], sigmas[:-1]
     if config.use_dynamic_shifting:
         sigmas = shifted(config, sigmas, tokens)
-        timesteps = span.told(config, sigmas)
-    # The solver looks sigma up by the whole timestep it was told, so two steps within one unit share a sigma (DMD).
+        timesteps = span.timesteps(config, sigmas)
+    # The solver looks sigma up by the whole timestep, so two steps within one unit share a sigma (DMD).
     whole = [int(t) for t in timesteps]
     if config.scheduler_type == "dmd":
         sigmas = np.array([sigmas[np.abs(timesteps - t).argmin()] for t in whole])
@@ -64,12 +64,12 @@ def build_stage(config: SchedulerConfig, index: int, steps: int, tokens: int, *,
 
 @dataclass(frozen=True)
 class StageSpan:
-    """Where a stage lies on the global schedule.
+    """The place of a stage on the global schedule.
 
     Attributes:
         start: noise share of its start point, whose signal is the upsampled clean latents of the stage before.
         end: noise share of its end point, whose signal is its own clean latents.
-        timestep_max, timestep_min: what its local sigmas 1 and 0 are told as.
+        timestep_max, timestep_min: the timesteps of its local sigmas 1 and 0.
         renoise: as in `Stage`.
     """
 
@@ -80,17 +80,17 @@ class StageSpan:
     renoise: tuple[float, float] | None
 
     def table(self, config: SchedulerConfig) -> np.ndarray:
-        """Timesteps of the stage's grid, the last point of which lies one short of the end."""
+        """Return the timesteps of the stage's grid, the last point of which lies one short of the end."""
         return np.linspace(self.timestep_max, self.timestep_min, config.num_train_timesteps + 1)[:-1]
 
-    def told(self, config: SchedulerConfig, sigmas: np.ndarray) -> np.ndarray:
-        """Timesteps of shifted local sigmas, before they are cut to whole numbers."""
+    def timesteps(self, config: SchedulerConfig, sigmas: np.ndarray) -> np.ndarray:
+        """Return the timesteps of shifted local sigmas, before they are cut to whole numbers."""
         table = self.table(config)
         return table[-1] + sigmas * (table[0] - table[-1])
 
 
 def stage_spans(config: SchedulerConfig) -> list[StageSpan]:
-    """Where each stage lies on the global schedule, timesteps shared out by the length of each stage's flow.
+    """Place each stage on the global schedule, timesteps shared out by the length of each stage's flow.
 
     With s the signal share where stage k starts, the nearest-upsampled end of stage k - 1 plus block noise has signal
     share s' = alpha * s, alpha = 1 / (sqrt(1 + 1/gamma) (1 - s) + s), and beta = alpha (1 - s) / sqrt(gamma)
@@ -126,7 +126,7 @@ def stage_spans(config: SchedulerConfig) -> list[StageSpan]:
 
 
 def shifted(config: SchedulerConfig, sigmas: np.ndarray, tokens: int) -> np.ndarray:
-    """Moves the steps towards noise, the more the larger the picture. `mu` is linear in the number of tokens."""
+    """Move the steps towards noise, further for larger pictures. `mu` is linear in the number of tokens."""
     if not config.use_dynamic_shifting:
         return sigmas
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)

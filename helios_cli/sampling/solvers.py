@@ -18,16 +18,16 @@ import helios_kernels as kernels
 from helios_cli.sampling.schedule import SchedulerConfig, Stage
 
 SIGMA_MIN = 1e-8
-"""Stands for 0 where the logarithm is taken."""
+"""Replaces 0 where a logarithm is taken."""
 
 
 class Solver(Protocol):
     def step(self, index: int, x: Tensor, flow: Tensor) -> Tensor:
-        """The sample after step `index` (0, 1, ... in order). `x` and the result are float32."""
+        """Return the sample after step `index` (0, 1, ... in order). `x` and the result are float32."""
 
 
 def make_solver(config: SchedulerConfig, stage: Stage, start_point: Tensor) -> Solver:
-    """Solver of one stage. `start_point` is the sample that the stage starts from (used by DMD alone)."""
+    """Make the solver of one stage. `start_point` is the sample that the stage starts from (used by DMD alone)."""
     if config.scheduler_type == "euler":
         return Euler(stage)
     if config.scheduler_type == "dmd":
@@ -57,7 +57,7 @@ class DMD:
 
 
 def _log_snr(sigma: float) -> float:
-    """lambda = ln(1 - sigma) - ln(sigma)."""
+    """Return lambda = ln(1 - sigma) - ln(sigma)."""
     return math.log(1 - sigma) - math.log(max(sigma, SIGMA_MIN))
 
 
@@ -92,12 +92,12 @@ class UniPC:
 
     @staticmethod
     def _order(config: SchedulerConfig, steps: int, index: int) -> int:
-        """Order 1 at the first step, which has no past, and at the last, where sigma becomes 0."""
+        """Return order 1 at the first step, which has no past, and at the last, where sigma becomes 0."""
         order = min(config.solver_order, steps - index) if config.lower_order_final else config.solver_order
         return min(order, index + 1)
 
     def _move(self, config: SchedulerConfig, index: int, order: int) -> _Move:
-        """Coefficients from sigma `index` to `index + 1`."""
+        """Compute the coefficients from sigma `index` to `index + 1`."""
         here, there = self.sigmas[index], self.sigmas[index + 1]
         h = _log_snr(there) - _log_snr(here)
         phi = math.expm1(-h)
@@ -124,7 +124,7 @@ class UniPC:
         return x + move.predict_past * (self.x0s[0] - x0) if move.predict_past else x
 
     def _correct(self, move: _Move, x0_now: Tensor) -> Tensor:
-        """The last move again, from where it began, with the x0 it arrived at."""
+        """Redo the last move from where it began, with the x0 that it arrived at."""
         before = self.x0s[-1]
         assert self.last_x is not None
         x = move.keep * self.last_x + move.pull * before + move.correct_now * (x0_now - before)

@@ -193,7 +193,7 @@ def draw_sigmas(share_B: Tensor, config: SchedulerConfig, stage: int, tokens: in
     and `tokens` (those of the stage before, as for the sampler) shift them all.
     """
     sigmas = shifted(config, share_B.double().numpy() * SIGMA_MAX, tokens)
-    timesteps = np.floor(stage_spans(config)[stage].told(config, sigmas))
+    timesteps = np.floor(stage_spans(config)[stage].timesteps(config, sigmas))
     return torch.from_numpy(sigmas).float(), torch.from_numpy(timesteps).float()
 
 
