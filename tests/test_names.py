@@ -119,7 +119,7 @@ def test_prompts_that_begin_alike_are_films_with_numbers(said, capsys):
     begun = "a-red-ball-rolls-over-a-very-long-wooden-table-towards-the-f"
     titles = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith(begun)]
     assert titles == [begun, f"{begun}-2"]
-    assert "leave out what is given twice" in said("plan", "a boat", "a boat")
+    assert "leave out the source that is given twice" in said("plan", "a boat", "a boat")
 
 
 @pytest.mark.parametrize("before", [["render", "--from"], ["plan", "x", "-o"], ["check"]], ids=" ".join)

@@ -384,7 +384,7 @@ def test_chunks_that_are_kept_are_told(tmp_path, monkeypatch, capsys):
         (["-o", "film.avi"], "are not written as .avi"),
         (["-o", "nowhere/film.mp4"], "does not exist"),
         (["--crf", "9999"], "has no crf 9999"),
-        (["--size", "12"], "--size: '12' is not a size"),
+        (["--size", "12"], '--size: "12" is not a size'),
         (["--seconds", "-3"], '--seconds: "-3" is not a time'),
         (["--seed", "-1"], "must be 0 to 9,223,372,036,854,775,807"),
     ],
