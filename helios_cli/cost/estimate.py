@@ -14,7 +14,7 @@ from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes, measured
 from helios_cli.cost.auto import auto_model
 from helios_cli.cost.gpus import other_device, require_quant
 from helios_cli.cost.memory import MemoryBudget, MemoryPlan, Workload
-from helios_cli.cost.model import Model, find_model, is_auto
+from helios_cli.cost.model import Model, find_model
 from helios_cli.cost.placing import (
     ChunkSpeed,
     budget_notices,
@@ -35,7 +35,7 @@ from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film, too_long
-from helios_cli.recipe.settings import choose_model, resolve
+from helios_cli.recipe.settings import DEFAULT_MODEL, choose_model, resolve
 from helios_cli.weights import hub
 from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.identity import weights_identity
@@ -154,7 +154,7 @@ def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], str]) -> I
 
 def _find(name: str, options: RenderOptions, device: Device, dtype: str) -> tuple[Model, list[str]]:
     notices = []
-    if is_auto(name):
+    if name == DEFAULT_MODEL:
         name, line = auto_model(device, dtype, options)
         notices.append(line)
     if shadow := hub.shadow_of(name):

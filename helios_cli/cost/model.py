@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from helios_cli.architecture import DiTConfig, ModelDefaults, UMT5Config, VAEConfig
 from helios_cli.errors import CheckpointError
-from helios_cli.recipe.settings import DEFAULT_MODEL
 from helios_cli.weights import hub
 from helios_cli.weights.checkpoint import PRESETS, PUBLISHED_SIZE, Checkpoint, Preset, files_of
 from helios_cli.weights.names import WEIGHT_BYTES, known_repo
@@ -49,10 +48,6 @@ class Model:
     @property
     def trained(self) -> bool:
         return self.checkpoint is None or self.checkpoint.trained
-
-
-def is_auto(name: str) -> bool:
-    return name == DEFAULT_MODEL
 
 
 def find_model(name: str, revision: str | None = None) -> Model:

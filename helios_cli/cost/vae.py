@@ -6,9 +6,9 @@ and the temporal resampling layers skip it; upsampling convolves the small pictu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import ceil
 
 from helios_cli.architecture import VAEConfig
@@ -115,18 +115,18 @@ def _decoder(vae: VAEConfig) -> list[Layer]:
     """Return the layers between the first convolution and the last, each of which keeps to pieces of its own."""
     layers: list[Layer] = [(_Walk.middle, 1)]
     for width, over_time in zip(reversed(vae.widths), (*reversed(vae.temporal_downsample), None), strict=True):
-        layers += [(partial(_Walk.residual, channels=width), 1)] * (vae.num_res_blocks + 1)
+        layers += [(functools.partial(_Walk.residual, channels=width), 1)] * (vae.num_res_blocks + 1)
         if over_time is not None:
-            layers.append((partial(_Walk.upsample, over_time=over_time), 4 if over_time else 2))
+            layers.append((functools.partial(_Walk.upsample, over_time=over_time), 4 if over_time else 2))
     return layers
 
 
 def _encoder(vae: VAEConfig) -> list[Layer]:
     layers: list[Layer] = []
     for width, over_time in zip(vae.widths, (*vae.temporal_downsample, None), strict=True):
-        layers += [(partial(_Walk.residual, channels=width), 1)] * vae.num_res_blocks
+        layers += [(functools.partial(_Walk.residual, channels=width), 1)] * vae.num_res_blocks
         if over_time is not None:
-            layers.append((partial(_Walk.downsample, over_time=over_time), 1))
+            layers.append((functools.partial(_Walk.downsample, over_time=over_time), 1))
     return [*layers, (_Walk.middle, 1)]
 
 
@@ -160,19 +160,18 @@ def _encoding(vae: VAEConfig, size: tuple[int, int], frames: int, *, first: bool
 def decode_flops(vae: VAEConfig, size: tuple[int, int], frames: int = FRAMES_PER_CHUNK) -> int:
     """Count the decoding of the latents of a chunk's first `frames` frames; up to a piece more of them is decoded."""
     others = latent_frames_for(frames) - 1
-    return _flops(_decoding(vae, size, 1, first=True)) + others * _flops(_decoding(vae, size, 1, first=False))
+    first, other = (sum(done.flops for done in _decoding(vae, size, 1, first=first)) for first in (True, False))
+    return first + others * other
 
 
 def encode_flops(vae: VAEConfig, size: tuple[int, int], frames: int) -> int:
     """Count the encoding of a clip of 4k + 1 frames."""
     groups = latent_frames_for(frames) - 1
-    return _flops(_encoding(vae, size, 1, first=True)) + groups * _flops(_encoding(vae, size, 4, first=False))
+    first = sum(done.flops for done in _encoding(vae, size, 1, first=True))
+    return first + groups * sum(done.flops for done in _encoding(vae, size, FRAMES_PER_LATENT, first=False))
 
 
-def _flops(passes: list[Pass]) -> int:
-    return sum(done.flops for done in passes)
-
-
+@functools.cache
 def decode_elements(vae: VAEConfig, size: tuple[int, int], device: str) -> int:
     """Count the numbers held at most while a chunk is decoded, without the weights."""
     latents = latent_frames_for(FRAMES_PER_CHUNK) - 1
@@ -205,6 +204,7 @@ def _nested(layers: list[Layer], walk: _Walk, vae: VAEConfig, limit: int, *, spl
     return held + most, buffer
 
 
+@functools.cache
 def encode_elements(vae: VAEConfig, size: tuple[int, int], device: str) -> int:
     """Count the numbers held at most while a clip of 33 frames is encoded, without the weights."""
     group = FRAMES_PER_LATENT * size[0] * size[1] * vae.base_dim

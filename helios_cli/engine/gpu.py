@@ -22,7 +22,7 @@ from helios_cli import __version__, machine
 from helios_cli.architecture import DiTConfig
 from helios_cli.errors import MachineError
 from helios_cli.model.attention import Choice, attention, auto_rule
-from helios_cli.model.backends import Memory, first_line
+from helios_cli.model.backends import Measurements, first_line
 from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
 from helios_cli.model.fp8 import Fp8, product
 from helios_cli.units import GRAPHS, LATENTS_PER_CHUNK, PROMPT_KEYS
@@ -239,11 +239,11 @@ def _call(tensors: dict[str, Tensor]) -> Call:
 # Attention
 
 
-def attention_memory(device: torch.device) -> Memory | None:
+def attention_memory(device: torch.device) -> Measurements | None:
     """Return what `auto` has measured on a GPU; None for other devices, where it measures nothing."""
     if device.type != "cuda":
         return None
-    return Memory(machine.home() / machine.ATTENTION, machine.attention_key(torch.cuda.get_device_name(device)))
+    return Measurements(machine.home() / machine.ATTENTION, machine.attention_key(torch.cuda.get_device_name(device)))
 
 
 def attention_facts(device: torch.device) -> dict:

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import helios_kernels as kernels
 from helios_cli.errors import MachineError
 from helios_cli.model import backends
-from helios_cli.model.backends import AUTO, Memory
+from helios_cli.model.backends import AUTO, Measurements
 from helios_cli.model.ops import linear, onednn_runs, product_dtype, right_dtype
 from helios_kernels.timing import gpu_seconds
 
@@ -142,9 +142,11 @@ class Choice:
     of another film: where it runs and is right here, it is taken in place of the fastest.
     """
 
-    def __init__(self, name: str = AUTO, memory: Memory | None = None, wanted: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str = AUTO, memory: Measurements | None = None, wanted: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
-        self.memory = memory or Memory(None, "")
+        self.memory = memory or Measurements(None, "")
         self.wanted = wanted or {}
         self.taken: dict[str, str] = {}
         """What `auto` took on a GPU, by shape."""
@@ -205,7 +207,7 @@ def choose(
     heads: int,
     head_size: int,
     *,
-    memory: Memory | None = None,
+    memory: Measurements | None = None,
     wanted: Mapping[str, str] | None = None,
 ) -> Choice:
     """Return the choice called `name`, one of NAMES, for networks with such heads on `device`.

@@ -47,7 +47,7 @@ class Measured:
         return min((name for name in names if name in self.ms), key=lambda name: self.ms[name], default="sdpa")
 
 
-class Memory:
+class Measurements:
     """The measurements of one device, in a file. A damaged file, or one of another version, counts as empty."""
 
     def __init__(self, file: Path | None, device: str) -> None:

@@ -15,7 +15,7 @@ from helios_cli.architecture import DiTConfig
 from helios_cli.bench.specs import SPECS
 from helios_cli.errors import InputError, MachineError
 from helios_cli.model import attention
-from helios_cli.model.backends import Measured, Memory, measure, read_choices, shape_key
+from helios_cli.model.backends import Measured, Measurements, measure, read_choices, shape_key
 from helios_cli.model.dit import HeliosDiT
 from helios_kernels import devices
 from helios_kernels.tuning import LocalConfigs, keep_local
@@ -68,7 +68,7 @@ class OnGpu(torch.Tensor):
 def test_what_another_film_took_is_taken_where_it_runs_and_is_right(monkeypatch):
     monkeypatch.setattr(helios_kernels, "runs", lambda *_: False)
     q, k, v = (x.as_subclass(OnGpu) for x in tensors())
-    memory = Memory(None, "a GPU")
+    memory = Measurements(None, "a GPU")
     shape = shape_key(q, k, None)
     memory.known[shape] = Measured("cudnn", {"cudnn": 1.0, "flash": 2.0}, {"efficient": "no"})
     taken = {}
@@ -147,17 +147,17 @@ def test_what_was_timed_with_kernels_serves_without_them_and_not_the_other_way()
 
 def test_what_was_measured_is_remembered_by_device_and_shape(tmp_path):
     file, one = tmp_path / "home" / "attention.json", Measured("cudnn", {"cudnn": 1.0}, {"triton": "x"})
-    Memory(file, "A").keep("64x64 2x32 bfloat16", one)
-    Memory(file, "B").keep("64x64 2x32 bfloat16", Measured("flash", {"flash": 1.0}, {}))
-    assert Memory(file, "A").known == {"64x64 2x32 bfloat16": one}
+    Measurements(file, "A").keep("64x64 2x32 bfloat16", one)
+    Measurements(file, "B").keep("64x64 2x32 bfloat16", Measured("flash", {"flash": 1.0}, {}))
+    assert Measurements(file, "A").known == {"64x64 2x32 bfloat16": one}
     assert read_choices(file, "B")["64x64 2x32 bfloat16"].name == "flash"
 
 
 def test_those_who_measure_at_the_same_time_lose_nothing_of_each_other(tmp_path):
     file, one = tmp_path / "attention.json", Measured("cudnn", {"cudnn": 1.0}, {})
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda number: Memory(file, "A").keep(f"{number}", one), range(40)))
-    assert Memory(file, "A").known.keys() == {f"{number}" for number in range(40)}
+        list(pool.map(lambda number: Measurements(file, "A").keep(f"{number}", one), range(40)))
+    assert Measurements(file, "A").known.keys() == {f"{number}" for number in range(40)}
     assert [entry.name for entry in tmp_path.iterdir()] == ["attention.json"]
 
 
@@ -190,7 +190,7 @@ def test_a_damaged_file_is_an_empty_one(text, tmp_path):
     file = tmp_path / "attention.json"
     file.write_text(text)
     assert read_choices(file, "A") == {}
-    Memory(file, "A").keep("s", Measured("flash", {}, {}))
+    Measurements(file, "A").keep("s", Measured("flash", {}, {}))
     assert json.loads(file.read_text())["devices"]["A"]["s"]["name"] == "flash"
 
 
