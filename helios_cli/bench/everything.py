@@ -44,7 +44,7 @@ PART_SECONDS = 150.0
 """Seconds of one process: a kernel that hangs costs no more."""
 
 NOISE_DB = 3.0
-"""How much further from float32 kernels may be than PyTorch: twice its squared error."""
+"""Margin by which kernels may be further from float32 than PyTorch: twice its squared error."""
 
 LEAST_SECONDS = 5.0
 """Seconds in which a process can at least begin."""
@@ -52,7 +52,7 @@ LEAST_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Shapes:
-    """What is measured on a kind of device.
+    """The sizes that are measured on a kind of device.
 
     Attributes:
         size: synthetic model that is rendered; `compared`: the one that is rendered with kernels on and off.

@@ -1,4 +1,4 @@
-"""How far a film in a cheaper arithmetic is from another: PSNR of latents and frames by chunk, from the same noise.
+"""The distance of two films in different arithmetic: PSNR of latents and frames by chunk, from the same noise.
 
 Each film continues from its own history, so a later chunk's distance includes the consequences of earlier ones.
 """
@@ -71,7 +71,7 @@ def psnr_db(a: Tensor, b: Tensor, peak: float) -> float:
 
 
 def _returned(steps: Generator[object, None, T]) -> T:
-    """What a generator returns at its end."""
+    """Run a generator, and return its result."""
     while True:
         try:
             next(steps)

@@ -1,4 +1,4 @@
-"""What benchmarks report: where and when they ran, how two sides compare, `bench all` as Markdown. No torch."""
+"""Reports of benchmarks: where and when they ran, how two sides compare, `bench all` as Markdown. No torch."""
 
 from __future__ import annotations
 

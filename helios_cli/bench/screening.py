@@ -22,7 +22,7 @@ from helios_cli.units import DEFAULT_FPS
 
 @dataclass(frozen=True)
 class Showing:
-    """How films are rendered: steps a stage and guidance (None: the model's own), and the first film's seed."""
+    """Options of a showing: steps a stage and guidance (None: the model's own), and the first film's seed."""
 
     steps: tuple[int, ...] | None = None
     guidance: float | None = None

@@ -1,4 +1,4 @@
-"""What a benchmark renders and measures, in a process of its own, and the least time that it could take.
+"""A film that a benchmark renders in a process of its own, the result, and the least time that it could take.
 
 Each side is a module of this package that `child.ask` runs, so that neither pays for the other's imports, memory or
 thread pools, and the peak memory is one side's alone. Importing this does not import torch.
@@ -87,7 +87,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """What one side took.
+    """The times and the memory of one side.
 
     Attributes:
         side: "helios" or "diffusers"; `version` is its own.

@@ -1,4 +1,4 @@
-"""Every kernel beside its twin on the GPU at hand, on small and ugly shapes, and a file of the verdicts.
+"""Every kernel against its twin on the GPU at hand, on small and ugly shapes, and a file of the verdicts.
 
 A kernel that compiles and passes the tests can still be wrong on a chip, with a driver or a compiler, that its authors
 never had. So `HELIOS_KERNELS=auto` takes only kernels that were found right here:
