@@ -62,7 +62,7 @@ def find_device(name: str = "auto") -> Device:
     """Return the device that `pick_device(name)` takes, without opening it. Raises InputError for an unknown name."""
     _require_known(name, "auto")
     if name.startswith("cuda"):
-        return _nvidia(_index(name)) or Device("cuda", "a GPU that is not seen from here", None, None)
+        return _nvidia(_index(name)) or Device("cuda", "a GPU that cannot be queried", None, None)
     if name == "auto" and _torch_has("torch_cuda") and (gpu := _nvidia(0)):
         return gpu
     memory = machine.host_memory()
@@ -173,7 +173,7 @@ def pick_dtype(name: str, device: Device) -> tuple[str, str]:
     if name != "auto":
         if name not in ITEMSIZE:
             raise InputError(f"--dtype {name}: no such dtype", hint=f"write auto, {', '.join(ITEMSIZE)}")
-        return name, "asked for"
+        return name, "requested"
     if device.kind == "cuda":
         chip = "compute capability {}.{}".format(*device.capability) if device.capability else "a GPU of today"
         if device.capability and device.capability < (8, 0):

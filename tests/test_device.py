@@ -135,7 +135,7 @@ def test_gpus_of_this_machine():
 
 @pytest.mark.parametrize("name", ITEMSIZE)
 def test_a_dtype_that_was_asked_for(name):
-    assert pick_dtype(name, find_device("cpu")) == (name, "asked for")
+    assert pick_dtype(name, find_device("cpu")) == (name, "requested")
     assert torch_dtype(name, torch.device("cpu")) == getattr(torch, name)
 
 

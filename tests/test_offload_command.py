@@ -128,7 +128,7 @@ def test_nothing_fits_is_said_before_anything_is_loaded(helios, folder, monkeypa
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--device", "cpu", "--ram", "100M", code=3)
     assert "of host memory, of which it may take 100 MB" in said.err and "--size" in said.err
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--device", "cpu", "--vram", "1G", code=2)
-    assert "--vram is of a GPU" in said.err
+    assert "--vram limits the memory of a GPU" in said.err
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--ram", "lots", code=2)
     assert "6GiB" in said.err
 

@@ -168,7 +168,9 @@ def budget_of(options: RenderOptions, device: Device, *, here: bool = True) -> M
     """Return what may be taken of `device` and of its host, at most what is free. The host's memory is not known unless
     it is `here`. Raises InputError for --vram on a CPU."""
     if device.kind == "cpu" and options.vram is not None:
-        raise InputError("--vram is of a GPU, and this renders on the CPU", hint="give --ram, or a --device")
+        raise InputError(
+            "--vram limits the memory of a GPU, but this renders on the CPU", hint="give --ram, or a --device"
+        )
     host = machine.host_memory().available_bytes if here else None
     return MemoryBudget(_least(device.free_bytes, options.vram), _least(host, options.ram))
 
@@ -181,7 +183,7 @@ def budget_notices(options: RenderOptions, budget: MemoryBudget) -> list[str]:
     """Report flags that ask for more than is free."""
     flags = ("--vram", options.vram, budget.device_bytes), ("--ram", options.ram, budget.host_bytes)
     return [
-        f"{flag} {format_bytes(value)}: only {format_bytes(given)} is free, which is what may be taken"
+        f"{flag} {format_bytes(value)}: only {format_bytes(given)} is free, so that is the budget"
         for flag, value, given in flags
         if value is not None and given is not None and given < value
     ]
@@ -198,7 +200,7 @@ def choose(plans: Plans, options: RenderOptions, budget: MemoryBudget, device: D
     """Return the fastest plan that fits and that the user allows. Raises MachineError if there is none."""
     allowed = [plan for plan in plans if options.offload in ("auto", plan.name)]
     if not allowed:
-        raise MachineError(f"--offload {options.offload} does not go on {device.kind} with these weights", hint=_HINT)
+        raise MachineError(f"--offload {options.offload} does not work on {device.kind} with these weights", hint=_HINT)
     fitting = [plan for plan in allowed if plan.fits is not False]
     if not fitting:
         raise _too_little(min(allowed, key=lambda plan: (plan.device_bytes, plan.host_bytes)), plans, budget, device)
@@ -263,7 +265,7 @@ def reason(plan: MemoryPlan, plans: Plans, options: RenderOptions, budget: Memor
     if not placement.decode_beside:
         what += ", nothing is computed while a chunk is decoded"
     if options.offload != "auto":
-        return f"{what}, as asked for"
+        return f"{what}, as requested"
     if plan.name == "none":
         return f"{what}, as everything fits"
     key = "host_bytes" if load.device.kind == "cpu" else "device_bytes"

@@ -141,7 +141,7 @@ def test_nothing_fits():
 
 
 def test_a_budget_of_what_is_not_there():
-    with pytest.raises(InputError, match="--vram is of a GPU"):
+    with pytest.raises(InputError, match="--vram limits the memory of a GPU"):
         budget_of(RenderOptions(vram=GB), CPU)
     assert budget_of(RenderOptions(vram=3 * GB, ram=2 * GB), GPU) == MemoryBudget(3 * GB, 2 * GB)
     assert budget_of(DEFAULT, GPU).device_bytes == 80 * GB
@@ -156,7 +156,7 @@ def test_a_wish_for_more_than_there_is():
     budget = budget_of(options, GPU)
     assert budget.device_bytes == 80 * GB and budget.host_bytes == pytest.approx(free, rel=0.2)
     vram, ram = budget_notices(options, budget)
-    assert vram == "--vram 100 GB: only 80 GB is free, which is what may be taken" and ram.startswith("--ram 100 TB")
+    assert vram == "--vram 100 GB: only 80 GB is free, so that is the budget" and ram.startswith("--ram 100 TB")
     assert budget_notices(RenderOptions(vram=GB), budget_of(RenderOptions(vram=GB), GPU)) == []
     assert budget_of(options, GPU, here=False).host_bytes == 10**14  # of a machine that is not this one
     unseen = replace(GPU, free_bytes=None)
@@ -224,7 +224,7 @@ def test_apple_s_devices_do_not_stream():
     load = film(replace(CPU, kind="mps"))
     modes = memory_plans(load, MemoryBudget(20 * GB, 64 * GB))
     assert [mode.name for mode in modes] == ["none", "model"]
-    with pytest.raises(MachineError, match="--offload stream does not go on mps"):
+    with pytest.raises(MachineError, match="--offload stream does not work on mps"):
         choose(modes, RenderOptions(offload="stream"), MemoryBudget(20 * GB, 64 * GB), load.device, UNKNOWN)
 
 
