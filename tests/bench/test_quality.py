@@ -10,7 +10,7 @@ from PIL import Image
 
 from helios_cli.cli import main
 from helios_cli.commands import bench_quality
-from helios_cli.engine import render as engine
+from helios_cli.engine import chunks as engine
 from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.history import History
 from helios_cli.train.ablation import AbsoluteDenoiser, AnchorlessHistory
