@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from helios_cli.console import console
 from helios_cli.engine.events import (
@@ -62,8 +62,8 @@ class View(Protocol):
 
 @contextmanager
 def open_view(
-    kind: ProgressKind, plain: Callable[[], View] | None = None, rich: Callable[[RichConsole], RichView] | None = None
-) -> Iterator[View]:
+    kind: ProgressKind, plain: Callable[[], Any] | None = None, rich: Callable[[RichConsole], Any] | None = None
+) -> Iterator[Any]:
     """Open the display called `kind`. `auto` is `rich`, and `rich` without a terminal is `plain`.
 
     Training passes its own `plain` and `rich` displays.

@@ -110,7 +110,8 @@ def everything(
     from helios_cli.engine.gpu import recall_kernels
 
     recall_kernels()
-    rows, data = [], {}
+    rows: list[list[object]] = []
+    data: dict[str, Any] = {}
     for name, data in measure_all(where, seconds=seconds):
         if data["note"] and not rows:
             console.notice(data["note"])

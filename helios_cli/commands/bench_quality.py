@@ -6,7 +6,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -98,7 +98,8 @@ def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Pat
 
     asked = held_out_prompts(count, how.seed)
     moments = Samples(chunks=chunks).moments()
-    scores, rows, size = [], [], (0, 0)
+    scores, size = [], (0, 0)
+    rows: list[Row] = []
     console.status(f"{count} films of {chunks * FRAMES_PER_CHUNK} frames")
     films = rendered(models, [prompt.caption for prompt in asked], chunks * FRAMES_PER_CHUNK, how)
     for prompt, film in zip(asked, films, strict=True):
@@ -153,7 +154,7 @@ def _changes(models: Models, how: Showing, count: int) -> dict:
 
     frames = SHOT_CHUNKS * FRAMES_PER_CHUNK
     blended = math.ceil(DEFAULT_BLEND_SECONDS * DEFAULT_FPS / FRAMES_PER_CHUNK)
-    table = {}
+    table: dict[str, Any] = {}
     for transition, due in (("cut", 0), ("switch", 0), ("blend", blended)):
         console.status(f"{count} films of two shots, with a {transition}")
         films = []
