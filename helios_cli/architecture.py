@@ -73,7 +73,7 @@ def _is_legal(value: Any, one: Field) -> bool:
 
 
 def _is_alike(value: Any, default: Any, limits: Any) -> bool:
-    """Whether `value` is a bool, an int or a number, as `default` is, and within its limits."""
+    """Return whether `value` is a bool, an int or a number, as `default` is, and within its limits."""
     if isinstance(default, bool):
         return isinstance(value, bool)
     kinds = int | float if isinstance(default, float) else int

@@ -81,7 +81,7 @@ def _index(name: str) -> int:
 
 
 def _torch_has(library: str) -> bool:
-    """Whether the installed PyTorch comes with a library, checked without importing it."""
+    """Return whether the installed PyTorch comes with a library, checked without importing it."""
     spec = importlib.util.find_spec("torch")
     folder = Path(spec.origin).parent / "lib" if spec and spec.origin else None
     return folder is not None and (folder / f"lib{library}.so").exists()

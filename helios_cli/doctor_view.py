@@ -1,4 +1,4 @@
-"""What `helios doctor` prints."""
+"""The output of `helios doctor`."""
 
 from __future__ import annotations
 

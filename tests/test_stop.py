@@ -28,7 +28,7 @@ class Sends:
 
 @pytest.fixture(autouse=True)
 def hangups_are_not_ignored():
-    """As they are under nohup."""
+    """The signals are ignored in this way under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)

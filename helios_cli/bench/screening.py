@@ -56,7 +56,7 @@ def films(models: Models, prompts: Sequence[str], frames: int, how: Showing) -> 
 
 
 def plan_of(models: Models, prompt: str, frames: int, how: Showing) -> Plan:
-    """Plan a film as `helios render` does. InputError if the model cannot do what is asked."""
+    """Plan a film as `helios render` does. InputError if the model cannot do it."""
     return _plan(models, read_films([prompt])[0], frames, how)
 
 

@@ -60,7 +60,8 @@ class Tested:
 
     @property
     def is_right(self) -> bool:
-        """Whether the film is right and no product that runs is wrong: it would be right without this test, too."""
+        """Return whether the film is right and no product that runs is wrong: it would be right without this test,
+        too."""
         products = all(one.is_right or not one.runs for one in self.products)
         return products and all(psnr >= self.least for psnr in self.chunks)
 

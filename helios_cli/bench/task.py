@@ -144,7 +144,7 @@ _NO_RECIPE: Any = SimpleNamespace(
 
 
 def plan_of(defaults: ModelDefaults, *, frames: int, **flags: Any) -> Plan:
-    """Plan a film of PROMPT as `helios render` does. InputError if the model cannot do what is asked.
+    """Plan a film of PROMPT as `helios render` does. InputError if the model cannot do it.
 
     Does not import what reads recipes: a machine that is only measured needs none of those packages.
     """

@@ -95,7 +95,7 @@ def live(
 
 
 def _render_command(context: typer.Context, path: Path, output: str) -> str:
-    """What to type for the same film from its recipe."""
+    """Return the command that makes the same film from its recipe."""
     from helios_cli.live.film import IN_RECIPE
 
     not_needed = {*IN_RECIPE, "prompt", "model", "transition", "hold", "force", "progress", "quiet", "json"}

@@ -39,7 +39,7 @@ def list_models(json: JsonFlag = False) -> None:
 
 @app.command()
 def info(model: Model, revision: Revision = None, json: JsonFlag = False) -> None:
-    """What a model is and holds, from its JSON files and weight headers."""
+    """Show a model's kind, sizes and shapes, from its JSON files and weight headers."""
     source = _source(model, revision)
     folder = hub.find(source)
     known = KNOWN.get(model)

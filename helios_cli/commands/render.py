@@ -78,7 +78,7 @@ def render(
 
 
 def _next_step(context: typer.Context, film: Film, options: RenderOptions, seed: int) -> str:
-    """What to type for the film with the take of `seed`."""
+    """Return the command that makes the film with the take of `seed`."""
     result = "goes on from its kept chunk" if options.cache else "renders it again, with the same frames"
     shot = options.shot or 1
     if shot == 1 and film.recipe.shots[0].seed is None:

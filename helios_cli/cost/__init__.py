@@ -1,1 +1,1 @@
-"""What a film will cost before a weight is read: calls, operations, memory, disk, time. No torch, nothing printed."""
+"""The cost of a film before a weight is read: calls, operations, memory, disk, time. No torch, nothing printed."""

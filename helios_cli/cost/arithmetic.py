@@ -1,4 +1,4 @@
-"""What decides how numbers are rounded on a device, for fingerprints; without torch."""
+"""The arithmetic of a device, which decides how numbers are rounded, for fingerprints; without torch."""
 
 from __future__ import annotations
 

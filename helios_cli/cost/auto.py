@@ -33,11 +33,8 @@ USUAL_TOKENS = 100
 
 
 def auto_model(device: Device, dtype: str, options: RenderOptions) -> tuple[str, str]:
-    """Return the model, and a line that says which, why, and how to get the other one.
-
-    On a CPU the best one is taken only if it fits as a whole, unless `options` name a mode: streamed, it renders there
-    too, but for hours.
-    """
+    """Return the model, and a line that says which, why, and how to get the other one. On a CPU the best one is
+    taken only if it fits as a whole, unless `options` name a mode: streamed, it renders there too, in hours."""
     try:
         folder = hub.find(hub.source_of(BEST))
     except InputError as error:  # the cache cannot be used; the packaged model needs none

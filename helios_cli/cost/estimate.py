@@ -1,4 +1,4 @@
-"""What a film will cost, before it is rendered."""
+"""The estimate of a film, before it is rendered."""
 
 from __future__ import annotations
 

@@ -220,7 +220,8 @@ class Workload:
 
     @property
     def can_stream(self) -> bool:
-        """Whether blocks can stream: not on Apple's devices, and fp8 weights only from files that hold them."""
+        """Return whether blocks can stream: not on Apple's devices, and fp8 weights only from files that hold
+        them."""
         checkpoint = self.model.checkpoint
         rounded = checkpoint is not None and "F8_E4M3" in checkpoint.component("transformer").dtypes
         return self.device.kind != "mps" and (self.quant == "none" or rounded)

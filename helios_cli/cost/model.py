@@ -16,7 +16,7 @@ PUBLISHED_PARAMETERS = {"transformer": 14_312_427_584, "text_encoder": 5_680_910
 
 @dataclass(frozen=True)
 class Model:
-    """What planning needs of a model.
+    """A model as planning needs it.
 
     Attributes:
         name: As the user writes it.

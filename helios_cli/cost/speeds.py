@@ -1,4 +1,4 @@
-"""How long a film takes: from speeds measured on this machine, else from what its kind of device can do at best.
+"""The time a film takes: from speeds measured on this machine, else from what its kind of device can do at best.
 
 `helios bench` and finished films write the speeds of this machine to `speeds.json` in HELIOS_HOME:
 
@@ -125,7 +125,7 @@ def _speed(entry: object) -> MeasuredSpeed | None:
 
 
 def _is_positive(value: object) -> bool:
-    """Whether `value` is a number over 0 that a float can hold, which a number in JSON need not be."""
+    """Return whether `value` is a number over 0 that a float can hold, which a number in JSON need not be."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
@@ -137,7 +137,7 @@ def find_speed(device: str, dtype: str, parameters: int, path: Path | None = Non
 
 
 def is_near(measured: int, parameters: int) -> bool:
-    """Whether a speed measured with a transformer of `measured` parameters holds for one of `parameters`."""
+    """Return whether a speed measured with a transformer of `measured` parameters holds for one of `parameters`."""
     return _ratio(measured, parameters) <= NEAR
 
 

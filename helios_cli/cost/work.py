@@ -1,4 +1,4 @@
-"""What a film makes the model do: tokens, model calls and operations, by stage and by phase.
+"""The work of a film for the model: tokens, model calls and operations, by stage and by phase.
 
 Operations are those of products, 2 for each multiply-add, as `torch.utils.flop_counter` counts them. Work that the
 engine skips is not counted: a prompt's keys and values are computed once a prompt and not once a call, all padding is

@@ -1,4 +1,4 @@
-"""What is made of a film besides its frames: its record, the sidecar, timelines, a check."""
+"""The files of a film other than its frames: its record, the sidecar, timelines, a check."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Finish:
         return self.script.film
 
     def record(self) -> Record:
-        """How the film is made, as far as it is decided."""
+        """The record of how the film is made, as far as it is decided."""
         plan = self.script.plan
         name, checkpoint, folder = self.models.name, self.models.checkpoint.path, self.target.path.parent
         source = source_of(name, self.options.revision)
@@ -67,7 +67,7 @@ class Finish:
         )
 
     def is_finished(self) -> bool:
-        """Whether the target holds this very film already, and need not be rendered."""
+        """Return whether the target holds this very film already, and need not be rendered."""
         return self.options.metadata and not self.options.force and is_finished(self.target, self.record())
 
     def differences(self) -> Iterator[Notice]:

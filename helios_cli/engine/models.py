@@ -120,7 +120,7 @@ class Models:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the transformer or the VAE is in memory."""
+        """Return whether the transformer or the VAE is in memory."""
         return self._dit is not None or self._vae is not None
 
     def place(self, placement: Placement) -> None:

@@ -66,7 +66,7 @@ def render(
 
 
 def _render_placed(output: str, options: RenderOptions, session: Session, script: Script) -> Iterator[Event]:
-    """Render a film whose model has its place: target, chunks, and what is made of the film besides its frames."""
+    """Render a film whose model has its place: target, chunks, and the files other than its frames."""
     target = Target.of(output)
     with memory_errors():
         identity = session.identity(script.plan.size)

@@ -55,7 +55,7 @@ ProgressBytes = Callable[[str, int], AbstractContextManager[Callable[[int], None
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides a film's pixels besides its plan: the weights, and how numbers are rounded here."""
+    """Everything that decides a film's pixels except its plan: the weights, and how numbers are rounded here."""
 
     weights: str
     arithmetic: Arithmetic
@@ -103,7 +103,7 @@ class Session:
         self._notices.append(Notice(message))
 
     def notices(self) -> list[Notice]:
-        """What the user should know since this was asked last."""
+        """Return the notices since the last call."""
         notices, self._notices = self._notices, []
         return notices
 
@@ -169,7 +169,7 @@ class Session:
             self.note(line)
 
     def identity(self, size: tuple[int, int]) -> Identity:
-        """What decides the pixels of films of this size, measured where it has to be."""
+        """Return what decides the pixels of films of this size, measured where it has to be."""
         models = self.models
         models.settle(size)
         dtype = _name_of(models.dtype)

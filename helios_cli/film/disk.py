@@ -13,7 +13,7 @@ from helios_cli.errors import MachineError
 
 
 def open_own(path: Path, mode: str = "r+b") -> IO[bytes]:
-    """Open one of our files beside a film to write to it. OSError for a link: it leads to a file that is not ours."""
+    """Open one of our files next to a film to write to it. OSError for a link: it leads to a file that is not ours."""
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 

@@ -40,7 +40,7 @@ def check_exports(target: Target, forms: tuple[str, ...], num_shots: int, *, for
 
 
 def export(target: Target, plan: Plan, forms: tuple[str, ...]) -> list[str]:
-    """Write the forms beside the film. Returns notices for the user; MachineError if one cannot be written."""
+    """Write the forms next to the film. Returns notices for the user; MachineError if one cannot be written."""
     for form in forms:
         replace_text(export_path(target, form), (otio if form == "otio" else edl)(target, plan))
     if "edl" not in forms or frame_rate(plan.fps).denominator == 1:

@@ -39,7 +39,8 @@ NEEDED = {
     "filters": ("scale", "crop", "format", "setparams", "setpts", "fps", "trim", "select"),
     "bsfs": ("setts",),
 }
-"""What every film needs, by ffmpeg's list of such parts. The encoder that a film asks for is tried."""
+"""The parts of ffmpeg that every film needs, by ffmpeg's list of such parts. The encoder that a film needs is
+tried."""
 
 TAIL_LINES = 20
 MAX_LINE = 1000

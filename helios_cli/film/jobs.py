@@ -221,7 +221,8 @@ def _outputs(films: list[Film], output: str | None) -> list[str]:
 
 
 def _is_folder_for_films(output: str | None) -> bool:
-    """Whether `output` is a folder to put films into. A film of PNG pictures ends in a slash, or has some already."""
+    """Return whether `output` is a folder to put films into. A film of PNG pictures ends in a slash, or has some
+    already."""
     if not output or output.endswith(("/", os.sep)) or not os.path.isdir(output):
         return False
     return not any(FRAME_NAME.fullmatch(path.name) for path in Path(output).glob("*.png"))

@@ -1,6 +1,6 @@
 """The journal of a film that is being rendered: which chunks are safe on disk, and which process is rendering.
 
-`<name>.journal` beside the film has one JSON object a line: `run` (a process that works on the film), `film` (what is
+`<name>.journal` next to the film has one JSON object a line: `run` (a process that works on the film), `film` (what is
 made, how it is encoded), and one `chunk` for each that is finished, written after its piece and its state have reached
 the disk. A line that was being written when the process died is dropped when the journal is read.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PNG_LEVEL = 3
-"""zlib level: twice the speed of the default 6 for a fifth more bytes."""
+"""The zlib level: twice the speed of the default 6 for a fifth more bytes."""
 
 
 class VideoEncoder:

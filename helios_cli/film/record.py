@@ -1,4 +1,4 @@
-"""The record of how a film was made: beside it as `<stem>.json` (its sidecar), and inside an .mp4 or .mkv.
+"""The record of how a film was made: next to it as `<stem>.json` (its sidecar), and inside an .mp4 or .mkv.
 
 `helios render --from` makes the same film again from either. Paths in a record are relative to the film's folder, so
 that film, pictures and model may move together.
@@ -380,7 +380,7 @@ def read_again(path: Path) -> Again:
 
 
 def _film_and_record(path: Path) -> tuple[str, Record]:
-    """Return the film's name and its record, from a film, its sidecar or, for a folder, the sidecar beside it."""
+    """Return the film's name and its record, from a film, its sidecar or, for a folder, the sidecar next to it."""
     source = sidecar_of(path) if os.path.isdir(path) else path
     if not os.path.isfile(source):
         if os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""The place of a film, and the names of the files beside it while it is being made."""
+"""The place of a film, and the names of the files next to it while it is being made."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Target:
 
     @property
     def beside(self) -> tuple[Path, ...]:
-        """The files beside the unfinished film, except the journal."""
+        """The files next to the unfinished film, except the journal."""
         return self.partial, self.finishing, self.state(0), self.state(1)
 
     def named(self, suffix: str) -> Path:
@@ -113,7 +113,7 @@ def check_target(path: str | os.PathLike, *, force: bool) -> Target:
             raise InputError(f"the folder {folder} is not writable", hint="choose another place with -o")
         is_there = is_taken(target)
         check_beside(target)
-    except OSError as error:  # a folder that may not be searched, a name that is too long for the files beside it
+    except OSError as error:  # a folder that may not be searched, a name that is too long for the files next to it
         raise InputError(f"cannot write {path}: {error.strerror}", hint=OTHER_NAME) from error
     if is_there and not force:
         raise film_exists(path)

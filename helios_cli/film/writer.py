@@ -1,10 +1,10 @@
 """Writes frames into a film: an .mp4 or .mkv through ffmpeg, or a folder of PNG pictures.
 
 A thread encodes, so that encoding overlaps rendering; a bounded queue makes a slow encoder hold the renderer back
-instead of filling memory. The film grows piece by piece under `<name>.partial.mp4` beside its target and takes the
+instead of filling memory. The film grows piece by piece under `<name>.partial.mp4` next to its target and takes the
 target's name only when it is whole, so a file under that name is never broken.
 
-With a journal beside it (`resume`), each piece is safe as soon as it is finished: whatever ends the process, the next
+With a journal next to it (`resume`), each piece is safe as soon as it is finished: whatever ends the process, the next
 run continues after the last one.
 """
 
@@ -50,7 +50,7 @@ def open_writer(
 
     A film at `path` stays until `close` replaces it; `check_target` and `check_encoding` check it first. `codec`,
     `crf` and `preset` apply to .mp4 only. At most QUEUE_BYTES of frames wait for the encoder, or one larger array.
-    `keep` leaves journal and pieces beside the finished film. Without `force`, `FilmWriter.resume` and `close` replace
+    `keep` leaves journal and pieces next to the finished film. Without `force`, `FilmWriter.resume` and `close` replace
     no finished film, and no unfinished one whose chunks are of no use and in no cache.
     """
     target = check_target(path, force=True)

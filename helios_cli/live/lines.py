@@ -63,7 +63,7 @@ class Lines:
 
     @property
     def ended(self) -> bool:
-        """Whether no prompt is waiting and none will come."""
+        """Return whether no prompt is waiting and none will come."""
         with self._changed:
             return self._closed and not self._waiting
 

@@ -23,7 +23,7 @@ from helios_cli.units import FRAMES_PER_CHUNK, chunks_for
 
 @dataclass(frozen=True)
 class Manner:
-    """How prompts take effect that do not say it: `hold` is their least time, in seconds."""
+    """The defaults for prompts: `hold` is their least time, in seconds."""
 
     transition: Transition = "blend"
     hold: float = DEFAULT_BLEND_SECONDS

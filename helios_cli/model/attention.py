@@ -128,7 +128,7 @@ RUN: dict[str, backends.Attention] = {
 NAMES = (AUTO, *RUN)
 
 ON_GPU = ("efficient", "flash", "cudnn", "triton")
-"""What `auto` times on a GPU, those first that the others are compared with."""
+"""The kinds of attention that `auto` times on a GPU, those first that the others are compared with."""
 
 
 SECONDS_PER_CANDIDATE = 0.03
@@ -149,7 +149,7 @@ class Choice:
         self.memory = memory or Measurements(None, "")
         self.wanted = wanted or {}
         self.taken: dict[str, str] = {}
-        """What `auto` took on a GPU, by shape."""
+        """The choices of `auto` on a GPU, by shape."""
 
     def of(self, q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> str:
         """Return the name of the attention for these tensors. On a GPU a new shape is timed first."""
@@ -183,7 +183,7 @@ class Choice:
 
 
 def is_right(name: str, q_BQND: Tensor) -> bool:
-    """Whether the attention called `name` was not found wrong on the device of these queries."""
+    """Return whether the attention called `name` was not found wrong on the device of these queries."""
     return right_dtype(q_BQND.device, f"attention {name}", q_BQND.dtype) == q_BQND.dtype
 
 

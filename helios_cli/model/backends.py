@@ -39,7 +39,7 @@ class Measured:
     refused: dict[str, str]
 
     def covers(self, names: Iterable[str]) -> bool:
-        """Whether all of `names` were tried."""
+        """Return whether all of `names` were tried."""
         return all(name in self.ms or name in self.refused for name in names)
 
     def fastest(self, names: Iterable[str]) -> str:

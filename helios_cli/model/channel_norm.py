@@ -23,7 +23,7 @@ that the calls (and, with several threads, their barriers) do not count."""
 
 
 class ChannelNorm(nn.Module):
-    """x / |x| * sqrt(C) * gamma over the channels of each position, in float32."""
+    """The norm x / |x| * sqrt(C) * gamma over the channels of each position, in float32."""
 
     def __init__(self, channels: int, gamma_dims: int = 4) -> None:
         super().__init__()

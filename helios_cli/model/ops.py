@@ -45,18 +45,18 @@ def product_dtype(x: Tensor, operation: str) -> torch.dtype:
 
 
 def onednn_runs(x: Tensor) -> bool:
-    """Whether `x` is on the CPU, needs no gradient, and is of a type that oneDNN multiplies there."""
+    """Return whether `x` is on the CPU, needs no gradient, and is of a type that oneDNN multiplies there."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and x.dtype in _onednn_dtypes()
 
 
 def gelu_is_fused(x: Tensor) -> bool:
-    """Whether the tanh-GELU of a product of `x` is part of it: on CUDA, where no gradient is recorded."""
+    """Return whether the tanh-GELU of a product of `x` is part of it: on CUDA, where no gradient is recorded."""
     return x.is_cuda and not torch.is_grad_enabled() and has_tanh_epilogue(x.device, x.dtype)
 
 
 @functools.cache
 def has_tanh_epilogue(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the GELU in PyTorch's products is the tanh-GELU there. The function is private, so it is probed.
+    """Return whether the GELU in PyTorch's products is the tanh-GELU there. The function is private, so it is probed.
 
     At -3 the tanh-GELU and the exact one are 10 % apart. On a CPU it is the exact one. On capability 12 the answer is
     no: products with such an epilogue are slower there than two passes.

@@ -79,7 +79,7 @@ class Tried:
 
     @property
     def runs(self) -> bool:
-        """Whether there was a result at all; without one, nothing can be wrong unnoticed."""
+        """Return whether there was a result at all; without one, nothing can be wrong unnoticed."""
         return self.error != math.inf
 
 

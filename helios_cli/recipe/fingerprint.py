@@ -34,7 +34,8 @@ REANCHORING = 1
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What numbers are rounded by. `device` is the processor's model, for a CPU with its number of threads.
+    """The arithmetic that numbers are rounded by. `device` is the processor's model, for a CPU with its number of
+    threads.
 
     `quant` is --quant. `kernels` names what replaces PyTorch's own: kernels, attention and their tuning.
     """

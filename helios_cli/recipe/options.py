@@ -1,4 +1,4 @@
-"""`RenderOptions`: what a render is asked for, apart from the film's own recipe."""
+"""`RenderOptions`: the options of a render, apart from the film's own recipe."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class RenderOptions:
 
     @property
     def memory_is_default(self) -> bool:
-        """Whether helios decides alone where the model is placed."""
+        """Return whether helios decides alone where the model is placed."""
         return (self.offload, self.vram, self.ram) == ("auto", None, None)
 
 

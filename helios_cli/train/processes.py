@@ -33,7 +33,7 @@ class Processes:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Return whether this process is the one that writes."""
         return self.rank == 0
 
     def share(self, step: int, batch: int, seed: int, turn: int = 0) -> Share:

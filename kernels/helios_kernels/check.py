@@ -49,7 +49,7 @@ class Comparison:
 
     @property
     def good(self) -> bool:
-        """Whether the error is within the bound: false for NaN, true for an empty result."""
+        """Return whether the error is within the bound: false for NaN, true for an empty result."""
         return not self.exact.numel() or self.error <= self.bound
 
 

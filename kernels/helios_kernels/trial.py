@@ -65,7 +65,7 @@ def keep(device: str, verdicts: Verdicts, file: Path) -> None:
 
 @functools.cache
 def made_with() -> str:
-    """Return what decides, besides the device, whether kernels are right."""
+    """Return what decides whether kernels are right, in addition to the device."""
     import triton
 
     sources = hashlib.sha256()

@@ -236,7 +236,7 @@ class Tunable:
     candidates: tuple[Config, ...]
 
 
-# `renoise` and `dmd_step` take a microsecond or two, in which a launch cannot be told from noise.
+# `renoise` and `dmd_step` take a microsecond or two, in which a launch cannot be distinguished from noise.
 TUNABLES = (
     Tunable("modulated_norm", "modulated_norm", ("stage2",), ("S101-split40",), ROWS),
     Tunable("gated_residual", "gated_residual_modulated_norm", ("stage2", "stage2-cross"), ("S101-split40",), ROWS),

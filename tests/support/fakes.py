@@ -125,7 +125,7 @@ class Hub:
         self.server.server_close()
 
     def downloads(self) -> list[str]:
-        """The files that were asked for whole, in order."""
+        """The files that were requested whole, in order."""
         mark = f"/{self.repo}/resolve/{COMMIT}/"
         return [path.removeprefix(mark) for method, path, _ in self.requests if method == "GET" and mark in path]
 

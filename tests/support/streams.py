@@ -1,4 +1,4 @@
-"""What ffmpeg itself prints about a film."""
+"""Return what ffmpeg itself prints about a film."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def gradients(trained: FlowPhase, shares: list[Share]) -> tuple[dict, dict]:
 @pytest.mark.parametrize("kind", ["base", "mid"])
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_processes_add_up_to_the_batch(clips, kind, every):
-    """Also where only every n-th sample takes part, and a process has none of them."""
+    """The sums also agree where only every n-th sample takes part, and a process has none of them."""
     loss = {"loss": MidLoss(every=(every,) * 3, weight=(8.0, 2.0, 1.0))} if kind == "mid" else {}
     trained = phase(kind, clips, **loss)
     whole = gradients(trained, [Share(4, range(5), 5, seed=9)])

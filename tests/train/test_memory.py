@@ -128,7 +128,7 @@ def test_an_adapter_of_full_rank_is_the_other_network():
 
 
 def test_a_narrow_adapter_is_the_best_of_its_rank():
-    """What is left out is what the singular values say (Eckart-Young), by numpy of one matrix at a time."""
+    """The remainder is what the singular values say (Eckart-Young), computed by numpy one matrix at a time."""
     shared, other, base = backbone(rank=4), network(5), network(0)
     left = shared.fit("student", other.state_dict())
     squares = rest = 0.0

@@ -98,7 +98,7 @@ def alone(tmp_path):
 
 
 def test_gradients_are_added_up_some_at_a_time(alone, monkeypatch):
-    """However many there are, what is beside them is no larger than BUCKET, or than the largest of them."""
+    """A buffer is no larger than BUCKET, or than the largest gradient, however many gradients there are."""
     monkeypatch.setattr(processes_module, "BUCKET", 100)
     sizes, reduced = [30, 60, 20, 500, 100, 1, 7], []
     all_reduce = dist.all_reduce
