@@ -93,8 +93,8 @@ def ask(
 
 def _folders() -> str:
     """Return the folders of our packages, a line each."""
-    origins = [importlib.util.find_spec(name).origin for name in _PACKAGES]
-    return "\n".join(str(Path(origin).absolute().parents[1]) for origin in origins)
+    specs = [importlib.util.find_spec(name) for name in _PACKAGES]
+    return "\n".join(str(Path(spec.origin).absolute().parents[1]) for spec in specs if spec and spec.origin)
 
 
 def _read(written: bytes) -> list[dict]:

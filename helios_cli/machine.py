@@ -259,7 +259,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory:
     Raises MachineError if neither can be written.
     """
     try:
-        place = tempfile.gettempdir()
+        place = Path(tempfile.gettempdir())
     except FileNotFoundError:
         place = home()
     try:

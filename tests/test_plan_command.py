@@ -186,8 +186,7 @@ def test_the_plan_names_the_fingerprints_that_a_render_uses(helios, checkpoints)
     from helios_cli.recipe.plan import plan_film
     from helios_cli.recipe.settings import ModelDefaults, resolve
     from helios_cli.recipe.sources import read_films
-    from helios_cli.weights.checkpoint import Checkpoint
-    from helios_cli.weights.identity import weights_identity
+    from helios_cli.weights.checkpoint import Checkpoint, weights_identity
 
     checkpoint = Checkpoint.open(checkpoints["distilled"])
     (source,) = read_films(["a ball"])

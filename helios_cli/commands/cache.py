@@ -1,4 +1,4 @@
-"""`helios cache`: the kept pieces of films."""
+"""`helios cache`: list and clear the cached chunks of films."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from helios_cli.units import counted, format_bytes
 if TYPE_CHECKING:
     from helios_cli.film.cache import Cache
 
-app = typer.Typer(help="Chunks of films that are kept to be used again.", no_args_is_help=True)
+app = typer.Typer(help="Cached chunks of films, which later films reuse.", no_args_is_help=True)
 
 AGES = ((86400, "day"), (3600, "hour"), (60, "minute"))
 
 
 @app.command("list")
 def list_(json: JsonFlag = False) -> None:
-    """List the films of which chunks are kept."""
+    """List the films with cached chunks."""
     cache = _cache()
     films, num_bytes = cache.films(), cache.num_bytes()
     rows = [
@@ -41,7 +41,7 @@ def list_(json: JsonFlag = False) -> None:
 
 @app.command()
 def clear(json: JsonFlag = False) -> None:
-    """Remove all kept chunks; finished and unfinished films stay as they are."""
+    """Remove all cached chunks. Finished and unfinished films are not touched."""
     cache = _cache()
     freed = cache.clear()
     console.result({"folder": str(cache.folder), "freed": freed})
@@ -58,7 +58,7 @@ def _cache() -> Cache:
 
 
 def _age(since: float) -> str:
-    """`3 hours ago`, of seconds since the epoch."""
+    """Format a time in seconds since the epoch: `3 hours ago`."""
     seconds = time.time() - since
     for length, name in AGES:
         if seconds >= length:

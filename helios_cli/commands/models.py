@@ -1,4 +1,4 @@
-"""`helios models`: what is known, what is here, what is in it, and whether it is whole."""
+"""`helios models`: list, describe, download, convert and check models."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from helios_cli.weights import hub
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.files import some_of
 from helios_cli.weights.names import EMBEDDED, KNOWN, WEIGHT_BYTES, KnownModel
-from helios_cli.weights.report import describe, inventory
-from helios_cli.weights.verify import bytes_to_read, verify
+from helios_cli.weights.report import bytes_to_read, describe, inventory, verify
 
 app = typer.Typer(help="Known and downloaded models.", no_args_is_help=True)
 
-Model = Annotated[str, typer.Argument(help="tiny, distilled, mid, base, a Hub id or a folder.")]
-Revision = Annotated[str | None, typer.Option(help="Hub revision; known names are pinned to a commit.")]
+Model = Annotated[str, typer.Argument(help="Model: tiny, distilled, mid, base, a Hub id or a folder.")]
+Revision = Annotated[str | None, typer.Option(help="Hub revision. Known models have a pinned commit.")]
 
 
 @app.command("list")
 def list_models(json: JsonFlag = False) -> None:
-    """Known models and those in the Hub cache."""
+    """List the known models and those in the Hub cache."""
     models = inventory()
     rows = [
         [item["name"], item["repo"] or "in the package", item["state"], _size(item["bytes"]), item["kind"] or ""]
@@ -43,11 +42,10 @@ def info(model: Model, revision: Revision = None, json: JsonFlag = False) -> Non
     source = _source(model, revision)
     folder = hub.find(source)
     known = KNOWN.get(model)
-    if folder is None and known is None:
-        raise CheckpointError(f"{source.repo} is not in the cache", hint=f"helios models pull {hub.spoken(source)}")
+    if folder is None and known is not None:
+        return _show_known(known, source)
     if folder is None:
-        _show_known(known, source)
-        return
+        raise _absent(source)
     report = describe(Checkpoint.open(folder), source)
     console.result(report)
     for key in ("path", "repo", "revision", "kind", "scheduler", "trained", "knows", "native_size", "fingerprint"):
@@ -62,7 +60,7 @@ def info(model: Model, revision: Revision = None, json: JsonFlag = False) -> Non
 
 @app.command()
 def pull(model: Model, revision: Revision = None, json: JsonFlag = False) -> None:
-    """Download a model, or what is missing of it, and print its folder."""
+    """Download the missing files of a model, and print its folder."""
     source = _source(model, revision)
     folder = hub.download(source, progress=console.progress_bytes)
     console.result({"model": model, "repo": source.repo or None, "path": folder})
@@ -73,19 +71,22 @@ def pull(model: Model, revision: Revision = None, json: JsonFlag = False) -> Non
 def convert(
     model: Model,
     dtype: Annotated[
-        Literal["bfloat16", "float8"], typer.Option(help="bfloat16: same pictures; float8: smaller still, for --quant.")
+        Literal["bfloat16", "float8"],
+        typer.Option(help="Type of the copy. bfloat16: same pictures; float8: smaller, for --quant fp8."),
     ],
-    out: Annotated[Path | None, typer.Option(help="A new folder. (default: models/ in HELIOS_HOME)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for the copy. (default: in models/ of HELIOS_HOME)")
+    ] = None,
     revision: Revision = None,
     json: JsonFlag = False,
 ) -> None:
-    """Write a copy that is read faster, a block at a time, compare every tensor of it, and print its folder."""
+    """Write a smaller copy that streams block by block, check its tensors, and print its folder."""
     from helios_cli import machine
 
     source = _source(model, revision)
     folder = hub.find(source)
     if folder is None:
-        raise CheckpointError(f"{source.repo} is not in the cache", hint=f"helios models pull {hub.spoken(source)}")
+        raise _absent(source)
     checkpoint = Checkpoint.open(folder)
     out = out or machine.home() / "models" / f"{Path(model).name}-{dtype}"
     from helios_cli.engine.convert import bytes_to_write, convert
@@ -99,13 +100,16 @@ def convert(
 
 @app.command("verify")
 def verify_model(model: Model, revision: Revision = None, json: JsonFlag = False) -> None:
-    """Check sizes, headers and shard indexes, and in the Hub cache every byte. Exits with 4 if a file is bad."""
+    """Check the files of a model: sizes, headers, indexes, and digests of the Hub.
+
+    Exits with 4 if a file is bad.
+    """
     source = _source(model, revision)
     folder = source.folder or hub.snapshot_of(source)
     if folder is None:
-        raise CheckpointError(f"{source.repo} is not in the cache", hint=f"helios models pull {hub.spoken(source)}")
+        raise _absent(source)
     size = bytes_to_read(folder)
-    with console.progress_bytes(f"reading {model}", size) if size else nullcontext(int) as advance:
+    with console.progress_bytes(f"reading {model}", size) if size else nullcontext(_ignore) as advance:
         checks = list(verify(folder, advance))
     console.result([vars(check) for check in checks])
     rows = [[check.name, format_bytes(check.bytes), check.method, check.problem or "ok"] for check in checks]
@@ -116,13 +120,21 @@ def verify_model(model: Model, revision: Revision = None, json: JsonFlag = False
             f"{len(bad)} of {len(checks)} files of {folder} are bad: {some_of([check.name for check in bad])}",
             hint=hub.refetch(source, folder, bad[0].name),
         )
-    Checkpoint.open(folder)  # files that are in order may still make no model
+    Checkpoint.open(folder)  # good files may still not fit each other
 
 
 def _source(model: str, revision: str | None) -> hub.Source:
     if line := hub.shadow_of(model):
         console.notice(line)
     return hub.source_of(model, revision)
+
+
+def _absent(source: hub.Source) -> CheckpointError:
+    return CheckpointError(f"{source.repo} is not in the cache", hint=f"helios models pull {hub.spoken(source)}")
+
+
+def _ignore(count: int) -> None:
+    pass
 
 
 def _show_known(known: KnownModel, source: hub.Source) -> None:

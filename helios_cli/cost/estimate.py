@@ -37,8 +37,8 @@ from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film, too_long
 from helios_cli.recipe.settings import DEFAULT_MODEL, choose_model, resolve
 from helios_cli.weights import hub
+from helios_cli.weights.checkpoint import weights_identity
 from helios_cli.weights.fp8 import dtype_with
-from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.vocabulary import introduction
 
 T = TypeVar("T")

@@ -39,9 +39,8 @@ from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import DEFAULT_MODEL, Settings, resolve
 from helios_cli.units import counted
 from helios_cli.weights import hub
-from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.checkpoint import Checkpoint, weights_identity
 from helios_cli.weights.fp8 import dtype_with
-from helios_cli.weights.identity import weights_identity
 from helios_cli.weights.placement import RESIDENT
 from helios_cli.weights.vocabulary import introduction
 

@@ -95,7 +95,7 @@ class _Frozen(BaseModel):
 class ModelRecord(_Frozen):
     """The model: `repo` at commit `revision`, or a `folder`, or neither for the one in the package.
 
-    `identity` is that of the weights (`weights.identity.weights_identity`).
+    `identity` is that of the weights (`weights.checkpoint.weights_identity`).
     """
 
     name: Line

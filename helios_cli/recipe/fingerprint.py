@@ -55,7 +55,7 @@ class Arithmetic:
 def chunk_fingerprints(plan: Plan, weights: str, arithmetic: Arithmetic, *, reanchor: bool = False) -> list[str]:
     """Return the fingerprint of each chunk of `plan`, 64 hex digits.
 
-    `weights` is `weights.identity.weights_identity` of the checkpoint. Pictures and clips are read, each once.
+    `weights` is `weights.checkpoint.weights_identity` of the checkpoint. Pictures and clips are read, each once.
     InputError if one cannot be read.
     """
     return Fingerprints(weights, arithmetic, reanchor=reanchor).of(plan)

@@ -1,5 +1,5 @@
-"""Checkpoints: what they are called, where they are, what is in them, and how they get into a module.
+"""Checkpoints: finding, downloading, opening, checking, loading and streaming them.
 
-`names` and `hub` find the folder, `checkpoint` and `files` read it without torch, `verify` looks for damage, `load`
-fills a module by what `reader` reads, and `offload` streams blocks; `placement` says which.
+`names` and `hub` find the folder, `checkpoint` and `files` read it without torch, `report` describes and checks it,
+`load` fills a module from `reader`, and `offload` streams blocks as `placement` says.
 """

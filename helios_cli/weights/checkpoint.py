@@ -1,8 +1,8 @@
-"""A Helios checkpoint in the published diffusers layout: what it is, what it holds, how it wants to be sampled.
+"""Opens a Helios checkpoint in the published diffusers layout: its kind, sampling preset, configs and tensors.
 
-Everything comes from its JSON files and the headers of its weights, so opening one takes milliseconds and no torch.
+Only its JSON files and the headers of its weights are read, which takes milliseconds and no torch.
 
-    model_index.json            which pipeline: base, mid or distilled
+    model_index.json            the pipeline: base, mid or distilled
     helios.json                 ours, optional: native size, whether it is trained, what it knows, its steps
     scheduler/ text_encoder/ tokenizer/ transformer/ vae/
 """
@@ -15,9 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from helios_cli.architecture import MAX_STAGES, ModelDefaults
 from helios_cli.errors import CheckpointError
+from helios_cli.weights.client import COMMIT
 from helios_cli.weights.files import (
     INDEX_SUFFIX,
     TensorInfo,
@@ -32,10 +34,10 @@ from helios_cli.weights.fp8 import is_scale
 from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
 
 PUBLISHED_SIZE = (640, 384)
-"""Width and height in pixels that the published models were trained at."""
+"""The width and height in pixels of the published models' training."""
 
 MAX_SIDE, MAX_STEPS, MAX_KNOWS = 4096, 1000, 500
-"""Limits of `helios.json`: pixels a side, steps a stage, letters of what the model knows."""
+"""The limits in `helios.json`: pixels of a side, steps of a stage, characters of what the model knows."""
 
 MODEL_INDEX = "model_index.json"
 OWN_FILE = "helios.json"
@@ -47,7 +49,7 @@ WEIGHT_STEMS = {
     "text_encoder": "model",
     "vae": "diffusion_pytorch_model",
 }
-"""The components with weights, and how the names of their files begin."""
+"""The components with weights, and the beginning of their files' names."""
 
 COMPONENT_CLASSES = {
     "transformer": "HeliosTransformer3DModel",
@@ -58,7 +60,7 @@ COMPONENT_CLASSES = {
 
 @dataclass(frozen=True)
 class Preset:
-    """How a kind is sampled unless the user says otherwise. `steps`: solver steps, one count a stage."""
+    """The default sampling of a kind. `steps` are the solver steps of each stage."""
 
     steps: tuple[int, ...]
     guidance: float
@@ -66,7 +68,7 @@ class Preset:
     cfg_zero_star: bool = False
     zero_init: bool = False
     zero_steps: int = 1
-    """With `zero_init`, the flow of steps 0 to `zero_steps`, both included, of the first stage is zero."""
+    """With `zero_init` the flow of steps 0 to `zero_steps` (inclusive) of the first stage is zero."""
 
     def defaults(self, size: tuple[int, int]) -> ModelDefaults:
         """Return the settings of a model whose native size is `size`."""
@@ -78,17 +80,17 @@ PRESETS = {
     "mid": Preset(steps=(20, 20, 20), guidance=5.0),
     "distilled": Preset(steps=(2, 2, 2), guidance=1.0, amplify_first_chunk=True),
 }
-"""Of the published models. A pyramid of another height keeps the count of its last stage."""
+"""The presets of the published models. A pyramid of another height takes the last count for all of its stages."""
 
 PYRAMID_STAGES = 3
-"""Where the scheduler's config leaves `stages` out."""
+"""The stages of a pyramid whose scheduler config does not have `stages`."""
 
 SCHEDULERS = {"base": "HeliosScheduler", "mid": "HeliosScheduler", "distilled": "HeliosDMDScheduler"}
 
 
 @dataclass(frozen=True)
 class Component:
-    """One sub-model: its folder, its config as written, and its tensors by stored name."""
+    """A sub-model: its folder, its config as written, and its tensors by stored name."""
 
     name: str
     folder: Path
@@ -97,17 +99,17 @@ class Component:
 
     @cached_property
     def bytes(self) -> int:
-        """Size of the stored tensors."""
+        """The size of the stored tensors."""
         return sum(tensor.bytes for tensor in self.tensors.values())
 
     @cached_property
     def parameters(self) -> int:
-        """Of the network: the factors that float8 weights have beside them are none."""
+        """The number of parameters of the network, without the scales of float8 weights."""
         return sum(tensor.elements for name, tensor in self.tensors.items() if not is_scale(name))
 
     @cached_property
     def dtypes(self) -> tuple[str, ...]:
-        """Stored types, the one with the most bytes first."""
+        """The stored types, the one with the most bytes first."""
         sizes: dict[str, int] = {}
         for tensor in self.tensors.values():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
@@ -120,10 +122,10 @@ class Checkpoint:
 
     Attributes:
         kind: base, mid or distilled.
-        native_size: width and height in pixels.
-        knows: what the model can show, in words that end the sentence "it knows ..."; empty for anything.
-        words: those that its training showed it, in lower case; empty where nobody wrote them down.
-        things: nouns among them, of which it can show one at a time.
+        native_size: Width and height in pixels.
+        knows: The end of the sentence "it knows ..."; empty if the model can show anything.
+        words: The words of its training in lower case; empty if they are not listed.
+        things: The nouns among them, of which the model can show one at a time.
     """
 
     path: Path
@@ -139,9 +141,9 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
-        """Read the JSON files and weight headers under `path`.
+        """Read the JSON files and weight headers in `path`.
 
-        Raises `CheckpointError` naming the file for anything missing, damaged or of an unknown kind.
+        Raises CheckpointError, naming the file, for anything missing, damaged or of an unknown kind.
         """
         path = Path(path)
         _require_checkpoint_folder(path)
@@ -151,7 +153,7 @@ class Checkpoint:
         own = _OwnFile.read(path / OWN_FILE)
         _require_tokenizer(path)
         for name in files_of(path):
-            if name.endswith(".json"):  # all of them are hashed, and copied by `models convert`
+            if name.endswith(".json"):  # all are hashed, and copied by `models convert`
                 require_file(path / name, MAX_TOKENIZER_BYTES)
         opened = cls(
             path=path,
@@ -165,12 +167,12 @@ class Checkpoint:
             scheduler=scheduler,
             components={name: _component(path / name, stem) for name, stem in WEIGHT_STEMS.items()},
         )
-        _ = opened.architecture  # raises for what cannot be run
+        _ = opened.architecture  # raises for one that is not supported
         return opened
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The configs, checked against each other and against the headers of the weights."""
+        """The configs, checked against each other and the headers of the weights."""
         return read_architecture(self.components, (str(self.path / SCHEDULER_CONFIG), self.scheduler))
 
     @property
@@ -178,7 +180,7 @@ class Checkpoint:
         return self.preset.defaults(self.native_size)
 
     def component(self, name: str) -> Component:
-        """`transformer`, `text_encoder` or `vae`."""
+        """Return the `transformer`, `text_encoder` or `vae`."""
         return self.components[name]
 
     @property
@@ -187,14 +189,13 @@ class Checkpoint:
 
     @property
     def stages(self) -> int:
-        """Levels of the pyramid inside a chunk; 1 for Base."""
+        """The stages of a chunk; 1 for Base."""
         return len(self.preset.steps)
 
     def fingerprint(self) -> str:
-        """A cheap identity: SHA-256 of the JSON files and of each weight file's header and size.
+        """Return the SHA-256 of the JSON files and of the tensors' names, types, shapes and places.
 
-        It changes with the configuration, the names, types, shapes and layout of the tensors, but not with their
-        values: two fine-tunes saved the same way share it. A snapshot's path, with its commit, tells those apart.
+        It is cheap but does not depend on the tensors' values, for which there is `weights_identity`.
         """
         digest = hashlib.sha256()
         for name in files_of(self.path):
@@ -208,9 +209,39 @@ class Checkpoint:
         return digest.hexdigest()
 
 
+READ_WHOLE = 64 * 2**20
+"""The largest checkpoint, in bytes, that is hashed. The one in the package takes 0.05 s."""
+
+
+def weights_identity(checkpoint: Checkpoint) -> str:
+    """Return a digest that is equal for equal weights and configuration only, without reading large weights.
+
+    The tensors' values are identified by the commit of a Hub snapshot, in a small folder by their hash, and in a large
+    one by each file's size and time of change, so a copy of it counts as another model.
+    """
+    digest = hashlib.sha256(checkpoint.fingerprint().encode())
+    files = sorted({tensor.file for part in checkpoint.components.values() for tensor in part.tensors.values()})
+    folder = checkpoint.path.absolute()
+    in_cache = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
+    commit = folder.name if in_cache and COMMIT.fullmatch(folder.name) else None
+    is_small = sum(file.stat().st_size for file in files) <= READ_WHOLE
+    for file in files:
+        digest.update(f"{file.relative_to(checkpoint.path).as_posix()}\0".encode())
+        digest.update((commit or _state(file, is_small)).encode())
+    return digest.hexdigest()
+
+
+def _state(file: Path, is_small: bool) -> str:
+    if is_small:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    status = file.stat()
+    return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
 @dataclass(frozen=True)
 class _OwnFile:
-    """What `helios.json` may say. All of it is optional."""
+    """The values of `helios.json`, all optional."""
 
     native_size: tuple[int, int] = PUBLISHED_SIZE
     trained: bool = True
@@ -237,7 +268,8 @@ class _OwnFile:
                 raise CheckpointError(f"{path}: unknown key {shown(key)}", hint=f"known keys: {', '.join(valid)}")
             if not valid[key](value):
                 raise CheckpointError(f"{path}: {key} cannot be {shown(value)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in values.items()}
+        return cls(**fields)
 
 
 def _are_words(value: object) -> bool:
@@ -261,9 +293,9 @@ def _require_checkpoint_folder(path: Path) -> None:
     if not any(path.iterdir()):
         raise CheckpointError(f"{path} is empty", hint=f"helios models pull distilled, or a folder with {MODEL_INDEX}")
     if (path / "config.json").exists():
-        found = read_json(path / "config.json").get("_class_name", "a model")
+        name = read_json(path / "config.json").get("_class_name", "a model")
         raise CheckpointError(
-            f"{path} is one component ({found if isinstance(found, str) else shown(found)}), not a whole checkpoint",
+            f"{path} is one component ({name if isinstance(name, str) else shown(name)}), not a whole checkpoint",
             hint=f"give the folder above it, which holds {MODEL_INDEX}",
         )
     raise CheckpointError(
@@ -283,11 +315,10 @@ def _kind(path: Path, index: dict, scheduler: dict) -> str:
             f"{path / MODEL_INDEX} names the pipeline {shown(pipeline)}",
             hint="helios runs HeliosPipeline (base) and HeliosPyramidPipeline (mid, distilled)",
         )
-    found = scheduler.get("_class_name")
-    if found != SCHEDULERS[kind]:
+    name = scheduler.get("_class_name")
+    if name != SCHEDULERS[kind]:
         raise CheckpointError(
-            f"{path / SCHEDULER_CONFIG} names the scheduler {shown(found)}; "
-            f"a {kind} model runs with {SCHEDULERS[kind]}",
+            f"{path / SCHEDULER_CONFIG} names the scheduler {shown(name)}; a {kind} model runs with {SCHEDULERS[kind]}",
             hint=f"is_distilled in {MODEL_INDEX} decides between the two" if kind != "base" else None,
         )
     return kind
@@ -322,18 +353,18 @@ def _component(folder: Path, stem: str) -> Component:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing: a checkpoint has {', '.join(WEIGHT_STEMS)}")
     config = read_json(folder / "config.json")
-    wanted = COMPONENT_CLASSES[folder.name]
-    named = config.get("architectures")
-    found = config.get("_class_name") or (named[0] if isinstance(named, list) and named else named)
-    if found != wanted:
-        raise CheckpointError(f"{folder / 'config.json'} is a {shown(found)}; helios runs {wanted} there")
+    expected = COMPONENT_CLASSES[folder.name]
+    names = config.get("architectures")
+    name = config.get("_class_name") or (names[0] if isinstance(names, list) and names else names)
+    if name != expected:
+        raise CheckpointError(f"{folder / 'config.json'} is a {shown(name)}; helios runs {expected} there")
     return Component(folder.name, folder, config, read_tensors(folder, stem))
 
 
 def needed_files(names: Iterable[str]) -> list[str]:
-    """Those of a repository's file names that make the checkpoint: its JSON files and one set of weights a component.
+    """Return the file names of a repository that make the checkpoint: JSON files, and one set of weights per component.
 
-    Training stages (`transformer_init/`, `transformer_ode/`), other precisions, pickles and pictures are left out.
+    Training phases (`transformer_init/`, `transformer_ode/`), other precisions, pickles and pictures are left out.
     """
     names = set(names)
     patterns = [re.escape(name) for name in (MODEL_INDEX, OWN_FILE, SCHEDULER_CONFIG)] + [r"tokenizer/\w[\w.-]*\.json"]
@@ -341,19 +372,19 @@ def needed_files(names: Iterable[str]) -> list[str]:
         index = f"{name}/{stem}{INDEX_SUFFIX}"
         weights = r"-\d+-of-\d+\.safetensors" if index in names else r"\.safetensors"
         patterns += [f"{name}/config\\.json", re.escape(index), f"{name}/{stem}{weights}"]
-    wanted = re.compile("|".join(patterns))
-    return sorted(name for name in names if wanted.fullmatch(name))
+    needed = re.compile("|".join(patterns))
+    return sorted(name for name in names if needed.fullmatch(name))
 
 
 def files_of(path: Path) -> list[str]:
-    """`needed_files` of a local folder, as `transformer/config.json`. A link to nothing is no file."""
+    """Return the `needed_files` of a local folder, like `transformer/config.json`. A dangling link is not a file."""
     folders = (path, *(path / name for name in (*WEIGHT_STEMS, "scheduler", "tokenizer")))
-    found = (file for folder in folders for file in folder.glob("*") if file.is_file())
-    return needed_files(file.relative_to(path).as_posix() for file in found)
+    files = (file for folder in folders for file in folder.glob("*") if file.is_file())
+    return needed_files(file.relative_to(path).as_posix() for file in files)
 
 
 def missing_files(path: Path) -> list[str]:
-    """What a folder lacks to be opened, by name alone: how an interrupted download looks."""
+    """Return the names of missing files, as after an interrupted download."""
     configs = [f"{name}/config.json" for name in WEIGHT_STEMS]
     missing = [name for name in (MODEL_INDEX, SCHEDULER_CONFIG, TOKENIZER, *configs) if not (path / name).is_file()]
     for name, stem in WEIGHT_STEMS.items():

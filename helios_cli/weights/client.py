@@ -1,5 +1,7 @@
-"""Connects to the Hub within limits. Environment variables are checked first. A server may be a captive portal, a
-broken proxy or hostile: its answers are bounded in time and size, and checked before they name a file.
+"""Connects to the Hub. Checks environment variables first.
+
+The server may be a captive portal, a broken proxy or hostile, so its answers are limited in time and size, and checked
+before they name a file.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 LISTING_BYTES = 10_000_000
-"""Of the answer that lists a repository's files. A thousand files take 300 kB."""
+"""The limit for the list of a repository's files; a thousand files take 300 kB."""
 
 LISTING_SECONDS, SILENT_SECONDS, WAIT_SECONDS = 60, 10, 60
-"""The listing in all; any answer without a byte; what a server may ask to wait before the next try."""
+"""The limits for the whole listing, for any answer without a byte, and for the wait that a server may request."""
 
 TIMEOUTS = ("connect", "read", "write", "pool")
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
@@ -32,7 +34,7 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def constants() -> ModuleType:
-    """The client's settings, as the environment has them. Raises InputError that names the variable it cannot read."""
+    """Return the client's settings from the environment. InputError names a variable that cannot be read."""
     endpoint = os.environ.get("HF_ENDPOINT")
     if endpoint is not None and not _is_address(endpoint):
         raise InputError(
@@ -42,29 +44,28 @@ def constants() -> ModuleType:
     try:
         from huggingface_hub import constants
     except ValueError as error:
-        told = next(
-            (name for name in os.environ if name.startswith("HF_") and os.environ[name] in str(error)), "HF_..."
-        )
-        raise InputError(f"{told} cannot be read: {printable(error, 200)}", hint=f"unset {told}") from error
+        names = (name for name in os.environ if name.startswith("HF_") and os.environ[name] in str(error))
+        name = next(names, "HF_...")
+        raise InputError(f"{name} cannot be read: {printable(error, 200)}", hint=f"unset {name}") from error
     return constants
 
 
 def cache() -> Path:
-    """The Hub cache's folder."""
+    """Return the folder of the Hub cache."""
     return Path(constants().HF_HUB_CACHE)
 
 
 def endpoint() -> str:
-    """The server's address, without a password that may be in it."""
+    """Return the server's address, without a password."""
     split = urlsplit(constants().ENDPOINT)
     return f"{split.scheme}://{split.netloc.rpartition('@')[2]}{split.path}"
 
 
 def connect(blobs: Container[str] = ()) -> Any:
-    """The client for all that is asked from here on, of `huggingface_hub` too. `blobs`: digests of the files that are
-    going to be fetched, by which the server has to name them.
+    """Make the client for all later requests, also those of `huggingface_hub`.
 
-    Raises InputError for a token or a proxy that cannot be used, MachineError where the proxy needs another package.
+    `blobs` are the digests of the files to fetch, which the server must state. Raises InputError for a token or a proxy
+    that cannot be used, MachineError if the proxy needs another package.
     """
     constants()
     from huggingface_hub import get_session, get_token, set_client_factory
@@ -72,22 +73,25 @@ def connect(blobs: Container[str] = ()) -> Any:
     _require_token(get_token())
     try:
         usual = get_session()
-    except Exception as error:  # it asks nobody yet: what fails is what the environment says of proxies
+    except Exception as error:  # it connects to nobody yet, so the proxy variables are wrong
         raise _proxy_error(error) from error
-    hooks = {"request": [*usual.event_hooks["request"], _limit_silence], "response": [_checker(blobs)]}
+    hooks: dict[str, list[Callable[..., Any]]] = {
+        "request": [*usual.event_hooks["request"], _limit_silence],
+        "response": [_checker(blobs)],
+    }
     kind = type(usual)
     set_client_factory(lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=SILENT_SECONDS))
     return get_session()
 
 
 def listing(repo: str, revision: str) -> dict[str, Any]:
-    """What the Hub says of a repository's revision. CheckpointError if it is not that, too large, or takes too long."""
+    """Ask the Hub for the files of a repository's revision. CheckpointError if the answer is invalid, large or slow."""
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
     url = f"{constants().ENDPOINT}/api/models/{repo}/revision/{quote(revision, safe='')}"
     ends, body = time.monotonic() + LISTING_SECONDS, bytearray()
-    asked = {"params": {"blobs": True}, "headers": build_hf_headers(), "timeout": SILENT_SECONDS}
-    with connect().stream("GET", url, **asked) as answer:
+    headers = build_hf_headers()
+    with connect().stream("GET", url, params={"blobs": True}, headers=headers, timeout=SILENT_SECONDS) as answer:
         hf_raise_for_status(answer)
         for piece in answer.iter_bytes():
             body += piece
@@ -122,7 +126,7 @@ def _named(text: str) -> str:
 
 
 def _require_token(token: str | None) -> None:
-    """The token is shown nowhere, also where it is wrong."""
+    """Raise InputError for a malformed token, which no message shows."""
     if token is None or re.fullmatch(r"[!-~]+", token):
         return
     where = next((name for name in TOKENS if os.environ.get(name)), str(constants().HF_TOKEN_PATH))
@@ -130,7 +134,7 @@ def _require_token(token: str | None) -> None:
 
 
 def _proxy_error(error: Exception) -> InputError | MachineError:
-    """The client reads proxies when it is made."""
+    """Return the error for what the client raised about the proxies of the environment."""
     settings = {name: os.environ.get(name) or os.environ.get(name.lower()) for name in PROXIES}
     name, value = next(((name, value) for name, value in settings.items() if value), ("a proxy variable", ""))
     socks = next((name for name, value in settings.items() if value and value.lower().startswith("socks")), None)
@@ -144,14 +148,14 @@ def _proxy_error(error: Exception) -> InputError | MachineError:
 
 
 def _limit_silence(request: Any) -> None:
-    """Lets no request wait longer than SILENT_SECONDS for a byte, or for ever, whatever the library asks for."""
+    """Limit the wait of every request for a byte to SILENT_SECONDS, whatever the library sets."""
     limits = request.extensions.get("timeout", {})
     waits = {what: min(limits.get(what) or SILENT_SECONDS, SILENT_SECONDS) for what in TIMEOUTS}
     request.extensions = {**request.extensions, "timeout": waits}
 
 
 def _checker(blobs: Container[str]) -> Callable[[Any], None]:
-    """Looks at what a server says of a file before the client does: it makes paths of the ETag and the commit."""
+    """Return a hook that checks the ETag and the commit of an answer, of which the client makes paths."""
 
     def check(answer: Any) -> None:
         headers = answer.headers

@@ -1,7 +1,7 @@
-"""Safetensors headers, read and checked without torch and before any tensor is.
+"""Reads and checks safetensors headers and JSON files, without torch.
 
-A file is 8 bytes of header length, a JSON header, and the tensors' bytes end to end. All three have to add up to the
-size of the file, which is how a half-finished download is found in a microsecond instead of in the middle of a render.
+A safetensors file is 8 bytes of header length, a JSON header, and the tensors' bytes end to end. They have to add up to
+the size of the file, so an incomplete download is detected at once and not in the middle of a render.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import json
 import math
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from helios_cli.errors import CheckpointError
 
 MAX_HEADER_BYTES = 10_000_000
-"""The 14B transformer's six headers together are 130 kB. The format allows ten times as much, which takes gigabytes to
-parse."""
+"""The 14B transformer's headers have 130 kB. The format allows ten times as much, which takes gigabytes to parse."""
 
 MAX_JSON_BYTES = 10_000_000
-"""Of configs and indexes, of which the largest published has 100 kB."""
+"""The limit for configs and indexes; the largest published one has 100 kB."""
 
 MAX_DIMENSIONS = 8
-"""Of a tensor; a convolution's weight has 5."""
+"""The limit for a tensor; a convolution's weight has 5."""
 
 MAX_NAME = 500
-"""Letters of a tensor's name."""
+"""The characters of a tensor's name."""
 
 DTYPE_BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
@@ -47,7 +47,7 @@ PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: bytes `begin` to `end` of `file`, counted from the start of the file."""
+    """A tensor's type, shape and place: bytes `begin` to `end` of `file`."""
 
     name: str
     file: Path
@@ -66,40 +66,46 @@ class TensorInfo:
 
 
 def damaged(path: Path, what: str) -> CheckpointError:
-    """An error about one file. The hint is the command that looks at all of them."""
+    """Return an error about one file, whose hint is the command that checks all files of the model."""
     folder = next((parent for parent in path.parents[:2] if (parent / "model_index.json").exists()), path.parent)
     return CheckpointError(f"{path}: {what}", hint=f"check every file with: helios models verify {folder}")
 
 
 def shown(value: object) -> str:
-    """`repr`, as much of it as fits into a message."""
+    """Return as much of `repr(value)` as fits into a message."""
     text = repr(value[:200] if isinstance(value, str | list) else value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def require_file(path: Path, most: int | None = None) -> int:
-    """The size of a regular file. A pipe or a device, which may never end, and more than `most` bytes are refused.
-
-    Raises CheckpointError and OSError.
-    """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+    """Return the size of a regular file. Raises CheckpointError for more than `most` bytes, and for a pipe or a device,
+    which may never end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path} is not a regular file")
-    if most is not None and found.st_size > most:
-        raise damaged(path, f"has {found.st_size} bytes; at most {most} are read")
-    return found.st_size
+    if most is not None and status.st_size > most:
+        raise damaged(path, f"has {status.st_size} bytes; at most {most} are read")
+    return status.st_size
 
 
-def read_json(path: Path, most: int = MAX_JSON_BYTES) -> dict:
-    """The JSON object in `path`. Raises `CheckpointError` if it is missing, unreadable, larger than `most` bytes or not
-    an object."""
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into a CheckpointError."""
     try:
-        require_file(path, most)
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        yield
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_json(path: Path, most: int = MAX_JSON_BYTES) -> dict:
+    """Read the JSON object in `path`. Raises CheckpointError if it is missing, unreadable, larger than `most` bytes or
+    not an object."""
+    try:
+        with _readable(path):
+            require_file(path, most)
+            value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"not valid JSON ({error})") from error
     if not isinstance(value, dict):
@@ -108,39 +114,30 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES) -> dict:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, types, shapes and places of the tensors of one safetensors file, none of which is read.
+    """Read names, types, shapes and places of the tensors of a safetensors file, but no tensor.
 
-    Raises `CheckpointError`, naming the file, if it is truncated, has bytes to spare, or its header contradicts itself.
+    Raises CheckpointError, naming the file, if it is truncated, has extra bytes, or its header contradicts itself.
     """
-    try:
+    with _readable(path):
         size = require_file(path)
         with path.open("rb") as file:
-            length = int.from_bytes(_read_prefix(file, path, size), "little")
+            prefix = file.read(8)
+            if prefix == b"version ":
+                hint = "run `git lfs pull` in the clone"
+                raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself", hint=hint)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8:
+                raise damaged(path, f"truncated: {size} of at least 8 bytes")
             if length > MAX_HEADER_BYTES:
                 raise damaged(path, f"not a safetensors file (a header of {length} bytes)")
             if 8 + length > size:
                 raise damaged(path, f"truncated: {size} of at least {8 + length} bytes")
             text = file.read(length)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     return _tensors(path, _parse(path, text), data_begin=8 + length, size=size)
-
-
-def _read_prefix(file, path: Path, size: int) -> bytes:
-    prefix = file.read(8)
-    if prefix == b"version ":
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the file itself", hint="run `git lfs pull` in the clone"
-        )
-    if len(prefix) < 8:
-        raise damaged(path, f"truncated: {size} of at least 8 bytes")
-    return prefix
 
 
 def _parse(path: Path, text: bytes) -> dict:
@@ -155,10 +152,10 @@ def _parse(path: Path, text: bytes) -> dict:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    names = dict(pairs)
+    if len(names) < len(pairs):
         raise ValueError("a name occurs twice")
-    return found
+    return names
 
 
 def _tensors(path: Path, header: dict, *, data_begin: int, size: int) -> dict[str, TensorInfo]:
@@ -196,18 +193,16 @@ def _require_name(path: Path, name: str) -> None:
 
 
 def _counts(value: object, most: int) -> bool:
-    """Whether `value` is a list of at most `most` integers that can count bytes (JSON's `true` is not one)."""
-    return (
-        isinstance(value, list)
-        and len(value) <= most
-        and all(type(item) is int and 0 <= item < 2**63 for item in value)
-    )
+    """Return whether `value` is a list of at most `most` byte counts. JSON's `true` is not one."""
+    if not isinstance(value, list) or len(value) > most:
+        return False
+    return all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files of a component, by name only: the shards its index lists, or the single file.
+    """Return the paths of a component's safetensors files: the shards in its index, or the single file.
 
-    Raises `CheckpointError` if there are none, saying so when there are pickle files, which are never opened.
+    Raises CheckpointError if there are none; the message names pickle files, which are never opened.
     """
     index = folder / f"{stem}{INDEX_SUFFIX}"
     if index.exists():
@@ -225,7 +220,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 
 
 def read_tensors(folder: Path, stem: str) -> dict[str, TensorInfo]:
-    """The headers of all of a component's files as one, checked against the shard index if there is one."""
+    """Read the headers of a component's files as one, and check them against the shard index if there is one."""
     headers = {file.name: read_header(file) for file in weight_files(folder, stem)}
     tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
     index = folder / f"{stem}{INDEX_SUFFIX}"
@@ -235,7 +230,7 @@ def read_tensors(folder: Path, stem: str) -> dict[str, TensorInfo]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> shard, as the index has it. A shard is a file beside the index, never a path elsewhere."""
+    """Return the index as tensor name -> shard. A shard is a file next to the index, never a path elsewhere."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise damaged(index, "has no weight_map")
@@ -260,13 +255,13 @@ def _check_index(index: Path, headers: dict[str, dict[str, TensorInfo]]) -> None
 
 
 def some_of(items: list[str], limit: int = 10) -> str:
-    """`a, b, c`, with the count of those beyond `limit`."""
+    """Format a list: `a, b, c`, and the number of items beyond `limit`."""
     rest = len(items) - limit
     return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def digest_of(file: Path, *, git: bool, advance: Callable[[int], None]) -> str:
-    """The file's SHA-256, or SHA-1 as `git` makes it, which is how the Hub names small files."""
+    """Return the file's SHA-256, or the SHA-1 of `git`, by which the Hub names small files."""
     digest = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False) if git else hashlib.sha256()
     with file.open("rb") as stream:
         while piece := stream.read(READ_BYTES):

@@ -1,4 +1,4 @@
-"""Checks configs against the headers of the weights, before anything of their sizes is built."""
+"""Checks configs against each other and the headers of the weights, before anything of their size is built."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", DiTConfig, UMT5Config, VAEConfig, SchedulerConfig)
 
 Sizes = Iterator[tuple[str, tuple[int, ...] | None]]
-"""Names of tensors and their shapes; None for one that is not to be there."""
+"""Names of tensors and their shapes; None for one that must not exist."""
 
 ALIASES = {
-    # Wan's name of the output modulation.
+    # Wan's name for the output modulation.
     "transformer": {"scale_shift_table": "norm_out.scale_shift_table"},
-    # One embedding under two names, which some writers store twice.
+    # One embedding, which some writers store under both names.
     "text_encoder": {"encoder.embed_tokens.weight": "shared.weight"},
 }
-"""Stored name -> our name. Where both are stored, ours is read."""
+"""Stored name -> our name, which is read where both are stored."""
 
 ARCHITECTURE_HINT = "helios runs the published Helios architecture, in any size"
 FIT_HINT = "the config and the weights have to come from the same save_pretrained"
@@ -31,7 +31,7 @@ FIT_HINT = "the config and the weights have to come from the same save_pretraine
 
 @dataclass(frozen=True)
 class Architecture:
-    """The typed configs of a checkpoint, which fit each other and the headers of the weights."""
+    """The typed configs of a checkpoint, checked against each other and the headers of the weights."""
 
     dit: DiTConfig
     text: UMT5Config
@@ -40,9 +40,9 @@ class Architecture:
 
 
 def read_architecture(components: Mapping[str, Component], scheduler: tuple[str, dict]) -> Architecture:
-    """The configs of the components and of the scheduler, which is given with the name of its file.
+    """Read the configs of the components and of the scheduler, given as (file name, config).
 
-    Raises CheckpointError for what is not supported, beyond its limits, or another size than the headers say.
+    Raises CheckpointError for values that are not supported, beyond limits, or different from the headers.
     """
     file, written = scheduler
     parts = {name: (str(part.folder / "config.json"), part.config) for name, part in components.items()}
@@ -70,16 +70,16 @@ def _typed(kind: type[Config], file: str, written: dict) -> Config:
 
 
 def _require_one_model(read: Architecture, file: str) -> None:
-    for key, other, value, wanted in (
+    for key, other, value, expected in (
         ("text_dim", "d_model of the text encoder", read.dit.text_dim, read.text.d_model),
         ("in_channels", "z_dim of the vae", read.dit.in_channels, read.vae.z_dim),
     ):
-        if value != wanted:
-            raise CheckpointError(f"{file}: `{key}` is {value}, {other} {wanted}", hint=FIT_HINT)
+        if value != expected:
+            raise CheckpointError(f"{file}: `{key}` is {value}, {other} {expected}", hint=FIT_HINT)
 
 
 def _dit_sizes(dit: DiTConfig) -> Sizes:
-    """A tensor for each number of the config, in the first block and in the last."""
+    """Yield a tensor for each number of the config, in the first block and in the last."""
     yield "patch_embedding.weight", (dit.width, dit.in_channels, *dit.patch_size)
     yield "condition_embedder.text_embedder.linear_1.weight", (dit.width, dit.text_dim)
     yield "condition_embedder.time_embedder.linear_1.weight", (dit.width, dit.freq_dim)
@@ -112,9 +112,9 @@ def _vae_sizes(vae: VAEConfig) -> Sizes:
 def _require_fit(component: Component, sizes: Sizes) -> None:
     stored = {ALIASES.get(component.name, {}).get(name, name): info for name, info in component.tensors.items()}
     for name, expected in sizes:
-        found = stored[name].shape if name in stored else None
-        if found != expected:
-            is_, be = ("missing" if shape is None else str(list(shape)) for shape in (found, expected))
+        shape = stored[name].shape if name in stored else None
+        if shape != expected:
+            is_, be = ("missing" if value is None else str(list(value)) for value in (shape, expected))
             raise CheckpointError(
                 f"the tensors of {component.folder} do not fit its config.json: {name} is {is_} and should be {be}",
                 hint=FIT_HINT,

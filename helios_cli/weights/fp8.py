@@ -1,12 +1,11 @@
-"""Which weights of the transformer are kept as fp8 under `--quant fp8`, and how one becomes it.
+"""The weights of the transformer that are fp8 under `--quant fp8`, and their rounding.
 
-A weight [out, in] is stored as e4m3 values [out, in] under its own name and float32 scales [out] under
-that name with SCALE_SUFFIX; row by row, values times scale are the weight.
+A weight [out, in] becomes e4m3 values [out, in] under its own name and float32 scales [out] under that name with
+SCALE_SUFFIX; the values of a row times its scale are the weight.
 
-That is self-attention and the feed-forward, 84 % of the 14B model's products. Kept as they were: norms, biases, tables,
-patch and condition embedders and the output projection, together a thousandth of the work; and cross-attention. Its
-result is added to the stream without a gate, and on random weights it alone brings in two thirds of the error that fp8
-of everything would.
+Self-attention and the feed-forward are rounded, 84 % of the 14B model's products. Norms, biases, tables, embedders and
+the output projection are not, which are 0.1 % of the work. Nor is cross-attention: its result is added to the stream
+without a gate, and on random weights it alone makes two thirds of the error of rounding everything.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ SCALE_SUFFIX = "_scale"
 Quant = Literal["none", "fp8"]
 
 FP8_CAPABILITY = (8, 9)
-"""CUDA capability of the first chips with fp8 products: Ada."""
+"""The CUDA capability of the first chips with fp8 products (Ada)."""
 
 
 def dtype_with(quant: Quant, dtype: str) -> str:
-    """What --dtype `dtype` means beside --quant. InputError for a pair that is not computed."""
+    """Return the dtype for --quant and --dtype. Raises InputError for a pair that is not supported."""
     if quant == "none":
         return dtype
     if dtype not in ("auto", "bfloat16"):
@@ -41,7 +40,7 @@ def dtype_with(quant: Quant, dtype: str) -> str:
 
 
 def is_fp8(name: str) -> bool:
-    """Whether the transformer's parameter `name` is a weight that fp8 is for."""
+    """Return whether the transformer's parameter `name` is a weight that --quant fp8 rounds."""
     return _FP8_WEIGHT.fullmatch(name) is not None
 
 
@@ -50,7 +49,7 @@ def is_scale(name: str) -> bool:
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(e4m3 values [out, in], float32 scales [out]) nearest to `weight`; the largest of a row becomes 448."""
+    """Round a weight to (e4m3 values [out, in], float32 scales [out]); the largest value of a row becomes 448."""
     from helios_kernels.quantize.reference import quantize
 
     values, scales = quantize(weight)

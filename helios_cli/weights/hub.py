@@ -1,7 +1,7 @@
-"""From what the user calls a model to a folder on this disk: a path, a known name, or a Hub id.
+"""Finds or downloads the folder of a model, given as a path, a known name, or a Hub id.
 
-Network errors become one sentence each. `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `HF_ENDPOINT` mean what they mean
-to `huggingface_hub`, which is imported only when something is looked up (`client`).
+A network error becomes one sentence. `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `HF_ENDPOINT` have the meaning of
+`huggingface_hub`, which is imported only when something is looked up (`client`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from helios_cli.errors import CheckpointError, HeliosError, InputError, MachineError
 from helios_cli.files import replacing
@@ -27,23 +28,26 @@ from helios_cli.weights.files import digest_of, read_json
 from helios_cli.weights.names import EMBEDDED, EMBEDDED_FOLDER, KNOWN, NAMES, known_repo, nearest
 from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
 
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]{0,200}", re.ASCII)
 
 FILES_TOGETHER = 8
 MAX_TIMES, SURPLUS_BYTES = 4, 2**20
-"""How often a file may come until it is given up, and how much more, which small ones need."""
+"""A transfer fails after this many times the size of its file, plus a surplus for small files."""
 
 Advance = Callable[[int], None]
-"""Called with the number of bytes that came in since the last call, from any thread."""
+"""A function that is called, from any thread, with the number of bytes since its last call."""
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""Opened with a description and the bytes to come: `console.progress_bytes` is one."""
+"""A function of a description and the bytes to come that opens a progress display, as `console.progress_bytes`."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: a folder on this disk, or a revision of a repository on the Hub."""
+    """The source of a model: a folder on this disk, or a revision of a repository on the Hub."""
 
     folder: Path | None = None
     repo: str = ""
@@ -52,7 +56,7 @@ class Source:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository. `blob`: its name in the cache, SHA-256 of a large file, Git's SHA-1 of a small one."""
+    """A file of a repository. `blob` is its name in the cache: SHA-256 if it is large, Git's SHA-1 if it is small."""
 
     name: str
     bytes: int
@@ -60,10 +64,10 @@ class RemoteFile:
 
 
 def source_of(model: str, revision: str | None = None) -> Source:
-    """What `model` names: a known name, else an existing folder, else a Hub id `owner/name`.
+    """Return the source of `model`: a known name, else an existing folder, else a Hub id `owner/name`.
 
-    A folder that happens to be called `base` does not hide the model of that name: it is `./base` (`shadow_of`).
-    Raises `InputError` with the nearest known name for anything else.
+    A folder called `base` does not hide the known model; it is `./base` (`shadow_of`). Raises InputError with the
+    nearest known name for anything else.
     """
     if revision is not None and not REVISION.fullmatch(revision):
         raise InputError(f"{printable(revision)} cannot be a revision", hint="a branch, a tag or a commit")
@@ -72,7 +76,7 @@ def source_of(model: str, revision: str | None = None) -> Source:
     if model in KNOWN:
         return Source(repo=KNOWN[model].repo, revision=revision or KNOWN[model].revision)
     if model and Path(model).exists():
-        return Source(folder=Path(model))  # of a file, opening it says what a checkpoint is
+        return Source(folder=Path(model))  # for a file, opening it explains what a checkpoint is
     known = known_repo(model)
     if known:
         return Source(repo=known.repo, revision=revision or known.revision)
@@ -86,42 +90,43 @@ def source_of(model: str, revision: str | None = None) -> Source:
 
 
 def shadow_of(model: str) -> str | None:
-    """A line about a checkpoint in the current folder that is called as a known model is, which is not it."""
+    """Return a line about a checkpoint in the current folder that has the name of a known model, or None."""
     if model not in NAMES or not Path(model, MODEL_INDEX).is_file():
         return None
-    return f"{model} means the model that helios knows, not the folder here; write ./{model} for the folder"
+    return f"{model} is the known model, not the folder here; write ./{model} for the folder"
 
 
 def resolve(
     model: str, revision: str | None = None, *, progress: Progress | None = None, free_bytes: int | None = None
 ) -> Path:
-    """The folder of `model`, downloaded first if this disk does not have it. A complete snapshot needs no network.
+    """Return the folder of `model`, downloaded first if need be. A complete snapshot needs no network.
 
-    `free_bytes` stands in for the free space of the cache's disk. Raises `CheckpointError` if the repository cannot be
-    had and `MachineError` if the disk cannot hold it.
+    `free_bytes` replaces the free space of the cache's disk. Raises CheckpointError if the download fails and
+    MachineError if the disk is too small.
     """
-    source = source_of(model, revision)
-    return find(source) or download(source, progress=progress, free_bytes=free_bytes)
+    return download(source_of(model, revision), progress=progress, free_bytes=free_bytes, anew=False)
 
 
 def find(source: Source) -> Path | None:
-    """The local folder of `source` if all of its files are here, without the network."""
+    """Return the local folder of `source` if all of its files are there, without the network."""
     if source.folder:
         return source.folder
     snapshot = snapshot_of(source)
     return snapshot if snapshot and not missing_files(snapshot) else None
 
 
-def download(source: Source, *, progress: Progress | None = None, free_bytes: int | None = None) -> Path:
-    """Fetch what is missing of `source` into the Hub cache and return its snapshot folder. A branch is looked up anew.
+def download(
+    source: Source, *, progress: Progress | None = None, free_bytes: int | None = None, anew: bool = True
+) -> Path:
+    """Download missing files of `source` into the Hub cache and return its snapshot folder.
 
-    The whole set is weighed against the free space before the first byte is asked for. Each file is compared with the
-    digest that the Hub states for it; one that differs is removed and named. An interrupted download keeps the files
-    that were complete; the others start again.
+    A branch is looked up again with `anew`. The free space is checked before the first byte. Each file is compared with
+    the digest that the Hub states; one that differs is removed and named. An interrupted download keeps complete files
+    and starts the others again.
     """
-    found = find(source)
-    if found and (source.folder or COMMIT.fullmatch(source.revision)):
-        return found
+    folder = find(source)
+    if folder and (not anew or source.folder or COMMIT.fullmatch(source.revision)):
+        return folder
     with _explained(source):
         commit, files = _remote_files(source)
         snapshot = _repo_folder(source.repo) / "snapshots" / commit
@@ -138,12 +143,12 @@ def download(source: Source, *, progress: Progress | None = None, free_bytes: in
 def _fetch(
     source: Source, commit: str, files: list[RemoteFile], progress: Progress | None, free_bytes: int | None
 ) -> None:
-    """The pipeline's index comes last, when the other files were found to be right: without it no download is whole."""
+    """Fetch the files, the pipeline's index last, without which a download is incomplete."""
     connect({file.blob for file in files})
     blobs = _repo_folder(source.repo) / "blobs"
     size = sum(file.bytes for file in files if not (blobs / file.blob).exists())
     _require_space(size, cache(), free_bytes)
-    failures: list[BaseException] = []  # after one the other files end at their next bytes
+    failures: list[BaseException] = []  # after the first, other transfers end at their next bytes
     with progress(source.repo, size) if progress else nullcontext(_ignore) as advance:
         fetch = partial(_fetch_file, source, commit, advance=advance, failures=failures)
         with ThreadPoolExecutor(FILES_TOGETHER) as pool:
@@ -151,7 +156,7 @@ def _fetch(
                 list(pool.map(fetch, [file for file in files if file.name != MODEL_INDEX]))
                 list(pool.map(fetch, [file for file in files if file.name == MODEL_INDEX]))
             except BaseException as error:
-                failures.append(error)  # Ctrl-C; an error of a file is there already
+                failures.append(error)  # Ctrl-C; an error of a file is already in the list
     if failures:
         raise failures[0]
 
@@ -169,18 +174,18 @@ def _fetch_file(
     except BaseException as error:
         failures.append(error)  # before this thread takes the next file
         raise
-    found = digest_of(path, git=len(file.blob) == 40, advance=_ignore)
-    if found != file.blob:
+    digest = digest_of(path, git=len(file.blob) == 40, advance=_ignore)
+    if digest != file.blob:
         remove_chain(path)
         raise CheckpointError(
-            f"{source.repo}: {file.name} is not what the Hub states: its digest is {found[:12]}…, "
+            f"{source.repo}: {file.name} is not what the Hub states: its digest is {digest[:12]}…, "
             f"not {file.blob[:12]}…; it was removed",
             hint=f"run again: helios models pull {spoken(source)}",
         )
 
 
 def remove_chain(path: Path) -> None:
-    """A file, and where it is a link what it leads to."""
+    """Remove a file, and if it is a link everything that it leads to."""
     while path.is_symlink():
         linked = path.parent / path.readlink()
         path.unlink()
@@ -189,38 +194,38 @@ def remove_chain(path: Path) -> None:
 
 
 def cached_snapshots() -> Iterator[tuple[str, str]]:
-    """(repository, commit) of every Helios pipeline in the Hub cache, whole or not."""
+    """Yield (repository, commit) of every Helios pipeline in the Hub cache, complete or not."""
     folder = cache()
     for index in sorted(folder.glob(f"models--*/snapshots/*/{MODEL_INDEX}")) if os.path.isdir(folder) else ():
         try:
             pipeline = str(read_json(index).get("_class_name"))
         except CheckpointError:
-            continue  # not to be read, or another program's
+            continue  # unreadable, or of another program
         if pipeline.startswith("Helios") and COMMIT.fullmatch(index.parent.name):
             yield index.parents[2].name.removeprefix("models--").replace("--", "/"), index.parent.name
 
 
 def snapshot_of(source: Source) -> Path | None:
-    """The cached folder of `source`, whole or not. A branch is the commit it was when last downloaded."""
+    """Return the cached folder of `source`, complete or not. A branch is its commit at the last download."""
     folder = _repo_folder(source.repo)
     ref = folder / "refs" / source.revision
-    # Nothing is in a closed folder.
+    # os.path: a folder that may not be searched counts as empty.
     commit = ref.read_text(errors="replace").strip() if os.path.isfile(ref) else source.revision
     snapshot = folder / "snapshots" / commit
     return snapshot if COMMIT.fullmatch(commit) and os.path.isdir(snapshot) else None
 
 
 def refetch(source: Source, folder: Path, name: str) -> str:
-    """The command that replaces one bad file."""
+    """Return the command that replaces a bad file."""
     if source.folder:
-        return f"copy {name} anew from where {folder} came from"
+        return f"copy {name} again from the source of {folder}"
     if not (folder / name).exists():
         return f"helios models pull {spoken(source)}"
     return f"hf download {source.repo} {name} --revision {folder.name} --force-download"
 
 
 def spoken(source: Source) -> str:
-    """`distilled` for its pinned revision, else the id with what makes it complete on a command line."""
+    """Return `distilled` for its pinned revision, else the Hub id and its --revision, as typed on a command line."""
     known = known_repo(source.repo)
     if known and source.revision == known.revision:
         return known.name
@@ -228,38 +233,35 @@ def spoken(source: Source) -> str:
 
 
 def _repo_folder(repo: str) -> Path:
-    """The repository's folder in the Hub cache: `blobs/`, `snapshots/<commit>/`, `refs/<branch>`."""
+    """Return the repository's folder in the Hub cache: `blobs/`, `snapshots/<commit>/`, `refs/<branch>`."""
     return cache() / f"models--{repo.replace('/', '--')}"
 
 
 def _remote_files(source: Source) -> tuple[str, list[RemoteFile]]:
-    """The commit, and the files that make the checkpoint. CheckpointError if the repository is not a pipeline, or if
-    what the Hub says of it cannot be."""
-    told = listing(source.repo, source.revision)
-    commit, siblings = told.get("sha"), told.get("siblings")
+    """Return the commit and the files of the checkpoint. CheckpointError if the repository is not a pipeline, or the
+    listing is invalid."""
+    answer = listing(source.repo, source.revision)
+    commit, siblings = answer.get("sha"), answer.get("siblings")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
         raise CheckpointError(f"{endpoint()} sends no valid listing of {source.repo}", hint="check HF_ENDPOINT")
-    found = {
-        one["rfilename"]: one for one in siblings if isinstance(one, dict) and isinstance(one.get("rfilename"), str)
-    }
-    if MODEL_INDEX not in found:
+    entries = [entry for entry in siblings if isinstance(entry, dict) and isinstance(entry.get("rfilename"), str)]
+    files = {entry["rfilename"]: entry for entry in entries}
+    if MODEL_INDEX not in files:
         raise CheckpointError(
             f"{source.repo} has no {MODEL_INDEX}, so it is not a pipeline in the diffusers layout",
             hint=f"published Helios models: {', '.join(known.repo for known in KNOWN.values())}",
         )
-    return commit, [_remote_file(source, found[name]) for name in needed_files(found)]
+    return commit, [_remote_file(source, name, files[name]) for name in needed_files(files)]
 
 
-def _remote_file(source: Source, told: dict) -> RemoteFile:
-    large = told.get("lfs")
-    size, blob = told.get("size"), large.get("sha256") if isinstance(large, dict) else told.get("blobId")
-    fits = type(size) is int and size >= 0 and isinstance(blob, str) and DIGEST.fullmatch(blob)
-    if not fits or (told["rfilename"].endswith(".json") and size > MAX_TOKENIZER_BYTES):
-        raise CheckpointError(
-            f"{endpoint()} gives no valid size and digest for {told['rfilename']} of {source.repo}",
-            hint="check HF_ENDPOINT",
-        )
-    return RemoteFile(told["rfilename"], size, blob)
+def _remote_file(source: Source, name: str, entry: dict[str, Any]) -> RemoteFile:
+    large, size = entry.get("lfs"), entry.get("size", -1)
+    blob: Any = large.get("sha256") if isinstance(large, dict) else entry.get("blobId")
+    is_file = type(size) is int and isinstance(blob, str)
+    if is_file and size >= 0 and DIGEST.fullmatch(blob) and not (name.endswith(".json") and size > MAX_TOKENIZER_BYTES):
+        return RemoteFile(name, size, blob)
+    what = f"{endpoint()} gives no valid size and digest for {name} of {source.repo}"
+    raise CheckpointError(what, hint="check HF_ENDPOINT")
 
 
 def _require_space(size: int, cache: Path, free_bytes: int | None) -> None:
@@ -277,11 +279,11 @@ def _ignore(count: int) -> None:
 
 
 def _byte_counter(advance: Advance, total: int, failures: list[BaseException]) -> type:
-    """A tqdm class that draws nothing and passes a file's bytes on to `advance`, never more than `total` in all.
+    """Make a tqdm class that draws nothing and passes a file's bytes on to `advance`, at most `total`.
 
-    The library opens a bar of bytes received or two, received and written. With deduplicated storage the two differ on
-    the way; the larger is how much of the file is done. It also ends a transfer, when there are `failures` of others or
-    far more comes than the file has.
+    The library opens one bar (bytes received) or two (received and written). With deduplicated storage the two differ;
+    the larger is the progress of the file. The class also ends a transfer when another one failed, or when far more
+    bytes come than the file has.
     """
     from tqdm.auto import tqdm
 
@@ -289,7 +291,7 @@ def _byte_counter(advance: Advance, total: int, failures: list[BaseException]) -
     reported = 0
 
     class ByteCounter(tqdm):
-        def __init__(self, *args, **kwargs) -> None:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.counts_bytes = kwargs.get("unit") == "B"
             self.bytes = self.received = 0
             kwargs["disable"] = True
@@ -336,8 +338,8 @@ def _explained(source: Source) -> Iterator[None]:
         raise _broken(source, error) from error
 
 
-def _refused(source: Source, error: Exception) -> CheckpointError:
-    """The Hub was reached and said no."""
+def _refused(source: Source, error: HfHubHTTPError) -> CheckpointError:
+    """Return the error for a refusal of the Hub."""
     from huggingface_hub import errors
 
     page, repo = f"{endpoint()}/{source.repo}", source.repo
@@ -362,18 +364,18 @@ def _refused(source: Source, error: Exception) -> CheckpointError:
 
 
 def _broken(source: Source, error: Exception) -> HeliosError:
-    """The connection or the disk. The library reports a body of the wrong length as a bare OSError."""
+    """Return the error for the connection or the disk. The library reports a wrong length as a bare OSError."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError("the disk became full during the download", hint="free space and run the command again")
+        return MachineError("the disk is full, so the download stopped", hint="free space and run the command again")
     if isinstance(error, OSError) and error.filename:
         return MachineError(f"{error.filename}: {error.strerror}", hint="set HF_HOME to a folder that can be written")
     if "Consistency check failed" in str(error):
-        name = re.search(r"[\w./-]+\.(safetensors|json)", str(error))  # the library shows the last 40 letters
+        name = re.search(r"[\w./-]+\.(safetensors|json)", str(error))  # the library shows the last 40 characters
         return CheckpointError(
             f"{source.repo}: {f'the file ending in {name[0]}' if name else 'a file'} arrived incomplete",
             hint=f"run again: helios models pull {spoken(source)}",
         )
     return CheckpointError(
         f"the Hub could not be reached ({type(error.__cause__ or error).__name__})",
-        hint=f"check the connection; what is complete is kept: helios models pull {spoken(source)}",
+        hint=f"check the connection; complete files are kept: helios models pull {spoken(source)}",
     )

@@ -1,6 +1,6 @@
-"""Writing the published layout: a component's weights and config, the files that say what the whole folder is.
+"""Writes checkpoints in the published layout: weights and configs of components, and the files about the whole.
 
-Each function replaces whole files, so that a reader never sees half of one.
+Files are replaced as a whole, so that no reader sees half of one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write `value` to `path`, whose folder is made if need be."""
+    """Write `value` to `path`; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as new:
         new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_weights(folder: Path, name: str, state: dict[str, Tensor], *, shard: str = "") -> None:
-    """Write the tensors of the component `name` as its one file in the checkpoint `folder`, or as the file of a `shard`
-    (`shard_name`), which an index has to tell of."""
+    """Write tensors of the component `name` in the checkpoint `folder`, as its only file or as the file `shard`
+    (`shard_name`), which an index must list."""
     from safetensors.torch import save_file
 
     file = folder / name / (shard or f"{WEIGHT_STEMS[name]}.safetensors")
@@ -38,16 +38,16 @@ def write_weights(folder: Path, name: str, state: dict[str, Tensor], *, shard: s
 
 
 def shard_name(name: str, number: int, count: int) -> str:
-    """File `number` (from 1) of `count` with weights of the component `name`."""
+    """Return the name of weight file `number` (from 1) of `count` of the component `name`."""
     return f"{WEIGHT_STEMS[name]}-{number:05}-of-{count:05}.safetensors"
 
 
 def write_component(
     folder: Path, name: str, module: nn.Module, config: dict | None = None, *, dtype: torch.dtype | None = None
 ) -> None:
-    """Write the parameters of `module` as the component `name` of the checkpoint `folder`, with `config` if given.
+    """Write the parameters of `module` as the component `name` of the checkpoint `folder`, and `config` if given.
 
-    `dtype` is what they are stored in, each parameter's own if None. Shards and an index that were there go.
+    They are stored as `dtype`, or as they are. Removes shards and an index of an earlier component.
     """
     state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.named_parameters()}
     write_weights(folder, name, state)
@@ -59,7 +59,7 @@ def write_component(
 
 
 def index_of(kind: str) -> dict:
-    """`model_index.json` of a kind: base, mid or distilled."""
+    """Return `model_index.json` for a kind: base, mid or distilled."""
     return {
         "_class_name": "HeliosPipeline" if kind == "base" else "HeliosPyramidPipeline",
         **({} if kind == "base" else {"is_cfg_zero_star": kind == "mid", "is_distilled": kind == "distilled"}),
@@ -72,18 +72,18 @@ def index_of(kind: str) -> dict:
 
 
 def set_kind(folder: Path, kind: str, scheduler: dict) -> None:
-    """Let the checkpoint `folder` be of a kind, sampled by the scheduler of that config."""
+    """Make `folder` a checkpoint of a kind, with the config of its scheduler."""
     write_json(folder / MODEL_INDEX, index_of(kind))
     write_json(folder / SCHEDULER_CONFIG, scheduler)
 
 
 def set_own(folder: Path, **values: object) -> None:
-    """Set keys of the folder's `helios.json`: native_size, trained, knows, words, things, steps. None takes one out."""
+    """Set keys of `helios.json`: native_size, trained, knows, words, things, steps. None removes a key."""
     path = folder / OWN_FILE
     own = {**(read_json(path) if path.exists() else {}), **values}
     write_json(path, {key: value for key, value in own.items() if value is not None})
 
 
 def set_trained(folder: Path, knows: str) -> None:
-    """Let the folder's model be a trained one that `knows` this; the words that an earlier one knew go."""
+    """Mark the folder's model as trained, with what it `knows`; removes the words of an earlier model."""
     set_own(folder, trained=True, knows=knows, words=None, things=None)

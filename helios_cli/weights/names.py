@@ -1,4 +1,4 @@
-"""The models that have a name: `distilled`, `mid`, `base` on the Hub, `tiny` in the package."""
+"""The known models: `distilled`, `mid`, `base` on the Hub, `tiny` in the package."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ EMBEDDED = "tiny"
 EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / EMBEDDED
 
 WEIGHT_BYTES = 80_481_086_028
-"""Safetensors of one published repository, in float32: transformer 57.25 GB, text encoder 22.72 GB, VAE 0.51 GB."""
+"""The safetensors of a published repository, in float32: transformer 57.25 GB, text encoder 22.72 GB, VAE 0.51 GB."""
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A published checkpoint. `revision` is a full commit hash, so the same name gives the same weights everywhere."""
+    """A published checkpoint. `revision` is a full commit hash, so a name means the same weights everywhere."""
 
     name: str
     repo: str
@@ -23,8 +23,8 @@ class KnownModel:
     about: str
 
 
-# The commits are those that other projects recorded when they verified these repositories (12 safetensors files and
-# WEIGHT_BYTES in each); nothing was downloaded to write this table. Where a commit is gone, the Hub says so.
+# Other projects recorded these commits when they verified the repositories (12 safetensors files, WEIGHT_BYTES each).
+# We have downloaded none of them.
 KNOWN = {
     model.name: model
     for model in (
@@ -52,16 +52,16 @@ NAMES = (EMBEDDED, *KNOWN)
 
 
 def known_repo(repo: str) -> KnownModel | None:
-    """The known model published as Hub id `repo`, written exactly so."""
+    """Return the known model that is published as exactly this Hub id, or None."""
     return next((model for model in KNOWN.values() if model.repo == repo), None)
 
 
 def nearest(model: str) -> str | None:
-    """The known name or Hub id that `model` was probably meant to be, or None.
+    """Return the known name or Hub id that `model` was probably meant to be, or None.
 
-    An id is compared without regard to case: `BestWishYSH` is in wide use, the Hub has `BestWishYsh`.
+    Case is ignored: many write `BestWishYSH`, the Hub has `BestWishYsh`.
     """
     candidates = [known.repo for known in KNOWN.values()] if "/" in model else list(NAMES)
     spelled = {candidate.lower(): candidate for candidate in candidates}
-    found = difflib.get_close_matches(model.lower(), spelled, n=1, cutoff=0.7)
-    return spelled[found[0]] if found else None
+    matches = difflib.get_close_matches(model.lower(), spelled, n=1, cutoff=0.7)
+    return spelled[matches[0]] if matches else None

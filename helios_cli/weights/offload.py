@@ -29,7 +29,7 @@ from helios_cli.weights.reader import SCALED_DTYPES, StoredTensor, WeightFiles, 
 ALIGNMENT = 256
 """The alignment of tensors in a slot, in bytes, as in PyTorch."""
 
-WHOLE = ("",)
+WHOLE: tuple[str, ...] = ("",)
 """The part of a block that is all of it."""
 
 
@@ -192,7 +192,8 @@ class BlockStream:
         self._slots: list[_Slot] = []
         self._readers = ThreadPoolExecutor(reading_threads(device), thread_name_prefix="weights")
         self._loads: deque[_Load] = deque()
-        self._part, self._place, self._count = WHOLE, 0, 0
+        self._part = WHOLE
+        self._place = self._count = 0
         self._absent = {
             m.name: nn.Parameter(torch.empty(m.shape, dtype=m.dtype, device="meta"), False) for m in self.layout
         }

@@ -143,7 +143,7 @@ class _File:
 
     def read_into(self, out: Tensor, place: int, info: TensorInfo) -> None:
         """Fill `out` with the bytes from `place` on, which belong to `info`."""
-        memory = memoryview(out.view(-1).view(torch.uint8).numpy())
+        memory = out.view(-1).view(torch.uint8).numpy().data
         done = 0
         try:
             while done < len(memory):

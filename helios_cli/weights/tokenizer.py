@@ -1,8 +1,8 @@
-"""Reads a checkpoint's `tokenizer.json` within bounds: it is a small program, and may be a stranger's.
+"""Reads a checkpoint's `tokenizer.json`, which is a small program that may be hostile.
 
-Only components whose work is bounded by the length of the text are taken: those of the published tokenizer, of ours and
-of their relatives. A regular expression may repeat one character or class once, so that it is never tried in
-exponentially many ways; a replacement may not lengthen the text.
+Only components whose work is bounded by the length of the text are accepted: those of the published tokenizer, of ours
+and of similar ones. A regular expression may repeat one character or class once, so that it does not backtrack
+exponentially; a replacement may not lengthen the text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_TOKENIZER_BYTES = 32 * 2**20
-"""The published one has 17 MB."""
+"""The limit for the file; the published one has 17 MB."""
 
 MODELS = frozenset({"Unigram", "WordLevel", "BPE", "WordPiece"})
 
@@ -35,40 +35,38 @@ STEPS = {
     | {"BertPreTokenizer", "ByteLevel", "CharDelimiterSplit"},
     "post_processor": frozenset({"TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel"}),
 }
-"""Components by their place. Each place has one, or a `Sequence` of them."""
+"""The accepted components by place, which has one or a `Sequence` of them."""
 
 MEMBERS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_processor": "processors"}
 
 MAX_STEPS = 16
 MAX_ENTRY = 64
-"""Bytes that one character is normalized to. NFKC makes 33 of the longest."""
+"""The most bytes that a character may be normalized to; NFKC makes up to 33."""
 
 _ESCAPED = re.compile(r"\\[pP]\{\w+\}|\\.", re.DOTALL)
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer, without padding and truncation. CheckpointError names what is damaged or not taken."""
+    """Read a tokenizer, without padding and truncation. CheckpointError names what is damaged or not accepted."""
     from tokenizers import Tokenizer
 
-    described = check_tokenizer(file)
-    described |= {"truncation": None, "padding": None, "decoder": None}
+    description = {**check_tokenizer(file), "truncation": None, "padding": None, "decoder": None}
     with _explained(str(file)):
-        return Tokenizer.from_str(json.dumps(described))
+        return Tokenizer.from_str(json.dumps(description))
 
 
 def check_tokenizer(file: Path, most: int = MAX_TOKENIZER_BYTES) -> dict[str, Any]:
-    """What a tokenizer's file says, at most `most` bytes, none of which is run. CheckpointError as `read_tokenizer`."""
-    described = read_json(file, most)
-    problem = next(_problems(described), None)
-    if problem:
-        raise CheckpointError(f"{file}: {problem}", hint="take the tokenizer.json of the published model")
-    return described
+    """Read and check a tokenizer's file of at most `most` bytes, without running it. CheckpointError if refused."""
+    description = read_json(file, most)
+    if problem := next(_problems(description), None):
+        raise CheckpointError(f"{file}: {problem}", hint="use the tokenizer.json of the published model")
+    return description
 
 
 def tokens_of(text: str, tokenizer: Tokenizer, vocabulary: int) -> tuple[list[int], str]:
-    """Token ids of a prompt, the end token kept, and the end of the text that did not fit into 512 of them.
+    """Return the token ids of a prompt, at most 512 with the end token, and the end of the text that did not fit.
 
-    CheckpointError for a token beyond the `vocabulary` of the text encoder.
+    Raises CheckpointError for a token beyond the `vocabulary` of the text encoder.
     """
     with _explained(f"the model's tokenizer.json fails on {shown(text)}"):
         tokenizer.no_truncation()
@@ -86,8 +84,8 @@ def tokens_of(text: str, tokenizer: Tokenizer, vocabulary: int) -> tuple[list[in
 
 @contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Turns what the library raises into an error of the checkpoint: it raises plain `Exception`s, and where Rust
-    panicked a BaseException of a type that it does not export."""
+    """Turn errors of the library into a CheckpointError: plain `Exception`s, and for a panic in Rust a BaseException of
+    a type that it does not export."""
     try:
         yield
     except BaseException as error:
@@ -96,17 +94,17 @@ def _explained(where: str) -> Iterator[None]:
         raise CheckpointError(f"{where}: {shown(str(error))}") from error
 
 
-def _problems(described: dict[str, Any]) -> Iterator[str]:
-    model = described.get("model")
+def _problems(description: dict[str, Any]) -> Iterator[str]:
+    model = description.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") not in MODELS:
         yield f"`model` is not one of {', '.join(sorted(MODELS))}"
-    for place, known in STEPS.items():
-        steps = list(_steps(described.get(place), MEMBERS[place]))
+    for place, accepted in STEPS.items():
+        steps = list(_steps(description.get(place), MEMBERS[place]))
         if len(steps) > MAX_STEPS:
             yield f"`{place}` has more than {MAX_STEPS} steps"
         for step in steps:
             kind = step.get("type") if isinstance(step, dict) else step
-            if not isinstance(kind, str) or kind not in known:
+            if not isinstance(kind, str) or kind not in accepted:
                 yield f"`{place}` cannot be {shown(kind)}"
             elif not _is_bounded(step):
                 yield f"`{place}`: this {kind} could take unbounded time: {shown(step.get('pattern', step))}"
@@ -134,8 +132,8 @@ def _is_bounded(step: dict[str, Any]) -> bool:
 
 
 def _is_plain(pattern: Any) -> bool:
-    """Whether a regular expression has no more than one repetition, and that of no group, nothing that looks around and
-    nothing that refers back."""
+    """Return whether a regular expression has at most one repetition, which is not of a group, no lookaround and no
+    backreference."""
     if not isinstance(pattern, str) or re.search(r"\\[1-9kg]", pattern) or re.search(r"\(\?(?!:)", pattern):
         return False
     bare = _ESCAPED.sub("x", pattern.replace("(?:", "("))
@@ -145,15 +143,11 @@ def _is_plain(pattern: Any) -> bool:
 
 
 def _are_short(charsmap: Any) -> bool:
-    """Whether no text of a SentencePiece map, which is the size of a tree, the tree, and texts that end with zero, is
-    long."""
+    """Return whether all replacements in a SentencePiece map (size of a tree, tree, zero-ended texts) are short."""
     try:
         raw = base64.b64decode(charsmap, validate=True)
     except (TypeError, ValueError, binascii.Error):
         return False
     tree = int.from_bytes(raw[:4], "little")
-    return (
-        0 < tree < len(raw) - 4
-        and tree % 4 == 0
-        and all(len(text) <= MAX_ENTRY for text in raw[4 + tree :].split(b"\0"))
-    )
+    is_map = 0 < tree < len(raw) - 4 and tree % 4 == 0
+    return is_map and all(len(text) <= MAX_ENTRY for text in raw[4 + tree :].split(b"\0"))

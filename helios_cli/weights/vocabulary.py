@@ -1,4 +1,4 @@
-"""What a model that knows little is asked for beyond that: one line, for render and plan alike."""
+"""Finds the words of prompts that a model with a small vocabulary does not know."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from helios_cli.weights.files import read_json
 from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
 
 SHOWN = 3
-"""Unknown words that the line names, and things of a crowd."""
+"""The most words that a line names."""
 
 _WORD = re.compile(r"[^\W\d_]+")
 
 
 def introduction(checkpoint: Checkpoint, name: str, texts: Iterable[str]) -> str | None:
-    """What `checkpoint` knows, where it is little, untrained or not what `texts` are about; else None."""
+    """Return a line about a model that knows little, if it is untrained or `texts` are about something else."""
     if not checkpoint.knows:
         return None
     if not checkpoint.trained:
@@ -30,10 +30,10 @@ def introduction(checkpoint: Checkpoint, name: str, texts: Iterable[str]) -> str
 
 
 def unknown_words(checkpoint: Checkpoint, texts: Iterable[str]) -> list[str]:
-    """Words that training never showed the model, each once.
+    """Return the words, each once, that were not in the model's training.
 
-    Where nobody wrote down what it was shown, those that a tokenizer of words has no token for; none where it is one of
-    pieces of words.
+    If the checkpoint does not list its words, those without a token in a tokenizer of whole words; with a tokenizer of
+    word pieces, none.
     """
     known = set(checkpoint.words) or _tokens(checkpoint)
     if known is None:
@@ -43,9 +43,9 @@ def unknown_words(checkpoint: Checkpoint, texts: Iterable[str]) -> list[str]:
 
 
 def crowds(checkpoint: Checkpoint, texts: Iterable[str]) -> list[str]:
-    """The things of each text that has several, in words, for a model that can show one at a time; each once."""
-    found = ([word for word in words_of(text) if word in checkpoint.things] for text in texts)
-    return list(dict.fromkeys(f"{_listed(things, ' and ')} together" for things in found if len(things) > 1))
+    """Return "a and b together" for each text with several things, of which the model can show one at a time."""
+    groups = ([word for word in words_of(text) if word in checkpoint.things] for text in texts)
+    return list(dict.fromkeys(f"{_listed(things, ' and ')} together" for things in groups if len(things) > 1))
 
 
 def _listed(words: list[str], joint: str) -> str:
@@ -53,7 +53,7 @@ def _listed(words: list[str], joint: str) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without numbers and punctuation."""
+    """Return the words of a text in lower case, without numbers and punctuation."""
     return _WORD.findall(text.lower())
 
 

@@ -27,8 +27,7 @@ from helios_cli.errors import InputError
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints, film_fingerprint
 from helios_cli.recipe.plan import Plan
-from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.identity import weights_identity
+from helios_cli.weights.checkpoint import Checkpoint, weights_identity
 from helios_kernels import devices
 from support.recipes import plan_of, timed_keys
 
@@ -174,7 +173,7 @@ def test_weights_are_known_by_their_values(checkpoint, tmp_path):
 
 
 def test_large_weights_are_known_by_place_size_and_time(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("helios_cli.weights.identity.READ_WHOLE", 0)
+    monkeypatch.setattr("helios_cli.weights.checkpoint.READ_WHOLE", 0)
     whole = weights_identity(Checkpoint.open(checkpoint))
     assert weights_identity(Checkpoint.open(checkpoint)) == whole
     copied = shutil.copytree(checkpoint, tmp_path / "copy")
@@ -185,7 +184,7 @@ def test_large_weights_are_known_by_place_size_and_time(checkpoint, tmp_path, mo
 
 
 def test_a_snapshot_is_known_by_its_commit(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("helios_cli.weights.identity.READ_WHOLE", 0)
+    monkeypatch.setattr("helios_cli.weights.checkpoint.READ_WHOLE", 0)
     found = []
     for cache, commit in (("one", "a" * 40), ("two", "a" * 40), ("one", "b" * 40)):
         folder = tmp_path / cache / "models--acme--helios" / "snapshots" / commit

@@ -16,7 +16,7 @@ from helios_cli.errors import CheckpointError, InputError, MachineError
 from helios_cli.model.dit import FP32_ISLANDS
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_fp8
-from helios_cli.weights.verify import verify
+from helios_cli.weights.report import verify
 from support.renders import Case, rendered
 
 CASE = Case("distilled", (64, 64), (1, 1, 1), chunks=2)

@@ -25,7 +25,7 @@ from helios_cli.film.target import Target
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
 from helios_cli.recipe.plan import Chunk, Plan
-from helios_cli.weights.identity import weights_identity
+from helios_cli.weights.checkpoint import weights_identity
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 

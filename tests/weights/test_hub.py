@@ -14,7 +14,7 @@ from helios_cli.weights import hub as library
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.hub import Source, shadow_of, source_of
 from helios_cli.weights.names import EMBEDDED_FOLDER, KNOWN
-from helios_cli.weights.verify import bytes_to_read, verify
+from helios_cli.weights.report import bytes_to_read, verify
 from support.fakes import COMMIT, write_checkpoint
 
 pytestmark = pytest.mark.process

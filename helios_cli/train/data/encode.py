@@ -15,9 +15,8 @@ from helios_cli.errors import InputError
 from helios_cli.train.data.cache import CacheNote, LatentClips
 from helios_cli.train.models import InMemoryModels
 from helios_cli.units import MAX_TEXT_TOKENS, PIXELS_PER_CELL
-from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.checkpoint import READ_WHOLE, Checkpoint
 from helios_cli.weights.files import TensorInfo
-from helios_cli.weights.identity import READ_WHOLE
 
 ONLY_DECODING = ("decoder.", "post_quant_conv.")
 
@@ -78,7 +77,7 @@ def encoder_identity(checkpoint: Checkpoint) -> str:
     """Hash the VAE's encoder, the text encoder and the tokenizer: equal hashes mean equal latents and rows.
 
     Training the transformer or the decoder leaves a cache valid. Large components are identified by each file's size
-    and time of change, as in `weights.identity`.
+    and time of change, as in `weights.checkpoint`.
     """
     digest = hashlib.sha256(checkpoint.tokenizer.read_bytes())
     for name in ("vae", "text_encoder"):

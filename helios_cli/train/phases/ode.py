@@ -28,8 +28,7 @@ from helios_cli.train.transformer import (
     save_transformer,
     transformer_of,
 )
-from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.identity import weights_identity
+from helios_cli.weights.checkpoint import Checkpoint, weights_identity
 
 KIND = "distilled"
 SCHEDULER = SchedulerConfig.from_json(SCHEDULERS[KIND])

@@ -24,8 +24,7 @@ from helios_cli.train.rollout import Walk, draw_noise, guided, predictor, teache
 from helios_cli.train.settings import PairsSettings
 from helios_cli.train.transformer import conditioning_of, transformer_of
 from helios_cli.units import LATENTS_PER_CHUNK
-from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.identity import weights_identity
+from helios_cli.weights.checkpoint import Checkpoint, weights_identity
 
 STUDENT = SchedulerConfig.from_json(SCHEDULERS["distilled"])
 
