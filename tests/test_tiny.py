@@ -96,6 +96,7 @@ def test_its_things_are_the_worlds():
     assert set(load(ROOT / "recipes/train/tiny-package.toml").things) == things
 
 
+@pytest.mark.slow
 def test_its_films_show_what_the_prompts_say():
     """Held-out prompts, read from pixels; the least that its card claims, less what eight films may miss by chance."""
     models = Models(Checkpoint.open(EMBEDDED_FOLDER), torch.device("cpu"), torch.float32, name="tiny")

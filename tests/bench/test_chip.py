@@ -183,6 +183,7 @@ def test_a_render_has_its_floors(tmp_path):
     assert result["num_frames"] == CPU.chunks * 33 and SPECS[CPU.size].native_size == (128, 64)
 
 
+@pytest.mark.slow
 def test_kernels_are_judged_by_float32(tmp_path, monkeypatch):
     """Here both are PyTorch, and so equal; then one of them is lost."""
     (part,) = (part for part in everything.probes(DEVICE, str(tmp_path)) if part.name == "kernels on and off")

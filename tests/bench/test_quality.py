@@ -48,10 +48,8 @@ def test_the_world_itself_has_full_marks():
         assert table[name] >= 0.98, (name, table)
 
 
-@pytest.mark.parametrize(
-    "motion",
-    ["left", *(pytest.param(name, marks=pytest.mark.slow) for name in ("up", "circling", "bouncing", "still"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("motion", ["left", "up", "circling", "bouncing", "still"])
 def test_half_a_minute_of_the_world_lasts(motion):
     found = watched(render(scene_with(motion), HALF_MINUTE))
     assert found.seconds == 30 and found.borders == 21
@@ -170,6 +168,7 @@ def test_a_change_of_prompts_is_found_when_it_shows():
     assert changes([found, late, early, never], due=1)["in_time"] == 0.75
 
 
+@pytest.mark.slow
 def test_long_films_together():
     films = [watched(render(scene_with(motion), 330)) for motion in ("left", "still")]
     together = lasting(films)

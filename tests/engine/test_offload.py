@@ -274,6 +274,7 @@ def first_chunk(models: Models, out: Path):
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_a_file_that_is_removed_is_read_to_the_end(copy, folder_of, resident, tmp_path):
     events = first_chunk(models_at(copy, Placement("stream")), tmp_path / "film")
     shutil.rmtree(copy)

@@ -246,6 +246,7 @@ def taken_over(target: Target) -> int | None:
     return resumed.chunks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["journal", "partial", "state 0", "state 1"])
 def test_a_bit_that_turned_anywhere_is_noticed_or_means_nothing(unfinished, tmp_path, name):
     """At every fifth byte; of the film at every 37th."""

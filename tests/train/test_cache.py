@@ -118,6 +118,7 @@ def test_any_beginning_is_a_mixture(cache):
         assert 1 <= part.count(3) <= 17
 
 
+@pytest.mark.slow
 def test_more_clips_are_added_and_nothing_else_is_touched(model, cache, tmp_path):
     """The first of the two shards alone, then both: the same bytes."""
     for clips in (1, 65):
