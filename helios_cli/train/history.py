@@ -67,8 +67,8 @@ class Lesson:
         return long, mid, torch.cat([self.anchor, newest], dim=2)
 
     def to(self, device: torch.device) -> Lesson:
-        tensors = (tensor.to(device) for tensor in (self.target, self.past, self.anchor, self.rows))
-        return Lesson(*tensors, self.captions, self.chunks)
+        target, past, anchor, rows = (x.to(device) for x in (self.target, self.past, self.anchor, self.rows))
+        return Lesson(target, past, anchor, rows, self.captions, self.chunks)
 
 
 class Lessons:
@@ -80,7 +80,8 @@ class Lessons:
     def __init__(self, clips: Clips, drawing: CachedClips, history: HistorySettings, corruption: Corruption) -> None:
         self.clips, self.drawing, self.history, self.corruption = clips, drawing, history, corruption
         self.empty = clips.empty_rows()
-        self._lessons, self._num_clips, self._long = 0, 0, []
+        self._lessons = self._num_clips = 0
+        self._long: list[int] = []
         if len(clips) <= drawing.held_back:
             raise InputError(
                 f"{drawing.clips} has {len(clips)} clips, and {drawing.held_back} are held back for the probe",

@@ -152,15 +152,16 @@ class TrainingRun:
         yield RunDone(self.step, self.seconds, self.skipped, str(self.settings.folder / CHECKPOINT))
 
     def _step(self) -> Iterator[Event]:
-        settings, turns = self.settings, Counter()
+        settings = self.settings
+        turns: Counter[str] = Counter()
         for name in self.phase.turns(self.step):
             share = self.processes.share(self.step, settings.batch, settings.seed, turns[name])
             turns[name] += 1
             optimizer = self.optimizers[name]
             optimizer.clear()  # gradients that other players' losses left
             with memory_errors(HOLD_LESS):
-                losses = self.phase.backward(name, share)
-            losses = self._summed(losses)
+                addends = self.phase.backward(name, share)
+            losses = self._summed(addends)
             self.processes.add_gradients(optimizer.params)
             norm = optimizer.clip()
             if not all(map(math.isfinite, (norm, *losses.values()))):

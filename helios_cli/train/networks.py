@@ -27,8 +27,11 @@ Role = Literal["student", "real", "fake"]
 class Networks(Protocol):
     """The networks by role. `student` and `fake` hold their trained parameters."""
 
-    student: nn.Module
-    fake: nn.Module
+    @property
+    def student(self) -> nn.Module: ...
+
+    @property
+    def fake(self) -> nn.Module: ...
 
     def using(self, role: Role) -> AbstractContextManager[HeliosDiT]:
         """Within, the transformer of `role`, on the device where it computes."""

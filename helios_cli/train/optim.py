@@ -140,7 +140,8 @@ def require_matches(player: nn.Module, globs: Iterable[str]) -> None:
 def split(player: nn.Module, globs: Iterable[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Return the trained parameters for Muon, and the others. A matrix of one row or column is not for Muon."""
     globs = tuple(globs)
-    muon, rest = [], []
+    muon: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, p in player.named_parameters():
         if p.requires_grad:
             matrix = p.ndim >= 2 and min(p.shape[0], p.numel() // p.shape[0]) > 1

@@ -77,7 +77,8 @@ class Sampler:
         return rows
 
     def _row(self, prompt: str, seed: int) -> Row:
-        moments, pictures, fault = set(self.samples.moments()), {}, ""
+        moments, fault = set(self.samples.moments()), ""
+        pictures: dict[int, np.ndarray] = {}
 
         def take(frames_THWC: np.ndarray) -> None:
             first = screen.num_frames - len(frames_THWC)
@@ -145,7 +146,7 @@ def save_sheet(path: Path, title: str, rows: Sequence[Row], size: tuple[int, int
         sheet.save(new, format="PNG")
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, height: int) -> str:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, height: int) -> str:
     """Break the text into lines of the column's width, and drop lines that do not fit into a row."""
     lines = [""]
     for word in text.replace("\n", " \n ").split(" "):

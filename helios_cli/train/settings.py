@@ -41,7 +41,7 @@ class Table(BaseModel):
         values = {key: _tuples(value) if isinstance(value, list) else value for key, value in written.items()}
         for name, field in cls.model_fields.items():
             if isinstance(field.default, Table) and isinstance(values.get(name), Mapping):
-                values[name] = {**dict(field.default), **values[name]}
+                values[name] = dict(field.default) | dict(values[name])
         return values
 
 

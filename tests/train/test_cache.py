@@ -44,6 +44,11 @@ def encoder_of(model: Path, dtype: torch.dtype = torch.float32) -> ClipEncoder:
     return ClipEncoder(Checkpoint.open(model), CPU, dtype, SIZE)
 
 
+def chunks_of(clips: LatentClips, index: int) -> torch.Tensor:
+    """Return the latents of a clip's chunks, [n, C, 9, h, w]."""
+    return clips.batch([(index, chunk) for chunk in range(clips.lengths[index])]).latents
+
+
 @pytest.fixture(scope="module")
 def cache(model, tmp_path_factory) -> Path:
     """Two shards, float32."""
@@ -65,7 +70,7 @@ def test_latents_are_those_of_diffusers(model, cache):
         clip = draw_clip(WORLD, 5, number)
         film = render(clip.scene, 33 * len(clip.captions), 0, *SIZE)
         pixels += list(torch.from_numpy(film).float().view(-1, 33, *film.shape[1:]) / 127.5 - 1)
-        ours += list(clips.clip(number).latents.unflatten(1, (-1, 9)).unbind(1))
+        ours += list(chunks_of(clips, number))
     frames = torch.stack(pixels).movedim(-1, 1)
     with torch.inference_mode():
         posterior = vae.encode(frames).latent_dist
@@ -92,15 +97,13 @@ def test_rows_are_those_of_transformers(model, cache):
             expected = encoder(**tokenizer(caption, return_tensors="pt")).last_hidden_state[0]
         torch.testing.assert_close(rows[: len(expected)], expected, rtol=1e-4, atol=1e-4)
         assert not rows[len(expected) :].any()
-    assert torch.equal(clips.clip(1).rows, batch.rows[1][: len(clips.clip(1).rows)])
 
 
 def test_a_batch_holds_what_the_engine_would_remember(cache):
     clips = LatentClips(cache)
     long = clips.lengths.index(3)
-    chunks = clips.clip(long).latents[None].split(9, dim=2)
     history = History.empty(16, 2, 4, CPU)
-    for number, chunk in enumerate(chunks):
+    for number, chunk in enumerate(chunks_of(clips, long)[:, None]):
         batch = clips.batch([(0, 0), (long, number)])
         assert torch.equal(batch.latents[1], chunk[0])
         assert torch.equal(batch.past[1], history.latents[0])
@@ -165,14 +168,14 @@ def test_a_reader_sees_whole_shards_while_they_are_written_and_a_kill_costs_one(
         wait_until(lambda: shards(out) or writer.poll() is not None)
         reader = LatentClips(out)
         assert len(reader) % CLIPS_PER_SHARD == 0
-        first = reader.clip(3)
+        first = chunks_of(reader, 3)
     finally:
         writer.send_signal(signal.SIGKILL)
         writer.wait()
     subprocess.run(command, check=True, timeout=LONGEST)
     reader.refresh()
     assert len(reader) == 2 * CLIPS_PER_SHARD
-    assert torch.equal(reader.clip(3).latents, first.latents)
+    assert torch.equal(chunks_of(reader, 3), first)
     # Same as in a process that nobody killed, to the last bit.
     assert [path.read_bytes() for path in shards(out)] == [path.read_bytes() for path in shards(cache)]
 

@@ -101,7 +101,7 @@ def test_good_clips_are_encoded_and_the_others_named(originals, encoder, tmp_pat
     assert events[-1] == FolderDone(encoded=5, kept=0, skipped=10)
     clips = LatentClips(tmp_path, text_rows=64)
     assert sorted(clips.lengths) == [1, 1, 1, 1, 2]
-    captions = {clips.clip(i).caption for i in range(5)}
+    captions = {clips.batch([(i, 0)]).captions[0] for i in range(5)}
     assert captions == {f"a test picture, {name} & more" for name in ("frames", "exact", "long", "moving", "slow")}
 
 
@@ -148,7 +148,7 @@ def test_only_what_changes_is_encoded_again(encoder, tmp_path):
     (folder / "renamed.mp4").unlink()
     assert again() == (["one.mp4", "three.mp4"], FolderDone(2, 0, 0))
     clips = LatentClips(cache, text_rows=64)
-    assert {clips.clip(i).caption for i in range(len(clips))} == {"another caption", "the film three"}
+    assert {clips.batch([(i, 0)]).captions[0] for i in range(len(clips))} == {"another caption", "the film three"}
 
 
 def test_a_folder_without_one_good_clip_is_an_error(encoder, tmp_path):

@@ -74,14 +74,6 @@ class CacheNote:
         return self.latent_shape[2] * PIXELS_PER_CELL, self.latent_shape[1] * PIXELS_PER_CELL
 
 
-class Clip(NamedTuple):
-    """`latents`: [C, 9n, h, w] float32; `rows`: [K, E] float32 of the first chunk's caption, without padding."""
-
-    latents: Tensor
-    rows: Tensor
-    caption: str
-
-
 class Batch(NamedTuple):
     """B chunks with what came before them, as in `engine.history.History`: missing latents are zero.
 
@@ -143,13 +135,6 @@ class LatentClips:
             if path.name not in self._shards:
                 self._add(path)
         return len(self) - before
-
-    def clip(self, index: int) -> Clip:
-        """Return a whole clip."""
-        entry = self._entries[index]
-        first = entry.captions[0]
-        latents = self._chunks(entry, 0, entry.end - entry.begin)
-        return Clip(latents.float(), self._rows(entry, first).float(), first.text)
 
     def batch(self, picks: Sequence[tuple[int, int]]) -> Batch:
         """Return chunks by (clip, chunk of the clip), with the latents before them and their captions."""

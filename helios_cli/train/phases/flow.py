@@ -29,7 +29,7 @@ from helios_cli.train.history import Clips, Lesson, Lessons
 from helios_cli.train.phase import Phase, Share
 from helios_cli.train.probe import Probe
 from helios_cli.train.samples import Sampler
-from helios_cli.train.settings import FlowSettings
+from helios_cli.train.settings import BaseSettings, FlowSettings, MidSettings
 from helios_cli.train.transformer import (
     checkpointed,
     compile_blocks,
@@ -130,6 +130,7 @@ class FlowPhase(Phase):
 
 class Base(FlowPhase):
     kind = "base"
+    settings: BaseSettings
 
     def stage_of(self, share: Share) -> int:
         return 0
@@ -145,6 +146,7 @@ class Base(FlowPhase):
 
 class Mid(FlowPhase):
     kind = "mid"
+    settings: MidSettings
 
     def stage_of(self, share: Share) -> int:
         return int(torch.multinomial(torch.tensor(self.settings.loss.ratio), 1, generator=share.shared))

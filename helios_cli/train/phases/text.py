@@ -22,7 +22,7 @@ from helios_cli.train.phase import Phase, Share
 from helios_cli.train.settings import TextSettings
 from helios_cli.train.world.captions import Attributes, caption_with_labels
 from helios_cli.train.world.palette import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
-from helios_cli.train.world.scene import draw_scene
+from helios_cli.train.world.scene import Split, draw_scene
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import write_component
 from helios_cli.weights.load import load_component
@@ -79,7 +79,7 @@ class TextPhase(Phase):
     def save(self, folder: Path) -> None:
         write_component(folder, "text_encoder", self._reader.encoder, dtype=torch.float32)
 
-    def _by_length(self, seeds: Iterable[int], split: str) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    def _by_length(self, seeds: Iterable[int], split: Split) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """Return captions of scenes by their number of tokens: ids [B, S], and the true attributes, [B, S] each."""
         groups = defaultdict(list)
         for seed in seeds:

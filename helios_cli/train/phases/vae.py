@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from helios_cli.model.vae import PAST, CausalConv3d, VAEConfig, WanVAE, frames_t
 from helios_cli.train.phase import Phase, Share
 from helios_cli.train.settings import POOLS, VAELoss, VAESettings
 from helios_cli.train.world.draw import render
-from helios_cli.train.world.scene import draw_scene
+from helios_cli.train.world.scene import Split, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, PIXELS_PER_CELL
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import write_component
@@ -36,6 +37,8 @@ RESIDUAL_GAIN = 0.1
 
 EDGE = 0.1
 """Difference of neighbouring pixels that counts as an edge; black and white differ by 2."""
+
+Choice = TypeVar("Choice")
 
 EDGE_REACH = 7
 """Width in pixels of the area near an edge."""
@@ -102,9 +105,9 @@ class VAEPhase(Phase):
         x, y = scene.thing.trajectory.at(np.arange(start, start + frames)).mean(0)
         top = cut(float(y), height, film.shape[1], generator)
         left = cut(float(x), width, film.shape[2], generator)
-        film = to_frames(film[:, top : top + height, left : left + width])
+        piece_of_film = to_frames(film[:, top : top + height, left : left + width])
         cells = (1 + (frames - 1) // FRAMES_PER_LATENT, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
-        return film, torch.randn((2, self._vae.config.z_dim, *cells), generator=generator)
+        return piece_of_film, torch.randn((2, self._vae.config.z_dim, *cells), generator=generator)
 
     @torch.no_grad()
     def probe(self, share: Share) -> dict[str, float]:
@@ -155,7 +158,7 @@ class VAEPhase(Phase):
         made = vae.reconstruct(vae.posterior(clip)[0])
         return clip.cpu(), made.float().clamp(-1, 1).cpu()
 
-    def _clip(self, seed: int, split: str) -> Tensor:
+    def _clip(self, seed: int, split: Split) -> Tensor:
         scene = draw_scene(seed, split=split, variety=self._settings.data.world)
         return to_frames(render(scene, FRAMES_PER_CHUNK))[None].to(self._device)
 
@@ -195,7 +198,7 @@ def averaged(x_BCTHW: Tensor, factor: int) -> Tensor:
     return F.avg_pool3d(x_BCTHW, (1, factor, factor))
 
 
-def drawn(choices: Sequence, generator: torch.Generator) -> object:
+def drawn(choices: Sequence[Choice], generator: torch.Generator) -> Choice:
     """Draw one of `choices`."""
     return choices[int(torch.randint(len(choices), (), generator=generator))]
 

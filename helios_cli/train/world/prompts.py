@@ -28,7 +28,7 @@ def prompts(n: int = 64, seed: int = 0) -> list[Prompt]:
     """Return `n` prompts, alternately unseen and seen, with all motions as equally frequent as possible."""
     dice = np.random.default_rng([seed, n])
     orders = {split: _in_turn(dice, SPLITS[split]) for split in ("held_out", "train")}
-    made = []
+    made: list[Prompt] = []
     for number in range(n):
         split = ("held_out", "train")[number % 2]
         segment = draw_segment(dice, orders[split][number // 2 % len(orders[split])])
@@ -38,7 +38,8 @@ def prompts(n: int = 64, seed: int = 0) -> list[Prompt]:
 
 def pairs(n: int, seed: int = 0) -> list[tuple[Prompt, Prompt]]:
     """Return `n` pairs of prompts that differ in background and in colour."""
-    made, number = [], 0
+    made: list[tuple[Prompt, Prompt]] = []
+    number = 0
     while len(made) < n:
         first, second = prompts(2, seed + number)
         number += 1

@@ -135,8 +135,8 @@ def has_way(trajectory: Trajectory, motion: str, space: tuple[float, float], *, 
 def refit(trajectory: Trajectory, before: tuple[float, float], after: tuple[float, float]) -> Trajectory:
     """Scale a path from the room `before` to the room `after`."""
     ratio = after[0] / before[0], after[1] / before[1]
-    centre = tuple(MIDDLE[axis] + (trajectory.centre[axis] - MIDDLE[axis]) * ratio[axis] for axis in (0, 1))
-    return replace(trajectory, centre=centre, reach=(trajectory.reach[0] * ratio[0], trajectory.reach[1] * ratio[1]))
+    x, y = (MIDDLE[axis] + (trajectory.centre[axis] - MIDDLE[axis]) * ratio[axis] for axis in (0, 1))
+    return replace(trajectory, centre=(x, y), reach=(trajectory.reach[0] * ratio[0], trajectory.reach[1] * ratio[1]))
 
 
 def turn_to(
