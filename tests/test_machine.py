@@ -149,7 +149,9 @@ def test_a_home_of_nobody_is_an_input_error(monkeypatch):
 
 
 @needs_users
-def test_a_user_without_a_home_keeps_nothing(monkeypatch, capsys):
+def test_a_user_without_a_home_keeps_nothing(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
+    assert main(["cache", "list"]) == 0 and main(["plan", "x", "--size", "1"]) == 2  # imports late modules
     for variable in ("HOME", "HELIOS_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
 
