@@ -105,7 +105,7 @@ def _test_lines(result: Facts) -> list[str]:
     chunks = " ".join(f"{psnr:.1f}" for psnr in result["chunks_db"])
     count = sum(product["cases"] for product in result["products"] if product["dtype"] == result["dtype"])
     verdict = "right" if result["right"] else "WRONG"
-    films = f"chunks of tiny within {chunks} dB of golden ones, {result['least_db']:g} dB needed"
+    films = f"PSNR of tiny against golden chunks {chunks} dB, at least {result['least_db']:g} needed"
     return [f"{result['dtype']}: {verdict}; {counted(count, 'product')} tried; {films}", *result["faults"]]
 
 
