@@ -144,6 +144,7 @@ CLI = [sys.executable, "-m", "helios_cli", "render", PROMPTS[0], "--frames", "33
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.process
 def test_signals_stop_at_once_and_the_chunks_are_safe(number, checkpoints, tmp_path):
     out = tmp_path / "film.mp4"
     command = [*CLI, "-m", str(checkpoints("distilled")), "-o", str(out), "--no-cache", "--dtype", "float32"]
