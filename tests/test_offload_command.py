@@ -20,7 +20,6 @@ from helios_cli.cli import main
 from helios_cli.engine.models import Models
 from helios_cli.film.writer import FilmWriter
 from helios_cli.model.block import FeedForward
-from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.vae import Decoder
 from helios_cli.weights.offload import BlockStream
 from support.reruns import decoded
@@ -124,7 +123,7 @@ def test_plan_says_what_render_does(helios, folder):
 
 
 def test_nothing_fits_is_said_before_anything_is_loaded(helios, folder, monkeypatch):
-    monkeypatch.setattr(HeliosDiT, "__init__", None)
+    monkeypatch.setattr("helios_cli.engine.models.load_component", None)
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--device", "cpu", "--ram", "100M", code=3)
     assert "of host memory, of which it may take 100 MB" in said.err and "--size" in said.err
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--device", "cpu", "--vram", "1G", code=2)
