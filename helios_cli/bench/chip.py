@@ -108,7 +108,7 @@ def products(device: torch.device) -> Rows:
                 a.values, b.T, scale_a=a.scales, scale_b=s[None], out_dtype=torch.bfloat16, use_fast_accum=fast
             )
 
-        calls = {
+        calls: dict[str, Callable[[], Any]] = {
             "bfloat16": lambda x=x, weight=weight: x @ weight.T,
             "fp8": partial(product, False),
             "fp8 with a bias": partial(fp8.product, rounded, values, scale, bias),  # as renders do it
@@ -151,7 +151,8 @@ def synchronisations(device: torch.device, size: str) -> Rows:
     models = RandomModels(SPECS[size], device, torch.bfloat16, name=size)
 
     def chunk() -> None:
-        for _ in render_chunks(_plan(size, 1), models, Screen(lambda frames: None)):
+        writer: Any = Screen(lambda frames: None)
+        for _ in render_chunks(_plan(size, 1), models, writer):
             pass
 
     for _ in range(2):

@@ -253,7 +253,7 @@ def _on_and_off(device: torch.device, compared: str, folder: str, seconds: float
         "off": ("reference", "bfloat16"),
         "float32": ("reference", "float32"),
     }
-    films, results = {}, {}
+    films, results = {}, dict[str, Json]()
     for name, (kernels, dtype) in ways.items():
         file = f"{folder}/{name}.pt"
         try:
@@ -298,7 +298,7 @@ def heading(device: torch.device) -> Json:
 def main(arguments: list[str]) -> None:
     """Run `helios bench all` without the packages of the command line: PyTorch, Triton and NumPy are enough, and
     tokenizers for the renders. Writes the results to a file after every part."""
-    out, seconds = Path(arguments[0]), float((arguments[1:] or [SECONDS])[0])
+    out, seconds = Path(arguments[0]), float(arguments[1]) if arguments[1:] else SECONDS
     recall_kernels()
     for name, data in measure_all(pick_device(), seconds=seconds):
         out.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

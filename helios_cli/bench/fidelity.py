@@ -46,7 +46,7 @@ def film(models: Models, plan: Plan) -> list[tuple[Tensor, Tensor]]:
     denoiser = Denoiser(models.dit, models.scheduler, settings, plan.size, Clock(models.device), models.answer)
     width, height = (pixels // PIXELS_PER_CELL for pixels in plan.size)
     history = History.empty(models.dit_config.in_channels, height, width, models.device)
-    generator = torch.Generator("cpu").manual_seed(plan.chunks[0].seed)
+    generator = torch.Generator("cpu").manual_seed(plan.chunks[0].seed or 0)
     chunks = []
     for chunk in plan.chunks:
         amplify = chunk.fresh and settings.amplify_first_chunk

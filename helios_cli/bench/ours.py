@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,7 +31,6 @@ from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.placement import Placement
 
 if TYPE_CHECKING:
-    from helios_cli.film.writer import FilmWriter
     from helios_cli.recipe.plan import Plan
 
 
@@ -96,7 +95,8 @@ def _notes(models: Models) -> Iterator[str]:
 def _models(task: Task, device: torch.device) -> Models:
     """Return the task's models, with nothing of them loaded yet."""
     dtype = torch_dtype(dtype_with(task.quant, "auto" if task.dtype == "default" else task.dtype), device)
-    options = {"quant": task.quant, "attention": task.attention}
+    options: dict[str, Any] = {"quant": task.quant, "attention": task.attention}
+    models: Models
     if task.synthetic:
         models = RandomModels(SPECS[task.synthetic], device, dtype, name=task.synthetic, seed=task.seed, **options)
     else:
@@ -114,7 +114,7 @@ def _require_memory(models: Models, task: Task) -> None:
     load = workload_of(models.name, checkpoint, plan, device, models.dtype, task.quant)
     needed = max(phase.total for phase in plan_memory(load, MemoryBudget(), models.placement).phases)
     free = device_of(device).free_bytes
-    if needed > free:
+    if free is not None and needed > free:
         kind = "fp8" if task.quant == "fp8" else load.dtype
         raise MachineError(
             f"the film takes {format_bytes(needed)}, the model in {kind}; {format_bytes(free)} are free on {device}",
@@ -133,7 +133,7 @@ def _film(models: Models, task: Task, *, warm_up: bool = False, exact: bool = Fa
     return event, steady_rate(done)
 
 
-def _writer(task: Task, plan: Plan) -> FilmWriter | Screen:
+def _writer(task: Task, plan: Plan) -> Any:
     if not task.film:
         return Screen(lambda frames: None)
     from helios_cli.film.writer import open_writer  # imports ffmpeg's package, which may be missing here

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +28,6 @@ from helios_cli.model.dit import FP32_ISLANDS
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, PIXELS_PER_CELL
 from helios_cli.versions import version_of
 from helios_cli.weights.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 
 def time_film(task: Task) -> Result:
@@ -93,27 +90,27 @@ def exact_block_noise_factor(cholesky: Callable[[Tensor], Tensor]) -> Callable[[
     return factor
 
 
-def _load(task: Task, device: torch.device) -> tuple[DiffusionPipeline, Checkpoint]:
+def _load(task: Task, device: torch.device) -> tuple[Any, Checkpoint]:
     import diffusers
 
     dtype = None if task.dtype == "default" else getattr(torch, task.dtype)
     if task.synthetic:
         pipeline, checkpoint = _random_pipeline(task, device, dtype or torch.float32)
     else:
-        checkpoint = Checkpoint.open(Path(task.folder))
-        chosen = {} if dtype is None else {"dtype": dtype}
+        checkpoint = Checkpoint.open(Path(task.folder or ""))
+        chosen: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
         pipeline = diffusers.DiffusionPipeline.from_pretrained(task.folder, **chosen).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, checkpoint
 
 
-def _random_pipeline(task: Task, device: torch.device, dtype: torch.dtype) -> tuple[DiffusionPipeline, Checkpoint]:
+def _random_pipeline(task: Task, device: torch.device, dtype: torch.dtype) -> tuple[Any, Checkpoint]:
     """Return the pipeline of a synthetic size, with the same weights made on the device as on our side."""
     import diffusers
     import transformers
     from accelerate import init_empty_weights
 
-    spec = SPECS[task.synthetic]
+    spec = SPECS[task.synthetic or ""]
     with machine.temporary_folder() as folder:
         checkpoint = describe(Path(folder), spec, dtype)
         tokenizer = transformers.AutoTokenizer.from_pretrained(Path(folder, "tokenizer"))
@@ -137,7 +134,7 @@ def _random_pipeline(task: Task, device: torch.device, dtype: torch.dtype) -> tu
     return pipeline, checkpoint
 
 
-def _time_parts(pipeline: DiffusionPipeline, task: Task, clock: Clock) -> None:
+def _time_parts(pipeline: Any, task: Task, clock: Clock) -> None:
     """Let the clock run while a part of the pipeline runs."""
 
     def timed(function: Callable, phase_of: Callable[[dict], str]) -> Callable:
@@ -156,11 +153,11 @@ def _time_parts(pipeline: DiffusionPipeline, task: Task, clock: Clock) -> None:
     pipeline.vae.decode = timed(pipeline.vae.decode, lambda _: "decode")
 
 
-def _film(pipeline: DiffusionPipeline, checkpoint: Checkpoint, task: Task, num_frames: int, clock: Clock) -> int:
+def _film(pipeline: Any, checkpoint: Checkpoint, task: Task, num_frames: int, clock: Clock) -> int:
     """Render and write a film; return its number of frames, 4k + 1: up to three fewer than `num_frames`."""
     preset = checkpoint.preset
     if checkpoint.kind == "base":
-        steps = {"num_inference_steps": task.steps[0]}
+        steps: dict[str, Any] = {"num_inference_steps": task.steps[0]}
     else:
         steps = {
             "pyramid_num_inference_steps_list": list(task.steps),

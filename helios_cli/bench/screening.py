@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,5 +73,6 @@ def _film(models: Models, plan: Plan) -> np.ndarray:
 
 
 def _play(models: Models, plan: Plan, take: Callable[[np.ndarray], None]) -> None:
-    for _ in render_chunks(plan, models, Screen(take)):
+    writer: Any = Screen(take)
+    for _ in render_chunks(plan, models, writer):
         pass

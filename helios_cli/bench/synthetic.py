@@ -76,15 +76,16 @@ def _write_blocks(folder: Path, component: str, module: nn.Module, dtype: torch.
     for name, _ in module.named_parameters():
         place = BLOCK[component].match(name) if component in BLOCK else None
         blocks.setdefault(int(place[1]) if place else -1, []).append(name)
-    weight_map, size = {}, 0
+    weight_map: dict[str, str] = {}
+    size = 0
     for number, index in enumerate(sorted(blocks), start=1):
         shard = shard_name(component, number, len(blocks))
         state = random_state(component, module, dtype, seed=seed, names=frozenset(blocks[index]))
         write_weights(folder, component, state, shard=shard)
         weight_map |= dict.fromkeys(state, shard)
         size += sum(value.nbytes for value in state.values())
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    write_json(folder / component / f"{WEIGHT_STEMS[component]}{INDEX_SUFFIX}", index)
+    content = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    write_json(folder / component / f"{WEIGHT_STEMS[component]}{INDEX_SUFFIX}", content)
 
 
 def random_state(
@@ -150,9 +151,7 @@ class RandomModels(Models):
         checkpoint = describe(Path(self._description.name), spec, dtype)
         super().__init__(checkpoint, device, dtype, name=name, **options)
 
-    def _load(
-        self, name: str, build: Callable[[], nn.Module], dtype: torch.dtype, fp32_islands: frozenset[str]
-    ) -> nn.Module:
+    def _load(self, name: str, build: Callable[[], nn.Module], dtype: torch.dtype, fp32_islands: frozenset[str]) -> Any:
         with torch.device("meta"):
             module = build()
         state = random_state(name, module, dtype, seed=self._seed, device=self.device, fp32_islands=fp32_islands)

@@ -6,7 +6,7 @@ thread pools, and the peak memory is one side's alone. Importing this does not i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,7 +23,7 @@ from helios_cli.recipe.plan import Chunk, Plan, PlannedShot
 from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import PRESETS
-from helios_cli.weights.fp8 import dtype_with
+from helios_cli.weights.fp8 import Quant, dtype_with
 
 PROMPT = "a red circle moves slowly to the left over a blue background"
 
@@ -64,7 +64,7 @@ class Task:
     threads: int = 0
     film: str = ""
     seed: int = 0
-    quant: str = "none"
+    quant: Quant = "none"
     attention: str = "auto"
     placement: tuple[Any, ...] = ()
     vram: int | None = None
@@ -77,7 +77,8 @@ class Task:
     @classmethod
     def of(cls, values: dict[str, Any]) -> Task:
         """Make a task of its fields as JSON has them."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        own: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**own)
 
     def plan(self, defaults: ModelDefaults, *, warm_up: bool = False) -> Plan:
         """Return the plan of the film, or of its warm-up: one chunk of the same size and steps."""
@@ -233,13 +234,14 @@ def counted_work(task: Task, dtype: str) -> tuple[Work, Model]:
         return work_of(plan, model, dtype), model
 
 
-def floors(task: Task, dtype: str, ceiling: dict[str, float]) -> dict[str, float]:
+def floors(task: Task, dtype: str, ceiling: Mapping[str, float | None]) -> dict[str, float]:
     """Return the least seconds of each stage and of decoding: if there were only products, at the rates of `ceiling`.
 
     Those that --quant fp8 computes in fp8 are counted at the rate of fp8 if it is known.
     """
     work, _ = counted_work(task, dtype)
     rate = ceiling["product"]
+    assert rate is not None, "only products in fp8 can be unknown"
     in_fp8 = ceiling["fp8_product"] if task.quant == "fp8" else None
 
     def seconds(film: CallFlops) -> float:
@@ -249,7 +251,7 @@ def floors(task: Task, dtype: str, ceiling: dict[str, float]) -> dict[str, float
     return {**{f"stage {stage.index}": seconds(stage.film) for stage in work.stages}, "decode": work.decode / rate}
 
 
-def against_floors(task: Task, result: Result, ceiling: dict[str, float]) -> dict[str, dict[str, float]]:
+def against_floors(task: Task, result: Result, ceiling: Mapping[str, float | None]) -> dict[str, dict[str, float]]:
     """Return the floors of a film that was timed, and each floor's share of its phase's time."""
     floor = floors(task, result.dtypes["transformer"], ceiling)
     return {"floors": floor, "share_of_floor": {phase: floor[phase] / result.phases[phase] for phase in floor}}

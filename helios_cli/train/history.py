@@ -24,7 +24,7 @@ REFRESHED_EVERY = 50
 """Number of lessons between looks for clips that were added to the cache."""
 
 SHORT_PASTS = tuple(HISTORY_LATENTS % LATENTS_PER_CHUNK + LATENTS_PER_CHUNK * n for n in range(3))
-"""How many of the oldest latents a short past lacks: what a film has after one chunk, after two, and after none."""
+"""The number of oldest latents that a short past lacks: after one chunk of a film, after two, and after none."""
 
 
 class Clips(Protocol):

@@ -21,8 +21,8 @@ BUCKET = 2**25
 """Elements of gradients that are added up at a time: 128 MB of extra memory, and few enough messages."""
 
 LONGEST_WAIT = timedelta(hours=12)
-"""How long processes wait for each other. The first one samples, probes and writes alone, which can take longer than
-the default of NCCL (10 minutes) or gloo (30). If a process dies, torchrun ends the others."""
+"""The time that processes wait for each other. The first one samples, probes and writes alone, which can take
+longer than the default of NCCL (10 minutes) or gloo (30). If a process dies, torchrun ends the others."""
 
 
 class Processes:

@@ -50,7 +50,7 @@ def _tuples(value: list) -> tuple:
 
 
 class Optimizer(Table):
-    """How a player's parameters are updated. AdamW updates those that Muon does not.
+    """The updates of a player's parameters. AdamW updates those that Muon does not.
 
     Attributes:
         muon: globs of parameter names for Muon; only matrices and convolution kernels among them are used.
@@ -85,7 +85,7 @@ class Ema(Table):
 
 
 class Log(Table):
-    """How often to log, save, sample and probe, in steps; 0 is never.
+    """The steps between logs, saves, samples and probes; 0 is never.
 
     A run is also saved when `save_minutes` have passed since the last save, when it is stopped, and at its end.
     """
@@ -185,7 +185,7 @@ class TextSettings(TrainingSettings):
 
 
 POOLS = (2, 4)
-"""How many times smaller the two coarser stages of the pyramid are."""
+"""The factors by which the two coarser stages of the pyramid are smaller."""
 
 Pixels = Annotated[int, Field(gt=0, multiple_of=PIXELS_PER_CELL * max(POOLS))]
 
@@ -456,7 +456,7 @@ class BaseSettings(FlowSettings):
 
 
 class MidLoss(Table):
-    """How training is divided between the three stages, coarsest first.
+    """The division of training between the three stages, coarsest first.
 
     Attributes:
         ratio: relative frequency of steps at the stage.
@@ -486,7 +486,7 @@ class MidSettings(FlowSettings):
 
 
 class PairsTeacher(Table):
-    """How the teacher is sampled.
+    """The sampling of the teacher.
 
     Attributes:
         steps: solver steps of a stage; a multiple of `kept`.

@@ -37,7 +37,7 @@ class TensorToLoad:
 
     @property
     def is_rounded(self) -> bool:
-        """Whether it is rounded to fp8 and scales here, as it is stored in a wider type."""
+        """True if it is rounded to fp8 and scales here, as it is stored in a wider type."""
         return self.dtype == torch.float8_e4m3fn and self.place.scale is None
 
 

@@ -52,7 +52,7 @@ class Placement:
 
     @property
     def overlaps(self) -> bool:
-        """Whether a GPU decodes a chunk of a single film while it denoises the next one."""
+        """Return whether a GPU decodes a chunk of a single film while it denoises the next one."""
         return self.decode_beside and not self.takes_turns
 
 

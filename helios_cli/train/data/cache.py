@@ -54,7 +54,7 @@ class EncodedClip:
 
 @dataclass(frozen=True)
 class CacheNote:
-    """What a cache is made with. Anything else needs another cache.
+    """The making of a cache: anything else needs another cache.
 
     Attributes:
         encoder: identity of the VAE, the text encoder and the tokenizer (`encode.encoder_identity`).

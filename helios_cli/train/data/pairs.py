@@ -30,7 +30,7 @@ MAKE_FIRST = "make them first: helios train recipes/train/tiny-pairs.toml"
 
 @dataclass(frozen=True)
 class PairsNote:
-    """What a folder's pairs are made with. Anything else needs another folder.
+    """The making of a folder's pairs: anything else needs another folder.
 
     Attributes:
         made_with: identities and settings, by name.

@@ -103,7 +103,7 @@ def jumps_of(path: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Change:
-    """How a film follows its second shot's prompt.
+    """The way a film follows its second shot's prompt.
 
     Attributes:
         held: whether every chunk before the second shot shows the first prompt's background and colour.
@@ -139,7 +139,7 @@ def changes(films: Sequence[Change], due: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Lasting:
-    """How well a long film lasts.
+    """The quality of a long film over its length.
 
     Attributes:
         seconds: length of the film.
