@@ -22,7 +22,7 @@ COMMANDS = {
     "doctor": "Show what this machine has, and which models fit on it.",
     "models": "Known and downloaded models.",
     "recipe": "Recipes: their schema, conversion between forms, and a check.",
-    "cache": "Chunks of films that are kept to be used again.",
+    "cache": "Cached chunks of films, which later films reuse.",
     "bench": "Measure speed and memory.",
 }
 """The first line of each command's own help, in the order of `helios --help`. The module `commands/NAME.py` holds the
