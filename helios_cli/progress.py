@@ -374,6 +374,7 @@ class RichView:
             console.status(taken_line(event))
         elif isinstance(event, FilmDone) and self.track.film is not None:  # None: it was finished before
             film, self.track = self.track.film, Track()
+            self.live.refresh()  # else the bar is drawn once more, below the summary
             _say_all(summary_lines(event, film))
 
     def _draw(self) -> RenderableType:
