@@ -177,6 +177,7 @@ LIMITS = {
 
 
 @pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("name", LIMITS)
 def test_films_are_right_on_every_instruction_set(name):
     """In every dtype, whatever oneDNN and PyTorch are held to: as far as this processor goes."""

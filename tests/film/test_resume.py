@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,8 @@ CLI = [sys.executable, "-m", "helios_cli", "render", PROMPTS[0], "--frames", "33
 def test_signals_stop_at_once_and_the_chunks_are_safe(number, checkpoints, tmp_path):
     out = tmp_path / "film.mp4"
     command = [*CLI, "-m", str(checkpoints("distilled")), "-o", str(out), "--no-cache", "--dtype", "float32"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heeded = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     while len(journaled(out)) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
