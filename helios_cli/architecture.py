@@ -100,7 +100,7 @@ def _require(config: dict[str, Any], fixed: dict[str, tuple]) -> None:
     """Raise ValueError for a key of another architecture; `fixed` has the accepted values by key."""
     for key, accepted in fixed.items():
         if key in config and config[key] not in accepted:
-            raise ValueError(f"`{key}` is {_shown(config[key])}, only {accepted[0]!r} is supported")
+            raise ValueError(f"`{key}` is {_shown(config[key])}, but only {accepted[0]!r} is supported")
 
 
 def _require_known(config: dict[str, Any], known: set[str]) -> None:
@@ -160,7 +160,7 @@ class DiTConfig(_Config):
                 f"`rope_dim` {list(self.rope_dim)} are not even numbers that add up to the head size {size}"
             )
         if self.out_channels != self.in_channels:
-            raise ValueError(f"`out_channels` is {self.out_channels}, `in_channels` {self.in_channels}")
+            raise ValueError(f"`out_channels` is {self.out_channels}, but `in_channels` is {self.in_channels}")
 
     @property
     def width(self) -> int:
@@ -236,7 +236,7 @@ class UMT5Config(_Config):
         super().__post_init__()
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
             raise ValueError(
-                f"`relative_attention_max_distance` {self.relative_attention_max_distance} is within the exact ones of "
+                f"`relative_attention_max_distance` {self.relative_attention_max_distance} is too small for "
                 f"{self.relative_attention_num_buckets} `relative_attention_num_buckets`"
             )
 
@@ -293,7 +293,7 @@ class VAEConfig(_Config):
             raise ValueError(f"`temperal_downsample` is {over_time}; {FRAMES_PER_LATENT} frames a latent need two true")
         for name in ("latents_mean", "latents_std"):
             if len(getattr(self, name)) != self.z_dim:
-                raise ValueError(f"`{name}` has {len(getattr(self, name))} entries, `z_dim` is {self.z_dim}")
+                raise ValueError(f"`{name}` has {len(getattr(self, name))} entries, but `z_dim` is {self.z_dim}")
 
     @property
     def widths(self) -> tuple[int, ...]:

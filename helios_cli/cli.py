@@ -49,7 +49,7 @@ def _version(wanted: bool) -> None:
 def _options(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Handle the options before the command."""
@@ -151,7 +151,7 @@ def _names_a_limit(error: Exception) -> bool:
 
 def _at_a_limit(what: str) -> MachineError:
     return MachineError(
-        f"this machine, or a limit of this shell, allows no more: {what}",
+        f"a limit of this machine or this shell was reached: {what}",
         hint="`ulimit -a` shows the limits: -n of files, -u of processes, -v of memory",
     )
 

@@ -22,7 +22,8 @@ MAX_TAKES = 100
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SOURCE", help='"a quoted prompt", .txt, .toml, .yaml, .json, .csv, .jsonl, .srt, or - (stdin).'
+        metavar="SOURCE",
+        help='A "quoted prompt", a .txt, .toml, .yaml, .json, .csv, .jsonl or .srt file, or - (stdin).',
     ),
 ]
 
@@ -35,16 +36,16 @@ def _option(kind: Any, help: str, *names: str, panel: str | None = None, default
 
 SHARED = {
     "model": _option(
-        str | None, "auto, tiny, distilled, mid, base, a Hub id or a folder. (default: auto)", "--model", "-m"
+        str | None, "Model: auto, tiny, distilled, mid, base, a Hub id or a folder. (default: auto)", "--model", "-m"
     ),
     "revision": _option(str | None, "Hub revision; known names are pinned to a commit."),
     "minutes": _option(float | None, "Length of the film in minutes.", panel=LENGTH),
     "seconds": _option(str | None, "Length in seconds: 90, 1m30s, 1:30.", panel=LENGTH),
     "frames": _option(int | None, "Length in frames.", panel=LENGTH),
     "fps": _option(float | None, "Frames per second. (default: 24)", panel=LENGTH),
-    "size": _option(str | None, "WIDTHxHEIGHT in pixels. (default: the model's native size)", panel=LOOK),
+    "size": _option(str | None, "Size in pixels, WIDTHxHEIGHT. (default: the model's native size)", panel=LOOK),
     "seed": _option(int | None, "Random seed. (default: 42)", panel=LOOK),
-    "negative": _option(str | None, "Negative prompt: what to avoid; needs a guidance over 1.", panel=LOOK),
+    "negative": _option(str | None, "Negative prompt: what to avoid; needs guidance above 1.", panel=LOOK),
     "steps": _option(str | None, "Steps per stage: 2,2,2, or 50. (default: the model's)", panel=LOOK),
     "guidance": _option(float | None, "Guidance scale, the strength of the prompt. (default: the model's)", panel=LOOK),
     "image": _option(Path | None, "Picture to start from.", panel=START),
@@ -58,7 +59,7 @@ SHARED = {
     ),
     "output": _option(
         str | None,
-        ".mp4, lossless .mkv, folder/ for PNG frames, or a folder to put films into. (default: NAME.mp4)",
+        "Output: .mp4, lossless .mkv, folder/ for PNG frames, or a folder to put films into. (default: NAME.mp4)",
         "--output",
         "-o",
         panel=OUTPUT,
@@ -70,7 +71,7 @@ SHARED = {
         bool, "Ignore chunks kept from earlier films, and keep none.", "--no-cache", panel=OUTPUT, default=False
     ),
     "keep": _option(
-        bool, "Leave the journal and the pieces next to the finished film.", "--keep", panel=OUTPUT, default=False
+        bool, "Keep the journal and the pieces next to the finished film.", "--keep", panel=OUTPUT, default=False
     ),
     "takes": _option(
         int | None,
@@ -92,7 +93,8 @@ SHARED = {
     "device": _option(str, "Device to compute on: auto, cuda, cuda:1, mps, cpu.", panel=MACHINE, default="auto"),
     "dtype": _option(
         Literal["auto", "bfloat16", "float16", "float32"],
-        "Data type to compute in; auto is bfloat16 where the device is fast at it.",
+        "Data type to compute in: auto, bfloat16, float16 or float32; auto is bfloat16 where the device is fast at it.",
+        metavar="DTYPE",
         panel=MACHINE,
         default="auto",
     ),
@@ -120,7 +122,8 @@ SHARED = {
     ),
     "attention": _option(
         Literal["auto", "triton", "sdpa", "flash", "cudnn", "efficient", "math", "blocked"],
-        "Attention backend; auto takes the fastest here, which `helios doctor` shows.",
+        "Attention backend: auto, triton, sdpa, flash, cudnn, efficient, math or blocked; auto is the fastest here.",
+        metavar="BACKEND",
         panel=MACHINE,
         default="auto",
     ),
@@ -173,9 +176,12 @@ def flag_words(context: typer.Context, left_out: Container[str]) -> list[str]:
 
 
 Device, Dtype, Quant, Attention = (SHARED[name].annotation for name in ("device", "dtype", "quant", "attention"))
-Progress = Annotated[Literal["auto", "rich", "plain", "json", "none"], typer.Option(help="Display of the progress.")]
+Progress = Annotated[
+    Literal["auto", "rich", "plain", "json", "none"],
+    typer.Option(metavar="DISPLAY", help="Progress display: auto, rich, plain, json or none."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")]
-Events = Annotated[bool, typer.Option("--json", help="Same as --progress json: one event a line.")]
+Events = Annotated[bool, typer.Option("--json", help="Same as --progress json: one event per line.")]
 
 
 def progress_kind(progress: Any, *, quiet: bool, json: bool) -> Any:
@@ -196,7 +202,9 @@ BenchOut = Annotated[Path | None, typer.Option(help="File to write the JSON to a
 def require_folder(out: Path | None, flag: str = "--out") -> None:
     """Raise InputError if the folder of the file that a flag names does not exist."""
     if out and not out.parent.is_dir():
-        raise InputError(f"{flag} {out}: the folder {out.parent} does not exist", hint="create it, or name another")
+        raise InputError(
+            f"{flag} {out}: the folder {out.parent} does not exist", hint="create it, or name another folder"
+        )
 
 
 def write_out(out: Path | None, data: dict) -> None:

@@ -101,7 +101,9 @@ def test_a_bug_in_one_film_in_lockstep_takes_nothing_from_the_others(helios, cap
     assert rows == [["one", "failed"], ["two", "done"]] and Path("out/two.mp4").exists()
 
 
-@pytest.mark.parametrize(("flags", "said"), [([], "to go on from there"), (["--no-cache"], "the first take again")])
+@pytest.mark.parametrize(
+    ("flags", "said"), [([], "to continue from there"), (["--no-cache"], "again with the first take")]
+)
 def test_takes_that_were_stopped_say_what_comes_next(flags, said, helios, capsys):
     arguments = [flag for flag in SMALL if flag != "--no-cache"] + flags
     with when(lambda event: isinstance(event, FilmDone), press):

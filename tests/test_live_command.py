@@ -171,7 +171,7 @@ def test_a_stopped_film_says_how_to_finish_it(process, live, tmp_path):
     assert (tmp_path / "film.partial.mp4").exists()
     code, events, said = live("", "a red ball", "-o", "film.mp4")
     assert (code, events) == (2, [])
-    assert "helios render film.toml finishes it; --force begins anew" in said
+    assert "helios render film.toml finishes it; --force starts over" in said
 
 
 def test_flags_and_pictures_are_in_the_recipe(live, tmp_path):
@@ -202,7 +202,7 @@ def test_flags_and_pictures_are_in_the_recipe(live, tmp_path):
         (["[cutt] a ball"], "[cutt] is neither a length nor a transition"),
         ([" "], "the prompt is empty"),
         (["mine.toml"], "helios live < mine.toml takes its lines as prompts"),
-        (["-o", "film.avi"], "films are not written as .avi"),
+        (["-o", "film.avi"], "films cannot be written as .avi"),
         (["-o", "mine.mp4"], "mine.toml exists, and helios live did not write it"),
         (["--image", "none.png"], "no such file"),
         (["-m", "tiny", "--size", "100x100"], "the nearest sizes that work"),

@@ -380,9 +380,9 @@ def test_chunks_that_are_kept_are_told(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["-o", "film.avi"], "are not written as .avi"),
+        (["-o", "film.avi"], "cannot be written as .avi"),
         (["-o", "nowhere/film.mp4"], "does not exist"),
-        (["--crf", "9999"], "has no crf 9999"),
+        (["--crf", "9999"], "crf 9999 is out of range"),
         (["--size", "12"], '--size: "12" is not a size'),
         (["--seconds", "-3"], '--seconds: "-3" is not a time'),
         (["--seed", "-1"], "must be 0 to 9,223,372,036,854,775,807"),
@@ -416,7 +416,7 @@ def test_films_that_have_no_place_are_not_planned(tmp_path, monkeypatch, capsys,
 def test_a_dry_run_reads_what_is_exported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["render", "--dry-run", "a boat", "-m", "tiny", "--export", "foo"]) == 2
-    assert "nothing is exported as 'foo'" in capsys.readouterr().err
+    assert "unknown timeline format 'foo'" in capsys.readouterr().err
     (tmp_path / "a-boat.mp4").touch()
     (tmp_path / "a-boat.otio").touch()
     assert main(["render", "--dry-run", "a boat", "-m", "tiny", "--export", "otio"]) == 0

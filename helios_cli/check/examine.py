@@ -52,5 +52,7 @@ def _measured(footage: VideoFile | PictureFolder, chunk_frames: int | None) -> t
     count = len(measures.steps)
     if count == total:
         return measures, ()
-    notice = f"{sidecar_of(footage.path)} is about {total} frames, the film has {count}: chunks of 33 frames are used"
+    notice = (
+        f"{sidecar_of(footage.path)} describes {total} frames, but the film has {count}: chunks of 33 frames are used"
+    )
     return measure(footage.frames(), grid(FRAMES_PER_CHUNK)), (notice,)

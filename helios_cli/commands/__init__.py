@@ -14,15 +14,15 @@ from typer.main import get_command
 COMMANDS = {
     "render": 'Render films from prompts: helios render "a red ball rolls left" --seconds 20',
     "live": (
-        'Render while prompts arrive, a line of standard input each: helios live "a red ball rolls left" -o film.mp4'
+        'Render while prompts arrive, one per line of standard input: helios live "a red ball rolls left" -o film.mp4'
     ),
     "plan": "Show what films consist of and cost: helios plan film.toml --price 2.5",
-    "check": "Look for black, frozen, flickering, drifting and repeating chunks of a film.",
+    "check": "Find black, frozen, flickering, drifting and repeating chunks in a film.",
     "train": "Train a model: helios train recipes/train/tiny-vae.toml",
     "doctor": "Show what this machine has, and which models fit on it.",
-    "models": "Known and downloaded models.",
-    "recipe": "Recipes: their schema, conversion between forms, and a check.",
-    "cache": "Cached chunks of films, which later films reuse.",
+    "models": "List, inspect, download, convert and verify models.",
+    "recipe": "Check recipes, convert between their forms, and print their schema.",
+    "cache": "List or clear the cached chunks that later films reuse.",
     "bench": "Measure speed and memory.",
 }
 """The first line of each command's own help, in the order of `helios --help`. The module `commands/NAME.py` holds the

@@ -29,7 +29,7 @@ app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
 
 REFERENCE = ("diffusers", "transformers", "accelerate")
 
-Synthetic = Annotated[str | None, typer.Option(help=f"Random weights of a size instead: {SIZES}.")]
+Synthetic = Annotated[str | None, typer.Option(help=f"Use random weights of this size instead: {SIZES}.")]
 GpuOrCpu = Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, cpu.")]
 
 
@@ -37,18 +37,20 @@ GpuOrCpu = Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, cpu.")]
 def render(
     model: options.BenchModel = None,
     synthetic: Synthetic = None,
-    against: Annotated[Literal["diffusers"] | None, typer.Option(help="Measure this too, and the ratio.")] = None,
+    against: Annotated[
+        Literal["diffusers"] | None, typer.Option(help="Program to measure as well, for comparison.")
+    ] = None,
     size: options.BenchSize = None,
     chunks: options.BenchChunks = 2,
     steps: options.BenchSteps = None,
     dtype: Annotated[
         Literal["default", "bfloat16", "float32"],
-        typer.Option(help="Type of the arithmetic; default is each side's own, float32 for diffusers."),
+        typer.Option(help="Data type to compute in; default is each side's own, float32 for diffusers."),
     ] = "default",
     device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, mps, cpu.")] = "auto",
     quant: options.Quant = "none",
     attention: options.Attention = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads a side. (default: PyTorch's)")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per side. (default: PyTorch's)")] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Compare the peak memory of a short and a long film instead.")
     ] = False,
@@ -56,9 +58,9 @@ def render(
     json: JsonFlag = False,
     out: options.BenchOut = None,
 ) -> None:
-    """Time a render and its phases after a warm-up, each side in a process of its own.
+    """Time a render and its phases after a warm-up, each side in its own process.
 
-    The speed of helios is kept on this machine: `helios plan` takes its times from it.
+    The speed of helios is saved on this machine; `helios plan` estimates times from it.
     """
     from helios_cli.bench.task import Task
 
@@ -85,7 +87,7 @@ def quant(
     chunks: options.BenchChunks = 2,
     steps: options.BenchSteps = None,
     float32: Annotated[
-        bool, typer.Option("--float32", help="Compare bfloat16 with float32, too: the effect of its rounding.")
+        bool, typer.Option("--float32", help="Also compare bfloat16 with float32, to show the effect of rounding.")
     ] = False,
     device: GpuOrCpu = "auto",
     json: JsonFlag = False,
@@ -170,12 +172,12 @@ def checkpoint(
 @app.command("train")
 def train_memory(
     size: Annotated[str, typer.Option(help=f"Size of the model, with random weights: {SIZES}.")] = "tiny",
-    batch: Annotated[int, typer.Option(min=1, help="Samples in a step.")] = 4,
-    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Type of the arithmetic.")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 4,
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Data type to compute in.")] = "auto",
     device: GpuOrCpu = "auto",
     json: JsonFlag = False,
 ) -> None:
-    """Compare the peak memory of a step of distillation with each way of holding less, on and off."""
+    """Compare the peak memory of a distillation step with each memory option on and off."""
     spec_of(size)
 
     from helios_cli.bench import report
@@ -254,7 +256,7 @@ def _lengths(minutes: str) -> tuple[float, float]:
     except ValueError:
         raise InputError(f"--minutes {minutes}: not two numbers", hint="write --minutes 1,10") from None
     if not 0 < short < long < 1e4:
-        raise InputError(f"--minutes {minutes}: a short film comes before a longer one", hint="write --minutes 1,10")
+        raise InputError(f"--minutes {minutes}: the shorter film must come first", hint="write --minutes 1,10")
     return short, long
 
 

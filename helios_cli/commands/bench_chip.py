@@ -22,12 +22,12 @@ def kernels(
         list[str] | None, typer.Argument(metavar="OPERATION", help="Kernels to compare. (default: all)")
     ] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Look for better launch configurations for this GPU, and keep them.")
+        bool, typer.Option("--tune", help="Look for better launch configurations for this GPU, and save them.")
     ] = False,
     json: JsonFlag = False,
     out: options.BenchOut = None,
 ) -> None:
-    """Compare each Triton kernel with PyTorch on this GPU, then time it; one that differs is not timed."""
+    """Compare each Triton kernel with PyTorch on this GPU, and time those that agree."""
     options.require_folder(out)
     from helios_cli.engine.gpu import recall_kernels
 
@@ -92,7 +92,7 @@ def _tune(file: Path, operations: Collection[str]) -> dict[str, Any]:
 
 def everything(
     device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, cpu.")] = "auto",
-    seconds: Annotated[float, typer.Option(min=0, help="Time limit in seconds, after which no part goes on.")] = 480.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Time limit in seconds for the whole run.")] = 480.0,
     json: JsonFlag = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON to this file after every part.")] = None,
     table: Annotated[

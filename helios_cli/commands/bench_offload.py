@@ -30,15 +30,15 @@ GPU_BUDGETS = "6G,12G,24G"
 def offload(
     model: options.BenchModel = None,
     synthetic: Annotated[
-        str | None, typer.Option(help=f"Random weights of a size instead, stored in bfloat16: {SIZES}.")
+        str | None, typer.Option(help=f"Use random weights of this size instead, stored in bfloat16: {SIZES}.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Folder of --synthetic: written to, or read if an earlier run wrote it.")
+        Path | None, typer.Option(help="Folder for the --synthetic model, which is reused if an earlier run wrote it.")
     ] = None,
     budgets: Annotated[
         str | None,
         typer.Option(
-            help=f"Memory for stream. (default: {GPU_BUDGETS}; on a CPU, host memory: none, half, all blocks stay)"
+            help=f"Budgets for stream. (default: {GPU_BUDGETS}; on a CPU, host memory: none, half, all blocks stay)"
         ),
     ] = None,
     size: options.BenchSize = None,
@@ -49,9 +49,9 @@ def offload(
     json: JsonFlag = False,
     out: options.BenchOut = None,
 ) -> None:
-    """Measure none, model and stream: peak memory and seconds a chunk, against the floor of transfers and computing.
+    """Measure peak memory and seconds per chunk of none, model and stream, next to the floor of transfers and compute.
 
-    The bandwidths are kept on this machine: `helios plan` and `doctor` take their times from them.
+    The bandwidths are saved on this machine; `helios plan` and `doctor` estimate times from them.
     """
     options.require_folder(out)
     from helios_cli.bench import report
@@ -120,7 +120,9 @@ def _bandwidths(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
     console.status("reading weights from the disk and from the page cache")
     rates = bandwidths(checkpoint, device, dtype)
     if checkpoint.component("transformer").bytes < LEAST_BYTES:
-        console.notice(f"the bandwidths are not kept: {load.model.name} is too small to tell them of larger models")
+        console.notice(
+            f"the bandwidths are not kept: {load.model.name} is too small to say anything about larger models"
+        )
         return rates
     try:
         record_bandwidths(load.device.name, rates)
@@ -139,7 +141,7 @@ def _measure(
         amounts = _amounts(GPU_BUDGETS)
     placed, small = placements(load, amounts)
     for amount in small:
-        console.warning(f"nothing streams in {format_bytes(amount)}")
+        console.warning(f"{format_bytes(amount)} is too little to stream in")
     rows = []
     for mode, row in measure_modes(checkpoint, load, placed, rates, device):
         if isinstance(row, MachineError):

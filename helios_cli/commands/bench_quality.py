@@ -36,16 +36,18 @@ def quality(
     chunks: Annotated[int, typer.Option(min=1, help="Length of the short films in chunks of 33 frames.")] = 2,
     minutes: Annotated[float, typer.Option(min=0, help="Length of the long films in minutes; 0 for none.")] = 3,
     films: Annotated[int, typer.Option(min=1, help="Number of long films.")] = 2,
-    changes: Annotated[int, typer.Option(min=0, help="Number of two-shot films for each transition; 0: none.")] = 12,
+    changes: Annotated[int, typer.Option(min=0, help="Number of two-shot films for each transition; 0 for none.")] = 12,
     steps: options.BenchSteps = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance; 1 is none. (default: the model's)")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale; 1 turns guidance off. (default: the model's)")
+    ] = None,
     without: Annotated[
         Literal["anchor", "relative"] | None,
         typer.Option(help="Render without the anchor, or with absolute positions, as the model was trained."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of prompts and films.")] = 0,
     device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, mps, cpu.")] = "auto",
-    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Type of the arithmetic.")] = "auto",
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Data type to compute in.")] = "auto",
     sheet: Annotated[Path | None, typer.Option(help="Write frames of the first 16 films to this PNG.")] = None,
     json: JsonFlag = False,
     out: options.BenchOut = None,

@@ -14,7 +14,7 @@ from helios_cli.units import counted, format_bytes
 if TYPE_CHECKING:
     from helios_cli.film.cache import Cache
 
-app = typer.Typer(help="Cached chunks of films, which later films reuse.", no_args_is_help=True)
+app = typer.Typer(help="List or clear the cached chunks that later films reuse.", no_args_is_help=True)
 
 AGES = ((86400, "day"), (3600, "hour"), (60, "minute"))
 

@@ -33,7 +33,7 @@ def check(
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Look for black, frozen, flickering, drifting and repeating chunks of a film.
+    """Find black, frozen, flickering, drifting and repeating chunks in a film.
 
     Findings are not errors: the exit code is 0, or 1 with --strict. A file that
     cannot be read ends with 2.
@@ -52,7 +52,7 @@ def check(
     _show(result)
     if strict and result.findings:
         hint = None if report else "add --report report.html to see where"
-        raise HeliosError(f"{video}: {counted(len(result.findings), 'finding')}, and --strict allows none", hint=hint)
+        raise HeliosError(f"{video}: {counted(len(result.findings), 'finding')}, but --strict allows none", hint=hint)
 
 
 def _show(report: Report) -> None:

@@ -37,7 +37,7 @@ def doctor(
         raise MachineError(facts["ffmpeg"]["error"], hint=facts["ffmpeg"]["hint"])
     if wrong := [result["dtype"] for result in facts.get("test", ()) if not result["right"]]:
         raise MachineError(
-            f"this machine computes wrongly in {' and '.join(wrong)}",
+            f"this machine computes wrong results in {' and '.join(wrong)}",
             hint="report this output; until then, render with a --dtype that is right, or another release of PyTorch",
         )
 

@@ -30,19 +30,21 @@ def live(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="First prompt; the lines of standard input follow it.")
     ] = None,
-    transition: Annotated[Transition, typer.Option(help="Transition to prompts that name none.")] = "blend",
+    transition: Annotated[Transition, typer.Option(help="Transition for prompts that name none.")] = "blend",
     hold: Annotated[
-        str, typer.Option(help="Least time of a prompt that names none: 10s, 1m30s.")
+        str, typer.Option(help="Minimum time for prompts that name none: 10s, 1m30s.")
     ] = f"{DEFAULT_BLEND_SECONDS:g}s",
     output: Annotated[
         str,
-        typer.Option("--output", "-o", help=".mp4, lossless .mkv, or folder/ for PNG frames.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--output", "-o", help="Output: .mp4, lossless .mkv, or folder/ for PNG frames.", rich_help_panel=OUTPUT
+        ),
     ] = DEFAULT_OUTPUT,
     progress: Progress = "auto",
     quiet: Quiet = False,
     json: Events = False,
 ) -> None:
-    r"""Render while prompts arrive, a line of standard input each: helios live "a red ball rolls left" -o film.mp4
+    r"""Render while prompts arrive, one per line of standard input: helios live "a red ball rolls left" -o film.mp4
 
     A prompt takes effect with the next chunk and stays until the next line.
     Brackets before it replace --transition and --hold:

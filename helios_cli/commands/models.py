@@ -17,7 +17,7 @@ from helios_cli.weights.files import some_of
 from helios_cli.weights.names import EMBEDDED, KNOWN, WEIGHT_BYTES, KnownModel
 from helios_cli.weights.report import bytes_to_read, describe, inventory, verify
 
-app = typer.Typer(help="Known and downloaded models.", no_args_is_help=True)
+app = typer.Typer(help="List, inspect, download, convert and verify models.", no_args_is_help=True)
 
 Model = Annotated[str, typer.Argument(help="Model: tiny, distilled, mid, base, a Hub id or a folder.")]
 Revision = Annotated[str | None, typer.Option(help="Hub revision. Known models have a pinned commit.")]
@@ -72,7 +72,7 @@ def convert(
     model: Model,
     dtype: Annotated[
         Literal["bfloat16", "float8"],
-        typer.Option(help="Type of the copy. bfloat16: same pictures; float8: smaller, for --quant fp8."),
+        typer.Option(help="Data type of the copy. bfloat16: same pictures; float8: smaller, for --quant fp8."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="New folder for the copy. (default: in models/ of HELIOS_HOME)")
@@ -100,7 +100,7 @@ def convert(
 
 @app.command("verify")
 def verify_model(model: Model, revision: Revision = None, json: JsonFlag = False) -> None:
-    """Check the files of a model: sizes, headers, indexes, and digests of the Hub.
+    """Check the files of a model: sizes, headers, indexes, and the Hub's digests.
 
     Exits with 4 if a file is bad.
     """

@@ -20,9 +20,7 @@ NOT_PLANNED = {"force", "no_cache", "keep", "takes", "shot", "preset", "no_metad
 def plan(
     source: Sources,
     options: RenderOptions,
-    on: Annotated[
-        str | None, typer.Option(help="GPU to plan for that is not here: 4090, L40S, A100 40GB, H100.")
-    ] = None,
+    on: Annotated[str | None, typer.Option(help="Another GPU to plan for: 4090, L40S, A100 40GB, H100.")] = None,
     price: Annotated[float | None, typer.Option(help="Price of a GPU-hour, to show the cost of the film.")] = None,
     json: JsonFlag = False,
 ) -> None:

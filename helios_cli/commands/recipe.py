@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from helios_cli.recipe.problems import Problem
     from helios_cli.recipe.timeline import Timeline
 
-app = typer.Typer(help="Recipes: their schema, conversion between forms, and a check.", no_args_is_help=True)
+app = typer.Typer(help="Check recipes, convert between their forms, and print their schema.", no_args_is_help=True)
 
 STDOUT = "-"
 
@@ -35,15 +35,19 @@ def schema(json: JsonFlag = False) -> None:
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="Any source: .txt, .csv, .jsonl, .srt, a recipe, - ...")],
-    out: Annotated[str, typer.Argument(metavar="OUT", help=".toml, .yaml or .json, or - for standard output.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="Source to read: .txt, .csv, .jsonl, .srt, a recipe, or -.")
+    ],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="Recipe to write: .toml, .yaml or .json, or - for standard output.")
+    ],
     to: Annotated[
         Literal["toml", "yaml", "json"] | None, typer.Option("--to", help="Form on standard output. (default: toml)")
     ] = None,
     film: Annotated[str | None, typer.Option("--film", help="Name of the film, if the source has several.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
-    """Write any source as a recipe: helios recipe convert shots.txt film.toml"""
+    """Convert any source to a recipe: helios recipe convert shots.txt film.toml"""
     from helios_cli.recipe.export import form_of, write_recipe
     from helios_cli.recipe.sources import read_films
 
@@ -73,7 +77,7 @@ def check(
     sources: Annotated[list[str], typer.Argument(metavar="FILE", help="Sources to check.")],
     json: JsonFlag = False,
 ) -> None:
-    """Report all errors of all files at once; the exit code is 2 if there are any."""
+    """Report all errors in all files at once; the exit code is 2 if there are any."""
     from helios_cli.film.jobs import check_clips
     from helios_cli.recipe.options import RenderOptions
     from helios_cli.recipe.plan import check_film

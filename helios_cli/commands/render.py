@@ -35,11 +35,11 @@ def render(
     source: Sources = None,  # type: ignore[assignment]
     from_film: Annotated[
         Path | None,
-        typer.Option("--from", help="Film, or its .json, to make again from its record, instead of SOURCE."),
+        typer.Option("--from", help="Film, or its .json, to render again from its record, instead of SOURCE."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only, as `helios plan` does.")] = False,
     on_error: Annotated[
-        Literal["continue", "stop"], typer.Option(help="When one of several films fails: continue or stop.")
+        Literal["continue", "stop"], typer.Option(help="Continue or stop after one of several films fails.")
     ] = "continue",
     progress: Progress = "auto",
     quiet: Quiet = False,

@@ -29,7 +29,9 @@ def train(
     device: options.Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. (default: PyTorch's)")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the files and report their problems.")] = False,
-    progress: Annotated[ProgressKind, typer.Option(help="Progress display.")] = "auto",
+    progress: Annotated[
+        ProgressKind, typer.Option(metavar="DISPLAY", help="Progress display: auto, rich, plain, json or none.")
+    ] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Same as --progress json: one event per line.")] = False,
 ) -> None:

@@ -47,8 +47,8 @@ def auto_model(device: Device, dtype: str, options: RenderOptions) -> tuple[str,
         load = usual_film(find_model(BEST), device, dtype, quant=options.quant)
         plan_placement(load, options, budget_of(options, device))
     except (MachineError, CheckpointError) as error:
-        return EMBEDDED, f"model: {EMBEDDED}, as {error.message}; `-m {BEST}` takes it anyway"
-    return BEST, f"model: {BEST}, from the local cache; `-m {EMBEDDED}` takes the small one in the package"
+        return EMBEDDED, f"model: {EMBEDDED}, as {error.message}; `-m {BEST}` uses it anyway"
+    return BEST, f"model: {BEST}, from the local cache; `-m {EMBEDDED}` uses the small one in the package"
 
 
 def survey(device: Device, dtype: str, options: RenderOptions | None = None) -> dict:

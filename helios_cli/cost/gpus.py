@@ -94,7 +94,7 @@ def require_gpu(name: str) -> tuple[str, KnownGpu]:
     text = " ".join(sorted(_words(name)))
     near = sorted(KNOWN_GPUS, key=lambda known: -_alike(text, known))[:3]
     raise InputError(
-        f"--on {name}: not a GPU that is known here",
+        f"--on {name}: unknown GPU",
         hint=f"the nearest are {', '.join(near)}; all are {', '.join(KNOWN_GPUS)}",
     )
 
@@ -111,7 +111,7 @@ def require_quant(quant: Quant, device: Device) -> None:
     old = device.capability is not None and device.capability < FP8_CAPABILITY
     if quant == "fp8" and device.kind != "cpu" and (device.kind != "cuda" or old or (known and not known[1].fp8_flops)):
         raise MachineError(
-            f"--quant fp8: {device.name} has no fp8 products that helios can use (NVIDIA's from Ada on have)",
+            f"--quant fp8: {device.name} has no fp8 products that helios can use (NVIDIA GPUs from Ada on have)",
             hint="leave out --quant",
         )
 

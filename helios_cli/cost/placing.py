@@ -169,7 +169,8 @@ def budget_of(options: RenderOptions, device: Device, *, here: bool = True) -> M
     it is `here`. Raises InputError for --vram on a CPU."""
     if device.kind == "cpu" and options.vram is not None:
         raise InputError(
-            "--vram limits the memory of a GPU, but this renders on the CPU", hint="give --ram, or a --device"
+            "--vram limits the memory of a GPU, but this renders on the CPU",
+            hint="use --ram, or choose a GPU with --device",
         )
     host = machine.host_memory().available_bytes if here else None
     return MemoryBudget(_least(device.free_bytes, options.vram), _least(host, options.ram))
@@ -213,17 +214,15 @@ def _too_little(smallest: MemoryPlan, plans: Plans, budget: MemoryBudget, device
     if device.kind != "cpu":
         needs.insert(0, (smallest.device_bytes, budget.device_bytes, "the device's memory"))
     missing = [
-        f"{format_bytes(need)} of {memory}, of which it may take {format_bytes(given)}"
+        f"{format_bytes(need)} of {memory}, of which {format_bytes(given)} may be used"
         for need, given, memory in needs
         if given is not None and need > given
     ]
     widest = max(smallest.phases, key=lambda phase: phase.total)
     better = [plan.name for plan in plans if plan.fits and plan.name != smallest.name]
-    hint = (
-        f"take --offload {better[0]}" if better else "take a smaller --size; `helios plan` shows what each phase takes"
-    )
+    hint = f"use --offload {better[0]}" if better else "use a smaller --size; `helios plan` shows what each phase takes"
     return MachineError(
-        f"--offload {smallest.name} takes {' and '.join(missing)}; its widest phase is {widest.phase}", hint=hint
+        f"--offload {smallest.name} takes {' and '.join(missing)}; its largest phase is {widest.phase}", hint=hint
     )
 
 
@@ -270,7 +269,7 @@ def reason(plan: MemoryPlan, plans: Plans, options: RenderOptions, budget: Memor
         return f"{what}, as everything fits"
     key = "host_bytes" if load.device.kind == "cpu" else "device_bytes"
     full, given = format_bytes(getattr(plans[0], key)), getattr(budget, key)
-    room = "what is free is not known" if given is None else f"{format_bytes(given)} may be taken"
+    room = "the free memory is unknown" if given is None else f"{format_bytes(given)} may be used"
     return f"{what}; with nothing offloaded it takes {full} and {room}"
 
 
@@ -284,8 +283,8 @@ def cache_warning(plan: MemoryPlan, budget: MemoryBudget, speed: ChunkSpeed) -> 
         return None
     sets, waits = ("sets", "about") if speed.computing is not None else ("may set", "up to")
     warning = (
-        f"the disk {sets} the speed: {format_bytes(room)} of memory are left to keep {format_bytes(plan.pass_bytes)} "
-        f"of weights in, so a chunk waits {waits} {format_seconds(waiting)} for it "
+        f"the disk {sets} the speed: {format_bytes(room)} of memory is left to cache {format_bytes(plan.pass_bytes)} "
+        f"of weights, so a chunk waits {waits} {format_seconds(waiting)} for the disk "
         f"({format_bytes(speed.bandwidths.disk)}/s, {speed.bandwidths.basis})"
     )
     if plan.read_bytes > plan.moved_bytes * (1 + WORTH_A_NOTICE):  # stored in more bytes than it computes in

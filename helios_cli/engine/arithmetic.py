@@ -36,7 +36,7 @@ def settle(models: Models) -> Iterator[str]:
     try:
         found = tried(models)
     except OutOfMemory as error:  # the film reports it if it has no memory either
-        yield f"what this device computes could not be tried: {error.message}"
+        yield f"the arithmetic of this device could not be tested: {error.message}"
         return
     products.take(found, models.device)
     yield from faults(found)

@@ -396,7 +396,7 @@ class _ChunkLoop:
         dtype = str(self.models.dtype).removeprefix("torch.")
         return PictureError(
             f"the {what} of chunk {chunk.index + 1} are not finite numbers (computed in {dtype})",
-            hint="try --dtype bfloat16 or float32; if it stays, `helios models verify` checks the weights",
+            hint="try --dtype bfloat16 or float32; if that fails too, check the weights with `helios models verify`",
         )
 
     def _film_started(self) -> FilmStarted:

@@ -75,11 +75,11 @@ def convert(checkpoint: Checkpoint, out: Path, target: Target, advance: Callable
     be read or a copy that differs from what was written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an empty folder", hint="name another with --out")
+        raise InputError(f"{out} exists and is not an empty folder", hint="name another folder with --out")
     plans = {name: _shards(checkpoint.component(name), target) for name in BLOCK}
     needed, free = bytes_to_write(checkpoint, target), machine.disk_free_bytes(out)
     if needed > free:
-        raise MachineError(f"{out} needs {format_bytes(needed)}, {format_bytes(free)} are free there")
+        raise MachineError(f"{out} needs {format_bytes(needed)}, but only {format_bytes(free)} is free there")
     tensors = 0
     for name, shards in plans.items():
         tensors += _write_component(checkpoint.component(name), out / name, shards, advance)
@@ -105,7 +105,7 @@ def _shards(component: Component, target: Target) -> list[list[_New]]:
             continue
         if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"{info.file}: {name} is {info.dtype}, which is not converted", hint="convert the published weights"
+                f"{info.file}: {name} is {info.dtype}, which cannot be converted", hint="convert the published weights"
             )
         place = BLOCK[component.name].match(name)
         groups.setdefault(int(place[1]) if place else -1, []).extend(_new(name, info, component.name, target))

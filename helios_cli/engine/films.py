@@ -65,10 +65,10 @@ def render_takes(job: Job, session: Session, next_step: Callable[[int], str]) ->
         try:
             yield from render(film, clip, session, Planned(take.plan, film))
         except KeyboardInterrupt:
-            hint = "run the same command again to go on from there"
+            hint = "run the same command again to continue from there"
             if not options.cache:  # finished takes are found again as kept chunks
-                hint = "the same command begins with the first take again; without --no-cache takes are kept"
+                hint = "the same command starts again with the first take; leave out --no-cache to keep takes"
             raise Interrupted(f"stopped: {done} of {len(takes)} takes are done", hint=hint) from None
     write_sheet(files, takes)
-    yield Notice(f"the takes are on {os.path.relpath(files.sheet)}, a row for each seed, and in {files.folder.name}/")
+    yield Notice(f"the takes are on {os.path.relpath(files.sheet)}, one row per seed, and in {files.folder.name}/")
     yield Notice(next_step(takes[-1].seed))

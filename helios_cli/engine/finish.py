@@ -135,5 +135,5 @@ class Finish:
         yield done
         if findings and self.options.strict:
             raise HeliosError(
-                f"{self.output} is complete, with {counted(findings, 'finding')}, and --strict allows none"
+                f"{self.output} is complete, with {counted(findings, 'finding')}, but --strict allows none"
             )

@@ -36,14 +36,16 @@ T = TypeVar("T")
 
 def require_quant(quant: str, device: torch.device) -> None:
     """Raise MachineError if fp8 products are requested and `device` has none."""
-    hint = "leave out --quant, or take --device cpu to see what it does to the pictures"
+    hint = "leave out --quant, or use --device cpu to see what it does to the pictures"
     if quant == "none" or device.type == "cpu":
         return
     if device.type != "cuda" or torch.version.hip:
         raise MachineError(f"--quant {quant} needs an NVIDIA GPU or a CPU, not {device}", hint=hint)
     name = torch.cuda.get_device_name(device)
     if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
-        raise MachineError(f"--quant {quant}: {name} has no fp8 products (Ada, Hopper and newer have)", hint=hint)
+        raise MachineError(
+            f"--quant {quant}: {name} cannot multiply in fp8 (Ada, Hopper and newer GPUs can)", hint=hint
+        )
     if fault := fp8_fault(device):  # libraries lag behind chips
         problem = f"PyTorch {torch.__version__} has no fp8 products with scales by row for {name}: {fault}"
         raise MachineError(f"--quant {quant}: {problem}", hint=hint)
@@ -56,7 +58,7 @@ def fp8_fault(device: torch.device) -> str | None:
     scales, bias = torch.ones(outer, device=device), torch.zeros(outer, device=device, dtype=torch.bfloat16)
     try:
         found = product(Fp8(values[:rows], scales[:rows, None]), values, scales, bias)
-        return None if (found == inner).all() else f"ones times ones are {found.float().mean():.4g}, not {inner}"
+        return None if (found == inner).all() else f"ones times ones give {found.float().mean():.4g}, not {inner}"
     except (RuntimeError, ValueError) as error:
         return first_line(error)
 

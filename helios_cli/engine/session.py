@@ -268,7 +268,7 @@ class Session:
             for writer, (output, script) in self._begun.items()
         ]
         what = f"stopped: {' and '.join(safe)} are safe" if safe else "stopped before a chunk was begun"
-        return Interrupted(what, hint="run the same command again to go on from there")
+        return Interrupted(what, hint="run the same command again to continue from there")
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -40,7 +40,7 @@ def settle(device: torch.device) -> Iterator[str]:
     try:
         verdicts = _try(device, trial.operations(found.chip or ""), trial.of(found.device) or Verdicts({}, {}))
     except HeliosError as error:  # no memory, no device: this says nothing about the kernels
-        yield f"kernels could not be tried, so this film goes without: {error.message}"
+        yield f"kernels could not be tried, so this film is rendered without them: {error.message}"
         return
     with contextlib.suppress(OSError):  # a home that cannot be written: the next process tries again
         trial.keep(found.device, verdicts, machine.home() / machine.TRIED)

@@ -41,7 +41,7 @@ def disk_errors(path: Path, doing: Literal["read", "write"] = "write") -> Iterat
         if error.errno == errno.EDQUOT:
             hint = f"free some space, or {hint}"
         elif not path.parent.is_dir():
-            hint = f"look for the folder {path.parent}, which has gone, or {hint}"
+            hint = f"restore the folder {path.parent}, which is gone, or {hint}"
         raise MachineError(f"cannot {doing} {path}: {error.strerror or error}", hint=hint) from error
 
 

@@ -45,7 +45,7 @@ def export(target: Target, plan: Plan, forms: tuple[str, ...]) -> list[str]:
         replace_text(export_path(target, form), (otio if form == "otio" else edl)(target, plan))
     if "edl" not in forms or frame_rate(plan.fps).denominator == 1:
         return []
-    return [f"the edit list counts {round(plan.fps)} frames a second, not {plan.fps:g}: its times are nominal"]
+    return [f"the edit list counts {round(plan.fps)} frames per second, not {plan.fps:g}: its times are nominal"]
 
 
 def _visible_shots(plan: Plan) -> list[PlannedShot]:

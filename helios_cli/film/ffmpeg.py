@@ -87,7 +87,7 @@ def program() -> Program:
 def _started(path: str) -> Program:
     version = re.match(r"ffmpeg version (\S+)", _answer(path, "version"))
     if not version:
-        raise MachineError(f"{path} does not answer as ffmpeg does", hint=INSTALL_HINT)
+        raise MachineError(f"{path} does not behave like ffmpeg", hint=INSTALL_HINT)
     missing = []
     for kind, names in NEEDED.items():
         # A line of such a list: " D  mov,mp4,m4a  QuickTime / MOV"
@@ -96,7 +96,8 @@ def _started(path: str) -> Program:
         missing += [f"{name} ({kind.removesuffix('s')})" for name in names if name not in there]
     if missing:
         raise MachineError(
-            f"ffmpeg {version[1]} at {path} is too old or too small: it lacks {', '.join(missing)}", hint=INSTALL_HINT
+            f"ffmpeg {version[1]} at {path} is too old, or built without some parts: it lacks {', '.join(missing)}",
+            hint=INSTALL_HINT,
         )
     return Program(path, version[1], "-fps_mode" if "-fps_mode" in _answer(path, "h long") else "-vsync")
 
@@ -109,7 +110,7 @@ def _answer(path: str, question: str) -> str:
             command, **_detached(), stdin=subprocess.DEVNULL, capture_output=True, timeout=READING_SECONDS
         )
     except subprocess.TimeoutExpired as error:
-        raise MachineError(f"ffmpeg at {path} does not answer", hint=INSTALL_HINT) from error
+        raise MachineError(f"ffmpeg at {path} does not respond", hint=INSTALL_HINT) from error
     except OSError as error:
         raise MachineError(f"ffmpeg at {path} does not start: {error.strerror}", hint=INSTALL_HINT) from error
     return answer.stdout.decode(errors="replace") if answer.returncode == 0 else ""
@@ -289,7 +290,7 @@ class Process:
             return too_large(doing)
         if status < 0:
             return MachineError(
-                f"ffmpeg was ended by signal {-status} ({signal.strsignal(-status)}) while {doing}",
+                f"ffmpeg was killed by signal {-status} ({signal.strsignal(-status)}) while {doing}",
                 hint="check whether memory ran out, then run it again",
             )
         hint = f"try another ffmpeg: {INSTALL_HINT}"
@@ -373,15 +374,15 @@ class Encoding:
 
     def __post_init__(self) -> None:
         if self.codec not in CRF_RANGES:
-            raise InputError(f"no codec is called {self.codec}", hint=f"write one of {', '.join(CRF_RANGES)}")
+            raise InputError(f"unknown codec {self.codec}", hint=f"write one of {', '.join(CRF_RANGES)}")
         low, high = CRF_RANGES[self.codec]
         if not low <= self.crf <= high:
             hint = f"write a number from {low} (best) to {high}"
             if self.codec == "h264":
                 hint += "; for a lossless film end the name of the output in .mkv"
-            raise InputError(f"{self.codec} has no crf {self.crf}", hint=hint)
+            raise InputError(f"crf {self.crf} is out of range for {self.codec}", hint=hint)
         if self.preset not in PRESETS:
-            raise InputError(f"no preset is called {self.preset}", hint=f"write one of {', '.join(PRESETS)}")
+            raise InputError(f"unknown preset {self.preset}", hint=f"write one of {', '.join(PRESETS)}")
 
     def arguments(self) -> list[str]:
         """Return ffmpeg's output options."""

@@ -154,7 +154,7 @@ class GrowingFile(_Growing):
             try:
                 count = reading.num_frames(whole, "-c", "copy")
             except InputError as error:
-                raise MachineError(f"{self._target.path} was not written whole: {error.message}") from error
+                raise MachineError(f"{self._target.path} was not written completely: {error.message}") from error
             if count != self.num_frames:
                 raise MachineError(f"{self._target.path} received {count} of {self.num_frames} frames")
             if reading.probe(whole).primaries != "bt709":

@@ -38,7 +38,7 @@ def film_to_repeat(sources: list[str] | None, from_film: Path | None) -> Again |
             raise InputError("no source to render", hint='helios render "A boat leaves the harbour."')
         return None
     if sources:
-        raise InputError("--from repeats a film, SOURCE names another one", hint="leave one of them out")
+        raise InputError("--from repeats a film, but SOURCE names another one", hint="leave one of them out")
     from helios_cli.film.record import read_again  # slow to import, and few films are made again
 
     return read_again(from_film)
@@ -47,18 +47,20 @@ def film_to_repeat(sources: list[str] | None, from_film: Path | None) -> Again |
 def check_takes(options: RenderOptions, *, from_film: bool, dry_run: bool) -> None:
     """Raise InputError for options that --takes has no use for."""
     if options.shot and not options.takes:
-        raise InputError("--shot chooses the shot that --takes shows", hint="add --takes 4, or leave --shot out")
+        raise InputError(
+            "--shot needs --takes: it chooses the shot that is shown", hint="add --takes 4, or leave --shot out"
+        )
     if not options.takes:
         return
     if options.lanes > 1:
-        raise InputError("--lanes renders films together, --takes shows parts of one", hint="leave one of them out")
+        raise InputError("--lanes renders films together, but --takes shows parts of one", hint="leave one of them out")
     if dry_run:
-        raise InputError("--dry-run plans a film, --takes makes none", hint="leave one of them out")
+        raise InputError("--dry-run plans a film, but --takes makes none", hint="leave one of them out")
     if options.export or options.check:
         flag = "--export" if options.export else "--check"
-        raise InputError(f"{flag} needs a finished film, --takes makes none", hint="leave one of them out")
+        raise InputError(f"{flag} needs a finished film, but --takes makes none", hint="leave one of them out")
     if from_film:
-        raise InputError("--from repeats a film, --takes shows others", hint="name its source in place of --from")
+        raise InputError("--from repeats a film, but --takes shows others", hint="name its source instead of --from")
 
 
 def find_jobs(sources: list[str], options: RenderOptions, films: list[Film] | None = None) -> list[Job]:
@@ -184,7 +186,7 @@ def _clip_cut_short(path: Path, key: str, base: str) -> tuple[str, str | None] |
     from helios_cli.film.reading import extent
 
     message = extent(path).cut_short
-    return (f"{path} {message}", "give a whole one") if message else None
+    return (f"{path} {message}", "use a complete copy") if message else None
 
 
 def check_output(output: str) -> None:

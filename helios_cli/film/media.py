@@ -142,7 +142,7 @@ def _count(path: str | os.PathLike, fps: float, *options: str) -> int:
     num_frames = reading.num_frames(path, *decoded)
     if num_frames < FRAMES_PER_CHUNK:
         raise InputError(
-            f"the video {path} has {counted(num_frames, 'frame')} at {fps:g} a second; {FRAMES_PER_CHUNK} are needed",
+            f"the video {path} has {counted(num_frames, 'frame')} at {fps:g} fps; {FRAMES_PER_CHUNK} are needed",
             hint=f"give at least {FRAMES_PER_CHUNK / fps:.2f} s, or start from a picture with --image",
         )
     return num_frames

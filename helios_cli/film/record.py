@@ -384,7 +384,7 @@ def _film_and_record(path: Path) -> tuple[str, Record]:
     source = sidecar_of(path) if os.path.isdir(path) else path
     if not os.path.isfile(source):
         if os.path.isdir(path):
-            raise _without_record(path, f"no {source.name} beside it")
+            raise _without_record(path, f"there is no {source.name} next to it")
         next_step = "name a film that helios rendered, or its sidecar .json"
         message, hint = absence(path, (*FILM_SUFFIXES, ".json"), next_step) or ("not a file", next_step)
         raise InputError(f"--from {printable(path, 200)}: {message}", hint=hint)
@@ -410,12 +410,12 @@ def _film_and_record(path: Path) -> tuple[str, Record]:
         raise _without_record(path, "no record in it") from error
     film = source.name if in_film else record.film or source.name
     if path.is_dir() and Path(film).suffix.lower() in FILM_SUFFIXES:
-        raise _without_record(path, f"{source.name} is about {film}")
+        raise _without_record(path, f"{source.name} describes {film}")
     return film, record
 
 
 def _without_record(path: Path, why: str) -> InputError:
     return InputError(
-        f"--from {path}: it does not say how it was made ({why})",
+        f"--from {path}: the file does not say how it was made ({why})",
         hint="name a film that helios rendered without --no-metadata, or its sidecar .json",
     )

@@ -48,7 +48,7 @@ def resume(wanted: Wanted, journal: Journal, film: GrowingFilm, cache: Cache | N
     if records and not (matching or are_kept or force):
         raise InputError(
             f"{journal.target.path}: {_notice(wanted, journal, 0, 0, 0)}, and they are kept nowhere else",
-            hint="continue with the settings it was begun with, add --force to drop it, or choose another name with -o",
+            hint="use the settings that it was started with, add --force to discard it, or choose another name with -o",
         )
     count = sound = film.verified([record.mark for record in records[:matching]])
     state = None

@@ -64,7 +64,7 @@ class TakesFiles:
             raise film_exists(files.sheet.name)
         for clip in [] if force else sorted(files.folder.glob("seed-*.mp4")):
             if (reading.metadata(clip) or {}).get("title") != clip.stem:
-                raise film_exists(f"{clip}, which is not a take by its title,")
+                raise film_exists(f"{clip}, whose title is not that of a take,")
         return files
 
     def clip(self, seed: int) -> Path:
@@ -85,7 +85,7 @@ def check_shot(film: Film, shot: int) -> None:
         line = film.line("shot", shot - 1)
         place = film.source if line is None else f"{film.source}:{line}"
         raise InputError(
-            f"{place}: shot {shot} continues the one before it ({transition}), so it draws no seed",
+            f"{place}: shot {shot} continues the one before it ({transition}), so it has no seed of its own",
             hint=f'give shot {shot} the transition "cut", or choose another one with --shot',
         )
 
@@ -99,9 +99,13 @@ def takes_of(plan: Plan, count: int, shot: int = 1) -> list[Take]:
     # By its place: a short shot may have left its chunk to the next one.
     chunk = next((chunk for chunk in plan.chunks if chunk.fresh and chunk.start_frame == start), None)
     if chunk is None or chunk.seed is None:
-        raise InputError(f"shot {shot} begins after the film's end", hint="make the film longer, or take another shot")
+        raise InputError(
+            f"shot {shot} begins after the film's end", hint="make the film longer, or choose another shot"
+        )
     if chunk.seed + count - 1 > MAX_SEED:
-        raise InputError(f"{count} takes from seed {chunk.seed} on are too many", hint=f"the last seed is {MAX_SEED}")
+        raise InputError(
+            f"{count} takes starting at seed {chunk.seed} are too many", hint=f"the last seed is {MAX_SEED}"
+        )
     takes = []
     for seed in range(chunk.seed, chunk.seed + count):
         alone = (replace(chunk, index=0, start_frame=0, seed=seed),)

@@ -49,7 +49,7 @@ class Target:
             return cls(Path(os.path.realpath(absolute)) if os.path.islink(absolute) else absolute, "png")
         if suffix not in (".mp4", ".mkv"):
             raise InputError(
-                f"{text}: films are not written as {suffix}",
+                f"{text}: films cannot be written as {suffix}",
                 hint="end the name in .mp4 (H.264), .mkv (lossless), or / (a folder of PNG pictures)",
             )
         return cls(absolute, suffix[1:])
@@ -105,7 +105,7 @@ def check_target(path: str | os.PathLike, *, force: bool) -> Target:
         folder = target.path.parent
         if target.kind == "png" and os.path.ismount(target.path):
             raise InputError(
-                f"{path} is a mount point, and a folder is replaced as a whole", hint="name a folder in it"
+                f"{path} is a mount point, which a folder of frames cannot replace", hint="name a folder in it"
             )
         if not folder.is_dir():
             raise InputError(f"the folder {folder} does not exist", hint=f"run `mkdir -p {shlex.quote(str(folder))}`")
@@ -137,7 +137,7 @@ def check_beside(target: Target) -> None:
         if not JOURNAL_HEAD.startswith(head):
             raise _foreign(target.journal, "not a helios journal")
     elif there:
-        raise _foreign(there[0], f"there is no journal {target.journal.name} beside it")
+        raise _foreign(there[0], f"there is no journal {target.journal.name} next to it")
     if target.kind == "png":
         holds_frames(target.partial)
 
@@ -176,14 +176,14 @@ def check_space(target: Target, film_bytes: int) -> str:
     most = film_bytes * (1 if target.kind == "png" else 2)
     if free < LEAST_SHARE * most:
         raise MachineError(
-            f"the film takes {format_bytes(LEAST_SHARE * most)} to {format_bytes(most)} while it is made, "
-            f"{format_bytes(free)} are free in {target.path.parent}",
+            f"making the film takes {format_bytes(LEAST_SHARE * most)} to {format_bytes(most)}, but only "
+            f"{format_bytes(free)} is free in {target.path.parent}",
             hint="free some space, write elsewhere with -o, or raise --crf",
         )
     if free < most:
         return (
-            f"the film may take {format_bytes(most)} while it is made, {format_bytes(free)} are free; "
-            "if the disk fills up, finished chunks stay and the same command continues"
+            f"making the film may take {format_bytes(most)}, but only {format_bytes(free)} is free; "
+            "if the disk fills up, finished chunks are kept and the same command continues"
         )
     return ""
 

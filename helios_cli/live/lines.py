@@ -37,7 +37,8 @@ def read_line(data: bytes, problems: Problems) -> Shot | None:
         return None
     if len(cues) > 1 or cues[0].start is not None:
         problems.add(
-            "says when it begins", suggestion="a line begins when it is read: write [5s] for how long it stays"
+            "the line says when it begins",
+            suggestion="a line takes effect when it is read; write [5s] for how long it stays",
         )
     elif cues[0].prompt.startswith("["):
         bracket = printable(cues[0].prompt.partition("]")[0], 30)

@@ -29,8 +29,8 @@ def check_recipe(path: Path, target: Target, how_to_finish: str, *, force: bool)
     if path.exists() and not is_ours:
         raise InputError(f"{path} exists, and helios live did not write it", hint="add --force, or choose another -o")
     if target.journal.exists():
-        hint = f"{how_to_finish} finishes it; --force begins anew" if is_ours else "add --force to begin anew"
-        raise InputError(f"an unfinished film stands at {target.partial}", hint=hint)
+        hint = f"{how_to_finish} finishes it; --force starts over" if is_ours else "add --force to start over"
+        raise InputError(f"there is an unfinished film at {target.partial}", hint=hint)
 
 
 def is_live(path: Path) -> bool:
@@ -54,5 +54,5 @@ class RecipeFile:
         text = f"{MARK}. To finish the film, or to make it again:\n#   {self.command}\n\n"
         text += write_recipe(film, "toml", self.path.parent)
         if len(film.recipe.shots) > MAX_SHOTS or len(text.encode()) > MAX_BYTES:
-            raise InputError(f"{self.path} is as long as a recipe may be")
+            raise InputError(f"{self.path} has reached the limit for a recipe")
         replace_text(self.path, text)

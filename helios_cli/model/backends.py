@@ -142,7 +142,7 @@ def require(name: str, run: Attention, device: torch.device, dtype: torch.dtype,
         which = f"heads of {head_size} in {str(dtype).removeprefix('torch.')}"
         raise MachineError(
             f"--attention {name} does not run on {device} for {which}: {first_line(error)}",
-            hint="--attention auto takes what runs here; `helios doctor` shows it",
+            hint="--attention auto uses what runs here; `helios doctor` shows it",
         ) from error
 
 

@@ -48,7 +48,7 @@ def decode(data: bytes, problems: Problems) -> str:
     """Return `data` as text with `\\n` line ends, without byte order marks, characters of no width, or the code fence
     that a chat puts around it. RecipeError if it is too large or not text."""
     if len(data) > MAX_BYTES:
-        problems.refuse(f"is larger than {MAX_BYTES >> 20} MiB, the most a source may be", suggestion="split the film")
+        problems.refuse(f"is larger than {MAX_BYTES >> 20} MiB, the limit for a source", suggestion="split the film")
     encoding = _encoding(data)
     try:
         text = data.decode(encoding)

@@ -52,7 +52,7 @@ def as_shot_list(text: str, problems: Problems) -> tuple[str, list[str]]:
             is_free = not line.strip()
     for number in filled:
         if is_fence(lines[number]):
-            problems.add("a code fence", line=number + 1, suggestion="remove the line")
+            problems.add("this line is a code fence", line=number + 1, suggestion="remove the line")
     notices = _items(lines, filled, firsts) or _sentences(lines, filled, firsts)
     notices += _times(lines, filled, problems)
     return "\n".join(lines), notices
@@ -98,8 +98,8 @@ def _times(lines: list[str], filled: list[int], problems: Problems) -> list[str]
     if (marked or len(points) > 1) and times[0] == 0 and times == sorted(set(times)):
         for index, match, seconds in points:
             lines[index] = f"{lines[index][: match.pos]}[{seconds:.3f}s-] {lines[index][match.end() :]}"
-        return ["the times without brackets are taken as the starts of shots"]
+        return ["times without brackets are read as the starts of shots"]
     for index in marked:
         suggestion = "write [0:05] for the length of the shot, [0:05-] or [0:05-0:10] for its start and end"
-        problems.add("a time without brackets", line=index + 1, suggestion=suggestion)
+        problems.add("this time has no brackets", line=index + 1, suggestion=suggestion)
     return []

@@ -51,7 +51,7 @@ def read_csv(text: str, problems: Problems) -> list[Draft]:
             continue
         index, shots = int(written), films.setdefault(row.get("id", ""), {})
         if index in shots:
-            message = f"line {shots[index][0]} has the index {index} of film {printable(row['id'])} already"
+            message = f"line {shots[index][0]} already has index {index} of film {printable(row['id'])}"
             problems.add(message, line=line, key="prompt_index")
         optional = {key: row[key] for key in ("seconds", "transition") if row.get(key)}
         shots[index] = (line, {"prompt": row.get("refined_prompt") or row["prompt"], **optional})
@@ -81,7 +81,11 @@ def _csv_rows(text: str, problems: Problems) -> Iterator[tuple[int, dict[str, st
             elif len(cells) > len(header) and any(cells):
                 name = {"\t": "tab", ";": "semicolon"}.get(delimiter, "comma")
                 suggestion = f'put a prompt with a {name} in straight quotes: "A boat, at dawn"'
-                problems.add(f"{len(cells)} cells under {len(header)} columns", line=line, suggestion=suggestion)
+                problems.add(
+                    f"has {counted(len(cells), 'cell')}, but the header has {counted(len(header), 'column')}",
+                    line=line,
+                    suggestion=suggestion,
+                )
             elif any(cells):
                 row = dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))
                 if re.fullmatch("[0-9]+,[0-9]{1,2}", row.get("seconds", "")):  # a decimal comma
@@ -187,7 +191,7 @@ def read_updates(entries: list[Any], lines: Lines, problems: Problems) -> list[D
     if cues and cues[0].start:
         message, suggestion = f"no prompt before {cues[0].start:g} s", 'add {"at": 0, "prompt": "..."} at the front'
         problems.refuse(message, line=cues[0].line, suggestion=suggestion)
-    return [Draft(*shots_from(cues, problems), ["`at` is taken as seconds of the film, not of wall-clock time"])]
+    return [Draft(*shots_from(cues, problems), ["`at` counts seconds of the film, not wall-clock time"])]
 
 
 _SRT_TIME = r"(?:([0-9]{1,3}):)?([0-9]{1,2}):([0-9]{1,2})(?:\s*[,.:]\s*([0-9]{1,6}))?"
@@ -212,14 +216,16 @@ def read_srt(text: str, problems: Problems) -> list[Draft]:
         match = _SRT_TIMES.fullmatch(lines[i])
         if match is None:
             suggestion = "write 00:00:05,000 --> 00:00:12,500"
-            problems.add(f"{printable(lines[i].strip())}: not two times", line=i + 1, suggestion=suggestion)
+            problems.add(
+                f"{printable(lines[i].strip())} is not a start and an end time", line=i + 1, suggestion=suggestion
+            )
             continue
         start, end = _srt_seconds(match.groups()[:4]), _srt_seconds(match.groups()[4:])
         if end <= start:
-            problems.add("the second time is not after the first", line=i + 1)
+            problems.add("the end time is not after the start time", line=i + 1)
         subtitles.append((start, end, i + 1, _srt_text(lines[i + 1 : after - 1], lines[after - 1 : after])))
     if not times_at and text.strip():
-        problems.add("contains no cue", line=1, suggestion="write 00:00:05,000 --> 00:00:12,500 above each text")
+        problems.add("contains no cues", line=1, suggestion="write 00:00:05,000 --> 00:00:12,500 above each text")
     problems.stop()
     cues, notices = _without_gaps(subtitles)
     return [Draft(*shots_from(cues, problems), notices)]
@@ -237,7 +243,7 @@ def _without_gaps(subtitles: list[tuple[float, float, int, str]]) -> tuple[list[
         pauses += until > end
         cues.append(Cue(words, line, start - hour if cues else 0.0, until - hour))
     notices = {
-        "the cues are taken in the order of their times": ordered != subtitles,
+        "the cues are sorted by time": ordered != subtitles,
         f"the times begin at {hour / TIMECODE_HOUR:g}:00:00, which is taken as the film's start": hour,
         f"the first cue begins with the film, not at {first - hour:g} s": first - hour,
         f"{counted(pauses, 'pause')} between cues: the cue before lasts until the next one": pauses,

@@ -103,7 +103,7 @@ def parse_forms(text: str) -> tuple[str, ...]:
     forms = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",")))
     for form in forms:
         if form not in EXPORT_FORMS:
-            raise InputError(f"{text}: nothing is exported as {form!r}", hint="write otio, edl, or otio,edl")
+            raise InputError(f"{text}: unknown timeline format {form!r}", hint="write otio, edl, or otio,edl")
     return forms
 
 

@@ -75,7 +75,7 @@ def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Set
     check_size(values["size"], len(model.steps))
     if len(values["steps"]) != len(model.steps):
         steps, preset = (",".join(map(str, numbers)) for numbers in (values["steps"], model.steps))
-        message = f"steps {steps}: this model has {len(model.steps)} stages, with a number for each"
+        message = f"steps {steps}: this model has {len(model.steps)} stages and needs a number for each"
         raise InputError(message, hint=f"its preset is {preset}")
     for key in ("image", "video"):
         path = getattr(options, key)

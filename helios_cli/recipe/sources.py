@@ -82,7 +82,7 @@ def _read(source: str, stdin: BinaryIO | None) -> list[Film]:
 def _drafts(path: Path, problems: Problems) -> list[Draft]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        advice = _SUFFIXES + "; plain text also comes through - (standard input)"
+        advice = _SUFFIXES + "; plain text can also come from - (standard input)"
         problems.refuse("unknown kind of file", suggestion=_picture_advice(path) or advice)
     text = read_text(path, problems)
     if suffix == ".txt":
@@ -126,7 +126,7 @@ def _films(drafts: list[Draft], path: Path, problems: Problems) -> list[Film]:
 def _read_words(source: str) -> list[Film]:
     """Return the film of a quoted prompt: one shot, taken as it is."""
     recipe = recipe_from({"shot": [{"prompt": source}]}, {}, Problems(WORDS))
-    notice = "a quoted prompt is one shot: times in brackets are read from a .txt file or from - only"
+    notice = "a quoted prompt is one shot: times in brackets are read only from a .txt file or from -"
     return [Film(_slug(source), WORDS, recipe, Path.cwd(), (notice,) * begins_with_time(source))]
 
 
@@ -155,7 +155,7 @@ def is_meant_as_path(words: str) -> bool:
 def _picture_advice(path: Path) -> str | None:
     if path.suffix.lower() in PICTURES:
         return "a film starts from a picture with --image"
-    clip = "a clip is continued with --video; a film of helios is rendered again with --from"
+    clip = "a clip is continued with --video; a helios film is rendered again with --from"
     return clip if path.suffix.lower() in CLIPS else None
 
 

@@ -108,7 +108,7 @@ class _Paragraph:
         line = self.line(self.text.index(words, start))
         if self.after_block:
             suggestion = "put it into brackets of its own, or leave a blank line before it"
-            self.problems.add("text after a `[time: …]`", line=line, suggestion=suggestion)
+            self.problems.add("there is text after a `[time: …]`", line=line, suggestion=suggestion)
         elif self.cue is None:
             self.cues.append(Cue(words, line))
         else:

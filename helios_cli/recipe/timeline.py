@@ -68,10 +68,10 @@ def lay_out(
     else:
         lengths[-1] += num_frames - total
         notices.append(
-            f"the shots take {_both(total, fps)} of {_both(num_frames, fps)}: the last one goes on to the end"
+            f"the shots take {_both(total, fps)} of {_both(num_frames, fps)}: the last one continues to the end"
         )
     if num_frames > MAX_SECONDS * fps:
-        problems.add(f"the film takes {_both(num_frames, fps)}, the most is 24 hours", suggestion="split the film")
+        problems.add(f"the film takes {_both(num_frames, fps)}; the limit is 24 hours", suggestion="split the film")
     problems.all += picture_problems(film, options, file_fault)
     problems.stop()
     return Timeline(tuple(lengths), num_frames, tuple(notices))

@@ -55,9 +55,12 @@ def _in_words(fault: Any, key: str | None, in_shot: bool, suffix: str) -> tuple[
             advice = f"write {_written(str(key), word, suffix)}" if word else example
             return f"must be {context['expected']}, not {shown(value)}", advice
         case "too_long" if not isinstance(value, str):
-            return f"{len(value):,} shots, the most is {context['max_length']:,}", "split the film into several recipes"
+            return (
+                f"has {len(value):,} shots; the limit is {context['max_length']:,}",
+                "split the film into several recipes",
+            )
         case "string_too_long" | "too_long":
-            return f"is {len(value):,} characters long, the most is {context['max_length']:,}", None
+            return f"is {len(value):,} characters long; the limit is {context['max_length']:,}", None
         case "tuple_type":
             return f"must be a list of shots, not {kind_of(value)}", example
         case "model_type" | "dict_type":

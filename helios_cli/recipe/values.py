@@ -47,7 +47,7 @@ def parse_time(value: object) -> float:
         hint = "write decimals with a point: 2.5" if re.fullmatch("[0-9]+,[0-9]+ *s?", str(value)) else DURATION_FORMS
         raise InputError(f"{shown(value)} is not a time", hint=hint)
     if seconds > MAX_SECONDS:
-        raise InputError(f"{shown(value)} is longer than 24 hours, the most a film may take")
+        raise InputError(f"{shown(value)} is longer than 24 hours, the limit for a film")
     return seconds
 
 

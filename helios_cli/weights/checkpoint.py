@@ -291,12 +291,14 @@ def _require_checkpoint_folder(path: Path) -> None:
     if (path / MODEL_INDEX).exists():
         return
     if not any(path.iterdir()):
-        raise CheckpointError(f"{path} is empty", hint=f"helios models pull distilled, or a folder with {MODEL_INDEX}")
+        raise CheckpointError(
+            f"{path} is empty", hint=f"run: helios models pull distilled, or name a folder with {MODEL_INDEX}"
+        )
     if (path / "config.json").exists():
         name = read_json(path / "config.json").get("_class_name", "a model")
         raise CheckpointError(
             f"{path} is one component ({name if isinstance(name, str) else shown(name)}), not a whole checkpoint",
-            hint=f"give the folder above it, which holds {MODEL_INDEX}",
+            hint=f"name the folder above it, which holds {MODEL_INDEX}",
         )
     raise CheckpointError(
         f"{path} has no {MODEL_INDEX}, so it is not a checkpoint in the diffusers layout",
@@ -318,7 +320,7 @@ def _kind(path: Path, index: dict, scheduler: dict) -> str:
     name = scheduler.get("_class_name")
     if name != SCHEDULERS[kind]:
         raise CheckpointError(
-            f"{path / SCHEDULER_CONFIG} names the scheduler {shown(name)}; a {kind} model runs with {SCHEDULERS[kind]}",
+            f"{path / SCHEDULER_CONFIG} names the scheduler {shown(name)}; a {kind} model needs {SCHEDULERS[kind]}",
             hint=f"is_distilled in {MODEL_INDEX} decides between the two" if kind != "base" else None,
         )
     return kind
@@ -332,7 +334,7 @@ def _preset(path: Path, kind: str, index: dict, scheduler: dict, own: _OwnFile) 
         raise CheckpointError(f"{path / SCHEDULER_CONFIG}: stages of a {kind} model cannot be {shown(stages)}")
     steps = own.steps or (preset.steps[-1],) * stages
     if len(steps) != stages:
-        raise CheckpointError(f"{path / OWN_FILE}: steps has {len(steps)} counts, the model has {stages} stages")
+        raise CheckpointError(f"{path / OWN_FILE}: `steps` has {len(steps)} counts, but the model has {stages} stages")
     zero_star = kind == "mid" and bool(index.get("is_cfg_zero_star"))
     return replace(preset, steps=steps, cfg_zero_star=zero_star, zero_init=zero_star)
 
@@ -357,7 +359,7 @@ def _component(folder: Path, stem: str) -> Component:
     names = config.get("architectures")
     name = config.get("_class_name") or (names[0] if isinstance(names, list) and names else names)
     if name != expected:
-        raise CheckpointError(f"{folder / 'config.json'} is a {shown(name)}; helios runs {expected} there")
+        raise CheckpointError(f"{folder / 'config.json'} is a {shown(name)}; helios needs {expected} there")
     return Component(folder.name, folder, config, read_tensors(folder, stem))
 
 

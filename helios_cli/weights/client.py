@@ -161,7 +161,7 @@ def _checker(blobs: Container[str]) -> Callable[[Any], None]:
         headers = answer.headers
         commit, linked, own = (headers.get(name) for name in ("X-Repo-Commit", "X-Linked-Etag", "ETag"))
         if commit is not None and not COMMIT.fullmatch(commit):
-            raise _no_hub(f"names a commit {printable(commit)}")
+            raise _no_hub(f"names an invalid commit, {printable(commit)}")
         if answer.request.method == "HEAD" and (etag := linked or own):
             name = etag.removeprefix("W/").strip('"')
             final = linked or answer.status_code == 200

@@ -163,12 +163,14 @@ def _tensors(path: Path, header: dict, *, data_begin: int, size: int) -> dict[st
     position = data_begin
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != position:
-            raise damaged(path, f"tensor {name} begins at byte {tensor.begin}, the one before it ends at {position}")
+            raise damaged(
+                path, f"tensor {name} begins at byte {tensor.begin}, but the one before it ends at {position}"
+            )
         position = tensor.end
     if size < position:
         raise damaged(path, f"truncated: {size} of {position} bytes")
     if size > position:
-        raise damaged(path, f"{size} bytes where the header accounts for {position}")
+        raise damaged(path, f"has {size} bytes, but its header accounts for {position}")
     return tensors
 
 
@@ -189,7 +191,7 @@ def _tensor(path: Path, name: str, entry: object, data_begin: int) -> TensorInfo
 
 def _require_name(path: Path, name: str) -> None:
     if len(name) > MAX_NAME:
-        raise damaged(path, f"names a tensor in {len(name)} letters")
+        raise damaged(path, f"has a tensor name of {len(name)} characters")
 
 
 def _counts(value: object, most: int) -> bool:

@@ -75,7 +75,7 @@ def _require_one_model(read: Architecture, file: str) -> None:
         ("in_channels", "z_dim of the vae", read.dit.in_channels, read.vae.z_dim),
     ):
         if value != expected:
-            raise CheckpointError(f"{file}: `{key}` is {value}, {other} {expected}", hint=FIT_HINT)
+            raise CheckpointError(f"{file}: `{key}` is {value}, but {other} is {expected}", hint=FIT_HINT)
 
 
 def _dit_sizes(dit: DiTConfig) -> Sizes:
@@ -116,6 +116,6 @@ def _require_fit(component: Component, sizes: Sizes) -> None:
         if shape != expected:
             is_, be = ("missing" if value is None else str(list(value)) for value in (shape, expected))
             raise CheckpointError(
-                f"the tensors of {component.folder} do not fit its config.json: {name} is {is_} and should be {be}",
+                f"the tensors of {component.folder} do not fit its config.json: {name} is {is_}, but should be {be}",
                 hint=FIT_HINT,
             )

@@ -70,7 +70,7 @@ def source_of(model: str, revision: str | None = None) -> Source:
     nearest known name for anything else.
     """
     if revision is not None and not REVISION.fullmatch(revision):
-        raise InputError(f"{printable(revision)} cannot be a revision", hint="a branch, a tag or a commit")
+        raise InputError(f"{printable(revision)} cannot be a revision", hint="name a branch, a tag or a commit")
     if model == EMBEDDED:
         return Source(folder=EMBEDDED_FOLDER)
     if model in KNOWN:
@@ -243,7 +243,7 @@ def _remote_files(source: Source) -> tuple[str, list[RemoteFile]]:
     answer = listing(source.repo, source.revision)
     commit, siblings = answer.get("sha"), answer.get("siblings")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
-        raise CheckpointError(f"{endpoint()} sends no valid listing of {source.repo}", hint="check HF_ENDPOINT")
+        raise CheckpointError(f"{endpoint()} did not send a valid listing of {source.repo}", hint="check HF_ENDPOINT")
     entries = [entry for entry in siblings if isinstance(entry, dict) and isinstance(entry.get("rfilename"), str)]
     files = {entry["rfilename"]: entry for entry in entries}
     if MODEL_INDEX not in files:
@@ -354,7 +354,7 @@ def _refused(source: Source, error: HfHubHTTPError) -> CheckpointError:
         case errors.RepositoryNotFoundError():
             what = f"{repo} was not found on the Hub, or is private"
             meant = nearest(repo)
-            hint = f"did you mean {meant}?" if meant and meant != repo else "for a private one set HF_TOKEN"
+            hint = f"did you mean {meant}?" if meant and meant != repo else "if it is private, set HF_TOKEN"
         case _ if status in (401, 403):
             what = f"{repo}: access denied (HTTP {status})"
             hint = f"set HF_TOKEN to a token that may read {page}"

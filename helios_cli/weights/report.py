@@ -135,7 +135,7 @@ def _check(path: Path, name: str, advance: Callable[[int], None]) -> FileCheck:
     if digest is None:
         return FileCheck(name, size, method)
     own = digest_of(file, git=len(digest) == 40, advance=advance)
-    problem = None if own == digest else f"its digest is {own[:12]}…, the published one is {digest[:12]}…"
+    problem = None if own == digest else f"its digest is {own[:12]}…, but the published one is {digest[:12]}…"
     return FileCheck(name, size, "SHA-1" if len(digest) == 40 else "SHA-256", problem)
 
 

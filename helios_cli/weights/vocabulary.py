@@ -26,7 +26,7 @@ def introduction(checkpoint: Checkpoint, name: str, texts: Iterable[str]) -> str
     if not unknown:
         return None
     words = _listed(unknown, ", ")
-    return f"{name} knows {checkpoint.knows}, and not: {words}. For anything: helios models pull distilled"
+    return f"{name} knows {checkpoint.knows}, but not: {words}. For other prompts: helios models pull distilled"
 
 
 def unknown_words(checkpoint: Checkpoint, texts: Iterable[str]) -> list[str]:

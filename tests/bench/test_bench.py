@@ -218,7 +218,7 @@ def test_the_table_has_a_line_for_each_number(capsys):
         (["--synthetic", "huge"], 2, "'huge' is not a size"),
         (["--synthetic", "tiny", "-m", "tiny"], 2, "both name a model"),
         (["--memory", "--against", "diffusers"], 2, "helios alone"),
-        (["--memory", "--minutes", "10,1"], 2, "a short film comes before"),
+        (["--memory", "--minutes", "10,1"], 2, "the shorter film must come first"),
         (["--memory", "--minutes", "1"], 2, "not two numbers"),
         (["--size", "100x100"], 2, "100x100"),
         (["--steps", "2,2"], 2, "3 stages"),

@@ -48,7 +48,7 @@ def test_each_mode_is_measured_against_its_floor(folder, tmp_path, capsys):
         assert mode["ratio"] == mode["seconds"] / mode["floor_seconds"]
         assert mode["peak_host_bytes"] > 10**8 and mode["peak_device_bytes"] is None
     assert not stream["over_budget"] and stream["peak_driver_bytes"] is None and stream["peak_reserved_bytes"] is None
-    assert "too small to tell" in said.err and read_bandwidths() == {}
+    assert "too small to say" in said.err and read_bandwidths() == {}
 
 
 def test_nothing_measured_is_a_failure(folder, tmp_path, monkeypatch, capsys):

@@ -62,7 +62,7 @@ def test_a_small_gpu_streams_and_says_why():
     mode, modes, budget, load = chosen(12 * GB)
     assert mode.name == "stream" and 0 < mode.placement.resident < 40
     line = reason(mode, modes, DEFAULT, budget, load)
-    assert f"stream, {mode.placement.resident} of 40 blocks stay" in line and "12 GB may be taken" in line
+    assert f"stream, {mode.placement.resident} of 40 blocks stay" in line and "12 GB may be used" in line
 
 
 @pytest.mark.parametrize("speed", [UNKNOWN, ChunkSpeed(RATES, 1.0, 0.2), ChunkSpeed(RATES, 600.0, 30.0)], ids=str)
@@ -130,10 +130,10 @@ def test_what_is_chosen_keeps_to_both_budgets(vram, ram, name):
 
 def test_nothing_fits():
     with pytest.raises(
-        MachineError, match=r"--offload \w+ takes .* of the device's memory.* 2 GB; its widest phase is"
+        MachineError, match=r"--offload \w+ takes .* of the device's memory, of which 2 GB may be used; its largest phase is"
     ):
         chosen(2 * GB)
-    with pytest.raises(MachineError, match="of host memory, of which it may take 500 MB"):
+    with pytest.raises(MachineError, match="of host memory, of which 500 MB may be used"):
         chosen(12 * GB, 500 * 10**6)
     with pytest.raises(MachineError, match="--offload none takes") as caught:
         chosen(12 * GB, options=RenderOptions(offload="none"))

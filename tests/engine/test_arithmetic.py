@@ -121,7 +121,7 @@ def test_a_convolution_that_is_wrong_is_found_and_the_film_is_right(broken, tmp_
     monkeypatch.chdir(tmp_path)
     assert cli.main(["doctor", "--test", "--json"]) == 3
     out, err = capsys.readouterr()
-    assert "computes wrongly in" in err and broken in err
+    assert "computes wrong results in" in err and broken in err
     tested = {one["dtype"]: one for one in json.loads(out)["test"]}
     assert not tested["bfloat16"]["right"] and any("convolve in" in fault for fault in tested["bfloat16"]["faults"])
     for one in tested.values():  # for it was computed otherwise

@@ -316,7 +316,7 @@ def test_fp8_is_refused_where_no_chip_has_it():
         require_quant("fp8", torch.device("mps"))
 
 
-@pytest.mark.parametrize(("capability", "said"), [((8, 6), "has no fp8 products"), ((8, 9), None), ((12, 0), None)])
+@pytest.mark.parametrize(("capability", "said"), [((8, 6), "cannot multiply in fp8"), ((8, 9), None), ((12, 0), None)])
 def test_fp8_is_for_capability_8_9_and_newer(capability, said, monkeypatch):
     """The product that is tried there is computed here, and is right."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an RTX")
@@ -329,7 +329,7 @@ def test_fp8_is_for_capability_8_9_and_newer(capability, said, monkeypatch):
 def test_an_fp8_product_that_is_not_there_or_is_wrong_is_told(monkeypatch):
     assert gpu.fp8_fault(CPU) is None
     monkeypatch.setattr(gpu, "product", lambda *_: torch.full((64, 256), 255.0))
-    assert gpu.fp8_fault(CPU) == "ones times ones are 255, not 256"
+    assert gpu.fp8_fault(CPU) == "ones times ones give 255, not 256"
     monkeypatch.setattr(gpu, "product", lambda *_: torch.zeros(1) @ torch.zeros(2))
     assert "size" in gpu.fp8_fault(CPU)
 

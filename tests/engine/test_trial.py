@@ -167,7 +167,7 @@ def test_what_there_was_no_time_for_twice_is_left_off(gpu, monkeypatch):
 def test_a_trial_that_did_not_begin_says_nothing_of_the_kernels(gpu, monkeypatch, error):
     trying(monkeypatch, Trial(ends={"modulated_norm": [lambda rows: error]}))
     *_, told = trial.settle(GPU)
-    assert told == f"kernels could not be tried, so this film goes without: {error.message}"
+    assert told == f"kernels could not be tried, so this film is rendered without them: {error.message}"
     assert not (machine.home() / machine.TRIED).exists()
     asked = trying(monkeypatch, Trial())
     assert len(list(trial.settle(GPU))) == 2 and len(asked) == 1

@@ -218,7 +218,7 @@ def test_a_clip_that_is_cut_short_is_told_of(tmp_path, capfd, name):
 def test_reading_counts_into_the_budget(tmp_path, capfd):
     Image.new("L", (10_000, 10_000)).save(tmp_path / "sea.png", compress_level=1)
     assert main(["render", "x", "-m", "tiny", "--image", str(tmp_path / "sea.png"), "--ram", "1G"]) == 3
-    assert "of host memory, of which it may take 1 GB" in capfd.readouterr().err
+    assert "of host memory, of which 1 GB may be used" in capfd.readouterr().err
 
 
 def test_metadata_is_bounded(tmp_path, capfd):

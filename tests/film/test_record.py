@@ -278,12 +278,12 @@ def test_one_of_source_and_from(helios):
 
 def test_a_folder_of_pictures_is_known_by_its_own_sidecar(tmp_path):
     (tmp_path / "boat").mkdir()
-    with pytest.raises(InputError, match=r"boat: it does not say .* \(no boat\.json beside it\)"):
+    with pytest.raises(InputError, match=r"boat: the file does not say .* \(there is no boat\.json next to it\)"):
         read_again(tmp_path / "boat")
     film, plan = planned(tmp_path, '[[shot]]\nprompt = "a boat"\n')
     content = record_of(film, plan, RenderOptions(), tmp_path).model_dump(mode="json") | {"film": "boat.mp4"}
     (tmp_path / "boat.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"boat\.json is about boat\.mp4"):
+    with pytest.raises(InputError, match=r"boat\.json describes boat\.mp4"):
         read_again(tmp_path / "boat")
     (tmp_path / "boat.png.json").write_text(json.dumps(content | {"film": "boat"}))
     assert read_again(tmp_path / "boat").suffix == "/"

@@ -118,7 +118,7 @@ def test_a_film_of_the_user_s_under_a_clip_s_name_stays(tmp_path):
         with open_writer(files.clip(seed), size=(64, 64), fps=24) as writer:
             writer.write(np.zeros((2, 64, 64, 3), np.uint8))
             writer.describe({"title": title}, ())
-    with pytest.raises(InputError, match=r"seed-4\.mp4, which is not a take by its title, exists"):
+    with pytest.raises(InputError, match=r"seed-4\.mp4, whose title is not that of a take, exists"):
         TakesFiles.of(tmp_path / "film.mp4", force=False)
     TakesFiles.of(tmp_path / "film.mp4", force=True)
     files.clip(4).unlink()

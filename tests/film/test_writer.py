@@ -339,7 +339,7 @@ def test_encoders_are_tried():
 @pytest.mark.parametrize("program", ["/nowhere/ffmpeg", "/bin/true", "/etc/passwd"])
 def test_missing_ffmpeg_is_a_machine_error(tmp_path, monkeypatch, program):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
-    with pytest.raises(MachineError, match=r"does not start|does not answer") as error:
+    with pytest.raises(MachineError, match=r"does not start|does not respond") as error:
         film(tmp_path / "film.mp4", moving(1))
     assert "IMAGEIO_FFMPEG_EXE" in error.value.hint and left_in(tmp_path) == []
 
@@ -434,7 +434,7 @@ def test_a_folder_that_vanishes_is_no_full_disk(tmp_path, name):
     (tmp_path / "disk").rename(tmp_path / "gone")
     with pytest.raises(MachineError, match="No such file") as error:
         writer.close()
-    assert f"look for the folder {tmp_path}/disk" in error.value.hint and "space" not in error.value.hint
+    assert f"restore the folder {tmp_path}/disk" in error.value.hint and "space" not in error.value.hint
 
 
 def run_script(source: str, *arguments: str | Path, **options) -> subprocess.Popen:

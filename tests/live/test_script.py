@@ -160,7 +160,7 @@ def test_a_recipe_that_is_full_takes_no_more_prompts_and_the_film_goes_on():
     class Small(Live):
         def keep(self, film: Film) -> None:
             if len(film.recipe.shots) > 2:
-                raise InputError("f.toml is as long as a recipe may be")
+                raise InputError("f.toml has reached the limit for a recipe")
             super().keep(film)
 
     live = Small(Lines({0: [Shot(prompt=p) for p in "bcd"]}, end=8))
@@ -223,6 +223,6 @@ def test_what_is_written_is_a_source_with_the_command_on_top(target):
 def test_a_recipe_that_could_not_be_read_again_is_not_written(target):
     path = recipe_path(target)
     film = Film("f", "f.toml", Recipe(shot=[Shot(prompt="a" * 20_000)] * 60), target.path.parent)
-    with pytest.raises(InputError, match="as long as a recipe may be"):
+    with pytest.raises(InputError, match="has reached the limit for a recipe"):
         RecipeFile(path, "").write(film)
     assert not path.exists()

@@ -64,8 +64,8 @@ def test_words_stay_words(text):
 @pytest.mark.parametrize(
     ("text", "line", "says", "cure"),
     [
-        ("# x\n0:05: A boat", 2, "a time without brackets", "[0:05]"),
-        ("5s: A\n\n9s: B", 1, "a time without brackets (also in line 3)", "[0:05]"),
+        ("# x\n0:05: A boat", 2, "this time has no brackets", "[0:05]"),
+        ("5s: A\n\n9s: B", 1, "this time has no brackets (also in line 3)", "[0:05]"),
         ("[[shot]]\nprompt = 'x'", 1, "is a recipe in TOML", ".toml"),
         ("title: x\nshot:\n- prompt: y", 2, "is a recipe in YAML", ".yaml"),
         ('{"prompts": ["a"]}', 1, "is JSON", ".jsonl"),

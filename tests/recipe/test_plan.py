@@ -121,7 +121,7 @@ def test_a_flag_stops_the_film_or_lets_the_last_shot_go_on():
     short, long = plan_of(keys, seconds=1.5), plan_of(keys, seconds=10)
     assert check_film(film_of(keys | {"seconds": 1}), RenderOptions(seconds=1.5)).num_frames == 36
     assert short.num_frames == 36 and "2 shots after it are left out" in short.notices[0]
-    assert frames_of(long) == [48, 48, 144] and "goes on to the end" in long.notices[0]
+    assert frames_of(long) == [48, 48, 144] and "continues to the end" in long.notices[0]
 
 
 def test_a_cut_falls_on_its_frame():
@@ -188,7 +188,7 @@ def test_the_style_is_on_every_prompt():
     ("keys", "says"),
     [
         ({"shot": [shot(seconds=0.001)]}, "less than a frame"),
-        ({"shot": [shot(seconds="20h"), shot(seconds="20h")]}, "the most is 24 hours"),
+        ({"shot": [shot(seconds="20h"), shot(seconds="20h")]}, "the limit is 24 hours"),
     ],
 )
 def test_films_that_cannot_be(keys, says):

@@ -167,7 +167,7 @@ def test_one_cause_is_said_once(tmp_path):
     with pytest.raises(RecipeError) as raised:
         read_films([str(tmp_path / "a.csv")])
     assert len(raised.value.problems) == 9  # to a program each with its line
-    assert "a.csv:2: 4 cells under 3 columns (also in lines 3, 4, 5, 6, 7, …)" in raised.value.message
+    assert "a.csv:2: has 4 cells, but the header has 3 columns (also in lines 3, 4, 5, 6, 7, …)" in raised.value.message
     assert "\n" not in raised.value.message and raised.value.hint
 
 
@@ -186,7 +186,7 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path):
     with open(tmp_path / "large.txt", "wb") as file:
         file.truncate(1 << 40)  # sparse
     assert "larger than 1 MiB" in problems(tmp_path / "large.txt")[0].message
-    assert "the most is 10,000" in problems(tmp_path / "many.txt", "a\n\n" * 10_001)[0].message
+    assert "the limit is 10,000" in problems(tmp_path / "many.txt", "a\n\n" * 10_001)[0].message
 
 
 def test_the_problems_of_all_sources_come_together(tmp_path):
@@ -232,7 +232,7 @@ def test_lists_of_spreadsheets(tmp_path, text):
         ("1,0,a boat\n1,1,b", "a.csv:1: the first line has no column names"),
         ("id,prompt_index,promt\n1,0,a", "a.csv:1: `promt`: unknown or repeated column"),
         ("id,prompt\n1,a\n1,b", "a.csv:1: `prompt_index`: the column is missing"),
-        ("prompt\n“A boat, at dawn”\n“B, c”", "a.csv:2: 2 cells under 1 columns (also in line 3)"),
+        ("prompt\n“A boat, at dawn”\n“B, c”", "a.csv:2: has 2 cells, but the header has 1 column (also in line 3)"),
     ],
 )
 def test_one_fault_of_a_spreadsheet_is_one_problem(tmp_path, text, says):
@@ -245,8 +245,8 @@ def test_one_fault_of_a_spreadsheet_is_one_problem(tmp_path, text, says):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (f'title = "{"x" * 300}"', "`title`: is 300 characters long, the most is 200"),
-        (f'model = "{"x" * 600}"', "`model`: is 600 characters long, the most is 500"),
+        (f'title = "{"x" * 300}"', "`title`: is 300 characters long; the limit is 200"),
+        (f'model = "{"x" * 600}"', "`model`: is 600 characters long; the limit is 500"),
         ("seconds = 1e308", "`seconds`: 1e+308 is longer than 24 hours"),
         ("fps = 1e308", "`fps`: must be less than or equal to 120, not 1e+308"),
         ("frames = 99999999999999999999999", "`frames`: must be less than or equal to 10368000"),

@@ -61,7 +61,7 @@ def test_own_file(checkpoint):
         ({"native_size": [128, True]}, "native_size cannot be"),
         ({"steps": []}, "steps cannot be"),
         ({"steps": [0, 1, 1]}, "steps cannot be"),
-        ({"steps": [4, 4]}, "2 counts, the model has 3 stages"),
+        ({"steps": [4, 4]}, "2 counts, but the model has 3 stages"),
         ({"trained": "yes"}, "trained cannot be"),
         ({"words": "a ball"}, "words cannot be"),
         ({"things": [1]}, "things cannot be"),
@@ -93,7 +93,7 @@ def scheduler(name: str, **values):
         (pipeline("WanPipeline"), "names the pipeline 'WanPipeline'", "HeliosPyramidPipeline"),
         (
             pipeline("HeliosPyramidPipeline"),
-            "'HeliosDMDScheduler'; a mid model runs with HeliosScheduler",
+            "'HeliosDMDScheduler'; a mid model needs HeliosScheduler",
             "is_distilled",
         ),
         (scheduler("HeliosDMDScheduler", stages="three"), "stages of a distilled model cannot be 'three'", None),

@@ -51,7 +51,7 @@ def test_places_are_those_of_the_safetensors_writer(tmp_path, dtype):
         (file_of([1]), "not a JSON object"),
         (file_of(b'{"a": 1, "a": 2}'), "twice"),
         (file_of({"a": entry()}, b"123"), "truncated: "),
-        (file_of({"a": entry()}, b"12345"), "bytes where the header accounts for"),
+        (file_of({"a": entry()}, b"12345"), "bytes, but its header accounts for"),
         (file_of({"a": entry(offsets=(4, 0))}, b"1234"), "tensor a has"),
         (file_of({"a": entry(offsets=(-4, 0))}, b"1234"), "tensor a has"),
         (file_of({"a": entry(offsets=(0, 10**4000))}, b"1234"), "tensor a has"),

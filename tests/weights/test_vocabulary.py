@@ -38,7 +38,7 @@ def test_a_prompt_of_its_world_needs_no_line(of):
 
 def test_words_that_it_spells_are_named_once_and_the_first_three_only(of):
     line = of("a Dragon rolls", "a dragon, a café, two sheep and a wizard", trained=True, knows="shapes")
-    assert line.startswith("tiny knows shapes, and not: dragon, café, sheep ...") and "models pull" in line
+    assert line.startswith("tiny knows shapes, but not: dragon, café, sheep ...") and "models pull" in line
 
 
 def test_what_training_showed_counts_where_it_is_written_down(of):
