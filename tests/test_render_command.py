@@ -229,7 +229,7 @@ def test_a_start_that_cannot_be_read_is_found_before_a_model_is(tmp_path, monkey
     Path("film.toml").write_text('[[shot]]\nprompt = "a"\nvideo = "short.mp4"\n')
     for arguments, said in (
         (["a boat", "--image", "sea.png"], "--image: sea.png is not a picture"),
-        (["a boat", "--video", "short.mp4"], "has 24 frames at 24 a second; 33 are needed"),
+        (["a boat", "--video", "short.mp4"], "has 24 frames at 24 fps; 33 are needed"),
         (["film.toml"], "film.toml:3: shot 1, `video`: the video"),
     ):
         assert main(["render", *arguments, "-m", "nowhere/unknown"]) == 2

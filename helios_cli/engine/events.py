@@ -83,7 +83,7 @@ class ChunkDone(Event):
 
 @dataclass(frozen=True)
 class ChunksReused(Event):
-    """A number of chunks (`count`, up to chunk `chunk`) were taken over, because they were rendered before.
+    """Chunks that had been rendered before were reused: `count` of them, up to chunk `chunk`.
 
     `source` is "journal" (an interrupted run of this film, one event for all) or "cache" (pieces kept from any film,
     one event each); `frames` counts the film's frames so far, `chunks` is as in FilmStarted.

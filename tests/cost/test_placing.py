@@ -130,7 +130,8 @@ def test_what_is_chosen_keeps_to_both_budgets(vram, ram, name):
 
 def test_nothing_fits():
     with pytest.raises(
-        MachineError, match=r"--offload \w+ takes .* of the device's memory, of which 2 GB may be used; its largest phase is"
+        MachineError,
+        match=r"--offload \w+ takes .* of the device's memory, of which 2 GB may be used; its largest phase is",
     ):
         chosen(2 * GB)
     with pytest.raises(MachineError, match="of host memory, of which 500 MB may be used"):

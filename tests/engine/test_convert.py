@@ -138,7 +138,7 @@ def test_a_folder_in_use_and_a_full_disk_are_refused_before_anything_is_written(
     with pytest.raises(InputError, match="not an empty folder"):
         convert(Checkpoint.open(folder), tmp_path, "bfloat16", lambda count: None)
     monkeypatch.setattr(machine, "disk_free_bytes", lambda path: 1000)
-    with pytest.raises(MachineError, match="1 kB are free"):
+    with pytest.raises(MachineError, match="only 1 kB is free"):
         convert(Checkpoint.open(folder), tmp_path / "new", "bfloat16", lambda count: None)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

@@ -339,7 +339,7 @@ def test_encoders_are_tried():
 @pytest.mark.parametrize("program", ["/nowhere/ffmpeg", "/bin/true", "/etc/passwd"])
 def test_missing_ffmpeg_is_a_machine_error(tmp_path, monkeypatch, program):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
-    with pytest.raises(MachineError, match=r"does not start|does not respond") as error:
+    with pytest.raises(MachineError, match=r"does not start|does not respond|does not behave") as error:
         film(tmp_path / "film.mp4", moving(1))
     assert "IMAGEIO_FFMPEG_EXE" in error.value.hint and left_in(tmp_path) == []
 

@@ -92,7 +92,7 @@ def test_good_clips_are_encoded_and_the_others_named(originals, encoder, tmp_pat
     assert encoded == {"below/frames": 1, "exact.mkv": 1, "long.mp4": 2, "moving.gif": 1, "slow.webm": 1}
     skipped = {event.clip: event.reason for event in events if isinstance(event, ClipSkipped)}
     assert all("it is damaged: " in skipped.pop(name) for name in DAMAGED)
-    assert "32 frames at 24 a second; 33 are needed" in skipped.pop("short.mp4")
+    assert "32 frames at 24 fps; 33 are needed" in skipped.pop("short.mp4")
     assert "no uncaptioned.txt next to it" in skipped.pop("uncaptioned.mp4")
     assert "blank.txt is empty" in skipped.pop("blank.mp4")
     assert "no video that ffmpeg can read" in skipped.pop("words.mp4")

@@ -124,7 +124,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "two patch sides": (config("transformer", patch_size=[1, 2]), "`patch_size` cannot be [1, 2]"),
     "no text width": (config("transformer", text_dim=None), "`text_dim` cannot be None"),
-    "another text width": (config("transformer", text_dim=32), "`text_dim` is 32, but d_model of the text encoder is 64"),
+    "another text width": (
+        config("transformer", text_dim=32),
+        "`text_dim` is 32, but d_model of the text encoder is 64",
+    ),
     "no rotations": (config("transformer", rope_dim=[0, 0, 0]), "`rope_dim` [0, 0, 0]"),
     "odd rotations": (config("transformer", rope_dim=[11, 11, 10]), "`rope_dim` [11, 11, 10]"),
     "NaN": (config("transformer", eps=math.nan), "NaN is not JSON"),
