@@ -81,15 +81,15 @@ def _shots(estimate: Estimate) -> None:
     for rounding in plan.roundings[:SHOWN_SHOTS]:
         asked, actual = (frame / plan.fps for frame in (rounding.asked_frame, rounding.actual_frame))
         console.prose(
-            f"shot {rounding.shot + 1} comes in with the chunk at {_clock(actual)}, {abs(actual - asked):.2f} s "
-            f"{'earlier' if actual < asked else 'later'} than asked"
+            f"shot {rounding.shot + 1} begins with the chunk at {_clock(actual)}, {abs(actual - asked):.2f} s "
+            f"{'earlier' if actual < asked else 'later'} than requested"
         )
 
 
 def _stages(estimate: Estimate) -> None:
     work = estimate.work
     amplified = any(stage.first_calls != stage.calls for stage in work.stages)
-    columns = ["stage", "grid", "noisy", "tokens", "calls a chunk", "calls", "a call", "in all"]
+    columns = ["stage", "grid", "noisy", "tokens", "calls/chunk", "calls", "per call", "in all"]
     console.line()
     console.table(columns, [_stage_row(stage) for stage in work.stages], report=True)
     history = work.history
@@ -101,7 +101,7 @@ def _stages(estimate: Estimate) -> None:
     console.prose(f"text: {about}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
     if amplified:
         first, other = (sum(getattr(stage, key) for stage in work.stages) for key in ("first_calls", "calls"))
-        console.prose(f"the first chunk after each cut takes {first} calls in place of {other}")
+        console.prose(f"the first chunk after each cut takes {first} calls instead of {other}")
     if estimate.plan.guidance > 1:
         console.prose("with guidance every step is two calls: one for the prompt, one for the negative")
 

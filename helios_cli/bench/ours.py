@@ -117,7 +117,7 @@ def _require_memory(models: Models, task: Task) -> None:
     if free is not None and needed > free:
         kind = "fp8" if task.quant == "fp8" else load.dtype
         raise MachineError(
-            f"the film takes {format_bytes(needed)}, the model in {kind}; {format_bytes(free)} are free on {device}",
+            f"the film takes {format_bytes(needed)} in {kind}, but only {format_bytes(free)} is free on {device}",
             hint="`helios doctor` shows what fits here",
         )
 

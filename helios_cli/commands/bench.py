@@ -329,9 +329,9 @@ def _keep_speed(task: Task, ours: Result, date: str) -> dict[str, Any]:
     try:
         record_speed(speed, file)
     except OSError as error:
-        console.warning(f"the speed could not be kept, so `helios plan` cannot use it: {error}")
+        console.warning(f"the speed could not be saved, so `helios plan` cannot use it: {error}")
         return {**asdict(speed), "file": None, "problem": str(error)}
-    console.notice(f"speed kept in {file}: `helios plan` has times from it for models of about this size")
+    console.notice(f"speed saved in {file}: `helios plan` estimates times from it for models of about this size")
     return {**asdict(speed), "file": str(file)}
 
 

@@ -121,13 +121,13 @@ def _bandwidths(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
     rates = bandwidths(checkpoint, device, dtype)
     if checkpoint.component("transformer").bytes < LEAST_BYTES:
         console.notice(
-            f"the bandwidths are not kept: {load.model.name} is too small to say anything about larger models"
+            f"the bandwidths are not saved: {load.model.name} is too small to say anything about larger models"
         )
         return rates
     try:
         record_bandwidths(load.device.name, rates)
     except OSError as error:
-        console.warning(f"the bandwidths could not be kept in {speeds_file()}: {error}")
+        console.warning(f"the bandwidths could not be saved in {speeds_file()}: {error}")
     return rates
 
 

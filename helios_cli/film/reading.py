@@ -197,7 +197,7 @@ class Extent:
         """The two lengths in words, if more is missing than a last frame without a length, or rounding, explains."""
         if self.nominal is None or self.nominal - self.seconds <= max(1, self.nominal / 20):
             return None
-        return f"is cut short: {self.seconds:.1f} s of {self.nominal:.1f} s are there"
+        return f"is cut short: only {self.seconds:.1f} s of {self.nominal:.1f} s are there"
 
 
 def extent(path: str | os.PathLike) -> Extent:

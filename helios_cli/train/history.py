@@ -84,7 +84,7 @@ class Lessons:
         self._long: list[int] = []
         if len(clips) <= drawing.held_back:
             raise InputError(
-                f"{drawing.clips} has {len(clips)} clips, and {drawing.held_back} are held back for the probe",
+                f"{drawing.clips} has {len(clips)} clips, but {drawing.held_back} are held back for the probe",
                 hint="encode more, or lower data.held_back",
             )
 

@@ -192,7 +192,7 @@ class TrainingRun:
         if self.skipped_in_a_row[name] == MOST_SKIPPED:
             raise PictureError(
                 f"{message}, as were the {MOST_SKIPPED - 1} before it",
-                hint="begin again in another `out` with a lower optimizer.lr or clip, or dtype float32; "
+                hint="start again in another `out` with a lower optimizer.lr or clip, or dtype float32; "
                 f"what is saved in {self.settings.out} is sound",
             )
         return Notice(f"{message}; it is left out")

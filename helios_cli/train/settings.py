@@ -407,9 +407,9 @@ class Corruption(Table):
         for name in ("sigma", "ratio", "darker", "brighter"):
             low, high = getattr(self, name)
             if low > high:
-                raise ValueError(f"`{name}` is a range from low to high, not {low} to {high}")
+                raise ValueError(f"`{name}` must be a range from low to high, not {low} to {high}")
         if self.sigma[1] > 1 or self.ratio[1] > 1 or not self.ratio[0]:
-            raise ValueError("`sigma` and `ratio` are at most 1, and `ratio` is over 0")
+            raise ValueError("`sigma` and `ratio` must be at most 1, and `ratio` above 0")
         return self
 
     @property

@@ -60,7 +60,7 @@ def load_state(folder: Path) -> dict | None:
     if faults:
         raise CheckpointError(
             f"no state of the run can be read: {'; '.join(faults)}",
-            hint=f"to begin again, remove {folder / STATE}",
+            hint=f"to start again, remove {folder / STATE}",
         )
     return None
 
@@ -81,7 +81,7 @@ def check_same(settings: TrainingSettings, saved: dict) -> None:
     ]
     if changed:
         raise InputError(
-            f"the run in {settings.folder} was begun with other settings: {'; '.join(changed)}",
+            f"the run in {settings.folder} was started with other settings: {'; '.join(changed)}",
             hint="restore them to continue it, or name another folder with `out`",
         )
 
@@ -111,7 +111,7 @@ def require_own(out: Path, mark: str, what: str) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", hint="name a folder with `out`")
     if out.is_dir() and any(out.iterdir()) and not (out / mark).exists():
-        raise InputError(f"{out} holds other files and no {what}", hint="name a new folder with `out`")
+        raise InputError(f"{out} holds other files, but no {what}", hint="name a new folder with `out`")
 
 
 def prepare_checkpoint(checkpoint: Path, start: Checkpoint | None, seed: int) -> None:

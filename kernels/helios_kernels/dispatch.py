@@ -73,7 +73,7 @@ def _choice() -> str:
 @functools.lru_cache(maxsize=1)
 def _decided(choice: str, _: int) -> Backend:
     if choice not in CHOICES:
-        raise RuntimeError(f"HELIOS_KERNELS is {choice!r}; it is one of {', '.join(CHOICES)}")
+        raise RuntimeError(f"HELIOS_KERNELS is {choice!r}; it must be one of {', '.join(CHOICES)}")
     if choice == "reference":
         return Backend(None, "HELIOS_KERNELS=reference")
     found = find_triton()

@@ -195,7 +195,7 @@ def test_a_speed_that_cannot_be_kept_is_told(task, film, monkeypatch, tmp_path, 
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "file"))
     said = bench._keep_speed(task, film[1], "2026-11-20T00:00:00+00:00")
     assert said["dit_flops"] > 0 and said["file"] is None and said["problem"]
-    assert "could not be kept" in capsys.readouterr().err
+    assert "could not be saved" in capsys.readouterr().err
 
 
 @pytest.mark.process

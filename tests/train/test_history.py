@@ -118,7 +118,7 @@ def test_held_back_clips_are_not_trained_on(clips):
 
 
 def test_all_clips_held_back_is_an_error(clips):
-    with pytest.raises(InputError, match="4 clips, and 4 are held back"):
+    with pytest.raises(InputError, match="4 clips, but 4 are held back"):
         lessons(clips, held_back=4)
 
 

@@ -75,7 +75,7 @@ def test_a_folder_of_something_else_is_refused_and_what_stands_beside_a_package_
     (tmp_path / "out").mkdir()
     (tmp_path / "out/README.md").write_text("mine")
     assert main(["train", str(config)]) == 2
-    assert "holds other files and no checkpoint" in capsys.readouterr().err
+    assert "holds other files, but no checkpoint" in capsys.readouterr().err
     (tmp_path / "out/model_index.json").write_text("{}")
     assert main(["train", str(config)]) == 0
     assert (tmp_path / "out/README.md").read_text() == "mine"

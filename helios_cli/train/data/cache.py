@@ -169,7 +169,7 @@ class LatentClips:
             for caption in captions:
                 if caption.end - caption.begin > self.text_rows:
                     raise InputError(
-                        f"a caption in {self.folder} has {caption.end - caption.begin} tokens, and training has room "
+                        f"a caption in {self.folder} has {caption.end - caption.begin} tokens, but training has room "
                         f"for {self.text_rows}: {caption.text!r}",
                         hint="raise text_rows (up to 512), or shorten the caption",
                     )

@@ -109,7 +109,7 @@ def encode_folder(folder: Path, clips: FolderClips, seed: int, encoder: ClipEnco
 def find_clips(folder: Path) -> list[SourceClip]:
     """Return the clips in `folder` and below it, by name. InputError if there are none."""
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}", hint="write the folder of clips as clips.path")
+        raise InputError(f"there is no folder {folder}", hint="set clips.path to the folder of clips")
     paths = []
     for place, _, files in os.walk(folder):
         names = [name for name in files if not name.startswith(".")]

@@ -268,7 +268,7 @@ def build(settings: DistillSettings, start: Checkpoint, device: torch.device) ->
     blocks = config.num_layers
     if max(settings.gan.blocks) >= blocks:
         raise InputError(
-            f"gan.blocks has {max(settings.gan.blocks)}, and the model has blocks 0 to {blocks - 1}",
+            f"gan.blocks has {max(settings.gan.blocks)}, but the model has blocks 0 to {blocks - 1}",
             hint=f"write for example gan.blocks = [{blocks // 2}, {blocks - 1}]",
         )
     with torch.random.fork_rng(devices=[]):

@@ -92,7 +92,7 @@ def build(settings: OdeSettings, start: Checkpoint, device: torch.device) -> Ode
     for steps in settings.student.steps:
         if pairs.note.kept % steps:
             raise InputError(
-                f"student.steps has {steps}, and the pairs in {pairs.folder} keep {pairs.note.kept} states a stage",
+                f"student.steps has {steps}, but the pairs in {pairs.folder} keep {pairs.note.kept} states per stage",
                 hint="make pairs with a multiple of it as teacher.kept, or leave it out",
             )
     _require_same_models(pairs, start)
