@@ -315,7 +315,7 @@ def test_memory_is_counted_as_the_model_is_held(task, monkeypatch):
     """14 billion parameters in 22 GB: in fp8, and not in bfloat16."""
     monkeypatch.setattr(ours, "device_of", lambda device: SimpleNamespace(free_bytes=22 * 10**9))
     large = replace(task, folder=None, synthetic="14b", size=(64, 64), dtype="bfloat16", device="cpu")
-    with pytest.raises(MachineError, match="the model in bfloat16; 22"):
+    with pytest.raises(MachineError, match="in bfloat16, but only 22"):
         ours._models(large, torch.device("cpu"))
     assert ours._models(replace(large, quant="fp8"), torch.device("cpu")).quant == "fp8"
 
