@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helios_cli.errors import InputError
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.schema import Recipe
@@ -44,7 +45,10 @@ def render(source: Source, *, session: Session | None = None, **options: Any) ->
     from helios_cli.engine.session import Session
     from helios_cli.film.jobs import check_encoding, find_jobs
 
-    (job,) = find_jobs([], RenderOptions.parse(**options), [read_film(source)])
+    parsed = RenderOptions.parse(**options)
+    if parsed.takes or parsed.shot or parsed.lanes > 1:
+        raise InputError("takes, shot and lanes are for the command", hint="render films one by one")
+    (job,) = find_jobs([], parsed, [read_film(source)])
     check_encoding([job])
     with Session() if session is None else nullcontext(session) as session:
         yield from render(job.film, job.options, session)
@@ -68,7 +72,6 @@ def read_film(source: Source) -> Film:
 
     The pictures of a `Recipe` are relative to the current folder, and its film is called "film".
     """
-    from helios_cli.errors import InputError
     from helios_cli.recipe.sources import read_films
 
     if isinstance(source, Film):

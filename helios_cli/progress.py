@@ -99,6 +99,10 @@ class Track:
         self.recent: tuple[tuple[int, float], ...] = ()
         self.warm = False
 
+    def has_begun(self, done: FilmDone) -> bool:
+        """Return whether this film is the one that is done; a film that was finished before never begins."""
+        return self.film is not None and self.film.output == done.output
+
     def follow(self, event: Event) -> None:
         if isinstance(event, PhaseStarted):
             if event.phase != "denoise":
@@ -215,11 +219,13 @@ class FilmsView:
     """Shows the films of one command, and at the end, as a `table`, what became of each of several.
 
     Attributes:
+        view: displays the events; it is opened within the block, so that the table comes after it.
         failed: names of films that failed, whose errors were shown.
     """
 
-    def __init__(self, jobs: Sequence[Job], view: View, *, table: bool) -> None:
-        self.jobs, self.view = jobs, view
+    def __init__(self, jobs: Sequence[Job], *, table: bool) -> None:
+        self.jobs = jobs
+        self.view: View = SilentView()
         self.failed: list[str] = []
         self._table = table and len(jobs) > 1
         self._labelled = len(jobs) > 1 and jobs[0].options.lanes > 1
@@ -327,8 +333,8 @@ class PlainView:
             self._say(PHASES[event.phase])
         elif isinstance(event, ChunkDone):
             self._say(self._chunk_line(event))
-        elif isinstance(event, FilmDone) and self.track.film is not None:  # None: it was finished before
-            self._say(*summary_lines(event, self.track.film))
+        elif isinstance(event, FilmDone) and self.track.has_begun(event):
+            self._say(*summary_lines(event, self.track.known))
             self.track = Track()
             self.phases.clear()
 
@@ -372,8 +378,8 @@ class RichView:
             console.notice(event.message)
         elif isinstance(event, PromptTaken):
             console.status(taken_line(event))
-        elif isinstance(event, FilmDone) and self.track.film is not None:  # None: it was finished before
-            film, self.track = self.track.film, Track()
+        elif isinstance(event, FilmDone) and self.track.has_begun(event):
+            film, self.track = self.track.known, Track()
             self.live.refresh()  # else the bar is drawn once more, below the summary
             _say_all(summary_lines(event, film))
 

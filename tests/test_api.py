@@ -61,8 +61,24 @@ def test_films_share_a_session():
         assert session.models is models
 
 
+def test_a_path_is_an_output():
+    list(helios.render("a red ball", frames=1, output=Path("ball.mkv"), **SMALL))
+    assert Path("ball.mkv").is_file()
+
+
+def test_a_session_follows_the_memory_options_of_each_film():
+    with helios.Session() as session:
+        list(helios.render("a red ball", session=session, frames=1, output="one.mkv", **SMALL))
+        before = session.models.placement.mode
+        list(helios.render("a red ball", session=session, frames=1, output="two.mkv", offload="stream", **SMALL))
+        assert (before, session.models.placement.mode) == ("none", "stream")
+
+
 def test_errors_are_those_of_the_command():
     for options, error in (
+        ({"takes": 4}, helios.errors.InputError),
+        ({"offload": "sometimes"}, helios.errors.InputError),
+        ({"model": ""}, helios.errors.InputError),
         ({"size": "huge"}, helios.errors.InputError),
         ({"output": "film.avi"}, helios.errors.InputError),
         ({"model": "./no-such-folder"}, helios.errors.InputError),

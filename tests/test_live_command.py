@@ -81,6 +81,13 @@ def of(events: list[dict], name: str) -> list[dict]:
     return [event for event in events if event["event"] == name]
 
 
+def test_a_later_prompt_is_introduced_too(live):
+    """The embedded model knows no harbours; the film goes on, with a notice while it does."""
+    code, events, _ = live("[cut] a harbour\n", "a red ball", *FAST, "-o", "film.mkv")
+    messages = [event["message"] for event in of(events, "notice")]
+    assert code == 0 and any("harbour" in message for message in messages)
+
+
 @pytest.mark.slow
 def test_the_film_is_that_of_the_recipe_beside_it(live, tmp_path):
     """Each transition, and a line that is no prompt: one film, twice, with its chapters and its record."""

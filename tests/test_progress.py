@@ -383,3 +383,11 @@ def test_a_terminal_gets_a_bar_that_goes_and_a_summary_that_stays(no_color, colo
 )
 def test_format_duration(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_a_film_that_was_finished_before_has_no_summary(capsys):
+    """Nor does it pass for the film before it, which failed on its way."""
+    with open_view("plain") as view:
+        view.show(FILM)
+        view.show(FilmDone("out/other.mp4", 130, 0.0, 0.0, 1, None, frames_reused=130))
+    assert "wrote" not in capsys.readouterr().err

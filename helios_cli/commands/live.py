@@ -93,6 +93,8 @@ def live(
             try:
                 show_all(events, view.show, session)
             except Interrupted as stopped:
+                if not path.exists():
+                    raise
                 raise Interrupted(stopped.message, hint=f"{recipe_file.command} finishes the film") from None
 
 

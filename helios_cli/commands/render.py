@@ -62,17 +62,17 @@ def render(
     kind = progress_kind(progress, quiet=quiet, json=json)
     if options.lanes > 1 and kind in ("auto", "rich"):
         kind = "plain"
-    with stop_at_once() as is_stopped, open_view(kind) as view:
+    shown = FilmsView(jobs, table=kind not in ("none", "json"))
+    with stop_at_once() as is_stopped, shown, open_view(kind) as shown.view:
         from helios_cli.engine.films import render_films, render_takes
         from helios_cli.engine.session import Session
 
         with Session(is_stopped=is_stopped, progress=console.progress_bytes) as session:
             if options.takes:
                 next_step = partial(_next_step, context, jobs[0].film, options)
-                show_all(render_takes(jobs[0], session, next_step), view.show, session)
+                show_all(render_takes(jobs[0], session, next_step), shown.view.show, session)
                 return
-            with FilmsView(jobs, view, table=kind not in ("none", "json")) as shown:
-                show_all(render_films(jobs, session, stop=on_error == "stop"), shown.show, session)
+            show_all(render_films(jobs, session, stop=on_error == "stop"), shown.show, session)
     if shown.failed:
         raise HeliosError(f"{len(shown.failed)} of {len(jobs)} films failed: {', '.join(shown.failed)}")
 

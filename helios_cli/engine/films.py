@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from helios_cli.cost.estimate import groups_of
 from helios_cli.engine.events import Event, Notice
 from helios_cli.engine.lanes import render_together
+from helios_cli.engine.memory import without_frames
 from helios_cli.engine.render import render
 from helios_cli.engine.script import Planned
 from helios_cli.engine.session import Session
@@ -23,29 +25,37 @@ FilmEvent = tuple[Job | None, Event | HeliosError]
 def render_films(jobs: Sequence[Job], session: Session, *, stop: bool = False) -> Generator[FilmEvent, None, None]:
     """Render all films, `options.lanes` at a time. The error of an only film is raised, and with `stop` that of any."""
     for group in groups_of(jobs, jobs[0].options.lanes, lambda job: job.model):
-        first_error = None
-        for job, event in _render_group(group, session):
-            if isinstance(event, HeliosError) and (stop or len(jobs) == 1):
-                first_error = first_error or event
+        if len(group) > 1:
+            yield from _render_lanes(group, session, stop=stop)
+        elif stop or len(jobs) == 1:
+            yield from _render_one(group[0], session)
+        else:
+            try:
+                yield from _render_one(group[0], session)
+            except HeliosError as error:
+                failed = without_frames(error)
+            else:
+                continue
+            yield group[0], failed
+
+
+def _render_one(job: Job, session: Session) -> Iterator[FilmEvent]:
+    with closing(render(job.film, job.options, session)) as events:
+        for event in events:
+            yield job, event
+
+
+def _render_lanes(jobs: Sequence[Job], session: Session, *, stop: bool) -> Iterator[FilmEvent]:
+    """Render films side by side to their ends; with `stop` raise the first error then."""
+    first_error = None
+    with closing(render_together(jobs, session)) as events:
+        for job, event in events:
+            if stop and first_error is None and isinstance(event, HeliosError):
+                first_error = event
             else:
                 yield job, event
-        if first_error is not None:
-            raise first_error
-
-
-def _render_group(jobs: Sequence[Job], session: Session) -> Iterator[FilmEvent]:
-    if len(jobs) > 1:
-        yield from render_together(jobs, session)
-        return
-    (job,) = jobs
-    try:
-        for event in render(job.film, job.options, session):
-            yield job, event
-    except HeliosError as error:
-        failed = error.with_traceback(None)
-    else:
-        return
-    yield job, failed
+    if first_error is not None:
+        raise first_error
 
 
 def render_takes(job: Job, session: Session, next_step: Callable[[int], str]) -> Generator[Event, None, None]:
@@ -54,14 +64,14 @@ def render_takes(job: Job, session: Session, next_step: Callable[[int], str]) ->
     `next_step` says how to make the film with one of the seeds. Raises what `render` raises, and Interrupted.
     """
     film, options = job.film, job.options
-    session.load(film, options)
+    yield from session.load(film, options)
     plan = session.plan(film, options)
     yield from session.notices()
     takes = takes_of(plan, options.takes or 1, options.shot or 1)
     files = TakesFiles.of(job.output, force=True)
     files.make_folder()
     for done, take in enumerate(takes):
-        clip = replace(options, output=str(files.clip(take.seed)), metadata=False)
+        clip = replace(options, output=str(files.clip(take.seed)), metadata=False, force=True)
         try:
             yield from render(film, clip, session, Planned(take.plan, film))
         except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -19,8 +20,8 @@ import torch
 from torch import Tensor
 
 from helios_cli.engine.clock import Clock
-from helios_cli.engine.events import Event, FilmDone
-from helios_cli.engine.memory import memory_errors
+from helios_cli.engine.events import Event, FilmDone, Notice
+from helios_cli.engine.memory import memory_errors, without_frames
 from helios_cli.engine.models import Models
 from helios_cli.engine.render import render
 from helios_cli.engine.script import Script
@@ -74,16 +75,17 @@ class Lane(Session):
         self._replies: SimpleQueue[object] = SimpleQueue()
         self._steps: SimpleQueue[Event | Request | _End] = SimpleQueue()
         self._clock = Clock(torch.device("cpu"))
-        self._ended = False
+        self._waits = False  # for a reply: the thread has begun, and has not ended
         self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
-        self._thread.start()
 
     @property
     def models(self) -> Models:
         return self._session.models
 
-    def load(self, film: Film, options: RenderOptions) -> Models:
-        return self._session.load(film, options)
+    def load(self, film: Film, options: RenderOptions) -> Iterator[Notice]:
+        """Use the model, which is loaded before the lanes begin."""
+        self.models.use_threads()
+        return iter(())
 
     def place(self, plans: Sequence[Plan], options: RenderOptions, *, prompts_come: bool = False) -> None:
         (plan,) = plans
@@ -108,18 +110,24 @@ class Lane(Session):
 
     def turn(self, reply: object) -> Iterator[Event | Request | _End]:
         """Let the film go on with `reply`; yield its events, and then its next request or its end."""
+        if self._thread.ident is None:
+            self._thread.start()
+            self._waits = True
         self._replies.put(reply)
         while isinstance(step := self._steps.get(), Event):
             yield step
             self._replies.put(None)
-        self._ended = isinstance(step, _End)
+        self._waits = not isinstance(step, _End)
         yield step
 
     def stop(self) -> None:
-        """End the film where it waits, unless it has ended; its finished chunks are safe then."""
-        if not self._ended:
+        """End the film where it waits, unless it has ended; its finished chunks are safe once it is joined."""
+        if self._waits:
             self._replies.put(KeyboardInterrupt())
-        self._thread.join()
+
+    def join(self) -> None:
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _wait_for(self, step: Event | Request) -> Any:
         self._steps.put(step)
@@ -132,14 +140,14 @@ class Lane(Session):
         return reply
 
     def _run(self) -> None:
-        error = None
         try:
             self._next_reply()  # the first turn
             for event in self._film(self):
                 self._wait_for(event)
-        except BaseException as ended:
-            error = ended
-        self._steps.put(_End(error))
+        except BaseException as error:
+            self._steps.put(_End(error))
+        else:
+            self._steps.put(_End(None))
 
 
 def render_together(
@@ -149,14 +157,25 @@ def render_together(
 
     Events without a job are about all films. An error of a model call ends all films that wait for one.
     """
+    failed: HeliosError | None = None
+    try:
+        for notice in session.load(jobs[0].film, jobs[0].options):
+            yield None, notice
+    except HeliosError as error:
+        failed = without_frames(error)
+    if failed is not None:
+        for job in jobs:
+            yield job, failed
+        return
     lanes = [Lane(session, partial(render, job.film, job.options)) for job in jobs]
     job_of = dict(zip(lanes, jobs, strict=True))
-    for lane, step in lockstep(lanes, session):
-        yield (None if lane is None else job_of[lane]), step
+    with closing(lockstep(lanes, session)) as steps:
+        for lane, step in steps:
+            yield (None if lane is None else job_of[lane]), step
 
 
 @torch.inference_mode()
-def lockstep(lanes: Sequence[Lane], session: Session) -> Iterator[tuple[Lane | None, Event | HeliosError]]:
+def lockstep(lanes: Sequence[Lane], session: Session) -> Generator[tuple[Lane | None, Event | HeliosError], None, None]:
     """Let lanes take turns until all films have ended, their model calls being made together.
 
     Raises what is no HeliosError, when all other films have ended; Ctrl-C ends them all.
@@ -173,7 +192,7 @@ def lockstep(lanes: Sequence[Lane], session: Session) -> Iterator[tuple[Lane | N
                     elif not isinstance(step, _End):
                         waiting[lane] = step
                     elif isinstance(step.error, HeliosError):
-                        yield lane, step.error
+                        yield lane, without_frames(step.error)
                     elif isinstance(step.error, KeyboardInterrupt):
                         raise step.error
                     else:
@@ -184,6 +203,8 @@ def lockstep(lanes: Sequence[Lane], session: Session) -> Iterator[tuple[Lane | N
     finally:
         for lane in lanes:
             lane.stop()
+        for lane in lanes:
+            lane.join()
     if bug is not None:
         raise bug
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,17 @@ DEVICE_MESSAGES = (
     "DNN_STATUS_ALLOC_FAILED",
 )
 """Parts of RuntimeErrors by the CUDA runtime (which also pins host memory), Triton, cuBLAS and cuDNN."""
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def without_frames(error: E) -> E:
+    """Drop the tracebacks of an error and its causes, whose frames hold tensors."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__, link = None, link.__cause__ or link.__context__
+    return error
 
 
 @contextlib.contextmanager

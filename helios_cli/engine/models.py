@@ -155,9 +155,11 @@ class Models:
             measure_attention(self._choice, self.dit_config, grids, self.dtype, self.device)
 
     def use_threads(self) -> None:
-        """Set the number of threads that suits the model, on a CPU."""
+        """Set what belongs to a thread: on a CPU the number of its helpers that suits the model, else the GPU."""
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)
+        elif self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
     @property
     def attention_taken(self) -> Mapping[str, str]:

@@ -11,11 +11,11 @@ from helios_cli.cost.estimate import film_bytes
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, Event, FilmDone, Notice, PhaseStarted
 from helios_cli.engine.finish import Finish
-from helios_cli.engine.memory import memory_errors
+from helios_cli.engine.memory import memory_errors, without_frames
 from helios_cli.engine.models import Models
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.session import Session
-from helios_cli.errors import InputError, OutOfMemory
+from helios_cli.errors import HeliosError, InputError, OutOfMemory
 from helios_cli.film.cache import Cache
 from helios_cli.film.target import Target, check_space
 from helios_cli.film.writer import FilmWriter, open_writer
@@ -44,21 +44,23 @@ def render(
         HeliosError: the subclass says why. Chunks that are done stay safe, and the same render continues there.
     """
     output = options.output or f"{film.name}.mp4"
-    models = session.load(film, options)
-    yield from session.notices()
-    if script is None:
-        script = Planned(session.plan(film, options), film)
-    session.place([script.plan], options, prompts_come=not isinstance(script, Planned))
+    yield from session.load(film, options)
+    try:
+        if script is None:
+            script = Planned(session.plan(film, options), film)
+        session.place([script.plan], options, prompts_come=not isinstance(script, Planned))
+    except HeliosError:
+        yield from session.notices()  # they may explain it
+        raise
     yield from session.notices()
     if options.strict:
-        _require_whole_prompts(script.plan, models)
+        _require_whole_prompts(script.plan, session.models)
     for may_go_deeper in (True, False):
         try:
             yield from _render_placed(output, options, session, script)
             return
         except OutOfMemory as error:
-            short = error.with_traceback(None)
-            short.__cause__ = short.__context__ = None  # their frames hold tensors
+            short = without_frames(error)
         if not (may_go_deeper and session.place_deeper([script.plan], options)):
             break
         yield from session.notices()
@@ -104,9 +106,10 @@ def _render_placed(output: str, options: RenderOptions, session: Session, script
                     done = event
                 else:
                     yield event
-    assert done is not None
-    session.keep_speed(script, done, chunks)
-    yield from finish.finish(done)
+                yield from session.notices()
+        assert done is not None
+        session.keep_speed(script, done, chunks)
+        yield from finish.finish(done)
 
 
 def _writer(output: str, options: RenderOptions, plan: Plan) -> FilmWriter:
@@ -118,7 +121,7 @@ def _writer(output: str, options: RenderOptions, plan: Plan) -> FilmWriter:
         crf=options.crf,
         preset=options.preset,
         keep=options.keep,
-        force=options.force or bool(options.takes),
+        force=options.force,
     )
 
 

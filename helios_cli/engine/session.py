@@ -36,7 +36,7 @@ from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
-from helios_cli.recipe.settings import DEFAULT_MODEL, Settings, resolve
+from helios_cli.recipe.settings import DEFAULT_MODEL, Settings, choose_model, resolve
 from helios_cli.units import counted
 from helios_cli.weights import hub
 from helios_cli.weights.checkpoint import Checkpoint, weights_identity
@@ -83,6 +83,7 @@ class Session:
         self._models: Models | None = None
         self._loaded: tuple[object, ...] = ()  # the options that the models were loaded for
         self._budget: MemoryBudget | None = None
+        self._placed_for: tuple[object, ...] = ()  # the options that the budget and the placement follow
         self._notices: list[Notice] = []
         self._begun: dict[FilmWriter, tuple[str, Script]] = {}  # films that are being written
 
@@ -106,31 +107,33 @@ class Session:
         notices, self._notices = self._notices, []
         return notices
 
-    def load(self, film: Film, options: RenderOptions) -> Models:
-        """Open the model that `options` names, unless it is open already; its weights are read when they are needed.
+    def load(self, film: Film, options: RenderOptions) -> Iterator[Notice]:
+        """Open the model of the film, unless it is open already; its weights are read when they are needed.
 
-        Raises CheckpointError for missing or damaged files, MachineError for a device that cannot be used.
+        Yields notices as they come: a download or a trial of kernels takes minutes. Raises CheckpointError for missing
+        or damaged files, MachineError for a device that cannot be used.
         """
-        name = options.model or DEFAULT_MODEL
-        wanted = (name, options.revision, options.device, options.dtype, options.quant, options.attention)
+        name, _ = choose_model(film.recipe, options)
+        taken = tuple(sorted(options.attention_taken.items()))
+        wanted = (name, options.revision, options.device, options.dtype, options.quant, options.attention, taken)
         if self._models is None or wanted != self._loaded:
             self.close()  # one model in memory at a time
-            self._models, self._loaded = self._open(name, options), wanted
-        self._models.use_threads()
-        return self._models
+            yield from self._open(name, options)
+            self._loaded = wanted
+        self.models.use_threads()
 
-    def _open(self, name: str, options: RenderOptions) -> Models:
+    def _open(self, name: str, options: RenderOptions) -> Iterator[Notice]:
         device = pick_device(options.device)
         dtype = torch_dtype(dtype_with(options.quant, options.dtype), device)
         if name == DEFAULT_MODEL:
             name, line = auto_model(device_of(device), _name_of(dtype), options)
-            self.note(line)
+            yield Notice(line)
         if shadow := hub.shadow_of(name):
-            self.note(shadow)
+            yield Notice(shadow)
         folder = hub.resolve(name, options.revision, progress=self.progress)
         checkpoint = Checkpoint.open(folder)
         for line in trial.settle(device):
-            self.note(line)
+            yield Notice(line)
         models = Models(
             checkpoint,
             device,
@@ -141,14 +144,15 @@ class Session:
             attention_wanted=options.attention_taken,
         )
         for line in arithmetic.settle(models):
-            self.note(line)
-        return models
+            yield Notice(line)
+        self._models = models
 
     def close(self) -> None:
         """Free the model. Reading ahead for a chunk that will not come is cancelled."""
         if self._models is not None:
             self._models.unload()
             self._models = None
+        self._begun.clear()
 
     def settings(self, film: Film, options: RenderOptions) -> Settings:
         """The values that the film is planned with. InputError for those that the model cannot do."""
@@ -183,7 +187,12 @@ class Session:
 
         Where `prompts_come` during the film, nothing makes room for the text encoder if there is memory for all parts.
         """
-        models, load = self.models, self._workload(plans)
+        models = self.models
+        memory = (options.device, options.offload, options.vram, options.ram)
+        if memory != self._placed_for:
+            models.unload()  # what is free is measured without it
+            self._budget, self._placed_for = None, memory
+        load = self._workload(plans)
         budget = self._find_budget(load.device, options)
         if models.is_loaded:
             for beside in (True, False) if models.placement.mode == "none" else (False,):

@@ -73,9 +73,8 @@ def render_live(
     from helios_cli.engine.events import Notice
     from helios_cli.engine.render import render
 
-    models = session.load(job.film, job.options)
+    yield from session.load(job.film, job.options)
     settings = session.settings(job.film, job.options)  # what the model cannot do is reported before a prompt comes
-    yield from session.notices()
     lines = open_lines()
     if first is None:
         _preload(plan_film(job.film, settings), job.options, session)
@@ -83,7 +82,7 @@ def render_live(
         first = lines.wait()
     if first is None:
         raise InputError("standard input holds no prompt", hint=EXAMPLE)
-    film = _resolved(job.film, first, job.options, settings, models.name)
+    film = _resolved(job.film, first, job.options, settings, session.models.name)
     options = replace(job.options, **cast("dict[str, Any]", dict.fromkeys(IN_RECIPE)))
 
     def plan_of(film: Film) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,12 @@ class RenderOptions:
 
         Raises InputError, which names the flag, for a word that cannot be read.
         """
+        for key in ("model", "output"):
+            if isinstance(values.get(key), Path):
+                values[key] = os.fspath(values[key])
+        for key, choices in CHOICES.items():
+            if values.get(key) not in (None, *choices):
+                raise InputError(f"--{key} {values[key]}: not a choice", hint=f"write one of {', '.join(choices)}")
         for key, read in READERS.items():
             if isinstance(values.get(key), str):
                 values[key] = read_flag(f"--{key}", read, values[key])
@@ -106,6 +113,12 @@ def parse_forms(text: str) -> tuple[str, ...]:
             raise InputError(f"{text}: unknown timeline format {form!r}", hint="write otio, edl, or otio,edl")
     return forms
 
+
+CHOICES = {
+    "dtype": ("auto", "bfloat16", "float16", "float32"),
+    "offload": ("auto", "none", "model", "stream"),
+    "quant": ("none", "fp8"),
+}
 
 READERS: Mapping[str, Callable[[str], Any]] = {
     "seconds": parse_duration,
