@@ -53,7 +53,7 @@ def test_the_choice_has_a_reason(choice, reason, monkeypatch):
 @no_gpu
 @pytest.mark.parametrize(
     ("choice", "said"),
-    [("triton", "HELIOS_KERNELS=triton, but PyTorch sees no GPU"), ("cuda", "is one of auto, triton, reference")],
+    [("triton", "HELIOS_KERNELS=triton, but PyTorch sees no GPU"), ("cuda", "must be one of auto, triton, reference")],
 )
 def test_a_choice_that_cannot_be_had_is_refused(choice, said, monkeypatch):
     with pytest.raises(RuntimeError, match=said):

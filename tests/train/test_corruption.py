@@ -127,7 +127,7 @@ def test_clean_pasts():
         ({"noise": 0, "blur": 0, "none": 0}, "clean = 1"),
         ({"sigma": (0.5, 0.1)}, "low to high"),
         ({"sigma": (0.0, 1.5)}, "at most 1"),
-        ({"ratio": (0.0, 1.0)}, "over 0"),
+        ({"ratio": (0.0, 1.0)}, "above 0"),
     ],
 )
 def test_impossible_settings_are_refused(values, said):
