@@ -31,7 +31,8 @@ class VideoEncoder:
     def __init__(self, target: Target, options: Sequence[str]) -> None:
         self._target = target
         with disk_errors(target.partial):
-            self._piece = tempfile.TemporaryFile(dir=target.path.parent)  # noqa: SIM115 (closed by `finish` or `stop`)
+            # Unbuffered: two threads may close it at the same time. `finish` or `stop` does.
+            self._piece = tempfile.TemporaryFile(buffering=0, dir=target.path.parent)  # noqa: SIM115
         self._ffmpeg = ffmpeg.Process(
             [*options, f"pipe:{self._piece.fileno()}"],
             doing=f"writing {target.path}",

@@ -96,6 +96,7 @@ def test_it_is_tried_once_and_remembered(monkeypatch):
 
 @pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"])
 def test_other_instructions_are_another_device(variable, monkeypatch):
+    monkeypatch.delenv(variable, raising=False)
     before = arithmetic.device_key(CPU)
     monkeypatch.setenv(variable, "AVX2")
     assert arithmetic.device_key(CPU) != before
