@@ -13,19 +13,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from helios_cli.errors import InputError
-from helios_cli.recipe.options import RenderOptions, read_flag
+from helios_cli.recipe.options import DtypeChoice, OffloadChoice, QuantChoice, RenderOptions, read_flag
 from helios_cli.recipe.values import parse_size, parse_steps
 
 LENGTH, LOOK, START, OUTPUT, MACHINE = "Length", "Picture", "Start", "Output", "Machine"
 MAX_TAKES = 100
 
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="SOURCE",
-        help='A "quoted prompt", a .txt, .toml, .yaml, .json, .csv, .jsonl or .srt file, or - (stdin).',
-    ),
-]
+_SOURCE = typer.Argument(
+    metavar="SOURCE", help='A "quoted prompt", a .txt, .toml, .yaml, .json, .csv, .jsonl or .srt file, or - (stdin).'
+)
+Sources = Annotated[list[str], _SOURCE]
+OptionalSources = Annotated[list[str] | None, _SOURCE]
 
 
 def _option(kind: Any, help: str, *names: str, panel: str | None = None, default: Any = None, **more: Any) -> Parameter:
@@ -92,7 +90,7 @@ SHARED = {
     "export": _option(str | None, "Timelines to write next to the film: otio, edl or otio,edl.", panel=OUTPUT),
     "device": _option(str, "Device to compute on: auto, cuda, cuda:1, mps, cpu.", panel=MACHINE, default="auto"),
     "dtype": _option(
-        Literal["auto", "bfloat16", "float16", "float32"],
+        DtypeChoice,
         "Data type to compute in: auto, bfloat16, float16 or float32; auto is bfloat16 where the device is fast at it.",
         metavar="DTYPE",
         panel=MACHINE,
@@ -107,7 +105,7 @@ SHARED = {
         max=64,
     ),
     "offload": _option(
-        Literal["auto", "none", "model", "stream"],
+        OffloadChoice,
         "Weights to keep off the device. model: parts take turns; stream: block by block; auto: the fastest that fits.",
         panel=MACHINE,
         default="auto",
@@ -115,7 +113,7 @@ SHARED = {
     "vram": _option(str | None, "GPU memory budget, such as 6G. (default: what is free)", panel=MACHINE),
     "ram": _option(str | None, "Host memory budget, such as 16G. (default: what is free)", panel=MACHINE),
     "quant": _option(
-        Literal["none", "fp8"],
+        QuantChoice,
         "Quantization. fp8 computes most of the transformer in 8 bits, and changes the pictures.",
         panel=MACHINE,
         default="none",

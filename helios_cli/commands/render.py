@@ -13,9 +13,9 @@ from helios_cli.console import console
 from helios_cli.errors import HeliosError
 from helios_cli.options import (
     Events,
+    OptionalSources,
     Progress,
     Quiet,
-    Sources,
     flag_words,
     named_flags,
     progress_kind,
@@ -32,7 +32,7 @@ from helios_cli.stop import stop_at_once
 def render(
     context: typer.Context,
     options: RenderOptions,
-    source: Sources = None,  # type: ignore[assignment]
+    source: OptionalSources = None,
     from_film: Annotated[
         Path | None,
         typer.Option("--from", help="Film, or its .json, to render again from its record, instead of SOURCE."),

@@ -23,12 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One film to render, with a `model` and an `output` of its own, which its `options` name as well."""
+    """One film to render; its `options` name a `model` and an `output` of its own."""
 
     film: Film
     options: RenderOptions
-    model: str
-    output: str
+
+    @property
+    def model(self) -> str:
+        assert self.options.model is not None, "`find_jobs` chooses it"
+        return self.options.model
+
+    @property
+    def output(self) -> str:
+        assert self.options.output is not None, "`find_jobs` chooses it"
+        return self.options.output
 
 
 def film_to_repeat(sources: list[str] | None, from_film: Path | None) -> Again | None:
@@ -118,7 +126,7 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
     model, origin = choose_model(film.recipe, options)
     if origin == MODEL_VARIABLE and model != DEFAULT_MODEL:
         _check_variable(model)
-    return Job(film, replace(options, model=model, output=output), model, output)
+    return Job(film, replace(options, model=model, output=output))
 
 
 def _check_exports(film: Film, target: Target, options: RenderOptions, several: bool) -> None:

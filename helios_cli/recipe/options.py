@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.values import parse_bytes, parse_duration, parse_size, parse_steps
@@ -14,6 +14,11 @@ from helios_cli.recipe.values import parse_bytes, parse_duration, parse_size, pa
 T = TypeVar("T")
 
 EXPORT_FORMS = ("otio", "edl")
+
+# The choices of flags, for the command line and for Python alike.
+DtypeChoice = Literal["auto", "bfloat16", "float16", "float32"]
+OffloadChoice = Literal["auto", "none", "model", "stream"]
+QuantChoice = Literal["none", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class RenderOptions:
     offload: str = "auto"
     vram: int | None = None
     ram: int | None = None
-    quant: Literal["none", "fp8"] = "none"
+    quant: QuantChoice = "none"
     attention: str = "auto"
     attention_taken: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
@@ -114,11 +119,7 @@ def parse_forms(text: str) -> tuple[str, ...]:
     return forms
 
 
-CHOICES = {
-    "dtype": ("auto", "bfloat16", "float16", "float32"),
-    "offload": ("auto", "none", "model", "stream"),
-    "quant": ("none", "fp8"),
-}
+CHOICES = {"dtype": get_args(DtypeChoice), "offload": get_args(OffloadChoice), "quant": get_args(QuantChoice)}
 
 READERS: Mapping[str, Callable[[str], Any]] = {
     "seconds": parse_duration,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Mode = Literal["none", "model", "stream"]
-MODES: tuple[Mode, ...] = ("none", "model", "stream")
 
 AHEAD = 2
 """The blocks that are read ahead of the one that computes."""
