@@ -26,16 +26,6 @@ from helios_kernels.attention import TMA_CHIPS
 from helios_kernels.check import OPS, compare
 from helios_kernels.dispatch import INTERPRETER, backend, borrow, compiling_ahead, current_chip, find_triton
 
-CHIPS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
-
-SHARED_MEMORY = {
-    "sm_80": 166912,
-    **dict.fromkeys(("sm_86", "sm_89", "sm_120"), 101376),
-    **dict.fromkeys(("sm_90", "sm_100"), 232448),
-    "gfx942": 65536,
-}
-"""Bytes a program may have, by the vendors' documents. Triton's compiler does not check it."""
-
 
 @dataclass(frozen=True)
 class Config:

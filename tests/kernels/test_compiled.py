@@ -18,8 +18,7 @@ import pytest
 
 from helios_kernels.attention import TMA_CHIPS
 from helios_kernels.check import OPS
-from helios_kernels.tuning import CHIPS, SHARED_MEMORY
-from support.kernel_builds import Build, marked
+from support.kernel_builds import CHIPS, SHARED_MEMORY, Build, marked
 from support.waiting import LONGEST
 
 pytestmark = [pytest.mark.kernels, pytest.mark.process]

@@ -17,8 +17,7 @@ from helios_cli.sampling.solvers import DMD
 from helios_cli.weights.fp8 import is_fp8
 from helios_kernels import renoise
 from helios_kernels.dispatch import FP8_CHIPS, compiling_for
-from helios_kernels.tuning import CHIPS
-from support.kernel_builds import Launch, launch_of, marked, recorded, variant
+from support.kernel_builds import CHIPS, Launch, launch_of, marked, recorded, variant
 from support.meta_networks import call, on_meta
 
 META = torch.device("meta")

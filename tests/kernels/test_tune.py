@@ -16,8 +16,8 @@ import torch
 from helios_kernels import devices, dispatch, tuning
 from helios_kernels.check import OPS
 from helios_kernels.dispatch import compiling_for
-from helios_kernels.tuning import SHARED_MEMORY, TUNABLES, Config, LocalConfigs, Tuning, keep_local
-from support.kernel_builds import compile_launch, facts, recorded
+from helios_kernels.tuning import TUNABLES, Config, LocalConfigs, Tuning, keep_local
+from support.kernel_builds import SHARED_MEMORY, compile_launch, facts, recorded
 from support.waiting import LONGEST
 
 WORKER = Path(__file__).parents[1] / "support/kernel_tuning.py"

@@ -27,7 +27,17 @@ from helios_kernels import launch
 from helios_kernels.case import Case, Op
 from helios_kernels.check import OPS
 from helios_kernels.dispatch import compiling_for
-from helios_kernels.tuning import CHIPS, Config
+from helios_kernels.tuning import Config
+
+CHIPS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+
+SHARED_MEMORY = {
+    "sm_80": 166912,
+    **dict.fromkeys(("sm_86", "sm_89", "sm_120"), 101376),
+    **dict.fromkeys(("sm_90", "sm_100"), 232448),
+    "gfx942": 65536,
+}
+"""Bytes a program may have, by the vendors' documents. Triton's compiler does not check it."""
 
 MATRIX_INSTRUCTIONS = {
     **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), r"\bmma\.sync"),
