@@ -16,7 +16,7 @@ from helios_cli.errors import InputError
 from helios_cli.recipe.options import DtypeChoice, OffloadChoice, QuantChoice, RenderOptions, read_flag
 from helios_cli.recipe.values import parse_size, parse_steps
 
-LENGTH, LOOK, START, OUTPUT, MACHINE = "Length", "Picture", "Start", "Output", "Machine"
+LENGTH, LOOK, START, OUTPUT, MACHINE, FARM = "Length", "Picture", "Start", "Output", "Machine", "Many GPUs"
 MAX_TAKES = 100
 
 _SOURCE = typer.Argument(
@@ -124,6 +124,45 @@ SHARED = {
         metavar="BACKEND",
         panel=MACHINE,
         default="auto",
+    ),
+    "workers": _option(
+        str | None,
+        "Number of worker processes that share out films and segments between cuts; auto: one a GPU. (default: 1)",
+        panel=FARM,
+    ),
+    "cluster": _option(
+        str | None,
+        "Ray cluster to render on: auto, local, HOST:PORT or ray://HOST:PORT.",
+        metavar="ADDRESS",
+        panel=FARM,
+    ),
+    "share": _option(
+        bool,
+        "Share the films with other helios processes that work in the same folder.",
+        "--share",
+        panel=FARM,
+        default=False,
+    ),
+    "mixed": _option(
+        bool,
+        "Let processors or versions that round differently render segments of one film.",
+        "--mixed",
+        panel=FARM,
+        default=False,
+    ),
+    "worker_timeout": _option(
+        str | None, "Time without an event after which a worker is replaced: 90, 30m. (default: 30m)", panel=FARM
+    ),
+    "gpus_per_film": _option(
+        int,
+        "Number of GPUs (processes, on a CPU) that make one film's model calls together.",
+        panel=FARM,
+        default=1,
+        min=1,
+        max=64,
+    ),
+    "vae_device": _option(
+        str | None, "Device of the VAE and the text encoder, such as cuda:1. (default: that of the model)", panel=FARM
     ),
     "strict": _option(bool, "Treat adjustments as errors.", "--strict", default=False),
     "check": _option(bool, "Check the finished film as `helios check` does; see --strict.", "--check", default=False),

@@ -34,9 +34,9 @@ FLAGS = {
     "helios check": "--chunk-frames --json --report --strict",
     "helios doctor": "--json --test",
     "helios live": (
-        "--attention --codec --crf --device --dtype --force --fps --frames --guidance --hold --image --json --keep "
-        "--minutes --model --negative --no-cache --offload --output --preset --progress --quant --quiet --ram "
-        "--revision --seconds --seed --size --steps --transition --video --vram -m -o -q"
+        "--attention --codec --crf --device --dtype --force --fps --frames --gpus-per-film --guidance --hold --image "
+        "--json --keep --minutes --model --negative --no-cache --offload --output --preset --progress --quant --quiet "
+        "--ram --revision --seconds --seed --size --steps --transition --vae-device --video --vram -m -o -q"
     ),
     "helios models": "",
     "helios models convert": "--dtype --json --out --revision",
@@ -45,19 +45,20 @@ FLAGS = {
     "helios models pull": "--json --revision",
     "helios models verify": "--json --revision",
     "helios plan": (
-        "--attention --codec --crf --device --dtype --fps --frames --guidance --image --json --lanes --minutes --model "
-        "--negative --offload --on --output --price --quant --ram --reanchor --revision --seconds --seed --size "
-        "--steps --strict --video --vram -m -o"
+        "--attention --cluster --codec --crf --device --dtype --fps --frames --gpus-per-film --guidance --image "
+        "--json --lanes --minutes --mixed --model --negative --offload --on --output --price --quant --ram --reanchor "
+        "--revision --seconds --seed --share --size --steps --strict --vae-device --video --vram --workers -m -o"
     ),
     "helios recipe": "",
     "helios recipe check": "--json",
     "helios recipe convert": "--film --force --to",
     "helios recipe schema": "--json",
     "helios render": (
-        "--attention --check --codec --crf --device --dry-run --dtype --export --force --fps --frames --from "
-        "--guidance --image --json --keep --lanes --minutes --model --negative --no-cache --no-metadata --offload "
-        "--on-error --output --preset --progress --quant --quiet --ram --reanchor --revision --seconds --seed --shot "
-        "--size --steps --strict --takes --video --vram -m -o -q"
+        "--attention --check --cluster --codec --crf --device --dry-run --dtype --export --force --fps --frames "
+        "--from --gpus-per-film --guidance --image --json --keep --lanes --minutes --mixed --model --negative "
+        "--no-cache --no-metadata --offload --on-error --output --preset --progress --quant --quiet --ram --reanchor "
+        "--revision --seconds --seed --share --shot --size --steps --strict --takes --vae-device --video --vram "
+        "--worker-timeout --workers -m -o -q"
     ),
     "helios train": "--check --device --json --max-minutes --output --progress --quiet --set --steps --threads -o -q",
 }

@@ -19,7 +19,10 @@ from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, Transition, parse_du
 from helios_cli.stop import stop_at_once
 
 DEFAULT_OUTPUT = "live.mp4"
-NOT_LIVE = {"output", "reanchor", "takes", "shot", "no_metadata", "export", "lanes", "strict", "check"}
+NOT_LIVE = {
+    *("output", "reanchor", "takes", "shot", "no_metadata", "export", "lanes", "strict", "check"),
+    *("workers", "cluster", "share", "mixed", "worker_timeout"),
+}
 """Flags of `helios render` that a live film does without; --output has another default here."""
 
 

@@ -12,7 +12,18 @@ from helios_cli.options import Sources, render_options
 from helios_cli.plan_view import show_plans
 from helios_cli.recipe.options import RenderOptions
 
-NOT_PLANNED = {"force", "no_cache", "keep", "takes", "shot", "preset", "no_metadata", "export", "check"}
+NOT_PLANNED = {
+    "force",
+    "no_cache",
+    "keep",
+    "takes",
+    "shot",
+    "preset",
+    "no_metadata",
+    "export",
+    "check",
+    "worker_timeout",
+}
 """Flags of `helios render` that change nothing of what a film consists of and costs."""
 
 

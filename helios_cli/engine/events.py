@@ -7,16 +7,48 @@ Every event is a frozen dataclass of plain values; `to_dict` gives the JSON obje
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 STREAM_VERSION = 1
 
 
 @dataclass(frozen=True)
+class Worker:
+    """A process that renders films for another one: its name there, its host, and its device once that is known."""
+
+    name: str
+    host: str
+    device: str = ""
+
+
+@dataclass(frozen=True)
 class Event:
+    """An event of a render. `worker` and `pid` name the process that it comes from where several render."""
+
+    worker: Worker | None = field(default=None, kw_only=True)
+    pid: int | None = field(default=None, kw_only=True)
+
     def to_dict(self) -> dict:
-        name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
-        return {"version": STREAM_VERSION, "event": name, **asdict(self)}
+        values = asdict(self)
+        for key in ("worker", "pid"):
+            if values[key] is None:
+                del values[key]
+        return {"version": STREAM_VERSION, "event": _name(type(self)), **values}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Event:
+        """Return the event that `to_dict` gave."""
+        kinds = {_name(kind): kind for kind in Event.__subclasses__()}
+        fields = {key: value for key, value in values.items() if key not in ("version", "event")}
+        if "worker" in fields:
+            fields["worker"] = Worker(**fields["worker"])
+        return kinds[values["event"]](**fields)
+
+
+def _name(kind: type[Event]) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
 @dataclass(frozen=True)
@@ -101,6 +133,40 @@ class Notice(Event):
     """A message for the user; the render goes on."""
 
     message: str
+
+
+@dataclass(frozen=True)
+class WorkerReady(Event):
+    """A worker may be given films to render; its model is not in memory yet."""
+
+
+@dataclass(frozen=True)
+class WorkerLost(Event):
+    """A worker ended, or was given up: `reason`. What it was rendering goes to another one."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class SegmentStarted(Event):
+    """A worker begins segment `segment` (from 0) of the film's `segments`, the parts between cuts.
+
+    Its first chunk is the film's chunk `chunk` (from 0); it has `chunks` of them.
+    """
+
+    segment: int
+    segments: int
+    chunk: int
+    chunks: int
+
+
+@dataclass(frozen=True)
+class SegmentDone(Event):
+    """A worker finished a segment: all its chunks are safe. `seconds` is the time since it was given to the worker."""
+
+    segment: int
+    segments: int
+    seconds: float
 
 
 @dataclass(frozen=True)

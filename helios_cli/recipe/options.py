@@ -19,6 +19,11 @@ EXPORT_FORMS = ("otio", "edl")
 DtypeChoice = Literal["auto", "bfloat16", "float16", "float32"]
 OffloadChoice = Literal["auto", "none", "model", "stream"]
 QuantChoice = Literal["none", "fp8"]
+Workers = int | Literal["auto"]
+
+MAX_WORKERS = 1024
+WORKER_TIMEOUT = 1800.0
+"""Seconds without an event after which a worker counts as hung: loading a large model over a network takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,13 @@ class RenderOptions:
         repeats: the film that is made again (`film.record.Again`).
         export: names of the timelines to write next to the film, "otio" and "edl".
         takes, shot: render the first chunk of this shot with so many seeds in place of the film.
+        workers: worker processes, "auto" for one a GPU; None is not given, which is 1, or all that a cluster has.
+        cluster: address of a Ray cluster to render on.
+        share: other helios processes may render the same films, which are shared out.
+        mixed: segments of one film may be rendered by processors or versions that round differently.
+        worker_timeout: seconds without an event after which a worker is replaced.
+        gpus_per_film: GPUs, processes on a CPU, that make one film's model calls together.
+        vae_device: device of the VAE and the text encoder, if it is another one.
     """
 
     model: str | None = None
@@ -79,6 +91,14 @@ class RenderOptions:
     shot: int | None = None
     repeats: Any = None
 
+    workers: Workers | None = None
+    cluster: str | None = None
+    share: bool = False
+    mixed: bool = False
+    worker_timeout: float = WORKER_TIMEOUT
+    gpus_per_film: int = 1
+    vae_device: str | None = None
+
     @classmethod
     def parse(cls, **values: Any) -> RenderOptions:
         """Options from words as they are typed ("640x384", "1m30s", "2,2,2", "6G") or from values of their own types.
@@ -95,6 +115,11 @@ class RenderOptions:
             if isinstance(values.get(key), str):
                 values[key] = read_flag(f"--{key}", read, values[key])
         return cls(**{key: value for key, value in values.items() if value is not None})
+
+    @property
+    def is_shared_out(self) -> bool:
+        """Return whether workers render the films, and not this process."""
+        return self.cluster is not None or self.share or self.workers not in (None, 1)
 
     @property
     def memory_is_default(self) -> bool:
@@ -119,6 +144,15 @@ def parse_forms(text: str) -> tuple[str, ...]:
     return forms
 
 
+def parse_workers(text: str) -> Workers:
+    """`4` or `auto`. InputError for anything else."""
+    if text == "auto":
+        return "auto"
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_WORKERS:
+        return int(text)
+    raise InputError(f"{text!r} is not a number of workers", hint=f"write a number from 1 to {MAX_WORKERS}, or auto")
+
+
 CHOICES = {"dtype": get_args(DtypeChoice), "offload": get_args(OffloadChoice), "quant": get_args(QuantChoice)}
 
 READERS: Mapping[str, Callable[[str], Any]] = {
@@ -130,4 +164,6 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "vram": parse_bytes,
     "ram": parse_bytes,
     "export": parse_forms,
+    "workers": parse_workers,
+    "worker_timeout": parse_duration,
 }
