@@ -6,6 +6,8 @@ segment a prompt can change only from one chunk to the next: a chunk belongs to 
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -99,6 +101,53 @@ class Plan:
         """The prompts that are encoded, each once, in the order of the film; the negative one last."""
         texts = [text for chunk in self.chunks for text, _ in chunk.prompts]
         return tuple(dict.fromkeys([*texts, self.negative] if self.guidance > 1 else texts))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a film that depends on nothing else, from its start or a cut to the next cut.
+
+    Attributes:
+        index: place among the film's segments, from 0.
+        first_chunk: index in the film of the segment's first chunk.
+        plan: the segment as a film of its own: its chunks and frames are counted from 0, their latents are those of
+            the whole film. Shots keep their numbers in the film, by which messages name them.
+    """
+
+    index: int
+    first_chunk: int
+    plan: Plan
+
+
+def segments(plan: Plan) -> tuple[Segment, ...]:
+    """Return the segments of `plan`, in the order of the film. Each can be rendered without the others.
+
+    Roundings and notices stay with the whole film. Pass a plan to another process as
+    `TypeAdapter(Plan).dump_python(plan, mode="json")` of pydantic, in JSON of the standard library, which unlike
+    pydantic's own also writes file names that are not UTF-8.
+    """
+    starts = [shot.start_frame for shot in plan.shots]
+    firsts = [chunk.index for chunk in plan.chunks if chunk.fresh]
+    found: list[Segment] = []
+    for first, after in pairwise([*firsts, len(plan.chunks)]):
+        begin = plan.chunks[first].start_frame
+        # The last segment may end in a shot that begins, by its own frame, after the film's end.
+        end = plan.chunks[after].start_frame if after < len(plan.chunks) else math.inf
+        shots = plan.shots[bisect_left(starts, begin) : bisect_left(starts, end)]
+        chunks = [
+            replace(chunk, index=index, start_frame=chunk.start_frame - begin)
+            for index, chunk in enumerate(plan.chunks[first:after])
+        ]
+        alone = replace(
+            plan,
+            chunks=tuple(chunks),
+            num_frames=sum(chunk.num_frames for chunk in chunks),
+            shots=tuple(replace(shot, start_frame=shot.start_frame - begin) for shot in shots),
+            roundings=(),
+            notices=(),
+        )
+        found.append(Segment(len(found), first, alone))
+    return tuple(found)
 
 
 def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:

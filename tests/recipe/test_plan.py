@@ -1,16 +1,22 @@
+import json
 import math
+from dataclasses import replace
+from itertools import accumulate, chain
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import TypeAdapter
 
+from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints, chunk_fingerprints
 from helios_cli.recipe.options import RenderOptions
-from helios_cli.recipe.plan import check_film
+from helios_cli.recipe.plan import Plan, check_film, plan_film, segments
 from helios_cli.recipe.problems import RecipeError
+from helios_cli.recipe.settings import resolve
 from helios_cli.units import FRAMES_PER_CHUNK
-from support.recipes import GREEN, RED, film_of, plan_of, recipe_keys, timed_keys
+from support.recipes import GREEN, MODEL, RED, film_of, plan_of, recipe_keys, timed_keys
 
 
 def shot(prompt=RED, **keys):
@@ -240,6 +246,76 @@ def test_a_picture_on_the_command_line_takes_the_recipes_place(tmp_path):
     check_film(film_of(keys), RenderOptions(image=picture))
     plan = plan_of(keys, image=picture)
     assert [c.image for c in plan.chunks] == [picture, None] and plan.origins["image"] == "flag"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with the pictures that random recipes name, each with a colour of its own."""
+    folder = tmp_path_factory.mktemp("pictures") / "films"
+    for number, name in enumerate(("sea.png", "../sea.jpg", "a b/ü.webp")):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(path)
+    return folder
+
+
+@st.composite
+def illustrated_plans(draw, folder: Path) -> Plan | None:
+    """Plans of random recipes, with cuts, blends and pictures; None where the recipe contradicts itself."""
+    film = film_of(draw(recipe_keys()), folder)
+    try:
+        return plan_film(
+            film, resolve(film.recipe, RenderOptions(frames=draw(st.integers(1, 2000) | st.none())), MODEL)
+        )
+    except RecipeError:
+        return None
+
+
+@given(st.data(), st.booleans())
+def test_a_segment_alone_is_what_it_is_in_its_film(pictures, data, reanchor):
+    plan = data.draw(illustrated_plans(pictures))
+    if plan is None:
+        return
+    arithmetic = Arithmetic("CPU, 1 thread", "float32", "2.13.0")
+    parts = segments(plan)
+    alone = [Fingerprints("weights", arithmetic, reanchor=reanchor).of(part.plan) for part in parts]
+    assert [*chain.from_iterable(alone)] == chunk_fingerprints(plan, "weights", arithmetic, reanchor=reanchor)
+    assert [part.index for part in parts] == list(range(len(parts)))
+    assert [part.first_chunk for part in parts] == [chunk.index for chunk in plan.chunks if chunk.fresh]
+    begins = accumulate((part.plan.num_frames for part in parts), initial=0)
+    for part, begin in zip(parts, begins, strict=False):
+        length = len(part.plan.chunks)
+        whole = plan.chunks[part.first_chunk : part.first_chunk + length]
+        assert whole == tuple(
+            replace(chunk, index=chunk.index + part.first_chunk, start_frame=chunk.start_frame + begin)
+            for chunk in part.plan.chunks
+        )
+        assert part.plan.title == plan.title and part.plan.num_frames == sum(c.num_frames for c in part.plan.chunks)
+        assert {chunk.shot for chunk in part.plan.chunks} <= {shot.index for shot in part.plan.shots}
+    assert [(shot.index, shot.prompt) for part in parts for shot in part.plan.shots] == [
+        (shot.index, shot.prompt) for shot in plan.shots
+    ]
+
+
+@given(st.data(), st.floats(0, 100, allow_nan=False))
+def test_plans_survive_json(pictures, data, guidance):
+    """To the last bit, and with it their fingerprints."""
+    plan = data.draw(illustrated_plans(pictures))
+    if plan is None:
+        return
+    plan, adapter = replace(plan, guidance=guidance), TypeAdapter(Plan)
+    for part in [plan, *(segment.plan for segment in segments(plan))]:
+        written = json.dumps(adapter.dump_python(part, mode="json"))
+        for again in (adapter.validate_json(adapter.dump_json(part)), adapter.validate_python(json.loads(written))):
+            assert again == part and repr(again) == repr(part)
+
+
+def test_plans_with_any_file_name_survive_json():
+    """Bytes that are not UTF-8 are lone surrogates in a name, which pydantic's own JSON refuses."""
+    plan = plan_of({"shot": [shot()]})
+    plan = replace(plan, title="film \udcff", chunks=(replace(plan.chunks[0], image=Path("/films/\udcff.png")),))
+    adapter = TypeAdapter(Plan)
+    assert adapter.validate_python(json.loads(json.dumps(adapter.dump_python(plan, mode="json")))) == plan
 
 
 def test_ten_thousand_shots_are_planned_at_once():
