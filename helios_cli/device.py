@@ -87,23 +87,53 @@ def _torch_has(library: str) -> bool:
     return folder is not None and (folder / f"lib{library}.so").exists()
 
 
-def _nvidia(index: int) -> Device | None:
-    """Return GPU `index` of those that CUDA_VISIBLE_DEVICES leaves, as nvidia-smi reports it; None without one."""
-    program = shutil.which("nvidia-smi")
+def find_gpus() -> tuple[Device, ...]:
+    """Return the GPUs that torch would call cuda:0, cuda:1 and so on, found without opening them; none if it has no
+    CUDA."""
+    visible = _visible()
+    if not _torch_has("torch_cuda"):
+        return ()
+    if visible is None:
+        return _queried()
+    found = []
+    for index in range(len(visible)):  # CUDA stops at the first one that is not there
+        if (gpu := _nvidia(index)) is None:
+            break
+        found.append(gpu)
+    return tuple(found)
+
+
+def _visible() -> list[str] | None:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES leaves, by index or UUID; None for all."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    entries = None if visible is None else [entry.strip() for entry in visible.split(",")]
-    identifier = str(index) if entries is None else entries[index] if index < len(entries) else ""
-    if program is None or identifier in ("", "-1"):
-        return None
+    return None if visible is None else [entry.strip() for entry in visible.split(",")]
+
+
+def _nvidia(index: int) -> Device | None:
+    """Return GPU `index` of those that are visible, as nvidia-smi reports it; None without one."""
+    visible = _visible()
+    identifier = str(index) if visible is None else visible[index] if index < len(visible) else ""
+    found = () if identifier in ("", "-1") else _queried("-i", identifier)
+    return found[0] if found else None
+
+
+def _queried(*which: str) -> tuple[Device, ...]:
+    """Return the GPUs that nvidia-smi reports; none if there is no nvidia-smi, or it reports something else."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
     try:
-        answer = subprocess.run([program, *NVIDIA_QUERY, "-i", identifier], capture_output=True, text=True, timeout=20)
+        answer = subprocess.run([program, *NVIDIA_QUERY, *which], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    fields = re.fullmatch(r"(.+), (\d+)\.(\d+), (\d+), (\d+)", answer.stdout.strip())
-    if answer.returncode or not fields:
-        return None
-    name, major, minor, total, free = fields.groups()
-    return Device("cuda", name, int(total) * 2**20, int(free) * 2**20, (int(major), int(minor)))
+        return ()
+    found = []
+    for line in () if answer.returncode else answer.stdout.strip().splitlines():
+        fields = re.fullmatch(r"(.+), (\d+)\.(\d+), (\d+), (\d+)", line.strip())
+        if not fields:
+            return ()
+        name, major, minor, total, free = fields.groups()
+        found.append(Device("cuda", name, int(total) * 2**20, int(free) * 2**20, (int(major), int(minor))))
+    return tuple(found)
 
 
 # With torch

@@ -14,7 +14,17 @@ import torch
 from helios_cli import device as device_module
 from helios_cli import machine
 from helios_cli.cost.gpus import other_device
-from helios_cli.device import ITEMSIZE, Device, device_of, find_device, gpus, pick_device, pick_dtype, torch_dtype
+from helios_cli.device import (
+    ITEMSIZE,
+    Device,
+    device_of,
+    find_device,
+    find_gpus,
+    gpus,
+    pick_device,
+    pick_dtype,
+    torch_dtype,
+)
 from helios_cli.errors import InputError, MachineError
 from support.programs import program
 
@@ -69,14 +79,27 @@ def test_visible_devices_are_counted(driver, monkeypatch):
     driver('for last; do :; done; echo "GPU $last, 9.0, 100, 90"')
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5ab")
     assert find_device("cuda:0").name == "GPU 3" and find_device("cuda:1").name == "GPU GPU-5ab"
+    assert [gpu.name for gpu in find_gpus()] == ["GPU 3", "GPU GPU-5ab"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,-1,4")
+    assert [gpu.name for gpu in find_gpus()] == ["GPU 3"]  # CUDA stops there, too
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert find_device().kind == "cpu"
+    assert find_device().kind == "cpu" and find_gpus() == ()
+
+
+def test_all_gpus_are_found(driver, monkeypatch):
+    driver('printf "NVIDIA H200, 9.0, 143771, 143000\\nNVIDIA L4, 8.9, 23034, 20000\\n"')
+    assert find_gpus() == (
+        Device("cuda", "NVIDIA H200", 143771 * 2**20, 143000 * 2**20, (9, 0)),
+        Device("cuda", "NVIDIA L4", 23034 * 2**20, 20000 * 2**20, (8, 9)),
+    )
+    monkeypatch.setattr(device_module, "_torch_has", lambda library: False)
+    assert find_gpus() == ()
 
 
 @pytest.mark.parametrize("script", ["exit 9", "echo", "echo 'No devices were found'"])
 def test_a_driver_that_does_not_answer_is_none(driver, script):
     driver(script)
-    assert find_device().kind == "cpu"
+    assert find_device().kind == "cpu" and find_gpus() == ()
     unseen = find_device("cuda")
     assert unseen.kind == "cuda" and unseen.free_bytes is None and pick_dtype("auto", unseen)[0] == "bfloat16"
 
