@@ -7,7 +7,7 @@ those of the published checkpoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from helios_cli.model.ops import (
     side_by_side,
 )
 
+if TYPE_CHECKING:
+    from helios_cli.model.sharded import Share
+
 MAX_HISTORY_SCALE = 10.0
 """Largest factor that a checkpoint with `is_amplify_history` puts on history keys."""
 
@@ -39,10 +42,12 @@ class Rows:
     Attributes:
         x: [B, S, E].
         u: its norm, which the next block attends over; None once that has begun, so that its memory is free.
+        share: where other ranks hold the rest of the call's rows, how to attend over all of them.
     """
 
     x: Tensor
     u: Tensor | None
+    share: Share | None = None
 
     def take_norm(self) -> Tensor:
         u, self.u = self.u, None
@@ -217,7 +222,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, int]:
         """Return the output of the feed-forward, still to be gated and added to `rows.x`, and its history rows."""
         _, _, gate1, shift2, scale2, _ = mods.unbind(2)
-        a = self._attend(rows.take_norm(), rope, split, noisy_only=noisy_only)
+        a = self._attend(rows.take_norm(), rope, split, rows.share, noisy_only=noisy_only)
         if noisy_only:
             rows.x, split = rows.x[:, split:], 0
         if self.guide_noisy_only and isinstance(self.norm2, nn.LayerNorm):
@@ -230,10 +235,15 @@ class Block(nn.Module):
             u = modulated_norm(rows.x, scale2, shift2, split, self.eps)
         return self.ffn(u), split
 
-    def _attend(self, u_BSE: Tensor, rope: Tensor, split: int, *, noisy_only: bool) -> Tensor:
+    def _attend(
+        self, u_BSE: Tensor, rope: Tensor, split: int, share: Share | None = None, *, noisy_only: bool
+    ) -> Tensor:
         """Compute self-attention, for the noisy rows alone with `noisy_only`. Queries, keys and values are freed."""
         q, k, v = self.attn1.query_key_value(u_BSE, rope, split if noisy_only else 0)
-        return self.attn1.out(attention(q, self.attn1.amplify_history(k, split), v, None, self.attn1.choice))
+        k = self.attn1.amplify_history(k, split)
+        if share is not None:
+            return self.attn1.out(share.attention(q, k, v, self.attn1.choice, noisy_only=noisy_only))
+        return self.attn1.out(attention(q, k, v, None, self.attn1.choice))
 
     def _cross(self, x_BSE: Tensor, text: tuple[Tensor, Tensor, Tensor | None], split: int) -> Tensor:
         guided = x_BSE[:, split:] if self.guide_noisy_only else x_BSE

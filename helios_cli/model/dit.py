@@ -205,8 +205,8 @@ class HeliosDiT(nn.Module):
         blocks = tables[:, None] + torch.stack([history, rows], dim=1)[:, None].float()
         return Modulation(blocks, self.norm_out.scale_shift_table + embedding[:, None].float())
 
-    def patchify(self, conv: nn.Conv3d, latents_BCTHW: Tensor) -> Tensor:
-        """Return tokens [B, S, E], by one of the patch layers.
+    def patchify(self, conv: nn.Conv3d, latents_BCTHW: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Return tokens [B, S, E], or `rows` of them, by one of the patch layers.
 
         Patches do not overlap, so that the convolution is one product of them. It is written as that: oneDNN's bfloat16
         convolution is wrong for the larger patches on CPUs with AMX.
@@ -216,7 +216,7 @@ class HeliosDiT(nn.Module):
         grid = [(size // step, step) for size, step in zip(x.shape[2:], patch, strict=True)]
         x = x.reshape(*x.shape[:2], *itertools.chain(*grid))  # [B, C, T, p_t, H, p_h, W, p_w]
         patches = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)  # as conv.weight has them: C, then cells
-        return linear(patches, conv.weight.flatten(1), conv.bias)
+        return linear(patches[:, rows], conv.weight.flatten(1), conv.bias)
 
     def embed_history(self, long: Tensor, mid: Tensor, short: Tensor) -> Tensor:
         """Turn latents [B, C, T, H, W] of the three terms, `short` being anchor and newest, into [B, M, E] tokens."""
@@ -270,29 +270,44 @@ class HeliosDiT(nn.Module):
 
     def forward_all(self, calls: Sequence[Call]) -> list[Tensor]:
         """Return the flows of several calls in one walk over the blocks; each equals that of a separate call."""
-        streams, last = [self._begin(call) for call in calls], len(self.blocks) - 1
+        streams = [self.begin(call) for call in calls]
+        self.advance_all(calls, streams)
+        return [self.flow(call, self.project(rows)) for call, rows in zip(calls, streams, strict=True)]
+
+    def begin(self, call: Call, rows: slice = slice(None)) -> Rows:
+        """Return the stream before the first block: all history rows of `call`, and `rows` of its noisy ones."""
+        x = self.enter(call, rows)
+        return Rows(x, modulated_norm(x, *call.mods.norm(0), call.history_BME.shape[1], self.config.eps))
+
+    def enter(self, call: Call, rows: slice = slice(None)) -> Tensor:
+        """Return the stream [B, S, E] before the first block."""
+        return torch.cat([call.history_BME, self.patchify(self.patch_embedding, call.noisy_BCTHW, rows)], dim=1)
+
+    def advance_all(self, calls: Sequence[Call], streams: Sequence[Rows]) -> None:
+        """Take the streams of several calls through all blocks, in one walk over them."""
+        last = len(self.blocks) - 1
         for i, block in enumerate(self.visit()):
             for call, rows in zip(calls, streams, strict=True):
                 mods, split = call.mods.blocks[:, i], call.history_BME.shape[1]
                 context = (call.text.keys[i], call.text.values[i], call.text.bias)
                 block.advance(rows, mods, call.rope, context, split, call.mods.norm(i + 1), noisy_only=i == last)
-        return [self._flow(call, rows.take_norm()) for call, rows in zip(calls, streams, strict=True)]
 
-    def _begin(self, call: Call) -> Rows:
-        x = self.enter(call)
-        return Rows(x, modulated_norm(x, *call.mods.norm(0), call.history_BME.shape[1], self.config.eps))
-
-    def enter(self, call: Call) -> Tensor:
-        """Return the stream [B, S, E] before the first block."""
-        return torch.cat([call.history_BME, self.patchify(self.patch_embedding, call.noisy_BCTHW)], dim=1)
+    def project(self, rows: Rows) -> Tensor:
+        """Return the patches [B, S, P] that noisy rows stand for after the last block."""
+        return _apply(self.proj_out, rows.take_norm())
 
     def leave(self, call: Call, x: Tensor) -> Tensor:
         """Return the flow, [B, C, T, H, W], from the noisy rows after the last block."""
-        return self._flow(call, modulated_norm(x, *call.mods.norm(len(self.blocks)), 0, self.config.eps))
+        u = modulated_norm(x, *call.mods.norm(len(self.blocks)), 0, self.config.eps)
+        return self.flow(call, _apply(self.proj_out, u))
 
-    def _flow(self, call: Call, u_BSE: Tensor) -> Tensor:
-        grid = [size // step for size, step in zip(call.noisy_BCTHW.shape[2:], self.config.patch_size, strict=True)]
-        return self._unpatchify(_apply(self.proj_out, u_BSE), grid)
+    def grid(self, call: Call) -> list[int]:
+        """Return frames, rows and columns of the noisy tokens."""
+        return [size // step for size, step in zip(call.noisy_BCTHW.shape[2:], self.config.patch_size, strict=True)]
+
+    def flow(self, call: Call, patches_BSP: Tensor) -> Tensor:
+        """Return the flow, [B, C, T, H, W], that patches of all noisy rows make."""
+        return self._unpatchify(patches_BSP, self.grid(call))
 
     def _unpatchify(self, x_BSP: Tensor, grid: Sequence[int]) -> Tensor:
         """Channels are innermost within a patch: (p_t, p_h, p_w, C)."""
