@@ -9,6 +9,7 @@ from helios_cli.units import FRAMES_PER_CHUNK, at_least, counted, format_bytes, 
 
 if TYPE_CHECKING:
     from helios_cli.cost.estimate import Estimate
+    from helios_cli.cost.farm import Farm, Outcome
     from helios_cli.cost.work import StageWork
 
 SHOWN_SHOTS = 20
@@ -18,15 +19,20 @@ PROMPT_WIDTH = 28
 """Characters of a prompt in the list of shots, so that its lines fit into 80 columns."""
 
 
-def show_plans(estimates: list[Estimate]) -> None:
-    """Print the plan of each film, and the totals."""
+def show_plans(estimates: list[Estimate], farm: Farm) -> None:
+    """Print the plan of each film, the totals and, if the flags ask for several workers, what those make of them."""
     from helios_cli.cost.report import report
 
-    console.result(report(estimates))
+    console.result(report(estimates, farm))
     for number, estimate in enumerate(estimates):
         _show(estimate, "\n" * bool(number))
     if len(estimates) > 1:
         console.prose(f"\nall {len(estimates)} films: {_sum_line(estimates)}")
+    if farm.is_asked_for:
+        _farm(estimates, farm)
+    elif len(farm.all_costs) > len(estimates) and farm.useful > 1:
+        segments = counted(len(farm.all_costs), "segment")
+        console.prose(f"up to {farm.useful} could share out {segments} (--workers)", label="workers")
 
 
 def _show(estimate: Estimate, before: str) -> None:
@@ -205,6 +211,91 @@ def _sum_line(estimates: list[Estimate]) -> str:
     money = total([estimate.money for estimate in estimates])
     cost = "" if money is None else f", cost {money:.2f}"
     return f"{counted(frames, 'frame')}, time {'unknown' if seconds is None else format_seconds(seconds)}{cost}"
+
+
+def _farm(estimates: list[Estimate], farm: Farm) -> None:
+    """Print how the workers share out the films, what bounds their time, and other numbers of workers in a table."""
+    for notice in farm.notices:
+        console.notice(notice)
+    console.line()
+    console.prose(_longest(estimates, farm), label="segments")
+    console.prose(_workers(farm), label="workers")
+    if farm.split:
+        console.prose(_split(farm), label="GPUs a film")
+    if farm.workers is not None:
+        console.prose(_outcome(farm, farm.on(farm.workers)), label="with them")
+    if farm.bound_speedup is not None and len(farm.all_costs) > 1:
+        console.prose(_bound(farm), label="at best")
+    included = "part of these times" if farm.timed else "not part of these figures"
+    console.prose(f"{format_seconds(farm.load_seconds)}, once for each worker; {included}", label="loading")
+    if farm.bound_speedup is None:
+        return
+    console.line()
+    columns = ["workers", *(["GPUs"] if farm.split else []), "time", "times as fast"]
+    columns += [] if farm.price is None else ["cost"]
+    console.table(columns, [_farm_row(farm, outcome) for outcome in farm.table], report=True)
+
+
+def _longest(estimates: list[Estimate], farm: Farm) -> str:
+    count, films = len(farm.all_costs), len(estimates)
+    if count == films:
+        faster = '`--gpus-per-film` and cuts (transition = "cut") do'
+        alone = "1: the film has no cuts, so that more workers do not make it faster"
+        return f"{alone}; {faster}" if films == 1 else f"{films} films without cuts: each has one worker at a time"
+    film, segment = farm.longest
+    plan, cost = estimates[film].plan, farm.costs[film][segment]
+    place = " on one GPU" if farm.split and not farm.threads else ""
+    size = f"takes {format_seconds(cost)}{place}" if farm.timed else f"is {cost / sum(farm.all_costs):.0%} of the work"
+    first = [chunk for chunk in plan.chunks if chunk.fresh][segment]
+    among = f"{count} between cuts" + (f" in {films} films" if films > 1 else "")
+    return f"{among}; the longest {size}: shot {first.shot + 1} of {plan.title}"
+
+
+def _workers(farm: Farm) -> str:
+    if farm.workers is None:
+        return "as many as there will be"
+    if farm.threads:
+        threads, cores = farm.threads
+        each = "" if farm.workers == 1 else "each "
+        return f"{farm.workers}, {each}with {counted(threads, 'thread')} on a CPU with {counted(cores, 'core')}"
+    kinds = ", ".join(f"{count} on {name}" for name, count in farm.kinds.items())
+    return f"{farm.workers}{': ' * bool(kinds)}{kinds}"
+
+
+def _split(farm: Farm) -> str:
+    assert farm.split
+    share, moved = farm.split.share, farm.split.moved_bytes
+    if share is None or moved is None:
+        return f"{farm.split.gpus}; the gain is {farm.split.basis}"
+    gain = f"a film is {1 / share:.3g} times as fast as on one"
+    return f"{farm.split.gpus}; {gain} (estimate)\neach receives {format_bytes(moved)} a chunk\n{farm.split.basis}"
+
+
+def _outcome(farm: Farm, outcome: Outcome) -> str:
+    if outcome.speedup is None:
+        return "unknown"
+    one = "one worker on one GPU" if farm.split else "one worker"
+    faster = "" if outcome.workers == outcome.gpus == 1 else f"{outcome.speedup:.3g} times as fast as {one}"
+    return ", ".join(filter(None, ["" if outcome.seconds is None else format_seconds(outcome.seconds), faster]))
+
+
+def _bound(farm: Farm) -> str:
+    """Say what no number of workers goes below, and how many reach it or are as many as the CPU has cores for."""
+    assert farm.bound_speedup is not None
+    reached = f"{counted(farm.useful, 'worker')} reach it"
+    enough = reached if farm.reaches_bound else f"the cores are enough for {counted(farm.useful, 'worker')}"
+    least = f"{farm.bound_speedup:.3g} times as fast"
+    if farm.bound_seconds is not None:
+        least = f"{format_seconds(farm.bound_seconds)}, {least}"
+    return f"{least}: nothing ends before the longest segment; {enough}"
+
+
+def _farm_row(farm: Farm, outcome: Outcome) -> list:
+    chosen = f"{outcome.workers} *" if outcome.workers == farm.workers else f"{outcome.workers}"
+    time = "unknown" if outcome.seconds is None else format_seconds(outcome.seconds)
+    row = [chosen, *([outcome.gpus] if farm.split else []), time]
+    row.append("?" if outcome.speedup is None else f"{outcome.speedup:.3g}")
+    return row if farm.price is None else [*row, "unknown" if outcome.cost is None else f"{outcome.cost:.2f}"]
 
 
 def _clock(seconds: float) -> str:

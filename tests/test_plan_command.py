@@ -21,6 +21,7 @@ from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.machine import CPU_FEATURES
+from support.programs import program
 from support.waiting import LONGEST
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -300,6 +301,88 @@ def test_no_name_makes_it_wider(helios, checkpoints, monkeypatch, tmp_path, colu
     whole = "".join(out.split())
     assert "T" * 200 in whole and "fingerprint" in whole
     assert out.count("Xeon") > 10
+
+
+def test_segments_are_shared_out(helios):
+    """The plan of a farm follows that of the film; `--json` has its schedule."""
+    words = (RECIPES / "cut.toml", "-m", "distilled", "--on", "H100", "--price", 2)
+    plain, shared = helios(*words).out, helios(*words, "--workers", 2).out
+    assert shared.startswith(plain[: plain.index("workers ")]) and plain.splitlines()[-1].startswith("workers ")
+    for part in (
+        "segments     2 between cuts; the longest takes",
+        "shot 2 of Three shapes",
+        "workers      2\n",
+        "times as fast as one worker",
+        "2 workers reach it",
+        "80.5 s, once for each worker; part of these times",
+    ):
+        assert part in shared
+    assert re.search(r"^2 \* +\S+ (s|min) +1\.\d+ +0\.\d\d$", shared, re.MULTILINE)
+    assert max(map(len, shared.splitlines())) <= 80
+    report = json.loads(helios(*words, "--workers", 2, "--json").out)
+    farm, (alone,) = report["farm"], report["films"]
+    parts = [(part["first_chunk"], part["chunks"], part["frames"]) for part in alone["segments"]]
+    assert parts == [(0, 3, 72), (3, 5, 144)]
+    assert (farm["segments"], farm["workers"], farm["useful_workers"]) == (2, 2, 2)
+    assert farm["longest"] == {"film": 0, "segment": 1}
+    longest = max(part["seconds"] for part in alone["segments"])
+    assert farm["seconds"] == farm["bound_seconds"] == pytest.approx(farm["load_seconds"] + longest)
+    assert sum(part["seconds"] for part in alone["segments"]) == pytest.approx(alone["time"]["total"])
+    assert farm["table"][0]["seconds"] == pytest.approx(farm["load_seconds"] + alone["time"]["total"])
+    assert farm["speedup"] == pytest.approx(farm["table"][0]["seconds"] / farm["seconds"])
+    assert farm["cost"] == pytest.approx(2 * 2 * farm["seconds"] / 3600)
+
+
+@pytest.mark.parametrize("flags", [["--workers", "3"], ["--share"], ["--cluster", "auto"], ["--workers", "auto"]])
+def test_workers_cannot_speed_up_a_film_without_cuts(helios, checkpoints, flags):
+    said = " ".join(helios("a ball", "-m", checkpoints["distilled"], "--device", "cpu", *flags).out.split())
+    assert "the film has no cuts, so that more workers do not make it faster; `--gpus-per-film` and cuts" in said
+
+
+def test_films_without_cuts_are_shared_out(helios, checkpoints):
+    words = ("a ball", "a box", "-m", checkpoints["distilled"], "--device", "cpu")
+    said = helios(*words, "--workers", 2).out
+    assert "2 films without cuts: each has one worker at a time" in said and "nothing ends before" in said
+    assert "segments " not in helios(*words).out
+
+
+def test_workers_that_others_decide_on_are_in_a_table(helios):
+    said = helios(RECIPES / "cut.toml", "-m", "distilled", "--on", "H100", "--share").out
+    assert "workers      as many as there will be" in said and re.search(r"^2  +\S+ (s|min) +1\.", said, re.MULTILINE)
+    assert json.loads(helios("a ball", "-m", "distilled", "--cluster", "auto", "--json").out)["farm"]["workers"] is None
+
+
+def test_a_film_on_several_gpus_is_estimated(helios):
+    words = (RECIPES / "three_minutes.toml", "-m", "distilled")
+    known = helios(*words, "--on", "H100", "--gpus-per-film", 4).out
+    assert re.search(r"a film is 2\.\d+ times as fast as on one \(estimate\)", known)
+    assert "data moves at 300 GB/s" in known
+    unknown = helios(*words, "--device", "cpu", "--gpus-per-film", 2).out
+    assert "the gain is unknown: on a CPU, the processes share its cores" in " ".join(unknown.split())
+    refused = helios(*words, "--gpus-per-film", 3, code=2).err
+    assert "40 attention heads of distilled cannot be divided so" in refused and "use 2, 4, 5, 8" in refused
+
+
+def test_gpus_of_two_kinds_are_named(helios, tmp_path, monkeypatch):
+    """The kinds of a machine, as its driver names them: a film is rendered by one of them."""
+    program(tmp_path / "nvidia-smi", 'printf "NVIDIA H200, 9.0, 143771, 143000\\nNVIDIA L4, 8.9, 23034, 20000\\n"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("helios_cli.device._torch_has", lambda library: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    done = helios(RECIPES / "cut.toml", "-m", "distilled", "--workers", "auto", "--device", "cuda")
+    notes = " ".join(done.err.split())
+    assert "the GPUs differ: 1 x NVIDIA H200, 1 x NVIDIA L4; a film is rendered by one kind of them" in notes
+    assert "workers      2: 1 on NVIDIA H200, 1 on NVIDIA L4" in done.out
+    assert "GPUs differ" not in helios(RECIPES / "cut.toml", "-m", "distilled", "--device", "cuda").err
+
+
+def test_a_dry_run_shows_the_farm(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [str(RECIPES / "cut.toml"), "-m", "tiny", "--workers", "2", "-o", "film.mp4", "--device", "cpu"]
+    assert main(["plan", *words]) == 0
+    planned = capsys.readouterr().out
+    assert main(["render", "--dry-run", *words]) == 0
+    assert capsys.readouterr().out == planned and "\nsegments     2 between cuts" in planned
 
 
 def test_a_budget_that_is_not_there_is_said_to_be_none(helios):

@@ -37,8 +37,10 @@ def plan(
 ) -> None:
     """Show what films consist of and cost: helios plan film.toml --price 2.5"""
     from helios_cli.cost.estimate import estimate_jobs
+    from helios_cli.cost.farm import farm_of
     from helios_cli.film.jobs import plan_jobs
 
     if price is not None and not 0 <= price < 1e6:
         raise InputError(f"--price {price}: must be 0 or more, for one GPU-hour")
-    show_plans(estimate_jobs(plan_jobs(source, options), options, on=on, price=price))
+    estimates = estimate_jobs(plan_jobs(source, options), options, on=on, price=price)
+    show_plans(estimates, farm_of(estimates, options, on=on))

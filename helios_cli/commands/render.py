@@ -47,6 +47,7 @@ def render(
 ) -> None:
     """Render films from prompts: helios render "a red ball rolls left" --seconds 20"""
     from helios_cli.cost.estimate import estimate_jobs
+    from helios_cli.cost.farm import farm_of
     from helios_cli.film.jobs import check_encoding, check_takes, film_to_repeat, find_jobs, plan_jobs
 
     check_takes(options, from_film=from_film is not None, dry_run=dry_run)
@@ -55,7 +56,8 @@ def render(
     films = [repeats.film] if repeats else None
     if dry_run:
         console.json = json or progress == "json"
-        show_plans(estimate_jobs(plan_jobs(source or [], options, films), options))
+        estimates = estimate_jobs(plan_jobs(source or [], options, films), options)
+        show_plans(estimates, farm_of(estimates, options))
         return
     jobs = find_jobs(source or [], options, films)
     check_encoding(jobs)

@@ -67,6 +67,9 @@ KNOWN_GPUS = {
 }
 """Cards with several sizes of memory have the larger one first: `A100` is that one."""
 
+NVLINKS = {"A100 80GB": 200e9, "A100 40GB": 200e9, "H100": 300e9, "H200": 300e9, "B200": 600e9}
+"""Bytes a second that one such GPU receives from others over NVLink, two thirds of the nominal. Stated."""
+
 _SAYS_NOTHING = re.compile(
     r"nvidia|geforce|rtx|amd|instinct|tesla|generation|blackwell|workstation|server|edition|sxm\d?|hbm\d?e?"
 )
@@ -85,6 +88,15 @@ def known_gpu(name: str) -> tuple[str, KnownGpu] | None:
             if model and model <= given <= own | {memory}:
                 return known, gpu
     return None
+
+
+def peer_rate(name: str) -> float | None:
+    """Return the bytes a second that a GPU receives from another of its kind in the same machine; None if unknown.
+
+    GPUs that are sold with NVLink are taken to be joined by it, others by PCIe.
+    """
+    known = known_gpu(name)
+    return NVLINKS.get(known[0], LINKS[known[1].link]) if known else None
 
 
 def require_gpu(name: str) -> tuple[str, KnownGpu]:

@@ -15,6 +15,8 @@
       roundings   [{shot, asked_frame, actual_frame}]: where the 33-frame grid moved a prompt
       chunks      [{index, shot, start_frame, frames, fresh, seed, prompts [[index, weight]], calls, fingerprint,
                   kept (from an earlier film: not rendered again)}]
+      segments    [{index, first_chunk, chunks, frames, seconds}]: parts between cuts, which workers share out; seconds
+                  are those on one worker, null if unknown
       history     tokens by term: {long, mid, short, total}; short is the anchor and the newest frame
       stages      [{stage, grid [rows, columns], noisy_tokens, tokens, calls_first_chunk, calls_chunk, calls,
                   call_flops {part: flops}, flops {part: flops}}]; coarsest first, calls and flops of the whole film
@@ -33,16 +35,34 @@
       cost        {price_per_hour, total}, or null without --price; total null if the time is unknown
       fingerprint of the film's frames; null, as are those of chunks, where weights or device are not here
     total       {films, frames, chunks, calls, flops, seconds, cost}
+    farm        all films on the workers that the flags ask for:
+      segments    how many there are in all films
+      longest     {film, segment}: indices of the longest one, which bounds the time
+      workers     null if only the cluster, or the other processes under --share, decide
+      useful_workers      further ones would only wait
+      gpus        [{name, workers}] that they run on, where known; empty on a CPU
+      mixed       whether GPUs of several kinds may render one film
+      gpus_per_film       with `split` {share (of a chunk's time on one GPU), moved_bytes (that each GPU receives, a
+                  chunk), basis}, the first two null if unknown; null for one GPU
+      load_seconds        in which a worker reads the models, once; part of the times below
+      seconds, speedup    of these workers; the speed-up is against one worker with one GPU; null if unknown
+      bound_seconds, bound_speedup    that any number of workers reaches at most; null if unknown
+      cost        of these workers, or null without --price
+      table       [{workers, gpus, seconds, speedup, cost}] for other numbers of workers
+      notices     what is special about these workers, in words
 
 All indices count from 0. Operations are multiplies and adds of products. Bytes are bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 from helios_cli.cost.estimate import Estimate
+from helios_cli.cost.farm import Farm
 from helios_cli.cost.model import Model
 from helios_cli.cost.placing import mode_report
 from helios_cli.cost.speeds import total
@@ -52,10 +72,10 @@ from helios_cli.recipe.plan import Plan
 VERSION = 1
 
 
-def report(estimates: list[Estimate]) -> dict:
+def report(estimates: list[Estimate], farm: Farm) -> dict:
     return {
         "version": VERSION,
-        "films": [film_report(estimate) for estimate in estimates],
+        "films": [film_report(estimate, farm, place) for place, estimate in enumerate(estimates)],
         "total": {
             "films": len(estimates),
             "frames": sum(estimate.plan.num_frames for estimate in estimates),
@@ -65,10 +85,35 @@ def report(estimates: list[Estimate]) -> dict:
             "seconds": total([estimate.seconds for estimate in estimates]),
             "cost": total([estimate.money for estimate in estimates]),
         },
+        "farm": farm_report(farm),
     }
 
 
-def film_report(estimate: Estimate) -> dict:
+def farm_report(farm: Farm) -> dict:
+    film, segment = farm.longest
+    chosen = None if farm.workers is None else farm.on(farm.workers)
+    split = farm.split and {key: getattr(farm.split, key) for key in ("share", "moved_bytes", "basis")}
+    return {
+        "segments": len(farm.all_costs),
+        "longest": {"film": film, "segment": segment},
+        "workers": farm.workers,
+        "useful_workers": farm.useful,
+        "gpus": [{"name": name, "workers": count} for name, count in farm.kinds.items()],
+        "mixed": farm.mixed,
+        "gpus_per_film": farm.gpus_per_film,
+        "split": split,
+        "load_seconds": farm.load_seconds,
+        "seconds": chosen and chosen.seconds,
+        "speedup": chosen and chosen.speedup,
+        "bound_seconds": farm.bound_seconds,
+        "bound_speedup": farm.bound_speedup,
+        "cost": chosen and chosen.cost,
+        "table": [asdict(outcome) for outcome in farm.table],
+        "notices": list(farm.notices),
+    }
+
+
+def film_report(estimate: Estimate, farm: Farm, place: int) -> dict:
     plan, work, duration = estimate.plan, estimate.work, estimate.duration
     places = {text: place for place, text in enumerate(estimate.work.prompts.tokens)}
     seconds = {key: getattr(duration, key) for key in ("text", "conditioning", "denoise", "decode", "encode")}
@@ -94,6 +139,7 @@ def film_report(estimate: Estimate) -> dict:
         "shots": _shots(plan),
         "roundings": [asdict(rounding) for rounding in plan.roundings],
         "chunks": _chunks(estimate, places),
+        "segments": _segments(plan, farm.costs[place] if farm.timed else None),
         "history": {**work.history._asdict(), "total": work.history.total},
         "stages": [_stage(stage) for stage in work.stages],
         "calls": work.calls,
@@ -187,6 +233,20 @@ def _chunks(estimate: Estimate, places: dict[str, int]) -> list[dict]:
             "kept": chunk.index in estimate.kept,
         }
         for chunk, fingerprint in zip(chunks, estimate.fingerprints or [None] * len(chunks), strict=True)
+    ]
+
+
+def _segments(plan: Plan, seconds: Sequence[float] | None) -> list[dict]:
+    firsts = [chunk.index for chunk in plan.chunks if chunk.fresh]
+    return [
+        {
+            "index": index,
+            "first_chunk": first,
+            "chunks": after - first,
+            "frames": sum(chunk.num_frames for chunk in plan.chunks[first:after]),
+            "seconds": seconds and seconds[index],
+        }
+        for index, (first, after) in enumerate(pairwise([*firsts, len(plan.chunks)]))
     ]
 
 

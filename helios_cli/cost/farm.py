@@ -1,0 +1,357 @@
+"""The time of films on several workers, by a schedule of their segments. Nothing is started or asked.
+
+A worker loads the model once and renders one segment after another. The queue holds the segments of all films, the
+longest first. Nothing ends before the longest segment: that is the bound, however many workers there are.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+from helios_cli import machine
+from helios_cli.cost.gpus import peer_rate
+from helios_cli.cost.speeds import DIT_UTILISATION, VAE_UTILISATION
+from helios_cli.device import ITEMSIZE, Device, find_gpus
+from helios_cli.errors import InputError
+from helios_cli.recipe.options import MAX_WORKERS, RenderOptions
+from helios_cli.units import counted, format_bytes
+from helios_cli.weights.names import WEIGHT_BYTES
+
+if TYPE_CHECKING:
+    from helios_cli.cost.estimate import Estimate
+
+TOLERANCE = 1e-9
+"""Share by which sums of the same numbers may differ."""
+
+
+# The schedule: pure numbers
+
+
+def makespan(costs: Iterable[float], workers: int) -> float:
+    """Return when the last worker ends, if each takes the longest segment that is left as soon as it is free.
+
+    That is at most 4/3 - 1/(3 workers) times the best schedule (Graham, Bounds on multiprocessing timing anomalies,
+    1969).
+    """
+    ends = [0.0] * workers
+    for cost in sorted(costs, reverse=True):
+        heapq.heapreplace(ends, ends[0] + cost)
+    return max(ends)
+
+
+def makespan_by_kind(films: Iterable[Sequence[float]], kinds: Sequence[int]) -> float:
+    """Return `makespan` where workers are of several kinds, so many of each, and a film stays with one kind.
+
+    The longest film chooses first, by the time at which its kind could end at best.
+    """
+    costs: list[list[float]] = [[] for _ in kinds]
+    for film in sorted(films, key=sum, reverse=True):
+        ends = [
+            max(max([*film, *taken[:1]], default=0.0), (sum(taken) + sum(film)) / workers)
+            for taken, workers in zip(costs, kinds, strict=True)
+        ]
+        chosen = costs[ends.index(min(ends))]
+        chosen.extend(film)
+        chosen.sort(reverse=True)
+    return max(makespan(taken, workers) for taken, workers in zip(costs, kinds, strict=True))
+
+
+def useful_workers(costs: Sequence[float], most: int = MAX_WORKERS) -> int:
+    """Return how many workers reach the bound, the longest segment; further ones would only wait."""
+    bound = max(costs) * (1 + TOLERANCE)
+    least, enough = max(1, ceil(sum(costs) / bound)), len(costs)
+    while least < enough:
+        middle = (least + enough) // 2
+        if makespan(costs, middle) <= bound:
+            enough = middle
+        else:
+            least = middle + 1
+    return min(enough, most)
+
+
+# Films on workers
+
+
+@dataclass(frozen=True)
+class Split:
+    """One film's model calls on several GPUs.
+
+    Attributes:
+        gpus: GPUs of one film.
+        share: time of a chunk on them, as a share of its time on one; None if it is unknown.
+        moved_bytes: bytes that each GPU receives in a chunk.
+        basis: where the share comes from, or why there is none.
+    """
+
+    gpus: int
+    share: float | None
+    moved_bytes: float | None
+    basis: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Films on so many workers. Seconds include loading; `speedup` is against one worker with one GPU. None where the
+    speed of this machine, or of films on several GPUs, is unknown."""
+
+    workers: int
+    gpus: int
+    seconds: float | None
+    speedup: float | None
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class Farm:
+    """Films and the workers that render them.
+
+    Attributes:
+        costs: for each film, the cost of each of its segments on one worker: seconds, or operations if not `timed`.
+        load_seconds: time in which a worker loads the models.
+        workers: how many render, or None if only the cluster knows.
+        gpus: names of the GPUs that they use, as far as they are known; none on a CPU.
+        mixed: a film may be rendered by GPUs of several kinds.
+        threads: (threads of a worker, cores that all of them share) on a CPU, else None.
+        split: what one film on several GPUs gains, or None if each film has one.
+        price: price of a GPU-hour, if it is known.
+        is_asked_for: the flags name workers or GPUs, and not only the films.
+        notices: what the user should know of these workers.
+    """
+
+    costs: tuple[tuple[float, ...], ...]
+    timed: bool
+    load_seconds: float
+    workers: int | None
+    gpus: tuple[str, ...]
+    mixed: bool
+    threads: tuple[int, int] | None
+    split: Split | None
+    price: float | None
+    is_asked_for: bool
+    notices: tuple[str, ...] = ()
+
+    @property
+    def all_costs(self) -> tuple[float, ...]:
+        return tuple(cost for film in self.costs for cost in film)
+
+    @property
+    def gpus_per_film(self) -> int:
+        return self.split.gpus if self.split else 1
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Workers by the name of their GPU, where that is known."""
+        return {name: count // self.gpus_per_film for name, count in Counter(self.gpus).items()}
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Return film and segment of the longest segment."""
+        places = [(film, place) for film, costs in enumerate(self.costs) for place in range(len(costs))]
+        return max(places, key=lambda at: self.costs[at[0]][at[1]])
+
+    @property
+    def useful(self) -> int:
+        """Return how many workers could help: until the longest segment is the bound, or a CPU has no more cores."""
+        useful = useful_workers(self.all_costs)
+        return useful if self.threads is None else min(useful, max(1, self.threads[1] // self.threads[0]))
+
+    @property
+    def reaches_bound(self) -> bool:
+        """Return whether `useful` workers end with the longest segment; those of a CPU may be too few."""
+        return self.useful >= useful_workers(self.all_costs)
+
+    @property
+    def bound_seconds(self) -> float | None:
+        """Return the seconds that no number of workers goes below: loading, and the longest segment."""
+        share = self._share
+        return None if share is None or not self.timed else self.load_seconds + share * max(self.all_costs)
+
+    @property
+    def bound_speedup(self) -> float | None:
+        return self._speedup(max(self.all_costs))
+
+    def on(self, workers: int) -> Outcome:
+        """Return what so many workers make of the films."""
+        kinds = self.kinds
+        if len(kinds) > 1 and not self.mixed and workers == self.workers:
+            ends = makespan_by_kind(self.costs, tuple(kinds.values()))
+        else:
+            ends = makespan(self.all_costs, workers)
+        if self.threads is not None:  # a thread that finds no core waits for one
+            busy = min(workers, len(self.all_costs))
+            ends *= max(1.0, busy * self.threads[0] / self.threads[1])
+        seconds = None if self._share is None or not self.timed else self.load_seconds + self._share * ends
+        gpus = workers * self.gpus_per_film if self.threads is None else 1
+        cost = None if self.price is None or seconds is None else self.price * gpus * seconds / 3600
+        return Outcome(workers, gpus, seconds, self._speedup(ends), cost)
+
+    @property
+    def table(self) -> tuple[Outcome, ...]:
+        """Return what powers of two of workers make of the films, and the numbers that matter, up to those."""
+        matter = {1, self.useful, self.workers or 1}
+        doubled = (2**power for power in range(MAX_WORKERS.bit_length()))
+        return tuple(map(self.on, sorted(matter | {count for count in doubled if count <= self.useful})))
+
+    @property
+    def _share(self) -> float | None:
+        return self.split.share if self.split else 1.0
+
+    def _speedup(self, ends: float) -> float | None:
+        """Return the speed-up where the last segment ends after `ends`, by the cost on one GPU."""
+        if self._share is None:
+            return None
+        load = self.load_seconds if self.timed else 0.0
+        return (load + sum(self.all_costs)) / (load + self._share * ends)
+
+
+def farm_of(estimates: Sequence[Estimate], options: RenderOptions, *, on: str | None = None) -> Farm:
+    """Return the farm that `options` ask for, on the GPU `on` that is not here, or on this machine.
+
+    InputError for a number of workers that this machine does not have, and GPUs that a film cannot be divided among.
+    """
+    first = estimates[0]
+    is_asked_for = options.is_shared_out or options.gpus_per_film > 1
+    here = find_gpus() if is_asked_for and first.device.kind == "cuda" and on is None else ()
+    workers = _workers(options, here, first.device, on)
+    timed = all(estimate.seconds is not None for estimate in estimates)
+    split = _split(estimates, options.gpus_per_film) if options.gpus_per_film > 1 else None
+    is_here = options.cluster in (None, "local")
+    used = here[: (workers or 1) * options.gpus_per_film] if is_here else ()
+    return Farm(
+        costs=tuple(segment_costs(estimate, timed=timed) for estimate in estimates),
+        timed=timed,
+        load_seconds=sum(_load_seconds(estimate) for estimate in _one_a_model(estimates)),
+        workers=workers,
+        gpus=tuple(gpu.name for gpu in used),
+        mixed=options.mixed,
+        threads=_threads(first) if first.device.kind == "cpu" else None,
+        split=split,
+        price=first.price,
+        is_asked_for=is_asked_for,
+        notices=tuple(_notices(options, here, workers, used)),
+    )
+
+
+def segment_costs(estimate: Estimate, *, timed: bool) -> tuple[float, ...]:
+    """Return the seconds of each segment of a film, or its operations if not `timed`; loading is left out.
+
+    A film's seconds are divided by the work of its chunks: the first one after a cut may take twice the model calls.
+    """
+    work, rates, plan = estimate.work, estimate.duration.rates, estimate.plan
+    dit, vae = rates.dit_flops or DIT_UTILISATION, rates.vae_flops or VAE_UTILISATION
+    costs: list[float] = []
+    for chunk in plan.chunks:
+        calls = ((stage.first_calls if chunk.fresh else stage.calls) * stage.call.total for stage in work.stages)
+        cost = sum(calls) / dit + work.decode * chunk.num_frames / plan.num_frames / vae
+        if chunk.fresh:
+            costs.append(0.0)
+        costs[-1] += cost
+    scale = (estimate.seconds or 0.0) / sum(costs) if timed else 1.0
+    return tuple(cost * scale for cost in costs)
+
+
+# One film on several GPUs
+
+
+def _split(estimates: Sequence[Estimate], gpus: int) -> Split:
+    """Return the gain of dividing each film's model calls among `gpus`, on average over the films."""
+    first = estimates[0]
+    for estimate in estimates:
+        _require_heads(estimate, gpus)
+    rate = peer_rate(first.device.name)
+    if first.device.kind == "cpu":
+        return Split(gpus, None, None, "unknown: on a CPU, the processes share its cores")
+    if rate is None:
+        return Split(gpus, None, None, f"unknown: how fast {first.device.name} moves data to another GPU is not stated")
+    if any(estimate.duration.total is None for estimate in estimates):
+        return Split(gpus, None, None, "unknown, as is the speed of one GPU")
+    if any(estimate.mode.name != "none" for estimate in estimates):
+        return Split(gpus, None, None, "unknown where weights do not stay on the device")
+    moved = [_moved_bytes(estimate, gpus) for estimate in estimates]
+    alone = sum((estimate.duration.denoise or 0) + (estimate.duration.decode or 0) for estimate in estimates)
+    denoise = sum(estimate.duration.denoise or 0 for estimate in estimates)
+    divided = alone - denoise + denoise / gpus + sum(moved) / rate
+    chunks = sum(len(estimate.plan.chunks) for estimate in estimates)
+    basis = f"stated: calls divide evenly, data moves at {format_bytes(rate)}/s between GPUs, decoding is not divided"
+    return Split(gpus, divided / alone, sum(moved) / chunks, basis)
+
+
+def _branches(estimate: Estimate, gpus: int) -> int:
+    """Return the groups that GPUs form: with guidance, both calls of a step are made at the same time."""
+    return 2 if estimate.plan.guidance > 1 and gpus % 2 == 0 else 1
+
+
+def _require_heads(estimate: Estimate, gpus: int) -> None:
+    """Raise InputError unless the attention heads can be divided among the GPUs of a group."""
+    heads = estimate.model.dit.num_attention_heads
+    choices = [count for count in range(2, 2 * heads + 1) if heads % (count // _branches(estimate, count)) == 0]
+    if gpus not in choices:
+        listed = ", ".join(map(str, choices[:8]))
+        raise InputError(
+            f"--gpus-per-film {gpus}: the {heads} attention heads of {estimate.model.name} cannot be divided so",
+            hint=f"use {listed}",
+        )
+
+
+def _moved_bytes(estimate: Estimate, gpus: int) -> float:
+    """Return the bytes that each GPU receives for a film: queries, keys, values and the output of self-attention are
+    exchanged in each block, so that each GPU has all rows of its heads (Ulysses, arXiv 2309.14509)."""
+    branches, dit = _branches(estimate, gpus), estimate.model.dit
+    ranks = gpus // branches
+    row = 4 * dit.num_layers * dit.width * ITEMSIZE[estimate.dtype]
+    rows = sum(stage.film_calls * stage.rows for stage in estimate.work.stages) / branches
+    return rows * row / ranks * (ranks - 1) / ranks
+
+
+# What they run on
+
+
+def _workers(options: RenderOptions, here: Sequence[Device], device: Device, on: str | None) -> int | None:
+    """Return the number of workers; None if it is not decided before the films are rendered."""
+    if isinstance(options.workers, int):
+        return options.workers
+    if options.cluster not in (None, "local") or (options.share and options.workers is None):
+        return None
+    if options.workers is None and options.cluster is None:
+        return 1
+    if on is not None:
+        raise InputError(
+            f"--workers auto counts the GPUs of this machine, but --on {on} is another one",
+            hint="write the number of workers, such as --workers 8",
+        )
+    return max(1, len(here) // options.gpus_per_film) if device.kind == "cuda" else 1
+
+
+def _threads(estimate: Estimate) -> tuple[int, int]:
+    processor = machine.cpu()
+    cores = min(processor.threads, processor.cores or processor.threads)
+    return machine.cpu_threads(estimate.model.parameters["transformer"]), cores
+
+
+def _one_a_model(estimates: Sequence[Estimate]) -> list[Estimate]:
+    return list({estimate.model.name: estimate for estimate in estimates}.values())
+
+
+def _load_seconds(estimate: Estimate) -> float:
+    """Return the seconds in which a worker reads a model from the disk."""
+    checkpoint = estimate.model.checkpoint
+    stored = WEIGHT_BYTES if checkpoint is None else sum(part.bytes for part in checkpoint.components.values())
+    return stored / estimate.speed.bandwidths.disk
+
+
+def _notices(options: RenderOptions, here: Sequence[Device], workers: int | None, used: Sequence[Device]) -> list[str]:
+    notices = []
+    needed = (workers or 1) * options.gpus_per_film
+    if here and options.cluster is None and needed > len(here):
+        notices.append(f"{counted(needed, 'GPU')} would be needed; this machine has {len(here)}")
+    kinds = Counter(gpu.name for gpu in used)
+    if len(kinds) > 1:
+        listed = ", ".join(f"{count} x {name}" for name, count in kinds.items())
+        rule = "a film is rendered by one kind of them, as kinds round differently; --mixed lets it use all"
+        notices.append(f"the GPUs differ: {listed}; {'--mixed lets a film use all of them' if options.mixed else rule}")
+    return notices
