@@ -30,8 +30,8 @@ from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.state import State
 from helios_cli.errors import PictureError
 from helios_cli.film.cache import Cache
+from helios_cli.film.encoding import PieceWriter, Safe
 from helios_cli.film.resume import Resumed, Wanted
-from helios_cli.film.writer import FilmWriter, Safe
 from helios_cli.machine import peak_bytes_with_children
 from helios_cli.model.dit import TextContext
 from helios_cli.model.vae import frames_to_uint8
@@ -46,7 +46,7 @@ FingerprintsOf = Callable[[Plan], Sequence[str]]
 def render_chunks(
     film: Plan | Script,
     models: Models,
-    writer: FilmWriter,
+    writer: PieceWriter,
     *,
     answer: Answer | None = None,
     reanchor: bool = False,
@@ -101,7 +101,7 @@ class _ChunkLoop:
         self,
         script: Script,
         models: Models,
-        writer: FilmWriter,
+        writer: PieceWriter,
         answer: Answer,
         reanchor: bool,
         clock: Clock,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from helios_cli.check.examine import examine
 from helios_cli.check.report import chunk_range, clock_time
 from helios_cli.engine.events import Event, FilmDone, Notice
-from helios_cli.engine.models import Models
 from helios_cli.engine.script import Script
-from helios_cli.engine.session import Identity
 from helios_cli.errors import HeliosError, MachineError
 from helios_cli.film.export import export, export_path
 from helios_cli.film.record import (
@@ -26,23 +25,32 @@ from helios_cli.film.target import Target
 from helios_cli.film.writer import FilmWriter
 from helios_cli.machine import peak_host_bytes
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.fingerprint import Fingerprints
+from helios_cli.recipe.fingerprint import Identity
 from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.plan import Plan
 from helios_cli.units import counted
 from helios_cli.weights.hub import source_of
 
 
 @dataclass(frozen=True)
 class Finish:
-    """Makes what belongs to the film at `target` that `script` decides."""
+    """Makes what belongs to the film at `target` that `script` decides.
+
+    Attributes:
+        model, checkpoint: name of the model, and its folder.
+        device: that the film is rendered on, as --device names it.
+        fingerprints_of: the fingerprints of the chunks of a plan.
+    """
 
     script: Script
     output: str
     options: RenderOptions
-    models: Models
+    model: str
+    checkpoint: Path
+    device: str
     target: Target
     identity: Identity
-    fingerprints: Fingerprints
+    fingerprints_of: Callable[[Plan], Sequence[str]]
 
     @property
     def film(self) -> Film:
@@ -52,18 +60,18 @@ class Finish:
     def record(self) -> Record:
         """The record of how the film is made, as far as it is decided."""
         plan = self.script.plan
-        name, checkpoint, folder = self.models.name, self.models.checkpoint.path, self.target.path.parent
-        source = source_of(name, self.options.revision)
+        folder = self.target.path.parent
+        source = source_of(self.model, self.options.revision)
         return make_record(
             self.film,
             self.options,
             plan,
-            self.fingerprints.of(plan),
+            self.fingerprints_of(plan),
             self.target,
-            model=model_record(name, source, checkpoint, self.identity.weights, folder),
-            device=str(self.models.device),
+            model=model_record(self.model, source, self.checkpoint, self.identity.weights, folder),
+            device=self.device,
             arithmetic=self.identity.arithmetic,
-            attention_taken=self.identity.attention_taken,
+            attention_taken=dict(self.identity.attention_taken),
         )
 
     def is_finished(self) -> bool:
@@ -114,7 +122,7 @@ class Finish:
             yield Notice(f"the sidecar is {path.name}, since {self.target.path.stem}.json is another file")
         try:
             plan = self.script.plan
-            write_sidecar(path, self.record(), self.target, plan, self.fingerprints.of(plan), seconds)
+            write_sidecar(path, self.record(), self.target, plan, self.fingerprints_of(plan), seconds)
         except MachineError as error:
             yield Notice(f"{self.output} is complete, but its sidecar could not be written: {error.message}")
 

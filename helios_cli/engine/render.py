@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from functools import partial
 
 import torch
 
@@ -55,13 +56,20 @@ def render(
     yield from session.notices()
     if options.strict:
         _require_whole_prompts(script.plan, session.models)
+    yield from deeper(session, script.plan, options, partial(_render_placed, output, options, session, script))
+
+
+def deeper(
+    session: Session, plan: Plan, options: RenderOptions, attempt: Callable[[], Iterator[Event]]
+) -> Iterator[Event]:
+    """Make an `attempt` to render, and after memory ran out another one with less of the model in memory."""
     for may_go_deeper in (True, False):
         try:
-            yield from _render_placed(output, options, session, script)
+            yield from attempt()
             return
         except OutOfMemory as error:
             short = without_frames(error)
-        if not (may_go_deeper and session.place_deeper([script.plan], options)):
+        if not (may_go_deeper and session.place_deeper([plan], options)):
             break
         yield from session.notices()
     raise short
@@ -73,7 +81,9 @@ def _render_placed(output: str, options: RenderOptions, session: Session, script
     with memory_errors():
         identity = session.identity(script.plan.size)
     fingerprints = Fingerprints(identity.weights, identity.arithmetic, reanchor=options.reanchor)
-    finish = Finish(script, output, options, session.models, target, identity, fingerprints)
+    models = session.models
+    made = (models.name, models.checkpoint.path, str(models.device))
+    finish = Finish(script, output, options, *made, target, identity, fingerprints.of)
     yield from finish.differences()
     if finish.is_finished():
         yield Notice(f"{output} is finished already")

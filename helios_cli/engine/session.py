@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +33,7 @@ from helios_cli.engine.models import Models
 from helios_cli.engine.script import Planned, Script
 from helios_cli.errors import Interrupted
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.fingerprint import Arithmetic
+from helios_cli.recipe.fingerprint import Identity
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import DEFAULT_MODEL, Settings, choose_model, resolve
@@ -50,15 +50,6 @@ if TYPE_CHECKING:
 
 ProgressBytes = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows a download: `with progress(description, total_bytes) as advance: advance(num_bytes)`."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Everything that decides a film's pixels except its plan: the weights, and how numbers are rounded here."""
-
-    weights: str
-    arithmetic: Arithmetic
-    attention_taken: dict[str, str]
 
 
 class Session:
@@ -114,6 +105,10 @@ class Session:
         or damaged files, MachineError for a device that cannot be used.
         """
         name, _ = choose_model(film.recipe, options)
+        yield from self.open(name, options)
+
+    def open(self, name: str, options: RenderOptions) -> Iterator[Notice]:
+        """Open the model called `name`, as `load` does."""
         taken = tuple(sorted(options.attention_taken.items()))
         wanted = (name, options.revision, options.device, options.dtype, options.quant, options.attention, taken)
         if self._models is None or wanted != self._loaded:

@@ -248,6 +248,21 @@ class GrowingFolder(_Growing):
 GrowingFilm = GrowingFile | GrowingFolder
 
 
+def growing_film(target: Target, size: tuple[int, int], fps: float, codec: str, crf: int, preset: str) -> GrowingFilm:
+    """Return a film at `target` of `size` (width, height) pixels, still without frames; nothing is written.
+
+    `codec`, `crf` and `preset` apply to .mp4 only. Raises InputError for what cannot be written.
+    """
+    encoding = ffmpeg.Encoding(codec, crf, preset)
+    if not 1 <= fps <= 1000:
+        raise InputError(f"{fps} frames per second cannot be written", hint="write a rate from 1 to 1000")
+    if target.kind == "mp4" and (size[0] % 2 or size[1] % 2):
+        raise InputError(f"an .mp4 cannot be {size[0]}x{size[1]}: both must be even", hint="write an even --size")
+    if target.kind == "png":
+        return GrowingFolder(target)
+    return GrowingFile(target, size, fps, encoding if target.kind == "mp4" else None)
+
+
 @contextlib.contextmanager
 def _naming(target: Target, whole: Path) -> Iterator[None]:
     """Report where the whole film is if it cannot take its name."""

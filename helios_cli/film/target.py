@@ -75,6 +75,11 @@ class Target:
         return self.path.with_name(f"{self.path.name}.state-{slot}")
 
     @property
+    def parts(self) -> Path:
+        """The folder of finished chunks of a film that several workers render (`film.parts`)."""
+        return self.path.with_name(f"{self.path.name}.parts")
+
+    @property
     def beside(self) -> tuple[Path, ...]:
         """The files next to the unfinished film, except the journal."""
         return self.partial, self.finishing, self.state(0), self.state(1)

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from helios_cli.errors import InputError
@@ -50,6 +50,18 @@ class Arithmetic:
         """Return the values that are hashed: defaults are left out, so that old fingerprints stay valid."""
         defaults = {"quant": "none", "kernels": ""}
         return {key: value for key, value in asdict(self).items() if value != defaults.get(key)}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that decides a film's pixels except its plan: the weights, and how numbers are rounded.
+
+    `attention_taken` is the backend that `auto` chose on a GPU for each attention shape.
+    """
+
+    weights: str
+    arithmetic: Arithmetic
+    attention_taken: Mapping[str, str] = field(default_factory=dict)
 
 
 def chunk_fingerprints(plan: Plan, weights: str, arithmetic: Arithmetic, *, reanchor: bool = False) -> list[str]:

@@ -22,8 +22,8 @@ from PIL import Image
 
 from helios_cli import machine
 from helios_cli.errors import InputError, MachineError
+from helios_cli.film import encoding as encoding_module
 from helios_cli.film import ffmpeg, reading
-from helios_cli.film import writer as writer_module
 from helios_cli.film.target import JOURNAL_HEAD
 from helios_cli.film.writer import Target, check_target, open_writer
 from support.programs import ffmpeg_program
@@ -524,7 +524,7 @@ def gated_ffmpeg(tmp_path, monkeypatch):
 
 def test_a_slow_encoder_holds_the_renderer_back_at_the_bound(tmp_path, gated_ffmpeg, monkeypatch):
     frames = moving(33)
-    monkeypatch.setattr(writer_module, "QUEUE_BYTES", 3 * frames.nbytes)
+    monkeypatch.setattr(encoding_module, "QUEUE_BYTES", 3 * frames.nbytes)
     with open_writer(tmp_path / "film.mp4", size=SIZE, fps=24) as writer:
         for _ in range(3):
             writer.write(frames)  # within the bound nothing waits, though nothing is encoded: else this never returns
@@ -539,7 +539,7 @@ def test_a_slow_encoder_holds_the_renderer_back_at_the_bound(tmp_path, gated_ffm
 
 
 def test_one_array_larger_than_the_bound_still_passes(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer_module, "QUEUE_BYTES", 1)
+    monkeypatch.setattr(encoding_module, "QUEUE_BYTES", 1)
     with open_writer(tmp_path / "film.mp4", size=SIZE, fps=24) as writer:
         writer.write(moving(33))
         writer.write(moving(33))

@@ -1,0 +1,78 @@
+"""Renders one segment of a film, the part between two cuts, for the process that joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+
+import torch
+
+from helios_cli.engine.chunks import FingerprintsOf, render_chunks
+from helios_cli.engine.events import Event
+from helios_cli.engine.render import deeper
+from helios_cli.engine.script import Planned
+from helios_cli.engine.session import Session
+from helios_cli.errors import HeliosError
+from helios_cli.film.cache import Cache
+from helios_cli.film.growing import growing_film
+from helios_cli.film.parts import ChunkStore, PartsWriter
+from helios_cli.film.target import Target
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.plan import Plan
+
+
+def parts_writer(plan: Plan, target: Target, options: RenderOptions, store: ChunkStore) -> PartsWriter:
+    """Return a writer of chunks of the film at `target` into `store`."""
+    film = growing_film(target, plan.size, plan.fps, options.codec, options.crf, options.preset)
+    return PartsWriter(target, film, plan.size, store)
+
+
+@torch.inference_mode()
+def render_segment(
+    plan: Plan,
+    options: RenderOptions,
+    session: Session,
+    target: Target,
+    store: ChunkStore,
+    fingerprints: FingerprintsOf,
+) -> Generator[Event, None, None]:
+    """Render the chunks of `plan`, one segment, into `store`; the last event is FilmDone. Raises what `render` raises.
+
+    Chunks that the store has are not rendered again. `session` has the model open.
+    """
+    try:
+        session.place([plan], options)
+    except HeliosError:
+        yield from session.notices()  # they may explain it
+        raise
+    yield from session.notices()
+    yield from deeper(
+        session, plan, options, partial(_render_placed, plan, options, session, target, store, fingerprints)
+    )
+
+
+def _render_placed(
+    plan: Plan,
+    options: RenderOptions,
+    session: Session,
+    target: Target,
+    store: ChunkStore,
+    fingerprints: FingerprintsOf,
+) -> Iterator[Event]:
+    events = render_chunks(
+        Planned(plan),
+        session.models,
+        parts_writer(plan, target, options, store),
+        answer=session.answer,
+        clock=session.clock(),
+        reanchor=options.reanchor,
+        fingerprints=fingerprints,
+        cache=Cache() if options.cache else None,
+        overlap=session.overlaps,
+    )
+    with closing(events):
+        for event in events:
+            session.require_not_stopped()
+            yield event
+            yield from session.notices()

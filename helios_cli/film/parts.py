@@ -1,0 +1,207 @@
+"""Keeps the finished chunks of a film that several workers render, until they are joined into the film.
+
+`<film>.parts/` next to the film holds:
+
+    film.json           what the chunks are computed by: weights, processor, versions; it also marks the folder as ours
+    chunks/             a cache without limit: state and piece of each finished chunk, by fingerprint
+    done/<segment>.json the fingerprints of a segment whose chunks are all there
+    claims/             which process renders which segment (`farm.claims`)
+
+Files appear under their names only when they are whole, so that any number of processes may use the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from helios_cli.errors import InputError
+from helios_cli.files import replacing
+from helios_cli.film.cache import Cache
+from helios_cli.film.disk import disk_errors
+from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter
+from helios_cli.film.growing import GrowingFilm
+from helios_cli.film.resume import Resumed, Wanted
+from helios_cli.film.target import OTHER_NAME, Target
+
+FORMAT = "helios parts"
+NO_LIMIT = 2**62
+"""Limit of the cache in a folder of parts: more bytes than a disk has."""
+
+
+@dataclass(frozen=True)
+class DoneSegment:
+    """A segment whose chunks are all there: what they are computed by, the fingerprint and the piece's key of each."""
+
+    kind: Mapping[str, object]
+    fingerprints: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+class Parts:
+    """The folder of parts of the film at `target`. Nothing is written before `begin`."""
+
+    def __init__(self, target: Target) -> None:
+        self.folder = target.parts
+        self.chunks = Cache(self.folder, limit=NO_LIMIT)
+
+    def check(self) -> None:
+        """Raise InputError if there is something under the folder's name that is not ours."""
+        if self.folder.is_symlink() or (self.folder.exists() and self.kind() is None and os.listdir(self.folder)):
+            raise InputError(
+                f"{self.folder} is not a folder of finished chunks of a film",
+                hint=f"move it elsewhere, or {OTHER_NAME}",
+            )
+
+    def kind(self) -> Mapping[str, object] | None:
+        """Return what the chunks are computed by; None if the folder is not there or not ours."""
+        note = _read(self.folder / "film.json")
+        kind = note.get("kind") if note.get("format") == FORMAT else None
+        return kind if isinstance(kind, dict) else None
+
+    def begin(self, kind: Mapping[str, object]) -> Mapping[str, object]:
+        """Create the folder, unless it is there. Returns what its chunks are computed by: `kind` if it is new."""
+        with disk_errors(self.folder):
+            (self.folder / "done").mkdir(parents=True, exist_ok=True)
+            note = self.folder / f".film-{os.getpid()}"
+            note.write_text(json.dumps({"format": FORMAT, "kind": kind}), encoding="utf-8")
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(note, self.folder / "film.json")
+            note.unlink()
+        return self.kind() or kind
+
+    def done(self, segment: int) -> DoneSegment | None:
+        """Return the record of a segment that is done, or None; its chunks may be damaged (`missing`)."""
+        note = _read(self._note(segment))
+        with contextlib.suppress(KeyError, TypeError):
+            return DoneSegment(note["kind"], tuple(note["fingerprints"]), tuple(note["keys"]))
+        return None
+
+    def finish(self, segment: int, done: DoneSegment) -> None:
+        """Record that a segment is done."""
+        with disk_errors(self._note(segment)), replacing(self._note(segment), durable=True) as new:
+            body = {"kind": done.kind, "fingerprints": done.fingerprints, "keys": done.keys}
+            new.write_text(json.dumps(body), encoding="utf-8")
+
+    def reopen(self, segment: int) -> None:
+        """Forget that a segment is done, since chunks of it are missing."""
+        self._note(segment).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder, the mark that makes it ours last."""
+        for name in ("claims", "done", "chunks", "films"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _note(self, segment: int) -> Path:
+        return self.folder / "done" / f"{segment}.json"
+
+
+def _read(path: Path) -> dict:
+    try:
+        note = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):  # absent or damaged: then it says nothing
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+class ChunkStore(Protocol):
+    """A place for finished chunks; `film.cache.Cache` is one."""
+
+    def state(self, fingerprint: str) -> bytes | None: ...
+
+    def piece(self, fingerprint: str, key: str) -> bytes | None: ...
+
+    def put(self, fingerprint: str, state: bytes, key: str, piece: bytes) -> None: ...
+
+
+class PartsWriter(PieceWriter):
+    """Writes the chunks of one segment into `store`; each is safe there as soon as it is finished."""
+
+    def __init__(self, target: Target, film: GrowingFilm, size: tuple[int, int], store: ChunkStore) -> None:
+        super().__init__(target, film, size)
+        self._store = store
+        self._is_closed = False
+
+    def resume(self, wanted: Wanted, cache: Cache | None) -> Resumed:
+        """Continue after the chunks that are in the store."""
+        self._cache = cache
+        count, state = stored(self._store, wanted.fingerprints, self.keys([c.num_frames for c in wanted.chunks]))
+        self.num_frames = sum(chunk.num_frames for chunk in wanted.chunks[:count])
+        self._thread.start()
+        return Resumed(count, state)
+
+    def keys(self, frames: Sequence[int]) -> list[str]:
+        """Return the keys of the pieces of chunks with so many frames."""
+        return [self._key(num_frames) for num_frames in frames]
+
+    def close(self) -> Path:
+        if not self._is_closed:
+            try:
+                self._end()
+                self._thread.join()
+                self.check()
+            except BaseException:
+                self.abort()
+                raise
+            self._is_closed = True
+        return self.target.path
+
+    def abort(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            if self._thread.ident:
+                self._drain(DRAIN_SECONDS)
+
+    def _keep(self, piece: bytes, end: PieceEnd) -> bytes | None:
+        assert end.safe is not None, "chunks of a segment have fingerprints"
+        state = end.safe.save()
+        with disk_errors(self.target.path):
+            self._store.put(end.safe.fingerprint, state, self._key(end.num_frames), piece)
+        return state
+
+
+def stored(store: ChunkStore, fingerprints: Sequence[str], keys: Sequence[str]) -> tuple[int, bytes | None]:
+    """Return how many chunks, from the first, are whole in the store, and the state after the last of them."""
+    last = None
+    for count, (fingerprint, key) in enumerate(zip(fingerprints, keys, strict=True)):
+        state = store.state(fingerprint)
+        if state is None or store.piece(fingerprint, key) is None:
+            return count, last
+        last = state
+    return len(fingerprints), last
+
+
+class JoinedChunks(Cache):
+    """The chunks of all segments as one cache, from which the film is joined.
+
+    The pieces of a chunk are found under the key that its worker's encoder had, which may be another version than ours.
+    """
+
+    def __init__(self, parts: Parts, segments: Sequence[DoneSegment]) -> None:
+        super().__init__(parts.folder, limit=NO_LIMIT)
+        self._keys = {
+            (fingerprint, _frames(key)): key
+            for segment in segments
+            for fingerprint, key in zip(segment.fingerprints, segment.keys, strict=True)
+        }
+
+    def piece(self, fingerprint: str, key: str) -> bytes | None:
+        return super().piece(fingerprint, self._keys.get((fingerprint, _frames(key)), key))
+
+    def promise(self, fingerprints: Sequence[str]) -> bool:
+        return all(self.has(fingerprint) for fingerprint in fingerprints)
+
+    def put(self, fingerprint: str, state: bytes, key: str, piece: bytes) -> None:
+        """Do nothing: the chunks are there."""
+
+
+def _frames(key: str) -> str:
+    """The number of frames in a piece's key, which begins with its encoding."""
+    return key.rpartition("-")[2]
