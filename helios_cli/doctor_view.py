@@ -41,6 +41,7 @@ def _report(facts: Facts) -> dict[str, list[str]]:
         "arithmetic": _arithmetic_lines(facts["arithmetic"]),
         "attention": list(_attention_lines(facts["attention"])),
         **({"test": [line for result in facts["test"] for line in _test_lines(result)]} if "test" in facts else {}),
+        "many GPUs": list(_farm_lines(facts)),
         "models": [
             f"{EMBEDDED} fits; others on {facts['device']} in {dtype['name']}:",
             _bandwidth_line(facts["models"]["bandwidths"]),
@@ -59,9 +60,38 @@ def _gpu_lines(facts: Facts) -> Iterator[str]:
         capability = "capability {}.{}, ".format(*gpu["capability"]) if gpu["capability"] else ""
         total, free = format_bytes(gpu["total_bytes"]), format_bytes(gpu["free_bytes"])
         yield f"{gpu['device']}: {gpu['name']}, {capability}{total}, {free} free"
+    if facts["links"]:
+        yield _links_line(facts["links"])
     if facts["driver"]:
         unused = ", but this PyTorch cannot use it: install a build with CUDA from pytorch.org"
         yield f"NVIDIA driver {facts['driver']}{'' if facts['accelerators'] else unused}"
+
+
+def _links_line(links: list[Facts]) -> str:
+    """Say what joins the GPUs: all of them, or the pairs for each kind of link."""
+    kinds: dict[str, list[str]] = {}
+    for pair in links:
+        kinds.setdefault(pair["link"], []).append("-".join(map(str, pair["gpus"])))
+    if len(kinds) == 1:
+        return f"joined by {next(iter(kinds))}"
+    return "joined by " + "; ".join(f"{link}: {', '.join(pairs)}" for link, pairs in kinds.items())
+
+
+def _farm_lines(facts: Facts) -> Iterator[str]:
+    """Say what the flags of many GPUs would take here."""
+    farm, kinds = facts["farm"], {gpu["name"] for gpu in facts["accelerators"]}
+    auto, choices = counted(farm["workers_auto"], "worker"), [str(count) for count in farm["gpus_per_film"]]
+    if facts["device"] == "cpu":
+        yield f"--workers auto: {auto}; --workers N shares the cores among N"
+        yield "--gpus-per-film: that many processes, which share the cores"
+    else:
+        yield f"--workers auto: {auto}, one a GPU"
+        yield f"--gpus-per-film: {' or '.join(filter(None, [', '.join(choices[:-1]), choices[-1]]))}"
+    if len(kinds) > 1:
+        yield "the GPUs differ: a film is rendered by one kind of them, unless --mixed lets it use all"
+    ray = farm["ray"]
+    version = f"Ray {ray['version']}" if ray["version"] else "needs Ray: pip install 'helios-render[ray]'"
+    yield f"--cluster: {version}; RAY_ADDRESS is {ray['address'] or 'not set'}"
 
 
 def _memory_lines(memory: Facts) -> Iterator[str]:

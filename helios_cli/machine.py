@@ -342,6 +342,36 @@ def nvidia_driver() -> str | None:
     return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout.strip() else None
 
 
+def gpu_links() -> dict[tuple[int, int], str]:
+    """Return what joins each two GPUs, by nvidia-smi's indices: "NVLink", or how far apart they are over PCIe.
+
+    Empty without nvidia-smi, and with one GPU.
+    """
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {}
+    try:
+        answer = subprocess.run([program, "topo", "-m"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", answer.stdout).splitlines()  # the heading is underlined
+    rows = [line.split("\t")[1:] for line in lines if re.match(r"GPU\d+\t", line)]
+    if answer.returncode or any(len(row) < len(rows) for row in rows):
+        return {}
+    return {
+        (one, other): _link(rows[one][other].strip()) for one in range(len(rows)) for other in range(one + 1, len(rows))
+    }
+
+
+def _link(code: str) -> str:
+    """Return the words for a code of `nvidia-smi topo`: NV18 is NVLink with 18 links."""
+    if code.startswith("NV"):
+        return "NVLink"
+    return {"PIX": "one PCIe switch", "PXB": "PCIe switches", "PHB": "PCIe", "NODE": "PCIe"}.get(
+        code, "PCIe and the link between processors" if code == "SYS" else code
+    )
+
+
 def attention_backends(device: torch.device) -> tuple[str, ...]:
     """Return what PyTorch's scaled_dot_product_attention can choose from on `device`."""
     import torch

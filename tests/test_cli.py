@@ -16,7 +16,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from helios_cli import __version__, cli, errors, machine
+from helios_cli import __version__, cli, doctor_view, errors, machine
 from helios_cli.commands import COMMANDS, doctor
 from support.waiting import LONGEST
 
@@ -265,7 +265,18 @@ def test_doctor_reports_and_ends_well(capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert f"helios       {__version__}" in out
-    for label in ("processor", "GPU", "dtype", "memory", "disk", "ffmpeg", "Triton", "attention", "models"):
+    for label in (
+        "processor",
+        "GPU",
+        "dtype",
+        "memory",
+        "disk",
+        "ffmpeg",
+        "Triton",
+        "attention",
+        "many GPUs",
+        "models",
+    ):
         assert f"\n{label} " in out
     assert "\nmodels       tiny fits; others on " in out
     rows = [line.split()[:2] for line in out.splitlines() if line.startswith(("distilled ", "mid ", "base "))]
@@ -294,8 +305,59 @@ def test_doctor_as_json(capsys):
             assert mode["chosen"] == (mode["mode"] == model["runs"])
     assert models["models"].keys() == {"distilled", "mid", "base"}
     assert report["memory"]["available_bytes"] <= report["memory"]["total_bytes"]
+    assert report["farm"].keys() == {"workers_auto", "gpus_per_film", "ray"}
     assert report["ffmpeg"]["version"]
     assert report["ffmpeg"]["encoders"] == ["h264", "hevc", "av1", "ffv1"]
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return doctor._facts()
+
+
+def shown(facts, capsys, **changed) -> str:
+    doctor_view.show({**facts, **changed})
+    return " ".join(capsys.readouterr().out.split())
+
+
+def gpu(index: int, name: str) -> dict:
+    return {
+        "device": f"cuda:{index}",
+        "name": name,
+        "total_bytes": 10**11,
+        "free_bytes": 9 * 10**10,
+        "capability": [9, 0],
+    }
+
+
+def test_doctor_shows_all_gpus_and_their_links(facts, capsys):
+    alike = [gpu(index, "NVIDIA H200") for index in range(3)]
+    links = [{"gpus": pair, "link": "NVLink"} for pair in ([0, 1], [0, 2], [1, 2])]
+    farm = {**facts["farm"], "workers_auto": 3, "gpus_per_film": [1, 2]}
+    out = shown(facts, capsys, device="cuda:0", accelerators=alike, links=links, farm=farm)
+    assert all(f"cuda:{index}: NVIDIA H200, capability 9.0, 100 GB, 90 GB free" in out for index in range(3))
+    assert "joined by NVLink" in out and "--workers auto: 3 workers, one a GPU" in out
+    assert "--gpus-per-film: 1 or 2" in out and "the GPUs differ" not in out
+    links[1]["link"] = "PCIe"
+    out = shown(facts, capsys, device="cuda:0", accelerators=[*alike[:2], gpu(2, "NVIDIA L4")], links=links, farm=farm)
+    assert "joined by NVLink: 0-1, 1-2; PCIe: 0-2" in out
+    assert "the GPUs differ: a film is rendered by one kind of them, unless --mixed lets it use all" in out
+
+
+def test_doctor_counts_what_flags_of_many_gpus_would_take():
+    assert doctor._farm(0)["workers_auto"] == 1 and doctor._farm(0)["gpus_per_film"] == [1]
+    assert doctor._farm(8)["workers_auto"] == 8 and doctor._farm(8)["gpus_per_film"] == [1, 2, 4, 5, 8]  # of 40 heads
+
+
+def test_doctor_finds_ray_or_says_how_to_get_it(facts, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    monkeypatch.setattr(machine, "package_version", lambda package: {"ray": "2.60.0"}.get(package))
+    assert doctor._farm(0)["ray"] == {"version": "2.60.0", "address": "ray://head:10001"}
+    assert "--cluster: Ray 2.60.0; RAY_ADDRESS is ray://head:10001" in shown(facts, capsys, farm=doctor._farm(0))
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(machine, "package_version", lambda package: None)
+    out = shown(facts, capsys, farm=doctor._farm(0))
+    assert "--cluster: needs Ray: pip install 'helios-render[ray]'; RAY_ADDRESS is not set" in out
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

@@ -22,6 +22,7 @@ from helios_cli.errors import InputError, MachineError
 from helios_cli.film.cache import Cache
 from helios_cli.film.target import check_target
 from helios_cli.weights import hub
+from support.programs import program
 from support.users import as_user, needs_users
 
 GIB = 2**30
@@ -263,3 +264,32 @@ def test_children_count_while_they_live():
     assert 100e6 < peaks[0] < 150e6 and 200e6 < peaks[1] < 300e6
     children.look()  # they are gone
     assert children.peak_bytes == peaks[1]
+
+
+TOPOLOGY = r"""
+\t\e[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\e[0m
+GPU0\t X \tNV18\tSYS\tPIX\t0-15\t0\t\tN/A
+GPU1\tNV18\t X \tPHB\tPXB\t0-15\t0\t\tN/A
+GPU2\tSYS\tPHB\t X \tSYS\t16-31\t1\t\tN/A
+NIC0\tPIX\tPXB\tSYS\t X \t\t\t\t
+
+Legend:
+
+  X    = Self
+"""
+
+
+def test_links_between_gpus(tmp_path, monkeypatch):
+    """As `nvidia-smi topo -m` prints them."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.gpu_links() == {}
+    program(tmp_path / "nvidia-smi", f"printf '{TOPOLOGY}'")
+    far = "PCIe and the link between processors"
+    assert machine.gpu_links() == {(0, 1): "NVLink", (0, 2): far, (1, 2): "PCIe"}
+
+
+@pytest.mark.parametrize("script", ["exit 6", "echo", r"printf 'GPU0\t X \t0-15\n'", r"printf 'GPU0\nGPU1\tX\n'"])
+def test_no_links_where_none_are_reported(tmp_path, monkeypatch, script):
+    program(tmp_path / "nvidia-smi", script)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.gpu_links() == {}

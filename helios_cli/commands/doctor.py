@@ -81,6 +81,7 @@ def _facts() -> Facts:
         "cpu": asdict(machine.cpu()),
         "accelerators": [_accelerator(name, gpu) for name, gpu in gpus().items()],
         "driver": machine.nvidia_driver(),
+        "links": [{"gpus": list(pair), "link": link} for pair, link in machine.gpu_links().items()],
         "device": str(device),
         "dtype": {"name": dtype, "reason": reason},
         "memory": {**asdict(memory), "available_bytes": memory.available_bytes},
@@ -94,7 +95,21 @@ def _facts() -> Facts:
             "faults": arithmetic.faults(products),
         },
         "attention": attention_facts(device),
+        "farm": _farm(torch.cuda.device_count()),
         "models": survey(described, dtype),
+    }
+
+
+def _farm(gpu_count: int) -> Facts:
+    """Return what `--workers auto`, `--gpus-per-film` (of the published models) and `--cluster` find here."""
+    from helios_cli.architecture import DiTConfig
+    from helios_cli.cost.farm import auto_workers, divisions
+
+    choices = divisions(DiTConfig().num_attention_heads, guided=False)
+    return {
+        "workers_auto": auto_workers(gpu_count),
+        "gpus_per_film": [1, *(count for count in choices if count <= gpu_count)],
+        "ray": {"version": machine.package_version("ray"), "address": os.environ.get("RAY_ADDRESS") or None},
     }
 
 

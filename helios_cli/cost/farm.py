@@ -281,15 +281,20 @@ def _split(estimates: Sequence[Estimate], gpus: int) -> Split:
     return Split(gpus, divided / alone, sum(moved) / chunks, basis)
 
 
-def _branches(estimate: Estimate, gpus: int) -> int:
+def divisions(heads: int, *, guided: bool) -> list[int]:
+    """Return the numbers of GPUs among which the calls of a model with so many attention heads can be divided."""
+    return [gpus for gpus in range(2, 2 * heads + 1) if heads % (gpus // _branches(gpus, guided=guided)) == 0]
+
+
+def _branches(gpus: int, *, guided: bool) -> int:
     """Return the groups that GPUs form: with guidance, both calls of a step are made at the same time."""
-    return 2 if estimate.plan.guidance > 1 and gpus % 2 == 0 else 1
+    return 2 if guided and gpus % 2 == 0 else 1
 
 
 def _require_heads(estimate: Estimate, gpus: int) -> None:
     """Raise InputError unless the attention heads can be divided among the GPUs of a group."""
     heads = estimate.model.dit.num_attention_heads
-    choices = [count for count in range(2, 2 * heads + 1) if heads % (count // _branches(estimate, count)) == 0]
+    choices = divisions(heads, guided=estimate.plan.guidance > 1)
     if gpus not in choices:
         listed = ", ".join(map(str, choices[:8]))
         raise InputError(
@@ -301,7 +306,7 @@ def _require_heads(estimate: Estimate, gpus: int) -> None:
 def _moved_bytes(estimate: Estimate, gpus: int) -> float:
     """Return the bytes that each GPU receives for a film: queries, keys, values and the output of self-attention are
     exchanged in each block, so that each GPU has all rows of its heads (Ulysses, arXiv 2309.14509)."""
-    branches, dit = _branches(estimate, gpus), estimate.model.dit
+    branches, dit = _branches(gpus, guided=estimate.plan.guidance > 1), estimate.model.dit
     ranks = gpus // branches
     row = 4 * dit.num_layers * dit.width * ITEMSIZE[estimate.dtype]
     rows = sum(stage.film_calls * stage.rows for stage in estimate.work.stages) / branches
@@ -309,6 +314,11 @@ def _moved_bytes(estimate: Estimate, gpus: int) -> float:
 
 
 # What they run on
+
+
+def auto_workers(gpus: int, gpus_per_film: int = 1) -> int:
+    """Return the number that `--workers auto` stands for on a machine with so many GPUs; a CPU counts as one."""
+    return max(1, gpus // gpus_per_film)
 
 
 def _workers(options: RenderOptions, here: Sequence[Device], device: Device, on: str | None) -> int | None:
@@ -324,7 +334,7 @@ def _workers(options: RenderOptions, here: Sequence[Device], device: Device, on:
             f"--workers auto counts the GPUs of this machine, but --on {on} is another one",
             hint="write the number of workers, such as --workers 8",
         )
-    return max(1, len(here) // options.gpus_per_film) if device.kind == "cuda" else 1
+    return auto_workers(len(here), options.gpus_per_film)
 
 
 def _threads(estimate: Estimate) -> tuple[int, int]:
