@@ -315,9 +315,8 @@ def facts():
     return doctor._facts()
 
 
-def shown(facts, capsys, **changed) -> str:
-    doctor_view.show({**facts, **changed})
-    return " ".join(capsys.readouterr().out.split())
+def shown(facts, **changed) -> str:
+    return "\n".join(line for lines in doctor_view._report({**facts, **changed}).values() for line in lines)
 
 
 def gpu(index: int, name: str) -> dict:
@@ -330,16 +329,16 @@ def gpu(index: int, name: str) -> dict:
     }
 
 
-def test_doctor_shows_all_gpus_and_their_links(facts, capsys):
+def test_doctor_shows_all_gpus_and_their_links(facts):
     alike = [gpu(index, "NVIDIA H200") for index in range(3)]
     links = [{"gpus": pair, "link": "NVLink"} for pair in ([0, 1], [0, 2], [1, 2])]
     farm = {**facts["farm"], "workers_auto": 3, "gpus_per_film": [1, 2]}
-    out = shown(facts, capsys, device="cuda:0", accelerators=alike, links=links, farm=farm)
+    out = shown(facts, device="cuda:0", accelerators=alike, links=links, farm=farm)
     assert all(f"cuda:{index}: NVIDIA H200, capability 9.0, 100 GB, 90 GB free" in out for index in range(3))
     assert "joined by NVLink" in out and "--workers auto: 3 workers, one a GPU" in out
     assert "--gpus-per-film: 1 or 2" in out and "the GPUs differ" not in out
     links[1]["link"] = "PCIe"
-    out = shown(facts, capsys, device="cuda:0", accelerators=[*alike[:2], gpu(2, "NVIDIA L4")], links=links, farm=farm)
+    out = shown(facts, device="cuda:0", accelerators=[*alike[:2], gpu(2, "NVIDIA L4")], links=links, farm=farm)
     assert "joined by NVLink: 0-1, 1-2; PCIe: 0-2" in out
     assert "the GPUs differ: a film is rendered by one kind of them, unless --mixed lets it use all" in out
 
@@ -349,14 +348,14 @@ def test_doctor_counts_what_flags_of_many_gpus_would_take():
     assert doctor._farm(8)["workers_auto"] == 8 and doctor._farm(8)["gpus_per_film"] == [1, 2, 4, 5, 8]  # of 40 heads
 
 
-def test_doctor_finds_ray_or_says_how_to_get_it(facts, capsys, monkeypatch):
+def test_doctor_finds_ray_or_says_how_to_get_it(facts, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     monkeypatch.setattr(machine, "package_version", lambda package: {"ray": "2.60.0"}.get(package))
     assert doctor._farm(0)["ray"] == {"version": "2.60.0", "address": "ray://head:10001"}
-    assert "--cluster: Ray 2.60.0; RAY_ADDRESS is ray://head:10001" in shown(facts, capsys, farm=doctor._farm(0))
+    assert "--cluster: Ray 2.60.0; RAY_ADDRESS is ray://head:10001" in shown(facts, farm=doctor._farm(0))
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setattr(machine, "package_version", lambda package: None)
-    out = shown(facts, capsys, farm=doctor._farm(0))
+    out = shown(facts, farm=doctor._farm(0))
     assert "--cluster: needs Ray: pip install 'helios-render[ray]'; RAY_ADDRESS is not set" in out
 
 
