@@ -71,13 +71,41 @@ def find_device(name: str = "auto") -> Device:
     return Device("cpu", cpu_name(machine.cpu_threads()), memory.total_bytes, memory.available_bytes)
 
 
-def _require_known(name: str, *others: str) -> None:
+def find_vae_device(name: str | None, device_name: str, device: Device) -> Device | None:
+    """Return the device that `pick_vae_device(name)` takes next to `device`, which is called `device_name`, without
+    opening it; None if it is the same. Raises InputError for one that makes no sense next to it."""
+    return find_device(name) if name is not None and is_second(name, device_name, device) else None
+
+
+def is_second(name: str, device_name: str, device: Device) -> bool:
+    """Return whether `name` is another device than `device`, which is called `device_name`. Raises InputError for one
+    that makes no sense next to it."""
+    _require_known(name, flag="--vae-device")
+    kind = name.partition(":")[0]
+    if kind == device.kind and (kind != "cuda" or _index(name) == _index(device_name)):
+        return False
+    _require_pair(name, device.kind)
+    return True
+
+
+def _require_pair(name: str, kind: str) -> None:
+    """Raise InputError for a VAE on `name`, another device than that of the transformer, if that is a CPU."""
+    if kind == "cpu":
+        raise InputError(
+            f"--vae-device {name}: the transformer computes on the CPU, next to which a second device spares nothing",
+            hint="choose a GPU with --device, or leave out --vae-device",
+        )
+
+
+def _require_known(name: str, *others: str, flag: str = "--device") -> None:
     if name not in others and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise InputError(f"--device {name}: no such kind of device", hint="write auto, cuda, cuda:1, mps or cpu")
+        names = "auto, cuda, cuda:1, mps or cpu" if flag == "--device" else "cuda, cuda:1, mps or cpu"
+        raise InputError(f"{flag} {name}: no such kind of device", hint=f"write {names}")
 
 
 def _index(name: str) -> int:
-    return int(name.removeprefix("cuda").removeprefix(":") or 0)
+    """Return the index of a GPU by its name; 0 for `auto`."""
+    return int(name.removeprefix("auto").removeprefix("cuda").removeprefix(":") or 0)
 
 
 def _torch_has(library: str) -> bool:
@@ -146,25 +174,41 @@ def pick_device(name: str = "auto") -> torch.device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    _require_known(name)
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise MachineError("--device mps: this machine or this PyTorch has no Metal device", hint="use --device cpu")
-    return _cuda_device(name) if name.startswith("cuda") else torch.device(name)
+    device = _present(name, "--device")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams, events and graphs are the current device's
+    return device
 
 
-def _cuda_device(name: str) -> torch.device:
+def pick_vae_device(name: str | None, device: torch.device) -> torch.device:
+    """Return the device called `name`, for the VAE and the text encoder; None is `device`, the transformer's.
+
+    Raises as `pick_device`, and InputError for a second device next to a CPU."""
+    other = device if name is None else _present(name, "--vae-device")
+    if other != device:
+        _require_pair(str(name), device.type)
+    return other
+
+
+def _present(name: str, flag: str) -> torch.device:
+    """Return the device called `name`, the value of `flag`. Raises InputError or MachineError, which name the flag."""
     import torch
 
-    hint = "use --device cpu; `helios doctor` shows what is there"
+    _require_known(name, flag=flag)
+    cpu = f"use {flag} cpu"
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise MachineError(f"{flag} mps: this machine or this PyTorch has no Metal device", hint=cpu)
+    if not name.startswith("cuda"):
+        return torch.device(name)
+    hint = f"{cpu}; `helios doctor` shows what is there"
     count, index = torch.cuda.device_count(), _index(name)
     if count == 0 and torch.version.cuda is None and torch.version.hip is None:
-        raise MachineError(f"--device {name}: PyTorch {torch.__version__} is built without GPU support", hint=hint)
+        raise MachineError(f"{flag} {name}: PyTorch {torch.__version__} is built without GPU support", hint=hint)
     if count == 0:
-        raise MachineError(f"--device {name}: PyTorch finds no GPU (no driver, or one too old for it)", hint=hint)
+        raise MachineError(f"{flag} {name}: PyTorch finds no GPU (no driver, or one too old for it)", hint=hint)
     if index >= count:
         known = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise MachineError(f"--device {name}: this machine has {known}", hint=hint)
-    torch.cuda.set_device(index)  # streams, events and graphs are the current device's
+        raise MachineError(f"{flag} {name}: this machine has {known}", hint=hint)
     return torch.device("cuda", index)
 
 

@@ -110,7 +110,7 @@ SHARED = {
         panel=MACHINE,
         default="auto",
     ),
-    "vram": _option(str | None, "GPU memory budget, such as 6G. (default: what is free)", panel=MACHINE),
+    "vram": _option(str | None, "Memory budget of each GPU, such as 6G. (default: what is free)", panel=MACHINE),
     "ram": _option(str | None, "Host memory budget, such as 16G. (default: what is free)", panel=MACHINE),
     "quant": _option(
         QuantChoice,
@@ -162,7 +162,9 @@ SHARED = {
         max=64,
     ),
     "vae_device": _option(
-        str | None, "Device of the VAE and the text encoder, such as cuda:1. (default: that of the model)", panel=FARM
+        str | None,
+        "Device of the VAE and the text encoder: cuda:1, cpu; a chunk is decoded there while the next one is denoised.",
+        panel=FARM,
     ),
     "strict": _option(bool, "Treat adjustments as errors.", "--strict", default=False),
     "check": _option(bool, "Check the finished film as `helios check` does; see --strict.", "--check", default=False),

@@ -66,6 +66,8 @@ def _settings(estimate: Estimate) -> None:
         if value["value"] not in (None, "")
     ]
     rows.append(["device", f"{estimate.device.kind}: {estimate.device.name}", estimate.device_origin])
+    if estimate.vae_device is not None:
+        rows.append(["vae device", f"{estimate.vae_device.kind}: {estimate.vae_device.name}", "flag"])
     rows.append(["dtype", estimate.dtype, estimate.dtype_origin])
     console.line()
     console.table(["setting", "value", "from"], rows, report=True)
@@ -177,7 +179,8 @@ def _totals(estimate: Estimate) -> None:
         memory = f"{format_bytes(mode.host_bytes)}; {fits}{room}"
     else:
         host = f"{format_bytes(mode.host_bytes)} on the host"
-        memory = f"{format_bytes(mode.device_bytes)} on the device; {fits}{room}\n{host}"
+        second = "" if mode.vae_device_bytes is None else f"{format_bytes(mode.vae_device_bytes)} on the VAE's device\n"
+        memory = f"{format_bytes(mode.device_bytes)} on the device; {fits}{room}\n{second}{host}"
     download = f"; {format_bytes(model.download_bytes)} to download" if model.download_bytes else ""
     console.line()
     console.prose(memory, label="memory")

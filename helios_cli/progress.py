@@ -432,6 +432,8 @@ def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:
     memory = f"peak memory {format_bytes(done.peak_host_bytes)}"
     if done.peak_device_bytes is not None:
         memory += f" and {format_bytes(done.peak_device_bytes)} on the device"
+    if done.peak_vae_device_bytes is not None:
+        memory += f", {format_bytes(done.peak_vae_device_bytes)} on that of the VAE"
     speed = f"{done.frames_per_second:.3g} frames/s"
     if done.frames_reused == done.frames:
         speed = "every frame from earlier renders"

@@ -20,9 +20,11 @@ from helios_cli.device import (
     device_of,
     find_device,
     find_gpus,
+    find_vae_device,
     gpus,
     pick_device,
     pick_dtype,
+    pick_vae_device,
     torch_dtype,
 )
 from helios_cli.errors import InputError, MachineError
@@ -201,3 +203,49 @@ def test_free_memory_is_asked_of_one_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert device_of(torch.device("cuda:3")) == Device("cuda", "a GPU", 9, 5, (9, 0))
     assert asked == [torch.device("cuda:3")]
+
+
+GPU = Device("cuda", "a GPU", 80, 80)
+
+
+@pytest.mark.parametrize(
+    ("name", "device_name", "is_second"),
+    [
+        (None, "auto", False),
+        ("cuda", "auto", False),
+        ("cuda:0", "cuda", False),
+        ("cuda:1", "cuda:1", False),
+        ("cuda:1", "auto", True),
+        ("cuda:0", "cuda:1", True),
+        ("cpu", "cuda", True),
+    ],
+)
+def test_the_vae_has_a_device_of_its_own_where_that_is_another_one(name, device_name, is_second):
+    assert (find_vae_device(name, device_name, GPU) is not None) == is_second
+
+
+def test_next_to_a_cpu_the_vae_has_no_other_device(monkeypatch):
+    """--vae-device cpu says what is so already."""
+    here, cpu = find_device("cpu"), torch.device("cpu")
+    assert find_vae_device("cpu", "auto", here) is None and pick_vae_device("cpu", cpu) == cpu
+    assert pick_vae_device(None, cpu) == cpu
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for find in (lambda: find_vae_device("mps", "cpu", here), lambda: pick_vae_device("mps", cpu)):
+        with pytest.raises(InputError, match="--vae-device mps: the transformer computes on the CPU"):
+            find()
+
+
+def test_a_vae_device_that_is_none():
+    for find in (lambda: find_vae_device("auto", "cuda", GPU), lambda: pick_vae_device("auto", torch.device("cpu"))):
+        with pytest.raises(InputError, match="--vae-device auto: no such kind of device"):
+            find()
+
+
+def test_looking_for_the_vae_s_gpu_leaves_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    first = pick_device("cuda:0")
+    assert pick_vae_device("cuda:1", first) == torch.device("cuda", 1) and current == [first]
+    with pytest.raises(MachineError, match="--vae-device cuda:2: this machine has cuda:0 to cuda:1"):
+        pick_vae_device("cuda:2", first)

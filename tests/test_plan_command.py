@@ -526,3 +526,19 @@ def test_an_empty_prompt_is_said_to_be_empty(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "", "-m", "tiny"]) == 2
     assert "is empty: say what the shot shows" in capsys.readouterr().err
+
+
+def test_a_second_gpu_for_the_vae(helios):
+    arguments = ("a ball", "-m", "distilled", "--on", "H100", "--vae-device")
+    done = helios(*arguments, "cuda:1").out
+    assert "vae device" in done and "on the VAE's device" in done
+    film = json.loads(helios(*arguments, "cuda:1", "--json").out)["films"][0]
+    assert film["vae_device"]["name"] == film["device"]["name"] == "H100"
+    (mode,) = [mode for mode in film["memory"] if mode["chosen"]]
+    assert mode["vae_device_bytes"] == 500_000_000 + max(
+        phase["total"] for phase in mode["phases"] if phase["on_vae_device"]
+    )
+    assert mode["seconds"] == pytest.approx(max(film["time"]["denoise"], film["time"]["decode"]) / film["chunks_total"])
+    alone = json.loads(helios(*arguments, "cuda:0", "--json").out)["films"][0]
+    assert alone["vae_device"] is None
+    assert "only a second GPU of that kind" in helios(*arguments, "cpu", code=2).err

@@ -23,11 +23,25 @@ TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
 def arithmetic_of(
-    device: Device, dtype: str, attention_taken: Mapping[str, str], *, quant: str, attention: str
+    device: Device,
+    dtype: str,
+    attention_taken: Mapping[str, str],
+    *,
+    quant: str,
+    attention: str,
+    vae_device: Device | None = None,
 ) -> Arithmetic:
-    """Describe a device's arithmetic. `attention_taken` is what is known of its `attention_shapes`."""
+    """Describe the arithmetic of a device, and of the VAE's if it has its own.
+
+    `attention_taken` is what is known of the device's `attention_shapes`."""
     kernels = _kernels(device, attention, attention_taken)
-    return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels)
+    vae = "" if vae_device is None or vae_device.name == device.name else _other(vae_device)
+    return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels, vae)
+
+
+def _other(device: Device) -> str:
+    """Describe a device by its name and what replaces PyTorch's own there, other than attention."""
+    return ", ".join(fact for fact in (device.name, _kernels(device, "auto", {})) if fact)
 
 
 def attention_shapes(dit: DiTConfig, size: tuple[int, int], stages: int, dtype: str) -> Iterator[str]:

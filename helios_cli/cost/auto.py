@@ -32,7 +32,7 @@ USUAL_TOKENS = 100
 """Tokens of a prompt that is not written yet."""
 
 
-def auto_model(device: Device, dtype: str, options: RenderOptions) -> tuple[str, str]:
+def auto_model(device: Device, dtype: str, options: RenderOptions, vae_device: Device | None = None) -> tuple[str, str]:
     """Return the model, and a line that says which, why, and how to get the other one. On a CPU the best one is
     taken only if it fits as a whole, unless `options` name a mode: streamed, it renders there too, in hours."""
     try:
@@ -44,8 +44,8 @@ def auto_model(device: Device, dtype: str, options: RenderOptions) -> tuple[str,
     if device.kind == "cpu" and options.offload == "auto":
         options = replace(options, offload="none")
     try:
-        load = usual_film(find_model(BEST), device, dtype, quant=options.quant)
-        plan_placement(load, options, budget_of(options, device))
+        load = usual_film(find_model(BEST), device, dtype, quant=options.quant, vae_device=vae_device)
+        plan_placement(load, options, budget_of(options, device, vae_device))
     except (MachineError, CheckpointError) as error:
         return EMBEDDED, f"model: {EMBEDDED}, as {error.message}; `-m {BEST}` uses it anyway"
     return BEST, f"model: {BEST}, from the local cache; `-m {EMBEDDED}` uses the small one in the package"
@@ -76,7 +76,9 @@ def survey(device: Device, dtype: str, options: RenderOptions | None = None) -> 
     return {"budget": asdict(budget), "bandwidths": asdict(bandwidths), "models": models}
 
 
-def usual_film(model: Model, device: Device, dtype: str, *, quant: Quant = "none") -> Workload:
+def usual_film(
+    model: Model, device: Device, dtype: str, *, quant: Quant = "none", vae_device: Device | None = None
+) -> Workload:
     """Return two chunks at the model's own size, steps and guidance, with prompts of a usual length."""
     prompts = (("a prompt", 1.0),)
     chunks = tuple(
@@ -86,4 +88,4 @@ def usual_film(model: Model, device: Device, dtype: str, *, quant: Quant = "none
     preset = model.preset
     plan = Plan("", chunks, 2 * FRAMES_PER_CHUNK, DEFAULT_FPS, model.native_size, "", preset.steps, preset.guidance)
     tokens = PromptTokens(dict.fromkeys(["a prompt", ""], USUAL_TOKENS), counted=False, lost={})
-    return Workload.of(plan, model, device, dtype, quant, prompts=tokens)
+    return Workload.of(plan, model, device, dtype, quant, prompts=tokens, vae_device=vae_device)

@@ -27,7 +27,7 @@ from helios_cli.cost.placing import (
 )
 from helios_cli.cost.speeds import Duration, duration_of
 from helios_cli.cost.work import PromptTokens, Work
-from helios_cli.device import Device, find_device, pick_dtype
+from helios_cli.device import Device, find_device, find_vae_device, is_second, pick_dtype
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film.cache import Cache
 from helios_cli.film.jobs import Job
@@ -64,6 +64,7 @@ class Estimate:
         memory: A plan for each mode of `--offload`; `mode` is the one that is chosen.
         fingerprints: By chunk; None where weights or device are not here.
         kept: Indices of the chunks that a render takes from earlier films.
+        vae_device: The device of the VAE and the text encoder, if it is another one.
     """
 
     film: Film
@@ -85,6 +86,7 @@ class Estimate:
     fingerprints: tuple[str, ...] | None
     kept: frozenset[int]
     notices: tuple[str, ...]
+    vae_device: Device | None = None
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -127,6 +129,7 @@ def estimate_films(
     `on` names a GPU that is not here, in place of `options.device`; `price` is that of a GPU-hour.
     """
     device = find_device(options.device) if on is None else other_device(on)
+    vae_device = find_vae_device(options.vae_device, options.device, device) if on is None else second_of(on, options)
     require_quant(options.quant, device)
     dtype, _ = pick_dtype(dtype_with(options.quant, options.dtype), device)
     models: dict[str, tuple[Model, list[str]]] = {}
@@ -135,12 +138,13 @@ def estimate_films(
         for film in group:
             name, origin = choose_model(film.recipe, options)
             if name not in models:  # a model is looked up once, however many films use it
-                models[name] = _find(name, options, device, dtype)
+                models[name] = _find(name, options, device, dtype, vae_device)
             model, notices = models[name]
             plan = plan_film(film, resolve(film.recipe, options, model.defaults), strict=options.strict)
             plan = replace(plan, origins={"model": origin, **plan.origins})
-            used = device.with_model(model.parameters["transformer"])
-            load = Workload.of(plan, model, used, dtype, options.quant, len(group))
+            parameters = model.parameters["transformer"]
+            used, second = device.with_model(parameters), vae_device and vae_device.with_model(parameters)
+            load = Workload.of(plan, model, used, dtype, options.quant, len(group), vae_device=second)
             estimates.append(_estimate(film, load, options, on, price, notices))
     return estimates
 
@@ -152,10 +156,25 @@ def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], str]) -> I
             yield group
 
 
-def _find(name: str, options: RenderOptions, device: Device, dtype: str) -> tuple[Model, list[str]]:
+def second_of(on: str, options: RenderOptions) -> Device | None:
+    """Return a second GPU like `on` for the VAE, if `options` name one. Raises InputError for another device."""
+    gpu = other_device(on)
+    if options.vae_device is None or not is_second(options.vae_device, "cuda", gpu):
+        return None
+    if options.vae_device.startswith("cuda"):
+        return gpu
+    raise InputError(
+        f"--vae-device {options.vae_device}: with --on, only a second GPU of that kind can be planned for",
+        hint="write --vae-device cuda:1",
+    )
+
+
+def _find(
+    name: str, options: RenderOptions, device: Device, dtype: str, vae_device: Device | None
+) -> tuple[Model, list[str]]:
     notices = []
     if name == DEFAULT_MODEL:
-        name, line = auto_model(device, dtype, options)
+        name, line = auto_model(device, dtype, options, vae_device)
         notices.append(line)
     if shadow := hub.shadow_of(name):
         notices.append(shadow)
@@ -177,10 +196,11 @@ def _estimate(
         taken = measured_attention(load.device.name, shapes) | {
             shape: name for shape, name in options.attention_taken.items() if shape in shapes
         }
-        arithmetic = arithmetic_of(load.device, load.dtype, taken, quant=load.quant, attention=options.attention)
+        how = {"quant": load.quant, "attention": options.attention}
+        arithmetic = arithmetic_of(load.device, load.dtype, taken, vae_device=load.vae_device, **how)
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=options.reanchor))
-    budget, speed = budget_of(options, load.device, here=on is None), speed_of(load)
+    budget, speed = budget_of(options, load.device, load.vae_device, here=on is None), speed_of(load)
     plans = memory_plans(load, budget, speed)
     mode, placing = _placed(plans, options, budget, load, speed)
     return Estimate(
@@ -203,6 +223,7 @@ def _estimate(
         fingerprints=fingerprints,
         kept=_kept(fingerprints or ()) if options.cache else frozenset(),
         notices=(*notices, *plan.notices, *placing, *_too_long(plan, load.work.prompts, strict=options.strict)),
+        vae_device=load.vae_device,
     )
 
 

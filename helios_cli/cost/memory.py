@@ -50,12 +50,15 @@ ENCODER_FRAMES = 130
 
 @dataclass(frozen=True)
 class PhaseMemory:
-    """Bytes on the device in one phase: `weights`, `kept` between chunks, and `working` at the peak of the phase."""
+    """Bytes on a device in one phase: `weights`, `kept` between chunks, and `working` at the peak of the phase.
+
+    `on_vae_device`: on the device that the VAE and the text encoder have for themselves."""
 
     phase: str
     weights: int
     kept: int
     working: int
+    on_vae_device: bool = False
 
     @property
     def total(self) -> int:
@@ -64,10 +67,13 @@ class PhaseMemory:
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes that a render may take; None where it is not known. On a CPU only `host_bytes` counts."""
+    """Bytes that a render may take; None where it is not known. On a CPU only `host_bytes` counts.
+
+    `vae_device_bytes` is the budget of a second GPU."""
 
     device_bytes: int | None = None
     host_bytes: int | None = None
+    vae_device_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,8 @@ class MemoryPlan:
         pass_bytes: Stored bytes of the files that are read over and over, which the page cache has to hold.
         overlaps: Whether a chunk is decoded while the next one is denoised.
         fits: Whether it fits the budget; None if that is not known.
+        vae_device_bytes: The peak of the device that the VAE and the text encoder have for themselves, or None; on a
+            CPU part of `host_bytes`.
     """
 
     placement: Placement
@@ -98,15 +106,23 @@ class MemoryPlan:
     pass_bytes: int
     overlaps: bool
     fits: bool | None
+    vae_device_bytes: int | None = None
 
     @property
     def name(self) -> str:
         return self.placement.mode
 
+    @property
+    def is_apart(self) -> bool:
+        """Return whether the VAE and the text encoder have a device for themselves."""
+        return self.vae_device_bytes is not None
+
 
 @dataclass(frozen=True)
 class Workload:
-    """A film to be placed: its plan, its model, and how it is computed. `lanes` films like it render at a time."""
+    """A film to be placed: its plan, its model, and how it is computed. `lanes` films like it render at a time.
+
+    `vae_device` is the device of the VAE and the text encoder, or None if it is `device`."""
 
     plan: Plan
     model: Model
@@ -115,6 +131,7 @@ class Workload:
     dtype: str
     quant: Quant = "none"
     lanes: int = 1
+    vae_device: Device | None = None
 
     @classmethod
     def of(
@@ -126,8 +143,14 @@ class Workload:
         quant: Quant = "none",
         lanes: int = 1,
         prompts: PromptTokens | None = None,
+        vae_device: Device | None = None,
     ) -> Workload:
-        return cls(plan, model, work_of(plan, model, dtype, prompts), device, dtype, quant, lanes)
+        return cls(plan, model, work_of(plan, model, dtype, prompts), device, dtype, quant, lanes, vae_device)
+
+    @property
+    def decoder(self) -> Device:
+        """The device of the VAE and the text encoder."""
+        return self.vae_device or self.device
 
     @property
     def branches(self) -> int:
@@ -144,7 +167,15 @@ class Workload:
     @property
     def product_itemsize(self) -> int:
         """Bytes of a number that products take and give: float32 on a CPU that multiplies no smaller type."""
-        is_wide = self.device.kind == "cpu" and (self.dtype == "float16" or "avx512" not in self.device.name)
+        return self._itemsize_on(self.device)
+
+    @property
+    def frame_itemsize(self) -> int:
+        """Bytes of a number that the VAE's convolutions take and give."""
+        return max(self.vae_itemsize, self._itemsize_on(self.decoder))
+
+    def _itemsize_on(self, device: Device) -> int:
+        is_wide = device.kind == "cpu" and (self.dtype == "float16" or "avx512" not in device.name)
         return FLOAT32 if is_wide else self.itemsize
 
     @property
@@ -246,12 +277,17 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
     """Return what `placement` takes."""
     phases = _phases(load, placement)
     kind = load.device.kind
-    overlaps = kind == "cuda" and load.lanes == 1 and placement.overlaps
-    on_device = max(phase.total for phase in phases)
-    if overlaps:  # denoising with the largest work of the VAE, one chunk's decoding or another's conditioning
+    is_apart = load.vae_device is not None
+    overlaps = (kind == "cuda" or is_apart) and load.lanes == 1 and placement.overlaps
+    on_device = max(phase.total for phase in phases if not phase.on_vae_device)
+    if overlaps and not is_apart:  # denoising with the largest work of the VAE: a chunk's decoding or conditioning
         *others, denoise = sorted(phases[1:], key=lambda phase: phase.phase == "denoise")
         on_device = max(on_device, denoise.working + max(phase.total for phase in others))
     on_device += RUNTIME_BYTES[kind]
+    on_vae_device = None
+    if load.vae_device is not None:
+        on_vae_device = max(phase.total for phase in phases if phase.on_vae_device)
+        on_vae_device += RUNTIME_BYTES[load.vae_device.kind]
     host = _host_bytes(load)
     if kind == "cpu":
         host += on_device
@@ -259,10 +295,15 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
         host += load.prompt_bytes
         if placement.mode == "stream":
             host += HOST_SLOTS * max(load.block_bytes, load.text_layer_bytes)
+    if load.vae_device is not None and load.vae_device.kind == "cpu":
+        host += on_vae_device or 0
     needs = [(host, budget.host_bytes)] if kind == "cpu" else []
     needs = needs or [(on_device, budget.device_bytes), (host, budget.host_bytes)]
+    if load.vae_device is not None and load.vae_device.kind != "cpu":
+        needs.insert(1, (on_vae_device or 0, budget.vae_device_bytes))
     is_over = any(most is not None and need > most for need, most in needs)
-    fits = False if is_over else None if needs[0][1] is None else True
+    unknown = any(most is None for _, most in needs[:-1] or needs)  # the host's memory alone may be
+    fits = False if is_over else None if unknown else True
     moved, read, waited = _moved(load, placement)
     placement = _with_ahead(load, placement, phases, budget, host)
     return MemoryPlan(
@@ -280,6 +321,7 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
         pass_bytes=_pass_bytes(load, placement),
         overlaps=overlaps,
         fits=fits,
+        vae_device_bytes=on_vae_device,
     )
 
 
@@ -336,12 +378,13 @@ def _pass_bytes(load: Workload, placement: Placement) -> int:
 
 
 def _phases(load: Workload, placement: Placement) -> list[PhaseMemory]:
-    """Return the phases: the text encoder, which is freed; then transformer and VAE, together or in turns."""
-    on_cpu, slack = load.device.kind == "cpu", 1 + FRAGMENTATION
+    """Return the phases: the text encoder, which is freed; then transformer and VAE, together, in turns, or each on a
+    device of its own."""
+    on_cpu, slack, is_apart = load.device.kind == "cpu", 1 + FRAGMENTATION, load.vae_device is not None
     transformer = load.transformer_bytes
     if streamed := load.streamed(placement):
         transformer -= (streamed - (HOST_SLOTS if on_cpu else DEVICE_SLOTS)) * load.block_bytes
-    together = 0 if placement.takes_turns else transformer + load.vae_bytes
+    together = 0 if placement.takes_turns or is_apart else transformer + load.vae_bytes
     kept = load.lanes * _kept_bytes(load) + (load.prompt_bytes if on_cpu else 0)
     calling = _call_bytes(load)
     if load.device.kind == "cuda" and placement.mode == "none" and placement.graphs:
@@ -351,23 +394,24 @@ def _phases(load: Workload, placement: Placement) -> list[PhaseMemory]:
         calling += (load.lanes * load.branches - 1) * 2 * rows * load.model.dit.width * load.itemsize
     # A prompt's keys and values are there twice when they are put together, next to those of the prompt before.
     denoising = max(calling, 2 * load.context_bytes(load.text_rows)) + 3 * load.lanes * load.latent_bytes
-    size, kind = load.plan.size, "cpu" if on_cpu else "cuda"
-    frame_itemsize = max(load.vae_itemsize, load.product_itemsize)
-    encoding = frame_itemsize * vae.encode_elements(load.model.vae, size, kind)
-    decoding = frame_itemsize * vae.decode_elements(load.model.vae, size, kind)
+    size, kind = load.plan.size, "cpu" if load.decoder.kind == "cpu" else "cuda"
+    encoding = load.frame_itemsize * vae.encode_elements(load.model.vae, size, kind)
+    decoding = load.frame_itemsize * vae.decode_elements(load.model.vae, size, kind)
     works = [("conditioning", load.vae_bytes, encoding)] if load.is_conditioned else []
     works += [("denoise", transformer, denoising), ("decode", load.vae_bytes, decoding)]
-    return [
-        _text_phase(load, placement, together if placement.text_beside else 0),
-        *(PhaseMemory(phase, together or alone, kept, round(slack * working)) for phase, alone, working in works),
-    ]
+    phases = [_text_phase(load, placement, (together or load.vae_bytes * is_apart) if placement.text_beside else 0)]
+    for phase, alone, working in works:
+        elsewhere = is_apart and phase != "denoise"
+        held = load.lanes * load.latent_bytes if elsewhere else kept
+        phases.append(PhaseMemory(phase, together or alone, held, round(slack * working), elsewhere))
+    return phases
 
 
 def _text_phase(load: Workload, placement: Placement, others: int) -> PhaseMemory:
     """Return the phase of the text encoder, next to `others`, the bytes of other weights."""
     text, itemsize, tokens = load.model.text, load.itemsize, sorted(load.work.prompts.tokens.values())
     if placement.mode == "stream":
-        weights = (HOST_SLOTS if load.device.kind == "cpu" else DEVICE_SLOTS) * load.text_layer_bytes
+        weights = (HOST_SLOTS if load.decoder.kind == "cpu" else DEVICE_SLOTS) * load.text_layer_bytes
     else:
         wide = text.float16_fp32_parameters if load.dtype == "float16" else 0
         weights = itemsize * load.model.parameters["text_encoder"] + (FLOAT32 - itemsize) * wide
@@ -378,7 +422,8 @@ def _text_phase(load: Workload, placement: Placement, others: int) -> PhaseMemor
     longest = tokens[-1]
     scores = max(3 * itemsize, 2 * FLOAT32) * text.num_heads * longest * longest
     gate, rows = 3 * itemsize * longest * text.d_ff, itemsize * longest * text.d_model
-    return PhaseMemory("text", others + weights, kept, max(scores + 5 * rows, gate + 3 * rows))
+    working = max(scores + 5 * rows, gate + 3 * rows)
+    return PhaseMemory("text", others + weights, kept, working, load.vae_device is not None)
 
 
 def _kept_bytes(load: Workload) -> int:

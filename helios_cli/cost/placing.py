@@ -70,9 +70,11 @@ class ChunkSpeed:
     denoise: float | None
     decode: float | None
 
-    @property
-    def computing(self) -> float | None:
-        return None if self.denoise is None or self.decode is None else self.denoise + self.decode
+    def computing(self, plan: MemoryPlan) -> float | None:
+        """Return the seconds that a chunk is computed for, where two devices share the work the longer of the two."""
+        if self.denoise is None or self.decode is None:
+            return None
+        return max(self.denoise, self.decode) if plan.is_apart and plan.overlaps else self.denoise + self.decode
 
     def transfer(self, plan: MemoryPlan, budget: MemoryBudget) -> float:
         """Return the seconds that moving a chunk's weights takes."""
@@ -80,7 +82,7 @@ class ChunkSpeed:
 
     def seconds(self, plan: MemoryPlan, budget: MemoryBudget) -> float | None:
         """Return the seconds of a chunk; None if the computing speed is not known."""
-        return None if self.computing is None else self.least_seconds(plan, budget)
+        return None if self.computing(plan) is None else self.least_seconds(plan, budget)
 
     def least_seconds(self, plan: MemoryPlan, budget: MemoryBudget) -> float:
         """Return the seconds of a chunk, or of its transfers alone where the computing speed is not known.
@@ -95,7 +97,9 @@ class ChunkSpeed:
         streamed = transfer - waited
         transformer, vae = (a_byte * ahead for ahead in plan.ahead_bytes)
         waited -= min(transformer, decode) + min(vae, denoise)
-        return waited + (max(streamed, denoise + decode) if plan.overlaps else max(streamed, denoise) + decode)
+        if plan.overlaps:
+            return waited + max(streamed, max(denoise, decode) if plan.is_apart else denoise + decode)
+        return waited + max(streamed, denoise) + decode
 
 
 def speed_of(load: Workload) -> ChunkSpeed:
@@ -114,8 +118,12 @@ def _cache_room(plan: MemoryPlan, budget: MemoryBudget) -> int | None:
 
 
 def memory_plans(load: Workload, budget: MemoryBudget, speed: ChunkSpeed | None = None) -> Plans:
-    """Return a plan for each mode, as fast as it fits `budget`: none, model and, where blocks can stream, stream."""
-    plans = [_none(load, budget), plan_memory(load, budget, Placement("model"))]
+    """Return a plan for each mode, as fast as it fits `budget`: none, model and, where blocks can stream, stream.
+
+    On two devices nothing takes turns, so there is no plan for model."""
+    plans = [_none(load, budget)]
+    if load.vae_device is None:
+        plans.append(plan_memory(load, budget, Placement("model")))
     if load.can_stream:
         plans.append(_best_stream(load, budget, speed or speed_of(load)))
     return tuple(plans)
@@ -132,7 +140,7 @@ def _none(load: Workload, budget: MemoryBudget) -> MemoryPlan:
     placement = Placement("none", text_beside=False)
     plan = plan_memory(load, budget, placement)
     if load.device.kind == "cuda":
-        for beside in (True, False):
+        for beside in (True, False) if load.vae_device is None else (True,):
             if plan.fits is False:
                 plan = plan_memory(load, budget, replace(placement, graphs=False, decode_beside=beside))
     return plan
@@ -140,8 +148,10 @@ def _none(load: Workload, budget: MemoryBudget) -> MemoryPlan:
 
 def _best_stream(load: Workload, budget: MemoryBudget, speed: ChunkSpeed) -> MemoryPlan:
     """Plan mode stream with as many blocks on the device as fit; the VAE works at the same time, or in turns."""
-    ways = [Placement("stream"), Placement("stream", turns=True)]
-    if load.device.kind == "cuda" and load.lanes == 1:
+    ways = [Placement("stream")]
+    if load.vae_device is None:
+        ways.append(Placement("stream", turns=True))
+    if load.vae_device is None and load.device.kind == "cuda" and load.lanes == 1:
         ways.insert(1, Placement("stream", decode_beside=False))
     plans = [_most_blocks(load, budget, placement) for placement in ways]
     fitting = [plan for plan in plans if plan.fits]
@@ -164,16 +174,22 @@ def _most_blocks(load: Workload, budget: MemoryBudget, placement: Placement) -> 
 # Which one
 
 
-def budget_of(options: RenderOptions, device: Device, *, here: bool = True) -> MemoryBudget:
-    """Return what may be taken of `device` and of its host, at most what is free. The host's memory is not known unless
-    it is `here`. Raises InputError for --vram on a CPU."""
+def budget_of(
+    options: RenderOptions, device: Device, vae_device: Device | None = None, *, here: bool = True
+) -> MemoryBudget:
+    """Return what may be taken of `device`, of the VAE's if it has its own, and of the host, at most what is free.
+    --vram holds for each GPU. The host's memory is not known unless it is `here`. Raises InputError for --vram on a
+    CPU."""
     if device.kind == "cpu" and options.vram is not None:
         raise InputError(
             "--vram limits the memory of a GPU, but this renders on the CPU",
             hint="use --ram, or choose a GPU with --device",
         )
     host = machine.host_memory().available_bytes if here else None
-    return MemoryBudget(_least(device.free_bytes, options.vram), _least(host, options.ram))
+    second = None
+    if vae_device is not None and vae_device.kind != "cpu":
+        second = _least(vae_device.free_bytes, options.vram)
+    return MemoryBudget(_least(device.free_bytes, options.vram), _least(host, options.ram), second)
 
 
 def _least(*amounts: int | None) -> int | None:
@@ -182,10 +198,14 @@ def _least(*amounts: int | None) -> int | None:
 
 def budget_notices(options: RenderOptions, budget: MemoryBudget) -> list[str]:
     """Report flags that ask for more than is free."""
-    flags = ("--vram", options.vram, budget.device_bytes), ("--ram", options.ram, budget.host_bytes)
+    flags = (
+        ("--vram", options.vram, budget.device_bytes, ""),
+        ("--vram", options.vram, budget.vae_device_bytes, " on the VAE's device"),
+        ("--ram", options.ram, budget.host_bytes, ""),
+    )
     return [
-        f"{flag} {format_bytes(value)}: only {format_bytes(given)} is free, so that is the budget"
-        for flag, value, given in flags
+        f"{flag} {format_bytes(value)}: only {format_bytes(given)} is free{where}, so that is the budget"
+        for flag, value, given, where in flags
         if value is not None and given is not None and given < value
     ]
 
@@ -200,6 +220,8 @@ def plan_placement(load: Workload, options: RenderOptions, budget: MemoryBudget)
 def choose(plans: Plans, options: RenderOptions, budget: MemoryBudget, device: Device, speed: ChunkSpeed) -> MemoryPlan:
     """Return the fastest plan that fits and that the user allows. Raises MachineError if there is none."""
     allowed = [plan for plan in plans if options.offload in ("auto", plan.name)]
+    if not allowed and plans[0].is_apart and options.offload == "model":
+        raise MachineError("--offload model: with --vae-device the parts of the model do not take turns", hint=_HINT)
     if not allowed:
         raise MachineError(f"--offload {options.offload} does not work on {device.kind} with these weights", hint=_HINT)
     fitting = [plan for plan in allowed if plan.fits is not False]
@@ -213,6 +235,8 @@ def _too_little(smallest: MemoryPlan, plans: Plans, budget: MemoryBudget, device
     needs = [(smallest.host_bytes, budget.host_bytes, "host memory")]
     if device.kind != "cpu":
         needs.insert(0, (smallest.device_bytes, budget.device_bytes, "the device's memory"))
+    if smallest.vae_device_bytes is not None:
+        needs.insert(1, (smallest.vae_device_bytes, budget.vae_device_bytes, "the VAE device's memory"))
     missing = [
         f"{format_bytes(need)} of {memory}, of which {format_bytes(given)} may be used"
         for need, given, memory in needs
@@ -229,7 +253,7 @@ def _too_little(smallest: MemoryPlan, plans: Plans, budget: MemoryBudget, device
 def choose_deeper(load: Workload, current: MemoryPlan, budget: MemoryBudget) -> MemoryPlan | None:
     """Return a plan to go on with after memory ran out: one that takes a tenth less of what the model takes, or the
     smallest; None if that is no smaller."""
-    spared = max(phase.total for phase in current.phases) // 10
+    spared = max(phase.total for phase in current.phases if not phase.on_vae_device) // 10
     if load.device.kind == "cpu":
         budget = replace(budget, host_bytes=current.host_bytes - spared)
     else:
@@ -267,10 +291,13 @@ def reason(plan: MemoryPlan, plans: Plans, options: RenderOptions, budget: Memor
         return f"{what}, as requested"
     if plan.name == "none":
         return f"{what}, as everything fits"
-    key = "host_bytes" if load.device.kind == "cpu" else "device_bytes"
+    key, where = "host_bytes" if load.device.kind == "cpu" else "device_bytes", ""
+    second = budget.vae_device_bytes
+    if second is not None and (plans[0].vae_device_bytes or 0) > second:
+        key, where = "vae_device_bytes", " of the VAE's device"
     full, given = format_bytes(getattr(plans[0], key)), getattr(budget, key)
     room = "the free memory is unknown" if given is None else f"{format_bytes(given)} may be used"
-    return f"{what}; with nothing offloaded it takes {full} and {room}"
+    return f"{what}; with nothing offloaded it takes {full}{where} and {room}"
 
 
 def cache_warning(plan: MemoryPlan, budget: MemoryBudget, speed: ChunkSpeed) -> str | None:
@@ -278,10 +305,11 @@ def cache_warning(plan: MemoryPlan, budget: MemoryBudget, speed: ChunkSpeed) -> 
     room = _cache_room(plan, budget)
     if room is None or plan.pass_bytes <= room:
         return None
-    waiting = speed.least_seconds(plan, budget) - (speed.computing or 0.0)
-    if speed.computing is not None and waiting < WORTH_A_NOTICE * speed.computing:
+    computing = speed.computing(plan)
+    waiting = speed.least_seconds(plan, budget) - (computing or 0.0)
+    if computing is not None and waiting < WORTH_A_NOTICE * computing:
         return None
-    sets, waits = ("sets", "about") if speed.computing is not None else ("may set", "up to")
+    sets, waits = ("sets", "about") if computing is not None else ("may set", "up to")
     warning = (
         f"the disk {sets} the speed: {format_bytes(room)} of memory is left to cache {format_bytes(plan.pass_bytes)} "
         f"of weights, so a chunk waits {waits} {format_seconds(waiting)} for the disk "
@@ -294,13 +322,14 @@ def cache_warning(plan: MemoryPlan, budget: MemoryBudget, speed: ChunkSpeed) -> 
 
 def mode_report(plan: MemoryPlan, layers: int, budget: MemoryBudget, speed: ChunkSpeed, *, chosen: bool) -> dict:
     """Return a plan for a model of `layers` blocks as plain values; seconds are a chunk's."""
+    sizes = ("device_bytes", "vae_device_bytes", "host_bytes", "moved_bytes", "read_bytes")
     return {
         "mode": plan.name,
         "chosen": chosen,
         "fits": plan.fits,
         "resident_blocks": plan.placement.resident if plan.name == "stream" else layers,
         "turns": plan.placement.takes_turns,
-        **{key: getattr(plan, key) for key in ("device_bytes", "host_bytes", "moved_bytes", "read_bytes")},
+        **{key: getattr(plan, key) for key in sizes},
         "transfer_seconds": speed.transfer(plan, budget),
         "seconds": speed.seconds(plan, budget),
         "phases": [{**asdict(phase), "total": phase.total} for phase in plan.phases],

@@ -7,6 +7,7 @@
       settings    name -> {value, from}: from is flag, recipe, model, default or HELIOS_MODEL
       model       name, kind, repo, revision, path, trained, downloaded, download_bytes, parameters by component
       device      kind, name, total_bytes, free_bytes, from; as seen without torch
+      vae_device  of the VAE and the text encoder, as `device`; null if it is the same
       dtype       {value, from}
       notices     what was decided or adjusted, in words
       prompts     [{text, tokens}]; the others point into this list. `tokens_counted`: false if estimated
@@ -22,12 +23,14 @@
                   call_flops {part: flops}, flops {part: flops}}]; coarsest first, calls and flops of the whole film
       calls       of the whole film
       flops       by phase: {text, conditioning, denoise, decode, total}
-      budget      {device_bytes, host_bytes}: what may be taken, null if not known; from flags, or what is free
+      budget      {device_bytes, host_bytes, vae_device_bytes}: what may be taken, null if not known; from flags, or
+                  what is free
       lanes       films that render together: memory and seconds of a chunk below are those of all
       memory      by mode of --offload, as it would be placed: [{mode, chosen, fits, resident_blocks (of the
-                  transformer), turns (transformer and VAE), device_bytes, host_bytes (with pinned memory, without page
-                  cache), moved_bytes and read_bytes (of weights, a chunk), transfer_seconds and seconds (a chunk, null
-                  if unknown), phases [{phase, weights, kept, working, total}]}]
+                  transformer), turns (transformer and VAE), device_bytes, vae_device_bytes (null without a
+                  vae_device), host_bytes (with pinned memory, without page cache), moved_bytes and read_bytes (of
+                  weights, a chunk), transfer_seconds and seconds (a chunk, null if unknown),
+                  phases [{phase, weights, kept, working, on_vae_device, total}]}]
       bandwidths  {disk, cache, upload (null on a CPU), basis}, bytes a second
       disk        {film_bytes (a ceiling), download_bytes}
       time        {text, conditioning, denoise, decode, encode: computing; total: in the mode chosen} in seconds, null
@@ -67,6 +70,7 @@ from helios_cli.cost.model import Model
 from helios_cli.cost.placing import mode_report
 from helios_cli.cost.speeds import total
 from helios_cli.cost.work import StageWork
+from helios_cli.device import Device
 from helios_cli.recipe.plan import Plan
 
 VERSION = 1
@@ -131,7 +135,8 @@ def film_report(estimate: Estimate, farm: Farm, place: int) -> dict:
         "chunks_total": len(plan.chunks),
         "settings": settings_of(estimate),
         "model": _model(estimate.model),
-        "device": _device(estimate),
+        "device": _device(estimate.device, estimate.device_origin),
+        "vae_device": estimate.vae_device and _device(estimate.vae_device, "flag"),
         "dtype": {"value": estimate.dtype, "from": estimate.dtype_origin},
         "notices": list(estimate.notices),
         "prompts": [{"text": text, "tokens": tokens} for text, tokens in estimate.work.prompts.tokens.items()],
@@ -194,9 +199,9 @@ def _model(model: Model) -> dict:
     }
 
 
-def _device(estimate: Estimate) -> dict:
-    facts = {key: getattr(estimate.device, key) for key in ("kind", "name", "total_bytes", "free_bytes")}
-    return {**facts, "from": estimate.device_origin}
+def _device(device: Device, origin: str) -> dict:
+    facts = {key: getattr(device, key) for key in ("kind", "name", "total_bytes", "free_bytes")}
+    return {**facts, "from": origin}
 
 
 def _shots(plan: Plan) -> list[dict]:

@@ -216,10 +216,16 @@ def duration_of(load: Workload) -> Duration:
     # The share of the transformer's operations that --quant fp8 rounds (`weights.fp8.LAYERS`).
     rounded = sum(stage.film.projections + stage.film.feed_forward for stage in work.stages)
     fp8_share = rounded / work.denoise if load.quant == "fp8" and work.denoise else 0.0
-    rates = rates_of(load.device, load.dtype, load.model.parameters["transformer"], fp8_share=fp8_share)
+    parameters = load.model.parameters["transformer"]
+    rates = other = rates_of(load.device, load.dtype, parameters, fp8_share=fp8_share)
+    if load.vae_device is not None:
+        other = rates_of(load.vae_device, load.dtype, parameters)
+        basis = rates.basis if load.vae_device.name == load.device.name else f"{rates.basis}; VAE: {other.basis}"
+        measured = rates.measured and other.measured
+        rates = replace(rates, vae_flops=other.vae_flops, measured=measured, basis=basis)
     return Duration(
         rates=rates,
-        text=_seconds(work.text, rates.dit_flops),
+        text=_seconds(work.text, other.dit_flops),
         conditioning=_seconds(work.conditioning, rates.vae_flops),
         denoise=_seconds(work.denoise, rates.dit_flops),
         decode=_seconds(work.decode, rates.vae_flops),

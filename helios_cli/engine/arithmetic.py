@@ -30,27 +30,32 @@ _tried: dict[tuple[str, str], list[Tried]] = {}
 
 
 def settle(models: Models) -> Iterator[str]:
-    """Compute operations that are wrong on the model's device in another data type, in this process from now on.
+    """Compute operations that are wrong on the model's devices in another data type, in this process from now on.
 
     Operations without a verdict are tried first. Yields notices for the user."""
-    try:
-        found = tried(models)
-    except OutOfMemory as error:  # the film reports it if it has no memory either
-        yield f"the arithmetic of this device could not be tested: {error.message}"
-        return
-    products.take(found, models.device)
-    yield from faults(found)
+    wrong: dict[str, list[Tried]] = {}  # by kind of device: of two GPUs, on either
+    for device in {device_key(device): device for device in models.devices}.values():
+        try:
+            found = tried(models, device)
+        except OutOfMemory as error:  # the film reports it if it has no memory either
+            yield f"the arithmetic of this device could not be tested: {error.message}"
+            continue
+        wrong[device.type] = wrong.get(device.type, []) + found
+        products.take(wrong[device.type], device)
+        yield from faults(found)
 
 
-def tried(models: Models, *, anew: bool = False) -> list[Tried]:
-    """Return the verdicts on the products of the model's films, from the file or by trying them."""
-    device, model = device_key(models.device), _model_key(models)
+def tried(models: Models, where: torch.device | None = None, *, anew: bool = False) -> list[Tried]:
+    """Return the verdicts on the products of the model's films on one of its devices, by default the transformer's,
+    from the file or by trying them."""
+    where = where or models.device
+    device, model = device_key(where), _model_key(models, where)
     file = machine.home() / machine.ARITHMETIC
     found = None if anew else _tried.get((device, model)) or _read(devices.read(file), device, model)
     if found is None:
         models.use_threads()
         with memory_errors():
-            found = _try(models)
+            found = _try(models, where)
         with contextlib.suppress(OSError):  # a home that cannot be written: tried again by the next process
             entry = {model: [asdict(one) for one in found]}
             devices.change(device, file, lambda known: {**_entries(known), **entry})
@@ -97,9 +102,9 @@ def device_key(device: torch.device) -> str:
     return f"{name}, torch {torch.__version__}"
 
 
-def _model_key(models: Models) -> str:
+def _model_key(models: Models, device: torch.device) -> str:
     shapes = models.dit_config, models.vae_config, models.text_config, models.checkpoint.native_size
-    facts = repr((shapes, models.dtype, models.device.type, models.quant))
+    facts = repr((shapes, models.dtype, device.type, models.quant))
     return f"{_code()}, model {hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
 
@@ -111,16 +116,16 @@ def _code() -> str:
     return f"code {sources.hexdigest()[:12]}"
 
 
-def _try(models: Models) -> list[Tried]:
+def _try(models: Models, device: torch.device) -> list[Tried]:
     cases = products.cases(
         models.dit_config,
         models.vae_config,
         models.text_config,
         models.checkpoint.native_size,
-        models.device,
+        device,
         fp8=models.quant != "none",
     )
-    return products.try_products(cases, [models.dtype], models.device)
+    return products.try_products(cases, [models.dtype], device)
 
 
 def _entries(known: object) -> dict:

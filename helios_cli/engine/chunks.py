@@ -22,7 +22,7 @@ from helios_cli.engine.clock import Clock
 from helios_cli.engine.conditioning import start_from_clip, start_from_picture
 from helios_cli.engine.denoise import Answer, Denoiser, stages_of
 from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmDone, FilmStarted, Notice, PhaseStarted
-from helios_cli.engine.gpu import Background, FirstUse, on_host
+from helios_cli.engine.gpu import Background, FirstUse, on_host, sent_to
 from helios_cli.engine.history import History
 from helios_cli.engine.memory import memory_errors
 from helios_cli.engine.models import Models
@@ -66,7 +66,7 @@ def render_chunks(
         cache: source of chunks that earlier films left, and store for new ones. It does not change a frame.
         overlap: decode each chunk in a thread while the next one is denoised, so that its ChunkDone comes later, and
             encode the next segment's picture or clip during the chunk before it. By default this is done on a GPU
-            where the placement has room for both, unless the clock is exact.
+            where the placement has room for both, and where the VAE has a device of its own, unless the clock is exact.
 
     Raises:
         PictureError: values that are not finite.
@@ -76,9 +76,10 @@ def render_chunks(
     script: Script = Planned(film) if isinstance(film, Plan) else film
     clock = clock or Clock(models.device)
     if overlap is None:
-        overlap = models.device.type == "cuda" and models.placement.overlaps and not clock.exact
+        overlap = models.overlaps and not clock.exact
     models.use_threads()
-    with writer, memory_errors(), contextlib.closing(Background(models.device, overlaps=overlap)) as background:
+    decoding = Background(models.vae_device, overlaps=overlap, prepare=models.use_threads)
+    with writer, memory_errors(), contextlib.closing(decoding) as background:
         loop = _ChunkLoop(
             script, models, writer, answer or models.answer, reanchor, clock, fingerprints, cache, background
         )
@@ -195,7 +196,7 @@ class _ChunkLoop:
         self._restore(state)
         safe = Safe(self.fingerprints[chunk.index], state.to_bytes)
         if not self.writer.take_kept(safe, chunk.num_frames):
-            self._write_frames(chunk, state.chunk.to(self.models.device))
+            self._write_frames(chunk, state.chunk.to(self.models.vae_device))
             self.writer.end_piece(safe)
         return True
 
@@ -233,7 +234,8 @@ class _ChunkLoop:
         yield from self._gpu_notices()
         yield from self._end_of_decoding()
         yield PhaseStarted("decode")
-        self.decoding = self.background.start(partial(self._finish, chunk, latents, finite, self._safe(chunk), began))
+        sent = sent_to(self.models.vae_device, latents, finite)
+        self.decoding = self.background.start(partial(self._finish, chunk, sent, self._safe(chunk), began))
         if not self.background.overlaps:
             yield from self._end_of_decoding()
 
@@ -253,8 +255,13 @@ class _ChunkLoop:
             graphs.problem_reported = True
             yield Notice(graphs.problem)
 
-    def _finish(self, chunk: Chunk, latents: Tensor, finite: Tensor, safe: Safe | None, began: float) -> ChunkDone:
-        """Decode, write and secure a chunk. It may run during the next chunk, so it reads no state of the loop."""
+    def _finish(
+        self, chunk: Chunk, sent: Callable[[], tuple[Tensor, ...]], safe: Safe | None, began: float
+    ) -> ChunkDone:
+        """Decode, write and secure a chunk. It may run during the next chunk, so it reads no state of the loop.
+
+        `sent` returns its latents, and whether they are finite, on the VAE's device."""
+        latents, finite = sent()
         if not finite:
             raise self._not_finite("latents", chunk)
         self._write_frames(chunk, latents)
@@ -306,7 +313,7 @@ class _ChunkLoop:
             self.background.hand_over(start.history.latents, start.history.anchor)
         else:
             start = self._start_of(chunk)
-        self.history, self.generator, self.chunks_in_segment = start.history, start.generator, 0
+        self.history, self.generator, self.chunks_in_segment = start.history.to(self.models.device), start.generator, 0
         if start.notice:
             yield Notice(start.notice)
 
@@ -321,7 +328,9 @@ class _ChunkLoop:
     def _start_of(self, chunk: Chunk) -> _Start:
         width, height = self.plan.size
         channels = self.models.dit_config.in_channels
-        history = History.empty(channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL, self.models.device)
+        # A picture or clip is encoded where the VAE is, and its history is moved to the transformer as a whole.
+        device = self.models.vae_device if chunk.image or chunk.video else self.models.device
+        history = History.empty(channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL, device)
         assert chunk.seed is not None, "a fresh chunk has a seed"
         start = _Start(history, torch.Generator("cpu").manual_seed(chunk.seed))
         if chunk.image is None and chunk.video is None:
@@ -452,14 +461,17 @@ class _ChunkLoop:
 
     def _done(self, output: str) -> FilmDone:
         seconds = time.perf_counter() - self.started
-        device = self.models.device
+        peaks = [
+            torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None for device in self.models.devices
+        ]
         return FilmDone(
             output=output,
             frames=self.writer.num_frames,
             seconds=seconds,
             frames_per_second=(self.writer.num_frames - self.frames_reused) / seconds,
             peak_host_bytes=peak_bytes_with_children(),
-            peak_device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            peak_device_bytes=peaks[0],
+            peak_vae_device_bytes=peaks[1] if self.models.is_apart else None,
             phases=dict(self.clock.seconds),
             frames_reused=self.frames_reused,
         )

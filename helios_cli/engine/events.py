@@ -176,7 +176,7 @@ class FilmDone(Event):
     `phases` maps phases to seconds, summed over chunks: "text", "load", "conditioning", "stage 0" (the coarsest) and so
     on, "decode", "write", "finish"; phases that the film did not have are left out. `peak_host_bytes` includes the
     encoder processes where the system reports them (Linux). `frames_reused` of the `frames` were rendered before;
-    `frames_per_second` counts the rest.
+    `frames_per_second` counts the rest. `peak_vae_device_bytes` is that of the VAE's device, if it has its own.
     """
 
     output: str
@@ -187,3 +187,4 @@ class FilmDone(Event):
     peak_device_bytes: int | None
     phases: dict[str, float] = field(default_factory=dict)
     frames_reused: int = 0
+    peak_vae_device_bytes: int | None = None

@@ -298,18 +298,20 @@ def _stream_for(use: str, device: torch.device) -> torch.cuda.Stream:
 
 
 class Background:
-    """Runs work in parallel with the caller, one piece after another, in a thread (on a GPU with its own stream).
+    """Runs work on `device` in parallel with the caller, one piece after another, in a thread (on a GPU with its own
+    stream). The thread begins with `prepare`.
 
     Without `overlaps` the caller does the work at once.
     """
 
-    def __init__(self, device: torch.device, *, overlaps: bool) -> None:
+    def __init__(self, device: torch.device, *, overlaps: bool, prepare: Callable[[], None] = lambda: None) -> None:
         self.overlaps = overlaps
         self._stream = _stream_for("background", device) if overlaps and device.type == "cuda" else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="background") if overlaps else None
+        self._thread = ThreadPoolExecutor(1, "background", prepare) if overlaps else None
 
     def start(self, work: Callable[[], T]) -> Future[T]:
-        """Start `work` after everything the caller has queued on the GPU so far.
+        """Start `work` after everything the caller has queued on this GPU so far. Tensors of another device come by
+        `sent_to`.
 
         `result()` re-raises its errors, and returns only when the GPU has finished."""
         if self._thread is None:
@@ -339,6 +341,25 @@ class Background:
         if self._stream is not None:
             self._stream.synchronize()
         return result
+
+
+def sent_to(device: torch.device, *tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Send tensors of one device to another; call the result where they are used, for work that is queued from then on.
+
+    They go through pinned host memory, behind the work that makes them. A copy between two GPUs would be queued where
+    it is called for, behind the model calls of the next chunk, and needs peer access, which some boards get wrong; the
+    latents of a chunk are a few megabytes. Tensors that are on `device` already are handed on as they are.
+    """
+    if tensors[0].device == device:
+        return lambda: tensors
+    copies, copied = to_host(*tensors)
+
+    def arrive() -> tuple[Tensor, ...]:
+        if copied is not None:
+            copied.synchronize()
+        return tuple(to_device(copy, device) for copy in copies)
+
+    return arrive
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

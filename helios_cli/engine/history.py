@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from helios_cli.engine.gpu import sent_to
 from helios_cli.units import HISTORY_LATENTS, LONG_TERM, MID_TERM, SHORT_TERM
 
 
@@ -24,6 +25,12 @@ class History:
     @classmethod
     def empty(cls, channels: int, height: int, width: int, device: torch.device) -> History:
         return cls(torch.zeros(1, channels, HISTORY_LATENTS, height, width, device=device))
+
+    def to(self, device: torch.device) -> History:
+        """Return the history on `device`."""
+        if self.anchor is None:
+            return History(*sent_to(device, self.latents)())
+        return History(*sent_to(device, self.latents, self.anchor)())
 
     def terms(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return long [1, C, 16, H, W], mid [.., 2, ..], short [.., 2, ..]; short is anchor and newest frame."""

@@ -66,6 +66,8 @@ class Models:
     is freed as soon as the prompts are encoded.
 
     Args:
+        device: of the transformer.
+        vae_device: of the VAE and the text encoder; that of the transformer by default.
         name: what the user calls the model.
         attention_wanted: backend by attention shape that `auto` follows, to repeat another film.
 
@@ -81,12 +83,14 @@ class Models:
         dtype: torch.dtype,
         *,
         name: str = "",
+        vae_device: torch.device | None = None,
         placement: Placement = RESIDENT,
         quant: Quant = "none",
         attention: str = AUTO,
         attention_wanted: Mapping[str, str] | None = None,
     ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.vae_device = vae_device or device
         self.name = name or checkpoint.path.name
         self.placement, self.quant, self.attention = placement, quant, attention
         self.threads = machine.cpu_threads(checkpoint.component("transformer").parameters)
@@ -119,6 +123,22 @@ class Models:
         return torch.float32 if self.dtype == torch.float16 else self.dtype
 
     @property
+    def is_apart(self) -> bool:
+        """Return whether the VAE and the text encoder are on another device than the transformer."""
+        return self.vae_device != self.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The devices of the model, that of the transformer first."""
+        return (self.device, self.vae_device) if self.is_apart else (self.device,)
+
+    @property
+    def overlaps(self) -> bool:
+        """Return whether a chunk is decoded while the next one is denoised: on a GPU, if the placement leaves room,
+        and on two devices."""
+        return (self.device.type == "cuda" or self.is_apart) and self.placement.overlaps
+
+    @property
     def is_loaded(self) -> bool:
         """Return whether the transformer or the VAE is in memory."""
         return self._dit is not None or self._vae is not None
@@ -144,8 +164,8 @@ class Models:
         self._fillers.clear()
         self._away.clear()
         self._files.close()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if any(device.type == "cuda" for device in self.devices):
+            torch.cuda.empty_cache()  # of all GPUs
 
     def settle(self, size: tuple[int, int]) -> None:
         """Measure attention for films of `size` where `auto` needs it: the choice decides how numbers are rounded."""
@@ -155,10 +175,11 @@ class Models:
             measure_attention(self._choice, self.dit_config, grids, self.dtype, self.device)
 
     def use_threads(self) -> None:
-        """Set what belongs to a thread: on a CPU the number of its helpers that suits the model, else the GPU."""
-        if self.device.type == "cpu":
+        """Set what belongs to a thread: on a CPU the number of its helpers that suits the model, and the
+        transformer's GPU."""
+        if any(device.type == "cpu" for device in self.devices):
             torch.set_num_threads(self.threads)
-        elif self.device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
     @property
@@ -209,7 +230,7 @@ class Models:
 
     def _encode(self, texts: list[str], tokenizer: Tokenizer, encoder: UMT5Encoder) -> None:
         read = [tokens_of(text, tokenizer, self.text_config.vocab_size) for text in texts]
-        rows = encoder.forward_all([torch.tensor(ids, device=self.device) for ids, _ in read])
+        rows = encoder.forward_all([torch.tensor(ids, device=self.vae_device) for ids, _ in read])
         for text, (_, lost), row in zip(texts, read, rows, strict=True):
             self.prompts[text] = Prompt(row.cpu(), lost)
 
@@ -228,9 +249,9 @@ class Models:
             encoder = UMT5Encoder(self.text_config)
         stored = stored_tensors(encoder, self.checkpoint.component("text_encoder"))
         layers = cast(nn.ModuleList, encoder.encoder.block)
-        stream = self._stream_of(layers, "encoder.block.", stored, self.dtype, islands, again=False)
+        stream = self._stream_of("text_encoder", layers, "encoder.block.", stored, self.dtype, islands, again=False)
         self._fill("text_encoder", encoder, self.dtype, islands, stream.names | {EMBEDDING})
-        encoder.shared = cast(nn.Embedding, StoredRows(stored[EMBEDDING], self._files, self.device, self.dtype))
+        encoder.shared = cast(nn.Embedding, StoredRows(stored[EMBEDDING], self._files, self.vae_device, self.dtype))
         encoder.walk = cast("Callable[[], Iterable[umt5.Layer]]", stream.walk)
         with contextlib.closing(stream):
             yield encoder.eval()
@@ -260,6 +281,9 @@ class Models:
         if self.placement.mode == "model":
             self._read_ahead("vae")
         return self._dit
+
+    def _device_of(self, name: str) -> torch.device:
+        return self.device if name == "transformer" else self.vae_device
 
     def _part(self, name: str) -> tuple[Callable[[], nn.Module], torch.dtype, frozenset[str]]:
         """Return how a part is built, its data type, and the modules that stay in float32."""
@@ -296,7 +320,7 @@ class Models:
         leave: frozenset[str] = frozenset()
         if isinstance(module, HeliosDiT) and self.placement.mode == "stream":
             stored = stored_tensors(module, self.checkpoint.component(name))
-            self.stream = self._stream_of(module.blocks, "blocks.", stored, dtype, fp32_islands)
+            self.stream = self._stream_of(name, module.blocks, "blocks.", stored, dtype, fp32_islands)
             module.walk = cast("Callable[..., Iterable[Block]]", self.stream.walk)
             leave = self.stream.names
         self._fillers[name] = (module, dtype, fp32_islands, leave)
@@ -317,7 +341,7 @@ class Models:
             load_component(
                 module,
                 self.checkpoint.component(name),
-                device=self.device,
+                device=self._device_of(name),
                 dtype=dtype,
                 keep_fp32=_keeps_fp32(fp32_islands),
                 leave=leave,
@@ -329,6 +353,7 @@ class Models:
 
     def _stream_of(
         self,
+        name: str,
         blocks: nn.ModuleList,
         prefix: str,
         stored: dict[str, StoredTensor],
@@ -342,7 +367,7 @@ class Models:
             prefix,
             stored,
             self._files,
-            self.device,
+            self._device_of(name),
             lambda parameter: dtype if fp32_islands.isdisjoint(parameter.split(".")) else torch.float32,
             resident=self.placement.resident if again else 0,
             again=again,
@@ -370,16 +395,17 @@ class Models:
         return True
 
     def _make_room_for_text(self) -> None:
-        """Free the other parts, unless the text encoder has room next to them."""
+        """Free the other parts on its device, unless the text encoder has room next to them."""
         self._ahead.drop()
         beside = self.placement.text_beside
         if beside is None and self.placement.mode == "none":
             needed = self.dtype.itemsize * self.checkpoint.component("text_encoder").parameters
-            beside = needed <= (device_of(self.device).free_bytes or 0)
+            beside = needed <= (device_of(self.vae_device).free_bytes or 0)
         if beside:
             return
-        self._send_away("transformer", self._dit)
         self._send_away("vae", self._vae)
+        if not self.is_apart:
+            self._send_away("transformer", self._dit)
         if self.stream is not None:
             self.stream.leave(host=True)  # the text encoder's buffers take their place
 

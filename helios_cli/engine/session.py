@@ -25,7 +25,7 @@ from helios_cli.cost.placing import (
     speed_of,
 )
 from helios_cli.cost.speeds import keep_speed
-from helios_cli.device import Device, device_of, pick_device, torch_dtype
+from helios_cli.device import Device, device_of, pick_device, pick_vae_device, torch_dtype
 from helios_cli.engine import arithmetic, trial
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone, Notice
@@ -110,7 +110,8 @@ class Session:
     def open(self, name: str, options: RenderOptions) -> Iterator[Notice]:
         """Open the model called `name`, as `load` does."""
         taken = tuple(sorted(options.attention_taken.items()))
-        wanted = (name, options.revision, options.device, options.dtype, options.quant, options.attention, taken)
+        devices = options.device, options.vae_device
+        wanted = (name, options.revision, *devices, options.dtype, options.quant, options.attention, taken)
         if self._models is None or wanted != self._loaded:
             self.close()  # one model in memory at a time
             yield from self._open(name, options)
@@ -119,9 +120,11 @@ class Session:
 
     def _open(self, name: str, options: RenderOptions) -> Iterator[Notice]:
         device = pick_device(options.device)
+        vae_device = pick_vae_device(options.vae_device, device)
         dtype = torch_dtype(dtype_with(options.quant, options.dtype), device)
         if name == DEFAULT_MODEL:
-            name, line = auto_model(device_of(device), _name_of(dtype), options)
+            second = device_of(vae_device) if vae_device != device else None
+            name, line = auto_model(device_of(device), _name_of(dtype), options, second)
             yield Notice(line)
         if shadow := hub.shadow_of(name):
             yield Notice(shadow)
@@ -134,6 +137,7 @@ class Session:
             device,
             dtype,
             name=name,
+            vae_device=vae_device,
             quant=options.quant,
             attention=options.attention,
             attention_wanted=options.attention_taken,
@@ -174,7 +178,7 @@ class Session:
         shapes = attention_shapes(models.dit_config, size, models.scheduler.stages, dtype)
         taken = {shape: models.attention_taken[shape] for shape in shapes if shape in models.attention_taken}
         how = {"quant": models.quant, "attention": models.attention}
-        rounding = arithmetic_of(device_of(models.device), dtype, taken, **how)
+        rounding = arithmetic_of(device_of(models.device), dtype, taken, vae_device=self._vae_device(), **how)
         return Identity(weights_identity(models.checkpoint), rounding, taken)
 
     def place(self, plans: Sequence[Plan], options: RenderOptions, *, prompts_come: bool = False) -> None:
@@ -183,12 +187,12 @@ class Session:
         Where `prompts_come` during the film, nothing makes room for the text encoder if there is memory for all parts.
         """
         models = self.models
-        memory = (options.device, options.offload, options.vram, options.ram)
+        memory = (options.device, options.vae_device, options.offload, options.vram, options.ram)
         if memory != self._placed_for:
             models.unload()  # what is free is measured without it
             self._budget, self._placed_for = None, memory
         load = self._workload(plans)
-        budget = self._find_budget(load.device, options)
+        budget = self._find_budget(load, options)
         if models.is_loaded:
             for beside in (True, False) if models.placement.mode == "none" else (False,):
                 mode = plan_memory(load, budget, replace(models.placement, text_beside=beside))
@@ -210,7 +214,7 @@ class Session:
         if options.offload != "auto":
             return False
         models, load = self.models, self._workload(plans)
-        budget = self._find_budget(load.device, options)
+        budget = self._find_budget(load, options)
         mode = choose_deeper(load, plan_memory(load, budget, models.placement), budget)
         models.unload()
         if mode is None:
@@ -224,17 +228,24 @@ class Session:
         models = self.models
         model = model_of(models.name, models.checkpoint)
         device, dtype = device_of(models.device), _name_of(models.dtype)
-        loads = [Workload.of(plan, model, device, dtype, models.quant, len(plans)) for plan in plans]
+        lanes, other = len(plans), self._vae_device()
+        loads = [Workload.of(plan, model, device, dtype, models.quant, lanes, vae_device=other) for plan in plans]
         return max(loads, key=lambda load: plan_memory(load, MemoryBudget(), RESIDENT).device_bytes)
 
-    def _find_budget(self, device: Device, options: RenderOptions) -> MemoryBudget:
+    def _vae_device(self) -> Device | None:
+        """Describe the device that the VAE and the text encoder have for themselves; None if they have none."""
+        return device_of(self.models.vae_device) if self.models.is_apart else None
+
+    def _find_budget(self, load: Workload, options: RenderOptions) -> MemoryBudget:
         """The memory that films may take: decided before the first model is loaded."""
         if self._budget is None:
-            self._budget = budget_of(options, device)
+            self._budget = budget_of(options, load.device, load.vae_device)
             for notice in budget_notices(options, self._budget):
                 self.note(notice)
-            if device.kind == "cuda" and (share := allocator_share(options.vram, device.total_bytes or 0)):
-                torch.cuda.set_per_process_memory_fraction(share, self.models.device)
+            for device in self.models.devices:
+                total = (device_of(device).total_bytes or 0) if device.type == "cuda" else 0
+                if total and (share := allocator_share(options.vram, total)):
+                    torch.cuda.set_per_process_memory_fraction(share, device)
         return self._budget
 
     def answer(self, calls: Sequence[Call]) -> list[Tensor]:
@@ -262,7 +273,8 @@ class Session:
 
     def keep_speed(self, script: Script, done: FilmDone, chunk_seconds: Sequence[float]) -> None:
         """Remember how fast a film was, for the plans of later ones, if that says something about this machine."""
-        if isinstance(script, Planned) and not done.frames_reused and self.models.placement.mode == "none":
+        is_whole = self.models.placement.mode == "none" and not self.models.is_apart
+        if isinstance(script, Planned) and not done.frames_reused and is_whole:
             keep_speed(self._workload([script.plan]), done.phases, chunk_seconds)
 
     def stopped(self) -> Interrupted:

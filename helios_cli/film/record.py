@@ -119,7 +119,8 @@ class Record(_Frozen):
     `device` is a value of --device, `processor` the name of its model; `fingerprint` is the film's
     (`recipe.fingerprint.film_fingerprint`). `attention` is the value of --attention, `attention_taken` the choices of
     `auto` on a GPU by shape, and `kernels` names what else rounds differently from plain PyTorch
-    (`recipe.fingerprint.Arithmetic`). A sidecar also names its `film`.
+    (`recipe.fingerprint.Arithmetic`). `vae` describes the device of the VAE and the text encoder, if it rounds
+    differently. A sidecar also names its `film`.
     """
 
     format: Literal["helios film"] = FORMAT
@@ -134,6 +135,7 @@ class Record(_Frozen):
     attention: Word | None = None
     attention_taken: Annotated[dict[Shape, Word], Field(max_length=100)] | None = None
     kernels: Line | None = None
+    vae: Line | None = None
     reanchor: bool
     encoding: EncodingRecord | None = None
     fingerprint: Line
@@ -154,7 +156,8 @@ class Record(_Frozen):
 
     def differences(self, other: Record) -> list[str]:
         """Return the keys under which `other` differs."""
-        keys = ("versions", "processor", "dtype", "quant", "attention", "kernels", "reanchor", "encoding", "recipe")
+        rounding = "versions", "processor", "dtype", "quant", "attention", "kernels", "vae"
+        keys = *rounding, "reanchor", "encoding", "recipe"
         different = [key for key in keys if getattr(self, key) != getattr(other, key)]
         return ["model", *different] if self.model.identity != other.model.identity else different
 
@@ -237,6 +240,7 @@ def make_record(
         attention=None if options.attention == "auto" else options.attention,
         attention_taken=attention_taken or None,
         kernels=arithmetic.kernels or None,
+        vae=arithmetic.vae or None,
         reanchor=options.reanchor,
         encoding=encoding if target.kind == "mp4" else None,
         fingerprint=film_fingerprint(plan, fingerprints),

@@ -367,7 +367,7 @@ class WanVAE(nn.Module):
 @torch.inference_mode(False)
 def _statistics_of(config: VAEConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of each latent channel; cached, since creating them waits for the GPU."""
-    mean, std = torch.tensor([config.latents_mean, config.latents_std], device=device)
+    mean, std = torch.tensor([config.latents_mean, config.latents_std]).to(device)
     return mean, std
 
 

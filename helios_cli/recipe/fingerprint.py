@@ -37,7 +37,8 @@ class Arithmetic:
     """The arithmetic that numbers are rounded by. `device` is the processor's model, for a CPU with its number of
     threads.
 
-    `quant` is --quant. `kernels` names what replaces PyTorch's own: kernels, attention and their tuning.
+    `quant` is --quant. `kernels` names what replaces PyTorch's own: kernels, attention and their tuning. `vae` is the
+    device of the VAE and the text encoder with its kernels, where it rounds differently.
     """
 
     device: str
@@ -45,10 +46,11 @@ class Arithmetic:
     torch: str
     quant: str = "none"
     kernels: str = ""
+    vae: str = ""
 
     def without_defaults(self) -> dict[str, str]:
         """Return the values that are hashed: defaults are left out, so that old fingerprints stay valid."""
-        defaults = {"quant": "none", "kernels": ""}
+        defaults = {"quant": "none", "kernels": "", "vae": ""}
         return {key: value for key, value in asdict(self).items() if value != defaults.get(key)}
 
 

@@ -187,4 +187,12 @@ def runs(x: Tensor, operation: str) -> bool:
     if torch.is_grad_enabled():
         return False
     here = backend()
-    return here.chip is not None and operation not in here.off and (x.is_cuda or here.chip == INTERPRETER)
+    if here.chip is None or operation in here.off:
+        return False
+    return here.chip == INTERPRETER or (x.is_cuda and not _is_elsewhere(x.device, here.device))
+
+
+@functools.cache
+def _is_elsewhere(device: torch.device, name: str) -> bool:
+    """Return whether `device` is a GPU of another name than the one that was tried, whose kernels may not run on it."""
+    return device.type == "cuda" and torch.cuda.get_device_name(device) != name

@@ -276,3 +276,18 @@ def test_kernels_that_were_tried_count_where_they_may_run(tmp_path, monkeypatch)
     before = {choice: told(choice) for choice in (None, "reference")}
     devices.write("a GPU", {"made_with": "torch 2.13.0", "faults": []}, tmp_path / "trials.json")
     assert told(None) != before[None] and told("reference") == before["reference"]
+
+
+def test_a_vae_on_another_kind_of_device_counts():
+    """Two GPUs of one kind round alike; what has no second device has the fingerprints that it always had."""
+    gpu, other = Device("cuda", "NVIDIA H100", 80, 80), Device("cuda", "NVIDIA L4", 24, 24)
+    cpu = Device("cpu", "AMD EPYC, avx2, 2 threads", 64, 64)
+    how = {"quant": "none", "attention": "auto"}
+    one, same, beside, host = (
+        arithmetic_of(gpu, "bfloat16", {}, vae_device=second, **how) for second in (None, gpu, other, cpu)
+    )
+    assert one == same and "vae" not in one.without_defaults()
+    assert beside.vae.startswith("NVIDIA L4") and host.vae == cpu.name
+    plan = plan_of({"shot": [{"prompt": "a ball"}]})
+    found = [tuple(fingerprints(plan, arithmetic=arithmetic)) for arithmetic in (one, beside, host)]
+    assert len(set(found)) == 3

@@ -114,7 +114,7 @@ def test_seconds_of_a_chunk():
 def test_lanes_compute_for_all_of_them():
     load = film(Device("cuda", "NVIDIA H100", 80 * GB, 80 * GB))
     one, three = speed_of(load), speed_of(replace(load, lanes=3))
-    assert three.computing == pytest.approx(3 * one.computing)
+    assert (three.denoise, three.decode) == pytest.approx((3 * one.denoise, 3 * one.decode))
 
 
 @settings(deadline=None, max_examples=30)
@@ -252,3 +252,77 @@ def test_amounts_of_memory(text, count):
 def test_words_that_are_no_amount(text):
     with pytest.raises(InputError, match="not an amount of memory"):
         parse_bytes(text)
+
+
+# The VAE and the text encoder on a second device
+
+
+def two_gpus(vram, second, options=DEFAULT, speed=UNKNOWN, second_kind=GPU):
+    load = usual_film(find_model("distilled"), GPU, "bfloat16", vae_device=second_kind)
+    budget = MemoryBudget(vram, 64 * GB, second)
+    modes = memory_plans(load, budget, speed)
+    return choose(modes, options, budget, GPU, speed), modes, budget, load
+
+
+def test_a_second_gpu_takes_what_has_no_room_next_to_the_transformer():
+    """Alone a GPU of 33 GB would give up graphs for decoding; the second one has 16 GB for the text encoder."""
+    alone, *_ = chosen(33 * GB)
+    two, modes, *_ = two_gpus(33 * GB, 16 * GB)
+    assert alone.name != "none" or not alone.placement.graphs
+    assert two.name == "none" and two.fits and [mode.name for mode in modes] == ["none", "stream"]
+    text, denoise, decode = two.phases
+    assert text.on_vae_device and decode.on_vae_device and not denoise.on_vae_device
+    assert denoise.weights == film().transformer_bytes and decode.weights == film().vae_bytes
+    assert two.device_bytes == denoise.total + 500_000_000
+    assert two.vae_device_bytes == max(text.total, decode.total) + 500_000_000
+    assert decode.kept < 0.01 * denoise.kept
+
+
+def test_a_small_second_gpu_streams_the_text_encoder_and_nothing_else():
+    two, modes, budget, load = two_gpus(48 * GB, 6 * GB)
+    assert two.name == "stream" and two.placement.resident == 40 and two.moved_bytes == 0
+    assert two.vae_device_bytes <= 6 * GB
+    line = reason(two, modes, DEFAULT, budget, load)
+    assert "of the VAE's device and 6 GB may be used" in line and "40 of 40 blocks stay" in line
+
+
+def test_a_second_gpu_that_is_too_small_is_named():
+    with pytest.raises(MachineError, match="of the VAE device's memory, of which 1 GB may be used"):
+        two_gpus(48 * GB, GB)
+    with pytest.raises(MachineError, match="--offload model: with --vae-device the parts of the model do not"):
+        two_gpus(48 * GB, 16 * GB, RenderOptions(offload="model"))
+
+
+def test_two_gpus_take_the_longer_of_denoising_and_decoding():
+    speed = ChunkSpeed(RATES, 9.0, 3.0)
+    mode, _, budget, _ = two_gpus(48 * GB, 16 * GB, speed=speed)
+    assert speed.seconds(mode, budget) == 9 and speed.seconds(chosen(48 * GB)[0], budget) == 12
+    lanes = replace(usual_film(find_model("distilled"), GPU, "bfloat16", vae_device=GPU), lanes=2)
+    mode = memory_plans(lanes, budget, speed)[0]
+    assert not mode.overlaps and speed.seconds(mode, budget) == 12
+
+
+def test_a_vae_on_the_cpu_takes_host_memory():
+    mode, *_ = two_gpus(48 * GB, None, second_kind=CPU)
+    alone, *_ = chosen(48 * GB)
+    assert mode.host_bytes == alone.host_bytes + mode.vae_device_bytes and mode.fits
+    assert mode.phases[2].working > 1.9 * 0.1 * alone.phases[2].working  # smaller pieces of float32
+
+
+def test_vram_holds_for_each_gpu():
+    options = RenderOptions(vram=20 * GB)
+    budget = budget_of(options, GPU, replace(GPU, free_bytes=8 * GB))
+    assert (budget.device_bytes, budget.vae_device_bytes) == (20 * GB, 8 * GB)
+    assert budget_notices(options, budget) == [
+        "--vram 20 GB: only 8 GB is free on the VAE's device, so that is the budget"
+    ]
+    assert budget_of(DEFAULT, GPU, CPU).vae_device_bytes is None
+
+
+def test_less_memory_on_two_gpus_ends():
+    mode, _, budget, load = two_gpus(48 * GB, 16 * GB)
+    sizes = []
+    while mode is not None:
+        sizes.append(mode.device_bytes)
+        mode = choose_deeper(load, mode, budget)
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes) > 3

@@ -112,7 +112,7 @@ def test_a_home_that_cannot_be_written_or_read(monkeypatch, tmp_path):
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
     for damage in ({}, {"linear": 1}, [{"operation": "linear"}], None):
         monkeypatch.setattr(arithmetic, "_tried", {})
-        devices = {arithmetic.device_key(CPU): {arithmetic._model_key(tiny()): damage}}
+        devices = {arithmetic.device_key(CPU): {arithmetic._model_key(tiny(), CPU): damage}}
         (machine.home() / machine.ARITHMETIC).write_text(json.dumps({"version": 1, "devices": devices}))
         assert [one.operation for one in arithmetic.tried(tiny())] == [one.operation for one in found]
 
