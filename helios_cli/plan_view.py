@@ -227,11 +227,12 @@ def _farm(estimates: list[Estimate], farm: Farm) -> None:
         console.prose(_split(farm), label="GPUs a film")
     if farm.workers is not None:
         console.prose(_outcome(farm, farm.on(farm.workers)), label="with them")
-    if farm.bound_speedup is not None and len(farm.all_costs) > 1:
-        console.prose(_bound(farm), label="at best")
+    if farm.best.speedup is not None and len(farm.all_costs) > 1:
+        console.prose(_best(farm), label="at best")
     included = "part of these times" if farm.timed else "not part of these figures"
-    console.prose(f"{format_seconds(farm.load_seconds)}, once for each worker; {included}", label="loading")
-    if farm.bound_speedup is None:
+    loading = f"{format_seconds(farm.load_seconds)} from the disk, once for each worker; {included}"
+    console.prose(loading, label="loading")
+    if farm.best.speedup is None:
         return
     console.line()
     columns = ["workers", *(["GPUs"] if farm.split else []), "time", "times as fast"]
@@ -262,7 +263,8 @@ def _workers(farm: Farm) -> str:
         each = "" if farm.workers == 1 else "each "
         return f"{farm.workers}, {each}with {counted(threads, 'thread')} on a CPU with {counted(cores, 'core')}"
     kinds = ", ".join(f"{count} on {name}" for name, count in farm.kinds.items())
-    return f"{farm.workers}{': ' * bool(kinds)}{kinds}"
+    each = "" if farm.workers == 1 else "each "
+    return f"{farm.workers}, {each}on {counted(farm.gpus_per_film, 'GPU')}{': ' * bool(kinds)}{kinds}"
 
 
 def _split(farm: Farm) -> str:
@@ -270,7 +272,7 @@ def _split(farm: Farm) -> str:
     share, moved = farm.split.share, farm.split.moved_bytes
     if share is None or moved is None:
         return f"{farm.split.gpus}; the gain is {farm.split.basis}"
-    gain = f"a film is {1 / share:.3g} times as fast as on one"
+    gain = f"a film is {_times(1 / share)} times as fast as on one"
     return f"{farm.split.gpus}; {gain} (estimate)\neach receives {format_bytes(moved)} a chunk\n{farm.split.basis}"
 
 
@@ -278,26 +280,28 @@ def _outcome(farm: Farm, outcome: Outcome) -> str:
     if outcome.speedup is None:
         return "unknown"
     one = "one worker on one GPU" if farm.split else "one worker"
-    faster = "" if outcome.workers == outcome.gpus == 1 else f"{outcome.speedup:.3g} times as fast as {one}"
+    faster = "" if outcome.workers == outcome.gpus == 1 else f"{_times(outcome.speedup)} times as fast as {one}"
     return ", ".join(filter(None, ["" if outcome.seconds is None else format_seconds(outcome.seconds), faster]))
 
 
-def _bound(farm: Farm) -> str:
-    """Say what no number of workers goes below, and how many reach it or are as many as the CPU has cores for."""
-    assert farm.bound_speedup is not None
-    reached = f"{counted(farm.useful, 'worker')} reach it"
-    enough = reached if farm.reaches_bound else f"the cores are enough for {counted(farm.useful, 'worker')}"
-    least = f"{farm.bound_speedup:.3g} times as fast"
-    if farm.bound_seconds is not None:
-        least = f"{format_seconds(farm.bound_seconds)}, {least}"
-    return f"{least}: nothing ends before the longest segment; {enough}"
+def _best(farm: Farm) -> str:
+    """Say what no further worker makes faster, and why."""
+    if farm.reaches_bound:
+        why = "nothing ends before the longest segment"
+    else:
+        why = "more would find no core" if farm.threads else "there can be no more"
+    return f"{_outcome(farm, farm.best)}, with {counted(farm.useful, 'worker')}: {why}"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.3g}" if factor < 999.5 else f"{factor:.0f}"
 
 
 def _farm_row(farm: Farm, outcome: Outcome) -> list:
     chosen = f"{outcome.workers} *" if outcome.workers == farm.workers else f"{outcome.workers}"
     time = "unknown" if outcome.seconds is None else format_seconds(outcome.seconds)
     row = [chosen, *([outcome.gpus] if farm.split else []), time]
-    row.append("?" if outcome.speedup is None else f"{outcome.speedup:.3g}")
+    row.append("?" if outcome.speedup is None else _times(outcome.speedup))
     return row if farm.price is None else [*row, "unknown" if outcome.cost is None else f"{outcome.cost:.2f}"]
 
 

@@ -61,7 +61,7 @@ def makespan_by_kind(films: Iterable[Sequence[float]], kinds: Sequence[int]) -> 
     return max(makespan(taken, workers) for taken, workers in zip(costs, kinds, strict=True))
 
 
-def useful_workers(costs: Sequence[float], most: int = MAX_WORKERS) -> int:
+def useful_workers(costs: Sequence[float]) -> int:
     """Return how many workers reach the bound, the longest segment; further ones would only wait."""
     bound = max(costs) * (1 + TOLERANCE)
     least, enough = max(1, ceil(sum(costs) / bound)), len(costs)
@@ -71,7 +71,7 @@ def useful_workers(costs: Sequence[float], most: int = MAX_WORKERS) -> int:
             enough = middle
         else:
             least = middle + 1
-    return min(enough, most)
+    return enough
 
 
 # Films on workers
@@ -157,38 +157,42 @@ class Farm:
     @property
     def useful(self) -> int:
         """Return how many workers could help: until the longest segment is the bound, or a CPU has no more cores."""
-        useful = useful_workers(self.all_costs)
-        return useful if self.threads is None else min(useful, max(1, self.threads[1] // self.threads[0]))
+        most = MAX_WORKERS if self.threads is None else max(1, self.threads[1] // self.threads[0])
+        return min(useful_workers(self.all_costs), most)
 
     @property
     def reaches_bound(self) -> bool:
-        """Return whether `useful` workers end with the longest segment; those of a CPU may be too few."""
-        return self.useful >= useful_workers(self.all_costs)
+        """Return whether `useful` workers end with the longest segment; those that there can be may be too few."""
+        return self.useful == useful_workers(self.all_costs)
 
     @property
-    def bound_seconds(self) -> float | None:
-        """Return the seconds that no number of workers goes below: loading, and the longest segment."""
-        share = self._share
-        return None if share is None or not self.timed else self.load_seconds + share * max(self.all_costs)
-
-    @property
-    def bound_speedup(self) -> float | None:
-        return self._speedup(max(self.all_costs))
+    def best(self) -> Outcome:
+        """Return what `useful` workers make of the films; more of them make it no faster."""
+        return self._outcome(self.useful, makespan(self.all_costs, self.useful))
 
     def on(self, workers: int) -> Outcome:
         """Return what so many workers make of the films."""
         kinds = self.kinds
         if len(kinds) > 1 and not self.mixed and workers == self.workers:
-            ends = makespan_by_kind(self.costs, tuple(kinds.values()))
-        else:
-            ends = makespan(self.all_costs, workers)
+            return self._outcome(workers, makespan_by_kind(self.costs, tuple(kinds.values())))
+        return self._outcome(workers, makespan(self.all_costs, workers))
+
+    def _outcome(self, workers: int, ends: float) -> Outcome:
+        """Return the outcome where the last segment ends after `ends`, by the cost on one GPU and a core a thread."""
         if self.threads is not None:  # a thread that finds no core waits for one
             busy = min(workers, len(self.all_costs))
             ends *= max(1.0, busy * self.threads[0] / self.threads[1])
-        seconds = None if self._share is None or not self.timed else self.load_seconds + self._share * ends
         gpus = workers * self.gpus_per_film if self.threads is None else 1
-        cost = None if self.price is None or seconds is None else self.price * gpus * seconds / 3600
-        return Outcome(workers, gpus, seconds, self._speedup(ends), cost)
+        share = self.split.share if self.split else 1.0
+        if share is None:
+            return Outcome(workers, gpus, None, None, None)
+        load = self.load_seconds if self.timed else 0.0
+        faster = (load + sum(self.all_costs)) / (load + share * ends)
+        if not self.timed:
+            return Outcome(workers, gpus, None, faster, None)
+        seconds = load + share * ends
+        cost = None if self.price is None else self.price * gpus * seconds / 3600
+        return Outcome(workers, gpus, seconds, faster, cost)
 
     @property
     def table(self) -> tuple[Outcome, ...]:
@@ -196,17 +200,6 @@ class Farm:
         matter = {1, self.useful, self.workers or 1}
         doubled = (2**power for power in range(MAX_WORKERS.bit_length()))
         return tuple(map(self.on, sorted(matter | {count for count in doubled if count <= self.useful})))
-
-    @property
-    def _share(self) -> float | None:
-        return self.split.share if self.split else 1.0
-
-    def _speedup(self, ends: float) -> float | None:
-        """Return the speed-up where the last segment ends after `ends`, by the cost on one GPU."""
-        if self._share is None:
-            return None
-        load = self.load_seconds if self.timed else 0.0
-        return (load + sum(self.all_costs)) / (load + self._share * ends)
 
 
 def farm_of(estimates: Sequence[Estimate], options: RenderOptions, *, on: str | None = None) -> Farm:

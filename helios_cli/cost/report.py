@@ -49,7 +49,8 @@
                   chunk), basis}, the first two null if unknown; null for one GPU
       load_seconds        in which a worker reads the models, once; part of the times below
       seconds, speedup    of these workers; the speed-up is against one worker with one GPU; null if unknown
-      bound_seconds, bound_speedup    that any number of workers reaches at most; null if unknown
+      bound_seconds, bound_speedup    of the useful workers, which are the best: the longest segment, or all cores of a
+                  CPU, bound them; null if unknown
       cost        of these workers, or null without --price
       table       [{workers, gpus, seconds, speedup, cost}] for other numbers of workers
       notices     what is special about these workers, in words
@@ -109,8 +110,8 @@ def farm_report(farm: Farm) -> dict:
         "load_seconds": farm.load_seconds,
         "seconds": chosen and chosen.seconds,
         "speedup": chosen and chosen.speedup,
-        "bound_seconds": farm.bound_seconds,
-        "bound_speedup": farm.bound_speedup,
+        "bound_seconds": farm.best.seconds,
+        "bound_speedup": farm.best.speedup,
         "cost": chosen and chosen.cost,
         "table": [asdict(outcome) for outcome in farm.table],
         "notices": list(farm.notices),

@@ -124,7 +124,7 @@ def test_a_farm_is_its_schedule_and_loading():
     assert one.seconds == pytest.approx(farm.load_seconds + estimate.seconds) and one.speedup == pytest.approx(1)
     assert two.seconds == pytest.approx(farm.load_seconds + max(own[0], sum(own[1:])))
     assert two.speedup == pytest.approx(one.seconds / two.seconds)
-    assert many.seconds == two.seconds == farm.bound_seconds and many.speedup == farm.bound_speedup
+    assert many.seconds == two.seconds == farm.best.seconds and many.speedup == farm.best.speedup
     assert farm.useful == 2 and farm.longest == (0, 0) and farm.reaches_bound
     assert many.cost == pytest.approx(64 * 2.0 * many.seconds / 3600)  # workers that wait are paid, too
     assert [outcome.workers for outcome in farm.table] == [1, 2]
@@ -135,9 +135,9 @@ def test_a_cpu_has_no_more_workers_than_cores(monkeypatch):
     monkeypatch.setattr(farm_module, "_threads", lambda estimate: (1, 2))
     keys = {"shot": [{"prompt": "a boat", "seconds": 5, "transition": "cut"}] * 4}
     farm, _ = planned(keys, on=None, workers=4, device="cpu", dtype="float32")
-    assert not farm.timed and farm.on(4).seconds is None and farm.bound_seconds is None
+    assert not farm.timed and farm.on(4).seconds is None and farm.best.seconds is None
     assert farm.on(1).speedup == 1 and farm.on(2).speedup == farm.on(4).speedup == pytest.approx(2)
-    assert farm.bound_speedup == pytest.approx(4) and farm.useful == 2 and not farm.reaches_bound
+    assert farm.best == farm.on(2) and farm.useful == 2 and not farm.reaches_bound
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_film_on_several_gpus():
     slow, _ = planned(on="4090", gpus_per_film=4, vram=10**12)
     assert slow.split.share is None and "weights do not stay" in slow.split.basis
     unknown, _ = planned(on=None, gpus_per_film=4, device="cpu", dtype="float32")
-    assert unknown.split.share is None and unknown.on(1).speedup is None and unknown.bound_seconds is None
+    assert unknown.split.share is None and unknown.on(1).speedup is None and unknown.best.seconds is None
 
 
 def test_both_calls_of_guidance_are_made_at_once():
