@@ -1,14 +1,14 @@
 """Displays of a running render; each consumes the engine's events (`engine/events.py`).
 
-A `Track` turns the events of one film into numbers; a view decides how they look.
+A `Track` turns the events of one film into numbers; a view decides how they look. Those of films that several workers
+render are in `farm_view.py`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from helios_cli.console import console
 from helios_cli.engine.events import (
@@ -20,36 +20,26 @@ from helios_cli.engine.events import (
     Notice,
     PhaseStarted,
     PromptTaken,
-    StepDone,
 )
-from helios_cli.errors import HeliosError, Interrupted
-from helios_cli.units import counted, format_bytes
+from helios_cli.track import PHASES, Track
+from helios_cli.units import counted, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
-    from rich.console import RenderableType
+    from rich.console import ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
 
     from helios_cli.engine.session import Session
-    from helios_cli.film.jobs import Job
 
 T = TypeVar("T")
 
 ProgressKind = Literal["auto", "rich", "plain", "json", "none"]
 
-PHASES = {
-    "load": "loading the model",
-    "text": "reading the prompts",
-    "conditioning": "encoding the start",
-    "denoise": "denoising",
-    "decode": "decoding",
-    "finish": "finishing the file",
-}
-
-RECENT_CHUNKS = 8
-"""Chunks whose mean time predicts the rest: enough to smooth out a hiccup, few enough to follow a lasting change."""
-
 BAR_LINE_WIDTH = 100
 """Maximum width of the bar's line: on a wide terminal a longer bar would push the numbers out of sight."""
+
+
+NO_BREAKS, BREAKS = "\x1b[?7l", "\x1b[?7h"
+"""DECAWM: whether a terminal continues a line that is too long on the next row."""
 
 
 class View(Protocol):
@@ -79,130 +69,6 @@ def open_view(
             yield view
 
 
-class Track:
-    """The progress of one film. `clock` returns seconds, to time the chunk in flight.
-
-    Phases may begin before the film is known; only `phase` and `phase_started` are meaningful then. While a chunk is
-    denoised the previous one may still be decoded: `chunk` is the last one that was begun, from 0.
-    """
-
-    def __init__(self, film: FilmStarted | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.film = film
-        self.clock = clock
-        self.phase_started = self.chunk_started = clock()
-        self.phase = "denoise" if film else None
-        self.step: StepDone | None = None
-        self.frames_done = self.chunk = 0
-        self.steps_in_chunk = 0
-        self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film and film.steps and film.chunks else 1.0
-        # (frames, seconds) of each chunk. Replaced, never mutated: the live display reads it from its own thread.
-        self.recent: tuple[tuple[int, float], ...] = ()
-        self.warm = False
-
-    def has_begun(self, done: FilmDone) -> bool:
-        """Return whether this film is the one that is done; a film that was finished before never begins."""
-        return self.film is not None and self.film.output == done.output
-
-    def follow(self, event: Event) -> None:
-        if isinstance(event, PhaseStarted):
-            if event.phase != "denoise":
-                self.phase_started = self.clock()
-            else:
-                self._begin(self.chunk if self.step is None else self.step.chunk + 1)
-            self.phase = event.phase
-        elif isinstance(event, StepDone):
-            self.phase, self.step = "denoise", event
-            self.steps_in_chunk += 1
-        elif isinstance(event, ChunksReused):
-            self.frames_done, self.chunk = event.frames, event.chunk + 1
-        elif isinstance(event, ChunkDone):
-            self._follow_chunk(event)
-
-    def _begin(self, chunk: int) -> None:
-        self.chunk, self.step, self.steps_in_chunk, self.chunk_started = chunk, None, 0, self.clock()
-
-    def _follow_chunk(self, event: ChunkDone) -> None:
-        if self.recent and not self.warm:  # the first chunk is slower: it has more steps, and the device is cold
-            self.recent = ()
-            self.warm = True
-        self.recent = (*self.recent, (event.frames - self.frames_done, event.seconds))[-RECENT_CHUNKS:]
-        self.frames_done = event.frames
-        self.steps_per_chunk = max(1, self.steps_in_chunk)
-        self.phase = "denoise"
-        if self.step is None or self.step.chunk == event.chunk:
-            self._begin(event.chunk + 1)
-
-    @property
-    def known(self) -> FilmStarted:
-        """The film; only phases come before it is known."""
-        assert self.film is not None
-        return self.film
-
-    @property
-    def fraction(self) -> float | None:
-        """The share of the film's work that is done, 0 to 1. Decoding a chunk counts as one more step.
-
-        None, like `seconds_left`, for a film of unknown length.
-        """
-        if self.known.chunks is None:
-            return None
-        in_chunk = min(self.steps_in_chunk, self.steps_per_chunk) / (self.steps_per_chunk + 1)
-        return min(1.0, (self.chunk + in_chunk) / self.known.chunks)
-
-    @property
-    def frames_per_second(self) -> float | None:
-        """The speed over the recent chunks; None before the first is done."""
-        seconds = sum(seconds for _, seconds in self.recent)
-        return sum(frames for frames, _ in self.recent) / seconds if seconds > 0 else None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """The estimated time left, by the mean of the recent chunks; None before the first is done."""
-        if not self.recent or self.known.chunks is None:
-            return None
-        chunk_seconds = sum(seconds for _, seconds in self.recent) / len(self.recent)
-        chunks_left = self.known.chunks - self.chunk
-        if chunks_left == 0:
-            return 0.0
-        return max(0.0, chunk_seconds - (self.clock() - self.chunk_started)) + chunk_seconds * (chunks_left - 1)
-
-    @property
-    def place_text(self) -> str:
-        """The chunk and, during denoising, stage and step; all counted from 1."""
-        chunk = self.chunk_text(self.chunk + 1)
-        if self.phase != "denoise" or self.step is None:
-            return f"{chunk}, {PHASES[self.phase or 'denoise']}"
-        return (
-            f"{chunk}, stage {self.step.stage + 1}/{self.known.stages}, "
-            f"step {self.step.step + 1}/{self.step.steps_in_stage}"
-        )
-
-    def chunk_text(self, number: int) -> str:
-        chunks = self.known.chunks
-        return f"chunk {number}" if chunks is None else f"chunk {min(number, chunks)}/{chunks}"
-
-    @property
-    def frames_text(self) -> str:
-        return _of(self.frames_done, self.known.frames, "/") + " frames"
-
-    @property
-    def speed_text(self) -> str:
-        return f"{self.frames_per_second:.3g} frames/s" if self.frames_per_second else ""
-
-    @property
-    def left_text(self) -> str:
-        """The time left, or "" for a film of unknown length."""
-        if self.known.chunks is None:
-            return ""
-        return "-:-- left" if self.seconds_left is None else f"{format_duration(self.seconds_left)} left"
-
-    @property
-    def film_text(self) -> str:
-        """The seconds of film that are done, and the total."""
-        in_all = None if self.known.frames is None else f"{self.known.frames / self.known.fps:.1f}"
-        return f"film {_of(f'{self.frames_done / self.known.fps:.1f}', in_all, ' of ')} s"
-
-
 def show_all(events: Generator[T, None, None], show: Callable[[T], None], session: Session) -> None:
     """Show each event of a render. Ctrl-C, wherever it strikes, becomes Interrupted, which says what is safe."""
     try:
@@ -213,69 +79,6 @@ def show_all(events: Generator[T, None, None], show: Callable[[T], None], sessio
             events.throw(stop)
     except KeyboardInterrupt:
         raise session.stopped() from None
-
-
-class FilmsView:
-    """Shows the films of one command, and at the end, as a `table`, what became of each of several.
-
-    Attributes:
-        view: displays the events; it is opened within the block, so that the table comes after it.
-        failed: names of films that failed, whose errors were shown.
-    """
-
-    def __init__(self, jobs: Sequence[Job], *, table: bool) -> None:
-        self.jobs = jobs
-        self.view: View = SilentView()
-        self.failed: list[str] = []
-        self._table = table and len(jobs) > 1
-        self._labelled = len(jobs) > 1 and jobs[0].options.lanes > 1
-        self._views: dict[int, View] = {}
-        self._ends: dict[int, FilmDone | HeliosError] = {}
-        self._begun: set[int] = set()
-
-    def __enter__(self) -> FilmsView:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
-        if self._table:
-            self._print_table(error)
-
-    def show(self, film_event: tuple[Job | None, Event | HeliosError]) -> None:
-        job, event = film_event
-        if job is not None:
-            self._begun.add(id(job))
-            if isinstance(event, FilmDone | HeliosError):
-                self._ends[id(job)] = event
-        if isinstance(event, HeliosError):
-            self.failed += [] if job is None else [job.film.name]
-            console.error(event)
-        else:
-            self._view_of(job).show(event)
-
-    def _view_of(self, job: Job | None) -> View:
-        if job is None or not self._labelled:
-            return self.view
-        return self._views.setdefault(id(job), self.view.of(job.film.name))  # titles may be equal, names are not
-
-    def _print_table(self, error: BaseException | None) -> None:
-        rows: list[tuple[str, ...]] = [("film", "result", "frames", "seconds", "frames/s", "output or error")]
-        rows += [self._row(job, error) for job in self.jobs]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            numbers = [cell.rjust(width) for cell, width in zip(row[2:5], widths[2:5], strict=True)]
-            console.status("  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), *numbers, row[5]]))
-
-    def _row(self, job: Job, error: BaseException | None) -> tuple[str, ...]:
-        """Return the row of a film. `error`, which ended the command, applies to films that began and did not end."""
-        end = self._ends.get(id(job), error if id(job) in self._begun else None)
-        if isinstance(end, FilmDone):
-            speed = f"{end.frames_per_second:.3g}" if end.frames > end.frames_reused else "reused"
-            return job.film.name, "done", str(end.frames), f"{end.seconds:.1f}", speed, job.output
-        if end is None:
-            return job.film.name, "not tried", "", "", "", ""
-        result = "stopped" if isinstance(end, Interrupted) else "failed"
-        message = end.message if isinstance(end, HeliosError) else f"bug: {type(end).__name__}"
-        return job.film.name, result, "", "", "", message.splitlines()[0]
 
 
 class SilentView:
@@ -348,26 +151,79 @@ class PlainView:
         return f"{track.chunk_text(done.chunk + 1)} in {done.seconds:.1f} s: {', '.join(filter(None, parts))}"
 
 
+class LiveLines:
+    """Redraws lines below what is printed on the terminal, until the block ends; then they vanish.
+
+    A terminal that becomes narrower breaks lines that are longer than it: they take more rows than Rich clears. Until
+    the new width is known here, which takes tmux up to a quarter of a second, lines that are too long are cut by the
+    terminal.
+    """
+
+    def __init__(self, terminal: RichConsole, draw: Callable[[], RenderableType]) -> None:
+        from rich.live import Live
+
+        self._terminal = terminal
+        self._draw = draw
+        self._drawn: tuple[int, ...] = ()  # the widths of the lines that are on the terminal
+        self._live = Live(get_renderable=lambda: self, console=terminal, transient=True, refresh_per_second=8)
+
+    def __enter__(self) -> LiveLines:
+        self._live.start()
+        self._terminal.push_render_hook(cast("RenderHook", self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.refresh()
+        self._terminal.pop_render_hook()
+        self._live.stop()
+
+    def refresh(self) -> None:
+        """Draw the lines at once."""
+        self._live.refresh()
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Clear the rows that broken lines take in addition, before Rich clears a row for each line."""
+        from rich.control import Control
+        from rich.segment import ControlType
+
+        rows = sum(max(0, -(-width // self._terminal.width) - 1) for width in self._drawn)
+        clear = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
+        return [Control(ControlType.CARRIAGE_RETURN, *(clear * rows)), *renderables] if rows else renderables
+
+    def __rich_console__(self, terminal: RichConsole, options: ConsoleOptions) -> RenderResult:
+        from rich.segment import ControlType, Segment
+
+        lines = terminal.render_lines(self._draw(), options, pad=False)
+        self._drawn = tuple(Segment.get_line_length(line) for line in lines)
+        as_control = [(ControlType.SHOW_CURSOR,)]  # any: it says that the text takes no room
+        yield Segment(NO_BREAKS, None, as_control)
+        for number, line in enumerate(lines):
+            if number:
+                yield Segment.line()
+            yield from line
+        yield Segment(BREAKS, None, as_control)
+
+
 class RichView:
-    """Redraws two lines on the terminal: a bar, and the place in the chunk. They vanish at the end."""
+    """Redraws two lines on the terminal: a bar, and the place in the chunk."""
 
     def __init__(self, terminal: RichConsole) -> None:
-        from rich.live import Live
         from rich.spinner import Spinner
 
         self.track = Track()
+        self.terminal = terminal
         self.spinner = Spinner("dots" if terminal.encoding.startswith("utf") else "line")
-        self.live = Live(get_renderable=self._draw, console=terminal, transient=True, refresh_per_second=8)
+        self.lines = LiveLines(terminal, self.draw)
 
     def of(self, film: str) -> PlainView:
         return PlainView(f"{film}: ")
 
     def __enter__(self) -> RichView:
-        self.live.start()
+        self.lines.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.live.stop()
+        self.lines.__exit__()
 
     def show(self, event: Event) -> None:
         self.track.follow(event)
@@ -380,13 +236,11 @@ class RichView:
             console.status(taken_line(event))
         elif isinstance(event, FilmDone) and self.track.has_begun(event):
             film, self.track = self.track.known, Track()
-            self.live.refresh()  # else the bar is drawn once more, below the summary
+            self.lines.refresh()  # else the bar is drawn once more, below the summary
             _say_all(summary_lines(event, film))
 
-    def _draw(self) -> RenderableType:
+    def draw(self) -> RenderableType:
         from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
         from rich.text import Text
 
         track = self.track
@@ -395,17 +249,25 @@ class RichView:
         if track.phase not in ("denoise", "decode"):
             self.spinner.update(text=f"{PHASES[track.phase]}  {format_duration(track.clock() - track.phase_started)}")
             return self.spinner
-        line = Table.grid(expand=True, padding=(0, 2, 0, 0))
-        line.width = min(BAR_LINE_WIDTH, self.live.console.width)
-        line.add_column(ratio=1)
-        for _ in range(3):
-            line.add_column(no_wrap=True)
-        fraction = track.fraction
-        percent = "" if fraction is None else f"{int(100 * fraction)} %"
-        bar = ProgressBar(total=1.0, completed=fraction or 0.0, pulse=fraction is None, complete_style="cyan")
-        line.add_row(bar, percent, track.frames_text, track.left_text)
+        line = bar_line(self.terminal.width, track.fraction, track.frames_text, track.left_text)
         place = "  ".join((track.place_text, track.film_text, track.speed_text))
         return Group(line, Text(place, no_wrap=True, overflow="ellipsis"))
+
+
+def bar_line(width: int, fraction: float | None, frames: str, left: str) -> RenderableType:
+    """Return a bar with percent, frames and time left; for an unknown `fraction` a bar that pulses."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    line = Table.grid(expand=True, padding=(0, 2, 0, 0))
+    line.width = min(BAR_LINE_WIDTH, width)
+    line.add_column(ratio=1)
+    for _ in range(3):
+        line.add_column(no_wrap=True)
+    percent = "" if fraction is None else f"{int(100 * fraction)} %"
+    bar = ProgressBar(total=1.0, completed=fraction or 0.0, pulse=fraction is None, complete_style="cyan")
+    line.add_row(bar, percent, frames, left)
+    return line
 
 
 def start_lines(film: FilmStarted, *, named: bool = True) -> list[str]:
@@ -446,18 +308,6 @@ def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:
     if done.phases:
         lines.append("  " + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in done.phases.items()))
     return lines
-
-
-def format_duration(seconds: float) -> str:
-    """Format seconds: `75` as `1:15`, `3675` as `1:01:15`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def _of(done: object, in_all: object | None, between: str) -> str:
-    """Format `3/9`, or `3` if the total is not known."""
-    return f"{done}" if in_all is None else f"{done}{between}{in_all}"
 
 
 def _say_all(lines: list[str]) -> None:

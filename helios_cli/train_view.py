@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from helios_cli.console import console
-from helios_cli.progress import BAR_LINE_WIDTH, format_duration
+from helios_cli.progress import BAR_LINE_WIDTH
 from helios_cli.train.events import Event, FillDone, Filled, FillStarted, Notice, RunDone, RunStarted, Trained
+from helios_cli.units import format_duration
 from helios_cli.visible import visible
 
 if TYPE_CHECKING:

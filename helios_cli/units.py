@@ -109,6 +109,13 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
 
 
+def format_duration(seconds: float) -> str:
+    """Format seconds: `75` as `1:15`, `3675` as `1:01:15`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
 def at_least(seconds: float) -> str:
     """Format a lower bound: `>= 75 s`, or `?` if it is too short to print."""
     return f">= {format_seconds(seconds)}" if seconds >= LEAST_SECONDS else "?"

@@ -45,7 +45,15 @@ LAYERS = {
     "device": Layer({*FOUNDATION, "machine"}, banned=TERMINAL, lazy={"torch"}),
     "child": Layer({"", *FOUNDATION, "machine"}, banned={"torch", "numpy", *TERMINAL}),
     "console": Layer(FOUNDATION, banned={"torch"}, lazy={"rich"}),
-    "progress": Layer({*FOUNDATION, "console", "engine", "film"}, banned={"torch", "typer"}, lazy={"rich"}),
+    "track": Layer({*FOUNDATION, "engine"}, banned={"torch", *TERMINAL}),
+    "farm_track": Layer({*FOUNDATION, "engine", "track"}, banned={"torch", *TERMINAL}),
+    "progress": Layer({*FOUNDATION, "console", "engine", "track"}, banned={"torch", "typer"}, lazy={"rich"}),
+    "farm_view": Layer(
+        {*FOUNDATION, "console", "engine", "farm_track", "progress", "track"}, banned={"torch", "typer"}, lazy={"rich"}
+    ),
+    "films_view": Layer(
+        {*FOUNDATION, "console", "engine", "farm_track", "farm_view", "film", "progress"}, banned={"torch", *TERMINAL}
+    ),
     "stop": Layer(set(), banned={"torch", "numpy", *TERMINAL}),
     "options": Layer({*FOUNDATION, "recipe", "weights"}, banned={"torch", "rich"}),
     "live": Layer({*FOUNDATION, "engine", "film", "recipe", "weights"}, banned={"numpy", *TERMINAL}, lazy={"torch"}),
@@ -117,6 +125,7 @@ LAYERS = {
             *FOUNDATION,
             "console",
             "progress",
+            "films_view",
             "machine",
             "device",
             "engine",

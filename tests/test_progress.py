@@ -23,7 +23,9 @@ from helios_cli.engine.events import (
     PromptTaken,
     StepDone,
 )
-from helios_cli.progress import PHASES, RichView, Track, format_duration, open_view
+from helios_cli.progress import RichView, open_view
+from helios_cli.track import PHASES, Track
+from helios_cli.units import format_duration
 from support.waiting import LONGEST
 from test_console import in_terminal
 
@@ -185,7 +187,7 @@ def test_a_bar_shows_the_phase_wherever_the_film_starts(start):
     for event in start:
         view.show(event)
         with terminal.capture() as captured:
-            terminal.print(view.live.get_renderable())
+            terminal.print(view.draw())
         drawn.append(captured.get())
     loading = drawn[1 if start[0] is FILM else 0]
     assert "loading the model" in loading and "chunk" not in loading
@@ -312,7 +314,7 @@ def test_the_bar_of_a_film_of_no_known_length_counts_what_is_done(capsys):
     for event in list(live_events())[:-1]:
         view.show(event)
         with terminal.capture() as captured:
-            terminal.print(view.live.get_renderable())
+            terminal.print(view.draw())
         bar, place = captured.get().rstrip("\n").split("\n")
         assert "%" not in bar and "left" not in bar
         if isinstance(event, StepDone):
@@ -345,7 +347,7 @@ def test_the_bar_is_never_wider_than_its_terminal(width, utf8):
     for event in film_events():
         view.show(event)
         with terminal.capture() as captured:
-            terminal.print(view.live.get_renderable())
+            terminal.print(view.draw())
         lines = captured.get().rstrip("\n").split("\n")
         assert len(lines) <= 2
         assert max(cell_len(line) for line in lines) <= width

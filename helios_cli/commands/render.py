@@ -11,6 +11,7 @@ import typer
 
 from helios_cli.console import console
 from helios_cli.errors import HeliosError
+from helios_cli.films_view import FilmsView
 from helios_cli.options import (
     Events,
     OptionalSources,
@@ -22,7 +23,7 @@ from helios_cli.options import (
     render_options,
 )
 from helios_cli.plan_view import show_plans
-from helios_cli.progress import FilmsView, open_view, show_all
+from helios_cli.progress import show_all
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.stop import stop_at_once
@@ -64,8 +65,7 @@ def render(
     kind = progress_kind(progress, quiet=quiet, json=json)
     if options.lanes > 1 and kind in ("auto", "rich"):
         kind = "plain"
-    shown = FilmsView(jobs, table=kind not in ("none", "json"))
-    with stop_at_once() as is_stopped, shown, open_view(kind) as shown.view:
+    with stop_at_once() as is_stopped, FilmsView(jobs, kind) as shown:
         from helios_cli.engine.films import render_films, render_takes
         from helios_cli.engine.session import Session
 
