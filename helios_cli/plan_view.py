@@ -235,7 +235,7 @@ def _farm(estimates: list[Estimate], farm: Farm) -> None:
     if farm.best.speedup is None:
         return
     console.line()
-    columns = ["workers", *(["GPUs"] if farm.split else []), "time", "times as fast"]
+    columns = ["workers", *(["GPUs"] if farm.gpus_per_worker > 1 else []), "time", "times as fast"]
     columns += [] if farm.price is None else ["cost"]
     console.table(columns, [_farm_row(farm, outcome) for outcome in farm.table], report=True)
 
@@ -264,7 +264,7 @@ def _workers(farm: Farm) -> str:
         return f"{farm.workers}, {each}with {counted(threads, 'thread')} on a CPU with {counted(cores, 'core')}"
     kinds = ", ".join(f"{count} on {name}" for name, count in farm.kinds.items())
     each = "" if farm.workers == 1 else "each "
-    return f"{farm.workers}, {each}on {counted(farm.gpus_per_film, 'GPU')}{': ' * bool(kinds)}{kinds}"
+    return f"{farm.workers}, {each}on {counted(farm.gpus_per_worker, 'GPU')}{': ' * bool(kinds)}{kinds}"
 
 
 def _split(farm: Farm) -> str:
@@ -300,7 +300,7 @@ def _times(factor: float) -> str:
 def _farm_row(farm: Farm, outcome: Outcome) -> list:
     chosen = f"{outcome.workers} *" if outcome.workers == farm.workers else f"{outcome.workers}"
     time = "unknown" if outcome.seconds is None else format_seconds(outcome.seconds)
-    row = [chosen, *([outcome.gpus] if farm.split else []), time]
+    row = [chosen, *([outcome.gpus] if farm.gpus_per_worker > 1 else []), time]
     row.append("?" if outcome.speedup is None else _times(outcome.speedup))
     return row if farm.price is None else [*row, "unknown" if outcome.cost is None else f"{outcome.cost:.2f}"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -118,6 +118,7 @@ class Farm:
         mixed: a film may be rendered by GPUs of several kinds.
         threads: (threads of a worker, cores that all of them share) on a CPU, else None.
         split: what one film on several GPUs gains, or None if each film has one.
+        vae_gpus: GPUs of a worker that only decode, 0 or 1.
         price: price of a GPU-hour, if it is known.
         is_asked_for: the flags name workers or GPUs, and not only the films.
         notices: what the user should know of these workers.
@@ -131,6 +132,7 @@ class Farm:
     mixed: bool
     threads: tuple[int, int] | None
     split: Split | None
+    vae_gpus: int
     price: float | None
     is_asked_for: bool
     notices: tuple[str, ...] = ()
@@ -144,9 +146,14 @@ class Farm:
         return self.split.gpus if self.split else 1
 
     @property
+    def gpus_per_worker(self) -> int:
+        return self.gpus_per_film + self.vae_gpus
+
+    @property
     def kinds(self) -> dict[str, int]:
-        """Workers by the name of their GPU, where that is known."""
-        return {name: count // self.gpus_per_film for name, count in Counter(self.gpus).items()}
+        """Workers by the name of their GPUs, where that is known; a worker's GPUs are of one kind."""
+        kinds = {name: count // self.gpus_per_worker for name, count in Counter(self.gpus).items()}
+        return {name: count for name, count in kinds.items() if count}
 
     @property
     def longest(self) -> tuple[int, int]:
@@ -182,7 +189,7 @@ class Farm:
         if self.threads is not None:  # a thread that finds no core waits for one
             busy = min(workers, len(self.all_costs))
             ends *= max(1.0, busy * self.threads[0] / self.threads[1])
-        gpus = workers * self.gpus_per_film if self.threads is None else 1
+        gpus = workers * self.gpus_per_worker if self.threads is None else 1
         share = self.split.share if self.split else 1.0
         if share is None:
             return Outcome(workers, gpus, None, None, None)
@@ -210,11 +217,13 @@ def farm_of(estimates: Sequence[Estimate], options: RenderOptions, *, on: str | 
     first = estimates[0]
     is_asked_for = options.is_shared_out or options.gpus_per_film > 1
     here = find_gpus() if is_asked_for and first.device.kind == "cuda" and on is None else ()
-    workers = _workers(options, here, first.device, on)
+    vae_gpus = int(first.vae_device is not None and first.vae_device.kind != "cpu")
+    per_worker = options.gpus_per_film + vae_gpus
+    workers = _workers(options, len(here) // per_worker, on)
     timed = all(estimate.seconds is not None for estimate in estimates)
     split = _split(estimates, options.gpus_per_film) if options.gpus_per_film > 1 else None
     is_here = options.cluster in (None, "local")
-    used = here[: (workers or 1) * options.gpus_per_film] if is_here else ()
+    used = here[: (workers or 1) * per_worker] if is_here else ()
     return Farm(
         costs=tuple(segment_costs(estimate, timed=timed) for estimate in estimates),
         timed=timed,
@@ -224,9 +233,10 @@ def farm_of(estimates: Sequence[Estimate], options: RenderOptions, *, on: str | 
         mixed=options.mixed,
         threads=_threads(first) if first.device.kind == "cpu" else None,
         split=split,
+        vae_gpus=vae_gpus,
         price=first.price,
         is_asked_for=is_asked_for,
-        notices=tuple(_notices(options, here, workers, used)),
+        notices=tuple(_notices(options, here, used, (workers or 1) * per_worker)),
     )
 
 
@@ -236,7 +246,9 @@ def segment_costs(estimate: Estimate, *, timed: bool) -> tuple[float, ...]:
     A film's seconds are divided by the work of its chunks: the first one after a cut may take twice the model calls.
     """
     work, rates, plan = estimate.work, estimate.duration.rates, estimate.plan
-    dit, vae = rates.dit_flops or DIT_UTILISATION, rates.vae_flops or VAE_UTILISATION
+    dit, vae = rates.dit_flops, rates.vae_flops
+    if dit is None or vae is None:
+        dit, vae = DIT_UTILISATION, VAE_UTILISATION
     costs: list[float] = []
     for chunk in plan.chunks:
         calls = ((stage.first_calls if chunk.fresh else stage.calls) * stage.call.total for stage in work.stages)
@@ -261,17 +273,20 @@ def _split(estimates: Sequence[Estimate], gpus: int) -> Split:
         return Split(gpus, None, None, "unknown: on a CPU, the processes share its cores")
     if rate is None:
         return Split(gpus, None, None, f"unknown: how fast {first.device.name} moves data to another GPU is not stated")
-    if any(estimate.duration.total is None for estimate in estimates):
+    if any(estimate.seconds is None for estimate in estimates):
         return Split(gpus, None, None, "unknown, as is the speed of one GPU")
     if any(estimate.mode.name != "none" for estimate in estimates):
         return Split(gpus, None, None, "unknown where weights do not stay on the device")
-    moved = [_moved_bytes(estimate, gpus) for estimate in estimates]
-    alone = sum((estimate.duration.denoise or 0) + (estimate.duration.decode or 0) for estimate in estimates)
-    denoise = sum(estimate.duration.denoise or 0 for estimate in estimates)
-    divided = alone - denoise + denoise / gpus + sum(moved) / rate
-    chunks = sum(len(estimate.plan.chunks) for estimate in estimates)
+    alone = divided = moved = 0.0
+    for estimate in estimates:
+        lanes, chunks = estimate.lanes, len(estimate.plan.chunks)
+        a_chunk = _moved_bytes(estimate, gpus) / chunks
+        shared = replace(estimate.speed, denoise=(estimate.speed.denoise or 0) / gpus + lanes * a_chunk / rate)
+        alone += chunks / lanes * (estimate.speed.seconds(estimate.mode, estimate.budget) or 0)
+        divided += chunks / lanes * (shared.seconds(estimate.mode, estimate.budget) or 0)
+        moved += chunks * a_chunk
     basis = f"stated: calls divide evenly, data moves at {format_bytes(rate)}/s between GPUs, decoding is not divided"
-    return Split(gpus, divided / alone, sum(moved) / chunks, basis)
+    return Split(gpus, divided / alone, moved / sum(len(estimate.plan.chunks) for estimate in estimates), basis)
 
 
 def divisions(heads: int, *, guided: bool) -> list[int]:
@@ -309,13 +324,13 @@ def _moved_bytes(estimate: Estimate, gpus: int) -> float:
 # What they run on
 
 
-def auto_workers(gpus: int, gpus_per_film: int = 1) -> int:
-    """Return the number that `--workers auto` stands for on a machine with so many GPUs; a CPU counts as one."""
-    return max(1, gpus // gpus_per_film)
+def auto_workers(room: int) -> int:
+    """Return the number that `--workers auto` stands for on a machine with GPUs for `room` workers; a CPU has one."""
+    return max(1, room)
 
 
-def _workers(options: RenderOptions, here: Sequence[Device], device: Device, on: str | None) -> int | None:
-    """Return the number of workers; None if it is not decided before the films are rendered."""
+def _workers(options: RenderOptions, room: int, on: str | None) -> int | None:
+    """Return the number of workers, where there are GPUs for `room` of them; None if others decide it later."""
     if isinstance(options.workers, int):
         return options.workers
     if options.cluster not in (None, "local") or (options.share and options.workers is None):
@@ -327,7 +342,7 @@ def _workers(options: RenderOptions, here: Sequence[Device], device: Device, on:
             f"--workers auto counts the GPUs of this machine, but --on {on} is another one",
             hint="write the number of workers, such as --workers 8",
         )
-    return auto_workers(len(here), options.gpus_per_film)
+    return auto_workers(room)
 
 
 def _threads(estimate: Estimate) -> tuple[int, int]:
@@ -347,9 +362,8 @@ def _load_seconds(estimate: Estimate) -> float:
     return stored / estimate.speed.bandwidths.disk
 
 
-def _notices(options: RenderOptions, here: Sequence[Device], workers: int | None, used: Sequence[Device]) -> list[str]:
+def _notices(options: RenderOptions, here: Sequence[Device], used: Sequence[Device], needed: int) -> list[str]:
     notices = []
-    needed = (workers or 1) * options.gpus_per_film
     if here and options.cluster is None and needed > len(here):
         notices.append(f"{counted(needed, 'GPU')} would be needed; this machine has {len(here)}")
     kinds = Counter(gpu.name for gpu in used)

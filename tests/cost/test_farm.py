@@ -193,6 +193,26 @@ def test_gpus_that_differ_are_named(rack):
     assert "--mixed lets a film use all of them" in mixed.notices[0]
 
 
+def test_the_gpus_of_a_worker_are_of_one_kind(rack):
+    rack(H200, L4, L4, L4, L4)
+    farm, _ = planned(on=None, workers="auto", gpus_per_film=2)
+    assert farm.workers == 2 and farm.kinds == {"NVIDIA L4": 1} and farm.on(2).workers == 2
+    rack(H200, L4)
+    farm, _ = planned(on=None, workers="auto", gpus_per_film=2)
+    assert farm.kinds == {} and farm.on(1).gpus == 2
+
+
+def test_a_gpu_that_decodes_belongs_to_its_worker(rack):
+    """It decodes a chunk while the next one is denoised: the longer of the two counts."""
+    rack(*[H200] * 8)
+    assert planned(on=None, workers="auto", gpus_per_film=4, vae_device="cuda:1")[0].workers == 1
+    farm, (estimate,) = planned(gpus_per_film=4, vae_device="cuda:1")
+    assert farm.on(1).gpus == 5
+    denoise, decode = estimate.speed.denoise, estimate.speed.decode
+    waited = farm.split.moved_bytes / 300e9
+    assert farm.split.share == pytest.approx(max(denoise / 4 + waited, decode) / max(denoise, decode))
+
+
 def test_gpus_that_are_missing_are_counted(rack):
     rack(H200, H200)
     (notice,) = planned(on=None, workers=2, gpus_per_film=2)[0].notices
