@@ -238,6 +238,11 @@ class FarmTrack:
         """Return the first event of a film; None before it has begun."""
         return self._films[name].started
 
+    def chunks_of(self, name: str) -> tuple[int, int]:
+        """Return the chunks of a film that are done, and all of them."""
+        film = self._films[name]
+        return film.chunks_done, film.all_chunks
+
     def worker(self, name: str) -> WorkerTrack | None:
         return self._workers.get(name)
 

@@ -149,7 +149,7 @@ class RichFarmView(FarmView):
         super().__init__(track)
         self._terminal = terminal
         self._ellipsis = "…" if terminal.encoding.startswith("utf") else "~"
-        self._lines = LiveLines(terminal, self.draw)
+        self._lines = LiveLines(terminal, self.draw, per_second=4)
 
     def __enter__(self) -> RichFarmView:
         self._lines.__enter__()

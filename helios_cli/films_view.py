@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from helios_cli.errors import HeliosError, Interrupted
 from helios_cli.farm_track import FarmTrack
 from helios_cli.farm_view import PlainFarmView, RichFarmView, end_line
 from helios_cli.progress import ProgressKind, SilentView, View, open_view
+from helios_cli.units import counted
 
 if TYPE_CHECKING:
     from helios_cli.film.jobs import Job
@@ -79,10 +80,8 @@ class FilmsView:
     def _print_table(self, error: BaseException | None) -> None:
         rows: list[tuple[str, ...]] = [("film", "result", "frames", "seconds", "frames/s", "output or error")]
         rows += [self._row(job, error) for job in self.jobs]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            numbers = [cell.rjust(width) for cell, width in zip(row[2:5], widths[2:5], strict=True)]
-            console.status("  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), *numbers, row[5]]))
+        for line in aligned(rows, numbers=(2, 3, 4)):
+            console.status(line)
 
     def _row(self, job: Job, error: BaseException | None) -> tuple[str, ...]:
         """Return the row of a film. `error`, which ended the command, applies to films that began and did not end."""
@@ -92,6 +91,25 @@ class FilmsView:
             return job.film.name, "done", str(end.frames), f"{end.seconds:.1f}", speed, job.output
         if end is None:
             return job.film.name, "not tried", "", "", "", ""
+        if isinstance(end, Interrupted) and self._farm is not None:  # the message is about all films
+            done, chunks = self._farm.chunks_of(job.film.name)
+            return job.film.name, "stopped", "", "", "", f"{done} of {counted(chunks, 'chunk')} done"
         result = "stopped" if isinstance(end, Interrupted) else "failed"
         message = end.message if isinstance(end, HeliosError) else f"bug: {type(end).__name__}"
         return job.film.name, result, "", "", "", message.splitlines()[0]
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int]) -> list[str]:
+    """Return rows as lines of columns, of which those of `numbers` are aligned on the right."""
+    from rich.cells import cell_len  # a letter may take two columns
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        cells = [
+            space + cell if i in numbers else cell + space
+            for i, (cell, space) in enumerate(zip(row, spaces, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines

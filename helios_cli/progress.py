@@ -159,13 +159,13 @@ class LiveLines:
     terminal.
     """
 
-    def __init__(self, terminal: RichConsole, draw: Callable[[], RenderableType]) -> None:
+    def __init__(self, terminal: RichConsole, draw: Callable[[], RenderableType], per_second: float = 8) -> None:
         from rich.live import Live
 
         self._terminal = terminal
         self._draw = draw
         self._drawn: tuple[int, ...] = ()  # the widths of the lines that are on the terminal
-        self._live = Live(get_renderable=lambda: self, console=terminal, transient=True, refresh_per_second=8)
+        self._live = Live(get_renderable=lambda: self, console=terminal, transient=True, refresh_per_second=per_second)
 
     def __enter__(self) -> LiveLines:
         self._live.start()

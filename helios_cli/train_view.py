@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from helios_cli.console import console
-from helios_cli.progress import BAR_LINE_WIDTH
+from helios_cli.progress import BAR_LINE_WIDTH, LiveLines
 from helios_cli.train.events import Event, FillDone, Filled, FillStarted, Notice, RunDone, RunStarted, Trained
 from helios_cli.units import format_duration
 from helios_cli.visible import visible
@@ -55,19 +55,18 @@ class RichView:
     """Draws a bar, and a line for each player's latest losses or for the state of a folder; they vanish at the end."""
 
     def __init__(self, terminal: RichConsole) -> None:
-        from rich.live import Live
-
+        self._terminal = terminal
         self._pace = Pace()
         self._is_under_way = False
         self._latest: dict[str, Event] = {}
-        self.live = Live(get_renderable=self._draw, console=terminal, transient=True, refresh_per_second=4)
+        self._lines = LiveLines(terminal, self._draw, per_second=4)
 
     def __enter__(self) -> RichView:
-        self.live.start()
+        self._lines.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.live.stop()
+        self._lines.__exit__()
 
     def show(self, event: Event) -> None:
         if isinstance(event, Trained):
@@ -96,7 +95,7 @@ class RichView:
         if not self._is_under_way:
             return Text("")
         bar = Table.grid(expand=True, padding=(0, 2, 0, 0))
-        bar.width = min(BAR_LINE_WIDTH, self.live.console.width)
+        bar.width = min(BAR_LINE_WIDTH, self._terminal.width)
         bar.add_column(ratio=1)
         for _ in range(2):
             bar.add_column(no_wrap=True)

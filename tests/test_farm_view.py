@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
 
-from helios_cli.engine.events import Notice, PhaseStarted, SegmentStarted, WorkerReady
-from helios_cli.errors import HeliosError
+from helios_cli.engine.events import ChunkDone, Notice, PhaseStarted, SegmentStarted, WorkerReady
+from helios_cli.errors import HeliosError, Interrupted
 from helios_cli.farm_track import FarmTrack
 from helios_cli.farm_view import PlainFarmView, RichFarmView, worker_rows
 from helios_cli.films_view import FilmsView
@@ -256,6 +256,22 @@ def test_films_that_failed_are_named(kind, capsys):
 def test_the_end_says_what_the_workers_did(capsys):
     show("plain", Farm(FILMS, kills=[(25.0, 1)]))
     assert capsys.readouterr().err.splitlines()[-1].startswith("4 workers (1 lost on the way): 331 frames in ")
+
+
+def test_films_that_were_stopped_say_how_far_they_are(capsys):
+    events = [event[1:] for event in FarmEvents(Farm({"harbour": (1, 2), "日本": (9,), "sea": (1,)}, 2))]
+    jobs = {job.film.name: job for job in jobs_of(["harbour", "日本", "sea"])}
+    with pytest.raises(Interrupted), FilmsView(list(jobs.values()), "plain") as shown:
+        for film, event in events:
+            shown.show((jobs.get(film), event))
+            if film == "日本" and isinstance(event, ChunkDone):
+                raise Interrupted("stopped: 2 of 3 films are not done")
+    assert capsys.readouterr().err.splitlines()[-5:-1] == [
+        "film     result     frames  seconds  frames/s  output or error",
+        "harbour  stopped                               2 of 3 chunks done",
+        "日本     stopped                               1 of 9 chunks done",
+        "sea      not tried",
+    ]
 
 
 def test_one_film_has_its_summary_and_no_table(capsys):

@@ -52,7 +52,9 @@ LAYERS = {
         {*FOUNDATION, "console", "engine", "farm_track", "progress", "track"}, banned={"torch", "typer"}, lazy={"rich"}
     ),
     "films_view": Layer(
-        {*FOUNDATION, "console", "engine", "farm_track", "farm_view", "film", "progress"}, banned={"torch", *TERMINAL}
+        {*FOUNDATION, "console", "engine", "farm_track", "farm_view", "film", "progress"},
+        banned={"torch", "typer"},
+        lazy={"rich"},
     ),
     "stop": Layer(set(), banned={"torch", "numpy", *TERMINAL}),
     "options": Layer({*FOUNDATION, "recipe", "weights"}, banned={"torch", "rich"}),
