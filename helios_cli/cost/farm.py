@@ -236,7 +236,10 @@ def farm_of(estimates: Sequence[Estimate], options: RenderOptions, *, on: str | 
         vae_gpus=vae_gpus,
         price=first.price,
         is_asked_for=is_asked_for,
-        notices=tuple(_notices(options, here, used, (workers or 1) * per_worker)),
+        notices=(
+            *_gpu_notices(options, here, used, (workers or 1) * per_worker),
+            *(_memory_notices(estimates, workers, options.gpus_per_film) if is_here and on is None else ()),
+        ),
     )
 
 
@@ -362,7 +365,7 @@ def _load_seconds(estimate: Estimate) -> float:
     return stored / estimate.speed.bandwidths.disk
 
 
-def _notices(options: RenderOptions, here: Sequence[Device], used: Sequence[Device], needed: int) -> list[str]:
+def _gpu_notices(options: RenderOptions, here: Sequence[Device], used: Sequence[Device], needed: int) -> list[str]:
     notices = []
     if here and options.cluster is None and needed > len(here):
         notices.append(f"{counted(needed, 'GPU')} would be needed; this machine has {len(here)}")
@@ -372,3 +375,13 @@ def _notices(options: RenderOptions, here: Sequence[Device], used: Sequence[Devi
         rule = "a film is rendered by one kind of them, as kinds round differently; --mixed lets it use all"
         notices.append(f"the GPUs differ: {listed}; {'--mixed lets a film use all of them' if options.mixed else rule}")
     return notices
+
+
+def _memory_notices(estimates: Sequence[Estimate], workers: int | None, ranks: int) -> list[str]:
+    """Warn if the workers take more host memory together than is free; each of them looks at its own alone."""
+    processes, free = (workers or 1) * ranks, machine.host_memory().available_bytes
+    each = max(estimate.mode.host_bytes for estimate in estimates)
+    if processes == 1 or free is None or processes * each <= free:
+        return []
+    together = f"{processes} processes with {format_bytes(each)} each take {format_bytes(processes * each)}"
+    return [f"{together} of host memory, of which {format_bytes(free)} is free: use fewer, or set --ram for each"]

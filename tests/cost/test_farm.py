@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helios_cli import machine
 from helios_cli.cost import farm as farm_module
 from helios_cli.cost.estimate import estimate_films
 from helios_cli.cost.farm import farm_of, makespan, makespan_by_kind, segment_costs, useful_workers
@@ -191,6 +192,18 @@ def test_gpus_that_differ_are_named(rack):
     mixed, _ = planned(keys, on=None, workers=3, mixed=True)
     assert mixed.on(3).seconds == pytest.approx(mixed.load_seconds + mixed.costs[0][0])
     assert "--mixed lets a film use all of them" in mixed.notices[0]
+
+
+@pytest.mark.parametrize(("workers", "free", "warned"), [(1, 1, 0), (3, 2.9, 1), (3, 3.1, 0)])
+def test_memory_of_all_workers_is_counted(monkeypatch, workers, free, warned):
+    """Each of them fits alone into what is free."""
+    (estimate,) = planned(on=None, device="cpu", dtype="float32")[1]
+    available = int(free * estimate.mode.host_bytes)
+    monkeypatch.setattr(machine, "host_memory", lambda: machine.HostMemory(10**12, available, ()))
+    monkeypatch.setattr("helios_cli.cost.estimate.budget_of", lambda *_, **__: estimate.budget)
+    farm, _ = planned(on=None, device="cpu", dtype="float32", workers=workers)
+    assert len(farm.notices) == warned
+    assert all("3 processes with" in notice and "of host memory" in notice for notice in farm.notices)
 
 
 def test_the_gpus_of_a_worker_are_of_one_kind(rack):
