@@ -60,7 +60,7 @@ def ask(
     with machine.temporary_folder() as folder:
         answer, log = Path(folder, "answer.jsonl"), Path(folder, "stderr")
         answer.touch()
-        command = [sys.executable, "-P", "-c", _START, module, _folders(), json.dumps(question), str(answer)]
+        command = [*command_of(module), json.dumps(question), str(answer)]
         with log.open("wb") as stderr:
             try:
                 code = subprocess.run(
@@ -89,6 +89,11 @@ def ask(
     error = kind(f"the process {module} {what}", hint=hint, answers=answers)
     error.add_note("\n".join(output.splitlines()[-NOTE_LINES:]))
     raise error
+
+
+def command_of(module: str) -> list[str]:
+    """Return the command that runs one of our modules, whose full name is given."""
+    return [sys.executable, "-P", "-c", _START, module, _folders()]
 
 
 def _folders() -> str:

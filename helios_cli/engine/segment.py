@@ -28,6 +28,12 @@ def parts_writer(plan: Plan, target: Target, options: RenderOptions, store: Chun
     return PartsWriter(target, film, plan.size, store)
 
 
+def piece_keys(plan: Plan, target: Target, options: RenderOptions) -> list[str]:
+    """Return the keys under which a store has the pieces of the chunks of `plan`."""
+    film = growing_film(target, plan.size, plan.fps, options.codec, options.crf, options.preset)
+    return [film.piece_key(chunk.num_frames) for chunk in plan.chunks]
+
+
 @torch.inference_mode()
 def render_segment(
     plan: Plan,

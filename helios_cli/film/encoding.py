@@ -94,10 +94,6 @@ class PieceWriter(ABC):
     def _keep(self, piece: bytes, end: PieceEnd) -> bytes | None:
         """Keep a piece, and what makes it safe; return the state that was saved with it, or None."""
 
-    def _key(self, num_frames: int) -> str:
-        """The key of a chunk's piece in a cache."""
-        return f"{self._film.key}-{num_frames}"
-
     def check(self) -> None:
         """Raise the error that stopped the encoder, if it has stopped."""
         if self._failure:
@@ -122,7 +118,7 @@ class PieceWriter(ABC):
 
     def take_kept(self, safe: Safe, num_frames: int) -> bool:
         """Add the chunk's piece of `num_frames` frames, in this encoding, if the cache has it. Returns whether."""
-        piece = self._cache.piece(safe.fingerprint, self._key(num_frames)) if self._cache else None
+        piece = self._cache.piece(safe.fingerprint, self._film.piece_key(num_frames)) if self._cache else None
         if piece is not None:
             self._put(PieceEnd(num_frames, safe, piece), len(piece))
             self.num_frames += num_frames
@@ -186,7 +182,7 @@ class PieceWriter(ABC):
         state = self._keep(piece or b"", end)
         if state is not None and end.safe and piece and end.ready is None and self._cache:
             try:
-                self._cache.put(end.safe.fingerprint, state, self._key(end.num_frames), piece)
+                self._cache.put(end.safe.fingerprint, state, self._film.piece_key(end.num_frames), piece)
             except OSError as problem:  # no reason for this film to fail
                 self.cache_problem, self._cache = problem, None
 

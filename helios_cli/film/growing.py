@@ -70,6 +70,10 @@ class _Growing:
         self.key = hashlib.sha256(json.dumps([PIECE_VERSION, *settings]).encode()).hexdigest()[:16]
         self.length = self.num_frames = 0
 
+    def piece_key(self, num_frames: int) -> str:
+        """Return the key under which a cache has a piece of so many frames."""
+        return f"{self.key}-{num_frames}"
+
 
 class GrowingFile(_Growing):
     """A fragmented MP4, lossless without `encoding`; `finish` copies its frames unchanged into the finished film."""

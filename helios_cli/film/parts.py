@@ -132,14 +132,11 @@ class PartsWriter(PieceWriter):
     def resume(self, wanted: Wanted, cache: Cache | None) -> Resumed:
         """Continue after the chunks that are in the store."""
         self._cache = cache
-        count, state = stored(self._store, wanted.fingerprints, self.keys([c.num_frames for c in wanted.chunks]))
+        keys = [self._film.piece_key(chunk.num_frames) for chunk in wanted.chunks]
+        count, state = stored(self._store, wanted.fingerprints, keys)
         self.num_frames = sum(chunk.num_frames for chunk in wanted.chunks[:count])
         self._thread.start()
         return Resumed(count, state)
-
-    def keys(self, frames: Sequence[int]) -> list[str]:
-        """Return the keys of the pieces of chunks with so many frames."""
-        return [self._key(num_frames) for num_frames in frames]
 
     def close(self) -> Path:
         if not self._is_closed:
@@ -163,7 +160,7 @@ class PartsWriter(PieceWriter):
         assert end.safe is not None, "chunks of a segment have fingerprints"
         state = end.safe.save()
         with disk_errors(self.target.path):
-            self._store.put(end.safe.fingerprint, state, self._key(end.num_frames), piece)
+            self._store.put(end.safe.fingerprint, state, self._film.piece_key(end.num_frames), piece)
         return state
 
 

@@ -1,0 +1,197 @@
+"""A worker: holds a model and renders segments of films, for a driver that sends messages (`farm.pool`)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from queue import SimpleQueue
+
+from helios_cli import __version__, errors
+from helios_cli.engine.segment import piece_keys, render_segment
+from helios_cli.engine.session import Session
+from helios_cli.errors import HeliosError
+from helios_cli.farm.pool import Message
+from helios_cli.farm.task import Task, from_plain
+from helios_cli.film import ffmpeg
+from helios_cli.film.parts import ChunkStore, Parts
+from helios_cli.film.target import Target
+from helios_cli.machine import temporary_folder
+from helios_cli.recipe.fingerprint import Fingerprints, Identity
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.plan import Plan
+from helios_cli.stop import stop_at_once
+
+LAST_SECONDS = 15.0
+"""Time for a worker to end by itself after its driver has gone."""
+
+
+def hello() -> Message:
+    """Return the first message of a worker."""
+    versions = {
+        "python": platform.python_version(),
+        "helios": __version__,
+        "torch": importlib.metadata.version("torch"),
+    }
+    return {"hello": {"host": socket.gethostname(), "pid": os.getpid(), "versions": versions}}
+
+
+class Worker:
+    """Answers messages of a driver, one after the other; the model stays loaded between them.
+
+    Args:
+        is_stopped: whether this process was told to stop; asked after each step of a render.
+    """
+
+    def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        self.session = Session(is_stopped=is_stopped)
+
+    def answer(self, message: Message) -> Iterator[Message]:
+        """Yield the replies to a message; the last one says what came of it. Errors are replies too."""
+        try:
+            if "identify" in message:
+                yield from self._identify(message["identify"])
+            else:
+                yield from self._render(Task.of(message["render"]))
+            return
+        except HeliosError as error:
+            failed = {"error": _kind_name(error), "message": error.message, "hint": error.hint}
+        except Exception as error:  # a bug, which must not end the worker
+            self.session.close()
+            text = "".join(traceback.format_exception(error))
+            failed = {
+                "error": "HeliosError",
+                "message": f"bug: {type(error).__name__}: {error}",
+                "hint": None,
+                "log": text,
+            }
+        yield {"failed": failed}
+
+    def _identify(self, body: Message) -> Iterator[Message]:
+        options = from_plain(RenderOptions, body["options"])
+        for event in self.session.open(body["model"], options):
+            yield event.to_dict()
+        kind = self._kind(self.session.identity(tuple(body["size"])))
+        yield {"identity": {"kind": kind, "device": str(self.session.models.device)}}
+
+    def _render(self, task: Task) -> Iterator[Message]:
+        options = task.options
+        assert options.model is not None and options.output is not None, "the driver gives both"
+        with contextlib.ExitStack() as stack:
+            target, plan = Target(Path(options.output), task.film_kind), task.plan
+            if not task.shared:
+                folder = Path(stack.enter_context(temporary_folder()))
+                target, plan = Target(folder / target.path.name, target.kind), _with_files(plan, task, folder)
+            for notice in self.session.open(options.model, options):
+                yield notice.to_dict()
+            identity = self.session.identity(plan.size)
+            fingerprints = Fingerprints(identity.weights, identity.arithmetic, reanchor=options.reanchor)
+            keys = piece_keys(plan, target, options)
+            store: ChunkStore = Parts(target).chunks if task.shared else _Sent(task, fingerprints.of(plan), keys)
+            events = stack.enter_context(
+                contextlib.closing(render_segment(plan, options, self.session, target, store, fingerprints.of))
+            )
+            for event in events:
+                yield from _sent(store)
+                yield event.to_dict()
+            yield from _sent(store)
+            yield {"done": {"kind": self._kind(identity), "fingerprints": fingerprints.of(plan), "keys": keys}}
+
+    def _kind(self, identity: Identity) -> Message:
+        """Return everything that decides the bytes of a film's pieces except its plan and options."""
+        versions = {"helios": __version__, "ffmpeg": ffmpeg.program().version}
+        return {**asdict(identity), **versions}
+
+
+class _Sent:
+    """Finished chunks as messages to the driver, which has the first chunks of the segment already."""
+
+    def __init__(self, task: Task, fingerprints: list[str], keys: list[str]) -> None:
+        self._there = set(zip(fingerprints[: task.kept], keys, strict=False))
+        self._states = dict.fromkeys(fingerprints[: task.kept], task.state)
+        self.messages: deque[Message] = deque()
+
+    def state(self, fingerprint: str) -> bytes | None:
+        return self._states.get(fingerprint)
+
+    def piece(self, fingerprint: str, key: str) -> bytes | None:
+        """Return nothing but whether the driver has the piece: it is not needed here."""
+        return b"" if (fingerprint, key) in self._there else None
+
+    def put(self, fingerprint: str, state: bytes, key: str, piece: bytes) -> None:
+        self.messages.append({"chunk": {"fingerprint": fingerprint, "state": state, "key": key, "piece": piece}})
+
+
+def _sent(store: ChunkStore) -> Iterator[Message]:
+    while isinstance(store, _Sent) and store.messages:
+        yield store.messages.popleft()
+
+
+def _with_files(plan: Plan, task: Task, folder: Path) -> Plan:
+    """Return the plan with pictures and clips that came with the task."""
+    places: dict[str, Path] = {}
+    for number, (name, data) in enumerate((task.files or {}).items()):
+        places[name] = folder / f"{number}{Path(name).suffix}"
+        places[name].write_bytes(data)
+    chunks = [
+        replace(
+            chunk,
+            image=places.get(str(chunk.image), chunk.image),
+            video=places.get(str(chunk.video), chunk.video),
+        )
+        for chunk in plan.chunks
+    ]
+    return replace(plan, chunks=tuple(chunks))
+
+
+def _kind_name(error: HeliosError) -> str:
+    """Return the nearest class of an error that the other side knows."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind in errors.KINDS.values())
+
+
+def serve(answer: Callable[[Message], Iterator[Message]]) -> None:
+    """Say hello, and answer messages on standard input, a JSON line each, until it ends, on standard output.
+
+    What else the process prints goes to standard error. When the driver goes, however it ends, this process does too.
+    """
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    replies.write(json.dumps(hello()) + "\n")
+    messages: SimpleQueue[Message | None] = SimpleQueue()
+    threading.Thread(target=_read_messages, args=(messages,), name="messages", daemon=True).start()
+    while (message := messages.get()) is not None:
+        for reply in answer(message):
+            replies.write(json.dumps(reply) + "\n")
+
+
+def _read_messages(messages: SimpleQueue[Message | None]) -> None:
+    for line in sys.stdin:
+        messages.put(json.loads(line))
+    messages.put(None)
+    os.kill(os.getpid(), signal.SIGTERM)  # in the middle of a render: chunks that are computed are made safe
+    time.sleep(LAST_SECONDS)
+    os._exit(1)
+
+
+def main() -> None:
+    """Serve as a child process of a driver."""
+    with stop_at_once() as is_stopped, contextlib.suppress(KeyboardInterrupt):
+        worker = Worker(is_stopped)
+        with worker.session:
+            serve(worker.answer)
+
+
+if __name__ == "__main__":
+    main()
