@@ -31,7 +31,7 @@ from helios_cli.engine.state import State
 from helios_cli.errors import PictureError
 from helios_cli.film.cache import Cache
 from helios_cli.film.encoding import PieceWriter, Safe
-from helios_cli.film.resume import Resumed, Wanted
+from helios_cli.film.resume import Resumed, Wanted, in_words
 from helios_cli.machine import peak_bytes_with_children
 from helios_cli.model.dit import TextContext
 from helios_cli.model.vae import frames_to_uint8
@@ -438,18 +438,8 @@ class _ChunkLoop:
         )
 
     def _settings(self) -> dict[str, str]:
-        """Return the film's settings in words, for a message about what changed between two runs."""
-        models, plan = self.models, self.plan
-        return {
-            "model": models.name,
-            "device": str(models.device),
-            "dtype": str(models.dtype).removeprefix("torch."),
-            "size": f"{plan.size[0]}x{plan.size[1]}",
-            "fps": f"{plan.fps:g}",
-            "steps": ",".join(map(str, plan.steps)),
-            "guidance": f"{plan.guidance:g}",
-            "seed": str(plan.chunks[0].seed),
-        }
+        models = self.models
+        return in_words(self.plan, models.name, str(models.device), str(models.dtype).removeprefix("torch."))
 
     def _reused(self, chunks_so_far: int, source: str, count: int) -> ChunksReused:
         first = chunks_so_far - count

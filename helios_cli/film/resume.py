@@ -9,7 +9,7 @@ from helios_cli.errors import InputError
 from helios_cli.film.cache import PROMISED_DAYS, Cache
 from helios_cli.film.growing import GrowingFilm
 from helios_cli.film.journal import Journal
-from helios_cli.recipe.plan import Chunk
+from helios_cli.recipe.plan import Chunk, Plan
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,20 @@ class Wanted:
     chunks: Sequence[Chunk]
     fingerprints: Sequence[str]
     settings: Mapping[str, str]
+
+
+def in_words(plan: Plan, model: str, device: str, dtype: str) -> dict[str, str]:
+    """Return a film's settings in words, for a message about what changed between two runs."""
+    return {
+        "model": model,
+        "device": device,
+        "dtype": dtype,
+        "size": f"{plan.size[0]}x{plan.size[1]}",
+        "fps": f"{plan.fps:g}",
+        "steps": ",".join(map(str, plan.steps)),
+        "guidance": f"{plan.guidance:g}",
+        "seed": str(plan.chunks[0].seed),
+    }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,432 @@
+"""The driver of a farm: gives segments of films to workers, hears what becomes of them, and joins finished films.
+
+A segment that fails, or whose worker ends or hangs, goes to another worker and continues after its last safe chunk,
+ATTEMPTS times in all; then its film fails, and the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from helios_cli import errors
+from helios_cli.engine.events import (
+    ChunkDone,
+    Event,
+    Notice,
+    SegmentDone,
+    SegmentStarted,
+    WorkerLost,
+    WorkerReady,
+)
+from helios_cli.engine.events import Worker as WorkerName
+from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, PictureError
+from helios_cli.farm.claims import BEAT_SECONDS, Claims
+from helios_cli.farm.film import FarmFilm, Kind, Missing, differences
+from helios_cli.farm.pool import Message, Pool
+from helios_cli.farm.task import Task, to_plain
+from helios_cli.film.jobs import Job
+from helios_cli.film.parts import DoneSegment
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.plan import Segment
+from helios_cli.units import counted
+
+FilmEvent = tuple[Job | None, Event | HeliosError]
+
+ATTEMPTS = 3
+"""How often a segment is tried, and how often a worker is started that ends before it has finished anything."""
+
+WAIT_SECONDS = 0.5
+"""The longest time between two looks at what is to be done."""
+
+POLL_SECONDS = 2.0
+"""Time between two looks at what other processes have done."""
+
+FINAL = (InputError, PictureError)
+"""Errors that another worker would end with as well."""
+
+
+@dataclass
+class _Assignment:
+    """A segment that a worker renders."""
+
+    film: FarmFilm
+    segment: Segment
+    began: float
+
+
+@dataclass
+class _Hand:
+    """What the driver knows of a worker.
+
+    Attributes:
+        kinds: what it computes by, for a model and a size; the error where it cannot.
+        busy: a segment, or True while it identifies itself or starts; None when it waits for work.
+        heard: time of its last message.
+        losses: how often it ended since it last finished something.
+        retired: why it gets no more work, or None.
+    """
+
+    name: str
+    heard: float
+    host: str = ""
+    pid: int | None = None
+    device: str = ""
+    model: str = ""
+    kinds: dict[tuple, Kind | HeliosError] = field(default_factory=dict)
+    asked: tuple | None = None
+    busy: _Assignment | bool | None = True
+    losses: int = 0
+    retired: HeliosError | None = None
+
+    def label(self) -> WorkerName:
+        return WorkerName(self.name, self.host, self.device)
+
+
+class Driver:
+    """Renders films by the workers of `pool`. `run` yields events; `stopped` says what an interruption leaves.
+
+    Args:
+        claims: whether other processes render the same films, which are then claimed segment by segment.
+        stop: end with the first film that fails.
+    """
+
+    def __init__(self, films: Sequence[FarmFilm], pool: Pool, options: RenderOptions, *, stop: bool = False) -> None:
+        self._films, self._pool, self._options, self._stop = films, pool, options, stop
+        now = time.monotonic()
+        self._hands = {name: _Hand(name, now) for name in pool.names}
+        self._claims = {id(film): Claims(film.parts.folder / "claims") for film in films} if options.share else {}
+        self._joining: dict[int, FarmFilm] = {}
+        self._joined: SimpleQueue[tuple[FarmFilm, Event | BaseException | None]] = SimpleQueue()
+        self._said: set[tuple[int, str]] = set()
+        self._beaten = self._polled = now
+
+    def run(self) -> Generator[FilmEvent, None, None]:
+        """Render the films. An error of a film comes as an event; one that leaves no worker is raised."""
+        try:
+            while any(not film.has_ended for film in self._films):
+                for film, event in self._step():
+                    yield film.job if film else None, event
+                    if self._stop and isinstance(event, HeliosError):
+                        raise event
+        finally:
+            self._pool.close()
+            for claims in self._claims.values():
+                claims.release_all()
+
+    def stopped(self) -> Interrupted:
+        """Return the error of a command that is interrupted: how much of its films is safe."""
+        safe = [
+            f"{film.safe_chunks} of the {counted(len(film.plan.chunks), 'chunk')} of {film.job.output}"
+            for film in self._films
+            if not film.has_ended and film.safe_chunks
+        ]
+        what = f"stopped: {' and '.join(safe[:3])} are safe" if safe else "stopped before a chunk was done"
+        if len(safe) > 3:
+            what = f"stopped: the chunks of {counted(len(safe), 'unfinished film')} are safe"
+        return Interrupted(what, hint="run the same command again to continue from there")
+
+    def _step(self) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+        yield from self._poll()
+        for hand in self._hands.values():
+            if hand.busy is None and hand.retired is None:
+                yield from self._give_work(hand)
+        yield from self._start_joins()
+        for name, message in self._pool.receive(WAIT_SECONDS if self._joined.empty() else 0.0):
+            yield from self._hear(self._hands[name], message)
+        yield from self._hear_joins()
+        yield from self._renew_hung()
+        yield from self._end_hopeless()
+
+    # Work for workers
+
+    def _give_work(self, hand: _Hand) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+        """Give an idle worker the longest segment that it may render, of the model that it has loaded if there is one.
+
+        Before the first segment of a model it is asked what it computes by.
+        """
+        ready = [(film, segment) for film in self._films for segment in film.ready()]
+        ready.sort(key=lambda one: (one[0].model.name != hand.model, -len(one[1].plan.chunks)))
+        for film, segment in ready:
+            if film.has_ended or segment.index in film.done:  # what was begun in this loop showed it
+                continue
+            kind = hand.kinds.get(_key(film))
+            if kind is None:
+                hand.asked, hand.busy, hand.heard = _key(film), True, time.monotonic()
+                options = to_plain(RenderOptions, self._task_options(film))
+                self._pool.send(
+                    hand.name,
+                    {"identify": {"model": film.model.name, "options": options, "size": list(film.plan.size)}},
+                )
+                return
+            if isinstance(kind, HeliosError) or not film.accepts(kind):
+                continue
+            if film.kind is None:
+                yield from self._begin(film, kind, hand)
+                if film.has_ended or not film.accepts(kind) or segment.index in film.done:
+                    continue
+            if self._claim(film, f"segment-{segment.index}"):
+                yield from ((film, event) for event in film.take_done(segment))  # by the process that had the claim
+                if segment.index in film.done:
+                    self._release(film, segment)
+                    continue
+                yield film, self._assign(hand, film, segment)
+                return
+
+    def _begin(self, film: FarmFilm, kind: Kind, hand: _Hand) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
+        try:
+            for event in film.begin(kind, hand.device):
+                yield film, event
+        except HeliosError as error:
+            yield film, self._fail(film, error)
+
+    def _assign(self, hand: _Hand, film: FarmFilm, segment: Segment) -> Event:
+        now = time.monotonic()
+        film.running[segment.index] = hand.name
+        hand.busy, hand.heard, hand.model = _Assignment(film, segment, now), now, film.model.name
+        self._pool.send(hand.name, self._task(film, segment).to_message())
+        started = SegmentStarted(segment.index, len(film.segments), segment.first_chunk, len(segment.plan.chunks))
+        return self._from(hand, started)
+
+    def _task(self, film: FarmFilm, segment: Segment) -> Task:
+        task = Task(segment.plan, self._task_options(film), film.target.kind)
+        return task if self._pool.sees_folders else film.sent(task, segment)
+
+    def _task_options(self, film: FarmFilm) -> RenderOptions:
+        """Return the options that a worker needs: how to compute and to encode."""
+        return replace(
+            film.job.options,
+            model=film.model.name,
+            output=str(film.target.path),
+            repeats=None,
+            export=(),
+            check=False,
+            workers=None,
+            cluster=None,
+            share=False,
+        )
+
+    # What workers say
+
+    def _hear(self, hand: _Hand, message: Message) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+        hand.heard = time.monotonic()
+        task = hand.busy if isinstance(hand.busy, _Assignment) else None
+        if "hello" in message:
+            hand.host, hand.pid, hand.busy = message["hello"]["host"], message["hello"]["pid"], None
+            yield None, self._from(hand, WorkerReady())
+        elif "identity" in message:
+            assert hand.asked is not None
+            hand.kinds[hand.asked], hand.device, hand.busy = (
+                message["identity"]["kind"],
+                message["identity"]["device"],
+                None,
+            )
+        elif "event" in message:
+            event = Event.from_dict(message)
+            yield from self._pass_on(hand, task, event)
+        elif "chunk" in message and task:
+            chunk = message["chunk"]
+            task.film.parts.chunks.put(chunk["fingerprint"], chunk["state"], chunk["key"], chunk["piece"])
+        elif "done" in message and task:
+            yield from self._hear_done(hand, task, message["done"])
+        elif "failed" in message:
+            yield from self._hear_failed(hand, task, message["failed"])
+        elif "lost" in message:
+            yield from self._hear_lost(hand, task, message["lost"])
+
+    def _pass_on(
+        self, hand: _Hand, task: _Assignment | None, event: Event
+    ) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+        """Pass on an event of a worker. A notice is shown once, though every worker has it."""
+        film = task.film if task else None
+        if isinstance(event, Notice):
+            if (id(film), event.message) in self._said:
+                return
+            self._said.add((id(film), event.message))
+        events = film.translate(task.segment, event) if task and film else iter([event])
+        for one in events:
+            if isinstance(one, ChunkDone):
+                hand.losses = 0
+            yield film, self._from(hand, one)
+
+    def _hear_done(
+        self, hand: _Hand, task: _Assignment, done: dict[str, Any]
+    ) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
+        film, segment = task.film, task.segment
+        hand.busy, hand.losses = None, 0
+        film.running.pop(segment.index, None)
+        try:
+            film.finish_segment(segment, DoneSegment(done["kind"], tuple(done["fingerprints"]), tuple(done["keys"])))
+        except HeliosError as error:
+            yield film, self._fail(film, error)
+            return
+        finally:
+            self._release(film, segment)
+        yield film, self._from(hand, SegmentDone(segment.index, len(film.segments), time.monotonic() - task.began))
+
+    def _hear_failed(
+        self, hand: _Hand, task: _Assignment | None, failed: dict[str, Any]
+    ) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+        error = errors.KINDS[failed["error"]](failed["message"], hint=failed["hint"])
+        if failed.get("log"):
+            error.add_note(failed["log"])
+        hand.busy = None
+        if task:
+            yield from self._try_again(task, error)
+        elif hand.asked is not None:
+            hand.kinds[hand.asked] = error
+            yield None, self._from(hand, Notice(f"worker {hand.name} on {hand.host} cannot render: {error.message}"))
+
+    def _hear_lost(
+        self, hand: _Hand, task: _Assignment | None, reason: str
+    ) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+        yield (task.film if task else None), self._from(hand, WorkerLost(reason))
+        hand.losses += 1
+        hand.busy, hand.model, hand.pid = True, "", None
+        hand.kinds.clear()
+        if hand.losses < ATTEMPTS:
+            self._pool.renew(hand.name)
+        else:
+            hand.busy = None
+            message = f"worker {hand.name} ended {ATTEMPTS} times before it finished a chunk; the last time {reason}"
+            hand.retired = MachineError(message, hint="set HELIOS_DEBUG=1 to see its output")
+        if task:
+            yield from self._try_again(task, MachineError(f"its worker was lost: {reason}"))
+
+    def _try_again(self, task: _Assignment, error: HeliosError) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
+        """Let another worker continue the segment, unless it was tried often enough."""
+        film, segment = task.film, task.segment
+        film.running.pop(segment.index, None)
+        self._release(film, segment)
+        if film.has_ended:
+            return
+        film.attempts[segment.index] += 1
+        if isinstance(error, FINAL):
+            yield film, self._fail(film, error)
+        elif film.attempts[segment.index] >= ATTEMPTS:
+            what = (
+                f"{film.job.film.name}: segment {segment.index + 1} failed {ATTEMPTS} times, at last: {error.message}"
+            )
+            yield film, self._fail(film, HeliosError(what, hint=error.hint))
+        else:
+            yield film, Notice(f"{film.job.film.name}: segment {segment.index + 1} is tried again: {error.message}")
+
+    def _renew_hung(self) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+        limit = self._options.worker_timeout
+        for hand in self._hands.values():
+            if hand.busy and hand.retired is None and time.monotonic() - hand.heard > limit:
+                task = hand.busy if isinstance(hand.busy, _Assignment) else None
+                hand.heard = time.monotonic()
+                yield from self._hear_lost(hand, task, f"there was no event of it for {limit:.0f} s (--worker-timeout)")
+
+    def _end_hopeless(self) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+        """Fail the films that no worker can render. Raises the error of a worker if none is left."""
+        hands = [hand for hand in self._hands.values() if hand.retired is None]
+        if not hands:
+            raise next(hand.retired for hand in self._hands.values() if hand.retired is not None)
+        for film in self._films:
+            kinds = [hand.kinds.get(_key(film)) for hand in hands]
+            if film.has_ended or film.running or film.is_rendered or None in kinds:
+                continue
+            refused = [kind for kind in kinds if isinstance(kind, HeliosError)]
+            if len(refused) == len(kinds):
+                yield film, self._fail(film, refused[0])
+            elif film.kind is not None and not any(
+                film.accepts(kind) for kind in kinds if not isinstance(kind, HeliosError)
+            ):
+                other = next(kind for kind in kinds if kind is not None and not isinstance(kind, HeliosError))
+                message = f"{film.job.output} was begun by workers of another kind: {differences(film.kind, other)}"
+                hint = "render the rest with workers like those, add --mixed, or start anew with --force"
+                yield film, self._fail(film, InputError(message, hint=hint))
+
+    def _fail(self, film: FarmFilm, error: HeliosError) -> HeliosError:
+        """End a film. Workers that still render segments of it finish those: their chunks stay for the next run."""
+        film.has_ended = True
+        return error
+
+    def _from(self, hand: _Hand, event: Event) -> Event:
+        return replace(event, worker=hand.label(), pid=hand.pid)
+
+    # Films whose chunks are all there
+
+    def _start_joins(self) -> Iterator[tuple[FarmFilm, Event]]:
+        for film in self._films:
+            if film.is_rendered and not film.has_ended and id(film) not in self._joining and self._claim(film, "film"):
+                self._joining[id(film)] = film
+                Thread(target=self._join, args=(film,), name="join", daemon=True).start()
+        return
+        yield
+
+    def _join(self, film: FarmFilm) -> None:
+        """Join a film in a thread: workers go on with other films."""
+        try:
+            with closing(film.join()) as events:
+                for event in events:
+                    self._joined.put((film, event))
+        except BaseException as error:
+            self._joined.put((film, error))
+        else:
+            self._joined.put((film, None))
+
+    def _hear_joins(self) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
+        while not self._joined.empty():
+            film, event = self._joined.get()
+            if isinstance(event, Event):
+                yield film, event
+                continue
+            del self._joining[id(film)]
+            if event is None:
+                film.has_ended = True
+            elif isinstance(event, Missing):
+                yield from self._reopen(film, event.segment)
+            elif isinstance(event, HeliosError):
+                yield film, self._fail(film, event)
+            else:
+                raise event
+            if id(film) in self._claims:
+                self._claims[id(film)].release("film")
+
+    def _reopen(self, film: FarmFilm, index: int) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
+        segment = film.segments[index]
+        film.parts.reopen(index)
+        del film.done[index]
+        yield from self._try_again(_Assignment(film, segment, 0.0), MachineError("finished chunks of it are damaged"))
+
+    # Other processes
+
+    def _claim(self, film: FarmFilm, name: str) -> bool:
+        return id(film) not in self._claims or self._claims[id(film)].take(name)
+
+    def _release(self, film: FarmFilm, segment: Segment) -> None:
+        if id(film) in self._claims:
+            self._claims[id(film)].release(f"segment-{segment.index}")
+
+    def _poll(self) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
+        """Show other processes that this one lives, and look at what they have done."""
+        now = time.monotonic()
+        if not self._claims:
+            return
+        if now - self._beaten >= BEAT_SECONDS:
+            self._beaten = now
+            for claims in self._claims.values():
+                claims.beat()
+        if now - self._polled < POLL_SECONDS:
+            return
+        self._polled = now
+        for film in self._films:
+            if film.kind is None or film.has_ended or id(film) in self._joining:
+                continue
+            if not film.parts.folder.exists():
+                yield from ((film, event) for event in film.finished_elsewhere())
+                continue
+            for segment in film.ready():
+                yield from ((film, event) for event in film.take_done(segment))
+
+
+def _key(film: FarmFilm) -> tuple:
+    return film.model.name, film.job.options.revision, film.plan.size
