@@ -103,6 +103,11 @@ def _require_known(name: str, *others: str, flag: str = "--device") -> None:
         raise InputError(f"{flag} {name}: no such kind of device", hint=f"write {names}")
 
 
+def gpu_index(name: str | None) -> int:
+    """Return the number of the GPU that a device's name ends in; -1 for another device."""
+    return _index(name) if name is not None and name.startswith("cuda") else -1
+
+
 def _index(name: str) -> int:
     """Return the index of a GPU by its name; 0 for `auto`."""
     return int(name.removeprefix("auto").removeprefix("cuda").removeprefix(":") or 0)
@@ -129,6 +134,11 @@ def find_gpus() -> tuple[Device, ...]:
             break
         found.append(gpu)
     return tuple(found)
+
+
+def visible_gpus(count: int) -> list[str]:
+    """Return the first `count` GPUs as CUDA_VISIBLE_DEVICES names them."""
+    return (_visible() or [str(index) for index in range(count)])[:count]
 
 
 def _visible() -> list[str] | None:

@@ -54,6 +54,11 @@ class FilmsView:
         if self._farm is not None and self._farm.workers:
             console.status(end_line(self._farm))
 
+    def require_films(self) -> None:
+        """Raise HeliosError if films failed."""
+        if self.failed:
+            raise HeliosError(f"{len(self.failed)} of {len(self.jobs)} films failed: {', '.join(self.failed)}")
+
     def show(self, film_event: tuple[Job | None, Event | HeliosError]) -> None:
         job, event = film_event
         if self._farm is not None:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
 
-    from helios_cli.engine.session import Session
 
 T = TypeVar("T")
 
@@ -69,7 +68,13 @@ def open_view(
             yield view
 
 
-def show_all(events: Generator[T, None, None], show: Callable[[T], None], session: Session) -> None:
+class Stoppable(Protocol):
+    """Renders films, and knows what of them is safe when it is stopped: a session, or the driver of a farm."""
+
+    def stopped(self) -> Interrupted: ...
+
+
+def show_all(events: Generator[T, None, None], show: Callable[[T], None], session: Stoppable) -> None:
     """Show each event of a render. Ctrl-C, wherever it strikes, becomes Interrupted, which says what is safe."""
     try:
         try:

@@ -83,6 +83,11 @@ LAYERS = {
         },
         banned=TERMINAL,
     ),
+    "farm": Layer(
+        {"", *FOUNDATION, "machine", "device", "child", "stop", "cost", "engine", "film", "recipe", "weights"},
+        banned={"torch", *TERMINAL},
+        lazy={"ray"},
+    ),
     "cost": Layer({"", *FOUNDATION, "machine", "device", "film", "recipe", "weights"}, banned={"torch", *TERMINAL}),
     "check": Layer({*FOUNDATION, "film"}, banned={"torch", *TERMINAL}),
     "bench": Layer(
@@ -131,6 +136,7 @@ LAYERS = {
             "machine",
             "device",
             "engine",
+            "farm",
             "film",
             "recipe",
             "weights",

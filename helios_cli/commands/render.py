@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import typer
 
 from helios_cli.console import console
-from helios_cli.errors import HeliosError
 from helios_cli.films_view import FilmsView
 from helios_cli.options import (
     Events,
@@ -49,8 +48,9 @@ def render(
     """Render films from prompts: helios render "a red ball rolls left" --seconds 20"""
     from helios_cli.cost.estimate import estimate_jobs
     from helios_cli.cost.farm import farm_of
-    from helios_cli.film.jobs import check_encoding, check_takes, film_to_repeat, find_jobs, plan_jobs
+    from helios_cli.film.jobs import check_encoding, check_shared_out, check_takes, film_to_repeat, find_jobs, plan_jobs
 
+    check_shared_out(options)
     check_takes(options, from_film=from_film is not None, dry_run=dry_run)
     repeats = film_to_repeat(source, from_film)
     options = repeats.options(options, named_flags(context)) if repeats else options
@@ -66,6 +66,13 @@ def render(
     if options.lanes > 1 and kind in ("auto", "rich"):
         kind = "plain"
     with stop_at_once() as is_stopped, FilmsView(jobs, kind) as shown:
+        if options.is_shared_out:
+            from helios_cli.farm.start import open_farm
+
+            driver = open_farm(jobs, options, stop=on_error == "stop", progress=console.progress_bytes)
+            show_all(driver.run(), shown.show, driver)
+            shown.require_films()
+            return
         from helios_cli.engine.films import render_films, render_takes
         from helios_cli.engine.session import Session
 
@@ -75,8 +82,7 @@ def render(
                 show_all(render_takes(jobs[0], session, next_step), shown.view.show, session)
                 return
             show_all(render_films(jobs, session, stop=on_error == "stop"), shown.show, session)
-    if shown.failed:
-        raise HeliosError(f"{len(shown.failed)} of {len(jobs)} films failed: {', '.join(shown.failed)}")
+    shown.require_films()
 
 
 def _next_step(context: typer.Context, film: Film, options: RenderOptions, seed: int) -> str:

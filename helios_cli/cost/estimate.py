@@ -138,7 +138,7 @@ def estimate_films(
         for film in group:
             name, origin = choose_model(film.recipe, options)
             if name not in models:  # a model is looked up once, however many films use it
-                models[name] = _find(name, options, device, dtype, vae_device)
+                models[name] = find_model_for(name, options, device, dtype, vae_device)
             model, notices = models[name]
             plan = plan_film(film, resolve(film.recipe, options, model.defaults), strict=options.strict)
             plan = replace(plan, origins={"model": origin, **plan.origins})
@@ -169,9 +169,10 @@ def second_of(on: str, options: RenderOptions) -> Device | None:
     )
 
 
-def _find(
+def find_model_for(
     name: str, options: RenderOptions, device: Device, dtype: str, vae_device: Device | None
 ) -> tuple[Model, list[str]]:
+    """Return the model called `name`, which may be auto, and notices about it. Nothing is downloaded."""
     notices = []
     if name == DEFAULT_MODEL:
         name, line = auto_model(device, dtype, options, vae_device)
@@ -222,7 +223,7 @@ def _estimate(
         price=price,
         fingerprints=fingerprints,
         kept=_kept(fingerprints or ()) if options.cache else frozenset(),
-        notices=(*notices, *plan.notices, *placing, *_too_long(plan, load.work.prompts, strict=options.strict)),
+        notices=(*notices, *plan.notices, *placing, *too_long_prompts(plan, load.work.prompts, strict=options.strict)),
         vae_device=load.vae_device,
     )
 
@@ -250,7 +251,7 @@ def _placed(
     return chosen, notices
 
 
-def _too_long(plan: Plan, prompts: PromptTokens, *, strict: bool) -> list[str]:
+def too_long_prompts(plan: Plan, prompts: PromptTokens, *, strict: bool) -> list[str]:
     """Report what the model does not see of prompts that are too long; raise InputError for it if `strict`."""
     notices = [f"{plan.title}, {too_long(plan, text, lost)}" for text, lost in prompts.lost.items()]
     if notices and strict:

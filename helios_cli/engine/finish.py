@@ -16,6 +16,7 @@ from helios_cli.film.record import (
     Record,
     chapters,
     is_finished,
+    is_finished_by_another,
     make_record,
     model_record,
     sidecar_path,
@@ -77,6 +78,10 @@ class Finish:
     def is_finished(self) -> bool:
         """Return whether the target holds this very film already, and need not be rendered."""
         return self.options.metadata and not self.options.force and is_finished(self.target, self.record())
+
+    def is_finished_by_another(self) -> bool:
+        """Return whether another process, on a machine that may round differently, has finished the film."""
+        return is_finished_by_another(self.target, self.record())
 
     def differences(self) -> Iterator[Notice]:
         """A notice if this render of a film that --from repeats will not be identical to it."""

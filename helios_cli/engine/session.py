@@ -60,6 +60,7 @@ class Session:
     Args:
         is_stopped: whether the user has stopped the program; asked after each step of a film.
         progress: shows the progress of a download.
+        share: number of sessions, in processes of their own, that share the host's memory.
 
     Attributes:
         overlaps: whether a chunk is decoded while the next one is denoised; None leaves it to device and placement.
@@ -68,9 +69,13 @@ class Session:
     overlaps: bool | None = None
 
     def __init__(
-        self, *, is_stopped: Callable[[], bool] = lambda: False, progress: ProgressBytes | None = None
+        self,
+        *,
+        is_stopped: Callable[[], bool] = lambda: False,
+        progress: ProgressBytes | None = None,
+        share: int = 1,
     ) -> None:
-        self.is_stopped, self.progress = is_stopped, progress
+        self.is_stopped, self.progress, self._share = is_stopped, progress, share
         self._models: Models | None = None
         self._loaded: tuple[object, ...] = ()  # the options that the models were loaded for
         self._budget: MemoryBudget | None = None
@@ -239,7 +244,10 @@ class Session:
     def _find_budget(self, load: Workload, options: RenderOptions) -> MemoryBudget:
         """The memory that films may take: decided before the first model is loaded."""
         if self._budget is None:
-            self._budget = budget_of(options, load.device, load.vae_device)
+            budget = budget_of(options, load.device, load.vae_device)
+            if self._share > 1 and budget.host_bytes is not None:
+                budget = replace(budget, host_bytes=budget.host_bytes // self._share)
+            self._budget = budget
             for notice in budget_notices(options, self._budget):
                 self.note(notice)
             for device in self.models.devices:

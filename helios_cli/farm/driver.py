@@ -39,7 +39,7 @@ from helios_cli.units import counted
 FilmEvent = tuple[Job | None, Event | HeliosError]
 
 ATTEMPTS = 3
-"""How often a segment is tried, and how often a worker is started that ends before it has finished anything."""
+"""The number of times that a segment is tried, and that a worker is started which ends before it finishes a chunk."""
 
 WAIT_SECONDS = 0.5
 """The longest time between two looks at what is to be done."""
@@ -62,7 +62,7 @@ class _Assignment:
 
 @dataclass
 class _Hand:
-    """What the driver knows of a worker.
+    """A worker as the driver knows it.
 
     Attributes:
         kinds: what it computes by, for a model and a size; the error where it cannot.
@@ -92,7 +92,6 @@ class Driver:
     """Renders films by the workers of `pool`. `run` yields events; `stopped` says what an interruption leaves.
 
     Args:
-        claims: whether other processes render the same films, which are then claimed segment by segment.
         stop: end with the first film that fails.
     """
 
@@ -111,9 +110,9 @@ class Driver:
         try:
             while any(not film.has_ended for film in self._films):
                 for film, event in self._step():
-                    yield film.job if film else None, event
                     if self._stop and isinstance(event, HeliosError):
                         raise event
+                    yield film.job if film else None, event
         finally:
             self._pool.close()
             for claims in self._claims.values():
@@ -148,7 +147,7 @@ class Driver:
     def _give_work(self, hand: _Hand) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
         """Give an idle worker the longest segment that it may render, of the model that it has loaded if there is one.
 
-        Before the first segment of a model it is asked what it computes by.
+        Before the first segment of a model the worker has to identify itself.
         """
         ready = [(film, segment) for film in self._films for segment in film.ready()]
         ready.sort(key=lambda one: (one[0].model.name != hand.model, -len(one[1].plan.chunks)))
@@ -171,7 +170,8 @@ class Driver:
                 if film.has_ended or not film.accepts(kind) or segment.index in film.done:
                     continue
             if self._claim(film, f"segment-{segment.index}"):
-                yield from ((film, event) for event in film.take_done(segment))  # by the process that had the claim
+                if self._claims:  # the process that had the claim may have finished the segment
+                    yield from ((film, event) for event in film.take_done(segment))
                 if segment.index in film.done:
                     self._release(film, segment)
                     continue
@@ -216,7 +216,9 @@ class Driver:
     def _hear(self, hand: _Hand, message: Message) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
         hand.heard = time.monotonic()
         task = hand.busy if isinstance(hand.busy, _Assignment) else None
-        if "hello" in message:
+        if "waiting" in message:
+            yield from self._pass_on(hand, None, Notice(message["waiting"]))
+        elif "hello" in message:
             hand.host, hand.pid, hand.busy = message["hello"]["host"], message["hello"]["pid"], None
             yield None, self._from(hand, WorkerReady())
         elif "identity" in message:
@@ -329,20 +331,16 @@ class Driver:
         hands = [hand for hand in self._hands.values() if hand.retired is None]
         if not hands:
             raise next(hand.retired for hand in self._hands.values() if hand.retired is not None)
+        if all(hand.busy for hand in hands):
+            return
+        kinds: dict[tuple, list[Kind | HeliosError | None]] = {}
         for film in self._films:
-            kinds = [hand.kinds.get(_key(film)) for hand in hands]
-            if film.has_ended or film.running or film.is_rendered or None in kinds:
+            if film.has_ended or film.running or film.is_rendered:
                 continue
-            refused = [kind for kind in kinds if isinstance(kind, HeliosError)]
-            if len(refused) == len(kinds):
-                yield film, self._fail(film, refused[0])
-            elif film.kind is not None and not any(
-                film.accepts(kind) for kind in kinds if not isinstance(kind, HeliosError)
-            ):
-                other = next(kind for kind in kinds if kind is not None and not isinstance(kind, HeliosError))
-                message = f"{film.job.output} was begun by workers of another kind: {differences(film.kind, other)}"
-                hint = "render the rest with workers like those, add --mixed, or start anew with --force"
-                yield film, self._fail(film, InputError(message, hint=hint))
+            if (key := _key(film)) not in kinds:
+                kinds[key] = [hand.kinds.get(key) for hand in hands]
+            if error := _hopeless(film, kinds[key]):
+                yield film, self._fail(film, error)
 
     def _fail(self, film: FarmFilm, error: HeliosError) -> HeliosError:
         """End a film. Workers that still render segments of it finish those: their chunks stay for the next run."""
@@ -423,10 +421,26 @@ class Driver:
                 continue
             if not film.parts.folder.exists():
                 yield from ((film, event) for event in film.finished_elsewhere())
-                continue
+                continue  # its parts are gone: a film that is there ends, another begins anew
             for segment in film.ready():
                 yield from ((film, event) for event in film.take_done(segment))
 
 
 def _key(film: FarmFilm) -> tuple:
     return film.model.name, film.job.options.revision, film.plan.size
+
+
+def _hopeless(film: FarmFilm, kinds: Sequence[Kind | HeliosError | None]) -> HeliosError | None:
+    """Return why none of the workers, which compute by `kinds`, can render the film; None if one can, or may."""
+    if None in kinds:
+        return None
+    refused = [kind for kind in kinds if isinstance(kind, HeliosError)]
+    others = [kind for kind in kinds if kind is not None and not isinstance(kind, HeliosError)]
+    if not others:
+        return refused[0]
+    if film.kind is None or any(film.accepts(kind) for kind in others):
+        return None
+    return InputError(
+        f"{film.job.output} was begun by workers of another kind: {differences(film.kind, others[0])}",
+        hint="render the rest with workers like those, add --mixed, or start anew with --force",
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from helios_cli.engine.events import (
 from helios_cli.engine.finish import Finish
 from helios_cli.engine.script import Planned
 from helios_cli.errors import HeliosError
+from helios_cli.farm.task import Task
 from helios_cli.film.cache import Cache
+from helios_cli.film.growing import growing_film
 from helios_cli.film.jobs import Job
 from helios_cli.film.parts import DoneSegment, JoinedChunks, Parts, stored
 from helios_cli.film.resume import Wanted, in_words
@@ -36,7 +38,7 @@ from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints, Identity
 from helios_cli.recipe.plan import Plan, Segment, segments
 
 Kind = Mapping[str, Any]
-"""What a worker computes frames by (`worker.Worker`): weights, arithmetic, versions."""
+"""Everything that decides a worker's pieces except plan and options: weights, arithmetic, versions (`farm.worker`)."""
 
 NAMES_OF_KIND = {"weights": "the weights", "helios": "helios", "ffmpeg": "ffmpeg", "attention_taken": "attention"}
 
@@ -118,10 +120,9 @@ class FarmFilm:
         if self.job.options.force:
             self.parts.remove()
         self.kind = kind
-        if self._finish.is_finished():
-            self.has_ended = True
-            yield Notice(f"{self.job.output} is finished already")
-            yield from self._finish.complete()
+        yield from self._finish.differences()
+        if self._finish.is_finished() or (self.job.options.share and self._finish.is_finished_by_another()):
+            yield from self._complete()
             return
         if notice := check_space(self.target, film_bytes(self.plan, self.target.kind, *self._quality)):
             yield Notice(notice)
@@ -131,6 +132,20 @@ class FarmFilm:
             yield Notice(notice)
         for segment in self.segments:
             yield from self.take_done(segment)
+
+    def finished_elsewhere(self) -> Iterator[Event]:
+        """Look for the film, whose parts another process has removed; without it, it begins anew. FilmDone ends it."""
+        if self._finish.is_finished_by_another():
+            yield from self._complete()
+        else:
+            self.kind = None
+            self.done.clear()
+            self._chunks.clear()
+
+    def _complete(self) -> Iterator[Event]:
+        self.has_ended = True
+        yield Notice(f"{self.job.output} is finished already")
+        yield from self._finish.complete()
 
     def take_done(self, segment: Segment) -> Iterator[Event]:
         """Take a segment that an earlier run, or another process, has finished, if all its chunks are there."""
@@ -172,17 +187,27 @@ class FarmFilm:
         elif not isinstance(event, FilmStarted) and event != PhaseStarted("finish"):
             yield event
 
+    def sent(self, task: Task, segment: Segment) -> Task:
+        """Return a task for a worker that does not see the film's folder: it takes and gives contents of files."""
+        assert self.kind is not None, "the film has begun"
+        options = self.job.options
+        film = growing_film(self.target, self.plan.size, self.plan.fps, options.codec, options.crf, options.preset)
+        keys = [film.piece_key(chunk.num_frames) for chunk in segment.plan.chunks]
+        kept, state = stored(self.parts.chunks, self.fingerprints(self.kind, segment.plan), keys)
+        paths = {path for chunk in segment.plan.chunks for path in (chunk.image, chunk.video) if path is not None}
+        return replace(task, shared=False, kept=kept, state=state, files={str(p): p.read_bytes() for p in paths})
+
     def finish_segment(self, segment: Segment, done: DoneSegment) -> None:
         """Note that a worker has finished a segment. HeliosError if it made other chunks than the plan has."""
         if list(done.fingerprints) != self.fingerprints(done.kind, segment.plan):
             raise HeliosError(
-                f"{self.job.film.name}: a worker rendered other chunks of segment {segment.index + 1} than the plan has",
+                f"{self.job.film.name}: the chunks of segment {segment.index + 1} are not those of the plan",
                 hint="a picture or clip differs on its machine: put it into a folder that all machines see",
             )
         self.parts.finish(segment.index, done)
         self.done[segment.index] = done
 
-    def join(self) -> Iterator[Event]:
+    def join(self) -> Generator[Event, None, None]:
         """Join the chunks to the film and finish it: nothing is rendered or encoded. Yields events up to FilmDone.
 
         Raises Missing for a segment whose chunks are no longer whole, HeliosError for what else went wrong.
@@ -222,7 +247,7 @@ class FarmFilm:
         yield from self._finish.finish(self._film_done(str(output)))
         self.parts.remove()
 
-    @cached_property
+    @property
     def _finish(self) -> Finish:
         assert self.kind is not None, "the film has begun"
         source, checkpoint = self.model.source, self.model.checkpoint

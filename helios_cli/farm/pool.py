@@ -14,7 +14,7 @@ From a worker, in this order:
     {"done": {"kind", "fingerprints", "keys"}}    the end of a segment
     {"failed": {"error", "message", "hint"}}      the end of an identification or a segment that failed
 
-The pool itself adds {"lost": reason} when a worker has ended.
+The pool itself adds {"lost": reason} when a worker has ended, and {"waiting": reason} while it cannot start.
 """
 
 from __future__ import annotations

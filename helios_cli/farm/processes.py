@@ -33,7 +33,8 @@ class _Child:
 
 
 class Processes:
-    """A pool of child processes, by the environment of each; they run `python -m MODULE`, which calls `worker.serve`.
+    """A pool of child processes, by the environment of each; they run `python -m MODULE N`,
+    which calls `worker.serve`, as one of N.
 
     Each is the leader of a process group: a Ctrl-C on the terminal reaches the driver alone, and ends with the worker
     whatever it has started. A worker ends when its standard input does: even a killed driver leaves none behind.
@@ -87,7 +88,7 @@ class Processes:
         is_shown = os.environ.get("HELIOS_DEBUG", "") not in ("", "0")
         log = tempfile.TemporaryFile()  # noqa: SIM115 (`_end` closes it)
         process = subprocess.Popen(
-            command_of(self._module),
+            [*command_of(self._module), str(len(self._environments))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if is_shown else log,
@@ -139,5 +140,5 @@ def _reason(child: _Child) -> str:
 
 
 def _last_lines(log: IO[bytes]) -> str:
-    log.seek(0)
+    log.seek(max(0, os.fstat(log.fileno()).st_size - READ_BYTES))
     return "\n".join(log.read().decode(errors="replace").strip().splitlines()[-NOTE_LINES:])

@@ -52,11 +52,12 @@ class Worker:
     """Answers messages of a driver, one after the other; the model stays loaded between them.
 
     Args:
-        is_stopped: whether this process was told to stop; asked after each step of a render.
+        is_stopped: whether the user has stopped this process; asked after each step of a render.
+        share: number of workers that share this machine's memory.
     """
 
-    def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
-        self.session = Session(is_stopped=is_stopped)
+    def __init__(self, is_stopped: Callable[[], bool] = lambda: False, share: int = 1) -> None:
+        self.session = Session(is_stopped=is_stopped, share=share)
 
     def answer(self, message: Message) -> Iterator[Message]:
         """Yield the replies to a message; the last one says what came of it. Errors are replies too."""
@@ -182,13 +183,13 @@ def _read_messages(messages: SimpleQueue[Message | None]) -> None:
     messages.put(None)
     os.kill(os.getpid(), signal.SIGTERM)  # in the middle of a render: chunks that are computed are made safe
     time.sleep(LAST_SECONDS)
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)  # with what it has started: the driver made it the leader of its group
 
 
 def main() -> None:
     """Serve as a child process of a driver."""
     with stop_at_once() as is_stopped, contextlib.suppress(KeyboardInterrupt):
-        worker = Worker(is_stopped)
+        worker = Worker(is_stopped, share=int(sys.argv[1]))
         with worker.session:
             serve(worker.answer)
 

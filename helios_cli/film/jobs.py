@@ -71,6 +71,32 @@ def check_takes(options: RenderOptions, *, from_film: bool, dry_run: bool) -> No
         raise InputError("--from repeats a film, but --takes shows others", hint="name its source instead of --from")
 
 
+def check_shared_out(options: RenderOptions) -> None:
+    """Raise InputError for options that do not go with several workers. Does nothing for a render without them."""
+    if not options.is_shared_out:
+        return
+    flag = "--cluster" if options.cluster else "--share" if options.share else "--workers"
+    if options.takes:
+        raise InputError(f"{flag} shares films out, but --takes makes none", hint="leave one of them out")
+    if options.lanes > 1:
+        raise InputError(f"{flag} and --lanes both render several films at a time", hint="leave one of them out")
+    if options.share and options.force:
+        raise InputError(
+            "--share --force would render films again that another process has just finished",
+            hint="leave out --force, or remove the films first",
+        )
+    if options.share and not options.metadata:
+        raise InputError(
+            "--share tells finished films by their records, but --no-metadata leaves those out",
+            hint="leave out --no-metadata",
+        )
+    if options.device.startswith("cuda:"):
+        raise InputError(
+            f"{flag} chooses the GPUs, but --device {options.device} names one",
+            hint="write --device cuda, and set CUDA_VISIBLE_DEVICES to leave GPUs out",
+        )
+
+
 def find_jobs(sources: list[str], options: RenderOptions, films: list[Film] | None = None) -> list[Job]:
     """The films of `sources`, or `films`, each with its model and output. Writes nothing.
 

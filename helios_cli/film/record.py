@@ -373,6 +373,16 @@ def is_finished(target: Target, record: Record) -> bool:
         return False
 
 
+def is_finished_by_another(target: Target, record: Record) -> bool:
+    """Return whether the film at `target` is that of `record`, or would be if it were rendered on the same machine."""
+    try:
+        there = _film_and_record(target.path)[1]
+    except InputError:
+        return False
+    machines = {"versions", "processor", "attention", "kernels"}
+    return there.frames == record.frames and machines.issuperset(there.differences(record))
+
+
 def read_again(path: Path) -> Again:
     """Read how to make a film again from `path`, the film or its sidecar. InputError if it has no record."""
     name, record = _film_and_record(path)

@@ -1,0 +1,104 @@
+"""Starts a farm: plans the films, and opens the workers that the options ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from helios_cli import machine
+from helios_cli.cost.estimate import find_model_for, too_long_prompts
+from helios_cli.cost.work import count_tokens
+from helios_cli.device import Device, find_device, find_gpus, find_vae_device, gpu_index, pick_dtype, visible_gpus
+from helios_cli.errors import MachineError
+from helios_cli.farm.driver import Driver
+from helios_cli.farm.film import FarmFilm
+from helios_cli.farm.pool import Pool
+from helios_cli.farm.processes import Processes
+from helios_cli.film.jobs import Job
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.plan import plan_film
+from helios_cli.recipe.settings import choose_model, resolve
+from helios_cli.units import counted
+from helios_cli.weights import hub
+from helios_cli.weights.fp8 import dtype_with
+from helios_cli.weights.vocabulary import introduction
+
+ProgressBytes = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment of workers with more threads than there are cores: a thread that waits leaves its core to others."""
+
+
+def open_farm(
+    jobs: Sequence[Job], options: RenderOptions, *, stop: bool = False, progress: ProgressBytes | None = None
+) -> Driver:
+    """Plan the films, and start the workers for them. With `stop` the farm ends with the first film that fails.
+
+    `progress` shows the download of a model, which the workers of this machine share. Raises HeliosError for what
+    stands against the films or the workers.
+    """
+    films = _plan(jobs, options, progress)
+    return Driver(films, _open_pool(films, options), options, stop=stop or len(films) == 1)
+
+
+def _plan(jobs: Sequence[Job], options: RenderOptions, progress: ProgressBytes | None) -> list[FarmFilm]:
+    device = find_device(options.device)
+    dtype, _ = pick_dtype(dtype_with(options.quant, options.dtype), device)
+    machine_has = (device, dtype, find_vae_device(options.vae_device, options.device, device))
+    films = []
+    models = {}
+    for job in jobs:
+        name, _ = choose_model(job.film.recipe, job.options)
+        if name not in models:
+            model, notices = find_model_for(name, options, *machine_has)
+            if model.checkpoint is None and not options.cluster:
+                hub.resolve(model.name, options.revision, progress=progress)
+                model, notices = find_model_for(name, options, *machine_has)
+            models[name] = model, notices
+        model, notices = models[name]
+        plan = plan_film(job.film, resolve(job.film.recipe, job.options, model.defaults), strict=options.strict)
+        notices = [*notices, *too_long_prompts(plan, count_tokens(model, plan.texts), strict=options.strict)]
+        if model.checkpoint and (line := introduction(model.checkpoint, model.name, plan.texts)):
+            notices.append(line)
+        films.append(FarmFilm(job, replace(plan, notices=(*notices, *plan.notices)), model))
+    return films
+
+
+def _open_pool(films: Sequence[FarmFilm], options: RenderOptions) -> Pool:
+    if options.cluster is not None:
+        from helios_cli.farm.cluster import open_cluster  # which needs Ray
+
+        return open_cluster(options, most=sum(len(film.segments) for film in films))
+    gpus = find_gpus() if find_device(options.device).kind == "cuda" else ()
+    environments = gpu_environments(gpus, options) if gpus else cpu_environments(films, options)
+    return Processes(environments)
+
+
+def gpu_environments(gpus: Sequence[Device], options: RenderOptions) -> dict[str, dict[str, str]]:
+    """Return the environment of each worker on GPUs: it sees only its own. MachineError for more than there are."""
+    each = max(options.gpus_per_film, gpu_index(options.vae_device) + 1)
+    most = len(gpus) // each
+    wanted = max(1, most) if options.workers == "auto" else options.workers or 1
+    if wanted > most:
+        needs = f"{counted(wanted, 'worker')} of {counted(each, 'GPU')} each"
+        raise MachineError(
+            f"{needs}: this machine has {counted(len(gpus), 'GPU')}",
+            hint=f"write --workers {most}" if most else "use fewer GPUs for a film",
+        )
+    names = visible_gpus(len(gpus))
+    groups = [names[first * each : (first + 1) * each] for first in range(wanted)]
+    return {f"gpu{index}": {"CUDA_VISIBLE_DEVICES": ",".join(group)} for index, group in enumerate(groups)}
+
+
+def cpu_environments(films: Sequence[FarmFilm], options: RenderOptions) -> dict[str, Mapping[str, str]]:
+    """Return the environment of each worker on the CPU.
+
+    Each has as many threads as a render without workers, on whose number the bits of a film depend. Where they are more
+    than there are cores they share those.
+    """
+    count = options.workers if isinstance(options.workers, int) else 1
+    threads = max(machine.cpu_threads(film.model.parameters["transformer"]) for film in films)
+    processor = machine.cpu()
+    environment = PASSIVE if count * threads > min(processor.threads, processor.cores or processor.threads) else {}
+    return {f"cpu{index}": environment for index in range(count)}
