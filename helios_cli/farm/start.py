@@ -67,7 +67,7 @@ def _plan(jobs: Sequence[Job], options: RenderOptions, progress: ProgressBytes |
 
 def _open_pool(films: Sequence[FarmFilm], options: RenderOptions) -> Pool:
     if options.cluster is not None:
-        from helios_cli.farm.cluster import open_cluster  # which needs Ray
+        from helios_cli.farm.cluster import open_cluster  # type: ignore[import-not-found]  # comes with Ray
 
         return open_cluster(options, most=sum(len(film.segments) for film in films))
     gpus = find_gpus() if find_device(options.device).kind == "cuda" else ()
