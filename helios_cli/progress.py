@@ -21,6 +21,7 @@ from helios_cli.engine.events import (
     PhaseStarted,
     PromptTaken,
 )
+from helios_cli.errors import Interrupted
 from helios_cli.track import PHASES, Track
 from helios_cli.units import counted, format_bytes, format_duration
 
