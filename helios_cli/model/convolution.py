@@ -12,21 +12,23 @@ from helios_cli.model.channel_norm import working_dtype
 from helios_cli.model.ops import onednn_runs, product_dtype
 
 
-def convolve(conv: Any, x_BTHWC: Tensor) -> Tensor:
-    """Apply `conv`, an `nn.Conv3d` or its like, to channels-last frames.
+def convolve(conv: Any, x_BTHWC: Tensor, padding: tuple[int, ...] | None = None) -> Tensor:
+    """Apply `conv`, an `nn.Conv3d` or its like, to channels-last frames, with `padding` in place of its own if given.
 
     On a CPU oneDNN is called by name: PyTorch gives small float32 inputs to a loop of its own that is ten times slower.
     """
-    wide = product_dtype(x_BTHWC, "convolve")
+    wide, padding = product_dtype(x_BTHWC, "convolve"), conv.padding if padding is None else padding
     x_BCTHW, weight, bias = x_BTHWC.to(wide).movedim(-1, 1), conv.weight.to(wide), conv.bias.to(wide)
     if onednn_runs(x_BCTHW):
-        y = torch.mkldnn_convolution(x_BCTHW, weight, bias, conv.padding, conv.stride, conv.dilation, 1)
+        y = torch.mkldnn_convolution(x_BCTHW, weight, bias, padding, conv.stride, conv.dilation, 1)
     else:
-        y = F.conv3d(x_BCTHW, weight, bias, conv.stride, conv.padding, conv.dilation)
+        y = F.conv3d(x_BCTHW, weight, bias, conv.stride, padding, conv.dilation)
     return channels_last(y).to(x_BTHWC.dtype)
 
 
-def convolve_pictures(x_NCHW: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
+def convolve_pictures(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: tuple[int, ...] = (0, 0)
+) -> Tensor:
     """Apply a 2D convolution, in the type of `x`."""
     wide = product_dtype(x_NCHW, "convolve_pictures")
     return F.conv2d(x_NCHW.to(wide), weight.to(wide), bias.to(wide), stride, padding).to(x_NCHW.dtype)
@@ -43,21 +45,23 @@ def pointwise(conv: Any, x: Tensor) -> Tensor:
     return F.linear(x.to(wide), conv.weight.flatten(1).to(wide), conv.bias.to(wide)).to(x.dtype)
 
 
-def upsample_conv(conv: Any, x_BTHWC: Tensor) -> Tensor:
+def upsample_conv(conv: Any, x_BTHWC: Tensor, padding: tuple[int, ...] = (1, 1)) -> Tensor:
     """Apply nearest-neighbour doubling and a 3x3 convolution with zero padding, [B, T, 2H, 2W, conv.out_channels].
+
+    `padding` is (0, 1) where x has the rows above and below its own.
 
     On doubled pixels the nine taps of an output pixel fall on 2x2 input pixels, so four 2x2 convolutions of the small
     picture, one for each position in the doubled pixel, do the work of one 3x3 on the large: 16 products instead of 36,
     and no large picture of all channels. They run as one convolution with four times the outputs.
     """
-    B, T, H, W, _ = x_BTHWC.shape
-    C = conv.out_channels
     weight = conv.weight.to(working_dtype(conv.weight))
-    weight = fold_taps(fold_taps(weight, dim=2), dim=4)  # [2, 2, C, in, 2, 2]: column, row position first
+    weight = fold_taps(fold_taps(weight, dim=2), dim=4)  # [2, 2, out, in, 2, 2]: column, row position first
     weight = weight.transpose(0, 1).flatten(0, 2).to(x_BTHWC.dtype)
     small = x_BTHWC.flatten(0, 1).movedim(-1, 1)
-    y = channels_last(convolve_pictures(small, weight, conv.bias.repeat(4), padding=1))  # [B*T, H + 1, W + 1, 4 * C]
-    return Interleave.apply(y).view(B, T, 2 * H, 2 * W, C)
+    y = channels_last(
+        convolve_pictures(small, weight, conv.bias.repeat(4), padding=padding)
+    )  # [B*T, H + 1, W + 1, 4 * C]
+    return Interleave.apply(y).unflatten(0, x_BTHWC.shape[:2])
 
 
 class Interleave(torch.autograd.Function):

@@ -86,11 +86,11 @@ class Share:
 
     @property
     def history_rows(self) -> slice:
-        return _own(self.history, self.exchange.rank)
+        return own(self.history, self.exchange.rank)
 
     @property
     def noisy_rows(self) -> slice:
-        return _own(self.noisy, self.exchange.rank)
+        return own(self.noisy, self.exchange.rank)
 
     def call(self, call: Call) -> Call:
         """Return the call with this rank's history and rotations; the noisy latents are whole."""
@@ -129,7 +129,8 @@ class Share:
         return taken.view(ranks, rows, y.shape[1]).transpose(0, 1).flatten(1)
 
 
-def _own(counts: Sequence[int], rank: int) -> slice:
+def own(counts: Sequence[int], rank: int) -> slice:
+    """Return the rows of a rank, of all rows in the order of the ranks."""
     ends = list(accumulate(counts))
     return slice(ends[rank] - counts[rank], ends[rank])
 

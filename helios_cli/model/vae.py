@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,22 @@ class CausalState:
             self._space = x_BTHWC.new_empty(math.prod(shape))
         return self._space[: math.prod(shape)].view(shape)
 
+    def with_edges(self, x_BTHWC: Tensor) -> Tensor:
+        """Return the input of a convolution with all rows that it sees, for `padding`."""
+        return x_BTHWC
+
+    def padding(self, padding: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the zeros around what `with_edges` returns; the last two are those of rows and columns."""
+        return padding
+
+    def over_all_rows(self, layer: Callable[[Tensor], Tensor], x_BTHWC: Tensor) -> Tensor:
+        """Apply a layer that mixes all positions of a frame."""
+        return layer(x_BTHWC)
+
+    def most_elements(self, x_BTHWC: Tensor) -> int:
+        """Return the elements that decide into how many pieces x is split."""
+        return x_BTHWC.numel()
+
     def remember(self, layer: nn.Module, buffer_BTHWC: Tensor, past: int = PAST) -> None:
         """Keep a copy of the last `past` frames for the layer's next frames."""
         tail = buffer_BTHWC[:, -past:]
@@ -82,12 +98,16 @@ class CausalState:
 class CausalConv3d(nn.Conv3d):
     """Convolution over a frame and the two before it, zero padding in space."""
 
+    padding: tuple[int, ...]
+
     def __init__(self, in_channels: int, out_channels: int, space: int = 3) -> None:
         super().__init__(in_channels, out_channels, (PAST + 1, space, space), padding=(0, space // 2, space // 2))
 
     def forward(self, x_BTHWC: Tensor, state: CausalState | None = None) -> Tensor:
         if state is None:
             return convolve(self, F.pad(x_BTHWC, (0, 0, 0, 0, 0, 0, PAST, 0)))
+        if self.padding[1]:
+            x_BTHWC = state.with_edges(x_BTHWC)
         buffer = state.buffer(self, x_BTHWC)
         buffer[:, PAST:] = x_BTHWC
         return self.filled(buffer, state)
@@ -95,7 +115,7 @@ class CausalConv3d(nn.Conv3d):
     def filled(self, buffer_BTHWC: Tensor, state: CausalState) -> Tensor:
         """Convolve a filled `CausalState.buffer`, T frames."""
         state.remember(self, buffer_BTHWC)
-        return convolve(self, buffer_BTHWC)
+        return convolve(self, buffer_BTHWC, state.padding(self.padding))
 
 
 class ResidualBlock(nn.Module):
@@ -141,7 +161,8 @@ class MidBlock(nn.Module):
 
     def forward(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
         before, after = self.resnets
-        return after(self.attentions[0](before(x_BTHWC, state)), state)
+        h, attention = before(x_BTHWC, state), self.attentions[0]
+        return after(attention(h) if state is None else state.over_all_rows(attention, h), state)
 
 
 class Upsample(nn.Module):
@@ -160,7 +181,10 @@ class Upsample(nn.Module):
             x_BTHWC = torch.cat((first, self._double(others, state)), dim=1) if others.shape[1] else first
         elif self.time_conv is not None and state is not None and not state.first:
             x_BTHWC = self._double(x_BTHWC, state)
-        return upsample_conv(self.resample["1"], x_BTHWC)
+        conv = self.resample["1"]
+        if state is None:
+            return upsample_conv(conv, x_BTHWC)
+        return upsample_conv(conv, state.with_edges(x_BTHWC), state.padding((1, 1)))
 
     def _double(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
         assert self.time_conv is not None
@@ -215,7 +239,7 @@ def in_pieces(layers: Sequence[Any], x_BTHWC: Tensor, state: CausalState) -> Ite
         yield x_BTHWC
         return
     layer, *others = layers
-    pieces = math.ceil(x_BTHWC.numel() * layer.growth / piece_elements(x_BTHWC.device))
+    pieces = math.ceil(state.most_elements(x_BTHWC) * layer.growth / piece_elements(x_BTHWC.device))
     for piece in x_BTHWC.tensor_split(min(pieces, x_BTHWC.shape[1]), dim=1):
         yield from in_pieces(others, layer(piece, state), state)
 
@@ -296,15 +320,16 @@ class WanVAE(nn.Module):
         self.decoder = Decoder(config)
 
     @torch.no_grad()
-    def decode(self, latents_BCTHW: Tensor) -> Iterator[Tensor]:
+    def decode(self, latents_BCTHW: Tensor, state: CausalState | None = None) -> Iterator[Tensor]:
         """Yield frames [B, 3, t, 8H, 8W] in [-1, 1] of the normalised latents of one chunk, in order, a few at a time.
 
-        The first piece is the first latent's single frame; a further latent adds four. No state outlives the call.
+        The first piece is the first latent's single frame; a further latent adds four. No state outlives the call,
+        except `state`, a new one of which is that of ranks that decode together (`vae_rows`).
         """
         mean, std = self._statistics(latents_BCTHW.device)
         z_BTHWC = latents_BCTHW.movedim(1, -1).float() * std + mean
         z_BTHWC = pointwise(self.post_quant_conv, z_BTHWC.to(self.dtype))
-        state = CausalState()
+        state = state or CausalState()
         for latents in (z_BTHWC[:, :1], z_BTHWC[:, 1:]):
             if latents.shape[1]:
                 for frames_BTHWC in self.decoder(latents, state):
@@ -380,6 +405,7 @@ def frames_to_uint8(frames_BCTHW: Tensor) -> Tensor:
 def norm_silu_conv(norm: ChannelNorm, conv: CausalConv3d, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
     if state is None:
         return convolve(conv, DifferentiableNorm.apply(x_BTHWC, norm.gamma.flatten(), PAST, True))
+    x_BTHWC = state.with_edges(x_BTHWC)
     if kernels.runs(x_BTHWC, "causal_pad"):
         past, buffer = state.remembered(conv), state.unfilled(x_BTHWC)
         return conv.filled(kernels.causal_pad(x_BTHWC, past, buffer, norm.gamma.flatten(), silu=True), state)

@@ -1,0 +1,88 @@
+"""A chunk that ranks decode together is the chunk that one process decodes.
+
+Convolutions of some of the rows add up the same products; where a library adds them in another order for another number
+of rows, frames differ by rounding (7.7e-7 of values from -1 to 1, on the processor that this was measured on).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helios_cli.model import vae as vae_module
+from helios_cli.model.vae import frames_to_uint8
+from helios_cli.model.vae_rows import decode_rows, pictures
+from model.test_vae import CONFIGS, WAN, chunk, make_ours, our_decode
+from support.teams import as_ranks
+
+ROUNDING = 5e-6
+
+
+def decoded(vae, latents: torch.Tensor, ranks: int) -> torch.Tensor:
+    parts = as_ranks(ranks, lambda exchange: our_pieces(decode_rows(vae, latents, exchange)))
+    return torch.cat(parts, dim=3)
+
+
+def our_pieces(frames) -> torch.Tensor:
+    return torch.cat(list(frames), dim=2).float()
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return make_ours(**WAN)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_every_arrangement_of_layers_can_be_shared(config):
+    vae, latents = make_ours(**CONFIGS[config]), chunk(3, height=4, width=6)
+    torch.testing.assert_close(decoded(vae, latents, 2), our_decode(vae, latents), atol=ROUNDING, rtol=0)
+
+
+@pytest.mark.parametrize(("ranks", "height"), [(2, 7), (3, 8), (4, 11), (4, 4), (8, 9)])
+def test_rows_need_not_divide(ours, ranks, height):
+    """Ranks with a single row of latents, too."""
+    latents = chunk(3, height=height, width=3)
+    torch.testing.assert_close(decoded(ours, latents, ranks), our_decode(ours, latents), atol=ROUNDING, rtol=0)
+
+
+@pytest.mark.parametrize("height", [4, 5])
+def test_ranks_take_the_same_pieces(ours, height, monkeypatch):
+    """With a limit at which two ranks of three rows and two would split some layer's frames differently."""
+    latents = chunk(5, height=height, width=4)
+    whole = our_decode(ours, latents)
+    monkeypatch.setattr(vae_module, "PIECE_ELEMENTS", {"cpu": 4 * 16 * 32 * 8})
+    torch.testing.assert_close(decoded(ours, latents, 2), whole, atol=ROUNDING, rtol=0)
+    counts = as_ranks(2, lambda exchange: len(list(decode_rows(ours, latents, exchange))))
+    assert counts[0] == counts[1] > 2
+
+
+def test_bfloat16_is_shared(ours):
+    vae, latents = make_ours(**WAN).bfloat16(), chunk(3, height=5, width=6)
+    difference = decoded(vae, latents, 2) - our_decode(vae, latents)
+    assert difference.abs().mean() < 0.1 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("frames", [1, 7, 9])
+def test_rank_0_has_the_pictures_and_the_others_nothing(ours, frames):
+    """No more than are wanted, within a level of those of one process."""
+    latents = chunk(3, height=5, width=6)
+    whole = frames_to_uint8(our_decode(ours, latents))[0, :frames]
+    groups = as_ranks(2, lambda exchange: list(pictures(ours, latents, frames, exchange)))
+    joined = torch.cat([group for group, _ in groups[0]])
+    assert joined.shape == whole.shape and joined.is_contiguous()
+    assert (joined.int() - whole.int()).abs().max() <= 1
+    assert all(finite for _, finite in groups[0])
+    assert [len(group.transpose(0, 1)) for group, _ in groups[1]] == [0] * len(groups[0])
+
+
+@pytest.mark.parametrize("row", [0, 4])
+def test_a_fault_in_any_rank_s_rows_reaches_rank_0(ours, row):
+    latents = chunk(1, height=5, width=6)
+    latents[:, :, :, row] = torch.nan
+    groups = as_ranks(2, lambda exchange: list(pictures(ours, latents, 1, exchange)))
+    assert not groups[0][0][1]
+
+
+def test_a_rank_without_rows_is_refused(ours):
+    with pytest.raises(ValueError, match="2 rows of latents cannot be decoded by 3 ranks"):
+        as_ranks(3, lambda exchange: next(pictures(ours, chunk(1, height=2), 1, exchange)))
