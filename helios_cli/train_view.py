@@ -59,7 +59,7 @@ class RichView:
         self._pace = Pace()
         self._is_under_way = False
         self._latest: dict[str, Event] = {}
-        self._lines = LiveLines(terminal, self._draw, per_second=4)
+        self._lines = LiveLines(terminal, self.draw, per_second=4)
 
     def __enter__(self) -> RichView:
         self._lines.__enter__()
@@ -86,7 +86,7 @@ class RichView:
         else:
             console.status(event.text)
 
-    def _draw(self) -> RenderableType:
+    def draw(self) -> RenderableType:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table

@@ -136,7 +136,7 @@ def test_the_bar_is_never_wider_than_its_terminal(width):
             losses = {f"a long name of a loss {number}": 0.1 for number in range(9)}
             view.show(Trained(step, player, losses, 1e-3, 1.0, 30.0, 6.0, step / 100))
     with terminal.capture() as captured:
-        terminal.print(view.live.get_renderable())
+        terminal.print(view.draw())
     lines = captured.get().rstrip("\n").split("\n")
     assert len(lines) == 3 and "20.0%" in lines[0] and "left" in lines[0]
     assert lines[1].startswith("step 20, 20.0%: net a long name") and lines[2].startswith("step 20, 20.0%: critic")
@@ -150,12 +150,12 @@ def test_a_folder_that_is_filled_has_a_bar():
     for done in (64, 1280):
         view.show(ShardWritten(done, 12032, 110, 22.0))
     with terminal.capture() as captured:
-        terminal.print(view.live.get_renderable())
+        terminal.print(view.draw())
     bar, line = captured.get().rstrip("\n").split("\n")
     assert "10.6%" in bar and "left" in bar and line.strip() == "1,280 of 12,032 clips, 0.200 s a chunk"
     view.show(FillDone("runs/latents"))
     with terminal.capture() as captured:
-        terminal.print(view.live.get_renderable())
+        terminal.print(view.draw())
     assert not captured.get().strip()
 
 
