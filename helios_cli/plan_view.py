@@ -256,8 +256,9 @@ def _longest(estimates: list[Estimate], farm: Farm) -> str:
 
 
 def _workers(farm: Farm) -> str:
-    if farm.workers is None:
-        return "as many as there will be"
+    if farm.workers is None or not farm.is_here:
+        count = "as many as there will be" if farm.workers is None else f"{farm.workers}"
+        return f"{count}, each taken to be as fast as the device above"
     if farm.threads:
         threads, cores = farm.threads
         each = "" if farm.workers == 1 else "each "

@@ -116,7 +116,8 @@ class Farm:
         workers: how many render, or None if only the cluster knows.
         gpus: names of the GPUs that they use, as far as they are known; none on a CPU.
         mixed: a film may be rendered by GPUs of several kinds.
-        threads: (threads of a worker, cores that all of them share) on a CPU, else None.
+        is_here: they are all on this machine, or on the one that is planned for.
+        threads: (threads of a worker, cores that all of them share) where they share a CPU, else None.
         split: what one film on several GPUs gains, or None if each film has one.
         vae_gpus: GPUs of a worker that only decode, 0 or 1.
         price: price of a GPU-hour, if it is known.
@@ -130,6 +131,7 @@ class Farm:
     workers: int | None
     gpus: tuple[str, ...]
     mixed: bool
+    is_here: bool
     threads: tuple[int, int] | None
     split: Split | None
     vae_gpus: int
@@ -222,7 +224,7 @@ def farm_of(estimates: Sequence[Estimate], options: RenderOptions, *, on: str | 
     workers = _workers(options, len(here) // per_worker, on)
     timed = all(estimate.seconds is not None for estimate in estimates)
     split = _split(estimates, options.gpus_per_film) if options.gpus_per_film > 1 else None
-    is_here = options.cluster in (None, "local")
+    is_here = options.cluster in (None, "local") and (workers is not None or not options.share)
     used = here[: (workers or 1) * per_worker] if is_here else ()
     return Farm(
         costs=tuple(segment_costs(estimate, timed=timed) for estimate in estimates),
@@ -231,7 +233,8 @@ def farm_of(estimates: Sequence[Estimate], options: RenderOptions, *, on: str | 
         workers=workers,
         gpus=tuple(gpu.name for gpu in used),
         mixed=options.mixed,
-        threads=_threads(first) if first.device.kind == "cpu" else None,
+        is_here=is_here,
+        threads=_threads(first) if first.device.kind == "cpu" and is_here else None,
         split=split,
         vae_gpus=vae_gpus,
         price=first.price,
@@ -336,9 +339,9 @@ def _workers(options: RenderOptions, room: int, on: str | None) -> int | None:
     """Return the number of workers, where there are GPUs for `room` of them; None if others decide it later."""
     if isinstance(options.workers, int):
         return options.workers
-    if options.cluster not in (None, "local") or (options.share and options.workers is None):
+    if options.cluster is not None or (options.share and options.workers is None):
         return None
-    if options.workers is None and options.cluster is None:
+    if options.workers is None:
         return 1
     if on is not None:
         raise InputError(

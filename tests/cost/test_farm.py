@@ -148,6 +148,7 @@ def test_a_cpu_has_no_more_workers_than_cores(monkeypatch):
         ({"workers": 3}, 3),
         ({"cluster": "auto"}, None),
         ({"cluster": "auto", "workers": "auto"}, None),
+        ({"cluster": "local"}, None),
         ({"cluster": "ray://node:10001", "workers": 8}, 8),
         ({"share": True}, None),
         ({"share": True, "workers": 2}, 2),
