@@ -9,11 +9,11 @@ for event in helios.render("a red ball rolls left", seconds=10, output="ball.mp4
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helios_cli.errors import InputError
+from helios_cli.errors import HeliosError, InputError
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.schema import Recipe
@@ -34,7 +34,8 @@ def render(source: Source, *, session: Session | None = None, **options: Any) ->
 
     Args:
         source: a prompt, the path of a prompt file or recipe, a `Recipe`, or a `Film`.
-        session: a `Session` that keeps the model for further films; without one the model is freed at the end.
+        session: a `Session` that keeps the model for further films; without one the model is freed at the end. Workers
+            keep the model themselves.
         options: fields of `RenderOptions`, with the words that the flags of `helios render` take: `size="640x384"`,
             `seconds="1m30s"`, `vram="6G"`; numbers and tuples do as well.
 
@@ -43,13 +44,22 @@ def render(source: Source, *, session: Session | None = None, **options: Any) ->
     """
     from helios_cli.engine.render import render
     from helios_cli.engine.session import Session
-    from helios_cli.film.jobs import check_encoding, find_jobs
+    from helios_cli.film.jobs import check_encoding, check_shared_out, find_jobs
 
     parsed = RenderOptions.parse(**options)
+    check_shared_out(parsed)
     if parsed.takes or parsed.shot or parsed.lanes > 1:
         raise InputError("takes, shot and lanes are for the command", hint="render films one by one")
     (job,) = find_jobs([], parsed, [read_film(source)])
     check_encoding([job])
+    if parsed.is_shared_out:
+        from helios_cli.farm.start import open_farm
+
+        with closing(open_farm([job], parsed).run()) as events:
+            for _, event in events:
+                assert not isinstance(event, HeliosError), "the error of an only film is raised"
+                yield event
+        return
     with Session() if session is None else nullcontext(session) as session:
         yield from render(job.film, job.options, session)
 

@@ -33,7 +33,7 @@ class Layer:
 
 LAYERS = {
     "__init__": Layer({"", "api", "engine", "errors", "recipe"}),
-    "api": Layer({*FOUNDATION, "engine", "film", "cost", "recipe"}, banned={"torch", "numpy", *TERMINAL}),
+    "api": Layer({*FOUNDATION, "engine", "farm", "film", "cost", "recipe"}, banned={"torch", "numpy", *TERMINAL}),
     "__main__": Layer({"cli"}),
     "errors": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "files": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),

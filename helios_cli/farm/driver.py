@@ -44,6 +44,9 @@ ATTEMPTS = 3
 WAIT_SECONDS = 0.5
 """The longest time between two looks at what is to be done."""
 
+ALONE = "alone"
+"""The claim of a driver that shares a film with no other process."""
+
 POLL_SECONDS = 2.0
 """Time between two looks at what other processes have done."""
 
@@ -99,10 +102,10 @@ class Driver:
         self._films, self._pool, self._options, self._stop = films, pool, options, stop
         now = time.monotonic()
         self._hands = {name: _Hand(name, now) for name in pool.names}
-        self._claims = {id(film): Claims(film.parts.folder / "claims") for film in films} if options.share else {}
-        self._joining: dict[int, FarmFilm] = {}
+        self._claims = {film: Claims(film.parts.folder / "claims") for film in films}
+        self._joining: set[FarmFilm] = set()
         self._joined: SimpleQueue[tuple[FarmFilm, Event | BaseException | None]] = SimpleQueue()
-        self._said: set[tuple[int, str]] = set()
+        self._said: set[tuple[FarmFilm | None, str]] = set()
         self._beaten = self._polled = now
 
     def run(self) -> Generator[FilmEvent, None, None]:
@@ -115,8 +118,10 @@ class Driver:
                     yield film.job if film else None, event
         finally:
             self._pool.close()
-            for claims in self._claims.values():
+            for film, claims in self._claims.items():
                 claims.release_all()
+                if not self._options.share and not film.safe_chunks:
+                    film.leave()
 
     def stopped(self) -> Interrupted:
         """Return the error of a command that is interrupted: how much of its films is safe."""
@@ -135,7 +140,7 @@ class Driver:
         for hand in self._hands.values():
             if hand.busy is None and hand.retired is None:
                 yield from self._give_work(hand)
-        yield from self._start_joins()
+        self._start_joins()
         for name, message in self._pool.receive(WAIT_SECONDS if self._joined.empty() else 0.0):
             yield from self._hear(self._hands[name], message)
         yield from self._hear_joins()
@@ -169,21 +174,45 @@ class Driver:
                 yield from self._begin(film, kind, hand)
                 if film.has_ended or not film.accepts(kind) or segment.index in film.done:
                     continue
-            if self._claim(film, f"segment-{segment.index}"):
-                if self._claims:  # the process that had the claim may have finished the segment
-                    yield from ((film, event) for event in film.take_done(segment))
-                if segment.index in film.done:
-                    self._release(film, segment)
-                    continue
-                yield film, self._assign(hand, film, segment)
-                return
+            if self._options.share and not self._claims[film].take(f"segment-{segment.index}"):
+                continue
+            yield from ((film, event) for event in self._look_again(film, segment))
+            if film.has_ended or film.kind is None or segment.index in film.done:
+                self._release(film, segment)
+                continue
+            yield film, self._assign(hand, film, segment)
+            return
+
+    def _look_again(self, film: FarmFilm, segment: Segment) -> Iterator[Event]:
+        """After a claim, look at what the process has done that had it before."""
+        if not self._options.share:
+            return
+        if film.parts.kind() is None:
+            yield from film.without_parts()
+        else:
+            yield from film.take_done(segment)
 
     def _begin(self, film: FarmFilm, kind: Kind, hand: _Hand) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
         try:
             for event in film.begin(kind, hand.device):
                 yield film, event
+            if not film.has_ended:
+                self._require_claim(film)
         except HeliosError as error:
             yield film, self._fail(film, error)
+
+    def _require_claim(self, film: FarmFilm) -> None:
+        """Claim the film for this process alone, unless it is shared. MachineError if another process does."""
+        claims = self._claims[film]
+        if claims.take(ALONE):
+            if self._options.share:
+                claims.release(ALONE)
+            return
+        owner = claims.owner(ALONE) or "another process"
+        raise MachineError(
+            f"{film.job.output} is being rendered by {owner}, which does not share it",
+            hint="wait for it, or give both commands --share",
+        )
 
     def _assign(self, hand: _Hand, film: FarmFilm, segment: Segment) -> Event:
         now = time.monotonic()
@@ -247,9 +276,9 @@ class Driver:
         """Pass on an event of a worker. A notice is shown once, though every worker has it."""
         film = task.film if task else None
         if isinstance(event, Notice):
-            if (id(film), event.message) in self._said:
+            if (film, event.message) in self._said:
                 return
-            self._said.add((id(film), event.message))
+            self._said.add((film, event.message))
         events = film.translate(task.segment, event) if task and film else iter([event])
         for one in events:
             if isinstance(one, ChunkDone):
@@ -262,6 +291,9 @@ class Driver:
         film, segment = task.film, task.segment
         hand.busy, hand.losses = None, 0
         film.running.pop(segment.index, None)
+        if film.has_ended:  # it failed, or another process finished it: the chunks are of no use to this command
+            self._release(film, segment)
+            return
         try:
             film.finish_segment(segment, DoneSegment(done["kind"], tuple(done["fingerprints"]), tuple(done["keys"])))
         except HeliosError as error:
@@ -352,13 +384,13 @@ class Driver:
 
     # Films whose chunks are all there
 
-    def _start_joins(self) -> Iterator[tuple[FarmFilm, Event]]:
+    def _start_joins(self) -> None:
         for film in self._films:
-            if film.is_rendered and not film.has_ended and id(film) not in self._joining and self._claim(film, "film"):
-                self._joining[id(film)] = film
+            if not film.is_rendered or film.has_ended or film in self._joining:
+                continue
+            if not self._options.share or self._claims[film].take("film"):
+                self._joining.add(film)
                 Thread(target=self._join, args=(film,), name="join", daemon=True).start()
-        return
-        yield
 
     def _join(self, film: FarmFilm) -> None:
         """Join a film in a thread: workers go on with other films."""
@@ -377,7 +409,7 @@ class Driver:
             if isinstance(event, Event):
                 yield film, event
                 continue
-            del self._joining[id(film)]
+            self._joining.remove(film)
             if event is None:
                 film.has_ended = True
             elif isinstance(event, Missing):
@@ -386,8 +418,7 @@ class Driver:
                 yield film, self._fail(film, event)
             else:
                 raise event
-            if id(film) in self._claims:
-                self._claims[id(film)].release("film")
+            self._claims[film].release_all()
 
     def _reopen(self, film: FarmFilm, index: int) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
         segment = film.segments[index]
@@ -397,31 +428,25 @@ class Driver:
 
     # Other processes
 
-    def _claim(self, film: FarmFilm, name: str) -> bool:
-        return id(film) not in self._claims or self._claims[id(film)].take(name)
-
     def _release(self, film: FarmFilm, segment: Segment) -> None:
-        if id(film) in self._claims:
-            self._claims[id(film)].release(f"segment-{segment.index}")
+        self._claims[film].release(f"segment-{segment.index}")
 
     def _poll(self) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
         """Show other processes that this one lives, and look at what they have done."""
         now = time.monotonic()
-        if not self._claims:
-            return
         if now - self._beaten >= BEAT_SECONDS:
             self._beaten = now
             for claims in self._claims.values():
                 claims.beat()
-        if now - self._polled < POLL_SECONDS:
+        if not self._options.share or now - self._polled < POLL_SECONDS:
             return
         self._polled = now
         for film in self._films:
-            if film.kind is None or film.has_ended or id(film) in self._joining:
+            if film.kind is None or film.has_ended or film in self._joining:
                 continue
-            if not film.parts.folder.exists():
-                yield from ((film, event) for event in film.finished_elsewhere())
-                continue  # its parts are gone: a film that is there ends, another begins anew
+            if film.parts.kind() is None:
+                yield from ((film, event) for event in film.without_parts())
+                continue
             for segment in film.ready():
                 yield from ((film, event) for event in film.take_done(segment))
 

@@ -32,7 +32,7 @@ from helios_cli.film.growing import growing_film
 from helios_cli.film.jobs import Job
 from helios_cli.film.parts import DoneSegment, JoinedChunks, Parts, stored
 from helios_cli.film.resume import Wanted, in_words
-from helios_cli.film.target import Target, check_space
+from helios_cli.film.target import Target, check_space, film_exists, is_taken
 from helios_cli.film.writer import Safe, open_writer
 from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints, Identity
 from helios_cli.recipe.plan import Plan, Segment, segments
@@ -121,26 +121,42 @@ class FarmFilm:
             self.parts.remove()
         self.kind = kind
         yield from self._finish.differences()
-        if self._finish.is_finished() or (self.job.options.share and self._finish.is_finished_by_another()):
+        if self._is_finished():
             yield from self._complete()
             return
+        if not self.job.options.force and is_taken(self.target):
+            raise film_exists(self.job.output)
         if notice := check_space(self.target, film_bytes(self.plan, self.target.kind, *self._quality)):
             yield Notice(notice)
         self.kind = self.parts.begin(kind)
+        if self._is_finished():  # by another process, since we looked
+            self.parts.remove()
+            yield from self._complete()
+            return
         yield self._film_started()
         for notice in self.plan.notices:
             yield Notice(notice)
         for segment in self.segments:
             yield from self.take_done(segment)
 
-    def finished_elsewhere(self) -> Iterator[Event]:
-        """Look for the film, whose parts another process has removed; without it, it begins anew. FilmDone ends it."""
-        if self._finish.is_finished_by_another():
+    def without_parts(self) -> Iterator[Event]:
+        """Go on after another process has removed the parts: with FilmDone if the film is there, else anew."""
+        if self._is_finished():
+            self.parts.remove()  # what this process may have put there since
             yield from self._complete()
         else:
             self.kind = None
             self.done.clear()
             self._chunks.clear()
+
+    def leave(self) -> None:
+        """Remove the folder of parts, if the film has begun: it has no chunk."""
+        if self.kind is not None:
+            self.parts.remove()
+
+    def _is_finished(self) -> bool:
+        """Return whether the film is there; of films that are shared, also one that another machine made."""
+        return self._finish.is_finished() or (self.job.options.share and self._finish.is_finished_by_another())
 
     def _complete(self) -> Iterator[Event]:
         self.has_ended = True

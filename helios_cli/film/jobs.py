@@ -144,7 +144,10 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
         files = TakesFiles.of(output, force=options.force)
         places: tuple[Path, ...] = (files.sheet, files.folder)
     else:
-        target = check_target(output, force=options.force or several)
+        may_exist = (
+            options.force or options.share or several
+        )  # then it is what another process, or an earlier run, made
+        target = check_target(output, force=may_exist)
         places = (target.path, *target.beside)
         if options.export:
             _check_exports(film, target, options, several)
@@ -158,7 +161,7 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
 def _check_exports(film: Film, target: Target, options: RenderOptions, several: bool) -> None:
     from helios_cli.film.export import check_exports
 
-    may_replace = options.force or (several and is_taken(target))
+    may_replace = options.force or ((several or options.share) and is_taken(target))
     check_exports(target, options.export, len(film.recipe.shots), force=may_replace)
 
 

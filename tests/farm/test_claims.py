@@ -1,0 +1,121 @@
+"""Claims of processes that share a folder: one owner at a time, and dead owners are found out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from helios_cli.farm.claims import EXPIRY_SECONDS, Claims, Owner
+from support.waiting import wait_until
+
+ELSEWHERE = Owner("elsewhere", 1, "another boot", "2026-01-01")
+
+HOLDER = """
+    import sys, time
+    from pathlib import Path
+    from helios_cli.farm.claims import Claims
+    claims = Claims(Path(sys.argv[1]))
+    print(claims.take("segment-0"), flush=True)
+    time.sleep(3600)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "claims"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_claim_has_one_owner_at_a_time(folder):
+    mine, theirs = Claims(folder), Claims(folder, ELSEWHERE)
+    assert mine.take("segment-0") and mine.take("segment-0")
+    assert not theirs.take("segment-0")
+    assert theirs.take("segment-1")
+    assert str(theirs.owner("segment-0")) == f"process {os.getpid()} on {Owner.here().host}"
+    mine.release("segment-0")
+    assert theirs.take("segment-0")
+    theirs.release_all()
+    assert os.listdir(folder) == []
+
+
+def test_names_with_the_same_beginning_are_different_claims(folder):
+    mine, theirs = Claims(folder), Claims(folder, ELSEWHERE)
+    assert mine.take("segment-1") and theirs.take("segment-11") and theirs.take("segment")
+
+
+def test_a_claim_of_another_machine_expires_when_nothing_changes_it(folder):
+    """By the clock of who waits: the file's time may be any."""
+    clock = Clock()
+    theirs, mine = Claims(folder, ELSEWHERE), Claims(folder, clock=clock)
+    theirs.take("segment-0")
+    assert not mine.take("segment-0")
+    clock.now = EXPIRY_SECONDS - 1
+    assert not mine.take("segment-0")
+    os.utime(folder / "segment-0.1", (1, 1))
+    clock.now = EXPIRY_SECONDS + 1  # it has changed in between
+    assert not mine.take("segment-0")
+    clock.now = 2 * EXPIRY_SECONDS
+    assert not mine.take("segment-0")
+    clock.now = 2 * EXPIRY_SECONDS + 1
+    assert mine.take("segment-0")
+    assert not theirs._create("segment-0", 2)  # who comes second does not get it
+
+
+def test_an_owner_that_lives_keeps_its_claim(folder):
+    clock = Clock()
+    theirs, mine = Claims(folder, ELSEWHERE), Claims(folder, clock=clock)
+    theirs.take("segment-0")
+    for _ in range(5):
+        clock.now += EXPIRY_SECONDS - 1
+        os.utime(folder / "segment-0.1", (clock.now, clock.now))
+        theirs.beat()
+        assert not mine.take("segment-0")
+
+
+def test_an_owner_that_lost_its_claim_does_not_give_away_the_new_one(folder):
+    clock = Clock()
+    theirs, mine, third = Claims(folder, ELSEWHERE), Claims(folder, clock=clock), Claims(folder, clock=clock)
+    theirs.take("segment-0")
+    mine.take("segment-0")
+    clock.now = EXPIRY_SECONDS
+    assert mine.take("segment-0")
+    theirs.release("segment-0")
+    assert not third.take("segment-0")
+
+
+@pytest.mark.process
+def test_a_killed_process_of_this_machine_loses_its_claim_at_once(folder):
+    holder = subprocess.Popen([sys.executable, "-c", textwrap.dedent(HOLDER), folder], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"True\n"
+    mine = Claims(folder)
+    assert not mine.take("segment-0")
+    assert mine.owner("segment-0").pid == holder.pid
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    wait_until(lambda: mine.take("segment-0"))
+
+
+def test_a_file_system_without_links_and_locks(folder, monkeypatch):
+    def without(*_):
+        raise OSError(95, "not supported")
+
+    monkeypatch.setattr(os, "link", without)
+    monkeypatch.setattr("fcntl.flock", without)
+    clock = Clock()
+    mine, theirs = Claims(folder, clock=clock), Claims(folder, clock=clock)
+    assert mine.take("segment-0") and not theirs.take("segment-0")
+    clock.now = EXPIRY_SECONDS
+    assert theirs.take("segment-0")
