@@ -60,11 +60,10 @@ def ask(
     with machine.temporary_folder() as folder:
         answer, log = Path(folder, "answer.jsonl"), Path(folder, "stderr")
         answer.touch()
-        command = [*command_of(module), json.dumps(question), str(answer)]
         with log.open("wb") as stderr:
             try:
                 code = subprocess.run(
-                    command,
+                    [*command_of(module), json.dumps(question), str(answer)],
                     stdout=subprocess.DEVNULL,
                     stderr=None if is_shown else stderr,
                     env={**os.environ, **(environment or {})},
@@ -81,10 +80,9 @@ def ask(
     elif code == -signal.SIGALRM:  # `serve`
         what, hint = "took too long for one step", "set HELIOS_DEBUG=1 to see its output"
     elif code < 0:
-        what, hint = f"was stopped by {signal.Signals(-code).name}", "if memory ran out, use a smaller size"
+        what, hint = how_it_ended(code, output), "if memory ran out, use a smaller size"
     else:
-        raised = [match[0] for match in _RAISED.finditer(output)] or output.splitlines() or [f"exit code {code}"]
-        what, hint = f"failed: {raised[-1]}", "set HELIOS_DEBUG=1 to see its output"
+        what, hint = how_it_ended(code, output), "set HELIOS_DEBUG=1 to see its output"
     kind = ChildStoppedError if code is None or code < 0 else ChildError
     error = kind(f"the process {module} {what}", hint=hint, answers=answers)
     error.add_note("\n".join(output.splitlines()[-NOTE_LINES:]))
@@ -94,6 +92,14 @@ def ask(
 def command_of(module: str) -> list[str]:
     """Return the command that runs one of our modules, whose full name is given."""
     return [sys.executable, "-P", "-c", _START, module, _folders()]
+
+
+def how_it_ended(code: int, output: str) -> str:
+    """Say how a process ended that did not succeed: by a signal, or with the error that its `output` names last."""
+    if code < 0:
+        return f"was stopped by {signal.Signals(-code).name}"
+    raised = [match[0] for match in _RAISED.finditer(output)] or output.splitlines() or [f"exit code {code}"]
+    return f"failed: {raised[-1]}"
 
 
 def _folders() -> str:

@@ -44,9 +44,11 @@ class Device:
     free_bytes: int | None
     capability: tuple[int, int] | None = None
 
-    def with_model(self, parameters: int) -> Device:
-        """Return the device as a transformer of `parameters` uses it: on a CPU a small one runs on one thread."""
-        return replace(self, name=cpu_name(machine.cpu_threads(parameters))) if self.kind == "cpu" else self
+    def with_model(self, parameters: int, ranks: int = 1) -> Device:
+        """Return the device as a transformer of `parameters` uses it: on a CPU a small one runs on one thread, and
+        `ranks` that make its calls together share the cores."""
+        threads = max(1, machine.cpu_threads(parameters) // ranks)
+        return replace(self, name=cpu_name(threads)) if self.kind == "cpu" else self
 
 
 def cpu_name(threads: int) -> str:

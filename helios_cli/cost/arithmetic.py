@@ -30,13 +30,15 @@ def arithmetic_of(
     quant: str,
     attention: str,
     vae_device: Device | None = None,
+    team: int = 1,
 ) -> Arithmetic:
     """Describe the arithmetic of a device, and of the VAE's if it has its own.
 
-    `attention_taken` is what is known of the device's `attention_shapes`."""
+    `attention_taken` is what is known of the device's `attention_shapes`, `team` the number of ranks that share a model
+    call."""
     kernels = _kernels(device, attention, attention_taken)
     vae = "" if vae_device is None or vae_device.name == device.name else _other(vae_device)
-    return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels, vae)
+    return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels, vae, team)
 
 
 def _other(device: Device) -> str:
@@ -44,16 +46,21 @@ def _other(device: Device) -> str:
     return ", ".join(fact for fact in (device.name, _kernels(device, "auto", {})) if fact)
 
 
-def attention_shapes(dit: DiTConfig, size: tuple[int, int], stages: int, dtype: str) -> Iterator[str]:
-    """Yield the shapes that --attention auto times on a GPU before a film, as `model.backends.shape_key` has them."""
-    history, heads = dit.history_tokens(size).total, f"{dit.num_attention_heads}x{dit.attention_head_dim} {dtype}"
+def attention_shapes(dit: DiTConfig, size: tuple[int, int], stages: int, dtype: str, team: int = 1) -> Iterator[str]:
+    """Yield the shapes that --attention auto times on a GPU before a film, as `model.backends.shape_key` has them.
+
+    `team` is the number of ranks that share a model call (`engine.gpu.measure_attention`).
+    """
+    history, kind = dit.history_tokens(size).total, f"x{dit.attention_head_dim} {dtype}"
+    heads, own = f"{dit.num_attention_heads}{kind}", f"{dit.num_attention_heads // team}{kind}"
     for noisy in dit.noisy_tokens(size, stages):
         rows, few = counted_rows(history + noisy), counted_rows(noisy)
-        guided = few if dit.guidance_cross_attn else rows
-        yield f"{rows}x{rows} {heads}"
-        yield f"{few}x{rows} {heads}"
-        yield from (f"{guided}x{keys} {heads} bias" for keys in PROMPT_KEYS)
-        yield f"{guided}x{PROMPT_KEYS[-1]} {heads}"
+        yield f"{rows}x{rows} {own}"
+        yield f"{few}x{rows} {own}"
+        asking = noisy if dit.guidance_cross_attn else history + noisy
+        for guided in sorted({counted_rows(-(-asking // team)), counted_rows(asking // team)}, reverse=True):
+            yield from (f"{guided}x{keys} {heads} bias" for keys in PROMPT_KEYS)
+            yield f"{guided}x{PROMPT_KEYS[-1]} {heads}"
 
 
 def measured_attention(device: str, shapes: Iterable[str]) -> dict[str, str]:

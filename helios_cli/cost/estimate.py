@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +26,7 @@ from helios_cli.cost.placing import (
     speed_of,
 )
 from helios_cli.cost.speeds import Duration, duration_of
+from helios_cli.cost.team import Team
 from helios_cli.cost.work import PromptTokens, Work
 from helios_cli.device import Device, find_device, find_vae_device, is_second, pick_dtype
 from helios_cli.errors import InputError, MachineError
@@ -142,8 +143,10 @@ def estimate_films(
             model, notices = models[name]
             plan = plan_film(film, resolve(film.recipe, options, model.defaults), strict=options.strict)
             plan = replace(plan, origins={"model": origin, **plan.origins})
-            parameters = model.parameters["transformer"]
-            used, second = device.with_model(parameters), vae_device and vae_device.with_model(parameters)
+            as_used = partial(
+                Device.with_model, parameters=model.parameters["transformer"], ranks=options.gpus_per_film
+            )
+            used, second = as_used(device), vae_device and as_used(vae_device)
             load = Workload.of(plan, model, used, dtype, options.quant, len(group), vae_device=second)
             estimates.append(_estimate(film, load, options, on, price, notices))
     return estimates
@@ -191,14 +194,22 @@ def _estimate(
     plan, model = load.plan, load.model
     if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, plan.texts)):
         notices = [*notices, line]
-    fingerprints = None
+    fingerprints, team = None, Team.of(options.gpus_per_film, plan.guidance, model.dit.num_attention_heads)
+    notices = [*notices, team.notice] if team.notice else notices
     if model.checkpoint is not None and on is None:
-        shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, load.dtype))
+        shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, load.dtype, team.size))
         taken = measured_attention(load.device.name, shapes) | {
             shape: name for shape, name in options.attention_taken.items() if shape in shapes
         }
-        how = {"quant": load.quant, "attention": options.attention}
-        arithmetic = arithmetic_of(load.device, load.dtype, taken, vae_device=load.vae_device, **how)
+        arithmetic = arithmetic_of(
+            load.device,
+            load.dtype,
+            taken,
+            quant=load.quant,
+            attention=options.attention,
+            vae_device=load.vae_device,
+            team=team.size,
+        )
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=options.reanchor))
     budget, speed = budget_of(options, load.device, load.vae_device, here=on is None), speed_of(load)

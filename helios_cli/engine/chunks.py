@@ -301,7 +301,7 @@ class _ChunkLoop:
         if self.plan.guidance <= 1:
             return None
         self.models.encode([self.plan.negative])
-        return self.models.dit.embed_text(self.models.mixed(((self.plan.negative, 1.0),)))
+        return self.models.embed_text(((self.plan.negative, 1.0),))
 
     def _start_segment(self, chunk: Chunk) -> Iterator[Event]:
         """Set a fresh history and generator, from a picture or a clip if the chunk has one."""
@@ -372,7 +372,7 @@ class _ChunkLoop:
         """Return keys and values of the chunk's prompts, computed again only where the prompts change."""
         if self.text is None or self.text[0] != chunk.prompts:
             self.models.encode(text for text, _ in chunk.prompts)
-            self.text = (chunk.prompts, self.models.dit.embed_text(self.models.mixed(chunk.prompts)))
+            self.text = (chunk.prompts, self.models.embed_text(chunk.prompts))
             rest = self.plan.chunks[chunk.index :]
             self.models.want(self, (text for later in rest for text, _ in later.prompts))
         return self.text[1]

@@ -263,29 +263,40 @@ def attention_facts(device: torch.device) -> dict:
 
 @torch.no_grad()
 def measure_attention(
-    choice: Choice, config: DiTConfig, grids: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
+    choice: Choice,
+    config: DiTConfig,
+    grids: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+    device: torch.device,
+    team: int = 1,
 ) -> None:
     """Time the attention shapes of a film that `choice` (`auto`) has not timed yet; `grids` are coarsest first.
 
     The choice is thus made before the film begins, and can enter its fingerprints
-    (`cost.arithmetic.attention_shapes`).
+    (`cost.arithmetic.attention_shapes`). With a `team` of ranks each has a share of the heads in self-attention, and of
+    the rows in cross-attention (`model.sharded`).
     """
     with torch.device("meta"):
         dit = HeliosDiT(config)
-    shape = config.num_attention_heads, config.attention_head_dim
+    heads, size = config.num_attention_heads, config.attention_head_dim
     for grid in grids:
         rows, noisy = len(dit.rope(grids[-1], grid)), LATENTS_PER_CHUNK * grid[0] * grid[1]
-        q, k, v = torch.randn(1, rows, 3, *shape, device=device, dtype=dtype).unbind(2)  # slices of one product
+        together = torch.randn(1, rows, 3, heads // team, size, device=device, dtype=dtype)
+        q, k, v = together.unbind(2)  # slices of one product, or of what ranks exchange
         x = q.contiguous()
-        if not helios_kernels.runs(x, "qk_norm_rope"):
+        if team == 1 and not helios_kernels.runs(x, "qk_norm_rope"):
             q, k, v = x, x, x
-        attention(q, x if config.is_amplify_history else k, v, None, choice)  # amplified keys are a separate tensor
+        if team == 1 and config.is_amplify_history:
+            k = x  # amplified keys are a separate tensor
+        attention(q, k, v, None, choice)
         attention(x[:, -noisy:], x, x, None, choice)  # the last block computes its queries separately
-        queries = x if not config.guidance_cross_attn else x[:, -noisy:]
-        for keys in PROMPT_KEYS:
-            prompt = torch.randn(1, keys, *shape, device=device, dtype=dtype)
-            attention(queries, prompt, prompt, torch.zeros(keys, device=device), choice)
-        attention(queries, prompt, prompt, None, choice)  # a prompt that fills all 512
+        asking = noisy if config.guidance_cross_attn else rows
+        for own in sorted({-(-asking // team), asking // team}, reverse=True):
+            queries = torch.randn(1, own, heads, size, device=device, dtype=dtype)
+            for keys in PROMPT_KEYS:
+                prompt = torch.randn(1, keys, heads, size, device=device, dtype=dtype)
+                attention(queries, prompt, prompt, torch.zeros(keys, device=device), choice)
+            attention(queries, prompt, prompt, None, choice)  # a prompt that fills all 512
 
 
 # In parallel with the transformer

@@ -25,7 +25,7 @@ from helios_cli.engine.gpu import (
 from helios_cli.errors import MachineError
 from helios_cli.model import dit, umt5
 from helios_cli.model.attention import AUTO, choose
-from helios_cli.model.dit import Call, HeliosDiT
+from helios_cli.model.dit import Call, HeliosDiT, TextContext
 from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.umt5 import UMT5Encoder
 from helios_cli.model.vae import WanVAE
@@ -42,6 +42,7 @@ from helios_cli.weights.tokenizer import read_tokenizer, tokens_of
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from helios_cli.engine.ranks import Ranks
     from helios_cli.model.block import Block
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -70,6 +71,8 @@ class Models:
         vae_device: of the VAE and the text encoder; that of the transformer by default.
         name: what the user calls the model.
         attention_wanted: backend by attention shape that `auto` follows, to repeat another film.
+        threads: threads on a CPU; by default those that suit the transformer.
+        ranks: processes that make model calls together with this one.
 
     Raises:
         CheckpointError: a config that is not supported.
@@ -88,12 +91,15 @@ class Models:
         quant: Quant = "none",
         attention: str = AUTO,
         attention_wanted: Mapping[str, str] | None = None,
+        threads: int | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.vae_device = vae_device or device
         self.name = name or checkpoint.path.name
         self.placement, self.quant, self.attention = placement, quant, attention
-        self.threads = machine.cpu_threads(checkpoint.component("transformer").parameters)
+        self.threads = threads or machine.cpu_threads(checkpoint.component("transformer").parameters)
+        self.ranks = ranks
         require_quant(quant, device)
         recall_kernels()
         try:
@@ -152,6 +158,14 @@ class Models:
         elif self.graphs is not None:
             self.graphs.forget()
         self.placement = placement
+        if self.ranks is not None:
+            self.ranks.place(placement)
+
+    def close(self) -> None:
+        """Free all parts, and end the other ranks."""
+        if self.ranks is not None:
+            self.ranks.close()
+        self.unload()
 
     def unload(self) -> None:
         """Free all parts and close their files. They are loaded again when they are needed."""
@@ -166,13 +180,17 @@ class Models:
         self._files.close()
         if any(device.type == "cuda" for device in self.devices):
             torch.cuda.empty_cache()  # of all GPUs
+        if self.ranks is not None:
+            self.ranks.unload()
 
-    def settle(self, size: tuple[int, int]) -> None:
-        """Measure attention for films of `size` where `auto` needs it: the choice decides how numbers are rounded."""
+    def settle(self, size: tuple[int, int], team: int = 1) -> None:
+        """Measure attention for films of `size` where `auto` needs it: the choice decides how numbers are rounded.
+
+        `team` is the number of ranks that share a model call."""
         if self.attention == AUTO and self.device.type == "cuda":
             patch, stages = self.dit_config.patch_size, self.scheduler.stages
             grids = [grid_of(size, patch, stages - 1 - k) for k in range(stages)]
-            measure_attention(self._choice, self.dit_config, grids, self.dtype, self.device)
+            measure_attention(self._choice, self.dit_config, grids, self.dtype, self.device, team)
 
     def use_threads(self) -> None:
         """Set what belongs to a thread: on a CPU the number of its helpers that suits the model, and the
@@ -187,8 +205,18 @@ class Models:
         """The backend that `auto` chose on a GPU for each shape that `settle` has measured."""
         return self._choice.taken
 
+    def follow_attention(self, wanted: Mapping[str, str]) -> None:
+        """Take the backends that rank 0 has chosen by shape."""
+        self._choice.wanted = wanted
+
     def answer(self, calls: Sequence[Call]) -> list[Tensor]:
-        """Compute independent model calls; streamed weights are read once for all of them."""
+        """Compute independent model calls, with the other ranks if there are any."""
+        if self.ranks is not None and calls:
+            return self.ranks.answer(self, calls)
+        return self.answer_alone(calls)
+
+    def answer_alone(self, calls: Sequence[Call]) -> list[Tensor]:
+        """Compute independent model calls in this process; streamed weights are read once for all of them."""
         dit = self.dit
         if self.stream is not None and calls:
             return dit.forward_all(calls)
@@ -201,6 +229,8 @@ class Models:
         new = [text for text in dict.fromkeys(texts) if text not in self.prompts]
         if not new:
             return
+        if self.ranks is not None:
+            self.ranks.begin()  # they load the transformer while prompts are encoded
         self._make_room_for_text()
         if self.placement.mode != "none":
             machine.give_back_memory()
@@ -267,6 +297,11 @@ class Models:
             rows = self.prompts[text].rows.to(self.device)
             total[0, : len(rows)] += weight * rows.float()
         return total.to(first.dtype)
+
+    def embed_text(self, weighted: tuple[tuple[str, float], ...]) -> TextContext:
+        """Return the keys and values of the weighted sum of encoded prompts."""
+        rows = self.mixed(weighted)
+        return self.dit.embed_text(rows) if self.ranks is None else self.ranks.embed_text(self, rows)
 
     @property
     def dit(self) -> HeliosDiT:

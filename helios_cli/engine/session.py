@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from helios_cli import machine
 from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes
 from helios_cli.cost.auto import auto_model
 from helios_cli.cost.memory import MemoryBudget, Workload, plan_memory
@@ -25,12 +26,15 @@ from helios_cli.cost.placing import (
     speed_of,
 )
 from helios_cli.cost.speeds import keep_speed
+from helios_cli.cost.team import Team
 from helios_cli.device import Device, device_of, pick_device, pick_vae_device, torch_dtype
 from helios_cli.engine import arithmetic, trial
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone, Notice
 from helios_cli.engine.models import Models
+from helios_cli.engine.ranks import RankOptions, Ranks
 from helios_cli.engine.script import Planned, Script
+from helios_cli.engine.teams import devices_of
 from helios_cli.errors import Interrupted
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Identity
@@ -115,8 +119,8 @@ class Session:
     def open(self, name: str, options: RenderOptions) -> Iterator[Notice]:
         """Open the model called `name`, as `load` does."""
         taken = tuple(sorted(options.attention_taken.items()))
-        devices = options.device, options.vae_device
-        wanted = (name, options.revision, *devices, options.dtype, options.quant, options.attention, taken)
+        wanted: tuple[object, ...] = name, options.revision, options.device, options.vae_device, options.dtype
+        wanted = (*wanted, options.quant, options.attention, taken, options.gpus_per_film, options.worker_timeout)
         if self._models is None or wanted != self._loaded:
             self.close()  # one model in memory at a time
             yield from self._open(name, options)
@@ -137,6 +141,8 @@ class Session:
         checkpoint = Checkpoint.open(folder)
         for line in trial.settle(device):
             yield Notice(line)
+        threads = machine.cpu_threads(checkpoint.component("transformer").parameters)
+        threads = max(1, threads // options.gpus_per_film)  # ranks on a CPU share its cores
         models = Models(
             checkpoint,
             device,
@@ -146,6 +152,8 @@ class Session:
             quant=options.quant,
             attention=options.attention,
             attention_wanted=options.attention_taken,
+            threads=threads,
+            ranks=_ranks(checkpoint, name, device, dtype, threads, options) if options.gpus_per_film > 1 else None,
         )
         for line in arithmetic.settle(models):
             yield Notice(line)
@@ -154,7 +162,7 @@ class Session:
     def close(self) -> None:
         """Free the model. Reading ahead for a chunk that will not come is cancelled."""
         if self._models is not None:
-            self._models.unload()
+            self._models.close()
             self._models = None
         self._begun.clear()
 
@@ -175,16 +183,28 @@ class Session:
         if line := introduction(self.models.checkpoint, self.models.name, texts):
             self.note(line)
 
-    def identity(self, size: tuple[int, int]) -> Identity:
-        """Return what decides the pixels of films of this size, measured where it has to be."""
+    def identity(self, plan: Plan) -> Identity:
+        """Return what decides the pixels of a film in addition to its plan, measured where it has to be."""
         models = self.models
-        models.settle(size)
+        team = self._team(plan).size
+        models.settle(plan.size, team)
         dtype = _name_of(models.dtype)
-        shapes = attention_shapes(models.dit_config, size, models.scheduler.stages, dtype)
+        shapes = attention_shapes(models.dit_config, plan.size, models.scheduler.stages, dtype, team)
         taken = {shape: models.attention_taken[shape] for shape in shapes if shape in models.attention_taken}
-        how = {"quant": models.quant, "attention": models.attention}
-        rounding = arithmetic_of(device_of(models.device), dtype, taken, vae_device=self._vae_device(), **how)
+        rounding = arithmetic_of(
+            device_of(models.device),
+            dtype,
+            taken,
+            quant=models.quant,
+            attention=models.attention,
+            vae_device=self._vae_device(),
+            team=team,
+        )
         return Identity(weights_identity(models.checkpoint), rounding, taken)
+
+    def _team(self, plan: Plan) -> Team:
+        ranks = self.models.ranks
+        return Team.of(1 if ranks is None else ranks.count, plan.guidance, self.models.dit_config.num_attention_heads)
 
     def place(self, plans: Sequence[Plan], options: RenderOptions, *, prompts_come: bool = False) -> None:
         """Decide where the weights are while these films render together. MachineError if they fit nowhere.
@@ -192,6 +212,8 @@ class Session:
         Where `prompts_come` during the film, nothing makes room for the text encoder if there is memory for all parts.
         """
         models = self.models
+        for notice in dict.fromkeys(notice for plan in plans if (notice := self._team(plan).notice)):
+            self.note(notice)
         memory = (options.device, options.vae_device, options.offload, options.vram, options.ram)
         if memory != self._placed_for:
             models.unload()  # what is free is measured without it
@@ -254,6 +276,8 @@ class Session:
                 total = (device_of(device).total_bytes or 0) if device.type == "cuda" else 0
                 if total and (share := allocator_share(options.vram, total)):
                     torch.cuda.set_per_process_memory_fraction(share, device)
+                    if self.models.ranks is not None:
+                        self.models.ranks.share = share
         return self._budget
 
     def answer(self, calls: Sequence[Call]) -> list[Tensor]:
@@ -281,7 +305,8 @@ class Session:
 
     def keep_speed(self, script: Script, done: FilmDone, chunk_seconds: Sequence[float]) -> None:
         """Remember how fast a film was, for the plans of later ones, if that says something about this machine."""
-        is_whole = self.models.placement.mode == "none" and not self.models.is_apart
+        models = self.models
+        is_whole = models.placement.mode == "none" and not models.is_apart and models.ranks is None
         if isinstance(script, Planned) and not done.frames_reused and is_whole:
             keep_speed(self._workload([script.plan]), done.phases, chunk_seconds)
 
@@ -293,6 +318,21 @@ class Session:
         ]
         what = f"stopped: {' and '.join(safe)} are safe" if safe else "stopped before a chunk was begun"
         return Interrupted(what, hint="run the same command again to continue from there")
+
+
+def _ranks(
+    checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype, threads: int, options: RenderOptions
+) -> Ranks:
+    asked = RankOptions(
+        checkpoint=str(checkpoint.path),
+        name=name,
+        dtype=_name_of(dtype),
+        quant=options.quant,
+        attention=options.attention,
+        threads=threads,
+        patience=options.worker_timeout,
+    )
+    return Ranks(devices_of(device, options.gpus_per_film), asked)
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -1,0 +1,153 @@
+"""The process of a rank other than the first: commands come as lines of JSON, tensors from rank 0's device.
+
+    {"join": {...}}     open the model, and meet the other ranks
+    {"place": {...}}    load the transformer to its place, which follows that of rank 0
+    {"unload": {}}      free it
+    {"take": {...}}     tensors and prompts for later calls, by numbers, and those that no call needs any more
+    {"make": {...}}     make this rank's part of calls
+
+Each command is answered with {"done": ...}, or with {"failed": ...} at the end of the process. The process also ends
+when rank 0 does, in whatever way: its standard input is closed then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helios_cli import errors
+from helios_cli.device import device_of, pick_device
+from helios_cli.engine import arithmetic
+from helios_cli.engine.memory import memory_errors
+from helios_cli.engine.models import Models
+from helios_cli.engine.teams import Round, Teams
+from helios_cli.errors import HeliosError
+from helios_cli.model.dit import Call, Modulation, TextContext
+from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.placement import Placement
+
+
+class Rank:
+    """The state of a rank between commands: its model, its exchanges, and tensors and prompts by number."""
+
+    def __init__(self, question: dict[str, Any]) -> None:
+        self._question = question
+        self.device = pick_device(question["device"])
+        self.tensors: dict[int, Tensor] = {}
+        self.texts: dict[int, TextContext] = {}
+        self.models: Models
+        self.teams: Teams
+
+    def obey(self, command: str, value: dict[str, Any]) -> None:
+        """Carry out a command."""
+        commands: dict[str, Callable[..., None]] = {
+            "join": self.join,
+            "place": self.place,
+            "unload": self.unload,
+            "take": self.take,
+            "make": self.make,
+        }
+        commands[command](**value)
+
+    def join(self) -> None:
+        ask = self._question
+        self.models = Models(
+            Checkpoint.open(Path(ask["checkpoint"])),
+            self.device,
+            getattr(torch, ask["dtype"]),
+            name=ask["name"],
+            quant=ask["quant"],
+            attention=ask["attention"],
+            threads=ask["threads"],
+        )
+        self.models.use_threads()
+        for _ in arithmetic.settle(self.models):
+            pass  # rank 0 tells the user
+        self.teams = Teams(Path(ask["folder"]), ask["rank"], ask["count"], self.device, ask["patience"])
+
+    def place(self, placement: dict[str, Any], share: float | None) -> None:
+        """Load the transformer. It has the device for itself, so that it takes no turns with other parts."""
+        if share is not None:
+            torch.cuda.set_per_process_memory_fraction(share, self.device)
+        self.models.place(Placement(**placement))
+        _ = self.models.dit
+
+    def unload(self) -> None:
+        self.models.unload()
+
+    def take(self, dropped: list[int], tensors: list[list], texts: list[list]) -> None:
+        """Take tensors, and prompts' rows, whose keys and values each rank computes by itself."""
+        for number in dropped:
+            self.tensors.pop(number, None)
+            self.texts.pop(number, None)
+        for number, *kind in tensors:
+            self.tensors[number] = self._received(*kind)
+        for number, *kind in texts:
+            self.texts[number] = self.models.dit.embed_text(self._received(*kind))
+
+    def _received(self, shape: list[int], dtype: str) -> Tensor:
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
+        self.teams.all.broadcast(tensor)
+        return tensor
+
+    def make(self, calls: list[list[int]], rounds: list[list], attention: dict[str, str]) -> None:
+        self.models.follow_attention(attention)
+        made = [self._call(*numbers) for numbers in calls]
+        self.teams.make(self.models, made, [Round(teams, tuple(places)) for teams, places in rounds])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _call(self, noisy: int, history: int, blocks: int, out: int, rope: int, text: int) -> Call:
+        tensors = self.tensors
+        mods = Modulation(tensors[blocks], tensors[out])
+        return Call(tensors[noisy], tensors[history], mods, tensors[rope], self.texts[text])
+
+
+def _listen(commands: SimpleQueue[dict], folder: str) -> None:
+    """Pass on what rank 0 sends. When it is gone, so is this process, whatever it is doing, and the folder of both."""
+    for line in sys.stdin:
+        commands.put(json.loads(line))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@torch.inference_mode()
+def serve(question: dict[str, Any]) -> None:
+    """Carry out commands until rank 0 ends this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is not an answer
+
+    def say(**answer: Any) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    commands: SimpleQueue[dict] = SimpleQueue()
+    threading.Thread(target=_listen, args=(commands, question["folder"]), name="commands", daemon=True).start()
+    try:
+        with memory_errors():
+            rank = Rank(question)
+            say(hello={"pid": os.getpid(), "device": device_of(rank.device).name, "torch": torch.__version__})
+            while True:
+                for command, value in commands.get().items():
+                    rank.obey(command, value)
+                    say(done=command)
+    except HeliosError as error:  # any other is seen by the end of this process, and its traceback
+        kind = next(kind.__name__ for kind in type(error).__mro__ if kind in errors.KINDS.values())
+        say(failed={"error": kind, "message": error.message, "hint": error.hint})
+        raise
+
+
+if __name__ == "__main__":
+    serve(json.loads(sys.argv[1]))

@@ -1,0 +1,384 @@
+"""The other ranks of a film's model calls, as rank 0 sees them: child processes that it starts, commands and ends.
+
+No wait is without a bound: a rank that dies, fails or does not answer ends the others, and becomes an error here. The
+next film starts them anew. However this process ends, they end too (`engine.rank`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from queue import Empty, Queue
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from helios_cli import child, errors, machine
+from helios_cli.device import device_of
+from helios_cli.engine.models import Models
+from helios_cli.engine.teams import Teams, rounds_of
+from helios_cli.errors import HeliosError, MachineError
+from helios_cli.model.dit import Call, TextContext
+from helios_cli.units import format_seconds
+from helios_cli.weights.placement import Placement
+
+SAFE = "chunks that are done are safe; run the same command again to continue"
+
+LAST_WORDS_SECONDS = 10.0
+"""Time to learn why an exchange failed: the end of the process that caused it may be seen a moment later."""
+
+Message = tuple[int, dict[str, Any] | None]
+"""A rank and its answer; None at the end of its process."""
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """The settings with which all ranks open the model; `patience` is the longest time in seconds without an answer."""
+
+    checkpoint: str
+    name: str
+    dtype: str
+    quant: str
+    attention: str
+    threads: int
+    patience: float
+
+
+class _Process:
+    """The process of a rank. A thread puts its answers into `inbox`."""
+
+    def __init__(self, rank: int, device: torch.device, question: dict[str, Any], inbox: Queue[Message]) -> None:
+        self.rank, self.device = rank, device
+        self.done = 0
+        self._log = Path(question["folder"], f"rank{rank}.log")
+        is_shown = os.environ.get("HELIOS_DEBUG", "") not in ("", "0")
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*child.command_of("helios_cli.engine.rank"), json.dumps(question)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if is_shown else log,
+                start_new_session=True,  # a terminal's Ctrl-C is for rank 0, which ends the others
+            )
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=_read, args=(rank, self._process.stdout, inbox), daemon=True)
+        self._reader.start()
+
+    def send(self, command: dict[str, Any]) -> None:
+        """Send a command. One that is gone is seen by its answers."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.flush()
+
+    @property
+    def was_killed(self) -> bool:
+        """Return whether a signal ended the process."""
+        return (self._process.poll() or 0) < 0
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> None:
+        """End the process at once, and wait for that."""
+        self.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(LAST_WORDS_SECONDS)
+        self._reader.join(LAST_WORDS_SECONDS)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def how_it_ended(self) -> tuple[str, str]:
+        """Return how the process ended, and the last lines of its output."""
+        try:
+            code = self._process.wait(LAST_WORDS_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "closed its output", ""
+        output = self._log.read_text(errors="replace").strip()
+        return child.how_it_ended(code, output), "\n".join(output.splitlines()[-child.NOTE_LINES :])
+
+
+def _read(rank: int, answers: IO[bytes], inbox: Queue[Message]) -> None:
+    for line in answers:
+        if line.endswith(b"\n"):  # it may have been killed in the last one
+            inbox.put((rank, json.loads(line)))
+    inbox.put((rank, None))
+
+
+def _kept(call: Call) -> tuple[Tensor, ...]:
+    """Return the inputs of a call that later ones share, and nothing changes."""
+    return call.history_BME, call.mods.blocks, call.mods.out, call.rope
+
+
+class Ranks:
+    """Ranks 1 to N - 1 of a film's model calls; this process is rank 0.
+
+    Args:
+        devices: of all ranks, this one's first (`engine.teams.devices_of`).
+        options: how they open the model.
+    """
+
+    def __init__(self, devices: Sequence[torch.device], options: RankOptions) -> None:
+        self.devices, self.count, self._options = devices, len(devices), options
+        self.share: float | None = None
+        """The share of each GPU's memory that its rank may take (`--vram`)."""
+        self._placement: Placement | None = None
+        self._lock = threading.RLock()
+        self._inbox: Queue[Message] = Queue()
+        self._processes: list[_Process] = []
+        self._folder: Any = None
+        self._teams: Teams | None = None
+        self._sent = 0
+        self._next_number = 0
+        self._numbers = WeakIdKeyDictionary()  # tensors that the ranks have -> their numbers
+        self._rows = WeakIdKeyDictionary()  # keys of prompts -> the rows that they were computed from
+        self._held: set[int] = set()
+
+    # What the model does
+
+    def place(self, placement: Placement) -> None:
+        """Have the ranks place their transformers as this one does."""
+        apart = replace(placement, mode="none", graphs=False) if placement.mode == "model" else placement
+        with self._commanding():
+            self._placement = apart
+            if self._processes:
+                self._send_place()
+
+    def unload(self) -> None:
+        """Have the ranks free their transformers."""
+        with self._commanding():
+            if self._processes:
+                self._send(unload={})
+
+    def begin(self) -> None:
+        """Start the processes, unless they run, and let them load the model while this one does."""
+        with self._commanding():
+            if self._processes:
+                return
+            self._folder = machine.temporary_folder()
+            for rank, device in list(enumerate(self.devices))[1:]:
+                self._processes.append(_Process(rank, device, self._question(rank, device), self._inbox))
+            self._send(join={})
+            self._send_place()
+
+    def embed_text(self, models: Models, rows_BKE: Tensor) -> TextContext:
+        """Return the keys and values of a prompt, which each rank computes for itself at the same time."""
+        self.begin()
+        with self._commanding():
+            self._join()
+            number = self._new_number()
+            self._take(tensors=[], texts=[(number, rows_BKE)])
+            text = models.dit.embed_text(rows_BKE)
+            self._numbers[text.keys], self._rows[text.keys] = number, rows_BKE
+            self._settle()
+        return text
+
+    def answer(self, models: Models, calls: Sequence[Call]) -> list[Tensor]:
+        """Return the flows of calls that do not depend on each other, which all ranks make together."""
+        self.begin()
+        with self._commanding():
+            teams = self._join()
+            noisy = self._give(calls)
+            rounds = rounds_of(calls, self.count)
+            self._send(
+                make={
+                    "calls": [
+                        [noisy[id(call.noisy_BCTHW)], *(self._numbers[one] for one in (*_kept(call), call.text.keys))]
+                        for call in calls
+                    ],
+                    "rounds": [[turn.teams, turn.calls] for turn in rounds],
+                    "attention": dict(models.attention_taken),
+                }
+            )
+            flows = teams.make(models, calls, rounds)
+            self._settle()
+        return [flows[i] for i in range(len(calls))]
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in tuple(self._processes):
+            process.kill()  # so that no other thread waits for one with the lock
+        with self._lock:
+            for process in self._processes:
+                process.end()
+            if self._teams is not None:
+                self._teams.close()
+            if self._folder is not None:
+                self._folder.cleanup()
+            self._processes, self._teams, self._folder = [], None, None
+            self._inbox, self._sent = Queue(), 0
+            self._numbers.clear()
+            self._held.clear()
+
+    # Tensors
+
+    def _give(self, calls: Sequence[Call]) -> dict[int, int]:
+        """Give the ranks what they do not have yet of the inputs of calls; return the numbers of the noisy latents by
+        `id`. Solvers may write into those, so that they are given every time."""
+        noisy = {id(call.noisy_BCTHW): call.noisy_BCTHW for call in calls}
+        numbers = {key: self._new_number() for key in noisy}
+        tensors = [(numbers[key], noisy[key]) for key in noisy]
+        texts = []
+        for call in calls:
+            for tensor in _kept(call):
+                if tensor not in self._numbers:
+                    self._numbers[tensor] = self._new_number()
+                    tensors.append((self._numbers[tensor], tensor))
+            if (keys := call.text.keys) not in self._numbers:  # given to ranks before these, which were lost
+                self._numbers[keys] = self._new_number()
+                texts.append((self._numbers[keys], self._rows[keys]))
+        self._take(tensors, texts)
+        return numbers
+
+    def _take(self, tensors: Sequence[tuple[int, Tensor]], texts: Sequence[tuple[int, Tensor]]) -> None:
+        assert self._teams is not None
+        dropped = self._held - set(self._numbers.values())
+        self._held -= dropped
+        self._held |= {number for number, _ in (*tensors, *texts)}
+
+        def described(given: Sequence[tuple[int, Tensor]]) -> list[list]:
+            return [[number, list(x.shape), str(x.dtype).removeprefix("torch.")] for number, x in given]
+
+        self._send(take={"dropped": sorted(dropped), "tensors": described(tensors), "texts": described(texts)})
+        for _, tensor in (*tensors, *texts):
+            self._teams.all.broadcast(tensor.contiguous())
+
+    def _new_number(self) -> int:
+        self._next_number += 1
+        return self._next_number
+
+    # Processes
+
+    def _question(self, rank: int, device: torch.device) -> dict[str, Any]:
+        place = {"rank": rank, "count": self.count, "device": str(device), "folder": self._folder.name}
+        return {**asdict(self._options), **place}
+
+    def _send_place(self) -> None:
+        placement = self._placement or Placement()
+        self._send(place={"placement": asdict(placement), "share": self.share})
+
+    def _send(self, **command: Any) -> None:
+        self._sent += 1
+        for process in self._processes:
+            process.send(command)
+
+    def _join(self) -> Teams:
+        """Wait until all ranks have opened the model, and meet them."""
+        if self._teams is None:
+            here, hellos = device_of(self.devices[0]).name, 0
+            while hellos < len(self._processes):
+                rank, answer = self._next_answer()
+                if hello := answer.get("hello"):
+                    hellos += 1
+                    self._require_alike(rank, hello, here)
+            self._teams = Teams(
+                Path(self._folder.name), 0, self.count, self.devices[0], self._options.patience, self._finish
+            )
+        return self._teams
+
+    def _require_alike(self, rank: int, hello: dict[str, str], here: str) -> None:
+        """GPUs of two kinds round differently, and the slower one would be waited for."""
+        if self.devices[0].type == "cuda" and hello["device"] != here:
+            what = (
+                f"--gpus-per-film {self.count}: {self.devices[rank]} is {hello['device']}, and {self.devices[0]} {here}"
+            )
+            raise MachineError(what, hint="choose GPUs of one kind with CUDA_VISIBLE_DEVICES")
+
+    def _settle(self) -> None:
+        """Wait until everything that was sent is done, here and on all ranks."""
+        if self.devices[0].type == "cuda":
+            here = torch.cuda.Event()
+            here.record()
+            self._wait_for(here.query)
+        while any(process.done < self._sent for process in self._processes):
+            self._next_answer()
+
+    def _finish(self, work: Any) -> None:
+        """Wait for an exchange. One of NCCL is waited for by what follows it on the GPU."""
+        if self.devices[0].type != "cuda":
+            self._wait_for(work.is_completed)
+        work.wait()
+
+    def _wait_for(self, is_done: Callable[[], bool]) -> None:
+        """Wait so that Ctrl-C and the loss of a rank are seen at once."""
+        end, pause = time.monotonic() + self._options.patience, 0.0
+        while not is_done():
+            with contextlib.suppress(Empty):
+                self._next_answer(0)
+            if time.monotonic() > end:
+                raise self._silent()
+            time.sleep(pause)
+            pause = min(pause + 1e-5, 1e-3)
+
+    def _next_answer(self, seconds: float | None = None) -> tuple[int, dict[str, Any]]:
+        """Return the next answer, and note what is done. Raises the error of a rank that failed or is gone; Empty when
+        `seconds` have passed, an error after those that a rank may be silent for."""
+        try:
+            wait = self._options.patience if seconds is None else seconds
+            rank, answer = self._inbox.get(timeout=wait) if wait else self._inbox.get_nowait()
+        except Empty:
+            if seconds is not None:
+                raise
+            raise self._silent() from None
+        process = self._processes[rank - 1]
+        if answer is None:
+            raise self._lost(process)
+        if failed := answer.get("failed"):
+            kind = errors.KINDS.get(failed["error"], HeliosError)
+            raise kind(f"{self._called(process)}: {failed['message']}", hint=failed["hint"])
+        process.done += "done" in answer
+        return rank, answer
+
+    def _called(self, process: _Process) -> str:
+        return f"rank {process.rank} of {self.count} ({process.device}, --gpus-per-film {self.count})"
+
+    def _lost(self, process: _Process) -> HeliosError:
+        """Return the error for a process that is gone, or for the one that was killed: it takes others with it."""
+        process = next((other for other in self._processes if other.was_killed), process)
+        how, output = process.how_it_ended()
+        kind = MachineError if process.was_killed else HeliosError
+        error = kind(f"{self._called(process)} {how}", hint=SAFE)
+        if output:
+            error.add_note(output)
+        return error
+
+    def _silent(self) -> HeliosError:
+        names = " and ".join(self._called(process) for process in self._processes if process.done < self._sent)
+        return MachineError(f"{names} did not answer for {format_seconds(self._options.patience)}", hint=SAFE)
+
+    @contextlib.contextmanager
+    def _commanding(self) -> Iterator[None]:
+        """Command the ranks in the block. Whatever goes wrong in it ends them: they may wait for what never comes."""
+        with self._lock:
+            try:
+                yield
+            except BaseException as error:
+                cause = self._cause_of(error)
+                self.close()
+                if cause is error:
+                    raise
+                raise cause from error
+
+    def _cause_of(self, error: BaseException) -> BaseException:
+        """Return the error of the rank that was lost, if an exchange failed because of it."""
+        if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+            return error
+        end = time.monotonic() + LAST_WORDS_SECONDS
+        with contextlib.suppress(Empty):
+            while self._processes and (left := end - time.monotonic()) > 0:
+                try:
+                    self._next_answer(left)
+                except HeliosError as known:
+                    return known
+        return error
