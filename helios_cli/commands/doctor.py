@@ -103,7 +103,8 @@ def _facts() -> Facts:
 def _farm(gpu_count: int) -> Facts:
     """Return what `--workers auto`, `--gpus-per-film` (of the published models) and `--cluster` find here."""
     from helios_cli.architecture import DiTConfig
-    from helios_cli.cost.farm import auto_workers, divisions
+    from helios_cli.cost.farm import auto_workers
+    from helios_cli.cost.team import divisions
 
     choices = divisions(DiTConfig().num_attention_heads, guided=False)
     return {

@@ -194,7 +194,7 @@ def _estimate(
     plan, model = load.plan, load.model
     if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, plan.texts)):
         notices = [*notices, line]
-    fingerprints, team = None, Team.of(options.gpus_per_film, plan.guidance, model.dit.num_attention_heads)
+    fingerprints, team = None, _team(options, plan, model)
     notices = [*notices, team.notice] if team.notice else notices
     if model.checkpoint is not None and on is None:
         shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, load.dtype, team.size))
@@ -237,6 +237,10 @@ def _estimate(
         notices=(*notices, *plan.notices, *placing, *too_long_prompts(plan, load.work.prompts, strict=options.strict)),
         vae_device=load.vae_device,
     )
+
+
+def _team(options: RenderOptions, plan: Plan, model: Model) -> Team:
+    return Team.of(options.gpus_per_film, plan.guidance, model.dit.num_attention_heads, model.name)
 
 
 def _kept(fingerprints: tuple[str, ...]) -> frozenset[int]:

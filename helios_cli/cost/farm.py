@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from helios_cli import machine
 from helios_cli.cost.gpus import peer_rate
 from helios_cli.cost.speeds import DIT_UTILISATION, VAE_UTILISATION
+from helios_cli.cost.team import Team
 from helios_cli.device import ITEMSIZE, Device, find_gpus
 from helios_cli.errors import InputError
 from helios_cli.recipe.options import MAX_WORKERS, RenderOptions
@@ -272,8 +273,6 @@ def segment_costs(estimate: Estimate, *, timed: bool) -> tuple[float, ...]:
 def _split(estimates: Sequence[Estimate], gpus: int) -> Split:
     """Return the gain of dividing each film's model calls among `gpus`, on average over the films."""
     first = estimates[0]
-    for estimate in estimates:
-        _require_heads(estimate, gpus)
     rate = peer_rate(first.device.name)
     if first.device.kind == "cpu":
         return Split(gpus, None, None, "unknown: on a CPU, the processes share its cores")
@@ -295,33 +294,12 @@ def _split(estimates: Sequence[Estimate], gpus: int) -> Split:
     return Split(gpus, divided / alone, moved / sum(len(estimate.plan.chunks) for estimate in estimates), basis)
 
 
-def divisions(heads: int, *, guided: bool) -> list[int]:
-    """Return the numbers of GPUs among which the calls of a model with so many attention heads can be divided."""
-    return [gpus for gpus in range(2, 2 * heads + 1) if heads % (gpus // _branches(gpus, guided=guided)) == 0]
-
-
-def _branches(gpus: int, *, guided: bool) -> int:
-    """Return the groups that GPUs form: with guidance, both calls of a step are made at the same time."""
-    return 2 if guided and gpus % 2 == 0 else 1
-
-
-def _require_heads(estimate: Estimate, gpus: int) -> None:
-    """Raise InputError unless the attention heads can be divided among the GPUs of a group."""
-    heads = estimate.model.dit.num_attention_heads
-    choices = divisions(heads, guided=estimate.plan.guidance > 1)
-    if gpus not in choices:
-        listed = ", ".join(map(str, choices[:8]))
-        raise InputError(
-            f"--gpus-per-film {gpus}: the {heads} attention heads of {estimate.model.name} cannot be divided so",
-            hint=f"use {listed}",
-        )
-
-
 def _moved_bytes(estimate: Estimate, gpus: int) -> float:
     """Return the bytes that each GPU receives for a film: queries, keys, values and the output of self-attention are
     exchanged in each block, so that each GPU has all rows of its heads (Ulysses, arXiv 2309.14509)."""
-    branches, dit = _branches(gpus, guided=estimate.plan.guidance > 1), estimate.model.dit
-    ranks = gpus // branches
+    dit, guidance = estimate.model.dit, estimate.plan.guidance
+    ranks = Team.of(gpus, guidance, dit.num_attention_heads, estimate.model.name).size
+    branches = gpus // ranks
     row = 4 * dit.num_layers * dit.width * ITEMSIZE[estimate.dtype]
     rows = sum(stage.film_calls * stage.rows for stage in estimate.work.stages) / branches
     return rows * row / ranks * (ranks - 1) / ranks

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from helios_cli.errors import InputError
 
-MAX_RANKS = 64
-
 
 @dataclass(frozen=True)
 class Team:
@@ -19,17 +17,18 @@ class Team:
     """The notice of a film whose branches of guidance are made one after the other."""
 
     @classmethod
-    def of(cls, ranks: int, guidance: float, heads: int) -> Team:
+    def of(cls, ranks: int, guidance: float, heads: int, model: str) -> Team:
         """Return the team of a film on `ranks`. Raises InputError unless they can share the heads of attention."""
         guided = guidance > 1
-        choices = _choices(guided, heads)
+        choices = divisions(heads, guided=guided)
+        if ranks == 1:
+            return cls(1)
         if ranks not in choices:
-            film = "with guidance, whose branches take half of them each" if guided else "without guidance"
             raise InputError(
-                f"--gpus-per-film {ranks}: {heads} heads of attention do not divide among so many {film}",
-                hint=f"use {_listed(choices[1:])}" if choices[1:] else "leave it out",
+                f"--gpus-per-film {ranks}: the {heads} attention heads of {model} cannot be divided so",
+                hint=f"use {_listed(choices[:8])}" if choices else "leave it out",
             )
-        if not guided or ranks == 1:
+        if not guided:
             return cls(ranks)
         if ranks % 2 == 0:
             return cls(ranks // 2)
@@ -42,12 +41,14 @@ class Team:
         )
 
 
-def _choices(guided: bool, heads: int) -> list[int]:
-    """Return the numbers of ranks that are possible."""
-    found = {count for count in range(1, MAX_RANKS + 1) if heads % count == 0}
-    if guided:
-        found |= {2 * count for count in range(1, MAX_RANKS // 2 + 1) if heads % count == 0}
-    return sorted(found)
+def divisions(heads: int, *, guided: bool) -> list[int]:
+    """Return the numbers of ranks, from 2 on, that can make the calls of a model with so many attention heads.
+
+    With guidance an even number makes two teams, each of which shares the heads.
+    """
+    return [
+        ranks for ranks in range(2, 2 * heads + 1) if heads % (ranks // 2 if guided and ranks % 2 == 0 else ranks) == 0
+    ]
 
 
 def _listed(numbers: list[int]) -> str:

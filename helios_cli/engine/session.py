@@ -203,8 +203,9 @@ class Session:
         return Identity(weights_identity(models.checkpoint), rounding, taken)
 
     def _team(self, plan: Plan) -> Team:
-        ranks = self.models.ranks
-        return Team.of(1 if ranks is None else ranks.count, plan.guidance, self.models.dit_config.num_attention_heads)
+        models = self.models
+        ranks, heads = 1 if models.ranks is None else models.ranks.count, models.dit_config.num_attention_heads
+        return Team.of(ranks, plan.guidance, heads, models.name)
 
     def place(self, plans: Sequence[Plan], options: RenderOptions, *, prompts_come: bool = False) -> None:
         """Decide where the weights are while these films render together. MachineError if they fit nowhere.
