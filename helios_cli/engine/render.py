@@ -79,7 +79,7 @@ def _render_placed(output: str, options: RenderOptions, session: Session, script
     """Render a film whose model has its place: target, chunks, and the files other than its frames."""
     target = Target.of(output)
     with memory_errors():
-        identity = session.identity(script.plan)
+        identity = session.identity(script.plan.size, script.plan.guidance)
     fingerprints = Fingerprints(identity.weights, identity.arithmetic, reanchor=options.reanchor)
     models = session.models
     made = (models.name, models.checkpoint.path, str(models.device))

@@ -183,13 +183,13 @@ class Session:
         if line := introduction(self.models.checkpoint, self.models.name, texts):
             self.note(line)
 
-    def identity(self, plan: Plan) -> Identity:
-        """Return what decides the pixels of a film in addition to its plan, measured where it has to be."""
+    def identity(self, size: tuple[int, int], guidance: float) -> Identity:
+        """Return what decides the pixels of films of this size and guidance, measured where it has to be."""
         models = self.models
-        team = self._team(plan).size
-        models.settle(plan.size, team)
+        team = self._team(guidance).size
+        models.settle(size, team)
         dtype = _name_of(models.dtype)
-        shapes = attention_shapes(models.dit_config, plan.size, models.scheduler.stages, dtype, team)
+        shapes = attention_shapes(models.dit_config, size, models.scheduler.stages, dtype, team)
         taken = {shape: models.attention_taken[shape] for shape in shapes if shape in models.attention_taken}
         rounding = arithmetic_of(
             device_of(models.device),
@@ -202,10 +202,10 @@ class Session:
         )
         return Identity(weights_identity(models.checkpoint), rounding, taken)
 
-    def _team(self, plan: Plan) -> Team:
+    def _team(self, guidance: float) -> Team:
         models = self.models
         ranks, heads = 1 if models.ranks is None else models.ranks.count, models.dit_config.num_attention_heads
-        return Team.of(ranks, plan.guidance, heads, models.name)
+        return Team.of(ranks, guidance, heads, models.name)
 
     def place(self, plans: Sequence[Plan], options: RenderOptions, *, prompts_come: bool = False) -> None:
         """Decide where the weights are while these films render together. MachineError if they fit nowhere.
@@ -213,7 +213,7 @@ class Session:
         Where `prompts_come` during the film, nothing makes room for the text encoder if there is memory for all parts.
         """
         models = self.models
-        for notice in dict.fromkeys(notice for plan in plans if (notice := self._team(plan).notice)):
+        for notice in dict.fromkeys(notice for plan in plans if (notice := self._team(plan.guidance).notice)):
             self.note(notice)
         memory = (options.device, options.vae_device, options.offload, options.vram, options.ram)
         if memory != self._placed_for:

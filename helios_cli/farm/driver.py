@@ -163,10 +163,9 @@ class Driver:
             if kind is None:
                 hand.asked, hand.busy, hand.heard = _key(film), True, time.monotonic()
                 options = to_plain(RenderOptions, self._task_options(film))
-                self._pool.send(
-                    hand.name,
-                    {"identify": {"model": film.model.name, "options": options, "size": list(film.plan.size)}},
-                )
+                size, guidance = list(film.plan.size), film.plan.guidance
+                asked = {"model": film.model.name, "options": options, "size": size, "guidance": guidance}
+                self._pool.send(hand.name, {"identify": asked})
                 return
             if isinstance(kind, HeliosError) or not film.accepts(kind):
                 continue
@@ -452,7 +451,7 @@ class Driver:
 
 
 def _key(film: FarmFilm) -> tuple:
-    return film.model.name, film.job.options.revision, film.plan.size
+    return film.model.name, film.job.options.revision, film.plan.size, film.plan.guidance
 
 
 def _hopeless(film: FarmFilm, kinds: Sequence[Kind | HeliosError | None]) -> HeliosError | None:

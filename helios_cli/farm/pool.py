@@ -2,8 +2,8 @@
 
 Messages are plain dicts, so that they fit into JSON lines and into Ray. To a worker:
 
-    {"identify": {"model", "options", "size"}}    say what frames would be computed by
-    {"render": {...}}                             render a segment (`worker.Task`)
+    {"identify": {"model", "options", "size", "guidance"}}  say what frames would be computed by
+    {"render": {...}}                                       render a segment (`worker.Task`)
 
 From a worker, in this order:
 

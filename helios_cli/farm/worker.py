@@ -84,7 +84,7 @@ class Worker:
         options = from_plain(RenderOptions, body["options"])
         for event in self.session.open(body["model"], options):
             yield event.to_dict()
-        kind = self._kind(self.session.identity(tuple(body["size"])))
+        kind = self._kind(self.session.identity(tuple(body["size"]), body["guidance"]))
         yield {"identity": {"kind": kind, "device": str(self.session.models.device)}}
 
     def _render(self, task: Task) -> Iterator[Message]:
@@ -97,7 +97,7 @@ class Worker:
                 target, plan = Target(folder / target.path.name, target.kind), _with_files(plan, task, folder)
             for notice in self.session.open(options.model, options):
                 yield notice.to_dict()
-            identity = self.session.identity(plan.size)
+            identity = self.session.identity(plan.size, plan.guidance)
             fingerprints = Fingerprints(identity.weights, identity.arithmetic, reanchor=options.reanchor)
             keys = piece_keys(plan, target, options)
             store: ChunkStore = Parts(target).chunks if task.shared else _Sent(task, fingerprints.of(plan), keys)
