@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import json
-import os
-import platform
-import signal
-import socket
 import sys
-import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from queue import SimpleQueue
 
 from helios_cli import __version__, errors
 from helios_cli.engine.segment import piece_keys, render_segment
 from helios_cli.engine.session import Session
 from helios_cli.errors import HeliosError
 from helios_cli.farm.pool import Message
+from helios_cli.farm.serving import hello, serve
 from helios_cli.farm.task import Task, from_plain
 from helios_cli.film import ffmpeg
 from helios_cli.film.parts import ChunkStore, Parts
@@ -34,18 +26,7 @@ from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan
 from helios_cli.stop import stop_at_once
 
-LAST_SECONDS = 15.0
-"""Time for a worker to end by itself after its driver has gone."""
-
-
-def hello() -> Message:
-    """Return the first message of a worker."""
-    versions = {
-        "python": platform.python_version(),
-        "helios": __version__,
-        "torch": importlib.metadata.version("torch"),
-    }
-    return {"hello": {"host": socket.gethostname(), "pid": os.getpid(), "versions": versions}}
+__all__ = ["Worker", "hello"]
 
 
 class Worker:
@@ -160,30 +141,6 @@ def _with_files(plan: Plan, task: Task, folder: Path) -> Plan:
 def _kind_name(error: HeliosError) -> str:
     """Return the nearest class of an error that the other side knows."""
     return next(kind.__name__ for kind in type(error).__mro__ if kind in errors.KINDS.values())
-
-
-def serve(answer: Callable[[Message], Iterator[Message]]) -> None:
-    """Say hello, and answer messages on standard input, a JSON line each, until it ends, on standard output.
-
-    What else the process prints goes to standard error. When the driver goes, however it ends, this process does too.
-    """
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)
-    replies.write(json.dumps(hello()) + "\n")
-    messages: SimpleQueue[Message | None] = SimpleQueue()
-    threading.Thread(target=_read_messages, args=(messages,), name="messages", daemon=True).start()
-    while (message := messages.get()) is not None:
-        for reply in answer(message):
-            replies.write(json.dumps(reply) + "\n")
-
-
-def _read_messages(messages: SimpleQueue[Message | None]) -> None:
-    for line in sys.stdin:
-        messages.put(json.loads(line))
-    messages.put(None)
-    os.kill(os.getpid(), signal.SIGTERM)  # in the middle of a render: chunks that are computed are made safe
-    time.sleep(LAST_SECONDS)
-    os.killpg(0, signal.SIGKILL)  # with what it has started: the driver made it the leader of its group
 
 
 def main() -> None:
