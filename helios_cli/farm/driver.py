@@ -33,8 +33,9 @@ from helios_cli.farm.task import Task, to_plain
 from helios_cli.film.jobs import Job
 from helios_cli.film.parts import DoneSegment
 from helios_cli.recipe.options import RenderOptions
-from helios_cli.recipe.plan import Segment
+from helios_cli.recipe.plan import Plan, Segment
 from helios_cli.units import counted
+from helios_cli.weights.names import NAMES
 
 FilmEvent = tuple[Job | None, Event | HeliosError]
 
@@ -164,7 +165,7 @@ class Driver:
                 hand.asked, hand.busy, hand.heard = _key(film), True, time.monotonic()
                 options = to_plain(RenderOptions, self._task_options(film))
                 size, guidance = list(film.plan.size), film.plan.guidance
-                asked = {"model": film.model.name, "options": options, "size": size, "guidance": guidance}
+                asked = {"model": _model_name(film), "options": options, "size": size, "guidance": guidance}
                 self._pool.send(hand.name, {"identify": asked})
                 return
             if isinstance(kind, HeliosError) or not film.accepts(kind):
@@ -217,20 +218,21 @@ class Driver:
         now = time.monotonic()
         film.running[segment.index] = hand.name
         hand.busy, hand.heard, hand.model = _Assignment(film, segment, now), now, film.model.name
-        self._pool.send(hand.name, self._task(film, segment).to_message())
+        self._pool.send(hand.name, self._task(hand, film, segment).to_message())
         started = SegmentStarted(segment.index, len(film.segments), segment.first_chunk, len(segment.plan.chunks))
         return self._from(hand, started)
 
-    def _task(self, film: FarmFilm, segment: Segment) -> Task:
-        task = Task(segment.plan, self._task_options(film), film.target.kind)
-        return task if self._pool.sees_folders else film.sent(task, segment)
+    def _task(self, hand: _Hand, film: FarmFilm, segment: Segment) -> Task:
+        task = Task(_absolute(segment.plan), self._task_options(film), film.target.kind)
+        sees = all(self._pool.sees(hand.name, path) for path in (film.parts.folder.absolute(), *task.pictures))
+        return task if sees else film.sent(task, segment)
 
     def _task_options(self, film: FarmFilm) -> RenderOptions:
         """Return the options that a worker needs: how to compute and to encode."""
         return replace(
             film.job.options,
-            model=film.model.name,
-            output=str(film.target.path),
+            model=_model_name(film),
+            output=str(film.target.path.absolute()),
             repeats=None,
             export=(),
             check=False,
@@ -448,6 +450,21 @@ class Driver:
                 continue
             for segment in film.ready():
                 yield from ((film, event) for event in film.take_done(segment))
+
+
+def _model_name(film: FarmFilm) -> str:
+    """Return the model's name for a worker in another folder, and perhaps on another machine."""
+    folder = film.model.source.folder
+    return film.model.name if folder is None or film.model.name in NAMES else str(folder.absolute())
+
+
+def _absolute(plan: Plan) -> Plan:
+    """Return the plan with pictures and clips for a worker in another folder."""
+    chunks = [
+        replace(chunk, image=chunk.image and chunk.image.absolute(), video=chunk.video and chunk.video.absolute())
+        for chunk in plan.chunks
+    ]
+    return replace(plan, chunks=tuple(chunks))
 
 
 def _key(film: FarmFilm) -> tuple:

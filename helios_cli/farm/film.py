@@ -210,8 +210,8 @@ class FarmFilm:
         film = growing_film(self.target, self.plan.size, self.plan.fps, options.codec, options.crf, options.preset)
         keys = [film.piece_key(chunk.num_frames) for chunk in segment.plan.chunks]
         kept, state = stored(self.parts.chunks, self.fingerprints(self.kind, segment.plan), keys)
-        paths = {path for chunk in segment.plan.chunks for path in (chunk.image, chunk.video) if path is not None}
-        return replace(task, shared=False, kept=kept, state=state, files={str(p): p.read_bytes() for p in paths})
+        files = {str(path): path.read_bytes() for path in task.pictures}
+        return replace(task, shared=False, kept=kept, state=state, files=files)
 
     def finish_segment(self, segment: Segment, done: DoneSegment) -> None:
         """Note that a worker has finished a segment. HeliosError if it made other chunks than the plan has."""

@@ -20,6 +20,7 @@ The pool itself adds {"lost": reason} when a worker has ended, and {"waiting": r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 Message = dict[str, Any]
@@ -31,9 +32,8 @@ class Pool(Protocol):
     @property
     def names(self) -> Sequence[str]: ...
 
-    @property
-    def sees_folders(self) -> bool:
-        """Return whether all workers see the folders of the films, so that chunks need not travel."""
+    def sees(self, name: str, path: Path) -> bool:
+        """Return whether a worker sees the file or folder at `path` as the driver does, so that it need not travel."""
         ...
 
     def send(self, name: str, message: Message) -> None:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from helios_cli.child import NOTE_LINES, command_of
@@ -40,8 +41,6 @@ class Processes:
     whatever it has started. A worker ends when its standard input does: even a killed driver leaves none behind.
     """
 
-    sees_folders = True
-
     def __init__(
         self, environments: Mapping[str, Mapping[str, str]], *, module: str = "helios_cli.farm.worker"
     ) -> None:
@@ -54,6 +53,9 @@ class Processes:
     @property
     def names(self) -> Sequence[str]:
         return list(self._environments)
+
+    def sees(self, name: str, path: Path) -> bool:
+        return True
 
     def send(self, name: str, message: Message) -> None:
         stdin = self._children[name].process.stdin

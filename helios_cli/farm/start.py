@@ -11,6 +11,7 @@ from helios_cli.cost.estimate import find_model_for, too_long_prompts
 from helios_cli.cost.work import count_tokens
 from helios_cli.device import Device, find_device, find_gpus, find_vae_device, gpu_index, pick_dtype, visible_gpus
 from helios_cli.errors import MachineError
+from helios_cli.farm.cluster import open_cluster
 from helios_cli.farm.driver import Driver
 from helios_cli.farm.film import FarmFilm
 from helios_cli.farm.pool import Pool
@@ -43,18 +44,19 @@ def open_farm(
 
 
 def _plan(jobs: Sequence[Job], options: RenderOptions, progress: ProgressBytes | None) -> list[FarmFilm]:
-    device = find_device(options.device)
+    is_here = options.cluster in (None, "local")
+    device = find_device(options.device if is_here else "auto")
     dtype, _ = pick_dtype(dtype_with(options.quant, options.dtype), device)
-    machine_has = (device, dtype, find_vae_device(options.vae_device, options.device, device))
+    vae_device = find_vae_device(options.vae_device, options.device, device) if is_here else None
     films = []
     models = {}
     for job in jobs:
         name, _ = choose_model(job.film.recipe, job.options)
         if name not in models:
-            model, notices = find_model_for(name, options, *machine_has)
-            if model.checkpoint is None and not options.cluster:
+            model, notices = find_model_for(name, options, device, dtype, vae_device)
+            if model.checkpoint is None and is_here:
                 hub.resolve(model.name, options.revision, progress=progress)
-                model, notices = find_model_for(name, options, *machine_has)
+                model, notices = find_model_for(name, options, device, dtype, vae_device)
             models[name] = model, notices
         model, notices = models[name]
         plan = plan_film(job.film, resolve(job.film.recipe, job.options, model.defaults), strict=options.strict)
@@ -67,8 +69,6 @@ def _plan(jobs: Sequence[Job], options: RenderOptions, progress: ProgressBytes |
 
 def _open_pool(films: Sequence[FarmFilm], options: RenderOptions) -> Pool:
     if options.cluster is not None:
-        from helios_cli.farm.cluster import open_cluster  # type: ignore[import-not-found]  # comes with Ray
-
         return open_cluster(options, most=sum(len(film.segments) for film in films))
     gpus = find_gpus() if find_device(options.device).kind == "cuda" else ()
     environments = gpu_environments(gpus, options) if gpus else cpu_environments(films, options)

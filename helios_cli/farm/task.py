@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -34,6 +35,11 @@ class Task:
     kept: int = 0
     state: bytes | None = None
     files: Mapping[str, bytes] | None = None
+
+    @property
+    def pictures(self) -> set[Path]:
+        """The pictures and clips of the plan."""
+        return {path for chunk in self.plan.chunks for path in (chunk.image, chunk.video) if path is not None}
 
     def to_message(self) -> Message:
         """Return the message that asks for it."""

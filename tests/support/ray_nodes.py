@@ -1,0 +1,108 @@
+"""A Ray cluster of several nodes on this machine, on 127.0.0.1 alone, in a process that loses nodes on command.
+
+A line on stdin is a command: `lose N` kills node N (from 0, without the head) with all its processes, `lose head` kills
+the head's server, `add` starts a node. The process answers with the same line. The cluster ends with stdin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's name for: loopback only
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_health_check_initial_delay_ms": "1000",  # a node that does not answer is dead after a few seconds
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A running cluster. `environment` lets a driver in."""
+
+    address: str
+    environment: Mapping[str, str]
+    process: subprocess.Popen
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Give this process, and those that it starts, what lets a driver in."""
+        with mock.patch.dict(os.environ, self.environment):
+            yield
+
+    def do(self, command: str) -> None:
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline().strip() == command
+
+
+@contextlib.contextmanager
+def ray_nodes(
+    *nodes: Mapping[str, int], environment: Mapping[str, str] | None = None, ray: str = ""
+) -> Iterator[Nodes]:
+    """Start a cluster: a head without resources, and a node for each mapping ({"num_cpus": 1}).
+
+    `ray` is the version that the cluster says it has, `environment` is added to ENVIRONMENT.
+    """
+    environment = {**ENVIRONMENT, **(environment or {})}
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # the paths of sockets are short
+        environment["RAY_TMPDIR"] = folder
+        with Path(folder, "log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, __file__, ray, *(f"{key}={value}" for node in nodes for key, value in node.items())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        try:
+            address = process.stdout.readline().strip()
+            assert address, Path(folder, "log").read_text()
+            yield Nodes(address, environment, process)
+        finally:
+            process.stdin.close()
+            process.wait()
+            process.stdout.close()
+            with contextlib.suppress(ProcessLookupError):  # agents of killed nodes
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def serve(version: str, nodes: list[dict[str, int]]) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    if version:
+        ray.__version__ = version
+    small = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+    running = [cluster.add_node(**node, **small) for node in nodes]
+    print(cluster.address, flush=True)
+    for line in sys.stdin:
+        match line.split():
+            case ["lose", "head"]:
+                cluster.head_node.kill_gcs_server()
+            case ["lose", number]:
+                cluster.remove_node(running[int(number)], allow_graceful=False)
+            case ["add"]:
+                running.append(cluster.add_node(**nodes[0], **small))
+        print(line.strip(), flush=True)
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    said = [argument.split("=") for argument in sys.argv[2:]]
+    serve(sys.argv[1], [{key: int(value)} for key, value in said])
