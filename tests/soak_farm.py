@@ -161,6 +161,9 @@ class Soak:
         self.count["runs"] += 1
         if status == 0:
             return None
+        if status == 2 and driver.errors and driver.errors[0].endswith(" exists\n"):
+            self.count["runs that found the only film finished"] += 1
+            return None
         self.count[f"runs that ended with {status}"] += 1
         if status not in ENDS and not driver.kills:
             self.give_up(f"ended with {status} without a kill", driver)

@@ -130,7 +130,6 @@ class FarmFilm:
             yield Notice(notice)
         self.kind = self.parts.begin(kind)
         if self._is_finished():  # by another process, since we looked
-            self.parts.remove()
             yield from self._complete()
             return
         yield self._film_started()
@@ -142,7 +141,6 @@ class FarmFilm:
     def without_parts(self) -> Iterator[Event]:
         """Go on after another process has removed the parts: with FilmDone if the film is there, else anew."""
         if self._is_finished():
-            self.parts.remove()  # what this process may have put there since
             yield from self._complete()
         else:
             self.kind = None
@@ -160,6 +158,7 @@ class FarmFilm:
 
     def _complete(self) -> Iterator[Event]:
         self.has_ended = True
+        self.parts.remove()  # what this process has put there since, or a process that was killed did not remove
         yield Notice(f"{self.job.output} is finished already")
         yield from self._finish.complete()
 

@@ -39,11 +39,12 @@ def open_farm(
     `progress` shows the download of a model, which the workers of this machine share. Raises HeliosError for what
     stands against the films or the workers.
     """
-    films = _plan(jobs, options, progress)
+    films = plan_films(jobs, options, progress)
     return Driver(films, _open_pool(films, options), options, stop=stop or len(films) == 1)
 
 
-def _plan(jobs: Sequence[Job], options: RenderOptions, progress: ProgressBytes | None) -> list[FarmFilm]:
+def plan_films(jobs: Sequence[Job], options: RenderOptions, progress: ProgressBytes | None = None) -> list[FarmFilm]:
+    """Plan the films as `helios plan` does. A model that this machine needs and does not have is downloaded."""
     is_here = options.cluster in (None, "local")
     device = find_device(options.device if is_here else "auto")
     dtype, _ = pick_dtype(dtype_with(options.quant, options.dtype), device)

@@ -144,10 +144,9 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
         files = TakesFiles.of(output, force=options.force)
         places: tuple[Path, ...] = (files.sheet, files.folder)
     else:
-        may_exist = (
-            options.force or options.share or several
-        )  # then it is what another process, or an earlier run, made
-        target = check_target(output, force=may_exist)
+        # The film may be what another process made, or an earlier run, which perhaps was killed before its very end.
+        was_finishing = options.is_shared_out and os.path.exists(Target.of(output).parts)
+        target = check_target(output, force=options.force or options.share or several or was_finishing)
         places = (target.path, *target.beside)
         if options.export:
             _check_exports(film, target, options, several)
