@@ -125,6 +125,7 @@ class Totals:
 
     Attributes:
         films, failed: films done and failed are counted apart.
+        finishing: films whose chunks are all there, and are being joined.
         segments: of the films that have begun; None before any has.
         chunks, frames: those of all films; None before any has begun. Unless `is_exact` they are estimates: the films
             that have not begun count like the mean of the others. Of a failed film what is done counts, and no more.
@@ -137,6 +138,7 @@ class Totals:
     films: int
     films_done: int
     films_failed: int
+    finishing: int
     segments_done: int
     segments: int | None
     chunks_done: int
@@ -150,6 +152,11 @@ class Totals:
     workers: int
     lost: int
     losses: int
+
+    @property
+    def are_over(self) -> bool:
+        """Return whether all films have ended."""
+        return self.films_done + self.films_failed == self.films
 
     @property
     def fraction(self) -> float | None:
@@ -166,11 +173,14 @@ class _Film:
     rendered: set[int] = field(default_factory=set)
     segments: set[int] = field(default_factory=set)
     num_segments: int | None = None
+    is_finishing: bool = False
     end: FilmDone | HeliosError | None = None
 
     def follow(self, event: Event | HeliosError) -> None:
         if isinstance(event, FilmStarted):
             self.started = event
+        elif isinstance(event, PhaseStarted):
+            self.is_finishing = event.phase == "finish"
         elif isinstance(event, SegmentStarted | SegmentDone):
             self.num_segments = event.segments
             self.segments |= {event.segment} if isinstance(event, SegmentDone) else set()
@@ -276,6 +286,7 @@ def _totals(films: Sequence[_Film], workers: Sequence[WorkerTrack], losses: int,
         films=len(films),
         films_done=sum(isinstance(film.end, FilmDone) for film in films),
         films_failed=sum(isinstance(film.end, HeliosError) for film in films),
+        finishing=sum(film.is_finishing and film.end is None for film in films),
         segments_done=sum(len(film.segments) for film in films),
         segments=sum(known_segments) if known_segments else None,
         chunks_done=chunks_done,

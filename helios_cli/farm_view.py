@@ -27,6 +27,7 @@ from helios_cli.engine.events import (
 )
 from helios_cli.farm_track import FarmTrack, Totals, WorkerTrack
 from helios_cli.progress import LiveLines, bar_line, start_lines, summary_lines
+from helios_cli.stop import IsStopped
 from helios_cli.track import PHASES
 from helios_cli.units import counted, format_duration
 from helios_cli.visible import printable
@@ -78,15 +79,13 @@ class FarmView:
     def show_of(self, film: str | None, event: Event) -> None:
         before = before_line(film, event)
         if isinstance(event, Notice):
-            console.notice(before + event.message)
+            console.notice(before + event.message.removeprefix(f"{film}: "))
         elif isinstance(event, WorkerLost):
             console.warning(f"{before}worker lost: {event.reason}")
         elif isinstance(event, FilmDone) and film is not None:
             started = self.track.film(film)
             if started is not None:  # else it was finished before
-                lines = summary_lines(event, started)
-                one_film = len(self.track.films) == 1
-                _say(*(lines if one_film else [before + ", ".join(line.strip() for line in lines[:2])]))
+                _say(*(summary_lines(event, started) if len(self.track.films) == 1 else [before + done_line(event)]))
 
 
 class PlainFarmView(FarmView):
@@ -143,11 +142,13 @@ class PlainFarmView(FarmView):
 
 
 class RichFarmView(FarmView):
-    """Redraws a row for each worker, a bar and the totals on the terminal."""
+    """Redraws a row for each worker, a bar and the totals on the terminal, until `is_stopped`."""
 
-    def __init__(self, track: FarmTrack, terminal: RichConsole) -> None:
+    def __init__(self, track: FarmTrack, terminal: RichConsole, is_stopped: IsStopped = lambda: False) -> None:
         super().__init__(track)
         self._terminal = terminal
+        self._is_stopped = is_stopped
+        self._stopped_at: float | None = None
         self._ellipsis = "…" if terminal.encoding.startswith("utf") else "~"
         self._lines = LiveLines(terminal, self.draw, per_second=4)
 
@@ -163,12 +164,16 @@ class RichFarmView(FarmView):
 
         width, height = self._terminal.size
         totals = self.track.totals()
+        now = self.track.clock()
+        if totals.are_over or self._is_stopped():
+            self._stopped_at = self._stopped_at or now
+            return _text(f"stopping the workers {format_duration(now - self._stopped_at)}")
         if not self.track.workers:
-            return _text(f"starting the workers {format_duration(self.track.clock() - self.track.began)}"[:width])
+            return _text(f"starting the workers {format_duration(now - self.track.began)}")
         lines = [_text(line) for line in packed(total_parts(totals), width)]
         room = height - LEAST_ROOM - 1 - len(lines)
         workers = sorted(self.track.workers, key=lambda worker: _in_order(worker.worker.name))
-        rows = worker_rows(workers, width, room, self.track.clock(), self._ellipsis)
+        rows = worker_rows(workers, width, room, now, self._ellipsis)
         bar = bar_line(width, totals.fraction, frames_text(totals), left_text(totals))
         # The totals are last, since keys that are pressed, ^C too, appear behind the last line and must not break it.
         return Group(*(_text(line, style) for line, style in rows), bar, *lines)
@@ -183,6 +188,14 @@ def before_line(film: str | None, event: Event) -> str:
     """Return what a line of an event begins with: its worker and its film."""
     names = (event.worker.name if event.worker else None, film)
     return "".join(f"{printable(name, 200)}: " for name in names if name is not None)
+
+
+def done_line(done: FilmDone) -> str:
+    """Return a line about a film that is done; its file is in the table at the end."""
+    reused = f", {counted(done.frames_reused, 'frame')} from earlier renders" if done.frames_reused else ""
+    speed = speed_text(done.frames_per_second) if done.frames_reused < done.frames else ""
+    parts = [f"done, {counted(done.frames, 'frame')} in {format_duration(done.seconds)}", speed]
+    return ", ".join(filter(None, parts)) + reused
 
 
 def segment_text(event: SegmentStarted | SegmentDone) -> str:
@@ -206,9 +219,11 @@ def total_parts(totals: Totals) -> list[str]:
     parts = []
     if totals.films > 1:
         failed = f", {totals.films_failed} failed" if totals.films_failed else ""
-        parts.append(f"films {totals.films_done}/{totals.films}{failed}")
+        finishing = f", {totals.finishing} being finished" if totals.finishing else ""
+        parts.append(f"films {totals.films_done}/{totals.films}{failed}{finishing}")
     elif totals.segments is not None:
         parts.append(f"segments {totals.segments_done}/{totals.segments}")
+        parts += [PHASES["finish"]] if totals.finishing else []
     if totals.chunks is not None:
         parts.append(f"chunks {totals.chunks_done}/{_about(totals, totals.chunks)}")
     lost = f", {totals.lost} lost" if totals.lost else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING
 
 from helios_cli.console import console
@@ -13,6 +12,7 @@ from helios_cli.errors import HeliosError, Interrupted
 from helios_cli.farm_track import FarmTrack
 from helios_cli.farm_view import PlainFarmView, RichFarmView, end_line
 from helios_cli.progress import ProgressKind, SilentView, View, open_view
+from helios_cli.stop import IsStopped
 from helios_cli.units import counted
 
 if TYPE_CHECKING:
@@ -23,13 +23,15 @@ class FilmsView:
     """Shows the films of one command as `kind` says, and at the end what became of each of several, and of workers.
 
     Attributes:
+        is_stopped: returns whether the command has to stop, which takes workers up to a chunk.
         view: displays events; open within the block, so that what comes at the end stays below it.
         failed: names of films that failed, whose errors were shown.
     """
 
-    def __init__(self, jobs: Sequence[Job], kind: ProgressKind) -> None:
+    def __init__(self, jobs: Sequence[Job], kind: ProgressKind, is_stopped: IsStopped = lambda: False) -> None:
         self.jobs = jobs
         self.kind = kind
+        self.is_stopped = is_stopped
         self.view: View = SilentView()
         self.failed: list[str] = []
         self._farm = FarmTrack([job.film.name for job in jobs]) if jobs[0].options.is_shared_out else None
@@ -41,8 +43,15 @@ class FilmsView:
 
     def __enter__(self) -> FilmsView:
         farm = self._farm
-        views = (None, None) if farm is None else (partial(PlainFarmView, farm), partial(RichFarmView, farm))
-        self.view = self._opened.enter_context(open_view(self.kind, *views))
+        if farm is None:
+            view = open_view(self.kind)
+        else:
+            view = open_view(
+                self.kind,
+                plain=lambda: PlainFarmView(farm),
+                rich=lambda terminal: RichFarmView(farm, terminal, self.is_stopped),
+            )
+        self.view = self._opened.enter_context(view)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
@@ -74,8 +83,8 @@ class FilmsView:
             self._view_of(job).show(event)
 
     def _show_error(self, job: Job | None, error: HeliosError) -> None:
-        name = "" if job is None or not self._side_by_side else job.film.name
-        console.error(HeliosError(f"{name}: {error.message}", hint=error.hint) if name else error)
+        name = "" if job is None or not self._side_by_side else f"{job.film.name}: "
+        console.error(HeliosError(name + error.message.removeprefix(name), hint=error.hint))
 
     def _view_of(self, job: Job | None) -> View:
         if job is None or not (self._side_by_side or (self._farm is not None and self.kind != "json")):

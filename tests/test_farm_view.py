@@ -63,6 +63,9 @@ def test_lines_fit_and_no_number_is_lost(width, encoding, hosts):
         assert max(map(cell_len, lines)) <= width
         assert encoding == "utf-8" or "".join(lines).isascii()
         totals = track.totals()
+        if totals.are_over:
+            assert lines == ["stopping the workers 0:00"]
+            continue
         if totals.frames is not None:
             assert f"{totals.frames_done}/" in lines[-2] and lines[-2].rstrip().endswith("left")
             assert f"chunks {totals.chunks_done}/" in lines[-1] and f"{totals.workers} worker" in lines[-1]
@@ -126,6 +129,18 @@ def test_a_worker_that_is_silent_says_so():
     assert "denoising" in drawn(view, terminal)[1]
     clock.now += 75
     assert "silent 1:15" in drawn(view, terminal)[1]
+
+
+def test_workers_that_are_being_stopped_have_no_rows():
+    clock, farm = Clock(), Farm({"sea": (2,)})
+    track, terminal, stops = FarmTrack(["sea"], clock), terminal_of(80), []
+    view = RichFarmView(track, terminal, lambda: bool(stops))
+    track.follow(None, WorkerReady(worker=farm.worker(0)))
+    assert "w1" in drawn(view, terminal)[1]
+    stops.append("Ctrl-C")
+    assert drawn(view, terminal) == ["stopping the workers 0:00"]
+    clock.now += 12
+    assert drawn(view, terminal) == ["stopping the workers 0:12"]
 
 
 def test_a_terminal_that_became_narrower_is_cleared_of_broken_lines():
@@ -196,7 +211,7 @@ def test_plain_lines_name_worker_and_film(capsys):
         "hint: make room",
         "w2: harbour: segment 2/2, chunk 2/2 in 10.3 s, 2.36 frames/s",
         "w2: harbour: segment 2/2 done in 0:13",
-        "harbour: wrote out/harbour.mp4: 73 frames, 3.0 s, in 0:33, 2.19 frames/s, peak memory 1 GB",
+        "harbour: done, 73 frames in 0:33, 2.19 frames/s",
         "total: films 1/2, 1 failed, chunks 4/4, 4.54 frames/s, 2 workers, 93/93 frames, 0:00 left",
         "film     result  frames  seconds  frames/s  output or error",
         "harbour  done        73     33.3      2.19  out/harbour.mp4",

@@ -49,10 +49,12 @@ LAYERS = {
     "farm_track": Layer({*FOUNDATION, "engine", "track"}, banned={"torch", *TERMINAL}),
     "progress": Layer({*FOUNDATION, "console", "engine", "track"}, banned={"torch", "typer"}, lazy={"rich"}),
     "farm_view": Layer(
-        {*FOUNDATION, "console", "engine", "farm_track", "progress", "track"}, banned={"torch", "typer"}, lazy={"rich"}
+        {*FOUNDATION, "console", "engine", "farm_track", "progress", "stop", "track"},
+        banned={"torch", "typer"},
+        lazy={"rich"},
     ),
     "films_view": Layer(
-        {*FOUNDATION, "console", "engine", "farm_track", "farm_view", "film", "progress"},
+        {*FOUNDATION, "console", "engine", "farm_track", "farm_view", "film", "progress", "stop"},
         banned={"torch", "typer"},
         lazy={"rich"},
     ),

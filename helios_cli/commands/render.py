@@ -65,7 +65,7 @@ def render(
     kind = progress_kind(progress, quiet=quiet, json=json)
     if options.lanes > 1 and kind in ("auto", "rich"):
         kind = "plain"
-    with stop_at_once() as is_stopped, FilmsView(jobs, kind) as shown:
+    with stop_at_once() as is_stopped, FilmsView(jobs, kind, is_stopped) as shown:
         if options.is_shared_out:
             from helios_cli.farm.start import open_farm
 
