@@ -219,11 +219,14 @@ class FarmTrack:
     """The progress of `films`, by name, and of their workers. `clock` returns seconds.
 
     One thread follows events, and any thread may take `totals` and `workers`.
+
+    Attributes:
+        began, ended: when the command began, and when the last film ended, in seconds of the clock.
     """
 
     def __init__(self, films: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.began = clock()
+        self.began = self.ended = clock()
         self._films = {name: _Film() for name in films}
         self._workers: dict[str, WorkerTrack] = {}
         self._losses = 0
@@ -234,6 +237,7 @@ class FarmTrack:
         with self._lock:
             if film is not None:
                 self._films[film].follow(event)
+                self.ended = self.clock() if isinstance(event, FilmDone | HeliosError) else self.ended
             if isinstance(event, Event) and event.worker is not None:
                 self._follow_worker(event.worker, film, event)
 

@@ -22,6 +22,7 @@ from helios_cli.engine.events import (
     PhaseStarted,
     SegmentDone,
     SegmentStarted,
+    Worker,
     WorkerLost,
     WorkerReady,
 )
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-TOTAL_SECONDS = 60.0
-"""The time from one line of totals to the next, where lines can only be appended."""
+TOTAL_SECONDS = 30.0
+"""The least time from one line of totals to the next, where lines can only be appended."""
 
 SILENT_SECONDS = 60.0
 """The time without an event after which a row says so: a step takes seconds."""
@@ -94,6 +95,7 @@ class PlainFarmView(FarmView):
     def __init__(self, track: FarmTrack) -> None:
         super().__init__(track)
         self._reused: dict[tuple[str | None, str], int] = {}
+        self._loaded: set[tuple[Worker | None, int | None]] = set()
         self._total_shown = track.clock()
 
     def show_of(self, film: str | None, event: Event) -> None:
@@ -107,7 +109,7 @@ class PlainFarmView(FarmView):
         if line := self._line(film, event):
             _say(before + line)
         if isinstance(event, ChunkDone | FilmDone):
-            self._show_total(at_once=isinstance(event, FilmDone))
+            self._show_total()
 
     def _line(self, film: str | None, event: Event) -> str:
         if isinstance(event, FilmStarted):
@@ -116,7 +118,7 @@ class PlainFarmView(FarmView):
             worker = event.worker
             return "ready" if worker is None else f"ready on {worker.host}, {worker.device}".rstrip(", ")
         if isinstance(event, PhaseStarted) and event.phase in ("load", "finish"):
-            return PHASES[event.phase]
+            return "" if event.phase == "load" and self._has_loaded(event) else PHASES[event.phase]
         if isinstance(event, SegmentStarted):
             return f"{segment_text(event)} begins, {counted(event.chunks, 'chunk')}"
         if isinstance(event, ChunkDone):
@@ -124,6 +126,13 @@ class PlainFarmView(FarmView):
         if isinstance(event, SegmentDone):
             return f"{segment_text(event)} done in {format_duration(event.seconds)}"
         return ""
+
+    def _has_loaded(self, event: Event) -> bool:
+        """Return whether the process of the worker loaded the model before; later segments find it there."""
+        process = (event.worker, event.pid)
+        has_loaded = process in self._loaded
+        self._loaded.add(process)
+        return has_loaded
 
     def _chunk_line(self, done: ChunkDone) -> str:
         worker = None if done.worker is None else self.track.worker(done.worker.name)
@@ -133,8 +142,8 @@ class PlainFarmView(FarmView):
         chunk = f"chunk {done.chunk - segment.chunk + 1}/{segment.chunks} in {done.seconds:.1f} s"
         return f"{segment_text(segment)}, {chunk}, {speed_text(worker.recent.frames_per_second)}".rstrip(", ")
 
-    def _show_total(self, *, at_once: bool) -> None:
-        if at_once or self.track.clock() - self._total_shown >= TOTAL_SECONDS:
+    def _show_total(self) -> None:
+        if self.track.clock() - self._total_shown >= TOTAL_SECONDS:
             self._total_shown = self.track.clock()
             totals = self.track.totals()
             parts = [*total_parts(totals), frames_text(totals), left_text(totals)]
@@ -148,9 +157,17 @@ class RichFarmView(FarmView):
         super().__init__(track)
         self._terminal = terminal
         self._is_stopped = is_stopped
+        self._said: set[str] = set()
         self._stopped_at: float | None = None
         self._ellipsis = "…" if terminal.encoding.startswith("utf") else "~"
         self._lines = LiveLines(terminal, self.draw, per_second=4)
+
+    def show_of(self, film: str | None, event: Event) -> None:
+        if isinstance(event, FilmStarted):
+            lines = start_lines(event) if len(self.track.films) == 1 else [f"model {event.model} in {event.dtype}"]
+            _say(*(line for line in lines if line not in self._said))
+            self._said.update(lines)
+        super().show_of(film, event)
 
     def __enter__(self) -> RichFarmView:
         self._lines.__enter__()
@@ -211,6 +228,8 @@ def frames_text(totals: Totals) -> str:
 
 
 def left_text(totals: Totals) -> str:
+    if totals.are_over:
+        return ""
     return "-:-- left" if totals.seconds_left is None else f"{format_duration(totals.seconds_left)} left"
 
 
@@ -233,13 +252,16 @@ def total_parts(totals: Totals) -> list[str]:
 
 
 def end_line(track: FarmTrack) -> str:
-    """Return a line about the workers, and all that they rendered."""
+    """Return a line about the workers, and all that they rendered of several films."""
     totals = track.totals()
-    seconds = track.clock() - track.began
+    seconds = (track.ended if totals.are_over else track.clock()) - track.began
     lost = f" ({totals.losses} lost on the way)" if totals.losses else ""
+    workers = counted(totals.workers + totals.lost, "worker") + lost
+    if totals.films == 1:
+        return f"by {workers}"
     speed = speed_text(totals.frames_rendered / seconds) if seconds > 0 else ""
     frames = f"{counted(totals.frames_rendered, 'frame')} in {format_duration(seconds)}"
-    return f"{counted(totals.workers + totals.lost, 'worker')}{lost}: " + ", ".join(filter(None, [frames, speed]))
+    return f"{workers}: " + ", ".join(filter(None, [frames, speed]))
 
 
 def _about(totals: Totals, number: int) -> str:

@@ -58,6 +58,7 @@ class _Worker:
     now: float
     turns: Iterator[tuple[float, list[FilmEvent]]]
     segment: tuple[str, int] | None = None
+    lives: int = 0
     is_loaded: bool = False
 
 
@@ -113,14 +114,18 @@ class FarmEvents:
         if worker.segment is not None:
             film = worker.segment[0]
             self.waiting.appendleft(worker.segment)
+        lost = self._signed(worker, film, WorkerLost("killed by signal 9"))
         worker.segment, worker.is_loaded, worker.now = None, False, seconds + 3
+        worker.lives += 1
         worker.turns = self._turns(worker)
-        return self._signed(worker, film, WorkerLost("killed by signal 9"))
+        return lost
 
     def _signed(self, worker: _Worker, film: str | None, event: Event | HeliosError) -> FilmEvent:
         if isinstance(event, HeliosError | FilmStarted | FilmDone):
             return film, event
-        return film, replace(event, worker=self.farm.worker(worker.number), pid=1000 + worker.number)
+        return film, replace(
+            event, worker=self.farm.worker(worker.number), pid=1000 + worker.number + 100 * worker.lives
+        )
 
     def _turns(self, worker: _Worker) -> Iterator[tuple[float, list[FilmEvent]]]:
         """Yield the seconds of each thing that a worker does, and the events as it begins."""
