@@ -88,11 +88,11 @@ class Wish:
 
 @dataclass(frozen=True)
 class Share:
-    """The part of a node that one worker takes, and how many workers the cluster has room for."""
+    """The part of a node that one worker takes, and how many workers each node has room for."""
 
     cpus: int
     gpus: int
-    room: int
+    rooms: tuple[int, ...]
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -119,7 +119,7 @@ def share_of(nodes: list[Mapping[str, float]], wish: Wish) -> Share:
                 f"--gpus-per-film {wish.gpus}: no node of the cluster has so many GPUs, the largest has {most}",
                 hint=f"use --gpus-per-film {most} or less",
             )
-        return Share(0, wish.gpus, sum(number // wish.gpus for number in gpus))
+        return Share(0, wish.gpus, tuple(number // wish.gpus for number in gpus))
     if wish.device not in ("auto", "cpu"):
         raise MachineError(
             f"--device {wish.device}: {place_of(wish.address)} has no GPU",
@@ -131,18 +131,24 @@ def share_of(nodes: list[Mapping[str, float]], wish: Wish) -> Share:
             hint="start a node: ray start --address HEAD:PORT",
         )
     if wish.workers is None:
-        return Share(cpus[0], 0, len(cpus))
+        return Share(cpus[0], 0, (1,) * len(cpus))
     each = next((each for each in range(cpus[-1], 1, -1) if sum(have // each for have in cpus) >= wish.workers), 1)
-    return Share(each, 0, sum(have // each for have in cpus))
+    return Share(each, 0, tuple(have // each for have in cpus))
 
 
 class Actor:
-    """A worker in a Ray actor. Its messages and replies are numbered, so that repeated calls change nothing."""
+    """A worker in a Ray actor. Its messages and replies are numbered, so that repeated calls change nothing.
 
-    def __init__(self, module: str, environment: Mapping[str, str]) -> None:
+    Args:
+        module: the module of the worker (`Wish`).
+        environment: variables that it gets.
+        together: the number of workers that may share the memory of its node.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str], together: int) -> None:
         os.environ.pop("OMP_NUM_THREADS", None)  # from Ray; bits of a film depend on it
         os.environ.update(environment)  # before torch is imported, which reads them once
-        self._module = module
+        self._module, self._together = module, together
         self._stopped = threading.Event()
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._received = 0
@@ -181,10 +187,11 @@ class Actor:
         try:
             module = importlib.import_module(self._module)
             self._reply(module.hello())
-            worker = module.Worker(self._stopped.is_set)
-            while (message := self._messages.get()) is not None and not self._stopped.is_set():
-                for reply in worker.answer(message):
-                    self._reply(reply)
+            worker = module.Worker(self._stopped.is_set, self._together)
+            with worker.session:
+                while (message := self._messages.get()) is not None and not self._stopped.is_set():
+                    for reply in worker.answer(message):
+                        self._reply(reply)
         except BaseException as error:  # the thread ends with it, and says so
             last = traceback.format_exception_only(error)[-1].strip()
             self._reply({"lost": f"it failed: {last}", "log": traceback.format_exc()})
@@ -215,7 +222,6 @@ class Place:
         self._turn = 0
         self._actor: Any = None
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self.begin()
 
     def begin(self) -> None:
         """Start an actor. What an earlier one still says is not passed on."""
@@ -313,7 +319,7 @@ class Cluster:
         self._wish, self._folder, self._pipe = wish, folder, pipe
         self._lock = threading.Lock()
         self._places: dict[str, Place] = {}
-        self._share = Share(0, 0, 0)
+        self._share = Share(0, 0, ())
 
     def connect(self) -> None:
         """Connect to the cluster, or start a private one. Raises HeliosError."""
@@ -334,13 +340,14 @@ class Cluster:
         """Divide the cluster and give each worker its place. Returns their names. Raises HeliosError."""
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         self._share = share_of(nodes, self._wish)
-        count = self._wish.workers if self._share.gpus and self._wish.workers else self._share.room
+        count = self._wish.workers if self._share.gpus and self._wish.workers else sum(self._share.rooms)
         kind = "gpu" if self._share.gpus else "cpu"
         count = min([count, *filter(None, (self._wish.workers, self._wish.most))])
         names = [f"{kind}{index}" for index in range(count)]
         self.tell("names", names)
-        for name in names:
-            self._places[name] = Place(name, self)
+        self._places = {name: Place(name, self) for name in names}
+        for place in self._places.values():
+            place.begin()
         return names
 
     def serve(self, commands: queue.SimpleQueue[tuple]) -> None:
@@ -386,7 +393,7 @@ class Cluster:
             max_task_retries=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group),
         )
-        return options.remote(self._wish.module, environment)
+        return options.remote(self._wish.module, environment, min(max(self._share.rooms), len(self._places)))
 
     def kill(self, actor: Any) -> None:
         with contextlib.suppress(self.ray.exceptions.RayError):  # it is dead already

@@ -62,17 +62,17 @@ def wish(workers: int | None = None, gpus: int = 1, device: str = "auto") -> Wis
 @pytest.mark.parametrize(
     ("nodes", "wished", "expected"),
     [
-        ([{"CPU": 32, "GPU": 8}], wish(), Share(0, 1, 8)),
-        ([{"CPU": 32, "GPU": 8}, {"CPU": 16}, {"CPU": 8, "GPU": 4}], wish(), Share(0, 1, 12)),
-        ([{"CPU": 32, "GPU": 8}, {"CPU": 8, "GPU": 2}], wish(gpus=4), Share(0, 4, 2)),
-        ([{"CPU": 32, "GPU": 7}], wish(gpus=2), Share(0, 2, 3)),
-        ([{"CPU": 4, "GPU": 8}], wish(), Share(0, 1, 8)),
-        ([{"CPU": 32, "GPU": 8}, {"CPU": 16}], wish(device="cpu"), Share(16, 0, 2)),
-        ([{"CPU": 8}, {"CPU": 8}], wish(), Share(8, 0, 2)),
-        ([{"CPU": 8}, {"CPU": 8}], wish(4), Share(4, 0, 4)),
-        ([{"CPU": 8}, {"CPU": 4}], wish(3), Share(4, 0, 3)),
-        ([{"CPU": 1}, {"CPU": 1}], wish(5), Share(1, 0, 2)),
-        ([{"CPU": 2}], wish(device="cpu", gpus=2), Share(2, 0, 1)),
+        ([{"CPU": 32, "GPU": 8}], wish(), Share(0, 1, (8,))),
+        ([{"CPU": 32, "GPU": 8}, {"CPU": 16}, {"CPU": 8, "GPU": 4}], wish(), Share(0, 1, (8, 4))),
+        ([{"CPU": 32, "GPU": 8}, {"CPU": 8, "GPU": 2}], wish(gpus=4), Share(0, 4, (2, 0))),
+        ([{"CPU": 32, "GPU": 7}], wish(gpus=2), Share(0, 2, (3,))),
+        ([{"CPU": 4, "GPU": 8}], wish(), Share(0, 1, (8,))),
+        ([{"CPU": 32, "GPU": 8}, {"CPU": 16}], wish(device="cpu"), Share(16, 0, (1, 1))),
+        ([{"CPU": 8}, {"CPU": 8}], wish(), Share(8, 0, (1, 1))),
+        ([{"CPU": 8}, {"CPU": 8}], wish(4), Share(4, 0, (2, 2))),
+        ([{"CPU": 8}, {"CPU": 4}], wish(3), Share(4, 0, (1, 2))),
+        ([{"CPU": 1}, {"CPU": 1}], wish(5), Share(1, 0, (1, 1))),
+        ([{"CPU": 2}], wish(device="cpu", gpus=2), Share(2, 0, (1,))),
     ],
 )
 def test_a_cluster_is_divided_among_workers(nodes, wished, expected):
@@ -136,7 +136,7 @@ def test_versions_of_helios_must_be_the_same():
 
 
 def test_an_actor_takes_each_message_once_and_keeps_replies_until_they_are_seen():
-    actor = Actor("support.ray_worker", {})
+    actor = Actor("support.ray_worker", {}, 1)
     hello = actor.take(0, LONGEST)
     assert list(hello[0]) == ["hello"]
     assert actor.take(0, LONGEST) == hello, "an answer may be lost on its way"
@@ -152,7 +152,7 @@ def test_an_actor_takes_each_message_once_and_keeps_replies_until_they_are_seen(
 
 
 def test_an_actor_that_is_stopped_makes_its_work_safe(tmp_path):
-    actor = Actor("support.ray_worker", {})
+    actor = Actor("support.ray_worker", {}, 1)
     actor.send(0, {"leave": str(tmp_path / "safe")})
     while "started" not in str(actor.take(0, LONGEST)):
         continue
@@ -182,7 +182,6 @@ def test_local_starts_and_leaves_nothing(with_ray, tmp_path, monkeypatch):
     """Messages arrive in order, workers are processes apart, nothing listens beyond loopback, and nothing is left."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    before = set(os.listdir("/tmp"))
     with pool_of("local", workers=2) as pool:
         assert list(pool.names) == ["cpu0", "cpu1"]
         pids = pids_of(pool, *pool.names).values()
@@ -197,13 +196,13 @@ def test_local_starts_and_leaves_nothing(with_ray, tmp_path, monkeypatch):
             assert [m["echo"] for m in messages] == [
                 {"of": name, "index": index, "bytes": bytes([index]) * 1000} for index in range(50)
             ]
-            assert {m["threads"] for m in messages} == {"3"}
+            assert {(m["OMP_NUM_THREADS"], m["share"]) for m in messages} == {("3", 2)}
         assert len({os.getpid(), *pids}) == 3
         family = descendants(pool._process.pid)
         assert set(pids) <= family
         assert listening(family) and listening(family) <= LOOPBACK
     assert not any(map(alive, family))
-    assert set(os.listdir("/tmp")) <= before | {"ray"} and not list(tmp_path.iterdir())
+    assert not pool._folder.exists() and not list(tmp_path.iterdir())
 
 
 @pytest.mark.process
@@ -283,6 +282,28 @@ def test_a_node_is_lost_and_another_joins(with_ray, tmp_path):
         with pytest.raises(MachineError, match="was lost: its head does not answer") as error:
             until(pool, "nothing")
         assert "run the same command again" in error.value.hint
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_worker_has_gpus_of_its_own_in_one_node(with_ray, tmp_path):
+    """Ray counts GPUs that a node says it has: this needs none. Three workers of two GPUs; a third node of one is left
+    out, and a fourth worker has no room."""
+    with ray_nodes({"num_gpus": 4}, {"num_gpus": 2}, {"num_gpus": 1}) as nodes, nodes.entered():
+        with pool_of(nodes.address, workers=4, gpus=2) as pool:
+            [waiting] = until(pool, "waiting").items()
+            assert waiting[1]["waiting"] == (
+                f"worker {waiting[0]} waits for 2 GPUs: 1 of 7 are free on the Ray cluster at {nodes.address}"
+            )
+            lucky = [name for name in pool.names if name != waiting[0]]
+            for name in lucky:
+                pool.send(name, {"echo": name})
+            seen = [message["CUDA_VISIBLE_DEVICES"] for message in until(pool, "echo", *lucky).values()]
+            assert sorted(seen) == ["0,1", "0,1", "2,3"]
+        with pool_of(nodes.address, most=2) as pool:
+            assert list(pool.names) == ["gpu0", "gpu1"]
+        with pytest.raises(MachineError, match="no node of the cluster has so many GPUs, the largest has 4"):
+            pool_of(nodes.address, gpus=8)
 
 
 @pytest.mark.process

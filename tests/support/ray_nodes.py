@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_health_check_initial_delay_ms": "1000",  # a node that does not answer is dead after a few seconds
     "RAY_health_check_period_ms": "1000",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "8",  # and a lost head is noticed
     "RAY_health_check_failure_threshold": "3",
 }
 

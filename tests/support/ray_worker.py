@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +18,15 @@ def hello() -> dict:
 
 
 class Worker:
-    def __init__(self, is_stopped: Callable[[], bool]) -> None:
-        self._is_stopped = is_stopped
+    def __init__(self, is_stopped: Callable[[], bool], share: int) -> None:
+        self._is_stopped, self._share = is_stopped, share
+        self.session = contextlib.nullcontext()
 
     def answer(self, message: dict) -> Iterator[dict]:
         match message:
             case {"echo": content}:
-                yield {"echo": content, "threads": os.environ.get("OMP_NUM_THREADS"), "thread": threading.get_ident()}
+                names = "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"
+                yield {"echo": content, "share": self._share, **{name: os.environ.get(name) for name in names}}
             case {"count": number, "until": path}:
                 for index in range(number):
                     yield {"index": index}
