@@ -143,11 +143,10 @@ def estimate_films(
             model, notices = models[name]
             plan = plan_film(film, resolve(film.recipe, options, model.defaults), strict=options.strict)
             plan = replace(plan, origins={"model": origin, **plan.origins})
-            as_used = partial(
-                Device.with_model, parameters=model.parameters["transformer"], ranks=options.gpus_per_film
-            )
+            ranks, parameters = options.gpus_per_film, model.parameters["transformer"]
+            as_used = partial(Device.with_model, parameters=parameters, ranks=ranks)
             used, second = as_used(device), vae_device and as_used(vae_device)
-            load = Workload.of(plan, model, used, dtype, options.quant, len(group), vae_device=second)
+            load = Workload.of(plan, model, used, dtype, options.quant, len(group), vae_device=second, ranks=ranks)
             estimates.append(_estimate(film, load, options, on, price, notices))
     return estimates
 

@@ -12,6 +12,7 @@ from math import prod
 
 from helios_cli.cost import vae
 from helios_cli.cost.model import Model
+from helios_cli.cost.team import Team
 from helios_cli.cost.work import PromptTokens, Work, work_of
 from helios_cli.device import ITEMSIZE, Device
 from helios_cli.recipe.plan import Plan
@@ -122,7 +123,8 @@ class MemoryPlan:
 class Workload:
     """A film to be placed: its plan, its model, and how it is computed. `lanes` films like it render at a time.
 
-    `vae_device` is the device of the VAE and the text encoder, or None if it is `device`."""
+    `vae_device` is the device of the VAE and the text encoder, or None if it is `device`. `ranks` processes make the
+    transformer's calls together, each on a GPU of its own; on a CPU all on one."""
 
     plan: Plan
     model: Model
@@ -132,6 +134,7 @@ class Workload:
     quant: Quant = "none"
     lanes: int = 1
     vae_device: Device | None = None
+    ranks: int = 1
 
     @classmethod
     def of(
@@ -144,8 +147,9 @@ class Workload:
         lanes: int = 1,
         prompts: PromptTokens | None = None,
         vae_device: Device | None = None,
+        ranks: int = 1,
     ) -> Workload:
-        return cls(plan, model, work_of(plan, model, dtype, prompts), device, dtype, quant, lanes, vae_device)
+        return cls(plan, model, work_of(plan, model, dtype, prompts), device, dtype, quant, lanes, vae_device, ranks)
 
     @property
     def decoder(self) -> Device:
@@ -155,6 +159,16 @@ class Workload:
     @property
     def branches(self) -> int:
         return 2 if self.plan.guidance > 1 else 1
+
+    @property
+    def team(self) -> int:
+        """Ranks that share a call's rows."""
+        return Team.of(self.ranks, self.plan.guidance, self.model.dit.num_attention_heads, self.model.name).size
+
+    @property
+    def calls_of_a_rank(self) -> int:
+        """Calls of a step, of all lanes, that a rank takes part in."""
+        return self.lanes * self.branches * self.team // self.ranks
 
     @property
     def itemsize(self) -> int:
@@ -288,7 +302,7 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
     if load.vae_device is not None:
         on_vae_device = max(phase.total for phase in phases if phase.on_vae_device)
         on_vae_device += RUNTIME_BYTES[load.vae_device.kind]
-    host = _host_bytes(load)
+    host = _host_bytes(load) + (load.ranks - 1) * _rank_bytes(load, placement)
     if kind == "cpu":
         host += on_device
     else:
@@ -381,17 +395,13 @@ def _phases(load: Workload, placement: Placement) -> list[PhaseMemory]:
     """Return the phases: the text encoder, which is freed; then transformer and VAE, together, in turns, or each on a
     device of its own."""
     on_cpu, slack, is_apart = load.device.kind == "cpu", 1 + FRAGMENTATION, load.vae_device is not None
-    transformer = load.transformer_bytes
-    if streamed := load.streamed(placement):
-        transformer -= (streamed - (HOST_SLOTS if on_cpu else DEVICE_SLOTS)) * load.block_bytes
+    transformer = _loaded_bytes(load, placement)
     together = 0 if placement.takes_turns or is_apart else transformer + load.vae_bytes
     kept = load.lanes * _kept_bytes(load) + (load.prompt_bytes if on_cpu else 0)
     calling = _call_bytes(load)
-    if load.device.kind == "cuda" and placement.mode == "none" and placement.graphs:
+    if load.device.kind == "cuda" and placement.mode == "none" and placement.graphs and load.team == 1:
         kept += round(slack * calling) + _recorded_bytes(load)
-    if placement.mode == "stream":  # the rows of each further call that waits for its turn in a block, and their norm
-        rows = max(stage.rows for stage in load.work.stages)
-        calling += (load.lanes * load.branches - 1) * 2 * rows * load.model.dit.width * load.itemsize
+    calling += _waiting_bytes(load, placement)
     # A prompt's keys and values are there twice when they are put together, next to those of the prompt before.
     denoising = max(calling, 2 * load.context_bytes(load.text_rows)) + 3 * load.lanes * load.latent_bytes
     size, kind = load.plan.size, "cpu" if load.decoder.kind == "cpu" else "cuda"
@@ -405,6 +415,29 @@ def _phases(load: Workload, placement: Placement) -> list[PhaseMemory]:
         held = load.lanes * load.latent_bytes if elsewhere else kept
         phases.append(PhaseMemory(phase, together or alone, held, round(slack * working), elsewhere))
     return phases
+
+
+def _loaded_bytes(load: Workload, placement: Placement) -> int:
+    """Return the bytes of the transformer where it computes."""
+    slots = HOST_SLOTS if load.device.kind == "cpu" else DEVICE_SLOTS
+    streamed = load.streamed(placement)
+    return load.transformer_bytes - (streamed - slots) * load.block_bytes if streamed else load.transformer_bytes
+
+
+def _waiting_bytes(load: Workload, placement: Placement) -> int:
+    """Return the bytes of further calls that wait for their turn in a streamed block: their rows and the norm."""
+    rows = max(stage.rows for stage in load.work.stages)
+    waiting = load.calls_of_a_rank - 1 if placement.mode == "stream" else 0
+    return waiting * 2 * -(-rows // load.team) * load.model.dit.width * load.itemsize
+
+
+def _rank_bytes(load: Workload, placement: Placement) -> int:
+    """Return the host memory of each further rank: its process, and on a CPU its transformer, inputs and calls."""
+    process = PROCESS_BYTES[load.device.kind]
+    if load.device.kind != "cpu":
+        return process + (HOST_SLOTS * load.block_bytes if placement.mode == "stream" else 0)
+    calling, inputs = _call_bytes(load) + _waiting_bytes(load, placement), load.lanes * _kept_bytes(load)
+    return process + _loaded_bytes(load, placement) + inputs + round((1 + FRAGMENTATION) * calling)
 
 
 def _text_phase(load: Workload, placement: Placement, others: int) -> PhaseMemory:
@@ -454,17 +487,22 @@ def _recorded_bytes(load: Workload) -> int:
 
 
 def _call_bytes(load: Workload) -> int:
-    """Return the bytes of a model call in its widest stage: the larger of two moments in a block.
+    """Return the bytes of a model call in its widest stage, for one of a team of ranks: the largest moment in a block.
 
     One is the norm of the keys, in float32 in three steps (two where nothing is rounded), next to the stream, its norm,
     queries, keys and values. The other is the feed-forward, whose hidden rows are there before and after GELU, next to
-    the stream and its norm, and what cross-attention leaves of the noisy rows, its norm and its result.
+    the stream and its norm, and what cross-attention leaves of the noisy rows, its norm and its result. In a team there
+    is a third: what is given to the other ranks and what they give, three times a rank's rows each, next to the stream,
+    its norm, queries, keys and values.
     """
-    dit, itemsize = load.model.dit, load.product_itemsize
+    dit, itemsize, team = load.model.dit, load.product_itemsize, load.team
     widest = max(load.work.stages, key=lambda stage: stage.noisy)
-    at_keys = widest.rows * dit.width * (5 * itemsize + (3 if itemsize < FLOAT32 else 2) * FLOAT32)
-    at_hidden = 2 * itemsize * ((widest.rows + widest.noisy) * dit.width + widest.rows * dit.ffn_dim)
-    return max(at_keys, at_hidden)
+    noisy = -(-widest.noisy // team)
+    rows = noisy + -(-(widest.rows - widest.noisy) // team)
+    at_keys = rows * dit.width * (5 * itemsize + (3 if itemsize < FLOAT32 else 2) * FLOAT32)
+    at_hidden = 2 * itemsize * ((rows + noisy) * dit.width + rows * dit.ffn_dim)
+    at_exchange = rows * dit.width * 11 * itemsize if team > 1 else 0
+    return max(at_keys, at_hidden, at_exchange)
 
 
 def _host_bytes(load: Workload) -> int:

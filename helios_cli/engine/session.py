@@ -257,7 +257,11 @@ class Session:
         model = model_of(models.name, models.checkpoint)
         device, dtype = device_of(models.device), _name_of(models.dtype)
         lanes, other = len(plans), self._vae_device()
-        loads = [Workload.of(plan, model, device, dtype, models.quant, lanes, vae_device=other) for plan in plans]
+        ranks = 1 if models.ranks is None else models.ranks.count
+        loads = [
+            Workload.of(plan, model, device, dtype, models.quant, lanes, vae_device=other, ranks=ranks)
+            for plan in plans
+        ]
         return max(loads, key=lambda load: plan_memory(load, MemoryBudget(), RESIDENT).device_bytes)
 
     def _vae_device(self) -> Device | None:

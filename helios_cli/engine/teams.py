@@ -100,7 +100,7 @@ class Teams:
             if turn.teams == self.count:
                 values = models.answer_alone(own)
             else:
-                values = forward_all(models.dit, own, self._exchange(turn.teams))
+                values = self._shared(models, own, self._exchange(turn.teams))
             mine = torch.cat([value.flatten() for value in values])
             lengths = [self._lengths(models, calls, turn, rank) for rank in range(self.count)]
             found = self.all.to_first(mine, [sum(each) for each in lengths])
@@ -108,6 +108,13 @@ class Teams:
                 pieces = [part.split(each) for part, each in zip(found, lengths, strict=True)]
                 flows |= self._join(models, calls, turn, pieces)
         return flows
+
+    def _shared(self, models: Models, calls: Sequence[Call], exchange: Exchange) -> list[Tensor]:
+        """Return this rank's patches of calls: one after the other, or together where blocks stream."""
+        dit = models.dit
+        if models.stream is not None:
+            return forward_all(dit, calls, exchange)
+        return [patches for call in calls for patches in forward_all(dit, [call], exchange)]
 
     def _lengths(self, models: Models, calls: Sequence[Call], turn: Round, rank: int) -> list[int]:
         """Return how many values a rank has of each call that its team makes."""

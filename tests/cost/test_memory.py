@@ -19,13 +19,14 @@ from helios_cli.device import ITEMSIZE, Device
 from helios_cli.model import dit as dit_module
 from helios_cli.model import umt5
 from helios_cli.model.dit import HeliosDiT
+from helios_cli.model.sharded import forward_all
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.units import held_keys
 from helios_cli.weights.offload import layout_of
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
 from support.live_bytes import peak_bytes
-from support.meta_networks import SMALL, call, on_meta
+from support.meta_networks import SMALL, Counted, call, on_meta
 from support.recipes import plan_of
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -49,10 +50,29 @@ def test_a_model_call(dtype, config, size, fused_attention):
     history, noisy = shape.history_tokens(size).total, shape.noisy_tokens(size, 1)[0]
     stage = SimpleNamespace(noisy=noisy, rows=history + noisy)
     model, stages = SimpleNamespace(dit=shape), SimpleNamespace(stages=[stage])
-    expected = memory._call_bytes(SimpleNamespace(model=model, work=stages, product_itemsize=dtype.itemsize))
+    expected = memory._call_bytes(SimpleNamespace(model=model, work=stages, product_itemsize=dtype.itemsize, team=1))
     rotations = 4 * (noisy + history) * shape.attention_head_dim  # made within the call here, kept by the engine
     # The rest are queries' norms and rows of modulation, and alignment of small things.
     assert peak_bytes(work["call"]) == pytest.approx(expected + rotations, rel=0.03)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("team", [2, 4])
+def test_a_rank_s_part_of_a_model_call(dtype, team, fused_attention):
+    """The part of the first of a team, which has the most rows."""
+    shape = DiTConfig.from_json({**specs.TRANSFORMER, "num_layers": 2})
+    dit = on_meta(lambda: HeliosDiT(shape)).to(dtype)
+    work = call(dit, (640, 384), 0, 100)
+    work["history"](), work["text"]()
+    inputs, history, noisy = (
+        work["inputs"](),
+        shape.history_tokens((640, 384)).total,
+        shape.noisy_tokens((640, 384), 1)[0],
+    )
+    model = SimpleNamespace(dit=shape)
+    stages = SimpleNamespace(stages=[SimpleNamespace(noisy=noisy, rows=history + noisy)])
+    expected = memory._call_bytes(SimpleNamespace(model=model, work=stages, product_itemsize=dtype.itemsize, team=team))
+    assert peak_bytes(lambda: forward_all(dit, [inputs], Counted(team))) == pytest.approx(expected, rel=0.04)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

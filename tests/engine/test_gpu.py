@@ -28,6 +28,7 @@ from helios_cli.engine.state import State
 from helios_cli.errors import InputError, MachineError, PictureError
 from helios_cli.film.writer import open_writer
 from helios_cli.model import block as block_module
+from helios_cli.model import sharded
 from helios_cli.model.attention import Choice
 from helios_cli.model.backends import shape_key
 from helios_cli.model.dit import Call, HeliosDiT
@@ -35,6 +36,7 @@ from helios_cli.model.vae import WanVAE
 from helios_cli.units import PROMPT_KEYS, grid_of
 from helios_cli.weights.placement import Placement
 from helios_kernels.dispatch import INTERPRETER, Backend
+from support import meta_networks
 from support.queues import Mark, Queue
 from support.renders import Case, models_of, plan_of
 
@@ -334,15 +336,41 @@ def test_an_fp8_product_that_is_not_there_or_is_wrong_is_told(monkeypatch):
     assert "size" in gpu.fp8_fault(CPU)
 
 
+@pytest.mark.parametrize("team", [1, 4])
 @pytest.mark.parametrize("guided", [True, False])
-def test_what_is_timed_before_a_film_is_what_its_fingerprints_look_at(guided, monkeypatch):
+def test_what_is_timed_before_a_film_is_what_its_fingerprints_look_at(guided, team, monkeypatch):
     """Here with tensors that hold nothing: only shapes count."""
     config = {**SPECS["14b"].transformer, "guidance_cross_attn": guided}
     timed, size, dtype = [], (640, 384), torch.bfloat16
     monkeypatch.setattr(gpu, "attention", lambda q, k, v, bias, choice: timed.append(shape_key(q, k, bias)))
     grids = [grid_of(size, (1, 2, 2), halvings) for halvings in (2, 1, 0)]
-    gpu.measure_attention(Choice(), DiTConfig.from_json(config), grids, dtype, torch.device("meta"))
-    assert timed == list(attention_shapes(DiTConfig.from_json(config), size, 3, "bfloat16"))
+    gpu.measure_attention(Choice(), DiTConfig.from_json(config), grids, dtype, torch.device("meta"), team)
+    assert timed == list(attention_shapes(DiTConfig.from_json(config), size, 3, "bfloat16", team))
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_what_is_timed_for_a_team_is_what_its_ranks_compute(guided, monkeypatch):
+    """The shapes and strides of self-attention in the first and the last block, and those of cross-attention."""
+    config = DiTConfig.from_json({**SPECS["tiny"].transformer, "guidance_cross_attn": guided, "num_layers": 2})
+    given, timed, grid = [], [], grid_of((128, 64), (1, 2, 2), 0)
+    for module, calls in ((block_module, given), (sharded, given), (gpu, timed)):
+
+        def noted(q, k, v, bias, choice, calls=calls):
+            layout = q.stride()[1:] if k.shape[1] == len(rope) else None  # the prompt's are contiguous
+            calls.append((shape_key(q, k, bias), layout))
+            return q.flatten(2)
+
+        monkeypatch.setattr(module, "attention", noted)
+    with torch.device("meta"), torch.no_grad():
+        dit = HeliosDiT(config)
+    work = meta_networks.call(dit, (128, 64), 0, 60)
+    work["history"](), work["text"]()
+    rope = work["inputs"]().rope
+    with torch.no_grad():
+        sharded.forward_all(dit, [work["inputs"]()], meta_networks.Counted(2))
+    gpu.measure_attention(Choice(), config, [grid], torch.float32, torch.device("meta"), 2)
+    assert set(given) <= set(timed)
+    assert len(set(given)) == 3
 
 
 @pytest.mark.parametrize("kernels", [True, False])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from helios_cli.architecture import DiTConfig
-from helios_cli.model.dit import HeliosDiT
+from helios_cli.model.dit import Call, HeliosDiT
+from helios_cli.model.sharded import Exchange
 from helios_cli.units import grid_of
 
 SMALL = {"num_attention_heads": 3, "attention_head_dim": 16, "rope_dim": [4, 6, 6], "num_layers": 3}
@@ -29,5 +30,18 @@ def call(dit: HeliosDiT, size: tuple[int, int], halvings: int, prompt_tokens: in
     found["history"] = lambda: found.setdefault("tokens", dit.embed_history(*terms))
     found["text"] = lambda: found.setdefault("context", dit.embed_text(rows))
     mods = dit.modulation(torch.zeros(1, device="meta"))
-    found["call"] = lambda: dit(noisy, found["tokens"], mods, dit.rope(full, grid), found["context"])
+    found["inputs"] = lambda: Call(noisy, found["tokens"], mods, dit.rope(full, grid), found["context"])
+    found["call"] = lambda: dit(*found["inputs"]())
     return found
+
+
+class Counted(Exchange):
+    """The first of so many ranks, without the others: what they give has only a shape. `received` counts its bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.rank, self.size, self.received = 0, size, 0
+
+    def swap(self, rows: torch.Tensor, given, taken) -> torch.Tensor:
+        out = rows.new_empty(sum(taken), *rows.shape[1:])
+        self.received += (sum(taken) - taken[self.rank]) * out[:1].nbytes
+        return out
