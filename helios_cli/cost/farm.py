@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from helios_cli import machine
 from helios_cli.cost.gpus import peer_rate
 from helios_cli.cost.speeds import DIT_UTILISATION, VAE_UTILISATION
 from helios_cli.cost.team import Team
-from helios_cli.device import ITEMSIZE, Device, find_gpus
+from helios_cli.device import ITEMSIZE, Device, find_gpus, gpu_index
 from helios_cli.errors import InputError
 from helios_cli.recipe.options import MAX_WORKERS, RenderOptions
 from helios_cli.units import counted, format_bytes
@@ -115,12 +115,12 @@ class Farm:
         costs: for each film, the cost of each of its segments on one worker: seconds, or operations if not `timed`.
         load_seconds: time in which a worker loads the models.
         workers: how many render, or None if only the cluster knows.
-        gpus: names of the GPUs that they use, as far as they are known; none on a CPU.
+        kinds: workers by the names of their GPUs, as far as they are known; none on a CPU.
         mixed: a film may be rendered by GPUs of several kinds.
         is_here: they are all on this machine, or on the one that is planned for.
         threads: (threads of a worker, cores that all of them share) where they share a CPU, else None.
         split: what one film on several GPUs gains, or None if each film has one.
-        vae_gpus: GPUs of a worker that only decode, 0 or 1.
+        gpus_per_worker: GPUs that a worker takes, the one that decodes included.
         price: price of a GPU-hour, if it is known.
         is_asked_for: the flags name workers or GPUs, and not only the films.
         notices: what the user should know of these workers.
@@ -130,12 +130,12 @@ class Farm:
     timed: bool
     load_seconds: float
     workers: int | None
-    gpus: tuple[str, ...]
+    kinds: Mapping[str, int]
     mixed: bool
     is_here: bool
     threads: tuple[int, int] | None
     split: Split | None
-    vae_gpus: int
+    gpus_per_worker: int
     price: float | None
     is_asked_for: bool
     notices: tuple[str, ...] = ()
@@ -147,16 +147,6 @@ class Farm:
     @property
     def gpus_per_film(self) -> int:
         return self.split.gpus if self.split else 1
-
-    @property
-    def gpus_per_worker(self) -> int:
-        return self.gpus_per_film + self.vae_gpus
-
-    @property
-    def kinds(self) -> dict[str, int]:
-        """Workers by the name of their GPUs, where that is known; a worker's GPUs are of one kind."""
-        kinds = {name: count // self.gpus_per_worker for name, count in Counter(self.gpus).items()}
-        return {name: count for name, count in kinds.items() if count}
 
     @property
     def longest(self) -> tuple[int, int]:
@@ -182,9 +172,8 @@ class Farm:
 
     def on(self, workers: int) -> Outcome:
         """Return what so many workers make of the films."""
-        kinds = self.kinds
-        if len(kinds) > 1 and not self.mixed and workers == self.workers:
-            return self._outcome(workers, makespan_by_kind(self.costs, tuple(kinds.values())))
+        if len(self.kinds) > 1 and not self.mixed and workers == self.workers:
+            return self._outcome(workers, makespan_by_kind(self.costs, tuple(self.kinds.values())))
         return self._outcome(workers, makespan(self.all_costs, workers))
 
     def _outcome(self, workers: int, ends: float) -> Outcome:
@@ -220,28 +209,27 @@ def farm_of(estimates: Sequence[Estimate], options: RenderOptions, *, on: str | 
     first = estimates[0]
     is_asked_for = options.is_shared_out or options.gpus_per_film > 1
     here = find_gpus() if is_asked_for and first.device.kind == "cuda" and on is None else ()
-    vae_gpus = int(first.vae_device is not None and first.vae_device.kind != "cpu")
-    per_worker = options.gpus_per_film + vae_gpus
+    per_worker = gpus_per_worker(options)
     workers = _workers(options, len(here) // per_worker, on)
     timed = all(estimate.seconds is not None for estimate in estimates)
-    split = _split(estimates, options.gpus_per_film) if options.gpus_per_film > 1 else None
+    split = _split(estimates, options) if options.gpus_per_film > 1 else None
     is_here = options.cluster in (None, "local") and (workers is not None or not options.share)
-    used = here[: (workers or 1) * per_worker] if is_here else ()
+    used = _groups(here, per_worker)[: workers or 1] if is_here else []
     return Farm(
         costs=tuple(segment_costs(estimate, timed=timed) for estimate in estimates),
         timed=timed,
         load_seconds=sum(_load_seconds(estimate) for estimate in _one_a_model(estimates)),
         workers=workers,
-        gpus=tuple(gpu.name for gpu in used),
+        kinds=Counter(used),
         mixed=options.mixed,
         is_here=is_here,
         threads=_threads(first) if first.device.kind == "cpu" and is_here else None,
         split=split,
-        vae_gpus=vae_gpus,
+        gpus_per_worker=per_worker,
         price=first.price,
         is_asked_for=is_asked_for,
         notices=(
-            *_gpu_notices(options, here, used, (workers or 1) * per_worker),
+            *_gpu_notices(options, here, Counter(used), (workers or 1) * per_worker),
             *(_memory_notices(estimates, workers, options.gpus_per_film) if is_here and on is None else ()),
         ),
     )
@@ -270,9 +258,9 @@ def segment_costs(estimate: Estimate, *, timed: bool) -> tuple[float, ...]:
 # One film on several GPUs
 
 
-def _split(estimates: Sequence[Estimate], gpus: int) -> Split:
-    """Return the gain of dividing each film's model calls among `gpus`, on average over the films."""
-    first = estimates[0]
+def _split(estimates: Sequence[Estimate], options: RenderOptions) -> Split:
+    """Return the gain of dividing each film's model calls among GPUs, on average over the films."""
+    first, gpus = estimates[0], options.gpus_per_film
     rate = peer_rate(first.device.name)
     if first.device.kind == "cpu":
         return Split(gpus, None, None, "unknown: on a CPU, the processes share its cores")
@@ -282,14 +270,16 @@ def _split(estimates: Sequence[Estimate], gpus: int) -> Split:
         return Split(gpus, None, None, "unknown, as is the speed of one GPU")
     if any(estimate.mode.name != "none" for estimate in estimates):
         return Split(gpus, None, None, "unknown where weights do not stay on the device")
+    # A GPU that only decodes works while the next chunk is denoised; one that also denoises does one after the other.
+    together = max if gpu_index(options.vae_device) >= gpus else lambda denoise, decode: denoise + decode
     alone = divided = moved = 0.0
     for estimate in estimates:
-        lanes, chunks = estimate.lanes, len(estimate.plan.chunks)
-        a_chunk = _moved_bytes(estimate, gpus) / chunks
-        shared = replace(estimate.speed, denoise=(estimate.speed.denoise or 0) / gpus + lanes * a_chunk / rate)
-        alone += chunks / lanes * (estimate.speed.seconds(estimate.mode, estimate.budget) or 0)
-        divided += chunks / lanes * (shared.seconds(estimate.mode, estimate.budget) or 0)
-        moved += chunks * a_chunk
+        chunks = len(estimate.plan.chunks)
+        denoise, decode = estimate.duration.denoise or 0.0, estimate.duration.decode or 0.0
+        film_bytes = _moved_bytes(estimate, gpus)
+        alone += chunks / estimate.lanes * (estimate.speed.seconds(estimate.mode, estimate.budget) or 0.0)
+        divided += together(denoise / gpus + film_bytes / rate, decode)
+        moved += film_bytes
     basis = f"stated: calls divide evenly, data moves at {format_bytes(rate)}/s between GPUs, decoding is not divided"
     return Split(gpus, divided / alone, moved / sum(len(estimate.plan.chunks) for estimate in estimates), basis)
 
@@ -346,16 +336,28 @@ def _load_seconds(estimate: Estimate) -> float:
     return stored / estimate.speed.bandwidths.disk
 
 
-def _gpu_notices(options: RenderOptions, here: Sequence[Device], used: Sequence[Device], needed: int) -> list[str]:
-    notices = []
+def gpus_per_worker(options: RenderOptions) -> int:
+    """Return the GPUs that a worker takes: the first of them make the model calls, and --vae-device names one."""
+    return max(options.gpus_per_film, gpu_index(options.vae_device) + 1)
+
+
+def _groups(gpus: Sequence[Device], each: int) -> list[str]:
+    """Return the names of each worker's GPUs, which follow each other, as far as there are enough."""
+    groups = (gpus[first : first + each] for first in range(0, len(gpus) - each + 1, each))
+    return [" and ".join(dict.fromkeys(gpu.name for gpu in group)) for group in groups]
+
+
+def _gpu_notices(
+    options: RenderOptions, here: Sequence[Device], kinds: Mapping[str, int], needed: int
+) -> Iterator[str]:
+    """Say where GPUs are missing, and where workers differ by theirs."""
     if here and options.cluster is None and needed > len(here):
-        notices.append(f"{counted(needed, 'GPU')} would be needed; this machine has {len(here)}")
-    kinds = Counter(gpu.name for gpu in used)
+        has = counted(len(here), "GPU")
+        yield f"a render would end with an error: {counted(needed, 'GPU')} are needed, and this machine has {has}"
     if len(kinds) > 1:
         listed = ", ".join(f"{count} x {name}" for name, count in kinds.items())
         rule = "a film is rendered by one kind of them, as kinds round differently; --mixed lets it use all"
-        notices.append(f"the GPUs differ: {listed}; {'--mixed lets a film use all of them' if options.mixed else rule}")
-    return notices
+        yield f"the GPUs differ: {listed}; {'--mixed lets a film use all of them' if options.mixed else rule}"
 
 
 def _memory_notices(estimates: Sequence[Estimate], workers: int | None, ranks: int) -> list[str]:

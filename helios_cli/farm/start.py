@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from helios_cli import machine
 from helios_cli.cost.estimate import find_model_for, too_long_prompts
+from helios_cli.cost.farm import gpus_per_worker
 from helios_cli.cost.work import count_tokens
-from helios_cli.device import Device, find_device, find_gpus, find_vae_device, gpu_index, pick_dtype, visible_gpus
+from helios_cli.device import Device, find_device, find_gpus, find_vae_device, pick_dtype, visible_gpus
 from helios_cli.errors import MachineError
 from helios_cli.farm.cluster import open_cluster
 from helios_cli.farm.driver import Driver
@@ -78,7 +79,7 @@ def _open_pool(films: Sequence[FarmFilm], options: RenderOptions) -> Pool:
 
 def gpu_environments(gpus: Sequence[Device], options: RenderOptions) -> dict[str, dict[str, str]]:
     """Return the environment of each worker on GPUs: it sees only its own. MachineError for more than there are."""
-    each = max(options.gpus_per_film, gpu_index(options.vae_device) + 1)
+    each = gpus_per_worker(options)
     most = len(gpus) // each
     wanted = max(1, most) if options.workers == "auto" else options.workers or 1
     if wanted > most:

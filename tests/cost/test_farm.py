@@ -207,30 +207,30 @@ def test_memory_of_all_workers_is_counted(monkeypatch, workers, free, warned):
     assert all("3 processes with" in notice and "of host memory" in notice for notice in farm.notices)
 
 
-def test_the_gpus_of_a_worker_are_of_one_kind(rack):
+def test_a_worker_takes_gpus_that_follow_each_other(rack):
     rack(H200, L4, L4, L4, L4)
     farm, _ = planned(on=None, workers="auto", gpus_per_film=2)
-    assert farm.workers == 2 and farm.kinds == {"NVIDIA L4": 1} and farm.on(2).workers == 2
-    rack(H200, L4)
-    farm, _ = planned(on=None, workers="auto", gpus_per_film=2)
-    assert farm.kinds == {} and farm.on(1).gpus == 2
+    assert farm.workers == 2 and farm.kinds == {"NVIDIA H200 and NVIDIA L4": 1, "NVIDIA L4": 1}
+    assert farm.on(2).gpus == 4 and "the GPUs differ" in farm.notices[0]
+    assert planned(on=None, workers="auto", gpus_per_film=5)[0].kinds == {"NVIDIA H200 and NVIDIA L4": 1}
 
 
-def test_a_gpu_that_decodes_belongs_to_its_worker(rack):
-    """It decodes a chunk while the next one is denoised: the longer of the two counts."""
-    rack(*[H200] * 8)
-    assert planned(on=None, workers="auto", gpus_per_film=4, vae_device="cuda:1")[0].workers == 1
-    farm, (estimate,) = planned(gpus_per_film=4, vae_device="cuda:1")
-    assert farm.on(1).gpus == 5
+@pytest.mark.parametrize(("vae_device", "gpus"), [("cuda:1", 4), ("cuda:4", 5)])
+def test_the_gpu_that_decodes_belongs_to_its_worker(rack, vae_device, gpus):
+    """One that decodes alone does so while the next chunk is denoised."""
+    rack(*[H200] * 9)
+    assert planned(on=None, workers="auto", gpus_per_film=4, vae_device=vae_device)[0].workers == 9 // gpus
+    farm, (estimate,) = planned(gpus_per_film=4, vae_device=vae_device)
     denoise, decode = estimate.speed.denoise, estimate.speed.decode
-    waited = farm.split.moved_bytes / 300e9
-    assert farm.split.share == pytest.approx(max(denoise / 4 + waited, decode) / max(denoise, decode))
+    divided = denoise / 4 + farm.split.moved_bytes / 300e9
+    expected = max(divided, decode) if gpus == 5 else divided + decode
+    assert farm.on(1).gpus == gpus and farm.split.share == pytest.approx(expected / max(denoise, decode))
 
 
 def test_gpus_that_are_missing_are_counted(rack):
     rack(H200, H200)
     (notice,) = planned(on=None, workers=2, gpus_per_film=2)[0].notices
-    assert notice == "4 GPUs would be needed; this machine has 2"
+    assert notice == "a render would end with an error: 4 GPUs are needed, and this machine has 2 GPUs"
 
 
 @pytest.mark.parametrize(("gpus", "gigabytes"), [(2, 4.5), (4, 3.4), (8, 2.0)])
