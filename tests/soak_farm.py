@@ -34,7 +34,7 @@ HOW = ["--model", "tiny", "--dtype", "float32"]
 WAYS = ("SIGKILL", "SIGSTOP, SIGKILL", "SIGINT", "SIGTERM")
 
 ENDS = {0, 130, 143, -signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM}
-"""The ways in which a driver may end. It may also fail, if workers of it were killed so often that it gave up a film."""
+"""The ways in which a driver may end. It also fails where its workers were killed so often that it gave up a film."""
 
 LONGEST_RUN = 300.0
 """Seconds of a run after which it counts as hung."""
