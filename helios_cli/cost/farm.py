@@ -230,7 +230,7 @@ def farm_of(estimates: Sequence[Estimate], options: RenderOptions, *, on: str | 
         is_asked_for=is_asked_for,
         notices=(
             *_gpu_notices(options, here, Counter(used), (workers or 1) * per_worker),
-            *(_memory_notices(estimates, workers, options.gpus_per_film) if is_here and on is None else ()),
+            *(_memory_notices(estimates, workers or 1) if is_here and on is None else ()),
         ),
     )
 
@@ -360,11 +360,11 @@ def _gpu_notices(
         yield f"the GPUs differ: {listed}; {'--mixed lets a film use all of them' if options.mixed else rule}"
 
 
-def _memory_notices(estimates: Sequence[Estimate], workers: int | None, ranks: int) -> list[str]:
+def _memory_notices(estimates: Sequence[Estimate], workers: int) -> Iterator[str]:
     """Warn if the workers take more host memory together than is free; each of them looks at its own alone."""
-    processes, free = (workers or 1) * ranks, machine.host_memory().available_bytes
-    each = max(estimate.mode.host_bytes for estimate in estimates)
-    if processes == 1 or free is None or processes * each <= free:
-        return []
-    together = f"{processes} processes with {format_bytes(each)} each take {format_bytes(processes * each)}"
-    return [f"{together} of host memory, of which {format_bytes(free)} is free: use fewer, or set --ram for each"]
+    free, each = machine.host_memory().available_bytes, max(estimate.mode.host_bytes for estimate in estimates)
+    if workers > 1 and free is not None and workers * each > free:
+        yield (
+            f"{workers} workers with {format_bytes(each)} each take {format_bytes(workers * each)} of host memory, of "
+            f"which {format_bytes(free)} is free: use fewer, or set --ram for each"
+        )

@@ -204,7 +204,7 @@ def test_memory_of_all_workers_is_counted(monkeypatch, workers, free, warned):
     monkeypatch.setattr("helios_cli.cost.estimate.budget_of", lambda *_, **__: estimate.budget)
     farm, _ = planned(on=None, device="cpu", dtype="float32", workers=workers)
     assert len(farm.notices) == warned
-    assert all("3 processes with" in notice and "of host memory" in notice for notice in farm.notices)
+    assert all("3 workers with" in notice and "of host memory" in notice for notice in farm.notices)
 
 
 def test_a_worker_takes_gpus_that_follow_each_other(rack):
