@@ -37,6 +37,42 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         sync(path.parent)
 
 
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""The errors of file systems without hard links."""
+
+
+def create_once(path: Path, data: bytes) -> bool:
+    """Create a file with `data`, unless there is one. Returns whether it is ours: of several processes one succeeds.
+
+    The file appears whole.
+    """
+    new = path.with_name(f".new-{secrets.token_hex(5)}")
+    try:
+        new.write_bytes(data)
+        return link_once(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def link_once(new: Path, path: Path) -> bool:
+    """Give a file a second name, unless another file has it. Returns whether it has it now.
+
+    Where the file system has no links the file is renamed, and two processes that try at the same moment may both
+    succeed.
+    """
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if path.exists():
+            return False
+        os.rename(new, path)
+    return True
+
+
 def sync(path: Path) -> None:
     """Flush a file's data, or a folder's entries, to the disk.
 

@@ -13,7 +13,6 @@ Two owners, after a process was suspended for long, do no harm: both make the sa
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -25,14 +24,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from helios_cli.files import link_once
 from helios_cli.film.disk import disk_errors
 
 BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 120.0
 """Longer than network file systems keep a file's time in their caches (a minute)."""
-
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""Errors of file systems without hard links."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ class Claims:
                 with contextlib.suppress(OSError):  # a file system without locks: the claim's time has to do
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.write(descriptor, json.dumps(vars(self._me)).encode())
-                is_ours = _link(new, path)
+                is_ours = link_once(new, path)
             finally:
                 new.unlink(missing_ok=True)
         if is_ours:
@@ -152,21 +149,6 @@ class Claims:
         before, since = self._seen.get(path, (changed, now))
         self._seen[path] = (changed, since if before == changed else now)
         return before == changed and now - since >= self._expiry
-
-
-def _link(new: Path, path: Path) -> bool:
-    """Give a file its name as well, unless another file has it. Returns whether it has it now."""
-    try:
-        os.link(new, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        if path.exists():
-            return False
-        os.rename(new, path)  # two processes may both succeed, and make the same chunks
-    return True
 
 
 def _owner(path: Path) -> Owner | None:

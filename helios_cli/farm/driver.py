@@ -389,9 +389,14 @@ class Driver:
         for film in self._films:
             if not film.is_rendered or film.has_ended or film in self._joining:
                 continue
-            if not self._options.share or self._claims[film].take("film"):
-                self._joining.add(film)
-                Thread(target=self._join, args=(film,), name="join", daemon=True).start()
+            if self._options.share:
+                if not self._claims[film].take("film"):
+                    continue
+                if film.parts.kind() is None:  # another process has joined it just before: `_poll` finds the film
+                    self._claims[film].release("film")
+                    continue
+            self._joining.add(film)
+            Thread(target=self._join, args=(film,), name="join", daemon=True).start()
 
     def _join(self, film: FarmFilm) -> None:
         """Join a film in a thread: workers go on with other films."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from helios_cli.errors import InputError
-from helios_cli.files import replacing
+from helios_cli.files import create_once, replacing
 from helios_cli.film.cache import Cache
 from helios_cli.film.disk import disk_errors
 from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter
@@ -31,6 +31,7 @@ from helios_cli.film.resume import Resumed, Wanted
 from helios_cli.film.target import OTHER_NAME, Target
 
 FORMAT = "helios parts"
+NOTE = "film.json"
 NO_LIMIT = 2**62
 """Limit of the cache in a folder of parts: more bytes than a disk has."""
 
@@ -53,27 +54,25 @@ class Parts:
 
     def check(self) -> None:
         """Raise InputError if there is something under the folder's name that is not ours."""
-        if self.folder.is_symlink() or (self.folder.exists() and self.kind() is None and os.listdir(self.folder)):
+        is_foreign = self.folder.exists() and not self._is_ours() and os.listdir(self.folder)
+        if self.folder.is_symlink() or is_foreign:
             raise InputError(
                 f"{self.folder} is not a folder of finished chunks of a film",
                 hint=f"move it elsewhere, or {OTHER_NAME}",
             )
 
     def kind(self) -> Mapping[str, object] | None:
-        """Return what the chunks are computed by; None if the folder is not there or not ours."""
-        note = _read(self.folder / "film.json")
-        kind = note.get("kind") if note.get("format") == FORMAT else None
+        """Return what the chunks are computed by; None if the folder is not there, not ours, or being removed."""
+        kind = _read(self.folder / NOTE).get("kind") if self._is_ours() else None
         return kind if isinstance(kind, dict) else None
 
     def begin(self, kind: Mapping[str, object]) -> Mapping[str, object]:
         """Create the folder, unless it is there. Returns what its chunks are computed by: `kind` if it is new."""
+        if self._is_ours() and self.kind() is None:  # a process that was removing it was killed
+            self.remove()
         with disk_errors(self.folder):
             (self.folder / "done").mkdir(parents=True, exist_ok=True)
-            note = self.folder / f".film-{os.getpid()}"
-            note.write_text(json.dumps({"format": FORMAT, "kind": kind}), encoding="utf-8")
-            with contextlib.suppress(FileExistsError):  # another process was first
-                os.link(note, self.folder / "film.json")
-            note.unlink()
+            create_once(self.folder / NOTE, json.dumps({"format": FORMAT, "kind": kind}).encode())
         return self.kind() or kind
 
     def done(self, segment: int) -> DoneSegment | None:
@@ -94,10 +93,16 @@ class Parts:
         self._note(segment).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove the folder, the mark that makes it ours last."""
+        """Remove the folder. From the first moment on it says to other processes that the chunks are gone."""
+        if self._is_ours():
+            with contextlib.suppress(OSError), replacing(self.folder / NOTE) as new:
+                new.write_text(json.dumps({"format": FORMAT}), encoding="utf-8")
         for name in ("claims", "done", "chunks", "films"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _is_ours(self) -> bool:
+        return _read(self.folder / NOTE).get("format") == FORMAT
 
     def _note(self, segment: int) -> Path:
         return self.folder / "done" / f"{segment}.json"
