@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.session import Session
 from helios_cli.errors import HeliosError, InputError, OutOfMemory
 from helios_cli.film.cache import Cache
+from helios_cli.film.parts import LeftChunks, Parts
 from helios_cli.film.target import Target, check_space
 from helios_cli.film.writer import FilmWriter, open_writer
 from helios_cli.recipe.film import Film
@@ -93,7 +94,10 @@ def _render_placed(output: str, options: RenderOptions, session: Session, script
         yield Notice(notice)
     chunks: list[float] = []
     done = None
-    with session.writing(_writer(output, options, script.plan), output, script) as writer:
+    with (
+        _cache(target, output, options) as cache,
+        session.writing(_writer(output, options, script.plan), output, script) as writer,
+    ):
         events = render_chunks(
             script,
             session.models,
@@ -102,7 +106,7 @@ def _render_placed(output: str, options: RenderOptions, session: Session, script
             clock=session.clock(),
             reanchor=options.reanchor,
             fingerprints=fingerprints.of,
-            cache=Cache() if options.cache else None,
+            cache=cache,
             overlap=session.overlaps,
         )
         with closing(events):
@@ -120,6 +124,21 @@ def _render_placed(output: str, options: RenderOptions, session: Session, script
         assert done is not None
         session.keep_speed(script, done, chunks)
         yield from finish.finish(done)
+
+
+@contextmanager
+def _cache(target: Target, output: str, options: RenderOptions) -> Iterator[Cache | None]:
+    """Provide the cache of chunks; chunks that workers have left of the film are in it, and go once it is whole."""
+    cache, parts = Cache() if options.cache else None, Parts(target)
+    if parts.kind() is None:
+        yield cache
+        return
+    parts.claims.require_alone(output)
+    try:
+        yield LeftChunks(parts, cache)
+        parts.remove()
+    finally:
+        parts.claims.release_all()
 
 
 def _writer(output: str, options: RenderOptions, plan: Plan) -> FilmWriter:

@@ -26,10 +26,10 @@ from helios_cli.engine.events import (
 )
 from helios_cli.engine.events import Worker as WorkerName
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, PictureError
-from helios_cli.farm.claims import BEAT_SECONDS, Claims
 from helios_cli.farm.film import FarmFilm, Kind, Missing, differences
 from helios_cli.farm.pool import Message, Pool
 from helios_cli.farm.task import Task, to_plain
+from helios_cli.film.claims import ALONE, BEAT_SECONDS
 from helios_cli.film.jobs import Job
 from helios_cli.film.parts import DoneSegment
 from helios_cli.recipe.options import RenderOptions
@@ -44,9 +44,6 @@ ATTEMPTS = 3
 
 WAIT_SECONDS = 0.5
 """The longest time between two looks at what is to be done."""
-
-ALONE = "alone"
-"""The claim of a driver that shares a film with no other process."""
 
 POLL_SECONDS = 2.0
 """Time between two looks at what other processes have done."""
@@ -103,7 +100,6 @@ class Driver:
         self._films, self._pool, self._options, self._stop = films, pool, options, stop
         now = time.monotonic()
         self._hands = {name: _Hand(name, now) for name in pool.names}
-        self._claims = {film: Claims(film.parts.folder / "claims") for film in films}
         self._joining: set[FarmFilm] = set()
         self._joined: SimpleQueue[tuple[FarmFilm, Event | BaseException | None]] = SimpleQueue()
         self._said: set[tuple[FarmFilm | None, str]] = set()
@@ -119,8 +115,8 @@ class Driver:
                     yield film.job if film else None, event
         finally:
             self._pool.close()
-            for film, claims in self._claims.items():
-                claims.release_all()
+            for film in self._films:
+                film.parts.claims.release_all()
                 if not self._options.share and not film.safe_chunks:
                     film.leave()
 
@@ -174,7 +170,7 @@ class Driver:
                 yield from self._begin(film, kind, hand)
                 if film.has_ended or not film.accepts(kind) or segment.index in film.done:
                     continue
-            if self._options.share and not self._claims[film].take(f"segment-{segment.index}"):
+            if self._options.share and not film.parts.claims.take(f"segment-{segment.index}"):
                 continue
             yield from ((film, event) for event in self._look_again(film, segment))
             if film.has_ended or film.kind is None or segment.index in film.done:
@@ -203,16 +199,9 @@ class Driver:
 
     def _require_claim(self, film: FarmFilm) -> None:
         """Claim the film for this process alone, unless it is shared. MachineError if another process does."""
-        claims = self._claims[film]
-        if claims.take(ALONE):
-            if self._options.share:
-                claims.release(ALONE)
-            return
-        owner = claims.owner(ALONE) or "another process"
-        raise MachineError(
-            f"{film.job.output} is being rendered by {owner}, which does not share it",
-            hint="wait for it, or give both commands --share",
-        )
+        film.parts.claims.require_alone(film.job.output)
+        if self._options.share:
+            film.parts.claims.release(ALONE)
 
     def _assign(self, hand: _Hand, film: FarmFilm, segment: Segment) -> Event:
         now = time.monotonic()
@@ -390,10 +379,10 @@ class Driver:
             if not film.is_rendered or film.has_ended or film in self._joining:
                 continue
             if self._options.share:
-                if not self._claims[film].take("film"):
+                if not film.parts.claims.take("film"):
                     continue
                 if film.parts.kind() is None:  # another process has joined it just before: `_poll` finds the film
-                    self._claims[film].release("film")
+                    film.parts.claims.release("film")
                     continue
             self._joining.add(film)
             Thread(target=self._join, args=(film,), name="join", daemon=True).start()
@@ -424,7 +413,7 @@ class Driver:
                 yield film, self._fail(film, event)
             else:
                 raise event
-            self._claims[film].release_all()
+            film.parts.claims.release_all()
 
     def _reopen(self, film: FarmFilm, index: int) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
         segment = film.segments[index]
@@ -435,15 +424,15 @@ class Driver:
     # Other processes
 
     def _release(self, film: FarmFilm, segment: Segment) -> None:
-        self._claims[film].release(f"segment-{segment.index}")
+        film.parts.claims.release(f"segment-{segment.index}")
 
     def _poll(self) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
         """Show other processes that this one lives, and look at what they have done."""
         now = time.monotonic()
         if now - self._beaten >= BEAT_SECONDS:
             self._beaten = now
-            for claims in self._claims.values():
-                claims.beat()
+            for film in self._films:
+                film.parts.claims.beat()
         if not self._options.share or now - self._polled < POLL_SECONDS:
             return
         self._polled = now

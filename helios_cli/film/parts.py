@@ -5,7 +5,7 @@
     film.json           what the chunks are computed by: weights, processor, versions; it also marks the folder as ours
     chunks/             a cache without limit: state and piece of each finished chunk, by fingerprint
     done/<segment>.json the fingerprints of a segment whose chunks are all there
-    claims/             which process renders which segment (`farm.claims`)
+    claims/             which process renders which segment (`film.claims`)
 
 Files appear under their names only when they are whole, so that any number of processes may use the folder.
 """
@@ -24,6 +24,7 @@ from typing import Protocol
 from helios_cli.errors import InputError
 from helios_cli.files import create_once, replacing
 from helios_cli.film.cache import Cache
+from helios_cli.film.claims import Claims
 from helios_cli.film.disk import disk_errors
 from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter
 from helios_cli.film.growing import GrowingFilm
@@ -51,6 +52,7 @@ class Parts:
     def __init__(self, target: Target) -> None:
         self.folder = target.parts
         self.chunks = Cache(self.folder, limit=NO_LIMIT)
+        self.claims = Claims(self.folder / "claims")
 
     def check(self) -> None:
         """Raise InputError if there is something under the folder's name that is not ours."""
@@ -207,3 +209,31 @@ class JoinedChunks(Cache):
 def _frames(key: str) -> str:
     """The number of frames in a piece's key, which begins with its encoding."""
     return key.rpartition("-")[2]
+
+
+class LeftChunks(Cache):
+    """Chunks that workers have left of a film, in front of a `cache` or alone."""
+
+    def __init__(self, parts: Parts, cache: Cache | None) -> None:
+        super().__init__(parts.folder, limit=NO_LIMIT)
+        self._cache = cache
+
+    def has(self, fingerprint: str) -> bool:
+        return super().has(fingerprint) or (self._cache is not None and self._cache.has(fingerprint))
+
+    def promise(self, fingerprints: Sequence[str]) -> bool:
+        return self._cache is not None and self._cache.promise(fingerprints)
+
+    def state(self, fingerprint: str) -> bytes | None:
+        return super().state(fingerprint) or (self._cache.state(fingerprint) if self._cache else None)
+
+    def piece(self, fingerprint: str, key: str) -> bytes | None:
+        return super().piece(fingerprint, key) or (self._cache.piece(fingerprint, key) if self._cache else None)
+
+    def put(self, fingerprint: str, state: bytes, key: str, piece: bytes) -> None:
+        if self._cache:
+            self._cache.put(fingerprint, state, key, piece)
+
+    def note_film(self, title: str, output: str, fingerprints: Sequence[str]) -> None:
+        if self._cache:
+            self._cache.note_film(title, output, fingerprints)

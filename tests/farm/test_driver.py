@@ -21,9 +21,9 @@ from helios_cli.engine.events import (
     WorkerReady,
 )
 from helios_cli.errors import CheckpointError, HeliosError, InputError, MachineError
-from helios_cli.farm.claims import Claims, Owner
-from helios_cli.farm.driver import ALONE, ATTEMPTS
+from helios_cli.farm.driver import ATTEMPTS
 from helios_cli.farm.pool import Message
+from helios_cli.film.claims import ALONE, Claims, Owner
 from helios_cli.film.record import read_again
 from support.farm import KIND, FakePool, driver_of, films, noise
 from support.reruns import decoded

@@ -24,12 +24,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from helios_cli.errors import MachineError
 from helios_cli.files import link_once
 from helios_cli.film.disk import disk_errors
 
 BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 120.0
 """Longer than network file systems keep a file's time in their caches (a minute)."""
+
+ALONE = "alone"
+"""The claim of a process that shares the film with no other."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,14 @@ class Claims:
         """Return the process that claims `name`, or None."""
         _, path = self._last(name)
         return None if path is None else _owner(path)
+
+    def require_alone(self, output: str) -> None:
+        """Claim the film `output` for this process alone. MachineError if another process has done so."""
+        if not self.take(ALONE):
+            raise MachineError(
+                f"{output} is being rendered by {self.owner(ALONE) or 'another process'}, which does not share it",
+                hint="wait for it, or give both commands --share",
+            )
 
     def beat(self) -> None:
         """Show that this process lives. Call it every BEAT_SECONDS."""

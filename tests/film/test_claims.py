@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helios_cli.farm.claims import EXPIRY_SECONDS, Claims, Owner
+from helios_cli.film.claims import EXPIRY_SECONDS, Claims, Owner
 from support.waiting import wait_until
 
 ELSEWHERE = Owner("elsewhere", 1, "another boot", "2026-01-01")
@@ -19,7 +19,7 @@ ELSEWHERE = Owner("elsewhere", 1, "another boot", "2026-01-01")
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from helios_cli.farm.claims import Claims
+    from helios_cli.film.claims import Claims
     claims = Claims(Path(sys.argv[1]))
     print(claims.take("segment-0"), flush=True)
     time.sleep(3600)
