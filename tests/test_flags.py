@@ -14,6 +14,7 @@ FLAGS = {
     "helios bench": "",
     "helios bench checkpoint": "--dtype --kind --seed",
     "helios bench all": "--device --json --out --seconds --table",
+    "helios bench farm": "--chunk-seconds --chunks --films --json --out --seconds --segments --state --workers",
     "helios bench kernels": "--json --out --tune",
     "helios bench quant": "--chunks --device --float32 --json --model --out --size --steps --synthetic -m",
     "helios bench offload": (

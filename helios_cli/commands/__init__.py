@@ -32,6 +32,7 @@ BENCHES = {
     "kernels": ("bench_chip", "kernels"),
     "offload": ("bench_offload", "offload"),
     "quality": ("bench_quality", "quality"),
+    "farm": ("bench_farm", "farm"),
     "all": ("bench_chip", "everything"),
 }
 """Commands of `helios bench` that are in other modules than bench.py."""

@@ -85,8 +85,8 @@ class Parts:
         return None
 
     def finish(self, segment: int, done: DoneSegment) -> None:
-        """Record that a segment is done."""
-        with disk_errors(self._note(segment)), replacing(self._note(segment), durable=True) as new:
+        """Record that a segment is done. A power cut may lose the record or chunks of it: a worker finds the rest."""
+        with disk_errors(self._note(segment)), replacing(self._note(segment)) as new:
             body = {"kind": done.kind, "fingerprints": done.fingerprints, "keys": done.keys}
             new.write_text(json.dumps(body), encoding="utf-8")
 
