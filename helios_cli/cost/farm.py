@@ -14,10 +14,9 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from helios_cli import machine
-from helios_cli.cost.gpus import peer_rate
 from helios_cli.cost.speeds import DIT_UTILISATION, VAE_UTILISATION
-from helios_cli.cost.team import Team
-from helios_cli.device import ITEMSIZE, Device, find_gpus, gpu_index
+from helios_cli.cost.split import Split, split_of
+from helios_cli.device import Device, find_gpus, gpu_index
 from helios_cli.errors import InputError
 from helios_cli.recipe.options import MAX_WORKERS, RenderOptions
 from helios_cli.units import counted, format_bytes
@@ -76,23 +75,6 @@ def useful_workers(costs: Sequence[float]) -> int:
 
 
 # Films on workers
-
-
-@dataclass(frozen=True)
-class Split:
-    """One film's model calls on several GPUs.
-
-    Attributes:
-        gpus: GPUs of one film.
-        share: time of a chunk on them, as a share of its time on one; None if it is unknown.
-        moved_bytes: bytes that each GPU receives in a chunk.
-        basis: where the share comes from, or why there is none.
-    """
-
-    gpus: int
-    share: float | None
-    moved_bytes: float | None
-    basis: str
 
 
 @dataclass(frozen=True)
@@ -212,7 +194,7 @@ def farm_of(estimates: Sequence[Estimate], options: RenderOptions, *, on: str | 
     per_worker = gpus_per_worker(options)
     workers = _workers(options, len(here) // per_worker, on)
     timed = all(estimate.seconds is not None for estimate in estimates)
-    split = _split(estimates, options) if options.gpus_per_film > 1 else None
+    split = split_of(estimates, options) if options.gpus_per_film > 1 else None
     is_here = options.cluster in (None, "local") and (workers is not None or not options.share)
     used = _groups(here, per_worker)[: workers or 1] if is_here else []
     return Farm(
@@ -253,46 +235,6 @@ def segment_costs(estimate: Estimate, *, timed: bool) -> tuple[float, ...]:
         costs[-1] += cost
     scale = (estimate.seconds or 0.0) / sum(costs) if timed else 1.0
     return tuple(cost * scale for cost in costs)
-
-
-# One film on several GPUs
-
-
-def _split(estimates: Sequence[Estimate], options: RenderOptions) -> Split:
-    """Return the gain of dividing each film's model calls among GPUs, on average over the films."""
-    first, gpus = estimates[0], options.gpus_per_film
-    rate = peer_rate(first.device.name)
-    if first.device.kind == "cpu":
-        return Split(gpus, None, None, "unknown: on a CPU, the processes share its cores")
-    if rate is None:
-        return Split(gpus, None, None, f"unknown: how fast {first.device.name} moves data to another GPU is not stated")
-    if any(estimate.seconds is None for estimate in estimates):
-        return Split(gpus, None, None, "unknown, as is the speed of one GPU")
-    if any(estimate.mode.name != "none" for estimate in estimates):
-        return Split(gpus, None, None, "unknown where weights do not stay on the device")
-    # A GPU that only decodes works while the next chunk is denoised; one that also denoises does one after the other.
-    together = max if gpu_index(options.vae_device) >= gpus else lambda denoise, decode: denoise + decode
-    alone = divided = moved = 0.0
-    for estimate in estimates:
-        chunks = len(estimate.plan.chunks)
-        denoise, decode = estimate.duration.denoise or 0.0, estimate.duration.decode or 0.0
-        film_bytes = _moved_bytes(estimate, gpus)
-        alone += chunks / estimate.lanes * (estimate.speed.seconds(estimate.mode, estimate.budget) or 0.0)
-        divided += together(denoise / gpus + film_bytes / rate, decode)
-        moved += film_bytes
-    basis = f"stated: calls divide evenly, data moves at {format_bytes(rate)}/s between GPUs, decoding is not divided"
-    return Split(gpus, divided / alone, moved / sum(len(estimate.plan.chunks) for estimate in estimates), basis)
-
-
-def _moved_bytes(estimate: Estimate, gpus: int) -> float:
-    """Return the bytes that each GPU receives for a film: queries, keys, values and the output of self-attention are
-    exchanged in each block, so that each GPU has all rows of its heads (Ulysses, arXiv 2309.14509)."""
-    dit, guidance = estimate.model.dit, estimate.plan.guidance
-    ranks = Team.of(gpus, guidance, dit.num_attention_heads, estimate.model.name).size
-    branches = gpus // ranks
-    row = 4 * dit.num_layers * dit.width * ITEMSIZE[estimate.dtype]
-    rows = sum(stage.film_calls * stage.rows for stage in estimate.work.stages) / branches
-    return rows * row / ranks * (ranks - 1) / ranks
 
 
 # What they run on
@@ -355,9 +297,9 @@ def _gpu_notices(
         has = counted(len(here), "GPU")
         yield f"a render would end with an error: {counted(needed, 'GPU')} are needed, and this machine has {has}"
     if len(kinds) > 1:
-        listed = ", ".join(f"{count} x {name}" for name, count in kinds.items())
+        listed = ", ".join(f"{count} on {name}" for name, count in kinds.items())
         rule = "a film is rendered by one kind of them, as kinds round differently; --mixed lets it use all"
-        yield f"the GPUs differ: {listed}; {'--mixed lets a film use all of them' if options.mixed else rule}"
+        yield f"the workers differ: {listed}; {'--mixed lets a film use all of them' if options.mixed else rule}"
 
 
 def _memory_notices(estimates: Sequence[Estimate], workers: int) -> Iterator[str]:

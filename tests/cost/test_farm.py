@@ -185,7 +185,7 @@ def test_auto_counts_the_gpus_of_this_machine(rack):
 def test_gpus_that_differ_are_named(rack):
     rack(H200, L4, L4)
     farm, _ = planned(on=None, workers="auto")
-    assert "1 x NVIDIA H200, 2 x NVIDIA L4; a film is rendered by one kind" in farm.notices[0]
+    assert "1 on NVIDIA H200, 2 on NVIDIA L4; a film is rendered by one kind" in farm.notices[0]
     assert farm.on(3).seconds == pytest.approx(farm.load_seconds + makespan(farm.costs[0], 2))
     keys = {"shot": [{"prompt": "a boat", "seconds": 5, "transition": "cut"}] * 3}
     farm, _ = planned(keys, on=None, workers=3)
@@ -211,7 +211,7 @@ def test_a_worker_takes_gpus_that_follow_each_other(rack):
     rack(H200, L4, L4, L4, L4)
     farm, _ = planned(on=None, workers="auto", gpus_per_film=2)
     assert farm.workers == 2 and farm.kinds == {"NVIDIA H200 and NVIDIA L4": 1, "NVIDIA L4": 1}
-    assert farm.on(2).gpus == 4 and "the GPUs differ" in farm.notices[0]
+    assert farm.on(2).gpus == 4 and "the workers differ" in farm.notices[0]
     assert planned(on=None, workers="auto", gpus_per_film=5)[0].kinds == {"NVIDIA H200 and NVIDIA L4": 1}
 
 
