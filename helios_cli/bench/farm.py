@@ -29,7 +29,6 @@ from helios_cli.bench.farm_worker import DEVICE, HowToSleep, Sleeper
 from helios_cli.child import ask, command_of, serve
 from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmDone, SegmentStarted, WorkerLost, WorkerReady
 from helios_cli.errors import HeliosError
-from helios_cli.farm.claims import Claims, Owner
 from helios_cli.farm.driver import WAIT_SECONDS, Driver
 from helios_cli.farm.film import FarmFilm
 from helios_cli.farm.pool import Message
@@ -38,6 +37,7 @@ from helios_cli.farm.start import plan_films
 from helios_cli.farm.task import Task
 from helios_cli.farm_track import FarmTrack
 from helios_cli.farm_view import PlainFarmView, worker_rows
+from helios_cli.film.claims import Claims, Owner
 from helios_cli.film.growing import growing_film
 from helios_cli.film.jobs import Job, find_jobs
 from helios_cli.film.parts import DoneSegment
