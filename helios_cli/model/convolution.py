@@ -58,9 +58,8 @@ def upsample_conv(conv: Any, x_BTHWC: Tensor, padding: tuple[int, ...] = (1, 1))
     weight = fold_taps(fold_taps(weight, dim=2), dim=4)  # [2, 2, out, in, 2, 2]: column, row position first
     weight = weight.transpose(0, 1).flatten(0, 2).to(x_BTHWC.dtype)
     small = x_BTHWC.flatten(0, 1).movedim(-1, 1)
-    y = channels_last(
-        convolve_pictures(small, weight, conv.bias.repeat(4), padding=padding)
-    )  # [B*T, H + 1, W + 1, 4 * C]
+    # [B*T, H + 1, W + 1, 4 * C]
+    y = channels_last(convolve_pictures(small, weight, conv.bias.repeat(4), padding=padding))
     return Interleave.apply(y).unflatten(0, x_BTHWC.shape[:2])
 
 

@@ -31,6 +31,7 @@ from helios_cli.weights.placement import RESIDENT, Placement
 from support import reruns
 from support.queues import Mark, Queue
 from support.renders import Case, plan_of
+from support.waiting import LONGEST
 
 CPU, SECOND = torch.device("cpu"), torch.device("cpu", 0)
 CASE = Case("distilled", (64, 64), (1, 1, 1), chunks=3)
@@ -154,6 +155,6 @@ def test_tensors_of_two_devices_never_meet():
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LONGEST,
     )
     assert run.stdout == "right\n", run.stderr

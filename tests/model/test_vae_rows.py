@@ -6,6 +6,11 @@ of rows, frames differ by rounding (7.7e-7 of values from -1 to 1, on the proces
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,6 +19,7 @@ from helios_cli.model.vae import frames_to_uint8
 from helios_cli.model.vae_rows import decode_rows, pictures
 from model.test_vae import CONFIGS, WAN, chunk, make_ours, our_decode
 from support.teams import as_ranks
+from support.waiting import LONGEST
 
 ROUNDING = 5e-6
 
@@ -86,3 +92,41 @@ def test_a_fault_in_any_rank_s_rows_reaches_rank_0(ours, row):
 def test_a_rank_without_rows_is_refused(ours):
     with pytest.raises(ValueError, match="2 rows of latents cannot be decoded by 3 ranks"):
         as_ranks(3, lambda exchange: next(pictures(ours, chunk(1, height=2), 1, exchange)))
+
+
+WITH_KERNELS = """
+import threading
+import helios_kernels as kernels
+from model.test_vae import WAN, chunk, make_ours, our_decode
+from model.test_vae_rows import decoded
+
+turn, seen, run = threading.Lock(), [], kernels.causal_pad
+
+def alone(x, *rest, **how):  # the interpreter is not made for threads
+    with turn:
+        seen.append(x.shape[2])
+        return run(x, *rest, **how)
+
+kernels.causal_pad = alone
+vae, latents = make_ours(**{**WAN, "num_res_blocks": 1}), chunk(2, height=5, width=3)
+print((decoded(vae, latents, 2) - our_decode(vae, latents)).abs().max().item(), sorted(set(seen))[:2])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.kernels
+@pytest.mark.process
+def test_kernels_pad_the_rows_of_neighbours_too():
+    """Through the interpreter; ranks of three rows and two have four and five in the first convolution."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "HELIOS_KERNELS": "triton"}
+    run = subprocess.run(
+        [sys.executable, "-c", WITH_KERNELS],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+    )
+    assert run.returncode == 0, run.stderr
+    difference, _, heights = run.stdout.partition(" ")
+    assert float(difference) < ROUNDING and heights.strip() == "[4, 5]"
