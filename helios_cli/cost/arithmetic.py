@@ -31,14 +31,15 @@ def arithmetic_of(
     attention: str,
     vae_device: Device | None = None,
     team: int = 1,
+    decoders: int = 1,
 ) -> Arithmetic:
     """Describe the arithmetic of a device, and of the VAE's if it has its own.
 
-    `attention_taken` is what is known of the device's `attention_shapes`, `team` the number of ranks that share a model
-    call."""
+    `attention_taken` is what is known of the device's `attention_shapes`. `team` is the number of ranks that share a
+    model call, `decoders` the number that decode a chunk together."""
     kernels = _kernels(device, attention, attention_taken)
     vae = "" if vae_device is None or vae_device.name == device.name else _other(vae_device)
-    return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels, vae, team)
+    return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels, vae, team, decoders)
 
 
 def _other(device: Device) -> str:

@@ -208,6 +208,7 @@ def _estimate(
             attention=options.attention,
             vae_device=load.vae_device,
             team=team.size,
+            decoders=team.decoders(plan.size, is_apart=load.vae_device is not None),
         )
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=options.reanchor))

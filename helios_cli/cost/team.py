@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from helios_cli.errors import InputError
+from helios_cli.units import PIXELS_PER_CELL
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class Team:
     size: int
     notice: str | None = None
     """The notice of a film whose branches of guidance are made one after the other."""
+    ranks: int = 1
+    """The ranks of the film, in one team or two."""
 
     @classmethod
     def of(cls, ranks: int, guidance: float, heads: int, model: str) -> Team:
@@ -29,16 +32,27 @@ class Team:
                 hint=f"use {_listed(choices[:8])}" if choices else "leave it out",
             )
         if not guided:
-            return cls(ranks)
+            return cls(ranks, ranks=ranks)
         if ranks % 2 == 0:
-            return cls(ranks // 2)
+            return cls(ranks // 2, ranks=ranks)
         even = [count for count in choices if count % 2 == 0]
         nearest = [count for count in even if count < ranks][-1:] + [count for count in even if count > ranks][:1]
         return cls(
             ranks,
             f"--gpus-per-film {ranks} is odd, so that all ranks make the two branches of guidance one after the other; "
             f"{_listed(nearest)} ranks would make both at the same time",
+            ranks,
         )
+
+    def decoders(self, size: tuple[int, int], *, is_apart: bool) -> int:
+        """Return how many ranks decode a chunk together, of films of `size` (width, height).
+
+        They do where all of them make every call together, since their frames are rounded differently anyway. Rank 0
+        decodes alone, while the next chunk is denoised, where that takes much longer (guidance), or where the VAE
+        `is_apart`, on a device of its own.
+        """
+        is_shared = self.size == self.ranks <= size[1] // PIXELS_PER_CELL and not is_apart
+        return self.ranks if is_shared else 1
 
 
 def divisions(heads: int, *, guided: bool) -> list[int]:

@@ -34,7 +34,6 @@ from helios_cli.film.encoding import PieceWriter, Safe
 from helios_cli.film.resume import Resumed, Wanted, in_words
 from helios_cli.machine import peak_bytes_with_children
 from helios_cli.model.dit import TextContext
-from helios_cli.model.vae import frames_to_uint8
 from helios_cli.recipe.plan import Chunk, Plan, too_long
 from helios_cli.units import PIXELS_PER_CELL
 
@@ -66,7 +65,8 @@ def render_chunks(
         cache: source of chunks that earlier films left, and store for new ones. It does not change a frame.
         overlap: decode each chunk in a thread while the next one is denoised, so that its ChunkDone comes later, and
             encode the next segment's picture or clip during the chunk before it. By default this is done on a GPU
-            where the placement has room for both, and where the VAE has a device of its own, unless the clock is exact.
+            where the placement has room for both, and where the VAE has a device of its own, unless the clock is exact
+            or all ranks decode together: they would wait for the model calls that they make in the same order.
 
     Raises:
         PictureError: values that are not finite.
@@ -75,13 +75,14 @@ def render_chunks(
     """
     script: Script = Planned(film) if isinstance(film, Plan) else film
     clock = clock or Clock(models.device)
+    decoders = models.decoders(script.plan.size, script.plan.guidance)
     if overlap is None:
-        overlap = models.overlaps and not clock.exact
+        overlap = models.overlaps and decoders == 1 and not clock.exact
     models.use_threads()
     decoding = Background(models.vae_device, overlaps=overlap, prepare=models.use_threads)
     with writer, memory_errors(), contextlib.closing(decoding) as background:
         loop = _ChunkLoop(
-            script, models, writer, answer or models.answer, reanchor, clock, fingerprints, cache, background
+            script, models, writer, answer or models.answer, reanchor, clock, fingerprints, cache, background, decoders
         )
         yield from loop.events()
 
@@ -109,10 +110,12 @@ class _ChunkLoop:
         fingerprints_of: FingerprintsOf | None,
         cache: Cache | None,
         background: Background,
+        decoders: int,
     ) -> None:
         self.script, self.models, self.writer, self.answer = script, models, writer, answer
         self.reanchor, self.clock = reanchor, clock
         self.fingerprints_of, self.cache, self.background = fingerprints_of, cache, background
+        self.decoders = decoders
         self.started = time.perf_counter()
         self.history: History
         self.generator: torch.Generator
@@ -379,7 +382,7 @@ class _ChunkLoop:
 
     def _write_frames(self, chunk: Chunk, latents: Tensor) -> None:
         """Decode the chunk group by group, and pass the frames that are kept to the writer."""
-        groups = on_host(self._pictures(chunk, latents))
+        groups = on_host(self.models.pictures(latents, chunk.num_frames, self.decoders))
         while True:
             with self.clock("decode"):
                 group = next(groups, None)
@@ -390,16 +393,6 @@ class _ChunkLoop:
                 raise self._not_finite("frames", chunk)
             with self.clock("write"):
                 self.writer.write(pictures.numpy())
-
-    def _pictures(self, chunk: Chunk, latents: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield groups of the kept frames, uint8 [T, H, W, 3] on the device, and whether each is finite."""
-        left = chunk.num_frames
-        for frames in self.models.vae.decode(latents):
-            frames = frames[:, :, :left]
-            yield frames_to_uint8(frames)[0], torch.isfinite(frames).all()
-            left -= frames.shape[2]
-            if not left:
-                return
 
     def _not_finite(self, what: str, chunk: Chunk) -> PictureError:
         dtype = str(self.models.dtype).removeprefix("torch.")

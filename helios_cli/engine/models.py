@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import helios_kernels
 from helios_cli import machine
+from helios_cli.cost.team import Team
 from helios_cli.device import device_of
 from helios_cli.engine.gpu import (
     CallGraphs,
@@ -28,7 +29,7 @@ from helios_cli.model.attention import AUTO, choose
 from helios_cli.model.dit import Call, HeliosDiT, TextContext
 from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.umt5 import UMT5Encoder
-from helios_cli.model.vae import WanVAE
+from helios_cli.model.vae import WanVAE, frames_to_uint8
 from helios_cli.units import PROMPTS_TOGETHER, grid_of
 from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
@@ -199,6 +200,30 @@ class Models:
             torch.set_num_threads(self.threads)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+
+    def team(self, guidance: float) -> Team:
+        """Return the ranks that make a call of a film together. Raises InputError if they cannot."""
+        ranks = 1 if self.ranks is None else self.ranks.count
+        return Team.of(ranks, guidance, self.dit_config.num_attention_heads, self.name)
+
+    def decoders(self, size: tuple[int, int], guidance: float) -> int:
+        """Return how many ranks decode a chunk together."""
+        return self.team(guidance).decoders(size, is_apart=self.is_apart)
+
+    @torch.no_grad()
+    def pictures(self, latents_1CTHW: Tensor, frames: int, decoders: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield groups of a chunk's first `frames` frames, uint8 [T, H, W, 3] on the VAE's device, and whether each is
+        finite. With several `decoders`, all ranks make them together."""
+        if decoders > 1:
+            assert self.ranks is not None, "only ranks decode together"
+            yield from self.ranks.pictures(self, latents_1CTHW, frames)
+            return
+        for piece in self.vae.decode(latents_1CTHW):
+            piece = piece[:, :, :frames]
+            yield frames_to_uint8(piece)[0], torch.isfinite(piece).all()
+            frames -= piece.shape[2]
+            if not frames:
+                return
 
     @property
     def attention_taken(self) -> Mapping[str, str]:

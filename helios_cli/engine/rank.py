@@ -5,6 +5,7 @@
     {"unload": {}}      free it
     {"take": {...}}     tensors and prompts for later calls, by numbers, and those that no call needs any more
     {"make": {...}}     make this rank's part of calls
+    {"decode": {...}}   make this rank's rows of a chunk's pictures
 
 Each command is answered with {"done": ...}, or with {"failed": ...} at the end of the process. The process also ends
 when rank 0 does, in whatever way: its standard input is closed then.
@@ -34,6 +35,7 @@ from helios_cli.engine.models import Models
 from helios_cli.engine.teams import Round, Teams
 from helios_cli.errors import HeliosError
 from helios_cli.model.dit import Call, Modulation, TextContext
+from helios_cli.model.vae_rows import pictures
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import Placement
 
@@ -57,6 +59,7 @@ class Rank:
             "unload": self.unload,
             "take": self.take,
             "make": self.make,
+            "decode": self.decode,
         }
         commands[command](**value)
 
@@ -77,7 +80,7 @@ class Rank:
         self.teams = Teams(Path(ask["folder"]), ask["rank"], ask["count"], self.device, ask["patience"])
 
     def place(self, placement: dict[str, Any], share: float | None) -> None:
-        """Load the transformer. It has the device for itself, so that it takes no turns with other parts."""
+        """Load the transformer to its place."""
         if share is not None:
             torch.cuda.set_per_process_memory_fraction(share, self.device)
         self.models.place(Placement(**placement))
@@ -105,6 +108,12 @@ class Rank:
         self.models.follow_attention(attention)
         made = [self._call(*numbers) for numbers in calls]
         self.teams.make(self.models, made, [Round(teams, tuple(places)) for teams, places in rounds])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def decode(self, latents: list, frames: int) -> None:
+        for _ in pictures(self.models.vae, self._received(*latents), frames, self.teams.all):
+            pass  # rank 0 has them
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

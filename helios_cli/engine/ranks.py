@@ -28,6 +28,7 @@ from helios_cli.engine.models import Models
 from helios_cli.engine.teams import Teams, rounds_of
 from helios_cli.errors import HeliosError, MachineError
 from helios_cli.model.dit import Call, TextContext
+from helios_cli.model.vae_rows import pictures
 from helios_cli.units import format_seconds
 from helios_cli.weights.placement import Placement
 
@@ -121,6 +122,11 @@ def _kept(call: Call) -> tuple[Tensor, ...]:
     return call.history_BME, call.mods.blocks, call.mods.out, call.rope
 
 
+def _kind(x: Tensor) -> list:
+    """Return the shape and the type of a tensor that is to be received."""
+    return [list(x.shape), str(x.dtype).removeprefix("torch.")]
+
+
 class Ranks:
     """Ranks 1 to N - 1 of a film's model calls; this process is rank 0.
 
@@ -148,10 +154,9 @@ class Ranks:
     # What the model does
 
     def place(self, placement: Placement) -> None:
-        """Have the ranks place their transformers as this one does."""
-        apart = replace(placement, mode="none", graphs=False) if placement.mode == "model" else placement
+        """Have the ranks place the transformer and the VAE as this one does."""
         with self._commanding():
-            self._placement = apart
+            self._placement = replace(placement, graphs=False, vae_ahead_bytes=0)
             if self._processes:
                 self._send_place()
 
@@ -205,6 +210,17 @@ class Ranks:
             self._settle()
         return [flows[i] for i in range(len(calls))]
 
+    def pictures(self, models: Models, latents_1CTHW: Tensor, frames: int) -> list[tuple[Tensor, Tensor]]:
+        """Return `Models.pictures`, which all ranks make together."""
+        self.begin()
+        with self._commanding():
+            teams, vae = self._join(), models.vae
+            self._send(decode={"latents": _kind(latents_1CTHW), "frames": frames})
+            teams.all.broadcast(latents_1CTHW.contiguous())
+            groups = list(pictures(vae, latents_1CTHW, frames, teams.all))
+            self._settle()
+        return groups
+
     def close(self) -> None:
         """End the processes."""
         for process in tuple(self._processes):
@@ -248,7 +264,7 @@ class Ranks:
         self._held |= {number for number, _ in (*tensors, *texts)}
 
         def described(given: Sequence[tuple[int, Tensor]]) -> list[list]:
-            return [[number, list(x.shape), str(x.dtype).removeprefix("torch.")] for number, x in given]
+            return [[number, *_kind(x)] for number, x in given]
 
         self._send(take={"dropped": sorted(dropped), "tensors": described(tensors), "texts": described(texts)})
         for _, tensor in (*tensors, *texts):

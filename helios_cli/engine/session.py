@@ -26,7 +26,6 @@ from helios_cli.cost.placing import (
     speed_of,
 )
 from helios_cli.cost.speeds import keep_speed
-from helios_cli.cost.team import Team
 from helios_cli.device import Device, device_of, pick_device, pick_vae_device, torch_dtype
 from helios_cli.engine import arithmetic, trial
 from helios_cli.engine.clock import Clock
@@ -186,10 +185,10 @@ class Session:
     def identity(self, size: tuple[int, int], guidance: float) -> Identity:
         """Return what decides the pixels of films of this size and guidance, measured where it has to be."""
         models = self.models
-        team = self._team(guidance).size
-        models.settle(size, team)
+        team = models.team(guidance)
+        models.settle(size, team.size)
         dtype = _name_of(models.dtype)
-        shapes = attention_shapes(models.dit_config, size, models.scheduler.stages, dtype, team)
+        shapes = attention_shapes(models.dit_config, size, models.scheduler.stages, dtype, team.size)
         taken = {shape: models.attention_taken[shape] for shape in shapes if shape in models.attention_taken}
         rounding = arithmetic_of(
             device_of(models.device),
@@ -198,14 +197,10 @@ class Session:
             quant=models.quant,
             attention=models.attention,
             vae_device=self._vae_device(),
-            team=team,
+            team=team.size,
+            decoders=models.decoders(size, guidance),
         )
         return Identity(weights_identity(models.checkpoint), rounding, taken)
-
-    def _team(self, guidance: float) -> Team:
-        models = self.models
-        ranks, heads = 1 if models.ranks is None else models.ranks.count, models.dit_config.num_attention_heads
-        return Team.of(ranks, guidance, heads, models.name)
 
     def place(self, plans: Sequence[Plan], options: RenderOptions, *, prompts_come: bool = False) -> None:
         """Decide where the weights are while these films render together. MachineError if they fit nowhere.
@@ -213,7 +208,7 @@ class Session:
         Where `prompts_come` during the film, nothing makes room for the text encoder if there is memory for all parts.
         """
         models = self.models
-        for notice in dict.fromkeys(notice for plan in plans if (notice := self._team(plan.guidance).notice)):
+        for notice in dict.fromkeys(notice for plan in plans if (notice := models.team(plan.guidance).notice)):
             self.note(notice)
         memory = (options.device, options.vae_device, options.offload, options.vram, options.ram)
         if memory != self._placed_for:

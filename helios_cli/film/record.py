@@ -120,7 +120,8 @@ class Record(_Frozen):
     (`recipe.fingerprint.film_fingerprint`). `attention` is the value of --attention, `attention_taken` the choices of
     `auto` on a GPU by shape, and `kernels` names what else rounds differently from plain PyTorch
     (`recipe.fingerprint.Arithmetic`). `vae` describes the device of the VAE and the text encoder, if it rounds
-    differently. A sidecar also names its `film`.
+    differently; `team` and `decoders` are the ranks that shared a model call and a decode. A sidecar also names its
+    `film`.
     """
 
     format: Literal["helios film"] = FORMAT
@@ -136,6 +137,8 @@ class Record(_Frozen):
     attention_taken: Annotated[dict[Shape, Word], Field(max_length=100)] | None = None
     kernels: Line | None = None
     vae: Line | None = None
+    team: Annotated[int, Field(ge=2, le=1000)] | None = None
+    decoders: Annotated[int, Field(ge=2, le=1000)] | None = None
     reanchor: bool
     encoding: EncodingRecord | None = None
     fingerprint: Line
@@ -156,7 +159,7 @@ class Record(_Frozen):
 
     def differences(self, other: Record) -> list[str]:
         """Return the keys under which `other` differs."""
-        rounding = "versions", "processor", "dtype", "quant", "attention", "kernels", "vae"
+        rounding = "versions", "processor", "dtype", "quant", "attention", "kernels", "vae", "team", "decoders"
         keys = *rounding, "reanchor", "encoding", "recipe"
         different = [key for key in keys if getattr(self, key) != getattr(other, key)]
         return ["model", *different] if self.model.identity != other.model.identity else different
@@ -241,6 +244,8 @@ def make_record(
         attention_taken=attention_taken or None,
         kernels=arithmetic.kernels or None,
         vae=arithmetic.vae or None,
+        team=arithmetic.team if arithmetic.team > 1 else None,
+        decoders=arithmetic.decoders if arithmetic.decoders > 1 else None,
         reanchor=options.reanchor,
         encoding=encoding if target.kind == "mp4" else None,
         fingerprint=film_fingerprint(plan, fingerprints),

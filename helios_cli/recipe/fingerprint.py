@@ -39,7 +39,7 @@ class Arithmetic:
 
     `quant` is --quant. `kernels` names what replaces PyTorch's own: kernels, attention and their tuning. `vae` is the
     device of the VAE and the text encoder with its kernels, where it rounds differently. `team` is the number of ranks
-    that share a model call, whose sums have another order.
+    that share a model call, whose sums have another order, `decoders` the number that decode a chunk together.
     """
 
     device: str
@@ -49,10 +49,11 @@ class Arithmetic:
     kernels: str = ""
     vae: str = ""
     team: int = 1
+    decoders: int = 1
 
     def without_defaults(self) -> dict[str, str | int]:
         """Return the values that are hashed: defaults are left out, so that old fingerprints stay valid."""
-        defaults = {"quant": "none", "kernels": "", "vae": "", "team": 1}
+        defaults = {"quant": "none", "kernels": "", "vae": "", "team": 1, "decoders": 1}
         return {key: value for key, value in asdict(self).items() if value != defaults.get(key)}
 
 

@@ -45,3 +45,20 @@ def test_an_odd_number_says_that_branches_are_made_one_after_the_other():
     assert Team.of(4, 5.0, 40, "base").notice is None
     assert Team.of(5, 1.0, 40, "base").notice is None
     assert Team.of(1, 5.0, 40, "base").notice is None
+
+
+@pytest.mark.parametrize(
+    ("ranks", "guidance", "height", "decoders"),
+    [(1, 1.0, 384, 1), (2, 1.0, 384, 2), (8, 1.0, 384, 8), (2, 5.0, 384, 1), (4, 5.0, 384, 1), (5, 5.0, 384, 5)],
+)
+def test_ranks_that_decode_a_chunk_together(ranks, guidance, height, decoders):
+    """All of them, where all of them make every call."""
+    team = Team.of(ranks, guidance, 40, "base")
+    assert team.decoders((640, height), is_apart=False) == decoders
+    assert team.decoders((640, height), is_apart=True) == 1
+
+
+def test_no_rank_decodes_without_a_row():
+    team = Team.of(10, 1.0, 40, "base")
+    assert team.decoders((640, 80), is_apart=False) == 10
+    assert team.decoders((640, 64), is_apart=False) == 1

@@ -20,6 +20,7 @@ from helios_cli.engine.history import History
 from helios_cli.engine.models import Models
 from helios_cli.engine.ranks import RankOptions, Ranks
 from helios_cli.errors import CheckpointError, HeliosError, MachineError
+from helios_cli.model.vae import WanVAE
 from helios_cli.weights.checkpoint import Checkpoint
 from support.reruns import decoded
 from support.waiting import LONGEST, alive, wait_until
@@ -146,6 +147,22 @@ def test_latents_are_those_of_one_process(ranks, checkpoints):
     assert torch.equal(latents, again)
 
 
+def test_pictures_are_those_of_one_process(checkpoints):
+    """Ten frames of a chunk whose eight rows of latents three ranks share, within a level; and always the same."""
+    folder, latents = checkpoints("distilled"), torch.randn(1, 16, 9, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = torch.cat([group for group, _ in models_with(folder, 1).pictures(latents, 10, decoders=1)])
+    models = models_with(folder, 3)
+    try:
+        with torch.inference_mode():
+            groups = [list(models.pictures(latents, 10, decoders=3)) for _ in range(2)]
+    finally:
+        models.close()
+    frames, again = (torch.cat([group for group, _ in made]) for made in groups)
+    assert levels_apart(frames.numpy(), expected.numpy()) <= 1 and torch.equal(frames, again)
+    assert all(finite for _, finite in groups[0])
+
+
 def test_ranks_keep_nothing_that_no_call_needs(checkpoints):
     """The tensors that they hold are those that this process holds."""
     models = models_with(checkpoints("distilled", **FOUR_HEADS), 2)
@@ -206,6 +223,23 @@ def test_a_rank_that_is_killed_ends_the_call_and_the_next_one_starts_anew(checkp
         assert torch.equal(latents_of(models, (1, 1, 1)), expected)
     finally:
         models.close()
+
+
+def test_a_rank_that_is_killed_while_a_chunk_is_decoded_ends_it(checkpoints, monkeypatch):
+    models, latents = models_with(checkpoints("distilled"), 3), torch.randn(1, 16, 9, 8, 8)
+    decode = WanVAE.decode
+
+    def kill_one(*arguments):
+        os.kill(ranks_of(os.getpid())[1], signal.SIGKILL)
+        return decode(*arguments)
+
+    with torch.inference_mode():
+        models.vae  # noqa: B018
+        list(models.pictures(latents, 1, decoders=3))
+        monkeypatch.setattr(WanVAE, "decode", kill_one)
+        with pytest.raises(MachineError, match=r"rank 2 of 3 \(cpu.*\) was stopped by SIGKILL"):
+            list(models.pictures(latents, 33, decoders=3))
+    assert ranks_of(os.getpid()) == []
 
 
 def test_a_rank_that_raises_is_named_with_its_error(checkpoints):
