@@ -48,23 +48,30 @@ def split_of(estimates: Sequence[Estimate], options: RenderOptions) -> Split:
     # A GPU that only decodes works while the next chunk is denoised; one that also denoises does one after the other.
     together = max if gpu_index(options.vae_device) >= gpus else lambda denoise, decode: denoise + decode
     alone = divided = moved = 0.0
-    for estimate in estimates:
+    decoders = [
+        _team(estimate, gpus).decoders(estimate.plan.size, is_apart=estimate.mode.is_apart) for estimate in estimates
+    ]
+    for estimate, ranks in zip(estimates, decoders, strict=True):
         chunks = len(estimate.plan.chunks)
         denoise, decode = estimate.duration.denoise or 0.0, estimate.duration.decode or 0.0
         film_bytes = _moved_bytes(estimate, gpus)
         alone += chunks / estimate.lanes * (estimate.speed.seconds(estimate.mode, estimate.budget) or 0.0)
-        divided += together(denoise / gpus + film_bytes / rate, decode)
+        divided += together(denoise / gpus + film_bytes / rate, decode / ranks)
         moved += film_bytes
-    basis = f"stated: calls divide evenly, data moves at {format_bytes(rate)}/s between GPUs, decoding is not divided"
+    divide = "calls and decoding divide evenly" if min(decoders) > 1 else "calls divide evenly, decoding does not"
+    basis = f"stated: {divide}, data moves at {format_bytes(rate)}/s between GPUs"
     return Split(gpus, divided / alone, moved / sum(len(estimate.plan.chunks) for estimate in estimates), basis)
 
 
 def _moved_bytes(estimate: Estimate, gpus: int) -> float:
     """Return the bytes that each GPU receives for a film: queries, keys, values and the output of self-attention are
     exchanged in each block, so that each GPU has all rows of its heads (Ulysses, arXiv 2309.14509)."""
-    dit, guidance = estimate.model.dit, estimate.plan.guidance
-    ranks = Team.of(gpus, guidance, dit.num_attention_heads, estimate.model.name).size
+    dit, ranks = estimate.model.dit, _team(estimate, gpus).size
     branches = gpus // ranks
     row = 4 * dit.num_layers * dit.width * ITEMSIZE[estimate.dtype]
     rows = sum(stage.film_calls * stage.rows for stage in estimate.work.stages) / branches
     return rows * row / ranks * (ranks - 1) / ranks
+
+
+def _team(estimate: Estimate, gpus: int) -> Team:
+    return Team.of(gpus, estimate.plan.guidance, estimate.model.dit.num_attention_heads, estimate.model.name)

@@ -244,11 +244,12 @@ def test_bytes_that_gpus_exchange(gpus, gigabytes):
 
 
 def test_a_film_on_several_gpus():
-    """Calls are divided, decoding is not, and what moves is waited for."""
+    """Calls and decoding are divided, and what moves is waited for."""
     farm, (estimate,) = planned(gpus_per_film=4)
     duration, chunks = estimate.duration, len(estimate.plan.chunks)
     waited = farm.split.moved_bytes * chunks / 300e9
-    expected = (duration.denoise / 4 + duration.decode + waited) / (duration.denoise + duration.decode)
+    expected = (duration.denoise / 4 + duration.decode / 4 + waited) / (duration.denoise + duration.decode)
+    assert "calls and decoding divide evenly" in farm.split.basis
     assert farm.split.share == pytest.approx(expected) and 0.25 < expected < 0.5
     one = farm.on(1)
     assert one.gpus == 4 and one.seconds == pytest.approx(farm.load_seconds + expected * estimate.seconds)
@@ -267,6 +268,7 @@ def test_both_calls_of_guidance_are_made_at_once():
     plain, _ = planned(keys | {"guidance": 1}, gpus_per_film=2)
     assert estimate.plan.guidance == 5 and two.split.moved_bytes == 0
     assert four.split.moved_bytes == pytest.approx(plain.split.moved_bytes)
+    assert "decoding does not" in four.split.basis
 
 
 @pytest.mark.parametrize(("gpus", "guidance"), [(3, 1), (7, 1), (16, 1), (6, 5), (3, 5)])
