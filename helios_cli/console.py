@@ -13,8 +13,8 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import typer
 
@@ -41,11 +41,26 @@ LEAST_CELL = 12
 """Minimum width of a cell: a number with its unit stays whole."""
 
 
+class Lines(Protocol):
+    """Lines at the end of the terminal that are redrawn."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Take the lines off the terminal for a while."""
+        ...
+
+
 class Console:
-    """The output of one process. With `json` set (by `JsonFlag`), `result` prints, and `line` and `table` do not."""
+    """The output of one process. With `json` set (by `JsonFlag`), `result` prints, and `line` and `table` do not.
+
+    Attributes:
+        lines: lines that are being redrawn; None if there are none.
+        turn: held by the thread that prints on the terminal, or redraws lines there.
+    """
 
     def __init__(self) -> None:
         self.json = False
+        self.lines: Lines | None = None
+        self.turn = threading.RLock()
 
     def result(self, data: dict | list) -> None:
         """Print `data` (plain values and paths) as JSON on stdout if `--json` was given."""
@@ -89,7 +104,7 @@ class Console:
 
     def status(self, text: str) -> None:
         """Print a line of progress on stderr."""
-        with _ignoring_failure():
+        with self.turn, _ignoring_failure():
             print(visible(text), file=sys.stderr, flush=True)
 
     def notice(self, text: str) -> None:
@@ -130,9 +145,12 @@ class Console:
 
         columns = (bars.BarColumn(None), bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
         name = bars.TextColumn("{task.description}", markup=False)
-        with bars.Progress(name, *columns, console=rich, expand=True) as progress:
+        with self._without_lines(), bars.Progress(name, *columns, console=rich, expand=True) as progress:
             task = progress.add_task(visible(description), total=total)
             yield lambda count: progress.advance(task, count)
+
+    def _without_lines(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.lines is None else self.lines.paused()
 
     def _rich(self, *, stderr: bool) -> RichConsole:
         """Make a console on the current stream.
@@ -159,7 +177,7 @@ class Console:
 
         rich = self._rich(stderr=True)
         text = re.sub(r"\n(?! )", "\n  ", visible(text))  # a line break in a name must not start a line of its own
-        with _ignoring_failure():
+        with self.turn, _ignoring_failure():
             with rich.capture() as captured:  # printed by Rich it would end up inside a live bar
                 rich.print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
             print(captured.get(), end="", file=sys.stderr, flush=True)

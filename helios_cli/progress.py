@@ -6,6 +6,8 @@ render are in `farm_view.py`.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
@@ -28,6 +30,7 @@ from helios_cli.units import counted, format_bytes, format_duration
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
+    from rich.live import Live
 
 
 T = TypeVar("T")
@@ -166,26 +169,58 @@ class LiveLines:
     """
 
     def __init__(self, terminal: RichConsole, draw: Callable[[], RenderableType], per_second: float = 8) -> None:
-        from rich.live import Live
-
         self._terminal = terminal
         self._draw = draw
+        self._pause = 1 / per_second
+        self._live: Live | None = None
         self._drawn: tuple[int, ...] = ()  # the widths of the lines that are on the terminal
-        self._live = Live(get_renderable=lambda: self, console=terminal, transient=True, refresh_per_second=per_second)
 
     def __enter__(self) -> LiveLines:
-        self._live.start()
-        self._terminal.push_render_hook(cast("RenderHook", self))
+        self._start()
+        console.lines = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.refresh()
-        self._terminal.pop_render_hook()
-        self._live.stop()
+        console.lines = None
+        self._stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._stop()
+        try:
+            yield
+        finally:
+            self._start()
 
     def refresh(self) -> None:
         """Draw the lines at once."""
-        self._live.refresh()
+        with console.turn:
+            if self._live is not None:
+                self._live.refresh()
+
+    def _start(self) -> None:
+        from rich.live import Live
+
+        with console.turn:
+            # Rich draws while another thread prints: where the number of lines changes just then, lines get lost.
+            live = Live(get_renderable=lambda: self, console=self._terminal, transient=True, auto_refresh=False)
+            live.start()
+            self._terminal.push_render_hook(cast("RenderHook", self))
+            self._live, self._drawn = live, ()
+        threading.Thread(target=self._redraw, args=(live,), name="lines", daemon=True).start()
+
+    def _stop(self) -> None:
+        with console.turn:
+            live, self._live = self._live, None
+            if live is not None:
+                live.refresh()
+                self._terminal.pop_render_hook()
+                live.stop()
+
+    def _redraw(self, live: Live) -> None:
+        while self._live is live:
+            self.refresh()
+            time.sleep(self._pause)
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         """Clear the rows that broken lines take in addition, before Rich clears a row for each line."""

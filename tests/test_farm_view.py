@@ -8,11 +8,12 @@ from itertools import islice
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
 
+from helios_cli.console import console
 from helios_cli.engine.events import ChunkDone, Notice, PhaseStarted, SegmentStarted, WorkerReady
 from helios_cli.errors import HeliosError, Interrupted
 from helios_cli.farm_track import FarmTrack
@@ -20,6 +21,7 @@ from helios_cli.farm_view import PlainFarmView, RichFarmView, worker_rows
 from helios_cli.films_view import FilmsView
 from helios_cli.progress import BREAKS, NO_BREAKS
 from support.farm_events import Farm, FarmEvents, film_started
+from support.terminal import rows
 
 FILMS = {"harbour": (1, 2), "a-film-with-a-name-that-is-far-too-long-0001": (6,), "日本の夜明け": (2, 1)}
 
@@ -34,6 +36,12 @@ class Clock:
 def terminal_of(width: int, height: int = 24, encoding: str = "utf-8") -> RichConsole:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     return RichConsole(file=file, width=width, height=height, force_terminal=True, color_system=None)
+
+
+def screen_of(terminal: RichConsole) -> list[str]:
+    """Return the lines that are on a terminal."""
+    terminal.file.flush()
+    return list(filter(None, rows(terminal.file.buffer.getvalue().decode())))
 
 
 def drawn(view: RichFarmView, terminal: RichConsole) -> list[str]:
@@ -77,6 +85,7 @@ def test_lines_fit_and_no_number_is_lost(width, encoding, hosts):
                 assert speed is None or f" {speed:.3g}" in line
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.text(max_size=30), min_size=1, max_size=5, unique=True),
     st.lists(st.tuples(st.text(min_size=1, max_size=20), st.text(max_size=20), st.text(max_size=20)), max_size=9),
@@ -92,20 +101,20 @@ def test_rows_of_any_names_fit_any_terminal(names, workers, width, height):
         film = names[number % len(names)]
         track.follow(film, film_started(film, (3, 4)))
         track.follow(film, SegmentStarted(1, 2, 3, 4, worker=worker))
-    rows = worker_rows(track.workers, width, height, clock.now, "…")
-    assert len(rows) <= height
-    assert all(cell_len(line) <= width and "\n" not in line for line, _ in rows)
+    lines = worker_rows(track.workers, width, height, clock.now, "…")
+    assert len(lines) <= height
+    assert all(cell_len(line) <= width and "\n" not in line for line, _ in lines)
 
 
 @pytest.mark.parametrize(("height", "shown"), [(24, 18), (10, 4), (5, 0), (100, 64)])
 def test_workers_without_room_are_summed_up(height, shown):
     films = {f"film-{number:03}": (1,) for number in range(70)}
-    for track, lines in islice(screens(Farm(films, 64, kills=[(22.0, 63)]), 80, height), 10, None, 8):
+    for track, lines in islice(screens(Farm(films, 64, kills=[(22.0, 63)]), 80, height), 10, None, 16):
         assert len(lines) < height
         if len(track.workers) < 64:
             continue
-        rows = [line for line in lines if line.startswith("w") and line.split()[0] != "worker"]
-        assert [row.split()[0] for row in rows] == [f"w{number + 1}" for number in range(shown)]
+        shown_rows = [line for line in lines if line.startswith("w") and line.split()[0] != "worker"]
+        assert [row.split()[0] for row in shown_rows] == [f"w{number + 1}" for number in range(shown)]
         if shown < 64 and height > 5:
             (rest,) = [line for line in lines if "more: " in line]
             parts = rest.split(": ")[1].split(", ")
@@ -270,6 +279,28 @@ def test_films_that_failed_are_named(kind, capsys):
 def test_the_end_says_what_the_workers_did(capsys):
     show("plain", Farm(FILMS, kills=[(25.0, 1)]))
     assert capsys.readouterr().err.splitlines()[-1].startswith("4 workers (1 lost on the way): 331 frames in ")
+
+
+def test_on_a_terminal_what_was_said_stays_and_the_rows_go(monkeypatch):
+    terminal = terminal_of(80)
+    monkeypatch.setattr(console, "live", lambda: terminal)
+    farm, screen = Farm({"harbour": (1, 2), "storm": (1,)}, 2, kills=[(16.0, 1)], failing=frozenset({"storm"})), []
+    jobs = {job.film.name: job for job in jobs_of(farm.films)}
+    with FilmsView(list(jobs.values()), "rich") as shown:
+        for _, film, event in FarmEvents(farm):
+            shown.show((jobs.get(film), event))
+            screen.append(screen_of(terminal))
+    said = [
+        "model tiny in float32",
+        "warning: w2: harbour: worker lost: killed by signal 9",
+        "error: storm: out of disk space",
+        "hint: make room",
+        "harbour: done, 73 frames in 0:33, 2.19 frames/s",
+    ]
+    assert screen_of(terminal) == said
+    after_the_loss = next(rows for rows in screen if said[1] in rows)
+    assert after_the_loss[:3] == [*said[:2], after_the_loss[2]] and after_the_loss[2].startswith("worker  film")
+    assert after_the_loss[-1].endswith("  1 worker, 1 lost")
 
 
 def test_films_that_were_stopped_say_how_far_they_are(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
+from rich.text import Text
 
+from helios_cli.console import console
 from helios_cli.engine import events
 from helios_cli.engine.events import (
     ChunkDone,
@@ -23,9 +26,10 @@ from helios_cli.engine.events import (
     PromptTaken,
     StepDone,
 )
-from helios_cli.progress import RichView, open_view
+from helios_cli.progress import LiveLines, RichView, open_view
 from helios_cli.track import PHASES, Track
 from helios_cli.units import format_duration
+from support.terminal import rows
 from support.waiting import LONGEST
 from test_console import in_terminal
 
@@ -393,3 +397,35 @@ def test_a_film_that_was_finished_before_has_no_summary(capsys):
         view.show(FILM)
         view.show(FilmDone("out/other.mp4", 130, 0.0, 0.0, 1, None, frames_reused=130))
     assert "wrote" not in capsys.readouterr().err
+
+
+def terminal_file() -> RichConsole:
+    return RichConsole(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system=None)
+
+
+def test_lines_that_are_printed_while_others_are_redrawn_all_stay():
+    """The number of lines that are redrawn changes all the time, as when workers come and go."""
+    terminal, drawings = terminal_file(), itertools.count()
+    with LiveLines(terminal, lambda: Text("\n".join(["redrawn"] * (1 + next(drawings) % 7))), per_second=5000):
+        for number in range(300):
+            console.status(f"printed {number}")
+    assert list(filter(None, rows(terminal.file.getvalue()))) == [f"printed {number}" for number in range(300)]
+    assert next(drawings) > 300
+
+
+def test_lines_make_room_for_a_download(monkeypatch):
+    terminal = terminal_file()
+    monkeypatch.setattr(console, "live", lambda: terminal)
+    with LiveLines(terminal, lambda: Text("redrawn")) as lines:
+        lines.refresh()
+        begun = len(terminal.file.getvalue())
+        with console.progress_bytes("pull", 1000) as advance:
+            advance(1000)
+            lines.refresh()
+        written = terminal.file.getvalue()[begun:]
+        download = written[written.index("pull") : written.rindex("pull")]
+        assert "1.0/1.0 kB" in written and "redrawn" not in download
+        lines.refresh()
+        assert rows(terminal.file.getvalue())[-1] == "redrawn"
+    assert console.lines is None
+    assert "redrawn" not in rows(terminal.file.getvalue())
