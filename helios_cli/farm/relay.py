@@ -458,7 +458,15 @@ def refusal(address: str, said: str) -> HeliosError:
             f"the cluster at {address} refused this machine: Ray's token is missing or another",
             hint="set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from the head of the cluster to this machine",
         )
-    return no_cluster(address, first_line(said))
+    if "No node info found" in said:
+        return MachineError(
+            f"this machine is not a node of the Ray cluster at {address}",
+            hint=f"run `ray start --address {address}` here, or use ray://HOST:10001 of the head",
+        )
+    return MachineError(
+        f"what listens at {address} does not answer as a Ray cluster does: {first_line(said)}",
+        hint="`ray start --head` listens at HOST:6379, for ray:// at 10001; where it uses a token, set RAY_AUTH_MODE=token",
+    )
 
 
 def broken_node(said: str) -> HeliosError | None:

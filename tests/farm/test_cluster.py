@@ -5,7 +5,6 @@ The clusters are private ones of `local`, and several nodes on 127.0.0.1.
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 import os
 import signal
@@ -21,17 +20,10 @@ from helios_cli.errors import InputError, MachineError
 from helios_cli.farm import cluster
 from helios_cli.farm.cluster import ClusterPool, check_address, check_versions
 from helios_cli.farm.relay import Actor, Share, Wish, broken_node, reason_of, refusal, share_of
-from support.ray_nodes import ray_nodes
+from support.ray_nodes import descendants, ray_nodes
 from support.waiting import LONGEST, alive, wait_until
 
 TESTS = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def with_ray(monkeypatch):
-    """Ray's processes find the stand-in for a worker."""
-    assert importlib.util.find_spec("ray"), "these tests need Ray: pip install -e '.[dev,ray]'"
-    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
 
 
 def pool_of(address: str, **how) -> ClusterPool:
@@ -336,21 +328,6 @@ def test_nothing_at_the_address(with_ray, monkeypatch, tmp_path):
 
 
 LOOPBACK = {"127.0.0.1", "::1"}
-
-
-def descendants(pid: int) -> set[int]:
-    """The processes that a process has started, and theirs."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found, new = set(), {pid}
-    while new:
-        found |= new
-        new = {child for child, parent in parents.items() if parent in new} - found
-    return found - {pid}
 
 
 def listening(pids: set[int]) -> set[str]:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -51,18 +51,28 @@ class Nodes:
 
 @contextlib.contextmanager
 def ray_nodes(
-    *nodes: Mapping[str, int], environment: Mapping[str, str] | None = None, ray: str = ""
+    *nodes: Mapping[str, int],
+    environment: Mapping[str, str] | None = None,
+    ray: str = "",
+    command: Sequence[str] = (),
 ) -> Iterator[Nodes]:
     """Start a cluster: a head without resources, and a node for each mapping ({"num_cpus": 1}).
 
-    `ray` is the version that the cluster says it has, `environment` is added to ENVIRONMENT.
+    `ray` is the version that the cluster says it has, `environment` is added to ENVIRONMENT, and `command` runs the
+    program whose arguments follow it (`without_folder`).
     """
     environment = {**ENVIRONMENT, **(environment or {})}
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # the paths of sockets are short
         environment["RAY_TMPDIR"] = folder
         with Path(folder, "log").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, __file__, ray, *(f"{key}={value}" for node in nodes for key, value in node.items())],
+                [
+                    *command,
+                    sys.executable,
+                    __file__,
+                    ray,
+                    *(f"{key}={value}" for node in nodes for key, value in node.items()),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -82,6 +92,34 @@ def ray_nodes(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def without_folder(folder: Path) -> list[str]:
+    """Return the beginning of a command for a process that has an empty folder in the place of `folder`.
+
+    Where the system does not let a user have mounts of his own, it is empty.
+    """
+    for unshare in (["unshare", "-m"], ["unshare", "-rm"]):
+        command = [*unshare, "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(folder)]
+        with contextlib.suppress(FileNotFoundError):
+            if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+                return command
+    return []
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has started, and theirs."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found, new = set(), {pid}
+    while new:
+        found |= new
+        new = {child for child, parent in parents.items() if parent in new} - found
+    return found - {pid}
+
+
 def serve(version: str, nodes: list[dict[str, int]]) -> None:
     import ray
     from ray.cluster_utils import Cluster
@@ -97,7 +135,11 @@ def serve(version: str, nodes: list[dict[str, int]]) -> None:
             case ["lose", "head"]:
                 cluster.head_node.kill_gcs_server()
             case ["lose", number]:
-                cluster.remove_node(running[int(number)], allow_graceful=False)
+                node = running[int(number)]
+                for pid in descendants(node.all_processes["raylet"][0].process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)  # they would outlive their node for seconds
+                cluster.remove_node(node, allow_graceful=False)
             case ["add"]:
                 running.append(cluster.add_node(**nodes[0], **small))
         print(line.strip(), flush=True)

@@ -1,0 +1,175 @@
+"""Films by workers in a Ray cluster equal those of one process, whatever the cluster loses on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import helios_cli as helios
+from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmDone, SegmentStarted, WorkerLost, WorkerReady
+from helios_cli.farm.cluster import ClusterPool
+from support.ray_nodes import ray_nodes, without_folder
+from support.reruns import decoded
+from support.waiting import LONGEST, alive, wait_until
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+SIZE = (64, 64)
+HOW = {"model": "tiny", "cache": False}
+RECIPE = """
+version = 1
+size = "64x64"
+steps = [1, 1, 1]
+[[shot]]
+image = "start.png"
+prompt = "a white star moves to the right at night"
+seconds = 4.1
+[[shot]]
+prompt = "a red ball rolls to the left"
+seconds = 5.5
+transition = "cut"
+seed = 3
+[[shot]]
+prompt = "a blue square moves up over hills"
+seconds = 2
+transition = "cut"
+[[shot]]
+prompt = "a red ball rolls to the left"
+seconds = 0.7
+"""
+"""Four shots and two cuts: segments of 3, 4 and 2 chunks."""
+
+
+@pytest.fixture
+def film(with_ray, tmp_path) -> Path:
+    """A recipe that begins with a picture, in a folder of its own, which is the current one."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[20:40, 10:30] = 255
+    Image.fromarray(picture).save(folder / "start.png")
+    (folder / "film.toml").write_text(RECIPE)
+    return folder / "film.toml"
+
+
+@pytest.fixture
+def whole(film) -> np.ndarray:
+    """The frames of the film as one process renders them."""
+    for _ in helios.render(film, output=film.with_name("whole.mp4"), **HOW):
+        pass
+    return decoded(film.with_name("whole.mp4"), SIZE)
+
+
+def kinds(events: list[Event], kind: type[Event]) -> list[Event]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def left(film: Path) -> set[str]:
+    """The files in the film's folder except those that were there, and the films with their sidecars."""
+    return {path.name for path in film.parent.iterdir()} - {"film.toml", "start.png", "whole.mp4", "whole.json"}
+
+
+def test_a_private_ray(film, whole):
+    out = film.with_name("film.mp4")
+    events = list(helios.render(film, output=out, cluster="local", workers=2, **HOW))
+    assert len({event.worker.name for event in kinds(events, SegmentStarted)}) == 2
+    assert len(kinds(events, ChunkDone)) == 9 and isinstance(events[-1], FilmDone)
+    assert np.array_equal(decoded(out, SIZE), whole)
+    assert left(film) == {"film.mp4", "film.json"}
+
+
+def test_a_node_that_is_lost_in_the_middle(film, whole):
+    """The other node's worker continues its segment after the last safe chunk."""
+    out, events, lost = film.with_name("film.mp4"), [], False
+    with ray_nodes({"num_cpus": 1}, {"num_cpus": 1}) as nodes, nodes.entered():
+        for event in helios.render(film, output=out, cluster=nodes.address, **HOW):
+            events.append(event)
+            if not lost and len({chunk.worker.name for chunk in kinds(events, ChunkDone)}) == 2:
+                nodes.do("lose 1")
+                lost = True
+    assert [event.reason for event in kinds(events, WorkerLost)] == ["its node was lost"]
+    assert np.array_equal(decoded(out, SIZE), whole)
+    assert left(film) == {"film.mp4", "film.json"}
+
+
+def test_nodes_that_do_not_see_the_film_s_folder(film, whole):
+    """The picture goes to the workers, finished chunks come back, and a segment that loses its node continues with
+    the chunks that had come."""
+    out, events, lost = film.with_name("film.mp4"), [], ""
+    hidden = without_folder(film.parent)
+    blind = mock.patch.object(ClusterPool, "sees", lambda *_: False)  # where the system allows no mounts
+    with ray_nodes({"num_cpus": 1}, {"num_cpus": 1}, command=hidden) as nodes, nodes.entered():
+        if not hidden:
+            blind.start()
+        for event in helios.render(film, output=out, cluster=nodes.address, **HOW):
+            events.append(event)
+            if not lost and isinstance(event, ChunkDone):
+                lost = event.worker.name
+                os.kill(event.pid, signal.SIGKILL)
+                nodes.do("add")
+        if not hidden:
+            blind.stop()
+    assert [event.worker.name for event in kinds(events, WorkerLost)] == [lost]
+    assert len(kinds(events, ChunkDone)) == 9
+    assert np.array_equal(decoded(out, SIZE), whole)
+    assert left(film) == {"film.mp4", "film.json"}
+
+
+def test_a_head_that_is_lost_and_the_same_command_again(film, whole):
+    out, done = film.with_name("film.mp4"), 0
+    with ray_nodes({"num_cpus": 1}) as nodes, nodes.entered():
+        with pytest.raises(helios.errors.MachineError, match="its head does not answer") as error:
+            for event in helios.render(film, output=out, cluster=nodes.address, **HOW):
+                done += isinstance(event, ChunkDone)
+                if done == 1:
+                    nodes.do("lose head")
+                    done += 1
+        assert "run the same command again" in error.value.hint
+    events = list(helios.render(film, output=out, cluster="local", workers=2, **HOW))
+    assert kinds(events, ChunksReused)
+    assert np.array_equal(decoded(out, SIZE), whole)
+    assert left(film) == {"film.mp4", "film.json"}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_is_stopped_leaves_no_process_and_continues(stop, film, whole):
+    command = [sys.executable, "-m", "helios_cli", "render", str(film), "-m", "tiny", "--no-cache", "--json"]
+    command += ["--cluster", "local", "--workers", "2", "-o", str(film.with_name("film.mp4"))]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pids = set()
+    for line in first.stdout:
+        event = json.loads(line)
+        pids.add(event.get("pid"))
+        if event["event"] == "chunk_done":
+            break
+    first.send_signal(stop)
+    said = first.communicate(timeout=LONGEST)[1]
+    pids.discard(None)
+    assert len(pids) == 2
+    wait_until(lambda: not any(map(alive, pids)))
+    if stop == signal.SIGINT:
+        assert first.returncode == 130 and "chunks of" in said, said
+    second = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+    assert second.returncode == 0, second.stderr
+    events = [json.loads(line) for line in second.stdout.splitlines()]  # Ray's own words do not get into it
+    assert "chunks_reused" in {event["event"] for event in events}
+    assert np.array_equal(decoded(film.with_name("film.mp4"), SIZE), whole)
+    assert left(film) == {"film.mp4", "film.json"}
+
+
+def test_a_film_on_the_ranks_of_each_actor(film, whole):
+    """--gpus-per-film 2 on CPUs: an actor and its ranks end together."""
+    out = film.with_name("film.mp4")
+    events = list(helios.render(film, output=out, cluster="local", device="cpu", gpus_per_film=2, **HOW))
+    assert len(kinds(events, WorkerReady)) == 1
+    frames = decoded(out, SIZE)
+    assert frames.shape == whole.shape and np.abs(frames.astype(int) - whole.astype(int)).max() <= 1
