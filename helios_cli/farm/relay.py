@@ -465,7 +465,7 @@ def refusal(address: str, said: str) -> HeliosError:
         )
     return MachineError(
         f"what listens at {address} does not answer as a Ray cluster does: {first_line(said)}",
-        hint="`ray start --head` listens at HOST:6379, for ray:// at 10001; where it uses a token, set RAY_AUTH_MODE=token",
+        hint="`ray start --head` listens at port 6379, and at 10001 for ray://; with a token, set RAY_AUTH_MODE=token",
     )
 
 

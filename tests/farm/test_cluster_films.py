@@ -24,7 +24,7 @@ from support.waiting import LONGEST, alive, wait_until
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 SIZE = (64, 64)
-HOW = {"model": "tiny", "cache": False}
+HOW = {"model": "tiny", "dtype": "float32", "cache": False}
 RECIPE = """
 version = 1
 size = "64x64"
@@ -125,15 +125,18 @@ def test_nodes_that_do_not_see_the_film_s_folder(film, whole):
 
 
 def test_a_head_that_is_lost_and_the_same_command_again(film, whole):
-    out, done = film.with_name("film.mp4"), 0
+    """The worker stands still: left alone, it could finish the film before the loss is certain."""
+    out, still = film.with_name("film.mp4"), 0
     with ray_nodes({"num_cpus": 1}) as nodes, nodes.entered():
         with pytest.raises(helios.errors.MachineError, match="its head does not answer") as error:
             for event in helios.render(film, output=out, cluster=nodes.address, **HOW):
-                done += isinstance(event, ChunkDone)
-                if done == 1:
+                if isinstance(event, ChunkDone) and not still:
+                    still = event.pid
+                    wait_until(lambda: list(film.parent.glob("*.parts/chunks/*/state")))
+                    os.kill(still, signal.SIGSTOP)
                     nodes.do("lose head")
-                    done += 1
         assert "run the same command again" in error.value.hint
+        os.kill(still, signal.SIGKILL)
     events = list(helios.render(film, output=out, cluster="local", workers=2, **HOW))
     assert kinds(events, ChunksReused)
     assert np.array_equal(decoded(out, SIZE), whole)
@@ -143,7 +146,7 @@ def test_a_head_that_is_lost_and_the_same_command_again(film, whole):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_a_command_that_is_stopped_leaves_no_process_and_continues(stop, film, whole):
     command = [sys.executable, "-m", "helios_cli", "render", str(film), "-m", "tiny", "--no-cache", "--json"]
-    command += ["--cluster", "local", "--workers", "2", "-o", str(film.with_name("film.mp4"))]
+    command += ["--dtype", "float32", "--cluster", "local", "--workers", "2", "-o", str(film.with_name("film.mp4"))]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pids = set()
     for line in first.stdout:
