@@ -1,4 +1,4 @@
-"""What tests of the farm share."""
+"""A fixture for tests that start Ray."""
 
 from __future__ import annotations
 
