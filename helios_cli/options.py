@@ -127,7 +127,7 @@ SHARED = {
     ),
     "workers": _option(
         str | None,
-        "Number of worker processes that share out films and segments between cuts; auto: one a GPU. (default: 1)",
+        "Number of processes that share films, and their segments between cuts; auto: one per GPU. (default: 1)",
         panel=FARM,
     ),
     "cluster": _option(
@@ -145,7 +145,7 @@ SHARED = {
     ),
     "mixed": _option(
         bool,
-        "Let processors or versions that round differently render segments of one film.",
+        "Let workers that round differently (other GPUs or versions) render segments of one film.",
         "--mixed",
         panel=FARM,
         default=False,

@@ -168,7 +168,7 @@ class ClusterPool:
             if left <= 0:
                 error = MachineError(
                     f"the Ray cluster at {self.address} did not answer within {CONNECT_SECONDS} s",
-                    hint="`ray status --address HOST:PORT` shows whether it is one, and runs",
+                    hint="check that it runs: ray status --address HOST:PORT",
                 )
                 raise self._noted(error)
             self._read(left)

@@ -317,7 +317,7 @@ class Driver:
             self._pool.renew(hand.name)
         else:
             hand.busy = None
-            message = f"worker {hand.name} ended {ATTEMPTS} times before it finished a chunk; the last time {reason}"
+            message = f"worker {hand.name} ended {ATTEMPTS} times before it finished a chunk; the last time, {reason}"
             hand.retired = MachineError(message, hint="set HELIOS_DEBUG=1 to see its output")
         if task:
             yield from self._try_again(task, MachineError(f"its worker was lost: {reason}"))
@@ -346,7 +346,7 @@ class Driver:
             if hand.busy and hand.retired is None and time.monotonic() - hand.heard > limit:
                 task = hand.busy if isinstance(hand.busy, _Assignment) else None
                 hand.heard = time.monotonic()
-                yield from self._hear_lost(hand, task, f"there was no event of it for {limit:.0f} s (--worker-timeout)")
+                yield from self._hear_lost(hand, task, f"it sent no event for {limit:.0f} s (--worker-timeout)")
 
     def _end_hopeless(self) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
         """Fail the films that no worker can render. Raises the error of a worker if none is left."""
@@ -419,7 +419,7 @@ class Driver:
         segment = film.segments[index]
         film.parts.reopen(index)
         del film.done[index]
-        yield from self._try_again(_Assignment(film, segment, 0.0), MachineError("finished chunks of it are damaged"))
+        yield from self._try_again(_Assignment(film, segment, 0.0), MachineError("its finished chunks are damaged"))
 
     # Other processes
 
@@ -477,5 +477,5 @@ def _hopeless(film: FarmFilm, kinds: Sequence[Kind | HeliosError | None]) -> Hel
         return None
     return InputError(
         f"{film.job.output} was begun by workers of another kind: {differences(film.kind, others[0])}",
-        hint="render the rest with workers like those, add --mixed, or start anew with --force",
+        hint="render the rest with workers like those, add --mixed, or start again with --force",
     )

@@ -135,7 +135,7 @@ def _reason(child: _Child) -> str:
     except subprocess.TimeoutExpired:
         return "it closed its output"
     if code == -signal.SIGKILL:
-        return "it was killed (SIGKILL), perhaps since memory ran out"
+        return "it was killed (SIGKILL), perhaps because memory ran out"
     if code < 0:
         return f"it was stopped by {signal.Signals(-code).name}"
     return f"it ended with exit code {code}"

@@ -455,7 +455,7 @@ def refusal(address: str, said: str) -> HeliosError:
         return MachineError(f"{address}: Ray Client is not installed", hint="pip install 'helios-render[ray]'")
     if re.search("Unauthenticated|AuthToken|authentication", said):
         return MachineError(
-            f"the cluster at {address} refused this machine: Ray's token is missing or another",
+            f"the cluster at {address} refused this machine: Ray's token is missing or wrong",
             hint="set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from the head of the cluster to this machine",
         )
     if "No node info found" in said:

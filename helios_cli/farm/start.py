@@ -83,10 +83,10 @@ def gpu_environments(gpus: Sequence[Device], options: RenderOptions) -> dict[str
     most = len(gpus) // each
     wanted = max(1, most) if options.workers == "auto" else options.workers or 1
     if wanted > most:
-        needs = f"{counted(wanted, 'worker')} of {counted(each, 'GPU')} each"
+        needs = f"{counted(wanted, 'worker')} with {counted(each, 'GPU')} each are too many"
         raise MachineError(
             f"{needs}: this machine has {counted(len(gpus), 'GPU')}",
-            hint=f"write --workers {most}" if most else "use fewer GPUs for a film",
+            hint=f"write --workers {most}" if most else "use fewer GPUs for each film (--gpus-per-film)",
         )
     names = visible_gpus(len(gpus))
     groups = [names[first * each : (first + 1) * each] for first in range(wanted)]

@@ -87,7 +87,7 @@ def check_shared_out(options: RenderOptions) -> None:
         )
     if options.share and not options.metadata:
         raise InputError(
-            "--share tells finished films by their records, but --no-metadata leaves those out",
+            "--share recognises finished films by their records, which --no-metadata leaves out",
             hint="leave out --no-metadata",
         )
     if options.device.startswith("cuda:"):

@@ -309,7 +309,7 @@ def test_what_keeps_a_driver_out_of_a_cluster(with_ray, monkeypatch, tmp_path):
         with pool_of(nodes.address) as pool, pytest.raises(MachineError, match=r"has helios 0\.0\.1, this machine has"):
             until(pool, "nothing")
         monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
-        with pytest.raises(MachineError, match="Ray's token is missing or another") as error:
+        with pytest.raises(MachineError, match="Ray's token is missing or wrong") as error:
             pool_of(nodes.address)
         assert "auth_token" in error.value.hint
 

@@ -274,9 +274,7 @@ def test_a_silent_worker_is_replaced(monkeypatch):
 
     pool = FakePool("a", answers={"a": answer})
     events = events_of(pool, "one.txt", worker_timeout=300.0)
-    assert [event.reason for event in of_kind(events, WorkerLost)] == [
-        "there was no event of it for 300 s (--worker-timeout)"
-    ]
+    assert [event.reason for event in of_kind(events, WorkerLost)] == ["it sent no event for 300 s (--worker-timeout)"]
     assert pool.renewed == ["a"]
     assert len(of_kind(events, FilmDone)) == 1
 

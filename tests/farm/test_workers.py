@@ -111,7 +111,7 @@ def test_a_killed_worker_s_segment_goes_on_elsewhere(expected):
     os.kill(event["pid"], signal.SIGKILL)
     assert command.end()[0] == 0
     assert [lost["reason"] for lost in command.of("worker_lost")] == [
-        "it was killed (SIGKILL), perhaps since memory ran out"
+        "it was killed (SIGKILL), perhaps because memory ran out"
     ]
     assert_film(expected)
 
