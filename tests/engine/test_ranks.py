@@ -88,10 +88,35 @@ def test_a_film_is_that_of_one_process(kind, ranks, film_of):
     assert levels_apart(frames, expected) <= most
 
 
-@pytest.mark.parametrize("offload", ["model", "stream"])
-def test_a_film_is_the_same_wherever_its_weights_are(offload, film_of):
+def test_chunks_of_one_process_are_those_of_two_ranks_with_a_branch_each(checkpoints, tmp_path, capsys):
+    """They have one fingerprint, so that the second film takes them; ranks that share rows have another."""
+    film = ["render", "a red circle", "-m", str(checkpoints("mid", **FOUR_HEADS)), "--frames", "60", "--steps", "1,1,1"]
+    film += [*[word for word in SMALL if word != "--no-cache"], "--json", "-o"]
+    assert main([*film, str(tmp_path / "one.mkv")]) == 0
+    assert "chunks_reused" not in capsys.readouterr().out
+    assert main([*film, str(tmp_path / "two.mkv"), "--gpus-per-film", "2"]) == 0
+    assert capsys.readouterr().out.count('"chunk_done"') == 0
+    assert main([*film, str(tmp_path / "four.mkv"), "--gpus-per-film", "4"]) == 0
+    assert capsys.readouterr().out.count('"chunk_done"') == 2
+    again = ["render", "--from", str(tmp_path / "four.mkv"), "-o", str(tmp_path / "again.mkv"), "--progress", "plain"]
+    assert main(again) == 0
+    assert "it differs in team" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [["--offload", "model"], ["--offload", "stream"]], ids=str)
+def test_a_film_is_the_same_wherever_its_weights_are(how, film_of):
     expected = film_of("distilled", "one", "--gpus-per-film", "2")
-    assert levels_apart(film_of("distilled", "other", "--gpus-per-film", "2", "--offload", offload), expected) == 0
+    assert levels_apart(film_of("distilled", "other", "--gpus-per-film", "2", *how), expected) == 0
+
+
+def test_a_film_in_fp8_is_that_of_one_process(film_of):
+    """Both branches on a rank each, so that nothing is rounded differently."""
+    expected = film_of("mid", "one", "--quant", "fp8", "--dtype", "bfloat16")
+    assert (
+        levels_apart(film_of("mid", "two", "--quant", "fp8", "--dtype", "bfloat16", "--gpus-per-film", "2"), expected)
+        == 0
+    )
+    assert levels_apart(film_of("mid", "wide", "--dtype", "bfloat16"), expected) > 0
 
 
 def test_lanes_are_films_alone(film_of, tmp_path, checkpoints):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from unittest import mock
+
 import pytest
 import torch
 
+from helios_cli.architecture import DiTConfig
 from helios_cli.model import attention as attention_module
+from helios_cli.model import sharded
 from helios_cli.model.dit import FP32_ISLANDS, Call, HeliosDiT
 from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.sharded import Exchange, Share, forward_all, shares
 from helios_cli.weights.fp8 import is_fp8
+from support import meta_networks
 from support.checkpoints import transformer
 from support.teams import as_ranks
 
@@ -166,3 +173,73 @@ def test_a_share_knows_its_own_split():
     assert sum(found) == call.history_BME.shape[1] and min(found) > 0
     noisy = as_ranks(4, lambda exchange: len(range(36)[Share.of(dit, call, exchange).noisy_rows]))
     assert noisy == [9, 9, 9, 9]
+
+
+# The page sharded.md
+
+PAGE = (Path(sharded.__file__).parent / "sharded.md").read_text()
+STAGES = {2940: 2, 4560: 1, 11040: 0}
+"""Rows of a call at 640x384: halvings of the stage."""
+
+LINKS = {"NVLink": 300e9, "PCIe": 40e9}
+
+
+def rows_of_the_page(after: str) -> list[list[str]]:
+    """Return the cells of the first table behind a heading or text."""
+    table = re.search(r"\n\|[^\n]*\|\n\|[-|]+\|\n((?:\|[^\n]*\|\n)+)", PAGE[PAGE.index(after) :])[1]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def received():
+    """Gigabytes that a rank of the 14B model receives in a call, by ranks and rows: counted on its real shapes, in two
+    blocks and in three."""
+    found = {}
+    fused = mock.patch("torch.nn.functional.scaled_dot_product_attention", lambda q, k, v, attn_mask=None: q)
+    with fused, torch.no_grad():
+        for layers in (2, 3):
+            config = DiTConfig.from_json({"num_layers": layers})
+            dit = meta_networks.on_meta(lambda config=config: HeliosDiT(config)).to(torch.bfloat16)
+            for rows, halvings in STAGES.items():
+                work = meta_networks.call(dit, (640, 384), halvings, 120)
+                work["history"](), work["text"]()
+                inputs = work["inputs"]()
+                assert len(inputs.rope) == rows
+                for ranks in (2, 4, 8):
+                    counted = meta_networks.Counted(ranks)
+                    forward_all(dit, [inputs], counted)
+                    found[layers, ranks, rows] = counted.received / 1e9
+    more = DiTConfig().num_layers - 2
+    return {
+        key: found[2, *key] + more * (found[3, *key] - found[2, *key])
+        for key in ((ranks, rows) for _, ranks, rows in found)
+    }
+
+
+@pytest.mark.slow
+def test_the_page_s_bytes_are_those_that_are_exchanged(received):
+    width, layers, history = 5120, 40, 2400
+    for ranks, rows, here, theirs in rows_of_the_page("## What moves"):
+        n, s = int(ranks), int(rows)
+        assert float(here) == pytest.approx(received[n, s], abs=0.006)
+        gathered, exchanged = (2 * s + s - history) * (n - 1) / n, 4 * s * (n - 1) / n**2
+        assert float(theirs) == pytest.approx(2 * layers * width * (gathered + exchanged) / 1e9, abs=0.006)
+
+
+@pytest.mark.slow
+def test_the_page_s_estimates_follow_from_its_own_numbers(received):
+    def denoise_ms(ranks: int, link: str) -> float:
+        moved = sum(received[ranks, rows] for rows in STAGES) if ranks > 1 else 0.0
+        return 894 / ranks + 4 + moved * 1e12 / LINKS.get(link, 1)
+
+    for ranks, link, denoise, beside, apart in rows_of_the_page("## What it should bring"):
+        took = denoise_ms(int(ranks), link)
+        assert float(denoise.removesuffix(" ms")) == pytest.approx(took, abs=0.51)
+        assert float(beside) == pytest.approx(33e3 / (0.95 * (took + 288)), abs=0.51)
+        assert float(apart) == pytest.approx(33e3 / max(took, 288), abs=0.51)
+    for ranks, *seconds in rows_of_the_page("A guided film of Base"):
+        for link, took in zip(LINKS, seconds, strict=True):
+            team = max(1, int(ranks) // 2)
+            moved = received[team, 11040] * 1e9 / LINKS[link] if team > 1 else 0.0
+            calls = 100 if int(ranks) == 1 else 50
+            assert float(took) == pytest.approx(calls * (0.584 / team + moved), abs=0.51)
