@@ -161,9 +161,18 @@ class Workload:
         return 2 if self.plan.guidance > 1 else 1
 
     @property
+    def teams(self) -> Team:
+        return Team.of(self.ranks, self.plan.guidance, self.model.dit.num_attention_heads, self.model.name)
+
+    @property
     def team(self) -> int:
         """Ranks that share a call's rows."""
-        return Team.of(self.ranks, self.plan.guidance, self.model.dit.num_attention_heads, self.model.name).size
+        return self.teams.size
+
+    @property
+    def decoders(self) -> int:
+        """Ranks that decode a chunk together."""
+        return self.teams.decoders(self.plan.size, is_apart=self.vae_device is not None)
 
     @property
     def calls_of_a_rank(self) -> int:
@@ -292,7 +301,7 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
     phases = _phases(load, placement)
     kind = load.device.kind
     is_apart = load.vae_device is not None
-    overlaps = (kind == "cuda" or is_apart) and load.lanes == 1 and placement.overlaps
+    overlaps = (kind == "cuda" or is_apart) and load.lanes == 1 and placement.overlaps and load.decoders == 1
     on_device = max(phase.total for phase in phases if not phase.on_vae_device)
     if overlaps and not is_apart:  # denoising with the largest work of the VAE: a chunk's decoding or conditioning
         *others, denoise = sorted(phases[1:], key=lambda phase: phase.phase == "denoise")
@@ -432,12 +441,17 @@ def _waiting_bytes(load: Workload, placement: Placement) -> int:
 
 
 def _rank_bytes(load: Workload, placement: Placement) -> int:
-    """Return the host memory of each further rank: its process, and on a CPU its transformer, inputs and calls."""
+    """Return the host memory of each further rank: its process, and on a CPU its transformer, inputs and calls, and the
+    VAE with its share of a decode where ranks decode together."""
     process = PROCESS_BYTES[load.device.kind]
     if load.device.kind != "cpu":
         return process + (HOST_SLOTS * load.block_bytes if placement.mode == "stream" else 0)
-    calling, inputs = _call_bytes(load) + _waiting_bytes(load, placement), load.lanes * _kept_bytes(load)
-    return process + _loaded_bytes(load, placement) + inputs + round((1 + FRAGMENTATION) * calling)
+    working, inputs = _call_bytes(load) + _waiting_bytes(load, placement), load.lanes * _kept_bytes(load)
+    weights = _loaded_bytes(load, placement)
+    if load.decoders > 1:
+        decoding = load.frame_itemsize * vae.decode_elements(load.model.vae, load.plan.size, "cpu")
+        working, weights = max(working, decoding // load.decoders), weights + load.vae_bytes
+    return process + weights + inputs + round((1 + FRAGMENTATION) * working)
 
 
 def _text_phase(load: Workload, placement: Placement, others: int) -> PhaseMemory:

@@ -156,7 +156,7 @@ class Ranks:
     def place(self, placement: Placement) -> None:
         """Have the ranks place the transformer and the VAE as this one does."""
         with self._commanding():
-            self._placement = replace(placement, graphs=False, vae_ahead_bytes=0)
+            self._placement = replace(placement, vae_ahead_bytes=0)
             if self._processes:
                 self._send_place()
 
