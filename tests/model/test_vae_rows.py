@@ -7,6 +7,7 @@ of rows, frames differ by rounding (7.7e-7 of values from -1 to 1, on the proces
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from helios_cli.bench import specs
+from helios_cli.model import sharded
 from helios_cli.model import vae as vae_module
-from helios_cli.model.vae import frames_to_uint8
+from helios_cli.model.vae import VAEConfig, WanVAE, frames_to_uint8
 from helios_cli.model.vae_rows import decode_rows, pictures
 from model.test_vae import CONFIGS, WAN, chunk, make_ours, our_decode
+from support import meta_networks
 from support.teams import as_ranks
 from support.waiting import LONGEST
 
@@ -92,6 +96,23 @@ def test_a_fault_in_any_rank_s_rows_reaches_rank_0(ours, row):
 def test_a_rank_without_rows_is_refused(ours):
     with pytest.raises(ValueError, match="2 rows of latents cannot be decoded by 3 ranks"):
         as_ranks(3, lambda exchange: next(pictures(ours, chunk(1, height=2), 1, exchange)))
+
+
+PAGE = Path(sharded.__file__).with_name("sharded.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_the_page_s_exchanges_are_those_of_a_decode(ranks):
+    """Exchanges of a middle rank are counted on the published shape, without values."""
+    vae = meta_networks.on_meta(lambda: WanVAE(VAEConfig.from_json(specs.VAE))).to(torch.bfloat16)
+    counted = meta_networks.Counted(ranks, rank=ranks // 2)
+    with torch.inference_mode():
+        for _ in decode_rows(vae, torch.empty(1, 16, 9, 48, 80, device="meta"), counted):
+            pass
+    table = PAGE[PAGE.index("To decode a chunk") : PAGE.index("## What is exact")]
+    (line,) = re.findall(rf"^\| {ranks} \| (\d+) \| (\d+) \|$", table, re.MULTILINE)
+    assert line == (str(counted.exchanges), f"{counted.received / 1e6:.0f}")
 
 
 WITH_KERNELS = """

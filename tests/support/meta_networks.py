@@ -36,12 +36,16 @@ def call(dit: HeliosDiT, size: tuple[int, int], halvings: int, prompt_tokens: in
 
 
 class Counted(Exchange):
-    """The first of so many ranks, without the others: what they give has only a shape. `received` counts its bytes."""
+    """A rank of so many, without the others: what they give has only a shape.
 
-    def __init__(self, size: int) -> None:
-        self.rank, self.size, self.received = 0, size, 0
+    `received` counts its bytes, `exchanges` how often ranks meet."""
+
+    def __init__(self, size: int, rank: int = 0) -> None:
+        self.rank, self.size = rank, size
+        self.received = self.exchanges = 0
 
     def swap(self, rows: torch.Tensor, given, taken) -> torch.Tensor:
         out = rows.new_empty(sum(taken), *rows.shape[1:])
+        self.exchanges += 1
         self.received += (sum(taken) - taken[self.rank]) * out[:1].nbytes
         return out
