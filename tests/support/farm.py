@@ -66,8 +66,6 @@ def noise(message: Message, kind: Kind = KIND) -> Iterator[Message]:
 class FakePool:
     """Workers whose answers are given: by name, else noise. `sent` are the segments that each was given."""
 
-    sees_folders = True
-
     def __init__(self, names: Sequence[str] = ("a", "b"), answers: dict[str, Answer] | None = None) -> None:
         self.names = list(names)
         self.answers = answers or {}
@@ -77,6 +75,9 @@ class FakePool:
         self.is_closed = False
         for name in names:
             self._hello(name)
+
+    def sees(self, name: str, path: Path) -> bool:
+        return True
 
     def send(self, name: str, message: Message) -> None:
         if "render" in message:
