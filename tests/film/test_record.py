@@ -300,8 +300,8 @@ def test_any_other_file_is_bad_input(tmp_path, data):
         read_again(tmp_path / "x.json")
 
 
-def record_of(film, plan: Plan, flags: RenderOptions, folder: Path) -> Record:
-    arithmetic = Arithmetic("cpu", "float32", "2")
+def record_of(film, plan: Plan, flags: RenderOptions, folder: Path, **rounding) -> Record:
+    arithmetic = Arithmetic("cpu", "float32", "2", **rounding)
     return make_record(
         film,
         flags,
@@ -321,6 +321,18 @@ def planned(folder: Path, text: str, flags: RenderOptions | None = None):
 
 def planned_film(film, flags: RenderOptions):
     return film, plan_film(film, resolve(film.recipe, flags, ModelDefaults((128, 64), (2, 2, 2), 1.0)))
+
+
+def test_several_devices_of_a_film_are_recorded_where_they_round_differently(tmp_path):
+    film, plan = planned(tmp_path, 'version = 1\n[[shot]]\nprompt = "a boat"\nseconds = 1\n')
+    one, ranks, apart = (
+        record_of(film, plan, RenderOptions(), tmp_path, **rounding)
+        for rounding in ({}, {"team": 2, "decoders": 2}, {"vae": "NVIDIA L4, triton 3.9.0"})
+    )
+    assert not {"team", "decoders", "vae"} & set(json.loads(one.metadata()[KEY]))
+    assert one.differences(ranks) == ["team", "decoders"] and one.differences(apart) == ["vae"]
+    assert Record.model_validate(json.loads(apart.metadata()[KEY])) == apart
+    assert len({record.fingerprint for record in (one, ranks, apart)}) == 3
 
 
 @pytest.mark.parametrize(
