@@ -6,6 +6,7 @@ bit. Tensors of two devices that would not mix are followed by `support.two_devi
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -18,7 +19,8 @@ import torch
 from PIL import Image
 from torch.utils import backend_registration
 
-from helios_cli.engine import gpu
+from helios_cli.cli import main
+from helios_cli.engine import gpu, session
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, ChunksReused, FilmDone, StepDone
 from helios_cli.engine.gpu import sent_to
@@ -117,6 +119,26 @@ def test_latents_that_are_kept_are_decoded_where_the_vae_is(checkpoints, tmp_pat
     events = reruns.run(film, models, f"{tmp_path}/pictures/", cache)
     assert [event.chunk for event in events if isinstance(event, ChunksReused)] == [0, 1, 2]
     assert np.array_equal(reruns.decoded(tmp_path / "pictures"), reruns.decoded(tmp_path / "film.mkv"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--offload", "stream"), ("--lanes", "2")], ids=str)
+def test_helios_render_on_two_devices(flags, tmp_path, monkeypatch):
+    """Through the session, which plans for both; the record is that of one device, as they round alike."""
+    words = ["a red circle", "a green square"] if flags[:1] == ("--lanes",) else ["a red circle"]
+    film = ["render", *words, "-m", "tiny", "--size", "64x64", "--frames", "40", "--no-cache", "-q", *flags]
+    records, frames = [], []
+    for name in ("one", "two"):
+        if name == "two":
+            monkeypatch.setattr(session, "pick_vae_device", lambda *_: SECOND)
+        (tmp_path / name).mkdir()
+        output = f"{tmp_path}/{name}/{'film.mp4' if len(words) == 1 else ''}"
+        assert main([*film, "-o", output, "--device", "cpu"]) == 0
+        first = sorted((tmp_path / name).glob("*.mp4"))[-1]
+        frames.append(reruns.decoded(first))
+        records.append(json.loads(first.with_suffix(".json").read_text()))
+    assert len(frames[0]) == 40 and np.array_equal(*frames)
+    assert records[0]["fingerprint"] == records[1]["fingerprint"] and "vae" not in records[1]
 
 
 # By the rules of a GPU
