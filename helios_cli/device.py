@@ -110,6 +110,12 @@ def gpu_index(name: str | None) -> int:
     return _index(name) if name is not None and name.startswith("cuda") else -1
 
 
+def is_gpu_of_rank(vae_device: str | None, device: str, ranks: int) -> bool:
+    """Return whether the VAE is on the GPU of one of the ranks, which follow each other from `device` on, other than
+    the first."""
+    return 0 < gpu_index(vae_device) - max(0, gpu_index(device)) < ranks
+
+
 def _index(name: str) -> int:
     """Return the index of a GPU by its name; 0 for `auto`."""
     return int(name.removeprefix("auto").removeprefix("cuda").removeprefix(":") or 0)

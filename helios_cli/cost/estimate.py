@@ -28,7 +28,7 @@ from helios_cli.cost.placing import (
 from helios_cli.cost.speeds import Duration, duration_of
 from helios_cli.cost.team import Team
 from helios_cli.cost.work import PromptTokens, Work
-from helios_cli.device import Device, find_device, find_vae_device, is_second, pick_dtype
+from helios_cli.device import Device, find_device, find_vae_device, is_gpu_of_rank, is_second, pick_dtype
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film.cache import Cache
 from helios_cli.film.jobs import Job
@@ -146,7 +146,10 @@ def estimate_films(
             ranks, parameters = options.gpus_per_film, model.parameters["transformer"]
             as_used = partial(Device.with_model, parameters=parameters, ranks=ranks)
             used, second = as_used(device), vae_device and as_used(vae_device)
-            load = Workload.of(plan, model, used, dtype, options.quant, len(group), vae_device=second, ranks=ranks)
+            joins = is_gpu_of_rank(options.vae_device, options.device, ranks)
+            load = Workload.of(
+                plan, model, used, dtype, options.quant, len(group), vae_device=second, ranks=ranks, joins_rank=joins
+            )
             estimates.append(_estimate(film, load, options, on, price, notices))
     return estimates
 

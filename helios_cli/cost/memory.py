@@ -124,7 +124,8 @@ class Workload:
     """A film to be placed: its plan, its model, and how it is computed. `lanes` films like it render at a time.
 
     `vae_device` is the device of the VAE and the text encoder, or None if it is `device`. `ranks` processes make the
-    transformer's calls together, each on a GPU of its own; on a CPU all on one."""
+    transformer's calls together, each on a GPU of its own; on a CPU all on one. With `joins_rank` the VAE and the text
+    encoder are on the GPU of a rank other than the first."""
 
     plan: Plan
     model: Model
@@ -135,6 +136,7 @@ class Workload:
     lanes: int = 1
     vae_device: Device | None = None
     ranks: int = 1
+    joins_rank: bool = False
 
     @classmethod
     def of(
@@ -148,8 +150,10 @@ class Workload:
         prompts: PromptTokens | None = None,
         vae_device: Device | None = None,
         ranks: int = 1,
+        joins_rank: bool = False,
     ) -> Workload:
-        return cls(plan, model, work_of(plan, model, dtype, prompts), device, dtype, quant, lanes, vae_device, ranks)
+        work = work_of(plan, model, dtype, prompts)
+        return cls(plan, model, work, device, dtype, quant, lanes, vae_device, ranks, joins_rank)
 
     @property
     def decoder(self) -> Device:
@@ -311,6 +315,8 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
     if load.vae_device is not None:
         on_vae_device = max(phase.total for phase in phases if phase.on_vae_device)
         on_vae_device += RUNTIME_BYTES[load.vae_device.kind]
+        if load.joins_rank:
+            on_vae_device += next(phase.total for phase in phases if phase.phase == "denoise")
     host = _host_bytes(load) + (load.ranks - 1) * _rank_bytes(load, placement)
     if kind == "cpu":
         host += on_device

@@ -161,10 +161,12 @@ class Ranks:
                 self._send_place()
 
     def unload(self) -> None:
-        """Have the ranks free their transformers."""
+        """Have the ranks free their transformers; their memory is free then."""
         with self._commanding():
             if self._processes:
                 self._send(unload={})
+            if self._teams is not None:
+                self._settle()
 
     def begin(self) -> None:
         """Start the processes, unless they run, and let them load the model while this one does."""

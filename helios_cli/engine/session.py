@@ -26,7 +26,7 @@ from helios_cli.cost.placing import (
     speed_of,
 )
 from helios_cli.cost.speeds import keep_speed
-from helios_cli.device import Device, device_of, pick_device, pick_vae_device, torch_dtype
+from helios_cli.device import Device, device_of, is_gpu_of_rank, pick_device, pick_vae_device, torch_dtype
 from helios_cli.engine import arithmetic, trial
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone, Notice
@@ -129,6 +129,7 @@ class Session:
     def _open(self, name: str, options: RenderOptions) -> Iterator[Notice]:
         device = pick_device(options.device)
         vae_device = pick_vae_device(options.vae_device, device)
+        ranks = devices_of(device, options.gpus_per_film)
         dtype = torch_dtype(dtype_with(options.quant, options.dtype), device)
         if name == DEFAULT_MODEL:
             second = device_of(vae_device) if vae_device != device else None
@@ -152,7 +153,7 @@ class Session:
             attention=options.attention,
             attention_wanted=options.attention_taken,
             threads=threads,
-            ranks=_ranks(checkpoint, name, device, dtype, threads, options) if options.gpus_per_film > 1 else None,
+            ranks=_ranks(checkpoint, name, ranks, dtype, threads, options) if len(ranks) > 1 else None,
         )
         for line in arithmetic.settle(models):
             yield Notice(line)
@@ -253,8 +254,11 @@ class Session:
         device, dtype = device_of(models.device), _name_of(models.dtype)
         lanes, other = len(plans), self._vae_device()
         ranks = 1 if models.ranks is None else models.ranks.count
+        joins = is_gpu_of_rank(str(models.vae_device), str(models.device), ranks)
         loads = [
-            Workload.of(plan, model, device, dtype, models.quant, lanes, vae_device=other, ranks=ranks)
+            Workload.of(
+                plan, model, device, dtype, models.quant, lanes, vae_device=other, ranks=ranks, joins_rank=joins
+            )
             for plan in plans
         ]
         return max(loads, key=lambda load: plan_memory(load, MemoryBudget(), RESIDENT).device_bytes)
@@ -321,7 +325,12 @@ class Session:
 
 
 def _ranks(
-    checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype, threads: int, options: RenderOptions
+    checkpoint: Checkpoint,
+    name: str,
+    devices: Sequence[torch.device],
+    dtype: torch.dtype,
+    threads: int,
+    options: RenderOptions,
 ) -> Ranks:
     asked = RankOptions(
         checkpoint=str(checkpoint.path),
@@ -332,7 +341,7 @@ def _ranks(
         threads=threads,
         patience=options.worker_timeout,
     )
-    return Ranks(devices_of(device, options.gpus_per_film), asked)
+    return Ranks(devices, asked)
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -169,20 +169,21 @@ def devices_of(device: torch.device, count: int) -> list[torch.device]:
 
     Raises MachineError if there are fewer, or if ranks cannot work together there.
     """
-    what, hint = f"--gpus-per-film {count}", "leave it out, or use --device cpu to see that it works"
+    what, alone = f"--gpus-per-film {count}", "leave out --gpus-per-film"
+    if count == 1:
+        return [device]
     if device.type not in ("cuda", "cpu"):
-        raise MachineError(f"{what}: ranks need CUDA GPUs or a CPU, not {device}", hint=hint)
+        raise MachineError(f"{what}: ranks need CUDA GPUs or a CPU, not {device}", hint=alone)
     if not dist.is_available() or (device.type == "cuda" and not dist.is_nccl_available()):
         missing = "NCCL" if dist.is_available() else "torch.distributed"
-        raise MachineError(f"{what}: PyTorch {torch.__version__} is built without {missing}", hint=hint)
+        raise MachineError(f"{what}: PyTorch {torch.__version__} is built without {missing}", hint=alone)
     if device.type == "cpu":
         return [device] * count
     first, there = device.index or 0, torch.cuda.device_count()
     if first + count > there:
-        found = "1 GPU" if there - first == 1 else f"{there - first} GPUs"
-        raise MachineError(f"{what}: from {device} on there {_are(there - first)} {found} here", hint=f"use {hint}")
+        left = there - first
+        raise MachineError(
+            f"{what}: from {device} on there {'is 1 GPU' if left == 1 else f'are {left} GPUs'} here",
+            hint=alone if left == 1 else f"use at most {left}; `helios doctor` shows what is there",
+        )
     return [torch.device("cuda", index) for index in range(first, first + count)]
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"

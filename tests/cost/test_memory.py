@@ -56,6 +56,25 @@ def test_a_model_call(dtype, config, size, fused_attention):
     assert peak_bytes(work["call"]) == pytest.approx(expected + rotations, rel=0.03)
 
 
+def test_ranks_share_the_memory_of_calls_but_not_that_of_weights():
+    one, four = workload_of(GPU), replace(workload_of(GPU), ranks=4)
+    alone, shared = (memory.plan_memory(load, MemoryBudget(), Placement(graphs=False)) for load in (one, four))
+    denoise = {plan: next(phase for phase in plan.phases if phase.phase == "denoise") for plan in (alone, shared)}
+    assert denoise[shared].weights == denoise[alone].weights
+    assert 0.2 < denoise[shared].working / denoise[alone].working < 0.4
+    assert shared.host_bytes - alone.host_bytes == 3 * memory.PROCESS_BYTES["cuda"]
+    assert not shared.overlaps and alone.overlaps  # all of them decode
+
+
+def test_a_vae_on_the_gpu_of_a_rank_is_next_to_a_transformer():
+    apart = replace(workload_of(GPU), vae_device=GPU, ranks=2)
+    alone, joined = (
+        memory.plan_memory(load, MemoryBudget(), Placement()) for load in (apart, replace(apart, joins_rank=True))
+    )
+    denoise = next(phase.total for phase in alone.phases if phase.phase == "denoise")
+    assert joined.vae_device_bytes == alone.vae_device_bytes + denoise
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("team", [2, 4])
 def test_a_rank_s_part_of_a_model_call(dtype, team, fused_attention):
