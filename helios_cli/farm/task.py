@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,15 @@ class Task:
 
 def to_plain(kind: Any, value: object) -> Any:
     """Return a dataclass as values of JSON."""
-    return TypeAdapter(kind).dump_python(value, mode="json")
+    return _adapter(kind).dump_python(value, mode="json")
 
 
 def from_plain(kind: Any, value: Any) -> Any:
     """Return the dataclass of `to_plain`."""
-    return TypeAdapter(kind).validate_python(value)
+    return _adapter(kind).validate_python(value)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter:
+    """Return pydantic's adapter of a dataclass; to make one takes tens of milliseconds."""
+    return TypeAdapter(kind)
