@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 STREAM_VERSION = 1
@@ -40,11 +41,15 @@ class Event:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Event:
         """Return the event that `to_dict` gave."""
-        kinds = {_name(kind): kind for kind in Event.__subclasses__()}
         fields = {key: value for key, value in values.items() if key not in ("version", "event")}
         if "worker" in fields:
             fields["worker"] = Worker(**fields["worker"])
-        return kinds[values["event"]](**fields)
+        return _kinds()[values["event"]](**fields)
+
+
+@cache
+def _kinds() -> dict[str, type[Event]]:
+    return {_name(kind): kind for kind in Event.__subclasses__()}
 
 
 def _name(kind: type[Event]) -> str:

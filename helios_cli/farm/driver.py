@@ -45,6 +45,9 @@ ATTEMPTS = 3
 WAIT_SECONDS = 0.5
 """The longest time between two looks at what is to be done."""
 
+JOINS = 4
+"""The most films that are joined at a time: their ffmpeg would keep the processor from the driver and its workers."""
+
 POLL_SECONDS = 2.0
 """Time between two looks at what other processes have done."""
 
@@ -61,7 +64,7 @@ class _Assignment:
     began: float
 
 
-@dataclass
+@dataclass(eq=False)
 class _Hand:
     """A worker as the driver knows it.
 
@@ -98,6 +101,9 @@ class Driver:
 
     def __init__(self, films: Sequence[FarmFilm], pool: Pool, options: RenderOptions, *, stop: bool = False) -> None:
         self._films, self._pool, self._options, self._stop = films, pool, options, stop
+        self._open = list(films)  # films that have not ended
+        self._queue = _longest_first(films)
+        self._again: dict[_Hand | FarmFilm, float] = {}  # when to try again what other processes had claimed
         now = time.monotonic()
         self._hands = {name: _Hand(name, now) for name in pool.names}
         self._joining: set[FarmFilm] = set()
@@ -108,11 +114,14 @@ class Driver:
     def run(self) -> Generator[FilmEvent, None, None]:
         """Render the films. An error of a film comes as an event; one that leaves no worker is raised."""
         try:
-            while any(not film.has_ended for film in self._films):
+            while self._open:
                 for film, event in self._step():
                     if self._stop and isinstance(event, HeliosError):
                         raise event
                     yield film.job if film else None, event
+                if any(film.has_ended for film in self._open):
+                    self._open = [film for film in self._open if not film.has_ended]
+                    self._queue = [(film, segment) for film, segment in self._queue if not film.has_ended]
         finally:
             self._pool.close()
             for film in self._films:
@@ -135,7 +144,7 @@ class Driver:
     def _step(self) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
         yield from self._poll()
         for hand in self._hands.values():
-            if hand.busy is None and hand.retired is None:
+            if hand.busy is None and hand.retired is None and self._may_try(hand):
                 yield from self._give_work(hand)
         self._start_joins()
         for name, message in self._pool.receive(WAIT_SECONDS if self._joined.empty() else 0.0):
@@ -151,10 +160,8 @@ class Driver:
 
         Before the first segment of a model the worker has to identify itself.
         """
-        ready = [(film, segment) for film in self._films for segment in film.ready()]
-        ready.sort(key=lambda one: (one[0].model.name != hand.model, -len(one[1].plan.chunks)))
-        for film, segment in ready:
-            if film.has_ended or segment.index in film.done:  # what was begun in this loop showed it
+        for film, segment in self._queue_of(hand.model):
+            if not film.is_ready(segment):  # also by what was begun in this loop
                 continue
             kind = hand.kinds.get(_key(film))
             if kind is None:
@@ -178,6 +185,13 @@ class Driver:
                 continue
             yield film, self._assign(hand, film, segment)
             return
+        self._try_later(hand)
+
+    def _queue_of(self, model: str) -> Iterator[tuple[FarmFilm, Segment]]:
+        """Yield all segments of films that have not ended, those of the model first."""
+        queue = self._queue
+        yield from (one for one in queue if one[0].model.name == model)
+        yield from (one for one in queue if one[0].model.name != model)
 
     def _look_again(self, film: FarmFilm, segment: Segment) -> Iterator[Event]:
         """After a claim, look at what the process has done that had it before."""
@@ -356,7 +370,7 @@ class Driver:
         if all(hand.busy for hand in hands):
             return
         kinds: dict[tuple, list[Kind | HeliosError | None]] = {}
-        for film in self._films:
+        for film in self._open:
             if film.has_ended or film.running or film.is_rendered:
                 continue
             if (key := _key(film)) not in kinds:
@@ -375,11 +389,16 @@ class Driver:
     # Films whose chunks are all there
 
     def _start_joins(self) -> None:
-        for film in self._films:
-            if not film.is_rendered or film.has_ended or film in self._joining:
+        for film in self._open:
+            if len(self._joining) >= JOINS:
+                return
+            if not film.done or not film.is_rendered or film.has_ended or film in self._joining:
                 continue
             if self._options.share:
+                if not self._may_try(film):
+                    continue
                 if not film.parts.claims.take("film"):
+                    self._try_later(film)
                     continue
                 if film.parts.kind() is None:  # another process has joined it just before: `_poll` finds the film
                     film.parts.claims.release("film")
@@ -423,6 +442,14 @@ class Driver:
 
     # Other processes
 
+    def _may_try(self, one: _Hand | FarmFilm) -> bool:
+        return time.monotonic() >= self._again.get(one, 0.0)
+
+    def _try_later(self, one: _Hand | FarmFilm) -> None:
+        """Leave claims of other processes alone for a while: looking at them takes work for each message of workers."""
+        if self._options.share:
+            self._again[one] = time.monotonic() + WAIT_SECONDS / 2
+
     def _release(self, film: FarmFilm, segment: Segment) -> None:
         film.parts.claims.release(f"segment-{segment.index}")
 
@@ -431,12 +458,12 @@ class Driver:
         now = time.monotonic()
         if now - self._beaten >= BEAT_SECONDS:
             self._beaten = now
-            for film in self._films:
+            for film in self._open:
                 film.parts.claims.beat()
         if not self._options.share or now - self._polled < POLL_SECONDS:
             return
         self._polled = now
-        for film in self._films:
+        for film in self._open:
             if film.kind is None or film.has_ended or film in self._joining:
                 continue
             if film.parts.kind() is None:
@@ -444,6 +471,12 @@ class Driver:
                 continue
             for segment in film.ready():
                 yield from ((film, event) for event in film.take_done(segment))
+
+
+def _longest_first(films: Sequence[FarmFilm]) -> list[tuple[FarmFilm, Segment]]:
+    """Return all segments of the films: the long ones, which may not be the last, before the short ones."""
+    found = [(film, segment) for film in films for segment in film.segments]
+    return sorted(found, key=lambda one: -len(one[1].plan.chunks))
 
 
 def _model_name(film: FarmFilm) -> str:

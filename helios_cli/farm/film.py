@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Mapping
@@ -100,10 +101,13 @@ class FarmFilm:
         """The number of chunks that the next run of the same command need not render."""
         return len(self._chunks)
 
+    def is_ready(self, segment: Segment) -> bool:
+        """Return whether the segment may be given to a worker."""
+        return not self.has_ended and segment.index not in self.done and segment.index not in self.running
+
     def ready(self) -> Iterator[Segment]:
         """Yield the segments that may be given to a worker."""
-        if not self.has_ended:
-            yield from (one for one in self.segments if one.index not in self.done and one.index not in self.running)
+        yield from filter(self.is_ready, self.segments)
 
     def accepts(self, kind: Kind) -> bool:
         """Return whether a worker of this kind may render segments of the film."""
@@ -154,6 +158,8 @@ class FarmFilm:
 
     def _is_finished(self) -> bool:
         """Return whether the film is there; of films that are shared, also one that another machine made."""
+        if not os.path.lexists(self.target.path):  # what a record takes would be for nothing
+            return False
         return self._finish.is_finished() or (self.job.options.share and self._finish.is_finished_by_another())
 
     def _complete(self) -> Iterator[Event]:

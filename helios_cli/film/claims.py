@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 from helios_cli.errors import MachineError
@@ -170,6 +171,7 @@ def _owner(path: Path) -> Owner | None:
         return None
 
 
+@cache
 def _machine() -> str:
     """Return what only this machine has since it was started; its name where the system does not tell."""
     try:
