@@ -333,11 +333,18 @@ class Driver:
             hand.busy = None
             message = f"worker {hand.name} ended {ATTEMPTS} times before it finished a chunk; the last time, {reason}"
             hand.retired = MachineError(message, hint="set HELIOS_DEBUG=1 to see its output")
+            if any(other.retired is None for other in self._hands.values()):  # else it is the error of the command
+                yield None, Notice(f"{message}; it is not started again")
         if task:
-            yield from self._try_again(task, MachineError(f"its worker was lost: {reason}"))
+            yield from self._try_again(task, MachineError(f"its worker was lost: {reason}"), is_known=True)
 
-    def _try_again(self, task: _Assignment, error: HeliosError) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
-        """Let another worker continue the segment, unless it was tried often enough."""
+    def _try_again(
+        self, task: _Assignment, error: HeliosError, *, is_known: bool = False
+    ) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
+        """Let another worker continue the segment, unless it was tried often enough.
+
+        `is_known`: an event has named the error before.
+        """
         film, segment = task.film, task.segment
         film.running.pop(segment.index, None)
         self._release(film, segment)
@@ -352,7 +359,8 @@ class Driver:
             )
             yield film, self._fail(film, HeliosError(what, hint=error.hint))
         else:
-            yield film, Notice(f"{film.job.film.name}: segment {segment.index + 1} is tried again: {error.message}")
+            why = "" if is_known else f": {error.message}"
+            yield film, Notice(f"{film.job.film.name}: segment {segment.index + 1} is tried again{why}")
 
     def _renew_hung(self) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
         limit = self._options.worker_timeout

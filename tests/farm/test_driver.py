@@ -116,6 +116,9 @@ def test_a_lost_worker_is_renewed_and_its_segment_goes_on():
     events = events_of(pool, "cuts.toml")
     assert [event.reason for event in of_kind(events, WorkerLost)] == ["it was killed"]
     assert pool.renewed == ["a"]
+    assert "cuts: segment 2 is tried again" in [event.message for event in of_kind(events, Notice)], (
+        "with no reason twice"
+    )
     assert [prompt for _, prompt in pool.sent].count("a blue ball") == 2
     assert len(of_kind(events, FilmDone)) == 1
 
@@ -163,6 +166,14 @@ def test_workers_that_never_finish_a_chunk_are_given_up():
     with pytest.raises(MachineError, match=f"ended {ATTEMPTS} times before it finished a chunk.*it was killed"):
         events_of(pool, "one.txt")
     assert len(pool.renewed) == 2 * (ATTEMPTS - 1)
+
+
+def test_a_worker_that_is_given_up_is_named_where_others_go_on():
+    pool = FakePool("ab", answers={"a": lambda message: iter([LOST])})
+    events = events_of(pool, "cuts.toml")
+    given_up = [event.message for event in of_kind(events, Notice) if "not started again" in event.message]
+    assert len(given_up) == 1 and given_up[0].startswith(f"worker a ended {ATTEMPTS} times before it finished a chunk")
+    assert len(of_kind(events, FilmDone)) == 1
 
 
 def test_a_worker_without_the_weights_says_so_before_anything_renders():
