@@ -209,10 +209,12 @@ def before_line(film: str | None, event: Event) -> str:
 
 def done_line(done: FilmDone) -> str:
     """Return a line about a film that is done; its file is in the table at the end."""
-    reused = f", {counted(done.frames_reused, 'frame')} from earlier renders" if done.frames_reused else ""
-    speed = speed_text(done.frames_per_second) if done.frames_reused < done.frames else ""
-    parts = [f"done, {counted(done.frames, 'frame')} in {format_duration(done.seconds)}", speed]
-    return ", ".join(filter(None, parts)) + reused
+    if done.frames_reused == done.frames:
+        return f"done, {counted(done.frames, 'frame')} from earlier renders"
+    parts = [f"done, {counted(done.frames, 'frame')} in {format_duration(done.seconds)}"]
+    parts += [speed_text(done.frames_per_second)]
+    parts += [f"{counted(done.frames_reused, 'frame')} from earlier renders"] if done.frames_reused else []
+    return ", ".join(parts)
 
 
 def segment_text(event: SegmentStarted | SegmentDone) -> str:

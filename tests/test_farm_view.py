@@ -14,10 +14,10 @@ from rich.cells import cell_len
 from rich.console import Console as RichConsole
 
 from helios_cli.console import console
-from helios_cli.engine.events import ChunkDone, Notice, PhaseStarted, SegmentStarted, WorkerReady
+from helios_cli.engine.events import ChunkDone, FilmDone, Notice, PhaseStarted, SegmentStarted, WorkerReady
 from helios_cli.errors import HeliosError, Interrupted
 from helios_cli.farm_track import FarmTrack
-from helios_cli.farm_view import PlainFarmView, RichFarmView, worker_rows
+from helios_cli.farm_view import PlainFarmView, RichFarmView, done_line, worker_rows
 from helios_cli.films_view import FilmsView
 from helios_cli.progress import BREAKS, NO_BREAKS
 from support.farm_events import Farm, FarmEvents, film_started
@@ -337,3 +337,15 @@ def test_notices_are_about_a_film_or_all(capsys):
         "note: b: its sidecar could not be written",
         "error: the cluster is gone",
     ]
+
+
+@pytest.mark.parametrize(
+    ("reused", "line"),
+    [
+        (0, "done, 130 frames in 1:15, 1.73 frames/s"),
+        (33, "done, 130 frames in 1:15, 1.73 frames/s, 33 frames from earlier renders"),
+        (130, "done, 130 frames from earlier renders"),
+    ],
+)
+def test_a_film_that_is_done_is_one_line(reused, line):
+    assert done_line(FilmDone("out/harbour.mp4", 130, 75.0, 1.733, 1, None, frames_reused=reused)) == line
