@@ -11,6 +11,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+NEW = ".new-"
+"""The beginning of the names of files that are not whole yet."""
+
 NO_SYNC = {errno.EINVAL, errno.ENOTSUP}
 """The errors of file systems that cannot sync a folder: some encrypting and network ones."""
 
@@ -23,7 +26,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     16 characters and begins with a dot, and its mode follows the umask. A link at `path` is not followed. With
     `durable` the file and its name are on the disk when the block ends.
     """
-    new = path.with_name(f".new-{secrets.token_hex(5)}")
+    new = path.with_name(f"{NEW}{secrets.token_hex(5)}")
     new.touch(exist_ok=False)
     try:
         yield new
@@ -46,7 +49,7 @@ def create_once(path: Path, data: bytes) -> bool:
 
     The file appears whole.
     """
-    new = path.with_name(f".new-{secrets.token_hex(5)}")
+    new = path.with_name(f"{NEW}{secrets.token_hex(5)}")
     try:
         new.write_bytes(data)
         return link_once(new, path)

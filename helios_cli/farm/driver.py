@@ -29,7 +29,7 @@ from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError
 from helios_cli.farm.film import FarmFilm, Kind, Missing, differences
 from helios_cli.farm.pool import Message, Pool
 from helios_cli.farm.task import Task, to_plain
-from helios_cli.film.claims import ALONE, BEAT_SECONDS
+from helios_cli.film.claims import BEAT_SECONDS
 from helios_cli.film.jobs import Job
 from helios_cli.film.parts import DoneSegment
 from helios_cli.recipe.options import RenderOptions
@@ -206,16 +206,8 @@ class Driver:
         try:
             for event in film.begin(kind, hand.device):
                 yield film, event
-            if not film.has_ended:
-                self._require_claim(film)
         except HeliosError as error:
             yield film, self._fail(film, error)
-
-    def _require_claim(self, film: FarmFilm) -> None:
-        """Claim the film for this process alone, unless it is shared. MachineError if another process does."""
-        film.parts.claims.require_alone(film.job.output)
-        if self._options.share:
-            film.parts.claims.release(ALONE)
 
     def _assign(self, hand: _Hand, film: FarmFilm, segment: Segment) -> Event:
         now = time.monotonic()

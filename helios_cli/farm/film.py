@@ -120,10 +120,13 @@ class FarmFilm:
         The last event is FilmDone if the film was finished before. Raises HeliosError for what stands against it.
         """
         self.parts.check()
-        self.device = device
+        if self.job.options.share:
+            self.parts.claims.require_shared(self.job.output)
+        else:
+            self.parts.claims.require_alone(self.job.output)
+        self.kind, self.device = kind, device
         if self.job.options.force:
-            self.parts.remove()
-        self.kind = kind
+            self.parts.clear()
         yield from self._finish.differences()
         if self._is_finished():
             yield from self._complete()

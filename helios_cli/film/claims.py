@@ -18,15 +18,16 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 
 from helios_cli.errors import MachineError
-from helios_cli.files import link_once
+from helios_cli.files import NEW, link_once
 from helios_cli.film.disk import disk_errors
 
 BEAT_SECONDS = 5.0
@@ -34,7 +35,7 @@ EXPIRY_SECONDS = 120.0
 """Longer than network file systems keep a file's time in their caches (a minute)."""
 
 ALONE = "alone"
-"""The claim of a process that shares the film with no other."""
+"""The claim of a process that shares with no other: it excludes all other claims."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,19 @@ class Owner:
         return f"process {self.pid} on {self.host}"
 
 
+@dataclass(frozen=True)
+class Rival:
+    """Another process with a claim that excludes ours. Whether it is alive may be known only after EXPIRY_SECONDS."""
+
+    owner: Owner | None
+    is_alive: bool
+
+    def __str__(self) -> str:
+        return str(self.owner or "another process")
+
+
 class Claims:
-    """The claims in `folder`, for the process `me`.
+    """The claims in `folder`, for the process `me`. Threads may share it.
 
     Args:
         clock: returns seconds.
@@ -72,6 +84,7 @@ class Claims:
         expiry: float = EXPIRY_SECONDS,
     ) -> None:
         self._folder, self._me, self._clock, self._expiry = folder, me or Owner.here(), clock, expiry
+        self._lock = threading.Lock()  # on `_held`: descriptors that are closed may be other files a moment later
         self._held: dict[str, tuple[Path, int]] = {}  # the file, and its descriptor with the lock
         self._seen: dict[Path, tuple[int, float]] = {}  # a file's time, and since when it is that
 
@@ -80,7 +93,7 @@ class Claims:
         if name in self._held:
             return True
         number, path = self._last(name)
-        if path is not None and not self._is_dead(path):
+        if path is not None and self._is_alive(path) is not False:
             return False
         return self._create(name, number + 1)
 
@@ -90,26 +103,50 @@ class Claims:
         return None if path is None else _owner(path)
 
     def require_alone(self, output: str) -> None:
-        """Claim the film `output` for this process alone. MachineError if another process has done so."""
+        """Claim the film `output` for this process alone. MachineError if another process renders it.
+
+        Waits where only time can tell whether a process of another machine is dead.
+        """
+        while rival := self._take_alone():
+            _require_unknown(rival, output)
+
+    def require_shared(self, output: str) -> None:
+        """Raise MachineError if another process has the film `output` for itself alone. Waits like `require_alone`."""
+        while rival := self.rival(ALONE):
+            _require_unknown(rival, output)
+
+    def _take_alone(self) -> Rival | None:
+        """Claim everything for this process alone. Returns the process that this would exclude, if there is one."""
         if not self.take(ALONE):
-            raise MachineError(
-                f"{output} is being rendered by {self.owner(ALONE) or 'another process'}, which does not share it",
-                hint="wait for it, or give both commands --share",
-            )
+            return self.rival(ALONE) or Rival(None, is_alive=False)
+        for name in self._names():
+            if rival := self.rival(name):
+                self.release(ALONE)
+                return rival
+        return None
+
+    def rival(self, name: str) -> Rival | None:
+        """Return the other process that claims `name`, unless it is dead."""
+        _, path = self._last(name)
+        if path is None or name in self._held or (is_alive := self._is_alive(path)) is False:
+            return None
+        return Rival(_owner(path), bool(is_alive))
 
     def beat(self) -> None:
         """Show that this process lives. Call it every BEAT_SECONDS."""
-        for _, descriptor in list(self._held.values()):
-            with contextlib.suppress(OSError):  # a file system that is away for a while is no reason to stop
-                os.utime(descriptor)
+        with self._lock:
+            for _, descriptor in self._held.values():
+                with contextlib.suppress(OSError):  # a file system that is away for a while is no reason to stop
+                    os.utime(descriptor)
 
     def release(self, name: str) -> None:
         """Give a claim back, so that others may take it at once."""
-        if name in self._held:
-            path, descriptor = self._held.pop(name)
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-            os.close(descriptor)
+        with self._lock:
+            if name in self._held:
+                path, descriptor = self._held.pop(name)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                os.close(descriptor)
 
     def release_all(self) -> None:
         for name in list(self._held):
@@ -117,18 +154,24 @@ class Claims:
 
     def _last(self, name: str) -> tuple[int, Path | None]:
         """Return the highest number of a claim of `name`, 0 if there is none, and its file."""
-        numbers = []
+        last = max((number for other, number in self._listed() if other == name), default=0)
+        return last, self._folder / f"{name}.{last}" if last else None
+
+    def _names(self) -> set[str]:
+        """Return the names that are claimed, or were by processes that are dead."""
+        return {name for name, _ in self._listed()}
+
+    def _listed(self) -> Iterator[tuple[str, int]]:
+        """Yield name and number of each claim."""
         with contextlib.suppress(FileNotFoundError):
             for entry in os.listdir(self._folder):
-                stem, _, number = entry.rpartition(".")
-                if stem == name and number.isdigit():
-                    numbers.append(int(number))
-        last = max(numbers, default=0)
-        return last, self._folder / f"{name}.{last}" if last else None
+                name, _, number = entry.rpartition(".")
+                if name and number.isdigit():
+                    yield name, int(number)
 
     def _create(self, name: str, number: int) -> bool:
         path = self._folder / f"{name}.{number}"
-        new = self._folder / f".new-{secrets.token_hex(5)}"
+        new = self._folder / f"{NEW}{secrets.token_hex(5)}"
         with disk_errors(path):
             self._folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -137,31 +180,51 @@ class Claims:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.write(descriptor, json.dumps(vars(self._me)).encode())
                 is_ours = link_once(new, path)
+            except BaseException:
+                os.close(descriptor)
+                raise
             finally:
                 new.unlink(missing_ok=True)
         if is_ours:
-            self._held[name] = path, descriptor
+            with self._lock:
+                self._held[name] = path, descriptor
         else:
             os.close(descriptor)
         return is_ours
 
-    def _is_dead(self, path: Path) -> bool:
+    def _is_alive(self, path: Path) -> bool | None:
+        """Return whether the owner of the claim at `path` is alive, None while that is not known."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:  # it was released in between: the next try finds it gone
-            return False
+            return None
         try:
             changed, now = os.fstat(descriptor).st_mtime_ns, self._clock()
             owner = _owner(path)
             if owner is not None and owner.machine == self._me.machine:
-                with contextlib.suppress(OSError):  # the lock is held, or there are no locks here
+                try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return False
+                except BlockingIOError:
                     return True
+                except OSError:  # there are no locks here
+                    pass
         finally:
             os.close(descriptor)
         before, since = self._seen.get(path, (changed, now))
         self._seen[path] = (changed, since if before == changed else now)
-        return before == changed and now - since >= self._expiry
+        if before != changed:
+            return True
+        return False if now - since >= self._expiry else None
+
+
+def _require_unknown(rival: Rival, output: str) -> None:
+    """Raise MachineError if the rival is alive, else wait a second."""
+    if rival.is_alive:
+        raise MachineError(
+            f"{output} is being rendered by {rival}", hint="wait for it, or give both commands --share to work together"
+        )
+    time.sleep(1)
 
 
 def _owner(path: Path) -> Owner | None:

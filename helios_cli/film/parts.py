@@ -22,17 +22,18 @@ from pathlib import Path
 from typing import Protocol
 
 from helios_cli.errors import InputError
-from helios_cli.files import create_once, replacing
+from helios_cli.files import NEW, create_once, replacing
 from helios_cli.film.cache import Cache
 from helios_cli.film.claims import Claims
 from helios_cli.film.disk import disk_errors
 from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter
 from helios_cli.film.growing import GrowingFilm
 from helios_cli.film.resume import Resumed, Wanted
-from helios_cli.film.target import OTHER_NAME, Target
+from helios_cli.film.target import DROPPINGS, OTHER_NAME, Target
 
 FORMAT = "helios parts"
 NOTE = "film.json"
+CONTENTS = {NOTE, "chunks", "done", "claims"}
 NO_LIMIT = 2**62
 """Limit of the cache in a folder of parts: more bytes than a disk has."""
 
@@ -55,9 +56,18 @@ class Parts:
         self.claims = Claims(self.folder / "claims")
 
     def check(self) -> None:
-        """Raise InputError if there is something under the folder's name that is not ours."""
-        is_foreign = self.folder.exists() and not self._is_ours() and os.listdir(self.folder)
-        if self.folder.is_symlink() or is_foreign:
+        """Raise InputError if there is something under the folder's name that is not ours, MachineError if that cannot
+        be read.
+
+        A folder without a note is ours if nothing else is in it: another process has just created it, or is removing
+        it, or was killed then.
+        """
+        with disk_errors(self.folder, "read"):
+            if not os.path.lexists(self.folder):
+                return
+            is_folder = self.folder.is_dir() and not self.folder.is_symlink()
+            is_ours = is_folder and (self._is_ours() or all(map(_is_content, os.listdir(self.folder))))
+        if not is_ours:
             raise InputError(
                 f"{self.folder} is not a folder of finished chunks of a film",
                 hint=f"move it elsewhere, or {OTHER_NAME}",
@@ -70,11 +80,18 @@ class Parts:
 
     def begin(self, kind: Mapping[str, object]) -> Mapping[str, object]:
         """Create the folder, unless it is there. Returns what its chunks are computed by: `kind` if it is new."""
-        if self._is_ours() and self.kind() is None:  # a process that was removing it was killed
-            self.remove()
+        if self.kind() is None:  # a process that was removing it was killed
+            self.clear()
+        note = json.dumps({"format": FORMAT, "kind": kind}).encode()
         with disk_errors(self.folder):
-            (self.folder / "done").mkdir(parents=True, exist_ok=True)
-            create_once(self.folder / NOTE, json.dumps({"format": FORMAT, "kind": kind}).encode())
+            for is_last in (False, True):
+                try:
+                    (self.folder / "done").mkdir(parents=True, exist_ok=True)
+                    create_once(self.folder / NOTE, note)
+                    break
+                except FileNotFoundError:  # another process has just removed the folder
+                    if is_last:
+                        raise
         return self.kind() or kind
 
     def done(self, segment: int) -> DoneSegment | None:
@@ -94,20 +111,38 @@ class Parts:
         """Forget that a segment is done, since chunks of it are missing."""
         self._note(segment).unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Remove the folder. From the first moment on it says to other processes that the chunks are gone."""
+    def clear(self) -> None:
+        """Remove everything but the claims. From the first moment on the folder says to other processes that the chunks
+        are gone.
+        """
         if self._is_ours():
             with contextlib.suppress(OSError), replacing(self.folder / NOTE) as new:
                 new.write_text(json.dumps({"format": FORMAT}), encoding="utf-8")
-        for name in ("claims", "done", "chunks", "films"):
+        for name in ("done", "chunks"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.folder / NOTE).unlink()
+
+    def remove(self) -> None:
+        """Give up this process's claims, and remove the folder; files that are not ours stay, and it with them."""
+        self.clear()
+        self.claims.release_all()  # first: a network file system keeps a folder in which a file is open
+        shutil.rmtree(self.folder / "claims", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for path in self.folder.glob(f"{NEW}*"):  # of a process that was killed while it wrote
+                path.unlink()
+            self.folder.rmdir()
 
     def _is_ours(self) -> bool:
         return _read(self.folder / NOTE).get("format") == FORMAT
 
     def _note(self, segment: int) -> Path:
         return self.folder / "done" / f"{segment}.json"
+
+
+def _is_content(name: str) -> bool:
+    """Return whether a file or folder of this name may be in a folder of parts."""
+    return name in CONTENTS or name.startswith(NEW) or DROPPINGS.fullmatch(name) is not None
 
 
 def _read(path: Path) -> dict:

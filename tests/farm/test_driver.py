@@ -23,7 +23,7 @@ from helios_cli.engine.events import (
 from helios_cli.errors import CheckpointError, HeliosError, InputError, MachineError
 from helios_cli.farm.driver import ATTEMPTS
 from helios_cli.farm.pool import Message
-from helios_cli.film.claims import ALONE, Claims, Owner
+from helios_cli.film.claims import ALONE, Claims
 from helios_cli.film.record import read_again
 from support.farm import KIND, FakePool, driver_of, films, noise
 from support.reruns import decoded
@@ -170,10 +170,10 @@ def test_workers_that_never_finish_a_chunk_are_given_up():
 
 def test_a_worker_that_is_given_up_is_named_where_others_go_on():
     pool = FakePool("ab", answers={"a": lambda message: iter([LOST])})
-    events = events_of(pool, "cuts.toml")
+    events = events_of(pool, "cuts.toml", "one.txt", "two.txt")
     given_up = [event.message for event in of_kind(events, Notice) if "not started again" in event.message]
     assert len(given_up) == 1 and given_up[0].startswith(f"worker a ended {ATTEMPTS} times before it finished a chunk")
-    assert len(of_kind(events, FilmDone)) == 1
+    assert len(of_kind(events, FilmDone)) == 3
 
 
 def test_a_worker_without_the_weights_says_so_before_anything_renders():
@@ -290,15 +290,29 @@ def test_a_silent_worker_is_replaced(monkeypatch):
     assert len(of_kind(events, FilmDone)) == 1
 
 
-def test_a_film_that_another_process_has_for_itself_is_refused():
+@pytest.mark.parametrize(("name", "share"), [(ALONE, False), (ALONE, True), ("segment-0", False)])
+def test_a_film_that_another_process_renders_is_refused(name, share):
+    """A process that shares the film is refused only by one that does not."""
     made, _ = films(Path("out"), ["one.txt"])
     made[0].parts.begin(KIND)
-    claims = Claims(made[0].parts.folder / "claims", Owner("elsewhere", 7, "another boot", ""))
-    claims.take(ALONE)
-    with pytest.raises(MachineError, match="is being rendered by process 7 on elsewhere, which does not share it"):
-        events_of(FakePool(), "one.txt", stop=True)
+    claims = Claims(made[0].parts.folder / "claims")
+    claims.take(name)
+    with pytest.raises(MachineError, match=f"one.mp4 is being rendered by process {os.getpid()} on "):
+        events_of(FakePool(), "one.txt", stop=True, share=share)
     claims.release_all()
-    assert len(of_kind(events_of(FakePool(), "one.txt"), FilmDone)) == 1
+    assert len(of_kind(events_of(FakePool(), "one.txt", share=share), FilmDone)) == 1
+    assert sorted(os.listdir("out")) == ["one.json", "one.mp4"]
+
+
+def test_force_does_not_take_the_chunks_of_a_process_that_renders():
+    interrupted(FakePool("a"), "cuts.toml", after=4)
+    claims = Claims(Path("out/cuts.mp4.parts/claims"))
+    claims.take(ALONE)
+    with pytest.raises(MachineError, match="is being rendered"):
+        events_of(FakePool(), "cuts.toml", stop=True, force=True)
+    claims.release_all()
+    (reused,) = of_kind(events_of(FakePool("a"), "cuts.toml"), ChunksReused)
+    assert reused.count == 3
 
 
 def test_two_drivers_share_the_segments_of_films(monkeypatch):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from helios_cli.film.claims import EXPIRY_SECONDS, Claims, Owner
+from helios_cli.errors import MachineError
+from helios_cli.film.claims import ALONE, EXPIRY_SECONDS, Claims, Owner
 from support.waiting import wait_until
 
 ELSEWHERE = Owner("elsewhere", 1, "another boot", "2026-01-01")
@@ -119,3 +120,30 @@ def test_a_file_system_without_links_and_locks(folder, monkeypatch):
     assert mine.take("segment-0") and not theirs.take("segment-0")
     clock.now = EXPIRY_SECONDS
     assert theirs.take("segment-0")
+
+
+def test_alone_excludes_every_other_claim(folder):
+    """`Claims` of this process count as another process's: each holds its own locks."""
+    mine, theirs = Claims(folder), Claims(folder)
+    theirs.take("segment-3")
+    with pytest.raises(MachineError, match=f"film.mp4 is being rendered by process {os.getpid()}"):
+        mine.require_alone("film.mp4")
+    mine.require_shared("film.mp4")
+    theirs.release_all()
+    mine.require_alone("film.mp4")
+    mine.require_alone("film.mp4")
+    with pytest.raises(MachineError):
+        theirs.require_shared("film.mp4")
+    mine.release_all()
+    assert os.listdir(folder) == []
+
+
+def test_alone_waits_for_what_only_time_tells(folder, monkeypatch):
+    """A claim of another machine, whose process is dead."""
+    clock = Clock()
+    Claims(folder, ELSEWHERE).take(ALONE)
+    monkeypatch.setattr("helios_cli.film.claims.time.sleep", lambda seconds: setattr(clock, "now", clock.now + 30))
+    mine = Claims(folder, clock=clock)
+    mine.require_alone("film.mp4")
+    assert clock.now >= EXPIRY_SECONDS
+    assert mine.owner(ALONE).pid == os.getpid()
