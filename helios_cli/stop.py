@@ -1,4 +1,4 @@
-"""Handles Ctrl-C, SIGTERM (pre-emption) and SIGHUP (a closed terminal) alike, at once or after a step.
+"""Handles Ctrl-C, SIGTERM (preemption) and SIGHUP (a closed terminal) alike, at once or after a step.
 
 Both context managers yield a function that returns whether a signal has come.
 """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a red ball\n")))
     Path("prompts.txt").write_text("a red ball\n\n[2s] b\n")
     Path("film.toml").write_text('[[shot]]\nprompt = "x"\n')
     Path("list.csv").write_text("id,prompt_index,prompt\n1,0,a\n2,0,b\n")

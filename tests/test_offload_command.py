@@ -112,7 +112,8 @@ def test_a_chunk_kept_in_one_mode_is_taken_in_another(helios, folder):
 def test_plan_says_what_render_does(helios, folder):
     report = json.loads(helios("plan", "a red circle", "-m", folder, "--device", "cpu", "--ram", "8G", "--json").out)
     film = report["films"][0]
-    assert film["budget"] == {"device_bytes": film["device"]["free_bytes"], "host_bytes": 8_000_000_000}
+    budget = {"device_bytes": film["device"]["free_bytes"], "host_bytes": 8_000_000_000, "vae_device_bytes": None}
+    assert film["budget"] == budget
     modes = {mode["mode"]: mode for mode in film["memory"]}
     assert [mode for mode in modes if modes[mode]["chosen"]] == ["none"]
     asked = json.loads(
