@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -300,7 +301,7 @@ def test_a_worker_has_gpus_of_its_own_in_one_node(with_ray, tmp_path):
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_what_keeps_a_driver_out_of_a_cluster(with_ray, monkeypatch, tmp_path):
+def test_what_keeps_a_driver_out_of_a_cluster(with_ray, tmp_path):
     """Other versions of Ray, another token, and workers of another version of helios."""
     with ray_nodes({"num_cpus": 1}, ray="2.1.0") as nodes, nodes.entered(), pytest.raises(MachineError) as error:
         pool_of(nodes.address)
@@ -308,8 +309,8 @@ def test_what_keeps_a_driver_out_of_a_cluster(with_ray, monkeypatch, tmp_path):
     with ray_nodes({"num_cpus": 1}, environment={"STUB_VERSION": "0.0.1"}) as nodes, nodes.entered():
         with pool_of(nodes.address) as pool, pytest.raises(MachineError, match=r"has helios 0\.0\.1, this machine has"):
             until(pool, "nothing")
-        monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
-        with pytest.raises(MachineError, match="Ray's token is missing or wrong") as error:
+        wrong = mock.patch.dict(os.environ, {"RAY_AUTH_TOKEN": "f" * 32})
+        with wrong, pytest.raises(MachineError, match="Ray's token is missing or wrong") as error:
             pool_of(nodes.address)
         assert "auth_token" in error.value.hint
 
