@@ -34,7 +34,7 @@ from helios_cli.engine.models import Models
 from helios_cli.engine.ranks import RankOptions, Ranks
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.teams import devices_of
-from helios_cli.errors import Interrupted
+from helios_cli.errors import Interrupted, MachineError
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Identity
 from helios_cli.recipe.options import RenderOptions
@@ -223,7 +223,12 @@ class Session:
                 if mode.fits:
                     models.place(mode.placement)
                     return
-        mode, modes = plan_placement(load, options, budget)
+        try:
+            mode, modes = plan_placement(load, options, budget)
+        except MachineError as error:
+            if self._share > 1:
+                error.hint = f"start fewer workers: {self._share} share this machine's memory; or {error.hint}"
+            raise
         if prompts_come and mode.name == "none":
             roomier = plan_memory(load, budget, replace(mode.placement, text_beside=True))
             mode = roomier if roomier.fits else mode
