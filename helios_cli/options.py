@@ -46,6 +46,12 @@ SHARED = {
     "negative": _option(str | None, "Negative prompt: what to avoid; needs guidance above 1.", panel=LOOK),
     "steps": _option(str | None, "Steps per stage: 2,2,2, or 50. (default: the model's)", panel=LOOK),
     "guidance": _option(float | None, "Guidance scale, the strength of the prompt. (default: the model's)", panel=LOOK),
+    "lora": _option(
+        list[str] | None,
+        "LoRA file, or owner/name[/FILE] on the Hub, with :WEIGHT behind it; repeatable. none leaves out the recipe's.",
+        metavar="FILE[:WEIGHT]",
+        panel=LOOK,
+    ),
     "image": _option(Path | None, "Picture to start from.", panel=START),
     "video": _option(Path | None, "Clip to continue.", panel=START),
     "reanchor": _option(
@@ -210,7 +216,8 @@ def flag_words(context: typer.Context, left_out: Container[str]) -> list[str]:
     for parameter in context.command.params:
         value, source = context.params.get(parameter.name), context.get_parameter_source(parameter.name)
         if parameter.name not in left_out and source is not None and source.name == "COMMANDLINE":
-            words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+            for one in value if isinstance(value, list | tuple) else (value,):
+                words += [parameter.opts[0]] if one is True else [parameter.opts[0], str(one)]
     return words
 
 

@@ -186,6 +186,9 @@ def _totals(estimate: Estimate) -> None:
     console.prose(memory, label="memory")
     console.prose(_bandwidths(estimate), label="transfer")
     console.prose(f"film at most {format_bytes(estimate.film_bytes)} (estimate){download}", label="disk")
+    if adapters := model.checkpoint.adapters if model.checkpoint else ():
+        size = format_bytes(sum(adapter.bytes for adapter in adapters))
+        console.prose(f"{size} of files, read and folded each time weights are read", label="lora")
     time = "unknown" if estimate.seconds is None else format_seconds(estimate.seconds)
     console.prose(f"{time}, without loading\n{duration.rates.basis}", label="time")
     if estimate.price is not None:

@@ -11,7 +11,10 @@ import typer
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import CheckpointError
 from helios_cli.units import format_bytes
+from helios_cli.recipe.lora import check_loras, located, parse_loras
+from helios_cli.recipe.options import read_flag
 from helios_cli.weights import hub
+from helios_cli.weights.adapters import AdapterFile, fold
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.files import some_of
 from helios_cli.weights.names import EMBEDDED, KNOWN, WEIGHT_BYTES, KnownModel
@@ -37,8 +40,17 @@ def list_models(json: JsonFlag = False) -> None:
 
 
 @app.command()
-def info(model: Model, revision: Revision = None, json: JsonFlag = False) -> None:
-    """Show a model's kind, sizes and shapes, from its JSON files and weight headers."""
+def info(
+    model: Annotated[
+        str,
+        typer.Argument(help="Model: tiny, distilled, mid, base, a Hub id or a folder; or a LoRA's .safetensors file."),
+    ],
+    revision: Revision = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show a model's kind, sizes and shapes, from its JSON files and weight headers; or those of a LoRA file."""
+    if Path(model).is_file():
+        return _show_lora(Path(model))
     source = _source(model, revision)
     folder = hub.find(source)
     known = KNOWN.get(model)
@@ -78,6 +90,10 @@ def convert(
         Path | None, typer.Option(help="New folder for the copy. (default: in models/ of HELIOS_HOME)")
     ] = None,
     revision: Revision = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="LoRA file to fold into the copy, or one on the Hub; repeatable."),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Write a smaller copy that streams block by block, check its tensors, and print its folder."""
@@ -87,8 +103,8 @@ def convert(
     folder = hub.find(source)
     if folder is None:
         raise _absent(source)
-    checkpoint = Checkpoint.open(folder)
-    out = out or machine.home() / "models" / f"{Path(model).name}-{dtype}"
+    checkpoint, names = _with_loras(Checkpoint.open(folder), lora or [])
+    out = out or machine.home() / "models" / "-".join([Path(model).name, *names, dtype])
     from helios_cli.engine.convert import bytes_to_write, convert
 
     with console.progress_bytes(f"converting {model}", bytes_to_write(checkpoint, dtype)) as advance:
@@ -127,6 +143,27 @@ def _source(model: str, revision: str | None) -> hub.Source:
     if line := hub.shadow_of(model):
         console.notice(line)
     return hub.source_of(model, revision)
+
+
+def _with_loras(checkpoint: Checkpoint, written: list[str]) -> tuple[Checkpoint, list[str]]:
+    """Return the checkpoint with the LoRA files that --lora names, and their names."""
+    loras = [located(lora, Path.cwd()) for lora in read_flag("--lora", parse_loras, written)]
+    check_loras(loras, "flag")
+    files = [(hub.lora_file(lora.path, progress=console.progress_bytes), lora.weight) for lora in loras]
+    checkpoint, notices = fold(checkpoint, files)
+    for notice in notices:
+        console.notice(notice)
+    return checkpoint, [f"{path.stem}-{weight:g}" for path, weight in files]
+
+
+def _show_lora(path: Path) -> None:
+    report = AdapterFile.open(path).describe()
+    console.result(report)
+    for key in ("path", "kind", "family", "modules", "ranks", "alphas", "dtypes", "tensors", "sha256"):
+        console.prose(_plain(report[key]), label=key)
+    console.prose(format_bytes(report["bytes"]), label="size")
+    if report["others"]:
+        console.prose(some_of(report["others"]), label="not of a LoRA")
 
 
 def _absent(source: hub.Source) -> CheckpointError:

@@ -34,10 +34,12 @@ from helios_cli.film.cache import Cache
 from helios_cli.film.jobs import Job
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
+from helios_cli.recipe.lora import Lora, choose_loras
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film, too_long
 from helios_cli.recipe.settings import DEFAULT_MODEL, choose_model, resolve
 from helios_cli.weights import hub
+from helios_cli.weights.adapters import fold
 from helios_cli.weights.checkpoint import weights_identity
 from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.vocabulary import introduction
@@ -133,16 +135,21 @@ def estimate_films(
     vae_device = find_vae_device(options.vae_device, options.device, device) if on is None else second_of(on, options)
     require_quant(options.quant, device)
     dtype, _ = pick_dtype(dtype_with(options.quant, options.dtype), device)
-    models: dict[str, tuple[Model, list[str]]] = {}
+    models: dict[object, tuple[Model, list[str]]] = {}
     estimates = []
-    for group in groups_of(films, options.lanes, lambda film: choose_model(film.recipe, options)[0]):
+
+    def model_of(film: Film) -> tuple[str, tuple[Lora, ...]]:
+        return choose_model(film.recipe, options)[0], choose_loras(film, options)[0]
+
+    for group in groups_of(films, options.lanes, model_of):
         for film in group:
             name, origin = choose_model(film.recipe, options)
-            if name not in models:  # a model is looked up once, however many films use it
-                models[name] = find_model_for(name, options, device, dtype, vae_device)
-            model, notices = models[name]
+            loras, lora_origin = choose_loras(film, options)
+            if (name, loras) not in models:  # a model is looked up once, however many films use it
+                models[name, loras] = find_model_for(name, replace(options, lora=loras), device, dtype, vae_device)
+            model, notices = models[name, loras]
             plan = plan_film(film, resolve(film.recipe, options, model.defaults), strict=options.strict)
-            plan = replace(plan, origins={"model": origin, **plan.origins})
+            plan = replace(plan, origins={"model": origin, "lora": lora_origin, **plan.origins})
             ranks, parameters = options.gpus_per_film, model.parameters["transformer"]
             as_used = partial(Device.with_model, parameters=parameters, ranks=ranks)
             used, second = as_used(device), vae_device and as_used(vae_device)
@@ -154,8 +161,8 @@ def estimate_films(
     return estimates
 
 
-def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], str]) -> Iterator[list[T]]:
-    """Yield the films that render together: those that follow each other and have one model, at most `lanes`."""
+def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], object]) -> Iterator[list[T]]:
+    """Yield the films that render together: those that follow each other and have one model (by `model_of`), at most `lanes`."""
     for _, same in itertools.groupby(films, key=model_of):
         while group := list(itertools.islice(same, lanes)):
             yield group
@@ -177,8 +184,10 @@ def second_of(on: str, options: RenderOptions) -> Device | None:
 def find_model_for(
     name: str, options: RenderOptions, device: Device, dtype: str, vae_device: Device | None
 ) -> tuple[Model, list[str]]:
-    """Return the model called `name`, which may be auto, and notices about it. Nothing is downloaded."""
-    notices = []
+    """Return the model called `name`, which may be auto, with `options.lora`, and notices about it.
+
+    Nothing is downloaded."""
+    notices: list[str] = []
     if name == DEFAULT_MODEL:
         name, line = auto_model(device, dtype, options, vae_device)
         notices.append(line)
@@ -187,6 +196,12 @@ def find_model_for(
     model = find_model(name, options.revision)
     if model.checkpoint is None:
         notices.append(f"{name} is not downloaded: planned with its published shape, without fingerprints")
+        if options.lora:
+            notices.append("whether the LoRA files fit it is not known before that")
+    elif options.lora:
+        files = [(hub.found_lora(lora.path), lora.weight) for lora in options.lora]
+        checkpoint, lines = fold(model.checkpoint, files)
+        model, notices = replace(model, checkpoint=checkpoint), [*notices, *lines]
     return model, notices
 
 

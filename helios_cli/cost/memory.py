@@ -26,7 +26,7 @@ from helios_cli.units import (
     held_keys,
 )
 from helios_cli.weights.fp8 import Quant
-from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
+from helios_cli.weights.placement import DEVICE_SLOTS, FOLDED_BYTES, GPU_READERS, HOST_SLOTS, Placement
 
 FLOAT32 = 4
 
@@ -269,19 +269,30 @@ class Workload:
         return self.model.dit.num_layers - placement.resident if placement.mode == "stream" else 0
 
     def stored(self, component: str, count: float) -> int:
-        """Return the bytes of `count` parameters in their files."""
+        """Return the bytes of `count` parameters in their files, with their share of LoRA files."""
         checkpoint = self.model.checkpoint
         if checkpoint is None:
             return round(FLOAT32 * count)  # as they are published
         part = checkpoint.component(component)
-        return round(part.bytes / part.parameters * count)
+        loras = sum(adapter.bytes for adapter in checkpoint.adapters) if component == "transformer" else 0
+        return round((part.bytes + loras) / part.parameters * count)
+
+    @property
+    def folding_bytes(self) -> int:
+        """Bytes of host memory in which LoRA files are folded into a weight as it is read."""
+        adapters = self.model.checkpoint.adapters if self.model.checkpoint else ()
+        if not adapters:
+            return 0
+        readers = GPU_READERS if self.device.kind == "cuda" else 1
+        return readers * (FOLDED_BYTES + max(adapter.working_bytes for adapter in adapters))
 
     @property
     def can_stream(self) -> bool:
-        """Return whether blocks can stream: not on Apple's devices, and fp8 weights only from files that hold
-        them."""
+        """Return whether blocks can stream: not on Apple's devices, and fp8 weights only from files that hold them as
+        they compute, without a LoRA."""
         checkpoint = self.model.checkpoint
         rounded = checkpoint is not None and "F8_E4M3" in checkpoint.component("transformer").dtypes
+        rounded = rounded and not (checkpoint and checkpoint.adapters)
         return self.device.kind != "mps" and (self.quant == "none" or rounded)
 
     @property
@@ -317,7 +328,7 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
         on_vae_device += RUNTIME_BYTES[load.vae_device.kind]
         if load.joins_rank:
             on_vae_device += next(phase.total for phase in phases if phase.phase == "denoise")
-    host = _host_bytes(load) + (load.ranks - 1) * _rank_bytes(load, placement)
+    host = _host_bytes(load) + load.folding_bytes + (load.ranks - 1) * _rank_bytes(load, placement)
     if kind == "cpu":
         host += on_device
     else:

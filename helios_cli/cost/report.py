@@ -73,6 +73,7 @@ from helios_cli.cost.speeds import total
 from helios_cli.cost.work import StageWork
 from helios_cli.device import Device
 from helios_cli.recipe.plan import Plan
+from helios_cli.weights.adapters import Adapter
 
 VERSION = 1
 
@@ -182,6 +183,8 @@ def settings_of(estimate: Estimate) -> dict[str, dict]:
         "image": first.image,
         "video": first.video,
     }
+    if adapters := _adapters(estimate.model):
+        values["lora"] = [f"{adapter.path.name}:{adapter.weight:g}" for adapter in adapters]
     return {key: {"value": value, "from": origins[key]} for key, value in values.items()}
 
 
@@ -197,7 +200,24 @@ def _model(model: Model) -> dict:
         "downloaded": model.checkpoint is not None,
         "download_bytes": model.download_bytes,
         "parameters": dict(model.parameters),
+        "lora": [
+            {
+                "path": adapter.path,
+                "weight": adapter.weight,
+                "sha256": adapter.digest,
+                "bytes": adapter.bytes,
+                "family": adapter.family,
+                "ranks": list(adapter.ranks),
+                "matched": adapter.matched,
+                "modules": adapter.modules,
+            }
+            for adapter in _adapters(model)
+        ],
     }
+
+
+def _adapters(model: Model) -> tuple[Adapter, ...]:
+    return model.checkpoint.adapters if model.checkpoint else ()
 
 
 def _device(device: Device, origin: str) -> dict:

@@ -9,6 +9,9 @@ a page of the disk; everything outside the blocks is in the first file. An index
                 float32 scales of their rows under that name and `_scale` (`weights.fp8`); the rest as above. The
                 layout is helios's own. Without `--quant fp8` the values times their scales are used.
 
+LoRA files of the checkpoint (`weights.adapters`) are folded in float32 before a value is rounded, so the copy needs
+them no more.
+
 The VAE is copied unchanged: it takes half a gigabyte, and other programs run it in float32.
 """
 
@@ -108,17 +111,18 @@ def _shards(component: Component, target: Target) -> list[list[_New]]:
                 f"{info.file}: {name} is {info.dtype}, which cannot be converted", hint="convert the published weights"
             )
         place = BLOCK[component.name].match(name)
-        groups.setdefault(int(place[1]) if place else -1, []).extend(_new(name, info, component.name, target))
+        groups.setdefault(int(place[1]) if place else -1, []).extend(_new(name, info, component, target))
     return [sorted(groups[index], key=lambda new: len(new.shape) != 2) for index in sorted(groups)]
 
 
-def _new(name: str, info: TensorInfo, component: str, target: Target) -> Iterator[_New]:
-    source = StoredTensor(info)
-    if component == "transformer" and target == "float8" and is_fp8(name):
+def _new(name: str, info: TensorInfo, component: Component, target: Target) -> Iterator[_New]:
+    source = StoredTensor(info, terms=component.terms.get(name, ()))
+    is_transformer = component.name == "transformer"
+    if is_transformer and target == "float8" and is_fp8(name):
         yield _New(name, info.shape, torch.float8_e4m3fn, source)
         yield _New(name + SCALE_SUFFIX, info.shape[:1], torch.float32, source)
         return
-    island = component == "transformer" and not dit.FP32_ISLANDS.isdisjoint(name.split("."))
+    island = is_transformer and not dit.FP32_ISLANDS.isdisjoint(name.split("."))
     yield _New(name, info.shape, torch.float32 if island else torch.bfloat16, source)
 
 

@@ -24,7 +24,7 @@ FilmEvent = tuple[Job | None, Event | HeliosError]
 
 def render_films(jobs: Sequence[Job], session: Session, *, stop: bool = False) -> Generator[FilmEvent, None, None]:
     """Render all films, `options.lanes` at a time. The error of an only film is raised, and with `stop` that of any."""
-    for group in groups_of(jobs, jobs[0].options.lanes, lambda job: job.model):
+    for group in groups_of(jobs, jobs[0].options.lanes, lambda job: (job.model, job.options.lora)):
         if len(group) > 1:
             yield from _render_lanes(group, session, stop=stop)
         elif stop or len(jobs) == 1:

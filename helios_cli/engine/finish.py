@@ -30,6 +30,7 @@ from helios_cli.recipe.fingerprint import Identity
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import counted
+from helios_cli.weights.adapters import Adapter
 from helios_cli.weights.hub import source_of
 
 
@@ -39,6 +40,7 @@ class Finish:
 
     Attributes:
         model, checkpoint: name of the model, and its folder.
+        adapters: LoRA files that are folded into it.
         device: that the film is rendered on, as --device names it.
         fingerprints_of: the fingerprints of the chunks of a plan.
     """
@@ -48,6 +50,7 @@ class Finish:
     options: RenderOptions
     model: str
     checkpoint: Path
+    adapters: Sequence[Adapter]
     device: str
     target: Target
     identity: Identity
@@ -70,6 +73,7 @@ class Finish:
             self.fingerprints_of(plan),
             self.target,
             model=model_record(self.model, source, self.checkpoint, self.identity.weights, folder),
+            adapters=self.adapters,
             device=self.device,
             arithmetic=self.identity.arithmetic,
             attention_taken=dict(self.identity.attention_taken),

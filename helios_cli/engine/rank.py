@@ -36,6 +36,7 @@ from helios_cli.engine.teams import Round, Teams
 from helios_cli.errors import HeliosError
 from helios_cli.model.dit import Call, Modulation, TextContext
 from helios_cli.model.vae_rows import pictures
+from helios_cli.weights.adapters import fold
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import Placement
 
@@ -65,8 +66,10 @@ class Rank:
 
     def join(self) -> None:
         ask = self._question
+        files = [(Path(path), weight) for path, weight in ask["loras"]]
+        checkpoint, _ = fold(Checkpoint.open(Path(ask["checkpoint"])), files)  # rank 0 tells the user
         self.models = Models(
-            Checkpoint.open(Path(ask["checkpoint"])),
+            checkpoint,
             self.device,
             getattr(torch, ask["dtype"]),
             name=ask["name"],

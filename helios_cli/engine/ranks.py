@@ -46,6 +46,7 @@ class RankOptions:
     """The settings with which all ranks open the model; `patience` is the longest time in seconds without an answer."""
 
     checkpoint: str
+    loras: tuple[tuple[str, float], ...]
     name: str
     dtype: str
     quant: str

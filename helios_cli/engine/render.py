@@ -83,7 +83,7 @@ def _render_placed(output: str, options: RenderOptions, session: Session, script
         identity = session.identity(script.plan.size, script.plan.guidance)
     fingerprints = Fingerprints(identity.weights, identity.arithmetic, reanchor=options.reanchor)
     models = session.models
-    made = (models.name, models.checkpoint.path, str(models.device))
+    made = (models.name, models.checkpoint.path, models.checkpoint.adapters, str(models.device))
     finish = Finish(script, output, options, *made, target, identity, fingerprints.of)
     yield from finish.differences()
     if finish.is_finished():

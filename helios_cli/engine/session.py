@@ -37,11 +37,13 @@ from helios_cli.engine.teams import devices_of
 from helios_cli.errors import Interrupted, MachineError
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Identity
+from helios_cli.recipe.lora import choose_loras
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import DEFAULT_MODEL, Settings, choose_model, resolve
 from helios_cli.units import counted
 from helios_cli.weights import hub
+from helios_cli.weights.adapters import fold
 from helios_cli.weights.checkpoint import Checkpoint, weights_identity
 from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.placement import RESIDENT
@@ -113,12 +115,14 @@ class Session:
         or damaged files, MachineError for a device that cannot be used.
         """
         name, _ = choose_model(film.recipe, options)
-        yield from self.open(name, options)
+        loras, _ = choose_loras(film, options)
+        yield from self.open(name, replace(options, lora=loras))
 
     def open(self, name: str, options: RenderOptions) -> Iterator[Notice]:
         """Open the model called `name`, as `load` does."""
         taken = tuple(sorted(options.attention_taken.items()))
         wanted: tuple[object, ...] = name, options.revision, options.device, options.vae_device, options.dtype
+        wanted = (*wanted, options.lora or ())
         wanted = (*wanted, options.quant, options.attention, taken, options.gpus_per_film, options.worker_timeout)
         if self._models is None or wanted != self._loaded:
             self.close()  # one model in memory at a time
@@ -138,7 +142,10 @@ class Session:
         if shadow := hub.shadow_of(name):
             yield Notice(shadow)
         folder = hub.resolve(name, options.revision, progress=self.progress)
-        checkpoint = Checkpoint.open(folder)
+        files = [(hub.lora_file(lora.path, progress=self.progress), lora.weight) for lora in options.lora or ()]
+        checkpoint, lines = fold(Checkpoint.open(folder), files)
+        for line in lines:
+            yield Notice(line)
         for line in trial.settle(device):
             yield Notice(line)
         threads = machine.cpu_threads(checkpoint.component("transformer").parameters)
@@ -339,6 +346,7 @@ def _ranks(
 ) -> Ranks:
     asked = RankOptions(
         checkpoint=str(checkpoint.path),
+        loras=tuple((str(adapter.path), adapter.weight) for adapter in checkpoint.adapters),
         name=name,
         dtype=_name_of(dtype),
         quant=options.quant,

@@ -495,7 +495,8 @@ def _absolute(plan: Plan) -> Plan:
 
 
 def _key(film: FarmFilm) -> tuple:
-    return film.model.name, film.job.options.revision, film.plan.size, film.plan.guidance
+    options = film.job.options
+    return film.model.name, options.revision, options.lora, film.plan.size, film.plan.guidance
 
 
 def _hopeless(film: FarmFilm, kinds: Sequence[Kind | HeliosError | None]) -> HeliosError | None:

@@ -282,6 +282,7 @@ class FarmFilm:
             self.job.options,
             self.model.name,
             folder,
+            checkpoint.adapters if checkpoint else (),
             self.device,
             self.target,
             identity_of(self.kind),

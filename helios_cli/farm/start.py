@@ -54,13 +54,18 @@ def plan_films(jobs: Sequence[Job], options: RenderOptions, progress: ProgressBy
     models = {}
     for job in jobs:
         name, _ = choose_model(job.film.recipe, job.options)
-        if name not in models:
-            model, notices = find_model_for(name, options, device, dtype, vae_device)
+        loras = job.options.lora or ()
+        if (name, loras) not in models:
+            asked = replace(options, lora=loras)
+            if is_here:
+                for lora in loras:
+                    hub.lora_file(lora.path, progress=progress)
+            model, notices = find_model_for(name, asked, device, dtype, vae_device)
             if model.checkpoint is None and is_here:
                 hub.resolve(model.name, options.revision, progress=progress)
-                model, notices = find_model_for(name, options, device, dtype, vae_device)
-            models[name] = model, notices
-        model, notices = models[name]
+                model, notices = find_model_for(name, asked, device, dtype, vae_device)
+            models[name, loras] = model, notices
+        model, notices = models[name, loras]
         plan = plan_film(job.film, resolve(job.film.recipe, job.options, model.defaults), strict=options.strict)
         notices = [*notices, *too_long_prompts(plan, count_tokens(model, plan.texts), strict=options.strict)]
         if model.checkpoint and (line := introduction(model.checkpoint, model.name, plan.texts)):

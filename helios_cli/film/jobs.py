@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from helios_cli.errors import InputError
 from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_target, is_taken
 from helios_cli.recipe.film import Film
+from helios_cli.recipe.lora import check_loras, choose_loras
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One film to render; its `options` name a `model` and an `output` of its own."""
+    """One film to render; its `options` name a `model`, an `output` and LoRA files of its own."""
 
     film: Film
     options: RenderOptions
@@ -154,7 +155,9 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
     model, origin = choose_model(film.recipe, options)
     if origin == MODEL_VARIABLE and model != DEFAULT_MODEL:
         _check_variable(model)
-    return Job(film, replace(options, model=model, output=output))
+    loras, from_ = choose_loras(film, options)
+    check_loras(loras, from_)
+    return Job(film, replace(options, model=model, output=output, lora=loras))
 
 
 def _check_exports(film: Film, target: Target, options: RenderOptions, several: bool) -> None:
@@ -170,6 +173,7 @@ def _inputs(film: Film, options: RenderOptions) -> Iterator[Path]:
     yield from (path for path in (options.image, options.video) if path is not None)
     for shot in film.recipe.shots:
         yield from (film.picture(written) for written in (shot.image, shot.video) if written is not None)
+    yield from (Path(lora.path) for lora in choose_loras(film, options)[0] if not lora.is_on_hub)
 
 
 def _check_variable(name: str) -> None:

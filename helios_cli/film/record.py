@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
@@ -28,17 +29,19 @@ from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.files import absence
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic, film_fingerprint
+from helios_cli.recipe.lora import MAX_LORAS, MAX_WEIGHT, Lora, choose_loras, located
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.problems import Problems
 from helios_cli.recipe.settings import DEFAULT_SEED
 from helios_cli.recipe.validate import recipe_from
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_FRAMES
 from helios_cli.visible import has_unseen, printable, visible
-from helios_cli.weights.hub import COMMIT, HUB_ID, Source
+from helios_cli.weights.hub import COMMIT, HUB_ID, Source, find_lora, pinned_lora
 from helios_cli.weights.names import EMBEDDED_FOLDER, known_repo
 
 if TYPE_CHECKING:
     from helios_cli.recipe.plan import Plan
+    from helios_cli.weights.adapters import Adapter
 
 KEY = "helios"
 """The record's key in a film's metadata."""
@@ -105,6 +108,14 @@ class ModelRecord(_Frozen):
     identity: Line
 
 
+class LoraRecord(_Frozen):
+    """A LoRA file that is folded into the model: its name, weight, and hash (`weights.adapters.Adapter`)."""
+
+    name: Line
+    weight: Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class EncodingRecord(_Frozen):
     """The encoding of an .mp4; other films have no choice."""
 
@@ -116,7 +127,7 @@ class EncodingRecord(_Frozen):
 class Record(_Frozen):
     """The record of everything that decides a film's frames. `recipe` has a recipe file's keys, every setting resolved.
 
-    `device` is a value of --device, `processor` the name of its model; `fingerprint` is the film's
+    `lora` names the LoRA files, whose places are in the recipe; `device` is a value of --device, `processor` the name of its model; `fingerprint` is the film's
     (`recipe.fingerprint.film_fingerprint`). `attention` is the value of --attention, `attention_taken` the choices of
     `auto` on a GPU by shape, and `kernels` names what else rounds differently from plain PyTorch
     (`recipe.fingerprint.Arithmetic`). `vae` describes the device of the VAE and the text encoder, if it rounds
@@ -129,6 +140,7 @@ class Record(_Frozen):
     title: Line
     versions: Annotated[dict[Word, Line], Field(max_length=20)]
     model: ModelRecord
+    lora: Annotated[tuple[LoraRecord, ...], Field(max_length=MAX_LORAS)] | None = None
     device: Word
     processor: Line
     dtype: Dtype
@@ -162,6 +174,10 @@ class Record(_Frozen):
         rounding = "versions", "processor", "dtype", "quant", "attention", "kernels", "vae", "team", "decoders"
         keys = *rounding, "reanchor", "encoding", "recipe"
         different = [key for key in keys if getattr(self, key) != getattr(other, key)]
+        loras = [(record.weight, record.sha256) for record in self.lora or ()]
+        others = [(record.weight, record.sha256) for record in other.lora or ()]
+        if loras != others:
+            return ["lora", *different]  # which the identity of the model depends on
         return ["model", *different] if self.model.identity != other.model.identity else different
 
 
@@ -192,12 +208,25 @@ class Again:
             **{key: value for key, value in recorded.items() if key not in named},
             model=self._checked_model() if given.model is None else given.model,
             revision=given.revision or self._revision(given.model),
+            lora=self._checked_loras() if given.lora is None else given.lora,
             # As an option: a film that --frames cut short is not one whose recipe contradicts itself.
             frames=given.frames if has_length else record.frames,
             output=given.output or f"{self.film.name}{self.suffix}",
             attention_taken=record.attention_taken or {},
             repeats=self,
         )
+
+    def _checked_loras(self) -> tuple[Lora, ...]:
+        """Return the LoRA files of the recipe. As with models, a record alone makes no machine fetch weights."""
+        loras = tuple(
+            located(Lora(entry.path, entry.weight), self.film.folder) for entry in self.film.recipe.lora or ()
+        )
+        for lora in loras:
+            if lora.is_on_hub and find_lora(lora.path) is None:
+                message = f"--from {self.path}: its record names the LoRA {lora.path} on the Hub, which is not here"
+                words = " ".join(f"--lora {one.path}:{one.weight:g}" for one in loras)
+                raise InputError(message, hint=f"if you trust it, add {words}; or write --lora none")
+        return loras
 
     def _revision(self, model: str | None) -> str | None:
         """The recorded commit, unless another model was given."""
@@ -226,6 +255,7 @@ def make_record(
     target: Target,
     *,
     model: ModelRecord,
+    adapters: Sequence[Adapter] = (),
     device: str,
     arithmetic: Arithmetic,
     attention_taken: dict[str, str] | None = None,
@@ -236,6 +266,7 @@ def make_record(
         title=_title(plan),
         versions={"helios": __version__, "torch": arithmetic.torch, "ffmpeg": ffmpeg.program().version},
         model=model,
+        lora=_lora_records(adapters),
         device=device,
         processor=arithmetic.device,
         dtype=cast(Dtype, arithmetic.dtype),
@@ -250,8 +281,16 @@ def make_record(
         encoding=encoding if target.kind == "mp4" else None,
         fingerprint=film_fingerprint(plan, fingerprints),
         frames=plan.num_frames,
-        recipe=_resolved(film, options, plan, target.path.parent),
+        recipe=_resolved(film, options, plan, target.path.parent, adapters),
     )
+
+
+def _lora_records(adapters: Sequence[Adapter]) -> tuple[LoraRecord, ...] | None:
+    records = [
+        LoraRecord(name=visible(adapter.path.name), weight=adapter.weight, sha256=adapter.digest)
+        for adapter in adapters
+    ]
+    return tuple(records) or None
 
 
 def model_record(name: str, source: Source, checkpoint: Path, identity: str, folder: Path) -> ModelRecord:
@@ -264,10 +303,10 @@ def model_record(name: str, source: Source, checkpoint: Path, identity: str, fol
     return ModelRecord(name=name, folder=os.path.relpath(checkpoint, folder), identity=identity)
 
 
-def _resolved(film: Film, options: RenderOptions, plan: Plan, folder: Path) -> dict:
+def _resolved(film: Film, options: RenderOptions, plan: Plan, folder: Path, adapters: Sequence[Adapter]) -> dict:
     """Return the recipe's keys with the values that were used, without the film's length (`Record.frames`)."""
     keys = json.loads(write_recipe(film, "json", folder))
-    for key in ("model", *LENGTH_KEYS):
+    for key in ("model", "lora", *LENGTH_KEYS):
         keys.pop(key, None)
     shots = keys.pop("shot")
     for key, path in (("image", options.image), ("video", options.video)):
@@ -275,6 +314,9 @@ def _resolved(film: Film, options: RenderOptions, plan: Plan, folder: Path) -> d
             shots[0].pop("video", None)
             shots[0].pop("image", None)
             shots[0][key] = os.path.relpath(path, folder)
+    loras, _ = choose_loras(film, options)
+    if loras:
+        keys["lora"] = [_written(*pair, folder) for pair in zip_longest(loras, adapters)]
     seeds = (options.seed, film.recipe.seed, DEFAULT_SEED)
     settings = {
         "fps": plan.fps,
@@ -286,6 +328,16 @@ def _resolved(film: Film, options: RenderOptions, plan: Plan, folder: Path) -> d
     }
     rest = {key: value for key, value in keys.items() if key not in ("version", "title", *settings)}
     return {"version": keys["version"], "title": _title(plan)[:200], **rest, **settings, "shot": shots}
+
+
+def _written(lora: Lora, adapter: Adapter | None, folder: Path) -> dict:
+    """Return the recipe's entry of a LoRA: a file relative to `folder`, or one on the Hub with its commit.
+
+    `adapter` is what was opened, or None if another machine did that."""
+    if not lora.is_on_hub:
+        return {"path": Path(os.path.relpath(lora.path, folder)).as_posix(), "weight": lora.weight}
+    path = lora.path if adapter is None else pinned_lora(lora.path, adapter.path)
+    return {"path": path, "weight": lora.weight}
 
 
 def _title(plan: Plan) -> str:

@@ -14,6 +14,7 @@ from helios_cli.live.lines import Lines, read_line
 from helios_cli.live.recipe_file import RecipeFile
 from helios_cli.live.script import LiveScript, Manner
 from helios_cli.recipe.film import Film
+from helios_cli.recipe.lora import choose_loras
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.problems import Problems
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from helios_cli.engine.session import Session
     from helios_cli.film.jobs import Job
 
-IN_RECIPE = ("fps", "size", *LENGTH_KEYS, "seed", "negative", "steps", "guidance", "image", "video")
+IN_RECIPE = ("fps", "size", *LENGTH_KEYS, "seed", "negative", "steps", "guidance", "image", "video", "lora")
 """Options that the recipe of a live film holds, so that a render of it needs none of them."""
 
 EXAMPLE = 'helios live "A boat leaves the harbour."'
@@ -127,6 +128,7 @@ def _resolved(film: Film, first: Shot, options: RenderOptions, settings: Setting
         **({"negative": settings.negative} if settings.negative else {}),
         "steps": settings.steps,
         "guidance": settings.guidance,
+        **({"lora": [vars(lora) for lora in loras]} if (loras := choose_loras(film, options)[0]) else {}),
     }
     start = {"image": settings.image, "video": settings.video}
     shot = first.model_copy(update={key: str(path) for key, path in start.items() if path is not None})

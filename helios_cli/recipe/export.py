@@ -1,4 +1,4 @@
-"""Writes a recipe as TOML, YAML or JSON, with its pictures relative to the folder of the file."""
+"""Writes a recipe as TOML, YAML or JSON, with its pictures and LoRA files relative to the folder of the file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.film import Film
+from helios_cli.recipe.lora import Lora, located
 from helios_cli.recipe.trees import YAML_SCALARS
 from helios_cli.visible import has_unseen
 
@@ -32,6 +33,10 @@ def write_recipe(film: Film, form: str, folder: Path) -> str:
         for key in ("image", "video"):
             if key in shot:
                 shot[key] = _relative(film.picture(shot[key]), folder)
+    for entry in keys.get("lora", ()):
+        lora = located(Lora(entry["path"]), film.folder)
+        if not lora.is_on_hub:
+            entry["path"] = _relative(Path(lora.path), folder)
     is_visible = not has_unseen(json.dumps(keys, ensure_ascii=False))  # the console escapes the rest as TOML does
     if form == "json":
         return json.dumps(keys, indent=2, ensure_ascii=not is_visible) + "\n"
@@ -63,4 +68,8 @@ def _toml(keys: dict) -> str:
 
 def _toml_value(value: object) -> str:
     """Return a value in the syntax that TOML and JSON share; only floats differ, such as 1e22."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + " }"
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from helios_cli.errors import InputError
+from helios_cli.recipe.lora import Lora, parse_loras
 from helios_cli.recipe.values import parse_bytes, parse_duration, parse_size, parse_steps
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class RenderOptions:
         size: (width, height) in pixels.
         steps: solver steps of each stage.
         output: file or folder of the film; several films need a folder.
+        lora: LoRA files that are folded into the model, in place of the recipe's; relative to the current folder.
         cache: take chunks that earlier films left, and keep new ones.
         vram, ram: memory budgets in bytes; None is what is free.
         attention_taken: attention kernel by shape, as the record of a film to repeat has it; `auto` follows it.
@@ -64,6 +66,7 @@ class RenderOptions:
     guidance: float | None = None
     image: Path | None = None
     video: Path | None = None
+    lora: tuple[Lora, ...] | None = None
 
     revision: str | None = None
     reanchor: bool = False
@@ -108,6 +111,10 @@ class RenderOptions:
         for key in ("model", "output"):
             if isinstance(values.get(key), Path):
                 values[key] = os.fspath(values[key])
+        if values.get("lora") == []:  # the flag was not given
+            values["lora"] = None
+        if values.get("lora") is not None:
+            values["lora"] = read_flag("--lora", parse_loras, values["lora"])
         for key, choices in CHOICES.items():
             if values.get(key) not in (None, *choices):
                 raise InputError(f"--{key} {values[key]}: not a choice", hint=f"write one of {', '.join(choices)}")
@@ -127,7 +134,7 @@ class RenderOptions:
         return (self.offload, self.vram, self.ram) == ("auto", None, None)
 
 
-def read_flag(flag: str, read: Callable[[str], T], text: str) -> T:
+def read_flag(flag: str, read: Callable[[Any], T], text: Any) -> T:
     """The value of a flag. InputError that names it."""
     try:
         return read(text)

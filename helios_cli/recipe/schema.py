@@ -24,6 +24,7 @@ from pydantic_core import InitErrorDetails
 
 from helios_cli.errors import InputError
 from helios_cli.recipe import values
+from helios_cli.recipe.lora import MAX_LORAS, MAX_WEIGHT
 from helios_cli.recipe.problems import Place
 from helios_cli.recipe.prompts import has_words
 
@@ -126,6 +127,17 @@ class Shot(BaseModel):
     video: LocalPath | None = _key("Clip to continue, on the first shot only; relative to the recipe.", "sea.mp4")
 
 
+class LoraEntry(BaseModel):
+    """A LoRA file of the film."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: LocalPath = _key(
+        "File, relative to the recipe, or owner/name[/file.safetensors] on the Hub.", "style.safetensors", ...
+    )
+    weight: Annotated[Number, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)] = _key("Strength of the LoRA.", 0.8, 1.0)
+
+
 class Recipe(BaseModel):
     """A film as a list of shots and the settings that they share."""
 
@@ -150,6 +162,9 @@ class Recipe(BaseModel):
     negative: Text | None = _key("Negative prompt, for models that use guidance.", "subtitles, watermark")
     steps: Steps | None = _key("Solver steps by stage. Default: the model's preset.", "2,2,2")
     guidance: Annotated[Number, Field(ge=0, le=100)] | None = _key("Guidance scale. Default: the model's preset.", 5.0)
+    lora: Annotated[tuple[LoraEntry, ...], Field(max_length=MAX_LORAS)] | None = _key(
+        "LoRA files that are folded into the model, for the whole film.", [{"path": "style.safetensors", "weight": 0.8}]
+    )
     shots: tuple[Shot, ...] = Field(
         alias="shot", max_length=MAX_SHOTS, description="The shots, in order.", json_schema_extra={"minItems": 1}
     )

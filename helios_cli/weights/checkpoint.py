@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helios_cli.architecture import MAX_STAGES, ModelDefaults
 from helios_cli.errors import CheckpointError
@@ -32,6 +32,9 @@ from helios_cli.weights.files import (
 from helios_cli.weights.fit import Architecture, read_architecture
 from helios_cli.weights.fp8 import is_scale
 from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
+
+if TYPE_CHECKING:
+    from helios_cli.weights.adapters import Adapter, Term
 
 PUBLISHED_SIZE = (640, 384)
 """The width and height in pixels of the published models' training."""
@@ -90,12 +93,15 @@ SCHEDULERS = {"base": "HeliosScheduler", "mid": "HeliosScheduler", "distilled": 
 
 @dataclass(frozen=True)
 class Component:
-    """A sub-model: its folder, its config as written, and its tensors by stored name."""
+    """A sub-model: its folder, its config as written, and its tensors by stored name.
+
+    `terms` are what LoRA files add to tensors (`adapters.fold`)."""
 
     name: str
     folder: Path
     config: dict
     tensors: dict[str, TensorInfo]
+    terms: Mapping[str, tuple[Term, ...]] = field(default_factory=dict)
 
     @cached_property
     def bytes(self) -> int:
@@ -126,6 +132,7 @@ class Checkpoint:
         knows: The end of the sentence "it knows ..."; empty if the model can show anything.
         words: The words of its training in lower case; empty if they are not listed.
         things: The nouns among them, of which the model can show one at a time.
+        adapters: LoRA files that are folded into the transformer as it is read (`adapters.fold`).
     """
 
     path: Path
@@ -138,6 +145,7 @@ class Checkpoint:
     things: tuple[str, ...]
     scheduler: dict
     components: dict[str, Component]
+    adapters: tuple[Adapter, ...] = ()
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
@@ -217,7 +225,8 @@ def weights_identity(checkpoint: Checkpoint) -> str:
     """Return a digest that is equal for equal weights and configuration only, without reading large weights.
 
     The tensors' values are identified by the commit of a Hub snapshot, in a small folder by their hash, and in a large
-    one by each file's size and time of change, so a copy of it counts as another model.
+    one by each file's size and time of change, so a copy of it counts as another model. LoRA files are identified by
+    their hash, in the order in which they are added.
     """
     digest = hashlib.sha256(checkpoint.fingerprint().encode())
     files = sorted({tensor.file for part in checkpoint.components.values() for tensor in part.tensors.values()})
@@ -228,6 +237,8 @@ def weights_identity(checkpoint: Checkpoint) -> str:
     for file in files:
         digest.update(f"{file.relative_to(checkpoint.path).as_posix()}\0".encode())
         digest.update((commit or _state(file, is_small)).encode())
+    for adapter in checkpoint.adapters:
+        digest.update(f"lora {adapter.digest} {adapter.weight!r}\0".encode())
     return digest.hexdigest()
 
 

@@ -122,6 +122,21 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Raises CheckpointError, naming the file, if it is truncated, has extra bytes, or its header contradicts itself.
     """
+    header, data_begin, size = _read_header(path)
+    header.pop("__metadata__", None)
+    return _tensors(path, header, data_begin=data_begin, size=size)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the free text that a safetensors file's header holds by key. Raises CheckpointError as `read_header`."""
+    values = _read_header(path)[0].get("__metadata__")
+    if not isinstance(values, dict):
+        return {}
+    return {key: value for key, value in values.items() if isinstance(value, str)}
+
+
+def _read_header(path: Path) -> tuple[dict, int, int]:
+    """Return the header, the place of the first tensor's bytes, and the size of the file."""
     with _readable(path):
         size = require_file(path)
         with path.open("rb") as file:
@@ -137,7 +152,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             if 8 + length > size:
                 raise damaged(path, f"truncated: {size} of at least {8 + length} bytes")
             text = file.read(length)
-    return _tensors(path, _parse(path, text), data_begin=8 + length, size=size)
+    return _parse(path, text), 8 + length, size
 
 
 def _parse(path: Path, text: bytes) -> dict:
@@ -147,7 +162,6 @@ def _parse(path: Path, text: bytes) -> dict:
         raise damaged(path, f"the header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
         raise damaged(path, "the header is not a JSON object")
-    header.pop("__metadata__", None)
     return header
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from helios_cli.files import replacing
 from helios_cli.visible import printable
 from helios_cli.weights.checkpoint import MODEL_INDEX, missing_files, needed_files
 from helios_cli.weights.client import COMMIT, DIGEST, cache, connect, endpoint, listing
-from helios_cli.weights.files import digest_of, read_json
+from helios_cli.weights.files import digest_of, read_json, some_of
 from helios_cli.weights.names import EMBEDDED, EMBEDDED_FOLDER, KNOWN, NAMES, known_repo, nearest
 from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
 
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]{0,200}", re.ASCII)
+
+LORA_NAME = re.compile(r"(?!.*\.\.)\w[\w ./+()-]{0,250}\.safetensors", re.ASCII)
+LORA_ON_HUB = re.compile(
+    rf"(?P<repo>{HUB_ID.pattern})(?:/(?P<file>{LORA_NAME.pattern}))?(?:@(?P<revision>{REVISION.pattern}))?", re.ASCII
+)
 
 FILES_TOGETHER = 8
 MAX_TIMES, SURPLUS_BYTES = 4, 2**20
@@ -47,11 +52,14 @@ Progress = Callable[[str, int], AbstractContextManager[Advance]]
 
 @dataclass(frozen=True)
 class Source:
-    """The source of a model: a folder on this disk, or a revision of a repository on the Hub."""
+    """The source of a model: a folder on this disk, or a revision of a repository on the Hub.
+
+    `file` is the LoRA file that is meant of a repository, "" for its only one, and None for a whole model."""
 
     folder: Path | None = None
     repo: str = ""
     revision: str = ""
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,12 +140,89 @@ def download(
         snapshot = _repo_folder(source.repo) / "snapshots" / commit
         if not snapshot.is_dir() or missing_files(snapshot):
             _fetch(source, commit, files, progress, free_bytes)
-        if source.revision != commit:
-            ref = _repo_folder(source.repo) / "refs" / source.revision
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(ref) as new:
-                new.write_text(commit)
+        _note_commit(source, commit)
     return snapshot
+
+
+def _note_commit(source: Source, commit: str) -> None:
+    """Remember the commit of a branch, so that it is found without the network."""
+    if source.revision != commit:
+        ref = _repo_folder(source.repo) / "refs" / source.revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(ref) as new:
+            new.write_text(commit)
+
+
+def lora_file(name: str, *, progress: Progress | None = None) -> Path:
+    """Return the LoRA file `name`: a path, or `owner/name[/file.safetensors][@revision]` on the Hub, which is
+    downloaded and verified first if need be.
+
+    A branch is not looked up again. Raises CheckpointError if it is not there, or the repository has several.
+    """
+    if (found := find_lora(name)) is not None:
+        return found
+    source = _lora_source(name)
+    with _explained(source):
+        commit, entries = _listed(source)
+        file = source.file or _only_lora(source, entries)
+        if file not in entries:
+            raise CheckpointError(f"{source.repo} has no file {file}", hint=f"see {endpoint()}/{source.repo}/tree/main")
+        _fetch(source, commit, [_remote_file(source, file, entries[file])], progress, None)
+        _note_commit(source, commit)
+    return _repo_folder(source.repo) / "snapshots" / commit / file
+
+
+def find_lora(name: str) -> Path | None:
+    """Return the LoRA file `name` if it is on this disk. CheckpointError for a path where nothing is."""
+    if os.path.isabs(name):
+        if not os.path.isfile(name):
+            raise CheckpointError(f"{printable(name, 200)}: there is no such LoRA file on this machine")
+        return Path(name)
+    source = _lora_source(name)
+    snapshot = snapshot_of(source)
+    if snapshot is None:
+        return None
+    files = [snapshot / source.file] if source.file else sorted(snapshot.glob("*.safetensors"))
+    return files[0] if len(files) == 1 and files[0].is_file() else None
+
+
+def found_lora(name: str) -> Path:
+    """Return the LoRA file `name`, which is on this disk. CheckpointError if it is not."""
+    found = find_lora(name)
+    if found is None:
+        raise CheckpointError(f"{name} is not downloaded, so its shape is not known", hint=f"hf download {name}")
+    return found
+
+
+def pinned_lora(name: str, file: Path) -> str:
+    """Return `owner/name/file.safetensors@commit` for the LoRA `name` on the Hub, whose file in the cache is `file`."""
+    snapshot = snapshot_of(source := _lora_source(name))
+    if snapshot is None or not file.is_relative_to(snapshot):
+        return name
+    return f"{source.repo}/{file.relative_to(snapshot).as_posix()}@{snapshot.name}"
+
+
+def _lora_source(name: str) -> Source:
+    match = LORA_ON_HUB.fullmatch(name)
+    if match is None:
+        raise InputError(
+            f"{printable(name, 200)} is neither a LoRA file nor one on the Hub",
+            hint="write a path, owner/name, or owner/name/file.safetensors",
+        )
+    return Source(repo=match["repo"], revision=match["revision"] or "main", file=match["file"] or "")
+
+
+def _only_lora(source: Source, names: Iterable[str]) -> str:
+    """Return the only weights at the top of a repository. CheckpointError if there are several, or none."""
+    files = sorted(name for name in names if LORA_NAME.fullmatch(name) and "/" not in name)
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise CheckpointError(f"{source.repo} has no .safetensors file", hint="pickles are not read; name another one")
+    raise CheckpointError(
+        f"{source.repo} has {len(files)} .safetensors files: {some_of(files)}",
+        hint=f"name one: {source.repo}/{files[0]}",
+    )
 
 
 def _fetch(
@@ -180,7 +265,7 @@ def _fetch_file(
         raise CheckpointError(
             f"{source.repo}: {file.name} is not what the Hub states: its digest is {digest[:12]}…, "
             f"not {file.blob[:12]}…; it was removed",
-            hint=f"run again: helios models pull {spoken(source)}",
+            hint=_again(source),
         )
 
 
@@ -232,6 +317,11 @@ def spoken(source: Source) -> str:
     return source.repo if source.revision == "main" else f"{source.repo} --revision {source.revision}"
 
 
+def _again(source: Source) -> str:
+    """Return what to do to go on with a download."""
+    return "run again: " + ("the same command" if source.file is not None else f"helios models pull {spoken(source)}")
+
+
 def _repo_folder(repo: str) -> Path:
     """Return the repository's folder in the Hub cache: `blobs/`, `snapshots/<commit>/`, `refs/<branch>`."""
     return cache() / f"models--{repo.replace('/', '--')}"
@@ -240,18 +330,23 @@ def _repo_folder(repo: str) -> Path:
 def _remote_files(source: Source) -> tuple[str, list[RemoteFile]]:
     """Return the commit and the files of the checkpoint. CheckpointError if the repository is not a pipeline, or the
     listing is invalid."""
-    answer = listing(source.repo, source.revision)
-    commit, siblings = answer.get("sha"), answer.get("siblings")
-    if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
-        raise CheckpointError(f"{endpoint()} did not send a valid listing of {source.repo}", hint="check HF_ENDPOINT")
-    entries = [entry for entry in siblings if isinstance(entry, dict) and isinstance(entry.get("rfilename"), str)]
-    files = {entry["rfilename"]: entry for entry in entries}
+    commit, files = _listed(source)
     if MODEL_INDEX not in files:
         raise CheckpointError(
             f"{source.repo} has no {MODEL_INDEX}, so it is not a pipeline in the diffusers layout",
             hint=f"published Helios models: {', '.join(known.repo for known in KNOWN.values())}",
         )
     return commit, [_remote_file(source, name, files[name]) for name in needed_files(files)]
+
+
+def _listed(source: Source) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Return the commit and the entries of a repository's listing by file name."""
+    answer = listing(source.repo, source.revision)
+    commit, siblings = answer.get("sha"), answer.get("siblings")
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
+        raise CheckpointError(f"{endpoint()} did not send a valid listing of {source.repo}", hint="check HF_ENDPOINT")
+    entries = [entry for entry in siblings if isinstance(entry, dict) and isinstance(entry.get("rfilename"), str)]
+    return commit, {entry["rfilename"]: entry for entry in entries}
 
 
 def _remote_file(source: Source, name: str, entry: dict[str, Any]) -> RemoteFile:
@@ -328,7 +423,7 @@ def _explained(source: Source) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as error:
         raise CheckpointError(
             f"{source.repo} has to be downloaded, and HF_HUB_OFFLINE forbids the network",
-            hint=f"unset HF_HUB_OFFLINE and run: helios models pull {spoken(source)}",
+            hint=f"unset HF_HUB_OFFLINE; {_again(source)}",
         ) from error
     except errors.HfHubHTTPError as error:
         raise _refused(source, error) from error
@@ -373,9 +468,9 @@ def _broken(source: Source, error: Exception) -> HeliosError:
         name = re.search(r"[\w./-]+\.(safetensors|json)", str(error))  # the library shows the last 40 characters
         return CheckpointError(
             f"{source.repo}: {f'the file ending in {name[0]}' if name else 'a file'} arrived incomplete",
-            hint=f"run again: helios models pull {spoken(source)}",
+            hint=_again(source),
         )
     return CheckpointError(
         f"the Hub could not be reached ({type(error.__cause__ or error).__name__})",
-        hint=f"check the connection; complete files are kept: helios models pull {spoken(source)}",
+        hint=f"check the connection; complete files are kept; {_again(source)}",
     )

@@ -37,8 +37,8 @@ class TensorToLoad:
 
     @property
     def is_rounded(self) -> bool:
-        """True if it is rounded to fp8 and scales here, as it is stored in a wider type."""
-        return self.dtype == torch.float8_e4m3fn and self.place.scale is None
+        """True if it is rounded to fp8 and scales here: it is stored in a wider type, or a LoRA is folded into it."""
+        return self.dtype == torch.float8_e4m3fn and (self.place.scale is None or bool(self.place.terms))
 
 
 def load_component(
@@ -87,7 +87,8 @@ def tensors_to_load(
     stored = stored_tensors(module, component)
     fp8 = {name for name, parameter in module.named_parameters() if parameter.dtype == torch.float8_e4m3fn}
     for name, place in sorted(stored.items(), key=lambda item: (item[1].info.file, item[1].info.begin)):
-        if name in fp8 and place.scale is not None:
+        is_as_stored = place.scale is not None and not place.terms
+        if name in fp8 and is_as_stored:
             yield TensorToLoad(name + SCALE_SUFFIX, StoredTensor(place.scale), torch.float32, check)
         elif name in fp8 and name in leave:
             raise RuntimeError(f"{name} is not stored as fp8, and a weight that is streamed is not rounded each time")
@@ -95,7 +96,7 @@ def tensors_to_load(
             continue
         if name in fp8:
             # StoredTensor e4m3 values are not checked: PyTorch has no aminmax for them, and `convert` wrote no NaN.
-            yield TensorToLoad(name, place, torch.float8_e4m3fn, check and place.scale is None)
+            yield TensorToLoad(name, place, torch.float8_e4m3fn, check and not is_as_stored)
         else:
             yield TensorToLoad(name, place, torch.float32 if keep_fp32(name) else dtype, check)
 
@@ -145,7 +146,7 @@ def stored_of(component: Component) -> dict[str, StoredTensor]:
             infos.setdefault(ours, infos.pop(theirs))
     scaled = {name for name, info in infos.items() if info.dtype in SCALED_DTYPES and name + SCALE_SUFFIX in infos}
     scales = {name: infos.pop(name + SCALE_SUFFIX) for name in scaled}
-    return {name: StoredTensor(info, scales.get(name)) for name, info in infos.items()}
+    return {name: StoredTensor(info, scales.get(name), component.terms.get(name, ())) for name, info in infos.items()}
 
 
 def _require_match(

@@ -16,6 +16,18 @@ HOST_SLOTS = AHEAD + 1
 DEVICE_SLOTS = 2
 """The streamed blocks on a GPU at a time: one computes, one arrives."""
 
+GPU_READERS = 8
+"""The most threads that read for a GPU: one copies a few gigabytes a second from the page cache, the bus takes tens.
+
+For a CPU one thread reads faster than it computes.
+"""
+
+PIECE_BYTES = 8 * 2**20
+"""The bytes read and converted at a time: large enough for a disk, small enough for a core's cache."""
+
+FOLDED_BYTES = 3 * PIECE_BYTES
+"""The memory in which LoRA files are folded into a piece: it in float32, and the rows of LoRA matrices for it."""
+
 
 @dataclass(frozen=True)
 class Placement:

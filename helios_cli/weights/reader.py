@@ -18,28 +18,24 @@ import torch
 from torch import Tensor
 
 from helios_cli.errors import CheckpointError
+from helios_cli.weights.adapters import Term
 from helios_cli.weights.files import TensorInfo, damaged, read_header
+from helios_cli.weights.placement import GPU_READERS, PIECE_BYTES
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SCALED_DTYPES = {"F8_E4M3": torch.float8_e4m3fn}
 """The types that are read only with a scale for each row (`engine.convert`)."""
 
-GPU_READERS = 8
-"""The most threads that read for a GPU: one copies a few gigabytes a second from the page cache, the bus takes tens.
-
-For a CPU one thread reads faster than it computes.
-"""
-
-PIECE_BYTES = 8 * 2**20
-"""The bytes read and converted at a time: large enough for a disk, small enough for a core's cache."""
-
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in its file. `scale` has a float32 factor for each row of an fp8 tensor; None for other types."""
+    """A tensor in its file. `scale` has a float32 factor for each row of an fp8 tensor; None for other types.
+
+    `terms` are what LoRA files add to it: every reader gets the sum, computed in float32 and then rounded."""
 
     info: TensorInfo
     scale: TensorInfo | None = None
+    terms: tuple[Term, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -92,7 +88,7 @@ class WeightFiles:
         row = info.bytes // max(1, stored.rows)
         place, size = info.begin + first * row, (last - first) * row
         dtype = FLOAT_DTYPES.get(info.dtype) or SCALED_DTYPES[info.dtype]
-        if dtype == out.dtype:
+        if dtype == out.dtype and not stored.terms:
             file.read_into(out, place, info)
             values = out
         else:
@@ -101,11 +97,43 @@ class WeightFiles:
             values = raw.view(dtype).view(out.shape)
             if stored.scale is not None:
                 values = values.float().mul_(self._scale(stored.scale, first, last).view(-1, *[1] * (out.dim() - 1)))
+            if stored.terms:
+                if check:
+                    _require_finite(info, values, values)
+                values = self._folded(stored.terms, values.to(torch.float32, copy=True), first, last)
+                if check:
+                    _require_finite(stored.terms[-1].up, values, values)
             out.copy_(values)
         if check:
             _require_finite(info, values, out)
         with self._lock:
             self.bytes_read += size
+
+    def _folded(self, terms: tuple[Term, ...], values: Tensor, first: int, last: int) -> Tensor:
+        """Add to the float32 `values` of some rows what LoRA files add to them, in place."""
+        flat = values.view(last - first, -1)
+        for term in terms:
+            up = self._floats(term.up, first, last).view(last - first, -1)
+            if term.down is None:
+                flat.add_(up, alpha=term.scale)
+            else:
+                flat.addmm_(up, self._down(term.down), alpha=term.scale)
+        return values
+
+    def _down(self, info: TensorInfo) -> Tensor:
+        """Return a whole matrix [r, in] in float32. The pieces of a weight come one after another, so each thread keeps
+        the last one."""
+        known = getattr(self._own, "down", None)
+        if known is None or known[0] != info:
+            known = self._own.down = info, self._floats(info, 0, info.shape[0]).view(info.shape[0], -1)
+        return known[1]
+
+    def _floats(self, info: TensorInfo, first: int, last: int) -> Tensor:
+        """Read some rows of a LoRA's tensor, in float32."""
+        row = info.bytes // info.shape[0]
+        raw = torch.empty((last - first) * row, dtype=torch.uint8)
+        self._file(info).read_into(raw, info.begin + first * row, info)
+        return raw.view(FLOAT_DTYPES[info.dtype]).float()
 
     def _scale(self, info: TensorInfo, first: int, last: int) -> Tensor:
         scale = torch.empty(last - first)

@@ -1,0 +1,137 @@
+"""The LoRA files of a film: how they are written in a flag or a recipe, and where they are."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helios_cli.errors import InputError
+from helios_cli.recipe.files import absence
+from helios_cli.recipe.values import shown
+from helios_cli.visible import printable
+
+if TYPE_CHECKING:
+    from helios_cli.recipe.film import Film
+    from helios_cli.recipe.options import RenderOptions
+
+MAX_WEIGHT = 10.0
+"""Largest factor of a LoRA; beyond 2 the pictures of most fall apart."""
+
+MAX_LORAS = 20
+
+NONE = "none"
+"""The value of --lora that leaves out the recipe's LoRA files."""
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+
+_WEIGHT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
+_HUB = re.compile(
+    r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(?:/(?!.*\.\.)\w[\w ./+()-]{0,250}\.safetensors)?(?:@\w[\w.+/-]{0,200})?", re.ASCII
+)
+
+_FORM = "write style.safetensors, or style.safetensors:0.8"
+
+_CONVERT = (
+    'convert it where you trust it: python -c "import torch, safetensors.torch as s; '
+    "s.save_file({k: v.contiguous() for k, v in torch.load('IN', weights_only=True).items()}, 'OUT.safetensors')\""
+)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file: `path` is a file, or `owner/name[/file.safetensors][@revision]` on the Hub; `weight` its factor."""
+
+    path: str
+    weight: float = 1.0
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Return whether a `located` path is one on the Hub: those of files are absolute."""
+        return not os.path.isabs(self.path)
+
+
+def parse_lora(text: str) -> Lora:
+    """Read `FILE[:WEIGHT]`. The last colon begins a weight only if a number follows, so that `C:\\style` is a path."""
+    path, colon, weight = text.rpartition(":")
+    if not (colon and len(path) > 1 and _WEIGHT.fullmatch(weight.strip())):
+        path, weight = text, "1"
+    if not path.strip():
+        raise InputError(f"{shown(text)} names no LoRA file", hint=_FORM)
+    return _checked(Lora(path, float(weight)))
+
+
+def parse_loras(value: object) -> tuple[Lora, ...]:
+    """Read --lora: one or several `FILE[:WEIGHT]`, `Lora`, or `none`. InputError for anything else."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if values == [NONE]:
+        return ()
+    loras = []
+    for item in values:
+        if isinstance(item, str | Path):
+            loras.append(parse_lora(os.fspath(item)))
+        elif isinstance(item, Lora):
+            loras.append(_checked(item))
+        else:
+            raise InputError(f"{shown(item)} names no LoRA file", hint=_FORM)
+    if len(loras) > MAX_LORAS:
+        raise InputError(f"{len(loras)} LoRA files; at most {MAX_LORAS} are folded", hint="merge some of them first")
+    return tuple(loras)
+
+
+def _checked(lora: Lora) -> Lora:
+    if not (math.isfinite(lora.weight) and abs(lora.weight) <= MAX_WEIGHT):
+        limits = f"-{MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
+        message = f"{printable(lora.path, 200)}: the weight {lora.weight:g} is not within {limits}"
+        raise InputError(message, hint="most LoRA files are made for a weight of about 1")
+    return lora
+
+
+def choose_loras(film: Film, options: RenderOptions) -> tuple[tuple[Lora, ...], str]:
+    """Return the LoRA files of a film, located, and where they come from: a flag replaces those of the recipe."""
+    if options.lora is not None:
+        return tuple(located(lora, Path.cwd()) for lora in options.lora), "flag"
+    written = film.recipe.lora or ()
+    return tuple(located(Lora(entry.path, entry.weight), film.folder) for entry in written), (
+        "recipe" if written else "default"
+    )
+
+
+def located(lora: Lora, folder: Path) -> Lora:
+    """Return it with an absolute path, relative to `folder`; unchanged if only the Hub can have it."""
+    path = os.path.abspath(folder / lora.path)
+    if _HUB.fullmatch(lora.path) and not _is_file_name(lora.path) and not os.path.lexists(path):
+        return lora
+    return Lora(path, lora.weight)
+
+
+def _is_file_name(path: str) -> bool:
+    """Return whether `a/b` ends as a file of weights does, and so is no repository."""
+    return path.count("/") == 1 and path.lower().endswith((".safetensors", *PICKLES))
+
+
+def check_loras(loras: Iterable[Lora], origin: str) -> None:
+    """Raise InputError for a located file that is absent, a folder, or a pickle."""
+    for lora in loras:
+        if lora.is_on_hub:
+            continue
+        path = Path(lora.path)
+        what = f"{'--lora ' if origin == 'flag' else 'lora: '}{printable(path, 200)}"
+        if path.suffix.lower() in PICKLES:
+            raise InputError(f"{what}: a pickle can run any program, so only .safetensors is read", hint=_CONVERT)
+        relative = "the current folder" if origin == "flag" else "the recipe"
+        if absent := absence(path, (".safetensors",), f"paths are relative to {relative}"):
+            raise InputError(f"{what}: {absent[0]}", hint=absent[1])
+        if path.is_dir():
+            raise InputError(f"{what}: a folder, not a LoRA file", hint=_file_in(path))
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{what}: cannot be read: no permission")
+
+
+def _file_in(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    return f"name a file in it: {names[0]}" if names else "it has no .safetensors file"
