@@ -162,7 +162,7 @@ def estimate_films(
 
 
 def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], object]) -> Iterator[list[T]]:
-    """Yield the films that render together: those that follow each other and have one model (by `model_of`), at most `lanes`."""
+    """Yield the films that render together: at most `lanes` that follow each other and have one model (`model_of`)."""
     for _, same in itertools.groupby(films, key=model_of):
         while group := list(itertools.islice(same, lanes)):
             yield group

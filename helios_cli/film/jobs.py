@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
 from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_target, is_taken
+from helios_cli.recipe.files import check_loras
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.lora import check_loras, choose_loras
+from helios_cli.recipe.lora import choose_loras
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helios_cli.errors import InputError
 from helios_cli.recipe.film import Film
+from helios_cli.recipe.lora import PICKLES, Lora
 from helios_cli.recipe.problems import Problem, Problems, also_in, nearest
 from helios_cli.recipe.schema import CONTROL
 from helios_cli.visible import printable, without_hidden
@@ -190,3 +192,33 @@ def _near_file(path: Path, suffixes: Iterable[str]) -> str | None:
     stems = {Path(name).stem: name for name in names if Path(name).suffix.lower() in suffixes and name != path.name}
     near = stem if stem in stems else nearest(stem, stems)
     return None if near is None else printable(stems[near])
+
+
+_CONVERT_PICKLE = (
+    'convert it where you trust it: python -c "import torch, safetensors.torch as s; '
+    "s.save_file({k: v.contiguous() for k, v in torch.load('IN', weights_only=True).items()}, 'OUT.safetensors')\""
+)
+
+
+def check_loras(loras: Iterable[Lora], origin: str) -> None:
+    """Raise InputError for a located file that is absent, a folder, or a pickle."""
+    for lora in loras:
+        if lora.is_on_hub:
+            continue
+        path = Path(lora.path)
+        what = f"{'--lora ' if origin == 'flag' else 'lora: '}{printable(path, 200)}"
+        if path.suffix.lower() in PICKLES:
+            message = f"{what}: a pickle can run any program, so only .safetensors is read"
+            raise InputError(message, hint=_CONVERT_PICKLE)
+        relative = "the current folder" if origin == "flag" else "the recipe"
+        if absent := absence(path, (".safetensors",), f"paths are relative to {relative}"):
+            raise InputError(f"{what}: {absent[0]}", hint=absent[1])
+        if path.is_dir():
+            raise InputError(f"{what}: a folder, not a LoRA file", hint=_file_in(path))
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{what}: cannot be read: no permission")
+
+
+def _file_in(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    return f"name a file in it: {names[0]}" if names else "it has no .safetensors file"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
-from helios_cli.recipe.files import absence
 from helios_cli.recipe.values import shown
 from helios_cli.visible import printable
 
@@ -35,11 +33,6 @@ _HUB = re.compile(
 )
 
 _FORM = "write style.safetensors, or style.safetensors:0.8"
-
-_CONVERT = (
-    'convert it where you trust it: python -c "import torch, safetensors.torch as s; '
-    "s.save_file({k: v.contiguous() for k, v in torch.load('IN', weights_only=True).items()}, 'OUT.safetensors')\""
-)
 
 
 @dataclass(frozen=True)
@@ -112,26 +105,3 @@ def located(lora: Lora, folder: Path) -> Lora:
 def _is_file_name(path: str) -> bool:
     """Return whether `a/b` ends as a file of weights does, and so is no repository."""
     return path.count("/") == 1 and path.lower().endswith((".safetensors", *PICKLES))
-
-
-def check_loras(loras: Iterable[Lora], origin: str) -> None:
-    """Raise InputError for a located file that is absent, a folder, or a pickle."""
-    for lora in loras:
-        if lora.is_on_hub:
-            continue
-        path = Path(lora.path)
-        what = f"{'--lora ' if origin == 'flag' else 'lora: '}{printable(path, 200)}"
-        if path.suffix.lower() in PICKLES:
-            raise InputError(f"{what}: a pickle can run any program, so only .safetensors is read", hint=_CONVERT)
-        relative = "the current folder" if origin == "flag" else "the recipe"
-        if absent := absence(path, (".safetensors",), f"paths are relative to {relative}"):
-            raise InputError(f"{what}: {absent[0]}", hint=absent[1])
-        if path.is_dir():
-            raise InputError(f"{what}: a folder, not a LoRA file", hint=_file_in(path))
-        if not os.access(path, os.R_OK):
-            raise InputError(f"{what}: cannot be read: no permission")
-
-
-def _file_in(folder: Path) -> str:
-    names = sorted(path.name for path in folder.glob("*.safetensors"))
-    return f"name a file in it: {names[0]}" if names else "it has no .safetensors file"

@@ -108,7 +108,7 @@ _EXAMPLES = (
 
 @dataclass(frozen=True)
 class Term:
-    """What a LoRA adds to a tensor, in float32: `scale` x `up` `down`, or `scale` x `up` where there is no `down`."""
+    """A summand of a tensor, in float32: `scale` x `up` `down`, or `scale` x `up` where there is no `down`."""
 
     up: TensorInfo
     scale: float

@@ -87,16 +87,16 @@ def tensors_to_load(
     stored = stored_tensors(module, component)
     fp8 = {name for name, parameter in module.named_parameters() if parameter.dtype == torch.float8_e4m3fn}
     for name, place in sorted(stored.items(), key=lambda item: (item[1].info.file, item[1].info.begin)):
-        is_as_stored = place.scale is not None and not place.terms
-        if name in fp8 and is_as_stored:
-            yield TensorToLoad(name + SCALE_SUFFIX, StoredTensor(place.scale), torch.float32, check)
+        scale = None if place.terms else place.scale  # with a LoRA values and scales are rounded anew
+        if name in fp8 and scale is not None:
+            yield TensorToLoad(name + SCALE_SUFFIX, StoredTensor(scale), torch.float32, check)
         elif name in fp8 and name in leave:
             raise RuntimeError(f"{name} is not stored as fp8, and a weight that is streamed is not rounded each time")
         if name in leave:
             continue
         if name in fp8:
             # StoredTensor e4m3 values are not checked: PyTorch has no aminmax for them, and `convert` wrote no NaN.
-            yield TensorToLoad(name, place, torch.float8_e4m3fn, check and not is_as_stored)
+            yield TensorToLoad(name, place, torch.float8_e4m3fn, check and scale is None)
         else:
             yield TensorToLoad(name, place, torch.float32 if keep_fp32(name) else dtype, check)
 
