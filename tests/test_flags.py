@@ -36,19 +36,20 @@ FLAGS = {
     "helios doctor": "--json --test",
     "helios live": (
         "--attention --codec --crf --device --dtype --force --fps --frames --gpus-per-film --guidance --hold --image "
-        "--json --keep --minutes --model --negative --no-cache --offload --output --preset --progress --quant --quiet "
-        "--ram --revision --seconds --seed --size --steps --transition --vae-device --video --vram -m -o -q"
+        "--json --keep --lora --minutes --model --negative --no-cache --offload --output --preset --progress --quant "
+        "--quiet --ram --revision --seconds --seed --size --steps --transition --vae-device --video --vram -m -o -q"
     ),
     "helios models": "",
-    "helios models convert": "--dtype --json --out --revision",
+    "helios models convert": "--dtype --json --lora --out --revision",
     "helios models info": "--json --revision",
     "helios models list": "--json",
     "helios models pull": "--json --revision",
     "helios models verify": "--json --revision",
     "helios plan": (
         "--attention --cluster --codec --crf --device --dtype --fps --frames --gpus-per-film --guidance --image "
-        "--json --lanes --minutes --mixed --model --negative --offload --on --output --price --quant --ram --reanchor "
-        "--revision --seconds --seed --share --size --steps --strict --vae-device --video --vram --workers -m -o"
+        "--json --lanes --lora --minutes --mixed --model --negative --offload --on --output --price --quant --ram "
+        "--reanchor --revision --seconds --seed --share --size --steps --strict --vae-device --video --vram --workers "
+        "-m -o"
     ),
     "helios recipe": "",
     "helios recipe check": "--json",
@@ -56,7 +57,7 @@ FLAGS = {
     "helios recipe schema": "--json",
     "helios render": (
         "--attention --check --cluster --codec --crf --device --dry-run --dtype --export --force --fps --frames "
-        "--from --gpus-per-film --guidance --image --json --keep --lanes --minutes --mixed --model --negative "
+        "--from --gpus-per-film --guidance --image --json --keep --lanes --lora --minutes --mixed --model --negative "
         "--no-cache --no-metadata --offload --on-error --output --preset --progress --quant --quiet --ram --reanchor "
         "--revision --seconds --seed --share --shot --size --steps --strict --takes --vae-device --video --vram "
         "--worker-timeout --workers -m -o -q"

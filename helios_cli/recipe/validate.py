@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from helios_cli.errors import in_our_words
 from helios_cli.recipe.problems import Lines, Problems, nearest, where
-from helios_cli.recipe.schema import Recipe, Shot
+from helios_cli.recipe.schema import LoraEntry, Recipe, Shot
 from helios_cli.recipe.values import TRANSITIONS, kind_of, shown
 
 FILM_KEYS = tuple(field.alias or name for name, field in Recipe.model_fields.items())
@@ -32,7 +32,10 @@ def recipe_from(tree: object, lines: Lines, problems: Problems, *, suffix: str =
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             place = where(lines, fault["loc"])
-            message, suggestion = _in_words(fault, place["key"], place["shot"] is not None, suffix)
+            if fault["loc"][0] == "lora":
+                message, suggestion = _in_lora(fault, suffix)
+            else:
+                message, suggestion = _in_words(fault, place["key"], place["shot"] is not None, suffix)
             problems.add(message, **place, suggestion=suggestion)
     problems.all.sort(key=lambda problem: problem.line or 0)
     problems.stop()
@@ -66,6 +69,28 @@ def _in_words(fault: Any, key: str | None, in_shot: bool, suffix: str) -> tuple[
         case "model_type" | "dict_type":
             return f"must hold keys and values, not {kind_of(value)}", _example("prompt", True, suffix)
     return f"{in_our_words(fault['msg'])}, not {shown(value)}", example
+
+
+def _in_lora(fault: Any, suffix: str) -> tuple[str, str | None]:
+    """Return message and suggestion for an error in the list of LoRA files."""
+    _, *place = fault["loc"]
+    example, value = _example("lora", False, suffix), fault["input"]
+    match fault["type"], place:
+        case "tuple_type", []:
+            return f"must be a list of files, not {kind_of(value)}", example
+        case "too_long", []:
+            return f"has {len(value):,} files; the limit is {fault['ctx']['max_length']:,}", None
+        case "extra_forbidden", [index, str(key)]:
+            near = nearest(key, LoraEntry.model_fields)
+            return f"file {index + 1} has the unknown key `{key}`", f"write `{near}`" if near else example
+        case "missing", [index, *_]:
+            return f"file {index + 1} has no `path`", example
+        case "model_type" | "dict_type", [index, *_]:
+            return f"file {index + 1} must hold keys and values, not {kind_of(value)}", example
+        case _, [index, *rest]:
+            message, _ = _in_words(fault, None, False, suffix)
+            return f"file {index + 1}: " + " ".join([*(f"`{key}`" for key in rest[:1]), message]), example
+    return _in_words(fault, "lora", False, suffix)
 
 
 def _instead(key: str, in_shot: bool) -> str:
