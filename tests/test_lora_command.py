@@ -161,7 +161,7 @@ def test_workers_fold_it_too(folder):
 
 
 def test_the_shipped_recipe_and_python_make_the_same_film(tmp_path, monkeypatch):
-    """Its file moves the colours: less green than without it."""
+    """The file of the recipe moves colours: there is less green than without it."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "recipes", "recipes")
     how = {"size": "64x64", "steps": "1,1,1", "frames": 20, "dtype": "float32", "device": "cpu", "cache": False}
