@@ -135,8 +135,8 @@ def test_faults_are_found_before_anything_renders(arguments, code, said, folder,
     ("lora", "said"),
     [
         (
-            '[{ path = "style.safetensors", wieght = 1 }]',
-            "`lora`: file 1 has the unknown key `wieght` hint: write `weight`",
+            '[{ path = "style.safetensors", factor = 1 }]',
+            "`lora`: file 1 has the unknown key `factor` hint",
         ),
         ('[{ path = "style.safetensors" }, { weight = 1 }]', "`lora`: file 2 has no `path`"),
         ('[{ path = "style.safetensors", weight = "much" }]', "`lora`: file 1: `weight` must be a number, not"),

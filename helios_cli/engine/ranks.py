@@ -41,7 +41,7 @@ Message = tuple[int, dict[str, Any] | None]
 """A rank and its answer; None at the end of its process."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RankOptions:
     """The settings with which all ranks open the model; `patience` is the longest time in seconds without an answer."""
 

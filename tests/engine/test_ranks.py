@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,16 @@ def test_lanes_are_films_alone(film_of, tmp_path, checkpoints):
 
 def models_with(folder: Path, ranks: int, patience: float = 600) -> Models:
     checkpoint = Checkpoint.open(folder)
-    options = RankOptions(str(folder), "test", "float32", "none", "auto", threads=1, patience=patience)
+    options = RankOptions(
+        checkpoint=str(folder),
+        loras=(),
+        name="test",
+        dtype="float32",
+        quant="none",
+        attention="auto",
+        threads=1,
+        patience=patience,
+    )
     return Models(checkpoint, CPU, torch.float32, threads=1, ranks=Ranks([CPU] * ranks, options) if ranks > 1 else None)
 
 
@@ -230,7 +240,7 @@ def listening(pid: int) -> set[str]:
 
 def test_a_rank_that_cannot_open_the_model_says_so(checkpoints, tmp_path):
     models = models_with(checkpoints("distilled", **FOUR_HEADS), 3)
-    models.ranks._options = RankOptions(str(tmp_path), "test", "float32", "none", "auto", threads=1, patience=600)
+    models.ranks._options = replace(models.ranks._options, checkpoint=str(tmp_path))
     models.encode(["a red circle"])
     with pytest.raises(CheckpointError, match=r"^rank [12] of 3 \(cpu, --gpus-per-film 3\): "):
         models.embed_text((("a red circle", 1.0),))
@@ -281,7 +291,7 @@ def test_a_rank_that_raises_is_named_with_its_error(checkpoints):
 def test_a_rank_that_does_not_answer_is_given_up(checkpoints):
     models = models_with(checkpoints("distilled", **FOUR_HEADS), 2, patience=60)
     latents_of(models, (1, 1, 1))
-    models.ranks._options = RankOptions("", "", "", "", "", threads=1, patience=1)
+    models.ranks._options = replace(models.ranks._options, patience=1)
     os.kill(ranks_of(os.getpid())[0], signal.SIGSTOP)
     with pytest.raises(MachineError, match=r"rank 1 of 2 .* did not answer for 1(\.0)? s"):
         latents_of(models, (1, 1, 1))
