@@ -92,10 +92,14 @@ def _render_placed(output: str, options: RenderOptions, session: Session, script
         return
     if notice := check_space(target, film_bytes(script.plan, target.kind, options.codec, options.crf)):
         yield Notice(notice)
+    parts = Parts(target)
+    if parts.kind() is not None:
+        for notice in parts.claims.require_alone(output):
+            yield Notice(notice)
     chunks: list[float] = []
     done = None
     with (
-        _cache(target, output, options) as cache,
+        _cache(parts, options) as cache,
         session.writing(_writer(output, options, script.plan), output, script) as writer,
     ):
         events = render_chunks(
@@ -127,13 +131,12 @@ def _render_placed(output: str, options: RenderOptions, session: Session, script
 
 
 @contextmanager
-def _cache(target: Target, output: str, options: RenderOptions) -> Iterator[Cache | None]:
+def _cache(parts: Parts, options: RenderOptions) -> Iterator[Cache | None]:
     """Provide the cache of chunks; chunks that workers have left of the film are in it, and go once it is whole."""
-    cache, parts = Cache() if options.cache else None, Parts(target)
+    cache = Cache() if options.cache else None
     if parts.kind() is None:
         yield cache
         return
-    parts.claims.require_alone(output)
     try:
         yield LeftChunks(parts, cache)
         parts.remove()

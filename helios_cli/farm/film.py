@@ -120,10 +120,10 @@ class FarmFilm:
         The last event is FilmDone if the film was finished before. Raises HeliosError for what stands against it.
         """
         self.parts.check()
-        if self.job.options.share:
-            self.parts.claims.require_shared(self.job.output)
-        else:
-            self.parts.claims.require_alone(self.job.output)
+        claims = self.parts.claims
+        require = claims.require_shared if self.job.options.share else claims.require_alone
+        for notice in require(self.job.output):
+            yield Notice(notice)
         self.kind, self.device = kind, device
         if self.job.options.force:
             self.parts.clear()

@@ -102,18 +102,31 @@ class Claims:
         _, path = self._last(name)
         return None if path is None else _owner(path)
 
-    def require_alone(self, output: str) -> None:
+    def require_alone(self, output: str) -> Iterator[str]:
         """Claim the film `output` for this process alone. MachineError if another process renders it.
 
-        Waits where only time can tell whether a process of another machine is dead.
+        Waits where only time can tell whether a process of another machine is dead, and yields a notice that says so.
         """
-        while rival := self._take_alone():
-            _require_unknown(rival, output)
+        yield from self._require(self._take_alone, output)
 
-    def require_shared(self, output: str) -> None:
+    def require_shared(self, output: str) -> Iterator[str]:
         """Raise MachineError if another process has the film `output` for itself alone. Waits like `require_alone`."""
-        while rival := self.rival(ALONE):
-            _require_unknown(rival, output)
+        yield from self._require(lambda: self.rival(ALONE), output)
+
+    def _require(self, find_rival: Callable[[], Rival | None], output: str) -> Iterator[str]:
+        """Wait until there is no rival. MachineError for one that is alive."""
+        waits = False
+        while rival := find_rival():
+            if rival.is_alive:
+                raise MachineError(
+                    f"{output} is being rendered by {rival}",
+                    hint="wait for it, or give both commands --share to work together",
+                )
+            if not waits:
+                limit = f"for {self._expiry:g} s it counts as dead"
+                yield f"{output} was being rendered by {rival}; waiting: once it has shown no life {limit}"
+                waits = True
+            time.sleep(1)
 
     def _take_alone(self) -> Rival | None:
         """Claim everything for this process alone. Returns the process that this would exclude, if there is one."""
@@ -216,15 +229,6 @@ class Claims:
         if before != changed:
             return True
         return False if now - since >= self._expiry else None
-
-
-def _require_unknown(rival: Rival, output: str) -> None:
-    """Raise MachineError if the rival is alive, else wait a second."""
-    if rival.is_alive:
-        raise MachineError(
-            f"{output} is being rendered by {rival}", hint="wait for it, or give both commands --share to work together"
-        )
-    time.sleep(1)
 
 
 def _owner(path: Path) -> Owner | None:

@@ -127,13 +127,13 @@ def test_alone_excludes_every_other_claim(folder):
     mine, theirs = Claims(folder), Claims(folder)
     theirs.take("segment-3")
     with pytest.raises(MachineError, match=f"film.mp4 is being rendered by process {os.getpid()}"):
-        mine.require_alone("film.mp4")
-    mine.require_shared("film.mp4")
+        list(mine.require_alone("film.mp4"))
+    assert list(mine.require_shared("film.mp4")) == []
     theirs.release_all()
-    mine.require_alone("film.mp4")
-    mine.require_alone("film.mp4")
+    assert list(mine.require_alone("film.mp4")) == []
+    assert list(mine.require_alone("film.mp4")) == []
     with pytest.raises(MachineError):
-        theirs.require_shared("film.mp4")
+        list(theirs.require_shared("film.mp4"))
     mine.release_all()
     assert os.listdir(folder) == []
 
@@ -144,6 +144,7 @@ def test_alone_waits_for_what_only_time_tells(folder, monkeypatch):
     Claims(folder, ELSEWHERE).take(ALONE)
     monkeypatch.setattr("helios_cli.film.claims.time.sleep", lambda seconds: setattr(clock, "now", clock.now + 30))
     mine = Claims(folder, clock=clock)
-    mine.require_alone("film.mp4")
+    (notice,) = mine.require_alone("film.mp4")
+    assert notice.startswith(f"film.mp4 was being rendered by process {ELSEWHERE.pid} on {ELSEWHERE.host}; waiting")
     assert clock.now >= EXPIRY_SECONDS
     assert mine.owner(ALONE).pid == os.getpid()
