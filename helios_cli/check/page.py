@@ -1,72 +1,27 @@
-"""The report as one HTML file that loads nothing, for light and for dark screens."""
+"""The report of a check as a page."""
 
 from __future__ import annotations
 
 import base64
-import os
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
-from helios_cli.check import plot
+from helios_cli.check import html, plot
 from helios_cli.check.findings import seam_ratio
 from helios_cli.check.limits import FLICKER, LIMITS
 from helios_cli.check.report import ChunkReport, Drift, Finding, Look, Report, chunk_range, chunks_with, clock_time
-from helios_cli.errors import InputError
 from helios_cli.units import counted
-
-STYLE = """
-:root { color-scheme: light dark; --page: #f4f5f7; --card: #fff; --ink: #1c2228; --soft: #5b6670; --rule: #dde1e6;
-  --data: #1f66b0; --faint: #8a949e; --bad: #b3261e; --good: #1b7a43; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171a; --card: #1d2125; --ink: #e6e9ec; --soft: #a0a9b2;
-  --rule: #343a41; --data: #6db1f2; --faint: #8a949e; --bad: #ff8a80; --good: #6fcf97; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1rem 4rem; max-width: 68rem; background: var(--page); color: var(--ink);
-  font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.05rem; margin: 0 0 .6rem; }
-header, section, details { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
-  padding: 1rem 1.2rem; margin-bottom: 1rem; }
-p { margin: .4rem 0; } .soft, figcaption { color: var(--soft); }
-.verdict { font-weight: 600; } .good { color: var(--good); } .bad { color: var(--bad); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { color: var(--soft); font-weight: 500; white-space: nowrap; }
-td.number, th.number { text-align: right; } td:nth-child(-n+2) { white-space: nowrap; }
-summary { cursor: pointer; font-weight: 600; } details table { margin-top: .8rem; }
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: .7rem; }
-figure { margin: 0; } .sheet img { display: block; width: 100%; border-radius: 4px; border: 2px solid transparent; }
-.sheet .bad img { border-color: var(--bad); } .sheet figcaption { font-size: .78rem; }
-.plot { margin-bottom: .7rem; } svg { display: block; width: 100%; height: auto; }
-.swatch { display: inline-block; width: 2.6rem; height: 1rem; border-radius: 3px; border: 1px solid var(--rule);
-  vertical-align: -2px; }
-"""
-
-
-def check_page_target(path: Path) -> None:
-    """Check before the work that a page can be written to `path`. InputError if it cannot."""
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"{path}: the report is an HTML page", hint=f"write --report {shlex.quote(path.stem)}.html")
-    if path.is_dir() or not path.parent.is_dir():
-        reason = "it is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
-        hint = "name a file in a folder that exists"
-        raise InputError(f"the report cannot be written to {path}: {reason}", hint=hint)
 
 
 def write_page(report: Report, path: Path) -> None:
     """Write the report to `path`, replacing a file there. InputError if it cannot be written."""
-    try:
-        path.write_text(page(report), encoding="utf-8")
-    except OSError as error:
-        hint = "name another place with --report"
-        raise InputError(f"the report cannot be written to {path}: {error.strerror}", hint=hint) from error
+    html.write(page(report), path)
 
 
 def page(report: Report) -> str:
     """Return the report as HTML text."""
-    name = _text(os.path.basename(os.path.abspath(report.film)))
+    name = html.file_name(report.film)
     body = [
         _header(report, name),
         _findings(report.findings),
@@ -76,18 +31,7 @@ def page(report: Report) -> str:
         _chunks(report.chunks),
         _limits(),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}: check</title>\n<style>{STYLE}{plot.STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def _text(text: object) -> str:
-    """Escape text for HTML; bytes of a file's name that are not UTF-8 become replacement characters."""
-    return escape(os.fsencode(str(text)).decode(errors="replace"))
+    return html.document(f"{name}: check", body)
 
 
 def _header(report: Report, name: str) -> str:
@@ -98,7 +42,7 @@ def _header(report: Report, name: str) -> str:
         f"{clock_time(report.seconds)}, {counted(len(report.chunks), 'chunk')}. "
         "Levels are those of 8-bit pictures, 0 to 255."
     )
-    notices = "".join(f"<p>{_text(notice)}</p>" for notice in report.notices)
+    notices = "".join(f"<p>{html.text(notice)}</p>" for notice in report.notices)
     verdict = f'<p class="verdict {"bad" if count else "good"}">{verdict}</p>'
     return f'<header><h1>{name}</h1>{verdict}<p class="soft">{facts}</p>{notices}</header>'
 
@@ -107,7 +51,7 @@ def _findings(findings: Sequence[Finding]) -> str:
     if not findings:
         return ""
     rows = [[one.kind, chunk_range(one), clock_time(one.start_seconds), one.message] for one in findings]
-    return f"<section><h2>Findings</h2>{_table(['kind', 'where', 'from', 'what'], rows)}</section>"
+    return f"<section><h2>Findings</h2>{html.table(['kind', 'where', 'from', 'what'], rows)}</section>"
 
 
 def _sheet(report: Report) -> str:
@@ -180,7 +124,7 @@ def _drifts(drifts: Sequence[Drift]) -> str:
     if not rows:
         return ""
     columns = ["chunks", "", "mean colour", "brightness", "saturation", "contrast", "colour shift"]
-    return f"<section><h2>Drift</h2>{_table(columns, rows, numbers=4, html=True)}</section>"
+    return f"<section><h2>Drift</h2>{html.table(columns, rows, numbers=4, html=True)}</section>"
 
 
 def _look_cells(look: Look) -> list[str]:
@@ -198,7 +142,7 @@ def _chunks(chunks: Sequence[ChunkReport]) -> str:
         steps = (chunk.motion, chunk.flicker, chunk.jump, seam_ratio(chunk))
         changes = ["" if value is None else f"{value:.2f}" for value in steps]
         rows.append([chunk.index + 1, chunk.start_frame, *levels, *changes, f"{chunk.from_start:.1f}"])
-    return f"<details><summary>All chunks</summary>{_table(columns, rows, numbers=10)}</details>"
+    return f"<details><summary>All chunks</summary>{html.table(columns, rows, numbers=10)}</details>"
 
 
 def _limits() -> str:
@@ -207,16 +151,4 @@ def _limits() -> str:
         for name, limit in LIMITS.items()
     )
     columns = ["limit", "value", "what it means, and why this value"]
-    return f"<details><summary>Limits</summary>{_table(columns, rows)}</details>"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: int = 0, html: bool = False) -> str:
-    """Return a table whose last `numbers` columns are numbers. With `html` the cells are HTML already."""
-    kinds = [""] * (len(columns) - numbers) + [' class="number"'] * numbers
-
-    def line(tag: str, cells: Iterable[object]) -> str:
-        parts = (f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
-        return f"<tr>{''.join(parts)}</tr>"
-
-    body = "".join(line("td", row if html else map(_text, row)) for row in rows)
-    return f'<div class="scroll"><table>{line("th", columns)}{body}</table></div>'
+    return f"<details><summary>Limits</summary>{html.table(columns, rows)}</details>"

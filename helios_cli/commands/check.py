@@ -39,10 +39,11 @@ def check(
     cannot be read ends with 2.
     """
     from helios_cli.check.examine import examine
-    from helios_cli.check.page import check_page_target, write_page
+    from helios_cli.check.html import check_target
+    from helios_cli.check.page import write_page
 
     if report:
-        check_page_target(report)
+        check_target(report)
     result = examine(video, chunk_frames=chunk_frames)
     if report:
         write_page(result, report)

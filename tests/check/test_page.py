@@ -15,10 +15,11 @@ from PIL import Image
 
 from helios_cli.check import plot
 from helios_cli.check.examine import examine
+from helios_cli.check.html import check_target
 from helios_cli.check.layout import grid
 from helios_cli.check.limits import LIMITS
 from helios_cli.check.measure import MAX_THUMBNAILS, measure
-from helios_cli.check.page import check_page_target, page, write_page
+from helios_cli.check.page import page, write_page
 from helios_cli.check.report import Report
 from helios_cli.errors import InputError
 from support.clips import CHUNK, SIZE, film, pan, scene
@@ -159,5 +160,5 @@ def test_thumbnails_are_spread_over_the_film(num_chunks):
 def test_a_page_is_written_to_an_html_file_only(tmp_path, name):
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(InputError) as refused:
-        check_page_target(tmp_path / name)
+        check_target(tmp_path / name)
     assert refused.value.hint
