@@ -46,6 +46,9 @@ TAIL_LINES = 20
 MAX_LINE = 1000
 """Characters of a message that are kept: a damaged file can make ffmpeg print a lot."""
 
+KEPT_LINES = 1000
+"""Messages that are kept of those asked for: the last ones."""
+
 READING_SECONDS = 60
 """Longest wait for a frame of a file that is read: more than the slowest takes on a busy machine."""
 
@@ -173,7 +176,7 @@ class Process:
         command += ["-progress", "pipe:2", *arguments]
         self.doing = doing
         self.num_frames = 0
-        self.kept: list[str] = []
+        self.kept: deque[str] = deque(maxlen=KEPT_LINES)
         self._blame, self._keep = blame, keep
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._progress: dict[str, str] = {}

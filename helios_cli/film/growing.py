@@ -18,7 +18,7 @@ from pathlib import Path
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.files import sync
-from helios_cli.film import ffmpeg, mp4, reading
+from helios_cli.film import ffmpeg, mp4, reading, sound
 from helios_cli.film.disk import disk_errors, open_own, write_synced
 from helios_cli.film.pieces import PNG_LEVEL, Encoder, PictureEncoder, VideoEncoder
 from helios_cli.film.target import FRAME_NAME, Target, holds_frames
@@ -141,20 +141,25 @@ class GrowingFile(_Growing):
         self.num_frames += num_frames
         return Mark(num_frames, self.length, _digest(data))
 
-    def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
-        """Make the whole film, check it and sync it; `publish` then gives it its name."""
+    def finish(
+        self, metadata: Mapping[str, str], chapters: Sequence[Chapter], track: sound.Track | None = None
+    ) -> None:
+        """Make the whole film with its sound, check it and sync it; `publish` then gives it its name."""
         partial, whole = self._target.partial, self._target.finishing
         with disk_errors(whole), tempfile.TemporaryFile("w+", encoding="utf-8", dir=whole.parent) as text:
             text.write(_ffmetadata(metadata, chapters, self._rate))
             text.seek(0)
             whole.unlink(missing_ok=True)  # ffmpeg would follow a link
-            described = ["-f", "ffmetadata", "-i", f"pipe:{text.fileno()}", "-map_metadata", "1", "-map_chapters", "1"]
-            copied = ["-map", "0:v", "-c", "copy", *FINISHED[self._target.kind], "-y", ffmpeg.file_argument(whole)]
-            ffmpeg.Process(
-                ["-i", ffmpeg.file_argument(partial), *described, *copied],
-                doing=f"writing {self._target.path}",
-                pass_fds=(text.fileno(),),
-            ).complete()
+            source = ["-i", ffmpeg.file_argument(partial), "-f", "ffmetadata", "-i", f"pipe:{text.fileno()}"]
+            copied = ["-map", "0:v", "-c:v", "copy", "-map_metadata", "1", "-map_chapters", "1"]
+            written = [*FINISHED[self._target.kind], "-y", ffmpeg.file_argument(whole)]
+            num_samples = sound.samples_of(self.num_frames, self._rate)
+            with sound.under_film(track, num_samples, self._target) as (audio, encoded):
+                ffmpeg.Process(
+                    [*source, *audio, *copied, *encoded, *written],
+                    doing=f"writing {self._target.path}",
+                    pass_fds=(text.fileno(),),
+                ).complete()
             try:
                 count = reading.num_frames(whole, "-c", "copy")
             except InputError as error:
@@ -163,6 +168,8 @@ class GrowingFile(_Growing):
                 raise MachineError(f"{self._target.path} received {count} of {self.num_frames} frames")
             if reading.probe(whole).primaries != "bt709":
                 raise MachineError(f"{self._target.path} lost its colour tags", hint=ffmpeg.INSTALL_HINT)
+            if track is not None:
+                sound.check_length(whole, num_samples)
             sync(whole)
 
     def publish(self) -> None:
@@ -222,8 +229,10 @@ class GrowingFolder(_Growing):
         self.length = self.num_frames = self.num_frames + num_frames
         return Mark(num_frames, self.length, _digest(*pictures))
 
-    def finish(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
-        """Do nothing: the folder is the film."""
+    def finish(
+        self, metadata: Mapping[str, str], chapters: Sequence[Chapter], track: sound.Track | None = None
+    ) -> None:
+        """Do nothing: the folder is the film, and has no sound."""
 
     def discard(self) -> None:
         """Do nothing."""

@@ -230,6 +230,13 @@ def _extent(path: str, size: int, mtime_ns: int) -> Extent:
     return Extent(end - begin, probe(path).duration)
 
 
+def sound_end(path: str | os.PathLike) -> float:
+    """Return the time in seconds at which the first sound stream of the file at `path` ends; 0 without one."""
+    packets = ["-map", "0:a:0?", "-c", "copy", "-f", "framecrc", "-flush_packets", "1"]
+    with _reader(path, DECODER_BYTES, *packets) as listing:
+        return max((shown + length for _, _, shown, length in _packets(listing.stdout)), default=0.0)
+
+
 def _packets(lines: Iterable[bytes]) -> Iterator[tuple[int, float, float, float]]:
     """Yield stream, times of decoding and of display, and length in seconds, from lines of `#tb 0: 1/24` and
     `0, -1, 0, 1, 5130, 0x4158ab53`."""

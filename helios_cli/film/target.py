@@ -67,6 +67,11 @@ class Target:
         return self.path.with_name(f"{self.path.stem}.finishing{self.path.suffix}")
 
     @property
+    def looped(self) -> Path:
+        """One pass of the sound, while the whole film is written with repetitions of it."""
+        return self.path.with_name(f"{self.path.name}.finishing.flac")
+
+    @property
     def journal(self) -> Path:
         return self.path.with_name(f"{self.path.name}.journal")
 
@@ -82,7 +87,7 @@ class Target:
     @property
     def beside(self) -> tuple[Path, ...]:
         """The files next to the unfinished film, except the journal."""
-        return self.partial, self.finishing, self.state(0), self.state(1)
+        return self.partial, self.finishing, self.looped, self.state(0), self.state(1)
 
     def named(self, suffix: str) -> Path:
         """The path of another file about the film: `boat` + `suffix` for `boat.mp4` and for the folder `boat`."""

@@ -21,6 +21,7 @@ from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter, Safe
 from helios_cli.film.growing import Chapter, GrowingFilm, growing_film
 from helios_cli.film.journal import Journal
 from helios_cli.film.resume import Resumed, Wanted, resume
+from helios_cli.film.sound import Track
 from helios_cli.film.target import Target, check_target, film_exists, is_taken
 
 __all__ = ["FilmWriter", "Safe", "Target", "check_target", "open_writer"]
@@ -36,24 +37,33 @@ def open_writer(
     preset: str = "medium",
     keep: bool = False,
     force: bool = True,
+    track: Track | None = None,
 ) -> FilmWriter:
     """Start a film at `path` of `size` (width, height) pixels; use it as a context manager.
 
     A film at `path` stays until `close` replaces it; `check_target` and `check_encoding` check it first. `codec`,
     `crf` and `preset` apply to .mp4 only. At most QUEUE_BYTES of frames wait for the encoder, or one larger array.
     `keep` leaves journal and pieces next to the finished film. Without `force`, `FilmWriter.resume` and `close` replace
-    no finished film, and no unfinished one whose chunks are of no use and in no cache.
+    no finished film, and no unfinished one whose chunks are of no use and in no cache. `track` is the sound of a file.
     """
     target = check_target(path, force=True)
-    return FilmWriter(target, growing_film(target, size, fps, codec, crf, preset), size, keep, force)
+    return FilmWriter(target, growing_film(target, size, fps, codec, crf, preset), size, keep, force, track)
 
 
 class FilmWriter(PieceWriter):
     """A film that is being written. Leaving the `with` block closes it; an exception in the block aborts it."""
 
-    def __init__(self, target: Target, film: GrowingFilm, size: tuple[int, int], keep: bool, force: bool) -> None:
+    def __init__(
+        self,
+        target: Target,
+        film: GrowingFilm,
+        size: tuple[int, int],
+        keep: bool,
+        force: bool,
+        track: Track | None = None,
+    ) -> None:
         super().__init__(target, film, size)
-        self._keep_journal, self._force = keep, force
+        self._keep_journal, self._force, self._track = keep, force, track
         self._metadata: Mapping[str, str] = {}
         self._chapters: Sequence[Chapter] = ()
         self._journal: Journal | None = None
@@ -99,7 +109,7 @@ class FilmWriter(PieceWriter):
             self._end()
             self._thread.join()
             self.check()
-            self._film.finish(self._metadata, self._chapters)
+            self._film.finish(self._metadata, self._chapters, self._track)
             if not self._force and is_taken(self.target):  # a film that came during the render is not replaced
                 raise film_exists(self.target.path)
         except BaseException:
