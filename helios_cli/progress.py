@@ -21,6 +21,7 @@ from helios_cli.engine.events import (
     FilmStarted,
     Notice,
     PhaseStarted,
+    Playback,
     PromptTaken,
 )
 from helios_cli.errors import Interrupted
@@ -129,7 +130,7 @@ class PlainView:
     def show(self, event: Event) -> None:
         if isinstance(event, ChunksReused):
             self.reused += event.count
-        elif self.reused:  # they come one at a time, hundreds in a long film
+        elif self.reused and not isinstance(event, Playback):  # they come one at a time, hundreds in a long film
             self._say(f"{counted(self.reused, 'chunk')} from earlier renders, {self.track.film_text}")
             self.reused = 0
         self.track.follow(event)
@@ -140,6 +141,9 @@ class PlainView:
             console.notice(self.before + event.message)
         elif isinstance(event, PromptTaken):
             self._say(taken_line(event))
+        elif isinstance(event, Playback):
+            if event.state == "paused":
+                self._say("paused; [play] goes on")
         elif isinstance(event, PhaseStarted) and event.phase not in self.phases:
             self.phases.add(event.phase)
             self._say(PHASES[event.phase])
@@ -156,7 +160,7 @@ class PlainView:
 
     def _chunk_line(self, done: ChunkDone) -> str:
         track = self.track
-        parts = (track.frames_text, track.film_text, track.speed_text, track.left_text)
+        parts = (track.frames_text, track.film_text, track.speed_text, track.left_text, track.live_text)
         return f"{track.chunk_text(done.chunk + 1)} in {done.seconds:.1f} s: {', '.join(filter(None, parts))}"
 
 
@@ -291,7 +295,8 @@ class RichView:
             self.spinner.update(text=f"{PHASES[track.phase]}  {format_duration(track.clock() - track.phase_started)}")
             return self.spinner
         line = bar_line(self.terminal.width, track.fraction, track.frames_text, track.left_text)
-        place = "  ".join((track.place_text, track.film_text, track.speed_text))
+        texts = (track.place_text, track.film_text, track.speed_text, track.live_text)
+        place = "  ".join(filter(None, texts))
         return Group(line, Text(place, no_wrap=True, overflow="ellipsis"))
 
 
@@ -327,7 +332,8 @@ def start_lines(film: FilmStarted, *, named: bool = True) -> list[str]:
 
 def taken_line(taken: PromptTaken) -> str:
     """Return a line about a prompt that takes effect."""
-    return f"from chunk {taken.chunk + 1} on, {taken.transition}: {taken.prompt}"
+    when = "" if taken.delay is None else f", {taken.delay:.1f} s after it came"
+    return f"from chunk {taken.chunk + 1} on{when}, {taken.transition}: {taken.prompt}"
 
 
 def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:

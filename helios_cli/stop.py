@@ -5,8 +5,10 @@ Both context managers yield a function that returns whether a signal has come.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -42,6 +44,26 @@ def stop_after_step() -> Iterator[IsStopped]:
 
     with _handled(stop):
         yield lambda: came
+
+
+@contextmanager
+def after_stops(call: Callable[[float], None]) -> Iterator[None]:
+    """Stop at Ctrl-Z as any program; once it goes on, `call` gets the seconds in between."""
+
+    def stop(number: int, frame: object) -> None:
+        began = time.monotonic()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        call(time.monotonic() - began)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
+        yield
+        return
+    before = signal.signal(signal.SIGTSTP, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
 
 
 @contextmanager

@@ -6,7 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmDone, FilmStarted, PhaseStarted, StepDone
+from helios_cli.engine.events import (
+    ChunkDone,
+    ChunksReused,
+    Event,
+    FilmDone,
+    FilmStarted,
+    PhaseStarted,
+    Playback,
+    StepDone,
+)
 from helios_cli.units import format_duration
 
 PHASES = {
@@ -17,6 +26,9 @@ PHASES = {
     "decode": "decoding",
     "finish": "finishing the file",
 }
+
+WAITING = {"waiting": "waiting for the viewer", "paused": "paused"}
+"""What stands for the place in the chunk while a live film waits."""
 
 RECENT_CHUNKS = 8
 """Chunks whose mean time predicts the rest: enough to smooth out a hiccup, few enough to follow a lasting change."""
@@ -62,6 +74,7 @@ class Track:
         self.phase_started = self.chunk_started = clock()
         self.phase = "denoise" if film else None
         self.step: StepDone | None = None
+        self.playback: Playback | None = None
         self.frames_done = self.chunk = 0
         self.steps_in_chunk = 0
         self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film and film.steps and film.chunks else 1.0
@@ -85,6 +98,8 @@ class Track:
             self.frames_done, self.chunk = event.frames, event.chunk + 1
         elif isinstance(event, ChunkDone):
             self._follow_chunk(event)
+        elif isinstance(event, Playback):
+            self.playback = event
 
     def _begin(self, chunk: int) -> None:
         self.chunk, self.step, self.steps_in_chunk, self.chunk_started = chunk, None, 0, self.clock()
@@ -134,6 +149,8 @@ class Track:
     def place_text(self) -> str:
         """The chunk and, during denoising, stage and step; all counted from 1."""
         chunk = self.chunk_text(self.chunk + 1)
+        if self.playback and self.playback.state in WAITING:
+            return f"{chunk}, {WAITING[self.playback.state]}"
         if self.phase != "denoise" or self.step is None:
             return f"{chunk}, {PHASES[self.phase or 'denoise']}"
         return (
@@ -159,6 +176,14 @@ class Track:
         if self.known.chunks is None:
             return ""
         return "-:-- left" if self.seconds_left is None else f"{format_duration(self.seconds_left)} left"
+
+    @property
+    def live_text(self) -> str:
+        """How far a live film is ahead of whoever watches, and when a prompt would show; "" for other films."""
+        if self.playback is None:
+            return ""
+        late = "late: " if self.playback.state == "late" else ""
+        return f"{late}{self.playback.in_front:.1f} s ahead, prompts show in {self.playback.delay:.1f} s"
 
     @property
     def film_text(self) -> str:

@@ -35,9 +35,10 @@ FLAGS = {
     "helios check": "--chunk-frames --json --report --strict",
     "helios doctor": "--json --test",
     "helios live": (
-        "--attention --codec --crf --device --dtype --force --fps --frames --gpus-per-film --guidance --hold --image "
-        "--json --keep --lora --minutes --model --negative --no-cache --offload --output --preset --progress --quant "
-        "--quiet --ram --revision --seconds --seed --size --steps --transition --vae-device --video --vram -m -o -q"
+        "--ahead --attention --codec --crf --device --dtype --force --fps --frames --gpus-per-film --guidance --hold "
+        "--image --json --keep --lora --minutes --model --negative --no-cache --offload --output --preset --progress "
+        "--quant --quiet --ram --revision --seconds --seed --size --steps --transition --vae-device --video --vram "
+        "-m -o -q"
     ),
     "helios models": "",
     "helios models convert": "--dtype --json --lora --out --revision",

@@ -16,9 +16,10 @@ from helios_cli.options import OUTPUT, Events, Progress, Quiet, flag_words, prog
 from helios_cli.progress import ProgressKind, open_view, show_all
 from helios_cli.recipe.options import RenderOptions, read_flag
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, Transition, parse_duration
-from helios_cli.stop import stop_at_once
+from helios_cli.stop import after_stops, stop_at_once
 
 DEFAULT_OUTPUT = "live.mp4"
+DEFAULT_AHEAD = 3.0
 NOT_LIVE = {
     *("output", "reanchor", "takes", "shot", "no_metadata", "export", "lanes", "strict", "check"),
     *("workers", "cluster", "share", "mixed", "worker_timeout"),
@@ -37,6 +38,9 @@ def live(
     hold: Annotated[
         str, typer.Option(help="Minimum time for prompts that name none: 10s, 1m30s.")
     ] = f"{DEFAULT_BLEND_SECONDS:g}s",
+    ahead: Annotated[
+        str, typer.Option(help="Seconds of film to render in front of whoever watches; none: as fast as it can.")
+    ] = f"{DEFAULT_AHEAD:g}s",
     output: Annotated[
         str,
         typer.Option(
@@ -54,6 +58,9 @@ def live(
     \[cut] a harbour, [12s] the sea, \[switch 8s] a storm.
     Empty lines and lines that begin with # are skipped.
     The film ends with the input (Ctrl-D), or at the length given.
+    \[pause] stops rendering until \[play]; Ctrl-Z and fg do as well.
+    A prompt shows --ahead and one chunk later at most, unless the one before it
+    is held longer: rendering waits for the time on the wall, or the player.
 
     The prompts are saved next to the film as a recipe: helios render film.toml
     makes the same film again, or finishes it. While the film grows, play
@@ -63,12 +70,13 @@ def live(
 
     from helios_cli.film.jobs import check_encoding, check_output, find_jobs
     from helios_cli.film.target import Target
-    from helios_cli.live.film import film_to_be, first_shot, render_live
-    from helios_cli.live.lines import Lines
+    from helios_cli.live.film import LiveSetup, film_to_be, first_shot, render_live
     from helios_cli.live.recipe_file import RecipeFile, check_recipe, recipe_path
     from helios_cli.live.script import Manner
+    from helios_cli.recipe.settings import film_fps
 
     manner = Manner(transition, read_flag("--hold", parse_duration, hold))
+    seconds_ahead = None if ahead == "none" else read_flag("--ahead", parse_duration, ahead)
     check_output(output)
     target = Target.of(output)
     path = recipe_path(target)
@@ -78,21 +86,23 @@ def live(
     check_recipe(path, target, recipe_file.command, force=options.force)
     check_encoding([job])
 
-    def open_lines() -> Lines:
+    setup = LiveSetup.of(film_fps(job.options, job.film.recipe), seconds_ahead, console.warning)
+
+    def open_lines() -> None:
         if typed and not quiet:
             console.status("type a prompt and Enter, one after the other; Ctrl-D ends the film")
-        return Lines(None if sys.stdin is None else sys.stdin.fileno(), console.warning)
+        setup.lines.read(None if sys.stdin is None else sys.stdin.fileno())
 
     typed = sys.stdin is not None and sys.stdin.isatty()
     given = progress_kind(progress, quiet=quiet, json=json)
     kind: ProgressKind = (
         "plain" if typed and given in ("auto", "rich") else given
     )  # a bar would be drawn over what is typed
-    with stop_at_once() as is_stopped, open_view(kind) as view:
+    with stop_at_once() as is_stopped, after_stops(setup.playhead.skip), open_view(kind) as view:
         from helios_cli.engine.session import Session
 
         with Session(is_stopped=is_stopped, progress=console.progress_bytes) as session:
-            events = render_live(job, first, open_lines, manner, recipe_file, session, console.warning)
+            events = render_live(job, first, open_lines, setup, manner, recipe_file, session, console.warning)
             try:
                 show_all(events, view.show, session)
             except Interrupted as stopped:
@@ -105,6 +115,6 @@ def _render_command(context: typer.Context, path: Path, output: str) -> str:
     """Return the command that makes the same film from its recipe."""
     from helios_cli.live.film import IN_RECIPE
 
-    not_needed = {*IN_RECIPE, "prompt", "model", "transition", "hold", "force", "progress", "quiet", "json"}
+    not_needed = {*IN_RECIPE, "prompt", "model", "transition", "hold", "ahead", "force", "progress", "quiet", "json"}
     left_out = not_needed | ({"output"} if output == f"{path.stem}.mp4" else set())
     return shlex.join(["helios", "render", os.path.relpath(path), *flag_words(context, left_out)])

@@ -147,6 +147,8 @@ class _ChunkLoop:
         rest = self.plan.chunks[resumed.chunks :]
         yield from self._prepare([chunk for chunk in rest if not self._is_kept(chunk)])
         for index in itertools.count(resumed.chunks):
+            if self.script.is_early(index):
+                yield from self._end_of_decoding()
             yield from self.script.decide(index)
             if index == len(self.plan.chunks):
                 break

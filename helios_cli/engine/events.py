@@ -80,11 +80,29 @@ class FilmStarted(Event):
 
 @dataclass(frozen=True)
 class PromptTaken(Event):
-    """A prompt of a live film takes effect with chunk `chunk` (from 0). `transition` is as in a recipe, "cut" at 0."""
+    """A prompt of a live film takes effect with chunk `chunk` (from 0). `transition` is as in a recipe, "cut" at 0.
+
+    `delay` is the time, in seconds of film, from where the playhead was when the prompt came to where it shows.
+    """
 
     prompt: str
     chunk: int
     transition: str
+    delay: float | None = None
+
+
+@dataclass(frozen=True)
+class Playback(Event):
+    """The playhead of a live film, before each chunk is decided and where `state` changes; times in seconds of film.
+
+    `state` is "playing", "waiting" (rendering is far enough ahead), "paused", or "late" (whoever watches waits for
+    frames). `in_front` is what is out and not watched yet, `delay` the time until a prompt would show that comes now.
+    """
+
+    state: str
+    position: float
+    in_front: float
+    delay: float
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.session import Session
 from helios_cli.errors import HeliosError, InputError, OutOfMemory
 from helios_cli.film.cache import Cache
+from helios_cli.film.feed import Feed
 from helios_cli.film.parts import LeftChunks, Parts
 from helios_cli.film.target import Target, check_space
 from helios_cli.film.writer import FilmWriter, open_writer
@@ -29,7 +30,7 @@ from helios_cli.recipe.plan import Plan, too_long
 
 @torch.inference_mode()
 def render(
-    film: Film, options: RenderOptions, session: Session, script: Script | None = None
+    film: Film, options: RenderOptions, session: Session, script: Script | None = None, feed: Feed | None = None
 ) -> Generator[Event, None, None]:
     """Render `film` to `options.output`, and yield what happens; the last event is FilmDone.
 
@@ -41,6 +42,7 @@ def render(
         options: with the film's own `output` (`film.jobs.find_jobs` chooses it).
         session: holds the model, for any number of films.
         script: decides the chunks of a film whose prompts come while it renders; by default they are planned.
+        feed: gets the pieces of the film as they become safe, for whoever watches it.
 
     Raises:
         HeliosError: the subclass says why. Chunks that are done stay safe, and the same render continues there.
@@ -57,7 +59,7 @@ def render(
     yield from session.notices()
     if options.strict:
         _require_whole_prompts(script.plan, session.models)
-    yield from deeper(session, script.plan, options, partial(_render_placed, output, options, session, script))
+    yield from deeper(session, script.plan, options, partial(_render_placed, output, options, session, script, feed))
 
 
 def deeper(
@@ -76,7 +78,9 @@ def deeper(
     raise short
 
 
-def _render_placed(output: str, options: RenderOptions, session: Session, script: Script) -> Iterator[Event]:
+def _render_placed(
+    output: str, options: RenderOptions, session: Session, script: Script, feed: Feed | None
+) -> Iterator[Event]:
     """Render a film whose model has its place: target, chunks, and the files other than its frames."""
     target = Target.of(output)
     with memory_errors():
@@ -102,6 +106,7 @@ def _render_placed(output: str, options: RenderOptions, session: Session, script
         _cache(parts, options) as cache,
         session.writing(_writer(output, options, script.plan), output, script) as writer,
     ):
+        writer.feed = feed
         events = render_chunks(
             script,
             session.models,

@@ -34,6 +34,10 @@ class Script(Protocol):
     @property
     def num_chunks(self) -> int | None: ...
 
+    def is_early(self, index: int) -> bool:
+        """Return whether `decide` would wait before it decides chunk `index`."""
+        ...
+
     def decide(self, index: int) -> Iterable[Event]:
         """Decide chunk `index`, the next to be rendered: `plan` has it when the last event is taken, or the film ends.
 
@@ -56,6 +60,9 @@ class Planned:
     @property
     def num_chunks(self) -> int:
         return len(self.plan.chunks)
+
+    def is_early(self, index: int) -> bool:
+        return False
 
     def decide(self, index: int) -> Iterable[Event]:
         return ()

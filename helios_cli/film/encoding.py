@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 
 from helios_cli.film.cache import Cache
+from helios_cli.film.feed import Feed
 from helios_cli.film.growing import GrowingFilm
 from helios_cli.film.pieces import Encoder
 from helios_cli.film.resume import Resumed, Wanted
@@ -50,6 +51,7 @@ class PieceWriter(ABC):
     Attributes:
         target: the place of the film.
         num_frames: frames given so far, including those of an earlier run.
+        feed: gets the pieces as they become safe.
         cache_problem: why finished chunks no longer go into the cache, or None.
     """
 
@@ -57,6 +59,7 @@ class PieceWriter(ABC):
         self.target = target
         self.num_frames = 0
         self.cache_problem: OSError | None = None
+        self.feed: Feed | None = None
         self._film = film
         self._cache: Cache | None = None
         self._shape = (size[1], size[0], 3)

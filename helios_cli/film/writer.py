@@ -18,6 +18,7 @@ import numpy as np
 
 from helios_cli.film.cache import Cache
 from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter, Safe
+from helios_cli.film.disk import disk_errors
 from helios_cli.film.growing import Chapter, GrowingFilm, growing_film
 from helios_cli.film.journal import Journal
 from helios_cli.film.resume import Resumed, Wanted, resume
@@ -82,6 +83,9 @@ class FilmWriter(PieceWriter):
         wanted = replace(wanted, settings={**wanted.settings, "encoding": self._film.name})
         resumed = resume(wanted, self._journal, self._film, cache, force=self._force)
         self.num_frames = self._film.num_frames
+        if self.feed:
+            with disk_errors(self.target.partial, "read"):
+                self.feed.begin(self.target.partial, [one.mark for one in self._journal.records])
         self._thread.start()
         return resumed
 
@@ -109,6 +113,8 @@ class FilmWriter(PieceWriter):
             self._end()
             self._thread.join()
             self.check()
+            if self.feed:
+                self.feed.end()
             self._film.finish(self._metadata, self._chapters, self._track)
             if not self._force and is_taken(self.target):  # a film that came during the render is not replaced
                 raise film_exists(self.target.path)
@@ -127,6 +133,8 @@ class FilmWriter(PieceWriter):
         self._is_closed = True
         if self._thread.ident:
             self._drain(self._drain_seconds)
+            if self.feed:
+                self.feed.end()
             self._film.discard()
         self._leave(keep=self.safe_chunks > 0)
 
@@ -155,4 +163,6 @@ class FilmWriter(PieceWriter):
             return None
         state = end.safe.save()
         self._journal.append(end.safe.fingerprint, mark, state)
+        if self.feed:
+            self.feed.add(mark)
         return state

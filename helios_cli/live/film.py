@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from helios_cli.errors import InputError, OutOfMemory
+from helios_cli.film.feed import Feed
+from helios_cli.live.clock import Playhead
 from helios_cli.live.lines import Lines, read_line
 from helios_cli.live.recipe_file import RecipeFile
 from helios_cli.live.script import LiveScript, Manner
@@ -58,16 +60,35 @@ def film_to_be(path: Path, first: Shot | None) -> Film:
     return Film(path.stem, os.path.relpath(path), Recipe(shot=[shot]), path.parent)
 
 
+@dataclass(frozen=True)
+class LiveSetup:
+    """The parts of a live film that exist before its model is loaded: who watches it, and what they say."""
+
+    playhead: Playhead
+    lines: Lines
+    feed: Feed
+
+    @classmethod
+    def of(cls, fps: float, ahead: float | None, warn: Callable[[str], None]) -> LiveSetup:
+        """Return the setup of a film; `warn` gets messages about lines that are no prompts."""
+        playhead, feed = Playhead(fps, ahead), Feed()
+        feed.listen(lambda: playhead.show(feed.num_frames))
+        return cls(playhead, Lines(warn, playhead), feed)
+
+
 def render_live(
     job: Job,
     first: Shot | None,
-    open_lines: Callable[[], Lines],
+    open_lines: Callable[[], None],
+    setup: LiveSetup,
     manner: Manner,
     recipe_file: RecipeFile,
     session: Session,
     warn: Callable[[str], None],
 ) -> Generator[Event, None, None]:
     """Render the film of the first prompt and of those that lines bring while it renders.
+
+    `open_lines` is called once the model can take prompts.
 
     Raises what `engine.render.render` raises, and InputError if there is no prompt at all.
     """
@@ -76,11 +97,13 @@ def render_live(
 
     yield from session.load(job.film, job.options)
     settings = session.settings(job.film, job.options)  # what the model cannot do is reported before a prompt comes
-    lines = open_lines()
+    open_lines()
+    lines = setup.lines
     if first is None:
         _preload(plan_film(job.film, settings), job.options, session)
         yield from session.notices()
-        first = lines.wait()
+        line = lines.wait()
+        first = line.shot if line else None
     if first is None:
         raise InputError("standard input holds no prompt", hint=EXAMPLE)
     film = _resolved(job.film, first, job.options, settings, session.models.name)
@@ -91,10 +114,10 @@ def render_live(
         return plan_film(film, session.settings(film, options))
 
     fps = settings.fps
-    script = LiveScript(film, fps, lines, manner, plan_of=plan_of, keep=recipe_file.write, warn=warn)
-    yield from render(film, options, session, script)
-    if lines.num_waiting:
-        yield Notice(f"{counted(lines.num_waiting, 'prompt')} came too late for the film")
+    script = LiveScript(film, fps, lines, manner, setup.playhead, plan_of=plan_of, keep=recipe_file.write, warn=warn)
+    yield from render(film, options, session, script, setup.feed)
+    if waiting := len(lines.waiting):
+        yield Notice(f"{counted(waiting, 'prompt')} came too late for the film")
 
 
 def _preload(plan: Plan, options: RenderOptions, session: Session) -> None:

@@ -7,11 +7,13 @@ those of the recipe's plan, so that a render of the recipe makes the same film.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from helios_cli.engine.events import PromptTaken
+from helios_cli.engine.events import Event, Notice, Playback, PromptTaken
 from helios_cli.errors import InputError
+from helios_cli.live.clock import Playhead
 from helios_cli.live.lines import Lines
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.plan import Plan, longer
@@ -19,6 +21,9 @@ from helios_cli.recipe.schema import Shot
 from helios_cli.recipe.settings import length_in_frames
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, MAX_SECONDS, Transition
 from helios_cli.units import FRAMES_PER_CHUNK, chunks_for
+
+LATE_CHUNKS = 4
+"""Chunks in a row that come late before the machine counts as too slow."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class LiveScript:
         fps: float,
         lines: Lines,
         manner: Manner,
+        playhead: Playhead,
         *,
         plan_of: Callable[[Film], Plan],
         keep: Callable[[Film], None],
@@ -57,27 +63,77 @@ class LiveScript:
         self.film = film
         self.num_frames = length_in_frames(film.recipe, fps)
         self.num_chunks = None if self.num_frames is None else chunks_for(self.num_frames)
-        self._fps, self._lines, self._manner = fps, lines, manner
+        self._fps, self._lines, self._manner, self._playhead = fps, lines, manner, playhead
         self._plan_of, self._keep, self._warn = plan_of, keep, warn
         self._most = self.num_chunks or int(MAX_SECONDS * fps) // FRAMES_PER_CHUNK
         self._taken: dict[int, PromptTaken] = {}
+        self._has_begun = False
+        self._late: list[float] = []
+        self._is_slow = False
         self.plan: Plan
-        self._begin(film.recipe.shots[0], 0)
+        self._begin(film.recipe.shots[0], 0, None)
 
-    def decide(self, index: int) -> Iterator[PromptTaken]:
+    def is_early(self, index: int) -> bool:
+        return self._seconds_until(index) > 0
+
+    def decide(self, index: int) -> Iterator[Event]:
+        if not self._has_begun:  # only now does this process alone work on the film
+            self._has_begun = True
+            self._keep(self.film)
+            self._playhead.begin_at(index)
+        yield from self._wait(index)
         if index == len(self.plan.chunks) < self._most:
             self._next(index)
+        self._playhead.decided = len(self.plan.chunks) * self._playhead.chunk_seconds
         if index in self._taken:
             yield self._taken[index]
+        if index < len(self.plan.chunks):
+            yield self._playback("late" if self._playhead.is_late else "playing")
+
+    def _wait(self, index: int) -> Iterator[Event]:
+        """Wait until chunk `index` may be decided, as late as possible: the prompt that is there then counts."""
+        state = None
+        while (seconds := self._seconds_until(index)) > 0:
+            before, state = state, "paused" if self._playhead.is_paused else "waiting"
+            if state != before:
+                yield self._playback(state)
+            self._playhead.wait(seconds)
+        if self._playhead.ahead is not None and (state or not self._playhead.is_late):
+            self._late.clear()
+        elif self._playhead.ahead is not None:
+            yield from self._note_late()
+
+    def _seconds_until(self, index: int) -> float:
+        """Return how long chunk `index` may wait; 0 once no prompt can come that it would wait for."""
+        if index == self._most or not self._lines.are_open:
+            return 0.0
+        return self._playhead.seconds_until(index * self._playhead.chunk_seconds)
+
+    def _playback(self, state: str) -> Playback:
+        head = self._playhead
+        return Playback(state, round(head.position, 3), round(head.in_front, 3), round(head.delay, 3))
+
+    def _note_late(self) -> Iterator[Event]:
+        """Say once that the machine is too slow, when chunk after chunk comes late."""
+        self._late = [*self._late, time.monotonic()][-LATE_CHUNKS:]
+        if self._is_slow or len(self._late) < LATE_CHUNKS:
+            return
+        speed = (LATE_CHUNKS - 1) * FRAMES_PER_CHUNK / max(1e-9, self._late[-1] - self._late[0])
+        if speed < self._fps:
+            self._is_slow = True
+            yield Notice(
+                f"this machine makes {speed:.3g} frames a second, and the film shows {self._fps:g}: whoever watches "
+                f"has to wait; a smaller --size, fewer --steps or --fps {max(1, int(speed))} would help"
+            )
 
     def _next(self, index: int) -> None:
         """Decide the next chunk: of a prompt that is waiting, else of the last prompt, unless the film ends."""
-        while shot := self._lines.take():
+        while line := self._lines.take():
             try:
-                self._begin(shot, index)
+                self._begin(line.shot, index, line.position)
                 return
             except InputError as error:
-                self._warn(f"{error.message}; the film goes on without {shot.prompt!r}")
+                self._warn(f"{error.message}; the film goes on without {line.shot.prompt!r}")
         if self.num_chunks is not None:
             self._decide_to(index + 1)
         elif not self._lines.ended:
@@ -87,8 +143,10 @@ class LiveScript:
             self._keep(film)
             self.film, self.plan = film, plan
 
-    def _begin(self, shot: Shot, index: int) -> None:
-        """Let `shot` take effect with chunk `index`. InputError leaves the film unchanged."""
+    def _begin(self, shot: Shot, index: int, position: float | None) -> None:
+        """Let `shot`, which came at `position`, take effect with chunk `index`.
+
+        InputError leaves the film unchanged."""
         hold = self._manner.hold if shot.seconds is None else shot.seconds
         chunks = min(self._most - index, max(1, math.ceil(hold * self._fps / FRAMES_PER_CHUNK)))
         keys = shot.model_dump(include={"prompt", "image", "video"}, exclude_none=True)
@@ -106,11 +164,13 @@ class LiveScript:
             new = self._lasting(new, chunks * FRAMES_PER_CHUNK)
         film = self._with_shots(*shots, new)
         whole = self._plan_of(film)
-        self._keep(film)
+        if self._has_begun:
+            self._keep(film)
         self.film, self._whole = film, whole
         self._decide_to(index + chunks)
         planned = self.plan.shots[-1]
-        self._taken[index] = PromptTaken(planned.prompt, index, planned.transition)
+        delay = None if position is None else round(index * self._playhead.chunk_seconds - position, 3)
+        self._taken[index] = PromptTaken(planned.prompt, index, planned.transition, delay)
 
     def _decide_to(self, index: int) -> None:
         self.plan = replace(self._whole, chunks=self._whole.chunks[:index])

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helios_cli.engine.events import PromptTaken
 from helios_cli.errors import InputError
 from helios_cli.film.target import Target
+from helios_cli.live.clock import Playhead
+from helios_cli.live.lines import Line
 from helios_cli.live.recipe_file import MARK, RecipeFile, check_recipe, recipe_path
 from helios_cli.live.script import LiveScript, Manner
 from helios_cli.recipe.export import write_recipe
@@ -41,13 +44,14 @@ class Lines:
     def __init__(self, at: dict[int, list[Shot]], *, end: int) -> None:
         self.at, self.end, self.now = at, end, 0
         self.waiting: deque[Shot] = deque()
+        self.are_open = False
 
     def arrive(self, index: int) -> None:
         self.now = index
         self.waiting += self.at.get(index, [])
 
-    def take(self) -> Shot | None:
-        return self.waiting.popleft() if self.waiting else None
+    def take(self) -> Line | None:
+        return Line(self.waiting.popleft(), 0.0) if self.waiting else None
 
     @property
     def ended(self) -> bool:
@@ -61,13 +65,15 @@ class Live:
         self.texts, self.told, self.events, self.kept = [], [], [], []
         film = Film("f", "f.toml", Recipe(shot=[first], **{"fps": 24.0, "seed": 7, **settings}), FOLDER)
         self.script = LiveScript(
-            film, film.recipe.fps, lines, manner, plan_of=plan_of, keep=self.keep, warn=self.told.append
+            *(film, film.recipe.fps, lines, manner, Playhead(film.recipe.fps, None)),
+            **{"plan_of": plan_of, "keep": self.keep, "warn": self.told.append},
         )
         self.rendered = []
         fingerprints = Fingerprints("weights", HERE)
         while True:
             lines.arrive(len(self.rendered))
-            self.events += self.script.decide(len(self.rendered))
+            decided = self.script.decide(len(self.rendered))
+            self.events += [event for event in decided if isinstance(event, PromptTaken)]
             if len(self.rendered) == len(self.script.plan.chunks):
                 break
             self.kept.append(self.texts[-1])
