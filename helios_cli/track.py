@@ -28,7 +28,7 @@ PHASES = {
 }
 
 WAITING = {"waiting": "waiting for the viewer", "paused": "paused"}
-"""What stands for the place in the chunk while a live film waits."""
+"""Texts in place of stage and step while a live film waits."""
 
 RECENT_CHUNKS = 8
 """Chunks whose mean time predicts the rest: enough to smooth out a hiccup, few enough to follow a lasting change."""
@@ -179,7 +179,7 @@ class Track:
 
     @property
     def live_text(self) -> str:
-        """How far a live film is ahead of whoever watches, and when a prompt would show; "" for other films."""
+        """The lead of a live film over whoever watches, and when a prompt would show; "" for other films."""
         if self.playback is None:
             return ""
         late = "late: " if self.playback.state == "late" else ""

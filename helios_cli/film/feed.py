@@ -1,4 +1,4 @@
-"""The finished pieces of a film that grows, for those who watch it meanwhile: any number, each from any piece on.
+"""The finished pieces of a film that grows, for any number of readers, each from any piece on.
 
 They read the growing film on disk. Nothing of it is kept in memory except where its pieces end.
 """
