@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from helios_cli.film.cache import Cache
-from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter, Safe
 from helios_cli.film.disk import disk_errors
+from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter, Safe
 from helios_cli.film.growing import Chapter, GrowingFilm, growing_film
 from helios_cli.film.journal import Journal
 from helios_cli.film.resume import Resumed, Wanted, resume

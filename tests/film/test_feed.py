@@ -1,0 +1,90 @@
+"""The pieces of a growing film as its readers get them, against ffmpeg's decoding of the finished film."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+
+from helios_cli.film.encoding import Safe
+from helios_cli.film.feed import Feed
+from helios_cli.film.resume import Wanted
+from helios_cli.film.writer import open_writer
+from support import reruns
+
+LENGTHS = (33, 33, 7)
+
+
+def moving(num_frames: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num_frames, 64, 64, 3), np.uint8)
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """Return the frames of a stream, as ffmpeg decodes them."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", "pipe:0", "-f", "rawvideo"]
+    done = subprocess.run([*command, "-pix_fmt", "rgb24", "pipe:1"], input=data, capture_output=True, check=True)
+    return np.frombuffer(done.stdout, np.uint8).reshape(-1, 64 * 64 * 3)
+
+
+def write(path: Path, feed: Feed) -> None:
+    with open_writer(path, size=(64, 64), fps=24) as writer:
+        writer.feed = feed
+        writer.resume(Wanted((), (), {}), None)
+        for seed, length in enumerate(LENGTHS):
+            writer.write(moving(length, seed))
+            writer.end_piece(Safe(f"{seed}", lambda: b"state"))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_readers_begin_with_any_piece_and_read_on_after_the_film_is_finished(tmp_path, suffix):
+    """Each piece is a whole number of pictures of the film, bit for bit."""
+    feed, path = Feed(), tmp_path / f"film{suffix}"
+    write(path, feed)
+    whole, ends = reruns.decoded(path), np.cumsum(LENGTHS)
+    assert feed.is_over and feed.num_pieces == 3 and not feed.wait(3)
+    pieces = [feed.piece(index) for index in range(3)]
+    assert [(piece.start_frame, piece.num_frames) for piece in pieces] == [(0, 33), (33, 33), (66, 7)]
+    for first in range(3):
+        stream = feed.init + b"".join(piece.data for piece in pieces[first:])
+        assert np.array_equal(decoded(stream), whole[ends[first] - LENGTHS[first] :])
+    feed.close()
+    with pytest.raises(IndexError):
+        feed.piece(0)
+
+
+def test_who_waits_gets_each_piece_as_soon_as_it_is_safe(tmp_path):
+    feed, calls, read = Feed(), [], []
+    feed.listen(lambda: calls.append(feed.num_pieces))
+
+    def follow() -> None:
+        while feed.wait(len(read)):
+            read.append(feed.piece(len(read)).num_frames)
+
+    reader = threading.Thread(target=follow)
+    reader.start()
+    with pytest.raises(IndexError):
+        feed.piece(0)
+    write(tmp_path / "film.mp4", feed)
+    reader.join()
+    assert read == list(LENGTHS) and calls == [0, 1, 2, 3, 3]
+    feed.close()
+
+
+def test_a_film_that_goes_on_has_the_pieces_of_its_first_run(tmp_path):
+    """A folder of pictures has pieces that are counted, and cannot be read."""
+    for name in ("film.mp4", "film/"):
+        feed = Feed()
+        with pytest.raises(ZeroDivisionError), open_writer(f"{tmp_path}/{name}", size=(64, 64), fps=24) as writer:
+            writer.feed = feed
+            writer.resume(Wanted((), (), {}), None)
+            writer.write(moving(33, 0))
+            writer.end_piece(Safe("a", lambda: b"state"))
+            feed.wait(0)
+            raise ZeroDivisionError
+        assert feed.is_over and feed.num_frames == 33 and feed.num_kept == 0
+        assert bool(feed.init) == (name == "film.mp4")
+        feed.close()
