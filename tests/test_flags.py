@@ -32,7 +32,7 @@ FLAGS = {
     "helios cache": "",
     "helios cache clear": "--json",
     "helios cache list": "--json",
-    "helios check": "--chunk-frames --json --report --strict",
+    "helios check": "--against --chunk-frames --json --psnr --report --ssim --strict",
     "helios doctor": "--json --test",
     "helios live": (
         "--ahead --attention --codec --crf --device --dtype --force --fps --frames --gpus-per-film --guidance --hold "

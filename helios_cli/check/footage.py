@@ -41,7 +41,7 @@ class VideoFile:
 
     Attributes:
         width, height: coded size in pixels, before rotation.
-        fps: average rate; 24 if the file has none.
+        fps, knows_rate: average rate; 24 if the file has none, which `knows_rate` tells.
         damage: ffmpeg's complaints while it decoded, or None; set when `frames` is exhausted.
     """
 
@@ -50,6 +50,7 @@ class VideoFile:
         self.path = path
         self.width, self.height = info.width, info.height
         self.fps = float(ffmpeg.frame_rate(info.fps)) or float(DEFAULT_FPS)
+        self.knows_rate = info.fps > 0
         self.damage: str | None = None
 
     def frames(self) -> Iterator[np.ndarray]:
@@ -61,8 +62,11 @@ class VideoFile:
         side = f"min({ANALYSIS_SIDE},max(iw,ih))"
         width, height = f"max(1,round({side}*min(1,dar)))", f"max(1,round({side}*min(1,1/dar)))"
         reduced = f"scale=w='{width}':h='{height}':flags=area+accurate_rnd+full_chroma_int,format=rgb24"
+        yield from self._decoded(reduced)
+
+    def _decoded(self, filters: str) -> Iterator[np.ndarray]:
         # PPM has the size of each picture, which only ffmpeg knows after rotation and uneven pixels.
-        output = ["-vf", reduced, *ffmpeg.every_frame(), "-f", "image2pipe", "-c:v", "ppm"]
+        output = ["-vf", filters, *ffmpeg.every_frame(), "-f", "image2pipe", "-c:v", "ppm"]
         is_empty = True
         with reading.decoder(self.path, *output) as decoder:
             while (frame := _read_ppm(decoder.stdout)) is not None:
@@ -74,6 +78,10 @@ class VideoFile:
             if status or is_empty:
                 raise reading.undecodable(self.path, decoder)
             self.damage = decoder.messages() or None
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        """Yield the frames in order, 8-bit RGB in full size, uint8 [h, w, 3], one in memory. Errors as in `frames`."""
+        yield from self._decoded("scale=flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24")
 
 
 def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
@@ -105,6 +113,7 @@ class PictureFolder:
         sidecar = read_sidecar(path)
         fps = sidecar.fps if sidecar and sidecar.num_frames == len(names) else None
         self.fps = float(ffmpeg.frame_rate(fps or DEFAULT_FPS))
+        self.knows_rate = fps is not None
 
     def frames(self) -> Iterator[np.ndarray]:
         """Yield frames as `VideoFile.frames` does. InputError names a picture that cannot be read."""
@@ -112,6 +121,11 @@ class PictureFolder:
         size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
         for file in self._files:
             yield np.asarray(read_picture(file).resize(size, Image.Resampling.BOX))
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        """Yield frames as `VideoFile.pictures` does. InputError names a picture that cannot be read."""
+        for file in self._files:
+            yield np.asarray(read_picture(file))
 
 
 def _by_number(name: str) -> list[str | int]:

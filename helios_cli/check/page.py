@@ -24,7 +24,7 @@ def page(report: Report) -> str:
     name = html.file_name(report.film)
     body = [
         _header(report, name),
-        _findings(report.findings),
+        findings_table(report.findings),
         _sheet(report),
         _plots(report),
         _drifts(report.drifts),
@@ -47,7 +47,8 @@ def _header(report: Report, name: str) -> str:
     return f'<header><h1>{name}</h1>{verdict}<p class="soft">{facts}</p>{notices}</header>'
 
 
-def _findings(findings: Sequence[Finding]) -> str:
+def findings_table(findings: Sequence[Finding]) -> str:
+    """Return a section with all findings, or nothing."""
     if not findings:
         return ""
     rows = [[one.kind, chunk_range(one), clock_time(one.start_seconds), one.message] for one in findings]

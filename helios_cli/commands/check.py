@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +11,11 @@ import typer
 
 from helios_cli.check.layout import MAX_CHUNK_FRAMES
 from helios_cli.console import JsonFlag, console
-from helios_cli.errors import HeliosError
+from helios_cli.errors import HeliosError, InputError
 from helios_cli.units import counted
 
 if TYPE_CHECKING:
-    from helios_cli.check.report import ChunkReport, Report
+    from helios_cli.check.report import ChunkReport, Finding, Report
 
 MAX_ROWS = 40
 """Chunks of a longer film are shown only if they have findings."""
@@ -31,29 +32,73 @@ def check(
         int | None,
         typer.Option(min=8, max=MAX_CHUNK_FRAMES, help="Frames per chunk. (default: from the film's sidecar, else 33)"),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Film to compare with, frame by frame: PSNR, SSIM and VMAF. Nothing else is checked."),
+    ] = None,
+    psnr: Annotated[float | None, typer.Option(help="Least PSNR of a chunk in dB, with --against.")] = None,
+    ssim: Annotated[float | None, typer.Option(help="Least SSIM of a chunk, with --against.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Find black, frozen, flickering, drifting and repeating chunks in a film.
 
     Findings are not errors: the exit code is 0, or 1 with --strict. A file that
     cannot be read ends with 2.
+
+    --against compares with another film of the same frames instead. There,
+    --strict without a limit allows no difference at all.
     """
-    from helios_cli.check.examine import examine
     from helios_cli.check.html import check_target
-    from helios_cli.check.page import write_page
 
     if report:
         check_target(report)
+    if against is None and (psnr is not None or ssim is not None):
+        flag = "--ssim" if psnr is None else "--psnr"
+        raise InputError(f"{flag} is a limit for a comparison", hint="name the film to compare with: --against OTHER")
+    if against is None:
+        findings = _examine(video, report, chunk_frames)
+    else:
+        findings = _compare(video, against, report, chunk_frames, psnr=psnr, ssim=ssim, strict=strict)
+    if strict and findings:
+        hint = None if report else "add --report report.html to see where"
+        raise HeliosError(f"{video}: {counted(len(findings), 'finding')}, but --strict allows none", hint=hint)
+
+
+def _examine(video: Path, page: Path | None, chunk_frames: int | None) -> Sequence[Finding]:
+    from helios_cli.check.examine import examine
+    from helios_cli.check.page import write_page
+
     result = examine(video, chunk_frames=chunk_frames)
-    if report:
-        write_page(result, report)
+    if page:
+        write_page(result, page)
     console.result(result.to_dict())
     for notice in result.notices:
         console.notice(notice)
     _show(result)
-    if strict and result.findings:
-        hint = None if report else "add --report report.html to see where"
-        raise HeliosError(f"{video}: {counted(len(result.findings), 'finding')}, but --strict allows none", hint=hint)
+    return result.findings
+
+
+def _compare(
+    video: Path,
+    against: Path,
+    page: Path | None,
+    chunk_frames: int | None,
+    *,
+    psnr: float | None,
+    ssim: float | None,
+    strict: bool,
+) -> Sequence[Finding]:
+    from helios_cli.check.compare import Limits, compare
+    from helios_cli.check.comparison_page import write_page
+    from helios_cli.comparison_view import show
+
+    limits = Limits(psnr, ssim, equal=strict and psnr is None and ssim is None)
+    result = compare(video, against, limits=limits, chunk_frames=chunk_frames)
+    if page:
+        write_page(result, page)
+    console.result(result.to_dict())
+    show(result)
+    return result.findings
 
 
 def _show(report: Report) -> None:

@@ -57,7 +57,7 @@ class VideoInfo:
         fps: average rate with two decimals.
         duration: seconds, or None if the file does not say.
         pix_fmt: such as "yuv420p".
-        primaries, transfer: of the colours, such as "bt709"; None or "unknown" if untagged.
+        matrix, primaries, transfer: of the colours, such as "bt709"; None or "unknown" if untagged.
     """
 
     width: int
@@ -66,6 +66,7 @@ class VideoInfo:
     fps: float
     duration: float | None
     pix_fmt: str
+    matrix: str | None
     primaries: str | None
     transfer: str | None
 
@@ -262,7 +263,7 @@ def _parse(text: str) -> VideoInfo | None:
     aspect = re.search(r" DAR (\d+):(\d+)", description) or size
     pix_fmt, _, notes = fields[1].partition("(")
     # Matrix/primaries/transfer, or one name if they are the same.
-    colors = re.search(r"[\w-]+/([\w-]+)/([\w-]+)|\b(bt709|smpte170m|smpte240m|bt470bg)\b", notes)
+    colors = re.search(r"([\w-]+)/([\w-]+)/([\w-]+)|\b(bt709|smpte170m|smpte240m|bt470bg)\b", notes)
     rates = re.findall(r", ([\d.]+)(k?) (fps|tbr)\b", description)  # average, and guessed
     number, thousands, _ = min(rates, key=lambda rate: rate[2], default=("0", "", ""))
     clock = re.search(r"^  Duration: (\d+):(\d+):(\d+\.\d+)", text, re.MULTILINE)
@@ -274,6 +275,7 @@ def _parse(text: str) -> VideoInfo | None:
         fps=float(number) * (1000 if thousands else 1),
         duration=None if "Estimating" in text else duration,
         pix_fmt=pix_fmt,
-        primaries=colors and (colors[1] or colors[3]),
-        transfer=colors and (colors[2] or colors[3]),
+        matrix=colors and (colors[1] or colors[4]),
+        primaries=colors and (colors[2] or colors[4]),
+        transfer=colors and (colors[3] or colors[4]),
     )
