@@ -24,9 +24,8 @@ def show(comparison: Comparison) -> None:
     ]
     console.table(COLUMNS, rows, report=True)
     if len(comparison.chunks) > MAX_ROWS:
-        console.prose(
-            f"the worst {MAX_ROWS} of {len(comparison.chunks)} chunks are shown; --json and --report have all"
-        )
+        count = len(comparison.chunks)
+        console.prose(f"the worst {MAX_ROWS} of {count} chunks are shown; --json and --report have all")
     console.line()
     for finding in comparison.findings:
         time = f"{clock_time(finding.start_seconds)}-{clock_time(finding.end_seconds)}"
@@ -53,5 +52,5 @@ def _verdict(comparison: Comparison) -> str:
     if comparison.is_equal:
         return f"the films are equal: every pixel in {length}, as {COMPARED_AS}"
     numbers = f"PSNR {decibels(whole.psnr)} dB, SSIM {fraction(whole.ssim)}, VMAF {score(whole.vmaf)}"
-    equal = f"{whole.equal_frames} of {length} are equal"
+    equal = f"{whole.equal_frames} of {counted(comparison.num_frames, 'frame')} are equal"
     return f"{numbers}; {equal}; largest difference {counted(whole.largest, 'level')} of {COMPARED_AS}"

@@ -117,12 +117,12 @@ def _rounded(values: Mapping) -> dict:
 
 
 def decibels(psnr: float | None) -> str:
-    """Return a PSNR in words: `38.21`, or `equal`."""
-    return "equal" if psnr is None else f"{psnr:.2f}"
+    """Return a PSNR in words, `38.21` or `equal`; rounded down, so that none seems to reach a limit that it misses."""
+    return "equal" if psnr is None else f"{math.floor(psnr * 100) / 100:.2f}"
 
 
 def fraction(ssim: float | None) -> str:
-    """Return an SSIM in words, to four decimals rounded down, so that only equal frames have 1."""
+    """Return an SSIM in words, rounded down like decibels, so that only equal frames have 1."""
     return "none" if ssim is None else f"{math.floor(ssim * 10_000) / 10_000:.4f}"
 
 

@@ -18,7 +18,7 @@ from helios_cli.check.compare import pairs
 from helios_cli.check.comparison import COMPARED_AS, Comparison, Likeness, WorstFrame, decibels, fraction, score
 from helios_cli.check.footage import open_footage
 from helios_cli.check.page import findings_table
-from helios_cli.check.report import clock_time
+from helios_cli.check.report import chunks_with, clock_time
 from helios_cli.units import counted
 
 PICTURE_SIDE = 640
@@ -34,8 +34,8 @@ STYLE = (
 
 MEANING = """Frames are compared one by one, as 8-bit RGB in full size: each film's colours are converted by the matrix
 that it names. PSNR comes from the mean squared error over red, green and blue, and of a chunk or film over all its
-frames; it is infinite where nothing differs. SSIM is the mean over windows of 8 x 8 pixels, 1 where nothing differs. VMAF
-is that of libvmaf's built-in model, for luma; the film to compare with is its reference."""
+frames; it is infinite where nothing differs. SSIM is the mean over windows of 8 x 8 pixels, 1 where nothing differs.
+VMAF is that of libvmaf's built-in model, for luma; the film to compare with is its reference."""
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
@@ -165,16 +165,13 @@ def _figures(comparison: Comparison) -> Iterator[str]:
         values = [getattr(chunk.whole, name) for chunk in chunks]
         if all(value is None for value in values):
             continue
-        kind = f"low {title}"
-        low = {
-            number for one in comparison.findings if one.kind == kind for number in range(one.chunk, one.last_chunk + 1)
-        }
+        low = [finding for finding in comparison.findings if finding.kind == f"low {title}"]
         series = plot.Series(
             times=[(chunk.start_frame + chunk.num_frames / 2) / fps for chunk in chunks],
             values=values,
             from_zero=False,
-            limit=next((one.limit for one in comparison.findings if one.kind == kind), None),
-            marked=sorted(low),
+            limit=low[0].limit if low else None,
+            marked=sorted(chunks_with(low)),
             least_range=least_range,
         )
         caption = f"<figcaption><b>{title}</b>: {meaning}</figcaption>"

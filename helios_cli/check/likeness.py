@@ -15,8 +15,9 @@ BAND = 32
 
 SAMPLES = (2 * BLOCK) ** 2
 LEVELS = 255
-C1, C2 = (0.01 * LEVELS) ** 2, (0.03 * LEVELS) ** 2
-"""The constants of Wang et al. (2004), for 8-bit pictures."""
+C1, C2 = 416 / SAMPLES**2, 235963 / (SAMPLES * (SAMPLES - 1))
+"""The constants of ffmpeg's filter, which has them as whole numbers. The second is (0.03 x 255)², as in Wang et al.
+(2004); the first is their (0.01 x 255)² over 64, which matters in black parts alone."""
 
 
 def squared_error(one: np.ndarray, other: np.ndarray) -> float:

@@ -49,6 +49,7 @@ def check(
     --strict without a limit allows no difference at all.
     """
     from helios_cli.check.html import check_target
+    from helios_cli.check.report import chunk_range
 
     if report:
         check_target(report)
@@ -60,8 +61,9 @@ def check(
     else:
         findings = _compare(video, against, report, chunk_frames, psnr=psnr, ssim=ssim, strict=strict)
     if strict and findings:
+        where = f" ({chunk_range(findings[0])}: {findings[0].message})" if against else ""
         hint = None if report else "add --report report.html to see where"
-        raise HeliosError(f"{video}: {counted(len(findings), 'finding')}, but --strict allows none", hint=hint)
+        raise HeliosError(f"{video}: {counted(len(findings), 'finding')}{where}, but --strict allows none", hint=hint)
 
 
 def _examine(video: Path, page: Path | None, chunk_frames: int | None) -> Sequence[Finding]:

@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import typer
 
 from helios_cli import cli
 from helios_cli.check.limits import LIMITS
 from helios_cli.commands.check import check
-from support.clips import CHUNK, film, pan, scene
+from support.clips import CHUNK, film, noisy, pan, scene
 
 
 @pytest.fixture
@@ -95,6 +96,10 @@ def test_the_page_is_written_before_strict_fails(helios, spoilt, tmp_path):
         (["--report", "film.mp4"], "HTML"),
         (["--report", "no/r.html"], "does not exist"),
         (["--chunk-frames", "1"], "chunk-frames"),
+        (["--psnr", "40"], "--against"),
+        (["--ssim", "0.9"], "--against"),
+        (["--against", "other.mp4", "--psnr", "nan"], "--psnr"),
+        (["--against", "other.mp4", "--ssim", "40"], "--ssim"),
     ],
 )
 def test_wrong_options_end_before_the_film_is_read(helios, options, word):
@@ -106,6 +111,55 @@ def test_a_film_that_is_none(helios, tmp_path):
     (tmp_path / "film.mp4").write_bytes(b"no film")
     code, out, err = helios(tmp_path / "film.mp4", "--json")
     assert (code, out) == (2, "") and err.startswith("error: ") and "hint: " in err
+
+
+@pytest.fixture(scope="module")
+def noisy_film(tmp_path_factory):
+    """The film of `clean`, noisy in its second chunk."""
+    frames = pan(scene(), 3 * CHUNK)
+    frames[CHUNK : 2 * CHUNK] = noisy(frames[CHUNK : 2 * CHUNK], 40)
+    return film(tmp_path_factory.mktemp("noisy") / "film.mp4", frames)
+
+
+def test_films_that_differ(helios, clean, noisy_film):
+    code, out, err = helios(noisy_film, "--against", clean)
+    lines = out.splitlines()
+    assert (code, err) == (0, "") and max(map(len, lines)) <= 80
+    psnrs = [float(line.split()[2]) for line in lines[1:4]]
+    assert psnrs[1] < 25 < min(psnrs[0], psnrs[2])
+    assert lines[-2].startswith("PSNR ") and "SSIM" in lines[-2]
+    code, strict_out, err = helios(noisy_film, "--against", clean, "--strict", "--psnr", 25)
+    assert code == 1 and "low PSNR: chunk 2, 0:01.38-0:02.75: " in strict_out
+    assert err.startswith("error: ") and "chunk 2: PSNR is " in err and "hint: " in err
+    assert helios(noisy_film, "--against", clean, "--strict", "--psnr", 5, "--ssim", 0.1)[0] == 0
+    assert helios(noisy_film, "--against", clean, "--strict")[0] == 1
+
+
+def test_films_that_are_equal(helios, clean):
+    code, out, err = helios(clean, "--against", clean, "--strict", "--psnr", 200)
+    assert (code, err) == (0, "") and out.splitlines()[-1].startswith("the films are equal: every pixel in 99 frames")
+
+
+def test_json_of_a_comparison(helios, clean, noisy_film, tmp_path):
+    page = tmp_path / "page.html"
+    code, out, err = helios(noisy_film, "--against", clean, "--json", "--strict", "--psnr", 25, "--report", page)
+    said = json.loads(out)
+    assert code == 1 and page.is_file()
+    assert (said["version"], said["ok"], said["equal"], said["frames"]) == (1, False, False, 99)
+    assert [finding["kind"] for finding in said["findings"]] == ["low PSNR"]
+    assert said["worst"][0]["chunk"] == 1 and len(said["chunks"]) == 3
+    assert json.loads(helios(clean, "--against", clean, "--json")[1])["psnr"] is None
+
+
+def test_of_a_long_comparison_the_worst_chunks_are_shown(helios, tmp_path):
+    frames = np.zeros((48 * 8, 16, 16, 3))
+    changed = frames.copy()
+    changed[11 * 8] = 9
+    films = film(tmp_path / "a.mkv", changed), film(tmp_path / "b.mkv", frames)
+    code, out, _ = helios(films[0], "--against", films[1], "--chunk-frames", 8)
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0 and len(rows[1:41]) == 40 and ["12", "0:03.67"] in [row[:2] for row in rows]
+    assert "the worst 40 of 48 chunks are shown" in out
 
 
 @pytest.mark.process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
@@ -15,7 +16,6 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
-from test_likeness import lossless, noisy
 
 from helios_cli.check import comparison_page
 from helios_cli.check.compare import MAX_WORST, Limits, compare
@@ -23,7 +23,7 @@ from helios_cli.check.footage import open_footage
 from helios_cli.check.vmaf import scorable, scoring
 from helios_cli.errors import InputError
 from helios_cli.film.writer import open_writer
-from support.clips import CHUNK, SIZE, film, levels, pan, scene
+from support.clips import CHUNK, SIZE, film, levels, noisy, pan, scene
 
 FRAMES = pan(scene(), 2 * CHUNK + 10)
 
@@ -35,7 +35,7 @@ def ffmpeg(*arguments: str | os.PathLike) -> str:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    return lossless(tmp_path_factory.mktemp("reference") / "film.mkv", FRAMES)
+    return film(tmp_path_factory.mktemp("reference") / "film.mkv", FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def spoilt(tmp_path_factory):
     frames[CHUNK : 2 * CHUNK] = noisy(frames[CHUNK : 2 * CHUNK], 5)
     frames[40] = noisy(frames[40], 30)
     frames[-1, 3, 4, 1] += -1 if frames[-1, 3, 4, 1] > 100 else 1
-    return lossless(tmp_path_factory.mktemp("spoilt") / "film.mkv", frames)
+    return film(tmp_path_factory.mktemp("spoilt") / "film.mkv", frames)
 
 
 def test_the_numbers_of_chunks(reference, spoilt):
@@ -58,7 +58,7 @@ def test_the_numbers_of_chunks(reference, spoilt):
         assert chunk.whole.psnr == (10 * math.log10(255**2 / mean) if mean else None)
     assert result.whole.psnr == pytest.approx(10 * math.log10(255**2 / squared.mean()))
     assert [chunk.whole.equal_frames for chunk in result.chunks] == [33, 0, 9]
-    assert [chunk.whole.largest for chunk in result.chunks] == [0, 30, 1]
+    assert [chunk.whole.largest for chunk in result.chunks] == [0, 35, 1]
     assert (result.chunks[1].worst_frame, result.chunks[2].worst_frame) == (40, 75)
     assert [frame.number for frame in result.worst] == [40, 75]
     assert result.chunks[0].whole.ssim == 1 and result.whole.equal_frames == 42 and not result.is_equal
@@ -98,13 +98,13 @@ def test_limits_are_for_every_chunk(reference, spoilt):
     (low,) = compare(spoilt, reference, limits=Limits(psnr=40)).findings
     assert (low.kind, low.chunk, low.last_chunk, low.limit) == ("low PSNR", 1, 1, 40)
     assert low.value == fine[1].whole.psnr and "below 40 dB" in low.message
-    both = compare(spoilt, reference, limits=Limits(psnr=99)).findings
+    both = compare(spoilt, reference, limits=Limits(psnr=150)).findings
     assert [(found.chunk, found.last_chunk) for found in both] == [(1, 2)] and "in chunk 2" in both[0].message
     (dissimilar,) = compare(spoilt, reference, limits=Limits(ssim=0.999)).findings
     assert (dissimilar.kind, dissimilar.chunk) == ("low SSIM", 1)
     (different,) = compare(spoilt, reference, limits=Limits(equal=True)).findings
-    assert (different.chunk, different.last_chunk, different.value) == (1, 2, 30)
-    assert different.message == "34 frames differ, by up to 30 levels"
+    assert (different.chunk, different.last_chunk, different.value) == (1, 2, 35)
+    assert different.message == "34 frames differ, by up to 35 levels"
     assert compare(spoilt, reference, limits=Limits(psnr=10)).findings == ()
 
 
@@ -124,7 +124,7 @@ def test_other_sizes(tmp_path, reference):
 
 
 def test_other_lengths(tmp_path, reference):
-    short = lossless(tmp_path / "short.mkv", FRAMES[:40])
+    short = film(tmp_path / "short.mkv", FRAMES[:40])
     for pair in ((short, reference), (reference, short)):
         with pytest.raises(InputError, match=r"short\.mkv has 40 frames, .*film\.mkv has 76") as caught:
             compare(*pair)
@@ -150,23 +150,22 @@ def test_a_film_that_changes_its_size(tmp_path):
 
 
 def test_films_that_others_made(tmp_path):
-    """VP9 in .webm, MPEG-4 in .avi and 10-bit HEVC of one test pattern: all read, all near the original."""
-    source = ["-f", "lavfi", "-i", "testsrc=s=128x96:r=25:d=0.4"]
-    ffmpeg(*source, "-c:v", "ffv1", "-pix_fmt", "bgr0", tmp_path / "original.mkv")
+    """VP9 in .webm, MPEG-4 in .avi and 10-bit HEVC of one film: all read, all near the original."""
+    original = film(tmp_path / "original.mkv", FRAMES[:10])
     coders = {
         "a.webm": ["-c:v", "libvpx-vp9", "-crf", "20", "-b:v", "0"],
         "b.avi": ["-c:v", "mpeg4", "-q:v", "2"],
         "c.mp4": ["-c:v", "libx265", "-pix_fmt", "yuv420p10le", "-crf", "10"],
     }
     for name, coder in coders.items():
-        ffmpeg(*source, *coder, tmp_path / name)
-        result = compare(tmp_path / name, tmp_path / "original.mkv")
-        assert result.num_frames == 10 and 25 < result.whole.psnr < 60, name
+        ffmpeg("-i", original, *coder, tmp_path / name)
+        result = compare(tmp_path / name, original)
+        assert result.num_frames == 10 and 35 < result.whole.psnr < 60, name
 
 
 def test_a_film_without_a_matrix_is_named(tmp_path):
     """Its colours come out right only if they were coded with BT.601, as imageio and ffmpeg's defaults do."""
-    lossless(tmp_path / "original.mkv", FRAMES[:5])
+    film(tmp_path / "original.mkv", pan(scene(tint=(1, 0.5, 0.2)), 5))
     results = {}
     for name, matrix in (("bt601", "smpte170m"), ("bt709", "bt709")):
         path = tmp_path / f"{name}.mp4"
@@ -188,7 +187,7 @@ def test_a_damaged_film_is_a_finding(tmp_path, reference):
 
 
 def test_chunks_are_those_of_a_sidecar(tmp_path, reference):
-    first, second = (lossless(tmp_path / name, FRAMES) for name in ("a.mkv", "b.mkv"))
+    first, second = (film(tmp_path / name, FRAMES) for name in ("a.mkv", "b.mkv"))
     chunks = [{"start_frame": 0, "num_frames": 50}, {"start_frame": 50, "num_frames": 26, "fresh": True}]
     (tmp_path / "b.json").write_text(json.dumps({"chunks": chunks}))
     assert [chunk.num_frames for chunk in compare(first, second).chunks] == [50, 26]
@@ -245,7 +244,7 @@ def test_memory_does_not_grow_with_the_film(tmp_path):
 
 
 def test_nothing_is_left_running_when_films_do_not_match(tmp_path, reference):
-    short = lossless(tmp_path / "short.mkv", FRAMES[:3])
+    short = film(tmp_path / "short.mkv", FRAMES[:3])
     before = threading.active_count()
     with pytest.raises(InputError):
         compare(short, reference)
@@ -256,7 +255,7 @@ def test_the_page_shows_the_worst_frames(tmp_path, reference, spoilt):
     result = compare(spoilt, reference, limits=Limits(psnr=40))
     comparison_page.write_page(result, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "Frame 40, 0:01.66, chunk 2" in page and "low PSNR" in page
+    assert "Frame 40, 0:01.67, chunk 2" in page and "low PSNR" in page
     jpegs = [Image.open(io.BytesIO(data)) for data in _pictures(page)]
     assert len(jpegs) == 3 * len(result.worst) == 6
     film_picture, other_picture, difference = (np.asarray(jpeg).astype(float) for jpeg in jpegs[:3])
@@ -264,8 +263,8 @@ def test_the_page_shows_the_worst_frames(tmp_path, reference, spoilt):
     gain = int(re.search(r"difference times (\d+)", page)[1])
     expected = (read[0], read[1], (np.abs(read[0] - read[1]) * gain).clip(0, 255))
     for shown, drawn in zip((film_picture, other_picture, difference), expected, strict=True):
-        assert np.abs(shown - drawn).mean() < 6  # JPEG of noise
-    assert gain == 8  # noise of 30 levels
+        assert np.abs(shown - drawn).mean() < 10  # what JPEG makes of noise; other pictures are 30 and more away
+    assert gain == 4  # of 8, noise of 35 levels would be clipped
 
 
 def test_the_page_of_equal_films_has_no_pictures(tmp_path, reference):
@@ -276,8 +275,8 @@ def test_the_page_of_equal_films_has_no_pictures(tmp_path, reference):
 
 def test_the_page_shows_no_more_frames_than_fit(tmp_path):
     frames = FRAMES[: 8 * (MAX_WORST + 3)]
-    first = lossless(tmp_path / "a.mkv", noisy(frames, 3))
-    result = compare(first, lossless(tmp_path / "b.mkv", frames), chunk_frames=8)
+    first = film(tmp_path / "a.mkv", noisy(frames, 3))
+    result = compare(first, film(tmp_path / "b.mkv", frames), chunk_frames=8)
     assert len(result.worst) == MAX_WORST
     assert len({frame.chunk for frame in result.worst}) == MAX_WORST
     psnrs = [frame.likeness.psnr for frame in result.worst]
@@ -285,6 +284,4 @@ def test_the_page_shows_no_more_frames_than_fit(tmp_path):
 
 
 def _pictures(page: str) -> list[bytes]:
-    import base64
-
     return [base64.b64decode(data) for data in re.findall(r"data:image/jpeg;base64,([^\"]*)", page)]

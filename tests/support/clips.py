@@ -42,6 +42,11 @@ def levels(frames: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.rint(frames).clip(0, 255), np.uint8)
 
 
+def noisy(frames: np.ndarray, strength: int) -> np.ndarray:
+    """The frames with evenly spread noise of at most `strength` levels."""
+    return frames + np.random.default_rng(0).integers(-strength, strength + 1, frames.shape)
+
+
 def film(path: Path, frames: np.ndarray, fps: float = 24) -> Path:
     """The frames [T, H, W, 3] encoded as helios encodes films; `path` may be a folder."""
     size = frames.shape[2], frames.shape[1]
