@@ -8,7 +8,7 @@ from helios_cli.console import console
 from helios_cli.units import counted
 
 MAX_ROWS = 40
-"""Of a longer film, the worst chunks are shown."""
+"""The worst chunks of a longer film are shown."""
 
 COLUMNS = ("chunk", "   time", "  PSNR", "  SSIM", " VMAF", "equal", " worst", " at dB", "found")
 

@@ -11,7 +11,7 @@ import math
 import os
 import shlex
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import groupby, islice, zip_longest
@@ -39,7 +39,7 @@ Footage = VideoFile | PictureFolder
 
 @dataclass(frozen=True)
 class Limits:
-    """What every chunk must reach: PSNR in decibels, SSIM; with `equal` no frame may differ. InputError for others."""
+    """The least PSNR in decibels and SSIM of every chunk; with `equal` no frame may differ. InputError for others."""
 
     psnr: float | None = None
     ssim: float | None = None
@@ -144,7 +144,7 @@ def _measured(one: Footage, other: Footage) -> tuple[_Frames, tuple[int, int]]:
     return _Frames(np.array(squared), np.array(ssim), scores, np.array(largest)), size
 
 
-def pairs(one: Footage, other: Footage) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def pairs(one: Footage, other: Footage) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Yield the pictures of both films, in order and of one size, uint8 [h, w, 3]. InputError where they do not
     match."""
     with closing(one.pictures()) as firsts, closing(other.pictures()) as seconds:

@@ -14,7 +14,7 @@ COMPARED_AS = "8-bit RGB"
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike frames of two films are.
+    """The likeness of some frames of two films.
 
     Attributes:
         psnr: decibels, from the mean squared error over all of the frames; None, for infinity, if they are equal.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -79,7 +79,7 @@ class VideoFile:
                 raise reading.undecodable(self.path, decoder)
             self.damage = decoder.messages() or None
 
-    def pictures(self) -> Iterator[np.ndarray]:
+    def pictures(self) -> Generator[np.ndarray, None, None]:
         """Yield the frames in order, 8-bit RGB in full size, uint8 [h, w, 3], one in memory. Errors as in `frames`."""
         yield from self._decoded("scale=flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24")
 
@@ -122,7 +122,7 @@ class PictureFolder:
         for file in self._files:
             yield np.asarray(read_picture(file).resize(size, Image.Resampling.BOX))
 
-    def pictures(self) -> Iterator[np.ndarray]:
+    def pictures(self) -> Generator[np.ndarray, None, None]:
         """Yield frames as `VideoFile.pictures` does. InputError names a picture that cannot be read."""
         for file in self._files:
             yield np.asarray(read_picture(file))

@@ -5,6 +5,8 @@ Both are over red, green and blue together, and are what ffmpeg's filters `psnr`
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 
 BLOCK = 4
@@ -68,7 +70,7 @@ def _similarities(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _sums(values: np.ndarray) -> np.ndarray:
     """Sum over every window; int32, sides multiples of BLOCK."""
-    rows = sum(values[start::BLOCK] for start in range(BLOCK))
-    blocks = sum(rows[:, start::BLOCK] for start in range(BLOCK))
+    rows = reduce(np.add, (values[start::BLOCK] for start in range(BLOCK)))
+    blocks = reduce(np.add, (rows[:, start::BLOCK] for start in range(BLOCK)))
     pairs = blocks[:-1] + blocks[1:]
     return pairs[:, :-1] + pairs[:, 1:]

@@ -142,7 +142,7 @@ def test_films_that_are_equal(helios, clean):
 
 def test_json_of_a_comparison(helios, clean, noisy_film, tmp_path):
     page = tmp_path / "page.html"
-    code, out, err = helios(noisy_film, "--against", clean, "--json", "--strict", "--psnr", 25, "--report", page)
+    code, out, _ = helios(noisy_film, "--against", clean, "--json", "--strict", "--psnr", 25, "--report", page)
     said = json.loads(out)
     assert code == 1 and page.is_file()
     assert (said["version"], said["ok"], said["equal"], said["frames"]) == (1, False, False, 99)

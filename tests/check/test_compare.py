@@ -83,6 +83,7 @@ def test_a_folder_of_pictures_and_a_film_are_the_same_to_it(tmp_path, reference,
     assert back.whole.psnr == by_film.whole.psnr and back.whole.ssim == by_film.whole.ssim
 
 
+@pytest.mark.slow
 def test_pictures_without_a_sidecar_have_any_rate(tmp_path):
     slow = film(tmp_path / "slow.mkv", FRAMES[:9], fps=16)
     (tmp_path / "frames").mkdir()
@@ -133,6 +134,7 @@ def test_other_lengths(tmp_path, reference):
     assert compare(short, tmp_path / "cut.mkv").is_equal
 
 
+@pytest.mark.slow
 def test_other_rates(tmp_path):
     films = [film(tmp_path / f"{fps}.mkv", FRAMES[:5], fps=fps) for fps in (24, 16, 23.976)]
     for other in films[1:]:
@@ -149,6 +151,7 @@ def test_a_film_that_changes_its_size(tmp_path):
         compare(folder, folder)
 
 
+@pytest.mark.slow
 def test_films_that_others_made(tmp_path):
     """VP9 in .webm, MPEG-4 in .avi and 10-bit HEVC of one film: all read, all near the original."""
     original = film(tmp_path / "original.mkv", FRAMES[:10])
@@ -163,8 +166,9 @@ def test_films_that_others_made(tmp_path):
         assert result.num_frames == 10 and 35 < result.whole.psnr < 60, name
 
 
+@pytest.mark.slow
 def test_a_film_without_a_matrix_is_named(tmp_path):
-    """Its colours come out right only if they were coded with BT.601, as imageio and ffmpeg's defaults do."""
+    """The colours come out right only if they were coded with BT.601, as imageio and ffmpeg's defaults do."""
     film(tmp_path / "original.mkv", pan(scene(tint=(1, 0.5, 0.2)), 5))
     results = {}
     for name, matrix in (("bt601", "smpte170m"), ("bt709", "bt709")):
@@ -186,6 +190,7 @@ def test_a_damaged_film_is_a_finding(tmp_path, reference):
     assert kinds == {"damaged"}
 
 
+@pytest.mark.slow
 def test_chunks_are_those_of_a_sidecar(tmp_path, reference):
     first, second = (film(tmp_path / name, FRAMES) for name in ("a.mkv", "b.mkv"))
     chunks = [{"start_frame": 0, "num_frames": 50}, {"start_frame": 50, "num_frames": 26, "fresh": True}]
@@ -230,6 +235,7 @@ def test_frames_too_small_for_ssim_and_vmaf(tmp_path):
     json.dumps(result.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_film(tmp_path):
     """Peaks of this process over 30 and over 300 frames differ by less than two frames."""
     peaks = []
@@ -273,6 +279,7 @@ def test_the_page_of_equal_films_has_no_pictures(tmp_path, reference):
     assert "the films are equal" in page and _pictures(page) == []
 
 
+@pytest.mark.slow
 def test_the_page_shows_no_more_frames_than_fit(tmp_path):
     frames = FRAMES[: 8 * (MAX_WORST + 3)]
     first = film(tmp_path / "a.mkv", noisy(frames, 3))

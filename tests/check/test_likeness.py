@@ -17,7 +17,7 @@ from support.clips import film, levels, noisy, pan, scene
 
 
 def by_ffmpeg(one: Path, other: Path, name: str) -> list[dict[str, float]]:
-    """What ffmpeg's filter `name` says of each pair of frames, counted, as times are rounded in a .mkv."""
+    """Return what ffmpeg's filter `name` says of each pair of frames, which are counted: a .mkv rounds times."""
     rgb = "settb=1/24,setpts=N,scale=flags=bicubic+accurate_rnd+full_chroma_int,format=gbrp"
     graph = f"[0:v]{rgb}[a];[1:v]{rgb}[b];[a][b]{name}=stats_file=-"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", one, "-i", other, "-lavfi", graph, "-f", "null"]
