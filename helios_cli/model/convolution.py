@@ -12,13 +12,14 @@ from helios_cli.model.channel_norm import working_dtype
 from helios_cli.model.ops import onednn_runs, product_dtype
 
 
-def convolve(conv: Any, x_BTHWC: Tensor, padding: tuple[int, ...] | None = None) -> Tensor:
+def convolve(conv: Any, x_BTHWC: Tensor, padding: tuple[int, ...] | None = None, *, with_bias: bool = True) -> Tensor:
     """Apply `conv`, an `nn.Conv3d` or its like, to channels-last frames, with `padding` in place of its own if given.
 
     On a CPU oneDNN is called by name: PyTorch gives small float32 inputs to a loop of its own that is ten times slower.
     """
     wide, padding = product_dtype(x_BTHWC, "convolve"), conv.padding if padding is None else padding
-    x_BCTHW, weight, bias = x_BTHWC.to(wide).movedim(-1, 1), conv.weight.to(wide), conv.bias.to(wide)
+    x_BCTHW, weight = x_BTHWC.to(wide).movedim(-1, 1), conv.weight.to(wide)
+    bias = conv.bias.to(wide) if with_bias else None
     if onednn_runs(x_BCTHW):
         y = torch.mkldnn_convolution(x_BCTHW, weight, bias, padding, conv.stride, conv.dilation, 1)
     else:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +46,9 @@ LOGVAR_RANGE = (-30, 20)
 
 class CausalState:
     """The last input frames of the causal layers of one clip, kept from piece to piece."""
+
+    has_all_rows = True
+    """Whether frames come whole, and not some of their rows."""
 
     def __init__(self) -> None:
         self.first = True  # while the clip's first frame (its first latent) passes, alone
@@ -110,12 +114,39 @@ class CausalConv3d(nn.Conv3d):
             x_BTHWC = state.with_edges(x_BTHWC)
         buffer = state.buffer(self, x_BTHWC)
         buffer[:, PAST:] = x_BTHWC
-        return self.filled(buffer, state)
+        return summed(self.filled(buffer, state))
 
-    def filled(self, buffer_BTHWC: Tensor, state: CausalState) -> Tensor:
+    def filled(self, buffer_BTHWC: Tensor, state: CausalState) -> Stream:
         """Convolve a filled `CausalState.buffer`, T frames."""
         state.remember(self, buffer_BTHWC)
+        if state.has_all_rows and kernels.runs(buffer_BTHWC, "causal_sum_pad"):
+            assert self.bias is not None
+            return Unsummed(convolve(self, buffer_BTHWC, with_bias=False), self.bias)
         return convolve(self, buffer_BTHWC, state.padding(self.padding))
+
+
+@dataclass(frozen=True)
+class Unsummed:
+    """The result of a convolution without its bias, and without the shortcut of the block that it ends.
+
+    PyTorch adds each in a pass of its own on a GPU; the norm behind them reads all three at once instead.
+    """
+
+    x_BTHWC: Tensor
+    bias_C: Tensor
+    shortcut_BTHWC: Tensor | None = None
+
+
+Stream = Tensor | Unsummed
+"""Activations between two layers of the networks."""
+
+
+def summed(x: Stream) -> Tensor:
+    """Return the activations, [B, T, H, W, C]."""
+    if isinstance(x, Tensor):
+        return x
+    total_BTHWC = x.x_BTHWC.add_(x.bias_C)
+    return total_BTHWC if x.shortcut_BTHWC is None else total_BTHWC.add_(x.shortcut_BTHWC)
 
 
 class ResidualBlock(nn.Module):
@@ -129,10 +160,11 @@ class ResidualBlock(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels)
         self.conv_shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
-        h = norm_silu_conv(self.norm1, self.conv1, x_BTHWC, state)
-        h = norm_silu_conv(self.norm2, self.conv2, h, state)
-        return h.add_(x_BTHWC if self.conv_shortcut is None else pointwise(self.conv_shortcut, x_BTHWC))
+    def forward(self, x: Stream, state: CausalState | None) -> Stream:
+        h, x_BTHWC = norm_silu_conv(self.norm1, self.conv1, x, state)
+        h, _ = norm_silu_conv(self.norm2, self.conv2, h, state)
+        shortcut_BTHWC = x_BTHWC if self.conv_shortcut is None else pointwise(self.conv_shortcut, x_BTHWC)
+        return h.add_(shortcut_BTHWC) if isinstance(h, Tensor) else replace(h, shortcut_BTHWC=shortcut_BTHWC)
 
 
 class AttentionBlock(nn.Module):
@@ -159,9 +191,9 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([AttentionBlock(channels)])
         self.resnets = nn.ModuleList([ResidualBlock(channels, channels), ResidualBlock(channels, channels)])
 
-    def forward(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
+    def forward(self, x: Stream, state: CausalState | None) -> Stream:
         before, after = self.resnets
-        h, attention = before(x_BTHWC, state), self.attentions[0]
+        h, attention = summed(before(x, state)), self.attentions[0]
         return after(attention(h) if state is None else state.over_all_rows(attention, h), state)
 
 
@@ -174,7 +206,8 @@ class Upsample(nn.Module):
         self.resample: Any = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3)})
         self.time_conv = CausalConv3d(channels, channels * 2, space=1) if over_time else None
 
-    def forward(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
+    def forward(self, stream: Stream, state: CausalState | None) -> Tensor:
+        x_BTHWC = summed(stream)
         # A clip's first latent is one frame; to `time_conv` the clip begins behind it.
         if self.time_conv is not None and state is None:
             first, others = x_BTHWC[:, :1], x_BTHWC[:, 1:]
@@ -200,7 +233,8 @@ class Downsample(nn.Module):
         self.resample: Any = nn.ModuleDict({"1": nn.Conv2d(channels, channels, 3, stride=2)})
         self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if over_time else None
 
-    def forward(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
+    def forward(self, stream: Stream, state: CausalState | None) -> Tensor:
+        x_BTHWC = summed(stream)
         frames = F.pad(x_BTHWC.flatten(0, 1), (0, 0, 0, 1, 0, 1)).movedim(-1, 1)
         conv = self.resample["1"]
         x = convolve_pictures(frames, conv.weight, conv.bias, stride=2)
@@ -230,17 +264,18 @@ class UpBlock(nn.Module):
         return [*self.resnets, *self.upsamplers]
 
 
-def in_pieces(layers: Sequence[Any], x_BTHWC: Tensor, state: CausalState) -> Iterator[Tensor]:
+def in_pieces(layers: Sequence[Any], x: Stream, state: CausalState) -> Iterator[Stream]:
     """Pass x through causal layers that each keep to PIECE_ELEMENTS, so the inner ones run on more frames at a time.
 
     A layer's `growth` is how many times larger than its input its output may be.
     """
     if not layers:
-        yield x_BTHWC
+        yield x
         return
     layer, *others = layers
+    x_BTHWC = x if isinstance(x, Tensor) else x.x_BTHWC
     pieces = math.ceil(state.most_elements(x_BTHWC) * layer.growth / piece_elements(x_BTHWC.device))
-    for piece in x_BTHWC.tensor_split(min(pieces, x_BTHWC.shape[1]), dim=1):
+    for piece in [x] if pieces == 1 else summed(x).tensor_split(min(pieces, x_BTHWC.shape[1]), dim=1):
         yield from in_pieces(others, layer(piece, state), state)
 
 
@@ -270,7 +305,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x_BTHWC, state)
         for layer in (*self.down_blocks, self.mid_block):
             x = layer(x, state)
-        return norm_silu_conv(self.norm_out, self.conv_out, x, state)
+        return summed(norm_silu_conv(self.norm_out, self.conv_out, x, state)[0])
 
 
 class Decoder(nn.Module):
@@ -294,14 +329,14 @@ class Decoder(nn.Module):
         """Yield pieces of consecutive frames [B, t, 8H, 8W, C]."""
         x = self.conv_in(z_BTHWC, state)
         for piece in in_pieces(self._layers, x, state):
-            yield norm_silu_conv(self.norm_out, self.conv_out, piece, state)
+            yield summed(norm_silu_conv(self.norm_out, self.conv_out, piece, state)[0])
 
     def whole(self, z_BTHWC: Tensor) -> Tensor:
         """Return all frames of a clip's latents at once, [B, T, 8H, 8W, C]; gradients are recorded."""
         x = self.conv_in(z_BTHWC, None)
         for layer in self._layers:
             x = layer(x, None)
-        return norm_silu_conv(self.norm_out, self.conv_out, x, None)
+        return summed(norm_silu_conv(self.norm_out, self.conv_out, x, None)[0])
 
     @property
     def _layers(self) -> list[nn.Module]:
@@ -402,13 +437,22 @@ def frames_to_uint8(frames_BCTHW: Tensor) -> Tensor:
     return levels.round_().to(torch.uint8).contiguous()
 
 
-def norm_silu_conv(norm: ChannelNorm, conv: CausalConv3d, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
+def norm_silu_conv(
+    norm: ChannelNorm, conv: CausalConv3d, x: Stream, state: CausalState | None
+) -> tuple[Stream, Tensor]:
+    """Return the convolution of the norm of x through SiLU, and x: with its shortcut added, if it comes without."""
+    gamma = norm.gamma.flatten()
+    if isinstance(x, Unsummed):
+        assert state is not None, "only pieces of a clip come so"
+        past, buffer = state.remembered(conv), state.unfilled(x.x_BTHWC)
+        buffer = kernels.causal_sum_pad(x.x_BTHWC, x.bias_C, x.shortcut_BTHWC, past, buffer, gamma)
+        return conv.filled(buffer, state), x.x_BTHWC
     if state is None:
-        return convolve(conv, DifferentiableNorm.apply(x_BTHWC, norm.gamma.flatten(), PAST, True))
-    x_BTHWC = state.with_edges(x_BTHWC)
-    if kernels.runs(x_BTHWC, "causal_pad"):
-        past, buffer = state.remembered(conv), state.unfilled(x_BTHWC)
-        return conv.filled(kernels.causal_pad(x_BTHWC, past, buffer, norm.gamma.flatten(), silu=True), state)
-    buffer = state.buffer(conv, x_BTHWC)
-    norm.into(buffer[:, PAST:], x_BTHWC, silu=True)
-    return conv.filled(buffer, state)
+        return convolve(conv, DifferentiableNorm.apply(x, gamma, PAST, True)), x
+    with_edges = state.with_edges(x)
+    if kernels.runs(x, "causal_pad"):
+        past, buffer = state.remembered(conv), state.unfilled(with_edges)
+        return conv.filled(kernels.causal_pad(with_edges, past, buffer, gamma, silu=True), state), x
+    buffer = state.buffer(conv, with_edges)
+    norm.into(buffer[:, PAST:], with_edges, silu=True)
+    return conv.filled(buffer, state), x

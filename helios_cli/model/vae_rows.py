@@ -27,6 +27,8 @@ from helios_cli.units import PIXELS_PER_CELL
 class Rows(CausalState):
     """The causal state of a clip of which this rank decodes some rows. `counts`: rows of the latents of every rank."""
 
+    has_all_rows = False
+
     def __init__(self, exchange: Exchange, counts: Sequence[int]) -> None:
         super().__init__()
         self.exchange, self.counts = exchange, counts

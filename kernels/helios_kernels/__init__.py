@@ -17,7 +17,7 @@ from helios_kernels.modulation import (
 from helios_kernels.qk_norm_rope import qk_norm_rope
 from helios_kernels.quantize import quantize
 from helios_kernels.sampler import dmd_step, renoise
-from helios_kernels.vae_norm_silu import causal_pad, vae_norm_silu
+from helios_kernels.vae_norm_silu import causal_pad, causal_sum_pad, vae_norm_silu
 
 __all__ = [
     "Backend",
@@ -25,6 +25,7 @@ __all__ = [
     "attention_takes",
     "backend",
     "causal_pad",
+    "causal_sum_pad",
     "dmd_step",
     "find_triton",
     "gated_residual",

@@ -167,6 +167,7 @@ def test_what_is_tuned_is_there():
         "gated_residual_layer_norm",
         "attention_pointers",
         "causal_pad",
+        "causal_sum_pad",
         "renoise",
         "dmd_step",
     } == set(OPS)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from helios_cli.model import ops
 from helios_cli.model.attention import attention
-from helios_cli.model.vae import ChannelNorm
+from helios_cli.model.vae import ChannelNorm, Unsummed, summed
 from helios_cli.sampling.schedule import Stage
 from helios_cli.sampling.solvers import DMD
 from helios_kernels.check import OPS
@@ -84,6 +84,12 @@ def causal_pad(x_BTHWC, past_BPHWC, out_BTHWC, gamma_C, silu):
     return buffer
 
 
+def causal_sum_pad(x_BTHWC, bias_C, shortcut_BTHWC, past_BPHWC, out_BTHWC, gamma_C):
+    total = summed(Unsummed(x_BTHWC.clone(), bias_C, shortcut_BTHWC))
+    padded = causal_pad(total, past_BPHWC, out_BTHWC, gamma_C, silu=True)
+    return (padded,) if shortcut_BTHWC is None else (padded, total)
+
+
 OURS = {
     "modulated_norm": modulated_norm,
     "layer_norm": layer_norm,
@@ -97,6 +103,7 @@ OURS = {
     "dmd_step": dmd_step,
     "vae_norm_silu": vae_norm_silu,
     "causal_pad": causal_pad,
+    "causal_sum_pad": causal_sum_pad,
 }
 CASES = [
     pytest.param(op, case, id=f"{op.name}-{case.id}")

@@ -37,3 +37,25 @@ def causal_pad(
     from helios_kernels.vae_norm_silu.kernel import run
 
     return run(x_BTHWC, past_BPHWC, gamma_C, out_BTHWC, silu=silu)
+
+
+def causal_sum_pad(
+    x_BTHWC: Tensor,
+    bias_C: Tensor,
+    shortcut_BTHWC: Tensor | None,
+    past_BPHWC: Tensor | None,
+    out_BTHWC: Tensor,
+    gamma_C: Tensor,
+) -> Tensor:
+    """Fill `out` as `causal_pad` does, with SiLU, from `x + bias + shortcut`, rounded after each sum; return it.
+
+    With a `shortcut` the sum replaces x. `x` and `shortcut` are contiguous within each batch item.
+    """
+    if not runs(x_BTHWC, "causal_sum_pad"):
+        padded, total = reference.causal_sum_pad(x_BTHWC, bias_C, shortcut_BTHWC, past_BPHWC, out_BTHWC, gamma_C)
+        if shortcut_BTHWC is not None:
+            x_BTHWC.copy_(total)
+        return out_BTHWC.copy_(padded)
+    from helios_kernels.vae_norm_silu.kernel import run
+
+    return run(x_BTHWC, past_BPHWC, gamma_C, out_BTHWC, silu=True, bias=bias_C, shortcut=shortcut_BTHWC)

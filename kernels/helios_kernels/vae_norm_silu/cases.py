@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from helios_kernels.case import BF16, Case, Op, outliers
-from helios_kernels.vae_norm_silu import causal_pad, reference, vae_norm_silu
+from helios_kernels.vae_norm_silu import causal_pad, causal_sum_pad, reference, vae_norm_silu
 
 PAST = 2
 
@@ -40,6 +40,24 @@ def _pad_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     }
 
 
+def _sum_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    """Draw what a residual block adds, and what the norm behind it reads."""
+    padded = _pad_inputs(Case(case.id, {**case.sizes, "norm": True}), dtype, device)
+    del padded["silu"]
+    shortcut = _frames(case, case.sizes["T"], dtype, device) if case.sizes.get("shortcut") else None
+    return {**padded, "bias_C": torch.randn(case.sizes["C"], device=device).to(dtype), "shortcut_BTHWC": shortcut}
+
+
+def _sum_pad(**inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the sum as well, where it is kept."""
+    out = causal_sum_pad(**inputs)
+    return (out,) if inputs["shortcut_BTHWC"] is None else (out, inputs["x_BTHWC"])
+
+
+def _reference_sum_pad(**inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return reference.causal_sum_pad(**inputs)[: 1 if inputs["shortcut_BTHWC"] is None else 2]
+
+
 def _bytes(case: Case, itemsize: int) -> int:
     sizes = case.sizes
     return 2 * sizes.get("B", 1) * sizes["T"] * sizes["H"] * sizes["W"] * sizes["C"] * itemsize
@@ -49,6 +67,11 @@ def _pad_bytes(case: Case, itemsize: int) -> int:
     """Count reads and writes; at the start of a clip zeros are written in place of remembered frames."""
     sizes, frames = case.sizes, 2 * (case.sizes["T"] + PAST) - (PAST if case.sizes.get("first") else 0)
     return sizes.get("B", 1) * frames * sizes["H"] * sizes["W"] * sizes["C"] * itemsize
+
+
+def _sum_bytes(case: Case, itemsize: int) -> int:
+    """Count `_pad_bytes`, and the shortcut and the sum."""
+    return _pad_bytes(case, itemsize) + (_bytes(case, itemsize) if case.sizes.get("shortcut") else 0)
 
 
 WIDTHS = ((384, 16, 96, 160), (192, 11, 192, 320), (96, 5, 384, 640))
@@ -101,4 +124,32 @@ CAUSAL_PAD = Op(
     written=("out_BTHWC",),
 )
 
-OPS = (VAE_NORM_SILU, CAUSAL_PAD)
+CAUSAL_SUM_PAD = Op(
+    name="causal_sum_pad",
+    run=_sum_pad,
+    reference=_reference_sum_pad,
+    inputs=_sum_inputs,
+    cases=(
+        *(
+            Case(f"C{C}-{H}x{W}-shortcut", {"T": T, "H": H, "W": W, "C": C, "shortcut": True}, real=True, compiled=BF16)
+            for C, T, H, W in WIDTHS
+        ),
+        *(Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True, compiled=BF16) for C, T, H, W in WIDTHS),
+        *(
+            Case(
+                f"C{C}-{H}x{W}-first{'-shortcut' if shortcut else ''}",
+                {"T": 1, "H": H, "W": W, "C": C, "first": True, "shortcut": shortcut},
+                compiled=BF16,
+            )
+            for C, _, H, W in WIDTHS
+            for shortcut in (True, False)
+        ),
+        Case("C96-B2-shortcut", {"B": 2, "T": 4, "H": 12, "W": 20, "C": 96, "shortcut": True}),
+        Case("C16-B2-first", {"B": 2, "T": 1, "H": 12, "W": 20, "C": 16, "first": True}),
+        Case("C5-T1-first-shortcut", {"T": 1, "H": 3, "W": 9, "C": 5, "first": True, "shortcut": True}),
+    ),
+    moved_bytes=_sum_bytes,
+    written=("out_BTHWC", "x_BTHWC"),
+)
+
+OPS = (VAE_NORM_SILU, CAUSAL_PAD, CAUSAL_SUM_PAD)

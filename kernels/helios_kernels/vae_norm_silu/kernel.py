@@ -15,13 +15,16 @@ def vae_norm_silu_kernel(
     past,  # [B, past positions, C]
     gamma,  # [C]
     out,  # [B, past and x, C]
+    bias,  # [C]
+    shortcut,  # [B, positions, C]
     count,  # positions of out
     past_count,
-    x_b, past_b, out_b,  # strides in elements; within a batch item all are contiguous
+    x_b, past_b, out_b, shortcut_b,  # strides in elements; within a batch item all are contiguous
     EPS: tl.constexpr,
     ROOT: tl.constexpr,  # sqrt(C)
-    HAS_PAST: tl.constexpr, NORM: tl.constexpr, SILU: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    HAS_PAST: tl.constexpr, NORM: tl.constexpr, SILU: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_SHORTCUT: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
     rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
@@ -29,7 +32,16 @@ def vae_norm_silu_kernel(
     own = rows - past_count
     inside = (rows < count) & (columns < C)
 
-    tile = tl.load(x + batch * x_b + own * C + columns, inside & (own >= 0), other=0.0).to(tl.float32)
+    places = x + batch * x_b + own * C + columns
+    tile = tl.load(places, inside & (own >= 0), other=0.0).to(tl.float32)
+    if HAS_BIAS:  # rounded after each sum, as separate passes would
+        tile += tl.load(bias + columns, columns < C, other=0.0).to(tl.float32)
+        tile = tile.to(x.dtype.element_ty).to(tl.float32)
+    if HAS_SHORTCUT:
+        added = tl.load(shortcut + batch * shortcut_b + own * C + columns, inside & (own >= 0), other=0.0)
+        total = (tile + added.to(tl.float32)).to(x.dtype.element_ty)
+        tl.store(places, total, inside & (own >= 0))
+        tile = total.to(tl.float32)
     if NORM:
         length = tl.sqrt(tl.sum(tile * tile, axis=1))
         factor = tl.load(gamma + columns, columns < C, other=0.0).to(tl.float32) * ROOT
@@ -37,29 +49,42 @@ def vae_norm_silu_kernel(
     if SILU:
         root = tl.rsqrt(1.0 + tl.exp2(-1.4426950408889634 * tile))  # as in quantize's tanh_gelu
         tile = tile * (root * root)
+    if HAS_BIAS and not HAS_PAST:
+        tile = tl.where(own < 0, 0.0, tile)
     if HAS_PAST:
         remembered = tl.load(past + batch * past_b + rows * C + columns, inside & (own < 0), other=0.0).to(tl.float32)
         tile = tl.where(own < 0, remembered, tile)
     tl.store(out + batch * out_b + rows * C + columns, tile.to(out.dtype.element_ty), inside)
 
 
-def run(x: Tensor, past: Tensor | None, gamma: Tensor | None, out: Tensor, silu: bool) -> Tensor:
-    """Fill `out` with the frames of `past`, or zeros, and then x, normed if there is a `gamma`."""
+def run(
+    x: Tensor,
+    past: Tensor | None,
+    gamma: Tensor | None,
+    out: Tensor,
+    silu: bool,
+    bias: Tensor | None = None,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """Fill `out` with the frames of `past`, or zeros, and then x, normed if there is a `gamma`.
+
+    `bias` and `shortcut` are added to x first; with a shortcut the sum is kept in x."""
     B, T, H, W, C = x.shape
     padded = out.shape[1] - T
     # A convolution may have left another layout, which a copy corrects; the buffers are the caller's own.
+    assert shortcut is None or (x[0].is_contiguous() and shortcut[0].is_contiguous())
     x = x if x[0].is_contiguous() else x.contiguous()
     assert out[0].is_contiguous() and (past is None or past[0].is_contiguous())
     assert past is None or past.shape == (B, padded, H, W, C)
     tile = row_tile("vae_norm_silu", C)
     count = out.shape[1] * H * W
-    stand_in = x if past is None else past
+    stand_in, added = x if past is None else past, x if shortcut is None else shortcut
     launch(
         vae_norm_silu_kernel,
         (triton.cdiv(count, tile.rows), B),
-        x, stand_in, x if gamma is None else gamma, out, count, padded * H * W,
-        x.stride(0), stand_in.stride(0), out.stride(0),
+        x, stand_in, x if gamma is None else gamma, out, x if bias is None else bias, added,
+        count, padded * H * W, x.stride(0), stand_in.stride(0), out.stride(0), added.stride(0),
         config=tile.config, EPS=NORM_EPS, ROOT=C**0.5, HAS_PAST=past is not None, NORM=gamma is not None, SILU=silu,
-        C=C, ROWS=tile.rows, BLOCK=tile.block,
+        HAS_BIAS=bias is not None, HAS_SHORTCUT=shortcut is not None, C=C, ROWS=tile.rows, BLOCK=tile.block,
     )  # fmt: skip
     return out

@@ -29,3 +29,18 @@ def causal_pad(
         past_BPHWC = x_BTHWC.new_zeros(B, out_BTHWC.shape[1] - T, H, W, C)
     x = x_BTHWC if gamma_C is None else vae_norm_silu(x_BTHWC, gamma_C, silu=silu)
     return torch.cat([past_BPHWC, x], dim=1)
+
+
+def causal_sum_pad(
+    x_BTHWC: Tensor,
+    bias_C: Tensor,
+    shortcut_BTHWC: Tensor | None,
+    past_BPHWC: Tensor | None,
+    out_BTHWC: Tensor,
+    gamma_C: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the padded frames and the sum, both new tensors."""
+    total = x_BTHWC + bias_C
+    if shortcut_BTHWC is not None:
+        total = total + shortcut_BTHWC
+    return causal_pad(total, past_BPHWC, out_BTHWC, gamma_C, silu=True), total
