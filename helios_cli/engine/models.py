@@ -370,6 +370,7 @@ class Models:
             self._vae = self._load("vae", lambda: WanVAE(self.vae_config), self.vae_dtype, frozenset())
         elif not self._bring_back("vae"):
             return self._vae
+        self._vae.prepare()
         if self.placement.mode == "model":
             self._read_ahead("transformer")
         return self._vae

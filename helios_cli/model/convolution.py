@@ -46,18 +46,19 @@ def pointwise(conv: Any, x: Tensor) -> Tensor:
     return F.linear(x.to(wide), conv.weight.flatten(1).to(wide), conv.bias.to(wide)).to(x.dtype)
 
 
-def upsample_conv(conv: Any, x_BTHWC: Tensor, padding: tuple[int, ...] = (1, 1)) -> Tensor:
+def upsample_conv(
+    conv: Any, x_BTHWC: Tensor, padding: tuple[int, ...] = (1, 1), folded: Tensor | None = None
+) -> Tensor:
     """Apply nearest-neighbour doubling and a 3x3 convolution with zero padding, [B, T, 2H, 2W, conv.out_channels].
 
-    `padding` is (0, 1) where x has the rows above and below its own.
+    `padding` is (0, 1) where x has the rows above and below its own; `folded` is what `fold_upsampling` makes of the
+    weight, if it was made before.
 
     On doubled pixels the nine taps of an output pixel fall on 2x2 input pixels, so four 2x2 convolutions of the small
     picture, one for each position in the doubled pixel, do the work of one 3x3 on the large: 16 products instead of 36,
     and no large picture of all channels. They run as one convolution with four times the outputs.
     """
-    weight = conv.weight.to(working_dtype(conv.weight))
-    weight = fold_taps(fold_taps(weight, dim=2), dim=4)  # [2, 2, out, in, 2, 2]: column, row position first
-    weight = weight.transpose(0, 1).flatten(0, 2).to(x_BTHWC.dtype)
+    weight = (fold_upsampling(conv.weight) if folded is None else folded).to(x_BTHWC.dtype)
     small = x_BTHWC.flatten(0, 1).movedim(-1, 1)
     # [B*T, H + 1, W + 1, 4 * C]
     y = channels_last(convolve_pictures(small, weight, conv.bias.repeat(4), padding=padding))
@@ -89,6 +90,12 @@ class Interleave(torch.autograd.Function):
         places = Interleave.places(grad_y)
         places.copy_(grad.reshape(places.shape))
         return grad_y
+
+
+def fold_upsampling(weight: Tensor) -> Tensor:
+    """Return the weight [4 * out, in, 2, 2] of the small picture for that of the large one, [out, in, 3, 3]."""
+    folded = fold_taps(fold_taps(weight.to(working_dtype(weight)), dim=2), dim=4)  # [2, 2, out, in, 2, 2]
+    return folded.transpose(0, 1).flatten(0, 2).to(weight.dtype)  # column position first, then row
 
 
 def fold_taps(weight: Tensor, dim: int) -> Tensor:

@@ -34,7 +34,14 @@ import helios_kernels as kernels
 from helios_cli.architecture import VAEConfig
 from helios_cli.model.attention import scaled_dot_product
 from helios_cli.model.channel_norm import ChannelNorm, DifferentiableNorm, working_dtype
-from helios_cli.model.convolution import channels_last, convolve, convolve_pictures, pointwise, upsample_conv
+from helios_cli.model.convolution import (
+    channels_last,
+    convolve,
+    convolve_pictures,
+    fold_upsampling,
+    pointwise,
+    upsample_conv,
+)
 from helios_cli.units import FRAMES_PER_LATENT, PIECE_ELEMENTS, PIXELS_PER_CELL
 
 PAST = 2
@@ -205,6 +212,11 @@ class Upsample(nn.Module):
         self.growth = 4 if over_time else 2
         self.resample: Any = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3)})
         self.time_conv = CausalConv3d(channels, channels * 2, space=1) if over_time else None
+        self.folded: Tensor | None = None
+
+    def _apply(self, *arguments: Any, **how: Any) -> Any:
+        self.folded = None  # weights that move or change their type are to be prepared again
+        return super()._apply(*arguments, **how)
 
     def forward(self, stream: Stream, state: CausalState | None) -> Tensor:
         x_BTHWC = summed(stream)
@@ -217,7 +229,7 @@ class Upsample(nn.Module):
         conv = self.resample["1"]
         if state is None:
             return upsample_conv(conv, x_BTHWC)
-        return upsample_conv(conv, state.with_edges(x_BTHWC), state.padding((1, 1)))
+        return upsample_conv(conv, state.with_edges(x_BTHWC), state.padding((1, 1)), self.folded)
 
     def _double(self, x_BTHWC: Tensor, state: CausalState | None) -> Tensor:
         assert self.time_conv is not None
@@ -353,6 +365,20 @@ class WanVAE(nn.Module):
         self.quant_conv = nn.Conv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.post_quant_conv = nn.Conv3d(config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config)
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Fold the weights of upsampling and lay all weights out as a GPU's convolutions read them, once for all calls.
+
+        Call it when the weights are where they will stay, and again when they have changed.
+        """
+        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Conv3d) and layer.weight.is_cuda and math.prod(layer.kernel_size) > 1:
+                layer.weight.data = layer.weight.data.contiguous(memory_format=layouts[layer.weight.dim()])
+            if isinstance(layer, Upsample):
+                folded = fold_upsampling(layer.resample["1"].weight)
+                layer.folded = folded.contiguous(memory_format=torch.channels_last) if folded.is_cuda else folded
 
     @torch.no_grad()
     def decode(self, latents_BCTHW: Tensor, state: CausalState | None = None) -> Iterator[Tensor]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helios_cli.architecture import DiTConfig
 from helios_cli.bench.specs import VAE
@@ -14,6 +17,7 @@ from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.sampling.schedule import Stage
 from helios_cli.sampling.solvers import DMD
+from helios_cli.units import PIECE_ELEMENTS
 from helios_cli.weights.fp8 import is_fp8
 from helios_kernels import renoise
 from helios_kernels.dispatch import FP8_CHIPS, compiling_for
@@ -84,3 +88,48 @@ def test_the_stream_is_read_once_at_each_border():
     sums = [launch.constants for launch in started if launch.kernel.__name__ == "gated_residual_kernel"]
     assert all(constants["HAS_NORM"] for constants in sums)
     assert [constants["HAS_GATE"] for constants in sums] == [True, False, True] * 2
+
+
+class Passes(TorchDispatchMode):
+    """Counts the bytes of sums and copies around the VAE's convolutions, and of the biases that PyTorch adds to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        name = operation._overloadpacket.__name__
+        if name in ("add_", "copy_"):
+            added = args[1].nbytes if name == "add_" and args[1].shape == out.shape else 0
+            self.moved += 2 * out.nbytes + added
+        if name == "convolution" and args[2] is not None:
+            self.moved += 2 * out.nbytes
+        return out
+
+
+def moved_by(started: Launch) -> int:
+    """Count what `vae_norm_silu_kernel` reads and writes."""
+    tensors = dict(zip((parameter.name for parameter in started.kernel.params), started.args, strict=False))
+    moved = tensors["x"].nbytes + tensors["out"].nbytes
+    if started.constants["HAS_PAST"]:
+        moved += tensors["past"].nbytes
+    if started.constants["HAS_SHORTCUT"]:
+        moved += 2 * tensors["x"].nbytes
+    return moved
+
+
+@pytest.mark.parametrize("exponent", [26, 28])
+def test_the_passes_of_a_decode(exponent, monkeypatch):
+    """Bytes around the convolutions of a chunk of 640x384, in the README; interleaving is a copy of 6 GB more."""
+    monkeypatch.setitem(PIECE_ELEMENTS, "cpu", 2**exponent)
+    monkeypatch.setitem(PIECE_ELEMENTS, "cuda", 2**exponent)
+    vae = on_meta(lambda: WanVAE(VAEConfig.from_json(VAE)).bfloat16())
+    latents = torch.empty(1, 16, 9, 48, 80, device=META)
+    with torch.no_grad(), compiling_for("sm_90"), recorded() as launches, Passes() as passes:
+        for frames in vae.decode(latents):
+            del frames
+    moved = passes.moved + sum(map(moved_by, launches))
+    readme = (Path(__file__).parents[2] / "kernels/README.md").read_text()
+    (recorded_gb,) = re.findall(rf"^\| 2\^{exponent} \|.*\| (\d+) \|$", readme, re.MULTILINE)
+    assert int(recorded_gb) == round(moved / 1e9)

@@ -149,6 +149,18 @@ def test_the_size_of_pieces_does_not_change_the_result(ours, whole, monkeypatch,
     torch.testing.assert_close(encode(ours, clip(17)), latents, atol=TOLERANCE, rtol=0)
 
 
+def test_weights_that_are_prepared_decode_the_same():
+    """Twice, with other weights in between: what was made of the first ones is not taken for the second."""
+    ours = make_ours(**WAN)
+    for scale in (1.0, 2.0):
+        with torch.no_grad():
+            ours.decoder.up_blocks[0].upsamplers[0].resample["1"].weight.mul_(scale)
+        expected = our_decode(ours, chunk())
+        ours.prepare()
+        assert torch.equal(our_decode(ours, chunk()), expected)
+        ours.to(torch.float64).to(torch.float32)
+
+
 def test_chunks_do_not_see_each_other(ours):
     alone = our_decode(ours, chunk(3, seed=8))
     interleaved = []
