@@ -31,7 +31,7 @@ _SYNTAX = (
     (re.compile(r"^shot:[ \t]*$", re.MULTILINE), "a recipe in YAML", ".yaml"),
     (re.compile(r"\A\s*[{\[]\s*[{\"]"), "JSON", ".json, or .jsonl"),
     (re.compile(r"^[0-9:]+[,.][0-9]+\s*-->", re.MULTILINE), "a list of subtitles", ".srt"),
-    (re.compile(r"\A\s*\"?id\"?\s*[,;\t]\s*\"?prompt_index\b"), "a table", ".csv"),
+    (re.compile(r"\A\s*\"?id\"?\s*[,;\t]\s*\"?prompt(_index)?\b"), "a table", ".csv"),
 )
 
 

@@ -1,4 +1,5 @@
-"""Shot lists of other tools: the official interactive CSV, LongLive's JSONL, vLLM-Omni's prompt updates, SRT subtitles.
+"""Shot lists of other tools: the official interactive CSV, HeliosBench's CSV, LongLive's JSONL, vLLM-Omni's prompt
+updates, SRT subtitles.
 
 Each reader gives `Draft`s: recipe values with their lines. A CSV or JSONL file may hold several films.
 """
@@ -9,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -24,27 +25,33 @@ from helios_cli.visible import printable
 
 @dataclass
 class Draft:
-    """One film before validation. `name` is "" if its file has only one; `suffix` is that of a recipe."""
+    """One film before validation. `name` is "" if its file has only one; `suffix` is that of a recipe. `stem` is the
+    output's whole name if the list sets it."""
 
     tree: Any
     lines: Lines
     notices: list[str] = field(default_factory=list)
     name: str = ""
     suffix: str = ""
+    stem: str = ""
 
 
 MAX_COLUMNS = 100
 CSV_COLUMNS = ("id", "prompt_index", "prompt", "refined_prompt", "seconds", "transition")
+BENCH_COLUMNS = ("id", "prompt", "refined_prompt", "duration")
 _HEADER = "the first line must be id,prompt_index,prompt, or prompt alone"
 
 
 def read_csv(text: str, problems: Problems) -> list[Draft]:
     """Read the official interactive list: a film for each `id`, its shots in the order of `prompt_index`.
 
-    Without these two columns it is one film, in the order of its lines.
+    Without these two columns it is one film, in the order of its lines. With `id` and `duration` it is HeliosBench's.
     """
+    rows = list(_csv_rows(text, problems))
+    if rows and _is_bench(rows[0][1]):
+        return _bench_films(rows, problems)
     films: dict[str, dict[int, tuple[int, dict]]] = {}
-    for number, (line, row) in enumerate(_csv_rows(text, problems)):
+    for number, (line, row) in enumerate(rows):
         written = row.get("prompt_index", str(number))
         if not re.fullmatch("[0-9]{1,9}", written):
             problems.add(f'"{printable(written)}" is not a whole number', line=line, key="prompt_index")
@@ -60,6 +67,36 @@ def read_csv(text: str, problems: Problems) -> list[Draft]:
         ordered = [shots[index] for index in sorted(shots)]
         lines: dict[Place, int] = {("shot", i): line for i, (line, _) in enumerate(ordered)}
         drafts.append(Draft({"shot": [shot for _, shot in ordered]}, lines, name=name if len(films) > 1 else ""))
+    return drafts
+
+
+def _is_bench(columns: Collection[str]) -> bool:
+    return {"id", "duration"} <= set(columns) and "prompt_index" not in columns
+
+
+def _bench_films(rows: list[tuple[int, dict[str, str]]], problems: Problems) -> list[Draft]:
+    """Read HeliosBench's list: a film of one shot in each line, as many frames long as `duration` says.
+
+    The films are named as its scripts look for them: by `id`, the frames to be made, and those that were made.
+    """
+    drafts: list[Draft] = []
+    lines: dict[str, int] = {}
+    for line, row in rows:
+        name, written = row["id"], row["duration"]
+        if not re.fullmatch("[0-9]{1,9}", name):
+            problems.add(f'"{printable(name)}" is not a whole number', line=line, key="id")
+        elif name in lines:
+            problems.add(f"line {lines[name]} already has film {name}", line=line, key="id")
+        if not re.fullmatch("[0-9]{1,8}", written) or not int(written):
+            message, suggestion = f'"{printable(written)}" is not a number of frames', "write 240 for 10 s at 24 fps"
+            problems.add(message, line=line, key="duration", suggestion=suggestion)
+            continue
+        lines.setdefault(name, line)
+        tree = {"frames": int(written), "shot": [{"prompt": row.get("refined_prompt") or row["prompt"]}]}
+        places: dict[Place, int] = {(): line, ("shot", 0): line}
+        drafts.append(Draft(tree, places, name=name, stem=f"{name}_{int(written)}_ori{int(written)}"))
+    if drafts:
+        drafts[0].notices.append("durations are counted in frames, as in HeliosBench")
     return drafts
 
 
@@ -99,12 +136,15 @@ def _csv_rows(text: str, problems: Problems) -> Iterator[tuple[int, dict[str, st
 def _check_header(header: list[str], line: int, problems: Problems) -> None:
     if len(header) > MAX_COLUMNS or not any(nearest(column, CSV_COLUMNS) for column in header):
         problems.refuse("the first line has no column names", line=line, suggestion=_HEADER)
-    unknown = dict.fromkeys(column for column in header if column not in CSV_COLUMNS or header.count(column) > 1)
+    columns = BENCH_COLUMNS if _is_bench(header) else CSV_COLUMNS
+    unknown = dict.fromkeys(column for column in header if column not in columns or header.count(column) > 1)
     for column in unknown:
-        message, suggestion = "unknown or repeated column", _advice(column, CSV_COLUMNS)
+        message, suggestion = "unknown or repeated column", _advice(column, columns)
         problems.add(message, line=line, key=column, suggestion=suggestion)
-    needed = ("id", "prompt_index", "prompt") if {"id", "prompt_index"} & set(header) else ("prompt",)
-    present = {*header, *(nearest(column, CSV_COLUMNS) for column in unknown)}
+    needed: tuple[str, ...] = ("prompt",)
+    if {"id", "prompt_index"} & set(header) and not _is_bench(header):
+        needed = ("id", "prompt_index", "prompt")
+    present = {*header, *(nearest(column, columns) for column in unknown)}
     for column in needed:
         if column not in present:
             problems.add("the column is missing", line=line, key=column, suggestion=_HEADER)

@@ -115,7 +115,7 @@ def _films(drafts: list[Draft], path: Path, problems: Problems) -> list[Film]:
             reported = {(problem.line, problem.shot) for problem in problems.all}
             problems.all += [problem for problem in own.all if (problem.line, problem.shot) not in reported]
             continue
-        name = f"{path.stem}-{_slug(draft.name)}" if draft.name else path.stem
+        name = draft.stem or (f"{path.stem}-{_slug(draft.name)}" if draft.name else path.stem)
         folder = Path(os.path.abspath(path.parent))
         films.append(Film(name, problems.file, recipe, folder, tuple(draft.notices), draft.lines))
     problems.all.sort(key=lambda problem: problem.line or 0)

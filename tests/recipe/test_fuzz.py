@@ -91,7 +91,7 @@ PIECES = {
     ],
     ".csv": [
         *["id,prompt_index,prompt\n", "1,0,a\n", '"', ",", "\n", "seconds", "transition", "1", "\r", ";", "sep=;\n"],
-        *["prompt", "\t", "“"],
+        *["prompt", "\t", "“", "id,prompt,duration\n", "1,a,81\n", "duration"],
     ],
     ".jsonl": ['{"prompts":["a","b"]', ',"switch_frames":[', "48", "]", "}", "\n", "{", '"'],
     ".srt": [

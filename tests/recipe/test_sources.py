@@ -271,6 +271,44 @@ def test_a_list_of_several_films(tmp_path):
     assert [(f.name, [s.prompt for s in f.recipe.shots]) for f in films] == [("list-1", ["a", "c"]), ("list-2", ["b"])]
 
 
+BENCH = 'id,prompt,duration\n7,"A kite, over a beach.",81\n12,A lighthouse at night.,1440\n3,Rain on a window.,240\n'
+
+
+def test_the_list_of_heliosbench(tmp_path):
+    """Its scripts find films by `*_*_ori*.mp4`, and take the number before the first `_` for the id."""
+    path = tmp_path / "list.csv"
+    path.write_text(BENCH)
+    films = read_films([str(path)])
+    assert [found.name for found in films] == ["7_81_ori81", "12_1440_ori1440", "3_240_ori240"]
+    assert [found.recipe.frames for found in films] == [81, 1440, 240]
+    assert shots(films[0]) == [("A kite, over a beach.", None, "blend")]
+    assert [found.line("shot", 0) for found in films] == [2, 3, 4]
+    assert [len(found.notices) for found in films] == [1, 0, 0] and "frames" in films[0].notices[0]
+    assert film(tmp_path / "one.csv", "id;prompt;duration\n0007;a, b;120\n").name == "0007_120_ori120"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("id,prompt,duration\n1,a,10s", 2, "duration"),
+        ("id,prompt,duration\n1,a,0", 2, "duration"),
+        ("id,prompt,duration\n1,a,", 2, "duration"),
+        ("id,prompt,duration\n1,a,99999999", 2, "frames"),
+        ("id,prompt,duration\n1,a,81\n1,b,81", 3, "id"),
+        ("id,prompt,duration\nkite,a,81", 2, "id"),
+        ("id,prompt,duration\n1,,81", 2, "prompt"),
+        ("id,prompt,duration,seconds\n1,a,81,3", 1, "seconds"),
+        ("id,promt,duration\n1,a,81", 1, "promt"),
+        ("id,duration\n1,81", 1, "prompt"),
+        ("prompt,duration\na,81", 1, "duration"),
+        ("id,prompt_index,prompt,duration\n1,0,a,81", 1, "duration"),
+    ],
+)
+def test_errors_in_a_list_of_heliosbench_have_lines(tmp_path, text, line, key):
+    found = problems(tmp_path / "list.csv", text)
+    assert (line, key) in [(p.line, p.key) for p in found]
+
+
 @pytest.mark.parametrize(
     ("text", "line", "key"),
     [
