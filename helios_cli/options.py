@@ -14,9 +14,11 @@ import typer
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.options import DtypeChoice, OffloadChoice, QuantChoice, RenderOptions, read_flag
+from helios_cli.recipe.sound import Fit
 from helios_cli.recipe.values import parse_size, parse_steps
 
-LENGTH, LOOK, START, OUTPUT, MACHINE, FARM = "Length", "Picture", "Start", "Output", "Machine", "Many GPUs"
+LENGTH, LOOK, START, SOUND, OUTPUT = "Length", "Picture", "Start", "Sound", "Output"
+MACHINE, FARM = "Machine", "Many GPUs"
 MAX_TAKES = 100
 
 _SOURCE = typer.Argument(
@@ -60,6 +62,18 @@ SHARED = {
         "--reanchor",
         panel=START,
         default=False,
+    ),
+    "audio": _option(
+        str | None, "Sound file under the film; none leaves out the recipe's.", metavar="FILE", panel=SOUND
+    ),
+    "audio_fit": _option(
+        Fit | None,
+        "Fit of the sound: trim cuts it at the film's end, loop repeats it, pad keeps it whole. (default: trim)",
+        metavar="FIT",
+        panel=SOUND,
+    ),
+    "audio_fade": _option(
+        float | None, "Seconds in which the sound fades out where it is cut. (default: 0.5)", panel=SOUND
     ),
     "output": _option(
         str | None,

@@ -82,7 +82,7 @@ def live(
     path = recipe_path(target)
     recipe_file = RecipeFile(path, _render_command(context, path, output))
     first = first_shot(prompt)
-    job = find_jobs([], replace(options, output=output), [film_to_be(path, first)])[0]
+    job = find_jobs([], replace(options, output=output), [film_to_be(path, first)], is_live=True)[0]
     check_recipe(path, target, recipe_file.command, force=options.force)
     check_encoding([job])
 

@@ -32,12 +32,14 @@ from helios_cli.device import Device, find_device, find_vae_device, is_gpu_of_ra
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film.cache import Cache
 from helios_cli.film.jobs import Job
+from helios_cli.film.sound import Track, track_of
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
 from helios_cli.recipe.lora import Lora, choose_loras
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film, too_long
 from helios_cli.recipe.settings import DEFAULT_MODEL, choose_model, resolve
+from helios_cli.recipe.sound import choose_sound
 from helios_cli.weights import hub
 from helios_cli.weights.adapters import fold
 from helios_cli.weights.checkpoint import weights_identity
@@ -68,6 +70,7 @@ class Estimate:
         fingerprints: By chunk; None where weights or device are not here.
         kept: Indices of the chunks that a render takes from earlier films.
         vae_device: The device of the VAE and the text encoder, if it is another one.
+        track: The sound under the film.
     """
 
     film: Film
@@ -90,6 +93,7 @@ class Estimate:
     kept: frozenset[int]
     notices: tuple[str, ...]
     vae_device: Device | None = None
+    track: Track | None = None
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -145,11 +149,12 @@ def estimate_films(
         for film in group:
             name, origin = choose_model(film.recipe, options)
             loras, lora_origin = choose_loras(film, options)
+            _, sound_origins = choose_sound(film, options)
             if (name, loras) not in models:  # a model is looked up once, however many films use it
                 models[name, loras] = find_model_for(name, replace(options, lora=loras), device, dtype, vae_device)
             model, notices = models[name, loras]
             plan = plan_film(film, resolve(film.recipe, options, model.defaults), strict=options.strict)
-            plan = replace(plan, origins={"model": origin, "lora": lora_origin, **plan.origins})
+            plan = replace(plan, origins={"model": origin, "lora": lora_origin, **sound_origins, **plan.origins})
             ranks, parameters = options.gpus_per_film, model.parameters["transformer"]
             as_used = partial(Device.with_model, parameters=parameters, ranks=ranks)
             used, second = as_used(device), vae_device and as_used(vae_device)
@@ -254,6 +259,7 @@ def _estimate(
         kept=_kept(fingerprints or ()) if options.cache else frozenset(),
         notices=(*notices, *plan.notices, *placing, *too_long_prompts(plan, load.work.prompts, strict=options.strict)),
         vae_device=load.vae_device,
+        track=track_of(film, options),
     )
 
 

@@ -6,6 +6,7 @@
       frames, seconds, fps, size [width, height], chunks_total
       settings    name -> {value, from}: from is flag, recipe, model, default or HELIOS_MODEL
       model       name, kind, repo, revision, path, trained, downloaded, download_bytes, parameters by component
+      audio       the sound: {path, sha256, seconds, fit, fade}, or null
       device      kind, name, total_bytes, free_bytes, from; as seen without torch
       vae_device  of the VAE and the text encoder, as `device`; null if it is the same
       dtype       {value, from}
@@ -72,7 +73,9 @@ from helios_cli.cost.placing import mode_report
 from helios_cli.cost.speeds import total
 from helios_cli.cost.work import StageWork
 from helios_cli.device import Device
+from helios_cli.film.sound import Track
 from helios_cli.recipe.plan import Plan
+from helios_cli.recipe.sound import SOUND_KEYS
 from helios_cli.weights.adapters import Adapter
 
 VERSION = 1
@@ -137,6 +140,7 @@ def film_report(estimate: Estimate, farm: Farm, place: int) -> dict:
         "chunks_total": len(plan.chunks),
         "settings": settings_of(estimate),
         "model": _model(estimate.model),
+        "audio": estimate.track and _audio(estimate.track),
         "device": _device(estimate.device, estimate.device_origin),
         "vae_device": estimate.vae_device and _device(estimate.vae_device, "flag"),
         "dtype": {"value": estimate.dtype, "from": estimate.dtype_origin},
@@ -185,7 +189,21 @@ def settings_of(estimate: Estimate) -> dict[str, dict]:
     }
     if adapters := _adapters(estimate.model):
         values["lora"] = [f"{adapter.path.name}:{adapter.weight:g}" for adapter in adapters]
+    if estimate.track:
+        sound = estimate.track.sound
+        values |= dict(zip(SOUND_KEYS, (sound.path, sound.fit, sound.fade), strict=True))
     return {key: {"value": value, "from": origins[key]} for key, value in values.items()}
+
+
+def _audio(track: Track) -> dict:
+    sound = track.sound
+    return {
+        "path": sound.path,
+        "sha256": track.digest,
+        "seconds": track.seconds,
+        "fit": sound.fit,
+        "fade": sound.fade,
+    }
 
 
 def _model(model: Model) -> dict:

@@ -22,6 +22,7 @@ from helios_cli.film.record import (
     sidecar_path,
     write_sidecar,
 )
+from helios_cli.film.sound import Track
 from helios_cli.film.target import Target
 from helios_cli.film.writer import FilmWriter
 from helios_cli.machine import peak_host_bytes
@@ -43,6 +44,7 @@ class Finish:
         adapters: LoRA files that are folded into it.
         device: that the film is rendered on, as --device names it.
         fingerprints_of: the fingerprints of the chunks of a plan.
+        track: the sound under the film.
     """
 
     script: Script
@@ -55,6 +57,7 @@ class Finish:
     target: Target
     identity: Identity
     fingerprints_of: Callable[[Plan], Sequence[str]]
+    track: Track | None = None
 
     @property
     def film(self) -> Film:
@@ -74,6 +77,7 @@ class Finish:
             self.target,
             model=model_record(self.model, source, self.checkpoint, self.identity.weights, folder),
             adapters=self.adapters,
+            track=self.track,
             device=self.device,
             arithmetic=self.identity.arithmetic,
             attention_taken=dict(self.identity.attention_taken),
@@ -90,7 +94,10 @@ class Finish:
     def differences(self) -> Iterator[Notice]:
         """A notice if this render of a film that --from repeats will not be identical to it."""
         repeats = self.options.repeats
-        if repeats is not None and repeats.record.fingerprint != (record := self.record()).fingerprint:
+        if repeats is None:
+            return
+        record = self.record()
+        if repeats.record.fingerprint != record.fingerprint or not repeats.record.has_sound_of(record):
             names = ", ".join(repeats.record.differences(record)) or "picture or clip"
             yield Notice(f"this film will not be bit-identical to {repeats.path}: it differs in {names}")
 

@@ -20,6 +20,7 @@ from helios_cli.errors import HeliosError, InputError, OutOfMemory
 from helios_cli.film.cache import Cache
 from helios_cli.film.feed import Feed
 from helios_cli.film.parts import LeftChunks, Parts
+from helios_cli.film.sound import Track, silence_notice, track_of
 from helios_cli.film.target import Target, check_space
 from helios_cli.film.writer import FilmWriter, open_writer
 from helios_cli.recipe.film import Film
@@ -88,7 +89,8 @@ def _render_placed(
     fingerprints = Fingerprints(identity.weights, identity.arithmetic, reanchor=options.reanchor)
     models = session.models
     made = (models.name, models.checkpoint.path, models.checkpoint.adapters, str(models.device))
-    finish = Finish(script, output, options, *made, target, identity, fingerprints.of)
+    track = track_of(film, options) if (film := script.film) else None
+    finish = Finish(script, output, options, *made, target, identity, fingerprints.of, track)
     yield from finish.differences()
     if finish.is_finished():
         yield Notice(f"{output} is finished already")
@@ -104,7 +106,7 @@ def _render_placed(
     done = None
     with (
         _cache(parts, options) as cache,
-        session.writing(_writer(output, options, script.plan), output, script) as writer,
+        session.writing(_writer(output, options, script.plan, track), output, script) as writer,
     ):
         writer.feed = feed
         events = render_chunks(
@@ -123,6 +125,9 @@ def _render_placed(
                 session.require_not_stopped()
                 if event == PhaseStarted("finish"):  # only now is a film decided whose prompts come while it renders
                     finish.describe(writer)
+                    if track and not isinstance(script, Planned):
+                        seconds = script.plan.num_frames / script.plan.fps
+                        yield from map(Notice, filter(None, [silence_notice(track, seconds)]))
                 if isinstance(event, ChunkDone):
                     chunks.append(event.seconds)
                 if isinstance(event, FilmDone):
@@ -149,7 +154,7 @@ def _cache(parts: Parts, options: RenderOptions) -> Iterator[Cache | None]:
         parts.claims.release_all()
 
 
-def _writer(output: str, options: RenderOptions, plan: Plan) -> FilmWriter:
+def _writer(output: str, options: RenderOptions, plan: Plan, track: Track | None) -> FilmWriter:
     return open_writer(
         output,
         size=plan.size,
@@ -159,6 +164,7 @@ def _writer(output: str, options: RenderOptions, plan: Plan) -> FilmWriter:
         preset=options.preset,
         keep=options.keep,
         force=options.force,
+        track=track,
     )
 
 

@@ -33,6 +33,7 @@ from helios_cli.film.growing import growing_film
 from helios_cli.film.jobs import Job
 from helios_cli.film.parts import DoneSegment, JoinedChunks, Parts, stored
 from helios_cli.film.resume import Wanted, in_words
+from helios_cli.film.sound import track_of
 from helios_cli.film.target import Target, check_space, film_exists, is_taken
 from helios_cli.film.writer import Safe, open_writer
 from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints, Identity
@@ -78,6 +79,7 @@ class FarmFilm:
         self.job, self.plan, self.model = job, plan, model
         self.target = Target.of(job.output)
         self.parts = Parts(self.target)
+        self.track = track_of(job.film, job.options)
         self.segments = segments(plan)
         self.kind: Kind | None = None
         self.device = ""
@@ -252,6 +254,7 @@ class FarmFilm:
             preset=options.preset,
             keep=options.keep,
             force=options.force,
+            track=self.track,
         )
         with writer:
             resumed = writer.resume(Wanted(self.plan.chunks, fingerprints, settings), chunks)
@@ -287,6 +290,7 @@ class FarmFilm:
             self.target,
             identity_of(self.kind),
             self._all_fingerprints,
+            self.track,
         )
 
     def _all_fingerprints(self, plan: Plan) -> list[str]:

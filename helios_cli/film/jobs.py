@@ -16,8 +16,9 @@ from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_targe
 from helios_cli.recipe.files import check_loras
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lora import choose_loras
-from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.options import RenderOptions, flag_of
 from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model
+from helios_cli.recipe.sound import NONE, SOUND_KEYS, choose_sound
 
 if TYPE_CHECKING:
     from helios_cli.film.record import Again
@@ -62,6 +63,8 @@ def check_takes(options: RenderOptions, *, from_film: bool, dry_run: bool) -> No
         )
     if not options.takes:
         return
+    if sound := next((key for key in SOUND_KEYS if getattr(options, key) is not None), None):
+        raise InputError(f"{flag_of(sound)} is for a film, but --takes makes none", hint="leave one of them out")
     if options.lanes > 1:
         raise InputError("--lanes renders films together, but --takes shows parts of one", hint="leave one of them out")
     if dry_run:
@@ -99,8 +102,11 @@ def check_shared_out(options: RenderOptions) -> None:
         )
 
 
-def find_jobs(sources: list[str], options: RenderOptions, films: list[Film] | None = None) -> list[Job]:
-    """The films of `sources`, or `films`, each with its model and output. Writes nothing.
+def find_jobs(
+    sources: list[str], options: RenderOptions, films: list[Film] | None = None, *, is_live: bool = False
+) -> list[Job]:
+    """The films of `sources`, or `films`, each with its model and output. Writes nothing. The length of a film that
+    `is_live` is not known yet.
 
     Raises InputError, CheckpointError or MachineError for everything that can be wrong before a model is loaded. Of
     several films those that are finished are accepted: they may be what an interrupted run of this command made.
@@ -109,9 +115,8 @@ def find_jobs(sources: list[str], options: RenderOptions, films: list[Film] | No
     from helios_cli.recipe.sources import read_films
 
     films = films or read_films(sources)
-    for film in films:
-        check_film(film, options)
-    films = check_clips(films, options)
+    lengths = [check_film(film, options).num_frames for film in films]
+    films = check_sounds(check_clips(films, options), options, None if is_live else lengths)
     if options.takes and len(films) > 1:
         raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
     outputs = _outputs(films, options.output)
@@ -152,6 +157,9 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
         places = (target.path, *target.beside)
         if options.export:
             _check_exports(film, target, options, several)
+        if target.kind == "png" and choose_sound(film, options)[0]:
+            hint = "name an .mp4 or .mkv with -o, or write --audio none"
+            raise InputError(f"{output}: a folder of pictures has no sound", hint=hint)
     check_inputs(_inputs(film, options), places)
     model, origin = choose_model(film.recipe, options)
     if origin == MODEL_VARIABLE and model != DEFAULT_MODEL:
@@ -174,6 +182,8 @@ def _inputs(film: Film, options: RenderOptions) -> Iterator[Path]:
     yield from (path for path in (options.image, options.video) if path is not None)
     for shot in film.recipe.shots:
         yield from (film.picture(written) for written in (shot.image, shot.video) if written is not None)
+    sound, _ = choose_sound(film, options)
+    yield from [sound.path] if sound else []
     yield from (Path(lora.path) for lora in choose_loras(film, options)[0] if not lora.is_on_hub)
 
 
@@ -228,6 +238,65 @@ def _clip_cut_short(path: Path, key: str, base: str) -> tuple[str, str | None] |
 
     message = extent(path).cut_short
     return (f"{path} {message}", "use a complete copy") if message else None
+
+
+def check_sounds(films: list[Film], options: RenderOptions, lengths: list[int] | None) -> list[Film]:
+    """The films, with a notice for each whose sound ends before its `lengths` in frames; None if those are not known.
+
+    Reads the sound files through. Raises RecipeError for those that cannot be put under a film, and with
+    `options.strict` for those that are too short.
+    """
+    from helios_cli.recipe.problems import Problem, RecipeError
+
+    problems: list[Problem] = []
+    checked = []
+    for index, film in enumerate(films):
+        fault = _sound_fault(film, options, None if lengths is None else lengths[index])
+        notices: tuple[str, ...] = ()
+        if fault is not None:
+            message, hint, is_error = fault
+            is_flag = choose_sound(film, options)[1]["audio"] == "flag"
+            source, where = ("--audio", {}) if is_flag else (film.source, film.where("audio"))
+            problem = Problem(source, message, **where, suggestion=hint)
+            if is_error or options.strict:
+                problems.append(problem)
+            else:
+                notices = (str(problem),)
+        checked.append(replace(film, notices=(*film.notices, *notices)))
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))  # a flag's file is that of every film
+    fits = [key for key in SOUND_KEYS[1:] if getattr(options, key) is not None]
+    if fits and not any(choose_sound(film, options)[0] for film in films):
+        raise InputError(f"{flag_of(fits[0])} fits a sound, but the film has none", hint="name a file with --audio")
+    return checked
+
+
+def _sound_fault(film: Film, options: RenderOptions, num_frames: int | None) -> tuple[str, str | None, bool] | None:
+    """Return what is wrong with a film's sound, what to do about it, and whether no film can be made with it."""
+    sound, origins = choose_sound(film, options)
+    if sound is None:
+        return None
+    from helios_cli.film.ffmpeg import frame_rate
+    from helios_cli.film.sound import open_track, silence_notice
+    from helios_cli.recipe.files import SOUNDS, absence
+    from helios_cli.recipe.settings import film_fps
+    from helios_cli.visible import printable
+
+    base = "the current folder" if origins["audio"] == "flag" else "the recipe"
+    if absent := absence(sound.path, SOUNDS, f"paths are relative to {base}; --audio {NONE} leaves it out"):
+        return f"{printable(str(sound.path), 200)}: {absent[0]}", absent[1], True
+    try:
+        track = open_track(sound)
+        if num_frames is None:
+            if sound.fit == "pad":
+                raise InputError(
+                    "pad needs a film of a known length", hint="write --audio-fit trim or --audio-fit loop"
+                )
+            return None
+        short = silence_notice(track, float(num_frames / frame_rate(film_fps(options, film.recipe))))
+    except InputError as error:
+        return error.message, error.hint, True
+    return (short, None, False) if short else None
 
 
 def check_output(output: str) -> None:

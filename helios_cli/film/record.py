@@ -24,6 +24,7 @@ from helios_cli.files import replacing
 from helios_cli.film import ffmpeg, reading
 from helios_cli.film.disk import disk_errors
 from helios_cli.film.growing import Chapter
+from helios_cli.film.sound import Track
 from helios_cli.film.target import Target, sidecar_of, sidecars_of
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.files import absence
@@ -33,6 +34,7 @@ from helios_cli.recipe.lora import MAX_LORAS, MAX_WEIGHT, Lora, choose_loras, lo
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.problems import Problems
 from helios_cli.recipe.settings import DEFAULT_SEED
+from helios_cli.recipe.sound import MAX_FADE_SECONDS, SOUND_KEYS, Fit
 from helios_cli.recipe.validate import recipe_from
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_FRAMES
 from helios_cli.visible import has_unseen, printable, visible
@@ -88,6 +90,7 @@ Shape = Annotated[str, Field(pattern=r"^[0-9a-z ]{1,60}$")]
 FileName = Annotated[str, PlainValidator(_file_name)]
 
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
@@ -113,7 +116,16 @@ class LoraRecord(_Frozen):
 
     name: Line
     weight: Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Digest
+
+
+class SoundRecord(_Frozen):
+    """The sound under the film: its file's name and hash, and how it is fitted (`recipe.sound.Sound`)."""
+
+    name: Line
+    sha256: Digest
+    fit: Fit
+    fade: Annotated[float, Field(ge=0, le=MAX_FADE_SECONDS)]
 
 
 class EncodingRecord(_Frozen):
@@ -127,7 +139,7 @@ class EncodingRecord(_Frozen):
 class Record(_Frozen):
     """The record of everything that decides a film's frames. `recipe` has a recipe file's keys, every setting resolved.
 
-    `lora` identifies the LoRA files, whose places are in the recipe. `device` is a value of --device, `processor` the
+    `lora` and `audio` identify the LoRA files and the sound, whose places are in the recipe. `device` is a value of --device, `processor` the
     name of its model; `fingerprint` is the film's (`recipe.fingerprint.film_fingerprint`). `attention` is the value of
     --attention, `attention_taken` the choices of `auto` on a GPU by shape, and `kernels` names what else rounds
     differently from plain PyTorch (`recipe.fingerprint.Arithmetic`). `vae` describes the device of the VAE and the text
@@ -153,6 +165,7 @@ class Record(_Frozen):
     decoders: Annotated[int, Field(ge=2, le=1000)] | None = None
     reanchor: bool
     encoding: EncodingRecord | None = None
+    audio: SoundRecord | None = None
     fingerprint: Line
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
     recipe: dict
@@ -165,15 +178,21 @@ class Record(_Frozen):
         return {"title": self.title, KEY: _utf8(text).decode()}
 
     def is_same_film(self, other: Record) -> bool:
-        """Return whether `other` has the same frames at the same rate in the same encoding."""
+        """Return whether `other` has the same frames at the same rate in the same encoding, and the same sound."""
         mine = self.fingerprint, self.recipe.get("fps"), self.encoding
-        return mine == (other.fingerprint, other.recipe.get("fps"), other.encoding)
+        return mine == (other.fingerprint, other.recipe.get("fps"), other.encoding) and self.has_sound_of(other)
+
+    def has_sound_of(self, other: Record) -> bool:
+        """Return whether `other` has the same sound, under whatever name."""
+        mine, theirs = (record.audio and record.audio.model_dump(exclude={"name"}) for record in (self, other))
+        return mine == theirs
 
     def differences(self, other: Record) -> list[str]:
         """Return the keys under which `other` differs."""
         rounding = "versions", "processor", "dtype", "quant", "attention", "kernels", "vae", "team", "decoders"
         keys = *rounding, "reanchor", "encoding", "recipe"
         different = [key for key in keys if getattr(self, key) != getattr(other, key)]
+        different += [] if self.has_sound_of(other) else ["audio"]
         loras = [(record.weight, record.sha256) for record in self.lora or ()]
         others = [(record.weight, record.sha256) for record in other.lora or ()]
         if loras != others:
@@ -256,6 +275,7 @@ def make_record(
     *,
     model: ModelRecord,
     adapters: Sequence[Adapter] = (),
+    track: Track | None = None,
     device: str,
     arithmetic: Arithmetic,
     attention_taken: dict[str, str] | None = None,
@@ -279,10 +299,16 @@ def make_record(
         decoders=arithmetic.decoders if arithmetic.decoders > 1 else None,
         reanchor=options.reanchor,
         encoding=encoding if target.kind == "mp4" else None,
+        audio=track and _sound_record(track),
         fingerprint=film_fingerprint(plan, fingerprints),
         frames=plan.num_frames,
-        recipe=_resolved(film, options, plan, target.path.parent, adapters),
+        recipe=_resolved(film, options, plan, target.path.parent, adapters, track),
     )
+
+
+def _sound_record(track: Track) -> SoundRecord:
+    sound = track.sound
+    return SoundRecord(name=visible(sound.path.name), sha256=track.digest, fit=sound.fit, fade=sound.fade)
 
 
 def _lora_records(adapters: Sequence[Adapter]) -> tuple[LoraRecord, ...] | None:
@@ -303,10 +329,17 @@ def model_record(name: str, source: Source, checkpoint: Path, identity: str, fol
     return ModelRecord(name=name, folder=os.path.relpath(checkpoint, folder), identity=identity)
 
 
-def _resolved(film: Film, options: RenderOptions, plan: Plan, folder: Path, adapters: Sequence[Adapter]) -> dict:
+def _resolved(
+    film: Film,
+    options: RenderOptions,
+    plan: Plan,
+    folder: Path,
+    adapters: Sequence[Adapter],
+    track: Track | None,
+) -> dict:
     """Return the recipe's keys with the values that were used, without the film's length (`Record.frames`)."""
     keys = json.loads(write_recipe(film, "json", folder))
-    for key in ("model", "lora", *LENGTH_KEYS):
+    for key in ("model", "lora", *SOUND_KEYS, *LENGTH_KEYS):
         keys.pop(key, None)
     shots = keys.pop("shot")
     for key, path in (("image", options.image), ("video", options.video)):
@@ -317,6 +350,9 @@ def _resolved(film: Film, options: RenderOptions, plan: Plan, folder: Path, adap
     loras, _ = choose_loras(film, options)
     if loras:
         keys["lora"] = [_written(*pair, folder) for pair in zip_longest(loras, adapters)]
+    if track:
+        values = (Path(os.path.relpath(track.sound.path, folder)).as_posix(), track.sound.fit, track.sound.fade)
+        keys |= dict(zip(SOUND_KEYS, values, strict=True))
     seeds = (options.seed, film.recipe.seed, DEFAULT_SEED)
     settings = {
         "fps": plan.fps,

@@ -22,7 +22,9 @@ from helios_cli.errors import InputError, MachineError
 from helios_cli.film import ffmpeg
 from helios_cli.film.reading import Extent, sound_end
 from helios_cli.film.target import Target
-from helios_cli.recipe.sound import Sound
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.sound import Sound, choose_sound
 from helios_cli.visible import printable
 
 DEMUXERS = (
@@ -37,6 +39,9 @@ LEAST_PEAK_DB = -90.0
 """Lowest peak that counts as sound: the last bit of 16."""
 
 MEMORY_BYTES = 1_000_000_000
+LEAST_SILENCE_SECONDS = 0.1
+"""Silence that is noticed; encoders shorten a sound by less."""
+
 LONGEST_PACKET_SECONDS = 0.1
 """One of FLAC; a container may state a length by whole packets."""
 
@@ -84,6 +89,26 @@ class Track:
                 f"the sound {_shown(self.sound.path)} changed while the film was rendered",
                 hint="run the same command again: it checks the sound anew, and renders no finished chunk twice",
             )
+
+
+def track_of(film: Film, options: RenderOptions) -> Track | None:
+    """Return the sound of a film, or None. A file that was read through is not read again while it stays as it is."""
+    sound, _ = choose_sound(film, options)
+    return open_track(sound) if sound else None
+
+
+def silence_notice(track: Track, film_seconds: float) -> str | None:
+    """Return a notice if silence follows the sound in a film of so many seconds. InputError if it is to be kept whole
+    and is longer."""
+    sound, shown = track.sound, _shown(track.sound.path)
+    lengths = f"{track.seconds:,.2f} s long, and the film {film_seconds:,.2f} s"
+    difference = film_seconds - track.seconds
+    if sound.fit == "pad" and difference < -1 / SAMPLE_RATE:
+        hint = "write --audio-fit trim to cut it, or make the film longer"
+        raise InputError(f"the sound {shown} is {lengths}: pad keeps it whole", hint=hint)
+    if sound.fit == "trim" and difference >= LEAST_SILENCE_SECONDS:
+        return f"the sound {shown} is {lengths}: silence follows it (--audio-fit loop repeats it)"
+    return None
 
 
 def samples_of(num_frames: int, rate: Fraction) -> int:

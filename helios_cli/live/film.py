@@ -22,6 +22,7 @@ from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.problems import Problems
 from helios_cli.recipe.schema import Recipe, Shot
 from helios_cli.recipe.settings import Settings
+from helios_cli.recipe.sound import SOUND_KEYS, choose_sound
 from helios_cli.recipe.sources import is_meant_as_path
 from helios_cli.recipe.values import LENGTH_KEYS
 from helios_cli.units import counted
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     from helios_cli.engine.session import Session
     from helios_cli.film.jobs import Job
 
-IN_RECIPE = ("fps", "size", *LENGTH_KEYS, "seed", "negative", "steps", "guidance", "image", "video", "lora")
+IN_RECIPE = (
+    *("fps", "size", *LENGTH_KEYS, "seed", "negative", "steps", "guidance", "image", "video", "lora"),
+    *SOUND_KEYS,
+)
 """Options that the recipe of a live film holds, so that a render of it needs none of them."""
 
 EXAMPLE = 'helios live "A boat leaves the harbour."'
@@ -153,6 +157,8 @@ def _resolved(film: Film, first: Shot, options: RenderOptions, settings: Setting
         "guidance": settings.guidance,
         **({"lora": [vars(lora) for lora in loras]} if (loras := choose_loras(film, options)[0]) else {}),
     }
+    if sound := choose_sound(film, options)[0]:
+        keys |= dict(zip(SOUND_KEYS, (str(sound.path), sound.fit, sound.fade), strict=True))
     start = {"image": settings.image, "video": settings.video}
     shot = first.model_copy(update={key: str(path) for key, path in start.items() if path is not None})
     return replace(film, recipe=Recipe.model_validate({**keys, "shot": [shot]}))

@@ -1,4 +1,4 @@
-"""Writes a recipe as TOML, YAML or JSON, with its pictures and LoRA files relative to the folder of the file."""
+"""Writes a recipe as TOML, YAML or JSON, with its pictures, sound and LoRA files relative to the folder of the file."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ def write_recipe(film: Film, form: str, folder: Path) -> str:
         for key in ("image", "video"):
             if key in shot:
                 shot[key] = _relative(film.picture(shot[key]), folder)
+    if "audio" in keys:
+        keys["audio"] = _relative(film.picture(keys["audio"]), folder)
     for entry in keys.get("lora", ()):
         lora = located(Lora(entry["path"]), film.folder)
         if not lora.is_on_hub:

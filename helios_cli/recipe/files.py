@@ -27,6 +27,22 @@ CLIPS = (
     *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".ogv", ".mxf", ".dv", ".y4m", ".gif"),
     *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"),
 )
+SOUNDS = (
+    ".wav",
+    ".flac",
+    ".mp3",
+    ".m4a",
+    ".aac",
+    ".ogg",
+    ".oga",
+    ".opus",
+    ".aif",
+    ".aiff",
+    ".wv",
+    ".wma",
+    ".mka",
+    *CLIPS,
+)
 """Suffixes of files that are suggested. Whether a file can be read depends on its content, not on its name."""
 
 MAX_NEIGHBOURS = 1000

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.lora import Lora, parse_loras
+from helios_cli.recipe.sound import Fit
 from helios_cli.recipe.values import parse_bytes, parse_duration, parse_size, parse_steps
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ class RenderOptions:
         steps: solver steps of each stage.
         output: file or folder of the film; several films need a folder.
         lora: LoRA files that are folded into the model, in place of the recipe's; relative to the current folder.
+        audio: sound file under the film, "none" for none; relative to the current folder.
+        audio_fit, audio_fade: how it is fitted to the film's length, and seconds of fading out (`recipe.sound.Sound`).
         cache: take chunks that earlier films left, and keep new ones.
         vram, ram: memory budgets in bytes; None is what is free.
         attention_taken: attention kernel by shape, as the record of a film to repeat has it; `auto` follows it.
@@ -67,6 +70,9 @@ class RenderOptions:
     image: Path | None = None
     video: Path | None = None
     lora: tuple[Lora, ...] | None = None
+    audio: str | None = None
+    audio_fit: Fit | None = None
+    audio_fade: float | None = None
 
     revision: str | None = None
     reanchor: bool = False
@@ -108,7 +114,7 @@ class RenderOptions:
 
         Raises InputError, which names the flag, for a word that cannot be read.
         """
-        for key in ("model", "output"):
+        for key in ("model", "output", "audio"):
             if isinstance(values.get(key), Path):
                 values[key] = os.fspath(values[key])
         if values.get("lora") == []:  # the flag was not given
@@ -117,10 +123,11 @@ class RenderOptions:
             values["lora"] = read_flag("--lora", parse_loras, values["lora"])
         for key, choices in CHOICES.items():
             if values.get(key) not in (None, *choices):
-                raise InputError(f"--{key} {values[key]}: not a choice", hint=f"write one of {', '.join(choices)}")
+                flag = flag_of(key)
+                raise InputError(f"{flag} {values[key]}: not a choice", hint=f"write one of {', '.join(choices)}")
         for key, read in READERS.items():
             if isinstance(values.get(key), str):
-                values[key] = read_flag(f"--{key}", read, values[key])
+                values[key] = read_flag(flag_of(key), read, values[key])
         return cls(**{key: value for key, value in values.items() if value is not None})
 
     @property
@@ -132,6 +139,11 @@ class RenderOptions:
     def memory_is_default(self) -> bool:
         """Return whether helios decides alone where the model is placed."""
         return (self.offload, self.vram, self.ram) == ("auto", None, None)
+
+
+def flag_of(key: str) -> str:
+    """Return the flag of a field."""
+    return f"--{key.replace('_', '-')}"
 
 
 def read_flag(flag: str, read: Callable[[Any], T], text: Any) -> T:
@@ -160,7 +172,12 @@ def parse_workers(text: str) -> Workers:
     raise InputError(f"{text!r} is not a number of workers", hint=f"write a number from 1 to {MAX_WORKERS}, or auto")
 
 
-CHOICES = {"dtype": get_args(DtypeChoice), "offload": get_args(OffloadChoice), "quant": get_args(QuantChoice)}
+CHOICES = {
+    "dtype": get_args(DtypeChoice),
+    "offload": get_args(OffloadChoice),
+    "quant": get_args(QuantChoice),
+    "audio_fit": get_args(Fit),
+}
 
 READERS: Mapping[str, Callable[[str], Any]] = {
     "seconds": parse_duration,

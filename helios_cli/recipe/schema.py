@@ -27,6 +27,7 @@ from helios_cli.recipe import values
 from helios_cli.recipe.lora import MAX_LORAS, MAX_WEIGHT
 from helios_cli.recipe.problems import Place
 from helios_cli.recipe.prompts import has_words
+from helios_cli.recipe.sound import MAX_FADE_SECONDS, SOUND_KEYS, Fit
 
 VERSION = 1
 MAX_SHOTS = 10_000
@@ -165,6 +166,15 @@ class Recipe(BaseModel):
     lora: Annotated[tuple[LoraEntry, ...], Field(max_length=MAX_LORAS)] | None = _key(
         "LoRA files that are folded into the model, for the whole film.", [{"path": "style.safetensors", "weight": 0.8}]
     )
+    audio: LocalPath | None = _key("Sound file under the film, relative to the recipe.", "music.flac")
+    audio_fit: Fit | None = _key(
+        "How the sound is fitted: trim cuts it at the film's end, loop repeats it up to there, pad keeps it whole. "
+        "Silence follows a shorter one. Default trim.",
+        "loop",
+    )
+    audio_fade: Annotated[Number, Field(ge=0, le=MAX_FADE_SECONDS)] | None = _key(
+        "Seconds in which the sound fades out where it is cut. Default 0.5.", 0.5
+    )
     shots: tuple[Shot, ...] = Field(
         alias="shot", max_length=MAX_SHOTS, description="The shots, in order.", json_schema_extra={"minItems": 1}
     )
@@ -222,6 +232,9 @@ def _clashes(film: Mapping) -> Iterator[tuple[Place, object, str]]:
     lengths = [key for key in values.LENGTH_KEYS if film.get(key) is not None]
     for key in lengths[1:]:
         yield (key,), film[key], f"`{lengths[0]}` gives the film's length already: keep one of the two"
+    if film.get("audio") is None:
+        fits = (key for key in SOUND_KEYS[1:] if film.get(key) is not None)
+        yield from (((key,), film[key], "fits no sound: name a file with `audio`, or remove the key") for key in fits)
     shots = film.get("shot")
     if shots in ([], ()):  # `min_length` would count broken shots as none
         yield ("shot",), shots, "the film has no shots"

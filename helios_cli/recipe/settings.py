@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from helios_cli.architecture import ModelDefaults
 from helios_cli.errors import InputError
-from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.options import RenderOptions, flag_of
+from helios_cli.recipe.sound import MAX_FADE_SECONDS
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_FPS, MAX_FRAMES, MAX_SECONDS, MAX_SEED, check_size
 from helios_cli.units import DEFAULT_FPS
 
@@ -28,6 +29,7 @@ _LIMITS = {
     "frames": (1, MAX_FRAMES),
     "seed": (0, MAX_SEED),
     "guidance": (0, 100),
+    "audio_fade": (0, MAX_FADE_SECONDS),
 }
 
 
@@ -118,7 +120,7 @@ def check_flags(options: RenderOptions) -> None:
     for key, (least, most) in _LIMITS.items():
         value = getattr(options, key)
         if value is not None and not least <= value <= most:  # NaN fails too
-            raise InputError(f"--{key} {value}: must be {_number(least)} to {_number(most)}")
+            raise InputError(f"{flag_of(key)} {value}: must be {_number(least)} to {_number(most)}")
 
 
 def _number(value: float) -> str:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from helios_cli.recipe.film import Film
+    from helios_cli.recipe.options import RenderOptions
 
 Fit = Literal["trim", "loop", "pad"]
 
+NONE = "none"
+"""The value of --audio that leaves out the recipe's sound."""
+
+SOUND_KEYS = ("audio", "audio_fit", "audio_fade")
 DEFAULT_FADE_SECONDS = 0.5
+MAX_FADE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -17,11 +28,26 @@ class Sound:
 
     Attributes:
         path: absolute.
-        fit: "trim" cuts it at the film's end, "loop" repeats it up to there, "pad" keeps it whole. Silence follows what
-            is shorter.
+        fit: "trim" cuts it at the film's end, "loop" repeats it up to there, "pad" keeps it whole. Silence follows one
+            that ends before.
         fade: seconds in which it fades out where it is cut.
     """
 
     path: Path
     fit: Fit = "trim"
     fade: float = DEFAULT_FADE_SECONDS
+
+
+def choose_sound(film: Film, options: RenderOptions) -> tuple[Sound | None, Mapping[str, str]]:
+    """Return the sound of a film, None without one, and where each of its keys comes from: a flag, the recipe or the
+    default. Takes have none."""
+    values: dict[str, Any] = {"audio": None, "audio_fit": "trim", "audio_fade": DEFAULT_FADE_SECONDS}
+    origins = dict.fromkeys(values, "default")
+    for given, origin in ((film.recipe, "recipe"), (options, "flag")):
+        written = {key: value for key in SOUND_KEYS if (value := getattr(given, key)) is not None}
+        values |= written
+        origins |= dict.fromkeys(written, origin)
+    if values["audio"] is None or options.takes or (origins["audio"] == "flag" and values["audio"] == NONE):
+        return None, origins
+    path = os.path.abspath(values["audio"]) if origins["audio"] == "flag" else film.picture(values["audio"])
+    return Sound(Path(path), values["audio_fit"], float(values["audio_fade"])), origins

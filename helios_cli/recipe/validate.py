@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from helios_cli.errors import in_our_words
 from helios_cli.recipe.problems import Lines, Problems, nearest, where
 from helios_cli.recipe.schema import LoraEntry, Recipe, Shot
-from helios_cli.recipe.values import TRANSITIONS, kind_of, shown
+from helios_cli.recipe.values import kind_of, shown
 
 FILM_KEYS = tuple(field.alias or name for name, field in Recipe.model_fields.items())
 SHOT_KEYS = tuple(Shot.model_fields)
@@ -54,7 +55,8 @@ def _in_words(fault: Any, key: str | None, in_shot: bool, suffix: str) -> tuple[
         case "value_error":
             return str(context["error"]), example if key == "shot" else None
         case "literal_error":
-            word = nearest(value, TRANSITIONS) if isinstance(value, str) else None
+            words = re.findall(r"'(\w+)'", context["expected"])
+            word = nearest(value, words) if isinstance(value, str) else None
             advice = f"write {_written(str(key), word, suffix)}" if word else example
             return f"must be {context['expected']}, not {shown(value)}", advice
         case "too_long" if not isinstance(value, str):

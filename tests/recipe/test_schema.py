@@ -12,7 +12,7 @@ CONTRACT = {"version", "title", "style", "model", "fps", "size", "seconds", "see
 
 def test_the_contracts_keys_are_there_and_the_others_are_flags():
     keys = set(json_schema()["properties"])
-    assert keys == CONTRACT | {"minutes", "frames", "steps", "guidance", "lora"}
+    assert keys == CONTRACT | {"minutes", "frames", "steps", "guidance", "lora"} | set(SOUND_KEYS)
     assert set(Shot.model_fields) == {"prompt", "seconds", "transition", "blend_seconds", "seed", "image", "video"}
 
 
