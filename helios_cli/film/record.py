@@ -139,12 +139,12 @@ class EncodingRecord(_Frozen):
 class Record(_Frozen):
     """The record of everything that decides a film's frames. `recipe` has a recipe file's keys, every setting resolved.
 
-    `lora` and `audio` identify the LoRA files and the sound, whose places are in the recipe. `device` is a value of --device, `processor` the
-    name of its model; `fingerprint` is the film's (`recipe.fingerprint.film_fingerprint`). `attention` is the value of
-    --attention, `attention_taken` the choices of `auto` on a GPU by shape, and `kernels` names what else rounds
-    differently from plain PyTorch (`recipe.fingerprint.Arithmetic`). `vae` describes the device of the VAE and the text
-    encoder, if it rounds differently; `team` and `decoders` are the ranks that shared a model call and a decode. A
-    sidecar also names its `film`.
+    `lora` and `audio` identify the LoRA files and the sound, whose places are in the recipe. `device` is a value of
+    --device, `processor` the name of its model; `fingerprint` is the film's (`recipe.fingerprint.film_fingerprint`).
+    `attention` is the value of --attention, `attention_taken` the choices of `auto` on a GPU by shape, and `kernels`
+    names what else rounds differently from plain PyTorch (`recipe.fingerprint.Arithmetic`). `vae` describes the device
+    of the VAE and the text encoder, if it rounds differently; `team` and `decoders` are the ranks that shared a model
+    call and a decode. A sidecar also names its `film`.
     """
 
     format: Literal["helios film"] = FORMAT

@@ -28,19 +28,7 @@ CLIPS = (
     *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"),
 )
 SOUNDS = (
-    ".wav",
-    ".flac",
-    ".mp3",
-    ".m4a",
-    ".aac",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".aif",
-    ".aiff",
-    ".wv",
-    ".wma",
-    ".mka",
+    *(".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".wv", ".wma", ".mka"),
     *CLIPS,
 )
 """Suffixes of files that are suggested. Whether a file can be read depends on its content, not on its name."""

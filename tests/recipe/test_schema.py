@@ -5,6 +5,7 @@ from hypothesis import given
 from pydantic import ValidationError
 
 from helios_cli.recipe.schema import Recipe, Shot, json_schema
+from helios_cli.recipe.sound import SOUND_KEYS
 from support.recipes import recipe_keys
 
 CONTRACT = {"version", "title", "style", "model", "fps", "size", "seconds", "seed", "negative", "shot"}
