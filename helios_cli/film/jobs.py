@@ -278,11 +278,14 @@ def _sound_fault(film: Film, options: RenderOptions, num_frames: int | None) -> 
         return None
     from helios_cli.film.ffmpeg import frame_rate
     from helios_cli.film.sound import open_track, silence_notice
-    from helios_cli.recipe.files import SOUNDS, absence
+    from helios_cli.recipe.files import SOUNDS, absence, is_url
     from helios_cli.recipe.settings import film_fps
     from helios_cli.visible import printable
 
-    base = "the current folder" if origins["audio"] == "flag" else "the recipe"
+    is_flag = origins["audio"] == "flag"
+    if is_flag and is_url(str(options.audio)):
+        return f"{printable(str(options.audio), 200)}: only local files are read", "download it first", True
+    base = "the current folder" if is_flag else "the recipe"
     if absent := absence(sound.path, SOUNDS, f"paths are relative to {base}; --audio {NONE} leaves it out"):
         return f"{printable(str(sound.path), 200)}: {absent[0]}", absent[1], True
     try:

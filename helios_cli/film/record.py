@@ -190,8 +190,9 @@ class Record(_Frozen):
     def differences(self, other: Record) -> list[str]:
         """Return the keys under which `other` differs."""
         rounding = "versions", "processor", "dtype", "quant", "attention", "kernels", "vae", "team", "decoders"
-        keys = *rounding, "reanchor", "encoding", "recipe"
+        keys = *rounding, "reanchor", "encoding"
         different = [key for key in keys if getattr(self, key) != getattr(other, key)]
+        different += [] if _without_sound(self.recipe) == _without_sound(other.recipe) else ["recipe"]
         different += [] if self.has_sound_of(other) else ["audio"]
         loras = [(record.weight, record.sha256) for record in self.lora or ()]
         others = [(record.weight, record.sha256) for record in other.lora or ()]
@@ -304,6 +305,11 @@ def make_record(
         frames=plan.num_frames,
         recipe=_resolved(film, options, plan, target.path.parent, adapters, track),
     )
+
+
+def _without_sound(recipe: dict) -> dict:
+    """Return a recipe without its sound, which `Record.audio` identifies: the file may be at another place."""
+    return {key: value for key, value in recipe.items() if key not in SOUND_KEYS}
 
 
 def _sound_record(track: Track) -> SoundRecord:
