@@ -133,7 +133,8 @@ def test_plan_shows_it(folder, capsys):
         "flag",
     ]
     assert main(["render", "film.toml", *FLAGS, *SHORT, "--dry-run"]) == 0
-    assert re.search(r" audio /\S+ recipe audio fit loop recipe audio fade 0.5 default ", said(capsys))
+    shown = said(capsys)
+    assert "audio fit loop recipe" in shown and "audio fade 0.5 default" in shown
     assert main(["plan", "film.toml", *FLAGS, *SHORT, "--audio", "none", "--json"]) == 0
     (film,) = json.loads(capsys.readouterr().out)["films"]
     assert film["audio"] is None and "audio" not in film["settings"]
