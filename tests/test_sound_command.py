@@ -80,6 +80,7 @@ def test_a_film_with_sound_has_the_frames_of_one_without(folder, capsys):
     assert "notice" not in said(capsys)
 
 
+@pytest.mark.slow
 def test_another_sound_is_another_film_but_renders_nothing(folder, capsys):
     again = ["-o", "film.mkv", "--audio", "music.wav"]
     render("film.mkv", "--audio", "music.wav")
@@ -90,6 +91,7 @@ def test_another_sound_is_another_film_but_renders_nothing(folder, capsys):
     assert is_silent(Path("film.mkv"))
 
 
+@pytest.mark.slow
 def test_a_recipe_s_sound_is_that_of_the_flags_which_replace_it(folder, monkeypatch):
     sounds.write(Path("other.wav"), tone(1))
     by_flag = heard(render("flag.mkv", "--audio", "other.wav", "--audio-fit", "loop", "--audio-fade", "0.2"))
@@ -104,6 +106,7 @@ def test_a_recipe_s_sound_is_that_of_the_flags_which_replace_it(folder, monkeypa
     assert is_silent(Path("none.mkv"))
 
 
+@pytest.mark.slow
 def test_a_film_is_made_again_with_its_sound(folder, capsys, monkeypatch):
     film = render("film.mkv", "--audio", "music.wav", "--audio-fade", "0.25")
     Path("elsewhere").mkdir()
@@ -199,6 +202,7 @@ def test_a_wrong_recipe_is_said(folder, keys, message, capsys):
     assert message in refused(capsys, "-o", "film.mkv", source="film.toml").replace(f"{folder}/", "")
 
 
+@pytest.mark.slow
 def test_takes_of_a_recipe_with_sound_have_none(folder):
     recipe('audio = "music.wav"')
     assert main(["render", "film.toml", *FLAGS, *SHORT, "--takes", "2", "-q"]) == 0
@@ -215,6 +219,7 @@ def test_one_form_of_recipe_becomes_another(folder, capsys):
     assert main(["recipe", "check", "other/film.yaml"]) == 0
 
 
+@pytest.mark.slow
 def test_a_batch_has_it_in_each_film_and_skips_the_finished_ones(folder, capsys):
     recipe(name="one.toml")
     recipe('audio = "music.wav"\naudio_fade = 1', name="two.toml")
@@ -232,6 +237,7 @@ def test_a_batch_has_it_in_each_film_and_skips_the_finished_ones(folder, capsys)
     assert "exists" in said(capsys)
 
 
+@pytest.mark.slow
 def test_a_live_film_has_it_and_keeps_it_in_its_recipe(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     live = ["live", PROMPT, *FLAGS, "--frames", "140", "-o", "live.mkv", "--progress", "plain"]
@@ -280,6 +286,7 @@ def test_a_file_that_is_replaced_meanwhile_costs_no_chunk(folder, capsys, monkey
     assert len(heard(Path("film.mkv"))) == 80000
 
 
+@pytest.mark.slow
 def test_python_and_the_shipped_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "recipes", "recipes")

@@ -34,6 +34,11 @@ def film(path: Path, count: int, file: Path | None = None, fps: float = 24, **fi
     return path
 
 
+def some(*values: str) -> list:
+    """The first two quickly, the others among the slow tests."""
+    return [*values[:2], *(pytest.param(value, marks=pytest.mark.slow) for value in values[2:])]
+
+
 @pytest.fixture
 def wav(tmp_path) -> Path:
     return sounds.write(tmp_path / "sound.wav", tone(2))
@@ -47,6 +52,7 @@ def test_the_sound_is_as_long_as_the_film_to_a_sample(tmp_path, wav, name, count
     assert reading.num_frames(path, "-c", "copy") == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
 def test_the_picture_is_not_touched(tmp_path, wav, name):
     silent, sounding = film(tmp_path / f"silent-{name}", 40), film(tmp_path / name, 40, wav)
@@ -62,6 +68,7 @@ def test_an_mp4_has_aac_and_an_mkv_lossless_flac(tmp_path, wav):
     assert all("#sample_rate 0: 48000" in stream and "stereo" in stream for stream in streams.values())
 
 
+@pytest.mark.slow
 def test_a_longer_sound_is_cut_and_fades_out(tmp_path, wav):
     played = heard(film(tmp_path / "film.mkv", 24, wav, fade=0.25))
     whole = heard(wav)[:48000]
@@ -74,6 +81,7 @@ def test_without_a_fade_it_is_cut(tmp_path, wav):
     assert np.array_equal(heard(film(tmp_path / "film.mkv", 24, wav, fade=0)), heard(wav)[:48000])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", ["trim", "pad"])
 def test_silence_follows_a_shorter_sound_which_is_not_faded(tmp_path, wav, fit):
     played = heard(film(tmp_path / "film.mkv", 60, wav, fit=fit))
@@ -81,7 +89,8 @@ def test_silence_follows_a_shorter_sound_which_is_not_faded(tmp_path, wav, fit):
     assert not played[96000:].any()
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "m4a", "mp3", "ogg", "opus"])
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", some("m4a", "wav", "flac", "mp3", "ogg", "opus"))
 def test_a_loop_begins_again_without_a_gap(tmp_path, suffix):
     """Some of these have samples in front or behind that players leave out, in each round."""
     file = sounds.write(tmp_path / "sound.wav", tone(0.7, 44100), 44100)
@@ -94,6 +103,7 @@ def test_a_loop_begins_again_without_a_gap(tmp_path, suffix):
     assert sorted(os.listdir(tmp_path)) == sorted({"film.mkv", "sound.wav", file.name})
 
 
+@pytest.mark.slow
 def test_a_loop_fades_at_the_end_of_the_film(tmp_path, wav):
     played = heard(film(tmp_path / "film.mkv", 60, wav, fit="loop", fade=0.5))
     rounds = np.tile(heard(wav), (2, 1))[:120000]
@@ -110,6 +120,7 @@ def test_a_fade_longer_than_the_film_takes_all_of_it(tmp_path, wav):
 # What files there are
 
 
+@pytest.mark.slow
 def test_mono_is_heard_on_both_sides_at_the_same_level(tmp_path):
     file = sounds.write(tmp_path / "mono.wav", tone(1, channels=1))
     played = heard(film(tmp_path / "film.mkv", 24, file))
@@ -125,6 +136,7 @@ def test_eight_bits_and_44100_hertz(tmp_path):
     assert np.abs(played - steps)[100:-100].max() < 2 / 128
 
 
+@pytest.mark.slow
 def test_six_channels_are_mixed_without_clipping(tmp_path):
     """Full scale on all of them at once: the mix keeps within it, and keeps the sides apart."""
     loud = np.sin(2 * np.pi * 440 * np.arange(48000) / 48000)[:, None] * np.array([1, 0.25, 1, 0, 1, 0.25])
@@ -138,6 +150,7 @@ def test_six_channels_are_mixed_without_clipping(tmp_path):
     assert np.abs(played[:, 0] - ratio * loud[:, 0]).max() < 1e-4  # still a sine: nothing is cut off
 
 
+@pytest.mark.slow
 def test_a_cover_is_not_a_picture_of_the_film(tmp_path, wav):
     cover = tmp_path / "cover.png"
     sounds.run("-f", "lavfi", "-i", "color=red:s=32x32", "-frames:v", "1", str(cover))
@@ -157,7 +170,7 @@ def test_the_sound_of_a_film_is_one(tmp_path, wav):
     assert abs(open_track(Sound(source)).seconds - 2) < 0.05  # the encoder's last packet
 
 
-@pytest.mark.parametrize("name", ["a b'c\"d.wav", "-y.wav", "ä:ö%03d.wav", "http:x.wav", "[a]{b},;=.wav"])
+@pytest.mark.parametrize("name", some("[a]{b},;=.wav", "a b'c\"d.wav", "-y.wav", "ä:ö%03d.wav", "http:x.wav"))
 def test_any_name_is_a_file(tmp_path, name):
     file = sounds.write(tmp_path / name, tone(1))
     assert np.array_equal(heard(film(tmp_path / "film.mkv", 24, file)), heard(file))
@@ -173,6 +186,7 @@ def refused(file: Path) -> str:
     return f"{error.value.message} ({error.value.hint})"
 
 
+@pytest.mark.slow
 def test_what_is_no_sound(tmp_path, wav):
     assert "No such file" in refused(tmp_path / "absent.wav")
     assert "is not a file" in refused(tmp_path)
@@ -189,6 +203,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     assert "is not a file" in refused(tmp_path / "pipe.wav")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 2**-15.5])
 def test_a_silent_file_is_refused_and_the_quietest_is_not(tmp_path, level):
     """-90.3 dB is one step of 16 bits: less is refused."""
@@ -212,10 +227,7 @@ def test_samples_that_are_not_numbers(tmp_path):
         assert "samples that are not numbers" in refused(file)
 
 
-SUFFIXES = ["wav", "flac", "m4a", "mp3", "aac", "wv", "aiff"]
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", some("flac", "mp3", "wav", "m4a", "aac", "wv", "aiff"))
 def test_half_a_file_is_refused(tmp_path, suffix):
     """Not raw AAC or Ogg cut between two packets: those are whole files of half the length."""
     wav = sounds.write(tmp_path / "whole.wav", tone(4))
@@ -227,7 +239,7 @@ def test_half_a_file_is_refused(tmp_path, suffix):
     assert ("is cut short: only 2.0 s of 4.0 s" if suffix == "mp3" else "is damaged: ") in refused(half)
 
 
-@pytest.mark.parametrize("suffix", ["flac", "m4a", "mp3", "ogg", "opus", "aac", "wv"])
+@pytest.mark.parametrize("suffix", some("flac", "ogg", "m4a", "mp3", "opus", "aac", "wv"))
 def test_a_hole_in_a_file_is_refused(tmp_path, suffix):
     whole = sounds.convert(sounds.write(tmp_path / "whole.wav", tone(4)), tmp_path / f"whole.{suffix}")
     data = bytearray(whole.read_bytes())
@@ -237,7 +249,7 @@ def test_a_hole_in_a_file_is_refused(tmp_path, suffix):
     assert "is damaged: " in refused(holed)
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "m4a", "mp3", "ogg"])
+@pytest.mark.parametrize("suffix", some("flac", "mp3", "wav", "m4a", "ogg"))
 def test_a_tag_behind_the_last_sample_is_no_fault(tmp_path, suffix):
     wav = sounds.write(tmp_path / "whole.wav", tone(2))
     whole = wav if suffix == "wav" else sounds.convert(wav, tmp_path / f"whole.{suffix}")
@@ -263,6 +275,7 @@ def test_no_other_file_is_opened(tmp_path, wav):
 # The file while the film is rendered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_a_file_that_is_replaced_is_not_put_under_the_film(tmp_path, wav, when, monkeypatch):
     track = open_track(Sound(wav))
