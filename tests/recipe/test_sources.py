@@ -275,7 +275,7 @@ BENCH = 'id,prompt,duration\n7,"A kite, over a beach.",81\n12,A lighthouse at ni
 
 
 def test_the_list_of_heliosbench(tmp_path):
-    """Its scripts find films by `*_*_ori*.mp4`, and take the number before the first `_` for the id."""
+    """The scripts find films by `*_*_ori*.mp4`, and take the number before the first `_` for the id."""
     path = tmp_path / "list.csv"
     path.write_text(BENCH)
     films = read_films([str(path)])
