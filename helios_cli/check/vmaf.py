@@ -42,8 +42,12 @@ class Vmaf:
 
     def write(self, one: np.ndarray, reference: np.ndarray) -> None:
         """Score the next pair."""
-        self._process.write(np.ascontiguousarray(one).data)
-        self._process.write(np.ascontiguousarray(reference).data)
+        try:
+            self._process.write(np.ascontiguousarray(one).data)
+            self._process.write(np.ascontiguousarray(reference).data)
+        except BrokenPipeError:
+            self._process.complete()  # raises why it ended
+            raise
 
     def scores(self) -> np.ndarray:
         """Return the score of every pair, float64 from 0 to 100, after the last one."""
