@@ -185,6 +185,11 @@ class DiTConfig(_Config):
         return 4 * self.width**2 + self.fp8_block_parameters
 
     @property
+    def prompt_matrices(self) -> int:
+        """Parameters in the matrices of a block that see prompts alone: for keys and values of cross-attention."""
+        return 2 * self.width**2
+
+    @property
     def fp8_block_parameters(self) -> int:
         """Parameters of a block that `--quant fp8` rounds: self-attention and the feed-forward."""
         return 4 * self.width**2 + 2 * self.width * self.ffn_dim

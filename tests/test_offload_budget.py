@@ -27,7 +27,8 @@ PROMPTS = ("a red circle moves left", "the green square")
 
 PLACEMENTS = {
     "none": Placement("none", text_beside=False),
-    "model": Placement("model"),
+    "none, without what prompts need": Placement("none", text_beside=False, prompt_matrices=False),
+    "model": Placement("model", prompt_matrices=False),
     "stream": Placement("stream"),
     "in turns": Placement("stream", resident=1, turns=True),
 }

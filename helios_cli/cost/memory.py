@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 
 from helios_cli.cost import vae
@@ -207,10 +208,15 @@ class Workload:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of the matrices of a block of the transformer, as they compute."""
+        """Bytes of the matrices of a block that model calls need, as they compute."""
         dit = self.model.dit
         rounded = dit.fp8_block_parameters if self.quant == "fp8" else 0
-        return rounded + self.itemsize * (dit.block_matrices - rounded)
+        return rounded + self.itemsize * (dit.block_matrices - dit.prompt_matrices - rounded)
+
+    @property
+    def prompt_block_bytes(self) -> int:
+        """Bytes of the matrices of a block that only prompts need."""
+        return self.itemsize * self.model.dit.prompt_matrices
 
     @property
     def transformer_bytes(self) -> int:
@@ -267,6 +273,16 @@ class Workload:
     def streamed(self, placement: Placement) -> int:
         """Return how many blocks of the transformer stream."""
         return self.model.dit.num_layers - placement.resident if placement.mode == "stream" else 0
+
+    @property
+    def prompt_changes(self) -> int:
+        """How often keys and values of prompts are computed after those that all lanes begin with."""
+        chunks = self.plan.chunks
+        return self.lanes * sum(now.prompts != before.prompts for before, now in pairwise(chunks))
+
+    def prompt_walks(self, placement: Placement) -> int:
+        """Return how often all blocks are read for prompts in a film."""
+        return self.lanes * self.branches + self.prompt_changes if placement.reads_for_prompts else 0
 
     def stored(self, component: str, count: float) -> int:
         """Return the bytes of `count` parameters in their files, with their share of LoRA files."""
@@ -333,8 +349,8 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
         host += on_device
     else:
         host += load.prompt_bytes
-        if placement.mode == "stream":
-            host += HOST_SLOTS * max(load.block_bytes, load.text_layer_bytes)
+        text = HOST_SLOTS * load.text_layer_bytes if placement.mode == "stream" else 0
+        host += max(_pinned_bytes(load, placement), text)
     if load.vae_device is not None and load.vae_device.kind == "cpu":
         host += on_vae_device or 0
     needs = [(host, budget.host_bytes)] if kind == "cpu" else []
@@ -355,7 +371,7 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
         read_bytes=read,
         waited_bytes=waited,
         ahead_bytes=(
-            min(placement.transformer_ahead_bytes, load.transformer_bytes),
+            min(placement.transformer_ahead_bytes, _loaded_bytes(load, placement)),
             min(placement.vae_ahead_bytes, load.vae_bytes),
         ),
         pass_bytes=_pass_bytes(load, placement),
@@ -387,34 +403,51 @@ def _with_ahead(
 def _moved(load: Workload, placement: Placement) -> tuple[int, int, int]:
     """Return the bytes of weights moved a chunk on average: in the compute dtype, as stored, and those waited for.
 
-    Parts that take turns come whole, except for blocks that stream.
+    Parts that take turns come whole, except for blocks that stream. Matrices that only prompts need come with each.
     """
-    plan, parameters, dit, chunks = load.plan, load.model.parameters, load.model.dit, len(load.plan.chunks)
-    if placement.mode == "none":
-        return 0, 0, 0
-    streamed = load.streamed(placement)
-    whole = read_whole = 0
+    dit, chunks, streamed = load.model.dit, len(load.plan.chunks), load.streamed(placement)
+    walks = load.prompt_walks(placement) * dit.num_layers / chunks
+    waited = walks * load.prompt_block_bytes
+    read = load.stored("transformer", walks * dit.prompt_matrices)
     if placement.takes_turns:
-        stays = parameters["transformer"] - streamed * dit.block_matrices
-        whole = load.transformer_bytes - streamed * load.block_bytes + load.vae_bytes
-        read_whole = load.stored("transformer", stays) + load.stored("vae", parameters["vae"])
-    passes = load.work.calls / load.branches / chunks
-    changes = sum(now.prompts != before.prompts for before, now in zip(plan.chunks, plan.chunks[1:], strict=False))
-    share = 2 * dit.width**2 / dit.block_matrices  # keys and values of the prompts
-    blocks = streamed * (passes + load.lanes * share * (changes + load.branches) / chunks)
-    return (
-        round(blocks * load.block_bytes) + whole,
-        load.stored("transformer", blocks * dit.block_matrices) + read_whole,
-        whole,
-    )
+        waited += load.transformer_bytes - _left_out_bytes(load, placement) + load.vae_bytes
+        read += load.stored("transformer", _taken_parameters(load, placement))
+        read += load.stored("vae", load.model.parameters["vae"])
+    blocks = streamed * load.work.calls / load.branches / chunks
+    streaming = load.stored("transformer", blocks * (dit.block_matrices - dit.prompt_matrices))
+    return round(blocks * load.block_bytes + waited), streaming + read, round(waited)
+
+
+def _left_out_bytes(load: Workload, placement: Placement) -> int:
+    """Return the bytes of matrices that are not loaded with the transformer, but read block by block."""
+    for_prompts = load.model.dit.num_layers * load.prompt_block_bytes if placement.reads_for_prompts else 0
+    return load.streamed(placement) * load.block_bytes + for_prompts
+
+
+def _taken_parameters(load: Workload, placement: Placement) -> int:
+    """Return how many parameters are loaded with the transformer."""
+    dit, streamed = load.model.dit, load.streamed(placement)
+    for_prompts = dit.num_layers * dit.prompt_matrices if placement.reads_for_prompts else 0
+    return load.model.parameters["transformer"] - streamed * (dit.block_matrices - dit.prompt_matrices) - for_prompts
 
 
 def _pass_bytes(load: Workload, placement: Placement) -> int:
     """Return the stored bytes of the files that are read over and over."""
-    parameters = load.model.parameters
-    if placement.takes_turns:
-        return load.stored("transformer", parameters["transformer"]) + load.stored("vae", parameters["vae"])
-    return load.stored("transformer", load.streamed(placement) * load.model.dit.block_matrices)
+    dit, streamed = load.model.dit, load.streamed(placement)
+    again = streamed * (dit.block_matrices - dit.prompt_matrices)
+    if placement.reads_for_prompts and load.prompt_changes:
+        again += dit.num_layers * dit.prompt_matrices
+    if not placement.takes_turns:
+        return load.stored("transformer", again)
+    again += _taken_parameters(load, placement)
+    return load.stored("transformer", again) + load.stored("vae", load.model.parameters["vae"])
+
+
+def _pinned_bytes(load: Workload, placement: Placement) -> int:
+    """Return the host memory that blocks of the transformer pass through on their way to a GPU."""
+    streamed = load.block_bytes if placement.mode == "stream" else 0
+    for_prompts = load.prompt_block_bytes if placement.reads_for_prompts else 0
+    return HOST_SLOTS * (streamed + for_prompts)
 
 
 def _phases(load: Workload, placement: Placement) -> list[PhaseMemory]:
@@ -428,8 +461,7 @@ def _phases(load: Workload, placement: Placement) -> list[PhaseMemory]:
     if load.device.kind == "cuda" and placement.mode == "none" and placement.graphs and load.team == 1:
         kept += round(slack * calling) + _recorded_bytes(load)
     calling += _waiting_bytes(load, placement)
-    # A prompt's keys and values are there twice when they are put together, next to those of the prompt before.
-    denoising = max(calling, 2 * load.context_bytes(load.text_rows)) + 3 * load.lanes * load.latent_bytes
+    denoising = max(calling, _embedding_bytes(load, placement)) + 3 * load.lanes * load.latent_bytes
     size, kind = load.plan.size, "cpu" if load.decoder.kind == "cpu" else "cuda"
     encoding = load.frame_itemsize * vae.encode_elements(load.model.vae, size, kind)
     decoding = load.frame_itemsize * vae.decode_elements(load.model.vae, size, kind)
@@ -445,9 +477,20 @@ def _phases(load: Workload, placement: Placement) -> list[PhaseMemory]:
 
 def _loaded_bytes(load: Workload, placement: Placement) -> int:
     """Return the bytes of the transformer where it computes."""
-    slots = HOST_SLOTS if load.device.kind == "cpu" else DEVICE_SLOTS
-    streamed = load.streamed(placement)
-    return load.transformer_bytes - (streamed - slots) * load.block_bytes if streamed else load.transformer_bytes
+    slots = _slots(load) * load.block_bytes if load.streamed(placement) else 0
+    return load.transformer_bytes - _left_out_bytes(load, placement) + slots
+
+
+def _slots(load: Workload) -> int:
+    """Return how many blocks that are read block by block are there at a time."""
+    return HOST_SLOTS if load.device.kind == "cpu" else DEVICE_SLOTS
+
+
+def _embedding_bytes(load: Workload, placement: Placement) -> int:
+    """Return the working memory in which a prompt's keys and values are made: they are there twice when they are put
+    together. Those of the prompt before are gone."""
+    matrices = _slots(load) * load.prompt_block_bytes if placement.reads_for_prompts else 0
+    return load.context_bytes(load.text_rows) + matrices
 
 
 def _waiting_bytes(load: Workload, placement: Placement) -> int:
@@ -462,8 +505,9 @@ def _rank_bytes(load: Workload, placement: Placement) -> int:
     VAE with its share of a decode where ranks decode together."""
     process = PROCESS_BYTES[load.device.kind]
     if load.device.kind != "cpu":
-        return process + (HOST_SLOTS * load.block_bytes if placement.mode == "stream" else 0)
+        return process + _pinned_bytes(load, placement)
     working, inputs = _call_bytes(load) + _waiting_bytes(load, placement), load.lanes * _kept_bytes(load)
+    working = max(working, _embedding_bytes(load, placement))
     weights = _loaded_bytes(load, placement)
     if load.decoders > 1:
         decoding = load.frame_itemsize * vae.decode_elements(load.model.vae, load.plan.size, "cpu")
@@ -504,17 +548,17 @@ def _kept_bytes(load: Workload) -> int:
 
 def _recorded_bytes(load: Workload) -> int:
     """Return the bytes that recorded calls hold on top of a call's memory: copies of the inputs and the results of each
-    shape, and the inputs of earlier chunks that the copies were made of."""
+    shape."""
     plan, work, dit = load.plan, load.work, load.model.dit
     prompts = [[text for text, _ in chunk.prompts] for chunk in plan.chunks]
     prompts += [[plan.negative]] if plan.guidance > 1 else []
     lengths = {load.held_keys(work.prompts.rows(texts, load.dtype)) for texts in prompts}
-    texts = 2 * sum(load.context_bytes(rows) for rows in lengths)
-    # The film keeps one of them; each other film, whose prompt is at most as long, may have one of another length.
-    texts += (2 * (load.lanes - 1) - 1) * load.context_bytes(load.text_rows)
+    texts = sum(load.context_bytes(rows) for rows in lengths)
+    # Each other film, whose prompt is at most as long, may have one of another length.
+    texts += (load.lanes - 1) * load.context_bytes(load.text_rows)
     modulation = FLOAT32 * 2 * (6 * dit.num_layers + 1) * dit.width
-    latents = (2 * len(work.stages) + GRAPHS) * load.latent_bytes
-    return texts + 2 * load.history_bytes + load.rope_bytes + modulation + latents
+    latents = (len(work.stages) + GRAPHS) * load.latent_bytes
+    return texts + load.history_bytes + load.rope_bytes + modulation + latents
 
 
 def _call_bytes(load: Workload) -> int:

@@ -123,7 +123,7 @@ def memory_plans(load: Workload, budget: MemoryBudget, speed: ChunkSpeed | None 
     On two devices nothing takes turns, so there is no plan for model."""
     plans = [_none(load, budget)]
     if load.vae_device is None:
-        plans.append(plan_memory(load, budget, Placement("model")))
+        plans.append(plan_memory(load, budget, Placement("model", prompt_matrices=load.device.kind == "mps")))
     if load.can_stream:
         plans.append(_best_stream(load, budget, speed or speed_of(load)))
     return tuple(plans)
@@ -132,17 +132,22 @@ def memory_plans(load: Workload, budget: MemoryBudget, speed: ChunkSpeed | None 
 def fastest(plans: Iterable[MemoryPlan], budget: MemoryBudget, speed: ChunkSpeed) -> MemoryPlan:
     """Return the plan with the least seconds a chunk; of equal ones, the one that moves least."""
     return min(plans, key=lambda plan: (speed.least_seconds(plan, budget), plan.waited_bytes, plan.moved_bytes))
-    """Plan mode none: on a GPU with all that makes it faster, if that fits. Graphs are given up first."""
 
 
 def _none(load: Workload, budget: MemoryBudget) -> MemoryPlan:
-    """Plan mode none: on a GPU with all that makes it faster, as far as that fits. Graphs are given up first."""
-    placement = Placement("none", text_beside=False)
-    plan = plan_memory(load, budget, placement)
+    """Plan mode none, with all that makes it faster, as far as that fits. What only prompts need is given up first,
+    then graphs, then decoding while the next chunk is denoised."""
+    ways = [Placement("none", text_beside=False)]
+    if load.device.kind != "mps":  # nothing streams there
+        ways.append(replace(ways[-1], prompt_matrices=False))
     if load.device.kind == "cuda":
-        for beside in (True, False) if load.vae_device is None else (True,):
-            if plan.fits is False:
-                plan = plan_memory(load, budget, replace(placement, graphs=False, decode_beside=beside))
+        ways.append(replace(ways[-1], graphs=False))
+        if load.vae_device is None:
+            ways.append(replace(ways[-1], decode_beside=False))
+    plans = (plan_memory(load, budget, way) for way in ways)
+    plan = next(plans)
+    while plan.fits is False and (less := next(plans, None)):
+        plan = less
     return plan
 
 
@@ -283,6 +288,8 @@ def reason(plan: MemoryPlan, plans: Plans, options: RenderOptions, budget: Memor
     if plan.name == "stream":
         what += f", {placement.resident} of {layers} blocks stay"
         what += ", transformer and VAE take turns" if placement.turns else ""
+    if plan.name == "none" and not placement.prompt_matrices:
+        what += ", what only prompts need comes and goes"
     if not placement.graphs:
         what += ", without room for graphs"
     if not placement.decode_beside:

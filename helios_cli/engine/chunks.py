@@ -376,6 +376,7 @@ class _ChunkLoop:
     def _text_context(self, chunk: Chunk) -> TextContext:
         """Return keys and values of the chunk's prompts, computed again only where the prompts change."""
         if self.text is None or self.text[0] != chunk.prompts:
+            self.text = None  # no chunk needs those keys and values any more
             self.models.encode(text for text, _ in chunk.prompts)
             self.text = (chunk.prompts, self.models.embed_text(chunk.prompts))
             rest = self.plan.chunks[chunk.index :]

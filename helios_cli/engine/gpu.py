@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -152,7 +153,7 @@ class CallGraphs:
         self.replayed = 0
         self._graphs: OrderedDict[tuple, tuple[Callable[[], None], Tensor] | None] = OrderedDict()
         self._inputs: dict[tuple, Tensor] = {}
-        self._sources: dict[tuple, Tensor] = {}
+        self._sources: dict[tuple, weakref.ref[Tensor]] = {}  # which the copies do not keep alive
         self._weights: tuple[int, ...] = ()
 
     def __call__(self, dit: HeliosDiT, call: Call) -> Tensor:
@@ -192,9 +193,10 @@ class CallGraphs:
             place = (name, tuple(tensor.shape), tensor.dtype)
             if place not in self._inputs:
                 self._inputs[place] = torch.empty_like(tensor)
-            if self._sources.get(place) is not tensor:
+            source = self._sources.get(place)
+            if source is None or source() is not tensor:
                 self._inputs[place].copy_(tensor)
-                self._sources[place] = tensor
+                self._sources[place] = weakref.ref(tensor)
             fixed[name] = self._inputs[place]
         return fixed
 

@@ -36,7 +36,7 @@ from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import Quant, is_fp8
 from helios_cli.weights.load import load_component, stored_tensors, tensors_to_load
 from helios_cli.weights.offload import BlockStream, StoredRows
-from helios_cli.weights.placement import RESIDENT, Placement
+from helios_cli.weights.placement import PROMPT_MATRICES, RESIDENT, Placement
 from helios_cli.weights.reader import StoredTensor, WeightFiles, expect_files
 from helios_cli.weights.tokenizer import read_tokenizer, tokens_of
 
@@ -378,14 +378,28 @@ class Models:
     def _load(self, name: str, build: Callable[[], Part], dtype: torch.dtype, fp32_islands: frozenset[str]) -> Part:
         with torch.device("meta"):
             module = build()
-        leave: frozenset[str] = frozenset()
-        if isinstance(module, HeliosDiT) and self.placement.mode == "stream":
-            stored = stored_tensors(module, self.checkpoint.component(name))
-            self.stream = self._stream_of(name, module.blocks, "blocks.", stored, dtype, fp32_islands)
-            module.walk = cast("Callable[..., Iterable[Block]]", self.stream.walk)
-            leave = self.stream.names
+        if isinstance(module, HeliosDiT) and self.placement.reads_for_prompts:
+            self._stream_blocks(module, dtype, fp32_islands)
+        leave = self._left_out(module)
         self._fillers[name] = (module, dtype, fp32_islands, leave)
         return self._fill(name, module, dtype, fp32_islands, leave).eval()
+
+    def _stream_blocks(self, module: HeliosDiT, dtype: torch.dtype, fp32_islands: frozenset[str]) -> None:
+        """Stream what of the transformer's blocks is needed for prompts alone, and the rest where it does not stay."""
+        stored = stored_tensors(module, self.checkpoint.component("transformer"))
+        common = "transformer", module.blocks, "blocks.", stored, dtype, fp32_islands
+        for_prompts = self._stream_of(*common, again=False, part=_is_for_prompts)
+        module.walk_for_prompts = cast("Callable[[], Iterable[Block]]", for_prompts.walk_once)
+        if self.placement.mode == "stream":
+            self.stream = self._stream_of(*common, part=lambda name: not _is_for_prompts(name))
+            module.walk = cast("Callable[[], Iterable[Block]]", self.stream.walk)
+
+    def _left_out(self, module: nn.Module) -> frozenset[str]:
+        """Return the names of the parameters that are not loaded with the others."""
+        if not isinstance(module, HeliosDiT) or not self.placement.reads_for_prompts:
+            return frozenset()
+        for_prompts = frozenset(name for name, _ in module.named_parameters() if _is_for_prompts(name))
+        return for_prompts if self.stream is None else for_prompts | self.stream.names
 
     def _fill(
         self,
@@ -422,6 +436,7 @@ class Models:
         fp32_islands: frozenset[str],
         *,
         again: bool = True,
+        part: Callable[[str], bool] = lambda name: True,
     ) -> BlockStream:
         return BlockStream(
             blocks,
@@ -434,6 +449,7 @@ class Models:
             again=again,
             # Weights that are read once must not evict those that are read again from a small page cache.
             cached_bytes=self.placement.cached_bytes if again or self.placement.cached_bytes is None else 0,
+            part=part,
         )
 
     def _send_away(self, name: str, module: nn.Module | None) -> None:
@@ -482,12 +498,17 @@ class Models:
             else:
                 build, dtype, islands = self._part(name)
                 with torch.device("meta"):
-                    module, leave = build(), frozenset()
+                    module = build()
+                leave = self._left_out(module)
             kept, check = _keeps_fp32(islands), name not in self._fillers
             wanted = tensors_to_load(module, component, dtype=dtype, keep_fp32=kept, leave=leave, check=check)
             self._ahead.begin(name, wanted, most)
         if component.bytes < machine.host_memory().available_bytes:
             expect_files({tensor.file for tensor in component.tensors.values()})
+
+
+def _is_for_prompts(name: str) -> bool:
+    return name.endswith(PROMPT_MATRICES)
 
 
 def _keeps_fp32(islands: frozenset[str]) -> Callable[[str], bool]:

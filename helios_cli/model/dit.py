@@ -142,12 +142,17 @@ class HeliosDiT(nn.Module):
         self.norm_out: Any = nn.Module()
         self.norm_out.scale_shift_table = modulation_table(2, width)
         self.proj_out = nn.Linear(width, config.out_channels * math.prod(patch))
-        self.walk: Callable[..., Iterable[Block]] | None = None
+        self.walk: Callable[[], Iterable[Block]] | None = None
+        self.walk_for_prompts: Callable[[], Iterable[Block]] | None = None
 
-    def visit(self, *part: str) -> Iterable[Block]:
-        """Yield the blocks in order. Where `walk` is set they stream: the matrices of a block are gone once the next
-        one is taken. With `part` only the matrices whose names begin so are there."""
-        return self.blocks if self.walk is None else self.walk(*part)
+    def visit(self) -> Iterable[Block]:
+        """Yield the blocks in order, as a model call needs them. Where `walk` is set they stream: the matrices of a
+        block are gone once the next one is taken."""
+        return self.blocks if self.walk is None else self.walk()
+
+    def visit_for_prompts(self) -> Iterable[Block]:
+        """Yield the blocks in order, with the matrices for keys and values of prompts, and maybe no others."""
+        return self.blocks if self.walk_for_prompts is None else self.walk_for_prompts()
 
     def use_attention(self, choice: Choice) -> None:
         """Have `choice` decide what computes attention."""
@@ -189,9 +194,7 @@ class HeliosDiT(nn.Module):
             biases += [LEFT_OUT] * (held_keys(known) - known)
         rows = F.pad(rows_BKE.to(self.dtype), (0, 0, 0, len(biases)))
         embedded = self.condition_embedder.text(rows)
-        keys, values = zip(
-            *(block.attn2.key_value(embedded) for block in self.visit("attn2.to_k", "attn2.to_v")), strict=True
-        )
+        keys, values = zip(*(block.attn2.key_value(embedded) for block in self.visit_for_prompts()), strict=True)
         bias = torch.tensor([0.0] * rows_BKE.shape[1] + biases, device=rows.device) if biases else None
         return TextContext(torch.stack(keys), torch.stack(values), bias)
 

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,9 +29,6 @@ from helios_cli.weights.reader import SCALED_DTYPES, StoredTensor, WeightFiles, 
 
 ALIGNMENT = 256
 """The alignment of tensors in a slot, in bytes, as in PyTorch."""
-
-WHOLE: tuple[str, ...] = ("",)
-"""The part of a block that is all of it."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,14 @@ def moves(parameter: Tensor) -> bool:
     return parameter.dim() == 2
 
 
-def layout_of(block: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> tuple[Matrix, ...]:
-    """Lay out the matrices of a block one after another, so that those of one product can be multiplied as one."""
+def layout_of(
+    block: nn.Module, dtype_of: Callable[[str], torch.dtype], part: Callable[[str], bool] = lambda name: True
+) -> tuple[Matrix, ...]:
+    """Lay out the matrices of a block whose names are in `part` one after another, so that those of one product can be
+    multiplied as one."""
     matrices, place = [], 0
     for name, parameter in block.named_parameters():
-        if moves(parameter):
+        if moves(parameter) and part(name):
             dtype = parameter.dtype if parameter.dtype in SCALED_DTYPES.values() else dtype_of(name)
             matrices.append(Matrix(name, tuple(parameter.shape), dtype, place))
             place = -(-matrices[-1].end // ALIGNMENT) * ALIGNMENT
@@ -99,7 +100,7 @@ class _OnHost:
 
     def free(self, host: _Slot) -> None: ...
 
-    def bring(self, host: _Slot, begin: int, end: int) -> _Slot:
+    def bring(self, host: _Slot) -> _Slot:
         return host
 
     def done(self) -> None: ...
@@ -132,13 +133,13 @@ class _OnCuda:
         if host.copied is not None:
             host.copied.synchronize()
 
-    def bring(self, host: _Slot, begin: int, end: int) -> _Slot:
-        """Queue the copy of a host slot's bytes, and let the computing stream wait for it."""
+    def bring(self, host: _Slot) -> _Slot:
+        """Queue the copy of a host slot, and let the computing stream wait for it."""
         self._turn = (self._turn + 1) % DEVICE_SLOTS
         slot, host.copied = self._slots[self._turn], host.copied or torch.cuda.Event()
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(self._computed[self._turn])
-            slot.memory[begin:end].copy_(host.memory[begin:end], non_blocking=True)
+            slot.memory.copy_(host.memory, non_blocking=True)
             host.copied.record(self._stream)
         torch.cuda.current_stream(self._device).wait_event(host.copied)
         return slot
@@ -161,8 +162,8 @@ class BlockStream:
     """The blocks of a network, some of which are streamed.
 
     `stored` has the places of the network's parameters; those of the blocks begin with `prefix` (`blocks.`). The caller
-    loads `resident` blocks, which stay, and parameters that do not move. With `again` the first blocks are read after
-    the last ones, for the next walk.
+    loads `resident` blocks, which stay, and parameters that do not move or whose names in their block are not in
+    `part`. With `again` the first blocks are read after the last ones, for the next walk.
 
     Attributes:
         names: The names in the network of the parameters that are streamed.
@@ -181,8 +182,9 @@ class BlockStream:
         resident: int = 0,
         again: bool = True,
         cached_bytes: int | None = None,
+        part: Callable[[str], bool] = lambda name: True,
     ) -> None:
-        self.layout = layout_of(blocks[0], dtype_of)
+        self.layout = layout_of(blocks[0], dtype_of, part)
         self.streamed = streamed_blocks(len(blocks), resident)
         self.names = frozenset(f"{prefix}{index}.{matrix.name}" for index in self.streamed for matrix in self.layout)
         self.blocks_read = [0] * len(blocks)
@@ -190,38 +192,44 @@ class BlockStream:
         self._again, self._cached_bytes = again, cached_bytes
         self._on = _OnCuda(self.layout, device) if device.type == "cuda" else _OnHost()
         self._slots: list[_Slot] = []
-        self._readers = ThreadPoolExecutor(reading_threads(device), thread_name_prefix="weights")
+        self._new_readers = partial(ThreadPoolExecutor, reading_threads(device), thread_name_prefix="weights")
+        self._readers = self._new_readers()
         self._loads: deque[_Load] = deque()
-        self._part = WHOLE
         self._place = self._count = 0
         self._absent = {
             m.name: nn.Parameter(torch.empty(m.shape, dtype=m.dtype, device="meta"), False) for m in self.layout
         }
 
-    def walk(self, *part: str) -> Iterator[nn.Module]:
+    def walk(self) -> Iterator[nn.Module]:
         """Yield the blocks in order. Each has its weights until the next one is requested.
 
-        With `part` only the matrices whose names begin so are read. CheckpointError if a file cannot be read.
+        Raises CheckpointError if a file cannot be read.
         """
-        self._begin(part or WHOLE)
-        matrices = [matrix for matrix in self.layout if matrix.name.startswith(self._part)]
+        self._begin()
         streamed = frozenset(self.streamed)
         for index, block in enumerate(self._blocks):
-            self._read_ahead(matrices)
+            self._read_ahead()
             if index not in streamed:
                 yield block
                 continue
             load = self._loads.popleft()
             for piece in load.pieces:
                 piece.result()
-            slot = self._on.bring(load.slot, matrices[0].begin, matrices[-1].end)
-            _bind(block, {matrix.name: slot.parameters[matrix.name] for matrix in matrices})
+            _bind(block, self._on.bring(load.slot).parameters)
             try:
                 yield block
             finally:
                 _bind(block, self._absent)  # later use fails, rather than read another block's weights
                 self._on.done()
-            self._forget(index, matrices)
+            self._forget(index)
+
+    def walk_once(self) -> Iterator[nn.Module]:
+        """Walk through the blocks, and free the memory of the walk and its threads."""
+        try:
+            yield from self.walk()
+        finally:
+            self.close()
+            self._readers = self._new_readers()
 
     def leave(self, *, host: bool = False) -> None:
         """Free the device's memory until the next walk; with `host`, and on a CPU, also host memory and read blocks."""
@@ -236,14 +244,14 @@ class BlockStream:
         self.leave(host=True)
         self._readers.shutdown()
 
-    def _begin(self, part: tuple[str, ...]) -> None:
+    def _begin(self) -> None:
         """Start a walk, with the blocks that were read ahead if they are its first ones."""
         self._on.enter()
         if not self._slots and self.streamed:
             self._slots = [_Slot(self.layout, torch.device("cpu"), pinned=self._on.pinned) for _ in range(HOST_SLOTS)]
-        if self._part != part or not self._loads or self._loads[0].index != self.streamed[0]:
+        if not self._loads or self._loads[0].index != self.streamed[0]:
             self._drop()
-            self._part, self._place = part, 0
+            self._place = 0
 
     def _drop(self) -> None:
         for load in self._loads:
@@ -252,23 +260,23 @@ class BlockStream:
             wait(load.pieces)
         self._loads.clear()
 
-    def _read_ahead(self, matrices: list[Matrix]) -> None:
+    def _read_ahead(self) -> None:
         while self.streamed and len(self._loads) < HOST_SLOTS:
             if self._place == len(self.streamed):
-                if not self._again or self._part != WHOLE:
+                if not self._again:
                     return
                 self._place = 0
-            self._loads.append(self._load(self.streamed[self._place], matrices))
+            self._loads.append(self._load(self.streamed[self._place]))
             self._place += 1
 
-    def _load(self, index: int, matrices: list[Matrix]) -> _Load:
+    def _load(self, index: int) -> _Load:
         slot = self._slots[self._count % HOST_SLOTS]
         self._count += 1
-        check = self._part == WHOLE and not self.blocks_read[index]  # once: a file that changes later is an error
-        self.blocks_read[index] += self._part == WHOLE
+        check = not self.blocks_read[index]  # once: a file that changes later is an error
+        self.blocks_read[index] += 1
         pieces = [
             self._readers.submit(self._read, self._place_of(index, matrix), slot, matrix.name, rows, check)
-            for matrix in matrices
+            for matrix in self.layout
             for rows in self._place_of(index, matrix).pieces()
         ]
         return _Load(index, slot, pieces)
@@ -282,11 +290,11 @@ class BlockStream:
         has_aminmax = out.dtype not in SCALED_DTYPES.values()  # PyTorch has none for e4m3
         self._files.read(stored, out, rows, check=check and has_aminmax)
 
-    def _forget(self, index: int, matrices: list[Matrix]) -> None:
+    def _forget(self, index: int) -> None:
         """Let blocks beyond `cached_bytes` leave the page cache, or walks in order would always miss a small cache."""
-        if self._cached_bytes is None or self._part != WHOLE:
+        if self._cached_bytes is None:
             return
-        places = [self._place_of(index, matrix) for matrix in matrices]
+        places = [self._place_of(index, matrix) for matrix in self.layout]
         before = self.streamed.index(index) * sum(place.info.bytes for place in places)
         if before >= self._cached_bytes:
             for place in places:

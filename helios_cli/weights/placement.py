@@ -25,6 +25,9 @@ For a CPU one thread reads faster than it computes.
 PIECE_BYTES = 8 * 2**20
 """The bytes read and converted at a time: large enough for a disk, small enough for a core's cache."""
 
+PROMPT_MATRICES = ("attn2.to_k.weight", "attn2.to_v.weight")
+"""The matrices of a transformer's block that see prompts alone: once each, for its keys and values in every call."""
+
 FOLDED_BYTES = 3 * PIECE_BYTES
 """The memory in which LoRA files are folded into a piece: it in float32, and the rows of LoRA matrices for it."""
 
@@ -45,6 +48,8 @@ class Placement:
             None (no plan has it) decides at run time by the free memory.
         decode_beside: A GPU decodes a chunk while it denoises the next one, unless transformer and VAE take turns.
         graphs: ("none") A GPU replays recorded model calls, which takes a call's memory once more.
+        prompt_matrices: (not "stream") PROMPT_MATRICES stay with the transformer. Otherwise they are read block by
+            block when a prompt comes, and are gone once its keys and values are there.
     """
 
     mode: Mode = "none"
@@ -56,6 +61,12 @@ class Placement:
     text_beside: bool | None = None
     decode_beside: bool = True
     graphs: bool = True
+    prompt_matrices: bool = True
+
+    @property
+    def reads_for_prompts(self) -> bool:
+        """Return whether PROMPT_MATRICES are read when a prompt comes."""
+        return self.mode == "stream" or not self.prompt_matrices
 
     @property
     def takes_turns(self) -> bool:

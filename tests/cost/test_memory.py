@@ -1,6 +1,7 @@
 """Working memory against tensors followed through every operation of our modules."""
 
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,7 @@ from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.units import held_keys
 from helios_cli.weights.offload import layout_of
-from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
+from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, PROMPT_MATRICES, Placement
 from support.live_bytes import peak_bytes
 from support.meta_networks import SMALL, Counted, call, on_meta
 from support.recipes import plan_of
@@ -54,6 +55,18 @@ def test_a_model_call(dtype, config, size, fused_attention):
     rotations = 4 * (noisy + history) * shape.attention_head_dim  # made within the call here, kept by the engine
     # The rest are queries' norms and rows of modulation, and alignment of small things.
     assert peak_bytes(work["call"]) == pytest.approx(expected + rotations, rel=0.03)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_prompt_s_keys_and_values(dtype):
+    """They are kept, and there once more while they are put together; the rest is the embedded prompt."""
+    shape = DiTConfig.from_json({**specs.TRANSFORMER, **SMALL, "num_layers": 60})
+    dit = on_meta(lambda: HeliosDiT(shape)).to(dtype)
+    rows = 100 + (1 if dtype == torch.float32 else 2)  # and those that stand for the padding
+    context = 2 * shape.num_layers * rows * shape.width * dtype.itemsize
+    load = SimpleNamespace(context_bytes=lambda rows: context, text_rows=rows)
+    expected = context + memory._embedding_bytes(load, Placement())
+    assert peak_bytes(call(dit, (256, 192), 0, 100)["text"]) == pytest.approx(expected, rel=0.05)
 
 
 def test_ranks_share_the_memory_of_calls_but_not_that_of_weights():
@@ -219,6 +232,9 @@ def test_dtypes_have_their_sizes():
 
 
 GPU = Device("cuda", "GPU", 80 * 10**9, 80 * 10**9)
+PROMPTS_BYTES = 2 * 40 * DiTConfig().prompt_matrices
+"""What prompts alone need of the 14B model, in bfloat16."""
+
 HOST = 64 * 10**9
 
 
@@ -230,7 +246,13 @@ def test_blocks_are_as_large_as_the_slots_that_they_come_into():
     """Counted on the modules, of the 14B transformer and the published text encoder, whose distances move, too."""
     dit, text = DiTConfig(), UMT5Config()
     block = on_meta(lambda: HeliosDiT(DiTConfig(num_layers=1))).blocks[0]
-    assert layout_of(block, lambda name: torch.bfloat16)[-1].end == pytest.approx(2 * dit.block_matrices, rel=1e-6)
+    whole, for_prompts = (
+        layout_of(block, lambda name: torch.bfloat16, part)[-1].end
+        for part in (lambda name: True, lambda name: name in PROMPT_MATRICES)
+    )
+    assert whole == pytest.approx(2 * dit.block_matrices, rel=1e-6)
+    assert for_prompts == 2 * dit.prompt_matrices == workload_of(GPU).prompt_block_bytes
+    assert workload_of(GPU).block_bytes == pytest.approx(whole - for_prompts, rel=1e-6)
     layer = on_meta(lambda: UMT5Encoder(UMT5Config(num_layers=1))).encoder.block[0]
     assert layout_of(layer, lambda name: torch.float32)[-1].end == pytest.approx(4 * text.layer_matrices, rel=2e-5)
 
@@ -244,31 +266,32 @@ def test_a_budget_is_used_and_never_passed():
         if before is not None:
             assert mode.moved_bytes <= before.moved_bytes
         before = mode
-    assert before.placement.resident == 40 and before.moved_bytes == 0
+    assert before.placement.resident == 40
+    assert before.moved_bytes == before.waited_bytes == PROMPTS_BYTES  # one chunk, one prompt
     assert stream(3e9).fits is False
 
 
 def test_the_full_model_streams_in_four_gigabytes_of_host_memory():
     """Pinned slots, this process, frames on their way to the encoder."""
     mode = stream(8e9)
-    block = 2 * DiTConfig().block_matrices
+    block = 2 * (DiTConfig().block_matrices - DiTConfig().prompt_matrices)
     assert HOST_SLOTS * block < mode.host_bytes < 4e9
     assert mode.phases[1].weights > DEVICE_SLOTS * block
 
 
 def test_what_moves_is_what_passes_by():
     """Six passes a chunk and six more in the first, over the blocks that do not stay; guidance moves them once. What
-    takes turns is waited for: all that stays of the transformer, and the VAE."""
+    takes turns is waited for: all that stays of the transformer, and the VAE. So is what the prompt needs, once."""
     mode, model = stream(12e9, frames=33), find_model("distilled")
     layers = 40 - mode.placement.resident
-    passes = 12 + 2 * 5120**2 / DiTConfig().block_matrices
-    block = 2 * DiTConfig().block_matrices
+    block = 2 * (DiTConfig().block_matrices - DiTConfig().prompt_matrices)
     assert mode.placement.turns
-    assert mode.moved_bytes - mode.waited_bytes == pytest.approx(layers * passes * block)
-    stays = 2 * (model.parameters["transformer"] + model.parameters["vae"]) + 2 * DiTConfig().fp32_parameters
-    assert mode.waited_bytes == stays - layers * block
+    assert mode.moved_bytes - mode.waited_bytes == pytest.approx(layers * 12 * block)
+    whole = 2 * (model.parameters["transformer"] + model.parameters["vae"]) + 2 * DiTConfig().fp32_parameters
+    assert mode.waited_bytes == (whole - layers * block - PROMPTS_BYTES) + PROMPTS_BYTES
     assert mode.read_bytes == pytest.approx(2 * mode.moved_bytes, rel=1e-3)  # float32 in the files
-    assert mode.pass_bytes == 4 * (model.parameters["transformer"] + model.parameters["vae"])
+    parameters = model.parameters["transformer"] + model.parameters["vae"] - 40 * DiTConfig().prompt_matrices
+    assert mode.pass_bytes == 4 * parameters
     guided = modes(GPU, budget=MemoryBudget(int(6.2e9), HOST), guidance=3, frames=33)[2]
     plain = modes(GPU, budget=MemoryBudget(int(6.2e9), HOST), frames=33)[2]
     assert guided.moved_bytes < 1.1 * plain.moved_bytes * (40 - guided.placement.resident) / (
@@ -285,7 +308,7 @@ def test_what_the_page_cache_cannot_hold_is_kept_out_of_it_in_part():
 
 
 def test_films_in_lockstep_may_have_prompts_of_different_lengths():
-    """The recorded calls of each further film keep keys and values twice, in addition to the film's own."""
+    """The recorded calls of each further film keep a copy of keys and values, in addition to the film's own."""
     found = {
         (lanes, graphs): plan_memory(workload_of(GPU, lanes=lanes), MemoryBudget(), Placement(graphs=graphs))
         for lanes in (1, 3)
@@ -295,14 +318,13 @@ def test_films_in_lockstep_may_have_prompts_of_different_lengths():
     load = workload_of(GPU)
     keys_and_values = 2 * 40 * 5120 * 2 * held_keys(load.work.text_rows)
     further = (taken[3, True] - taken[3, False]) - (taken[1, True] - taken[1, False])
-    assert further == 2 * 2 * keys_and_values
+    assert further == 2 * keys_and_values
 
 
 def test_lanes_share_the_weights_and_nothing_else():
     """A walk of its own has only each one's prompt, for its keys and values."""
     one, four = (plan_memory(workload_of(GPU, lanes=lanes), MemoryBudget(), Placement("stream")) for lanes in (1, 4))
-    keys_and_values = 40 * 2 * 2 * 5120**2
-    assert four.moved_bytes - one.moved_bytes == pytest.approx(3 * keys_and_values, rel=1e-6)
+    assert four.moved_bytes - one.moved_bytes == 3 * PROMPTS_BYTES
     assert four.phases[1].weights == one.phases[1].weights
     assert four.phases[1].kept == 4 * one.phases[1].kept
     assert one.phases[1].working < four.phases[1].working < 2 * one.phases[1].working
@@ -345,25 +367,48 @@ def test_graphs_hold_a_call_once_more_and_its_inputs():
         more = recorded.phases[1].kept - plain.phases[1].kept
         work = workload_of(GPU, shots=prompts).work
         context = 2 * 40 * 5120 * 2
-        texts = context * (held_keys(work.text_rows) + 2 * sum(keys))
+        texts = context * (held_keys(work.text_rows) + sum(keys))
         calling = 1.1 * memory._call_bytes(workload_of(GPU, shots=prompts))
         assert texts + calling < more < 1.1 * (texts + calling)
         assert recorded.device_bytes - plain.device_bytes == more
     assert taking(Placement("stream")).phases == taking(Placement("stream", graphs=False)).phases
 
 
-def test_none_gives_up_graphs_before_it_is_given_up():
-    """Graphs are given up first and concurrent decoding next; every estimate states what it really takes."""
-    sizes = {
-        (graphs, beside): taking(Placement(graphs=graphs, decode_beside=beside)).device_bytes
-        for graphs, beside in ((True, True), (False, True), (False, False))
-    }
-    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
-    for (graphs, beside), size in sizes.items():
+def test_none_gives_up_what_it_can_before_it_is_given_up():
+    """What only prompts need is given up first, then graphs, then concurrent decoding; every estimate states what it
+    really takes."""
+    ways = [Placement(text_beside=False)]
+    for less in ({"prompt_matrices": False}, {"graphs": False}, {"decode_beside": False}):
+        ways.append(replace(ways[-1], **less))
+    sizes = [taking(way).device_bytes for way in ways]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[1] == PROMPTS_BYTES
+    for way, size in zip(ways, sizes, strict=True):
         mode = modes(GPU, budget=MemoryBudget(size, HOST))[0]
-        assert (mode.placement.graphs, mode.placement.decode_beside) == (graphs, beside)
-        assert mode.fits and mode.device_bytes == size
-    assert modes(GPU, budget=MemoryBudget(min(sizes.values()) - 1, HOST))[0].fits is False
+        assert mode.placement == way and mode.fits and mode.device_bytes == size
+    assert modes(GPU, budget=MemoryBudget(sizes[-1] - 1, HOST))[0].fits is False
+
+
+def test_matrices_for_prompts_are_elsewhere_until_one_comes():
+    """On the device pass two blocks of them at a time, and through host memory three, while keys and values are made:
+    next to a long prompt that is more than a call of a small film takes. A film whose prompts change at each chunk
+    waits for all of them each time."""
+    wide = workload_of(GPU, shots=("word " * 400, "other " * 300), seconds=3)
+    load = Workload.of(replace(wide.plan, size=(128, 64)), wide.model, GPU, "bfloat16")
+    stay, leave = (
+        plan_memory(load, MemoryBudget(), Placement(graphs=False, prompt_matrices=stay)) for stay in (True, False)
+    )
+    block = 2 * DiTConfig().prompt_matrices
+    assert stay.phases[1].weights - leave.phases[1].weights == 40 * block
+    assert leave.phases[1].working - stay.phases[1].working == pytest.approx(1.1 * DEVICE_SLOTS * block)
+    assert leave.host_bytes - stay.host_bytes == HOST_SLOTS * block
+    changes = sum(a.prompts != b.prompts for a, b in pairwise(load.plan.chunks))
+    assert changes > 0 and stay.moved_bytes == 0
+    assert leave.moved_bytes == leave.waited_bytes == pytest.approx((1 + changes) * 40 * block / len(load.plan.chunks))
+    assert leave.read_bytes == 2 * leave.moved_bytes and leave.pass_bytes == 2 * 40 * block
+    kept = plan_memory(load, MemoryBudget(), Placement("model")).moved_bytes
+    left = plan_memory(load, MemoryBudget(), Placement("model", prompt_matrices=False)).moved_bytes
+    assert kept - left == pytest.approx((len(load.plan.chunks) - 1 - changes) * 40 * block / len(load.plan.chunks))
 
 
 def test_a_text_encoder_that_comes_beside_the_others_is_counted_with_them():
@@ -372,14 +417,14 @@ def test_a_text_encoder_that_comes_beside_the_others_is_counted_with_them():
     assert beside.phases[1:] == alone.phases[1:] and beside.device_bytes > alone.device_bytes
 
 
-def test_a_long_prompt_is_put_together_beside_the_one_before():
-    """The keys and values exist twice during the change: 822 MB for 502 rows, more than a call of a small film
-    takes."""
+def test_a_long_prompt_is_there_twice_while_it_is_put_together():
+    """Block by block, and together: 411 MB for 512 rows, more than a call of a small film takes."""
     load = workload_of(GPU, shots=("word " * 400,))
     assert load.work.text_rows == 502
     small = Workload.of(replace(load.plan, size=(128, 64)), load.model, GPU, "bfloat16")
     denoise = plan_memory(small, MemoryBudget(), Placement()).phases[1]
-    assert denoise.working > 2 * 2 * 40 * 502 * 5120 * 2
+    assert denoise.working > 2 * 40 * 512 * 5120 * 2
+    assert denoise.kept > 2 * 40 * 512 * 5120 * 2
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_small_gpu_streams_and_says_why():
 @pytest.mark.parametrize("name", ["distilled", "base"])
 def test_the_fastest_wins(name, speed):
     """Where the computing is not known, the one that waits least for its weights, as if it computed in no time."""
-    for vram in (9, 24, 31, 34):
+    for vram in (9, 24, 27, 31, 34):
         mode, modes, budget, _ = chosen(vram * GB, name=name, speed=speed)
         assert speed.least_seconds(mode, budget) == min(speed.least_seconds(m, budget) for m in modes if m.fits)
 
@@ -77,8 +77,8 @@ def test_the_fastest_wins(name, speed):
 def test_a_slow_gpu_hides_what_a_fast_one_waits_for():
     """A minute of computing hides all of ten blocks that stream six times a chunk, and a second hides next to
     nothing; a transformer that is loaded once is always waited for."""
-    slow, *_ = chosen(31 * GB, speed=ChunkSpeed(RATES, 60.0, 5.0))
-    fast, *_ = chosen(31 * GB, speed=ChunkSpeed(RATES, 1.0, 0.2))
+    slow, *_ = chosen(27 * GB, speed=ChunkSpeed(RATES, 60.0, 5.0))
+    fast, *_ = chosen(27 * GB, speed=ChunkSpeed(RATES, 1.0, 0.2))
     assert (slow.name, fast.name) == ("stream", "model")
     assert slow.moved_bytes > fast.moved_bytes
 
@@ -96,15 +96,21 @@ def test_seconds_of_a_chunk():
     assert seconds == pytest.approx(transfer + 57)
     ahead = MemoryBudget(80 * GB, 64 * GB)  # room to read either part while the other works
     mode = plan_memory(load, ahead, Placement("model"))
+    assert (
+        mode.ahead_bytes[0] - 40 * load.prompt_block_bytes
+        == (plan_memory(load, ahead, Placement("model", prompt_matrices=False)).ahead_bytes[0])
+    )
     vae = speed.transfer(mode, ahead) * mode.ahead_bytes[1] / mode.moved_bytes
     assert mode.ahead_bytes == (load.transformer_bytes, 2 * load.model.parameters["vae"])
     assert speed.seconds(mode, ahead) == pytest.approx(57 + speed.transfer(mode, ahead) - 7 - vae)
     assert told(Placement())[:2] == (0, 57)
     transfer, seconds, _ = told(Placement("stream"))
-    assert transfer > 57 and seconds == transfer
+    assert transfer > 57 and seconds == pytest.approx(transfer)
     assert told(Placement("stream", decode_beside=False))[1] == pytest.approx(transfer + 7)
-    transfer, seconds, _ = told(Placement("stream", resident=30))
-    assert transfer < 57 and seconds == 57
+    transfer, seconds, mode = told(Placement("stream", resident=30))
+    prompts = transfer * mode.waited_bytes / mode.moved_bytes
+    assert transfer < 57 and seconds == pytest.approx(57 + prompts) and 0 < prompts < 2
+    assert told(Placement(prompt_matrices=False))[:2] == pytest.approx((prompts, 57 + prompts))
     transfer, seconds, mode = told(Placement("stream", resident=30, turns=True))
     waited = transfer * mode.waited_bytes / mode.moved_bytes
     assert seconds == pytest.approx(waited + max(50, transfer - waited) + 7) and waited > 10
@@ -185,7 +191,7 @@ def test_the_disk_sets_the_speed():
     assert "the disk sets the speed" in cache_warning(mode, budget, ChunkSpeed(RATES, 20.0, 2.0))
     streamed = plan_memory(load, budget, Placement("stream"))
     assert cache_warning(streamed, budget, ChunkSpeed(RATES, 4000.0, 2.0)) is None  # it computes for longer
-    assert cache_warning(streamed, budget, ChunkSpeed(RATES, 400.0, 2.0)) is not None
+    assert cache_warning(streamed, budget, ChunkSpeed(RATES, 100.0, 2.0)) is not None
 
 
 def test_a_copy_is_advised_where_it_would_be_smaller():
@@ -265,14 +271,17 @@ def two_gpus(vram, second, options=DEFAULT, speed=UNKNOWN, second_kind=GPU):
 
 
 def test_a_second_gpu_takes_what_has_no_room_next_to_the_transformer():
-    """Alone a GPU of 33 GB would give up graphs for decoding; the second one has 16 GB for the text encoder."""
-    alone, *_ = chosen(33 * GB)
-    two, modes, *_ = two_gpus(33 * GB, 16 * GB)
-    assert alone.name != "none" or not alone.placement.graphs
+    """Alone a GPU of 31 GB would give up graphs for decoding; the second one has 16 GB for the text encoder."""
+    alone, *_ = chosen(31 * GB)
+    two, modes, *_ = two_gpus(31 * GB, 16 * GB)
+    assert alone.name == "none" and not alone.placement.graphs and two.placement.graphs
     assert two.name == "none" and two.fits and [mode.name for mode in modes] == ["none", "stream"]
     text, denoise, decode = two.phases
     assert text.on_vae_device and decode.on_vae_device and not denoise.on_vae_device
-    assert denoise.weights == film().transformer_bytes and decode.weights == film().vae_bytes
+    assert (
+        denoise.weights == film().transformer_bytes - 40 * film().prompt_block_bytes
+        and decode.weights == film().vae_bytes
+    )
     assert two.device_bytes == denoise.total + 500_000_000
     assert two.vae_device_bytes == max(text.total, decode.total) + 500_000_000
     assert decode.kept < 0.01 * denoise.kept
@@ -280,7 +289,7 @@ def test_a_second_gpu_takes_what_has_no_room_next_to_the_transformer():
 
 def test_a_small_second_gpu_streams_the_text_encoder_and_nothing_else():
     two, modes, budget, load = two_gpus(48 * GB, 6 * GB)
-    assert two.name == "stream" and two.placement.resident == 40 and two.moved_bytes == 0
+    assert two.name == "stream" and two.placement.resident == 40 and two.moved_bytes == two.waited_bytes
     assert two.vae_device_bytes <= 6 * GB
     line = reason(two, modes, DEFAULT, budget, load)
     assert "of the VAE's device and 6 GB may be used" in line and "40 of 40 blocks stay" in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from helios_cli.engine.clock import Clock
 from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.events import ChunkDone, FilmDone, FilmStarted, Notice, StepDone
 from helios_cli.engine.history import History
+from helios_cli.engine.models import Models
 from helios_cli.errors import CheckpointError, PictureError
 from helios_cli.film.writer import open_writer
 from helios_cli.units import MAX_TEXT_TOKENS
@@ -204,6 +206,31 @@ def test_what_does_not_change_is_made_once(folder, tmp_path, monkeypatch):
         "embed_history": 3,
         "forward": 12 + 6 + 6,
     }
+
+
+def test_a_prompt_that_no_later_chunk_needs_is_freed_before_the_next_is_embedded(folder, tmp_path, monkeypatch):
+    """Its keys and values, on the device; the negative prompt's stay as long as the film."""
+    made, alive = [], []
+    embed = Models.embed_text
+
+    def noting(self, weighted):
+        alive.append([each() is not None for each in made])
+        text = embed(self, weighted)
+        made.append(weakref.ref(text.keys))
+        return text
+
+    monkeypatch.setattr(Models, "embed_text", noting)
+    plan = plan_of(replace(CASE, chunks=4))
+    words = ("a red circle", "a red circle", "a blue square", "a green star")
+    chunks = [replace(chunk, prompts=((text, 1.0),)) for chunk, text in zip(plan.chunks, words, strict=True)]
+    events_of(replace(plan, chunks=tuple(chunks)), models_of(folder), tmp_path / "f.mkv")
+    assert alive == [[], [False], [False, False]]
+    made.clear(), alive.clear()
+    guided = replace(plan, chunks=tuple(chunks[1:2] + chunks[3:]), guidance=2.0)
+    first = replace(guided.chunks[0], index=0, fresh=True, seed=1, start_frame=0)
+    second = replace(guided.chunks[1], index=1, start_frame=33)
+    events_of(replace(guided, chunks=(first, second), num_frames=66), models_of(folder), tmp_path / "g.mkv")
+    assert alive == [[], [True], [False, True]]
 
 
 def test_values_that_are_not_finite_stop_the_film(folder, tmp_path):

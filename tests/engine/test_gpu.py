@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -105,6 +106,21 @@ def test_a_film_of_many_prompts_is_recorded_for_few_lengths(dit, monkeypatch):
     for call in made:
         assert torch.equal(graphs(dit, call), dit(*call))
     assert graphs.record.recorded == len(PROMPT_KEYS) == GRAPHS // 3
+
+
+@torch.inference_mode()
+def test_graphs_keep_copies_of_inputs_and_not_the_inputs(dit):
+    """Of prompts that no later chunk needs, with the memory of their keys and values; the next ones, which may come to
+    the same address, are copied."""
+    graphs = CallGraphs(Replays())
+    for seed in range(3):
+        (call,) = calls(dit, 5, seed=seed)
+        for _ in range(3):
+            assert torch.equal(graphs(dit, call), dit(*call))
+        gone = [weakref.ref(call.text.keys), weakref.ref(call.text.values), weakref.ref(call.history_BME)]
+        del call
+        assert [each() for each in gone] == [None] * 3
+    assert graphs.record.recorded == 1
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ from helios_cli.errors import CheckpointError
 from helios_cli.film.writer import open_writer
 from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.placement import HOST_SLOTS, Placement
+from helios_cli.weights.placement import HOST_SLOTS, PROMPT_MATRICES, Placement
 from helios_cli.weights.reader import WeightFiles
 from support.renders import Case, plan_of
 
@@ -39,6 +39,8 @@ PLACEMENTS = {
     "half of it stays": Placement("stream", resident=2),
     "all of it stays": Placement("stream", resident=LAYERS),
     "in turns": Placement("stream", resident=1, turns=True),
+    "all but what prompts need": Placement(prompt_matrices=False),
+    "model, without what prompts need": Placement("model", 0, False, None, 2**18, 2**18, prompt_matrices=False),
     "little is cached": Placement("stream", cached_bytes=0),
 }
 
@@ -139,7 +141,7 @@ def test_weights_are_rounded_on_the_way_as_they_are_when_loaded(dtype, folder_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["model", "model, all read ahead", "stream"])
+@pytest.mark.parametrize("name", ["model", "model, all read ahead", "stream", "all but what prompts need"])
 def test_fp8_weights_stream_from_a_copy_that_holds_them(name, folder_of, tmp_path):
     original = Checkpoint.open(folder_of("distilled"))
     copy = Checkpoint.open(convert(original, tmp_path / "copy", "float8", lambda count: None).path)
@@ -202,12 +204,49 @@ def test_each_block_is_read_once_a_pass(kind, kept, folder_of, tmp_path):
 
 def test_a_block_has_its_weights_only_while_it_is_at_hand(folder_of):
     models = models_at(folder_of("distilled"), Placement("stream", resident=1))
-    names = {name for name, value in models.dit.named_parameters() if value.is_meta}
-    assert names == models.stream.names and len(names) == 3 * 10
-    for index, block in enumerate(models.dit.visit()):
-        assert not any(value.is_meta for value in block.parameters())
-        others = [other for place, other in enumerate(models.dit.blocks) if place != index]
-        assert sum(not any(value.is_meta for value in other.parameters()) for other in others) <= 1
+    names = absent(models.dit)
+    assert names > models.stream.names and len(models.stream.names) == 3 * 8
+    assert len(names - models.stream.names) == LAYERS * len(PROMPT_MATRICES)
+    for walk in (models.dit.visit, models.dit.visit_for_prompts):
+        for index, block in enumerate(walk()):
+            assert not lacks(block, for_prompts=walk != models.dit.visit)
+            others = [other for place, other in enumerate(models.dit.blocks) if place != index]
+            assert sum(not lacks(other, for_prompts=walk != models.dit.visit) for other in others) <= 1
+    assert absent(models.dit) == names
+
+
+def absent(module: torch.nn.Module) -> set[str]:
+    """Return the names of parameters that are not there; blocks share what stands in for them."""
+    return {name for name, value in module.named_parameters(remove_duplicate=False) if value.is_meta}
+
+
+def lacks(block: torch.nn.Module, *, for_prompts: bool) -> set[str]:
+    """Return the names of the matrices of `block` that are not there, of those that its walk should bring."""
+    return {name for name in absent(block) if (name in PROMPT_MATRICES) == for_prompts}
+
+
+@pytest.mark.parametrize("placement", [Placement(prompt_matrices=False), Placement("stream")], ids=lambda one: one.mode)
+def test_matrices_for_prompts_are_gone_once_a_prompt_is_embedded(placement, folder_of):
+    """With the slots that they come through, and the threads that read them. A walk that is given up leaves nothing
+    behind either, and each embedding gives the bits of a model in memory."""
+    models, whole = (models_at(folder_of("distilled"), way) for way in (placement, Placement()))
+    text, again, shorter = (("a red circle", 1.0),), (("a red circle", 0.5), ("blue", 0.5)), (("blue", 1.0),)
+    for one in (models, whole):
+        with torch.inference_mode():
+            one.encode(["a red circle", "blue"])
+    stream = models.dit.walk_for_prompts.__self__
+    for weighted in (text, again, shorter, text):
+        with torch.inference_mode():
+            found, expected = models.embed_text(weighted), whole.embed_text(weighted)
+        assert torch.equal(found.keys, expected.keys) and torch.equal(found.values, expected.values)
+        assert not stream._slots and not stream._loads and not stream._readers._threads
+        assert all(lacks(block, for_prompts=True) == set(PROMPT_MATRICES) for block in models.dit.blocks)
+    walk = models.dit.visit_for_prompts()
+    next(walk)
+    assert stream._slots and stream._readers._threads
+    walk.close()
+    assert not stream._slots and not stream._readers._threads
+    assert stream.blocks_read[-1] == 4 and stream.blocks_read[0] == 5
 
 
 def test_a_part_that_comes_finds_no_slots_of_the_one_that_goes(folder_of):
@@ -245,14 +284,14 @@ def test_an_abandoned_walk_does_not_disturb_the_next(folder_of):
     whole = Checkpoint.open(folder_of("distilled"))
     resident = Models(whole, CPU, torch.float32).dit
     for stop in (0, 1, 3, None, 2, None):
-        for index, block in enumerate(models.dit.visit()):
-            for name, value in block.named_parameters():
-                assert torch.equal(value, resident.blocks[index].get_parameter(name)), (stop, index, name)
-            if index == stop:
-                break
-    for index, block in enumerate(models.dit.visit("attn2.to_k", "attn2.to_v")):
-        assert torch.equal(block.attn2.to_k.weight, resident.blocks[index].attn2.to_k.weight)
-        assert block.attn2.to_q.weight.is_meta
+        for walk in (models.dit.visit, models.dit.visit_for_prompts):
+            for index, block in enumerate(walk()):
+                for name, value in block.named_parameters():
+                    if not value.is_meta:
+                        assert torch.equal(value, resident.blocks[index].get_parameter(name)), (stop, index, name)
+                assert block.attn2.to_k.weight.is_meta == (walk == models.dit.visit) != block.attn2.to_q.weight.is_meta
+                if index == stop:
+                    break
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_each_part_is_loaded_on_its_device(checkpoints, placement, monkeypatch):
     with torch.inference_mode():
         models.encode(["a red ball"])
     assert loaded == {"HeliosDiT": CPU, "WanVAE": SECOND, "UMT5Encoder": SECOND}
-    assert streamed == ([CPU, SECOND] if placement.mode == "stream" else [])
+    assert streamed == ([CPU, CPU, SECOND] if placement.mode == "stream" else [])
     assert not dit.proj_out.weight.is_meta and next(vae.parameters()).is_meta
     assert not next(models.vae.parameters()).is_meta
     models.unload()
