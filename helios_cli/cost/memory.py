@@ -276,7 +276,7 @@ class Workload:
 
     @property
     def prompt_changes(self) -> int:
-        """How often keys and values of prompts are computed after those that all lanes begin with."""
+        """The times that keys and values of prompts are computed after those that all lanes begin with."""
         chunks = self.plan.chunks
         return self.lanes * sum(now.prompts != before.prompts for before, now in pairwise(chunks))
 

@@ -233,7 +233,7 @@ def test_dtypes_have_their_sizes():
 
 GPU = Device("cuda", "GPU", 80 * 10**9, 80 * 10**9)
 PROMPTS_BYTES = 2 * 40 * DiTConfig().prompt_matrices
-"""What prompts alone need of the 14B model, in bfloat16."""
+"""The bytes of the 14B model that only prompts need, in bfloat16."""
 
 HOST = 64 * 10**9
 
@@ -375,7 +375,7 @@ def test_graphs_hold_a_call_once_more_and_its_inputs():
 
 
 def test_none_gives_up_what_it_can_before_it_is_given_up():
-    """What only prompts need is given up first, then graphs, then concurrent decoding; every estimate states what it
+    """Matrices for prompts are given up first, then graphs, then concurrent decoding; every estimate states what it
     really takes."""
     ways = [Placement(text_beside=False)]
     for less in ({"prompt_matrices": False}, {"graphs": False}, {"decode_beside": False}):

@@ -209,7 +209,7 @@ def test_what_does_not_change_is_made_once(folder, tmp_path, monkeypatch):
 
 
 def test_a_prompt_that_no_later_chunk_needs_is_freed_before_the_next_is_embedded(folder, tmp_path, monkeypatch):
-    """Its keys and values, on the device; the negative prompt's stay as long as the film."""
+    """This holds for keys and values, on the device; the negative prompt's stay as long as the film."""
     made, alive = [], []
     embed = Models.embed_text
 

@@ -110,8 +110,8 @@ def test_a_film_of_many_prompts_is_recorded_for_few_lengths(dit, monkeypatch):
 
 @torch.inference_mode()
 def test_graphs_keep_copies_of_inputs_and_not_the_inputs(dit):
-    """Of prompts that no later chunk needs, with the memory of their keys and values; the next ones, which may come to
-    the same address, are copied."""
+    """The memory of a prompt that no later chunk needs is free; the next one's keys and values, which may come to the
+    same address, are copied."""
     graphs = CallGraphs(Replays())
     for seed in range(3):
         (call,) = calls(dit, 5, seed=seed)
