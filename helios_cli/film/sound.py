@@ -20,7 +20,7 @@ from pathlib import Path
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film import ffmpeg
-from helios_cli.film.reading import Extent, sound_end
+from helios_cli.film.reading import sound_end
 from helios_cli.film.target import Target
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
@@ -180,9 +180,14 @@ FAULT = re.compile(
     r".*(Error (during demuxing|submitting packet to decoder|while decoding)|Decoding error|CRC mismatch|partial file|"
     r"corrupt input packet)"
 )
-KEPT = re.compile(rf"  Duration: |  Stream #0:|.*(Estimating duration from bitrate|Parsed_astats)|{FAULT.pattern}")
+KEPT = re.compile(
+    rf"Input #0, |  Duration: |  Stream #0:|.*(Estimating duration from bitrate|Parsed_astats)|{FAULT.pattern}"
+)
 SLACK_SECONDS = 0.03
 """Rounding of the length in a header, as ffmpeg prints it: what is missing beyond it are lost samples."""
+
+_EXACT = re.compile(r"Input #0, (flac|wav|aiff|w64|tta|wv|ape),")
+"""Formats whose headers count samples; others may be off, and older versions of ffmpeg say nothing of a hole."""
 
 MOST_PEAK_DB = 60.0
 
@@ -210,7 +215,7 @@ def _read_through(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[str
     # Tags and the like behind the last sample are no sound, and no fault.
     if fault and whole is not None and num_samples / SAMPLE_RATE >= whole - SLACK_SECONDS:
         fault = None
-    short = Extent(num_samples / SAMPLE_RATE, whole).cut_short
+    short = _cut_short(num_samples / SAMPLE_RATE, whole, is_exact=any(map(_EXACT.match, lines)))
     if status or fault or short:
         message = (not fault and short) or f"is damaged: {_SPEAKER.sub('', fault or reader.messages() or 'no message')}"
         hint = f"use a complete copy; or keep what there is: ffmpeg -i {shlex.quote(str(path))} repaired.flac"
@@ -232,6 +237,13 @@ def _read_through(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[str
 
 _SPEAKER = re.compile(r"^(\[[^]]*\] *)+")
 _MEASURE = re.compile(r"\] (Peak level dB|Number of \w+): (\S+)$")
+
+
+def _cut_short(seconds: float, whole: float | None, *, is_exact: bool) -> str | None:
+    """Return the two lengths in words if the file lacks more than its header may be off."""
+    if whole is None or whole - seconds <= (SLACK_SECONDS if is_exact else max(1, whole / 20)):
+        return None
+    return f"is cut short, or has a hole: only {seconds:.2f} s of {whole:.2f} s are there"
 
 
 def _seconds_in_header(lines: list[str]) -> float | None:
