@@ -37,8 +37,8 @@ FLAGS = {
     "helios live": (
         "--ahead --attention --audio --audio-fade --audio-fit --codec --crf --device --dtype --force --fps --frames "
         "--gpus-per-film --guidance --hold --image --json --keep --lora --minutes --model --negative --no-cache "
-        "--offload --output --preset --progress --quant --quiet --ram --revision --seconds --seed --size --steps "
-        "--transition --vae-device --video --vram -m -o -q"
+        "--offload --output --preset --progress --quant --quiet --ram --revision --seconds --seed --serve --size "
+        "--steps --transition --vae-device --video --vram -m -o -q"
     ),
     "helios models": "",
     "helios models convert": "--dtype --json --lora --out --revision",

@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from helios_cli.console import console
-from helios_cli.errors import Interrupted
+from helios_cli.errors import InputError, Interrupted, MachineError
 from helios_cli.options import OUTPUT, Events, Progress, Quiet, flag_words, progress_kind, render_options
 from helios_cli.progress import ProgressKind, open_view, show_all
 from helios_cli.recipe.options import RenderOptions, read_flag
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, Transition, parse_duration
 from helios_cli.stop import after_stops, stop_at_once
+
+if TYPE_CHECKING:
+    from helios_cli.film.jobs import Job
+    from helios_cli.live.film import LiveSetup
+    from helios_cli.live.script import Manner
+    from helios_cli.live.serve import Server
 
 DEFAULT_OUTPUT = "live.mp4"
 DEFAULT_AHEAD = 3.0
@@ -41,6 +48,13 @@ def live(
     ahead: Annotated[
         str, typer.Option(help="Seconds of film to render in front of whoever watches; none: as fast as it can.")
     ] = f"{DEFAULT_AHEAD:g}s",
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT",
+            help="Show a page on which the film plays and takes prompts; on this machine alone without HOST.",
+        ),
+    ] = None,
     output: Annotated[
         str,
         typer.Option(
@@ -61,6 +75,9 @@ def live(
     \[pause] stops rendering until \[play]; Ctrl-Z and fg do as well.
     A prompt shows --ahead and one chunk later at most, unless the one before it
     is held longer: rendering waits for the time on the wall, or the player.
+
+    --serve 8000 shows the film at http://127.0.0.1:8000 while it is rendered,
+    with a box for prompts; it waits while nobody watches.
 
     The prompts are saved next to the film as a recipe: helios render film.toml
     makes the same film again, or finishes it. While the film grows, play
@@ -87,6 +104,7 @@ def live(
     check_encoding([job])
 
     setup = LiveSetup.of(film_fps(job.options, job.film.recipe), seconds_ahead, console.warning)
+    page = None if serve is None else _page(serve, job, setup, path, manner, has_prompt=first is not None)
 
     def open_lines() -> None:
         if typed and not quiet:
@@ -98,23 +116,74 @@ def live(
     kind: ProgressKind = (
         "plain" if typed and given in ("auto", "rich") else given
     )  # a bar would be drawn over what is typed
-    with stop_at_once() as is_stopped, after_stops(setup.playhead.skip), open_view(kind) as view:
+    with (
+        stop_at_once() as is_stopped,
+        after_stops(setup.playhead.skip),
+        open_view(kind) as view,
+        page or nullcontext() as server,
+    ):
+        if server is not None:
+            console.status(f"the film plays at {server.address.url}")
         from helios_cli.engine.session import Session
 
         with Session(is_stopped=is_stopped, progress=console.progress_bytes) as session:
             events = render_live(job, first, open_lines, setup, manner, recipe_file, session, console.warning)
             try:
-                show_all(events, view.show, session)
+                show_all(events, view.show if server is None else server.shows(view.show), session)
             except Interrupted as stopped:
                 if not path.exists():
                     raise
                 raise Interrupted(stopped.message, hint=f"{recipe_file.command} finishes the film") from None
+        if server is not None and server.has_viewers:
+            console.status("the page stays until nobody has it open any more; Ctrl-C ends it")
+            server.wait_for_viewers()
+
+
+def _page(serve: str, job: Job, setup: LiveSetup, recipe: Path, manner: Manner, *, has_prompt: bool) -> Server:
+    """Return the page that --serve asks for. InputError for a film that browsers do not play."""
+    from helios_cli.film.target import Target
+    from helios_cli.live.address import Address
+
+    address = read_flag("--serve", Address.parse, serve)
+    target = Target.of(job.output)
+    if target.kind != "mp4" or job.options.codec != "h264":
+        raise InputError("--serve: browsers play H.264 alone everywhere", hint="end -o in .mp4, without --codec")
+    try:
+        from helios_cli.live.serve import Server, Shown
+    except ImportError as error:
+        raise MachineError(f"--serve needs {error.name}", hint="pip install 'helios-render[live]'") from error
+    return Server(
+        address,
+        Shown(
+            setup.feed,
+            setup.playhead,
+            setup.lines,
+            target.path,
+            recipe,
+            target.named(".pictures"),
+            manner.transition,
+            manner.hold,
+            has_prompt,
+        ),
+    )
 
 
 def _render_command(context: typer.Context, path: Path, output: str) -> str:
     """Return the command that makes the same film from its recipe."""
     from helios_cli.live.film import IN_RECIPE
 
-    not_needed = {*IN_RECIPE, "prompt", "model", "transition", "hold", "ahead", "force", "progress", "quiet", "json"}
+    not_needed = {
+        *IN_RECIPE,
+        "prompt",
+        "model",
+        "transition",
+        "hold",
+        "ahead",
+        "serve",
+        "force",
+        "progress",
+        "quiet",
+        "json",
+    }
     left_out = not_needed | ({"output"} if output == f"{path.stem}.mp4" else set())
     return shlex.join(["helios", "render", os.path.relpath(path), *flag_words(context, left_out)])

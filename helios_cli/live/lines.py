@@ -114,7 +114,10 @@ class Lines:
         return door
 
     def read(self, descriptor: int | None) -> None:
-        """Take the lines of a descriptor, in a thread, until its end; None has none."""
+        """Take the lines of a descriptor, in a thread, until its end; None has none.
+
+        The end of a terminal closes all doors, that of another descriptor closes its own.
+        """
         if descriptor is not None:
             door = self.door("standard input")
             threading.Thread(target=self._read, args=(descriptor, door), name="prompts", daemon=True).start()
@@ -133,6 +136,8 @@ class Lines:
             except RecipeError as error:
                 problem = replace(error.problems[0], line=number, shot=None)
                 self._warn(f"{problem}; {problem.suggestion}" if problem.suggestion else str(problem))
+        if os.isatty(descriptor):  # Ctrl-D, by whoever began the film
+            self.end()
         door.close()
 
     def _put(self, shot: Shot, name: str, *, wait: bool) -> None:

@@ -1,0 +1,84 @@
+"""The numbers and texts that a page shows of a film, from the events of the render."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from helios_cli.engine.events import (
+    ChunkDone,
+    Event,
+    FilmDone,
+    Notice,
+    PhaseStarted,
+    PromptTaken,
+)
+from helios_cli.units import FRAMES_PER_CHUNK
+
+SHOTS_KEPT = 200
+"""Shots of a film that a page lists."""
+
+SPEED_CHUNKS = 8
+"""Chunks whose speed is shown."""
+
+
+@dataclass(frozen=True)
+class ShotShown:
+    """A shot of the film: its number from 0, the second that it begins at, and as `PromptTaken` has it."""
+
+    number: int
+    start: float
+    prompt: str
+    transition: str
+
+
+class Board:
+    """The numbers and texts of a film; events come from the thread that renders, and any other may read."""
+
+    def __init__(self, chunk_seconds: float) -> None:
+        self._chunk_seconds = chunk_seconds
+        self._lock = threading.Lock()
+        self._phase, self._notice = "load", ""
+        self._shots: deque[ShotShown] = deque(maxlen=SHOTS_KEPT)
+        self._count = 0
+        self._chunks: deque[float] = deque(maxlen=SPEED_CHUNKS)
+
+    def show(self, event: Event) -> None:
+        with self._lock:
+            if isinstance(event, PhaseStarted):
+                self._phase = event.phase
+            elif isinstance(event, PromptTaken):
+                start = event.chunk * self._chunk_seconds
+                self._shots.append(ShotShown(self._count, start, event.prompt, event.transition))
+                self._count += 1
+            elif isinstance(event, ChunkDone):
+                self._chunks.append(event.seconds)
+            elif isinstance(event, Notice):
+                self._notice = event.message
+            elif isinstance(event, FilmDone):
+                self._phase = "done"
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether the film is finished."""
+        return self._phase == "done"
+
+    def fail(self, message: str) -> None:
+        """Show why the film ends early."""
+        with self._lock:
+            self._phase, self._notice = "failed", message
+
+    def state(self) -> dict[str, Any]:
+        """Return the phase, the frames rendered per second, and the last message."""
+        with self._lock:
+            spent = sum(self._chunks)
+            speed = len(self._chunks) * FRAMES_PER_CHUNK / spent if spent else None
+            return {"phase": self._phase, "speed": speed, "notice": self._notice}
+
+    def shots_from(self, number: int) -> Sequence[dict[str, Any]]:
+        """Return the shots from `number` on."""
+        with self._lock:
+            return [asdict(shot) for shot in self._shots if shot.number >= number]
