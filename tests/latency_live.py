@@ -1,8 +1,8 @@
 """Measures how long a typed prompt takes to show: python tests/latency_live.py [--prompts 20] [--ahead 3s]
 
-Starts `helios live --serve` with the embedded model, opens its page in Chromium, and sends prompts in turn, day and night,
-each as a cut. The clock runs in the page, from Enter to the first video frame whose colour is the other one's. Needs
-chromium and chromium-driver.
+Starts `helios live --serve` with the embedded model, opens its page in Chromium, and sends prompts in turn, day and
+night, each as a cut. The clock runs in the page, from Enter to the first video frame whose colour is the other one's.
+Needs chromium and chromium-driver.
 """
 
 from __future__ import annotations
