@@ -351,6 +351,7 @@ LIGHT_COMMANDS = [
     (["render", "broken.toml"], 2),
     (["render", "a boat", "--size", "huge"], 2),
     (["live", "a boat", "--hold", "soon"], 2),
+    (["live", "a boat", "--serve", "eight"], 2),
 ]
 
 REPORT_MODULES = """

@@ -213,6 +213,10 @@ def test_flags_and_pictures_are_in_the_recipe(live, tmp_path):
         (["-o", "mine.mp4"], "mine.toml exists, and helios live did not write it"),
         (["--image", "none.png"], "no such file"),
         (["-m", "tiny", "--size", "100x100"], "the nearest sizes that work"),
+        (["--serve", "eight"], "--serve: 'eight' is not an address of a page"),
+        (["--serve", "0", "-o", "film.mkv"], "--serve: browsers play H.264 alone everywhere"),
+        (["--serve", "0", "-o", "film/"], "--serve: browsers play H.264 alone everywhere"),
+        (["--serve", "0", "--codec", "hevc"], "--serve: browsers play H.264 alone everywhere"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

@@ -21,6 +21,7 @@ from helios_cli.stop import after_stops, stop_at_once
 
 if TYPE_CHECKING:
     from helios_cli.film.jobs import Job
+    from helios_cli.live.address import Address
     from helios_cli.live.film import LiveSetup
     from helios_cli.live.script import Manner
     from helios_cli.live.serve import Server
@@ -87,6 +88,7 @@ def live(
 
     from helios_cli.film.jobs import check_encoding, check_output, find_jobs
     from helios_cli.film.target import Target
+    from helios_cli.live.address import Address
     from helios_cli.live.film import LiveSetup, film_to_be, first_shot, render_live
     from helios_cli.live.recipe_file import RecipeFile, check_recipe, recipe_path
     from helios_cli.live.script import Manner
@@ -94,6 +96,7 @@ def live(
 
     manner = Manner(transition, read_flag("--hold", parse_duration, hold))
     seconds_ahead = None if ahead == "none" else read_flag("--ahead", parse_duration, ahead)
+    address = None if serve is None else read_flag("--serve", Address.parse, serve)
     check_output(output)
     target = Target.of(output)
     path = recipe_path(target)
@@ -104,7 +107,7 @@ def live(
     check_encoding([job])
 
     setup = LiveSetup.of(film_fps(job.options, job.film.recipe), seconds_ahead, console.warning)
-    page = None if serve is None else _page(serve, job, setup, path, manner, has_prompt=first is not None)
+    page = None if address is None else _page(address, job, setup, path, manner, has_prompt=first is not None)
 
     def open_lines() -> None:
         if typed and not quiet:
@@ -139,12 +142,10 @@ def live(
             server.wait_for_viewers()
 
 
-def _page(serve: str, job: Job, setup: LiveSetup, recipe: Path, manner: Manner, *, has_prompt: bool) -> Server:
+def _page(address: Address, job: Job, setup: LiveSetup, recipe: Path, manner: Manner, *, has_prompt: bool) -> Server:
     """Return the page that --serve asks for. InputError for a film that browsers do not play."""
     from helios_cli.film.target import Target
-    from helios_cli.live.address import Address
 
-    address = read_flag("--serve", Address.parse, serve)
     target = Target.of(job.output)
     if target.kind != "mp4" or job.options.codec != "h264":
         raise InputError("--serve: browsers play H.264 alone everywhere", hint="end -o in .mp4, without --codec")
