@@ -91,7 +91,7 @@ def test_the_stream_is_read_once_at_each_border():
 
 
 class Passes(TorchDispatchMode):
-    """Counts the bytes of sums and copies around the VAE's convolutions, and of the biases that PyTorch adds to them."""
+    """Counts the bytes of sums and copies around the VAE's convolutions, and of biases that PyTorch adds to them."""
 
     def __init__(self) -> None:
         super().__init__()
