@@ -327,6 +327,49 @@ class VAEConfig(_Config):
 
 
 @dataclass(frozen=True)
+class TAEHVConfig:
+    """The small decoder of a VAE's latents that is published as TAEHV; its files have no config.
+
+    Attributes:
+        latent_channels: of the VAE whose latents it decodes.
+        widths: channels by level, coarsest first, and those behind the last level.
+        growths: how many times as many frames a level makes.
+        blocks: memory blocks of a level.
+    """
+
+    latent_channels: int = 16
+    widths: tuple[int, ...] = (256, 128, 64, 64)
+    growths: tuple[int, ...] = (1, 2, 2)
+    blocks: int = 3
+    out_channels: int = 3
+
+    @property
+    def levels(self) -> tuple[tuple[int, int, int], ...]:
+        """The channels of each level, those of the next one, and its growth in frames."""
+        return tuple(zip(self.widths, self.widths[1:], self.growths, strict=False))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor that decodes, by its name in the file: places in a list of layers, some of
+        which have no tensor."""
+
+        def conv(name: str, inputs: int, outputs: int, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
+            found: dict[str, tuple[int, ...]] = {f"{name}.weight": (outputs, inputs, 3, 3)}
+            return found | {f"{name}.bias": (outputs,)} if bias else found
+
+        found, place = conv("decoder.1", self.latent_channels, self.widths[0]), 3
+        for width, following, growth in self.levels:
+            for block in range(place, place + self.blocks):
+                found |= conv(f"decoder.{block}.conv.0", 2 * width, width)
+                found |= conv(f"decoder.{block}.conv.2", width, width)
+                found |= conv(f"decoder.{block}.conv.4", width, width)
+            place += self.blocks + 1
+            found[f"decoder.{place}.conv.weight"] = (growth * width, width, 1, 1)
+            found |= conv(f"decoder.{place + 1}", width, following, bias=False)
+            place += 2
+        return found | conv(f"decoder.{place + 1}", self.widths[-1], self.out_channels)
+
+
+@dataclass(frozen=True)
 class SchedulerConfig(_Config):
     """`scheduler/scheduler_config.json` of HeliosScheduler and HeliosDMDScheduler."""
 

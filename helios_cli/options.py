@@ -54,6 +54,19 @@ SHARED = {
         metavar="FILE[:WEIGHT]",
         panel=LOOK,
     ),
+    "preview_decoder": _option(
+        Path | None,
+        "Small decoder in place of the VAE: TAEHV for Wan 2.1, taew2_1.safetensors. It is fast, with other pictures.",
+        metavar="FILE",
+        panel=LOOK,
+    ),
+    "final": _option(
+        bool,
+        "After the preview of --preview-decoder, decode the film with the VAE.",
+        "--final",
+        panel=LOOK,
+        default=False,
+    ),
     "image": _option(Path | None, "Picture to start from.", panel=START),
     "video": _option(Path | None, "Clip to continue.", panel=START),
     "reanchor": _option(

@@ -30,7 +30,7 @@ def show_plans(estimates: list[Estimate], farm: Farm) -> None:
         console.prose(f"\nall {len(estimates)} films: {_sum_line(estimates)}")
     if farm.is_asked_for:
         _farm(estimates, farm)
-    elif len(farm.all_costs) > len(estimates) and farm.useful > 1:
+    elif len(farm.all_costs) > len(estimates) and farm.useful > 1 and estimates[0].preview is None:
         segments = counted(len(farm.all_costs), "segment")
         console.prose(f"up to {farm.useful} could share out {segments} (--workers)", label="workers")
 
@@ -68,6 +68,9 @@ def _settings(estimate: Estimate) -> None:
     rows.append(["device", f"{estimate.device.kind}: {estimate.device.name}", estimate.device_origin])
     if estimate.vae_device is not None:
         rows.append(["vae device", f"{estimate.vae_device.kind}: {estimate.vae_device.name}", "flag"])
+    if estimate.preview is not None:
+        afterwards = ", then the VAE" if estimate.final else ""
+        rows.append(["preview decoder", _cut(estimate.preview.name, PROMPT_WIDTH) + afterwards, "flag"])
     rows.append(["dtype", estimate.dtype, estimate.dtype_origin])
     console.line()
     console.table(["setting", "value", "from"], rows, report=True)

@@ -22,11 +22,13 @@ from helios_cli.engine.events import (
     Notice,
     PhaseStarted,
     Playback,
+    PreviewDone,
     PromptTaken,
 )
 from helios_cli.errors import Interrupted
 from helios_cli.track import PHASES, Track
 from helios_cli.units import counted, format_bytes, format_duration
+from helios_cli.visible import printable
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -149,6 +151,8 @@ class PlainView:
             self._say(PHASES[event.phase])
         elif isinstance(event, ChunkDone):
             self._say(self._chunk_line(event))
+        elif isinstance(event, PreviewDone):
+            self._say(preview_line(event, self.track.known))
         elif isinstance(event, FilmDone) and self.track.has_begun(event):
             self._say(*summary_lines(event, self.track.known))
             self.track = Track()
@@ -279,6 +283,8 @@ class RichView:
             console.notice(event.message)
         elif isinstance(event, PromptTaken):
             console.status(taken_line(event))
+        elif isinstance(event, PreviewDone):
+            console.status(preview_line(event, self.track.known))
         elif isinstance(event, FilmDone) and self.track.has_begun(event):
             film, self.track = self.track.known, Track()
             self.lines.refresh()  # else the bar is drawn once more, below the summary
@@ -324,16 +330,23 @@ def start_lines(film: FilmStarted, *, named: bool = True) -> list[str]:
     else:
         length = f"{counted(film.frames, 'frame')}, {film.frames / film.fps:.1f} s at {film.fps:g} fps"
         what = f"{length}, {size}, {counted(film.chunks, 'chunk')}"
-    return [
+    lines = [
         f"{film.film}: " * named + what,
         f"model {film.model} on {film.device} in {film.dtype}, to {film.output}",
     ]
+    return [*lines, f"a preview: decoded by {printable(film.preview)}, not by the VAE"] if film.preview else lines
 
 
 def taken_line(taken: PromptTaken) -> str:
     """Return a line about a prompt that takes effect."""
     when = "" if taken.delay is None else f", {taken.delay:.1f} s after it came"
     return f"from chunk {taken.chunk + 1} on{when}, {taken.transition}: {taken.prompt}"
+
+
+def preview_line(done: PreviewDone, film: FilmStarted) -> str:
+    """Return a line about a finished preview."""
+    length = f"{counted(done.frames, 'frame')}, {done.frames / film.fps:.1f} s"
+    return f"previewed {done.output}: {length} in {format_duration(done.seconds)}; the VAE decodes it now"
 
 
 def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:

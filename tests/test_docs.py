@@ -92,7 +92,8 @@ def test_links_lead_somewhere():
 
 def test_events_are_documented_field_by_field():
     """The document helios_cli/engine/events.md has a section for each event, with its fields and their types."""
-    kinds = {"str": "str", "int": "int", "float": "float", "int | None": "int or null", "float | None": "float or null"}
+    plain = "str", "int", "float"
+    kinds = {kind: kind for kind in plain} | {f"{kind} | None": f"{kind} or null" for kind in plain}
     text = (ROOT / "helios_cli/engine/events.md").read_text()
     sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     known = {re.sub(r"(?<!^)(?=[A-Z])", "_", event.__name__).lower(): event for event in Event.__subclasses__()}

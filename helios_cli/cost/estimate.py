@@ -44,6 +44,7 @@ from helios_cli.weights import hub
 from helios_cli.weights.adapters import fold
 from helios_cli.weights.checkpoint import weights_identity
 from helios_cli.weights.fp8 import dtype_with
+from helios_cli.weights.preview import PreviewFile
 from helios_cli.weights.vocabulary import introduction
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ class Estimate:
         kept: Indices of the chunks that a render takes from earlier films.
         vae_device: The device of the VAE and the text encoder, if it is another one.
         track: The sound under the film.
+        preview: The decoder in the VAE's place, if there is one; with `final` the VAE decodes the film afterwards.
     """
 
     film: Film
@@ -94,11 +96,14 @@ class Estimate:
     notices: tuple[str, ...]
     vae_device: Device | None = None
     track: Track | None = None
+    preview: PreviewFile | None = None
+    final: bool = False
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """The film's fingerprint."""
-        return None if self.fingerprints is None else film_fingerprint(self.plan, self.fingerprints)
+        """The fingerprint of the film, which a preview is not if the final one takes its place."""
+        preview = self.preview.digest if self.preview and not self.final else ""
+        return None if self.fingerprints is None else film_fingerprint(self.plan, self.fingerprints, preview)
 
     @property
     def calls_saved(self) -> int:
@@ -109,10 +114,11 @@ class Estimate:
     def seconds(self) -> float | None:
         """Seconds of the film in the chosen mode, transfers of weights included: its share of what the lanes take."""
         duration, a_chunk = self.duration, self.speed.seconds(self.mode, self.budget)
-        if a_chunk is None or duration.text is None or duration.conditioning is None:
+        if a_chunk is None or duration.text is None or duration.conditioning is None or duration.final is None:
             return None
         chunks = a_chunk / self.lanes * len(self.plan.chunks)
-        return max(duration.text + duration.conditioning + chunks, duration.encode)
+        first = max(duration.text + duration.conditioning + chunks, duration.encode)
+        return first + max(duration.final, duration.encode) if self.final else first
 
     @property
     def money(self) -> float | None:
@@ -140,6 +146,7 @@ def estimate_films(
     require_quant(options.quant, device)
     dtype, _ = pick_dtype(dtype_with(options.quant, options.dtype), device)
     models: dict[object, tuple[Model, list[str]]] = {}
+    preview = PreviewFile.open(options.preview_decoder) if options.preview_decoder else None
     estimates = []
 
     def model_of(film: Film) -> tuple[str, tuple[Lora, ...]]:
@@ -159,8 +166,22 @@ def estimate_films(
             as_used = partial(Device.with_model, parameters=parameters, ranks=ranks)
             used, second = as_used(device), vae_device and as_used(vae_device)
             joins = is_gpu_of_rank(options.vae_device, options.device, ranks)
+            if preview:
+                preview.require_fit(model.vae, model.name)
+                doubt = preview.doubt(model.vae, model.name)
+                notices = [*notices, doubt] if doubt else notices
             load = Workload.of(
-                plan, model, used, dtype, options.quant, len(group), vae_device=second, ranks=ranks, joins_rank=joins
+                plan,
+                model,
+                used,
+                dtype,
+                options.quant,
+                len(group),
+                vae_device=second,
+                ranks=ranks,
+                joins_rank=joins,
+                preview=preview,
+                final=options.final,
             )
             estimates.append(_estimate(film, load, options, on, price, notices))
     return estimates
@@ -260,6 +281,8 @@ def _estimate(
         notices=(*notices, *plan.notices, *placing, *too_long_prompts(plan, load.work.prompts, strict=options.strict)),
         vae_device=load.vae_device,
         track=track_of(film, options),
+        preview=load.preview,
+        final=load.final,
     )
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import pairwise
 from math import prod
 
-from helios_cli.cost import vae
+from helios_cli.cost import taehv, vae
 from helios_cli.cost.model import Model
 from helios_cli.cost.team import Team
 from helios_cli.cost.work import PromptTokens, Work, work_of
@@ -28,6 +28,7 @@ from helios_cli.units import (
 )
 from helios_cli.weights.fp8 import Quant
 from helios_cli.weights.placement import DEVICE_SLOTS, FOLDED_BYTES, GPU_READERS, HOST_SLOTS, Placement
+from helios_cli.weights.preview import PreviewFile
 
 FLOAT32 = 4
 
@@ -126,7 +127,8 @@ class Workload:
 
     `vae_device` is the device of the VAE and the text encoder, or None if it is `device`. `ranks` processes make the
     transformer's calls together, each on a GPU of its own; on a CPU all on one. With `joins_rank` the VAE and the text
-    encoder are on the GPU of a rank other than the first."""
+    encoder are on the GPU of a rank other than the first. `preview` is the decoder in the VAE's place, if there is one;
+    with `final` the VAE decodes the film afterwards."""
 
     plan: Plan
     model: Model
@@ -138,6 +140,8 @@ class Workload:
     vae_device: Device | None = None
     ranks: int = 1
     joins_rank: bool = False
+    preview: PreviewFile | None = None
+    final: bool = False
 
     @classmethod
     def of(
@@ -152,9 +156,11 @@ class Workload:
         vae_device: Device | None = None,
         ranks: int = 1,
         joins_rank: bool = False,
+        preview: PreviewFile | None = None,
+        final: bool = False,
     ) -> Workload:
-        work = work_of(plan, model, dtype, prompts)
-        return cls(plan, model, work, device, dtype, quant, lanes, vae_device, ranks, joins_rank)
+        work = work_of(plan, model, dtype, prompts, preview=preview is not None, final=final)
+        return cls(plan, model, work, device, dtype, quant, lanes, vae_device, ranks, joins_rank, preview, final)
 
     @property
     def decoder(self) -> Device:
@@ -176,7 +182,9 @@ class Workload:
 
     @property
     def decoders(self) -> int:
-        """Ranks that decode a chunk together."""
+        """Ranks that decode a chunk together; a preview decoder works alone."""
+        if self.preview:
+            return 1
         return self.teams.decoders(self.plan.size, is_apart=self.vae_device is not None)
 
     @property
@@ -228,6 +236,19 @@ class Workload:
     @property
     def vae_bytes(self) -> int:
         return self.vae_itemsize * self.model.parameters["vae"]
+
+    @property
+    def preview_bytes(self) -> int:
+        return self.vae_itemsize * self.preview.parameters if self.preview else 0
+
+    @property
+    def uses_vae(self) -> bool:
+        """Return whether the VAE is needed at all: a preview decoder does without it, unless a chunk has a picture."""
+        return self.preview is None or self.final or self.is_conditioned
+
+    def alternates(self, placement: Placement) -> bool:
+        """Return whether the transformer leaves the device for each decoding: a preview decoder has room next to it."""
+        return placement.takes_turns and self.preview is None
 
     @property
     def text_layer_bytes(self) -> int:
@@ -372,7 +393,7 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
         waited_bytes=waited,
         ahead_bytes=(
             min(placement.transformer_ahead_bytes, _loaded_bytes(load, placement)),
-            min(placement.vae_ahead_bytes, load.vae_bytes),
+            0 if load.preview else min(placement.vae_ahead_bytes, load.vae_bytes),
         ),
         pass_bytes=_pass_bytes(load, placement),
         overlaps=overlaps,
@@ -393,7 +414,7 @@ def _with_ahead(
         room = AHEAD_SHARE * budget.device_bytes - RUNTIME_BYTES[kind]
     if placement.mode != "model" or room is None:
         return placement
-    vae_room = room - totals.pop("denoise")
+    vae_room = 0 if load.preview else room - totals.pop("denoise")
     transformer_room = room - max(totals.values())
     return replace(
         placement, transformer_ahead_bytes=max(0, int(transformer_room)), vae_ahead_bytes=max(0, int(vae_room))
@@ -409,7 +430,7 @@ def _moved(load: Workload, placement: Placement) -> tuple[int, int, int]:
     walks = load.prompt_walks(placement) * dit.num_layers / chunks
     waited = walks * load.prompt_block_bytes
     read = load.stored("transformer", walks * dit.prompt_matrices)
-    if placement.takes_turns:
+    if load.alternates(placement):
         waited += load.transformer_bytes - _left_out_bytes(load, placement) + load.vae_bytes
         read += load.stored("transformer", _taken_parameters(load, placement))
         read += load.stored("vae", load.model.parameters["vae"])
@@ -437,7 +458,7 @@ def _pass_bytes(load: Workload, placement: Placement) -> int:
     again = streamed * (dit.block_matrices - dit.prompt_matrices)
     if placement.reads_for_prompts and load.prompt_changes:
         again += dit.num_layers * dit.prompt_matrices
-    if not placement.takes_turns:
+    if not load.alternates(placement):
         return load.stored("transformer", again)
     again += _taken_parameters(load, placement)
     return load.stored("transformer", again) + load.stored("vae", load.model.parameters["vae"])
@@ -452,10 +473,11 @@ def _pinned_bytes(load: Workload, placement: Placement) -> int:
 
 def _phases(load: Workload, placement: Placement) -> list[PhaseMemory]:
     """Return the phases: the text encoder, which is freed; then transformer and VAE, together, in turns, or each on a
-    device of its own."""
+    device of its own. A preview decoder is next to whatever is there."""
     on_cpu, slack, is_apart = load.device.kind == "cpu", 1 + FRAGMENTATION, load.vae_device is not None
     transformer = _loaded_bytes(load, placement)
-    together = 0 if placement.takes_turns or is_apart else transformer + load.vae_bytes
+    coder, preview = load.vae_bytes * load.uses_vae, load.preview_bytes
+    together = 0 if placement.takes_turns or is_apart else transformer + coder + preview
     kept = load.lanes * _kept_bytes(load) + (load.prompt_bytes if on_cpu else 0)
     calling = _call_bytes(load)
     if load.device.kind == "cuda" and placement.mode == "none" and placement.graphs and load.team == 1:
@@ -465,9 +487,15 @@ def _phases(load: Workload, placement: Placement) -> list[PhaseMemory]:
     size, kind = load.plan.size, "cpu" if load.decoder.kind == "cpu" else "cuda"
     encoding = load.frame_itemsize * vae.encode_elements(load.model.vae, size, kind)
     decoding = load.frame_itemsize * vae.decode_elements(load.model.vae, size, kind)
-    works = [("conditioning", load.vae_bytes, encoding)] if load.is_conditioned else []
-    works += [("denoise", transformer, denoising), ("decode", load.vae_bytes, decoding)]
-    phases = [_text_phase(load, placement, (together or load.vae_bytes * is_apart) if placement.text_beside else 0)]
+    works = [("conditioning", coder + preview, encoding)] if load.is_conditioned else []
+    works.append(("denoise", transformer + preview * (not is_apart), denoising))
+    if load.preview:
+        showing = load.frame_itemsize * taehv.decode_elements(size, kind)
+        works.append(("decode", preview + (coder if is_apart else transformer), showing))
+    if load.final or not load.preview:
+        works.append(("final" if load.final else "decode", coder + preview, decoding))
+    others = (together or (coder + preview) * is_apart) if placement.text_beside else preview
+    phases = [_text_phase(load, placement, others)]
     for phase, alone, working in works:
         elsewhere = is_apart and phase != "denoise"
         held = load.lanes * load.latent_bytes if elsewhere else kept

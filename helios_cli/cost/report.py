@@ -9,6 +9,7 @@
       audio       the sound: {path, sha256, seconds, fit, fade}, or null
       device      kind, name, total_bytes, free_bytes, from; as seen without torch
       vae_device  of the VAE and the text encoder, as `device`; null if it is the same
+      preview_decoder     {path, sha256, parameters, final (whether the VAE decodes the film afterwards)} or null
       dtype       {value, from}
       notices     what was decided or adjusted, in words
       prompts     [{text, tokens}]; the others point into this list. `tokens_counted`: false if estimated
@@ -23,7 +24,8 @@
       stages      [{stage, grid [rows, columns], noisy_tokens, tokens, calls_first_chunk, calls_chunk, calls,
                   call_flops {part: flops}, flops {part: flops}}]; coarsest first, calls and flops of the whole film
       calls       of the whole film
-      flops       by phase: {text, conditioning, denoise, decode, total}
+      flops       by phase: {text, conditioning, denoise, decode, final, total}; final is the decoding by the VAE
+                  that --final adds to a preview
       budget      {device_bytes, host_bytes, vae_device_bytes}: what may be taken, null if not known; from flags, or
                   what is free
       lanes       films that render together: memory and seconds of a chunk below are those of all
@@ -34,8 +36,8 @@
                   phases [{phase, weights, kept, working, on_vae_device, total}]}]
       bandwidths  {disk, cache, upload (null on a CPU), basis}, bytes a second
       disk        {film_bytes (a ceiling), download_bytes}
-      time        {text, conditioning, denoise, decode, encode: computing; total: in the mode chosen} in seconds, null
-                  if unknown; measured, basis
+      time        {text, conditioning, denoise, decode, final, encode: computing; total: in the mode chosen} in seconds,
+                  null if unknown; measured, basis
       cost        {price_per_hour, total}, or null without --price; total null if the time is unknown
       fingerprint of the film's frames; null, as are those of chunks, where weights or device are not here
     total       {films, frames, chunks, calls, flops, seconds, cost}
@@ -125,9 +127,9 @@ def farm_report(farm: Farm) -> dict:
 def film_report(estimate: Estimate, farm: Farm, place: int) -> dict:
     plan, work, duration = estimate.plan, estimate.work, estimate.duration
     places = {text: place for place, text in enumerate(estimate.work.prompts.tokens)}
-    seconds = {key: getattr(duration, key) for key in ("text", "conditioning", "denoise", "decode", "encode")}
+    seconds = {key: getattr(duration, key) for key in ("text", "conditioning", "denoise", "decode", "final", "encode")}
     seconds["total"] = estimate.seconds
-    flops = {key: getattr(work, key) for key in ("text", "conditioning", "denoise", "decode", "total")}
+    flops = {key: getattr(work, key) for key in ("text", "conditioning", "denoise", "decode", "final", "total")}
     layers = estimate.model.dit.num_layers
     cost = {"price_per_hour": estimate.price, "total": estimate.money} if estimate.price is not None else None
     return {
@@ -143,6 +145,7 @@ def film_report(estimate: Estimate, farm: Farm, place: int) -> dict:
         "audio": estimate.track and _audio(estimate.track),
         "device": _device(estimate.device, estimate.device_origin),
         "vae_device": estimate.vae_device and _device(estimate.vae_device, "flag"),
+        "preview_decoder": _preview(estimate),
         "dtype": {"value": estimate.dtype, "from": estimate.dtype_origin},
         "notices": list(estimate.notices),
         "prompts": [{"text": text, "tokens": tokens} for text, tokens in estimate.work.prompts.tokens.items()],
@@ -232,6 +235,13 @@ def _model(model: Model) -> dict:
             for adapter in _adapters(model)
         ],
     }
+
+
+def _preview(estimate: Estimate) -> dict | None:
+    if (preview := estimate.preview) is None:
+        return None
+    facts = {"path": preview.path, "sha256": preview.digest, "parameters": preview.parameters}
+    return {**facts, "final": estimate.final}
 
 
 def _adapters(model: Model) -> tuple[Adapter, ...]:

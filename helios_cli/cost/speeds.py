@@ -198,10 +198,12 @@ class Duration:
     denoise: float | None
     decode: float | None
     encode: float
+    final: float | None = 0.0
+    """The decoding by the VAE that follows a preview."""
 
     @property
     def total(self) -> float | None:
-        parts = total([self.text, self.conditioning, self.denoise, self.decode])
+        parts = total([self.text, self.conditioning, self.denoise, self.decode, self.final])
         return None if parts is None else max(parts, self.encode)
 
 
@@ -230,6 +232,7 @@ def duration_of(load: Workload) -> Duration:
         denoise=_seconds(work.denoise, rates.dit_flops),
         decode=_seconds(work.decode, rates.vae_flops),
         encode=prod(plan.size) * plan.num_frames / rates.encode_pixels,
+        final=_seconds(work.final, rates.vae_flops),
     )
 
 

@@ -36,7 +36,7 @@ class Pass:
 
 
 @dataclass
-class _Walk:
+class Walk:
     """T frames of H rows, W columns and C channels on their way through the layers, and the passes so far.
 
     `first` is true for the first frame (the first latent) of a clip.
@@ -57,16 +57,28 @@ class _Walk:
     def elements(self) -> int:
         return self.positions * self.C
 
-    def _add(self, flops: int, channels: int, remembered: int = 0, buffer: int = 0) -> None:
+    def add(self, flops: int, channels: int, remembered: int = 0, buffer: int = 0) -> None:
         self.C = channels
         self.passes.append(Pass(flops, self.elements, remembered, buffer))
 
     def pointwise(self, channels: int) -> None:
-        self._add(2 * self.positions * self.C * channels, channels)
+        self.add(2 * self.positions * self.C * channels, channels)
+
+    def pictures(self, channels: int, taps: int) -> None:
+        """A convolution of each frame, which is as large as before."""
+        self.add(2 * self.positions * taps * self.C * channels, channels)
+
+    def double(self, channels: int) -> None:
+        """Twice the rows and columns, with four folded 2x2 kernels."""
+        taps = 4 * 4  # four positions in the doubled pixel, 2x2 inputs each
+        flops = 2 * self.T * (self.H + 1) * (self.W + 1) * taps * self.C * channels
+        self.H, self.W = 2 * self.H, 2 * self.W
+        self.add(flops, channels)
+        self.add(0, channels)  # once more, its pixels in their places
 
     def causal(self, channels: int, kernel: int = 27) -> None:
         remembered = PAST * self.H * self.W * self.C
-        self._add(2 * self.positions * kernel * self.C * channels, channels, remembered, self.elements + remembered)
+        self.add(2 * self.positions * kernel * self.C * channels, channels, remembered, self.elements + remembered)
 
     def residual(self, channels: int) -> None:
         inner = self.C
@@ -80,7 +92,7 @@ class _Walk:
         channels, cells = self.C, self.H * self.W
         self.residual(channels)
         self.pointwise(3 * channels)
-        self._add(4 * self.T * cells * cells * channels, channels)
+        self.add(4 * self.T * cells * cells * channels, channels)
         self.pointwise(channels)
         self.residual(channels)
 
@@ -89,49 +101,45 @@ class _Walk:
         if over_time and not self.first:
             self.causal(2 * channels, kernel=3)
             self.T *= 2
-            self._add(0, channels)
-        taps = 4 * 4  # four positions in the doubled pixel, 2x2 inputs each
-        flops = 2 * self.T * (self.H + 1) * (self.W + 1) * taps * channels * (channels // 2)
-        self.H, self.W = 2 * self.H, 2 * self.W
-        self._add(flops, channels // 2)
-        self._add(0, channels // 2)  # once more, its pixels in their places
+            self.add(0, channels)
+        self.double(channels // 2)
 
     def downsample(self, over_time: bool) -> None:
         self.H, self.W = self.H // 2, self.W // 2
-        self._add(2 * self.positions * 9 * self.C * self.C, self.C)
+        self.add(2 * self.positions * 9 * self.C * self.C, self.C)
         frame = self.H * self.W * self.C
         if over_time and self.first:
             self.passes.append(Pass(0, 0, frame))
         elif over_time:
             self.T //= 2
-            self._add(2 * self.positions * 3 * self.C * self.C, self.C, frame)
+            self.add(2 * self.positions * 3 * self.C * self.C, self.C, frame)
 
 
-Layer = tuple[Callable[[_Walk], None], int]
+Layer = tuple[Callable[[Walk], None], int]
 """The work of a layer, and how many times larger than its input its output may be."""
 
 
 def _decoder(vae: VAEConfig) -> list[Layer]:
     """Return the layers between the first convolution and the last, each of which keeps to pieces of its own."""
-    layers: list[Layer] = [(_Walk.middle, 1)]
+    layers: list[Layer] = [(Walk.middle, 1)]
     for width, over_time in zip(reversed(vae.widths), (*reversed(vae.temporal_downsample), None), strict=True):
-        layers += [(functools.partial(_Walk.residual, channels=width), 1)] * (vae.num_res_blocks + 1)
+        layers += [(functools.partial(Walk.residual, channels=width), 1)] * (vae.num_res_blocks + 1)
         if over_time is not None:
-            layers.append((functools.partial(_Walk.upsample, over_time=over_time), 4 if over_time else 2))
+            layers.append((functools.partial(Walk.upsample, over_time=over_time), 4 if over_time else 2))
     return layers
 
 
 def _encoder(vae: VAEConfig) -> list[Layer]:
     layers: list[Layer] = []
     for width, over_time in zip(vae.widths, (*vae.temporal_downsample, None), strict=True):
-        layers += [(functools.partial(_Walk.residual, channels=width), 1)] * vae.num_res_blocks
+        layers += [(functools.partial(Walk.residual, channels=width), 1)] * vae.num_res_blocks
         if over_time is not None:
-            layers.append((functools.partial(_Walk.downsample, over_time=over_time), 1))
-    return [*layers, (_Walk.middle, 1)]
+            layers.append((functools.partial(Walk.downsample, over_time=over_time), 1))
+    return [*layers, (Walk.middle, 1)]
 
 
-def _begin_decoding(vae: VAEConfig, size: tuple[int, int], latents: int, *, first: bool) -> _Walk:
-    walk = _Walk(latents, size[1] // PIXELS_PER_CELL, size[0] // PIXELS_PER_CELL, vae.z_dim, first)
+def _begin_decoding(vae: VAEConfig, size: tuple[int, int], latents: int, *, first: bool) -> Walk:
+    walk = Walk(latents, size[1] // PIXELS_PER_CELL, size[0] // PIXELS_PER_CELL, vae.z_dim, first)
     walk.pointwise(vae.z_dim)
     walk.causal(vae.widths[-1])
     return walk
@@ -148,7 +156,7 @@ def _decoding(vae: VAEConfig, size: tuple[int, int], latents: int, *, first: boo
 
 def _encoding(vae: VAEConfig, size: tuple[int, int], frames: int, *, first: bool) -> list[Pass]:
     """Encode `frames` frames; `first` if they are a clip's first one, alone."""
-    walk = _Walk(frames, size[1], size[0], vae.in_channels, first)
+    walk = Walk(frames, size[1], size[0], vae.in_channels, first)
     walk.causal(vae.base_dim)
     for work, _ in _encoder(vae):
         work(walk)
@@ -176,21 +184,28 @@ def decode_elements(vae: VAEConfig, size: tuple[int, int], device: str) -> int:
     """Count the numbers held at most while a chunk is decoded, without the weights."""
     latents = latent_frames_for(FRAMES_PER_CHUNK) - 1
     walk = _begin_decoding(vae, size, latents, first=False)
-    held, buffer = _nested(_decoder(vae), walk, vae, PIECE_ELEMENTS[device])
+
+    def last(piece: Walk, *, split: bool) -> tuple[int, int]:
+        held = (3 if split else 2) * piece.elements  # with a piece before this one, whose result is still held
+        piece.causal(vae.out_channels)
+        return held + piece.elements, piece.passes[-1].buffer
+
+    held, buffer = nested(_decoder(vae), walk, last, PIECE_ELEMENTS[device])
     return held + buffer + sum(done.remembered for done in _decoding(vae, size, latents, first=False))
 
 
-def _nested(layers: list[Layer], walk: _Walk, vae: VAEConfig, limit: int, *, split: bool = False) -> tuple[int, int]:
+def nested(
+    layers: list[Layer], walk: Walk, last: Callable[..., tuple[int, int]], limit: int, *, split: bool = False
+) -> tuple[int, int]:
     """Return the elements held at most from these layers on, and those of the largest buffer.
 
     A layer's input stays while the layers behind it work on a piece of its output. Pieces differ by a frame, and the
-    smaller one may be split less further on: both are followed. With `split` there was a piece before this one, whose
-    result is still held.
+    smaller one may be split less further on: both are followed. `last` returns the same for the work on a piece behind
+    all layers; with `split` there was a piece before this one.
     """
-    held = walk.elements
     if not layers:
-        walk.causal(vae.out_channels)
-        return (3 if split else 2) * held + walk.elements, walk.passes[-1].buffer
+        return last(walk, split=split)
+    held = walk.elements
     (work, growth), *others = layers
     pieces = min(ceil(held * growth / limit), walk.T)
     most = buffer = 0
@@ -198,7 +213,7 @@ def _nested(layers: list[Layer], walk: _Walk, vae: VAEConfig, limit: int, *, spl
         ahead = replace(walk, T=frames, passes=[])
         work(ahead)
         passes = ahead.passes
-        further, wider = _nested(others, replace(ahead, passes=[]), vae, limit, split=split or pieces > 1)
+        further, wider = nested(others, replace(ahead, passes=[]), last, limit, split=split or pieces > 1)
         most = max(most, _working(passes), further)
         buffer = max(buffer, wider, *(part.buffer for part in passes))
     return held + most, buffer
@@ -209,7 +224,7 @@ def encode_elements(vae: VAEConfig, size: tuple[int, int], device: str) -> int:
     """Count the numbers held at most while a clip of 33 frames is encoded, without the weights."""
     group = FRAMES_PER_LATENT * size[0] * size[1] * vae.base_dim
     frames = FRAMES_PER_LATENT * max(1, PIECE_ELEMENTS[device] // group)
-    walk = _Walk(min(frames, FRAMES_PER_CHUNK - 1), size[1], size[0], vae.in_channels, first=False)
+    walk = Walk(min(frames, FRAMES_PER_CHUNK - 1), size[1], size[0], vae.in_channels, first=False)
     walk.causal(vae.base_dim)
     most = 0
     for work, _ in _encoder(vae):

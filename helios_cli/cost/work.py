@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from helios_cli.architecture import DiTConfig, HistoryTokens, UMT5Config
-from helios_cli.cost import vae
+from helios_cli.cost import taehv, vae
 from helios_cli.cost.model import Model
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.units import FRAMES_PER_CHUNK, HISTORY_CHUNKS, MAX_TEXT_TOKENS, grid_of
@@ -164,6 +164,8 @@ class Work:
     conditioning: int
     denoise: int
     decode: int
+    final: int = 0
+    """The decoding by the VAE that follows a preview."""
 
     @property
     def calls(self) -> int:
@@ -171,14 +173,24 @@ class Work:
 
     @property
     def total(self) -> int:
-        return self.text + self.conditioning + self.denoise + self.decode
+        return self.text + self.conditioning + self.denoise + self.decode + self.final
 
     def chunk_calls(self, chunk: Chunk) -> int:
         return sum(stage.first_calls if chunk.fresh else stage.calls for stage in self.stages)
 
 
-def work_of(plan: Plan, model: Model, dtype: str, prompts: PromptTokens | None = None) -> Work:
-    """Count the work of a film. `prompts` are counted here unless they are given."""
+def work_of(
+    plan: Plan,
+    model: Model,
+    dtype: str,
+    prompts: PromptTokens | None = None,
+    *,
+    preview: bool = False,
+    final: bool = False,
+) -> Work:
+    """Count the work of a film. `prompts` are counted here unless they are given.
+
+    With `preview` a preview decoder is in the place of the VAE, which with `final` decodes the film afterwards."""
     prompts = prompts or count_tokens(model, plan.texts)
     rows = {chunk.prompts: prompts.rows((text for text, _ in chunk.prompts), dtype) for chunk in plan.chunks}
     negative = prompts.rows([plan.negative], dtype) if plan.guidance > 1 else None
@@ -191,6 +203,8 @@ def work_of(plan: Plan, model: Model, dtype: str, prompts: PromptTokens | None =
     denoise = sum(stage.film.total for stage in stages)
     denoise += len(plan.chunks) * history_flops(model.dit, history) + _context_flops(plan, model, rows, negative)
     frames = Counter(chunk.num_frames for chunk in plan.chunks)
+    whole = sum(vae.decode_flops(model.vae, plan.size, count) * chunks for count, chunks in frames.items())
+    small = sum(taehv.decode_flops(plan.size, count) * chunks for count, chunks in frames.items()) if preview else 0
     return Work(
         prompts=prompts,
         history=history,
@@ -199,7 +213,8 @@ def work_of(plan: Plan, model: Model, dtype: str, prompts: PromptTokens | None =
         text=sum(text_flops(model.text, prompts.tokens[text]) for text in plan.texts),
         conditioning=sum(_conditioning_flops(chunk, plan, model) for chunk in plan.chunks),
         denoise=denoise,
-        decode=sum(vae.decode_flops(model.vae, plan.size, count) * chunks for count, chunks in frames.items()),
+        decode=small if preview else whole,
+        final=whole if final else 0,
     )
 
 

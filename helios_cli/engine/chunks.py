@@ -26,6 +26,7 @@ from helios_cli.engine.gpu import Background, FirstUse, on_host, sent_to
 from helios_cli.engine.history import History
 from helios_cli.engine.memory import memory_errors
 from helios_cli.engine.models import Models
+from helios_cli.engine.preview import Preview
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.state import State
 from helios_cli.errors import PictureError
@@ -53,6 +54,7 @@ def render_chunks(
     fingerprints: FingerprintsOf | None = None,
     cache: Cache | None = None,
     overlap: bool | None = None,
+    preview: Preview | None = None,
 ) -> Generator[Event, None, None]:
     """Render the chunks of `film` into `writer` and close it; yield each step; abort the writer if anything fails.
 
@@ -67,6 +69,7 @@ def render_chunks(
             encode the next segment's picture or clip during the chunk before it. By default this is done on a GPU
             where the placement has room for both, and where the VAE has a device of its own, unless the clock is exact
             or all ranks decode together: they would wait for the model calls that they make in the same order.
+        preview: makes the frames in place of the VAE. Latents, and so what is kept of them, stay the same.
 
     Raises:
         PictureError: values that are not finite.
@@ -75,14 +78,24 @@ def render_chunks(
     """
     script: Script = Planned(film) if isinstance(film, Plan) else film
     clock = clock or Clock(models.device)
-    decoders = models.decoders(script.plan.size, script.plan.guidance)
+    decoders = 1 if preview else models.decoders(script.plan.size, script.plan.guidance)
     if overlap is None:
         overlap = models.overlaps and decoders == 1 and not clock.exact
     models.use_threads()
     decoding = Background(models.vae_device, overlaps=overlap, prepare=models.use_threads)
     with writer, memory_errors(), contextlib.closing(decoding) as background:
         loop = _ChunkLoop(
-            script, models, writer, answer or models.answer, reanchor, clock, fingerprints, cache, background, decoders
+            script,
+            models,
+            writer,
+            answer or models.answer,
+            reanchor,
+            clock,
+            fingerprints,
+            cache,
+            background,
+            decoders,
+            preview,
         )
         yield from loop.events()
 
@@ -111,11 +124,12 @@ class _ChunkLoop:
         cache: Cache | None,
         background: Background,
         decoders: int,
+        preview: Preview | None,
     ) -> None:
         self.script, self.models, self.writer, self.answer = script, models, writer, answer
         self.reanchor, self.clock = reanchor, clock
         self.fingerprints_of, self.cache, self.background = fingerprints_of, cache, background
-        self.decoders = decoders
+        self.decoders, self.preview = decoders, preview
         self.started = time.perf_counter()
         self.history: History
         self.generator: torch.Generator
@@ -220,7 +234,9 @@ class _ChunkLoop:
         yield PhaseStarted("load")
         with self.clock("load"):
             _ = self.denoiser
-            if not self.models.placement.takes_turns:
+            if self.preview is not None:
+                _ = self.preview.network
+            elif not self.models.placement.takes_turns:
                 _ = self.models.vae
         if self.first_use and self.first_use.notice:
             yield Notice(self.first_use.notice)
@@ -385,7 +401,10 @@ class _ChunkLoop:
 
     def _write_frames(self, chunk: Chunk, latents: Tensor) -> None:
         """Decode the chunk group by group, and pass the frames that are kept to the writer."""
-        groups = on_host(self.models.pictures(latents, chunk.num_frames, self.decoders))
+        if self.preview is not None:
+            groups = on_host(self.preview.pictures(latents, chunk.num_frames))
+        else:
+            groups = on_host(self.models.pictures(latents, chunk.num_frames, self.decoders))
         while True:
             with self.clock("decode"):
                 group = next(groups, None)
@@ -431,6 +450,7 @@ class _ChunkLoop:
             steps=sum(steps[amplified and chunk.fresh] for chunk in plan.chunks)
             if script.num_chunks == len(plan.chunks)
             else None,
+            preview=self.preview.file.name if self.preview else None,
         )
 
     def _settings(self) -> dict[str, str]:

@@ -62,6 +62,7 @@ class FilmStarted(Event):
     the number of pyramid stages.
 
     `frames`, `chunks` and `steps` are None if they are not known yet: in a film whose prompts are still to come.
+    `preview` is the name of the preview decoder that makes the frames in place of the VAE, or None.
     """
 
     film: str
@@ -76,6 +77,7 @@ class FilmStarted(Event):
     chunks: int | None
     stages: int
     steps: int | None
+    preview: str | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,20 @@ class SegmentDone(Event):
     segment: int
     segments: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class PreviewDone(Event):
+    """The preview of a film is whole, at `output`. The VAE decodes the same latents now, which begins with another
+    FilmStarted; that film takes the preview's place.
+
+    `frames_reused` of the `frames` were rendered before.
+    """
+
+    output: str
+    frames: int
+    seconds: float
+    frames_reused: int = 0
 
 
 @dataclass(frozen=True)

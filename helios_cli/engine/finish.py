@@ -33,6 +33,7 @@ from helios_cli.recipe.plan import Plan
 from helios_cli.units import counted
 from helios_cli.weights.adapters import Adapter
 from helios_cli.weights.hub import source_of
+from helios_cli.weights.preview import PreviewFile
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Finish:
     Attributes:
         model, checkpoint: name of the model, and its folder.
         adapters: LoRA files that are folded into it.
+        preview: the decoder in the VAE's place, if there is one.
         device: that the film is rendered on, as --device names it.
         fingerprints_of: the fingerprints of the chunks of a plan.
         track: the sound under the film.
@@ -53,6 +55,7 @@ class Finish:
     model: str
     checkpoint: Path
     adapters: Sequence[Adapter]
+    preview: PreviewFile | None
     device: str
     target: Target
     identity: Identity
@@ -78,6 +81,7 @@ class Finish:
             model=model_record(self.model, source, self.checkpoint, self.identity.weights, folder),
             adapters=self.adapters,
             track=self.track,
+            preview=self.preview,
             device=self.device,
             arithmetic=self.identity.arithmetic,
             attention_taken=dict(self.identity.attention_taken),

@@ -23,6 +23,7 @@ from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import Event, FilmDone, Notice
 from helios_cli.engine.memory import memory_errors, without_frames
 from helios_cli.engine.models import Models
+from helios_cli.engine.preview import Preview
 from helios_cli.engine.render import render
 from helios_cli.engine.script import Script
 from helios_cli.engine.session import Session
@@ -82,6 +83,9 @@ class Lane(Session):
     def models(self) -> Models:
         return self._session.models
 
+    def preview(self, options: RenderOptions) -> Preview | None:
+        return self._session.preview(options)
+
     def load(self, film: Film, options: RenderOptions) -> Iterator[Notice]:
         """Use the model, which is loaded before the lanes begin."""
         self.models.use_threads()
@@ -105,7 +109,9 @@ class Lane(Session):
         self._clock = super().clock()
         return self._clock
 
-    def keep_speed(self, script: Script, done: FilmDone, chunk_seconds: Sequence[float]) -> None:
+    def keep_speed(
+        self, script: Script, options: RenderOptions, done: FilmDone, chunk_seconds: Sequence[float]
+    ) -> None:
         """Keep nothing: lanes share the time."""
 
     def turn(self, reply: object) -> Iterator[Event | Request | _End]:

@@ -29,7 +29,7 @@ from helios_cli.model.attention import AUTO, choose
 from helios_cli.model.dit import Call, HeliosDiT, TextContext
 from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.umt5 import UMT5Encoder
-from helios_cli.model.vae import WanVAE, frames_to_uint8
+from helios_cli.model.vae import WanVAE, kept_pictures
 from helios_cli.units import PROMPTS_TOGETHER, grid_of
 from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
@@ -218,12 +218,7 @@ class Models:
             assert self.ranks is not None, "only ranks decode together"
             yield from self.ranks.pictures(self, latents_1CTHW, frames)
             return
-        for piece in self.vae.decode(latents_1CTHW):
-            piece = piece[:, :, :frames]
-            yield frames_to_uint8(piece)[0], torch.isfinite(piece).all()
-            frames -= piece.shape[2]
-            if not frames:
-                return
+        yield from kept_pictures(self.vae.decode(latents_1CTHW), frames)
 
     @property
     def attention_taken(self) -> Mapping[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from helios_cli.cost.estimate import film_bytes
 from helios_cli.engine.chunks import render_chunks
-from helios_cli.engine.events import ChunkDone, Event, FilmDone, Notice, PhaseStarted
+from helios_cli.engine.events import ChunkDone, Event, FilmDone, Notice, PhaseStarted, PreviewDone
 from helios_cli.engine.finish import Finish
 from helios_cli.engine.memory import memory_errors, without_frames
 from helios_cli.engine.models import Models
@@ -20,7 +21,7 @@ from helios_cli.errors import HeliosError, InputError, OutOfMemory
 from helios_cli.film.cache import Cache
 from helios_cli.film.feed import Feed
 from helios_cli.film.parts import LeftChunks, Parts
-from helios_cli.film.sound import Track, silence_notice, track_of
+from helios_cli.film.sound import silence_notice, track_of
 from helios_cli.film.target import Target, check_space
 from helios_cli.film.writer import FilmWriter, open_writer
 from helios_cli.recipe.film import Film
@@ -60,7 +61,35 @@ def render(
     yield from session.notices()
     if options.strict:
         _require_whole_prompts(script.plan, session.models)
+    if options.final:
+        yield from _render_twice(output, options, session, script, feed)
+        return
     yield from deeper(session, script.plan, options, partial(_render_placed, output, options, session, script, feed))
+
+
+def _render_twice(
+    output: str, options: RenderOptions, session: Session, script: Script, feed: Feed | None
+) -> Iterator[Event]:
+    """Render a preview, then the film that takes its place: the VAE decodes the latents that the cache keeps.
+
+    Chunks that are no longer kept are rendered once more. The film is the one that a render without preview makes. A
+    `feed` gets the pieces of the preview.
+    """
+    final = replace(options, preview_decoder=None, final=False)
+    if not _finish_of(output, final, session, script).is_finished():
+        preview = replace(options, final=False, keep=False, export=(), check=False, repeats=None)
+        is_there = isinstance(script, Planned) and _finish_of(output, preview, session, script).is_finished()
+        if not is_there:
+            attempt = partial(_render_placed, output, preview, session, script, feed)
+            for event in deeper(session, script.plan, options, attempt):
+                yield _preview_done(event) if isinstance(event, FilmDone) else event
+            feed = None
+        final, script = replace(final, force=True), Planned(script.plan, script.film)
+    yield from deeper(session, script.plan, final, partial(_render_placed, output, final, session, script, feed))
+
+
+def _preview_done(done: FilmDone) -> PreviewDone:
+    return PreviewDone(output=done.output, frames=done.frames, seconds=done.seconds, frames_reused=done.frames_reused)
 
 
 def deeper(
@@ -84,13 +113,7 @@ def _render_placed(
 ) -> Iterator[Event]:
     """Render a film whose model has its place: target, chunks, and the files other than its frames."""
     target = Target.of(output)
-    with memory_errors():
-        identity = session.identity(script.plan.size, script.plan.guidance)
-    fingerprints = Fingerprints(identity.weights, identity.arithmetic, reanchor=options.reanchor)
-    models = session.models
-    made = (models.name, models.checkpoint.path, models.checkpoint.adapters, str(models.device))
-    track = track_of(film, options) if (film := script.film) else None
-    finish = Finish(script, output, options, *made, target, identity, fingerprints.of, track)
+    finish = _finish_of(output, options, session, script)
     yield from finish.differences()
     if finish.is_finished():
         yield Notice(f"{output} is finished already")
@@ -106,7 +129,7 @@ def _render_placed(
     done = None
     with (
         _cache(parts, options) as cache,
-        session.writing(_writer(output, options, script.plan, track), output, script) as writer,
+        session.writing(_writer(output, options, script.plan, finish), output, script) as writer,
     ):
         writer.feed = feed
         events = render_chunks(
@@ -116,9 +139,10 @@ def _render_placed(
             answer=session.answer,
             clock=session.clock(),
             reanchor=options.reanchor,
-            fingerprints=fingerprints.of,
+            fingerprints=finish.fingerprints_of,
             cache=cache,
             overlap=session.overlaps,
+            preview=session.preview(options),
         )
         with closing(events):
             for event in events:
@@ -136,8 +160,30 @@ def _render_placed(
                     yield event
                 yield from session.notices()
         assert done is not None
-        session.keep_speed(script, done, chunks)
+        session.keep_speed(script, options, done, chunks)
         yield from finish.finish(done)
+
+
+def _finish_of(output: str, options: RenderOptions, session: Session, script: Script) -> Finish:
+    models, plan = session.models, script.plan
+    with memory_errors():
+        identity = session.identity(plan.size, plan.guidance)
+    fingerprints = Fingerprints(identity.weights, identity.arithmetic, reanchor=options.reanchor)
+    preview = session.preview(options)
+    return Finish(
+        script,
+        output,
+        options,
+        models.name,
+        models.checkpoint.path,
+        models.checkpoint.adapters,
+        preview.file if preview else None,
+        str(models.device),
+        Target.of(output),
+        identity,
+        fingerprints.of,
+        track_of(script.film, options) if script.film else None,
+    )
 
 
 @contextmanager
@@ -154,7 +200,7 @@ def _cache(parts: Parts, options: RenderOptions) -> Iterator[Cache | None]:
         parts.claims.release_all()
 
 
-def _writer(output: str, options: RenderOptions, plan: Plan, track: Track | None) -> FilmWriter:
+def _writer(output: str, options: RenderOptions, plan: Plan, finish: Finish) -> FilmWriter:
     return open_writer(
         output,
         size=plan.size,
@@ -164,7 +210,8 @@ def _writer(output: str, options: RenderOptions, plan: Plan, track: Track | None
         preset=options.preset,
         keep=options.keep,
         force=options.force,
-        track=track,
+        track=finish.track,
+        preview=finish.preview.digest if finish.preview else "",
     )
 
 

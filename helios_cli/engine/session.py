@@ -31,6 +31,7 @@ from helios_cli.engine import arithmetic, trial
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone, Notice
 from helios_cli.engine.models import Models
+from helios_cli.engine.preview import Preview
 from helios_cli.engine.ranks import RankOptions, Ranks
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.teams import devices_of
@@ -47,6 +48,7 @@ from helios_cli.weights.adapters import fold
 from helios_cli.weights.checkpoint import Checkpoint, weights_identity
 from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.placement import RESIDENT
+from helios_cli.weights.preview import PreviewFile
 from helios_cli.weights.vocabulary import introduction
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ class Session:
         self._placed_for: tuple[object, ...] = ()  # the options that the budget and the placement follow
         self._notices: list[Notice] = []
         self._begun: dict[FilmWriter, tuple[str, Script]] = {}  # films that are being written
+        self._preview: Preview | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -117,6 +120,10 @@ class Session:
         name, _ = choose_model(film.recipe, options)
         loras, _ = choose_loras(film, options)
         yield from self.open(name, replace(options, lora=loras))
+        if preview := self.preview(options):
+            preview.file.require_fit(self.models.vae_config, self.models.name)
+            if doubt := preview.file.doubt(self.models.vae_config, self.models.name):
+                yield Notice(doubt)
 
     def open(self, name: str, options: RenderOptions) -> Iterator[Notice]:
         """Open the model called `name`, as `load` does."""
@@ -166,8 +173,21 @@ class Session:
             yield Notice(line)
         self._models = models
 
+    def preview(self, options: RenderOptions) -> Preview | None:
+        """Return the decoder that `options` name in place of the VAE; films that follow use it again. CheckpointError
+        for a file that is none."""
+        path, models = options.preview_decoder, self.models
+        if path is None:
+            return None
+        file, where = PreviewFile.open(path), (models.vae_device, models.vae_dtype)
+        known = self._preview
+        if known is None or (known.file, known.device, known.dtype) != (file, *where):
+            self._preview = known = Preview(file, *where)
+        return known
+
     def close(self) -> None:
         """Free the model. Reading ahead for a chunk that will not come is cancelled."""
+        self._preview = None
         if self._models is not None:
             self._models.close()
             self._models = None
@@ -222,7 +242,7 @@ class Session:
         if memory != self._placed_for:
             models.unload()  # what is free is measured without it
             self._budget, self._placed_for = None, memory
-        load = self._workload(plans)
+        load = self._workload(plans, options)
         budget = self._find_budget(load, options)
         if models.is_loaded:
             for beside in (True, False) if models.placement.mode == "none" else (False,):
@@ -249,7 +269,7 @@ class Session:
         """After memory ran out, place the model in less of it. False if there is no way, or the user chose this one."""
         if options.offload != "auto":
             return False
-        models, load = self.models, self._workload(plans)
+        models, load = self.models, self._workload(plans, options)
         budget = self._find_budget(load, options)
         mode = choose_deeper(load, plan_memory(load, budget, models.placement), budget)
         models.unload()
@@ -259,8 +279,9 @@ class Session:
         self.note(f"memory ran out; the rest is rendered with --offload {mode.name}")
         return True
 
-    def _workload(self, plans: Sequence[Plan]) -> Workload:
+    def _workload(self, plans: Sequence[Plan], options: RenderOptions) -> Workload:
         """Return the film that takes the most memory, with as many lanes as there are films."""
+        preview = self.preview(options)
         models = self.models
         model = model_of(models.name, models.checkpoint)
         device, dtype = device_of(models.device), _name_of(models.dtype)
@@ -269,7 +290,17 @@ class Session:
         joins = is_gpu_of_rank(str(models.vae_device), str(models.device), ranks)
         loads = [
             Workload.of(
-                plan, model, device, dtype, models.quant, lanes, vae_device=other, ranks=ranks, joins_rank=joins
+                plan,
+                model,
+                device,
+                dtype,
+                models.quant,
+                lanes,
+                vae_device=other,
+                ranks=ranks,
+                joins_rank=joins,
+                preview=preview.file if preview else None,
+                final=options.final,
             )
             for plan in plans
         ]
@@ -319,12 +350,17 @@ class Session:
         if self.is_stopped():
             raise KeyboardInterrupt
 
-    def keep_speed(self, script: Script, done: FilmDone, chunk_seconds: Sequence[float]) -> None:
-        """Remember how fast a film was, for the plans of later ones, if that says something about this machine."""
+    def keep_speed(
+        self, script: Script, options: RenderOptions, done: FilmDone, chunk_seconds: Sequence[float]
+    ) -> None:
+        """Remember how fast a film was, for the plans of later ones, if that says something about this machine.
+
+        A preview does not: the VAE's speed is remembered."""
         models = self.models
         is_whole = models.placement.mode == "none" and not models.is_apart and models.ranks is None
+        is_whole = is_whole and options.preview_decoder is None
         if isinstance(script, Planned) and not done.frames_reused and is_whole:
-            keep_speed(self._workload([script.plan]), done.phases, chunk_seconds)
+            keep_speed(self._workload([script.plan], options), done.phases, chunk_seconds)
 
     def stopped(self) -> Interrupted:
         """The error of a command that is interrupted: how much of its films is safe."""

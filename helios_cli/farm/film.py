@@ -286,6 +286,7 @@ class FarmFilm:
             self.model.name,
             folder,
             checkpoint.adapters if checkpoint else (),
+            None,
             self.device,
             self.target,
             identity_of(self.kind),

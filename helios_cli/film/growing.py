@@ -65,9 +65,11 @@ class _Growing:
         length: as in Mark.
     """
 
-    def __init__(self, target: Target, name: str, *settings: object) -> None:
-        self._target, self.name = target, name
-        self.key = hashlib.sha256(json.dumps([PIECE_VERSION, *settings]).encode()).hexdigest()[:16]
+    def __init__(self, target: Target, name: str, preview: str, *settings: object) -> None:
+        """`preview` is the hash of the decoder that makes the frames in place of the VAE, or ""."""
+        self._target, self.name = target, f"{name}, preview" if preview else name
+        decoder = [{"preview": preview}] if preview else []
+        self.key = hashlib.sha256(json.dumps([PIECE_VERSION, *settings, *decoder]).encode()).hexdigest()[:16]
         self.length = self.num_frames = 0
 
     def piece_key(self, num_frames: int) -> str:
@@ -78,13 +80,15 @@ class _Growing:
 class GrowingFile(_Growing):
     """A fragmented MP4, lossless without `encoding`; `finish` copies its frames unchanged into the finished film."""
 
-    def __init__(self, target: Target, size: tuple[int, int], fps: float, encoding: ffmpeg.Encoding | None) -> None:
+    def __init__(
+        self, target: Target, size: tuple[int, int], fps: float, encoding: ffmpeg.Encoding | None, preview: str = ""
+    ) -> None:
         self._rate, self._init = ffmpeg.frame_rate(fps), b""
         self._options = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{size[0]}x{size[1]}"]
         self._options += ["-framerate", f"{self._rate}", "-i", "pipe:0", *ffmpeg.every_frame()]
         self._options += ffmpeg.piece_arguments(encoding, self._rate)
         name = f"{encoding.codec} crf {encoding.crf} {encoding.preset}" if encoding else "lossless"
-        super().__init__(target, name, ffmpeg.program().version, *self._options)
+        super().__init__(target, name, preview, ffmpeg.program().version, *self._options)
 
     def encoder(self) -> Encoder:
         """Return an encoder of one piece."""
@@ -188,8 +192,8 @@ class GrowingFile(_Growing):
 class GrowingFolder(_Growing):
     """A folder of `frame_000001.png` and so on."""
 
-    def __init__(self, target: Target) -> None:
-        super().__init__(target, "PNG", "png", PNG_LEVEL)
+    def __init__(self, target: Target, preview: str = "") -> None:
+        super().__init__(target, "PNG", preview, "png", PNG_LEVEL)
 
     def encoder(self) -> Encoder:
         return PictureEncoder()
@@ -261,10 +265,13 @@ class GrowingFolder(_Growing):
 GrowingFilm = GrowingFile | GrowingFolder
 
 
-def growing_film(target: Target, size: tuple[int, int], fps: float, codec: str, crf: int, preset: str) -> GrowingFilm:
+def growing_film(
+    target: Target, size: tuple[int, int], fps: float, codec: str, crf: int, preset: str, preview: str = ""
+) -> GrowingFilm:
     """Return a film at `target` of `size` (width, height) pixels, still without frames; nothing is written.
 
-    `codec`, `crf` and `preset` apply to .mp4 only. Raises InputError for what cannot be written.
+    `codec`, `crf` and `preset` apply to .mp4 only. `preview` is the hash of a decoder in the VAE's place. Raises
+    InputError for what cannot be written.
     """
     encoding = ffmpeg.Encoding(codec, crf, preset)
     if not 1 <= fps <= 1000:
@@ -272,8 +279,8 @@ def growing_film(target: Target, size: tuple[int, int], fps: float, codec: str, 
     if target.kind == "mp4" and (size[0] % 2 or size[1] % 2):
         raise InputError(f"an .mp4 cannot be {size[0]}x{size[1]}: both must be even", hint="write an even --size")
     if target.kind == "png":
-        return GrowingFolder(target)
-    return GrowingFile(target, size, fps, encoding if target.kind == "mp4" else None)
+        return GrowingFolder(target, preview)
+    return GrowingFile(target, size, fps, encoding if target.kind == "mp4" else None, preview)
 
 
 @contextlib.contextmanager

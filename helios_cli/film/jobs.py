@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
 from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_target, is_taken
-from helios_cli.recipe.files import check_loras
+from helios_cli.recipe.files import check_loras, check_preview_file
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lora import choose_loras
 from helios_cli.recipe.options import RenderOptions, flag_of
@@ -102,6 +102,39 @@ def check_shared_out(options: RenderOptions) -> None:
         )
 
 
+def check_preview(options: RenderOptions) -> None:
+    """Raise InputError for options that --preview-decoder and --final do not go with, CheckpointError for a file that
+    is no preview decoder."""
+    if options.preview_decoder is None:
+        if options.final:
+            raise InputError(
+                "--final needs --preview-decoder: without it the VAE decodes the film at once",
+                hint="leave out --final, or add --preview-decoder taew2_1.safetensors",
+            )
+        return
+    if options.is_shared_out:
+        flag = "--cluster" if options.cluster else "--share" if options.share else "--workers"
+        raise InputError(
+            f"--preview-decoder is for a render in this process, but {flag} shares films out",
+            hint=f"leave out --preview-decoder or {flag}",
+        )
+    if options.final:
+        others = {"--lanes": options.lanes > 1, "--takes": options.takes, "--no-cache": not options.cache}
+        others["-o -"] = options.output == "-"
+        if clash := next((flag for flag, is_given in others.items() if is_given), None):
+            why = {
+                "--lanes": "renders films side by side, whose previews end at different times",
+                "--takes": "makes no film",
+                "--no-cache": "keeps no chunks for it to decode",
+                "-o -": "writes a film that cannot be replaced",
+            }
+            raise InputError(f"--final and {clash}, which {why[clash]}", hint=f"leave out --final or {clash}")
+    from helios_cli.weights.preview import read_preview
+
+    check_preview_file(options.preview_decoder)
+    read_preview(options.preview_decoder)
+
+
 def find_jobs(
     sources: list[str], options: RenderOptions, films: list[Film] | None = None, *, is_live: bool = False
 ) -> list[Job]:
@@ -114,6 +147,7 @@ def find_jobs(
     from helios_cli.recipe.plan import check_film
     from helios_cli.recipe.sources import read_films
 
+    check_preview(options)
     films = films or read_films(sources)
     lengths = [check_film(film, options).num_frames for film in films]
     films = check_sounds(check_clips(films, options), options, None if is_live else lengths)
@@ -153,7 +187,8 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
     else:
         # The film may be what another process made, or an earlier run, which perhaps was killed before its very end.
         was_finishing = options.is_shared_out and os.path.exists(Target.of(output).parts)
-        target = check_target(output, force=options.force or options.share or several or was_finishing)
+        may_replace = options.force or options.share or several or was_finishing
+        target = check_target(output, force=may_replace or (options.final and _is_preview(output)))
         places = (target.path, *target.beside)
         if options.export:
             _check_exports(film, target, options, several)
@@ -167,6 +202,12 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
     loras, from_ = choose_loras(film, options)
     check_loras(loras, from_)
     return Job(film, replace(options, model=model, output=output, lora=loras))
+
+
+def _is_preview(output: str) -> bool:
+    from helios_cli.film.record import is_preview
+
+    return is_preview(Target.of(output))
 
 
 def _check_exports(film: Film, target: Target, options: RenderOptions, several: bool) -> None:

@@ -44,6 +44,7 @@ from helios_cli.weights.names import EMBEDDED_FOLDER, known_repo
 if TYPE_CHECKING:
     from helios_cli.recipe.plan import Plan
     from helios_cli.weights.adapters import Adapter
+    from helios_cli.weights.preview import PreviewFile
 
 KEY = "helios"
 """The record's key in a film's metadata."""
@@ -128,6 +129,13 @@ class SoundRecord(_Frozen):
     fade: Annotated[float, Field(ge=0, le=MAX_FADE_SECONDS)]
 
 
+class PreviewRecord(_Frozen):
+    """The preview decoder that made the frames in place of the VAE: the name of its file, and its hash."""
+
+    name: Line
+    sha256: Digest
+
+
 class EncodingRecord(_Frozen):
     """The encoding of an .mp4; other films have no choice."""
 
@@ -143,8 +151,8 @@ class Record(_Frozen):
     --device, `processor` the name of its model; `fingerprint` is the film's (`recipe.fingerprint.film_fingerprint`).
     `attention` is the value of --attention, `attention_taken` the choices of `auto` on a GPU by shape, and `kernels`
     names what else rounds differently from plain PyTorch (`recipe.fingerprint.Arithmetic`). `vae` describes the device
-    of the VAE and the text encoder, if it rounds differently; `team` and `decoders` are the ranks that shared a model
-    call and a decode. A sidecar also names its `film`.
+    of the VAE and the text encoder, if it rounds differently; `preview` is the decoder in the VAE's place, if there was
+    one; `team` and `decoders` are the ranks that shared a model call and a decode. A sidecar also names its `film`.
     """
 
     format: Literal["helios film"] = FORMAT
@@ -163,6 +171,7 @@ class Record(_Frozen):
     vae: Line | None = None
     team: Annotated[int, Field(ge=2, le=1000)] | None = None
     decoders: Annotated[int, Field(ge=2, le=1000)] | None = None
+    preview: PreviewRecord | None = None
     reanchor: bool
     encoding: EncodingRecord | None = None
     audio: SoundRecord | None = None
@@ -194,6 +203,8 @@ class Record(_Frozen):
         different = [key for key in keys if getattr(self, key) != getattr(other, key)]
         different += [] if _without_sound(self.recipe) == _without_sound(other.recipe) else ["recipe"]
         different += [] if self.has_sound_of(other) else ["audio"]
+        if (self.preview and self.preview.sha256) != (other.preview and other.preview.sha256):
+            different.append("preview decoder")
         loras = [(record.weight, record.sha256) for record in self.lora or ()]
         others = [(record.weight, record.sha256) for record in other.lora or ()]
         if loras != others:
@@ -280,6 +291,7 @@ def make_record(
     device: str,
     arithmetic: Arithmetic,
     attention_taken: dict[str, str] | None = None,
+    preview: PreviewFile | None = None,
 ) -> Record:
     """Make the record of a film that goes to `target`."""
     encoding = EncodingRecord(codec=options.codec, crf=options.crf, preset=options.preset)
@@ -298,10 +310,11 @@ def make_record(
         vae=arithmetic.vae or None,
         team=arithmetic.team if arithmetic.team > 1 else None,
         decoders=arithmetic.decoders if arithmetic.decoders > 1 else None,
+        preview=PreviewRecord(name=visible(preview.name), sha256=preview.digest) if preview else None,
         reanchor=options.reanchor,
         encoding=encoding if target.kind == "mp4" else None,
         audio=track and _sound_record(track),
-        fingerprint=film_fingerprint(plan, fingerprints),
+        fingerprint=film_fingerprint(plan, fingerprints, preview.digest if preview else ""),
         frames=plan.num_frames,
         recipe=_resolved(film, options, plan, target.path.parent, adapters, track),
     )
@@ -468,6 +481,14 @@ def is_finished(target: Target, record: Record) -> bool:
     """Return whether the record of the film at `target` is that of the film of `record`."""
     try:
         return _film_and_record(target.path)[1].is_same_film(record)
+    except InputError:
+        return False
+
+
+def is_preview(target: Target) -> bool:
+    """Return whether the record of the film at `target` is that of a preview."""
+    try:
+        return os.path.lexists(target.path) and _film_and_record(target.path)[1].preview is not None
     except InputError:
         return False
 

@@ -39,6 +39,7 @@ def open_writer(
     keep: bool = False,
     force: bool = True,
     track: Track | None = None,
+    preview: str = "",
 ) -> FilmWriter:
     """Start a film at `path` of `size` (width, height) pixels; use it as a context manager.
 
@@ -46,9 +47,10 @@ def open_writer(
     `crf` and `preset` apply to .mp4 only. At most QUEUE_BYTES of frames wait for the encoder, or one larger array.
     `keep` leaves journal and pieces next to the finished film. Without `force`, `FilmWriter.resume` and `close` replace
     no finished film, and no unfinished one whose chunks are of no use and in no cache. `track` is the sound of a file.
+    `preview` is the hash of the decoder whose frames these are, if it is not the VAE: its pieces are not the film's.
     """
     target = check_target(path, force=True)
-    return FilmWriter(target, growing_film(target, size, fps, codec, crf, preset), size, keep, force, track)
+    return FilmWriter(target, growing_film(target, size, fps, codec, crf, preset, preview), size, keep, force, track)
 
 
 class FilmWriter(PieceWriter):

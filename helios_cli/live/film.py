@@ -138,7 +138,7 @@ def _preload(plan: Plan, options: RenderOptions, session: Session) -> None:
     if models.placement.text_beside:
         try:
             with memory_errors(), torch.inference_mode():
-                _ = models.dit, models.vae
+                _ = models.dit, preview.network if (preview := session.preview(options)) else models.vae
         except OutOfMemory:
             models.unload()
 

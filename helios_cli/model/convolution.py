@@ -28,11 +28,12 @@ def convolve(conv: Any, x_BTHWC: Tensor, padding: tuple[int, ...] | None = None,
 
 
 def convolve_pictures(
-    x_NCHW: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: tuple[int, ...] = (0, 0)
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: tuple[int, ...] = (0, 0)
 ) -> Tensor:
     """Apply a 2D convolution, in the type of `x`."""
     wide = product_dtype(x_NCHW, "convolve_pictures")
-    return F.conv2d(x_NCHW.to(wide), weight.to(wide), bias.to(wide), stride, padding).to(x_NCHW.dtype)
+    bias = None if bias is None else bias.to(wide)
+    return F.conv2d(x_NCHW.to(wide), weight.to(wide), bias, stride, padding).to(x_NCHW.dtype)
 
 
 def channels_last(x_BCTHW: Tensor) -> Tensor:
@@ -43,7 +44,8 @@ def channels_last(x_BCTHW: Tensor) -> Tensor:
 def pointwise(conv: Any, x: Tensor) -> Tensor:
     """Apply a convolution of kernel size 1 to channels-last x."""
     wide = product_dtype(x, "pointwise")
-    return F.linear(x.to(wide), conv.weight.flatten(1).to(wide), conv.bias.to(wide)).to(x.dtype)
+    bias = None if conv.bias is None else conv.bias.to(wide)
+    return F.linear(x.to(wide), conv.weight.flatten(1).to(wide), bias).to(x.dtype)
 
 
 def upsample_conv(
@@ -61,7 +63,8 @@ def upsample_conv(
     weight = (fold_upsampling(conv.weight) if folded is None else folded).to(x_BTHWC.dtype)
     small = x_BTHWC.flatten(0, 1).movedim(-1, 1)
     # [B*T, H + 1, W + 1, 4 * C]
-    y = channels_last(convolve_pictures(small, weight, conv.bias.repeat(4), padding=padding))
+    bias = None if conv.bias is None else conv.bias.repeat(4)
+    y = channels_last(convolve_pictures(small, weight, bias, padding=padding))
     return Interleave.apply(y).unflatten(0, x_BTHWC.shape[:2])
 
 

@@ -463,6 +463,17 @@ def frames_to_uint8(frames_BCTHW: Tensor) -> Tensor:
     return levels.round_().to(torch.uint8).contiguous()
 
 
+def kept_pictures(pieces: Iterator[Tensor], frames: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the first `frames` frames of pieces [1, 3, t, H, W], in groups of uint8 [t, H, W, 3], and whether each is
+    finite."""
+    for piece in pieces:
+        piece = piece[:, :, :frames]
+        yield frames_to_uint8(piece)[0], torch.isfinite(piece).all()
+        frames -= piece.shape[2]
+        if not frames:
+            return
+
+
 def norm_silu_conv(
     norm: ChannelNorm, conv: CausalConv3d, x: Stream, state: CausalState | None
 ) -> tuple[Stream, Tensor]:

@@ -204,6 +204,18 @@ _CONVERT_PICKLE = (
 )
 
 
+def check_preview_file(path: Path) -> None:
+    """Raise InputError for a preview decoder's file that is absent, a folder, or a pickle."""
+    what = f"--preview-decoder {printable(path, 200)}"
+    if path.suffix.lower() in PICKLES:
+        message = f"{what}: a pickle can run any program, so only .safetensors is read"
+        raise InputError(message, hint=f"take {path.stem}.safetensors from where it is published, or {_CONVERT_PICKLE}")
+    if absent := absence(path, (".safetensors",), "paths are relative to the current folder"):
+        raise InputError(f"{what}: {absent[0]}", hint=absent[1])
+    if path.is_dir():
+        raise InputError(f"{what}: a folder, not a decoder's file", hint=_file_in(path))
+
+
 def check_loras(loras: Iterable[Lora], origin: str) -> None:
     """Raise InputError for a located file that is absent, a folder, or a pickle."""
     for lora in loras:

@@ -8,6 +8,8 @@ and generator behind. Resume and the cache of chunks depend on that, so the rend
 - The number of a chunk's 33 frames that are kept does not count; it is recorded next to the fingerprint
   (`Chunk.num_frames`). Title, place in the film, codec and file do not count: they change no latent. The rate counts
   only where a clip is continued, which is converted to it first.
+- A preview decoder does not count either: its frames are others, of the same latents. Its hash is part of the key of
+  encoded pieces (`film.growing`), and of the film's fingerprint.
 
 Bit for bit holds for one `Arithmetic`: products are rounded differently on another device, in another dtype, by another
 PyTorch, and on a CPU with another number of threads.
@@ -123,9 +125,14 @@ class Fingerprints:
         }
 
 
-def film_fingerprint(plan: Plan, chunks: Iterable[str]) -> str:
-    """Return one fingerprint for a film's frames: those of its chunks, and the number of frames kept of each."""
-    return _digest([[fingerprint, chunk.num_frames] for fingerprint, chunk in zip(chunks, plan.chunks, strict=True)])
+def film_fingerprint(plan: Plan, chunks: Iterable[str], preview: str = "") -> str:
+    """Return one fingerprint for a film's frames: those of its chunks, and the number of frames kept of each.
+
+    `preview` is the hash of a decoder that made the frames in place of the VAE: it changes no chunk's latents, so that
+    the chunks' own fingerprints stay the same.
+    """
+    kept: list = [[fingerprint, chunk.num_frames] for fingerprint, chunk in zip(chunks, plan.chunks, strict=True)]
+    return _digest([*kept, {"preview": preview}] if preview else kept)
 
 
 def _start(chunk: Chunk, fps: float, files: dict[Path, str]) -> dict:

@@ -55,6 +55,8 @@ class RenderOptions:
         worker_timeout: seconds without an event after which a worker is replaced.
         gpus_per_film: GPUs, processes on a CPU, that make one film's model calls together.
         vae_device: device of the VAE and the text encoder, if it is another one.
+        preview_decoder: file of a small decoder that makes the frames in place of the VAE; other pictures.
+        final: decode the film again with the VAE once the preview is done.
     """
 
     model: str | None = None
@@ -107,6 +109,8 @@ class RenderOptions:
     worker_timeout: float = WORKER_TIMEOUT
     gpus_per_film: int = 1
     vae_device: str | None = None
+    preview_decoder: Path | None = None
+    final: bool = False
 
     @classmethod
     def parse(cls, **values: Any) -> RenderOptions:
@@ -185,6 +189,7 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "steps": parse_steps,
     "image": Path,
     "video": Path,
+    "preview_decoder": Path,
     "vram": parse_bytes,
     "ram": parse_bytes,
     "export": parse_forms,

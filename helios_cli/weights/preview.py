@@ -1,0 +1,89 @@
+"""Opens the file of a preview decoder (`model.taehv`): names, shapes and hash, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from helios_cli.architecture import TAEHVConfig, VAEConfig
+from helios_cli.errors import CheckpointError
+from helios_cli.weights.files import TensorInfo, read_header, shown, some_of
+
+UNUSED = "encoder."
+"""The beginning of the names of tensors that the published file has and a decoder does not need."""
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+MAX_BYTES = 2**29
+"""The largest file: the published one has 23 MB, and would have 90 MB in the widest type."""
+
+FILE_HINT = "it has to be taew2_1.safetensors of github.com/madebyollin/taehv, the decoder for Wan 2.1"
+
+
+@dataclass(frozen=True)
+class PreviewFile:
+    """The file of a preview decoder. `digest` is its SHA-256; `tensors` are those that decode."""
+
+    path: Path
+    digest: str
+    tensors: Mapping[str, TensorInfo]
+
+    @classmethod
+    def open(cls, path: Path) -> PreviewFile:
+        """Check a file. CheckpointError that names the tensor for a name, shape or type that does not fit."""
+        tensors = read_preview(path)
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}", hint=FILE_HINT) from error
+        return cls(path, digest, tensors)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+    def require_fit(self, vae: VAEConfig, model: str) -> None:
+        """Raise CheckpointError unless the file decodes latents with as many channels as those of `vae`."""
+        if (channels := TAEHVConfig().latent_channels) != vae.z_dim:
+            what = f"{self.path} decodes latents of {channels} channels, but those of {model} have {vae.z_dim}"
+            raise CheckpointError(what, hint="leave out --preview-decoder")
+
+    def doubt(self, vae: VAEConfig, model: str) -> str | None:
+        """Return a notice if the model's VAE is not the one whose latents the published file decodes."""
+        wan = VAEConfig()
+        if (vae.latents_mean, vae.latents_std) == (wan.latents_mean, wan.latents_std):
+            return None
+        return f"{model} has latents of its own: a preview decoder for those of Wan 2.1 shows other things and colours"
+
+
+def read_preview(path: Path) -> dict[str, TensorInfo]:
+    """Read the header of a preview decoder's file, without hashing it. CheckpointError as in `PreviewFile.open`."""
+    try:
+        header = read_header(path)
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise CheckpointError(f"{path} has {size} bytes; a preview decoder has at most {MAX_BYTES}")
+    except CheckpointError as error:
+        error.hint = FILE_HINT if error.hint is None or "models verify" in error.hint else error.hint
+        raise
+    needed = TAEHVConfig().shapes()
+    faults = {
+        "missing": [name for name in needed if name not in header],
+        "surplus": sorted(shown(name) for name in header if name not in needed and not name.startswith(UNUSED)),
+        "mis-shaped": [
+            f"{name} ({shown(list(header[name].shape))}, expected {list(shape)})"
+            for name, shape in needed.items()
+            if name in header and header[name].shape != shape
+        ],
+        "of a type that is not read": [
+            f"{name} ({header[name].dtype})" for name in needed if name in header and header[name].dtype not in FLOATS
+        ],
+    }
+    if found := [f"{len(names)} {fault}: {some_of(names, 3)}" for fault, names in faults.items() if names]:
+        raise CheckpointError(f"{path} is not a preview decoder; its tensors: {'; '.join(found)}", hint=FILE_HINT)
+    return {name: header[name] for name in needed}
