@@ -117,7 +117,7 @@ def test_kept_pieces_of_one_are_not_taken_for_the_other(render):
 
 @pytest.mark.slow
 def test_a_preview_that_is_there_is_decoded_later(render, capfd):
-    """Also where its chunks are no longer kept: they are rendered once more."""
+    """Chunks that are no longer kept are rendered once more for it."""
     render("plain.mp4", "--no-cache")
     for kept in (True, False):
         render("film.mp4", *SHOWN, "--force")
