@@ -31,9 +31,10 @@ class Preview:
             for name, info in self.file.tensors.items():
                 value = torch.empty(info.shape, dtype=self.dtype)
                 files.read(StoredTensor(info), value)
-                state[name] = value.to(self.device)
+                layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format  # as activations have it
+                state[name] = value.to(self.device, memory_format=layout)
         network.load_state_dict(state, assign=True)
-        return network.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # as activations are
+        return network.requires_grad_(False).eval()
 
     def pictures(self, latents_1CTHW: Tensor, frames: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what `Models.pictures` does: groups of a chunk's first `frames` frames, and whether each is finite."""

@@ -149,9 +149,9 @@ def _render_placed(
                 session.require_not_stopped()
                 if event == PhaseStarted("finish"):  # only now is a film decided whose prompts come while it renders
                     finish.describe(writer)
-                    if track and not isinstance(script, Planned):
+                    if finish.track and not isinstance(script, Planned):
                         seconds = script.plan.num_frames / script.plan.fps
-                        yield from map(Notice, filter(None, [silence_notice(track, seconds)]))
+                        yield from map(Notice, filter(None, [silence_notice(finish.track, seconds)]))
                 if isinstance(event, ChunkDone):
                     chunks.append(event.seconds)
                 if isinstance(event, FilmDone):
