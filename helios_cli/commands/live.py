@@ -106,7 +106,12 @@ def live(
     check_recipe(path, target, recipe_file.command, force=options.force)
     check_encoding([job])
 
-    setup = LiveSetup.of(film_fps(job.options, job.film.recipe), seconds_ahead, console.warning)
+    def warn(message: str) -> None:
+        console.warning(message)
+        if page is not None:
+            page.warn(message)
+
+    setup = LiveSetup.of(film_fps(job.options, job.film.recipe), seconds_ahead, warn)
     page = None if address is None else _page(address, job, setup, path, manner, has_prompt=first is not None)
 
     def open_lines() -> None:
@@ -130,7 +135,7 @@ def live(
         from helios_cli.engine.session import Session
 
         with Session(is_stopped=is_stopped, progress=console.progress_bytes) as session:
-            events = render_live(job, first, open_lines, setup, manner, recipe_file, session, console.warning)
+            events = render_live(job, first, open_lines, setup, manner, recipe_file, session, warn)
             try:
                 show_all(events, view.show if server is None else server.shows(view.show), session)
             except Interrupted as stopped:

@@ -66,6 +66,11 @@ class Board:
         """Return whether the film is finished."""
         return self._phase == "done"
 
+    def say(self, notice: str) -> None:
+        """Show a message."""
+        with self._lock:
+            self._notice = notice
+
     def fail(self, message: str) -> None:
         """Show why the film ends early."""
         with self._lock:

@@ -1,4 +1,4 @@
-"""Descriptions of a film that browsers ask for besides its pieces: the name of its codec, and a playlist."""
+"""Descriptions of a film for browsers: the name of its codec, and a playlist of its pieces."""
 
 from __future__ import annotations
 

@@ -53,6 +53,9 @@ STATE_SECONDS = 0.25
 RELOAD_SECONDS = 3.0
 """Time in which a page that is loaded again is back."""
 
+LEAD_SECONDS = 60
+"""Film that a page gets in front of its position, where rendering is further ahead."""
+
 BEHIND = 4
 """Pieces that a slow connection may be behind the playhead before it leaves some out."""
 
@@ -124,6 +127,10 @@ class Server:
 
         return both
 
+    def warn(self, message: str) -> None:
+        """Show a message on the page."""
+        self._board.say(message)
+
     def wait_for_viewers(self) -> None:
         """Wait until nobody has the page open any more, or for Ctrl-C."""
         with contextlib.suppress(KeyboardInterrupt):
@@ -184,8 +191,9 @@ class _Allowance:
 
 @dataclass(eq=False)
 class _Viewer:
-    """An open page; `wake` is set when there may be more for it."""
+    """An open page at `position`; `wake` is set when there may be more for it."""
 
+    position: float = 0.0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     messages: _Allowance = field(default_factory=lambda: _Allowance(10, 40))
 
@@ -312,7 +320,8 @@ class _Page:
                 with contextlib.suppress(ValueError):
                     position = float(message.data)
                     if math.isfinite(position):
-                        self._shown.playhead.report(viewer, max(0.0, position))
+                        viewer.position = max(0.0, position)
+                        self._shown.playhead.report(viewer, viewer.position)
         finally:
             sending.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -333,7 +342,7 @@ class _Page:
             )
             while not answer.closed and not self.stop.is_set():
                 if index < 0 and feed.init:
-                    index = self._index_at_playhead()
+                    index, viewer.position = self._index_at_playhead(), self._shown.playhead.position
                     await answer.send_json(self._about_film(index))
                     if with_media:
                         await answer.send_bytes(feed.init)
@@ -342,12 +351,12 @@ class _Page:
                     shots = shot["number"] + 1
                 if state != (state := json.dumps(self._state())):
                     await answer.send_str(state)
-                while with_media and 0 <= index < feed.num_pieces:
+                while with_media and 0 <= index < min(feed.num_pieces, self._index_at(viewer.position + LEAD_SECONDS)):
                     current = self._index_at_playhead()
                     index = current if current - index > BEHIND else index
                     await answer.send_bytes((await asyncio.to_thread(feed.piece, index)).data)
                     index += 1
-                if feed.is_over and not has_ended:
+                if feed.is_over and not has_ended and (index == feed.num_pieces or not with_media):
                     has_ended = True
                     await answer.send_json({"kind": "end"})
                 viewer.wake.clear()
@@ -356,9 +365,11 @@ class _Page:
             await answer.send_json(self._state())
             await answer.close(code=WSCloseCode.GOING_AWAY)
 
+    def _index_at(self, position: float) -> int:
+        return int(position / self._shown.playhead.chunk_seconds)
+
     def _index_at_playhead(self) -> int:
-        index = int(self._shown.playhead.position / self._shown.playhead.chunk_seconds)
-        return max(0, min(index, self._shown.feed.num_pieces - 1))
+        return max(0, min(self._index_at(self._shown.playhead.position), self._shown.feed.num_pieces - 1))
 
     def _about_film(self, index: int) -> dict[str, Any]:
         """Return what a player has to know: the type, where to begin, and when the first piece begins, `index`."""

@@ -200,6 +200,21 @@ def test_without_media_source_the_page_plays_hls(start, page):
     assert page.run("return document.querySelector('video').src").endswith("/film.m3u8")
 
 
+def test_the_browser_keeps_half_a_minute_of_the_film_and_gets_a_minute_in_front(start, page):
+    """Hours of film take no more memory in the browser than a minute does."""
+    live = start("a red ball rolls left", "--ahead", "none", "--no-cache")
+    page.open(live.url)
+    page.wait(f"{POSITION} > 0.1")
+    page.run("document.querySelector('video').playbackRate = 4")
+    page.wait(f"{POSITION} > 75")
+    page.wait("player.queue.length === 0 && !player.buffer.updating")
+    position, first, last = page.run(
+        "const kept = document.querySelector('video').buffered;"
+        "return [player.position, kept.start(0), kept.end(kept.length - 1)]"
+    )
+    assert position - first <= 60 + 2 * CHUNK and last - position <= 60 + 2 * CHUNK
+
+
 def test_two_pages_show_the_same_and_both_may_type(start, page):
     live = start("--hold", "1s", "a red ball rolls left")
     with browser() as other:

@@ -217,6 +217,19 @@ def test_the_end_waits_for_those_who_watch(film, monkeypatch):
     assert not film.server.has_viewers
 
 
+def test_a_page_gets_what_it_needs_soon_and_the_rest_as_it_plays(film, monkeypatch):
+    monkeypatch.setattr(serve, "LEAD_SECONDS", 1.5 * 33 / FPS)
+    for _ in PIECES:
+        film.grow()
+    film.feed.end()
+    until = lambda messages, media: kinds(messages).count("state") == 2 and len(media) >= 2  # noqa: E731
+    _, media = asyncio.run(watch(film, until=until))
+    assert len(media) == 2  # the header and a piece
+    until = lambda messages, media: "end" in kinds(messages)  # noqa: E731
+    _, media = asyncio.run(watch(film, until=until, say=["2.5"]))
+    assert media[-1] == film.feed.piece(2).data
+
+
 def test_hls_is_the_same_film_to_ffmpeg(film, tmp_path):
     """ffmpeg's own reader of playlists finds the frames of the growing film, in the same places."""
     for _ in PIECES:
