@@ -10,6 +10,7 @@ from helios_cli.check.footage import PictureFolder, VideoFile, open_footage
 from helios_cli.check.layout import grid, read_sidecar
 from helios_cli.check.measure import Measures, measure
 from helios_cli.check.report import Finding, Report
+from helios_cli.check.summary import summarize
 from helios_cli.film.target import sidecar_of
 from helios_cli.units import FRAMES_PER_CHUNK
 
@@ -22,7 +23,7 @@ def examine(path: str | os.PathLike, *, chunk_frames: int | None = None) -> Repo
     """
     footage = open_footage(path)
     measures, notices = _measured(footage, chunk_frames)
-    chunks = chunk_reports(measures)
+    chunks = chunk_reports(measures, footage.fps)
     drifted = drifts(measures, chunks)
     findings = find(measures, chunks, drifted, footage.fps)
     num_frames = len(measures.steps)
@@ -36,6 +37,7 @@ def examine(path: str | os.PathLike, *, chunk_frames: int | None = None) -> Repo
         fps=footage.fps,
         num_frames=num_frames,
         chunks=chunks,
+        summary=summarize(measures, chunks),
         drifts=drifted,
         findings=findings,
         notices=notices,
@@ -46,13 +48,13 @@ def examine(path: str | os.PathLike, *, chunk_frames: int | None = None) -> Repo
 def _measured(footage: VideoFile | PictureFolder, chunk_frames: int | None) -> tuple[Measures, tuple[str, ...]]:
     sidecar = None if chunk_frames else read_sidecar(footage.path)
     if sidecar is None:
-        return measure(footage.frames(), grid(chunk_frames or FRAMES_PER_CHUNK)), ()
+        return measure(footage, grid(chunk_frames or FRAMES_PER_CHUNK)), ()
     total = sidecar.num_frames
-    measures = measure(footage.frames(), chain(sidecar.spans, grid(FRAMES_PER_CHUNK, total)))
+    measures = measure(footage, chain(sidecar.spans, grid(FRAMES_PER_CHUNK, total)))
     count = len(measures.steps)
     if count == total:
         return measures, ()
     notice = (
         f"{sidecar_of(footage.path)} describes {total} frames, but the film has {count}: chunks of 33 frames are used"
     )
-    return measure(footage.frames(), grid(FRAMES_PER_CHUNK)), (notice,)
+    return measure(footage, grid(FRAMES_PER_CHUNK)), (notice,)

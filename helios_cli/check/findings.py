@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
 from helios_cli.check import limits
+from helios_cli.check.flicker import CYCLES, Flicker, periodic
 from helios_cli.check.limits import Limit
 from helios_cli.check.measure import LOOK, Measures
 from helios_cli.check.report import ChunkReport, Drift, Finding, Look
@@ -16,29 +19,38 @@ from helios_cli.units import counted
 END_SHARE = 0.15
 """Share of a take's frames at its beginning, and at its end, between which drift is measured."""
 
+SLOW_SECONDS = 6
+"""Length of the stretch in which a change of brightness is looked for that is too slow for one chunk."""
+
 BRIGHTNESS, CONTRAST = LOOK.index("brightness"), LOOK.index("contrast")
 
 Chunks = Sequence[ChunkReport]
 
 
-def chunk_reports(measures: Measures) -> tuple[ChunkReport, ...]:
+def chunk_reports(measures: Measures, fps: float) -> tuple[ChunkReport, ...]:
     """Return every chunk in numbers."""
     reports = []
     before = 0.0
+    unevenness = _unevenness(measures)
     for index, span in enumerate(measures.spans):
         end = span.start_frame + span.num_frames
-        looks, steps = measures.looks[span.start_frame : end], measures.steps[span.start_frame + 1 : end]
+        steps = measures.steps[span.start_frame + 1 : end]
         median = float(np.median(steps)) if len(steps) else 0.0
+        usual = max(before, median)
+        periodic = _flicker_of(measures, index, fps)
         report = ChunkReport(
             index,
             span.start_frame,
             span.num_frames,
             span.cut,
-            **_means(looks),
+            **means(measures, span.start_frame, end),
             motion=float(steps.mean()) if len(steps) else 0.0,
-            flicker=_flicker(looks[:, BRIGHTNESS]),
+            flicker=alternation(measures.looks[span.start_frame : end, BRIGHTNESS]),
+            flicker_hz=periodic.hz if periodic else None,
+            flicker_swing=periodic.swing if periodic else None,
             jump=float(measures.steps[span.start_frame]) if index else None,
-            usual_step=max(before, median) if index else None,
+            usual_step=usual if index else None,
+            jump_limit=_least_jump(usual, unevenness) if index else None,
             from_start=measures.from_start[index],
         )
         reports.append(report)
@@ -46,15 +58,61 @@ def chunk_reports(measures: Measures) -> tuple[ChunkReport, ...]:
     return tuple(reports)
 
 
-def _means(looks: np.ndarray) -> dict[str, float]:
-    return dict(zip(LOOK, looks.mean(axis=0, dtype=np.float64).tolist(), strict=True))
+def means(measures: Measures, begin: int, end: int) -> dict[str, Any]:
+    """Return the fields of a Look for the frames from `begin` to before `end`."""
+    looks = measures.looks[begin:end].mean(axis=0, dtype=np.float64).tolist()
+    starts = np.array([span.start_frame for span in measures.spans])
+    within = ~np.isin(np.arange(begin, end), starts)  # across a border the change is that of the seam
+    si, ti, blur, entropy = measures.details[begin:end].T
+    length, signed = measures.motions[begin:end].T
+    columns = {"si": si, "ti": ti[within], "blur": blur, "entropy": entropy}
+    columns |= {"motion_length": length[within], "motion_signed": signed[within]}
+    return dict(zip(LOOK, looks, strict=True)) | {name: mean(values) for name, values in columns.items()}
 
 
-def _flicker(brightness: np.ndarray) -> float:
+def mean(values: np.ndarray) -> float | None:
+    """Average the values that are numbers; None if there are none."""
+    there = values[~np.isnan(values)]
+    return float(there.mean(dtype=np.float64)) if len(there) else None
+
+
+def alternation(brightness: np.ndarray) -> float:
     """Return the median distance of a frame's brightness from the mean of its neighbours'; see limits.FLICKER."""
     if len(brightness) < 3:
         return 0.0
     return float(np.median(np.abs(brightness[1:-1] - (brightness[:-2] + brightness[2:]) / 2)))
+
+
+def _flicker_of(measures: Measures, index: int, fps: float) -> Flicker | None:
+    """Return the periodic change of a chunk's brightness: of the chunk itself, or, if it is too slow for that, of the
+    seconds around it within its take."""
+    brightness, span = measures.looks[:, BRIGHTNESS].astype(np.float64), measures.spans[index]
+    begin, end = span.start_frame, span.start_frame + span.num_frames
+    within = periodic(brightness[begin:end], fps)
+    if within:
+        return within
+    cuts = [one.start_frame for one in measures.spans if one.cut]
+    first = max(start for start in [0, *cuts] if start <= begin)
+    last = min(start for start in [*cuts, len(brightness)] if start > begin)
+    around = round(SLOW_SECONDS * fps)
+    left = min(max(first, (begin + end - around) // 2), max(first, last - around))
+    return periodic(brightness[left : min(last, left + around)], fps, below_hz=CYCLES * fps / span.num_frames)
+
+
+def _unevenness(measures: Measures) -> float:
+    """Return how many times the usual difference of its chunk a difference within a chunk is at most in this film, but
+    for one frame in 50, which may be a flash or a cut."""
+    ratios = []
+    for span in measures.spans:
+        steps = measures.steps[span.start_frame + 1 : span.start_frame + span.num_frames]
+        if len(steps):
+            ratios.append(steps / max(float(np.median(steps)), limits.SEAM_LEVELS.value))
+    return max(1.0, float(np.quantile(np.concatenate(ratios), 0.98))) if ratios else 1.0
+
+
+def _least_jump(usual: float, unevenness: float) -> float:
+    """Return the difference across a border from which on it is a jump."""
+    return max(limits.SEAM_RATIO.value * unevenness * usual, usual + limits.SEAM_LEVELS.value)
 
 
 def takes(chunks: Chunks) -> Iterator[Chunks]:
@@ -69,23 +127,42 @@ def drifts(measures: Measures, chunks: Chunks) -> tuple[Drift, ...]:
     return tuple(_drift(measures, take) for take in takes(chunks) if len(take) > 1)
 
 
+def end_frames(num_frames: int) -> int:
+    """Return how many frames 15 % of `num_frames` are, at least one."""
+    return max(1, int(END_SHARE * num_frames))
+
+
 def _drift(measures: Measures, take: Chunks) -> Drift:
     begin, end = take[0].start_frame, take[-1].end_frame
-    share = max(1, round(END_SHARE * (end - begin)))
-    first = Look(**_means(measures.looks[begin : begin + share]))
-    last = Look(**_means(measures.looks[end - share : end]))
-    blue = (last.blue - last.brightness - first.blue + first.brightness) / 1.8556
-    red = (last.red - last.brightness - first.red + first.brightness) / 1.5748
+    share = end_frames(end - begin)
+    first = Look(**means(measures, begin, begin + share))
+    last = Look(**means(measures, end - share, end))
     return Drift(
         take[0].index,
         take[-1].index,
         first,
         last,
         brightness=last.brightness - first.brightness,
-        color=float(np.hypot(blue, red)),
+        color=color_shift(astuple(first), astuple(last)),
         saturation=last.saturation - first.saturation,
         contrast=last.contrast - first.contrast,
+        blur=_change(first.blur, last.blur),
+        entropy=_change(first.entropy, last.entropy),
     )
+
+
+def color_shift(first: Sequence[float], last: Sequence[float]) -> float:
+    """Return the distance of two looks, whose first columns are those of LOOK, in blue and red difference."""
+    before, after = (dict(zip(LOOK, look, strict=False)) for look in (first, last))
+    blue, red = (
+        (after[name] - after["brightness"] - before[name] + before["brightness"]) / scale
+        for name, scale in (("blue", 1.8556), ("red", 1.5748))
+    )
+    return float(np.hypot(blue, red))
+
+
+def _change(first: float | None, last: float | None) -> float | None:
+    return None if first is None or last is None else last - first
 
 
 def find(measures: Measures, chunks: Chunks, drifted: Sequence[Drift], fps: float) -> tuple[Finding, ...]:
@@ -124,12 +201,30 @@ class _Film:
                 yield self._finding(kind, begin, end, seconds, limit.value, message)
 
     def flickering(self) -> Iterator[Finding]:
-        limit = limits.FLICKER.value
-        share = limits.FLICKER_SHARE.value
-        for group in _groups(self.chunks, [chunk.flicker > max(limit, share * chunk.motion) for chunk in self.chunks]):
-            worst = max(chunk.flicker for chunk in group)
-            message = f"brightness alternates by {worst:.1f} levels from frame to frame (limit {limit:g})"
-            yield self._finding("flickering", group[0].start_frame, group[-1].end_frame, worst, limit, message)
+        limit, share = limits.FLICKER.value, limits.FLICKER_SHARE.value
+        alternates = [chunk.flicker > max(limit, share * chunk.motion) for chunk in self.chunks]
+        for group in _groups(self.chunks, alternates):
+            worst = max(group, key=lambda chunk: chunk.flicker)
+            rate = f", at {worst.flicker_hz:.2f} Hz" if worst.flicker_hz else ""
+            message = f"brightness alternates by {worst.flicker:.1f} levels from frame to frame{rate} (limit {limit:g})"
+            yield self._finding("flickering", group[0].start_frame, group[-1].end_frame, worst.flicker, limit, message)
+        limit = limits.FLICKER_SWING.value
+        swings = [self._swings(chunk) for chunk in self.chunks]
+        for group in _groups(self.chunks, [a and not b for a, b in zip(swings, alternates, strict=True)]):
+            worst = max(group, key=lambda chunk: chunk.flicker_swing or 0.0)
+            message = (
+                f"brightness rises and falls by {worst.flicker_swing:.1f} levels, at {worst.flicker_hz:.2f} Hz "
+                f"(limit {limit:g})"
+            )
+            begin, end = group[0].start_frame, group[-1].end_frame
+            yield self._finding("flickering", begin, end, worst.flicker_swing or 0.0, limit, message)
+
+    def _swings(self, chunk: ChunkReport) -> bool:
+        if chunk.flicker_hz is None or chunk.flicker_swing is None:
+            return False
+        change = 2 * chunk.flicker_swing * chunk.flicker_hz / self.fps
+        is_apart = change > limits.FLICKER_SWING_SHARE.value * chunk.motion
+        return chunk.flicker_swing > limits.FLICKER_SWING.value and is_apart
 
     def seam_jumps(self) -> Iterator[Finding]:
         for group in _groups(self.chunks, [_jumps(chunk) for chunk in self.chunks]):
@@ -139,7 +234,7 @@ class _Film:
             where = "its first frame" if len(group) == 1 else f"each of {len(group)} seams, the largest"
             message = f"jumps at {where} by {jump:.1f} levels, {against}"
             begin, end = group[0].start_frame, group[-1].start_frame + 1
-            yield self._finding("seam jump", begin, end, jump, _least_jump(worst), message)
+            yield self._finding("seam jump", begin, end, jump, worst.jump_limit or 0.0, message)
 
     def repeating(self) -> Iterator[Finding]:
         for take in takes(self.chunks):
@@ -167,7 +262,7 @@ class _Film:
             begin, end = self.chunks[drift.first_chunk].start_frame, self.chunks[drift.last_chunk].end_frame
             for name, limit in DRIFT_LIMITS.items():
                 value = getattr(drift, name)
-                if abs(value) > limit.value:
+                if value is not None and abs(value) > limit.value:
                     message = _drift_message(drift, name, limit)
                     yield self._finding("drifting", begin, end, value, limit.value, message)
 
@@ -182,6 +277,8 @@ DRIFT_LIMITS = {
     "color": limits.DRIFT_COLOR,
     "saturation": limits.DRIFT_SATURATION,
     "contrast": limits.DRIFT_CONTRAST,
+    "blur": limits.DRIFT_BLUR,
+    "entropy": limits.DRIFT_ENTROPY,
 }
 
 
@@ -189,18 +286,15 @@ def _drift_message(drift: Drift, name: str, limit: Limit) -> str:
     if name == "color":
         return f"the mean colour shifts by {drift.color:.1f} levels from start to end (limit {limit.value:g})"
     first, last = getattr(drift.first, name), getattr(drift.last, name)
-    verb = "rises" if last > first else "falls"
-    return f"{name} {verb} from {first:.1f} at the start to {last:.1f} at the end (limit {limit.value:g} levels)"
-
-
-def _least_jump(chunk: ChunkReport) -> float:
-    """Return the difference across the border before `chunk` from which on it is a jump."""
-    usual = chunk.usual_step or 0.0
-    return max(limits.SEAM_RATIO.value * usual, usual + limits.SEAM_LEVELS.value)
+    ends = f"from {first:.{limit.digits}f} at the start to {last:.{limit.digits}f} at the end"
+    least = f"(limit {limit.value:g}{' ' * bool(limit.unit)}{limit.unit})"
+    if name == "blur":
+        return f"the picture {'softens' if last > first else 'sharpens'}: blur goes {ends} {least}"
+    return f"{name} {'rises' if last > first else 'falls'} {ends} {least}"
 
 
 def _jumps(chunk: ChunkReport) -> bool:
-    return not chunk.cut and (chunk.jump or 0.0) > _least_jump(chunk)
+    return not chunk.cut and (chunk.jump or 0.0) > (chunk.jump_limit or 0.0)
 
 
 def seam_ratio(chunk: ChunkReport) -> float | None:

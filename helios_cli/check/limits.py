@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit: `means` says what is compared with `value`, and which side of it is a finding; `why`, why this value."""
+    """A limit: `means` says what is compared with `value`, and which side of it is a finding; `why`, why this value.
+    Values are shown with `digits` decimals."""
 
     value: float
     unit: str
     means: str
     why: str
+    digits: int = 1
 
 
 BLACK_BRIGHTNESS = Limit(
@@ -64,12 +66,31 @@ FLICKER_SHARE = Limit(
     "Flicker must also be at least this share of the mean difference from frame to frame.",
     "When the whole view changes within some frames its brightness does too, by up to a tenth of the motion.",
 )
-SEAM_RATIO = Limit(
+FLICKER_SWING = Limit(
     3,
+    "levels",
+    "How far mean luma rises and falls periodically, from trough to crest: at least four periods in a chunk, or in "
+    "six seconds where it is slower, down to 0.67 Hz. A pulse at every chunk of 33 frames has 0.73 Hz at 24 frames a "
+    "second.",
+    "A swing of 1 % of the range is seen in an even area, where the eye is most sensitive, near 10 Hz. What moves in "
+    "an ordinary scene changes mean luma too, but not periodically.",
+)
+FLICKER_SWING_SHARE = Limit(
+    0.15,
+    "of the motion",
+    "The mean change from frame to frame of a brightness that rises and falls so must also be at least this share of "
+    "the mean difference from frame to frame.",
+    "Shapes that pass in a whip pan, or leap at every seam, give 0.07 to 0.1. A slow pulse in a film that moves much is "
+    "thus not found.",
+    digits=2,
+)
+SEAM_RATIO = Limit(
+    1.5,
     "times",
-    "A seam jumps if the difference across the border of two chunks is this many times the usual one, which is the "
-    "larger of the two chunks' medians.",
-    "Without a jump it is 1, within 1.5 where motion is uneven.",
+    "A seam jumps if the difference across the border of two chunks is this many times the largest that this film has "
+    "within its chunks, except for one frame in 50. Where motion is faster or slower, that is scaled by the usual "
+    "difference, which is the larger of the two chunks' medians.",
+    "A border without a fault is like any other frame: jerky motion has a high limit, a steady camera a low one.",
 )
 SEAM_LEVELS = Limit(
     3,
@@ -100,6 +121,22 @@ DRIFT_CONTRAST = Limit(
     "levels",
     "Standard deviation of luma over the picture, last 15 % against first 15 %.",
     "Ordinary scenes lie between 30 and 60; half of it lost or gained shows as haze or as harshness.",
+)
+DRIFT_BLUR = Limit(
+    0.12,
+    "",
+    "Blur, from 0 to 1, last 15 % against first 15 %: the share of the differences between neighbouring pixels that "
+    "is left when the picture is blurred once more.",
+    "Two films of Helios at 640x384 change by 0.02 and 0.06; while a Gaussian of up to 2 pixels blurs them, by 0.19 "
+    "and 0.24.",
+    digits=2,
+)
+DRIFT_ENTROPY = Limit(
+    1.5,
+    "bits",
+    "Entropy of the distribution of luma levels, last 15 % against first 15 %.",
+    "A bit less is half as many levels in use. Ordinary scenes have 6.5 to 7.7 bits, and night scenes 5.",
+    digits=2,
 )
 REPEAT_DEPARTURE = Limit(
     12,

@@ -1,23 +1,25 @@
-"""Measures a film in one pass: seven numbers a frame, and how far each chunk is from the start.
+"""Measures a film in one pass: some numbers a frame, and how far each chunk is from the start.
 
-All values are in levels, 0 to 255, of the reduced frames of `footage`. A frame takes 28 bytes in the result; memory
-holds one picture, the small ones of a take's first chunk, and a few thumbnails.
+The reduced frames of `footage` give means over the picture, differences and motion; luma at full size gives detail.
+A frame takes 52 bytes in the result; memory holds two pictures, the small ones of a take's first chunk, and a few
+thumbnails.
 """
 
 from __future__ import annotations
 
 import io
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from helios_cli.check.detail import Detail, DetailMeter
+from helios_cli.check.flow import Motion, MotionMeter
+from helios_cli.check.footage import LUMA, Watcher
 from helios_cli.check.layout import Span
-
-LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
-"""BT.709 weights of red, green and blue."""
 
 LOOK = ("red", "green", "blue", "brightness", "saturation", "contrast")
 """The columns of `Measures.looks`."""
@@ -46,6 +48,8 @@ class Measures:
         looks: float32 [frames, 6], columns as in LOOK: mean red, green and blue; mean luma; mean distance between the
             largest and the smallest channel; standard deviation of luma over the picture.
         steps: float32 [frames], mean absolute difference from the frame before; 0 for the first.
+        details: float32 [frames, 4], columns as in `detail.Detail`.
+        motions: float32 [frames, 2], columns as in `flow.Motion`.
         from_start: the distance of each chunk from its take's first chunk.
         thumbnails: at most 48, evenly spread.
     """
@@ -53,24 +57,36 @@ class Measures:
     spans: tuple[Span, ...]
     looks: np.ndarray
     steps: np.ndarray
+    details: np.ndarray
+    motions: np.ndarray
     from_start: tuple[float, ...]
     thumbnails: tuple[Thumbnail, ...]
 
 
-def measure(frames: Iterable[np.ndarray], spans: Iterable[Span]) -> Measures:
-    """Measure at least one frame (uint8 [h, w, 3]) chunk by chunk, until the frames or the spans end."""
-    looks, steps = array("f"), array("f")
+class Footage(Protocol):
+    """Frames to measure: a VideoFile or a PictureFolder."""
+
+    def frames(self, watch_luma: Watcher | None = None) -> Iterator[np.ndarray]: ...
+
+
+def measure(footage: Footage, spans: Iterable[Span]) -> Measures:
+    """Measure a film of at least one frame chunk by chunk. `spans` do not end before it does."""
+    looks, steps, motions, details = array("f"), array("f"), array("f"), array("f")
+    motion_meter, detail_meter = MotionMeter(), DetailMeter()
+    # Called in another thread, so that detail is measured while this one measures the reduced frame.
+    pictures = footage.frames(lambda luma: details.extend(detail_meter.measure(luma)))
     measured: list[Span] = []
     from_start: list[float] = []
     thumbnails = _Thumbnails()
     start = np.empty(0)
     previous: np.ndarray | None = None
-    pictures = iter(frames)
     for span in spans:
         cells: list[np.ndarray] = []
         for number, frame in zip(range(span.num_frames), pictures, strict=False):
             levels = frame.astype(np.float32)
-            looks.extend(_look(levels))
+            luma = levels @ LUMA
+            looks.extend(_look(levels, luma))
+            motions.extend(motion_meter.measure(luma))
             steps.append(0.0 if previous is None else float(np.abs(levels - previous).mean()))
             cells.append(_cells(levels))
             thumbnails.offer(len(measured), number, span.num_frames, frame)
@@ -82,14 +98,20 @@ def measure(frames: Iterable[np.ndarray], spans: Iterable[Span]) -> Measures:
             start = small
         from_start.append(_distance(small, start) if start is not small else 0.0)
         measured.append(Span(span.start_frame, len(cells), span.cut))
-    columns = np.frombuffer(looks, np.float32).reshape(-1, len(LOOK))
-    return Measures(tuple(measured), columns, np.frombuffer(steps, np.float32), tuple(from_start), thumbnails.taken())
+    return Measures(
+        tuple(measured),
+        looks=np.frombuffer(looks, np.float32).reshape(-1, len(LOOK)),
+        steps=np.frombuffer(steps, np.float32),
+        details=np.frombuffer(details, np.float32).reshape(-1, len(Detail._fields)),
+        motions=np.frombuffer(motions, np.float32).reshape(-1, len(Motion._fields)),
+        from_start=tuple(from_start),
+        thumbnails=thumbnails.taken(),
+    )
 
 
-def _look(levels: np.ndarray) -> tuple[float, ...]:
+def _look(levels: np.ndarray, luma: np.ndarray) -> tuple[float, ...]:
     """Return the columns of LOOK for one frame, float32 [h, w, 3]."""
     red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
-    luma = levels @ LUMA
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     return red.mean(), green.mean(), blue.mean(), luma.mean(), spread.mean(), luma.std()
 

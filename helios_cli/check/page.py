@@ -9,8 +9,19 @@ from pathlib import Path
 
 from helios_cli.check import html, plot
 from helios_cli.check.findings import seam_ratio
-from helios_cli.check.limits import FLICKER, LIMITS
-from helios_cli.check.report import ChunkReport, Drift, Finding, Look, Report, chunk_range, chunks_with, clock_time
+from helios_cli.check.limits import FLICKER, FLICKER_SWING, LIMITS
+from helios_cli.check.report import (
+    ChunkReport,
+    Drift,
+    Finding,
+    Look,
+    Report,
+    Summary,
+    chunk_range,
+    chunks_with,
+    clock_time,
+)
+from helios_cli.check.summary import COLUMNS, rows
 from helios_cli.units import counted
 
 
@@ -27,6 +38,7 @@ def page(report: Report) -> str:
         findings_table(report.findings),
         _sheet(report),
         _plots(report),
+        _summary(report.summary),
         _drifts(report.drifts),
         _chunks(report.chunks),
         _limits(),
@@ -79,23 +91,32 @@ class Plot:
     limit: float | None = None
     from_zero: bool = True
     at_start: bool = False
+    least_range: float = 4.0
 
 
-BORDER = "difference across the border to the chunk before; grey: the usual difference around it"
+BORDER = "difference across the border to the chunk before; grey: the largest that is no finding in this film"
+LENGTH = "mean length of its vectors, in pixels of a 640x384 picture a frame; grey: their signed mean"
+SWING = "distance of crest and trough where brightness rises and falls periodically, in levels"
 PLOTS = (
     Plot("Brightness", "mean luma", "brightness", "black", from_zero=False),
     Plot("Saturation", "largest less smallest channel", "saturation", from_zero=False),
     Plot("Contrast", "standard deviation of luma", "contrast", "uniform", from_zero=False),
-    Plot("Motion", "difference from frame to frame", "motion", "frozen"),
-    Plot("Seams", BORDER, "jump", "seam jump", faint="usual_step", at_start=True),
+    Plot("Blur", "from 0, sharp, to 1", "blur", from_zero=False, least_range=0.2),
+    Plot("Spatial information", "SI of ITU-T P.910", "si", from_zero=False),
+    Plot("Temporal information", "TI of ITU-T P.910", "ti"),
+    Plot("Entropy", "of luma, in bits", "entropy", from_zero=False, least_range=1.0),
+    Plot("Change", "difference from frame to frame", "motion", "frozen"),
+    Plot("Motion", LENGTH, "motion_length", faint="motion_signed", from_zero=False, least_range=1.0),
+    Plot("Seams", BORDER, "jump", "seam jump", faint="jump_limit", at_start=True),
     Plot("Flicker", "brightness of a frame against its neighbours", "flicker", "flickering", limit=FLICKER.value),
+    Plot("Slower flicker", SWING, "flicker_swing", "flickering", limit=FLICKER_SWING.value),
     Plot("Distance from the start", "difference from the take's first chunk", "from_start", "repeating"),
 )
 
 
 def _plots(report: Report) -> str:
     figures = "".join(_plot(report, plotted) for plotted in PLOTS)
-    return f"<section><h2>Over time, in levels</h2>{figures}</section>"
+    return f"<section><h2>Over time</h2>{figures}</section>"
 
 
 def _plot(report: Report, plotted: Plot) -> str:
@@ -105,6 +126,7 @@ def _plot(report: Report, plotted: Plot) -> str:
         values=[getattr(chunk, plotted.name) for chunk in chunks],
         faint=[getattr(chunk, plotted.faint) for chunk in chunks] if plotted.faint else (),
         from_zero=plotted.from_zero,
+        least_range=plotted.least_range,
         limit=plotted.limit,
         marked=sorted(chunks_with([finding for finding in report.findings if finding.kind == plotted.kind])),
         cuts=[chunk.start_frame / report.fps for chunk in chunks if chunk.cut and chunk.index],
@@ -114,36 +136,60 @@ def _plot(report: Report, plotted: Plot) -> str:
     return f'<figure class="plot">{caption}{picture}</figure>'
 
 
+def _summary(summary: Sequence[Summary]) -> str:
+    note = (
+        "Highest is over frames, for flicker over chunks; P.910 calls a film's SI and TI the highest ones. Drift is "
+        "HeliosBench's, the distance of the means of the first and the last 15 % of frames, cuts or not. The mean of "
+        "signed motion is its motion amplitude as we estimate it: HeliosBench takes other vectors (Farneback's at "
+        "640x384), which are shorter in even areas. Its scores by neural networks are not computed."
+    )
+    table = html.table(COLUMNS, rows(summary), numbers=5)
+    return f'<section><h2>The whole film</h2>{table}<p class="soft">{note}</p></section>'
+
+
 def _drifts(drifts: Sequence[Drift]) -> str:
-    rows = []
+    lines = []
     for drift in drifts:
         chunks = f"{drift.first_chunk + 1}-{drift.last_chunk + 1}"
-        change = [drift.brightness, drift.saturation, drift.contrast]
-        rows.append([chunks, "first 15 %", *_look_cells(drift.first), ""])
-        rows.append(["", "last 15 %", *_look_cells(drift.last), ""])
-        rows.append(["", "change", "", *(f"{value:+.1f}" for value in change), f"{drift.color:.1f}"])
-    if not rows:
+        change = [_signed(drift.brightness), _signed(drift.saturation), _signed(drift.contrast)]
+        change += [_signed(drift.blur, 2), _signed(drift.entropy, 2)]
+        lines.append([chunks, "first 15 %", *_look_cells(drift.first), ""])
+        lines.append(["", "last 15 %", *_look_cells(drift.last), ""])
+        lines.append(["", "change", "", *change, f"{drift.color:.1f}"])
+    if not lines:
         return ""
-    columns = ["chunks", "", "mean colour", "brightness", "saturation", "contrast", "colour shift"]
-    return f"<section><h2>Drift</h2>{html.table(columns, rows, numbers=4, html=True)}</section>"
+    columns = ["chunks", "", "mean colour", "brightness", "saturation", "contrast", "blur", "entropy"]
+    columns += ["colour shift"]
+    return f"<section><h2>Drift within takes</h2>{html.table(columns, lines, numbers=6, html=True)}</section>"
+
+
+def _signed(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:+.{digits}f}"
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _look_cells(look: Look) -> list[str]:
     color = ", ".join(f"{value:.0f}" for value in (look.red, look.green, look.blue))
     swatch = f'<span class="swatch" style="background: rgb({color})"></span> {color}'
-    return [swatch, *(f"{value:.1f}" for value in (look.brightness, look.saturation, look.contrast))]
+    levels = (look.brightness, look.saturation, look.contrast)
+    return [swatch, *map(_number, levels), _number(look.blur, 2), _number(look.entropy, 2)]
 
 
 def _chunks(chunks: Sequence[ChunkReport]) -> str:
-    columns = ["chunk", "first frame", "brightness", "saturation", "contrast", "motion", "flicker", "jump"]
-    columns += ["times usual", "from start"]
-    rows = []
+    columns = ["chunk", "first frame", "brightness", "saturation", "contrast", "blur", "SI", "TI", "entropy", "change"]
+    columns += ["motion", "signed", "flicker", "Hz", "swing", "jump", "times usual", "from start"]
+    lines = []
     for chunk in chunks:
-        levels = [f"{value:.1f}" for value in (chunk.brightness, chunk.saturation, chunk.contrast)]
-        steps = (chunk.motion, chunk.flicker, chunk.jump, seam_ratio(chunk))
-        changes = ["" if value is None else f"{value:.2f}" for value in steps]
-        rows.append([chunk.index + 1, chunk.start_frame, *levels, *changes, f"{chunk.from_start:.1f}"])
-    return f"<details><summary>All chunks</summary>{html.table(columns, rows, numbers=10)}</details>"
+        looks = [_number(value) for value in (chunk.brightness, chunk.saturation, chunk.contrast)]
+        details = [_number(chunk.blur, 2), _number(chunk.si), _number(chunk.ti), _number(chunk.entropy, 2)]
+        changes = (chunk.motion, chunk.motion_length, chunk.motion_signed, chunk.flicker, chunk.flicker_hz)
+        changes += (chunk.flicker_swing, chunk.jump, seam_ratio(chunk), chunk.from_start)
+        lines.append([chunk.index + 1, chunk.start_frame, *looks, *details, *(_number(value, 2) for value in changes)])
+    table = html.table(columns, lines, numbers=len(columns))
+    return f"<details><summary>All chunks</summary>{table}</details>"
 
 
 def _limits() -> str:

@@ -19,10 +19,15 @@ class ChunkReport:
         index: from 0.
         cut: whether a new take begins with it, so that it is not compared with the chunk before.
         red, green, blue, brightness, saturation, contrast: means over its frames.
+        si, ti, blur, entropy: means over its frames; see `detail.Detail`. None where it has none.
+        motion_length, motion_signed: means over its frames; see `flow.Motion`. None where it has none.
         motion: mean absolute difference of successive frames within the chunk.
         flicker: median distance of a frame's brightness from the mean of its two neighbours'.
+        flicker_hz, flicker_swing: rate of the brightness's periodic change, and the distance of crest and trough; None
+            if there is none.
         jump: difference across the border to the chunk before; None for the first chunk.
         usual_step: the larger of the two chunks' median differences, with which `jump` is compared.
+        jump_limit: the `jump` above which it is a finding; None for the first chunk.
         from_start: distance from the first chunk of its take.
     """
 
@@ -36,10 +41,19 @@ class ChunkReport:
     brightness: float
     saturation: float
     contrast: float
+    si: float | None
+    ti: float | None
+    blur: float | None
+    entropy: float | None
+    motion_length: float | None
+    motion_signed: float | None
     motion: float
     flicker: float
+    flicker_hz: float | None
+    flicker_swing: float | None
     jump: float | None
     usual_step: float | None
+    jump_limit: float | None
     from_start: float
 
     @property
@@ -50,7 +64,7 @@ class ChunkReport:
 
 @dataclass(frozen=True)
 class Look:
-    """The means over some frames, in levels."""
+    """The means over some frames, as in ChunkReport."""
 
     red: float
     green: float
@@ -58,13 +72,19 @@ class Look:
     brightness: float
     saturation: float
     contrast: float
+    si: float | None
+    ti: float | None
+    blur: float | None
+    entropy: float | None
+    motion_length: float | None
+    motion_signed: float | None
 
 
 @dataclass(frozen=True)
 class Drift:
     """The last 15 % of a take (between two cuts, or the whole film) against its first 15 %.
 
-    `brightness`, `saturation` and `contrast` are last minus first, `color` is a distance; see limits.DRIFT_COLOR.
+    `color` is a distance; see limits.DRIFT_COLOR. The others are last minus first, None where an end has none.
     """
 
     first_chunk: int
@@ -75,6 +95,28 @@ class Drift:
     color: float
     saturation: float
     contrast: float
+    blur: float | None
+    entropy: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One measure over the whole film, cuts or not.
+
+    Attributes:
+        name, unit: such as "brightness" and "levels".
+        mean, highest: over its frames; for flicker over its chunks.
+        first, last: over its first and its last 15 % of frames.
+        drift: their distance, HeliosBench's |M(first 15 %) - M(last 15 %)|.
+    """
+
+    name: str
+    unit: str
+    mean: float | None
+    highest: float | None
+    first: float | None
+    last: float | None
+    drift: float | None
 
 
 @dataclass(frozen=True)
@@ -108,6 +150,7 @@ class Report:
     fps: float
     num_frames: int
     chunks: tuple[ChunkReport, ...]
+    summary: tuple[Summary, ...]
     drifts: tuple[Drift, ...]
     findings: tuple[Finding, ...]
     notices: tuple[str, ...] = ()
@@ -129,6 +172,7 @@ class Report:
             "frames": self.num_frames,
             "seconds": round(self.seconds, 3),
             "findings": [_rounded(asdict(finding)) for finding in self.findings],
+            "summary": [_rounded(asdict(measure)) for measure in self.summary],
             "drifts": [_rounded(asdict(drift)) for drift in self.drifts],
             "chunks": [_rounded(asdict(chunk)) for chunk in self.chunks],
             "notices": list(self.notices),
@@ -137,9 +181,9 @@ class Report:
 
 
 def _rounded(values: dict) -> dict:
-    """Round to three decimals, finer than any visible difference."""
+    """Round to four decimals, finer than any visible difference."""
     return {
-        key: _rounded(value) if isinstance(value, dict) else round(value, 3) if isinstance(value, float) else value
+        key: _rounded(value) if isinstance(value, dict) else round(value, 4) if isinstance(value, float) else value
         for key, value in values.items()
     }
 

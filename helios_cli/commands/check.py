@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 MAX_ROWS = 40
 """Chunks of a longer film are shown only if they have findings."""
 
-MEASURES = ("brightness", "saturation", "contrast", "motion", "flicker")
-COLUMNS = ("chunk", "   time", "bright", "satur", "contr", "motion", "flicker", " jump", "found")
+MEASURES = {"brightness": 1, "saturation": 1, "blur": 2, "motion": 1, "flicker": 1}
+"""Columns of numbers, with their decimals."""
+
+COLUMNS = ("chunk", "   time", "bright", "satur", "blur", "motion", "flicker", "   Hz", " jump", "found")
 
 
 def check(
@@ -41,6 +43,9 @@ def check(
     json: JsonFlag = False,
 ) -> None:
     """Find black, frozen, flickering, drifting and repeating chunks in a film.
+
+    Also shows sharpness, SI and TI, entropy, colour, motion and flicker, and
+    how far the last 15 % of frames have drifted from the first.
 
     Findings are not errors: the exit code is 0, or 1 with --strict. A file that
     cannot be read ends with 2.
@@ -105,15 +110,19 @@ def _compare(
 
 def _show(report: Report) -> None:
     from helios_cli.check.report import chunk_range, chunks_with, clock_time
+    from helios_cli.check.summary import COLUMNS as SUMMARY_COLUMNS
+    from helios_cli.check.summary import rows as summary_rows
 
     found = chunks_with(report.findings)
     shown = [chunk for chunk in report.chunks if len(report.chunks) <= MAX_ROWS or chunk.index in found]
-    rows = [_row(chunk, report, found.get(chunk.index, [])) for chunk in shown[:MAX_ROWS]]
+    lines = [_row(chunk, report, found.get(chunk.index, [])) for chunk in shown[:MAX_ROWS]]
     if len(report.chunks) > MAX_ROWS:
-        rows.append(_median_row(report))
-    console.table(COLUMNS, rows, report=True)
-    if len(rows) - 1 < len(report.chunks) > MAX_ROWS:
-        console.prose(f"{len(rows) - 1} of {len(report.chunks)} chunks are shown; --json and --report have all")
+        lines.append(_median_row(report))
+    console.table(COLUMNS, lines, report=True)
+    if len(lines) - 1 < len(report.chunks) > MAX_ROWS:
+        console.prose(f"{len(lines) - 1} of {len(report.chunks)} chunks are shown; --json and --report have all")
+    console.line()
+    console.table(SUMMARY_COLUMNS, summary_rows(report.summary), report=True)
     console.line()
     for finding in report.findings:
         time = f"{clock_time(finding.start_seconds)}-{clock_time(finding.end_seconds)}"
@@ -128,15 +137,22 @@ def _row(chunk: ChunkReport, report: Report, found: list[str]) -> list[str]:
     from helios_cli.check.report import clock_time
 
     jump = "" if chunk.jump is None else "cut" if chunk.cut else f"{chunk.jump:.1f}"
-    numbers = [f"{getattr(chunk, name):.1f}" for name in MEASURES]
-    start = clock_time(chunk.start_frame / report.fps)
-    return [*_aligned([str(chunk.index + 1), start, *numbers, jump]), ", ".join(dict.fromkeys(found))]
+    numbers = [_number(getattr(chunk, name), digits) for name, digits in MEASURES.items()]
+    start, hz = clock_time(chunk.start_frame / report.fps), _number(chunk.flicker_hz, 2)
+    return [*_aligned([str(chunk.index + 1), start, *numbers, hz, jump]), ", ".join(dict.fromkeys(found))]
 
 
 def _median_row(report: Report) -> list[str]:
-    medians = [statistics.median(getattr(chunk, name) for chunk in report.chunks) for name in MEASURES]
-    medians.append(statistics.median(chunk.jump or 0.0 for chunk in report.chunks[1:]))
-    return [*_aligned(["median", "", *(f"{value:.1f}" for value in medians)]), ""]
+    medians = [
+        _number(statistics.median(getattr(chunk, name) or 0.0 for chunk in report.chunks), digits)
+        for name, digits in MEASURES.items()
+    ]
+    jump = statistics.median(chunk.jump or 0.0 for chunk in report.chunks[1:])
+    return [*_aligned(["median", "", *medians, "", _number(jump, 1)]), ""]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _aligned(cells: list[str]) -> list[str]:

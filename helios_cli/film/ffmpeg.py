@@ -35,8 +35,8 @@ NEEDED = {
     "demuxers": ("mov", "matroska", "rawvideo", "ffmetadata"),
     "muxers": ("mp4", "mov", "matroska", "rawvideo", "image2pipe", "ffmetadata", "framecrc", "null"),
     "decoders": ("h264", "ffv1", "rawvideo"),
-    "encoders": ("ffv1", "ppm", "rawvideo", "wrapped_avframe"),
-    "filters": ("scale", "crop", "format", "setparams", "setpts", "fps", "trim", "select"),
+    "encoders": ("ffv1", "ppm", "pgm", "rawvideo", "wrapped_avframe"),
+    "filters": ("scale", "crop", "format", "setparams", "setpts", "fps", "trim", "select", "extractplanes"),
     "bsfs": ("setts",),
 }
 """The parts of ffmpeg that every film needs, by ffmpeg's list of such parts. The encoder that a film needs is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import imageio_ffmpeg
 import numpy as np
@@ -60,7 +61,15 @@ def test_a_folder_of_pictures_gives_what_the_film_gives(tmp_path):
     with open_writer(tmp_path / "frames", size=SIZE, fps=24) as writer:
         writer.write(frames)
     film(tmp_path / "film.mkv", frames)
-    assert examine(tmp_path / "frames").chunks == examine(tmp_path / "film.mkv").chunks
+    pictures, decoded = examine(tmp_path / "frames").chunks, examine(tmp_path / "film.mkv").chunks
+    # ffmpeg's luma of RGB differs from the exact one by a level here and there.
+    detail = {"si": 0.02, "ti": 0.02, "blur": 0.01, "entropy": 0.02}
+    assert [replace(chunk, **dict.fromkeys(detail)) for chunk in pictures] == [
+        replace(chunk, **dict.fromkeys(detail)) for chunk in decoded
+    ]
+    for ours, theirs in zip(pictures, decoded, strict=True):
+        for name, tolerance in detail.items():
+            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=tolerance)
 
 
 def test_pictures_go_by_their_numbers_and_may_be_of_any_kind(tmp_path):
