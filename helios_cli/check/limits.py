@@ -80,8 +80,8 @@ FLICKER_SWING_SHARE = Limit(
     "of the motion",
     "The mean change from frame to frame of a brightness that rises and falls so must also be at least this share of "
     "the mean difference from frame to frame.",
-    "Shapes that pass in a whip pan, or leap at every seam, give 0.07 to 0.1. A slow pulse in a film that moves much is "
-    "thus not found.",
+    "Shapes that pass in a whip pan, or leap at every seam, give 0.07 to 0.1. So a slow pulse in a film that moves "
+    "much is not found.",
     digits=2,
 )
 SEAM_RATIO = Limit(

@@ -185,8 +185,9 @@ def _chunks(chunks: Sequence[ChunkReport]) -> str:
     for chunk in chunks:
         looks = [_number(value) for value in (chunk.brightness, chunk.saturation, chunk.contrast)]
         details = [_number(chunk.blur, 2), _number(chunk.si), _number(chunk.ti), _number(chunk.entropy, 2)]
-        changes = (chunk.motion, chunk.motion_length, chunk.motion_signed, chunk.flicker, chunk.flicker_hz)
-        changes += (chunk.flicker_swing, chunk.jump, seam_ratio(chunk), chunk.from_start)
+        motion = (chunk.motion, chunk.motion_length, chunk.motion_signed)
+        flicker = (chunk.flicker, chunk.flicker_hz, chunk.flicker_swing)
+        changes = [*motion, *flicker, chunk.jump, seam_ratio(chunk), chunk.from_start]
         lines.append([chunk.index + 1, chunk.start_frame, *looks, *details, *(_number(value, 2) for value in changes)])
     table = html.table(columns, lines, numbers=len(columns))
     return f"<details><summary>All chunks</summary>{table}</details>"
