@@ -21,7 +21,7 @@ PADDING = 8
 
 @dataclass(frozen=True)
 class Flicker:
-    """A periodic change: its rate, and the distance of its crest from its trough in levels."""
+    """A periodic change: its rate, and how far it goes from lowest to highest, in levels."""
 
     hz: float
     swing: float

@@ -69,7 +69,7 @@ FLICKER_SHARE = Limit(
 FLICKER_SWING = Limit(
     3,
     "levels",
-    "How far mean luma rises and falls periodically, from trough to crest: at least four periods in a chunk, or in "
+    "How far mean luma rises and falls periodically, from lowest to highest: at least four periods in a chunk, or in "
     "six seconds where it is slower, down to 0.67 Hz. A pulse at every chunk of 33 frames has 0.73 Hz at 24 frames a "
     "second.",
     "A swing of 1 % of the range is seen in an even area, where the eye is most sensitive, near 10 Hz. What moves in "

@@ -96,7 +96,7 @@ class Plot:
 
 BORDER = "difference across the border to the chunk before; grey: the largest that is no finding in this film"
 LENGTH = "mean length of its vectors, in pixels of a 640x384 picture a frame; grey: their signed mean"
-SWING = "distance of crest and trough where brightness rises and falls periodically, in levels"
+SWING = "how far brightness goes from lowest to highest where it changes periodically, in levels"
 PLOTS = (
     Plot("Brightness", "mean luma", "brightness", "black", from_zero=False),
     Plot("Saturation", "largest less smallest channel", "saturation", from_zero=False),

@@ -23,8 +23,8 @@ class ChunkReport:
         motion_length, motion_signed: means over its frames; see `flow.Motion`. None where it has none.
         motion: mean absolute difference of successive frames within the chunk.
         flicker: median distance of a frame's brightness from the mean of its two neighbours'.
-        flicker_hz, flicker_swing: rate of the brightness's periodic change, and the distance of crest and trough; None
-            if there is none.
+        flicker_hz, flicker_swing: rate of a periodic change of brightness, and how far it goes from lowest to highest;
+            None if there is none.
         jump: difference across the border to the chunk before; None for the first chunk.
         usual_step: the larger of the two chunks' median differences, with which `jump` is compared.
         jump_limit: the `jump` above which it is a finding; None for the first chunk.

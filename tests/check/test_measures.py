@@ -87,7 +87,7 @@ def test_pictures_without_detail_have_none():
 
 
 def filtered(path, filters: str, key: str) -> list[float]:
-    """What an ffmpeg filter says of every frame."""
+    """Return the values that an ffmpeg filter gives to every frame."""
     said = ffmpeg("-v", "error", "-i", path, "-vf", f"{filters},metadata=print:file=-", "-f", "null", "-")
     return [float(value) for value in re.findall(rf"^lavfi\.{key}=([\d.]+)", said, re.MULTILINE)]
 
@@ -95,7 +95,7 @@ def filtered(path, filters: str, key: str) -> list[float]:
 @pytest.fixture(scope="module")
 def moving(tmp_path_factory):
     path = tmp_path_factory.mktemp("film") / "moving.mp4"
-    return made(path, "testsrc2=s=320x192:r=24,noise=alls=12:allf=t", seconds=1)
+    return made(path, "testsrc2=s=320x192:r=24,noise=c0s=12:c0f=t", seconds=1)
 
 
 def luma_of(path, width: int, height: int) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_entropy_is_that_of_the_filter(moving):
 
 
 def test_brightness_and_saturation_follow_signalstats(tmp_path):
-    """signalstats measures chroma, not channels: both halve when chroma does, and luma is the same."""
+    """The filter measures chroma, not channels: both halve when chroma does, and luma is the same."""
     reports = []
     for share in (1, 0.5):
         path = made(tmp_path / f"{share}.mp4", "testsrc2=s=320x192:r=24", f"eq=saturation={share}", seconds=1)
@@ -203,7 +203,7 @@ def mixed(filters: str, seconds: int) -> str:
 
 
 def test_growing_blur_is_a_drift_of_sharpness(tmp_path):
-    source = "testsrc2=s=320x192:r=24,noise=alls=20"
+    source = "testsrc2=s=320x192:r=24,noise=c0s=20"
     path = made(tmp_path / "film.mp4", source, mixed("gblur=sigma=3", 4))
     report = examine(path)
     (finding,) = [finding for finding in report.findings if "softens" in finding.message]
