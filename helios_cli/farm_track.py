@@ -180,7 +180,7 @@ class _Film:
         if isinstance(event, FilmStarted):
             self.started = event
         elif isinstance(event, PhaseStarted):
-            self.is_finishing = event.phase == "finish"
+            self.is_finishing = event.phase in ("after", "finish")
         elif isinstance(event, SegmentStarted | SegmentDone):
             self.num_segments = event.segments
             self.segments |= {event.segment} if isinstance(event, SegmentDone) else set()

@@ -117,7 +117,7 @@ class PlainFarmView(FarmView):
         if isinstance(event, WorkerReady):
             worker = event.worker
             return "ready" if worker is None else f"ready on {worker.host}, {worker.device}".rstrip(", ")
-        if isinstance(event, PhaseStarted) and event.phase in ("load", "finish"):
+        if isinstance(event, PhaseStarted) and event.phase in ("load", "after", "finish"):
             return "" if event.phase == "load" and self._has_loaded(event) else PHASES[event.phase]
         if isinstance(event, SegmentStarted):
             return f"{segment_text(event)} begins, {counted(event.chunks, 'chunk')}"

@@ -117,6 +117,24 @@ SHARED = {
     "codec": _option(Literal["h264", "hevc", "av1"], "Video codec of an .mp4.", panel=OUTPUT, default="h264"),
     "crf": _option(int, "Constant rate factor of an .mp4; lower is better.", panel=OUTPUT, default=17),
     "preset": _option(str, "Encoder preset, ultrafast to veryslow.", panel=OUTPUT, default="medium"),
+    "through": _option(
+        str | None,
+        "Program for all frames of the film: raw RGB to its stdin and from its stdout. none leaves out a record's.",
+        metavar="COMMAND",
+        panel=OUTPUT,
+    ),
+    "through_size": _option(
+        str | None, "Size of the frames that --through gives, WIDTHxHEIGHT. (default: the film's)", panel=OUTPUT
+    ),
+    "through_fps": _option(
+        float | None, "Rate of the frames that --through gives. (default: the film's)", panel=OUTPUT
+    ),
+    "filter": _option(
+        str | None,
+        "Graph of ffmpeg filters for all frames of the film, such as hqdn3d,unsharp. none leaves out a record's.",
+        metavar="GRAPH",
+        panel=OUTPUT,
+    ),
     "no_metadata": _option(
         bool, "Do not store render settings in the film or the .json.", "--no-metadata", panel=OUTPUT, default=False
     ),

@@ -192,6 +192,9 @@ def _totals(estimate: Estimate) -> None:
     if adapters := model.checkpoint.adapters if model.checkpoint else ():
         size = format_bytes(sum(adapter.bytes for adapter in adapters))
         console.prose(f"{size} of files, read and folded each time weights are read", label="lora")
+    if after := estimate.after:
+        frames = counted(after.num_frames(estimate.plan.num_frames), "frame")
+        console.prose(f"{after}: {frames} of {after.made}; its time is not in the one below", label="after")
     time = "unknown" if estimate.seconds is None else format_seconds(estimate.seconds)
     console.prose(f"{time}, without loading\n{duration.rates.basis}", label="time")
     if estimate.price is not None:

@@ -19,6 +19,7 @@ from helios_cli.engine.events import (
     Event,
     FilmDone,
     FilmStarted,
+    FramesDone,
     Notice,
     PhaseStarted,
     Playback,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ProgressKind = Literal["auto", "rich", "plain", "json", "none"]
+
+TENTHS = 10
+"""Lines about the frames that a program or filters make."""
 
 BAR_LINE_WIDTH = 100
 """Maximum width of the bar's line: on a wide terminal a longer bar would push the numbers out of sight."""
@@ -124,7 +128,7 @@ class PlainView:
         self.before = before
         self.track = Track()
         self.phases: set[str] = set()
-        self.reused = 0
+        self.reused = self.tenths = 0
 
     def of(self, film: str) -> PlainView:
         return PlainView(f"{film}: ")
@@ -153,10 +157,14 @@ class PlainView:
             self._say(self._chunk_line(event))
         elif isinstance(event, PreviewDone):
             self._say(preview_line(event, self.track.known))
+        elif isinstance(event, FramesDone) and TENTHS * event.frames // event.all_frames > self.tenths:
+            self.tenths = TENTHS * event.frames // event.all_frames
+            self._say(f"{PHASES['after']}: {event.frames} of {counted(event.all_frames, 'frame')}")
         elif isinstance(event, FilmDone) and self.track.has_begun(event):
             self._say(*summary_lines(event, self.track.known))
             self.track = Track()
             self.phases.clear()
+            self.tenths = 0
 
     def _say(self, *lines: str) -> None:
         for line in lines:
@@ -297,6 +305,11 @@ class RichView:
         track = self.track
         if track.phase is None:
             return Text("")
+        if track.phase == "after" and track.behind is not None:
+            done, in_all = track.behind.frames, track.behind.all_frames
+            return Group(
+                bar_line(self.terminal.width, done / in_all, f"{done}/{in_all} frames", ""), Text(PHASES["after"])
+            )
         if track.phase not in ("denoise", "decode"):
             self.spinner.update(text=f"{PHASES[track.phase]}  {format_duration(track.clock() - track.phase_started)}")
             return self.spinner

@@ -12,6 +12,7 @@ from helios_cli.engine.events import (
     Event,
     FilmDone,
     FilmStarted,
+    FramesDone,
     PhaseStarted,
     Playback,
     StepDone,
@@ -24,6 +25,7 @@ PHASES = {
     "conditioning": "encoding the start",
     "denoise": "denoising",
     "decode": "decoding",
+    "after": "after the render: program and filters",
     "finish": "finishing the file",
 }
 
@@ -76,6 +78,7 @@ class Track:
         self.step: StepDone | None = None
         self.playback: Playback | None = None
         self.frames_done = self.chunk = 0
+        self.behind: FramesDone | None = None
         self.steps_in_chunk = 0
         self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film and film.steps and film.chunks else 1.0
         self.recent = RecentChunks()  # replaced, never mutated: the live display reads it from its own thread
@@ -94,6 +97,8 @@ class Track:
         elif isinstance(event, StepDone):
             self.phase, self.step = "denoise", event
             self.steps_in_chunk += 1
+        elif isinstance(event, FramesDone):
+            self.behind = event
         elif isinstance(event, ChunksReused):
             self.frames_done, self.chunk = event.frames, event.chunk + 1
         elif isinstance(event, ChunkDone):

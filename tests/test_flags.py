@@ -35,10 +35,11 @@ FLAGS = {
     "helios check": "--against --chunk-frames --json --psnr --report --ssim --strict",
     "helios doctor": "--json --test",
     "helios live": (
-        "--ahead --attention --audio --audio-fade --audio-fit --codec --crf --device --dtype --final --force --fps "
-        "--frames --gpus-per-film --guidance --hold --image --json --keep --lora --minutes --model --negative "
+        "--ahead --attention --audio --audio-fade --audio-fit --codec --crf --device --dtype --filter --final --force "
+        "--fps --frames --gpus-per-film --guidance --hold --image --json --keep --lora --minutes --model --negative "
         "--no-cache --offload --output --preset --preview-decoder --progress --quant --quiet --ram --revision "
-        "--seconds --seed --serve --size --steps --transition --vae-device --video --vram -m -o -q"
+        "--seconds --seed --serve --size --steps --through --through-fps --through-size --transition --vae-device "
+        "--video --vram -m -o -q"
     ),
     "helios models": "",
     "helios models convert": "--dtype --json --lora --out --revision",
@@ -47,10 +48,11 @@ FLAGS = {
     "helios models pull": "--json --revision",
     "helios models verify": "--json --revision",
     "helios plan": (
-        "--attention --audio --audio-fade --audio-fit --cluster --codec --crf --device --dtype --final --fps --frames "
-        "--gpus-per-film --guidance --image --json --lanes --lora --minutes --mixed --model --negative --offload --on "
-        "--output --preview-decoder --price --quant --ram --reanchor --revision --seconds --seed --share --size "
-        "--steps --strict --vae-device --video --vram --workers -m -o"
+        "--attention --audio --audio-fade --audio-fit --cluster --codec --crf --device --dtype --filter --final --fps "
+        "--frames --gpus-per-film --guidance --image --json --lanes --lora --minutes --mixed --model --negative "
+        "--offload --on --output --preview-decoder --price --quant --ram --reanchor --revision --seconds --seed "
+        "--share --size --steps --strict --through --through-fps --through-size --vae-device --video --vram --workers "
+        "-m -o"
     ),
     "helios recipe": "",
     "helios recipe check": "--json",
@@ -58,10 +60,11 @@ FLAGS = {
     "helios recipe schema": "--json",
     "helios render": (
         "--attention --audio --audio-fade --audio-fit --check --cluster --codec --crf --device --dry-run --dtype "
-        "--export --final --force --fps --frames --from --gpus-per-film --guidance --image --json --keep --lanes "
-        "--lora --minutes --mixed --model --negative --no-cache --no-metadata --offload --on-error --output --preset "
-        "--preview-decoder --progress --quant --quiet --ram --reanchor --revision --seconds --seed --share --shot "
-        "--size --steps --strict --takes --vae-device --video --vram --worker-timeout --workers -m -o -q"
+        "--export --filter --final --force --fps --frames --from --gpus-per-film --guidance --image --json --keep "
+        "--lanes --lora --minutes --mixed --model --negative --no-cache --no-metadata --offload --on-error --output "
+        "--preset --preview-decoder --progress --quant --quiet --ram --reanchor --revision --seconds --seed --share "
+        "--shot --size --steps --strict --takes --through --through-fps --through-size --vae-device --video --vram "
+        "--worker-timeout --workers -m -o -q"
     ),
     "helios train": "--check --device --json --max-minutes --output --progress --quiet --set --steps --threads -o -q",
 }

@@ -62,7 +62,16 @@ def read_sidecar(film: Path) -> Sidecar | None:
             spans.append(Span(start, length, start == 0 or chunk.get("fresh") is True))
             start += length
         fps = content.get("fps")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        if after := content.get("after"):  # what comes behind the render may change the rate
+            spans = [_retimed(span, after["fps"] / fps) for span in spans]
+            fps = after["fps"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
         return None
     is_rate = isinstance(fps, int | float) and 1 <= fps <= 1000  # the rates that a film can be written at
     return Sidecar(tuple(spans), float(fps) if is_rate else None) if spans else None
+
+
+def _retimed(span: Span, ratio: float) -> Span:
+    """Return the span in a film with `ratio` as many frames."""
+    start, end = (round(frame * ratio) for frame in (span.start_frame, span.start_frame + span.num_frames))
+    return Span(start, max(1, end - start), span.cut)

@@ -154,6 +154,11 @@ def _page(address: Address, job: Job, setup: LiveSetup, recipe: Path, manner: Ma
     target = Target.of(job.output)
     if target.kind != "mp4" or job.options.codec != "h264":
         raise InputError("--serve: browsers play H.264 alone everywhere", hint="end -o in .mp4, without --codec")
+    if job.options.changes_frames:
+        raise InputError(
+            "--serve shows chunks as they are made, but --filter and --through begin when all are there",
+            hint="leave them out, and give them to the render of the recipe that live writes",
+        )
     try:
         from helios_cli.live.serve import Server, Shown
     except ImportError as error:

@@ -30,6 +30,7 @@ from helios_cli.cost.team import Team
 from helios_cli.cost.work import PromptTokens, Work
 from helios_cli.device import Device, find_device, find_vae_device, is_gpu_of_rank, is_second, pick_dtype
 from helios_cli.errors import InputError, MachineError
+from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.jobs import Job
 from helios_cli.film.sound import Track, track_of
@@ -73,6 +74,7 @@ class Estimate:
         vae_device: The device of the VAE and the text encoder, if it is another one.
         track: The sound under the film.
         preview: The decoder in the VAE's place, if there is one; with `final` the VAE decodes the film afterwards.
+        after: What comes behind the render, or None.
     """
 
     film: Film
@@ -98,6 +100,7 @@ class Estimate:
     track: Track | None = None
     preview: PreviewFile | None = None
     final: bool = False
+    after: After | None = None
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -238,6 +241,8 @@ def _estimate(
     if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, plan.texts)):
         notices = [*notices, line]
     fingerprints, team = None, _team(options, plan, model)
+    kind = film_kind(options.output)
+    after = After.of(options, plan.size, plan.fps, kind)
     notices = [*notices, team.notice] if team.notice else notices
     if model.checkpoint is not None and on is None:
         shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, load.dtype, team.size))
@@ -273,7 +278,7 @@ def _estimate(
         mode=mode,
         budget=budget,
         speed=speed,
-        film_bytes=film_bytes(plan, film_kind(options.output), options.codec, options.crf),
+        film_bytes=film_bytes(plan, kind, options.codec, options.crf, after),
         duration=duration_of(load),
         price=price,
         fingerprints=fingerprints,
@@ -283,6 +288,7 @@ def _estimate(
         track=track_of(film, options),
         preview=load.preview,
         final=load.final,
+        after=after,
     )
 
 
@@ -327,7 +333,15 @@ def film_kind(output: str | None) -> str:
     return "mp4" if output is None else {".mp4": "mp4", ".mkv": "mkv"}.get(suffix, "png")
 
 
-def film_bytes(plan: Plan, kind: str, codec: str, crf: int) -> int:
-    """Return a ceiling for the bytes of the finished film; most films stay far below it."""
+def film_bytes(plan: Plan, kind: str, codec: str, crf: int, after: After | None = None) -> int:
+    """Return a ceiling for the bytes of the finished film; most films stay far below it.
+
+    `after` is what comes behind the render."""
     bits = CEILING_BITS[codec] * 2 ** ((CEILING_CRF - crf) / CRF_STEP) if kind == "mp4" else LOSSLESS_BITS[kind]
-    return int(bits * prod(plan.size) * plan.num_frames / 8)
+    size, num_frames = (after.made.size, after.num_frames(plan.num_frames)) if after else (plan.size, plan.num_frames)
+    return int(bits * prod(size) * num_frames / 8)
+
+
+def growing_bytes(plan: Plan, after: After | None) -> int:
+    """Return a ceiling for the bytes of the lossless film that grows, if something comes behind the render; else 0."""
+    return film_bytes(plan, "mkv", "", 0) if after else 0

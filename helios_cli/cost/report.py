@@ -35,6 +35,8 @@
                   weights, a chunk), transfer_seconds and seconds (a chunk, null if unknown),
                   phases [{phase, weights, kept, working, on_vae_device, total}]}]
       bandwidths  {disk, cache, upload (null on a CPU), basis}, bytes a second
+      after       what comes behind the render: {through, filter, size [width, height], fps, frames} of the finished
+                  film; null for nothing. Its time is not in the times below
       disk        {film_bytes (a ceiling), download_bytes}
       time        {text, conditioning, denoise, decode, final, encode: computing; total: in the mode chosen} in seconds,
                   null if unknown; measured, basis
@@ -165,6 +167,7 @@ def film_report(estimate: Estimate, farm: Farm, place: int) -> dict:
             for mode in estimate.memory
         ],
         "bandwidths": asdict(estimate.speed.bandwidths),
+        "after": _after(estimate),
         "disk": {"film_bytes": estimate.film_bytes, "download_bytes": estimate.model.download_bytes},
         "time": {**seconds, "measured": duration.rates.measured, "basis": duration.rates.basis},
         "cost": cost,
@@ -242,6 +245,19 @@ def _preview(estimate: Estimate) -> dict | None:
         return None
     facts = {"path": preview.path, "sha256": preview.digest, "parameters": preview.parameters}
     return {**facts, "final": estimate.final}
+
+
+def _after(estimate: Estimate) -> dict | None:
+    after = estimate.after
+    if after is None:
+        return None
+    return {
+        "through": after.through,
+        "filter": after.graph,
+        "size": list(after.made.size),
+        "fps": float(after.made.rate),
+        "frames": after.num_frames(estimate.plan.num_frames),
+    }
 
 
 def _adapters(model: Model) -> tuple[Adapter, ...]:

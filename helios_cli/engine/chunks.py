@@ -22,6 +22,7 @@ from helios_cli.engine.clock import Clock
 from helios_cli.engine.conditioning import start_from_clip, start_from_picture
 from helios_cli.engine.denoise import Answer, Denoiser, stages_of
 from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmDone, FilmStarted, Notice, PhaseStarted
+from helios_cli.engine.finish import completed
 from helios_cli.engine.gpu import Background, FirstUse, on_host, sent_to
 from helios_cli.engine.history import History
 from helios_cli.engine.memory import memory_errors
@@ -175,12 +176,23 @@ class _ChunkLoop:
                 yield from self._render(chunk)
         yield from self._end_of_decoding()
         self._note_film()
+        yield from self._complete()
         yield PhaseStarted("finish")
         with self.clock("finish"):
             output = self.writer.close()
         if self.writer.cache_problem:
             yield Notice(f"chunks could not be kept for other films: {self.writer.cache_problem}")
         yield self._done(str(output))
+
+    def _complete(self) -> Iterator[Event]:
+        """Do what comes behind the render, if there is something."""
+        with contextlib.closing(completed(self.writer)) as events:
+            while self.writer.has_after:
+                with self.clock("after"):
+                    event = next(events, None)
+                if event is None:
+                    break
+                yield event
 
     def _resume(self) -> Resumed:
         """Continue an interrupted run, if the film has a journal."""

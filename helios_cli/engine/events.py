@@ -109,7 +109,7 @@ class Playback(Event):
 
 @dataclass(frozen=True)
 class PhaseStarted(Event):
-    """A phase begins: "load", "text", "conditioning", "denoise", "decode" or "finish"."""
+    """A phase begins: "load", "text", "conditioning", "denoise", "decode", "after" or "finish"."""
 
     phase: str
 
@@ -151,6 +151,14 @@ class ChunksReused(Event):
     frames: int
     count: int
     source: str
+
+
+@dataclass(frozen=True)
+class FramesDone(Event):
+    """Frames of the finished film that a program or filters have made so far, of all: the phase "after"."""
+
+    frames: int
+    all_frames: int
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from helios_cli.check.examine import examine
 from helios_cli.check.report import chunk_range, clock_time
-from helios_cli.engine.events import Event, FilmDone, Notice
+from helios_cli.engine.events import Event, FilmDone, FramesDone, Notice, PhaseStarted
 from helios_cli.engine.script import Script
 from helios_cli.errors import HeliosError, MachineError
+from helios_cli.film.after import After
+from helios_cli.film.encoding import PieceWriter
 from helios_cli.film.export import export, export_path
 from helios_cli.film.record import (
     Record,
@@ -34,6 +37,14 @@ from helios_cli.units import counted
 from helios_cli.weights.adapters import Adapter
 from helios_cli.weights.hub import source_of
 from helios_cli.weights.preview import PreviewFile
+
+
+def completed(writer: PieceWriter) -> Generator[Event, None, None]:
+    """Do what comes behind the render of the film in `writer`, and yield how far it is."""
+    yield PhaseStarted("after")
+    with closing(writer.complete()) as counts:
+        for count in counts:
+            yield FramesDone(count, writer.num_final_frames)
 
 
 @dataclass(frozen=True)
@@ -100,9 +111,10 @@ class Finish:
         repeats = self.options.repeats
         if repeats is None:
             return
-        record = self.record()
-        if repeats.record.fingerprint != record.fingerprint or not repeats.record.has_sound_of(record):
-            names = ", ".join(repeats.record.differences(record)) or "picture or clip"
+        record, there = self.record(), repeats.record
+        is_other = there.fingerprint != record.fingerprint or there.after != record.after
+        if is_other or not there.has_sound_of(record):
+            names = ", ".join(there.differences(record)) or "picture or clip"
             yield Notice(f"this film will not be bit-identical to {repeats.path}: it differs in {names}")
 
     def describe(self, writer: FilmWriter) -> None:
@@ -147,7 +159,9 @@ class Finish:
             yield Notice(f"{self.output} is complete, but its sidecar could not be written: {error.message}")
 
     def _export_and_check(self, forms: tuple[str, ...], done: FilmDone) -> Iterator[Event]:
-        for notice in export(self.target, self.script.plan, forms):
+        plan = self.script.plan
+        after = After.of(self.options, plan.size, plan.fps, self.target.kind)
+        for notice in export(self.target, after.retimed(plan) if after else plan, forms):
             yield Notice(notice)
         findings = 0
         if self.options.check:

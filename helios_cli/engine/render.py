@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from helios_cli.cost.estimate import film_bytes
+from helios_cli.cost.estimate import film_bytes, growing_bytes
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, Event, FilmDone, Notice, PhaseStarted, PreviewDone
 from helios_cli.engine.finish import Finish
@@ -18,6 +18,7 @@ from helios_cli.engine.models import Models
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.session import Session
 from helios_cli.errors import HeliosError, InputError, OutOfMemory
+from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.feed import Feed
 from helios_cli.film.parts import LeftChunks, Parts
@@ -119,8 +120,12 @@ def _render_placed(
         yield Notice(f"{output} is finished already")
         yield from finish.complete()
         return
-    if notice := check_space(target, film_bytes(script.plan, target.kind, options.codec, options.crf)):
+    after = After.of(options, script.plan.size, script.plan.fps, target.kind)
+    space = film_bytes(script.plan, target.kind, options.codec, options.crf, after)
+    if notice := check_space(target, space, growing_bytes(script.plan, after)):
         yield Notice(notice)
+    if after is not None and after.made != after.rendered:
+        yield Notice(f"behind the render, {after} will make frames of {after.made}")
     parts = Parts(target)
     if parts.kind() is not None:
         for notice in parts.claims.require_alone(output):
@@ -129,7 +134,7 @@ def _render_placed(
     done = None
     with (
         _cache(parts, options) as cache,
-        session.writing(_writer(output, options, script.plan, finish), output, script) as writer,
+        session.writing(_writer(output, options, script.plan, finish, after), output, script) as writer,
     ):
         writer.feed = feed
         events = render_chunks(
@@ -200,7 +205,7 @@ def _cache(parts: Parts, options: RenderOptions) -> Iterator[Cache | None]:
         parts.claims.release_all()
 
 
-def _writer(output: str, options: RenderOptions, plan: Plan, finish: Finish) -> FilmWriter:
+def _writer(output: str, options: RenderOptions, plan: Plan, finish: Finish, after: After | None) -> FilmWriter:
     return open_writer(
         output,
         size=plan.size,
@@ -208,6 +213,7 @@ def _writer(output: str, options: RenderOptions, plan: Plan, finish: Finish) -> 
         codec=options.codec,
         crf=options.crf,
         preset=options.preset,
+        after=after,
         keep=options.keep,
         force=options.force,
         track=finish.track,

@@ -15,7 +15,7 @@ from helios_cli.engine.script import Planned
 from helios_cli.engine.session import Session
 from helios_cli.errors import HeliosError
 from helios_cli.film.cache import Cache
-from helios_cli.film.growing import growing_film
+from helios_cli.film.growing import GrowingFilm, growing_film
 from helios_cli.film.parts import ChunkStore, PartsWriter
 from helios_cli.film.target import Target
 from helios_cli.recipe.options import RenderOptions
@@ -24,14 +24,18 @@ from helios_cli.recipe.plan import Plan
 
 def parts_writer(plan: Plan, target: Target, options: RenderOptions, store: ChunkStore) -> PartsWriter:
     """Return a writer of chunks of the film at `target` into `store`."""
-    film = growing_film(target, plan.size, plan.fps, options.codec, options.crf, options.preset)
-    return PartsWriter(target, film, plan.size, store)
+    return PartsWriter(target, _film(plan, target, options), plan.size, store)
 
 
 def piece_keys(plan: Plan, target: Target, options: RenderOptions) -> list[str]:
     """Return the keys under which a store has the pieces of the chunks of `plan`."""
-    film = growing_film(target, plan.size, plan.fps, options.codec, options.crf, options.preset)
+    film = _film(plan, target, options)
     return [film.piece_key(chunk.num_frames) for chunk in plan.chunks]
+
+
+def _film(plan: Plan, target: Target, options: RenderOptions) -> GrowingFilm:
+    quality = options.codec, options.crf, options.preset
+    return growing_film(target, plan.size, plan.fps, *quality, lossless=options.changes_frames)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helios_cli.cost.estimate import film_bytes
+from helios_cli.cost.estimate import film_bytes, growing_bytes
 from helios_cli.cost.model import Model
 from helios_cli.engine.events import (
     ChunkDone,
@@ -24,10 +24,11 @@ from helios_cli.engine.events import (
     PhaseStarted,
     StepDone,
 )
-from helios_cli.engine.finish import Finish
+from helios_cli.engine.finish import Finish, completed
 from helios_cli.engine.script import Planned
 from helios_cli.errors import HeliosError
 from helios_cli.farm.task import Task
+from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.growing import growing_film
 from helios_cli.film.jobs import Job
@@ -121,6 +122,7 @@ class FarmFilm:
 
         The last event is FilmDone if the film was finished before. Raises HeliosError for what stands against it.
         """
+        after = self._after()
         self.parts.check()
         claims = self.parts.claims
         require = claims.require_shared if self.job.options.share else claims.require_alone
@@ -135,13 +137,16 @@ class FarmFilm:
             return
         if not self.job.options.force and is_taken(self.target):
             raise film_exists(self.job.output)
-        if notice := check_space(self.target, film_bytes(self.plan, self.target.kind, *self._quality)):
+        space = film_bytes(self.plan, self.target.kind, *self._quality, after)
+        if notice := check_space(self.target, space, growing_bytes(self.plan, after)):
             yield Notice(notice)
         self.kind = self.parts.begin(kind)
         if self._is_finished():  # by another process, since we looked
             yield from self._complete()
             return
         yield self._film_started()
+        if after is not None and after.made != after.rendered:
+            yield Notice(f"behind the render, {after} will make frames of {after.made}")
         for notice in self.plan.notices:
             yield Notice(notice)
         for segment in self.segments:
@@ -217,7 +222,8 @@ class FarmFilm:
         """Return a task for a worker that does not see the film's folder: it takes and gives contents of files."""
         assert self.kind is not None, "the film has begun"
         options = self.job.options
-        film = growing_film(self.target, self.plan.size, self.plan.fps, options.codec, options.crf, options.preset)
+        quality = options.codec, options.crf, options.preset
+        film = growing_film(self.target, self.plan.size, self.plan.fps, *quality, lossless=options.changes_frames)
         keys = [film.piece_key(chunk.num_frames) for chunk in segment.plan.chunks]
         kept, state = stored(self.parts.chunks, self.fingerprints(self.kind, segment.plan), keys)
         files = {str(path): path.read_bytes() for path in task.pictures}
@@ -234,7 +240,8 @@ class FarmFilm:
         self.done[segment.index] = done
 
     def join(self) -> Generator[Event, None, None]:
-        """Join the chunks to the film and finish it: nothing is rendered or encoded. Yields events up to FilmDone.
+        """Join the chunks to the film and finish it: nothing is rendered, and pieces are taken as they are. Yields
+        events up to FilmDone.
 
         Raises Missing for a segment whose chunks are no longer whole, HeliosError for what else went wrong.
         """
@@ -252,6 +259,7 @@ class FarmFilm:
             codec=options.codec,
             crf=options.crf,
             preset=options.preset,
+            after=self._after(),
             keep=options.keep,
             force=options.force,
             track=self.track,
@@ -265,6 +273,9 @@ class FarmFilm:
                 state = partial(self._state, chunks, fingerprint, chunk.index)
                 if not writer.take_kept(Safe(fingerprint, state), chunk.num_frames):
                     raise Missing(self._segment_of(chunk.index))
+            if writer.has_after:
+                yield from completed(writer)
+                yield PhaseStarted("finish")
             self._finish.describe(writer)
             output = writer.close()
         if options.cache:
@@ -273,6 +284,10 @@ class FarmFilm:
         self._phases["finish"] += time.monotonic() - began
         yield from self._finish.finish(self._film_done(str(output)))
         self.parts.remove()
+
+    def _after(self) -> After | None:
+        """Return what comes behind the render. InputError if it cannot be done."""
+        return After.of(self.job.options, self.plan.size, self.plan.fps, self.target.kind)
 
     @property
     def _finish(self) -> Finish:

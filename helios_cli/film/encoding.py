@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -84,6 +84,20 @@ class PieceWriter(ABC):
     @abstractmethod
     def resume(self, wanted: Wanted, cache: Cache | None) -> Resumed:
         """Continue what an earlier run left of the chunks. Finished ones also go into `cache`."""
+
+    @property
+    def has_after(self) -> bool:
+        """Return whether something comes behind the render of the film."""
+        return False
+
+    def complete(self) -> Generator[int, None, None]:
+        """Do what comes behind a render, if there is something; yield how many frames of the film are done."""
+        yield from ()
+
+    @property
+    def num_final_frames(self) -> int:
+        """The number of frames of the finished film, as far as it is written."""
+        return self.num_frames
 
     @abstractmethod
     def close(self) -> Path:

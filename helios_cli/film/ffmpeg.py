@@ -15,8 +15,9 @@ import select
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -54,6 +55,9 @@ READING_SECONDS = 60
 
 WRITING_SECONDS = 600
 """Longest time in which an ffmpeg that writes may neither take a frame, nor make progress, nor compute."""
+
+LOOK_SECONDS = 0.5
+"""Time between two reports of how far ffmpeg is."""
 
 PROGRESS_LINE = re.compile(
     r"(frame|fps|stream_\w+|bitrate|total_size|out_time\w*|dup_frames|drop_frames|speed|progress)=\s*(\S+)"
@@ -187,7 +191,7 @@ class Process:
             self._popen = subprocess.Popen(
                 command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=pass_fds, **_detached()
             )
-            guard = _guard(self._popen.pid)
+            guard = guard_of(self._popen.pid)
             machine.children.watch(self._popen.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -246,7 +250,7 @@ class Process:
             self._reader.join(seconds)  # until ffmpeg closes its stderr; Popen.wait would poll, up to 50 ms late
             if not self._reader.is_alive():
                 break
-            now = {**self._progress, "processor": _processor_time(self._popen.pid)}
+            now = self._state()
             if at_most or now == before:
                 self.kill()
                 raise self._stalled(seconds)
@@ -254,6 +258,29 @@ class Process:
         status = self._popen.wait()
         machine.children.forget(self._popen.pid)
         return status
+
+    def watch(self) -> Iterator[int]:
+        """Yield how many frames came out, now and then until ffmpeg ends.
+
+        Raises `failure` if it failed, and an error if it stops making progress."""
+        before, since = None, time.monotonic()
+        while True:
+            self._reader.join(LOOK_SECONDS)
+            if not self._reader.is_alive():
+                break
+            now = self._state()
+            if now != before:
+                before, since = now, time.monotonic()
+            elif time.monotonic() - since >= WRITING_SECONDS:
+                self.kill()
+                raise self._stalled(WRITING_SECONDS)
+            yield self.num_frames
+        self.complete()
+        yield self.num_frames
+
+    def _state(self) -> dict[str, str]:
+        """Return what changes while ffmpeg makes progress."""
+        return {**self._progress, "processor": processor_time(self._popen.pid)}
 
     def complete(self) -> None:
         """Wait until ffmpeg ends, and end it if this is interrupted. Raises `failure` if it failed."""
@@ -280,9 +307,9 @@ class Process:
             hint="try the file in a player, or with another ffmpeg (IMAGEIO_FFMPEG_EXE)",
         )
 
-    def messages(self) -> str:
+    def messages(self, most: int = 4) -> str:
         """Return ffmpeg's last messages on one line, or ""."""
-        return "; ".join(line for line in list(self._tail)[-4:] if line)
+        return "; ".join(line for line in list(self._tail)[-most:] if line)
 
     def failure(self, status: int) -> MachineError:
         """Return the error for an ffmpeg that ended with `status`."""
@@ -301,7 +328,7 @@ class Process:
         return MachineError(f"ffmpeg stopped with exit status {status} while {doing}: {messages}", hint=hint)
 
 
-def _guard(pid: int) -> subprocess.Popen[bytes] | None:
+def guard_of(pid: int) -> subprocess.Popen[bytes] | None:
     """Start a shell that ends the process group `pid` if this process ends before it writes to the shell: after
     SIGKILL it cannot end children itself. (PR_SET_PDEATHSIG would need code between fork and exec, and goes by threads,
     not processes.)"""
@@ -329,7 +356,7 @@ class _Patient(io.RawIOBase):
         return os.readv(self._pipe.fileno(), [buffer])
 
 
-def _processor_time(pid: int) -> str:
+def processor_time(pid: int) -> str:
     """Return a text that changes while the process, or a child that it waited for, computes."""
     try:
         with open(f"/proc/{pid}/stat") as file:
@@ -393,21 +420,23 @@ class Encoding:
         return [*ENCODERS[self.codec], "-preset", f"{preset}", "-crf", f"{self.crf}"]
 
 
-def piece_arguments(encoding: Encoding | None, rate: Fraction) -> list[str]:
-    """Return output options of a piece, a fragmented MP4: bt709, converted and tagged; lossless RGB for None.
+def piece_arguments(encoding: Encoding | None, rate: Fraction, *, before: str = "") -> list[str]:
+    """Return output options of a piece, a fragmented MP4: bt709, converted and tagged; lossless RGB for None. `before`
+    are filters for the frames.
 
     Pieces of one encoding and `rate` (frames a second) fit together whatever their lengths: they have the same header
     and the same decoding delay.
     """
     if encoding is None:
         # QuickTime's kind of MP4: before 8 ffmpeg writes FFV1 into no other.
-        video, delay, kind = ["-vf", TO_TAGGED_RGB, *LOSSLESS], 0, "mov"
+        filters, video, delay, kind = TO_TAGGED_RGB, [*LOSSLESS], 0, "mov"
     else:
-        video, delay, kind = ["-vf", TO_BT709, *encoding.arguments()], DECODING_DELAYS[encoding.codec], "mp4"
+        filters, video, delay, kind = TO_BT709, encoding.arguments(), DECODING_DELAYS[encoding.codec], "mp4"
     # One tick for both: the filter's is the file's before ffmpeg 7, and the encoder's from then on.
     timing = ["-enc_time_base", f"1/{rate.numerator}", "-video_track_timescale", f"{rate.numerator}"]
     timing += ["-bsf:v", f"setts=pts=PTS:dts=(N-{delay})*{rate.denominator}", "-threads", f"{ENCODER_THREADS}"]
-    return [*video, *timing, "-movflags", "+empty_moov+default_base_moof+frag_keyframe", "-f", kind]
+    filters = f"{before},{filters}" if before else filters
+    return ["-vf", filters, *video, *timing, "-movflags", "+empty_moov+default_base_moof+frag_keyframe", "-f", kind]
 
 
 def encodes(encoder: Sequence[str]) -> bool:

@@ -11,14 +11,16 @@ import secrets
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import IO
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.files import sync
 from helios_cli.film import ffmpeg, mp4, reading, sound
+from helios_cli.film.after import After
 from helios_cli.film.disk import disk_errors, open_own, write_synced
 from helios_cli.film.pieces import PNG_LEVEL, Encoder, PictureEncoder, VideoEncoder
 from helios_cli.film.target import FRAME_NAME, Target, holds_frames
@@ -61,9 +63,12 @@ class _Growing:
 
     Attributes:
         name: the encoding of its pieces, for people.
+        after: what comes behind the render, or None.
         key: a digest of everything except the frames that decides a piece's bytes.
         length: as in Mark.
     """
+
+    after: After | None = None
 
     def __init__(self, target: Target, name: str, preview: str, *settings: object) -> None:
         """`preview` is the hash of the decoder that makes the frames in place of the VAE, or ""."""
@@ -72,18 +77,35 @@ class _Growing:
         self.key = hashlib.sha256(json.dumps([PIECE_VERSION, *settings, *decoder]).encode()).hexdigest()[:16]
         self.length = self.num_frames = 0
 
+    @property
+    def num_final_frames(self) -> int:
+        """The number of frames of the finished film."""
+        return self.num_frames
+
     def piece_key(self, num_frames: int) -> str:
         """Return the key under which a cache has a piece of so many frames."""
         return f"{self.key}-{num_frames}"
 
 
 class GrowingFile(_Growing):
-    """A fragmented MP4, lossless without `encoding`; `finish` copies its frames unchanged into the finished film."""
+    """A fragmented MP4, lossless without `encoding`; `finish` copies its frames unchanged into the finished film.
+
+    With something `after` it, it is lossless, and `complete` makes the finished film's frames out of it.
+    """
 
     def __init__(
-        self, target: Target, size: tuple[int, int], fps: float, encoding: ffmpeg.Encoding | None, preview: str = ""
+        self,
+        target: Target,
+        size: tuple[int, int],
+        fps: float,
+        encoding: ffmpeg.Encoding | None,
+        after: After | None = None,
+        preview: str = "",
     ) -> None:
         self._rate, self._init = ffmpeg.frame_rate(fps), b""
+        self.after, self._final_encoding = after, encoding
+        self._made: IO[bytes] | None = None
+        encoding = None if after else encoding
         self._options = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{size[0]}x{size[1]}"]
         self._options += ["-framerate", f"{self._rate}", "-i", "pipe:0", *ffmpeg.every_frame()]
         self._options += ffmpeg.piece_arguments(encoding, self._rate)
@@ -145,31 +167,56 @@ class GrowingFile(_Growing):
         self.num_frames += num_frames
         return Mark(num_frames, self.length, _digest(data))
 
+    @property
+    def num_final_frames(self) -> int:
+        """The number of frames of the finished film."""
+        return self.after.num_frames(self.num_frames) if self.after else self.num_frames
+
+    def complete(self) -> Generator[int, None, None]:
+        """Make the frames of the finished film, if something comes after the growing one; yield how many are done."""
+        if self.after is None or self._made is not None:
+            return
+        with disk_errors(self._target.partial):
+            # `discard` or `publish` closes it.
+            made = tempfile.TemporaryFile(buffering=0, dir=self._target.path.parent)  # noqa: SIM115
+        try:
+            yield from self.after.run(self._target.partial, self.num_frames, self._final_encoding, made)
+        except BaseException:
+            made.close()
+            raise
+        self._made = made
+
     def finish(
         self, metadata: Mapping[str, str], chapters: Sequence[Chapter], track: sound.Track | None = None
     ) -> None:
-        """Make the whole film with its sound, check it and sync it; `publish` then gives it its name."""
+        """Make the whole film with its sound, check it and sync it; `publish` then gives it its name.
+
+        `complete` comes before."""
         partial, whole = self._target.partial, self._target.finishing
         with disk_errors(whole), tempfile.TemporaryFile("w+", encoding="utf-8", dir=whole.parent) as text:
             text.write(_ffmetadata(metadata, chapters, self._rate))
             text.seek(0)
             whole.unlink(missing_ok=True)  # ffmpeg would follow a link
-            source = ["-i", ffmpeg.file_argument(partial), "-f", "ffmetadata", "-i", f"pipe:{text.fileno()}"]
+            pictures, files = ffmpeg.file_argument(partial), [text.fileno()]
+            if self._made is not None:
+                self._made.seek(0)
+                pictures, files = f"pipe:{self._made.fileno()}", [text.fileno(), self._made.fileno()]
+            source = ["-i", pictures, "-f", "ffmetadata", "-i", f"pipe:{text.fileno()}"]
             copied = ["-map", "0:v", "-c:v", "copy", "-map_metadata", "1", "-map_chapters", "1"]
             written = [*FINISHED[self._target.kind], "-y", ffmpeg.file_argument(whole)]
-            num_samples = sound.samples_of(self.num_frames, self._rate)
+            num_samples = sound.samples_of(self.num_final_frames, self.after.made.rate if self.after else self._rate)
             with sound.under_film(track, num_samples, self._target) as (audio, encoded):
                 ffmpeg.Process(
                     [*source, *audio, *copied, *encoded, *written],
                     doing=f"writing {self._target.path}",
-                    pass_fds=(text.fileno(),),
+                    pass_fds=files,
                 ).complete()
             try:
                 count = reading.num_frames(whole, "-c", "copy")
             except InputError as error:
                 raise MachineError(f"{self._target.path} was not written completely: {error.message}") from error
-            if count != self.num_frames:
-                raise MachineError(f"{self._target.path} received {count} of {self.num_frames} frames")
+            if count != self.num_final_frames:
+                raise MachineError(f"{self._target.path} received {count} of {self.num_final_frames} frames")
             if reading.probe(whole).primaries != "bt709":
                 raise MachineError(f"{self._target.path} lost its colour tags", hint=ffmpeg.INSTALL_HINT)
             if track is not None:
@@ -179,9 +226,13 @@ class GrowingFile(_Growing):
     def publish(self) -> None:
         with _naming(self._target, self._target.finishing):
             os.replace(self._target.finishing, self._target.path)
+        if self._made is not None:
+            self._made.close()
 
     def discard(self) -> None:
-        """Remove what `finish` made."""
+        """Remove what `complete` and `finish` made."""
+        if self._made is not None:
+            self._made.close()
         self._target.finishing.unlink(missing_ok=True)
 
     def remove(self) -> None:
@@ -233,6 +284,10 @@ class GrowingFolder(_Growing):
         self.length = self.num_frames = self.num_frames + num_frames
         return Mark(num_frames, self.length, _digest(*pictures))
 
+    def complete(self) -> Generator[int, None, None]:
+        """Yield nothing: nothing comes after a folder of pictures."""
+        yield from ()
+
     def finish(
         self, metadata: Mapping[str, str], chapters: Sequence[Chapter], track: sound.Track | None = None
     ) -> None:
@@ -266,10 +321,20 @@ GrowingFilm = GrowingFile | GrowingFolder
 
 
 def growing_film(
-    target: Target, size: tuple[int, int], fps: float, codec: str, crf: int, preset: str, preview: str = ""
+    target: Target,
+    size: tuple[int, int],
+    fps: float,
+    codec: str,
+    crf: int,
+    preset: str,
+    *,
+    after: After | None = None,
+    lossless: bool = False,
+    preview: str = "",
 ) -> GrowingFilm:
     """Return a film at `target` of `size` (width, height) pixels, still without frames; nothing is written.
 
+    `after` is what comes behind the render of a file; `lossless` films are those of which another process does that.
     `codec`, `crf` and `preset` apply to .mp4 only. `preview` is the hash of a decoder in the VAE's place. Raises
     InputError for what cannot be written.
     """
@@ -280,7 +345,7 @@ def growing_film(
         raise InputError(f"an .mp4 cannot be {size[0]}x{size[1]}: both must be even", hint="write an even --size")
     if target.kind == "png":
         return GrowingFolder(target, preview)
-    return GrowingFile(target, size, fps, encoding if target.kind == "mp4" else None, preview)
+    return GrowingFile(target, size, fps, encoding if target.kind == "mp4" and not lossless else None, after, preview)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from helios_cli.recipe.files import check_loras, check_preview_file
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lora import choose_loras
 from helios_cli.recipe.options import RenderOptions, flag_of
-from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model
+from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model, film_fps
 from helios_cli.recipe.sound import NONE, SOUND_KEYS, choose_sound
 
 if TYPE_CHECKING:
@@ -178,9 +178,12 @@ def check_encoding(jobs: list[Job]) -> None:
 
 
 def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
+    from helios_cli.film.after import check_after, try_after
+
     if options.takes:
         from helios_cli.film.takes import TakesFiles, check_shot
 
+        check_after(options, "mp4")
         check_shot(film, options.shot or 1)
         files = TakesFiles.of(output, force=options.force)
         places: tuple[Path, ...] = (files.sheet, files.folder)
@@ -195,6 +198,7 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
         if target.kind == "png" and choose_sound(film, options)[0]:
             hint = "name an .mp4 or .mkv with -o, or write --audio none"
             raise InputError(f"{output}: a folder of pictures has no sound", hint=hint)
+        try_after(options, options.size or film.recipe.size, film_fps(options, film.recipe), target.kind)
     check_inputs(_inputs(film, options), places)
     model, origin = choose_model(film.recipe, options)
     if origin == MODEL_VARIABLE and model != DEFAULT_MODEL:
@@ -246,7 +250,6 @@ def check_clips(films: list[Film], options: RenderOptions) -> list[Film]:
     """
     from helios_cli.recipe.files import picture_problems
     from helios_cli.recipe.problems import Problem, RecipeError
-    from helios_cli.recipe.settings import film_fps
 
     problems: list[Problem] = []
     checked = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,8 +23,11 @@ from helios_cli import __version__
 from helios_cli.errors import InputError, in_our_words
 from helios_cli.files import replacing
 from helios_cli.film import ffmpeg, reading
+from helios_cli.film.after import MAX_COMMAND, After
 from helios_cli.film.disk import disk_errors
+from helios_cli.film.filters import MAX_GRAPH, MAX_RATE
 from helios_cli.film.growing import Chapter
+from helios_cli.film.reading import MAX_SIDE
 from helios_cli.film.sound import Track
 from helios_cli.film.target import Target, sidecar_of, sidecars_of
 from helios_cli.recipe.export import write_recipe
@@ -88,6 +92,8 @@ Folder = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_vi
 Repo = Annotated[str, AfterValidator(_repo)]
 Revision = Annotated[str, Field(max_length=250, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
 Shape = Annotated[str, Field(pattern=r"^[0-9a-z ]{1,60}$")]
+Size = tuple[Annotated[int, Field(ge=1, le=MAX_SIDE)], Annotated[int, Field(ge=1, le=MAX_SIDE)]]
+Rate = Annotated[float, Field(ge=1, le=MAX_RATE)]
 FileName = Annotated[str, PlainValidator(_file_name)]
 
 
@@ -144,6 +150,17 @@ class EncodingRecord(_Frozen):
     preset: Word
 
 
+class AfterRecord(_Frozen):
+    """The stage behind the render: the options `--through` to `--filter`, and the film's own `size` and `fps`."""
+
+    through: Annotated[str, Field(min_length=1, max_length=MAX_COMMAND)] | None = None
+    through_size: Size | None = None
+    through_fps: Rate | None = None
+    filter: Annotated[str, Field(max_length=MAX_GRAPH)] | None = None
+    size: Size
+    fps: Rate
+
+
 class Record(_Frozen):
     """The record of everything that decides a film's frames. `recipe` has a recipe file's keys, every setting resolved.
 
@@ -174,6 +191,7 @@ class Record(_Frozen):
     preview: PreviewRecord | None = None
     reanchor: bool
     encoding: EncodingRecord | None = None
+    after: AfterRecord | None = None
     audio: SoundRecord | None = None
     fingerprint: Line
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
@@ -188,8 +206,9 @@ class Record(_Frozen):
 
     def is_same_film(self, other: Record) -> bool:
         """Return whether `other` has the same frames at the same rate in the same encoding, and the same sound."""
-        mine = self.fingerprint, self.recipe.get("fps"), self.encoding
-        return mine == (other.fingerprint, other.recipe.get("fps"), other.encoding) and self.has_sound_of(other)
+        mine = self.fingerprint, self.recipe.get("fps"), self.encoding, self.after
+        theirs = other.fingerprint, other.recipe.get("fps"), other.encoding, other.after
+        return mine == theirs and self.has_sound_of(other)
 
     def has_sound_of(self, other: Record) -> bool:
         """Return whether `other` has the same sound, under whatever name."""
@@ -199,7 +218,7 @@ class Record(_Frozen):
     def differences(self, other: Record) -> list[str]:
         """Return the keys under which `other` differs."""
         rounding = "versions", "processor", "dtype", "quant", "attention", "kernels", "vae", "team", "decoders"
-        keys = *rounding, "reanchor", "encoding"
+        keys = *rounding, "reanchor", "encoding", "after"
         different = [key for key in keys if getattr(self, key) != getattr(other, key)]
         different += [] if _without_sound(self.recipe) == _without_sound(other.recipe) else ["recipe"]
         different += [] if self.has_sound_of(other) else ["audio"]
@@ -234,6 +253,7 @@ class Again:
             recorded["device"] = "cpu"
         recorded |= {key: getattr(record, key) for key in ("quant", "attention") if getattr(record, key)}
         recorded |= record.encoding.model_dump() if record.encoding else {}
+        recorded |= self._after(named)
         return replace(
             given,
             **{key: value for key, value in recorded.items() if key not in named},
@@ -246,6 +266,21 @@ class Again:
             attention_taken=record.attention_taken or {},
             repeats=self,
         )
+
+    def _after(self, named: Collection[str]) -> dict[str, Any]:
+        """Return the options of what comes behind the render. A record alone makes no machine run a program."""
+        after = self.record.after
+        if after is None:
+            return {}
+        if after.through is not None and "through" not in named:
+            flags = f"--through {shlex.quote(after.through)}"
+            flags += f" --through-size {after.through_size[0]}x{after.through_size[1]}" if after.through_size else ""
+            flags += f" --through-fps {after.through_fps:g}" if after.through_fps else ""
+            raise InputError(
+                f"--from {self.path}: the film's frames went through a program, which a record does not start",
+                hint=f"if you trust it, add {printable(flags, MAX_COMMAND)}; or add --through none",
+            )
+        return {"filter": after.filter}
 
     def _checked_loras(self) -> tuple[Lora, ...]:
         """Return the LoRA files of the recipe. As with models, a record alone makes no machine fetch weights."""
@@ -314,6 +349,7 @@ def make_record(
         reanchor=options.reanchor,
         encoding=encoding if target.kind == "mp4" else None,
         audio=track and _sound_record(track),
+        after=_after_record(options, plan, target),
         fingerprint=film_fingerprint(plan, fingerprints, preview.digest if preview else ""),
         frames=plan.num_frames,
         recipe=_resolved(film, options, plan, target.path.parent, adapters, track),
@@ -328,6 +364,20 @@ def _without_sound(recipe: dict) -> dict:
 def _sound_record(track: Track) -> SoundRecord:
     sound = track.sound
     return SoundRecord(name=visible(sound.path.name), sha256=track.digest, fit=sound.fit, fade=sound.fade)
+
+
+def _after_record(options: RenderOptions, plan: Plan, target: Target) -> AfterRecord | None:
+    after = After.of(options, plan.size, plan.fps, target.kind)
+    if after is None:
+        return None
+    return AfterRecord(
+        through=options.through,
+        through_size=options.through_size,
+        through_fps=options.through_fps,
+        filter=options.filter,
+        size=after.made.size,
+        fps=float(after.made.rate),
+    )
 
 
 def _lora_records(adapters: Sequence[Adapter]) -> tuple[LoraRecord, ...] | None:

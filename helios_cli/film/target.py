@@ -176,14 +176,15 @@ def film_exists(path: str | os.PathLike) -> InputError:
     return InputError(f"{path} exists", hint=f"add --force to replace it, or {OTHER_NAME}")
 
 
-def check_space(target: Target, film_bytes: int) -> str:
+def check_space(target: Target, film_bytes: int, growing_bytes: int = 0) -> str:
     """Check before a render that the disk holds the film, which takes `film_bytes` at most. Returns a notice if it may
-    not; MachineError if it cannot. While a film is finished it is there twice, growing and whole.
+    not; MachineError if it cannot. While a film is finished it is there twice, growing and whole; one that is changed
+    behind the render has a growing one of `growing_bytes` in addition.
     """
     free = machine.disk_free_bytes(target.path.parent)
     if target.partial.is_file():  # an unfinished run's part is in use already
         free += target.partial.stat().st_size
-    most = film_bytes * (1 if target.kind == "png" else 2)
+    most = film_bytes * (1 if target.kind == "png" else 2) + growing_bytes
     if free < LEAST_SHARE * most:
         raise MachineError(
             f"making the film takes {format_bytes(LEAST_SHARE * most)} to {format_bytes(most)}, but only "

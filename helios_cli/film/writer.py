@@ -9,13 +9,15 @@ run continues after the last one.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.disk import disk_errors
 from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter, Safe
@@ -38,6 +40,7 @@ def open_writer(
     preset: str = "medium",
     keep: bool = False,
     force: bool = True,
+    after: After | None = None,
     track: Track | None = None,
     preview: str = "",
 ) -> FilmWriter:
@@ -46,11 +49,13 @@ def open_writer(
     A film at `path` stays until `close` replaces it; `check_target` and `check_encoding` check it first. `codec`,
     `crf` and `preset` apply to .mp4 only. At most QUEUE_BYTES of frames wait for the encoder, or one larger array.
     `keep` leaves journal and pieces next to the finished film. Without `force`, `FilmWriter.resume` and `close` replace
-    no finished film, and no unfinished one whose chunks are of no use and in no cache. `track` is the sound of a file.
-    `preview` is the hash of the decoder whose frames these are, if it is not the VAE: its pieces are not the film's.
+    no finished film, and no unfinished one whose chunks are of no use and in no cache. `after` is what comes behind the
+    render, `track` the sound of a file. `preview` is the hash of the decoder whose frames these are, if it is not the
+    VAE: its pieces are not the film's.
     """
     target = check_target(path, force=True)
-    return FilmWriter(target, growing_film(target, size, fps, codec, crf, preset, preview), size, keep, force, track)
+    film = growing_film(target, size, fps, codec, crf, preset, after=after, preview=preview)
+    return FilmWriter(target, film, size, keep, force, track)
 
 
 class FilmWriter(PieceWriter):
@@ -100,13 +105,20 @@ class FilmWriter(PieceWriter):
         """The number of chunks that the next run of the same film need not render."""
         return len(self._journal.records) if self._journal else 0
 
-    def close(self) -> Path:
-        """Wait for the last frame, ensure that the film is whole and on disk, give it its name and return that.
+    @property
+    def has_after(self) -> bool:
+        return self._film.after is not None
 
-        If anything is wrong, the film does not get its name and the error is raised.
+    @property
+    def num_final_frames(self) -> int:
+        """The number of frames of the finished film, as far as it is written."""
+        return self._film.num_final_frames
+
+    def complete(self) -> Generator[int, None, None]:
+        """Wait for the last frame, and do what comes behind the render; yield how many frames are done.
+
+        `close` does it otherwise. If anything is wrong, the film is aborted and the error is raised.
         """
-        if self._is_closed:
-            return self.target.path
         try:
             if not self.num_frames:
                 raise ValueError("no frames were written")
@@ -117,6 +129,22 @@ class FilmWriter(PieceWriter):
             self.check()
             if self.feed:
                 self.feed.end()
+            with contextlib.closing(self._film.complete()) as counts:
+                yield from counts
+        except BaseException:
+            self.abort()
+            raise
+
+    def close(self) -> Path:
+        """Wait for the last frame, ensure that the film is whole and on disk, give it its name and return that.
+
+        If anything is wrong, the film does not get its name and the error is raised.
+        """
+        if self._is_closed:
+            return self.target.path
+        for _ in self.complete():
+            pass
+        try:
             self._film.finish(self._metadata, self._chapters, self._track)
             if not self._force and is_taken(self.target):  # a film that came during the render is not replaced
                 raise film_exists(self.target.path)

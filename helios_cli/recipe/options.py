@@ -45,6 +45,8 @@ class RenderOptions:
         cache: take chunks that earlier films left, and keep new ones.
         vram, ram: memory budgets in bytes; None is what is free.
         attention_taken: attention kernel by shape, as the record of a film to repeat has it; `auto` follows it.
+        filter, through: graph of ffmpeg's filters, and command of a program, for the frames of the whole film.
+        through_size, through_fps: of the frames that the program gives; by default those of the film.
         repeats: the film that is made again (`film.record.Again`).
         export: names of the timelines to write next to the film, "otio" and "edl".
         takes, shot: render the first chunk of this shot with so many seeds in place of the film.
@@ -85,6 +87,10 @@ class RenderOptions:
     codec: str = "h264"
     crf: int = 17
     preset: str = "medium"
+    through: str | None = None
+    through_size: tuple[int, int] | None = None
+    through_fps: float | None = None
+    filter: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     lanes: int = 1
@@ -140,6 +146,11 @@ class RenderOptions:
         return self.cluster is not None or self.share or self.workers not in (None, 1)
 
     @property
+    def changes_frames(self) -> bool:
+        """Return whether frames are changed behind the render."""
+        return self.filter is not None or self.through is not None
+
+    @property
     def memory_is_default(self) -> bool:
         """Return whether helios decides alone where the model is placed."""
         return (self.offload, self.vram, self.ram) == ("auto", None, None)
@@ -165,6 +176,11 @@ def parse_forms(text: str) -> tuple[str, ...]:
         if form not in EXPORT_FORMS:
             raise InputError(f"{text}: unknown timeline format {form!r}", hint="write otio, edl, or otio,edl")
     return forms
+
+
+def parse_unless_none(text: str) -> str | None:
+    """`none` as None, which leaves out what a record has."""
+    return None if text == "none" else text
 
 
 def parse_workers(text: str) -> Workers:
@@ -193,6 +209,9 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "vram": parse_bytes,
     "ram": parse_bytes,
     "export": parse_forms,
+    "through": parse_unless_none,
+    "through_size": parse_size,
+    "filter": parse_unless_none,
     "workers": parse_workers,
     "worker_timeout": parse_duration,
 }

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.resume import Wanted
 from helios_cli.film.target import Target
 from helios_cli.film.writer import Safe, open_writer
+from helios_cli.recipe.options import RenderOptions
 from support.reruns import KillAt, decoded, in_child, journaled, plan
 
 SIZE = (32, 32)
@@ -32,10 +34,11 @@ def noise(state: bytes, frames: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (frames, SIZE[1], SIZE[0], 3), np.uint8)
 
 
-def make(out: Path, kept: Cache | None = None) -> list[int]:
+def make(out: Path, kept: Cache | None = None, through: str | None = None) -> list[int]:
     """Run the film to its end, from where an earlier run left it. Returns the chunks that were made."""
     made = []
-    with open_writer(out, size=SIZE, fps=24) as writer:
+    after = After.of(RenderOptions(through=through), SIZE, 24, Target.of(out).kind)
+    with open_writer(out, size=SIZE, fps=24, after=after) as writer:
         resumed = writer.resume(Wanted(FILM.chunks, FINGERPRINTS, {}), kept)
         state = resumed.state
         for chunk in FILM.chunks[resumed.chunks :]:
@@ -89,4 +92,24 @@ def test_killed_at_any_step_that_makes_something_last(suffix, torn, cached, tmp_
         assert finished or not set(made) & set(range(len(safe))), "a chunk that was safe was made again"
         assert contents(out) == film
         assert sorted(os.listdir(folder)) == ["cache", out.name][not cached :]
+    assert step > 20, "the steps were not met"
+
+
+@pytest.mark.slow
+def test_killed_at_any_step_of_a_film_that_goes_through_a_program(tmp_path):
+    """As above; the growing film is lossless, so that another program makes no chunk again."""
+    through = "tr '\\000-\\377' '\\377\\000-\\376'"  # 1 less, around 0
+    make(tmp_path / "plain.mkv")
+    plain = decoded(tmp_path / "plain.mkv", SIZE)
+    for step in itertools.count(1):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        out, kept = folder / "film.mkv", Cache(folder / "cache")
+        if not in_child(lambda n=step, out=out, kept=kept: (KillAt(n, torn=True), make(out, kept, "cat"))):
+            break
+        safe, finished = journaled(out), out.exists()
+        made = make(out, kept, through)
+        assert not set(made) & set(range(len(FILM.chunks) if finished else len(safe)))
+        assert np.array_equal(decoded(out, SIZE), plain - np.uint8(1))
+        assert sorted(os.listdir(folder)) == ["cache", out.name]
     assert step > 20, "the steps were not met"
