@@ -55,7 +55,7 @@ class CausalState:
     """The last input frames of the causal layers of one clip, kept from piece to piece."""
 
     has_all_rows = True
-    """Whether frames come whole, and not some of their rows."""
+    """False where frames come as some of their rows."""
 
     def __init__(self) -> None:
         self.first = True  # while the clip's first frame (its first latent) passes, alone
