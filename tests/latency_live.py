@@ -1,8 +1,8 @@
 """Measures how long a typed prompt takes to show: python tests/latency_live.py [--prompts 20] [--ahead 3s]
 
 Starts `helios live --serve` with the embedded model, opens its page in Chromium, and sends prompts in turn, day and
-night, each as a cut. The clock runs in the page, from Enter to the first video frame whose colour is the other one's.
-Needs chromium and chromium-driver.
+night, each as a cut. The clock runs in the page, from Enter to the first video frame that is as dark or light as the
+other prompt. Needs chromium and chromium-driver.
 """
 
 from __future__ import annotations
@@ -23,24 +23,30 @@ from support.browser import browser
 PROMPTS = ("a white star moves to the right at night", "a red ball rolls left")
 
 MEASURE = """
-const [text] = arguments, video = document.querySelector("video"), canvas = document.createElement("canvas");
-canvas.width = canvas.height = 1;
+return (async text => {
+const video = document.querySelector("video"), canvas = document.createElement("canvas");
+canvas.width = canvas.height = 16;
 const context = canvas.getContext("2d", { willReadFrequently: true });
-const colour = () => { context.drawImage(video, 0, 0, 1, 1); return context.getImageData(0, 0, 1, 1).data; };
-const before = colour(), at = player.position;
+const brightness = () => {
+  context.drawImage(video, 0, 0, 16, 16);
+  return context.getImageData(0, 0, 16, 16).data.reduce((sum, value) => sum + value) / 1024;
+};
+brightness();
+await new Promise(done => video.requestVideoFrameCallback(done));  // the first picture of a canvas may be empty
+const before = brightness(), at = player.position;
 document.querySelector("#prompt").value = text;
 document.querySelector("input[value=cut]").checked = true;
 const began = performance.now();
 document.querySelector("#form").requestSubmit();
 return new Promise(done => {
   const look = () => {
-    const now = colour();
-    if (Math.max(...[0, 1, 2].map(i => Math.abs(now[i] - before[i]))) > 40)
-      done({ seconds: (performance.now() - began) / 1000, film: player.position - at });
+    if (Math.abs(brightness() - before) > 30)
+      done({ seconds: (performance.now() - began) / 1000, film: player.position - at, before, after: brightness() });
     else video.requestVideoFrameCallback(look);
   };
   video.requestVideoFrameCallback(look);
 });
+})(arguments[0]);
 """
 
 
@@ -76,7 +82,7 @@ def measure(log: Path, count: int) -> list[dict[str, float]]:
         page.open(found[0])
         page.wait("player && player.position > 5")
         for number in range(count):
-            page.wait("!document.querySelector('#send').disabled && shots.at(-1).start + 1.4 < player.position")
+            page.wait("!state.waiting.length && shots.at(-1).start + 1.4 < player.position")
             answer = page.run(MEASURE, PROMPTS[number % 2])
             results.append(answer)
             print(f"{number + 1:2}: {answer['seconds']:.2f} s, {answer['film']:.2f} s of film", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
@@ -170,3 +171,23 @@ def test_a_prompt_remembers_where_the_playhead_was():
     now[0] = 2.5
     page.say(b"a boat")
     assert page._lines.take().position == 2.5
+
+
+def test_the_end_of_a_terminal_is_the_end_of_all_doors_and_that_of_a_pipe_is_not():
+    """Ctrl-D ends the film even where a page takes prompts too."""
+    lines = Lines(print, Playhead(24, None))
+    lines.door("the page")
+    reading, writing = os.pipe()
+    lines.read(reading)
+    os.close(writing)
+    while any(thread.name == "prompts" for thread in threading.enumerate()):
+        time.sleep(0.002)
+    os.close(reading)
+    assert lines.are_open
+    master, terminal = os.openpty()
+    lines.read(terminal)
+    os.write(master, b"a boat\n\x04")
+    assert lines.wait().shot.prompt == "a boat"
+    assert lines.wait() is None and not lines.are_open
+    os.close(master)
+    os.close(terminal)

@@ -35,11 +35,12 @@ SMALL = ("-m", "tiny", "--size", "64x64", "--steps", "1,1,1")
 ENTER = "\ue007"
 
 COLOUR = """
-const canvas = document.createElement("canvas"), video = document.querySelector("video");
-canvas.width = canvas.height = 1;
+const canvas = document.createElement("canvas"), video = document.querySelector("video"), sums = [0, 0, 0];
+canvas.width = canvas.height = 16;
 const context = canvas.getContext("2d");
-context.drawImage(video, 0, 0, 1, 1);
-return [...context.getImageData(0, 0, 1, 1).data.slice(0, 3)];
+context.drawImage(video, 0, 0, 16, 16);
+context.getImageData(0, 0, 16, 16).data.forEach((value, at) => { if (at % 4 < 3) sums[at % 4] += value / 256; });
+return sums;
 """
 """The mean colour of what the video shows."""
 
@@ -106,7 +107,7 @@ def page() -> Iterator[Browser]:
         assert one.complaints() == []
 
 
-def distance(one: list[int], other: list[int]) -> int:
+def distance(one: list[float], other: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
