@@ -45,6 +45,15 @@ class PictureError(HeliosError):
     exit_code = 5
 
 
+class ReaderGone(HeliosError):
+    """The reader of a stream has closed it, which ends the film: nothing failed."""
+
+    exit_code = 0
+
+    def __init__(self, message: str = "whoever read the stream has closed it", *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+
+
 class Interrupted(HeliosError):
     """A stop by SIGINT or SIGTERM."""
 
@@ -53,7 +62,10 @@ class Interrupted(HeliosError):
 
 KINDS = {
     kind.__name__: kind
-    for kind in (HeliosError, InputError, MachineError, OutOfMemory, CheckpointError, PictureError, Interrupted)
+    for kind in (
+        *(HeliosError, InputError, MachineError, OutOfMemory),
+        *(CheckpointError, PictureError, ReaderGone, Interrupted),
+    )
 }
 """The classes by name, for errors that another process reports (`child`)."""
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from helios_cli.errors import InputError
-from helios_cli.recipe.options import DtypeChoice, OffloadChoice, QuantChoice, RenderOptions, read_flag
+from helios_cli.recipe.options import ContainerChoice, DtypeChoice, OffloadChoice, QuantChoice, RenderOptions, read_flag
 from helios_cli.recipe.sound import Fit
 from helios_cli.recipe.values import parse_size, parse_steps
 
@@ -90,9 +90,15 @@ SHARED = {
     ),
     "output": _option(
         str | None,
-        "Output: .mp4, lossless .mkv, folder/ for PNG frames, or a folder to put films into. (default: NAME.mp4)",
+        "Output: .mp4, lossless .mkv, folder/ for PNG frames, a folder for films, or - (stdout). (default: NAME.mp4)",
         "--output",
         "-o",
+        panel=OUTPUT,
+    ),
+    "container": _option(
+        ContainerChoice | None,
+        "Container of the stream that -o - writes to standard output: mkv, mp4, ts or y4m. (default: mkv)",
+        metavar="FORM",
         panel=OUTPUT,
     ),
     "force": _option(

@@ -65,6 +65,7 @@ def ending_with(monkeypatch):
         (errors.OutOfMemory, 3),
         (errors.CheckpointError, 4),
         (errors.PictureError, 5),
+        (errors.ReaderGone, 0),
         (errors.Interrupted, 130),
     ],
 )

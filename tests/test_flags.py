@@ -35,11 +35,11 @@ FLAGS = {
     "helios check": "--against --chunk-frames --json --psnr --report --ssim --strict",
     "helios doctor": "--json --test",
     "helios live": (
-        "--ahead --attention --audio --audio-fade --audio-fit --codec --crf --device --dtype --filter --final --force "
-        "--fps --frames --gpus-per-film --guidance --hold --image --json --keep --lora --minutes --model --negative "
-        "--no-cache --offload --output --preset --preview-decoder --progress --quant --quiet --ram --revision "
-        "--seconds --seed --serve --size --steps --through --through-fps --through-size --transition --vae-device "
-        "--video --vram -m -o -q"
+        "--ahead --attention --audio --audio-fade --audio-fit --codec --container --crf --device --dtype --filter "
+        "--final --force --fps --frames --gpus-per-film --guidance --hold --image --json --keep --lora --minutes "
+        "--model --negative --no-cache --offload --output --play --preset --preview-decoder --progress --quant "
+        "--quiet --ram --revision --seconds --seed --serve --size --steps --through --through-fps --through-size "
+        "--transition --vae-device --video --vram -m -o -q"
     ),
     "helios models": "",
     "helios models convert": "--dtype --json --lora --out --revision",
@@ -59,12 +59,12 @@ FLAGS = {
     "helios recipe convert": "--film --force --to",
     "helios recipe schema": "--json",
     "helios render": (
-        "--attention --audio --audio-fade --audio-fit --check --cluster --codec --crf --device --dry-run --dtype "
-        "--export --filter --final --force --fps --frames --from --gpus-per-film --guidance --image --json --keep "
-        "--lanes --lora --minutes --mixed --model --negative --no-cache --no-metadata --offload --on-error --output "
-        "--preset --preview-decoder --progress --quant --quiet --ram --reanchor --revision --seconds --seed --share "
-        "--shot --size --steps --strict --takes --through --through-fps --through-size --vae-device --video --vram "
-        "--worker-timeout --workers -m -o -q"
+        "--attention --audio --audio-fade --audio-fit --check --cluster --codec --container --crf --device "
+        "--dry-run --dtype --export --filter --final --force --fps --frames --from --gpus-per-film --guidance "
+        "--image --json --keep --lanes --lora --minutes --mixed --model --negative --no-cache --no-metadata "
+        "--offload --on-error --output --preset --preview-decoder --progress --quant --quiet --ram --reanchor "
+        "--revision --seconds --seed --share --shot --size --steps --strict --takes --through --through-fps "
+        "--through-size --vae-device --video --vram --worker-timeout --workers -m -o -q"
     ),
     "helios train": "--check --device --json --max-minutes --output --progress --quiet --set --steps --threads -o -q",
 }

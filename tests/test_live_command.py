@@ -20,6 +20,7 @@ from helios_cli.live.lines import Lines
 from helios_cli.live.recipe_file import MARK
 from helios_cli.recipe.sources import read_films
 from support import reruns
+from support.waiting import LONGEST, wait_until
 
 SMALL = ("-m", "tiny", "--size", "64x64", "--steps", "1,1,1")
 FAST = ("--hold", "1s")  # one chunk
@@ -64,6 +65,8 @@ def process(tmp_path):
     yield start
     for one in started:
         one.kill()
+        if one.stdin and one.stdin.closed:
+            one.stdin = None
         one.communicate()
 
 
@@ -173,12 +176,102 @@ def test_a_stopped_film_says_how_to_finish_it(process, live, tmp_path):
     said = film.communicate()[1]
     assert film.returncode == 130
     assert "chunks of film.mp4 are safe" in said
-    assert "hint: helios render film.toml --no-cache --crf 30 finishes the film" in said
+    assert "hint: the same command goes on; helios render film.toml --no-cache --crf 30 finishes the film" in said
     assert "#   helios render film.toml --no-cache --crf 30\n" in (tmp_path / "film.toml").read_text()
     assert (tmp_path / "film.partial.mp4").exists()
-    code, events, said = live("", "a red ball", "-o", "film.mp4")
-    assert (code, events) == (2, [])
-    assert "helios render film.toml finishes it; --force starts over" in said
+    code, events, said = live("", "a red ball", "-o", "film.mp4", "--seed", "4")
+    assert (code, of(events, "chunk_done")) == (2, [])
+    assert "the unfinished film of film.toml was begun with another seed" in said and "--force to start over" in said
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [(), ("--frames", "264")], ids=["open", "given"])
+def test_a_killed_film_goes_on_with_the_same_command(process, live, tmp_path, length):
+    """The chunks and the running prompt stay, and new prompts follow: the recipe is that of the whole film."""
+    film = process("a red ball moves left", *length, "-o", "film.mp4", "--ahead", "none")
+    film.stdin.write("[1s] a blue square\n")
+    film.stdin.flush()
+    wait_for_chunks(film, 4)
+    film.kill()
+    film.wait()
+    lines = "[cut 1s] a green star\n"
+    code, events, _ = live(lines, "a red ball moves left", *length, "-o", "film.mp4")
+    assert code == 0
+    (reused, *_) = of(events, "chunks_reused")
+    assert reused["source"] == "journal" and reused["count"] >= 3  # the fourth may have been with the encoder still
+    taken = [(one["prompt"], one["transition"]) for one in of(events, "prompt_taken")]
+    assert taken == [("a blue square", "blend"), ("a green star", "cut")]
+    (film,) = read_films(["film.toml"])
+    prompts = [shot.prompt for shot in film.recipe.shots]
+    assert prompts == ["a red ball moves left", "a blue square", "a green star"]
+    frames = reruns.decoded(Path("film.mp4"))
+    assert len(frames) == events[-1]["frames"]
+    assert np.array_equal(frames, rendered_again("again.mp4"))
+
+
+@pytest.mark.process
+def test_force_does_not_touch_the_recipe_of_a_film_that_is_being_rendered(process, live, tmp_path):
+    film = process("a red ball", "-o", "film.mp4")
+    wait_for_chunks(film, 1)
+    before = (tmp_path / "film.toml").read_text()
+    code, _, said = live("", "a blue square", "-o", "film.mp4", "--force")
+    assert code == 3 and "is being rendered by process" in said
+    assert "a red ball" in before and "a blue square" not in (tmp_path / "film.toml").read_text()
+    film.stdin.close()
+
+
+@pytest.mark.process
+def test_a_prompt_shows_within_ahead_and_a_chunk(process):
+    """In seconds of film, from where the playhead was when the line was read: whatever this machine's speed."""
+    film = process("a red ball", *FAST, "-o", "film.mp4", "--ahead", "2s")
+    events, prompts = [], ["[switch] a blue ball", "[switch] a red star", "[cut] a green ball"]
+    for line in film.stdout:
+        events.append(json.loads(line))
+        if prompts and len(of(events, "playback")) == 12 - 3 * len(prompts):
+            film.stdin.write(prompts.pop(0) + "\n")
+            film.stdin.flush()
+        if len(of(events, "prompt_taken")) == 4 and not film.stdin.closed:
+            film.stdin.close()
+    longest = 2 + 33 / 24 + 1e-3
+    delays = [one["delay"] for one in of(events, "prompt_taken")]
+    assert delays[0] is None and len(delays) == 4
+    assert all(0 <= delay <= longest for delay in delays[1:])
+    assert all(one["delay"] <= longest and one["in_front"] <= longest for one in of(events, "playback"))
+    assert film.wait() == 0
+
+
+@pytest.mark.process
+def test_a_stream_s_reader_steers_it_and_ends_it(tmp_path):
+    """Standard output has the stream alone, and its end is no error; the recipe makes a file of it."""
+    command = [sys.executable, "-m", "helios_cli", "live", *SMALL, "a red ball", *FAST, "-o", "-", "--container", "ts"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    film = subprocess.Popen(command, cwd=tmp_path, **pipes)
+    head = film.stdout.read(188 * 20)
+    film.stdin.write(b"[pause]\n")  # it ends although nothing is written any more
+    film.stdin.flush()
+    film.stdout.close()
+    said = film.stderr.read().decode()
+    assert film.wait(LONGEST) == 0
+    assert {head[at] for at in range(0, len(head), 188)} == {0x47}  # packets of a transport stream
+    assert "note: whoever read the stream has closed it; kept for later films:" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["live.toml"]
+    film.stdin.close()
+    film.stderr.close()
+
+
+@pytest.mark.process
+def test_ctrl_z_stops_it_and_fg_goes_on(process):
+    """The time in between is none of the film's: the playhead stood still."""
+    film = process("a red ball", *FAST, "-o", "film.mp4")
+    wait_for_chunks(film, 3)
+    film.send_signal(signal.SIGTSTP)
+    wait_until(lambda: Path(f"/proc/{film.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    film.send_signal(signal.SIGCONT)
+    wait_for_chunks(film, 5)
+    film.stdin.close()
+    film.stdout.read()
+    assert film.wait(LONGEST) == 0
 
 
 def test_flags_and_pictures_are_in_the_recipe(live, tmp_path):
@@ -210,6 +303,9 @@ def test_flags_and_pictures_are_in_the_recipe(live, tmp_path):
         ([" "], "the prompt is empty"),
         (["mine.toml"], "helios live < mine.toml takes its lines as prompts"),
         (["-o", "film.avi"], "films cannot be written as .avi"),
+        (["-o", "rtmp://host/live"], "-o - | ffmpeg -re -i - -c copy -f flv rtmp://host/live"),
+        (["-o", "-", "--json"], "leave out --json"),
+        (["--ahead", "soon"], '--ahead: "soon" is not a time'),
         (["-o", "mine.mp4"], "mine.toml exists, and helios live did not write it"),
         (["--image", "none.png"], "no such file"),
         (["-m", "tiny", "--size", "100x100"], "the nearest sizes that work"),

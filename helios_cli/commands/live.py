@@ -15,7 +15,7 @@ from helios_cli.console import console
 from helios_cli.errors import InputError, Interrupted, MachineError
 from helios_cli.options import OUTPUT, Events, Progress, Quiet, flag_words, progress_kind, render_options
 from helios_cli.progress import ProgressKind, open_view, show_all
-from helios_cli.recipe.options import RenderOptions, read_flag
+from helios_cli.recipe.options import STREAM, RenderOptions, read_flag
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, Transition, parse_duration
 from helios_cli.stop import after_stops, stop_at_once
 
@@ -56,10 +56,14 @@ def live(
             help="Show a page on which the film plays and takes prompts; on this machine alone without HOST.",
         ),
     ] = None,
+    play: Annotated[bool, typer.Option("--play", help="Show the film in mpv or ffplay while it is rendered.")] = False,
     output: Annotated[
         str,
         typer.Option(
-            "--output", "-o", help="Output: .mp4, lossless .mkv, or folder/ for PNG frames.", rich_help_panel=OUTPUT
+            "--output",
+            "-o",
+            help="Output: .mp4, lossless .mkv, folder/ for PNG frames, or - (stdout).",
+            rich_help_panel=OUTPUT,
         ),
     ] = DEFAULT_OUTPUT,
     progress: Progress = "auto",
@@ -81,16 +85,18 @@ def live(
     with a box for prompts; it waits while nobody watches.
 
     The prompts are saved next to the film as a recipe: helios render film.toml
-    makes the same film again, or finishes it. While the film grows, play
-    film.partial.mp4.
+    makes the same film again, or finishes it. After a kill or Ctrl-C the same
+    command goes on. -o - streams the film: helios live -o - | mpv --no-terminal -
     """
     from dataclasses import replace
 
-    from helios_cli.film.jobs import check_encoding, check_output, find_jobs
+    from helios_cli.film.jobs import check_encoding, check_output, check_stdout, find_jobs
+    from helios_cli.film.journal import recorded_chunks
     from helios_cli.film.target import Target
     from helios_cli.live.address import Address
     from helios_cli.live.film import LiveSetup, film_to_be, first_shot, render_live
-    from helios_cli.live.recipe_file import RecipeFile, check_recipe, recipe_path
+    from helios_cli.live.player import Player, find_player
+    from helios_cli.live.recipe_file import RecipeFile, begun_film, recipe_path
     from helios_cli.live.script import Manner
     from helios_cli.recipe.settings import film_fps
 
@@ -98,21 +104,29 @@ def live(
     seconds_ahead = None if ahead == "none" else read_flag("--ahead", parse_duration, ahead)
     address = None if serve is None else read_flag("--serve", Address.parse, serve)
     check_output(output)
-    target = Target.of(output)
+    given = progress_kind(progress, quiet=quiet, json=json)
+    if output == STREAM:
+        check_stdout(json=given == "json")
+    target = Target.of(DEFAULT_OUTPUT if output == STREAM else output)
     path = recipe_path(target)
     recipe_file = RecipeFile(path, _render_command(context, path, output))
     first = first_shot(prompt)
-    job = find_jobs([], replace(options, output=output), [film_to_be(path, first)], is_live=True)[0]
-    check_recipe(path, target, recipe_file.command, force=options.force)
+    begun = begun_film(path, target, force=options.force)
+    if begun and output == STREAM:
+        raise InputError(f"{path} is the recipe of an unfinished film", hint=f"{recipe_file.command} finishes it")
+    job = find_jobs([], replace(options, output=output), [begun or film_to_be(path, first)], is_live=True)[0]
     check_encoding([job])
+    if play and (output == STREAM or target.kind == "png"):
+        raise InputError(f"--play shows a film in a file, not {output}", hint="write -o film.mp4, or leave out --play")
+    player = find_player() if play else None
 
     def warn(message: str) -> None:
         console.warning(message)
         if page is not None:
             page.warn(message)
 
-    setup = LiveSetup.of(film_fps(job.options, job.film.recipe), seconds_ahead, warn)
-    page = None if address is None else _page(address, job, setup, path, manner, has_prompt=first is not None)
+    setup = LiveSetup.of(film_fps(job.options, job.film.recipe), seconds_ahead, warn, player=play)
+    page = None if address is None else _page(address, job, setup, path, manner, has_prompt=bool(first or begun))
 
     def open_lines() -> None:
         if typed and not quiet:
@@ -120,28 +134,32 @@ def live(
         setup.lines.read(None if sys.stdin is None else sys.stdin.fileno())
 
     typed = sys.stdin is not None and sys.stdin.isatty()
-    given = progress_kind(progress, quiet=quiet, json=json)
-    kind: ProgressKind = (
-        "plain" if typed and given in ("auto", "rich") else given
-    )  # a bar would be drawn over what is typed
+    # A bar would be drawn over what is typed.
+    kind: ProgressKind = "plain" if typed and given in ("auto", "rich") else given
+    shown = Player(player, setup.feed, setup.playhead.show, console.warning) if player else nullcontext()
     with (
         stop_at_once() as is_stopped,
         after_stops(setup.playhead.skip),
         open_view(kind) as view,
         page or nullcontext() as server,
+        shown,
     ):
         if server is not None:
             console.status(f"the film plays at {server.address.url}")
         from helios_cli.engine.session import Session
 
         with Session(is_stopped=is_stopped, progress=console.progress_bytes) as session:
-            events = render_live(job, first, open_lines, setup, manner, recipe_file, session, warn)
+            chunks = max(1, recorded_chunks(target)) if begun else 0
+            events = render_live(job, first, open_lines, setup, manner, recipe_file, session, warn, chunks)
             try:
                 show_all(events, view.show if server is None else server.shows(view.show), session)
             except Interrupted as stopped:
                 if not path.exists():
                     raise
-                raise Interrupted(stopped.message, hint=f"{recipe_file.command} finishes the film") from None
+                hint = f"the same command goes on; {recipe_file.command} finishes the film"
+                if output == STREAM:
+                    hint = f"{recipe_file.command} makes a file of it"
+                raise Interrupted(stopped.message, hint=hint) from None
         if server is not None and server.has_viewers:
             console.status("the page stays until nobody has it open any more; Ctrl-C ends it")
             server.wait_for_viewers()
@@ -183,18 +201,7 @@ def _render_command(context: typer.Context, path: Path, output: str) -> str:
     """Return the command that makes the same film from its recipe."""
     from helios_cli.live.film import IN_RECIPE
 
-    not_needed = {
-        *IN_RECIPE,
-        "prompt",
-        "model",
-        "transition",
-        "hold",
-        "ahead",
-        "serve",
-        "force",
-        "progress",
-        "quiet",
-        "json",
-    }
-    left_out = not_needed | ({"output"} if output == f"{path.stem}.mp4" else set())
+    not_needed = {*IN_RECIPE, "prompt", "model", "transition", "hold", "ahead", "play", "serve"}
+    not_needed |= {"force", "progress", "quiet", "json"}
+    left_out = not_needed | ({"output", "container"} if output in (f"{path.stem}.mp4", "-") else set())
     return shlex.join(["helios", "render", os.path.relpath(path), *flag_words(context, left_out)])

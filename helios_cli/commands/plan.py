@@ -13,6 +13,7 @@ from helios_cli.plan_view import show_plans
 from helios_cli.recipe.options import RenderOptions
 
 NOT_PLANNED = {
+    "container",
     "force",
     "no_cache",
     "keep",

@@ -48,7 +48,15 @@ def render(
     """Render films from prompts: helios render "a red ball rolls left" --seconds 20"""
     from helios_cli.cost.estimate import estimate_jobs
     from helios_cli.cost.farm import farm_of
-    from helios_cli.film.jobs import check_encoding, check_shared_out, check_takes, film_to_repeat, find_jobs, plan_jobs
+    from helios_cli.film.jobs import (
+        check_encoding,
+        check_shared_out,
+        check_stdout,
+        check_takes,
+        film_to_repeat,
+        find_jobs,
+        plan_jobs,
+    )
 
     check_shared_out(options)
     check_takes(options, from_film=from_film is not None, dry_run=dry_run)
@@ -63,6 +71,8 @@ def render(
     jobs = find_jobs(source or [], options, films)
     check_encoding(jobs)
     kind = progress_kind(progress, quiet=quiet, json=json)
+    if options.is_stream:
+        check_stdout(json=kind == "json")
     if options.lanes > 1 and kind in ("auto", "rich"):
         kind = "plain"
     with stop_at_once() as is_stopped, FilmsView(jobs, kind, is_stopped) as shown:

@@ -17,18 +17,20 @@ from helios_cli.engine.memory import memory_errors, without_frames
 from helios_cli.engine.models import Models
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.session import Session
-from helios_cli.errors import HeliosError, InputError, OutOfMemory
+from helios_cli.errors import HeliosError, InputError, OutOfMemory, ReaderGone
 from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.feed import Feed
 from helios_cli.film.parts import LeftChunks, Parts
 from helios_cli.film.sound import silence_notice, track_of
+from helios_cli.film.stream import DEFAULT_CONTAINER, open_stream, take_stdout
 from helios_cli.film.target import Target, check_space
 from helios_cli.film.writer import FilmWriter, open_writer
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Fingerprints
-from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.options import STREAM, RenderOptions
 from helios_cli.recipe.plan import Plan, too_long
+from helios_cli.units import counted
 
 
 @torch.inference_mode()
@@ -62,6 +64,9 @@ def render(
     yield from session.notices()
     if options.strict:
         _require_whole_prompts(script.plan, session.models)
+    if options.is_stream:  # which cannot begin again where memory runs out
+        yield from _render_stream(options, session, script, feed)
+        return
     if options.final:
         yield from _render_twice(output, options, session, script, feed)
         return
@@ -189,6 +194,45 @@ def _finish_of(output: str, options: RenderOptions, session: Session, script: Sc
         fingerprints.of,
         track_of(script.film, options) if script.film else None,
     )
+
+
+def _render_stream(
+    options: RenderOptions, session: Session, script: Script, feed: Feed | None
+) -> Generator[Event, None, None]:
+    """Render a film to standard output, until its end or until nobody reads it any more."""
+    plan, finish = script.plan, _finish_of(STREAM, options, session, script)
+    stream = open_stream(
+        take_stdout(),
+        options.container or DEFAULT_CONTAINER,
+        size=plan.size,
+        fps=plan.fps,
+        codec=options.codec,
+        crf=options.crf,
+        preset=options.preset,
+        preview=finish.preview.digest if finish.preview else "",
+    )
+    stream.feed = feed
+    try:
+        with session.writing(stream, STREAM, script):
+            events = render_chunks(
+                script,
+                session.models,
+                stream,
+                answer=session.answer,
+                clock=session.clock(),
+                reanchor=options.reanchor,
+                fingerprints=finish.fingerprints_of,
+                cache=Cache() if options.cache else None,
+                overlap=session.overlaps,
+                preview=session.preview(options),
+            )
+            with closing(events):
+                for event in events:
+                    session.require_not_stopped()
+                    yield event
+                    yield from session.notices()
+    except ReaderGone as gone:
+        yield Notice(f"{gone.message}; kept for later films: {counted(stream.safe_chunks, 'chunk')}")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ from helios_cli.engine.ranks import RankOptions, Ranks
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.teams import devices_of
 from helios_cli.errors import Interrupted, MachineError
+from helios_cli.film.stream import StreamWriter
+from helios_cli.film.writer import FilmWriter
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Identity
 from helios_cli.recipe.lora import choose_loras
@@ -52,8 +54,9 @@ from helios_cli.weights.preview import PreviewFile
 from helios_cli.weights.vocabulary import introduction
 
 if TYPE_CHECKING:
-    from helios_cli.film.writer import FilmWriter
     from helios_cli.model.dit import Call
+
+Writer = TypeVar("Writer", FilmWriter, StreamWriter)
 
 ProgressBytes = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows a download: `with progress(description, total_bytes) as advance: advance(num_bytes)`."""
@@ -88,7 +91,7 @@ class Session:
         self._budget: MemoryBudget | None = None
         self._placed_for: tuple[object, ...] = ()  # the options that the budget and the placement follow
         self._notices: list[Notice] = []
-        self._begun: dict[FilmWriter, tuple[str, Script]] = {}  # films that are being written
+        self._begun: dict[FilmWriter | StreamWriter, tuple[str, Script]] = {}  # films that are being written
         self._preview: Preview | None = None
 
     def __enter__(self) -> Session:
@@ -335,7 +338,7 @@ class Session:
         return Clock(self.models.device)
 
     @contextmanager
-    def writing(self, writer: FilmWriter, output: str, script: Script) -> Iterator[FilmWriter]:
+    def writing(self, writer: Writer, output: str, script: Script) -> Iterator[Writer]:
         """Have `stopped` speak of a film that an interruption leaves here; one that is whole or failed is not."""
         self._begun[writer] = output, script
         try:
@@ -369,6 +372,9 @@ class Session:
             for writer, (output, script) in self._begun.items()
         ]
         what = f"stopped: {' and '.join(safe)} are safe" if safe else "stopped before a chunk was begun"
+        if any(isinstance(writer, StreamWriter) for writer in self._begun):
+            hint = "the same command begins the stream again, with the chunks that are kept"
+            return Interrupted(what, hint=hint)
         return Interrupted(what, hint="run the same command again to continue from there")
 
 

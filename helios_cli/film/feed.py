@@ -96,6 +96,15 @@ class Feed:
             self.num_kept = len(marks)
         self._tell()
 
+    def begin_counting(self) -> None:
+        """Follow a stream, whose pieces are counted and cannot be read."""
+        with self._changed:
+            self._frames, self._ends, self._is_over = [0], [0], False
+
+    def count(self, num_frames: int) -> None:
+        """Note that a piece of the stream has gone down the pipe."""
+        self.add(Mark(num_frames, 0, ""))
+
     def add(self, mark: Mark) -> None:
         """Note a piece that is in the film, and on disk."""
         with self._changed:

@@ -157,6 +157,7 @@ class Process:
 
     `doing` is "writing film.mp4": an ffmpeg that stops making progress is ended, with an error of class `blame` that
     says so. `stdin` and `stdout` are subprocess constants, `pass_fds` open files that ffmpeg sees as `pipe:N`.
+    `patience` is how long it may take no input and make no progress, None where that is up to who reads its output.
     `memory` limits its bytes. It ends when this process does, however that ends. `kept` are its messages that match
     `keep`.
     """
@@ -174,6 +175,7 @@ class Process:
         stdout: int = subprocess.DEVNULL,
         pass_fds: Sequence[int] = (),
         memory: int | None = None,
+        patience: float | None = WRITING_SECONDS,
         keep: re.Pattern[str] | None = None,
     ) -> None:
         command = [program().path, "-hide_banner", "-nostdin", "-loglevel", "error", "-nostats"]
@@ -181,7 +183,7 @@ class Process:
         self.doing = doing
         self.num_frames = 0
         self.kept: deque[str] = deque(maxlen=KEPT_LINES)
-        self._blame, self._keep = blame, keep
+        self._blame, self._keep, self._patience = blame, keep, patience
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._progress: dict[str, str] = {}
         self._writing = threading.Lock()
@@ -230,8 +232,8 @@ class Process:
             pipe = self._stdin.fileno()
             writable.register(pipe, select.POLLOUT)
             while rest:
-                if not writable.poll(WRITING_SECONDS * 1000):
-                    raise self._stalled(WRITING_SECONDS)
+                if not writable.poll(None if self._patience is None else self._patience * 1000):
+                    raise self._stalled(self._patience or 0)
                 with contextlib.suppress(BlockingIOError):
                     rest = rest[os.write(pipe, rest) :]
 
@@ -245,7 +247,7 @@ class Process:
         """Wait until ffmpeg ends: `at_most` seconds where given, else as long as it makes progress. Returns its exit
         status, negative for a signal."""
         before = None
-        seconds = at_most or WRITING_SECONDS
+        seconds = at_most or self._patience
         while True:
             self._reader.join(seconds)  # until ffmpeg closes its stderr; Popen.wait would poll, up to 50 ms late
             if not self._reader.is_alive():
@@ -253,7 +255,7 @@ class Process:
             now = self._state()
             if at_most or now == before:
                 self.kill()
-                raise self._stalled(seconds)
+                raise self._stalled(seconds or 0)
             before = now
         status = self._popen.wait()
         machine.children.forget(self._popen.pid)

@@ -146,6 +146,17 @@ class GrowingFile(_Growing):
 
     def append(self, piece: bytes, num_frames: int) -> Mark:
         """Add a piece. It is on disk when this returns."""
+        data = self.placed(piece, num_frames)
+        with disk_errors(self._target.partial), open_own(self._target.partial) as file:
+            file.seek(self.length)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self.length += len(data)
+        return Mark(num_frames, self.length, _digest(data))
+
+    def placed(self, piece: bytes, num_frames: int) -> bytes:
+        """Return the bytes of a piece at its place, behind all that were placed before."""
         init, fragments = mp4.split(piece)
         data = b"" if self._init else init
         self._init = self._init or init
@@ -158,14 +169,8 @@ class GrowingFile(_Growing):
         for number, fragment in enumerate(fragments, self.num_frames + 1):
             mp4.move(fragment, ticks=int(ticks), number=number)
             data += fragment
-        with disk_errors(self._target.partial), open_own(self._target.partial) as file:
-            file.seek(self.length)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        self.length += len(data)
         self.num_frames += num_frames
-        return Mark(num_frames, self.length, _digest(data))
+        return data
 
     @property
     def num_final_frames(self) -> int:

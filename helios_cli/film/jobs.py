@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_targe
 from helios_cli.recipe.files import check_loras, check_preview_file
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lora import choose_loras
-from helios_cli.recipe.options import RenderOptions, flag_of
+from helios_cli.recipe.options import STREAM, RenderOptions, flag_of
 from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model, film_fps
 from helios_cli.recipe.sound import NONE, SOUND_KEYS, choose_sound
 
@@ -120,7 +121,7 @@ def check_preview(options: RenderOptions) -> None:
         )
     if options.final:
         others = {"--lanes": options.lanes > 1, "--takes": options.takes, "--no-cache": not options.cache}
-        others["-o -"] = options.output == "-"
+        others["-o -"] = options.is_stream
         if clash := next((flag for flag, is_given in others.items() if is_given), None):
             why = {
                 "--lanes": "renders films side by side, whose previews end at different times",
@@ -133,6 +134,51 @@ def check_preview(options: RenderOptions) -> None:
 
     check_preview_file(options.preview_decoder)
     read_preview(options.preview_decoder)
+
+
+def check_stream(films: list[Film], options: RenderOptions) -> None:
+    """Raise InputError for options that do not go with a stream, or that only a stream has."""
+    if not options.is_stream:
+        if options.container:
+            raise InputError(
+                f"--container {options.container} is for a stream, and the name of a film says what it is",
+                hint="add -o -, or leave out --container",
+            )
+        return
+    if len(films) > 1:
+        raise InputError(f"-o - is one stream, but there are {len(films)} films", hint="name one source")
+    refused = [
+        flag
+        for flag, is_set in (
+            ("--takes", options.takes),
+            ("--export", options.export),
+            ("--check", options.check),
+            ("--keep", options.keep),
+            ("--filter or --through", options.filter is not None or options.through is not None),
+            ("--workers, --cluster or --share", options.is_shared_out),
+        )
+        if is_set
+    ]
+    if refused:
+        raise InputError(f"{refused[0]} needs a film in a file, and -o - is a stream", hint="write -o film.mp4")
+    if choose_sound(films[0], options)[0]:
+        raise InputError("-o - is a stream, which has no sound", hint="write -o film.mp4, or --audio none")
+    if options.container == "ts" and options.codec == "av1":
+        raise InputError("there is no AV1 in a .ts", hint="write --container mkv or mp4, or --codec h264")
+
+
+def check_stdout(*, json: bool) -> None:
+    """Raise InputError if standard output is no place for a stream, or is to have events (`json`) as well."""
+    if json:
+        raise InputError(
+            "-o - and the events of --json would both be written to standard output",
+            hint="leave out --json: progress is shown on standard error",
+        )
+    if sys.stdout is None or sys.stdout.isatty():
+        raise InputError(
+            "-o - writes the film to standard output, which is a terminal here",
+            hint="add | mpv -, | ffplay -, or > film.mkv",
+        )
 
 
 def find_jobs(
@@ -151,6 +197,7 @@ def find_jobs(
     films = films or read_films(sources)
     lengths = [check_film(film, options).num_frames for film in films]
     films = check_sounds(check_clips(films, options), options, None if is_live else lengths)
+    check_stream(films, options)
     if options.takes and len(films) > 1:
         raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
     outputs = _outputs(films, options.output)
@@ -171,7 +218,8 @@ def check_encoding(jobs: list[Job]) -> None:
     from helios_cli.film import ffmpeg
 
     options = jobs[0].options
-    if options.takes or any(job.output.lower().endswith(".mp4") for job in jobs):
+    is_coded = options.is_stream and options.container != "y4m"
+    if options.takes or is_coded or any(job.output.lower().endswith(".mp4") for job in jobs):
         ffmpeg.check_encoding(codec=options.codec, crf=options.crf, preset=options.preset)
     else:
         ffmpeg.Encoding(options.codec, options.crf, options.preset)
@@ -180,13 +228,15 @@ def check_encoding(jobs: list[Job]) -> None:
 def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
     from helios_cli.film.after import check_after, try_after
 
-    if options.takes:
+    if options.is_stream:
+        places: tuple[Path, ...] = ()
+    elif options.takes:
         from helios_cli.film.takes import TakesFiles, check_shot
 
         check_after(options, "mp4")
         check_shot(film, options.shot or 1)
         files = TakesFiles.of(output, force=options.force)
-        places: tuple[Path, ...] = (files.sheet, files.folder)
+        places = (files.sheet, files.folder)
     else:
         # The film may be what another process made, or an earlier run, which perhaps was killed before its very end.
         was_finishing = options.is_shared_out and os.path.exists(Target.of(output).parts)
@@ -356,7 +406,9 @@ def check_output(output: str) -> None:
     if not output.strip() or visible_name.lower() in (".mp4", ".mkv"):
         raise InputError(f"-o {shown}: the film has no name", hint="write -o film.mp4; is a shell variable empty?")
     if is_url(output):
-        raise InputError(f"-o {shown}: films are written to local files", hint="write -o film.mp4")
+        form = "flv" if output.lower().startswith("rtmp") else "mpegts"
+        hint = f"write -o film.mp4; to send it there: -o - | ffmpeg -re -i - -c copy -f {form} {shown}"
+        raise InputError(f"-o {shown}: films are written to local files", hint=hint)
     if visible_name != name and not os.path.isdir(output):
         hint = f"write {visible_name or 'film.mp4'}"
         raise InputError(f"-o {shown}: the name has invisible characters", hint=hint)
@@ -365,6 +417,8 @@ def check_output(output: str) -> None:
 def _outputs(films: list[Film], output: str | None) -> list[str]:
     if output is not None:
         check_output(output)
+    if output == STREAM:
+        return [output]
     if len(films) == 1 and not _is_folder_for_films(output):
         return [output or f"{films[0].name}.mp4"]
     if output and not os.path.isdir(output):

@@ -44,6 +44,15 @@ class Record:
     state: str
 
 
+def recorded_chunks(target: Target) -> int:
+    """Return how many chunks the journal of `target` records at the moment, without its lock; 0 without a journal."""
+    try:
+        with FileIO(target.journal) as file:
+            return sum(_has(line, **RECORD_TYPES) for line, _ in _lines(file))
+    except OSError:
+        return 0
+
+
 class Journal:
     """The journal of `target`, opened and locked, and created if there is none. Call `close` or `remove` at the end.
 

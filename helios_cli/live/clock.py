@@ -44,7 +44,7 @@ class Playhead:
         self._changed = threading.Condition(threading.RLock())  # a signal handler may hold it already
         self._viewers: dict[Hashable, _Report] = {}
         self._position, self._moved = 0.0, now()
-        self._is_paused, self._may_pause = False, True
+        self._is_paused, self._may_pause, self._is_over = False, True, False
 
     @property
     def position(self) -> float:
@@ -117,9 +117,10 @@ class Playhead:
             self._may_pause = False
             self.resume()
 
-    def wake(self) -> None:
-        """Have whoever waits look again."""
+    def set_over(self, is_over: bool) -> None:
+        """Let nothing wait once nobody can watch any more: the reader of a stream has gone."""
         with self._changed:
+            self._is_over = is_over
             self._changed.notify_all()
 
     def skip(self, seconds: float) -> None:
@@ -130,9 +131,9 @@ class Playhead:
     def seconds_until(self, start: float) -> float:
         """Return the time until the chunk that begins at `start` may be decided; infinity during a pause."""
         with self._changed:
-            if self._is_paused:
+            if self._is_paused and not self._is_over:
                 return float("inf")
-            return 0.0 if self.ahead is None else max(0.0, start - self.ahead - self._move())
+            return 0.0 if self.ahead is None or self._is_over else max(0.0, start - self.ahead - self._move())
 
     def wait(self, seconds: float) -> None:
         """Wait for so long at most, until anything changes that `seconds_until` depends on."""

@@ -73,10 +73,18 @@ class LiveSetup:
     feed: Feed
 
     @classmethod
-    def of(cls, fps: float, ahead: float | None, warn: Callable[[str], None]) -> LiveSetup:
-        """Return the setup of a film; `warn` gets messages about lines that are no prompts."""
+    def of(cls, fps: float, ahead: float | None, warn: Callable[[str], None], *, player: bool = False) -> LiveSetup:
+        """Return the setup of a film; `warn` gets messages about lines that are no prompts.
+
+        A `player` says itself what it has; else all that is in the feed counts as out."""
         playhead, feed = Playhead(fps, ahead), Feed()
-        feed.listen(lambda: playhead.show(feed.num_frames))
+
+        def follow() -> None:
+            playhead.set_over(feed.is_over)
+            if not player:
+                playhead.show(feed.num_frames)
+
+        feed.listen(follow)
         return cls(playhead, Lines(warn, playhead), feed)
 
 
@@ -89,10 +97,12 @@ def render_live(
     recipe_file: RecipeFile,
     session: Session,
     warn: Callable[[str], None],
+    chunks: int = 0,
 ) -> Generator[Event, None, None]:
     """Render the film of the first prompt and of those that lines bring while it renders.
 
-    `open_lines` is called once the model can take prompts.
+    `open_lines` is called once the model can take prompts. With `chunks`, the film of the job is an unfinished one that
+    has so many, and goes on.
 
     Raises what `engine.render.render` raises, and InputError if there is no prompt at all.
     """
@@ -101,27 +111,63 @@ def render_live(
 
     yield from session.load(job.film, job.options)
     settings = session.settings(job.film, job.options)  # what the model cannot do is reported before a prompt comes
-    open_lines()
-    lines = setup.lines
-    if first is None:
-        _preload(plan_film(job.film, settings), job.options, session)
-        yield from session.notices()
-        line = lines.wait()
-        first = line.shot if line else None
-    if first is None:
-        raise InputError("standard input holds no prompt", hint=EXAMPLE)
-    film = _resolved(job.film, first, job.options, settings, session.models.name)
     options = replace(job.options, **cast("dict[str, Any]", dict.fromkeys(IN_RECIPE)))
+    lines = setup.lines
+    if chunks:
+        film = job.film
+        _require_same(film, job.options, session)
+        if first is not None and first.prompt != film.recipe.shots[0].prompt:  # else it is the same command again
+            lines.put(first)
+        open_lines()
+    else:
+        open_lines()
+        if first is None:
+            _preload(plan_film(job.film, settings), job.options, session)
+            yield from session.notices()
+            line = lines.wait()
+            first = line.shot if line else None
+        if first is None:
+            raise InputError("standard input holds no prompt", hint=EXAMPLE)
+        film = _resolved(job.film, first, job.options, settings, session.models.name)
 
     def plan_of(film: Film) -> Plan:
         session.introduce([film.recipe.shots[-1].prompt])
         return plan_film(film, session.settings(film, options))
 
     fps = settings.fps
-    script = LiveScript(film, fps, lines, manner, setup.playhead, plan_of=plan_of, keep=recipe_file.write, warn=warn)
+    script = LiveScript(
+        film, fps, lines, manner, setup.playhead, chunks=chunks, plan_of=plan_of, keep=recipe_file.write, warn=warn
+    )
     yield from render(film, options, session, script, setup.feed)
     if waiting := len(lines.waiting):
         yield Notice(f"{counted(waiting, 'prompt')} came too late for the film")
+
+
+def _require_same(film: Film, options: RenderOptions, session: Session) -> None:
+    """Raise InputError if flags would make another film of one that goes on."""
+    begun = replace(options, **cast("dict[str, Any]", dict.fromkeys(("model", *IN_RECIPE))))
+    were, are = session.settings(film, begun), session.settings(film, options)
+    start, folder = film.recipe.shots[0], film.folder
+    pairs = [(key, getattr(were, key), getattr(are, key)) for key in ("size", "steps", "guidance", "fps", "seed")]
+    pairs += [("negative", were.negative, are.negative), ("length", were.num_frames, are.num_frames)]
+    pairs += [("sound", choose_sound(film, begun)[0], choose_sound(film, options)[0])]
+    pairs += [("lora", choose_loras(film, begun)[0], choose_loras(film, options)[0])]
+    for key, written, given in (("image", start.image, are.image), ("video", start.video, are.video)):
+        place = None if written is None else os.path.realpath(folder / written)
+        pairs.append((key, place, place if given is None else os.path.realpath(given)))
+    if options.model is not None and film.recipe.model is not None:
+        pairs.append(("model", film.recipe.model, _written(session.models.name)))
+    if changed := [key for key, was, now in pairs if was != now]:
+        raise InputError(
+            f"the unfinished film of {film.source} was begun with another {' and '.join(changed)}",
+            hint="leave out the flag to go on with it, add --force to start over, or choose another -o",
+        )
+
+
+def _written(model: str) -> str:
+    """Return the model as a recipe that may be moved names it."""
+    folder = source_of(model).folder
+    return model if folder is None or model == EMBEDDED else str(folder.absolute())
 
 
 def _preload(plan: Plan, options: RenderOptions, session: Session) -> None:
@@ -145,9 +191,8 @@ def _preload(plan: Plan, options: RenderOptions, session: Session) -> None:
 
 def _resolved(film: Film, first: Shot, options: RenderOptions, settings: Settings, model: str) -> Film:
     """The film of the first prompt with every setting written out, so that its recipe needs no flags."""
-    folder = source_of(model).folder
     keys = {
-        "model": model if folder is None or model == EMBEDDED else str(folder.absolute()),
+        "model": _written(model),
         "fps": settings.fps,
         "size": settings.size,
         **{key: getattr(options, key) for key in LENGTH_KEYS if getattr(options, key) is not None},

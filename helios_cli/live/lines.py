@@ -122,6 +122,10 @@ class Lines:
             door = self.door("standard input")
             threading.Thread(target=self._read, args=(descriptor, door), name="prompts", daemon=True).start()
 
+    def put(self, shot: Shot) -> None:
+        """Take the prompt of the command itself."""
+        self._put(shot, "the command", wait=False)
+
     def end(self) -> None:
         """Close all doors."""
         with self._changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.files import MAX_BYTES
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.schema import MAX_SHOTS
+from helios_cli.recipe.sources import read_films
 
 MARK = "# Written by `helios live`"
 
@@ -21,16 +23,22 @@ def recipe_path(target: Target) -> Path:
     return target.path.with_name(f"{target.path.name if target.kind == 'png' else target.path.stem}.toml")
 
 
-def check_recipe(path: Path, target: Target, how_to_finish: str, *, force: bool) -> None:
-    """Raise InputError if the recipe would replace another file, or that of an unfinished film; `force` allows both."""
+def begun_film(path: Path, target: Target, *, force: bool) -> Film | None:
+    """Return the film of the recipe that an unfinished live film left, to go on with; None for a new one.
+
+    InputError if the recipe would replace another file, or there is an unfinished film without one; `force` allows
+    both.
+    """
     if force:
-        return
+        return None
     is_ours = is_live(path)
     if path.exists() and not is_ours:
         raise InputError(f"{path} exists, and helios live did not write it", hint="add --force, or choose another -o")
-    if target.journal.exists():
-        hint = f"{how_to_finish} finishes it; --force starts over" if is_ours else "add --force to start over"
-        raise InputError(f"there is an unfinished film at {target.partial}", hint=hint)
+    if not target.journal.exists():
+        return None
+    if not is_ours:
+        raise InputError(f"there is an unfinished film at {target.partial}", hint="add --force to start over")
+    return read_films([os.path.relpath(path)])[0]
 
 
 def is_live(path: Path) -> bool:

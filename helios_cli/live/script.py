@@ -52,11 +52,12 @@ class LiveScript:
         manner: Manner,
         playhead: Playhead,
         *,
+        chunks: int = 0,
         plan_of: Callable[[Film], Plan],
         keep: Callable[[Film], None],
         warn: Callable[[str], None],
     ) -> None:
-        """Begin with a `film` whose only shot is the first prompt.
+        """Begin with a `film` whose only shot is the first prompt; or go on with one that has `chunks` chunks.
 
         `keep` gets the film whenever it changes, and raises InputError for one that is too large; `warn` gets a
         message about a prompt that is left out for that reason."""
@@ -68,10 +69,14 @@ class LiveScript:
         self._most = self.num_chunks or int(MAX_SECONDS * fps) // FRAMES_PER_CHUNK
         self._taken: dict[int, PromptTaken] = {}
         self._has_begun = False
+        self._goes_on: PromptTaken | None = None
         self._late: list[float] = []
         self._is_slow = False
         self.plan: Plan
-        self._begin(film.recipe.shots[0], 0, None)
+        if chunks:
+            self._go_on(chunks)
+        else:
+            self._begin(film.recipe.shots[0], 0, None)
 
     def is_early(self, index: int) -> bool:
         return self._seconds_until(index) > 0
@@ -81,6 +86,8 @@ class LiveScript:
             self._has_begun = True
             self._keep(self.film)
             self._playhead.begin_at(index)
+            if self._goes_on:
+                yield self._goes_on
         yield from self._wait(index)
         if index == len(self.plan.chunks) < self._most:
             self._next(index)
@@ -125,6 +132,17 @@ class LiveScript:
                 f"this machine makes {speed:.3g} frames a second, and the film shows {self._fps:g}: whoever watches "
                 f"has to wait; a smaller --size, fewer --steps or --fps {max(1, int(speed))} would help"
             )
+
+    def _go_on(self, chunks: int) -> None:
+        """Take over the shots of an earlier run. Of a last one without a length, only what was rendered is decided."""
+        self._whole = self._plan_of(self.film)
+        last = self._whole.shots[-1]
+        first = next(chunk.index for chunk in self._whole.chunks if chunk.shot == last.index)
+        if self.num_frames is None:
+            self.plan = self._whole
+        else:
+            self._decide_to(max(chunks, first + 1))
+        self._goes_on = PromptTaken(last.prompt, first, last.transition)
 
     def _next(self, index: int) -> None:
         """Decide the next chunk: of a prompt that is waiting, else of the last prompt, unless the film ends."""

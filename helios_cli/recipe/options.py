@@ -15,11 +15,15 @@ from helios_cli.recipe.values import parse_bytes, parse_duration, parse_size, pa
 
 T = TypeVar("T")
 
+STREAM = "-"
+"""The output that means standard output."""
+
 EXPORT_FORMS = ("otio", "edl")
 
 # The choices of flags, for the command line and for Python alike.
 DtypeChoice = Literal["auto", "bfloat16", "float16", "float32"]
 OffloadChoice = Literal["auto", "none", "model", "stream"]
+ContainerChoice = Literal["mkv", "mp4", "ts", "y4m"]
 QuantChoice = Literal["none", "fp8"]
 Workers = int | Literal["auto"]
 
@@ -42,6 +46,7 @@ class RenderOptions:
         lora: LoRA files that are folded into the model, in place of the recipe's; relative to the current folder.
         audio: sound file under the film, "none" for none; relative to the current folder.
         audio_fit, audio_fade: how it is fitted to the film's length, and seconds of fading out (`recipe.sound.Sound`).
+        container: container of the stream that the output "-" is.
         cache: take chunks that earlier films left, and keep new ones.
         vram, ram: memory budgets in bytes; None is what is free.
         attention_taken: attention kernel by shape, as the record of a film to repeat has it; `auto` follows it.
@@ -81,6 +86,7 @@ class RenderOptions:
     revision: str | None = None
     reanchor: bool = False
     output: str | None = None
+    container: str | None = None
     force: bool = False
     cache: bool = True
     keep: bool = False
@@ -141,6 +147,11 @@ class RenderOptions:
         return cls(**{key: value for key, value in values.items() if value is not None})
 
     @property
+    def is_stream(self) -> bool:
+        """Return whether the film goes to standard output."""
+        return self.output == STREAM
+
+    @property
     def is_shared_out(self) -> bool:
         """Return whether workers render the films, and not this process."""
         return self.cluster is not None or self.share or self.workers not in (None, 1)
@@ -193,6 +204,7 @@ def parse_workers(text: str) -> Workers:
 
 
 CHOICES = {
+    "container": get_args(ContainerChoice),
     "dtype": get_args(DtypeChoice),
     "offload": get_args(OffloadChoice),
     "quant": get_args(QuantChoice),

@@ -15,7 +15,7 @@ from helios_cli.errors import InputError
 from helios_cli.film.target import Target
 from helios_cli.live.clock import Playhead
 from helios_cli.live.lines import Line
-from helios_cli.live.recipe_file import MARK, RecipeFile, check_recipe, recipe_path
+from helios_cli.live.recipe_file import MARK, RecipeFile, begun_film, recipe_path
 from helios_cli.live.script import LiveScript, Manner
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.film import Film
@@ -196,23 +196,24 @@ def test_the_recipe_stands_beside_the_film(tmp_path, target):
 
 def test_only_a_recipe_of_its_own_is_replaced(target):
     path = recipe_path(target)
-    check_recipe(path, target, "helios render film.toml", force=False)
+    begun_film(path, target, force=False)
     path.write_text("version = 1\n")
     with pytest.raises(InputError, match="did not write it"):
-        check_recipe(path, target, "helios render film.toml", force=False)
-    check_recipe(path, target, "helios render film.toml", force=True)
+        begun_film(path, target, force=False)
+    begun_film(path, target, force=True)
     path.write_text(f"{MARK}\n")
-    check_recipe(path, target, "helios render film.toml", force=False)
+    begun_film(path, target, force=False)
 
 
-def test_an_unfinished_film_is_not_begun_anew(target):
+def test_an_unfinished_film_goes_on_if_its_recipe_is_there(target):
     path = recipe_path(target)
     target.journal.write_text("")
-    path.write_text(f"{MARK}\n")
-    with pytest.raises(InputError) as caught:
-        check_recipe(path, target, "helios render film.toml", force=False)
-    assert caught.value.hint.startswith("helios render film.toml finishes it")
-    check_recipe(path, target, "helios render film.toml", force=True)
+    with pytest.raises(InputError, match="there is an unfinished film"):
+        begun_film(path, target, force=False)
+    path.write_text(f'{MARK}\nversion = 1\n[[shot]]\nprompt = "a boat"\n')
+    film = begun_film(path, target, force=False)
+    assert film is not None and [shot.prompt for shot in film.recipe.shots] == ["a boat"]
+    assert begun_film(path, target, force=True) is None
 
 
 def test_what_is_written_is_a_source_with_the_command_on_top(target):
@@ -232,3 +233,39 @@ def test_a_recipe_that_could_not_be_read_again_is_not_written(target):
     with pytest.raises(InputError, match="has reached the limit for a recipe"):
         RecipeFile(path, "").write(film)
     assert not path.exists()
+
+
+# Going on
+
+
+@given(
+    at=st.dictionaries(st.integers(0, 12), st.lists(SHOTS, max_size=2), max_size=4),
+    later=st.dictionaries(st.integers(0, 25), st.lists(SHOTS, max_size=2), max_size=4),
+    length=st.sampled_from([{}, {"frames": 700}]),
+    share=st.floats(0, 1),
+)
+def test_a_film_that_goes_on_keeps_its_chunks_and_takes_new_prompts(at, later, length, share):
+    """After a kill at any chunk: those that were rendered are those of the new plan, and the recipe is again that of
+    the whole film."""
+    live = Live(Lines(at, end=max(at, default=0)), **length)
+    done = max(1, round(share * len(live.rendered)))
+    text = live.kept[done - 1]
+    lines, texts, told = Lines(later, end=max(later, default=0)), [text], []
+    problems = Problems("f.toml")
+    film = Film("f", "f.toml", recipe_from(*read_tree(text, ".toml", problems), problems), FOLDER)
+    script = LiveScript(
+        *(film, 24.0, lines, USUAL, Playhead(24.0, None)),
+        **{"chunks": done, "plan_of": plan_of, "warn": told.append},
+        keep=lambda film: texts.append(write_recipe(film, "toml", FOLDER)),
+    )
+    assert list(script.plan.chunks[:done]) == live.rendered[:done]
+    index, events = done, []
+    while True:
+        lines.arrive(index)
+        events += script.decide(index)
+        if index == len(script.plan.chunks):
+            break
+        index += 1
+    assert list(script.plan.chunks[:done]) == live.rendered[:done]
+    assert reread(texts[-1]) == script.plan
+    assert next(event.prompt for event in events if isinstance(event, PromptTaken)) == film.recipe.shots[-1].prompt

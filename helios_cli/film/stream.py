@@ -1,0 +1,218 @@
+"""Streams a film to standard output while it is rendered (`-o -`): its pieces, in a container that needs no end.
+
+Nothing of it is written to disk. A reader that is slow, or paused, holds the renderer back: pipes are short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from helios_cli.errors import MachineError, ReaderGone
+from helios_cli.film import ffmpeg
+from helios_cli.film.cache import Cache
+from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter
+from helios_cli.film.growing import GrowingFile, growing_film
+from helios_cli.film.resume import Resumed, Wanted
+from helios_cli.film.target import Target
+from helios_cli.recipe.options import STREAM
+
+DEFAULT_CONTAINER = "mkv"
+
+PIPE_BYTES = 4096
+"""Bytes that a pipe takes without waiting once it is writable: PIPE_BUF of Linux."""
+
+MUXED: Mapping[str, tuple[str, ...]] = {
+    # By default a cluster is written when it has a second of film.
+    "mkv": ("-c", "copy", "-cluster_time_limit", "0", "-f", "matroska"),
+    "ts": ("-c", "copy", "-muxdelay", "0", "-muxpreload", "0", "-f", "mpegts"),
+    "y4m": ("-vf", ffmpeg.TO_BT709, "-f", "yuv4mpegpipe"),
+}
+"""ffmpeg's output options of the containers, except for mp4: pieces are fragments of one already."""
+
+CONTAINERS = ("mkv", "mp4", "ts", "y4m")
+
+
+def take_stdout() -> int:
+    """Return standard output for a stream alone. From now on, what is printed there goes to standard error."""
+    sys.stdout.flush()
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    return descriptor
+
+
+def open_stream(
+    descriptor: int,
+    container: str,
+    *,
+    size: tuple[int, int],
+    fps: float,
+    codec: str,
+    crf: int,
+    preset: str,
+    preview: str = "",
+) -> StreamWriter:
+    """Begin a stream; its writer closes the descriptor at the end. The rest is as for `open_writer`."""
+    kind = "mkv" if container == "y4m" else "mp4"  # the film without loss
+    place = Target(Path(tempfile.gettempdir(), "stream"), kind)
+    film = growing_film(place, size, fps, codec, crf, preset, preview)
+    assert isinstance(film, GrowingFile), "only folders are other films"
+    pipe = _Fragments(descriptor) if container == "mp4" else _Muxer(descriptor, MUXED[container])
+    return StreamWriter(film, size, pipe, descriptor)
+
+
+class StreamWriter(PieceWriter):
+    """A film that goes down a pipe, and of which only the cache keeps anything.
+
+    Attributes:
+        safe_chunks: the number of chunks that are in the cache.
+    """
+
+    def __init__(self, film: GrowingFile, size: tuple[int, int], pipe: _Fragments | _Muxer, descriptor: int) -> None:
+        super().__init__(Target(Path(STREAM), "stream"), film, size)
+        self._file, self._pipe, self._descriptor = film, pipe, descriptor
+        self.safe_chunks = 0
+        self._is_closed = False
+        threading.Thread(target=self._watch, name="reader of the stream", daemon=True).start()
+
+    def resume(self, wanted: Wanted, cache: Cache | None) -> Resumed:
+        """Begin: a stream has no earlier run, except in the cache."""
+        self._cache = cache
+        if self.feed:
+            self.feed.begin_counting()
+        self._thread.start()
+        return Resumed()
+
+    def close(self) -> Path:
+        if not self._is_closed:
+            try:
+                self._end()
+                self._thread.join()
+                self.check()
+                self._pipe.finish()
+            except BaseException:
+                self.abort()
+                raise
+            self._leave()
+        return self.target.path
+
+    def abort(self) -> None:
+        """Stop; what is encoded already goes down the pipe if there is a reader who takes it soon."""
+        if self._is_closed:
+            return
+        stopping = threading.Timer(DRAIN_SECONDS, self._pipe.stop)
+        stopping.start()
+        if self._thread.ident:
+            self._drain(DRAIN_SECONDS)
+        if self._failure is None:
+            with contextlib.suppress(ReaderGone, MachineError):
+                self._pipe.finish()
+        stopping.cancel()
+        self._pipe.stop()
+        self._leave()
+
+    def _leave(self) -> None:
+        self._is_closed = True
+        if self.feed:
+            self.feed.end()
+        os.close(self._descriptor)
+
+    def _keep(self, piece: bytes, end: PieceEnd) -> bytes | None:
+        try:
+            self._pipe.write(self._file.placed(piece, end.num_frames))
+        except ReaderGone as gone:  # the chunk is kept all the same
+            self._fail(gone)
+        if self.feed:
+            self.feed.count(end.num_frames)
+        if end.safe is None or self._cache is None:
+            return None
+        self.safe_chunks += 1
+        return end.safe.save()
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+        if self.feed:
+            self.feed.end()
+
+    def _watch(self) -> None:
+        """Notice that the reader has gone while nothing is written."""
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        while not self._is_closed:
+            if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(500)):
+                self._fail(ReaderGone())
+                return
+
+
+class _Fragments:
+    """Passes fragments on as they are."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._is_stopped = False
+
+    def write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        writable = select.poll()
+        writable.register(self._descriptor, select.POLLOUT)
+        while rest:
+            if self._is_stopped:
+                raise ReaderGone()
+            if writable.poll(500):
+                try:
+                    rest = rest[os.write(self._descriptor, rest[:PIPE_BYTES]) :]
+                except BrokenPipeError:
+                    raise ReaderGone() from None
+
+    def finish(self) -> None:
+        """Do nothing: the fragments are the stream."""
+
+    def stop(self) -> None:
+        self._is_stopped = True
+
+
+class _Muxer:
+    """An ffmpeg that puts fragments into another container, on its way to the reader."""
+
+    def __init__(self, descriptor: int, output: tuple[str, ...]) -> None:
+        self._descriptor = descriptor
+        reading = ["-probesize", "32", "-analyzeduration", "0", "-thread_type", "slice", "-f", "mov", "-i", "pipe:0"]
+        self._ffmpeg = ffmpeg.Process(
+            [*reading, "-map", "0:v", *ffmpeg.every_frame(), *output, "-flush_packets", "1", "pipe:1"],
+            doing="writing the stream",
+            stdin=subprocess.PIPE,
+            stdout=descriptor,
+            patience=None,
+        )
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._ffmpeg.write(data)
+        except BrokenPipeError:
+            self.finish()
+            raise ReaderGone() from None
+
+    def finish(self) -> None:
+        """Wait until the reader has everything."""
+        self._ffmpeg.close_input()
+        if status := self._ffmpeg.wait():
+            raise ReaderGone() if is_closed(self._descriptor) else self._ffmpeg.failure(status)
+
+    def stop(self) -> None:
+        self._ffmpeg.kill()
+
+
+def is_closed(descriptor: int) -> bool:
+    """Return whether nobody reads at the other end of a pipe any more."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
