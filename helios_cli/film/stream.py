@@ -62,7 +62,7 @@ def open_stream(
     """Begin a stream; its writer closes the descriptor at the end. The rest is as for `open_writer`."""
     kind = "mkv" if container == "y4m" else "mp4"  # the film without loss
     place = Target(Path(tempfile.gettempdir(), "stream"), kind)
-    film = growing_film(place, size, fps, codec, crf, preset, preview)
+    film = growing_film(place, size, fps, codec, crf, preset, preview=preview)
     assert isinstance(film, GrowingFile), "only folders are other films"
     pipe = _Fragments(descriptor) if container == "mp4" else _Muxer(descriptor, MUXED[container])
     return StreamWriter(film, size, pipe, descriptor)
