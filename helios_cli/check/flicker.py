@@ -15,6 +15,9 @@ LEAST_SHARE = 0.5
 LEAST_EVENNESS = 0.5
 """Weakest of the three thirds of a stretch against the strongest: what is periodic goes on."""
 
+LEAST_SWING = 0.5
+"""Levels: less is the coder's, or rounding."""
+
 PADDING = 8
 """Points of the spectrum for each that is independent, to find the peak between them."""
 
@@ -51,7 +54,7 @@ def periodic(brightness: np.ndarray, fps: float, *, below_hz: float = float("inf
     parts = [slice(index * count // 3, (index + 1) * count // 3) for index in range(3)]
     thirds = [_fitted(times[part], rest[part], hz, fps)[0] for part in parts]
     swing, share = _fitted(times, rest, hz, fps)
-    if share < LEAST_SHARE or min(thirds) < LEAST_EVENNESS * max(thirds):
+    if swing < LEAST_SWING or share < LEAST_SHARE or min(thirds) < LEAST_EVENNESS * max(thirds):
         return None
     return Flicker(hz, swing)
 

@@ -16,6 +16,11 @@ from helios_cli.check.flicker import periodic
 from helios_cli.check.flow import MotionMeter
 from helios_cli.check.report import Report, Summary
 
+
+def slow(value: float):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 SIZES = [(70, 90), (33, 41), (32, 40), (34, 11), (3, 3)]
 
 
@@ -131,7 +136,7 @@ def test_brightness_and_saturation_follow_signalstats(tmp_path):
     assert half / full == pytest.approx(their_half / theirs, abs=0.1)
 
 
-@pytest.mark.parametrize("hz", [0.7, 3, 7.3, 12])
+@pytest.mark.parametrize("hz", [slow(0.7), 3, slow(7.3), slow(12)])
 def test_a_luma_sine_has_its_rate(tmp_path, hz):
     wave = f"geq=lum='128+5*sin(2*PI*{hz}*T+1)+20*sin(X/9)*sin(Y/7)':cb=128:cr=128"
     report = examine(made(tmp_path / "film.mp4", "color=gray:s=96x64:r=24", wave, seconds=7))
@@ -140,7 +145,7 @@ def test_a_luma_sine_has_its_rate(tmp_path, hz):
     sampled = 10 * (abs(np.sin(1)) if hz == 12 else 1) * 255 / 219
     assert chunk.flicker_swing == pytest.approx(sampled, rel=0.05)
     assert "flickering" in [finding.kind for finding in report.findings]
-    assert any(f"{hz:.2f} Hz" in finding.message for finding in report.findings) or hz == 7.3
+    assert any(f"{hz:.1f}" in finding.message for finding in report.findings)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ def test_random_change_has_no_rate():
     assert sum(walk is not None and walk.swing > 3 for walk in walks) < 3
 
 
-@pytest.mark.parametrize("speed", [0.5, 2, 6])
+@pytest.mark.parametrize("speed", [slow(0.5), 2, slow(6)])
 def test_a_pan_has_signed_motion(tmp_path, speed):
     """The picture goes left by `speed` pixels a frame: down is 0, so the mean of both components is half of that."""
     source = f"mandelbrot=s=1280x384:r=24:end_pts=1:end_scale=3,loop=-1:1,crop=640:384:x='{speed}*n':y=0"
@@ -174,6 +179,7 @@ def test_a_pan_has_signed_motion(tmp_path, speed):
     assert motion["motion_signed"].mean == pytest.approx(speed / 2, rel=0.25)
 
 
+@pytest.mark.slow
 def test_a_zoom_that_breathes_cancels(tmp_path):
     size = "2*trunc({}*(0.6+0.05*sin(2*PI*t)))"
     zoom = f"scale=w='{size.format(1280)}':h='{size.format(768)}':eval=frame,crop=640:384"
@@ -202,6 +208,7 @@ def mixed(filters: str, seconds: int) -> str:
     return f"split[a][b];[b]{filters}[b];[a][b]blend=all_expr='A*(1-{share})+B*{share}'"
 
 
+@pytest.mark.slow
 def test_growing_blur_is_a_drift_of_sharpness(tmp_path):
     source = "testsrc2=s=320x192:r=24,noise=c0s=20"
     path = made(tmp_path / "film.mp4", source, mixed("gblur=sigma=3", 4))
@@ -213,6 +220,7 @@ def test_growing_blur_is_a_drift_of_sharpness(tmp_path):
     assert np.mean(blurs[-14:]) > np.mean(blurs[:14])
 
 
+@pytest.mark.slow
 def test_colours_that_fade_are_a_drift_of_saturation(tmp_path):
     path = made(tmp_path / "film.mp4", "testsrc2=s=320x192:r=24", mixed("hue=s=0", 4))
     report = examine(path)
@@ -234,6 +242,7 @@ def test_drift_is_that_of_helios_bench(moving):
     )
 
 
+@pytest.mark.slow
 def test_a_seam_is_judged_by_the_motion_of_the_film(tmp_path):
     """The same seam: a fault where the camera is steady, and none where it jerks like that all the time."""
     picture = "mandelbrot=s=1280x384:r=24:end_pts=1:end_scale=3,loop=-1:1,scale=640:192"
