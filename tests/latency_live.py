@@ -40,8 +40,9 @@ const began = performance.now();
 document.querySelector("#form").requestSubmit();
 return new Promise(done => {
   const look = () => {
-    if (Math.abs(brightness() - before) > 30)
-      done({ seconds: (performance.now() - began) / 1000, film: player.position - at, before, after: brightness() });
+    const shot = shots.at(-1);  // the film before may flicker by itself
+    if (shot.prompt === text && player.position >= shot.start && Math.abs(brightness() - before) > 30)
+      done({ seconds: (performance.now() - began) / 1000, film: player.position - at });
     else video.requestVideoFrameCallback(look);
   };
   video.requestVideoFrameCallback(look);
