@@ -148,7 +148,7 @@ def test_the_page_comes_back_after_the_server_and_the_recipe_makes_the_same_film
     live.process.wait()
     page.wait("document.querySelector('#status').textContent.startsWith('connection lost')")
     assert page.run("return document.querySelector('#send').disabled")
-    start("a red ball rolls left", "--force", port=live.port)
+    start("a red ball rolls left", port=live.port)
     page.wait("state !== null")
     began = page.run(f"return {FRAMES}")
     page.wait(f"state !== null && {FRAMES} > {began} + {FPS} && {POSITION} > 0")
