@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from helios_cli.live.film import LiveSetup
     from helios_cli.live.script import Manner
     from helios_cli.live.serve import Server
+    from helios_cli.recipe.film import Film
+    from helios_cli.recipe.schema import Shot
 
 DEFAULT_OUTPUT = "live.mp4"
 DEFAULT_AHEAD = 3.0
@@ -126,7 +128,7 @@ def live(
             page.warn(message)
 
     setup = LiveSetup.of(film_fps(job.options, job.film.recipe), seconds_ahead, warn, player=play)
-    page = None if address is None else _page(address, job, setup, path, manner, has_prompt=bool(first or begun))
+    page = None if address is None else _page(address, job, setup, path, manner, first, begun)
 
     def open_lines() -> None:
         if typed and not quiet:
@@ -165,7 +167,9 @@ def live(
             server.wait_for_viewers()
 
 
-def _page(address: Address, job: Job, setup: LiveSetup, recipe: Path, manner: Manner, *, has_prompt: bool) -> Server:
+def _page(
+    address: Address, job: Job, setup: LiveSetup, recipe: Path, manner: Manner, first: Shot | None, begun: Film | None
+) -> Server:
     """Return the page that --serve asks for. InputError for a film that browsers do not play."""
     from helios_cli.film.target import Target
 
@@ -192,7 +196,8 @@ def _page(address: Address, job: Job, setup: LiveSetup, recipe: Path, manner: Ma
             target.named(".pictures"),
             manner.transition,
             manner.hold,
-            has_prompt,
+            bool(first or begun),
+            begun.recipe.shots if begun else (),
         ),
     )
 

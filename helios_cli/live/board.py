@@ -16,6 +16,7 @@ from helios_cli.engine.events import (
     PhaseStarted,
     PromptTaken,
 )
+from helios_cli.recipe.schema import Shot
 from helios_cli.units import FRAMES_PER_CHUNK
 
 SHOTS_KEPT = 200
@@ -38,13 +39,18 @@ class ShotShown:
 class Board:
     """The numbers and texts of a film; events come from the thread that renders, and any other may read."""
 
-    def __init__(self, chunk_seconds: float) -> None:
+    def __init__(self, chunk_seconds: float, begun: Sequence[Shot] = ()) -> None:
+        """Begin with the shots of a film that goes on."""
         self._chunk_seconds = chunk_seconds
         self._lock = threading.Lock()
         self._phase, self._notice = "load", ""
         self._shots: deque[ShotShown] = deque(maxlen=SHOTS_KEPT)
         self._count = 0
         self._chunks: deque[float] = deque(maxlen=SPEED_CHUNKS)
+        start = 0.0
+        for shot in begun:
+            self._add(start, shot.prompt, shot.transition if start else "cut")
+            start += shot.seconds or 0.0
 
     def show(self, event: Event) -> None:
         with self._lock:
@@ -52,8 +58,8 @@ class Board:
                 self._phase = event.phase
             elif isinstance(event, PromptTaken):
                 start = event.chunk * self._chunk_seconds
-                self._shots.append(ShotShown(self._count, start, event.prompt, event.transition))
-                self._count += 1
+                if not self._shots or start > self._shots[-1].start + self._chunk_seconds / 2:
+                    self._add(start, event.prompt, event.transition)
             elif isinstance(event, ChunkDone):
                 self._chunks.append(event.seconds)
             elif isinstance(event, Notice):
@@ -75,6 +81,10 @@ class Board:
         """Show why the film ends early."""
         with self._lock:
             self._phase, self._notice = "failed", message
+
+    def _add(self, start: float, prompt: str, transition: str) -> None:
+        self._shots.append(ShotShown(self._count, start, prompt, transition))
+        self._count += 1
 
     def state(self) -> dict[str, Any]:
         """Return the phase, the frames rendered per second, and the last message."""

@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -38,6 +38,7 @@ from helios_cli.live.form import MAX_TEXT_BYTES, Form, fill, keep, new_form, sta
 from helios_cli.live.lines import Lines, read_line
 from helios_cli.live.media import codec_of, playlist
 from helios_cli.recipe.problems import Problems, RecipeError
+from helios_cli.recipe.schema import Shot
 from helios_cli.units import FRAMES_PER_CHUNK
 
 MAX_CONNECTIONS = 64
@@ -78,7 +79,7 @@ HEADERS = {
 class Shown:
     """The film that a page shows and steers. `film` and `recipe` are the files it offers, `pictures` the folder for
     those that it is given, `transition` and `seconds` the defaults for prompts; `has_prompt` says that the film begins
-    without one from the page."""
+    without one from the page, and `begun` has the shots of a film that goes on."""
 
     feed: Feed
     playhead: Playhead
@@ -89,6 +90,7 @@ class Shown:
     transition: str
     seconds: float
     has_prompt: bool = False
+    begun: Sequence[Shot] = ()
 
 
 class Server:
@@ -101,7 +103,7 @@ class Server:
         warnings.simplefilter("ignore", BadContentDispositionHeader)  # a broken form is answered, not reported
         self._socket = _listening(address)
         self.address = address.on(self._socket.getsockname()[1])
-        self._board = Board(shown.playhead.chunk_seconds)
+        self._board = Board(shown.playhead.chunk_seconds, shown.begun)
         self._page = _Page(self.address, shown, self._board)
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()

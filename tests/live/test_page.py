@@ -152,6 +152,7 @@ def test_the_page_comes_back_after_the_server_and_the_recipe_makes_the_same_film
     page.wait("state !== null")
     began = page.run(f"return {FRAMES}")
     page.wait(f"state !== null && {FRAMES} > {began} + {FPS} && {POSITION} > 0")
+    assert page.text("#now") == "a red ball rolls left"
     page.run("document.querySelector('input[value=switch]').click()")
     page.type("#seconds", "1")
     page.type("#prompt", "a white star moves to the right at night" + ENTER)

@@ -26,11 +26,13 @@ from helios_cli.film.mp4 import split
 from helios_cli.film.target import Target
 from helios_cli.live import serve
 from helios_cli.live.address import Address
+from helios_cli.live.board import Board
 from helios_cli.live.clock import Playhead
 from helios_cli.live.form import MAX_PICTURE_BYTES
 from helios_cli.live.lines import Lines
 from helios_cli.live.media import codec_of
 from helios_cli.live.serve import MAX_CONNECTIONS, MAX_VIEWERS, Server, Shown
+from helios_cli.recipe.schema import Shot
 from support.waiting import wait_until
 
 FPS, PIECES = 24, (33, 33, 20)
@@ -192,6 +194,14 @@ def test_pages_are_told_shots_and_numbers(film):
     assert shot == {"kind": "shot", "number": 0, "start": 2.75, "prompt": "a <b>boat</b>", "transition": "cut"}
     assert (state["speed"], state["fps"], state["viewers"]) == (66, 24, 1)
     assert state["waiting"] == [{"prompt": "a sea", "transition": "cut", "seconds": 12}]
+
+
+def test_a_film_that_goes_on_has_its_earlier_shots():
+    board = Board(1.375, [Shot(prompt="a boat", seconds=4.125), Shot(prompt="a sea", seconds=2.75, transition="cut")])
+    board.show(PromptTaken("a sea", 3, "cut"))  # of a chunk that had not become safe
+    board.show(PromptTaken("a storm", 5, "switch"))
+    shots = [(shot["number"], shot["start"], shot["prompt"], shot["transition"]) for shot in board.shots_from(0)]
+    assert shots == [(0, 0, "a boat", "cut"), (1, 4.125, "a sea", "cut"), (2, 6.875, "a storm", "switch")]
 
 
 def test_the_film_waits_while_nobody_watches_and_follows_the_page_that_does(film):
