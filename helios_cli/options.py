@@ -175,6 +175,13 @@ SHARED = {
         panel=MACHINE,
         default="none",
     ),
+    "reuse_history": _option(
+        bool,
+        "Compute the history's keys and values in a chunk's coarsest stage alone; faster, and changes the pictures.",
+        "--reuse-history",
+        panel=MACHINE,
+        default=False,
+    ),
     "attention": _option(
         Literal["auto", "triton", "sdpa", "flash", "cudnn", "efficient", "math", "blocked"],
         "Attention backend: auto, triton, sdpa, flash, cudnn, efficient, math or blocked; auto is the fastest here.",

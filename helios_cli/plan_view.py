@@ -105,8 +105,8 @@ def _stages(estimate: Estimate) -> None:
     console.table(columns, [_stage_row(stage) for stage in work.stages], report=True)
     history = work.history
     console.prose(
-        f"history in every call: {history.long} long + {history.mid} mid + {history.short} anchor and newest"
-        f" = {history.total}"
+        f"history in {'the coarsest stage' if estimate.plan.reuse_history else 'every call'}: {history.long} long + {history.mid} mid + {history.short} anchor and newest"
+        f" = {history.total}{'; the others reuse its keys and values' if estimate.plan.reuse_history else ''}"
     )
     about = "" if estimate.work.prompts.counted else "about "
     console.prose(f"text: {about}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")

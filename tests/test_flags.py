@@ -16,7 +16,9 @@ FLAGS = {
     "helios bench all": "--device --json --out --seconds --table",
     "helios bench farm": "--chunk-seconds --chunks --films --json --out --seconds --segments --state --workers",
     "helios bench kernels": "--json --out --tune",
-    "helios bench quant": "--chunks --device --float32 --json --model --out --size --steps --synthetic -m",
+    "helios bench quant": (
+        "--chunks --device --float32 --json --model --out --reuse-history --seed --size --steps --synthetic -m"
+    ),
     "helios bench offload": (
         "--budgets --chunks --device --dtype --folder --json --model --out --size --steps --synthetic -m"
     ),
@@ -25,8 +27,8 @@ FLAGS = {
         "--steps --synthetic --threads -m"
     ),
     "helios bench quality": (
-        "--changes --chunks --device --dtype --films --guidance --json --minutes --model --out --prompts --seed "
-        "--sheet --steps --without -m"
+        "--changes --chunks --device --dtype --films --guidance --json --minutes --model --out --prompts "
+        "--reuse-history --seed --sheet --steps --without -m"
     ),
     "helios bench train": "--batch --device --dtype --json --size",
     "helios cache": "",
@@ -38,8 +40,8 @@ FLAGS = {
         "--ahead --attention --audio --audio-fade --audio-fit --codec --container --crf --device --dtype --filter "
         "--final --force --fps --frames --gpus-per-film --guidance --hold --image --json --keep --lora --minutes "
         "--model --negative --no-cache --offload --output --play --preset --preview-decoder --progress --quant "
-        "--quiet --ram --revision --seconds --seed --serve --size --steps --through --through-fps --through-size "
-        "--transition --vae-device --video --vram -m -o -q"
+        "--quiet --ram --reuse-history --revision --seconds --seed --serve --size --steps --through --through-fps "
+        "--through-size --transition --vae-device --video --vram -m -o -q"
     ),
     "helios models": "",
     "helios models convert": "--dtype --json --lora --out --revision",
@@ -50,21 +52,21 @@ FLAGS = {
     "helios plan": (
         "--attention --audio --audio-fade --audio-fit --cluster --codec --crf --device --dtype --filter --final --fps "
         "--frames --gpus-per-film --guidance --image --json --lanes --lora --minutes --mixed --model --negative "
-        "--offload --on --output --preview-decoder --price --quant --ram --reanchor --revision --seconds --seed "
-        "--share --size --steps --strict --through --through-fps --through-size --vae-device --video --vram --workers "
-        "-m -o"
+        "--offload --on --output --preview-decoder --price --quant --ram --reanchor --reuse-history --revision "
+        "--seconds --seed --share --size --steps --strict --through --through-fps --through-size --vae-device --video "
+        "--vram --workers -m -o"
     ),
     "helios recipe": "",
     "helios recipe check": "--json",
     "helios recipe convert": "--film --force --to",
     "helios recipe schema": "--json",
     "helios render": (
-        "--attention --audio --audio-fade --audio-fit --check --cluster --codec --container --crf --device "
-        "--dry-run --dtype --export --filter --final --force --fps --frames --from --gpus-per-film --guidance "
-        "--image --json --keep --lanes --lora --minutes --mixed --model --negative --no-cache --no-metadata "
-        "--offload --on-error --output --preset --preview-decoder --progress --quant --quiet --ram --reanchor "
-        "--revision --seconds --seed --share --shot --size --steps --strict --takes --through --through-fps "
-        "--through-size --vae-device --video --vram --worker-timeout --workers -m -o -q"
+        "--attention --audio --audio-fade --audio-fit --check --cluster --codec --container --crf --device --dry-run "
+        "--dtype --export --filter --final --force --fps --frames --from --gpus-per-film --guidance --image --json "
+        "--keep --lanes --lora --minutes --mixed --model --negative --no-cache --no-metadata --offload --on-error "
+        "--output --preset --preview-decoder --progress --quant --quiet --ram --reanchor --reuse-history --revision "
+        "--seconds --seed --share --shot --size --steps --strict --takes --through --through-fps --through-size "
+        "--vae-device --video --vram --worker-timeout --workers -m -o -q"
     ),
     "helios train": "--check --device --json --max-minutes --output --progress --quiet --set --steps --threads -o -q",
 }

@@ -43,7 +43,8 @@ def film(models: Models, plan: Plan) -> list[tuple[Tensor, Tensor]]:
     models.encode([prompt])
     text = models.dit.embed_text(models.mixed(((prompt, 1.0),)))
     settings = replace(models.checkpoint.preset, steps=plan.steps, guidance=1.0)
-    denoiser = Denoiser(models.dit, models.scheduler, settings, plan.size, Clock(models.device), models.answer)
+    how = Clock(models.device), models.answer
+    denoiser = Denoiser(models.dit, models.scheduler, settings, plan.size, *how, reuse_history=plan.reuse_history)
     width, height = (pixels // PIXELS_PER_CELL for pixels in plan.size)
     history = History.empty(models.dit_config.in_channels, height, width, models.device)
     generator = torch.Generator("cpu").manual_seed(plan.chunks[0].seed or 0)

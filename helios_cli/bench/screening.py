@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from helios_cli.units import DEFAULT_FPS
 
 @dataclass(frozen=True)
 class Showing:
-    """Options of a showing: steps a stage and guidance (None: the model's own), and the first film's seed."""
+    """Options of a showing: steps a stage and guidance (None: the model's own), the first film's seed, and
+    --reuse-history."""
 
     steps: tuple[int, ...] | None = None
     guidance: float | None = None
     seed: int = 0
+    reuse_history: bool = False
 
 
 def show(models: Models, prompt: str, frames: int, take: Callable[[np.ndarray], None], how: Showing) -> None:
@@ -48,8 +50,7 @@ def two_shots(models: Models, prompts: tuple[str, str], transition: str, frames:
 def films(models: Models, prompts: Sequence[str], frames: int, how: Showing) -> Iterator[np.ndarray]:
     """Render a film of each prompt, uint8 [frames, height, width, 3], each with a seed of its own."""
     plans = [
-        plan_of(models, prompt, frames, Showing(how.steps, how.guidance, how.seed + number))
-        for number, prompt in enumerate(prompts)
+        plan_of(models, prompt, frames, replace(how, seed=how.seed + number)) for number, prompt in enumerate(prompts)
     ]
     models.encode(text for plan in plans for chunk in plan.chunks for text, _ in chunk.prompts)
     for plan in plans:
@@ -62,7 +63,7 @@ def plan_of(models: Models, prompt: str, frames: int, how: Showing) -> Plan:
 
 
 def _plan(models: Models, film: Film, frames: int | None, how: Showing) -> Plan:
-    options = RenderOptions(frames=frames, steps=how.steps, guidance=how.guidance, seed=how.seed)
+    options = RenderOptions(frames=frames, **asdict(how))
     return plan_film(film, resolve(film.recipe, options, models.checkpoint.defaults))
 
 

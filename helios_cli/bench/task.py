@@ -173,6 +173,7 @@ def plan_of(defaults: ModelDefaults, *, frames: int, **flags: Any) -> Plan:
         guidance=settings.guidance,
         shots=(PlannedShot(0, PROMPT, 0, frames, "cut", 0),),
         origins=settings.origins,
+        reuse_history=settings.reuse_history,
     )
 
 

@@ -89,6 +89,10 @@ def quant(
     float32: Annotated[
         bool, typer.Option("--float32", help="Also compare bfloat16 with float32, to show the effect of rounding.")
     ] = False,
+    reuse_history: Annotated[
+        bool, typer.Option("--reuse-history", help="Measure --reuse-history as well, in the type it is compared with.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the film.")] = 0,
     device: GpuOrCpu = "auto",
     json: JsonFlag = False,
     out: options.BenchOut = None,
@@ -100,12 +104,15 @@ def quant(
 
     options.require_folder(out)
     subject = _subject(model, synthetic)
-    plan = subject.plan(size, steps, chunks, guidance=1.0, seed=0)
+    plan = subject.plan(size, steps, chunks, guidance=1.0, seed=seed)
     where, films = pick_device(device), {}
-    for name in (*(["float32"] if float32 else []), "bfloat16", "fp8"):
+    exact = "float32" if float32 else "bfloat16"
+    for name in (*(["float32"] if float32 else []), "bfloat16", "fp8", *(["reuse"] if reuse_history else [])):
         console.status(f"{name}: {plan.num_frames} frames of {plan.size[0]}x{plan.size[1]} with {subject.name}")
-        films[name] = _film_of(subject, where, name, plan)
+        reuses = name == "reuse"
+        films[name] = _film_of(subject, where, exact if reuses else name, replace(plan, reuse_history=reuses))
     pairs = [("fp8", "bfloat16"), *([("bfloat16", "float32"), ("fp8", "float32")] if float32 else [])]
+    pairs += [("reuse", exact)] if reuse_history else []
     rows = [
         [ours, other, distance.chunk + 1, round(distance.latents_db, 1), round(distance.frames_db, 1)]
         for ours, other in pairs

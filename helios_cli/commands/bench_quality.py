@@ -45,6 +45,7 @@ def quality(
         Literal["anchor", "relative"] | None,
         typer.Option(help="Render without the anchor, or with absolute positions, as the model was trained."),
     ] = None,
+    reuse_history: Annotated[bool, typer.Option("--reuse-history", help="As in `helios render`.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of prompts and films.")] = 0,
     device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, mps, cpu.")] = "auto",
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Data type to compute in.")] = "auto",
@@ -70,13 +71,14 @@ def quality(
 
     where = pick_device(device)
     models = Models(checkpoint, where, torch_dtype(dtype, where), name=model or EMBEDDED)
-    how = Showing(asked, guidance, seed)
+    how = Showing(asked, guidance, seed, reuse_history)
     report = {
         **environment(),
         "model": models.name,
         "steps": list(asked or checkpoint.preset.steps),
         "guidance": checkpoint.preset.guidance if guidance is None else guidance,
         "without": without,
+        "reuse_history": reuse_history,
         "seed": seed,
     }
     with WITHOUT[without]() if without else nullcontext():

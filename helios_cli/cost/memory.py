@@ -279,6 +279,11 @@ class Workload:
         return self.work.history.total * self.model.dit.width * self.itemsize
 
     @property
+    def past_bytes(self) -> int:
+        """Bytes of the history's keys and values that calls of a chunk leave for later ones."""
+        return self.branches * self.context_bytes(self.work.history.total) if self.plan.reuse_history else 0
+
+    @property
     def text_rows(self) -> int:
         """Rows of the longest prompt's keys on this device."""
         return self.held_keys(self.work.text_rows)
@@ -288,7 +293,7 @@ class Workload:
         return held_keys(rows) if self.device.kind == "cuda" else rows
 
     def context_bytes(self, rows: int) -> int:
-        """Return the bytes of the keys and values of a prompt for all blocks."""
+        """Return the bytes of keys and values for all blocks, of rows of a prompt or of the history."""
         return 2 * self.model.dit.num_layers * rows * self.model.dit.width * self.itemsize
 
     def streamed(self, placement: Placement) -> int:
@@ -563,7 +568,8 @@ def _text_phase(load: Workload, placement: Placement, others: int) -> PhaseMemor
 
 
 def _kept_bytes(load: Workload) -> int:
-    """Return the bytes of a film's prompts' keys and values, rotations, modulation rows, history and its tokens."""
+    """Return the bytes of a film's prompts' keys and values, rotations, modulation rows, history with its tokens and
+    with the keys and values that pass from call to call."""
     dit, preset = load.model.dit, load.model.preset
     amplified = preset.amplify_first_chunk and load.model.stages > 1
     schedules = {2 if amplified and chunk.fresh else 1 for chunk in load.plan.chunks}  # by how often a step is doubled
@@ -571,7 +577,7 @@ def _kept_bytes(load: Workload) -> int:
     modulation = FLOAT32 * timesteps * 2 * 6 * dit.num_layers * dit.width
     latents = 3 * load.latent_bytes  # 19 frames and the anchor, while 9 more come in
     texts = load.branches * load.context_bytes(load.text_rows)
-    return texts + load.rope_bytes + modulation + latents + load.history_bytes
+    return texts + load.rope_bytes + modulation + latents + load.history_bytes + load.past_bytes
 
 
 def _recorded_bytes(load: Workload) -> int:
@@ -596,7 +602,7 @@ def _call_bytes(load: Workload) -> int:
     queries, keys and values. The other is the feed-forward, whose hidden rows are there before and after GELU, next to
     the stream and its norm, and what cross-attention leaves of the noisy rows, its norm and its result. In a team there
     is a third: what is given to the other ranks and what they give, three times a rank's rows each, next to the stream,
-    its norm, queries, keys and values.
+    queries, keys and values.
     """
     dit, itemsize, team = load.model.dit, load.product_itemsize, load.team
     widest = max(load.work.stages, key=lambda stage: stage.noisy)
@@ -604,7 +610,7 @@ def _call_bytes(load: Workload) -> int:
     rows = noisy + -(-(widest.rows - widest.noisy) // team)
     at_keys = rows * dit.width * (5 * itemsize + (3 if itemsize < FLOAT32 else 2) * FLOAT32)
     at_hidden = 2 * itemsize * ((rows + noisy) * dit.width + rows * dit.ffn_dim)
-    at_exchange = rows * dit.width * 11 * itemsize if team > 1 else 0
+    at_exchange = rows * dit.width * 10 * itemsize if team > 1 else 0
     return max(at_keys, at_hidden, at_exchange)
 
 

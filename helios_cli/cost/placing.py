@@ -137,7 +137,7 @@ def fastest(plans: Iterable[MemoryPlan], budget: MemoryBudget, speed: ChunkSpeed
 def _none(load: Workload, budget: MemoryBudget) -> MemoryPlan:
     """Plan mode none, with all that makes it faster, as far as that fits. What only prompts need is given up first,
     then graphs, then decoding while the next chunk is denoised."""
-    ways = [Placement("none", text_beside=False)]
+    ways = [Placement("none", text_beside=False, graphs=not load.plan.reuse_history)]
     if load.device.kind != "mps":  # nothing streams there
         ways.append(replace(ways[-1], prompt_matrices=False))
     if load.device.kind == "cuda":

@@ -193,6 +193,8 @@ def settings_of(estimate: Estimate) -> dict[str, dict]:
         "image": first.image,
         "video": first.video,
     }
+    if plan.reuse_history:
+        values["reuse_history"], origins["reuse_history"] = True, "flag"
     if adapters := _adapters(estimate.model):
         values["lora"] = [f"{adapter.path.name}:{adapter.weight:g}" for adapter in adapters]
     if estimate.track:

@@ -88,13 +88,14 @@ class CallFlops:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def call_flops(dit: DiTConfig, history: int, noisy: int, text_rows: int) -> CallFlops:
-    """Count a forward of the transformer over `history` + `noisy` rows and `text_rows` rows of text."""
+def call_flops(dit: DiTConfig, history: int, noisy: int, text_rows: int, *, past: int = 0) -> CallFlops:
+    """Count a forward of the transformer over `history` + `noisy` rows and `text_rows` rows of text. `past` rows have
+    keys and values from an earlier call."""
     width, before_last, rows = dit.width, dit.num_layers - 1, history + noisy
     square = 2 * width * width
     guided_rows = before_last * (noisy if dit.guidance_cross_attn else rows) + noisy
     return CallFlops(
-        self_attention=4 * width * rows * (before_last * rows + noisy),
+        self_attention=4 * width * (past + rows) * (before_last * rows + noisy),
         projections=square * (before_last * 4 * rows + 2 * rows + 2 * noisy),
         cross_attention=guided_rows * (2 * square + 4 * text_rows * width),
         feed_forward=4 * width * dit.ffn_dim * (before_last * rows + noisy),
@@ -227,15 +228,32 @@ def _stage_calls(plan: Plan, model: Model, stage: int, *, fresh: bool) -> int:
     return max(0, steps - skipped)
 
 
+def _whole_calls(plan: Plan, model: Model, stage: int, *, fresh: bool) -> int:
+    """Count those of `_stage_calls` that compute the history: all, or with `reuse_history` those of the coarsest stage
+    and, where it makes none, a chunk's first."""
+    calls = _stage_calls(plan, model, stage, fresh=fresh)
+    if not plan.reuse_history or stage == 0:
+        return calls
+    before = sum(_stage_calls(plan, model, earlier, fresh=fresh) for earlier in range(stage))
+    return 0 if before else min(1, calls)
+
+
 def _stage(
     index: int, noisy: int, history: int, plan: Plan, model: Model, chunks: Counter, negative: int | None
 ) -> StageWork:
     """`chunks` are counted by the rows of their prompts and by whether they begin after a cut."""
     calls = {fresh: _stage_calls(plan, model, index, fresh=fresh) for fresh in (False, True)}
+    whole = {fresh: _whole_calls(plan, model, index, fresh=fresh) for fresh in (False, True)}
+
+    def flops(text_rows: int, *, is_whole: bool) -> CallFlops:
+        own, past = (history, 0) if is_whole else (0, history)
+        return call_flops(model.dit, own, noisy, text_rows, past=past)
+
     parts = [
-        (call_flops(model.dit, history, noisy, branch), calls[fresh] * count)
+        (flops(branch, is_whole=is_whole), number * count)
         for (rows, fresh), count in chunks.items()
         for branch in (rows, negative)  # with guidance, the second call is for the negative prompt
+        for is_whole, number in ((True, whole[fresh]), (False, calls[fresh] - whole[fresh]))
         if branch is not None
     ]
     film = {part.name: sum(count * getattr(call, part.name) for call, count in parts) for part in fields(CallFlops)}
@@ -248,7 +266,7 @@ def _stage(
         first_calls=branches * calls[True],
         calls=branches * calls[False],
         film_calls=sum(count for _, count in parts),
-        call=call_flops(model.dit, history, noisy, max(rows for rows, _ in chunks)),
+        call=flops(max(rows for rows, _ in chunks), is_whole=calls[False] == whole[False]),
         film=CallFlops(**film),
     )
 

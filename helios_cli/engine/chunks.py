@@ -327,7 +327,15 @@ class _ChunkLoop:
     @cached_property
     def denoiser(self) -> Denoiser:
         settings = replace(self.models.checkpoint.preset, steps=self.plan.steps, guidance=self.plan.guidance)
-        return Denoiser(self.models.dit, self.models.scheduler, settings, self.plan.size, self.clock, self.answer)
+        return Denoiser(
+            self.models.dit,
+            self.models.scheduler,
+            settings,
+            self.plan.size,
+            self.clock,
+            self.answer,
+            reuse_history=self.plan.reuse_history,
+        )
 
     @cached_property
     def negative(self) -> TextContext | None:

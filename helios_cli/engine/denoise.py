@@ -12,6 +12,7 @@ from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import StepDone
 from helios_cli.engine.gpu import to_device
 from helios_cli.engine.history import History
+from helios_cli.model.block import Past
 from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
 from helios_cli.sampling.guidance import classifier_free, zero_star
 from helios_cli.sampling.noise import BlockNoise, coarsest, draw
@@ -50,6 +51,9 @@ class Denoiser:
 
     `settings` is the preset with the film's own steps and guidance; `size` is (width, height) in pixels. `answer`
     makes the model calls, one after the other with `dit` by default.
+
+    With `reuse_history`, the calls of the coarsest stage leave keys and values of the history rows for those of the
+    others, which have no such rows; where it makes no call, the first call does. The flows are others.
     """
 
     def __init__(
@@ -60,7 +64,10 @@ class Denoiser:
         size: tuple[int, int],
         clock: Clock,
         answer: Answer | None = None,
+        *,
+        reuse_history: bool = False,
     ) -> None:
+        self.reuse_history = reuse_history
         self.dit, self.scheduler, self.settings, self.clock = dit, scheduler, settings, clock
         self.answer: Answer = answer or (lambda calls: [dit(*call) for call in calls])
         width, height = (pixels // PIXELS_PER_CELL for pixels in size)
@@ -92,6 +99,8 @@ class Denoiser:
         """
         with self.clock("stage 0"):
             tokens = self.dit.embed_history(*history.terms())
+        prompts = (text,) if negative is None else (text, negative)
+        pasts = [self.dit.empty_past() if self.reuse_history else None for _ in prompts]
         x = to_device(coarsest(draw(self.shape, generator), self.scheduler.stages), tokens.device)
         for k, stage in enumerate(self.stages[amplify]):
             phase = f"stage {k}"
@@ -102,28 +111,23 @@ class Denoiser:
             for i, timestep in enumerate(stage.timesteps):
                 before_call()
                 with self.clock(phase):
-                    calls = self._calls(k, i, x, timestep, tokens, text, negative)
+                    branches = [] if negative is not None and self._is_zero(k, i) else zip(prompts, pasts, strict=True)
+                    calls = [self._call(k, x, timestep, tokens, prompt, past) for prompt, past in branches]
                     flow = self._guided(self.answer(calls)) if calls else torch.zeros_like(x)
                     x = solver.step(i, x, flow)
                 yield StepDone(chunk=index, stage=k, step=i, steps_in_stage=stage.steps)
         return x
 
-    def _calls(
-        self,
-        k: int,
-        i: int,
-        x: Tensor,
-        timestep: float,
-        tokens: Tensor,
-        text: TextContext,
-        negative: TextContext | None,
-    ) -> list[Call]:
-        """The calls of step `i` in stage `k`: one or, guided, two; none where zero-init makes the flow zero."""
-        if negative is not None and self.settings.zero_init and k == 0 and i <= self.settings.zero_steps:
-            return []
-        mods, rope = self._modulation(timestep), self.ropes[k]
-        prompts = (text,) if negative is None else (text, negative)
-        return [Call(x, tokens, mods, rope, prompt) for prompt in prompts]
+    def _is_zero(self, k: int, i: int) -> bool:
+        """Return whether zero-init makes the flow of step `i` in stage `k` zero, if it is guided."""
+        return self.settings.zero_init and k == 0 and i <= self.settings.zero_steps
+
+    def _call(
+        self, k: int, x: Tensor, timestep: float, tokens: Tensor, text: TextContext, past: tuple[Past, ...] | None
+    ) -> Call:
+        """Return a call of stage `k`."""
+        call = Call(x, tokens, self._modulation(timestep), self.ropes[k], text, past)
+        return call.without_history() if k > 0 and call.has_past else call
 
     def _guided(self, flows: list[Tensor]) -> Tensor:
         if len(flows) == 1:

@@ -242,7 +242,8 @@ class Models:
             return dit.forward_all(calls)
         if self.graphs is None or self.placement.mode != "none" or not self.placement.graphs:
             return [dit(*call) for call in calls]
-        return [self.graphs(dit, call) for call in calls]
+        # What a call leaves for others is no input or result of it, so that such calls are not replayed.
+        return [dit(*call) if call.past is not None else self.graphs(dit, call) for call in calls]
 
     def encode(self, texts: Iterable[str]) -> None:
         """Encode prompts that are not in `prompts` yet."""

@@ -190,6 +190,7 @@ class Record(_Frozen):
     decoders: Annotated[int, Field(ge=2, le=1000)] | None = None
     preview: PreviewRecord | None = None
     reanchor: bool
+    reuse_history: Literal[True] | None = None
     encoding: EncodingRecord | None = None
     after: AfterRecord | None = None
     audio: SoundRecord | None = None
@@ -218,7 +219,7 @@ class Record(_Frozen):
     def differences(self, other: Record) -> list[str]:
         """Return the keys under which `other` differs."""
         rounding = "versions", "processor", "dtype", "quant", "attention", "kernels", "vae", "team", "decoders"
-        keys = *rounding, "reanchor", "encoding", "after"
+        keys = *rounding, "reanchor", "reuse_history", "encoding", "after"
         different = [key for key in keys if getattr(self, key) != getattr(other, key)]
         different += [] if _without_sound(self.recipe) == _without_sound(other.recipe) else ["recipe"]
         different += [] if self.has_sound_of(other) else ["audio"]
@@ -251,7 +252,8 @@ class Again:
         recorded: dict[str, Any] = {"dtype": record.dtype, "reanchor": record.reanchor}
         if record.device == "cpu":
             recorded["device"] = "cpu"
-        recorded |= {key: getattr(record, key) for key in ("quant", "attention") if getattr(record, key)}
+        kept = ("quant", "attention", "reuse_history")
+        recorded |= {key: getattr(record, key) for key in kept if getattr(record, key)}
         recorded |= record.encoding.model_dump() if record.encoding else {}
         recorded |= self._after(named)
         return replace(
@@ -347,6 +349,7 @@ def make_record(
         decoders=arithmetic.decoders if arithmetic.decoders > 1 else None,
         preview=PreviewRecord(name=visible(preview.name), sha256=preview.digest) if preview else None,
         reanchor=options.reanchor,
+        reuse_history=plan.reuse_history or None,
         encoding=encoding if target.kind == "mp4" else None,
         audio=track and _sound_record(track),
         after=_after_record(options, plan, target),

@@ -36,6 +36,25 @@ MAX_HISTORY_SCALE = 10.0
 
 
 @dataclass
+class Past:
+    """Keys and values of the history rows in one block, [B, M, N, D]: those that a call has computed, for calls without
+    these rows. None before."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def joined(self, k: Tensor, v: Tensor, split: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of all rows. Those of the first `split` rows, if there are any, are kept; without
+        any, the kept ones come before."""
+        if split:
+            # Copies: as views they would hold queries, keys and values of all rows.
+            self.keys, self.values = k[:, :split].clone(), v[:, :split].clone()
+            return k, v
+        assert self.keys is not None and self.values is not None, "a call with history rows comes first"
+        return torch.cat([self.keys, k], dim=1), torch.cat([self.values, v], dim=1)
+
+
+@dataclass
 class Rows:
     """The stream of one call between two blocks.
 
@@ -43,11 +62,13 @@ class Rows:
         x: [B, S, E].
         u: its norm, which the next block attends over; None once that has begun, so that its memory is free.
         share: where other ranks hold the rest of the call's rows, how to attend over all of them.
+        past: keys and values of history rows that pass from call to call, in the block that comes next.
     """
 
     x: Tensor
     u: Tensor | None
     share: Share | None = None
+    past: Past | None = None
 
     def take_norm(self) -> Tensor:
         u, self.u = self.u, None
@@ -222,7 +243,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, int]:
         """Return the output of the feed-forward, still to be gated and added to `rows.x`, and its history rows."""
         _, _, gate1, shift2, scale2, _ = mods.unbind(2)
-        a = self._attend(rows.take_norm(), rope, split, rows.share, noisy_only=noisy_only)
+        a = self._attend(rows, rope, split, noisy_only=noisy_only)
         if noisy_only:
             rows.x, split = rows.x[:, split:], 0
         if self.guide_noisy_only and isinstance(self.norm2, nn.LayerNorm):
@@ -235,14 +256,14 @@ class Block(nn.Module):
             u = modulated_norm(rows.x, scale2, shift2, split, self.eps)
         return self.ffn(u), split
 
-    def _attend(
-        self, u_BSE: Tensor, rope: Tensor, split: int, share: Share | None = None, *, noisy_only: bool
-    ) -> Tensor:
+    def _attend(self, rows: Rows, rope: Tensor, split: int, *, noisy_only: bool) -> Tensor:
         """Compute self-attention, for the noisy rows alone with `noisy_only`. Queries, keys and values are freed."""
-        q, k, v = self.attn1.query_key_value(u_BSE, rope, split if noisy_only else 0)
+        q, k, v = self.attn1.query_key_value(rows.take_norm(), rope, split if noisy_only else 0)
         k = self.attn1.amplify_history(k, split)
-        if share is not None:
-            return self.attn1.out(share.attention(q, k, v, self.attn1.choice, noisy_only=noisy_only))
+        if rows.share is not None:
+            return self.attn1.out(rows.share.attention(q, k, v, self.attn1.choice, noisy_only=noisy_only))
+        if rows.past is not None:
+            k, v = rows.past.joined(k, v, split)
         return self.attn1.out(attention(q, k, v, None, self.attn1.choice))
 
     def _cross(self, x_BSE: Tensor, text: tuple[Tensor, Tensor, Tensor | None], split: int) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import helios_kernels as kernels
 from helios_cli.architecture import DiTConfig
 from helios_cli.model.attention import Choice
-from helios_cli.model.block import Block, Rows, modulation_table
+from helios_cli.model.block import Block, Past, Rows, modulation_table
 from helios_cli.model.ops import linear, modulated_norm
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM, held_keys
 
@@ -74,13 +74,26 @@ class TextContext:
 
 
 class Call(NamedTuple):
-    """The inputs of one model call, as `HeliosDiT.forward` takes them."""
+    """The inputs of one model call, as `HeliosDiT.forward` takes them.
+
+    With `past`, for each block, a call leaves keys and values of its history rows there. One without history rows, made
+    by `without_history`, attends over those that are there."""
 
     noisy_BCTHW: Tensor
     history_BME: Tensor
     mods: Modulation
     rope: Tensor
     text: TextContext
+    past: tuple[Past, ...] | None = None
+
+    @property
+    def has_past(self) -> bool:
+        """Return whether an earlier call has left keys and values of its history rows."""
+        return self.past is not None and self.past[0].keys is not None
+
+    def without_history(self) -> Call:
+        split = self.history_BME.shape[1]
+        return self._replace(history_BME=self.history_BME[:, :0], rope=self.rope[..., split:, :, :])
 
 
 class ConditionEmbedder(nn.Module):
@@ -265,11 +278,21 @@ class HeliosDiT(nn.Module):
         pooled = F.avg_pool3d(_pad_to(waves, (window,) * 3), window)[0]
         return pooled.permute(1, 2, 3, 0).flatten(0, 2).unflatten(-1, (-1, 2))
 
+    def empty_past(self) -> tuple[Past, ...]:
+        """Return what calls leave keys and values of their history rows in."""
+        return tuple(Past() for _ in self.blocks)
+
     def forward(
-        self, noisy_BCTHW: Tensor, history_BME: Tensor, mods: Modulation, rope: Tensor, text: TextContext
+        self,
+        noisy_BCTHW: Tensor,
+        history_BME: Tensor,
+        mods: Modulation,
+        rope: Tensor,
+        text: TextContext,
+        past: tuple[Past, ...] | None = None,
     ) -> Tensor:
         """Predict the flow (noise - x0 of the stage), [B, C, T, H, W] in the compute dtype."""
-        return self.forward_all([Call(noisy_BCTHW, history_BME, mods, rope, text)])[0]
+        return self.forward_all([Call(noisy_BCTHW, history_BME, mods, rope, text, past)])[0]
 
     def forward_all(self, calls: Sequence[Call]) -> list[Tensor]:
         """Return the flows of several calls in one walk over the blocks; each equals that of a separate call."""
@@ -293,6 +316,7 @@ class HeliosDiT(nn.Module):
             for call, rows in zip(calls, streams, strict=True):
                 mods, split = call.mods.blocks[:, i], call.history_BME.shape[1]
                 context = (call.text.keys[i], call.text.values[i], call.text.bias)
+                rows.past = None if call.past is None else call.past[i]
                 block.advance(rows, mods, call.rope, context, split, call.mods.norm(i + 1), noisy_only=i == last)
 
     def project(self, rows: Rows) -> Tensor:

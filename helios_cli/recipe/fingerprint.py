@@ -114,7 +114,9 @@ class Fingerprints:
         self._places.append(place)
 
     def _basis(self, plan: Plan) -> dict:
+        reuse = {"reuse_history": True} if plan.reuse_history else {}  # without it, old fingerprints stay valid
         return {
+            **reuse,
             "numerics": NUMERICS_VERSION,
             "arithmetic": self._arithmetic.without_defaults(),
             "weights": self._weights,

@@ -78,6 +78,7 @@ class Rounding:
 @dataclass(frozen=True)
 class Plan:
     """A whole film, ready for the engine. `size` is (width, height) in pixels; `title` names the film to a person.
+    With `reuse_history` the finer stages of a chunk take keys and values of the history from the coarsest one.
 
     The rest is for people: the shots, the rounding to the grid, decisions made for the user, and the origin of each
     setting: a flag, the recipe, the model or a default.
@@ -95,6 +96,7 @@ class Plan:
     roundings: tuple[Rounding, ...] = ()
     notices: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+    reuse_history: bool = False
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -178,6 +180,7 @@ def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
         roundings=roundings,
         notices=(*film.notices, *timeline.notices, *notices, *(str(problem) for problem in adjusted)),
         origins=settings.origins,
+        reuse_history=settings.reuse_history,
     )
 
 

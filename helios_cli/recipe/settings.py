@@ -53,6 +53,7 @@ class Settings:
     image: Path | None
     video: Path | None
     origins: Mapping[str, str]
+    reuse_history: bool = False
 
 
 def choose_model(recipe: Recipe, options: RenderOptions) -> tuple[str, str]:
@@ -75,6 +76,8 @@ def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Set
         origin = "model" if key in defaults else "default"
         values[key], origins[key] = _pick(key, options, recipe, default, origin)
     check_size(values["size"], len(model.steps))
+    if options.reuse_history:
+        _check_reuse(options, len(model.steps))
     if len(values["steps"]) != len(model.steps):
         steps, preset = (",".join(map(str, numbers)) for numbers in (values["steps"], model.steps))
         message = f"steps {steps}: this model has {len(model.steps)} stages and needs a number for each"
@@ -88,7 +91,17 @@ def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Set
     values["num_frames"] = length_in_frames(options if by_flag else recipe, values["fps"])
     by_recipe = values["num_frames"] is not None or any(shot.seconds is not None for shot in recipe.shots)
     origins["num_frames"] = "flag" if by_flag else "recipe" if by_recipe else "default"
-    return Settings(**values, origins=origins)
+    return Settings(**values, origins=origins, reuse_history=options.reuse_history)
+
+
+def _check_reuse(options: RenderOptions, stages: int) -> None:
+    """Raise InputError where --reuse-history would save nothing, or cannot be done."""
+    if stages == 1:
+        message = "--reuse-history: this model has one stage, in which every call computes its history"
+        raise InputError(message, hint="leave it out; mid and distilled have stages")
+    if options.gpus_per_film > 1:
+        message = f"--reuse-history does not work with --gpus-per-film {options.gpus_per_film}"
+        raise InputError(message, hint="leave out one of them")
 
 
 def _pick(key: str, options: RenderOptions, recipe: Recipe | Shot, default: Any, origin: str) -> tuple[Any, str]:

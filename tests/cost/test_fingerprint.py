@@ -131,6 +131,12 @@ def test_a_new_anchor_counts_from_the_chunk_that_leaves_it():
     assert [a == b for a, b in pairs] == [True, False, False, False, False, True]
 
 
+def test_a_history_that_is_reused_counts_from_the_first_chunk():
+    plan = plan_of({"shot": [{"prompt": "a", "seconds": 6}]})
+    pairs = zip(fingerprints(plan), fingerprints(replace(plan, reuse_history=True)), strict=True)
+    assert not any(a == b for a, b in pairs)
+
+
 def test_pictures_count_by_what_is_in_them(tmp_path):
     for name, content in (("a.png", b"one"), ("same.png", b"one"), ("b.png", b"two"), ("c.mp4", b"one")):
         (tmp_path / name).write_bytes(content)

@@ -46,6 +46,11 @@ def test_the_transformer(config, size, halvings, prompt_tokens):
     assert parts["tokens"].shape[1] == history.total
     assert counted(parts["text"]) == work.context_flops(shape, text_rows)
     assert counted(parts["call"]) == work.call_flops(shape, history.total, noisy, text_rows).total
+    reusing = parts["inputs"]()._replace(past=dit.empty_past())
+    dit(*reusing)
+    assert reusing.has_past
+    reused = counted(lambda: dit(*reusing.without_history()))
+    assert reused == work.call_flops(shape, 0, noisy, text_rows, past=history.total).total
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 192)])

@@ -81,6 +81,18 @@ def test_a_film_is_made_again_bit_for_bit(helios, output, source, again):
 
 
 @pytest.mark.slow
+def test_a_reused_history_is_made_again_as_it_is_recorded(helios):
+    assert helios("render", "boat.toml", *SMALL, "--seed", 5) == 0
+    assert helios("render", "boat.toml", *SMALL, "--seed", 5, "--reuse-history", "-o", "reused.mp4") == 0
+    assert helios("render", "--from", "reused.mp4", "--no-cache", "-q", "-o", "again.mp4") == 0
+    exact, reused, again = (decoded(Path(name)) for name in ("boat.mp4", "reused.mp4", "again.mp4"))
+    assert (reused == again).all() and (reused != exact).any()
+    records = [read_again(Path(name)).record for name in ("boat.mp4", "reused.mp4", "again.mp4")]
+    assert [record.reuse_history for record in records] == [None, True, True]
+    assert records[0].differences(records[1]) == ["reuse_history"] and not records[1].differences(records[2])
+
+
+@pytest.mark.slow
 def test_flags_go_before_the_record(helios):
     assert helios("render", "boat.toml", *SMALL, "--seed", 5, "--frames", 40) == 0
     assert helios("render", "boat.toml", *SMALL, "--seed", 6, "--seconds", 1, "-o", "six.mp4") == 0
