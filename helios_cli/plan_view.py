@@ -104,9 +104,12 @@ def _stages(estimate: Estimate) -> None:
     console.line()
     console.table(columns, [_stage_row(stage) for stage in work.stages], report=True)
     history = work.history
+    where, rest = "every call", ""
+    if estimate.plan.reuse_history:
+        where, rest = "the coarsest stage", "; the others reuse its keys and values"
     console.prose(
-        f"history in {'the coarsest stage' if estimate.plan.reuse_history else 'every call'}: {history.long} long + {history.mid} mid + {history.short} anchor and newest"
-        f" = {history.total}{'; the others reuse its keys and values' if estimate.plan.reuse_history else ''}"
+        f"history in {where}: {history.long} long + {history.mid} mid + {history.short} anchor and newest"
+        f" = {history.total}{rest}"
     )
     about = "" if estimate.work.prompts.counted else "about "
     console.prose(f"text: {about}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
