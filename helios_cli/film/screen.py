@@ -17,6 +17,7 @@ class Screen:
     """
 
     cache_problem = None
+    has_after = False
     target = SimpleNamespace(path="memory")
 
     def __init__(self, take: Callable[[np.ndarray], None]) -> None:
