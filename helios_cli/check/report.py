@@ -171,19 +171,19 @@ class Report:
             "fps": round(self.fps, 4),
             "frames": self.num_frames,
             "seconds": round(self.seconds, 3),
-            "findings": [_rounded(asdict(finding)) for finding in self.findings],
-            "summary": [_rounded(asdict(measure)) for measure in self.summary],
-            "drifts": [_rounded(asdict(drift)) for drift in self.drifts],
-            "chunks": [_rounded(asdict(chunk)) for chunk in self.chunks],
+            "findings": [rounded(asdict(finding)) for finding in self.findings],
+            "summary": [rounded(asdict(measure)) for measure in self.summary],
+            "drifts": [rounded(asdict(drift)) for drift in self.drifts],
+            "chunks": [rounded(asdict(chunk)) for chunk in self.chunks],
             "notices": list(self.notices),
             "limits": {name: limit.value for name, limit in LIMITS.items()},
         }
 
 
-def _rounded(values: dict) -> dict:
+def rounded(values: dict) -> dict:
     """Round to four decimals, finer than any visible difference."""
     return {
-        key: _rounded(value) if isinstance(value, dict) else round(value, 4) if isinstance(value, float) else value
+        key: rounded(value) if isinstance(value, dict) else round(value, 4) if isinstance(value, float) else value
         for key, value in values.items()
     }
 

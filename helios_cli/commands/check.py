@@ -15,6 +15,7 @@ from helios_cli.errors import HeliosError, InputError
 from helios_cli.units import counted
 
 if TYPE_CHECKING:
+    from helios_cli.check.films import FilmReports
     from helios_cli.check.report import ChunkReport, Finding, Report
 
 MAX_ROWS = 40
@@ -27,7 +28,10 @@ COLUMNS = ("chunk", "   time", "bright", "satur", "blur", "motion", "flicker", "
 
 
 def check(
-    video: Annotated[Path, typer.Argument(help="A film, or a folder of PNG frames.", show_default=False)],
+    videos: Annotated[
+        list[Path],
+        typer.Argument(metavar="VIDEO...", help="Films, or folders of PNG frames.", show_default=False),
+    ],
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if anything is found.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write, with pictures and plots.")] = None,
     chunk_frames: Annotated[
@@ -50,6 +54,8 @@ def check(
     Findings are not errors: the exit code is 0, or 1 with --strict. A file that
     cannot be read ends with 2.
 
+    With several films the measures are averaged over them, as benchmarks do.
+
     --against compares with another film of the same frames instead. There,
     --strict without a limit allows no difference at all.
     """
@@ -61,6 +67,10 @@ def check(
     if against is None and (psnr is not None or ssim is not None):
         flag = "--ssim" if psnr is None else "--psnr"
         raise InputError(f"{flag} is a limit for a comparison", hint="name the film to compare with: --against OTHER")
+    if len(videos) > 1:
+        _check_alone(report, against)
+        return _examine_films(videos, chunk_frames, strict=strict)
+    (video,) = videos
     if against is None:
         findings = _examine(video, report, chunk_frames)
     else:
@@ -69,6 +79,27 @@ def check(
         where = f" ({chunk_range(findings[0])}: {findings[0].message})" if against else ""
         hint = None if report else "add --report report.html to see where"
         raise HeliosError(f"{video}: {counted(len(findings), 'finding')}{where}, but --strict allows none", hint=hint)
+
+
+def _check_alone(report: Path | None, against: Path | None) -> None:
+    for flag, given in (("--report", report), ("--against", against)):
+        if given is not None:
+            raise InputError(f"{flag} is for one film", hint="check the films one by one: for film in ...")
+
+
+def _examine_films(videos: list[Path], chunk_frames: int | None, *, strict: bool) -> None:
+    from helios_cli.check.films import examine_films
+
+    result = examine_films(videos, chunk_frames=chunk_frames)
+    console.result(result.to_dict())
+    _show_films(result)
+    for _, error in result.failed:
+        console.error(error)
+    if result.failed:
+        raise HeliosError(f"{counted(len(result.failed), 'film')} of {len(videos)} could not be read")
+    found = [report for report in result.reports if report.findings]
+    if strict and found:
+        raise HeliosError(f"{counted(len(found), 'film')} of {len(videos)} with findings, but --strict allows none")
 
 
 def _examine(video: Path, page: Path | None, chunk_frames: int | None) -> Sequence[Finding]:
@@ -106,6 +137,21 @@ def _compare(
     console.result(result.to_dict())
     show(result)
     return result.findings
+
+
+def _show_films(result: FilmReports) -> None:
+    from helios_cli.check.summary import COLUMNS as SUMMARY_COLUMNS
+    from helios_cli.check.summary import rows as summary_rows
+
+    rows = [
+        [report.film, str(report.num_frames), ", ".join(dict.fromkeys(one.kind for one in report.findings))]
+        for report in result.reports
+    ]
+    console.table(("film", "frames", "found"), rows, report=True)
+    if result.reports:
+        console.line()
+        console.table(SUMMARY_COLUMNS, summary_rows(result.summary), report=True)
+        console.prose(f"averages over {counted(len(result.reports), 'film')}, each counted once")
 
 
 def _show(report: Report) -> None:

@@ -162,6 +162,22 @@ def test_of_a_long_comparison_the_worst_chunks_are_shown(helios, tmp_path):
     assert "the worst 40 of 48 chunks are shown" in out
 
 
+def test_several_films(helios, clean, spoilt, tmp_path):
+    code, out, err = helios(clean, spoilt)
+    assert (code, err) == (0, "") and max(map(len, out.splitlines()[-8:])) <= 80
+    assert "averages over 2 films" in out and "flickering" in out
+    said = json.loads(helios(clean, spoilt, "--json")[1])
+    assert [len(said["films"]), said["ok"], said["failed"]] == [2, False, []]
+    assert {measure["name"] for measure in said["summary"]} >= {"brightness", "motion_length"}
+    code, _, err = helios(clean, spoilt, "--strict")
+    assert code == 1 and "1 film of 2" in err
+    code, _, err = helios(clean, tmp_path / "none.mp4")
+    assert code == 1 and "none.mp4" in err and "1 film of 2 could not be read" in err
+    for option in ("--report", "--against"):
+        code, out, err = helios(clean, spoilt, option, "x.html")
+        assert (code, out) == (2, "") and option in err
+
+
 @pytest.mark.process
 def test_help_and_the_whole_check_leave_torch_alone(clean):
     """`--help` even numpy: what a command needs is imported when it runs."""
