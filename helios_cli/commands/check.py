@@ -30,7 +30,7 @@ COLUMNS = ("chunk", "   time", "bright", "satur", "blur", "motion", "flicker", "
 def check(
     videos: Annotated[
         list[Path],
-        typer.Argument(metavar="VIDEO...", help="Films, or folders of PNG frames.", show_default=False),
+        typer.Argument(metavar="VIDEO", help="Films, or folders of PNG frames.", show_default=False),
     ],
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if anything is found.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write, with pictures and plots.")] = None,
