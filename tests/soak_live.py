@@ -1,0 +1,98 @@
+"""A live film of many hours, with a viewer who sees every frame as soon as it is out: does memory grow?
+
+    python tests/soak_live.py --hours 6 [--every 10] [--fps 24]
+
+The embedded model renders 64x64 pixels, a new prompt comes every few seconds of film, and the resident memory, the
+encoded prompts, threads and open files are printed for each half hour of film. The first half hour warms up. It fails
+if memory grows by more than 3 KB a chunk from then on: a chunk has entries in the plan, the journal and the recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from helios_cli.engine.events import ChunkDone, FilmDone
+from helios_cli.engine.session import Session
+from helios_cli.film.jobs import find_jobs
+from helios_cli.live.film import LiveSetup, film_to_be, render_live
+from helios_cli.live.recipe_file import RecipeFile
+from helios_cli.live.script import Manner
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.schema import Shot
+from helios_cli.units import FRAMES_PER_CHUNK
+
+WARM_SECONDS = 1800
+BYTES_PER_CHUNK = 3000
+COLOURS, SHAPES = ("red", "blue", "green", "yellow", "white"), ("ball", "square", "star", "triangle")
+
+
+def resident_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def prompt(number: int) -> Shot:
+    words = f"a {COLOURS[number % 5]} {SHAPES[number % 4]}, scene {number}"
+    return Shot(prompt=words, transition=("blend", "switch", "cut")[number % 3], seconds=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hours", type=float, default=6)
+    parser.add_argument("--every", type=float, default=10, help="seconds of film between prompts")
+    parser.add_argument("--fps", type=float, default=24, help="fewer make fewer chunks of the same time")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        growth = soak(Path(folder), asked.hours * 3600, asked.every, asked.fps)
+    print(f"memory grew by {growth:.0f} bytes a chunk after the first half hour")
+    sys.exit(growth > BYTES_PER_CHUNK)
+
+
+def soak(folder: Path, seconds: float, every: float, fps: float) -> float:
+    """Render the film, and return the bytes by which memory grew with each chunk after the first half hour."""
+    options = RenderOptions.parse(
+        **{"model": "tiny", "size": "64x64", "steps": "1,1,1", "preset": "ultrafast", "crf": 40, "cache": False},
+        **{"output": str(folder / "film.mp4"), "fps": fps},
+    )
+    setup = LiveSetup.of(fps, 3.0, print)
+    door, feed = setup.lines.door("the soak"), setup.feed
+    feed.listen(lambda: setup.playhead.report("viewer", feed.num_frames / fps))
+    first = prompt(0)
+    (job,) = find_jobs([], options, [film_to_be(folder / "film.toml", first)], is_live=True)
+    recipe = RecipeFile(folder / "film.toml", "helios render film.toml")
+    began, prompts, marks = time.monotonic(), 1, []
+    print("film h, wall min, chunks, RSS MB, prompts taken, rows kept, MB of rows, threads, files, recipe KB")
+    with Session() as session:
+        for event in render_live(job, first, lambda: None, setup, Manner("blend", 1.0), recipe, session, print):
+            if not isinstance(event, ChunkDone):
+                if isinstance(event, FilmDone):
+                    print(f"wrote {event.frames} frames, {event.frames / fps / 3600:.2f} h")
+                continue
+            played = event.frames / fps
+            if played >= prompts * every:
+                door.put(prompt(prompts))
+                prompts += 1
+            if played >= seconds:
+                door.close()
+            if played // WARM_SECONDS > (event.frames - FRAMES_PER_CHUNK) / fps // WARM_SECONDS:
+                rows = session.models.prompts
+                marks.append((event.chunk + 1, resident_bytes()))
+                print(
+                    f"{played / 3600:.1f}, {(time.monotonic() - began) / 60:.1f}, {event.chunk + 1}, "
+                    f"{marks[-1][1] / 1e6:.0f}, {prompts}, {len(rows)}, "
+                    f"{sum(one.rows.nbytes for one in rows.values()) / 1e6:.2f}, {threading.active_count()}, "
+                    f"{len(os.listdir('/proc/self/fd'))}, {recipe.path.stat().st_size / 1e3:.0f}",
+                    flush=True,
+                )
+    (begin, before), (end, after) = marks[0], marks[-1]
+    return (after - before) / max(1, end - begin)
+
+
+if __name__ == "__main__":
+    main()
