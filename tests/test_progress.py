@@ -23,6 +23,7 @@ from helios_cli.engine.events import (
     FilmStarted,
     Notice,
     PhaseStarted,
+    Playback,
     PromptTaken,
     StepDone,
 )
@@ -429,3 +430,34 @@ def test_lines_make_room_for_a_download(monkeypatch):
         assert rows(terminal.file.getvalue())[-1] == "redrawn"
     assert console.lines is None
     assert "redrawn" not in rows(terminal.file.getvalue())
+
+
+def test_a_live_film_says_how_far_ahead_it_is_and_when_prompts_show(capsys):
+    film = replace(FILM, frames=None, chunks=None, steps=None)
+    playing = Playback("playing", 1.0, 2.9, 4.25)
+    shown = [
+        film,
+        PromptTaken("a storm", 2, "cut", 3.5),
+        playing,
+        ChunkDone(2, None, 99, 1.5),
+        replace(playing, state="late", in_front=0.0),
+        ChunkDone(3, None, 132, 1.5),
+        replace(playing, state="paused"),
+    ]
+    with open_view("plain") as view:
+        for event in shown:
+            view.show(event)
+    lines = capsys.readouterr().err.splitlines()[2:]
+    assert lines[0] == "from chunk 3 on, 3.5 s after it came, cut: a storm"
+    assert lines[1].endswith("2.9 s ahead, prompts show in 4.2 s")
+    assert lines[2].endswith("late: 0.0 s ahead, prompts show in 4.2 s")
+    assert lines[3] == "paused; [play] goes on"
+
+
+@pytest.mark.parametrize(
+    ("state", "text"), [("waiting", "waiting for the viewer"), ("paused", "paused"), ("playing", "denoising")]
+)
+def test_a_live_film_that_waits_says_for_what(state, text):
+    track = track_after((0, 20.0), clock=Clock())
+    track.follow(Playback(state, 1.0, 2.9, 4.25))
+    assert track.place_text == f"chunk 2/10, {text}"

@@ -16,6 +16,9 @@ from helios_cli.units import FRAMES_PER_CHUNK
 REPORT_SECONDS = 5.0
 """Time after which a viewer that says nothing more is gone."""
 
+LATE_SECONDS = 0.05
+"""Wait for frames that nobody notices."""
+
 
 @dataclass(frozen=True)
 class _Report:
@@ -32,6 +35,7 @@ class Playhead:
 
     Attributes:
         ahead: as above, at least a chunk; None decides chunks as fast as they are rendered.
+        now: the time on the wall, in seconds.
         decided: the end of the last chunk that is decided.
         out: the end of the last frames that a viewer can have.
     """
@@ -40,10 +44,10 @@ class Playhead:
         self.chunk_seconds = FRAMES_PER_CHUNK / fps
         self.ahead = None if ahead is None else max(ahead, self.chunk_seconds)
         self.decided = self.out = 0.0
-        self._fps, self._now = fps, now
+        self._fps, self.now = fps, now
         self._changed = threading.Condition(threading.RLock())  # a signal handler may hold it already
         self._viewers: dict[Hashable, _Report] = {}
-        self._position, self._moved = 0.0, now()
+        self._position, self._moved, self._late_seconds = 0.0, now(), 0.0
         self._is_paused, self._may_pause, self._is_over = False, True, False
 
     @property
@@ -68,11 +72,12 @@ class Playhead:
     def is_paused(self) -> bool:
         return self._is_paused
 
-    @property
-    def is_late(self) -> bool:
-        """Return whether whoever watches has seen all frames that are out, and waits for more."""
+    def was_late(self) -> bool:
+        """Return whether whoever watches had to wait for frames since this was asked last."""
         with self._changed:
-            return 0 < self.out <= self._move()
+            self._move()
+            late, self._late_seconds = self._late_seconds, 0.0
+            return late > LATE_SECONDS
 
     def show(self, num_frames: int) -> None:
         """Note that so many frames of the film are out."""
@@ -85,12 +90,12 @@ class Playhead:
         """Begin at the end of the `chunk` chunks that an earlier run left."""
         with self._changed:
             self._position = self.out = self.decided = chunk * self.chunk_seconds
-            self._moved = self._now()
+            self._moved, self._late_seconds = self.now(), 0.0
 
     def report(self, viewer: Hashable, position: float) -> None:
         """Note how far a viewer is; it is forgotten after REPORT_SECONDS."""
         with self._changed:
-            self._viewers[viewer] = _Report(position, self._now())
+            self._viewers[viewer] = _Report(position, self.now())
             self._changed.notify_all()
 
     def leave(self, viewer: Hashable) -> None:
@@ -142,11 +147,14 @@ class Playhead:
 
     def _move(self) -> float:
         """Return the position now. Call it before `out` changes: the time on the wall counts up to there."""
-        now = self._now()
+        now = self.now()
         self._viewers = {viewer: one for viewer, one in self._viewers.items() if now - one.when < REPORT_SECONDS}
+        passed, self._moved = now - self._moved, now
         if self._viewers:
             self._position = min(self.out, max(one.position for one in self._viewers.values()))
+            late = passed if self._position > self.out - LATE_SECONDS else 0.0
         else:
-            self._position = min(self.out, self._position + now - self._moved)
-        self._moved = now
+            late = max(0.0, self._position + passed - self.out)
+            self._position = min(self.out, self._position + passed)
+        self._late_seconds += late if self.out else 0.0  # before the first frames nobody watches
         return self._position

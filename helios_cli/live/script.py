@@ -7,8 +7,7 @@ those of the recipe's plan, so that a render of the recipe makes the same film.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
 from helios_cli.engine.events import Event, Notice, Playback, PromptTaken
@@ -88,27 +87,31 @@ class LiveScript:
             self._playhead.begin_at(index)
             if self._goes_on:
                 yield self._goes_on
-        yield from self._wait(index)
+        is_late = yield from self._wait(index)
         if index == len(self.plan.chunks) < self._most:
             self._next(index)
         self._playhead.decided = len(self.plan.chunks) * self._playhead.chunk_seconds
         if index in self._taken:
             yield self._taken[index]
         if index < len(self.plan.chunks):
-            yield self._playback("late" if self._playhead.is_late else "playing")
+            yield self._playback("late" if is_late else "playing")
 
-    def _wait(self, index: int) -> Iterator[Event]:
-        """Wait until chunk `index` may be decided, as late as possible: the prompt that is there then counts."""
+    def _wait(self, index: int) -> Generator[Event, None, bool]:
+        """Wait until chunk `index` may be decided, as late as possible: the prompt that is there then counts.
+
+        Returns whether it comes too late: nothing had to wait for whoever watches, who had to wait."""
         state = None
         while (seconds := self._seconds_until(index)) > 0:
             before, state = state, "paused" if self._playhead.is_paused else "waiting"
             if state != before:
                 yield self._playback(state)
             self._playhead.wait(seconds)
-        if self._playhead.ahead is not None and (state or not self._playhead.is_late):
-            self._late.clear()
-        elif self._playhead.ahead is not None:
+        is_late = self._playhead.was_late() and state is None
+        if is_late and self._playhead.ahead is not None:
             yield from self._note_late()
+        else:
+            self._late.clear()
+        return is_late
 
     def _seconds_until(self, index: int) -> float:
         """Return how long chunk `index` may wait; 0 once no prompt can come that it would wait for."""
@@ -122,7 +125,7 @@ class LiveScript:
 
     def _note_late(self) -> Iterator[Event]:
         """Say once that the machine is too slow, when chunk after chunk comes late."""
-        self._late = [*self._late, time.monotonic()][-LATE_CHUNKS:]
+        self._late = [*self._late, self._playhead.now()][-LATE_CHUNKS:]
         if self._is_slow or len(self._late) < LATE_CHUNKS:
             return
         speed = (LATE_CHUNKS - 1) * FRAMES_PER_CHUNK / max(1e-9, self._late[-1] - self._late[0])

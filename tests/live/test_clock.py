@@ -38,11 +38,11 @@ def test_it_starts_with_the_first_frames_and_stops_where_they_end(head, hands):
     assert head.position == 0
     head.show(66)
     hands.turn(1.5)
-    assert (head.position, head.in_front, head.is_late) == (1.5, 0.5, False)
+    assert (head.position, head.in_front, head.was_late()) == (1.5, 0.5, False)
     hands.turn(10)
-    assert (head.position, head.in_front, head.is_late) == (2, 0, True)
     head.show(99)
-    assert (head.position, head.is_late) == (2, False)
+    assert (head.position, head.in_front, head.was_late()) == (2, 1, True)
+    assert not head.was_late()
     hands.turn(0.25)
     assert head.position == 2.25
 
@@ -130,3 +130,13 @@ def test_without_ahead_a_pause_holds_chunks_back_too():
     head = Playhead(24, None)
     head.pause()
     assert head.seconds_until(0) == float("inf")
+
+
+def test_a_viewer_who_has_seen_everything_waits(head, hands):
+    head.show(99)
+    head.report("a", 1.0)
+    hands.turn(1)
+    assert not head.was_late()
+    head.report("a", 2.99)
+    hands.turn(1)
+    assert head.was_late()

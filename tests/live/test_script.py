@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helios_cli.engine.events import PromptTaken
+from helios_cli.engine.events import Notice, Playback, PromptTaken
 from helios_cli.errors import InputError
 from helios_cli.film.target import Target
 from helios_cli.live.clock import Playhead
@@ -44,14 +44,14 @@ class Lines:
     def __init__(self, at: dict[int, list[Shot]], *, end: int) -> None:
         self.at, self.end, self.now = at, end, 0
         self.waiting: deque[Shot] = deque()
-        self.are_open = False
+        self.are_open, self.position = False, 0.0
 
     def arrive(self, index: int) -> None:
         self.now = index
         self.waiting += self.at.get(index, [])
 
     def take(self) -> Line | None:
-        return Line(self.waiting.popleft(), 0.0) if self.waiting else None
+        return Line(self.waiting.popleft(), self.position) if self.waiting else None
 
     @property
     def ended(self) -> bool:
@@ -269,3 +269,76 @@ def test_a_film_that_goes_on_keeps_its_chunks_and_takes_new_prompts(at, later, l
     assert list(script.plan.chunks[:done]) == live.rendered[:done]
     assert reread(texts[-1]) == script.plan
     assert next(event.prompt for event in events if isinstance(event, PromptTaken)) == film.recipe.shots[-1].prompt
+
+
+# The playhead
+
+
+class Steered:
+    """A script whose lines stay open, under a clock on the wall that the test turns; nothing is rendered."""
+
+    def __init__(self, ahead: float | None = 3.0) -> None:
+        self.seconds = 0.0
+        self.head = Playhead(24.0, ahead, lambda: self.seconds)
+        self.lines = Lines({}, end=10**9)
+        self.lines.are_open = True
+        film = Film("f", "f.toml", Recipe(shot=[Shot(prompt="first")], fps=24.0, seed=7), FOLDER)
+        self.script = LiveScript(
+            *(film, 24.0, self.lines, Manner(hold=1.0), self.head),
+            **{"plan_of": plan_of, "keep": lambda film: None, "warn": print},
+        )
+
+    def render(self, chunks: int, seconds: float) -> list:
+        """Render so many chunks, each in so many seconds, and return the events; waiting takes a tenth at a time."""
+        events = []
+        for index in range(chunks):
+            while self.script.is_early(index):
+                self.seconds += 0.1
+            events += self.script.decide(index)
+            self.seconds += seconds
+            self.head.show(33 * (index + 1))
+        return events
+
+
+def test_a_machine_that_is_too_slow_says_so_once_with_what_would_help():
+    events = Steered().render(12, seconds=2.0)
+    (notice,) = [event for event in events if isinstance(event, Notice)]
+    assert notice.message.startswith("this machine makes 16.5 frames a second, and the film shows 24: ")
+    assert "--fps 16" in notice.message
+    assert [event.state for event in events if isinstance(event, Playback)][3:] == ["late"] * 9
+
+
+@pytest.mark.parametrize("ahead", [3.0, None])
+def test_a_machine_that_keeps_up_says_nothing_and_stays_no_further_ahead(ahead):
+    steered = Steered(ahead)
+    events = steered.render(40, seconds=0.5)
+    assert not [event for event in events if isinstance(event, Notice)]
+    playing = [event for event in events if isinstance(event, Playback)]
+    assert {event.state for event in playing} == {"playing"}
+    most = max(event.in_front for event in playing)
+    assert most <= 3.0 if ahead else most > 30
+
+
+def test_a_pause_is_an_event_and_ends_with_the_last_door():
+    """The waiting itself is real here: it ends because nobody is left who could end the pause."""
+    steered = Steered()
+    steered.head.pause()
+    decided = iter(steered.script.decide(0))
+    (taken,) = [next(decided)]
+    assert (taken.state, taken.position) == ("paused", 0.0)
+    steered.lines.are_open = False
+    steered.head.never_pause()
+    assert [type(event) for event in decided] == [PromptTaken, Playback]
+
+
+def test_a_prompt_says_how_long_it_took():
+    steered = Steered()
+    steered.render(6, seconds=0.5)
+    steered.lines.at[6] = [Shot(prompt="b", transition="switch")]
+    steered.lines.arrive(6)
+    steered.lines.position = steered.head.position
+    while steered.script.is_early(6):
+        steered.seconds += 0.1
+    taken = next(event for event in steered.script.decide(6) if isinstance(event, PromptTaken))
+    assert taken.delay == round(6 * 33 / 24 - steered.lines.position, 3)
+    assert 3.0 < taken.delay <= 3.0 + 33 / 24
