@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -165,6 +166,19 @@ def test_a_film_of_another_rate_is_checked_by_its_own(helios, tmp_path):
     assert code == 0, err
     report = examine(Path(tmp_path / "a.mp4"))
     assert report.num_frames == 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mp4", "mkv"])
+def test_sound_is_as_long_as_the_film_at_its_new_rate(helios, tmp_path, kind):
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error"]
+    subprocess.run([*ffmpeg, "-f", "lavfi", "-i", "sine=d=5", str(tmp_path / "tone.wav")], check=True)
+    sound = ("--audio", "tone.wav", "--filter", "framestep=2")
+    code, _, err = helios("render", *TWO, "-o", f"a.{kind}", "-q", *sound)
+    assert code == 0, err
+    decode = [*ffmpeg, "-i", str(tmp_path / f"a.{kind}"), "-map", "0:a", "-f", "s16le", "-"]
+    samples = len(subprocess.run(decode, check=True, capture_output=True).stdout) // 4
+    assert samples == 20 * 48000 // 12  # 40 frames at 24 fps
 
 
 @pytest.mark.process

@@ -135,7 +135,9 @@ class After:
         rate, (width, height) = self.made.rate, self.made.size
         steps = ["format=bgr0"]
         if self.graph is not None:
-            steps += [self.graph, f"fps={rate}:start_time=0", f"tpad=stop_mode=clone:stop={ceil(rate) - 1}"]
+            # The last frame comes again for a second, so that none is missing. It stands before `fps`, which in ffmpeg 7
+            # leaves out the last frame behind filters with several inputs.
+            steps += [self.graph, f"tpad=stop_mode=clone:stop={ceil(rate)}", f"fps={rate}:start_time=0"]
             steps += [f"scale={width}:{height}"]
         pieces = ffmpeg.piece_arguments(encoding, rate, before=",".join(steps))
         return ["-frames:v", f"{wanted}", *ffmpeg.every_frame(), *pieces, f"pipe:{made.fileno()}"]
