@@ -135,8 +135,8 @@ class After:
         rate, (width, height) = self.made.rate, self.made.size
         steps = ["format=bgr0"]
         if self.graph is not None:
-            # The last frame comes again for a second, so that none is missing. It stands before `fps`, which in ffmpeg 7
-            # leaves out the last frame behind filters with several inputs.
+            # The last frame comes again for a second, so that none is missing; before `fps`, since that leaves out the
+            # last frame behind filters with several inputs in ffmpeg 7.
             steps += [self.graph, f"tpad=stop_mode=clone:stop={ceil(rate)}", f"fps={rate}:start_time=0"]
             steps += [f"scale={width}:{height}"]
         pieces = ffmpeg.piece_arguments(encoding, rate, before=",".join(steps))
