@@ -32,6 +32,7 @@ from helios_cli.model import block as block_module
 from helios_cli.model import sharded
 from helios_cli.model.attention import Choice
 from helios_cli.model.backends import shape_key
+from helios_cli.model.block import Rows
 from helios_cli.model.dit import Call, HeliosDiT
 from helios_cli.model.vae import WanVAE
 from helios_cli.units import PROMPT_KEYS, grid_of
@@ -410,7 +411,7 @@ def test_attention_is_timed_on_what_a_block_gives_it(kernels, amplified, monkeyp
         if kernels:
             block.attn1.join()
         rows = torch.empty(1, len(rope), config.width)
-        block._attend(rows, rope, len(rope) - 9 * grid[0] * grid[1], noisy_only=False)
+        block._attend(Rows(rows, rows), rope, len(rope) - 9 * grid[0] * grid[1], noisy_only=False)
     gpu.measure_attention(Choice(), config, [grid], torch.float32, torch.device("meta"))
     assert given == timed[:1]
     assert (given[0][2][1] == 3 * config.width) == kernels

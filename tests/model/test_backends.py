@@ -16,6 +16,7 @@ from helios_cli.bench.specs import SPECS
 from helios_cli.errors import InputError, MachineError
 from helios_cli.model import attention
 from helios_cli.model.backends import Measured, Measurements, measure, read_choices, shape_key
+from helios_cli.model.block import Rows
 from helios_cli.model.dit import HeliosDiT
 from helios_kernels import devices
 from helios_kernels.tuning import LocalConfigs, keep_local
@@ -90,7 +91,7 @@ def test_networks_keep_their_attention_whatever_is_chosen_for_others():
 
     def attended(network: HeliosDiT) -> torch.Tensor:
         with torch.no_grad():
-            return network.blocks[0]._attend(rows, rope, 9, noisy_only=False)
+            return network.blocks[0]._attend(Rows(rows, rows), rope, 9, noisy_only=False)
 
     dit.use_attention(attention.choose("math", CPU, torch.float32, *heads))
     before = attended(dit)
