@@ -73,7 +73,7 @@ class Playhead:
         return self._is_paused
 
     def was_late(self) -> bool:
-        """Return whether whoever watches had to wait for frames since this was asked last."""
+        """Return whether whoever watches had to wait for frames since the last call."""
         with self._changed:
             self._move()
             late, self._late_seconds = self._late_seconds, 0.0
