@@ -64,6 +64,11 @@ def nothing_stays(monkeypatch) -> list[BlockStream]:
     return streams
 
 
+def passes_over(streams: list[BlockStream]) -> list[int]:
+    """Return how often each block was read for model calls; the other streams bring what prompts need."""
+    return max((stream.blocks_read for stream in streams), key=sum)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["model", "stream"])
 @pytest.mark.parametrize("fails", [False, True])
@@ -99,8 +104,7 @@ def test_every_mode_writes_the_same_film(helios, folder, nothing_stays):
         assert ("offload:" in said.err) == (mode != "auto")
     assert len(films["none"]) == 99
     assert films["auto"] == films["none"] == films["model"] == films["stream"]
-    (stream,) = nothing_stays
-    assert min(stream.blocks_read) >= 12  # passes over them
+    assert min(passes_over(nothing_stays)) >= 12
 
 
 def test_a_chunk_kept_in_one_mode_is_taken_in_another(helios, folder):
@@ -197,8 +201,7 @@ def test_lanes_write_the_films_that_are_written_one_by_one(helios, folder, tmp_p
         said = helios("render", *names, "-m", folder, *SMALL, "--no-cache", "-o", out, *flags)
     for name in ("0.mp4", "1.mp4", "2.mp4"):
         assert (decoded(tmp_path / "alone" / name) == decoded(tmp_path / "together" / name)).all()
-    (stream,) = nothing_stays
-    assert all(24 <= count < 30 for count in stream.blocks_read)  # 36 passes of three films; more is read ahead
+    assert all(24 <= count < 30 for count in passes_over(nothing_stays))  # 36 of three films; more is read ahead
     assert "0: chunk 2/3" in said.err and "1: chunk 2/3" in said.err
 
 

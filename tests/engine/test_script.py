@@ -33,6 +33,9 @@ class Growing:
         self.whole = whole
         self.plan = replace(whole, chunks=whole.chunks[:1])
 
+    def is_early(self, index: int) -> bool:
+        return False
+
     def decide(self, index: int) -> Iterator[Event]:
         if index == len(self.plan.chunks):
             self.plan = replace(self.whole, chunks=self.whole.chunks[: index + 1])

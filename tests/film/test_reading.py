@@ -264,8 +264,7 @@ def test_an_encoder_that_takes_nothing_ends_the_film(tmp_path, monkeypatch):
     ffmpeg_program(
         tmp_path / "ffmpeg", f"""case "$*" in *pipe:0*) sleep 1000;; *) exec '{EXE}' "$@";; esac""", monkeypatch
     )
-    process = ffmpeg.Process(["-i", "pipe:0"], doing="writing film.mp4", stdin=subprocess.PIPE)
-    monkeypatch.setattr(ffmpeg, "WRITING_SECONDS", 0.2)
+    process = ffmpeg.Process(["-i", "pipe:0"], doing="writing film.mp4", stdin=subprocess.PIPE, patience=0.2)
     with pytest.raises(MachineError, match=r"stopped making progress while writing film\.mp4"):
         process.write(bytes(1 << 20))
     with pytest.raises(MachineError, match=r"stopped making progress while writing film\.mp4"):

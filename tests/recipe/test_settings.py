@@ -39,8 +39,9 @@ def test_the_model_goes_before_the_default():
 
 
 def test_every_value_has_an_origin():
+    """All but what a flag alone decides."""
     origins = resolve(BARE, RenderOptions(), MODEL).origins
-    assert set(origins) == {field.name for field in fields(Settings)} - {"origins"}
+    assert set(origins) == {field.name for field in fields(Settings)} - {"origins", "reuse_history"}
 
 
 def test_the_model_is_chosen_first(monkeypatch):

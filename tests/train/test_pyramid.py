@@ -122,7 +122,7 @@ class Exact(HeliosDiT):
     def modulation(self, timestep: torch.Tensor) -> float:
         return timestep.item()
 
-    def forward(self, x, tokens, timestep, rope, text):
+    def forward(self, x, tokens, timestep, rope, text, past=None):
         stage = {2: 0, 4: 1, 8: 2}[x.shape[-2]]
         sigma = self.sigma_of[stage][timestep]
         start, end = METHOD[stage] if stage else (1.0, METHOD[0][1])  # the sampler begins with noise alone
