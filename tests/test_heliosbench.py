@@ -24,6 +24,7 @@ def bench(tmp_path, monkeypatch, distilled):
     return Path("bench")
 
 
+@pytest.mark.slow
 def test_a_list_renders_in_one_command_under_the_names_that_the_scripts_read(bench):
     assert main(["render", "list.csv", *SMALL, "-o", "bench"]) == 0
     films = sorted(bench.glob("*_*_ori*.mp4"), key=lambda film: int(re.search(r"(\d+)_", film.name)[1]))

@@ -40,6 +40,7 @@ def recipe(*entries: str) -> None:
     Path("film.toml").write_text(f'version = 1\n{lora}[[shot]]\nprompt = "{PROMPT}"\n')
 
 
+@pytest.mark.slow
 def test_a_file_changes_the_film_and_a_weight_of_zero_does_not(folder):
     without = render("without.mkv")
     assert not np.array_equal(render("with.mkv", "--lora", "style.safetensors"), without)
@@ -92,6 +93,7 @@ def test_chunks_of_another_weight_are_not_taken_from_the_cache(folder):
     assert not np.array_equal(decoded(Path("film1.mkv")), decoded(Path("film0.5.mkv")))
 
 
+@pytest.mark.slow
 def test_a_converted_copy_has_it(folder, distilled):
     """In bfloat16: the copy's weights were rounded after the file was folded in, as those of the render are."""
     command = ["models", "convert", str(distilled), "--lora", "style.safetensors:0.5", "--dtype", "bfloat16"]
@@ -160,6 +162,7 @@ def test_workers_fold_it_too(folder):
     assert np.array_equal(shared, alone)
 
 
+@pytest.mark.slow
 def test_the_shipped_recipe_and_python_make_the_same_film(tmp_path, monkeypatch):
     """The file of the recipe moves colours: there is less green than without it."""
     monkeypatch.chdir(tmp_path)

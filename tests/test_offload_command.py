@@ -96,6 +96,7 @@ def test_nothing_is_read_behind_the_last_film(helios, nothing_stays, folder, mod
     assert not any(stream._loads for stream in nothing_stays)
 
 
+@pytest.mark.slow
 def test_every_mode_writes_the_same_film(helios, folder, nothing_stays):
     films = {}
     for mode in ("auto", "none", "model", "stream"):
@@ -171,6 +172,7 @@ def test_memory_that_runs_out_is_met_with_less_once(kind, helios, folder, monkey
     assert film == whole
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_twice_ends_with_3_and_can_be_gone_on_from(helios, folder, monkeypatch):
     arguments = ["render", "a red circle", "-m", folder, *SMALL, "--no-cache", "-o", "film.mkv"]
     with monkeypatch.context() as broken:
@@ -238,6 +240,7 @@ def test_events_of_lanes_say_their_film(helios, folder):
     assert order[:4] in (["0", "1"] * 2, ["1", "0"] * 2)  # in lockstep
 
 
+@pytest.mark.slow
 def test_one_lane_may_fail(helios, folder):
     names = sources("a red circle", "red " * 600)
     Path("out").mkdir()

@@ -84,6 +84,7 @@ def test_the_frames_are_the_decoder_s_and_the_latents_those_of_the_film(render):
     assert shown["preview"]["name"] == "taew2_1.safetensors" and "preview" not in film
 
 
+@pytest.mark.slow
 def test_the_final_film_is_the_one_without_a_preview(render):
     render("plain.mp4", "--no-cache")
     events = render("film.mp4", *SHOWN, "--final")

@@ -74,6 +74,7 @@ def test_json_is_the_report(helios, spoilt):
     assert helios(spoilt, "--json", "--strict")[0] == 1
 
 
+@pytest.mark.slow
 def test_long_films_show_only_what_was_found(helios, tmp_path):
     frames = pan(scene(width=4096), 48 * 8)
     frames[80:88:2] += 12
@@ -162,6 +163,7 @@ def test_of_a_long_comparison_the_worst_chunks_are_shown(helios, tmp_path):
     assert "the worst 40 of 48 chunks are shown" in out
 
 
+@pytest.mark.slow
 def test_several_films(helios, clean, spoilt, tmp_path):
     code, out, err = helios(clean, spoilt)
     assert (code, err) == (0, "") and max(map(len, out.splitlines()[-8:])) <= 80

@@ -62,6 +62,7 @@ CLEAN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLEAN)
 def test_a_clean_film_has_no_findings_and_is_well_within_the_limits(name, tmp_path):
     report = examined(tmp_path, CLEAN[name]())
@@ -101,6 +102,7 @@ def test_black(tmp_path, clean):
     assert {finding.kind for finding in report.findings} == {"black", "seam jump"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [40, 128, 255])
 def test_a_collapsed_chunk_is_uniform(tmp_path, clean, level):
     clean[-CHUNK:] = level
@@ -122,6 +124,7 @@ def test_frozen(tmp_path, clean):
     assert frozen.start_seconds == pytest.approx(80 / 24, abs=1 / 24)
 
 
+@pytest.mark.slow
 def test_a_key_frame_does_not_end_a_still(tmp_path):
     """The key frame that x264 inserts at frame 250 makes the picture pop."""
     report = examined(tmp_path, pan(PICTURE, 1).repeat(300, 0))
@@ -129,6 +132,7 @@ def test_a_key_frame_does_not_end_a_still(tmp_path):
     assert only(report, "frozen").value == pytest.approx(300 / 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("period", "levels"), [(2, 4), (2, 8), (4, 8)])
 def test_flickering(tmp_path, clean, period, levels):
     """`levels` between bright and dark, changing at every frame or every other one."""
@@ -141,6 +145,7 @@ def test_flickering(tmp_path, clean, period, levels):
     assert found.value > 1.4 * limits.FLICKER.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -176,6 +181,7 @@ def test_seam_jump(tmp_path, clean):
     assert jump.start_seconds == pytest.approx(3 * CHUNK / 24)
 
 
+@pytest.mark.slow
 def test_a_small_jump_at_every_seam_is_one_finding(tmp_path):
     """A twitch every 33 frames, as viewers of long films report it: the camera leaps by seven steps' worth."""
     frames = np.concatenate([pan(PICTURE, CHUNK, start=index * (CHUNK + 7) * 1.5) for index in range(6)])
@@ -184,11 +190,13 @@ def test_a_small_jump_at_every_seam_is_one_finding(tmp_path):
     assert 1.3 * jump.limit < jump.value < 4 * jump.limit
 
 
+@pytest.mark.slow
 def test_motion_that_begins_after_a_still_start_is_no_jump(tmp_path):
     frames = np.concatenate([pan(PICTURE, 1).repeat(CHUNK, 0), pan(PICTURE, FRAMES - CHUNK)])
     assert only(examined(tmp_path, frames), "frozen").chunk == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begin", [4 * CHUNK, 4 * CHUNK - 12])
 def test_the_start_comes_back(tmp_path, clean, begin):
     """At a border of chunks, and in the middle of a chunk."""
@@ -218,6 +226,7 @@ def sidecar(path, lengths, cuts, **more) -> None:
     (path / "film.json").write_text(json.dumps({"chunks": chunks, "recipe": {}, **more}))
 
 
+@pytest.mark.slow
 def test_a_cut_that_the_sidecar_tells_of_is_no_fault(tmp_path, clean):
     """Another scene, brighter, from frame 86 on, with a short chunk before it; then the first scene again."""
     clean[86:152] = pan(scene(5), 66) + 60
@@ -230,6 +239,7 @@ def test_a_cut_that_the_sidecar_tells_of_is_no_fault(tmp_path, clean):
     assert [(drift.first_chunk, drift.last_chunk) for drift in report.drifts] == [(0, 2), (3, 4), (5, 6)]
 
 
+@pytest.mark.slow
 def test_a_sidecar_of_another_film_is_not_believed(tmp_path, clean):
     sidecar(tmp_path, [40, 40], cuts=(0, 1))
     report = examined(tmp_path, clean)

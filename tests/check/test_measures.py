@@ -136,6 +136,7 @@ def test_brightness_and_saturation_follow_signalstats(tmp_path):
     assert half / full == pytest.approx(their_half / theirs, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hz", [slow(0.7), 3, slow(7.3), slow(12)])
 def test_a_luma_sine_has_its_rate(tmp_path, hz):
     wave = f"geq=lum='128+5*sin(2*PI*{hz}*T+1)+20*sin(X/9)*sin(Y/7)':cb=128:cr=128"

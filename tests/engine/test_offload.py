@@ -365,6 +365,7 @@ def test_several_prompts_are_read_in_one_walk(folder_of):
         assert torch.equal(streamed.prompts[text].rows, whole.prompts[text].rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", [Placement(), *PLACEMENTS.values()], ids=["none", *PLACEMENTS])
 def test_models_that_nobody_holds_are_gone_at_once(placement, folder_of, tmp_path):
     """Not when the garbage collector comes by: the next ones need the memory."""

@@ -77,6 +77,7 @@ def test_calls_of_the_coarsest_stage_compute_the_history(kind, steps, chunks, ch
     assert 0 < saved < load.work.denoise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", [Placement("stream"), Placement("model", prompt_matrices=False)], ids=str)
 @pytest.mark.parametrize("kind", ["distilled", pytest.param("mid", marks=pytest.mark.slow)])
 def test_it_does_not_depend_on_the_placement(kind, placement, checkpoints, tmp_path):

@@ -319,6 +319,7 @@ def test_a_machine_that_keeps_up_says_nothing_and_stays_no_further_ahead(ahead):
     assert most <= 3.0 if ahead else most > 30
 
 
+@pytest.mark.slow
 def test_a_pause_is_an_event_and_ends_with_the_last_door():
     """The waiting itself is real here: it ends because nobody is left who could end the pause."""
     steered = Steered()
