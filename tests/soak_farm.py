@@ -1,4 +1,4 @@
-"""Kill farms until it hurts: `python tests/soak_farm.py --kills 50`. Its small version is `tests/farm/test_soak.py`.
+"""Kill farms until it hurts: `python tests/soak_farm.py --kills 50`.
 
 Films with cuts are rendered by `helios render --workers 2`, or by two `helios render --share` at once. Workers and
 drivers are killed at random moments and at random events, by SIGKILL, by SIGSTOP with SIGKILL after it, by SIGINT and

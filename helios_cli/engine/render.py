@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from helios_cli.cost.estimate import film_bytes, growing_bytes
-from helios_cli.engine.chunks import render_chunks
+from helios_cli.engine.chunks import FingerprintsOf, render_chunks
 from helios_cli.engine.events import ChunkDone, Event, FilmDone, Notice, PhaseStarted, PreviewDone
 from helios_cli.engine.finish import Finish
 from helios_cli.engine.memory import memory_errors, without_frames
@@ -20,6 +20,7 @@ from helios_cli.engine.session import Session
 from helios_cli.errors import HeliosError, InputError, OutOfMemory, ReaderGone
 from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
+from helios_cli.film.encoding import PieceWriter
 from helios_cli.film.feed import Feed
 from helios_cli.film.parts import LeftChunks, Parts
 from helios_cli.film.sound import silence_notice, track_of
@@ -114,6 +115,35 @@ def deeper(
     raise short
 
 
+def chunks_into(
+    writer: PieceWriter,
+    script: Script,
+    options: RenderOptions,
+    session: Session,
+    fingerprints: FingerprintsOf,
+    cache: Cache | None,
+) -> Generator[Event, None, None]:
+    """Render the chunks of `script` with the session's model into `writer`, until the session is stopped; its notices
+    come between the events. The arguments are those of `render_chunks`."""
+    events = render_chunks(
+        script,
+        session.models,
+        writer,
+        answer=session.answer,
+        clock=session.clock(),
+        reanchor=options.reanchor,
+        fingerprints=fingerprints,
+        cache=cache,
+        overlap=session.overlaps,
+        preview=session.preview(options),
+    )
+    with closing(events):
+        for event in events:
+            session.require_not_stopped()
+            yield event
+            yield from session.notices()
+
+
 def _render_placed(
     output: str, options: RenderOptions, session: Session, script: Script, feed: Feed | None
 ) -> Iterator[Event]:
@@ -142,21 +172,8 @@ def _render_placed(
         session.writing(_writer(output, options, script.plan, finish, after), output, script) as writer,
     ):
         writer.feed = feed
-        events = render_chunks(
-            script,
-            session.models,
-            writer,
-            answer=session.answer,
-            clock=session.clock(),
-            reanchor=options.reanchor,
-            fingerprints=finish.fingerprints_of,
-            cache=cache,
-            overlap=session.overlaps,
-            preview=session.preview(options),
-        )
-        with closing(events):
+        with closing(chunks_into(writer, script, options, session, finish.fingerprints_of, cache)) as events:
             for event in events:
-                session.require_not_stopped()
                 if event == PhaseStarted("finish"):  # only now is a film decided whose prompts come while it renders
                     finish.describe(writer)
                     if finish.track and not isinstance(script, Planned):
@@ -168,7 +185,6 @@ def _render_placed(
                     done = event
                 else:
                     yield event
-                yield from session.notices()
         assert done is not None
         session.keep_speed(script, options, done, chunks)
         yield from finish.finish(done)
@@ -214,23 +230,8 @@ def _render_stream(
     stream.feed = feed
     try:
         with session.writing(stream, STREAM, script):
-            events = render_chunks(
-                script,
-                session.models,
-                stream,
-                answer=session.answer,
-                clock=session.clock(),
-                reanchor=options.reanchor,
-                fingerprints=finish.fingerprints_of,
-                cache=Cache() if options.cache else None,
-                overlap=session.overlaps,
-                preview=session.preview(options),
-            )
-            with closing(events):
-                for event in events:
-                    session.require_not_stopped()
-                    yield event
-                    yield from session.notices()
+            cache = Cache() if options.cache else None
+            yield from chunks_into(stream, script, options, session, finish.fingerprints_of, cache)
     except ReaderGone as gone:
         yield Notice(f"{gone.message}; kept for later films: {counted(stream.safe_chunks, 'chunk')}")
 

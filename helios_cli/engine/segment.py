@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import closing
 from functools import partial
 
 import torch
 
-from helios_cli.engine.chunks import FingerprintsOf, render_chunks
+from helios_cli.engine.chunks import FingerprintsOf
 from helios_cli.engine.events import Event
-from helios_cli.engine.render import deeper
+from helios_cli.engine.render import chunks_into, deeper
 from helios_cli.engine.script import Planned
 from helios_cli.engine.session import Session
 from helios_cli.errors import HeliosError
@@ -70,19 +69,5 @@ def _render_placed(
     store: ChunkStore,
     fingerprints: FingerprintsOf,
 ) -> Iterator[Event]:
-    events = render_chunks(
-        Planned(plan),
-        session.models,
-        parts_writer(plan, target, options, store),
-        answer=session.answer,
-        clock=session.clock(),
-        reanchor=options.reanchor,
-        fingerprints=fingerprints,
-        cache=Cache() if options.cache else None,
-        overlap=session.overlaps,
-    )
-    with closing(events):
-        for event in events:
-            session.require_not_stopped()
-            yield event
-            yield from session.notices()
+    writer, cache = parts_writer(plan, target, options, store), Cache() if options.cache else None
+    yield from chunks_into(writer, Planned(plan), options, session, fingerprints, cache)
