@@ -109,7 +109,7 @@ class Sampled(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """The state and checkpoint of `step` are saved."""
+    """The state of `step` is saved, and the checkpoint, a folder, or LoRA, a file."""
 
     step: int
     checkpoint: str
@@ -121,7 +121,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class RunDone(Event):
-    """The last event of a finished run. `skipped` counts updates that were not finite."""
+    """The last event of a finished run. `skipped` counts updates that were not finite; `checkpoint` may be a LoRA."""
 
     step: int
     seconds: float

@@ -149,7 +149,7 @@ class TrainingRun:
         if stopped and self.fraction < 1:
             message = f"{out}: stopped after {self.step} steps, which are saved"
             raise Interrupted(message, hint="run the same command to continue")
-        yield RunDone(self.step, self.seconds, self.skipped, str(self.settings.folder / CHECKPOINT))
+        yield RunDone(self.step, self.seconds, self.skipped, str(self.settings.folder / self.phase.leaves))
 
     def _step(self) -> Iterator[Event]:
         settings = self.settings
@@ -231,18 +231,18 @@ class TrainingRun:
                 self.mean.swap()
 
     def _save(self) -> Event:
-        checkpoint = self.settings.folder / CHECKPOINT
+        left = self.settings.folder / self.phase.leaves
         if self.processes.leads:
             self.log.plot()
-            if not (self.has_saved and checkpoint.exists()):
-                prepare_checkpoint(checkpoint, self.start, self.settings.seed)
+            if self.phase.leaves == CHECKPOINT and not (self.has_saved and left.exists()):
+                prepare_checkpoint(left, self.start, self.settings.seed)
             if hasattr(self.phase, "save"):
                 with self._averaged():
-                    self.phase.save(checkpoint)
+                    self.phase.save(left)
             save_state(self.settings.folder, self.step, self._state())
         self.has_saved = True
         self.processes.wait()
-        return Saved(self.step, str(checkpoint))
+        return Saved(self.step, str(left))
 
     def _state(self) -> dict:
         return {

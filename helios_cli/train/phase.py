@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from helios_cli.train.settings import Optimizer
+from helios_cli.train.state import CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Phase(ABC):
     Trained parameters are float32 on the run's device; a phase computes in the run's dtype by casting. Optional methods
     that the loop uses if a phase has them; if a running mean is kept, the first player holds it while they run:
 
-        save(folder: Path)                          write its components into the complete checkpoint `folder`
+        save(path: Path)                            write its components into the complete checkpoint `path`, or
+                                                    the file that it leaves in place of one
         probe(share: Share) -> dict[str, float]     figures about the run; this process's addends, like losses
         samples(path: Path, step: int)              draw what the model makes now to the PNG `path`
         state() -> dict, restore(state: dict)       anything else a resumed run needs: plain values and tensors
@@ -64,6 +66,9 @@ class Phase(ABC):
 
     players: dict[str, nn.Module]
     """The networks that are trained, by name; the first is the one that the phase is for."""
+
+    leaves: str = CHECKPOINT
+    """The name of what a run leaves in its folder: a checkpoint, or a file that the phase writes alone."""
 
     optimizers: Mapping[str, Optimizer] = MappingProxyType({})
     """Settings of players that do not use `settings.optimizer`."""

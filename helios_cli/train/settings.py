@@ -127,7 +127,8 @@ class PhaseSettings(Table):
     """The keys at the top of every config file.
 
     Attributes:
-        start: folder of a checkpoint or run that the phase begins with; without it, the phase begins from nothing.
+        start: folder of a checkpoint or run that the phase begins with, or the name of a known model, such as tiny;
+            without it, the phase begins from nothing.
         out: output folder; an unfinished run in it is resumed.
         dtype: compute type of the networks; "auto" is bfloat16 where the device multiplies it fast, else float32.
             Parameters and optimizers are always float32.
@@ -430,11 +431,38 @@ class FlowMemory(Table):
     compile: bool = False
 
 
+class LoraSettings(Table):
+    """A LoRA that is trained in place of the transformer, which stays as `start` has it.
+
+    Each matrix W of the layers becomes W + alpha / rank x B A. Files at other weights than 1: `helios render --lora
+    FILE:0.8`. AdamW updates A (`*.down`) and B (`*.up`) unless `optimizer.muon` names them.
+
+    Attributes:
+        rank: rows of A and columns of B.
+        alpha: the rank if it is left out, for a factor of 1.
+        target_modules: globs of the linear layers that have one.
+    """
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Positive | None = None
+    target_modules: Annotated[tuple[Text, ...], Field(min_length=1)] = ("blocks.*",)
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
 class FlowSettings(TrainingSettings):
-    """The settings shared by base and mid. `fresh`: begin with a new transformer although `start` has one."""
+    """The settings shared by base and mid.
+
+    Attributes:
+        fresh: begin with a new transformer although `start` has one.
+        lora: train a LoRA of `start`'s transformer; the run leaves `lora.safetensors` in place of a checkpoint.
+    """
 
     start: str
     fresh: bool = False
+    lora: LoraSettings | None = None
     data: CachedClips
     history: HistorySettings = HistorySettings()
     corruption: Corruption = Corruption()
@@ -442,6 +470,12 @@ class FlowSettings(TrainingSettings):
     samples: Samples = Samples(guidance=3.0)
     optimizer: Optimizer = Optimizer(lr=1e-3, muon=("blocks.*.weight",), muon_lr=2e-3, warmup=20)
     ema: Ema = Ema(decay=0.9985)
+
+    @model_validator(mode="after")
+    def _has_a_base(self) -> FlowSettings:
+        if self.fresh and self.lora:
+            raise ValueError("a LoRA needs the transformer of `start`: leave out `fresh`")
+        return self
 
 
 class BaseLoss(Table):

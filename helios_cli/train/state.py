@@ -2,6 +2,7 @@
 
 out/state/step-000500.pt    everything a resumed run needs; the last two are kept
 out/checkpoint/             the published layout, for rendering and for the next phase
+out/lora.safetensors        in place of it, a LoRA of the start
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from helios_cli.errors import CheckpointError, InputError
 from helios_cli.files import replacing
 from helios_cli.train.settings import TrainingSettings
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint, files_of
+from helios_cli.weights.hub import find, source_of
+from helios_cli.weights.names import NAMES
 
-CHECKPOINT, STATE = "checkpoint", "state"
+CHECKPOINT, LORA, STATE = "checkpoint", "lora.safetensors", "state"
 
 KEPT_STATES = 2
 """The newest one, and the one before it in case the newest cannot be read."""
@@ -32,9 +35,16 @@ FIXED = ("memory.adapters",)
 """Keys of the above that decide what is trained."""
 
 
-def open_start(path: Path | str) -> Checkpoint:
-    """Open the checkpoint in the folder `path`, or that of the run there."""
-    path = Path(path)
+def open_start(start: str) -> Checkpoint:
+    """Open the checkpoint in a folder, that of the run there, or that of a known model, which is not downloaded."""
+    path = find(source_of(start)) if start in NAMES else Path(start)
+    if path is None:
+        raise CheckpointError(f"the model {start} is not on this disk", hint=f"run: helios models pull {start}")
+    if (path / LORA).exists() and not (path / CHECKPOINT).exists():
+        raise CheckpointError(
+            f"{start} is a run that left a LoRA, not a checkpoint",
+            hint=f"merge it first: helios models convert MODEL --lora {path / LORA}",
+        )
     inner = path / CHECKPOINT
     return Checkpoint.open(inner if (inner / MODEL_INDEX).exists() else path)
 

@@ -26,10 +26,12 @@ from helios_cli.train.ablation import as_trained
 from helios_cli.train.data.cache import LatentClips
 from helios_cli.train.data.encode import require_same_encoder
 from helios_cli.train.history import Clips, Lesson, Lessons
+from helios_cli.train.lora import add_lora, merged, save_lora
 from helios_cli.train.phase import Phase, Share
 from helios_cli.train.probe import Probe
 from helios_cli.train.samples import Sampler
 from helios_cli.train.settings import BaseSettings, FlowSettings, MidSettings
+from helios_cli.train.state import CHECKPOINT, LORA
 from helios_cli.train.transformer import (
     checkpointed,
     compile_blocks,
@@ -73,6 +75,7 @@ class FlowPhase(Phase):
         self.lessons = Lessons(clips, settings.data, settings.history, settings.corruption)
         self.run = checkpointed if settings.memory.checkpoint else plain
         self.players = {PLAYER: dit}
+        self.leaves = LORA if settings.lora else CHECKPOINT
         self.sampler: Sampler | None = None
         self.prober: Probe | None = None
 
@@ -122,10 +125,13 @@ class FlowPhase(Phase):
 
     def samples(self, path: Path, step: int) -> None:
         with as_trained(self.settings.history):
-            self.sampler.sheet(path, self.dit.state_dict(), f"{self.kind}, step {step}")
+            self.sampler.sheet(path, merged(self.dit), f"{self.kind}, step {step}")
 
-    def save(self, folder: Path) -> None:
-        save_transformer(folder, self.dit, self.kind, self.settings.knows)
+    def save(self, path: Path) -> None:
+        if self.settings.lora:
+            save_lora(path, self.dit, self.settings.lora)
+        else:
+            save_transformer(path, self.dit, self.kind, self.settings.knows)
 
 
 class Base(FlowPhase):
@@ -211,6 +217,8 @@ def build(settings: FlowSettings, start: Checkpoint, device: torch.device) -> Fl
     require_same_encoder(clips, start)
     dit = new_transformer(start, settings.seed) if settings.fresh else transformer_of(start)
     dit.to(device).requires_grad_()
+    if settings.lora:
+        add_lora(dit, settings.lora, settings.seed)
     if settings.memory.compile:
         compile_blocks(dit)
     phase = {"base": Base, "mid": Mid}[settings.phase](settings, dit, clips, device)
