@@ -50,7 +50,7 @@ SHARED = {
     "guidance": _option(float | None, "Guidance scale, the strength of the prompt. (default: the model's)", panel=LOOK),
     "lora": _option(
         list[str] | None,
-        "LoRA file, or owner/name[/FILE] on the Hub, with :WEIGHT behind it; repeatable. none leaves out the recipe's.",
+        "LoRA file, or owner/name on the Hub, with :WEIGHT behind it; repeatable. none leaves out the recipe's.",
         metavar="FILE[:WEIGHT]",
         panel=LOOK,
     ),

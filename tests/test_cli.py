@@ -378,3 +378,19 @@ def test_the_help_lists_each_command_as_its_own_help_begins():
     """`helios --help` imports no command; what it says of one has to be what the command says of itself."""
     own = {name: command.help.partition("\n\n")[0] for name, command in get_command(cli.app).commands.items()}
     assert own == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_each_command_says_every_word(name, capsys, monkeypatch):
+    """Rich reads help texts as markup, in which `[/FILE]` ends what never began and `[FILE]` is left out."""
+    monkeypatch.setenv("COLUMNS", "200")
+    command = get_command(cli.app).commands[name]
+    for path, one in [
+        ((name,), command),
+        *(((name, sub), one) for sub, one in getattr(command, "commands", {}).items()),
+    ]:
+        assert cli.main([*path, "--help"]) == 0
+        shown = set(capsys.readouterr().out.split())
+        for parameter in one.params:
+            missing = [word for word in (parameter.help or "").split() if word not in shown]
+            assert not missing, (path, parameter.name, missing)
