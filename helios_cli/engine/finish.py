@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helios_cli.check.examine import examine
-from helios_cli.check.report import chunk_range, clock_time
-from helios_cli.engine.events import Event, FilmDone, FramesDone, Notice, PhaseStarted
+from helios_cli.engine.events import Event, FilmDone, Notice
 from helios_cli.engine.script import Script
 from helios_cli.errors import HeliosError, MachineError
 from helios_cli.film.after import After
-from helios_cli.film.encoding import PieceWriter
 from helios_cli.film.export import export, export_path
 from helios_cli.film.record import (
     Record,
@@ -37,14 +33,6 @@ from helios_cli.units import counted
 from helios_cli.weights.adapters import Adapter
 from helios_cli.weights.hub import source_of
 from helios_cli.weights.preview import PreviewFile
-
-
-def completed(writer: PieceWriter) -> Generator[Event, None, None]:
-    """Do what comes behind the render of the film in `writer`, and yield how far it is."""
-    yield PhaseStarted("after")
-    with closing(writer.complete()) as counts:
-        for count in counts:
-            yield FramesDone(count, writer.num_final_frames)
 
 
 @dataclass(frozen=True)
@@ -165,6 +153,9 @@ class Finish:
             yield Notice(notice)
         findings = 0
         if self.options.check:
+            from helios_cli.check.examine import examine  # needs Pillow, which a bare machine may lack
+            from helios_cli.check.report import chunk_range, clock_time
+
             report = examine(self.target.path)
             findings = len(report.findings)
             for notice in report.notices:

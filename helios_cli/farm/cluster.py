@@ -29,7 +29,7 @@ from helios_cli.farm.pool import Message
 from helios_cli.farm.relay import CLOSE_SECONDS, SEES_SECONDS, Wish, digest_of
 from helios_cli.recipe.options import RenderOptions
 
-CONNECT_SECONDS = 90
+CONNECT_SECONDS = 150
 """Seconds within which a cluster answers, or a private Ray has started. Ray itself gives up after 60 in most cases."""
 
 INSTALL = "pip install 'helios-render[ray]'"

@@ -14,6 +14,7 @@ from typing import Any
 
 from helios_cli.cost.estimate import film_bytes, growing_bytes
 from helios_cli.cost.model import Model
+from helios_cli.engine.after import completed
 from helios_cli.engine.events import (
     ChunkDone,
     ChunksReused,
@@ -24,7 +25,7 @@ from helios_cli.engine.events import (
     PhaseStarted,
     StepDone,
 )
-from helios_cli.engine.finish import Finish, completed
+from helios_cli.engine.finish import Finish
 from helios_cli.engine.script import Planned
 from helios_cli.errors import HeliosError
 from helios_cli.farm.task import Task

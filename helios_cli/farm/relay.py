@@ -59,6 +59,10 @@ STORE_BYTES = 256 * 2**20
 
 CLIENT = "ray://"
 
+TRIES = 3
+"""Times to connect through ray://: the head starts a process for each client, and that process sometimes dies at its
+start (ray-project/ray#63202)."""
+
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Environment of workers on CPUs: a thread that waits leaves its core to others."""
 
@@ -331,10 +335,13 @@ class Cluster:
             quiet |= {"_temp_dir": str(self._folder)}
         elif address != "auto":
             probe(address.removeprefix(CLIENT))
-        try:
-            self.ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, ImportError, self.ray.exceptions.RayError) as error:
-            raise refusal(address, f"{error}\n{error.__cause__ or ''}") from error
+        for last in (False,) * (TRIES - 1) + (True,):
+            try:
+                self.ray.init(address=address, **quiet)
+                return
+            except (ConnectionError, RuntimeError, ValueError, ImportError, self.ray.exceptions.RayError) as error:
+                if last or not (address.startswith(CLIENT) and "Initialization failure" in str(error)):
+                    raise refusal(address, f"{error}\n{error.__cause__ or ''}") from error
 
     def settle(self) -> list[str]:
         """Divide the cluster and give each worker its place. Returns their names. Raises HeliosError."""

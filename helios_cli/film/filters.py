@@ -83,6 +83,9 @@ FOLLOWS = re.compile(
 )
 """Messages of ffmpeg that only follow from others."""
 
+NO_MEMORY = re.compile(r"[Cc]annot allocate memory|[Ff]ailed to allocate")
+"""Messages of ffmpeg that memory has run out; which of its threads says so first differs."""
+
 ENDLESS = re.compile(r"\bwhile\s*\(")
 """A function of ffmpeg's expressions that need not end."""
 
@@ -239,7 +242,8 @@ def _fault(message: str, hint: str) -> InputError:
 def try_graph(graph: str, picture: FrameFormat) -> FrameFormat:
     """Run a checked graph on a few frames of that size and rate; return the size and rate of what comes out.
 
-    InputError for what ffmpeg does not take, a size or rate that no film can have, or a graph that takes too long.
+    InputError for what ffmpeg does not take, a size or rate that no film can have, or a graph that takes too long or
+    too much memory.
     """
     width, height = picture.size
     source = f"testsrc2=s={width}x{height}:r={picture.rate}:d={float(TRIAL_FRAMES / picture.rate):.6f},format=bgr0"
@@ -260,7 +264,11 @@ def try_graph(graph: str, picture: FrameFormat) -> FrameFormat:
         trial.kill()
     made = _described(lines)
     if status or made is None:
-        said = _said(trial.messages(ffmpeg.TAIL_LINES)) or f"no frame came out of {TRIAL_FRAMES}"
+        messages = trial.messages(ffmpeg.TAIL_LINES)
+        if NO_MEMORY.search(messages):
+            limit = f"{TRIAL_BYTES / 2**30:.0f} GiB of memory"
+            raise _fault(f"a few frames take more than {limit}", "scale the film less, or use fewer filters")
+        said = _said(messages) or f"no frame came out of {TRIAL_FRAMES}"
         raise _fault(
             f"ffmpeg does not take it: {said}", "see `ffmpeg -h filter=NAME`, or ffmpeg.org/ffmpeg-filters.html"
         )

@@ -17,15 +17,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film import ffmpeg
 from helios_cli.film.reading import sound_end
 from helios_cli.film.target import Target
-from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.sound import Sound, choose_sound
 from helios_cli.visible import printable
+
+if TYPE_CHECKING:
+    from helios_cli.recipe.film import Film
 
 DEMUXERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,mxf,nut,ogg,tta,"

@@ -226,7 +226,7 @@ def test_a_trial_finds_what_ffmpeg_does_not_take(graph, message):
 
 @pytest.mark.slow
 def test_a_trial_has_a_limit_of_memory():
-    with named("memory"):
+    with named("take more than 4 GiB of memory"):
         try_graph(check_graph("xbr=4,xbr=4,xbr=4"), FrameFormat((320, 192), Fraction(24)))
 
 
