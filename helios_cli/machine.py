@@ -276,6 +276,9 @@ ARITHMETIC = "arithmetic.json"
 ATTENTION = "attention.json"
 """The file in `home()` with times of attention on GPUs (`model.backends`)."""
 
+SUMS = "sums.json"
+"""The file in `home()` with times and errors of fp8 products on GPUs (`engine.sums`)."""
+
 TUNED = "kernels.json"
 """The file in `home()` with the kernel configurations that `helios bench kernels --tune` found."""
 
@@ -301,6 +304,11 @@ def attention_key(device: str) -> str:
     own = {kernel: config for kernel, config in configs.items() if kernel.startswith("attention")}
     digest = [f"tuned {hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]}"] if own else []
     return ", ".join([device, *versions, *digest])
+
+
+def sums_key(device: str) -> str:
+    """Return the name of a GPU with the version that decides which fp8 products there are."""
+    return f"{device}, torch {package_version('torch')}"
 
 
 def package_version(package: str) -> str | None:

@@ -23,6 +23,7 @@ from helios_cli.bench.synthetic import RandomModels
 from helios_cli.bench.task import plan_of, synthetic_defaults
 from helios_cli.child import serve
 from helios_cli.device import pick_device, torch_dtype
+from helios_cli.engine import sums
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.film.screen import Screen
 from helios_cli.model import attention, backends, fp8
@@ -30,7 +31,6 @@ from helios_cli.model.ops import linear
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint
-from helios_cli.weights.fp8 import quantize_weight
 from helios_kernels import bench as kernel_bench
 from helios_kernels import tuning as kernel_tuning
 from helios_kernels.dispatch import backend
@@ -96,34 +96,21 @@ def attentions(device: torch.device) -> Rows:
 
 @torch.no_grad()
 def products(device: torch.device) -> Rows:
-    """Time bfloat16 against fp8, with sums in float32 and, as Hopper is faster at it, in fewer bits."""
+    """Time bfloat16 against fp8, with sums in float32 and with fast ones, and say which a film takes."""
     for rows, inner, outer in shapes_of(device).products:
         x = torch.randn(rows, inner, device=device).bfloat16()
-        weight, bias = torch.randn(outer, inner, device=device).bfloat16(), torch.randn(outer, device=device).bfloat16()
-        values, scale = quantize_weight(weight)
-        rounded, exact = fp8.Fp8.of(x), x.float() @ weight.float().T
-
-        def product(fast: bool, a=rounded, b=values, s=scale) -> torch.Tensor:
-            return torch._scaled_mm(
-                a.values, b.T, scale_a=a.scales, scale_b=s[None], out_dtype=torch.bfloat16, use_fast_accum=fast
-            )
-
-        calls: dict[str, Callable[[], Any]] = {
-            "bfloat16": partial(torch.matmul, x, weight.T),
-            "fp8": partial(product, False),
-            "fp8 with a bias": partial(fp8.product, rounded, values, scale, bias),  # as renders do it
-            "fp8 with fewer bits": partial(product, True),
-            "rounding the rows": partial(fp8.Fp8.of, x),
-        }
-        times, refused, errors = {}, {}, {}
-        for name, call in calls.items():
-            try:
-                times[name] = 1e3 * seconds_of(call, device)
-                if name in ("fp8", "fp8 with fewer bits"):
-                    errors[name] = backends.distance(call(), exact)
-            except (RuntimeError, ValueError) as error:  # a product that the chip's library does not have
-                refused[name] = backends.first_line(error)
-        row = {"milliseconds": times, "relative_error": errors, "refused": refused}
+        weight = torch.randn(outer, inner, device=device).bfloat16()
+        row: dict[str, Any] = {"milliseconds": {}, "relative_error": {}, "refused": {}}
+        row["milliseconds"]["bfloat16"] = 1e3 * seconds_of(partial(linear, x, weight), device)
+        row["milliseconds"]["rounding the rows"] = 1e3 * seconds_of(partial(fp8.Fp8.of, x), device)
+        try:
+            found = sums.measure(rows, inner, outer, device, partial(seconds_of, device=device))
+            names = ("fp8", "fp8 with fast sums")
+            row["milliseconds"] |= dict(zip(names, found.ms, strict=True))
+            row["relative_error"] = dict(zip(names, found.errors, strict=True))
+            row["fast_sums"] = found.fast
+        except (RuntimeError, ValueError) as error:  # a product that the chip's library does not have
+            row["refused"]["fp8"] = backends.first_line(error)
         yield {"rows": rows, "inner": inner, "outer": outer, **row}
 
 
@@ -132,7 +119,9 @@ def quality(device: torch.device) -> Rows:
     size, films = shapes_of(device).size, []
     for quant in ("none", "fp8"):
         models = RandomModels(SPECS[size], device, torch.bfloat16, name=size, quant=quant)
-        films.append(film(models, _plan(size, 2)))
+        plan = _plan(size, 2)
+        models.settle(plan.size)
+        films.append(film(models, plan))
         models.unload()
     yield from (asdict(distance) for distance in distances(films[1], films[0]))
 

@@ -170,6 +170,12 @@ def markdown(data: dict[str, Any]) -> Iterator[str]:
         ["attention, ms", *names, "taken"],
         [[row["shape"], *(_figure(row["ms"].get(name)) for name in names), row["name"]] for row in shapes],
     )
+    products = results.get("fp8 products", [])
+    names = list(dict.fromkeys(name for row in products for name in row["milliseconds"]))
+    yield from _table(
+        ["product, ms (distance from float32)", *names, "fast sums"],
+        [[_shape(row), *(_product(row, name) for name in names), _taken(row)] for row in products],
+    )
     yield ""
     for name, part in parts.items():
         verdict = results[name].get("verdict") if isinstance(results.get(name), dict) else None
@@ -185,6 +191,19 @@ def _phases(one: dict[str, Any], phases: Sequence[str]) -> list[str]:
 def _kernel(row: dict[str, Any]) -> list[str]:
     share = f"{row['share']:.0%} of {row['bound']}"
     return [_figure(row["milliseconds"]), share, f"{_figure(row['over_eager'])}x", row["short_of"] or ""]
+
+
+def _shape(row: dict[str, Any]) -> str:
+    return f"{row['rows']}x{row['inner']}x{row['outer']}"
+
+
+def _product(row: dict[str, Any], name: str) -> str:
+    error = row["relative_error"].get(name)
+    return _figure(row["milliseconds"].get(name)) + ("" if error is None else f" ({error:.3g})")
+
+
+def _taken(row: dict[str, Any]) -> str:
+    return row["refused"].get("fp8") or ("taken" if row["fast_sums"] else "not taken")
 
 
 def _figure(value: float | None) -> str:

@@ -14,6 +14,7 @@ from helios_cli.device import Device
 from helios_cli.recipe.fingerprint import Arithmetic
 from helios_cli.units import PROMPT_KEYS, counted_rows
 from helios_cli.versions import version_of
+from helios_cli.weights.fp8 import Sums
 
 LIBRARIES = ("triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
 """Packages other than torch that may compute products, convolutions and attention on a GPU."""
@@ -29,15 +30,19 @@ def arithmetic_of(
     *,
     quant: str,
     attention: str,
+    fast_sums: Iterable[int] = (),
     vae_device: Device | None = None,
     team: int = 1,
     decoders: int = 1,
 ) -> Arithmetic:
     """Describe the arithmetic of a device, and of the VAE's if it has its own.
 
-    `attention_taken` is what is known of the device's `attention_shapes`. `team` is the number of ranks that share a
-    model call, `decoders` the number that decode a chunk together."""
+    `attention_taken` is what is known of the device's `attention_shapes`, `fast_sums` what follows from its
+    `measured_sums`. `team` is the number of ranks that share a model call, `decoders` the number that decode a chunk
+    together."""
     kernels = _kernels(device, attention, attention_taken)
+    if lengths := sorted(fast_sums):
+        kernels = f"{kernels} fast sums {' '.join(map(str, lengths))}".lstrip()
     vae = "" if vae_device is None or vae_device.name == device.name else _other(vae_device)
     return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels, vae, team, decoders)
 
@@ -77,6 +82,37 @@ def measured_attention(device: str, shapes: Iterable[str]) -> dict[str, str]:
         return {shape: min(ms, key=lambda one: one[0], default=(0, "sdpa"))[1] for shape, ms in times.items()}
     except (TypeError, KeyError, AttributeError):
         return {}
+
+
+def product_shapes(dit: DiTConfig, size: tuple[int, int], stages: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (rows, inputs, outputs) of the products in fp8 at the finest stage of films of a model's native `size`.
+
+    They stand for its films of other sizes: one process may render several, and their sums are of the same lengths.
+    """
+    rows = dit.history_tokens(size).total + dit.noisy_tokens(size, stages)[-1]
+    width, hidden = dit.width, dit.ffn_dim
+    yield from ((rows, *shape) for shape in ((width, 3 * width), (width, width), (width, hidden), (hidden, width)))
+
+
+def measured_sums(device: str) -> dict[tuple[int, int, int], Sums]:
+    """Return what was measured of fp8 products on a GPU, by shape."""
+    entry = machine.findings(machine.SUMS).get(machine.sums_key(device))
+    found = {}
+    for key, one in entry.items() if isinstance(entry, dict) else ():
+        try:
+            rows, inner, outer = map(int, key.split("x"))
+            ms, errors = ((float(first), float(second)) for first, second in (one["ms"], one["errors"]))
+        except (TypeError, ValueError, LookupError):
+            continue
+        found[rows, inner, outer] = Sums(ms, errors)
+    return found
+
+
+def fast_sums(known: Mapping[tuple[int, int, int], Sums], shapes: Iterable[tuple[int, int, int]]) -> frozenset[int]:
+    """Return the lengths of sums that are fast in all products of these shapes that add up as many."""
+    shapes = tuple(shapes)
+    slow = {shape[1] for shape in shapes if shape not in known or not known[shape].fast}
+    return frozenset(shape[1] for shape in shapes) - slow
 
 
 def _kernels(device: Device, attention: str, attention_taken: Mapping[str, str]) -> str:

@@ -10,7 +10,14 @@ from math import prod
 from pathlib import Path
 from typing import TypeVar
 
-from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes, measured_attention
+from helios_cli.cost.arithmetic import (
+    arithmetic_of,
+    attention_shapes,
+    fast_sums,
+    measured_attention,
+    measured_sums,
+    product_shapes,
+)
 from helios_cli.cost.auto import auto_model
 from helios_cli.cost.gpus import other_device, require_quant
 from helios_cli.cost.memory import MemoryBudget, MemoryPlan, Workload
@@ -234,6 +241,15 @@ def find_model_for(
     return model, notices
 
 
+def _fast_sums(load: Workload) -> frozenset[int]:
+    """Return what is known of the device's fp8 products, as `engine.sums.measure_sums` finds it."""
+    checkpoint = load.model.checkpoint
+    if load.quant == "none" or load.device.kind != "cuda" or checkpoint is None:
+        return frozenset()
+    shapes = product_shapes(load.model.dit, checkpoint.native_size, load.model.stages)
+    return fast_sums(measured_sums(load.device.name), shapes)
+
+
 def _estimate(
     film: Film, load: Workload, options: RenderOptions, on: str | None, price: float | None, notices: list[str]
 ) -> Estimate:
@@ -255,6 +271,7 @@ def _estimate(
             taken,
             quant=load.quant,
             attention=options.attention,
+            fast_sums=_fast_sums(load),
             vae_device=load.vae_device,
             team=team.size,
             decoders=team.decoders(plan.size, is_apart=load.vae_device is not None),

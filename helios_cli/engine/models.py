@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import helios_kernels
 from helios_cli import machine
+from helios_cli.cost.arithmetic import product_shapes
 from helios_cli.cost.team import Team
 from helios_cli.device import device_of
 from helios_cli.engine.gpu import (
@@ -23,11 +24,12 @@ from helios_cli.engine.gpu import (
     recall_kernels,
     require_quant,
 )
+from helios_cli.engine.sums import measure_sums
 from helios_cli.errors import MachineError
 from helios_cli.model import dit, umt5
 from helios_cli.model.attention import AUTO, choose
 from helios_cli.model.dit import Call, HeliosDiT, TextContext
-from helios_cli.model.fp8 import use_fp8
+from helios_cli.model.fp8 import FAST_LENGTHS, use_fp8
 from helios_cli.model.umt5 import UMT5Encoder
 from helios_cli.model.vae import WanVAE, kept_pictures
 from helios_cli.units import PROMPTS_TOGETHER, grid_of
@@ -113,6 +115,7 @@ class Models:
         memory = attention_memory(device) if attention == AUTO else None
         self._choice = choose(attention, device, dtype, *heads, memory=memory, wanted=attention_wanted)
         self.vae_config, self.text_config, self.scheduler = read.vae, read.text, read.scheduler
+        self.fast_sums: frozenset[int] = frozenset()
         self.prompts: dict[str, Prompt] = {}
         self._wanted: MutableMapping[object, frozenset[str]] = WeakKeyDictionary()
         self.stream: BlockStream | None = None
@@ -185,13 +188,17 @@ class Models:
             self.ranks.unload()
 
     def settle(self, size: tuple[int, int], team: int = 1) -> None:
-        """Measure attention for films of `size` where `auto` needs it: the choice decides how numbers are rounded.
+        """Measure attention for films of `size` where `auto` needs it, and fp8 products: the choices decide how numbers
+        are rounded.
 
         `team` is the number of ranks that share a model call."""
         if self.attention == AUTO and self.device.type == "cuda":
             patch, stages = self.dit_config.patch_size, self.scheduler.stages
             grids = [grid_of(size, patch, stages - 1 - k) for k in range(stages)]
             measure_attention(self._choice, self.dit_config, grids, self.dtype, self.device, team)
+        if self.quant != "none" and self.device.type == "cuda":
+            shapes = product_shapes(self.dit_config, self.checkpoint.native_size, self.scheduler.stages)
+            self.follow_sums(measure_sums(shapes, self.device))
 
     def use_threads(self) -> None:
         """Set what belongs to a thread: on a CPU the number of its helpers that suits the model, and the
@@ -224,6 +231,12 @@ class Models:
     def attention_taken(self) -> Mapping[str, str]:
         """The backend that `auto` chose on a GPU for each shape that `settle` has measured."""
         return self._choice.taken
+
+    def follow_sums(self, lengths: Iterable[int]) -> None:
+        """Take fast sums in fp8 products of these lengths, and in no others."""
+        self.fast_sums = frozenset(lengths)
+        FAST_LENGTHS.clear()
+        FAST_LENGTHS.update(self.fast_sums)
 
     def follow_attention(self, wanted: Mapping[str, str]) -> None:
         """Take the backends that rank 0 has chosen by shape."""

@@ -107,8 +107,9 @@ class Rank:
         self.teams.all.broadcast(tensor)
         return tensor
 
-    def make(self, calls: list[list[int]], rounds: list[list], attention: dict[str, str]) -> None:
+    def make(self, calls: list[list[int]], rounds: list[list], attention: dict[str, str], fast_sums: list[int]) -> None:
         self.models.follow_attention(attention)
+        self.models.follow_sums(fast_sums)
         made = [self._call(*numbers) for numbers in calls]
         self.teams.make(self.models, made, [Round(teams, tuple(places)) for teams, places in rounds])
         if self.device.type == "cuda":

@@ -207,6 +207,7 @@ class Ranks:
                     ],
                     "rounds": [[turn.teams, turn.calls] for turn in rounds],
                     "attention": dict(models.attention_taken),
+                    "fast_sums": sorted(models.fast_sums),
                 }
             )
             flows = teams.make(models, calls, rounds)

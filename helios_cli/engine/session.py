@@ -227,6 +227,7 @@ class Session:
             taken,
             quant=models.quant,
             attention=models.attention,
+            fast_sums=models.fast_sums,
             vae_device=self._vae_device(),
             team=team.size,
             decoders=models.decoders(size, guidance),

@@ -15,15 +15,21 @@ from torch import Tensor, nn
 import helios_kernels as kernels
 from helios_cli.architecture import DiTConfig
 from helios_cli.model.attention import USUAL, attention
-from helios_cli.model.fp8 import Fp8, Fp8Linear, parameter_names, product, project
+from helios_cli.model.fp8 import (
+    Fp8,
+    Fp8Linear,
+    gated_residual_modulated_norm,
+    modulated_norm,
+    parameter_names,
+    product,
+    project,
+    residual_modulated_norm,
+)
 from helios_cli.model.ops import (
     gated_residual,
     gated_residual_layer_norm,
-    gated_residual_modulated_norm,
     layer_norm,
     linear,
-    modulated_norm,
-    residual_modulated_norm,
     rms_norm_rope,
     side_by_side,
 )
@@ -60,17 +66,17 @@ class Rows:
 
     Attributes:
         x: [B, S, E].
-        u: its norm, which the next block attends over; None once that has begun, so that its memory is free.
+        u: its norm, as what comes next multiplies it; None once that has begun, so that its memory is free.
         share: where other ranks hold the rest of the call's rows, how to attend over all of them.
         past: keys and values of history rows that pass from call to call, in the block that comes next.
     """
 
     x: Tensor
-    u: Tensor | None
+    u: Tensor | Fp8 | None
     share: Share | None = None
     past: Past | None = None
 
-    def take_norm(self) -> Tensor:
+    def take_norm(self) -> Tensor | Fp8:
         u, self.u = self.u, None
         assert u is not None
         return u
@@ -124,10 +130,10 @@ class Attention(nn.Module):
             for parameter, piece in zip(parameters, torch.cat(parameters).chunk(len(parameters)), strict=True):
                 parameter.data = piece
 
-    def query_key_value(self, x_BSE: Tensor, rope: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def query_key_value(self, x_BSE: Tensor | Fp8, rope: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries of the rows from `first` on, keys and values of all rows. They come from one product if
         `first` is 0, kernels run and `join` was called."""
-        x = Fp8.of(x_BSE) if isinstance(self.to_q, Fp8Linear) else x_BSE
+        x = Fp8.of(x_BSE) if isinstance(self.to_q, Fp8Linear) and isinstance(x_BSE, Tensor) else x_BSE
         if first:
             asking = x.rows(first) if isinstance(x, Fp8) else x[:, first:]
             return self.query(asking, rope[..., first:, :, :]), *self.key_value(x, rope)
@@ -168,10 +174,15 @@ class FeedForward(nn.Module):
         up.proj = nn.Linear(width, hidden)
         self.net: Any = nn.ModuleList([up, nn.Identity(), nn.Linear(hidden, width)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        up, down = self.net[0].proj, self.net[2]
+    @property
+    def up(self) -> nn.Linear | Fp8Linear:
+        return self.net[0].proj
+
+    def forward(self, x: Tensor | Fp8) -> Tensor:
+        up, down = self.up, self.net[2]
         if isinstance(down, Fp8Linear):
             return down(Fp8.of(up(x), gelu=True))
+        assert isinstance(x, Tensor)
         return linear(linear(x, up.weight, up.bias, gelu=True), down.weight, down.bias)
 
 
@@ -209,7 +220,7 @@ class Block(nn.Module):
         noisy rows alone.
         """
         shift, scale = mods[:, :, 0], mods[:, :, 1]
-        rows = Rows(x_BSE, modulated_norm(x_BSE, scale, shift, split, self.eps))
+        rows = Rows(x_BSE, modulated_norm(self.attn1.to_q, x_BSE, scale, shift, split, self.eps))
         y, split = self._last_summand(rows, mods, rope, text, split, noisy_only=noisy_only)
         return gated_residual(rows.x, y, mods[:, :, 5], split)
 
@@ -221,15 +232,17 @@ class Block(nn.Module):
         text: tuple[Tensor, Tensor, Tensor | None],
         split: int,
         norm: tuple[Tensor, Tensor],
+        then: nn.Linear | Fp8Linear,
         *,
         noisy_only: bool = False,
     ) -> None:
-        """Apply the block and the norm after it, with (scale, shift) `norm`: one pass where kernels run.
+        """Apply the block and the norm after it, with (scale, shift) `norm`, which `then` multiplies: one pass where
+        kernels run.
 
         For sampling. Where gradients are recorded, a norm that passes from block to block would have to be kept.
         """
         y, split = self._last_summand(rows, mods, rope, text, split, noisy_only=noisy_only)
-        rows.x, rows.u = gated_residual_modulated_norm(rows.x, y, mods[:, :, 5], *norm, split, self.eps)
+        rows.x, rows.u = gated_residual_modulated_norm(then, rows.x, y, mods[:, :, 5], *norm, split, self.eps)
 
     def _last_summand(
         self,
@@ -250,10 +263,10 @@ class Block(nn.Module):
             norm = self.norm2
             rows.x, c = gated_residual_layer_norm(rows.x, a, gate1, norm.weight, norm.bias, split, self.eps)
             a = self.attn2.out(attention(self.attn2.query(c), *text, self.attn2.choice))
-            rows.x, u = residual_modulated_norm(rows.x, a, scale2, shift2, split, self.eps)
+            rows.x, u = residual_modulated_norm(self.ffn.up, rows.x, a, scale2, shift2, split, self.eps)
         else:
             rows.x = self._cross(gated_residual(rows.x, a, gate1, split), text, split)
-            u = modulated_norm(rows.x, scale2, shift2, split, self.eps)
+            u = modulated_norm(self.ffn.up, rows.x, scale2, shift2, split, self.eps)
         return self.ffn(u), split
 
     def _attend(self, rows: Rows, rope: Tensor, split: int, *, noisy_only: bool) -> Tensor:

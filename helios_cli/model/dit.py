@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 import helios_kernels as kernels
 from helios_cli.architecture import DiTConfig
+from helios_cli.model import ops
 from helios_cli.model.attention import Choice
 from helios_cli.model.block import Block, Past, Rows, modulation_table
-from helios_cli.model.ops import linear, modulated_norm
+from helios_cli.model.fp8 import Fp8Linear, modulated_norm
+from helios_cli.model.ops import linear
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM, held_keys
 
 FP32_ISLANDS = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "history_key_scale"})
@@ -302,8 +304,12 @@ class HeliosDiT(nn.Module):
 
     def begin(self, call: Call, rows: slice = slice(None)) -> Rows:
         """Return the stream before the first block: all history rows of `call`, and `rows` of its noisy ones."""
-        x = self.enter(call, rows)
-        return Rows(x, modulated_norm(x, *call.mods.norm(0), call.history_BME.shape[1], self.config.eps))
+        x, split = self.enter(call, rows), call.history_BME.shape[1]
+        return Rows(x, modulated_norm(self._reader(0), x, *call.mods.norm(0), split, self.config.eps))
+
+    def _reader(self, index: int) -> nn.Linear | Fp8Linear:
+        """Return the layer that multiplies the norm before block `index`, or after the last block."""
+        return self.blocks[index].attn1.to_q if index < len(self.blocks) else self.proj_out
 
     def enter(self, call: Call, rows: slice = slice(None)) -> Tensor:
         """Return the stream [B, S, E] before the first block."""
@@ -317,15 +323,18 @@ class HeliosDiT(nn.Module):
                 mods, split = call.mods.blocks[:, i], call.history_BME.shape[1]
                 context = (call.text.keys[i], call.text.values[i], call.text.bias)
                 rows.past = None if call.past is None else call.past[i]
-                block.advance(rows, mods, call.rope, context, split, call.mods.norm(i + 1), noisy_only=i == last)
+                norm, then = call.mods.norm(i + 1), self._reader(i + 1)
+                block.advance(rows, mods, call.rope, context, split, norm, then, noisy_only=i == last)
 
     def project(self, rows: Rows) -> Tensor:
         """Return the patches [B, S, P] that noisy rows stand for after the last block."""
-        return _apply(self.proj_out, rows.take_norm())
+        u = rows.take_norm()
+        assert isinstance(u, Tensor)
+        return _apply(self.proj_out, u)
 
     def leave(self, call: Call, x: Tensor) -> Tensor:
         """Return the flow, [B, C, T, H, W], from the noisy rows after the last block."""
-        u = modulated_norm(x, *call.mods.norm(len(self.blocks)), 0, self.config.eps)
+        u = ops.modulated_norm(x, *call.mods.norm(len(self.blocks)), 0, self.config.eps)
         return self.flow(call, _apply(self.proj_out, u))
 
     def grid(self, call: Call) -> list[int]:

@@ -1,8 +1,9 @@
 """Products of fp8 values: weights are rounded once, activations row by row in each product.
 
 Both factors are e4m3, 3 bits of mantissa, with a float32 scale for every row of the activation and every row of the
-weight; sums are float32 and the result has the type of the bias. The same call does it on a CPU, slower than bfloat16
-there, so that what fp8 does to a film can be seen anywhere.
+weight; the result has the type of the bias. Sums are float32, except for lengths for which this GPU is faster with
+fewer bits and nearly as exact (`engine.sums`). The same call does it on a CPU, slower than bfloat16 there, so that what
+fp8 does to a film can be seen anywhere.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import helios_kernels as kernels
+from helios_cli.model import ops
 from helios_cli.model.ops import linear, right_dtype
 
 ALIGNMENT = 16
@@ -50,8 +52,17 @@ class Fp8Linear(nn.Module):
         return product(x, self.weight, self.weight_scale, self.bias)
 
 
-def product(x: Tensor | Fp8, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
-    """`x @ (weight * weight_scale[:, None]).T + bias`, [..., out] in the type of `bias`."""
+FAST_LENGTHS: set[int] = set()
+"""Inputs of the layers whose products have fast sums on GPUs."""
+
+
+def product(
+    x: Tensor | Fp8, weight: Tensor, weight_scale: Tensor, bias: Tensor, *, fast_sums: bool | None = None
+) -> Tensor:
+    """`x @ (weight * weight_scale[:, None]).T + bias`, [..., out] in the type of `bias`.
+
+    Sums are fast where `fast_sums`, by default where `FAST_LENGTHS` has their length.
+    """
     values, scales = x if isinstance(x, Fp8) else Fp8.of(x)
     wide = right_dtype(values.device, "fp8", bias.dtype)
     if wide != bias.dtype:
@@ -64,8 +75,7 @@ def product(x: Tensor | Fp8, weight: Tensor, weight_scale: Tensor, bias: Tensor)
         scale_b=weight_scale[None],
         bias=bias,
         out_dtype=bias.dtype,
-        # Hopper's tensor cores sum up in fewer bits by default; the quality was measured with float32 sums.
-        use_fast_accum=False,
+        use_fast_accum=weight.shape[1] in FAST_LENGTHS if fast_sums is None else fast_sums,
     )
     return y.unflatten(0, values.shape[:-1])
 
@@ -75,6 +85,48 @@ def project(layer: nn.Linear | Fp8Linear, x: Tensor | Fp8) -> Tensor:
         return layer(x)
     assert not isinstance(x, Fp8)
     return linear(x, layer.weight, layer.bias)
+
+
+def modulated_norm(
+    layer: nn.Linear | Fp8Linear, x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
+) -> Tensor | Fp8:
+    """Compute `ops.modulated_norm` as `layer` multiplies it: rounded to fp8 in the same pass where a kernel does."""
+    if isinstance(layer, Fp8Linear) and kernels.runs(x_BSE, "modulated_norm_fp8"):
+        return Fp8(*kernels.modulated_norm_fp8(x_BSE, scale, shift, split, eps))
+    return _for(layer, ops.modulated_norm(x_BSE, scale, shift, split, eps))
+
+
+def gated_residual_modulated_norm(
+    layer: nn.Linear | Fp8Linear,
+    x_BSE: Tensor,
+    y_BSE: Tensor,
+    gate: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    split: int,
+    eps: float,
+) -> tuple[Tensor, Tensor | Fp8]:
+    """Compute `ops.gated_residual_modulated_norm`, (sum, norm), the norm as `layer` multiplies it."""
+    if isinstance(layer, Fp8Linear) and kernels.runs(x_BSE, "gated_residual_modulated_norm_fp8"):
+        normed = kernels.gated_residual_modulated_norm_fp8(x_BSE, y_BSE, gate, scale, shift, split, eps)
+        return x_BSE, Fp8(*normed)
+    x_BSE, u = ops.gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps)
+    return x_BSE, _for(layer, u)
+
+
+def residual_modulated_norm(
+    layer: nn.Linear | Fp8Linear, x_BSE: Tensor, y_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
+) -> tuple[Tensor, Tensor | Fp8]:
+    """Compute `ops.residual_modulated_norm`, (sum, norm), the norm as `layer` multiplies it."""
+    if isinstance(layer, Fp8Linear) and kernels.runs(x_BSE, "gated_residual_modulated_norm_fp8"):
+        normed = kernels.gated_residual_modulated_norm_fp8(x_BSE, y_BSE, None, scale, shift, split, eps)
+        return x_BSE, Fp8(*normed)
+    x_BSE, u = ops.residual_modulated_norm(x_BSE, y_BSE, scale, shift, split, eps)
+    return x_BSE, _for(layer, u)
+
+
+def _for(layer: nn.Linear | Fp8Linear, u: Tensor) -> Tensor | Fp8:
+    return Fp8.of(u) if isinstance(layer, Fp8Linear) else u
 
 
 def parameter_names(layer: nn.Linear | Fp8Linear) -> tuple[str, ...]:

@@ -11,8 +11,10 @@ from helios_kernels.modulation import (
     gated_residual,
     gated_residual_layer_norm,
     gated_residual_modulated_norm,
+    gated_residual_modulated_norm_fp8,
     layer_norm,
     modulated_norm,
+    modulated_norm_fp8,
 )
 from helios_kernels.qk_norm_rope import qk_norm_rope
 from helios_kernels.quantize import quantize
@@ -31,9 +33,11 @@ __all__ = [
     "gated_residual",
     "gated_residual_layer_norm",
     "gated_residual_modulated_norm",
+    "gated_residual_modulated_norm_fp8",
     "is_untried",
     "layer_norm",
     "modulated_norm",
+    "modulated_norm_fp8",
     "qk_norm_rope",
     "quantize",
     "renoise",

@@ -30,6 +30,9 @@ INTERPRETER = "interpreter"
 FP8_CHIPS = ("sm_89", "sm_90", "sm_100", "sm_120", "gfx942", INTERPRETER)
 """Chips that convert to fp8; Ampere does not."""
 
+FP8_OPERATIONS = ("quantize", "modulated_norm_fp8", "gated_residual_modulated_norm_fp8")
+"""Operations whose results are fp8."""
+
 _borrows = False
 
 _compiling_for: ContextVar[str | None] = ContextVar("compiling_for", default=None)
@@ -139,7 +142,7 @@ def _on_gpu(properties: Any, version: str) -> Backend:
     if chip is None:
         return Backend(None, f"no kernel configuration is shipped for {name}; `helios bench kernels --tune`")
     by = "configured by `helios bench kernels --tune`" if tuned else f"configured as {chip}"
-    off = {} if chip in FP8_CHIPS else {"quantize": "the chip has no fp8"}
+    off = {} if chip in FP8_CHIPS else dict.fromkeys(FP8_OPERATIONS, "the chip has no fp8")
     return Backend(chip, f"Triton {version} on {name}, {by}", name, borrowed, off)
 
 

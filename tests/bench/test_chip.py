@@ -170,7 +170,7 @@ def test_the_parts_of_a_chip_run_at_small_shapes(name, tmp_path):
         assert all(not shape["refused"] and shape["name"] in shape["ms"] for shape in result)
     if name == "fp8 products":
         assert all(0.02 < product["relative_error"]["fp8"] < 0.05 for product in result)  # 2^-4 / sqrt(3), twice
-        assert all(not product["refused"] and "fp8 with a bias" in product["milliseconds"] for product in result)
+        assert all(not product["refused"] and "fp8 with fast sums" in product["milliseconds"] for product in result)
 
 
 @pytest.mark.process

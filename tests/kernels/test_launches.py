@@ -90,6 +90,15 @@ def test_the_stream_is_read_once_at_each_border():
     assert [constants["HAS_GATE"] for constants in sums] == [True, False, True] * 2
 
 
+def test_norms_round_to_fp8_themselves():
+    """Attention's result, whose rows are spread over programs, and the hidden channels are rounded by a pass."""
+    started = of_the_transformer("sm_90", quant="fp8")
+    counts = Counter(launch.kernel.__name__ for launch in started if launch.constants.get("FP8", True))
+    assert counts["quantize_kernel"] == 2 * 2
+    assert counts["modulated_norm_kernel"] == 1
+    assert counts["gated_residual_kernel"] == 2 * 2 - 1  # the last norm is for the output layer, in bfloat16
+
+
 class Passes(TorchDispatchMode):
     """Counts the bytes of sums and copies around the VAE's convolutions, and of biases that PyTorch adds to them."""
 

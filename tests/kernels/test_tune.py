@@ -163,8 +163,10 @@ def test_what_is_tuned_is_there():
     that exist."""
     assert {one.op for one in TUNABLES} | {
         "layer_norm",
+        "modulated_norm_fp8",
         "gated_residual",
         "gated_residual_layer_norm",
+        "gated_residual_modulated_norm_fp8",
         "attention_pointers",
         "causal_pad",
         "causal_sum_pad",

@@ -60,6 +60,15 @@ def quantize(x, gelu, dtype):
     return y, y.abs().amax(-1, keepdim=True).clamp_min(1e-12) / torch.finfo(dtype).max
 
 
+def modulated_norm_fp8(x_BSE, scale, shift, split, eps, dtype):
+    return quantize(ops.modulated_norm(x_BSE, scale, shift, split, eps), gelu=False, dtype=dtype)
+
+
+def gated_residual_modulated_norm_fp8(x_BSE, y_BSE, gate, scale, shift, split, eps, dtype):
+    x, normed = gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps)
+    return x, *quantize(normed, gelu=False, dtype=dtype)
+
+
 def renoise(x_BCTHW, noise, alpha, beta):
     frames = F.interpolate(x_BCTHW[0].transpose(0, 1), scale_factor=2, mode="nearest")
     return alpha * frames.transpose(0, 1)[None] + beta * noise
@@ -92,9 +101,11 @@ def causal_sum_pad(x_BTHWC, bias_C, shortcut_BTHWC, past_BPHWC, out_BTHWC, gamma
 
 OURS = {
     "modulated_norm": modulated_norm,
+    "modulated_norm_fp8": modulated_norm_fp8,
     "layer_norm": layer_norm,
     "gated_residual": gated_residual,
     "gated_residual_modulated_norm": gated_residual_modulated_norm,
+    "gated_residual_modulated_norm_fp8": gated_residual_modulated_norm_fp8,
     "gated_residual_layer_norm": gated_residual_layer_norm,
     "qk_norm_rope": qk_norm_rope,
     "attention": plain_attention,

@@ -1,5 +1,8 @@
 """LayerNorm with its scale and shift, and the gate and residual add before it, in one pass over the stream.
 
+The two norms before fp8 products have a form that rounds its rows to fp8 as well, as `quantize` would do next: a row is
+one program, and its largest magnitude is at hand. Bits are those of the two passes.
+
 The stream [B, S, E] has contiguous rows, history before row `split` and noisy rows after it; modulation rows are
 [B or 1, 2, E] float32, one for history and one for noisy rows. The three functions with a residual are one kernel and
 change the stream in place: `y` has a row for every row of the stream, or only for the noisy ones (cross-attention does
@@ -8,10 +11,12 @@ not change history); `gate` None is a gate of 1.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from helios_kernels.dispatch import runs
 from helios_kernels.modulation import reference
+from helios_kernels.quantize import quantize
 
 
 def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float) -> Tensor:
@@ -24,6 +29,23 @@ def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps:
     from helios_kernels.modulation.kernel import run_norm
 
     return run_norm(x_BSE, scale, shift, split, eps, base=1.0)
+
+
+def modulated_norm_fp8(
+    x_BSE: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    split: int,
+    eps: float,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+) -> tuple[Tensor, Tensor]:
+    """Return `quantize` of `modulated_norm`: fp8 values [B, S, E] and float32 scales [B, S, 1]."""
+    if not runs(x_BSE, "modulated_norm_fp8"):
+        return quantize(modulated_norm(x_BSE, scale, shift, split, eps), dtype=dtype)
+    from helios_kernels.modulation.kernel import run_norm
+
+    return run_norm(x_BSE, scale, shift, split, eps, base=1.0, fp8=dtype)
 
 
 def layer_norm(x_BSE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
@@ -59,6 +81,25 @@ def gated_residual_modulated_norm(
     from helios_kernels.modulation.kernel import run_residual
 
     return run_residual(x_BSE, y_BSE, gate, split, norm=(scale, shift), base=1.0, eps=eps)
+
+
+def gated_residual_modulated_norm_fp8(
+    x_BSE: Tensor,
+    y_BSE: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    split: int,
+    eps: float,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+) -> tuple[Tensor, Tensor]:
+    """Apply `gated_residual` to x, and return `modulated_norm_fp8` of the rounded result."""
+    if not runs(x_BSE, "gated_residual_modulated_norm_fp8"):
+        return quantize(gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps), dtype=dtype)
+    from helios_kernels.modulation.kernel import run_residual
+
+    return run_residual(x_BSE, y_BSE, gate, split, norm=(scale, shift), base=1.0, eps=eps, fp8=dtype)
 
 
 def gated_residual_layer_norm(

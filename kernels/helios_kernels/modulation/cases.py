@@ -3,14 +3,18 @@ from __future__ import annotations
 import torch
 
 from helios_kernels.case import BF16, DTYPES, HISTORY, STAGES, WIDTH, Case, Op, outliers, stages
+from helios_kernels.dispatch import FP8_CHIPS
 from helios_kernels.modulation import (
     gated_residual,
     gated_residual_layer_norm,
     gated_residual_modulated_norm,
+    gated_residual_modulated_norm_fp8,
     layer_norm,
     modulated_norm,
+    modulated_norm_fp8,
     reference,
 )
+from helios_kernels.quantize.cases import decoded, fp8_type, unrounded
 
 EPS = 1e-6
 
@@ -157,4 +161,46 @@ GATED_RESIDUAL_LAYER_NORM = Op(
     written=("x_BSE",),
 )
 
-OPS = (MODULATED_NORM, LAYER_NORM, GATED_RESIDUAL, GATED_RESIDUAL_MODULATED_NORM, GATED_RESIDUAL_LAYER_NORM)
+MODULATED_NORM_FP8 = Op(
+    name="modulated_norm_fp8",
+    run=modulated_norm_fp8,
+    reference=reference.modulated_norm_fp8,
+    exact=lambda dtype, **inputs: unrounded(reference.modulated_norm(**inputs), dtype),
+    decode=decoded,
+    inputs=lambda case, dtype, device: {**_modulated_inputs(case, dtype, device), "dtype": fp8_type()},
+    cases=(*stages(BF16, split=HISTORY), NARROW, *ROWS, *UGLY),
+    moved_bytes=lambda case, itemsize: stream_bytes(case, itemsize) * (itemsize + 1) // (2 * itemsize),
+    chips=FP8_CHIPS,
+)
+
+
+def _exact_sum(dtype: torch.dtype, **inputs) -> tuple[torch.Tensor, ...]:
+    x, normed = reference.gated_residual_modulated_norm(**inputs)
+    return x, *unrounded(normed, dtype)
+
+
+GATED_RESIDUAL_MODULATED_NORM_FP8 = Op(
+    name="gated_residual_modulated_norm_fp8",
+    run=lambda **inputs: (inputs["x_BSE"], *gated_residual_modulated_norm_fp8(**inputs)),
+    reference=reference.gated_residual_modulated_norm_fp8,
+    exact=_exact_sum,
+    decode=lambda result: (result[0], *decoded(result[1:])),
+    inputs=lambda case, dtype, device: {**_residual_modulated_inputs(case, dtype, device), "dtype": fp8_type()},
+    cases=(*stages(BF16, split=HISTORY), CROSS, NARROW, *ROWS, *RESIDUAL),
+    moved_bytes=lambda case, itemsize: (
+        _residual_bytes(case, itemsize, "all")
+        - case.sizes["S"] * case.sizes.get("B", 1) * case.sizes.get("E", WIDTH) * (itemsize - 1)
+    ),
+    written=("x_BSE",),
+    chips=FP8_CHIPS,
+)
+
+OPS = (
+    MODULATED_NORM,
+    MODULATED_NORM_FP8,
+    LAYER_NORM,
+    GATED_RESIDUAL,
+    GATED_RESIDUAL_MODULATED_NORM,
+    GATED_RESIDUAL_MODULATED_NORM_FP8,
+    GATED_RESIDUAL_LAYER_NORM,
+)

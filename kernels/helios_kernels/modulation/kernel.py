@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from helios_kernels.launch import launch
+from helios_kernels.quantize.kernel import empty, limits, round_tile
 from helios_kernels.tuning import row_tile
 
 
@@ -37,21 +41,39 @@ def layer_norm_tile(x, inside, E: tl.constexpr, eps):
     return centred * tl.rsqrt(variance + eps)[:, None]
 
 
+@triton.jit
+def store_normed(
+    normed, out, scales, place, row, inside, exists, unrounded,
+    FP8: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Store a norm at `place` of `out`: as it is, or in fp8, the type of `unrounded` first, and the scales of `row`."""
+    if FP8:
+        tile = normed.to(unrounded.dtype.element_ty).to(tl.float32)
+        tile, scale = round_tile(tile, SMALLEST, LARGEST, INTERPRETED)
+        tl.store(out + place, tile.to(out.dtype.element_ty), inside)
+        tl.store(scales + row, scale, exists)
+    else:
+        tl.store(out + place, normed.to(out.dtype.element_ty), inside)
+
+
 @triton.jit(do_not_specialize=["S", "split"])
 def modulated_norm_kernel(
     x,  # [B, S, E]
-    out,  # [B, S, E]
+    out,  # [B, S, E], in fp8 or the type of x
+    scales,  # [B, S, 1] float32, with fp8
     scale,  # [B, 2, E] float32
     shift,  # [B, 2, E] float32
     S, split, eps,
     x_b, x_s, out_b, out_s, scale_b, scale_r, shift_b, shift_r,  # strides in elements; those along E are 1
     base: tl.constexpr,  # 1 for modulation, 0 for a plain weight
+    FP8: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, INTERPRETED: tl.constexpr,
     E: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     rows, exists, noisy = rows_of_program(S, split, ROWS)
     batch = tl.program_id(1).to(tl.int64)
     side = noisy.to(tl.int64)
-    rows = rows.to(tl.int64)[:, None]
+    row = rows.to(tl.int64)
+    rows = row[:, None]
     columns = tl.arange(0, BLOCK)[None, :]
     inside = exists[:, None] & (columns < E)
 
@@ -59,23 +81,51 @@ def modulated_norm_kernel(
     factor = base + tl.load(scale + batch * scale_b + side * scale_r + columns, columns < E, other=0.0).to(tl.float32)
     offset = tl.load(shift + batch * shift_b + side * shift_r + columns, columns < E, other=0.0).to(tl.float32)
     tile = layer_norm_tile(tile, inside, E, eps) * factor + offset
-    tl.store(out + batch * out_b + rows * out_s + columns, tile.to(out.dtype.element_ty), inside)
+    place = batch * out_b + rows * out_s + columns
+    store_normed(
+        tile, out, scales, place, batch * S + row, inside, exists, x, FP8, SMALLEST, LARGEST, INTERPRETED
+    )  # fmt: skip
 
 
-def run_norm(x: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float, base: float) -> Tensor:
-    """Return `norm(x) * (base + scale) + shift`; shapes as in `modulated_norm`."""
+_UNROUNDED = {"FP8": False, "SMALLEST": 0.0, "LARGEST": 0.0, "INTERPRETED": False}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Room for a norm. `scales` stands in for a tensor that is never read where the type is not fp8."""
+
+    out: Tensor
+    scales: Tensor
+    constants: dict[str, Any]
+
+    @classmethod
+    def of(cls, x: Tensor, rows: int, fp8: torch.dtype | None) -> Result:
+        shape = (x.shape[0], rows, x.shape[2])
+        if fp8 is not None:
+            return cls(*empty(shape, fp8, x.device), {"FP8": True, **limits(fp8)})
+        return cls(torch.empty(shape, dtype=x.dtype, device=x.device), x, _UNROUNDED)
+
+    @property
+    def tensors(self) -> Tensor | tuple[Tensor, Tensor]:
+        return (self.out, self.scales) if self.constants["FP8"] else self.out
+
+
+def run_norm(
+    x: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float, base: float, fp8: torch.dtype | None = None
+) -> Any:
+    """Return `norm(x) * (base + scale) + shift`, or its values and scales in `fp8`; shapes as in `modulated_norm`."""
     B, S, E = x.shape
     assert x.stride(-1) == scale.stride(-1) == shift.stride(-1) == 1
-    out = torch.empty((B, S, E), dtype=x.dtype, device=x.device)
+    result = Result.of(x, S, fp8)
     tile = row_tile("modulated_norm", E)
     launch(
         modulated_norm_kernel,
         (row_programs(S, split, tile.rows), B),
-        x, out, scale, shift, S, split, eps,
-        *x.stride()[:2], *out.stride()[:2], *row_strides(scale), *row_strides(shift),
-        config=tile.config, base=base, E=E, ROWS=tile.rows, BLOCK=tile.block,
+        x, result.out, result.scales, scale, shift, S, split, eps,
+        *x.stride()[:2], *result.out.stride()[:2], *row_strides(scale), *row_strides(shift),
+        config=tile.config, base=base, **result.constants, E=E, ROWS=tile.rows, BLOCK=tile.block,
     )  # fmt: skip
-    return out
+    return result.tensors
 
 
 def row_strides(rows_B2E: Tensor) -> tuple[int, int]:
@@ -90,7 +140,8 @@ def gated_residual_kernel(
     gate,  # [B, 2, E] float32
     scale,  # [B, 2, E] float32
     shift,  # [B, 2, E] float32
-    out,  # [B, S - norm_from, E], the norm of the new x
+    out,  # [B, S - norm_from, E], the norm of the new x, in fp8 or the type of x
+    scales,  # [B, S - norm_from, 1] float32, with fp8
     S, split,
     y_from,  # 0 or split
     norm_from,  # 0 or split
@@ -99,12 +150,14 @@ def gated_residual_kernel(
     shift_r, out_b, out_s,
     HAS_GATE: tl.constexpr, HAS_NORM: tl.constexpr,
     base: tl.constexpr,  # 1 for modulation, 0 for a plain weight
+    FP8: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, INTERPRETED: tl.constexpr,
     E: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     rows, exists, noisy = rows_of_program(S, split, ROWS)
     batch = tl.program_id(1).to(tl.int64)
     side = noisy.to(tl.int64)
-    rows = rows.to(tl.int64)[:, None]
+    row = rows.to(tl.int64)
+    rows = row[:, None]
     columns = tl.arange(0, BLOCK)[None, :]
     inside = exists[:, None] & (columns < E)
 
@@ -123,8 +176,8 @@ def gated_residual_kernel(
             weight = tl.load(scale + batch * scale_b + side * scale_r + columns, columns < E, other=0.0).to(tl.float32)
             offset = tl.load(shift + batch * shift_b + side * shift_r + columns, columns < E, other=0.0).to(tl.float32)
             normed = layer_norm_tile(tile, inside, E, eps) * (base + weight) + offset
-            normed = normed.to(out.dtype.element_ty)
-            tl.store(out + batch * out_b + (rows - norm_from) * out_s + columns, normed, inside)
+            at, scaled = batch * out_b + (rows - norm_from) * out_s + columns, batch * (S - norm_from) + row - norm_from
+            store_normed(normed, out, scales, at, scaled, inside, exists, x, FP8, SMALLEST, LARGEST, INTERPRETED)
 
 
 def run_residual(
@@ -136,23 +189,25 @@ def run_residual(
     base: float = 1.0,
     eps: float = 0.0,
     norm_from: int = 0,
-) -> Tensor:
-    """Add `y * gate` to x in place; return x or, with `norm` (scale, shift), `norm(x) * (base + scale) + shift`."""
+    fp8: torch.dtype | None = None,
+) -> Any:
+    """Add `y * gate` to x in place; return x or, with `norm` (scale, shift), `norm(x) * (base + scale) + shift`, which
+    are two tensors in `fp8`."""
     B, S, E = x.shape
     y_from = S - y.shape[1]
     assert y_from in (0, split) and x.stride(-1) == y.stride(-1) == 1
     # Absent tensors are never read; x stands in for their pointers.
     scale, shift = norm or (x[:, :1], x[:, :1])
-    out = torch.empty((B, S - norm_from, E), dtype=x.dtype, device=x.device) if norm else x
+    result = Result.of(x, S - norm_from, fp8) if norm else Result(x, x, _UNROUNDED)
     gates = x[:, :1] if gate is None else gate
     tile = row_tile("gated_residual", E)
     launch(
         gated_residual_kernel,
         (row_programs(S, split, tile.rows), B),
-        x, y, gates, scale, shift, out, S, split, y_from, norm_from, eps,
+        x, y, gates, scale, shift, result.out, result.scales, S, split, y_from, norm_from, eps,
         *x.stride()[:2], *y.stride()[:2], *row_strides(gates), *row_strides(scale), *row_strides(shift),
-        *out.stride()[:2],
-        config=tile.config, HAS_GATE=gate is not None, HAS_NORM=norm is not None, base=base,
+        *result.out.stride()[:2],
+        config=tile.config, HAS_GATE=gate is not None, HAS_NORM=norm is not None, base=base, **result.constants,
         E=E, ROWS=tile.rows, BLOCK=tile.block,
     )  # fmt: skip
-    return out
+    return result.tensors

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helios_kernels.precision import wide
+from helios_kernels.quantize.reference import quantize
 
 
 def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float) -> Tensor:
@@ -12,6 +13,12 @@ def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps:
     history = y[:, :split] * (1 + scale[:, :1]) + shift[:, :1]
     noisy = y[:, split:] * (1 + scale[:, 1:]) + shift[:, 1:]
     return torch.cat([history, noisy], dim=1).to(x_BSE.dtype)
+
+
+def modulated_norm_fp8(
+    x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return quantize(modulated_norm(x_BSE, scale, shift, split, eps), dtype=dtype)
 
 
 def layer_norm(x_BSE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
@@ -32,6 +39,20 @@ def gated_residual_modulated_norm(
 ) -> tuple[Tensor, Tensor]:
     x = gated_residual(x_BSE, y_BSE, gate, split)
     return x, modulated_norm(x, scale, shift, split, eps)
+
+
+def gated_residual_modulated_norm_fp8(
+    x_BSE: Tensor,
+    y_BSE: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    split: int,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = gated_residual(x_BSE, y_BSE, gate, split)
+    return x, *modulated_norm_fp8(x, scale, shift, split, eps, dtype)
 
 
 def gated_residual_layer_norm(

@@ -16,17 +16,21 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
         x[1] = 0
     if sizes.get("small"):  # the scale, which is float32, depends on the bend of the GELU here
         x = x * 0.03
-    fp8 = torch.float8_e4m3fnuz if current_chip().startswith("gfx") else torch.float8_e4m3fn
-    return {"x": x, "gelu": sizes.get("gelu", False), "dtype": fp8}
+    return {"x": x, "gelu": sizes.get("gelu", False), "dtype": fp8_type()}
 
 
-def _exact(x: torch.Tensor, gelu: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def fp8_type() -> torch.dtype:
+    """Return the chip's fp8 with 3 bits of mantissa."""
+    return torch.float8_e4m3fnuz if current_chip().startswith("gfx") else torch.float8_e4m3fn
+
+
+def unrounded(y: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (values, scales) without the rounding to fp8."""
-    y = F.gelu(x, approximate="tanh") if gelu else x
     return y, y.abs().amax(-1, keepdim=True).clamp_min(reference.SMALLEST) / torch.finfo(dtype).max
 
 
-def _decode(result: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def decoded(result: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (values, scales) as numbers that compare."""
     values, scales = result
     return values.double() * scales.double(), scales
 
@@ -35,8 +39,8 @@ QUANTIZE = Op(
     name="quantize",
     run=quantize,
     reference=reference.quantize,
-    exact=_exact,
-    decode=_decode,
+    exact=lambda x, gelu, dtype: unrounded(F.gelu(x, approximate="tanh") if gelu else x, dtype),
+    decode=decoded,
     inputs=_inputs,
     cases=(
         Case("stage2-gelu", {"S": STAGES["stage2"], "E": HIDDEN, "gelu": True}, real=True, compiled=BF16),

@@ -32,6 +32,17 @@ def round_to_3_bits(x):
     return ((bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def round_tile(tile, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Return (values of fp8's range [ROWS, BLOCK], scales [ROWS]) of a float32 tile; the values are still float32."""
+    largest = tl.maximum(tl.max(tl.abs(tile), axis=1), SMALLEST)
+    tile = tile * (LARGEST / largest)[:, None]
+    tile = tl.clamp(tile, -LARGEST, LARGEST)  # the product may be rounded up past it
+    if INTERPRETED:
+        tile = round_to_3_bits(tile)
+    return tile, tl.math.div_rn(largest, LARGEST)  # rounded as the twin's
+
+
 @triton.jit(do_not_specialize=["S"])
 def quantize_kernel(
     x,  # [S, E]
@@ -50,27 +61,33 @@ def quantize_kernel(
     tile = tl.load(x + rows.to(tl.int64)[:, None] * x_s + columns, inside, other=0.0).to(tl.float32)
     if GELU:
         tile = tanh_gelu(tile)
-    largest = tl.maximum(tl.max(tl.abs(tile), axis=1), SMALLEST)
-    tile = tile * (LARGEST / largest)[:, None]
-    tile = tl.clamp(tile, -LARGEST, LARGEST)  # the product may be rounded up past it
-    if INTERPRETED:
-        tile = round_to_3_bits(tile)
+    tile, scale = round_tile(tile, SMALLEST, LARGEST, INTERPRETED)
     tl.store(out + rows.to(tl.int64)[:, None] * E + columns, tile.to(out.dtype.element_ty), inside)
-    tl.store(scales + rows, tl.math.div_rn(largest, LARGEST), exists)  # rounded as the twin's
+    tl.store(scales + rows, scale, exists)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return room for the values and scales of rows."""
+    scales = torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device)
+    return torch.empty(shape, dtype=dtype, device=device), scales
+
+
+def limits(dtype: torch.dtype) -> dict[str, float | bool]:
+    """Return the constants of `round_tile`."""
+    interpreted = current_chip() == INTERPRETER
+    return {"SMALLEST": SMALLEST, "LARGEST": torch.finfo(dtype).max, "INTERPRETED": interpreted}
 
 
 def run(x: Tensor, gelu: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     E = x.shape[-1]
     rows = x.reshape(-1, E)
     assert rows.stride(-1) == 1
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+    out, scales = empty(x.shape, dtype, x.device)
     tile = row_tile("quantize", E)
     launch(
         quantize_kernel,
         (triton.cdiv(len(rows), tile.rows),),
         rows, out, scales, len(rows), rows.stride(0),
-        config=tile.config, SMALLEST=SMALLEST, LARGEST=torch.finfo(dtype).max, GELU=gelu,
-        INTERPRETED=current_chip() == INTERPRETER, E=E, ROWS=tile.rows, BLOCK=tile.block,
+        config=tile.config, **limits(dtype), GELU=gelu, E=E, ROWS=tile.rows, BLOCK=tile.block,
     )  # fmt: skip
     return out, scales
