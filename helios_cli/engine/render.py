@@ -226,6 +226,8 @@ def _render_stream(
         crf=options.crf,
         preset=options.preset,
         preview=finish.preview.digest if finish.preview else "",
+        track=finish.track,
+        num_frames=plan.num_frames if isinstance(script, Planned) else None,
     )
     stream.feed = feed
     try:

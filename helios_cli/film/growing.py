@@ -23,6 +23,7 @@ from helios_cli.film import ffmpeg, mp4, reading, sound
 from helios_cli.film.after import After
 from helios_cli.film.disk import disk_errors, open_own, write_synced
 from helios_cli.film.pieces import PNG_LEVEL, Encoder, PictureEncoder, VideoEncoder
+from helios_cli.film.sound_pieces import SoundPieces
 from helios_cli.film.target import FRAME_NAME, Target, holds_frames
 
 PIECE_VERSION = 1
@@ -106,6 +107,7 @@ class GrowingFile(_Growing):
         self.after, self._final_encoding = after, encoding
         self._made: IO[bytes] | None = None
         encoding = None if after else encoding
+        self._delay = ffmpeg.DECODING_DELAYS[encoding.codec] if encoding else 0
         self._options = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{size[0]}x{size[1]}"]
         self._options += ["-framerate", f"{self._rate}", "-i", "pipe:0", *ffmpeg.every_frame()]
         self._options += ffmpeg.piece_arguments(encoding, self._rate)
@@ -143,6 +145,10 @@ class GrowingFile(_Growing):
             self._init, _ = mp4.split(file.read(marks[0].length))
             file.truncate(self.length)
             os.fsync(file.fileno())
+
+    def sound_pieces(self, track: sound.Track, *, first: int = 0, num_frames: int | None = None) -> SoundPieces:
+        """Return the sound of the pieces from frame `first` on, for a film of `num_frames` if that is known."""
+        return SoundPieces(track, self._rate, self._delay, self._target.path.parent, first=first, num_frames=num_frames)
 
     def append(self, piece: bytes, num_frames: int) -> Mark:
         """Add a piece. It is on disk when this returns."""

@@ -161,8 +161,8 @@ def check_stream(films: list[Film], options: RenderOptions) -> None:
     ]
     if refused:
         raise InputError(f"{refused[0]} needs a film in a file, and -o - is a stream", hint="write -o film.mp4")
-    if choose_sound(films[0], options)[0]:
-        raise InputError("-o - is a stream, which has no sound", hint="write -o film.mp4, or --audio none")
+    if options.container == "y4m" and choose_sound(films[0], options)[0]:
+        raise InputError("there is no sound in .y4m", hint="write --container mkv, mp4 or ts, or --audio none")
     if options.container == "ts" and options.codec == "av1":
         raise InputError("there is no AV1 in a .ts", hint="write --container mkv or mp4, or --codec h264")
 

@@ -2,7 +2,7 @@
 
 Such a file is an *init segment* (`ftyp`, `moov`: codec and size, no frames), then *fragments* (`moof` with times and
 sizes, `mdat` with the frames). Fragments of two encoder runs with the same settings make one film under one init
-segment once their times and sequence numbers continue.
+segment once their times and sequence numbers continue. A sound of its own joins them as the second track.
 """
 
 from __future__ import annotations
@@ -75,3 +75,47 @@ def move(fragment: bytearray, *, ticks: int, number: int) -> None:
     time = content_of(fragment, b"moof", b"traf", b"tfdt")
     form = ">Q" if fragment[time] else ">I"
     struct.pack_into(form, fragment, time + 4, struct.unpack_from(form, fragment, time + 4)[0] + ticks)
+
+
+SECOND_TRACK = 2
+
+
+def as_second_track(fragment: bytearray) -> None:
+    """Let the fragment of another file belong to the second track."""
+    struct.pack_into(">I", fragment, content_of(fragment, b"moof", b"traf", b"tfhd") + 4, SECOND_TRACK)
+
+
+def start_of(fragment: bytes | bytearray) -> int:
+    """Return the time of a fragment, in ticks."""
+    time = content_of(fragment, b"moof", b"traf", b"tfdt")
+    return struct.unpack_from(">Q" if fragment[time] else ">I", fragment, time + 4)[0]
+
+
+def with_second_track(init: bytes, other: bytes) -> bytes:
+    """Return an init segment that has the track of `other` behind its own."""
+    (track, extends), _ = _tracks(bytearray(other), SECOND_TRACK)
+    (own, own_extends), rest = _tracks(bytearray(init), None)
+    head = bytearray(next(data for name, data in rest if name == b"mvhd"))
+    struct.pack_into(">I", head, len(head) - 4, SECOND_TRACK + 1)  # the next track's number
+    others = b"".join(data for name, data in rest if name != b"mvhd")
+    movie = _box(b"moov", bytes(head) + own + track + _box(b"mvex", own_extends + extends) + others)
+    return b"".join(movie if box.name == b"moov" else init[box.start : box.end] for box in boxes_in(init))
+
+
+def _tracks(init: bytearray, number: int | None) -> tuple[tuple[bytes, bytes], list[tuple[bytes, bytes]]]:
+    """Return the track of an init segment and its defaults for fragments, both under another `number` if one is given;
+    and the other boxes of its `moov`, by name."""
+    movie = next(box for box in boxes_in(init) if box.name == b"moov")
+    header, extends = content_of(init, b"moov", b"trak", b"tkhd"), content_of(init, b"moov", b"mvex", b"trex")
+    if number is not None:
+        struct.pack_into(">I", init, header + (20 if init[header] else 12), number)
+        struct.pack_into(">I", init, extends + 4, number)
+    boxes = [(box.name, bytes(init[box.start : box.end])) for box in boxes_in(init, movie.content, movie.end)]
+    track = next(data for name, data in boxes if name == b"trak")
+    end = extends - 8 + int.from_bytes(init[extends - 8 : extends - 4])
+    rest = [(name, data) for name, data in boxes if name not in (b"trak", b"mvex")]
+    return (track, bytes(init[extends - 8 : end])), rest
+
+
+def _box(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), name) + content

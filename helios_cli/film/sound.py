@@ -129,23 +129,36 @@ def under_film(track: Track | None, num_samples: int, target: Target) -> Iterato
     if track is None:
         yield [], []
         return
+    with fitted(track, num_samples, target.looped) as (source, filters):
+        graph = ["-filter_complex", f"[2:a:0]{','.join(filters)}[sound]", "-map", "[sound]"]
+        yield source, [*graph, *ENCODERS[target.kind]]
+
+
+@contextmanager
+def fitted(track: Track, num_samples: int | None, looped: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """Provide ffmpeg's input options of the sound, and the filters that fit it to a film of `num_samples`; None for a
+    film that may always become longer: its sound has no end. What is repeated is at `looped` during the block.
+
+    InputError if the file is another one than was read through, even if it is replaced during the block.
+    """
     track.check_unchanged()
-    is_repeated = track.sound.fit == "loop" and track.num_samples < num_samples
-    source, looped = _source(track.sound.path), target.looped
+    is_repeated = track.sound.fit == "loop" and (num_samples is None or track.num_samples < num_samples)
+    source = _source(track.sound.path)
     try:
         if is_repeated:  # of a lossless file: others begin again with a gap, or not at all
             looped.unlink(missing_ok=True)  # ffmpeg would follow a link
             output = ["-map", "0:a:0", "-af", track.stereo, *LOSSLESS, "-y", ffmpeg.file_argument(looped)]
             ffmpeg.Process([*source, *output], doing=f"writing {looped}").complete()
             source = ["-stream_loop", "-1", "-i", ffmpeg.file_argument(looped)]
-        # One that is repeated gets no silence behind it: `check_length` sees if it ends early.
-        silence = [] if is_repeated else [f"apad=whole_len={num_samples}"]
-        filters = [STEREO if is_repeated else track.stereo, *silence, f"atrim=end_sample={num_samples}"]
-        faded = min(round(track.sound.fade * SAMPLE_RATE), num_samples)
-        if faded and (is_repeated or track.num_samples > num_samples):
-            filters.append(f"afade=t=out:start_sample={num_samples - faded}:nb_samples={faded}")
-        graph = ["-filter_complex", f"[2:a:0]{','.join(filters)}[sound]", "-map", "[sound]"]
-        yield source, [*graph, *ENCODERS[target.kind]]
+        filters = [STEREO if is_repeated else track.stereo]
+        if not is_repeated:  # one that is gets no silence behind it: `check_length` sees if it ends early
+            filters.append("apad" if num_samples is None else f"apad=whole_len={num_samples}")
+        if num_samples is not None:
+            filters.append(f"atrim=end_sample={num_samples}")
+            faded = min(round(track.sound.fade * SAMPLE_RATE), num_samples)
+            if faded and (is_repeated or track.num_samples > num_samples):
+                filters.append(f"afade=t=out:start_sample={num_samples - faded}:nb_samples={faded}")
+        yield source, filters
         track.check_unchanged()
     finally:
         looped.unlink(missing_ok=True)

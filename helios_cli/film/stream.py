@@ -21,6 +21,8 @@ from helios_cli.film.cache import Cache
 from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter
 from helios_cli.film.growing import GrowingFile, growing_film
 from helios_cli.film.resume import Resumed, Wanted
+from helios_cli.film.sound import Track
+from helios_cli.film.sound_pieces import SoundPieces
 from helios_cli.film.target import Target
 from helios_cli.recipe.options import STREAM
 
@@ -58,14 +60,18 @@ def open_stream(
     crf: int,
     preset: str,
     preview: str = "",
+    track: Track | None = None,
+    num_frames: int | None = None,
 ) -> StreamWriter:
-    """Begin a stream; its writer closes the descriptor at the end. The rest is as for `open_writer`."""
+    """Begin a stream; its writer closes the descriptor at the end. It has `num_frames` if that is known, and its sound
+    ends with them. The rest is as for `open_writer`."""
     kind = "mkv" if container == "y4m" else "mp4"  # the film without loss
     place = Target(Path(tempfile.gettempdir(), "stream"), kind)
     film = growing_film(place, size, fps, codec, crf, preset, preview=preview)
     assert isinstance(film, GrowingFile), "only folders are other films"
+    sound = film.sound_pieces(track, num_frames=num_frames) if track else None
     pipe = _Fragments(descriptor) if container == "mp4" else _Muxer(descriptor, MUXED[container])
-    return StreamWriter(film, size, pipe, descriptor)
+    return StreamWriter(film, size, pipe, descriptor, sound)
 
 
 class StreamWriter(PieceWriter):
@@ -75,9 +81,16 @@ class StreamWriter(PieceWriter):
         safe_chunks: the number of chunks that are in the cache.
     """
 
-    def __init__(self, film: GrowingFile, size: tuple[int, int], pipe: _Fragments | _Muxer, descriptor: int) -> None:
+    def __init__(
+        self,
+        film: GrowingFile,
+        size: tuple[int, int],
+        pipe: _Fragments | _Muxer,
+        descriptor: int,
+        sound: SoundPieces | None = None,
+    ) -> None:
         super().__init__(Target(Path(STREAM), "stream"), film, size)
-        self._file, self._pipe, self._descriptor = film, pipe, descriptor
+        self._file, self._pipe, self._descriptor, self._sound = film, pipe, descriptor, sound
         self.safe_chunks = 0
         self._is_closed = False
         threading.Thread(target=self._watch, name="reader of the stream", daemon=True).start()
@@ -120,13 +133,18 @@ class StreamWriter(PieceWriter):
 
     def _leave(self) -> None:
         self._is_closed = True
+        if self._sound:
+            self._sound.close()
         if self.feed:
             self.feed.end()
         os.close(self._descriptor)
 
     def _keep(self, piece: bytes, end: PieceEnd) -> bytes | None:
+        data = self._file.placed(piece, end.num_frames)
+        if self._sound:
+            data = self._sound.joined(data, self._file.num_frames)
         try:
-            self._pipe.write(self._file.placed(piece, end.num_frames))
+            self._pipe.write(data)
         except ReaderGone as gone:  # the chunk is kept all the same
             self._fail(gone)
         if self.feed:
@@ -187,7 +205,7 @@ class _Muxer:
         self._descriptor = descriptor
         reading = ["-probesize", "32", "-analyzeduration", "0", "-thread_type", "slice", "-f", "mov", "-i", "pipe:0"]
         self._ffmpeg = ffmpeg.Process(
-            [*reading, "-map", "0:v", *ffmpeg.every_frame(), *output, "-flush_packets", "1", "pipe:1"],
+            [*reading, "-map", "0", *ffmpeg.every_frame(), *output, "-flush_packets", "1", "pipe:1"],
             doing="writing the stream",
             stdin=subprocess.PIPE,
             stdout=descriptor,

@@ -21,7 +21,7 @@ from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.disk import disk_errors
 from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter, Safe
-from helios_cli.film.growing import Chapter, GrowingFilm, growing_film
+from helios_cli.film.growing import Chapter, GrowingFile, GrowingFilm, growing_film
 from helios_cli.film.journal import Journal
 from helios_cli.film.resume import Resumed, Wanted, resume
 from helios_cli.film.sound import Track
@@ -91,8 +91,12 @@ class FilmWriter(PieceWriter):
         resumed = resume(wanted, self._journal, self._film, cache, force=self._force)
         self.num_frames = self._film.num_frames
         if self.feed:
+            marks = [one.mark for one in self._journal.records]
+            sound = None
+            if self._track and isinstance(self._film, GrowingFile):
+                sound = self._film.sound_pieces(self._track, first=sum(mark.frames for mark in marks[:-1]))
             with disk_errors(self.target.partial, "read"):
-                self.feed.begin(self.target.partial, [one.mark for one in self._journal.records])
+                self.feed.begin(self.target.partial, marks, sound)
         self._thread.start()
         return resumed
 

@@ -31,12 +31,13 @@ from aiohttp import BadContentDispositionHeader, WSCloseCode, WSMsgType, web
 from helios_cli.engine.events import Event
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError
 from helios_cli.film.feed import Feed
+from helios_cli.film.ffmpeg import DECODING_DELAYS
 from helios_cli.live.address import Address
 from helios_cli.live.board import Board
 from helios_cli.live.clock import Playhead
 from helios_cli.live.form import MAX_TEXT_BYTES, Form, fill, keep, new_form, starting_from
 from helios_cli.live.lines import Lines, read_line
-from helios_cli.live.media import codec_of, playlist
+from helios_cli.live.media import codecs_of, has_sound, playlist
 from helios_cli.recipe.problems import Problems, RecipeError
 from helios_cli.recipe.schema import Shot
 from helios_cli.units import FRAMES_PER_CHUNK
@@ -345,7 +346,7 @@ class _Page:
             while not answer.closed and not self.stop.is_set():
                 if index < 0 and feed.init:
                     index, viewer.position = self._index_at_playhead(), self._shown.playhead.position
-                    await answer.send_json(self._about_film(index))
+                    await answer.send_json(self._about_film())
                     if with_media:
                         await answer.send_bytes(feed.init)
                 for shot in self._board.shots_from(shots):
@@ -373,14 +374,15 @@ class _Page:
     def _index_at_playhead(self) -> int:
         return max(0, min(self._index_at(self._shown.playhead.position), self._shown.feed.num_pieces - 1))
 
-    def _about_film(self, index: int) -> dict[str, Any]:
-        """Return what a player has to know: the type, where to begin, and when the first piece begins, `index`."""
+    def _about_film(self) -> dict[str, Any]:
+        """Return what a player has to know: the codecs, the time of the first picture, and where the others are."""
         shown = self._shown
         return {
             "kind": "film",
-            "mime": f'video/mp4; codecs="{codec_of(shown.feed.init)}"',
+            "mime": f'video/mp4; codecs="{codecs_of(shown.feed.init)}"',
+            "sound": has_sound(shown.feed.init),
+            "begins": DECODING_DELAYS["h264"] * shown.playhead.chunk_seconds / FRAMES_PER_CHUNK,
             "position": shown.playhead.position,
-            "first": index * shown.playhead.chunk_seconds,
         }
 
     def _state(self) -> dict[str, Any]:

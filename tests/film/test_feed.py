@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import threading
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 from helios_cli.film.encoding import Safe
 from helios_cli.film.feed import Feed
 from helios_cli.film.resume import Wanted
+from helios_cli.film.sound import Track, open_track
 from helios_cli.film.writer import open_writer
-from support import reruns
+from helios_cli.recipe.sound import Sound
+from support import reruns, sounds
+from support.waiting import wait_until
 
 LENGTHS = (33, 33, 7)
 
@@ -30,8 +34,13 @@ def decoded(data: bytes) -> np.ndarray:
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, 64 * 64 * 3)
 
 
-def write(path: Path, feed: Feed) -> None:
-    with open_writer(path, size=(64, 64), fps=24) as writer:
+def picture_hashes(path: Path) -> bytes:
+    """The hash of each decoded picture."""
+    return sounds.run("-i", f"file:{path}", "-map", "0:v", "-f", "framemd5", "-")
+
+
+def write(path: Path, feed: Feed, track: Track | None = None) -> None:
+    with open_writer(path, size=(64, 64), fps=24, track=track) as writer:
         writer.feed = feed
         writer.resume(Wanted((), (), {}), None)
         for seed, length in enumerate(LENGTHS):
@@ -88,3 +97,57 @@ def test_a_film_that_goes_on_has_the_pieces_of_its_first_run(tmp_path):
         assert feed.is_over and feed.num_frames == 33 and feed.num_kept == 0
         assert bool(feed.init) == (name == "film.mp4")
         feed.close()
+
+
+@pytest.fixture
+def track(tmp_path) -> Track:
+    return open_track(Sound(sounds.write(tmp_path / "music.wav", sounds.tone(4))))
+
+
+def play(feed: Feed, first: int, path: Path) -> Path:
+    """Write a film of the pieces from `first` on."""
+    path.write_bytes(feed.init + b"".join(feed.piece(index).data for index in range(first, feed.num_pieces)))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_pieces_have_their_sound_wherever_a_reader_begins(tmp_path, suffix, track):
+    """And the pictures that they have without one."""
+    silent, feed = Feed(), Feed()
+    write(tmp_path / f"silent{suffix}", silent)
+    write(tmp_path / f"film{suffix}", feed, track)
+    for index in range(3):
+        assert feed.piece(index).data.startswith(silent.piece(index).data)
+    assert sounds.is_in_time(play(feed, 0, tmp_path / "all.mp4"), sounds.tone(4), start=1024)  # a packet
+    late = play(feed, 1, tmp_path / "late.mp4")
+    assert sounds.first_picture(late) >= 33 / 24
+    shifted = sounds.tone(4)[round(33 / 24 * sounds.RATE) :]
+    assert sounds.is_in_time(late, shifted, start=round(0.1 * sounds.RATE))  # a fragment of the sound begins there
+    assert picture_hashes(late) == picture_hashes(play(silent, 1, tmp_path / "silent.mp4"))
+    for one in (silent, feed):
+        one.close()
+
+
+def test_a_film_that_goes_on_is_heard_from_its_last_piece_on(tmp_path, track):
+    feed, path = Feed(), tmp_path / "film.mp4"
+    names = [f"{index:064}" for index in range(3)]
+    wanted = Wanted(reruns.plan(*(("a ball", length, 1) for length in LENGTHS)).chunks, names, {})
+    with contextlib.suppress(ZeroDivisionError), open_writer(path, size=(64, 64), fps=24, track=track) as writer:
+        writer.feed = feed
+        writer.resume(wanted, None)
+        for seed in range(2):
+            writer.write(moving(33, seed))
+            writer.end_piece(Safe(names[seed], lambda: b"state"))
+        wait_until(lambda: feed.num_pieces == 2)
+        raise ZeroDivisionError
+    with open_writer(path, size=(64, 64), fps=24, track=track) as writer:
+        writer.feed = feed
+        writer.resume(wanted, None)
+        writer.write(moving(7, 2))
+        writer.end_piece(Safe(names[2], lambda: b"state"))
+    assert (feed.num_kept, feed.num_pieces) == (2, 3)
+    shifted = sounds.tone(4)[round(33 / 24 * sounds.RATE) :]
+    assert sounds.is_in_time(play(feed, 1, tmp_path / "late.mp4"), shifted)
+    made = {"film.mp4", "music.wav", "late.mp4"}
+    assert {path.name for path in tmp_path.iterdir()} == made
+    feed.close()

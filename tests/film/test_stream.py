@@ -20,13 +20,17 @@ from helios_cli.film.encoding import Safe
 from helios_cli.film.feed import Feed
 from helios_cli.film.jobs import find_jobs
 from helios_cli.film.resume import Wanted
+from helios_cli.film.sound import open_track
 from helios_cli.film.stream import CONTAINERS, StreamWriter, open_stream
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.sound import Sound
+from support import sounds
 from support.waiting import wait_until
 
 LENGTHS = (33, 33, 33, 7)
 SIZE = (64, 64)
+WITH_SOUND = ("mkv", "mp4", "ts")
 EXE = imageio_ffmpeg.get_ffmpeg_exe()
 
 
@@ -43,13 +47,13 @@ def write(writer, feed: Feed | None = None, lengths=LENGTHS) -> None:
 
 
 @contextmanager
-def stream(container: str, fps: float = 24) -> Iterator[tuple[StreamWriter, int]]:
+def stream(container: str, fps: float = 24, **sound) -> Iterator[tuple[StreamWriter, int]]:
     """Provide a writer and the reading end of its pipe, which is as short as the system makes one."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, getattr(fcntl, "F_SETPIPE_SZ", 1031), 4096)
     encoding = {"codec": "h264", "crf": 17, "preset": "medium"}
     try:
-        with open_stream(writing, container, size=SIZE, fps=fps, **encoding) as writer:
+        with open_stream(writing, container, size=SIZE, fps=fps, **encoding, **sound) as writer:
             yield writer, reading
     finally:
         os.close(reading)
@@ -103,6 +107,51 @@ def test_a_stream_has_the_pictures_of_the_film(films, container):
     assert picture_hashes(bytes(data)) == expected and len(expected) == sum(LENGTHS)
 
 
+@pytest.mark.parametrize("fit", ["trim", "loop"])
+@pytest.mark.parametrize("container", WITH_SOUND)
+def test_a_stream_has_the_sound_of_the_film_in_time(films, tmp_path, container, fit):
+    """From its first picture on, while it is written, and as long as the film; the pictures are those without it."""
+    tone = sounds.tone(3)
+    track = open_track(Sound(sounds.write(tmp_path / "music.wav", tone), fit))
+    data, feed, film = bytearray(), Feed(), tmp_path / f"film.{container}"
+    with stream(container, track=track) as (writer, reading):
+        reader = read_all(reading, data)
+        writer.feed = feed
+        write(writer, feed, lengths=LENGTHS[:2])
+        wait_until(lambda: feed.num_frames == 66 and len(picture_hashes(bytes(data))) >= 65)
+        film.write_bytes(data)
+        assert sounds.is_in_time(film, tone)  # of 2.75 seconds
+        for seed, length in enumerate(LENGTHS[2:], 2):
+            writer.write(moving(length, seed))
+            writer.end_piece(Safe(f"{seed}", lambda: b"state"))
+        writer.close()
+        reader.join()
+    film.write_bytes(data)
+    assert picture_hashes(bytes(data), "-map", "0:v") == picture_hashes((films / "film.mp4").read_bytes())
+    heard = sounds.heard(film)
+    assert 0 <= len(heard) / sounds.RATE - sum(LENGTHS) / 24 < 0.2
+    if fit == "loop":
+        assert sounds.is_in_time(film, np.concatenate([tone] * 3), start=round(2.6 * sounds.RATE))
+    else:
+        assert np.abs(heard[round(3.1 * sounds.RATE) :]).max() < 1e-3
+
+
+@pytest.mark.parametrize("container", WITH_SOUND)
+def test_the_sound_of_a_film_of_known_length_fades_at_its_end(tmp_path, container):
+    track = open_track(Sound(sounds.write(tmp_path / "music.wav", np.full((48_000, 2), 0.5)), fade=0.5))
+    data, film = bytearray(), tmp_path / f"film.{container}"
+    with stream(container, track=track, num_frames=20) as (writer, reading):
+        reader = read_all(reading, data)
+        write(writer, lengths=(20,))
+        writer.close()
+        reader.join()
+    film.write_bytes(data)
+    heard = sounds.heard_at(film)[round(sounds.first_picture(film) * sounds.RATE) :]
+    assert abs(len(heard) - 40_000) <= 2048  # packets of AAC
+    quarter, late = (np.abs(heard[at : at + 500]).mean() for at in (10_000, 39_400))
+    assert 0.45 < quarter < 0.55 and late < 0.05
+
+
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_a_chunk_can_be_shown_before_the_next_one_is_there(container):
     """All its pictures but one: Matroska writes a picture when it knows how long it stays."""
@@ -153,13 +202,16 @@ def test_a_reader_that_goes_ends_the_stream(container):
         ({"takes": 2}, "--takes needs a film in a file"),
         ({"export": "otio"}, "--export needs a film in a file"),
         ({"workers": 2}, "needs a film in a file"),
+        ({"container": "y4m", "audio": "music.wav"}, "there is no sound in .y4m"),
         ({"container": "ts", "codec": "av1"}, "there is no AV1 in a .ts"),
         ({"container": "avi"}, "not a choice"),
         ({"output": "film.mkv", "container": "mkv"}, "--container mkv is for a stream"),
         ({"output": "rtmp://host/live/key"}, "films are written to local files"),
     ],
 )
-def test_what_does_not_go_with_a_stream_is_said_first(options, says):
+def test_what_does_not_go_with_a_stream_is_said_first(options, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sounds.write(Path("music.wav"), sounds.tone(6))
     with pytest.raises(InputError, match=says):
         find_jobs(["a ball"], RenderOptions.parse(**{"output": "-", **options}))
 

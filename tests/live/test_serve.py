@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import json
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from helios_cli.film import ffmpeg
 from helios_cli.film.feed import Feed
 from helios_cli.film.growing import GrowingFile
 from helios_cli.film.mp4 import split
+from helios_cli.film.sound import Track, open_track
 from helios_cli.film.target import Target
 from helios_cli.live import serve
 from helios_cli.live.address import Address
@@ -30,9 +30,11 @@ from helios_cli.live.board import Board
 from helios_cli.live.clock import Playhead
 from helios_cli.live.form import MAX_PICTURE_BYTES
 from helios_cli.live.lines import Lines
-from helios_cli.live.media import codec_of
+from helios_cli.live.media import codecs_of
 from helios_cli.live.serve import MAX_CONNECTIONS, MAX_VIEWERS, Server, Shown
 from helios_cli.recipe.schema import Shot
+from helios_cli.recipe.sound import Sound
+from support import sounds
 from support.waiting import wait_until
 
 FPS, PIECES = 24, (33, 33, 20)
@@ -55,13 +57,13 @@ def pieces(tmp_path_factory) -> list[bytes]:
 class Film:
     """A film that grows piece by piece, and its page."""
 
-    def __init__(self, folder: Path, pieces: list[bytes], address: str = "0") -> None:
+    def __init__(self, folder: Path, pieces: list[bytes], address: str = "0", track: Track | None = None) -> None:
         self.target = Target.of(folder / "film.mp4")
         self.growing = GrowingFile(self.target, (64, 64), FPS, ffmpeg.Encoding(preset="ultrafast"))
         self.growing.begin()
         self.feed, self.playhead = Feed(), Playhead(FPS, 3.0)
         self.feed.listen(lambda: self.playhead.show(self.feed.num_frames))
-        self.feed.begin(self.target.partial, [])
+        self.feed.begin(self.target.partial, [], self.growing.sound_pieces(track) if track else None)
         self.lines = Lines(print, self.playhead)
         self.pieces = iter(zip(pieces, PIECES, strict=True))
         recipe, pictures = folder / "film.toml", folder / "film.pictures"
@@ -81,6 +83,15 @@ class Film:
 @pytest.fixture
 def film(tmp_path, pieces) -> Iterator[Film]:
     made = Film(tmp_path, pieces)
+    with made.server:
+        yield made
+    made.feed.close()
+
+
+@pytest.fixture
+def film_with_sound(tmp_path, pieces) -> Iterator[Film]:
+    track = open_track(Sound(sounds.write(tmp_path / "music.wav", sounds.tone(4))))
+    made = Film(tmp_path, pieces, track=track)
     with made.server:
         yield made
     made.feed.close()
@@ -169,7 +180,7 @@ def test_a_page_gets_the_film_from_the_playhead_on(film, pieces):
     film.playhead.report("another page", 33 / FPS + 0.1)
     messages, media = asyncio.run(watch(film, until=lambda messages, media: "end" in kinds(messages)))
     about = next(message for message in messages if message["kind"] == "film")
-    assert about["first"] == 33 / FPS
+    assert about["position"] == round(33 / FPS + 0.1, 9) and about["begins"] == 2 / FPS and not about["sound"]
     assert b"".join(media) == split(pieces[0])[0] + film.feed.piece(1).data + film.feed.piece(2).data
     settings = pieces[0].index(b"avcC") + 4
     sequence = pieces[0][settings + 9 : settings + 12]  # the same three bytes, where a decoder reads them
@@ -240,23 +251,45 @@ def test_a_page_gets_what_it_needs_soon_and_the_rest_as_it_plays(film, monkeypat
     assert media[-1] == film.feed.piece(2).data
 
 
-def test_hls_is_the_same_film_to_ffmpeg(film, tmp_path):
-    """ffmpeg's own reader of playlists finds the frames of the growing film, in the same places."""
+def take_hls(film: Film, folder: Path) -> Path:
+    """Let the film grow to its end, and take everything that a reader of its playlist does."""
     for _ in PIECES:
         film.grow()
     film.feed.end()
-    folder = tmp_path / "hls"
     folder.mkdir()
     for name in ("film.m3u8", "init.mp4", *(f"{index}.m4s" for index in range(len(PIECES)))):
         status, body, _ = ask(film, "GET", f"/{name}")
         assert status == 200
         (folder / name).write_bytes(body)
+    return folder / "film.m3u8"
 
-    def frames(path: Path) -> bytes:
-        command = [ffmpeg.program().path, "-loglevel", "error", "-i", path, "-f", "framemd5", "-"]
-        return subprocess.run(command, check=True, capture_output=True).stdout
 
-    assert frames(folder / "film.m3u8") == frames(film.target.partial)
+def frames(path: Path) -> bytes:
+    return sounds.run("-i", f"{path}", "-map", "0:v", "-f", "framemd5", "-")
+
+
+def test_hls_is_the_same_film_to_ffmpeg(film, tmp_path):
+    """ffmpeg's own reader of playlists finds the frames of the growing film, in the same places."""
+    assert frames(take_hls(film, tmp_path / "hls")) == frames(film.target.partial)
+
+
+def test_hls_has_the_sound_too(film_with_sound, tmp_path):
+    playlist = take_hls(film_with_sound, tmp_path / "hls")
+    assert frames(playlist) == frames(film_with_sound.target.partial)
+    assert sounds.is_in_time(playlist, sounds.tone(4))
+
+
+def test_a_page_is_told_of_the_sound_and_gets_it(film_with_sound, tmp_path):
+    film = film_with_sound
+    for _ in PIECES:
+        film.grow()
+    film.feed.end()
+    messages, media = asyncio.run(watch(film, until=lambda messages, media: "end" in kinds(messages)))
+    about = next(message for message in messages if message["kind"] == "film")
+    assert about["sound"] and about["mime"].endswith(',mp4a.40.2"')
+    (tmp_path / "seen.mp4").write_bytes(b"".join(media))
+    assert sounds.is_in_time(tmp_path / "seen.mp4", sounds.tone(4))
+    assert ask(film, "GET", "/film.mp4")[1] == b"".join(media)
 
 
 def test_the_film_so_far_and_the_recipe_are_there_to_take(film):
@@ -526,6 +559,6 @@ def test_a_port_that_is_taken_is_an_error(film, tmp_path, pieces):
     assert f":{film.port}" in caught.value.message
 
 
-def test_the_codec_of_another_film_is_an_error():
+def test_the_codecs_of_another_film_are_an_error():
     with pytest.raises(ValueError):
-        codec_of(b"")
+        codecs_of(b"")
