@@ -15,11 +15,11 @@ from helios_cli.film.sound import Track
 
 FRAGMENT_MICROSECONDS = 100_000
 PRIMING_SAMPLES = 1024
-"""What AAC decodes in front of the sound: a packet."""
+"""A packet, which AAC decodes in front of the sound."""
 
 
 class SoundPieces:
-    """The sound of a film of `rate` pictures a second, as far as it is asked for: a full pipe holds its encoder back.
+    """The sound of a film of `rate` pictures a second. The encoder is held back by its pipe until more is wanted.
 
     It has no end, unless the film is known to have `num_frames`, and begins with frame `first`, for a film that goes
     on. `delay` is the time of the film's first picture, in frames. What is repeated is in `folder` while it begins.

@@ -112,7 +112,7 @@ def play(feed: Feed, first: int, path: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_pieces_have_their_sound_wherever_a_reader_begins(tmp_path, suffix, track):
-    """And the pictures that they have without one."""
+    """Their pictures are those that they have without one."""
     silent, feed = Feed(), Feed()
     write(tmp_path / f"silent{suffix}", silent)
     write(tmp_path / f"film{suffix}", feed, track)

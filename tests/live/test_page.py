@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from helios_cli.cli import main
 from helios_cli.units import FRAMES_PER_CHUNK
-from support import reruns
+from support import reruns, sounds
 from support.browser import Browser, browser, programs
 from support.waiting import wait_until
 
@@ -200,6 +201,33 @@ def test_without_media_source_the_page_plays_hls(start, page):
     page.open(f"{live.url}?hls")
     page.wait(f"{FRAMES} > 2 * {FPS}")
     assert page.run("return document.querySelector('video').src").endswith("/film.m3u8")
+
+
+LOUDEST = """
+const context = new AudioContext(), analyser = context.createAnalyser();
+analyser.fftSize = 16384;
+context.createMediaElementSource(document.querySelector("video")).connect(analyser).connect(context.destination);
+return context.resume().then(() => new Promise(heard => setTimeout(() => {
+  const levels = new Float32Array(analyser.frequencyBinCount);
+  analyser.getFloatFrequencyData(levels);
+  heard(levels.indexOf(Math.max(...levels)) * context.sampleRate / analyser.fftSize);
+}, 1500)));
+"""
+"""The frequency that is loudest in what the video plays."""
+
+
+@pytest.mark.parametrize("how", ["", "?hls"])
+def test_the_film_has_its_sound(start, page, tmp_path, how):
+    """Muted, as browsers want it, until a viewer asks for it."""
+    time = np.arange(10 * sounds.RATE) / sounds.RATE
+    music = sounds.write(tmp_path / "music.wav", np.tile(np.sin(880 * np.pi * time)[:, None] / 2, 2))
+    live = start("a red ball rolls left", "--audio", str(music), "--audio-fit", "loop")
+    page.open(live.url + how)
+    page.wait(f"{POSITION} > 0.5" if not how else f"{FRAMES} > {FPS}")
+    assert page.run("return document.querySelector('video').muted") and page.text("#sound") == "Unmute"
+    page.click("#sound")
+    assert not page.run("return document.querySelector('video').muted") and page.text("#sound") == "Mute"
+    assert abs(page.run(LOUDEST) - 440) < 5
 
 
 def test_the_browser_keeps_half_a_minute_of_the_film_and_gets_a_minute_in_front(start, page):
