@@ -110,7 +110,7 @@ def test_a_stream_has_the_pictures_of_the_film(films, container):
 @pytest.mark.parametrize("fit", ["trim", "loop"])
 @pytest.mark.parametrize("container", WITH_SOUND)
 def test_a_stream_has_the_sound_of_the_film_in_time(films, tmp_path, container, fit):
-    """It begins with the first picture, while it is written, and is as long as the film; the pictures are as without."""
+    """It begins with the first picture and is as long as the film, whose pictures are those without it."""
     tone = sounds.tone(3)
     track = open_track(Sound(sounds.write(tmp_path / "music.wav", tone), fit))
     data, feed, film = bytearray(), Feed(), tmp_path / f"film.{container}"
