@@ -38,6 +38,12 @@ of a decode. On a GPU it is 0.25 GiB, two frames of 384x640 at 96 channels, so t
 model in 6 GB.
 """
 
+LARGE_PIECE_ELEMENTS = 2**28
+"""The same on a GPU with LARGE_PIECE_BYTES of memory: fewer launches, and fewer copies between pieces."""
+
+LARGE_PIECE_BYTES = 40e9
+"""A GPU's memory, or --vram, from which pieces are large: a decode of 640x384 takes 3.6 GB more with them."""
+
 QUEUE_BYTES = 128 * 2**20
 """The bytes of frames that may wait for the encoder."""
 

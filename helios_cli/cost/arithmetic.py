@@ -12,7 +12,7 @@ from helios_cli import machine
 from helios_cli.architecture import DiTConfig
 from helios_cli.device import Device
 from helios_cli.recipe.fingerprint import Arithmetic
-from helios_cli.units import PROMPT_KEYS, counted_rows
+from helios_cli.units import PIECE_ELEMENTS, PROMPT_KEYS, counted_rows
 from helios_cli.versions import version_of
 from helios_cli.weights.fp8 import Sums
 
@@ -34,22 +34,27 @@ def arithmetic_of(
     vae_device: Device | None = None,
     team: int = 1,
     decoders: int = 1,
+    piece_elements: int | None = None,
 ) -> Arithmetic:
     """Describe the arithmetic of a device, and of the VAE's if it has its own.
 
     `attention_taken` is what is known of the device's `attention_shapes`, `fast_sums` what follows from its
     `measured_sums`. `team` is the number of ranks that share a model call, `decoders` the number that decode a chunk
-    together."""
-    kernels = _kernels(device, attention, attention_taken)
-    if lengths := sorted(fast_sums):
-        kernels = f"{kernels} fast sums {' '.join(map(str, lengths))}".lstrip()
-    vae = "" if vae_device is None or vae_device.name == device.name else _other(vae_device)
+    together, `piece_elements` what a layer of the VAE's decoder works on at a time.
+    """
+    sums = f"fast sums {' '.join(map(str, sorted(fast_sums)))}" if fast_sums else ""
+    facts, vae, pieces = [_kernels(device, attention, attention_taken), sums], "", _pieces(piece_elements)
+    if vae_device is None or vae_device.name == device.name:
+        facts.append(pieces)
+    else:
+        vae = ", ".join(fact for fact in (vae_device.name, _kernels(vae_device, "auto", {}), pieces) if fact)
+    kernels = " ".join(fact for fact in facts if fact)
     return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels, vae, team, decoders)
 
 
-def _other(device: Device) -> str:
-    """Describe a device by its name and what replaces PyTorch's own there, other than attention."""
-    return ", ".join(fact for fact in (device.name, _kernels(device, "auto", {})) if fact)
+def _pieces(elements: int | None) -> str:
+    """Return the size of the VAE's pieces, by which a GPU may choose how it convolves; empty for the usual one."""
+    return "" if elements is None or elements in PIECE_ELEMENTS.values() else f"pieces {elements}"
 
 
 def attention_shapes(dit: DiTConfig, size: tuple[int, int], stages: int, dtype: str, team: int = 1) -> Iterator[str]:

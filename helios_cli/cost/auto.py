@@ -44,7 +44,9 @@ def auto_model(device: Device, dtype: str, options: RenderOptions, vae_device: D
     if device.kind == "cpu" and options.offload == "auto":
         options = replace(options, offload="none")
     try:
-        load = usual_film(find_model(BEST), device, dtype, quant=options.quant, vae_device=vae_device)
+        load = usual_film(
+            find_model(BEST), device, dtype, quant=options.quant, vae_device=vae_device, vram=options.vram
+        )
         plan_placement(load, options, budget_of(options, device, vae_device))
     except (MachineError, CheckpointError) as error:
         return EMBEDDED, f"model: {EMBEDDED}, as {error.message}; `-m {BEST}` uses it anyway"
@@ -62,7 +64,7 @@ def survey(device: Device, dtype: str, options: RenderOptions | None = None) -> 
     budget, models = budget_of(options, device), {}
     for name in KNOWN:
         model = find_model(name)
-        load = usual_film(model, device, dtype)
+        load = usual_film(model, device, dtype, vram=options.vram)
         speed = speed_of(load)
         plans = memory_plans(load, budget, speed)
         try:
@@ -77,7 +79,13 @@ def survey(device: Device, dtype: str, options: RenderOptions | None = None) -> 
 
 
 def usual_film(
-    model: Model, device: Device, dtype: str, *, quant: Quant = "none", vae_device: Device | None = None
+    model: Model,
+    device: Device,
+    dtype: str,
+    *,
+    quant: Quant = "none",
+    vae_device: Device | None = None,
+    vram: int | None = None,
 ) -> Workload:
     """Return two chunks at the model's own size, steps and guidance, with prompts of a usual length."""
     prompts = (("a prompt", 1.0),)
@@ -88,4 +96,4 @@ def usual_film(
     preset = model.preset
     plan = Plan("", chunks, 2 * FRAMES_PER_CHUNK, DEFAULT_FPS, model.native_size, "", preset.steps, preset.guidance)
     tokens = PromptTokens(dict.fromkeys(["a prompt", ""], USUAL_TOKENS), counted=False, lost={})
-    return Workload.of(plan, model, device, dtype, quant, prompts=tokens, vae_device=vae_device)
+    return Workload.of(plan, model, device, dtype, quant, prompts=tokens, vae_device=vae_device, vram=vram)

@@ -192,6 +192,7 @@ def estimate_films(
                 joins_rank=joins,
                 preview=preview,
                 final=options.final,
+                vram=options.vram,
             )
             estimates.append(_estimate(film, load, options, on, price, notices))
     return estimates
@@ -275,6 +276,7 @@ def _estimate(
             vae_device=load.vae_device,
             team=team.size,
             decoders=team.decoders(plan.size, is_apart=load.vae_device is not None),
+            piece_elements=load.piece_elements,
         )
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=options.reanchor))

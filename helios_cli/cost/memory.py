@@ -128,7 +128,7 @@ class Workload:
     `vae_device` is the device of the VAE and the text encoder, or None if it is `device`. `ranks` processes make the
     transformer's calls together, each on a GPU of its own; on a CPU all on one. With `joins_rank` the VAE and the text
     encoder are on the GPU of a rank other than the first. `preview` is the decoder in the VAE's place, if there is one;
-    with `final` the VAE decodes the film afterwards."""
+    with `final` the VAE decodes the film afterwards. `vram` is --vram."""
 
     plan: Plan
     model: Model
@@ -142,6 +142,7 @@ class Workload:
     joins_rank: bool = False
     preview: PreviewFile | None = None
     final: bool = False
+    vram: int | None = None
 
     @classmethod
     def of(
@@ -158,14 +159,20 @@ class Workload:
         joins_rank: bool = False,
         preview: PreviewFile | None = None,
         final: bool = False,
+        vram: int | None = None,
     ) -> Workload:
         work = work_of(plan, model, dtype, prompts, preview=preview is not None, final=final)
-        return cls(plan, model, work, device, dtype, quant, lanes, vae_device, ranks, joins_rank, preview, final)
+        return cls(plan, model, work, device, dtype, quant, lanes, vae_device, ranks, joins_rank, preview, final, vram)
 
     @property
     def decoder(self) -> Device:
         """The device of the VAE and the text encoder."""
         return self.vae_device or self.device
+
+    @property
+    def piece_elements(self) -> int:
+        """Elements that a layer of the VAE's decoder works on at a time."""
+        return vae.piece_elements_on(self.decoder, self.vram)
 
     @property
     def branches(self) -> int:
@@ -491,7 +498,7 @@ def _phases(load: Workload, placement: Placement) -> list[PhaseMemory]:
     denoising = max(calling, _embedding_bytes(load, placement)) + 3 * load.lanes * load.latent_bytes
     size, kind = load.plan.size, "cpu" if load.decoder.kind == "cpu" else "cuda"
     encoding = load.frame_itemsize * vae.encode_elements(load.model.vae, size, kind)
-    decoding = load.frame_itemsize * vae.decode_elements(load.model.vae, size, kind)
+    decoding = load.frame_itemsize * vae.decode_elements(load.model.vae, size, load.piece_elements)
     works = [("conditioning", coder + preview, encoding)] if load.is_conditioned else []
     works.append(("denoise", transformer + preview * (not is_apart), denoising))
     if load.preview:
@@ -543,7 +550,7 @@ def _rank_bytes(load: Workload, placement: Placement) -> int:
     working = max(working, _embedding_bytes(load, placement))
     weights = _loaded_bytes(load, placement)
     if load.decoders > 1:
-        decoding = load.frame_itemsize * vae.decode_elements(load.model.vae, load.plan.size, "cpu")
+        decoding = load.frame_itemsize * vae.decode_elements(load.model.vae, load.plan.size, load.piece_elements)
         working, weights = max(working, decoding // load.decoders), weights + load.vae_bytes
     return process + weights + inputs + round((1 + FRAGMENTATION) * working)
 

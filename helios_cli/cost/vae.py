@@ -12,7 +12,16 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 
 from helios_cli.architecture import VAEConfig
-from helios_cli.units import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, PIECE_ELEMENTS, PIXELS_PER_CELL, latent_frames_for
+from helios_cli.device import Device
+from helios_cli.units import (
+    FRAMES_PER_CHUNK,
+    FRAMES_PER_LATENT,
+    LARGE_PIECE_BYTES,
+    LARGE_PIECE_ELEMENTS,
+    PIECE_ELEMENTS,
+    PIXELS_PER_CELL,
+    latent_frames_for,
+)
 
 PAST = 2
 """Frames that a causal convolution remembers."""
@@ -179,9 +188,20 @@ def encode_flops(vae: VAEConfig, size: tuple[int, int], frames: int) -> int:
     return first + groups * sum(done.flops for done in _encoding(vae, size, FRAMES_PER_LATENT, first=False))
 
 
+def piece_elements_on(device: Device, vram: int | None) -> int:
+    """Return the elements that a layer of the decoder works on at a time on a device.
+
+    They follow from its whole memory and from --vram, and not from what is free: GPUs may convolve pieces of another
+    size by another algorithm, and frames should not depend on what else runs.
+    """
+    usual = PIECE_ELEMENTS["cpu" if device.kind == "cpu" else "cuda"]
+    room = min((given for given in (device.total_bytes, vram) if given is not None), default=0)
+    return LARGE_PIECE_ELEMENTS if device.kind == "cuda" and room >= LARGE_PIECE_BYTES else usual
+
+
 @functools.cache
-def decode_elements(vae: VAEConfig, size: tuple[int, int], device: str) -> int:
-    """Count the numbers held at most while a chunk is decoded, without the weights."""
+def decode_elements(vae: VAEConfig, size: tuple[int, int], limit: int) -> int:
+    """Count the numbers held at most while a chunk is decoded in pieces of `limit` elements, without the weights."""
     latents = latent_frames_for(FRAMES_PER_CHUNK) - 1
     walk = _begin_decoding(vae, size, latents, first=False)
 
@@ -190,7 +210,7 @@ def decode_elements(vae: VAEConfig, size: tuple[int, int], device: str) -> int:
         piece.causal(vae.out_channels)
         return held + piece.elements, piece.passes[-1].buffer
 
-    held, buffer = nested(_decoder(vae), walk, last, PIECE_ELEMENTS[device])
+    held, buffer = nested(_decoder(vae), walk, last, limit)
     return held + buffer + sum(done.remembered for done in _decoding(vae, size, latents, first=False))
 
 

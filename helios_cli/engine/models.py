@@ -15,6 +15,7 @@ import helios_kernels
 from helios_cli import machine
 from helios_cli.cost.arithmetic import product_shapes
 from helios_cli.cost.team import Team
+from helios_cli.cost.vae import piece_elements_on
 from helios_cli.device import device_of
 from helios_cli.engine.gpu import (
     CallGraphs,
@@ -74,6 +75,7 @@ class Models:
         vae_device: of the VAE and the text encoder; that of the transformer by default.
         name: what the user calls the model.
         attention_wanted: backend by attention shape that `auto` follows, to repeat another film.
+        piece_elements: what a layer of the VAE's decoder works on at a time; by default what suits the device.
         threads: threads on a CPU; by default those that suit the transformer.
         ranks: processes that make model calls together with this one.
 
@@ -94,6 +96,7 @@ class Models:
         quant: Quant = "none",
         attention: str = AUTO,
         attention_wanted: Mapping[str, str] | None = None,
+        piece_elements: int | None = None,
         threads: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -103,6 +106,7 @@ class Models:
         self.placement, self.quant, self.attention = placement, quant, attention
         self.threads = threads or machine.cpu_threads(checkpoint.component("transformer").parameters)
         self.ranks = ranks
+        self.piece_elements = piece_elements or piece_elements_on(device_of(self.vae_device), None)
         require_quant(quant, device)
         recall_kernels()
         try:
@@ -358,7 +362,7 @@ class Models:
         """Return how a part is built, its data type, and the modules that stay in float32."""
         if name == "transformer":
             return self._build_dit, self.dtype, dit.FP32_ISLANDS
-        return lambda: WanVAE(self.vae_config), self.vae_dtype, frozenset()
+        return self._build_vae, self.vae_dtype, frozenset()
 
     def _build_dit(self) -> HeliosDiT:
         module = HeliosDiT(self.dit_config)
@@ -370,13 +374,16 @@ class Models:
         except ValueError as error:
             raise MachineError(f"--quant fp8: {error}", hint="leave out --quant") from error
 
+    def _build_vae(self) -> WanVAE:
+        return WanVAE(self.vae_config, self.piece_elements)
+
     @property
     def vae(self) -> WanVAE:
         """The VAE. Where the two take turns, it stays until `dit` is used."""
         if self.placement.takes_turns:
             self._send_away("transformer", self._dit)
         if self._vae is None:
-            self._vae = self._load("vae", lambda: WanVAE(self.vae_config), self.vae_dtype, frozenset())
+            self._vae = self._load("vae", self._build_vae, self.vae_dtype, frozenset())
         elif not self._bring_back("vae"):
             return self._vae
         self._vae.prepare()

@@ -75,6 +75,7 @@ class Rank:
             name=ask["name"],
             quant=ask["quant"],
             attention=ask["attention"],
+            piece_elements=ask["piece_elements"],
             threads=ask["threads"],
         )
         self.models.use_threads()

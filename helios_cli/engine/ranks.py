@@ -52,6 +52,7 @@ class RankOptions:
     quant: str
     attention: str
     threads: int
+    piece_elements: int | None
     patience: float
 
 

@@ -26,6 +26,7 @@ from helios_cli.cost.placing import (
     speed_of,
 )
 from helios_cli.cost.speeds import keep_speed
+from helios_cli.cost.vae import piece_elements_on
 from helios_cli.device import Device, device_of, is_gpu_of_rank, pick_device, pick_vae_device, torch_dtype
 from helios_cli.engine import arithmetic, trial
 from helios_cli.engine.clock import Clock
@@ -132,7 +133,7 @@ class Session:
         """Open the model called `name`, as `load` does."""
         taken = tuple(sorted(options.attention_taken.items()))
         wanted: tuple[object, ...] = name, options.revision, options.device, options.vae_device, options.dtype
-        wanted = (*wanted, options.lora or ())
+        wanted = (*wanted, options.lora or (), options.vram)
         wanted = (*wanted, options.quant, options.attention, taken, options.gpus_per_film, options.worker_timeout)
         if self._models is None or wanted != self._loaded:
             self.close()  # one model in memory at a time
@@ -160,6 +161,7 @@ class Session:
             yield Notice(line)
         threads = machine.cpu_threads(checkpoint.component("transformer").parameters)
         threads = max(1, threads // options.gpus_per_film)  # ranks on a CPU share its cores
+        pieces = piece_elements_on(device_of(vae_device), options.vram)
         models = Models(
             checkpoint,
             device,
@@ -169,8 +171,9 @@ class Session:
             quant=options.quant,
             attention=options.attention,
             attention_wanted=options.attention_taken,
+            piece_elements=pieces,
             threads=threads,
-            ranks=_ranks(checkpoint, name, ranks, dtype, threads, options) if len(ranks) > 1 else None,
+            ranks=_ranks(checkpoint, name, ranks, dtype, threads, pieces, options) if len(ranks) > 1 else None,
         )
         for line in arithmetic.settle(models):
             yield Notice(line)
@@ -231,6 +234,7 @@ class Session:
             vae_device=self._vae_device(),
             team=team.size,
             decoders=models.decoders(size, guidance),
+            piece_elements=models.piece_elements,
         )
         return Identity(weights_identity(models.checkpoint), rounding, taken)
 
@@ -305,6 +309,7 @@ class Session:
                 joins_rank=joins,
                 preview=preview.file if preview else None,
                 final=options.final,
+                vram=options.vram,
             )
             for plan in plans
         ]
@@ -385,6 +390,7 @@ def _ranks(
     devices: Sequence[torch.device],
     dtype: torch.dtype,
     threads: int,
+    pieces: int,
     options: RenderOptions,
 ) -> Ranks:
     asked = RankOptions(
@@ -395,6 +401,7 @@ def _ranks(
         quant=options.quant,
         attention=options.attention,
         threads=threads,
+        piece_elements=pieces,
         patience=options.worker_timeout,
     )
     return Ranks(devices, asked)

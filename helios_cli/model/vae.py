@@ -57,8 +57,10 @@ class CausalState:
     has_all_rows = True
     """False where frames come as some of their rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, piece_elements: int | None = None) -> None:
+        self.piece_elements = piece_elements  # that a layer works on at a time; None: as usual on the device
         self.first = True  # while the clip's first frame (its first latent) passes, alone
+        self.last = False  # while its last frames pass, behind which nothing is remembered
         self._tails: dict[nn.Module, Tensor] = {}
         self._space = torch.empty(0)  # of every buffer in turn: a buffer is dead when its convolution is done
 
@@ -97,8 +99,15 @@ class CausalState:
         """Return the elements that decide into how many pieces x is split."""
         return x_BTHWC.numel()
 
+    def pieces(self, x_BTHWC: Tensor, growth: int) -> int:
+        """Return into how many pieces x is split for a layer whose output is at most `growth` times as large."""
+        limit = self.piece_elements or usual_piece_elements(x_BTHWC.device)
+        return min(math.ceil(self.most_elements(x_BTHWC) * growth / limit), x_BTHWC.shape[1])
+
     def remember(self, layer: nn.Module, buffer_BTHWC: Tensor, past: int = PAST) -> None:
-        """Keep a copy of the last `past` frames for the layer's next frames."""
+        """Keep a copy of the last `past` frames for the layer's next frames, if there will be any."""
+        if self.last:
+            return
         tail = buffer_BTHWC[:, -past:]
         if layer in self._tails:
             self._tails[layer].copy_(tail)
@@ -276,22 +285,25 @@ class UpBlock(nn.Module):
         return [*self.resnets, *self.upsamplers]
 
 
-def in_pieces(layers: Sequence[Any], x: Stream, state: CausalState) -> Iterator[Stream]:
-    """Pass x through causal layers that each keep to PIECE_ELEMENTS, so the inner ones run on more frames at a time.
+def in_pieces(layers: Sequence[Any], x: Stream, state: CausalState, *, last: bool = False) -> Iterator[Stream]:
+    """Pass x through causal layers that each keep to pieces of so many elements, so the inner ones run on more frames
+    at a time.
 
-    A layer's `growth` is how many times larger than its input its output may be.
+    A layer's `growth` is how many times larger than its input its output may be. x ends the clip with `last`.
     """
     if not layers:
+        state.last = last
         yield x
         return
     layer, *others = layers
     x_BTHWC = x if isinstance(x, Tensor) else x.x_BTHWC
-    pieces = math.ceil(state.most_elements(x_BTHWC) * layer.growth / piece_elements(x_BTHWC.device))
-    for piece in [x] if pieces == 1 else summed(x).tensor_split(min(pieces, x_BTHWC.shape[1]), dim=1):
-        yield from in_pieces(others, layer(piece, state), state)
+    pieces = state.pieces(x_BTHWC, layer.growth)
+    for number, piece in enumerate([x] if pieces == 1 else summed(x).tensor_split(pieces, dim=1), start=1):
+        state.last = last and number == pieces
+        yield from in_pieces(others, layer(piece, state), state, last=state.last)
 
 
-def piece_elements(device: torch.device) -> int:
+def usual_piece_elements(device: torch.device) -> int:
     return PIECE_ELEMENTS["cpu" if device.type == "cpu" else "cuda"]
 
 
@@ -337,10 +349,11 @@ class Decoder(nn.Module):
         self.norm_out = ChannelNorm(widths[-1])
         self.conv_out = CausalConv3d(widths[-1], config.out_channels)
 
-    def forward(self, z_BTHWC: Tensor, state: CausalState) -> Iterator[Tensor]:
-        """Yield pieces of consecutive frames [B, t, 8H, 8W, C]."""
+    def forward(self, z_BTHWC: Tensor, state: CausalState, *, last: bool = False) -> Iterator[Tensor]:
+        """Yield pieces of consecutive frames [B, t, 8H, 8W, C]; with `last` the clip ends with z."""
+        state.last = last
         x = self.conv_in(z_BTHWC, state)
-        for piece in in_pieces(self._layers, x, state):
+        for piece in in_pieces(self._layers, x, state, last=last):
             yield summed(norm_silu_conv(self.norm_out, self.conv_out, piece, state)[0])
 
     def whole(self, z_BTHWC: Tensor) -> Tensor:
@@ -358,9 +371,11 @@ class Decoder(nn.Module):
 class WanVAE(nn.Module):
     """Both directions, in the model's own latent space: normalised per channel to mean 0 and deviation 1."""
 
-    def __init__(self, config: VAEConfig) -> None:
+    def __init__(self, config: VAEConfig, piece_elements: int | None = None) -> None:
+        """Build the networks. `piece_elements` is what a layer of the decoder works on at a time, by default
+        PIECE_ELEMENTS."""
         super().__init__()
-        self.config = config
+        self.config, self.piece_elements = config, piece_elements
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.post_quant_conv = nn.Conv3d(config.z_dim, config.z_dim, 1)
@@ -390,11 +405,11 @@ class WanVAE(nn.Module):
         mean, std = self._statistics(latents_BCTHW.device)
         z_BTHWC = latents_BCTHW.movedim(1, -1).float() * std + mean
         z_BTHWC = pointwise(self.post_quant_conv, z_BTHWC.to(self.dtype))
-        state = state or CausalState()
-        for latents in (z_BTHWC[:, :1], z_BTHWC[:, 1:]):
-            if latents.shape[1]:
-                for frames_BTHWC in self.decoder(latents, state):
-                    yield frames_BTHWC.clamp_(-1, 1).movedim(-1, 1)
+        state = state or CausalState(self.piece_elements)
+        groups = [group for group in (z_BTHWC[:, :1], z_BTHWC[:, 1:]) if group.shape[1]]
+        for latents in groups:
+            for frames_BTHWC in self.decoder(latents, state, last=latents is groups[-1]):
+                yield frames_BTHWC.clamp_(-1, 1).movedim(-1, 1)
             state.first = False
 
     def posterior(self, frames_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -428,10 +443,11 @@ class WanVAE(nn.Module):
         moments = []
         # A latent's four frames at a time, or as many as a piece holds behind the first convolution.
         widest = len(x_BTHWC) * FRAMES_PER_LATENT * H * W * self.config.base_dim
-        step = FRAMES_PER_LATENT * max(1, piece_elements(x_BTHWC.device) // widest)
-        for group in (x_BTHWC[:, :1], *x_BTHWC[:, 1:].split(step, dim=1)):
-            if group.shape[1]:
-                moments.append(self.encoder(group, state))
+        step = FRAMES_PER_LATENT * max(1, usual_piece_elements(x_BTHWC.device) // widest)
+        groups = [group for group in (x_BTHWC[:, :1], *x_BTHWC[:, 1:].split(step, dim=1)) if group.shape[1]]
+        for group in groups:
+            state.last = group is groups[-1]
+            moments.append(self.encoder(group, state))
             state.first = False
         mean_BTHWC, logvar_BTHWC = pointwise(self.quant_conv, torch.cat(moments, dim=1)).chunk(2, dim=-1)
         shape_BCTHW = mean_BTHWC.movedim(-1, 1).shape

@@ -29,8 +29,8 @@ class Rows(CausalState):
 
     has_all_rows = False
 
-    def __init__(self, exchange: Exchange, counts: Sequence[int]) -> None:
-        super().__init__()
+    def __init__(self, exchange: Exchange, counts: Sequence[int], piece_elements: int | None = None) -> None:
+        super().__init__(piece_elements)
         self.exchange, self.counts = exchange, counts
 
     def with_edges(self, x_BTHWC: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def decode_rows(vae: WanVAE, latents_BCTHW: Tensor, exchange: Exchange) -> Itera
     All ranks have the latents, and take as many pieces. Raises ValueError for fewer rows of latents than ranks.
     """
     counts = rows_of(latents_BCTHW, exchange.size)
-    return vae.decode(latents_BCTHW[:, :, :, own(counts, exchange.rank)], Rows(exchange, counts))
+    return vae.decode(latents_BCTHW[:, :, :, own(counts, exchange.rank)], Rows(exchange, counts, vae.piece_elements))
 
 
 def rows_of(latents_BCTHW: Tensor, ranks: int) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from helios_cli import machine
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cost.arithmetic import arithmetic_of, measured_attention
+from helios_cli.cost.vae import piece_elements_on
 from helios_cli.device import Device
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.models import Models
@@ -297,3 +298,20 @@ def test_a_vae_on_another_kind_of_device_counts():
     plan = plan_of({"shot": [{"prompt": "a ball"}]})
     found = [tuple(fingerprints(plan, arithmetic=arithmetic)) for arithmetic in (one, beside, host)]
     assert len(set(found)) == 3
+
+
+def test_the_size_of_pieces_counts_where_it_is_not_the_usual_one():
+    """A GPU may convolve them by another algorithm. It follows from all memory and --vram, not from what is free."""
+    large, small = Device("cuda", "a GPU", 80 * 10**9, 10**9), Device("cuda", "a GPU", 24 * 10**9, 24 * 10**9)
+    cases = [(large, None), (replace(large, free_bytes=79 * 10**9), None), (large, 6 * 10**9), (small, None)]
+    elements = [piece_elements_on(device, vram) for device, vram in cases]
+    assert elements == [2**28, 2**28, 2**26, 2**26]
+    assert piece_elements_on(Device("cpu", "a CPU", 80 * 10**9, 80 * 10**9), None) == 2**23
+
+    def told(elements: int | None, second: Device | None = None):
+        how = {"quant": "none", "attention": "auto", "vae_device": second, "piece_elements": elements}
+        return arithmetic_of(large, "bfloat16", {}, **how)
+
+    assert told(2**26) == told(None) != told(2**28) == told(2**28, large)
+    apart = told(2**28, Device("cuda", "another GPU", 80 * 10**9, 0))
+    assert "pieces" in apart.vae and "pieces" not in apart.kernels

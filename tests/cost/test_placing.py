@@ -43,12 +43,12 @@ UNKNOWN = ChunkSpeed(RATES, None, None)
 DEFAULT = RenderOptions()
 
 
-def film(device=GPU, name="distilled", dtype="bfloat16", quant="none"):
-    return usual_film(find_model(name), device, dtype, quant=quant)
+def film(device=GPU, name="distilled", dtype="bfloat16", quant="none", vram=None):
+    return usual_film(find_model(name), device, dtype, quant=quant, vram=vram)
 
 
 def chosen(vram, ram=64 * GB, options=DEFAULT, name="distilled", speed=UNKNOWN):
-    load, budget = film(name=name), MemoryBudget(vram, ram)
+    load, budget = film(name=name, vram=vram), MemoryBudget(vram, ram)
     modes = memory_plans(load, budget, speed)
     return choose(modes, options, budget, GPU, speed), modes, budget, load
 
@@ -264,14 +264,15 @@ def test_words_that_are_no_amount(text):
 
 
 def two_gpus(vram, second, options=DEFAULT, speed=UNKNOWN, second_kind=GPU):
-    load = usual_film(find_model("distilled"), GPU, "bfloat16", vae_device=second_kind)
+    least = min(vram, second or vram)
+    load = usual_film(find_model("distilled"), GPU, "bfloat16", vae_device=second_kind, vram=least)
     budget = MemoryBudget(vram, 64 * GB, second)
     modes = memory_plans(load, budget, speed)
     return choose(modes, options, budget, GPU, speed), modes, budget, load
 
 
 def test_a_second_gpu_takes_what_has_no_room_next_to_the_transformer():
-    """Alone a GPU of 31 GB would give up graphs for decoding; the second one has 16 GB for the text encoder."""
+    """Alone a GPU with 31 GB would give up graphs for decoding; the second one has 16 GB for the text encoder."""
     alone, *_ = chosen(31 * GB)
     two, modes, *_ = two_gpus(31 * GB, 16 * GB)
     assert alone.name == "none" and not alone.placement.graphs and two.placement.graphs

@@ -145,6 +145,7 @@ def models_with(folder: Path, ranks: int, patience: float = 600) -> Models:
         quant="none",
         attention="auto",
         threads=1,
+        piece_elements=None,
         patience=patience,
     )
     return Models(checkpoint, CPU, torch.float32, threads=1, ranks=Ranks([CPU] * ranks, options) if ranks > 1 else None)

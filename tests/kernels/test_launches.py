@@ -17,7 +17,6 @@ from helios_cli.model.fp8 import use_fp8
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.sampling.schedule import Stage
 from helios_cli.sampling.solvers import DMD
-from helios_cli.units import PIECE_ELEMENTS
 from helios_cli.weights.fp8 import is_fp8
 from helios_kernels import renoise
 from helios_kernels.dispatch import FP8_CHIPS, compiling_for
@@ -129,11 +128,9 @@ def moved_by(started: Launch) -> int:
 
 
 @pytest.mark.parametrize("exponent", [26, 28])
-def test_the_passes_of_a_decode(exponent, monkeypatch):
+def test_the_passes_of_a_decode(exponent):
     """Bytes around the convolutions of a chunk of 640x384, in the README; interleaving is a copy of 6 GB more."""
-    monkeypatch.setitem(PIECE_ELEMENTS, "cpu", 2**exponent)
-    monkeypatch.setitem(PIECE_ELEMENTS, "cuda", 2**exponent)
-    vae = on_meta(lambda: WanVAE(VAEConfig.from_json(VAE)).bfloat16())
+    vae = on_meta(lambda: WanVAE(VAEConfig.from_json(VAE), 2**exponent).bfloat16())
     latents = torch.empty(1, 16, 9, 48, 80, device=META)
     with torch.no_grad(), compiling_for("sm_90"), recorded() as launches, Passes() as passes:
         for frames in vae.decode(latents):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from helios_cli.bench import specs
 from helios_cli.model import vae as vae_module
 from helios_cli.model.channel_norm import normalize_fused, normalize_slabs
-from helios_cli.model.vae import VAEConfig, WanVAE, frames_to_uint8
+from helios_cli.model.vae import CausalState, VAEConfig, WanVAE, frames_to_uint8
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -141,12 +141,37 @@ def whole(ours):
 def test_the_size_of_pieces_does_not_change_the_result(ours, whole, monkeypatch, latents_in_a_piece):
     budget = max(1, latents_in_a_piece * 4 * 64 * 96 * 8)
     monkeypatch.setattr(vae_module, "PIECE_ELEMENTS", {"cpu": budget})
+    monkeypatch.setattr(ours, "piece_elements", None)
     pieces = list(ours.decode(chunk()))
+    monkeypatch.setattr(vae_module, "PIECE_ELEMENTS", {"cpu": 2**23})
+    monkeypatch.setattr(ours, "piece_elements", budget)
+    assert all(map(torch.equal, pieces, ours.decode(chunk())))
     assert pieces[0].shape[2] == 1
     assert len(pieces) == 1 + 32 // max(1, 4 * latents_in_a_piece)
     frames, latents = whole
     torch.testing.assert_close(torch.cat(pieces, dim=2), frames, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(encode(ours, clip(17)), latents, atol=TOLERANCE, rtol=0)
+
+
+def test_nothing_is_kept_for_frames_that_do_not_come(ours, monkeypatch):
+    """Each layer keeps frames once for each of its pieces but the last."""
+    kept: list[tuple[torch.nn.Module, bool]] = []
+
+    class Noting(CausalState):
+        def remember(self, layer, buffer_BTHWC, past=2):
+            kept.append((layer, self.last))
+            super().remember(layer, buffer_BTHWC, past)
+
+    monkeypatch.setattr(ours, "piece_elements", 4 * 4 * 64 * 96 * 8)
+    monkeypatch.setattr(vae_module, "CausalState", Noting)
+    list(ours.decode(chunk(1)))
+    assert kept and all(last for _, last in kept)
+    kept.clear()
+    list(ours.decode(chunk()))
+    for layer in {layer for layer, _ in kept}:
+        *before, end = [last for other, last in kept if other is layer]
+        assert end and not any(before)
+    assert len(kept) > len({layer for layer, _ in kept})
 
 
 def test_weights_that_are_prepared_decode_the_same():
