@@ -182,6 +182,14 @@ SHARED = {
         panel=MACHINE,
         default=False,
     ),
+    "reuse_steps": _option(
+        int,
+        "Number of steps of which one calls the model, for base and mid; 2 is nearly twice as fast, and changes the "
+        "pictures.",
+        panel=MACHINE,
+        default=1,
+        metavar="N",
+    ),
     "attention": _option(
         Literal["auto", "triton", "sdpa", "flash", "cudnn", "efficient", "math", "blocked"],
         "Attention backend: auto, triton, sdpa, flash, cudnn, efficient, math or blocked; auto is the fastest here.",

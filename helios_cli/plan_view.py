@@ -118,6 +118,8 @@ def _stages(estimate: Estimate) -> None:
         console.prose(f"the first chunk after each cut takes {first} calls instead of {other}")
     if estimate.plan.guidance > 1:
         console.prose("with guidance every step is two calls: one for the prompt, one for the negative")
+    if (every := estimate.plan.reuse_steps) > 1:
+        console.prose(f"one step in {every} makes calls, and the first two and the last of a stage; others extrapolate")
 
 
 def _stage_row(stage: StageWork) -> list:

@@ -17,7 +17,8 @@ FLAGS = {
     "helios bench farm": "--chunk-seconds --chunks --films --json --out --seconds --segments --state --workers",
     "helios bench kernels": "--json --out --tune",
     "helios bench quant": (
-        "--chunks --device --float32 --json --model --out --reuse-history --seed --size --steps --synthetic -m"
+        "--chunks --device --float32 --json --model --out --reuse-history --reuse-steps --seed --size --steps "
+        "--synthetic -m"
     ),
     "helios bench offload": (
         "--budgets --chunks --device --dtype --folder --json --model --out --size --steps --synthetic -m"
@@ -28,7 +29,7 @@ FLAGS = {
     ),
     "helios bench quality": (
         "--changes --chunks --device --dtype --films --guidance --json --minutes --model --out --prompts "
-        "--reuse-history --seed --sheet --steps --without -m"
+        "--reuse-history --reuse-steps --seed --sheet --steps --without -m"
     ),
     "helios bench train": "--batch --device --dtype --json --size",
     "helios cache": "",
@@ -40,8 +41,8 @@ FLAGS = {
         "--ahead --attention --audio --audio-fade --audio-fit --codec --container --crf --device --dtype --filter "
         "--final --force --fps --frames --gpus-per-film --guidance --hold --image --json --keep --lora --minutes "
         "--model --negative --no-cache --offload --output --play --preset --preview-decoder --progress --quant "
-        "--quiet --ram --reuse-history --revision --seconds --seed --serve --size --steps --through --through-fps "
-        "--through-size --transition --vae-device --video --vram -m -o -q"
+        "--quiet --ram --reuse-history --reuse-steps --revision --seconds --seed --serve --size --steps --through "
+        "--through-fps --through-size --transition --vae-device --video --vram -m -o -q"
     ),
     "helios models": "",
     "helios models convert": "--dtype --json --lora --out --revision",
@@ -52,9 +53,9 @@ FLAGS = {
     "helios plan": (
         "--attention --audio --audio-fade --audio-fit --cluster --codec --crf --device --dtype --filter --final --fps "
         "--frames --gpus-per-film --guidance --image --json --lanes --lora --minutes --mixed --model --negative "
-        "--offload --on --output --preview-decoder --price --quant --ram --reanchor --reuse-history --revision "
-        "--seconds --seed --share --size --steps --strict --through --through-fps --through-size --vae-device --video "
-        "--vram --workers -m -o"
+        "--offload --on --output --preview-decoder --price --quant --ram --reanchor --reuse-history --reuse-steps "
+        "--revision --seconds --seed --share --size --steps --strict --through --through-fps --through-size --vae-device "
+        "--video --vram --workers -m -o"
     ),
     "helios recipe": "",
     "helios recipe check": "--json",
@@ -64,9 +65,9 @@ FLAGS = {
         "--attention --audio --audio-fade --audio-fit --check --cluster --codec --container --crf --device --dry-run "
         "--dtype --export --filter --final --force --fps --frames --from --gpus-per-film --guidance --image --json "
         "--keep --lanes --lora --minutes --mixed --model --negative --no-cache --no-metadata --offload --on-error "
-        "--output --preset --preview-decoder --progress --quant --quiet --ram --reanchor --reuse-history --revision "
-        "--seconds --seed --share --shot --size --steps --strict --takes --through --through-fps --through-size "
-        "--vae-device --video --vram --worker-timeout --workers -m -o -q"
+        "--output --preset --preview-decoder --progress --quant --quiet --ram --reanchor --reuse-history --reuse-steps "
+        "--revision --seconds --seed --share --shot --size --steps --strict --takes --through --through-fps "
+        "--through-size --vae-device --video --vram --worker-timeout --workers -m -o -q"
     ),
     "helios train": "--check --device --json --max-minutes --output --progress --quiet --set --steps --threads -o -q",
 }

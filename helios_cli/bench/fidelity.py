@@ -43,8 +43,16 @@ def film(models: Models, plan: Plan) -> list[tuple[Tensor, Tensor]]:
     models.encode([prompt])
     text = models.dit.embed_text(models.mixed(((prompt, 1.0),)))
     settings = replace(models.checkpoint.preset, steps=plan.steps, guidance=1.0)
-    how = Clock(models.device), models.answer
-    denoiser = Denoiser(models.dit, models.scheduler, settings, plan.size, *how, reuse_history=plan.reuse_history)
+    denoiser = Denoiser(
+        models.dit,
+        models.scheduler,
+        settings,
+        plan.size,
+        Clock(models.device),
+        models.answer,
+        reuse_history=plan.reuse_history,
+        reuse_steps=plan.reuse_steps,
+    )
     width, height = (pixels // PIXELS_PER_CELL for pixels in plan.size)
     history = History.empty(models.dit_config.in_channels, height, width, models.device)
     generator = torch.Generator("cpu").manual_seed(plan.chunks[0].seed or 0)

@@ -23,13 +23,14 @@ from helios_cli.units import DEFAULT_FPS
 
 @dataclass(frozen=True)
 class Showing:
-    """Options of a showing: steps a stage and guidance (None: the model's own), the first film's seed, and
-    --reuse-history."""
+    """Options of a showing: steps a stage and guidance (None: the model's own), the first film's seed, --reuse-history
+    and --reuse-steps."""
 
     steps: tuple[int, ...] | None = None
     guidance: float | None = None
     seed: int = 0
     reuse_history: bool = False
+    reuse_steps: int = 1
 
 
 def show(models: Models, prompt: str, frames: int, take: Callable[[np.ndarray], None], how: Showing) -> None:

@@ -174,6 +174,7 @@ def plan_of(defaults: ModelDefaults, *, frames: int, **flags: Any) -> Plan:
         shots=(PlannedShot(0, PROMPT, 0, frames, "cut", 0),),
         origins=settings.origins,
         reuse_history=settings.reuse_history,
+        reuse_steps=settings.reuse_steps,
     )
 
 

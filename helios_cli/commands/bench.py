@@ -92,6 +92,9 @@ def quant(
     reuse_history: Annotated[
         bool, typer.Option("--reuse-history", help="Measure --reuse-history as well, in the type it is compared with.")
     ] = False,
+    reuse_steps: Annotated[
+        int, typer.Option(metavar="N", help="Measure --reuse-steps as well, in the type it is compared with.")
+    ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the film.")] = 0,
     device: GpuOrCpu = "auto",
     json: JsonFlag = False,
@@ -107,12 +110,14 @@ def quant(
     plan = subject.plan(size, steps, chunks, guidance=1.0, seed=seed)
     where, films = pick_device(device), {}
     exact = "float32" if float32 else "bfloat16"
-    for name in (*(["float32"] if float32 else []), "bfloat16", "fp8", *(["reuse"] if reuse_history else [])):
+    others = {"reuse": replace(plan, reuse_history=True)} if reuse_history else {}
+    if reuse_steps > 1:
+        others["steps"] = subject.plan(size, steps, chunks, guidance=1.0, seed=seed, reuse_steps=reuse_steps)
+    for name in (*(["float32"] if float32 else []), "bfloat16", "fp8", *others):
         console.status(f"{name}: {plan.num_frames} frames of {plan.size[0]}x{plan.size[1]} with {subject.name}")
-        reuses = name == "reuse"
-        films[name] = _film_of(subject, where, exact if reuses else name, replace(plan, reuse_history=reuses))
+        films[name] = _film_of(subject, where, exact if name in others else name, others.get(name, plan))
     pairs = [("fp8", "bfloat16"), *([("bfloat16", "float32"), ("fp8", "float32")] if float32 else [])]
-    pairs += [("reuse", exact)] if reuse_history else []
+    pairs += [(name, exact) for name in others]
     rows = [
         [ours, other, distance.chunk + 1, round(distance.latents_db, 1), round(distance.frames_db, 1)]
         for ours, other in pairs

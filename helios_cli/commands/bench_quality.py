@@ -46,6 +46,7 @@ def quality(
         typer.Option(help="Render without the anchor, or with absolute positions, as the model was trained."),
     ] = None,
     reuse_history: Annotated[bool, typer.Option("--reuse-history", help="As in `helios render`.")] = False,
+    reuse_steps: Annotated[int, typer.Option(metavar="N", help="As in `helios render`.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of prompts and films.")] = 0,
     device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, mps, cpu.")] = "auto",
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Data type to compute in.")] = "auto",
@@ -71,7 +72,7 @@ def quality(
 
     where = pick_device(device)
     models = Models(checkpoint, where, torch_dtype(dtype, where), name=model or EMBEDDED)
-    how = Showing(asked, guidance, seed, reuse_history)
+    how = Showing(asked, guidance, seed, reuse_history, reuse_steps)
     report = {
         **environment(),
         "model": models.name,
@@ -79,6 +80,7 @@ def quality(
         "guidance": checkpoint.preset.guidance if guidance is None else guidance,
         "without": without,
         "reuse_history": reuse_history,
+        "reuse_steps": reuse_steps,
         "seed": seed,
     }
     with WITHOUT[without]() if without else nullcontext():

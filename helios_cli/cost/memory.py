@@ -583,6 +583,7 @@ def _kept_bytes(load: Workload) -> int:
     timesteps = sum(load.plan.steps) * sum(schedules)
     modulation = FLOAT32 * timesteps * 2 * 6 * dit.num_layers * dit.width
     latents = 3 * load.latent_bytes  # 19 frames and the anchor, while 9 more come in
+    latents += 2 * load.latent_bytes * (load.plan.reuse_steps > 1)  # two flows
     texts = load.branches * load.context_bytes(load.text_rows)
     return texts + load.rope_bytes + modulation + latents + load.history_bytes + load.past_bytes
 

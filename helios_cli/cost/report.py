@@ -195,6 +195,8 @@ def settings_of(estimate: Estimate) -> dict[str, dict]:
     }
     if plan.reuse_history:
         values["reuse_history"], origins["reuse_history"] = True, "flag"
+    if plan.reuse_steps > 1:
+        values["reuse_steps"], origins["reuse_steps"] = plan.reuse_steps, "flag"
     if adapters := _adapters(estimate.model):
         values["lora"] = [f"{adapter.path.name}:{adapter.weight:g}" for adapter in adapters]
     if estimate.track:

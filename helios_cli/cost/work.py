@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from helios_cli.architecture import DiTConfig, HistoryTokens, UMT5Config
 from helios_cli.cost import taehv, vae
 from helios_cli.cost.model import Model
-from helios_cli.recipe.plan import Chunk, Plan
+from helios_cli.recipe.plan import Chunk, Plan, has_calls
 from helios_cli.units import FRAMES_PER_CHUNK, HISTORY_CHUNKS, MAX_TEXT_TOKENS, grid_of
 from helios_cli.weights.tokenizer import read_tokenizer, tokens_of
 
@@ -220,12 +220,13 @@ def work_of(
 
 
 def _stage_calls(plan: Plan, model: Model, stage: int, *, fresh: bool) -> int:
-    """Count the calls of one branch in a chunk: one a step, two a step after a cut (DMD), none under zero-init."""
+    """Count the calls of one branch in a chunk: one a step, two a step after a cut (DMD), none under zero-init and
+    where steps are reused."""
     preset, steps = model.preset, plan.steps[stage]
     if preset.amplify_first_chunk and fresh and model.stages > 1:
         steps *= 2
     skipped = preset.zero_steps + 1 if preset.zero_init and plan.guidance > 1 and stage == 0 else 0
-    return max(0, steps - skipped)
+    return sum(has_calls(step, steps - skipped, plan.reuse_steps) for step in range(steps - skipped))
 
 
 def _whole_calls(plan: Plan, model: Model, stage: int, *, fresh: bool) -> int:

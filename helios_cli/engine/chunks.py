@@ -335,6 +335,7 @@ class _ChunkLoop:
             self.clock,
             self.answer,
             reuse_history=self.plan.reuse_history,
+            reuse_steps=self.plan.reuse_steps,
         )
 
     @cached_property

@@ -14,6 +14,7 @@ from helios_cli.engine.gpu import to_device
 from helios_cli.engine.history import History
 from helios_cli.model.block import Past
 from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
+from helios_cli.recipe.plan import has_calls
 from helios_cli.sampling.guidance import classifier_free, zero_star
 from helios_cli.sampling.noise import BlockNoise, coarsest, draw
 from helios_cli.sampling.schedule import SchedulerConfig, Stage, build_stage
@@ -46,6 +47,23 @@ Answer = Callable[[Sequence[Call]], list[Tensor]]
 """Makes model calls that do not depend on each other and returns their flows, in order."""
 
 
+class Flows:
+    """The last two flows of a stage that the model computed, and the line through them."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[float, Tensor]] = []
+
+    def keep(self, sigma: float, flow: Tensor) -> Tensor:
+        """Remember a flow that was computed at `sigma`, and return it."""
+        self._known = [*self._known[-1:], (sigma, flow)]
+        return flow
+
+    def at(self, sigma: float) -> Tensor:
+        """Return the flow that the line has at `sigma`, float32."""
+        (before, older), (now, newer) = self._known
+        return torch.lerp(older.float(), newer.float(), (sigma - before) / (now - before))
+
+
 class Denoiser:
     """Everything that is the same for all chunks of a film, and `chunk`, which denoises one.
 
@@ -54,6 +72,8 @@ class Denoiser:
 
     With `reuse_history`, the calls of the coarsest stage leave keys and values of the history rows for those of the
     others, which have no such rows; where it makes no call, the first call does. The flows are others.
+
+    Of `reuse_steps` steps of a stage one makes calls, and the first two and the last; the others extrapolate its flow.
     """
 
     def __init__(
@@ -66,8 +86,9 @@ class Denoiser:
         answer: Answer | None = None,
         *,
         reuse_history: bool = False,
+        reuse_steps: int = 1,
     ) -> None:
-        self.reuse_history = reuse_history
+        self.reuse_history, self.reuse_steps = reuse_history, reuse_steps
         self.dit, self.scheduler, self.settings, self.clock = dit, scheduler, settings, clock
         self.answer: Answer = answer or (lambda calls: [dit(*call) for call in calls])
         width, height = (pixels // PIXELS_PER_CELL for pixels in size)
@@ -107,20 +128,26 @@ class Denoiser:
             with self.clock(phase):
                 if stage.renoise:
                     x = self._enter(x, stage.renoise, generator)
-                solver = make_solver(self.scheduler, stage, x)
+                solver, flows = make_solver(self.scheduler, stage, x), Flows()
+            zeros = self._zeros(k) if negative is not None else 0
             for i, timestep in enumerate(stage.timesteps):
                 before_call()
                 with self.clock(phase):
-                    branches = [] if negative is not None and self._is_zero(k, i) else zip(prompts, pasts, strict=True)
-                    calls = [self._call(k, x, timestep, tokens, prompt, past) for prompt, past in branches]
-                    flow = self._guided(self.answer(calls)) if calls else torch.zeros_like(x)
+                    if i < zeros:
+                        flow = torch.zeros_like(x)
+                    elif has_calls(i - zeros, stage.steps - zeros, self.reuse_steps):
+                        branches = zip(prompts, pasts, strict=True)
+                        calls = [self._call(k, x, timestep, tokens, prompt, past) for prompt, past in branches]
+                        flow = flows.keep(stage.sigmas[i], self._guided(self.answer(calls)))
+                    else:
+                        flow = flows.at(stage.sigmas[i])
                     x = solver.step(i, x, flow)
                 yield StepDone(chunk=index, stage=k, step=i, steps_in_stage=stage.steps)
         return x
 
-    def _is_zero(self, k: int, i: int) -> bool:
-        """Return whether zero-init makes the flow of step `i` in stage `k` zero, if it is guided."""
-        return self.settings.zero_init and k == 0 and i <= self.settings.zero_steps
+    def _zeros(self, k: int) -> int:
+        """Return how many flows zero-init makes zero at the start of stage `k`, if it is guided."""
+        return self.settings.zero_steps + 1 if self.settings.zero_init and k == 0 else 0
 
     def _call(
         self, k: int, x: Tensor, timestep: float, tokens: Tensor, text: TextContext, past: tuple[Past, ...] | None

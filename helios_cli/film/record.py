@@ -37,7 +37,7 @@ from helios_cli.recipe.fingerprint import Arithmetic, film_fingerprint
 from helios_cli.recipe.lora import MAX_LORAS, MAX_WEIGHT, Lora, choose_loras, located
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.problems import Problems
-from helios_cli.recipe.settings import DEFAULT_SEED
+from helios_cli.recipe.settings import DEFAULT_SEED, MAX_STEPS_REUSED
 from helios_cli.recipe.sound import MAX_FADE_SECONDS, SOUND_KEYS, Fit
 from helios_cli.recipe.validate import recipe_from
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_FRAMES
@@ -191,6 +191,7 @@ class Record(_Frozen):
     preview: PreviewRecord | None = None
     reanchor: bool
     reuse_history: Literal[True] | None = None
+    reuse_steps: Annotated[int, Field(ge=2, le=MAX_STEPS_REUSED)] | None = None
     encoding: EncodingRecord | None = None
     after: AfterRecord | None = None
     audio: SoundRecord | None = None
@@ -219,7 +220,7 @@ class Record(_Frozen):
     def differences(self, other: Record) -> list[str]:
         """Return the keys under which `other` differs."""
         rounding = "versions", "processor", "dtype", "quant", "attention", "kernels", "vae", "team", "decoders"
-        keys = *rounding, "reanchor", "reuse_history", "encoding", "after"
+        keys = *rounding, "reanchor", "reuse_history", "reuse_steps", "encoding", "after"
         different = [key for key in keys if getattr(self, key) != getattr(other, key)]
         different += [] if _without_sound(self.recipe) == _without_sound(other.recipe) else ["recipe"]
         different += [] if self.has_sound_of(other) else ["audio"]
@@ -252,7 +253,7 @@ class Again:
         recorded: dict[str, Any] = {"dtype": record.dtype, "reanchor": record.reanchor}
         if record.device == "cpu":
             recorded["device"] = "cpu"
-        kept = ("quant", "attention", "reuse_history")
+        kept = ("quant", "attention", "reuse_history", "reuse_steps")
         recorded |= {key: getattr(record, key) for key in kept if getattr(record, key)}
         recorded |= record.encoding.model_dump() if record.encoding else {}
         recorded |= self._after(named)
@@ -350,6 +351,7 @@ def make_record(
         preview=PreviewRecord(name=visible(preview.name), sha256=preview.digest) if preview else None,
         reanchor=options.reanchor,
         reuse_history=plan.reuse_history or None,
+        reuse_steps=plan.reuse_steps if plan.reuse_steps > 1 else None,
         encoding=encoding if target.kind == "mp4" else None,
         audio=track and _sound_record(track),
         after=_after_record(options, plan, target),

@@ -114,9 +114,12 @@ class Fingerprints:
         self._places.append(place)
 
     def _basis(self, plan: Plan) -> dict:
-        reuse = {"reuse_history": True} if plan.reuse_history else {}  # without it, old fingerprints stay valid
+        # Without them, old fingerprints stay valid.
+        reuse = {"reuse_history": True} if plan.reuse_history else {}
+        steps = {"reuse_steps": plan.reuse_steps} if plan.reuse_steps > 1 else {}
         return {
             **reuse,
+            **steps,
             "numerics": NUMERICS_VERSION,
             "arithmetic": self._arithmetic.without_defaults(),
             "weights": self._weights,

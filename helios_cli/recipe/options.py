@@ -50,6 +50,7 @@ class RenderOptions:
         cache: take chunks that earlier films left, and keep new ones.
         vram, ram: memory budgets in bytes; None is what is free.
         reuse_history: compute keys and values of the history in a chunk's coarsest stage alone; other pictures.
+        reuse_steps: number of steps of which one makes model calls; the others extrapolate the flow; other pictures.
         attention_taken: attention kernel by shape, as the record of a film to repeat has it; `auto` follows it.
         filter, through: graph of ffmpeg's filters, and command of a program, for the frames of the whole film.
         through_size, through_fps: of the frames that the program gives; by default those of the film.
@@ -87,6 +88,7 @@ class RenderOptions:
     revision: str | None = None
     reanchor: bool = False
     reuse_history: bool = False
+    reuse_steps: int = 1
     output: str | None = None
     container: str | None = None
     force: bool = False

@@ -78,7 +78,8 @@ class Rounding:
 @dataclass(frozen=True)
 class Plan:
     """A whole film, ready for the engine. `size` is (width, height) in pixels; `title` names the film to a person.
-    With `reuse_history` the finer stages of a chunk take keys and values of the history from the coarsest one.
+    With `reuse_history` the finer stages of a chunk take keys and values of the history from the coarsest one. Of
+    `reuse_steps` steps one makes model calls (`has_calls`).
 
     The rest is for people: the shots, the rounding to the grid, decisions made for the user, and the origin of each
     setting: a flag, the recipe, the model or a default.
@@ -97,12 +98,19 @@ class Plan:
     notices: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     reuse_history: bool = False
+    reuse_steps: int = 1
 
     @property
     def texts(self) -> tuple[str, ...]:
         """The prompts that are encoded, each once, in the order of the film; the negative one last."""
         texts = [text for chunk in self.chunks for text, _ in chunk.prompts]
         return tuple(dict.fromkeys([*texts, self.negative] if self.guidance > 1 else texts))
+
+
+def has_calls(step: int, steps: int, every: int) -> bool:
+    """Return whether a step of a stage of `steps` makes model calls, where one in `every` does: the first two, from
+    which flows are extrapolated, and the last. `step` counts from the first one that is not zero-init."""
+    return step < 2 or (steps - 1 - step) % every == 0
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,7 @@ def plan_film(film: Film, settings: Settings, *, strict: bool = False) -> Plan:
         notices=(*film.notices, *timeline.notices, *notices, *(str(problem) for problem in adjusted)),
         origins=settings.origins,
         reuse_history=settings.reuse_history,
+        reuse_steps=settings.reuse_steps,
     )
 
 

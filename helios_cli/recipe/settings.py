@@ -22,6 +22,11 @@ DEFAULT_MODEL = "auto"
 MODEL_VARIABLE = "HELIOS_MODEL"
 DEFAULT_SEED = 42
 
+LEAST_STEPS_REUSED = 4
+"""Steps of a stage of which --reuse-steps leaves one out: the first two and the last make model calls."""
+
+MAX_STEPS_REUSED = 8
+
 _LIMITS = {
     "fps": (1, MAX_FPS),
     "seconds": (1 / MAX_FPS, MAX_SECONDS),
@@ -29,6 +34,7 @@ _LIMITS = {
     "frames": (1, MAX_FRAMES),
     "seed": (0, MAX_SEED),
     "guidance": (0, 100),
+    "reuse_steps": (1, MAX_STEPS_REUSED),
     "audio_fade": (0, MAX_FADE_SECONDS),
 }
 
@@ -54,6 +60,7 @@ class Settings:
     video: Path | None
     origins: Mapping[str, str]
     reuse_history: bool = False
+    reuse_steps: int = 1
 
 
 def choose_model(recipe: Recipe, options: RenderOptions) -> tuple[str, str]:
@@ -89,9 +96,11 @@ def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Set
     values |= {key: float(values[key]) for key in ("fps", "guidance")}
     by_flag = length_in_frames(options, values["fps"]) is not None  # of any unit, over a recipe's of any unit
     values["num_frames"] = length_in_frames(options if by_flag else recipe, values["fps"])
+    if options.reuse_steps > 1:
+        _check_steps(values["steps"])
     by_recipe = values["num_frames"] is not None or any(shot.seconds is not None for shot in recipe.shots)
     origins["num_frames"] = "flag" if by_flag else "recipe" if by_recipe else "default"
-    return Settings(**values, origins=origins, reuse_history=options.reuse_history)
+    return Settings(**values, origins=origins, reuse_history=options.reuse_history, reuse_steps=options.reuse_steps)
 
 
 def _check_reuse(options: RenderOptions, stages: int) -> None:
@@ -102,6 +111,14 @@ def _check_reuse(options: RenderOptions, stages: int) -> None:
     if options.gpus_per_film > 1:
         message = f"--reuse-history does not work with --gpus-per-film {options.gpus_per_film}"
         raise InputError(message, hint="leave out one of them")
+
+
+def _check_steps(steps: tuple[int, ...]) -> None:
+    """Raise InputError where --reuse-steps would save nothing."""
+    if max(steps) < LEAST_STEPS_REUSED:
+        given = ",".join(map(str, steps))
+        message = f"--reuse-steps: with steps {given} each one makes model calls, as flows are extrapolated from two"
+        raise InputError(message, hint=f"leave it out; it takes a stage of {LEAST_STEPS_REUSED} steps at least")
 
 
 def _pick(key: str, options: RenderOptions, recipe: Recipe | Shot, default: Any, origin: str) -> tuple[Any, str]:

@@ -132,9 +132,10 @@ def test_a_new_anchor_counts_from_the_chunk_that_leaves_it():
     assert [a == b for a, b in pairs] == [True, False, False, False, False, True]
 
 
-def test_a_history_that_is_reused_counts_from_the_first_chunk():
+@pytest.mark.parametrize("reuse", [{"reuse_history": True}, {"reuse_steps": 2}], ids=str)
+def test_what_is_reused_counts_from_the_first_chunk(reuse):
     plan = plan_of({"shot": [{"prompt": "a", "seconds": 6}]})
-    pairs = zip(fingerprints(plan), fingerprints(replace(plan, reuse_history=True)), strict=True)
+    pairs = zip(fingerprints(plan), fingerprints(replace(plan, **reuse)), strict=True)
     assert not any(a == b for a, b in pairs)
 
 

@@ -81,15 +81,18 @@ def test_a_film_is_made_again_bit_for_bit(helios, output, source, again):
 
 
 @pytest.mark.slow
-def test_a_reused_history_is_made_again_as_it_is_recorded(helios):
-    assert helios("render", "boat.toml", *SMALL, "--seed", 5) == 0
-    assert helios("render", "boat.toml", *SMALL, "--seed", 5, "--reuse-history", "-o", "reused.mp4") == 0
+@pytest.mark.parametrize(("key", "value"), [("reuse_history", True), ("reuse_steps", 2)])
+def test_what_is_reused_is_made_again_as_it_is_recorded(helios, key, value):
+    small = *SMALL, "--seed", 5, "--steps", "4,1,1"
+    flag = [f"--{key.replace('_', '-')}", *([] if value is True else [value])]
+    assert helios("render", "boat.toml", *small) == 0
+    assert helios("render", "boat.toml", *small, *flag, "-o", "reused.mp4") == 0
     assert helios("render", "--from", "reused.mp4", "--no-cache", "-q", "-o", "again.mp4") == 0
     exact, reused, again = (decoded(Path(name)) for name in ("boat.mp4", "reused.mp4", "again.mp4"))
     assert (reused == again).all() and (reused != exact).any()
     records = [read_again(Path(name)).record for name in ("boat.mp4", "reused.mp4", "again.mp4")]
-    assert [record.reuse_history for record in records] == [None, True, True]
-    assert records[0].differences(records[1]) == ["reuse_history"] and not records[1].differences(records[2])
+    assert [getattr(record, key) for record in records] == [None, value, value]
+    assert records[0].differences(records[1]) == [key] and not records[1].differences(records[2])
 
 
 @pytest.mark.slow
