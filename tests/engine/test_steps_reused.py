@@ -47,7 +47,7 @@ def test_the_first_two_steps_and_the_last_make_calls(steps, every, expected):
 @pytest.mark.parametrize(
     ("kind", "steps", "every", "made"),
     [
-        ("base", (6,), 2, 4),
+        ("base", (8,), 2, 5),
         ("mid", (7, 4, 3), 2, 4 + 3 + 3),  # the first two of stage 0 are zero-init: five are left
         pytest.param("mid", (7, 4, 3), 3, 3 + 3 + 3, marks=pytest.mark.slow),
     ],
@@ -57,7 +57,8 @@ def test_the_plan_counts_the_calls_that_are_made(kind, steps, every, made, check
     models, calls = models_of(checkpoints(kind)), []
 
     def noting(asked):
-        calls.append(len(asked))
+        if asked:  # a placement is made ready without any
+            calls.append(len(asked))
         return models.answer(asked)
 
     plan = plan_with(kind, steps, every)
