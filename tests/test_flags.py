@@ -54,8 +54,8 @@ FLAGS = {
         "--attention --audio --audio-fade --audio-fit --cluster --codec --crf --device --dtype --filter --final --fps "
         "--frames --gpus-per-film --guidance --image --json --lanes --lora --minutes --mixed --model --negative "
         "--offload --on --output --preview-decoder --price --quant --ram --reanchor --reuse-history --reuse-steps "
-        "--revision --seconds --seed --share --size --steps --strict --through --through-fps --through-size --vae-device "
-        "--video --vram --workers -m -o"
+        "--revision --seconds --seed --share --size --steps --strict --through --through-fps --through-size "
+        "--vae-device --video --vram --workers -m -o"
     ),
     "helios recipe": "",
     "helios recipe check": "--json",

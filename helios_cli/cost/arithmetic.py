@@ -42,7 +42,8 @@ def arithmetic_of(
     `measured_sums`. `team` is the number of ranks that share a model call, `decoders` the number that decode a chunk
     together, `piece_elements` what a layer of the VAE's decoder works on at a time.
     """
-    sums = f"fast sums {' '.join(map(str, sorted(fast_sums)))}" if fast_sums else ""
+    lengths = " ".join(map(str, sorted(fast_sums)))
+    sums = f"fast sums {lengths}" if lengths else ""
     facts, vae, pieces = [_kernels(device, attention, attention_taken), sums], "", _pieces(piece_elements)
     if vae_device is None or vae_device.name == device.name:
         facts.append(pieces)
