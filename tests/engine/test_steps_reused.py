@@ -74,7 +74,7 @@ def test_the_plan_counts_the_calls_that_are_made(kind, steps, every, made, check
 
 
 def test_a_flow_that_is_a_line_is_extrapolated_exactly():
-    """And only the last two count."""
+    """Only the last two count."""
     torch.manual_seed(0)
     start, slope = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
     flows = Flows()
