@@ -18,7 +18,7 @@ COMMANDS = {
     ),
     "plan": "Show what films consist of and cost: helios plan film.toml --price 2.5",
     "check": "Find black, frozen, flickering, drifting and repeating chunks in a film.",
-    "train": "Train a model: helios train recipes/train/tiny-vae.toml",
+    "train": "Train a model, or a LoRA of one: helios train recipes/train/tiny-vae.toml",
     "doctor": "Show what this machine has, and which models fit on it.",
     "models": "List, inspect, download, convert and verify models.",
     "recipe": "Check recipes, convert between their forms, and print their schema.",

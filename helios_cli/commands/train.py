@@ -35,7 +35,7 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Same as --progress json: one event per line.")] = False,
 ) -> None:
-    """Train a model: helios train recipes/train/tiny-vae.toml
+    """Train a model, or a LoRA of one: helios train recipes/train/tiny-vae.toml
 
     Run the same command again to continue a stopped run. With several processes:
     torchrun --nproc-per-node 2 -m helios_cli train CONFIG

@@ -77,7 +77,7 @@ def save_lora(path: Path, network: nn.Module, settings: LoraSettings) -> None:
     }
     described = json.dumps({f"transformer.{key}": value for key, value in config.items()})
     with replacing(path) as new:
-        save_file(tensors, new, metadata={"format": "pt", METADATA_KEY: described})
+        save_file(tensors, new, metadata={METADATA_KEY: described})  # of several keys, the order would be random
         new.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
