@@ -15,6 +15,7 @@ import typer
 from helios_cli.errors import InputError
 from helios_cli.recipe.options import ContainerChoice, DtypeChoice, OffloadChoice, QuantChoice, RenderOptions, read_flag
 from helios_cli.recipe.sound import Fit
+from helios_cli.recipe.speed import SpeedChoice
 from helios_cli.recipe.values import parse_size, parse_steps
 
 LENGTH, LOOK, START, SOUND, OUTPUT = "Length", "Picture", "Start", "Sound", "Output"
@@ -169,25 +170,29 @@ SHARED = {
     ),
     "vram": _option(str | None, "Memory budget of each GPU, such as 6G. (default: what is free)", panel=MACHINE),
     "ram": _option(str | None, "Host memory budget, such as 16G. (default: what is free)", panel=MACHINE),
-    "quant": _option(
-        QuantChoice,
-        "Quantization. fp8 computes most of the transformer in 8 bits, and changes the pictures.",
+    "speed": _option(
+        SpeedChoice | None,
+        "Speed: exact; fast, --quant fp8 where the GPU has it; or fastest, also --reuse-history and --reuse-steps 2. "
+        "(default: exact)",
+        metavar="SPEED",
         panel=MACHINE,
-        default="none",
+    ),
+    "quant": _option(
+        QuantChoice | None,
+        "Quantization. fp8 computes most of the transformer in 8 bits, and changes the pictures. (default: none)",
+        panel=MACHINE,
     ),
     "reuse_history": _option(
-        bool,
+        bool | None,
         "Compute the history's keys and values in a chunk's coarsest stage alone; faster, and changes the pictures.",
-        "--reuse-history",
+        "--reuse-history/--no-reuse-history",
         panel=MACHINE,
-        default=False,
     ),
     "reuse_steps": _option(
-        int,
+        int | None,
         "Number of steps of which one calls the model, for base and mid; 2 is nearly twice as fast, and changes the "
-        "pictures.",
+        "pictures. (default: 1)",
         panel=MACHINE,
-        default=1,
         metavar="N",
     ),
     "attention": _option(
@@ -283,7 +288,8 @@ def flag_words(context: typer.Context, left_out: Container[str]) -> list[str]:
         value, source = context.params.get(parameter.name), context.get_parameter_source(parameter.name)
         if parameter.name not in left_out and source is not None and source.name == "COMMANDLINE":
             for one in value if isinstance(value, list | tuple) else (value,):
-                words += [parameter.opts[0]] if one is True else [parameter.opts[0], str(one)]
+                switch = parameter.opts if one is True else parameter.secondary_opts
+                words += switch[:1] if isinstance(one, bool) else [parameter.opts[0], str(one)]
     return words
 
 

@@ -40,6 +40,7 @@ def _show(estimate: Estimate, before: str) -> None:
         console.notice(notice)
     console.prose(before + _headline(estimate))
     _settings(estimate)
+    _ladder(estimate)
     _shots(estimate)
     _stages(estimate)
     _phases(estimate)
@@ -74,6 +75,24 @@ def _settings(estimate: Estimate) -> None:
     rows.append(["dtype", estimate.dtype, estimate.dtype_origin])
     console.line()
     console.table(["setting", "value", "from"], rows, report=True)
+
+
+def _ladder(estimate: Estimate) -> None:
+    """Print what --speed comes to; how fast is by the plan's own rates."""
+    if not estimate.taken:
+        return
+    rows = [
+        [
+            taken.key.replace("_", " "),
+            str(taken.value) if taken.is_taken or taken.origin == "flag" else "of no use here",
+            taken.origin,
+            f"{taken.times:.2f}x" if taken.times else "?" if taken.is_taken else "",
+            taken.loss if taken.is_taken else "",
+        ]
+        for taken in estimate.taken
+    ]
+    console.line()
+    console.table(["speed", "value", "from", "expected", "PSNR, tiny"], rows, report=True)
 
 
 def _shots(estimate: Estimate) -> None:

@@ -40,9 +40,9 @@ FLAGS = {
     "helios live": (
         "--ahead --attention --audio --audio-fade --audio-fit --codec --container --crf --device --dtype --filter "
         "--final --force --fps --frames --gpus-per-film --guidance --hold --image --json --keep --lora --minutes "
-        "--model --negative --no-cache --offload --output --play --preset --preview-decoder --progress --quant "
-        "--quiet --ram --reuse-history --reuse-steps --revision --seconds --seed --serve --size --steps --through "
-        "--through-fps --through-size --transition --vae-device --video --vram -m -o -q"
+        "--model --negative --no-cache --no-reuse-history --offload --output --play --preset --preview-decoder "
+        "--progress --quant --quiet --ram --reuse-history --reuse-steps --revision --seconds --seed --serve --size "
+        "--speed --steps --through --through-fps --through-size --transition --vae-device --video --vram -m -o -q"
     ),
     "helios models": "",
     "helios models convert": "--dtype --json --lora --out --revision",
@@ -53,9 +53,9 @@ FLAGS = {
     "helios plan": (
         "--attention --audio --audio-fade --audio-fit --cluster --codec --crf --device --dtype --filter --final --fps "
         "--frames --gpus-per-film --guidance --image --json --lanes --lora --minutes --mixed --model --negative "
-        "--offload --on --output --preview-decoder --price --quant --ram --reanchor --reuse-history --reuse-steps "
-        "--revision --seconds --seed --share --size --steps --strict --through --through-fps --through-size "
-        "--vae-device --video --vram --workers -m -o"
+        "--no-reuse-history --offload --on --output --preview-decoder --price --quant --ram --reanchor "
+        "--reuse-history --reuse-steps --revision --seconds --seed --share --size --speed --steps --strict --through "
+        "--through-fps --through-size --vae-device --video --vram --workers -m -o"
     ),
     "helios recipe": "",
     "helios recipe check": "--json",
@@ -64,10 +64,11 @@ FLAGS = {
     "helios render": (
         "--attention --audio --audio-fade --audio-fit --check --cluster --codec --container --crf --device --dry-run "
         "--dtype --export --filter --final --force --fps --frames --from --gpus-per-film --guidance --image --json "
-        "--keep --lanes --lora --minutes --mixed --model --negative --no-cache --no-metadata --offload --on-error "
-        "--output --preset --preview-decoder --progress --quant --quiet --ram --reanchor --reuse-history --reuse-steps "
-        "--revision --seconds --seed --share --shot --size --steps --strict --takes --through --through-fps "
-        "--through-size --vae-device --video --vram --worker-timeout --workers -m -o -q"
+        "--keep --lanes --lora --minutes --mixed --model --negative --no-cache --no-metadata --no-reuse-history "
+        "--offload --on-error --output --preset --preview-decoder --progress --quant --quiet --ram --reanchor "
+        "--reuse-history --reuse-steps --revision --seconds --seed --share --shot --size --speed --steps --strict "
+        "--takes --through --through-fps --through-size --vae-device --video --vram --worker-timeout --workers -m -o "
+        "-q"
     ),
     "helios train": "--check --device --json --max-minutes --output --progress --quiet --set --steps --threads -o -q",
 }

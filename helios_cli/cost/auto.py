@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
+from helios_cli.cost.ladder import quant_of
 from helios_cli.cost.memory import Workload
 from helios_cli.cost.model import Model, find_model
 from helios_cli.cost.placing import (
@@ -45,7 +46,7 @@ def auto_model(device: Device, dtype: str, options: RenderOptions, vae_device: D
         options = replace(options, offload="none")
     try:
         load = usual_film(
-            find_model(BEST), device, dtype, quant=options.quant, vae_device=vae_device, vram=options.vram
+            find_model(BEST), device, dtype, quant=quant_of(options, device), vae_device=vae_device, vram=options.vram
         )
         plan_placement(load, options, budget_of(options, device, vae_device))
     except (MachineError, CheckpointError) as error:

@@ -20,6 +20,7 @@ from helios_cli.cost.arithmetic import (
 )
 from helios_cli.cost.auto import auto_model
 from helios_cli.cost.gpus import other_device, require_quant
+from helios_cli.cost.ladder import Taken, quant_of, taken_of
 from helios_cli.cost.memory import MemoryBudget, MemoryPlan, Workload
 from helios_cli.cost.model import Model, find_model
 from helios_cli.cost.placing import (
@@ -82,6 +83,7 @@ class Estimate:
         track: The sound under the film.
         preview: The decoder in the VAE's place, if there is one; with `final` the VAE decodes the film afterwards.
         after: What comes behind the render, or None.
+        taken: What became of the choices that --speed names.
     """
 
     film: Film
@@ -108,6 +110,7 @@ class Estimate:
     preview: PreviewFile | None = None
     final: bool = False
     after: After | None = None
+    taken: tuple[Taken, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -153,8 +156,9 @@ def estimate_films(
     """
     device = find_device(options.device) if on is None else other_device(on)
     vae_device = find_vae_device(options.vae_device, options.device, device) if on is None else second_of(on, options)
-    require_quant(options.quant, device)
-    dtype, _ = pick_dtype(dtype_with(options.quant, options.dtype), device)
+    quant = quant_of(options, device)
+    require_quant(quant, device)
+    dtype, _ = pick_dtype(dtype_with(quant, options.dtype), device)
     models: dict[object, tuple[Model, list[str]]] = {}
     preview = PreviewFile.open(options.preview_decoder) if options.preview_decoder else None
     estimates = []
@@ -185,7 +189,7 @@ def estimate_films(
                 model,
                 used,
                 dtype,
-                options.quant,
+                quant,
                 len(group),
                 vae_device=second,
                 ranks=ranks,
@@ -308,6 +312,7 @@ def _estimate(
         preview=load.preview,
         final=load.final,
         after=after,
+        taken=taken_of(options, load),
     )
 
 

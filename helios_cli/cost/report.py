@@ -156,6 +156,7 @@ def film_report(estimate: Estimate, farm: Farm, place: int) -> dict:
         "roundings": [asdict(rounding) for rounding in plan.roundings],
         "chunks": _chunks(estimate, places),
         "segments": _segments(plan, farm.costs[place] if farm.timed else None),
+        "speed": [asdict(taken) for taken in estimate.taken],
         "history": {**work.history._asdict(), "total": work.history.total},
         "stages": [_stage(stage) for stage in work.stages],
         "calls": work.calls,
@@ -194,9 +195,9 @@ def settings_of(estimate: Estimate) -> dict[str, dict]:
         "video": first.video,
     }
     if plan.reuse_history:
-        values["reuse_history"], origins["reuse_history"] = True, "flag"
+        values["reuse_history"] = True
     if plan.reuse_steps > 1:
-        values["reuse_steps"], origins["reuse_steps"] = plan.reuse_steps, "flag"
+        values["reuse_steps"] = plan.reuse_steps
     if adapters := _adapters(estimate.model):
         values["lora"] = [f"{adapter.path.name}:{adapter.weight:g}" for adapter in adapters]
     if estimate.track:

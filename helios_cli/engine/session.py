@@ -13,6 +13,7 @@ from torch import Tensor
 from helios_cli import machine
 from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes
 from helios_cli.cost.auto import auto_model
+from helios_cli.cost.ladder import quant_of
 from helios_cli.cost.memory import MemoryBudget, Workload, plan_memory
 from helios_cli.cost.model import model_of
 from helios_cli.cost.placing import (
@@ -31,6 +32,7 @@ from helios_cli.device import Device, device_of, is_gpu_of_rank, pick_device, pi
 from helios_cli.engine import arithmetic, trial
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone, Notice
+from helios_cli.engine.gpu import require_quant
 from helios_cli.engine.models import Models
 from helios_cli.engine.preview import Preview
 from helios_cli.engine.ranks import RankOptions, Ranks
@@ -49,7 +51,7 @@ from helios_cli.units import counted
 from helios_cli.weights import hub
 from helios_cli.weights.adapters import fold
 from helios_cli.weights.checkpoint import Checkpoint, weights_identity
-from helios_cli.weights.fp8 import dtype_with
+from helios_cli.weights.fp8 import Quant, dtype_with
 from helios_cli.weights.placement import RESIDENT
 from helios_cli.weights.preview import PreviewFile
 from helios_cli.weights.vocabulary import introduction
@@ -134,7 +136,15 @@ class Session:
         taken = tuple(sorted(options.attention_taken.items()))
         wanted: tuple[object, ...] = name, options.revision, options.device, options.vae_device, options.dtype
         wanted = (*wanted, options.lora or (), options.vram)
-        wanted = (*wanted, options.quant, options.attention, taken, options.gpus_per_film, options.worker_timeout)
+        wanted = (
+            *wanted,
+            options.speed,
+            options.quant,
+            options.attention,
+            taken,
+            options.gpus_per_film,
+            options.worker_timeout,
+        )
         if self._models is None or wanted != self._loaded:
             self.close()  # one model in memory at a time
             yield from self._open(name, options)
@@ -145,7 +155,14 @@ class Session:
         device = pick_device(options.device)
         vae_device = pick_vae_device(options.vae_device, device)
         ranks = devices_of(device, options.gpus_per_film)
-        dtype = torch_dtype(dtype_with(options.quant, options.dtype), device)
+        quant = quant_of(options, device_of(device))
+        if options.quant is None:
+            try:
+                require_quant(quant, device)
+            except MachineError as error:  # which a plan cannot know
+                yield Notice(f"--speed {options.speed} does without fp8; {error.message}")
+                quant = "none"
+        dtype = torch_dtype(dtype_with(quant, options.dtype), device)
         if name == DEFAULT_MODEL:
             second = device_of(vae_device) if vae_device != device else None
             name, line = auto_model(device_of(device), _name_of(dtype), options, second)
@@ -168,12 +185,12 @@ class Session:
             dtype,
             name=name,
             vae_device=vae_device,
-            quant=options.quant,
+            quant=quant,
             attention=options.attention,
             attention_wanted=options.attention_taken,
             piece_elements=pieces,
             threads=threads,
-            ranks=_ranks(checkpoint, name, ranks, dtype, threads, pieces, options) if len(ranks) > 1 else None,
+            ranks=_ranks(checkpoint, name, ranks, dtype, quant, threads, pieces, options) if len(ranks) > 1 else None,
         )
         for line in arithmetic.settle(models):
             yield Notice(line)
@@ -389,6 +406,7 @@ def _ranks(
     name: str,
     devices: Sequence[torch.device],
     dtype: torch.dtype,
+    quant: Quant,
     threads: int,
     pieces: int,
     options: RenderOptions,
@@ -398,7 +416,7 @@ def _ranks(
         loras=tuple((str(adapter.path), adapter.weight) for adapter in checkpoint.adapters),
         name=name,
         dtype=_name_of(dtype),
-        quant=options.quant,
+        quant=quant,
         attention=options.attention,
         threads=threads,
         piece_elements=pieces,

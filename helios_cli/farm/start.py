@@ -9,6 +9,7 @@ from dataclasses import replace
 from helios_cli import machine
 from helios_cli.cost.estimate import find_model_for, too_long_prompts
 from helios_cli.cost.farm import gpus_per_worker
+from helios_cli.cost.ladder import quant_of
 from helios_cli.cost.work import count_tokens
 from helios_cli.device import Device, find_device, find_gpus, find_vae_device, pick_dtype, visible_gpus
 from helios_cli.errors import MachineError
@@ -48,7 +49,7 @@ def plan_films(jobs: Sequence[Job], options: RenderOptions, progress: ProgressBy
     """Plan the films as `helios plan` does. A model that this machine needs and does not have is downloaded."""
     is_here = options.cluster in (None, "local")
     device = find_device(options.device if is_here else "auto")
-    dtype, _ = pick_dtype(dtype_with(options.quant, options.dtype), device)
+    dtype, _ = pick_dtype(dtype_with(quant_of(options, device), options.dtype), device)
     vae_device = find_vae_device(options.vae_device, options.device, device) if is_here else None
     films = []
     models = {}

@@ -39,6 +39,7 @@ from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.problems import Problems
 from helios_cli.recipe.settings import DEFAULT_SEED, MAX_STEPS_REUSED
 from helios_cli.recipe.sound import MAX_FADE_SECONDS, SOUND_KEYS, Fit
+from helios_cli.recipe.speed import KEYS
 from helios_cli.recipe.validate import recipe_from
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_FRAMES
 from helios_cli.visible import has_unseen, printable, visible
@@ -254,6 +255,7 @@ class Again:
         if record.device == "cpu":
             recorded["device"] = "cpu"
         kept = ("quant", "attention", "reuse_history", "reuse_steps")
+        named = {*named, *KEYS} if "speed" in named else named  # which goes before the record, as any flag
         recorded |= {key: getattr(record, key) for key in kept if getattr(record, key)}
         recorded |= record.encoding.model_dump() if record.encoding else {}
         recorded |= self._after(named)

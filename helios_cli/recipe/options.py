@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 from helios_cli.errors import InputError
 from helios_cli.recipe.lora import Lora, parse_loras
 from helios_cli.recipe.sound import Fit
+from helios_cli.recipe.speed import SpeedChoice
 from helios_cli.recipe.values import parse_bytes, parse_duration, parse_size, parse_steps
 
 T = TypeVar("T")
@@ -49,6 +50,8 @@ class RenderOptions:
         container: container of the stream that the output "-" is.
         cache: take chunks that earlier films left, and keep new ones.
         vram, ram: memory budgets in bytes; None is what is free.
+        speed: rung of the ladder that the fields None below follow (`recipe.speed`).
+        quant: how products are rounded; None is as `speed` says, where the device has such products (`quant_on`).
         reuse_history: compute keys and values of the history in a chunk's coarsest stage alone; other pictures.
         reuse_steps: number of steps of which one makes model calls; the others extrapolate the flow; other pictures.
         attention_taken: attention kernel by shape, as the record of a film to repeat has it; `auto` follows it.
@@ -87,8 +90,8 @@ class RenderOptions:
 
     revision: str | None = None
     reanchor: bool = False
-    reuse_history: bool = False
-    reuse_steps: int = 1
+    reuse_history: bool | None = None
+    reuse_steps: int | None = None
     output: str | None = None
     container: str | None = None
     force: bool = False
@@ -107,7 +110,8 @@ class RenderOptions:
     offload: str = "auto"
     vram: int | None = None
     ram: int | None = None
-    quant: QuantChoice = "none"
+    speed: SpeedChoice | None = None
+    quant: QuantChoice | None = None
     attention: str = "auto"
     attention_taken: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
@@ -212,6 +216,7 @@ CHOICES = {
     "dtype": get_args(DtypeChoice),
     "offload": get_args(OffloadChoice),
     "quant": get_args(QuantChoice),
+    "speed": get_args(SpeedChoice),
     "audio_fit": get_args(Fit),
 }
 

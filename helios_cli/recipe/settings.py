@@ -12,6 +12,7 @@ from helios_cli.architecture import ModelDefaults
 from helios_cli.errors import InputError
 from helios_cli.recipe.options import RenderOptions, flag_of
 from helios_cli.recipe.sound import MAX_FADE_SECONDS
+from helios_cli.recipe.speed import chosen
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_FPS, MAX_FRAMES, MAX_SECONDS, MAX_SEED, check_size
 from helios_cli.units import DEFAULT_FPS
 
@@ -84,7 +85,7 @@ def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Set
         values[key], origins[key] = _pick(key, options, recipe, default, origin)
     check_size(values["size"], len(model.steps))
     if options.reuse_history:
-        _check_reuse(options, len(model.steps))
+        _require_stages(options, len(model.steps))
     if len(values["steps"]) != len(model.steps):
         steps, preset = (",".join(map(str, numbers)) for numbers in (values["steps"], model.steps))
         message = f"steps {steps}: this model has {len(model.steps)} stages and needs a number for each"
@@ -96,14 +97,31 @@ def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Set
     values |= {key: float(values[key]) for key in ("fps", "guidance")}
     by_flag = length_in_frames(options, values["fps"]) is not None  # of any unit, over a recipe's of any unit
     values["num_frames"] = length_in_frames(options if by_flag else recipe, values["fps"])
-    if options.reuse_steps > 1:
-        _check_steps(values["steps"])
+    if (options.reuse_steps or 1) > 1:
+        _require_steps(values["steps"])
     by_recipe = values["num_frames"] is not None or any(shot.seconds is not None for shot in recipe.shots)
     origins["num_frames"] = "flag" if by_flag else "recipe" if by_recipe else "default"
-    return Settings(**values, origins=origins, reuse_history=options.reuse_history, reuse_steps=options.reuse_steps)
+    reuse = reuse_of(options, values["steps"])
+    for key in (key for key, value in reuse.items() if value != getattr(Settings, key)):
+        origins[key] = "speed" if getattr(options, key) is None else "flag"
+    return Settings(**values, origins=origins, **reuse)
 
 
-def _check_reuse(options: RenderOptions, stages: int) -> None:
+def reuse_of(options: RenderOptions, steps: tuple[int, ...]) -> dict[str, Any]:
+    """Return --reuse-history and --reuse-steps: as they were given, else as --speed has them where they save a call."""
+    history, every = (chosen(options.speed, key) for key in ("reuse_history", "reuse_steps"))
+    if options.reuse_history is not None:
+        history = options.reuse_history
+    elif len(steps) == 1 or options.gpus_per_film > 1:
+        history = False
+    if options.reuse_steps is not None:
+        every = options.reuse_steps
+    elif max(steps) < LEAST_STEPS_REUSED:
+        every = 1
+    return {"reuse_history": bool(history), "reuse_steps": every or 1}
+
+
+def _require_stages(options: RenderOptions, stages: int) -> None:
     """Raise InputError where --reuse-history would save nothing, or cannot be done."""
     if stages == 1:
         message = "--reuse-history: this model has one stage, in which every call computes its history"
@@ -113,7 +131,7 @@ def _check_reuse(options: RenderOptions, stages: int) -> None:
         raise InputError(message, hint="leave out one of them")
 
 
-def _check_steps(steps: tuple[int, ...]) -> None:
+def _require_steps(steps: tuple[int, ...]) -> None:
     """Raise InputError where --reuse-steps would save nothing."""
     if max(steps) < LEAST_STEPS_REUSED:
         given = ",".join(map(str, steps))

@@ -24,23 +24,25 @@ class Lever:
 
     Attributes:
         key: field of `RenderOptions`, and its flag.
-        value: what the ladder sets it to.
+        value: what the ladder sets it to, in place of `exact`.
         rung: the first rung that has it.
-        loss: what was measured of it, PSNR of latents against the film without it.
+        loss: the PSNR of latents against the film without it, in dB, as it was measured with the embedded model's
+            weights (README, Measurements).
     """
 
     key: str
     value: Any
+    exact: Any
     rung: SpeedChoice
     loss: str
 
 
 LEVERS = (
-    Lever("quant", "fp8", "fast", "latents at 37 to 46 dB (tiny)"),
-    Lever("reuse_history", True, "fastest", "latents at 27 to 38 dB (tiny), less from chunk to chunk"),
-    Lever("reuse_steps", 2, "fastest", "latents at 54 to 56 dB (tiny's weights in 20,20,20 steps)"),
+    Lever("quant", "fp8", "none", "fast", "37 to 46 dB"),
+    Lever("reuse_steps", 2, 1, "fastest", "54 to 56 dB"),
+    Lever("reuse_history", True, False, "fastest", "27 to 38 dB"),
 )
-"""In the order in which films lose. A choice that is new (of attention, for example) is another line."""
+"""A further choice (of attention, for example) is another line."""
 
 
 def chosen(speed: SpeedChoice | None, key: str) -> Any:

@@ -95,6 +95,14 @@ def test_what_is_reused_is_made_again_as_it_is_recorded(helios, key, value):
     assert records[0].differences(records[1]) == [key] and not records[1].differences(records[2])
 
 
+def test_a_rung_goes_before_the_record(helios):
+    """Nothing that a rung names comes from the record, whether the rung has it or not."""
+    assert helios("render", "boat.toml", *SMALL, "--frames", 9, "--reuse-history", "-o", "reused.mp4") == 0
+    again = read_again(Path("reused.mp4"))
+    assert again.options(RenderOptions(), set()).reuse_history
+    assert again.options(RenderOptions(speed="exact"), {"speed"}).reuse_history is None
+
+
 @pytest.mark.slow
 def test_flags_go_before_the_record(helios):
     assert helios("render", "boat.toml", *SMALL, "--seed", 5, "--frames", 40) == 0

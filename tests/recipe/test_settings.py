@@ -39,9 +39,9 @@ def test_the_model_goes_before_the_default():
 
 
 def test_every_value_has_an_origin():
-    """All but what a flag alone decides."""
+    """All but what is as always unless a flag changes it."""
     origins = resolve(BARE, RenderOptions(), MODEL).origins
-    assert set(origins) == {field.name for field in fields(Settings)} - {"origins", "reuse_history"}
+    assert set(origins) == {field.name for field in fields(Settings)} - {"origins", "reuse_history", "reuse_steps"}
 
 
 def test_the_model_is_chosen_first(monkeypatch):
