@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from helios_cli.cost.work import StageWork
 
 SHOWN_SHOTS = 20
+UNTIMED = "its time is not known, and not in the one below; a film here measures it"
 """Rows of a long list that are printed; `--json` has all of them."""
 
 PROMPT_WIDTH = 28
@@ -218,7 +219,9 @@ def _totals(estimate: Estimate) -> None:
         console.prose(f"{size} of files, read and folded each time weights are read", label="lora")
     if after := estimate.after:
         frames = counted(after.num_frames(estimate.plan.num_frames), "frame")
-        console.prose(f"{after}: {frames} of {after.made}; its time is not in the one below", label="after")
+        behind = estimate.after_seconds
+        time = UNTIMED if behind is None else f"about {format_seconds(behind)}, as behind an earlier film here"
+        console.prose(f"{after}: {frames} of {after.made}\n{time}", label="after")
     time = "unknown" if estimate.seconds is None else format_seconds(estimate.seconds)
     console.prose(f"{time}, without loading\n{duration.rates.basis}", label="time")
     if estimate.price is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -145,11 +146,30 @@ def test_plans_say_what_comes_behind(helios):
     assert code == 0, text
     plan = json.loads(text[: text.rindex("}") + 1])
     after = {"through": None, "filter": "scale='iw*2:-2',fps='48'", "size": [128, 128], "fps": 48, "frames": 80}
-    assert plan["films"][0]["after"] == after
+    assert plan["films"][0]["after"] == {**after, "seconds": None}
     code, _, text = helios("plan", *TWO, "--through", "cat")
-    assert "a program: 40 frames of 64x64 at 24 frames per second" in " ".join(text.split())
+    assert "a program: 40 frames of 64x64 at 24 frames per second its time is not known" in " ".join(text.split())
     code, _, err = helios("render", *TWO, "--dry-run", "--filter", "hqdn3d=foo=1")
     assert code == 2 and "Option not found" in err
+
+
+@pytest.mark.slow
+def test_plans_count_what_an_earlier_film_took(helios):
+    """A program that waits a second, behind 40 frames and behind twice as many."""
+
+    def planned(*arguments: str) -> dict:
+        code, _, text = helios("plan", *arguments, "--through", "sleep 1; cat", "--json")
+        assert code == 0, text
+        return json.loads(text[: text.rindex("}") + 1])["films"][0]
+
+    assert planned(*TWO)["after"]["seconds"] is None
+    events = helios("render", *TWO, "-o", "a.mkv", "--through", "sleep 1; cat", "--json")[1]
+    known, longer = planned(*TWO), planned(*TWO[:-1], "80")
+    took = next(event for event in events if event["event"] == "film_done")["phases"]["after"]
+    assert known["after"]["seconds"] == pytest.approx(took) and took > 1
+    assert longer["after"]["seconds"] == pytest.approx(2 * took)
+    assert known["time"]["total"] > took
+    assert json.loads(helios("plan", *TWO, "--json")[2])["films"][0]["after"] is None
 
 
 @pytest.mark.parametrize("flags", [["--filter", "hflip"], ["--through", "cat"]])
@@ -179,6 +199,59 @@ def test_sound_is_as_long_as_the_film_at_its_new_rate(helios, tmp_path, kind):
     decode = [*ffmpeg, "-i", str(tmp_path / f"a.{kind}"), "-map", "0:a", "-f", "s16le", "-"]
     samples = len(subprocess.run(decode, check=True, capture_output=True).stdout) // 4
     assert samples == 20 * 48000 // 12  # 40 frames at 24 fps
+
+
+HALF = "head -c 245760; sleep 3; cat"
+"""A program that has given half of the 40 frames, and then waits."""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mp4", "mkv"])
+@pytest.mark.parametrize(
+    ("flags", "at"),
+    [
+        (["--filter", "minterpolate=fps=48"], {"event": "frames_done"}),
+        (["--through", HALF], {"event": "frames_done"}),
+        (["--through", "cat", "--filter", "tmix"], {"event": "phase_started", "phase": "finish"}),
+    ],
+    ids=["filter", "through", "sound"],
+)
+def test_a_film_that_is_killed_behind_its_chunks_is_the_same(helios, tmp_path, flags, at, kind):
+    """SIGKILL while filters or a program run, or sound comes under the picture: the same command makes the film of an
+    undisturbed one, picture and sound, and renders no chunk again."""
+    write_tone(tmp_path / "tone.wav")
+    how = [*TWO, "--no-cache", "--audio", "tone.wav", "--audio-fit", "loop", *flags, "--json"]
+    command = ["render", *how, "-o", f"film.{kind}"]
+    with subprocess.Popen([sys.executable, "-m", "helios_cli", *command], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if at.items() <= json.loads(line).items():
+                process.kill()
+    assert process.returncode == -signal.SIGKILL and not Path(f"film.{kind}").exists()
+    code, events, err = helios(*command)
+    assert code == 0, err
+    assert "step_done" not in names(events) and events[-1]["frames_reused"] == 40
+    assert helios("render", *how, "-o", f"whole.{kind}")[0] == 0
+    assert digests(f"film.{kind}") == digests(f"whole.{kind}")
+    left = {"film.json", "whole.json", "tone.wav", f"film.{kind}", f"whole.{kind}"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def write_tone(path: Path) -> None:
+    """Half a second of a tone, which has to be repeated."""
+    source = ["-f", "lavfi", "-i", "sine=d=0.5"]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source, str(path)], check=True)
+
+
+def digests(film: str) -> list[str]:
+    """Return the MD5 of the decoded picture and of the decoded sound."""
+    found = []
+    for stream in ("v", "a"):
+        decode = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", film, "-map", f"0:{stream}:0", "-f", "md5", "-"]
+        found.append(subprocess.run(decode, check=True, capture_output=True, text=True).stdout)
+    assert all(found)
+    return found
 
 
 @pytest.mark.process

@@ -104,6 +104,23 @@ def test_the_final_film_is_the_one_without_a_preview(render):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("flags", [["--filter", "hflip,fps=48"], ["--through", "cat", "--filter", "tmix"]], ids=str)
+def test_filters_and_programs_come_behind_both(flags, render):
+    """The preview is shown as the film will be; and the final film is the one without a preview, to the byte."""
+    render("plain.mkv", "--no-cache", *flags)
+    shown = render("shown.mkv", "--no-cache", *flags, *SHOWN)
+    assert not np.array_equal(decoded(Path("shown.mkv"), SIZE), decoded(Path("plain.mkv"), SIZE))
+    events = render("film.mkv", *flags, *SHOWN, "--final")
+    assert np.array_equal(decoded(Path("film.mkv"), SIZE), decoded(Path("plain.mkv"), SIZE))
+    ends = [event for event in events if event["event"] in ("preview_done", "film_done")]
+    assert [end["event"] for end in ends] == ["preview_done", "film_done"]
+    assert shown[-1]["frames"] == ends[0]["frames"] == ends[1]["frames"]
+    assert [event["phase"] for event in events if event["event"] == "phase_started"].count("after") == 2
+    assert sidecar("film.mkv")["after"] == sidecar("plain.mkv")["after"]
+    assert not list(Path().glob("film.partial*")) and not list(Path().glob("*.journal"))
+
+
+@pytest.mark.slow
 def test_kept_pieces_of_one_are_not_taken_for_the_other(render):
     first = render("plain.mkv")
     shown = render("film.mkv", *SHOWN)

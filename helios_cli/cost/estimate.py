@@ -33,7 +33,7 @@ from helios_cli.cost.placing import (
     reason,
     speed_of,
 )
-from helios_cli.cost.speeds import Duration, duration_of
+from helios_cli.cost.speeds import Duration, after_seconds, duration_of
 from helios_cli.cost.team import Team
 from helios_cli.cost.work import PromptTokens, Work
 from helios_cli.device import Device, find_device, find_vae_device, is_gpu_of_rank, is_second, pick_dtype
@@ -82,7 +82,8 @@ class Estimate:
         vae_device: The device of the VAE and the text encoder, if it is another one.
         track: The sound under the film.
         preview: The decoder in the VAE's place, if there is one; with `final` the VAE decodes the film afterwards.
-        after: What comes behind the render, or None.
+        after: What comes behind the render, or None; `after_seconds` are 0 then, and None if another film had not the
+            same here.
         taken: What became of the choices that --speed names.
     """
 
@@ -111,6 +112,7 @@ class Estimate:
     final: bool = False
     after: After | None = None
     taken: tuple[Taken, ...] = ()
+    after_seconds: float | None = 0.0
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -125,13 +127,15 @@ class Estimate:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of the film in the chosen mode, transfers of weights included: its share of what the lanes take."""
+        """Seconds of the film in the chosen mode, transfers of weights included: its share of what the lanes take, and
+        what comes behind it as far as that is known."""
         duration, a_chunk = self.duration, self.speed.seconds(self.mode, self.budget)
         if a_chunk is None or duration.text is None or duration.conditioning is None or duration.final is None:
             return None
         chunks = a_chunk / self.lanes * len(self.plan.chunks)
-        first = max(duration.text + duration.conditioning + chunks, duration.encode)
-        return first + max(duration.final, duration.encode) if self.final else first
+        behind = self.after_seconds or 0.0
+        first = max(duration.text + duration.conditioning + chunks, duration.encode) + behind
+        return first + max(duration.final, duration.encode) + behind if self.final else first
 
     @property
     def money(self) -> float | None:
@@ -313,6 +317,7 @@ def _estimate(
         final=load.final,
         after=after,
         taken=taken_of(options, load),
+        after_seconds=0.0 if after is None else after_seconds(after, plan.num_frames),
     )
 
 

@@ -36,10 +36,10 @@
                   phases [{phase, weights, kept, working, on_vae_device, total}]}]
       bandwidths  {disk, cache, upload (null on a CPU), basis}, bytes a second
       after       what comes behind the render: {through, filter, size [width, height], fps, frames} of the finished
-                  film; null for nothing. Its time is not in the times below
+                  film, {seconds} as an earlier film took here, null if unknown; null for nothing
       disk        {film_bytes (a ceiling), download_bytes}
       time        {text, conditioning, denoise, decode, final, encode: computing; total: in the mode chosen} in seconds,
-                  null if unknown; measured, basis
+                  null if unknown; measured, basis. The total has the seconds of `after` if they are known
       cost        {price_per_hour, total}, or null without --price; total null if the time is unknown
       fingerprint of the film's frames; null, as are those of chunks, where weights or device are not here
     total       {films, frames, chunks, calls, flops, seconds, cost}
@@ -262,6 +262,7 @@ def _after(estimate: Estimate) -> dict | None:
         "size": list(after.made.size),
         "fps": float(after.made.rate),
         "frames": after.num_frames(estimate.plan.num_frames),
+        "seconds": estimate.after_seconds,
     }
 
 

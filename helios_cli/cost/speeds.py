@@ -5,12 +5,14 @@
     {"version": 1, "speeds": [{"device": "NVIDIA H200", "dtype": "bfloat16", "parameters": 14312427584,
                                "dit_flops": 4.1e14, "vae_flops": 1.2e14, "encode_pixels": 1.5e7,
                                "measured": "2026-11-20"}],
-     "bandwidths": {"NVIDIA H200": {"disk": 2.1e9, "cache": 3.1e10, "upload": 5.2e10}}}
+     "bandwidths": {"NVIDIA H200": {"disk": 2.1e9, "cache": 3.1e10, "upload": 5.2e10}},
+     "after": {"9f86d081884c7d65": 2.4e6}}
 
 `device` is `Device.name`. `dtype` and `parameters` are the transformer's; with products in fp8 `dtype` is "bfloat16,
 fp8". `dit_flops` and `vae_flops` are operations a second, as `cost.work` and `cost.vae` count them, `encode_pixels`
 pixels a second of frames, of the default .mp4. A rate or the date may be missing: it was not measured. `bandwidths` are
-the bytes a second at which weights come from the disk and out of the page cache, and over the bus to a GPU.
+the bytes a second at which weights come from the disk and out of the page cache, and over the bus to a GPU. `after` has
+the rendered pixels a second that a program and filters take (`After.key`), encoding included.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from helios_cli.cost.memory import Workload
 from helios_cli.cost.work import work_of
 from helios_cli.device import Device
 from helios_cli.files import replacing, turns
+from helios_cli.film.after import After
 from helios_cli.weights.fp8 import Quant
 
 VERSION = 1
@@ -61,6 +64,9 @@ ENCODE_PIXELS = 14e6
 
 LEAST_CHUNKS = 3
 """Chunks that a film on a GPU needs to be measured: the first may have compiled and recorded, two more did not."""
+
+MOST_AFTER = 50
+"""Programs and filters whose speeds are kept, the newest."""
 
 BENCH = "helios bench render"
 
@@ -103,6 +109,12 @@ def read_bandwidths(path: Path | None = None) -> dict[str, dict[str, float]]:
         for device, rates in (stored.items() if isinstance(stored, dict) else ())
         if isinstance(rates, dict)
     }
+
+
+def read_after(path: Path | None = None) -> dict[str, float]:
+    """Read the rendered pixels a second of what came behind films, by `After.key`."""
+    stored = _read(path or speeds_file()).get("after")
+    return {key: rate for key, rate in stored.items() if _is_positive(rate)} if isinstance(stored, dict) else {}
 
 
 def _read(path: Path) -> dict:
@@ -148,27 +160,45 @@ def _ratio(a: int, b: int) -> float:
 def record_speed(speed: MeasuredSpeed, path: Path | None = None) -> None:
     """Store `speed` for its device, dtype and size; rates that it leaves out stay as they were."""
     given = {name: value for name, value in asdict(speed).items() if value is not None}
-    with _changing(path or speeds_file()) as (speeds, _):
-        speeds[speed.key] = replace(speeds.get(speed.key, speed), **given)
+    with _changing(path or speeds_file()) as stored:
+        stored.speeds[speed.key] = replace(stored.speeds.get(speed.key, speed), **given)
 
 
 def record_bandwidths(device: str, rates: Mapping[str, float], path: Path | None = None) -> None:
     """Store bytes a second for `device`; those that are left out stay as they were."""
-    with _changing(path or speeds_file()) as (_, bandwidths):
-        bandwidths[device] = {**bandwidths.get(device, {}), **rates}
+    with _changing(path or speeds_file()) as stored:
+        stored.bandwidths[device] = {**stored.bandwidths.get(device, {}), **rates}
+
+
+def record_after(key: str, rate: float, path: Path | None = None) -> None:
+    """Store the rendered pixels a second of what came behind a film."""
+    with _changing(path or speeds_file()) as stored:
+        stored.after.pop(key, None)
+        stored.after[key] = rate
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The content of the file."""
+
+    speeds: dict[tuple[str, str, int], MeasuredSpeed]
+    bandwidths: dict[str, dict[str, float]]
+    after: dict[str, float]
 
 
 @contextlib.contextmanager
-def _changing(path: Path) -> Iterator[tuple[dict[tuple[str, str, int], MeasuredSpeed], dict[str, dict[str, float]]]]:
+def _changing(path: Path) -> Iterator[_Stored]:
     """Yield the file's content, to be changed in place, and write it; other processes wait for their turn."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with turns(path.parent):
-        speeds, bandwidths = {speed.key: speed for speed in read_speeds(path)}, read_bandwidths(path)
-        yield speeds, bandwidths
+        stored = _Stored({speed.key: speed for speed in read_speeds(path)}, read_bandwidths(path), read_after(path))
+        yield stored
         entries = [
-            {name: value for name, value in asdict(speed).items() if value is not None} for speed in speeds.values()
+            {name: value for name, value in asdict(speed).items() if value is not None}
+            for speed in stored.speeds.values()
         ]
-        content = {"version": VERSION, "speeds": entries, "bandwidths": bandwidths}
+        after = dict(list(stored.after.items())[-MOST_AFTER:])
+        content = {"version": VERSION, "speeds": entries, "bandwidths": stored.bandwidths, "after": after}
         with replacing(path) as new:
             new.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
@@ -292,6 +322,20 @@ def keep_speed(load: Workload, phases: Mapping[str, float], chunks: Sequence[flo
     if seconds is None or (_film_seconds(load, speed) or 0.0) < seconds:
         with contextlib.suppress(OSError):
             record_speed(speed)
+
+
+def after_seconds(after: After, rendered: int) -> float | None:
+    """Return the seconds of what comes behind a film of so many rendered frames, if another film here had the same."""
+    rate = read_after().get(after.key)
+    return None if rate is None else prod(after.rendered.size) * rendered / rate
+
+
+def keep_after(after: After, rendered: int, seconds: float) -> None:
+    """Record the speed of what came behind a film of so many rendered frames; the highest, as in `keep_speed`."""
+    rate = prod(after.rendered.size) * rendered / seconds
+    if rate > read_after().get(after.key, 0.0):
+        with contextlib.suppress(OSError):
+            record_after(after.key, rate)
 
 
 def rendered_speed(load: Workload, phases: Mapping[str, float], chunks: Sequence[float]) -> MeasuredSpeed | None:

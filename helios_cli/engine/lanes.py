@@ -28,6 +28,7 @@ from helios_cli.engine.render import render
 from helios_cli.engine.script import Script
 from helios_cli.engine.session import Session
 from helios_cli.errors import HeliosError
+from helios_cli.film.after import After
 from helios_cli.film.jobs import Job
 from helios_cli.model.dit import Call
 from helios_cli.recipe.film import Film
@@ -110,7 +111,12 @@ class Lane(Session):
         return self._clock
 
     def keep_speed(
-        self, script: Script, options: RenderOptions, done: FilmDone, chunk_seconds: Sequence[float]
+        self,
+        script: Script,
+        options: RenderOptions,
+        done: FilmDone,
+        chunk_seconds: Sequence[float],
+        after: After | None,
     ) -> None:
         """Keep nothing: lanes share the time."""
 

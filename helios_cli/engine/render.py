@@ -186,7 +186,7 @@ def _render_placed(
                 else:
                     yield event
         assert done is not None
-        session.keep_speed(script, options, done, chunks)
+        session.keep_speed(script, options, done, chunks, after)
         yield from finish.finish(done)
 
 

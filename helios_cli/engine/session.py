@@ -26,7 +26,7 @@ from helios_cli.cost.placing import (
     reason,
     speed_of,
 )
-from helios_cli.cost.speeds import keep_speed
+from helios_cli.cost.speeds import keep_after, keep_speed
 from helios_cli.cost.vae import piece_elements_on
 from helios_cli.device import Device, device_of, is_gpu_of_rank, pick_device, pick_vae_device, torch_dtype
 from helios_cli.engine import arithmetic, trial
@@ -39,6 +39,7 @@ from helios_cli.engine.ranks import RankOptions, Ranks
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.teams import devices_of
 from helios_cli.errors import Interrupted, MachineError
+from helios_cli.film.after import After
 from helios_cli.film.stream import StreamWriter
 from helios_cli.film.writer import FilmWriter
 from helios_cli.recipe.film import Film
@@ -377,11 +378,19 @@ class Session:
             raise KeyboardInterrupt
 
     def keep_speed(
-        self, script: Script, options: RenderOptions, done: FilmDone, chunk_seconds: Sequence[float]
+        self,
+        script: Script,
+        options: RenderOptions,
+        done: FilmDone,
+        chunk_seconds: Sequence[float],
+        after: After | None,
     ) -> None:
-        """Remember how fast a film was, for the plans of later ones, if that says something about this machine.
+        """Remember how fast a film was, and what came `after` it, for the plans of later ones, if that says something
+        about this machine.
 
         A preview does not: the VAE's speed is remembered."""
+        if after is not None:
+            keep_after(after, script.plan.num_frames, done.phases["after"])
         models = self.models
         is_whole = models.placement.mode == "none" and not models.is_apart and models.ranks is None
         is_whole = is_whole and options.preview_decoder is None

@@ -7,6 +7,8 @@ model call. The film's length in seconds does not change.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -73,6 +75,11 @@ class After:
     def __str__(self) -> str:
         names = ("a program", self.through), ("filters", self.graph)
         return ", then ".join(name for name, what in names if what is not None)
+
+    @property
+    def key(self) -> str:
+        """A digest of the program and the graph, by which their speed is remembered."""
+        return hashlib.sha256(json.dumps([self.through, self.graph]).encode()).hexdigest()[:16]
 
     def num_frames(self, rendered: int) -> int:
         """Return how many frames the finished film has, of so many that are rendered."""

@@ -11,17 +11,23 @@ from helios_cli.cost.memory import Workload
 from helios_cli.cost.model import find_model
 from helios_cli.cost.speeds import (
     MeasuredSpeed,
+    after_seconds,
     duration_of,
     find_speed,
+    keep_after,
     keep_speed,
     rates_of,
+    read_after,
     read_speeds,
+    record_after,
     record_speed,
     rendered_speed,
     speeds_file,
 )
 from helios_cli.cost.work import work_of
 from helios_cli.device import Device
+from helios_cli.film.after import After
+from helios_cli.recipe.options import RenderOptions
 
 SIZE = 14_312_427_584
 FAST = MeasuredSpeed("NVIDIA H200", "bfloat16", SIZE, 4e14, 1e14, 2e7, "2026-11-20")
@@ -72,7 +78,25 @@ json_values = st.recursive(
 def test_a_damaged_file_is_no_measurement(tmp_path_factory, data):
     file = tmp_path_factory.mktemp("home") / "speeds.json"
     file.write_bytes(data)
-    assert read_speeds(file) == []
+    assert read_speeds(file) == [] and read_after(file) == {}
+
+
+def test_what_comes_behind_is_remembered_by_itself():
+    """The fastest film counts; the last 50 programs and graphs are kept, next to other speeds."""
+    record_speed(FAST)
+    cat = After.of(RenderOptions(through="cat"), (64, 32), 24.0, "mkv")
+    assert cat is not None and after_seconds(cat, 10) is None
+    for seconds in (4.0, 2.0, 8.0):
+        keep_after(cat, 100, seconds)
+    assert after_seconds(cat, 300) == pytest.approx(6.0)
+    larger = After.of(RenderOptions(through="cat"), (128, 32), 24.0, "mkv")
+    assert larger is not None and after_seconds(larger, 300) == pytest.approx(12.0)
+    other = After.of(RenderOptions(through="cat", filter="hflip"), (64, 32), 24.0, "mkv")
+    assert other is not None and after_seconds(other, 300) is None
+    for number in range(50):
+        record_after(f"{number}", 1.0)
+    assert after_seconds(cat, 300) is None and len(read_after()) == 50
+    assert FAST in read_speeds()
 
 
 @pytest.mark.parametrize("rate", [0, -1, "fast", True, float("inf"), float("nan"), 10**400, None])
