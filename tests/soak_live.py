@@ -20,7 +20,7 @@ from pathlib import Path
 from helios_cli.engine.events import ChunkDone, FilmDone
 from helios_cli.engine.session import Session
 from helios_cli.film.jobs import find_jobs
-from helios_cli.live.film import LiveSetup, film_to_be, render_live
+from helios_cli.live.film import LiveJob, LiveSetup, film_to_be, render_live
 from helios_cli.live.recipe_file import RecipeFile
 from helios_cli.live.script import Manner
 from helios_cli.recipe.options import RenderOptions
@@ -69,7 +69,8 @@ def soak(folder: Path, seconds: float, every: float, fps: float) -> tuple[int, i
     began, prompts, marks = time.monotonic(), 1, []
     print("film h, wall min, chunks, RSS MB, prompts taken, rows kept, MB of rows, threads, files, recipe KB")
     with Session() as session:
-        for event in render_live(job, first, lambda: None, setup, Manner("blend", 1.0), recipe, session, print):
+        live = LiveJob(job, recipe, first)
+        for event in render_live(live, lambda: None, setup, Manner("blend", 1.0), session, print):
             if not isinstance(event, ChunkDone):
                 if isinstance(event, FilmDone):
                     print(f"wrote {event.frames} frames, {event.frames / fps / 3600:.2f} h")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ import typer
 
 from helios_cli.console import console
 from helios_cli.errors import InputError, Interrupted, MachineError
+from helios_cli.live import DEFAULT_OUTPUT
 from helios_cli.options import OUTPUT, Events, Progress, Quiet, flag_words, progress_kind, render_options
 from helios_cli.progress import ProgressKind, open_view, show_all
 from helios_cli.recipe.options import STREAM, RenderOptions, read_flag
@@ -20,15 +22,11 @@ from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, Transition, parse_du
 from helios_cli.stop import after_stops, stop_at_once
 
 if TYPE_CHECKING:
-    from helios_cli.film.jobs import Job
     from helios_cli.live.address import Address
-    from helios_cli.live.film import LiveSetup
+    from helios_cli.live.film import LiveJob, LiveSetup
     from helios_cli.live.script import Manner
     from helios_cli.live.serve import Server
-    from helios_cli.recipe.film import Film
-    from helios_cli.recipe.schema import Shot
 
-DEFAULT_OUTPUT = "live.mp4"
 DEFAULT_AHEAD = 3.0
 NOT_LIVE = {
     *("output", "reanchor", "takes", "shot", "no_metadata", "export", "lanes", "strict", "check"),
@@ -90,45 +88,43 @@ def live(
     makes the same film again, or finishes it. After a kill or Ctrl-C the same
     command goes on. -o - streams the film: helios live -o - | mpv --no-terminal -
     """
-    from dataclasses import replace
-
-    from helios_cli.film.jobs import check_encoding, check_output, check_stdout, find_jobs
-    from helios_cli.film.journal import recorded_chunks
+    from helios_cli.film.jobs import check_stdout
     from helios_cli.film.target import Target
     from helios_cli.live.address import Address
-    from helios_cli.live.film import LiveSetup, film_to_be, first_shot, render_live
-    from helios_cli.live.player import Player, find_player
-    from helios_cli.live.recipe_file import RecipeFile, begun_film, recipe_path
+    from helios_cli.live.film import find_live
     from helios_cli.live.script import Manner
-    from helios_cli.recipe.settings import film_fps
 
     manner = Manner(transition, read_flag("--hold", parse_duration, hold))
     seconds_ahead = None if ahead == "none" else read_flag("--ahead", parse_duration, ahead)
     address = None if serve is None else read_flag("--serve", Address.parse, serve)
-    check_output(output)
-    given = progress_kind(progress, quiet=quiet, json=json)
+    kind = progress_kind(progress, quiet=quiet, json=json)
     if output == STREAM:
-        check_stdout(json=given == "json")
-    target = Target.of(DEFAULT_OUTPUT if output == STREAM else output)
-    path = recipe_path(target)
-    recipe_file = RecipeFile(path, _render_command(context, path, output))
-    first = first_shot(prompt)
-    begun = begun_film(path, target, force=options.force)
-    if begun and output == STREAM:
-        raise InputError(f"{path} is the recipe of an unfinished film", hint=f"{recipe_file.command} finishes it")
-    job = find_jobs([], replace(options, output=output), [begun or film_to_be(path, first)], is_live=True)[0]
-    check_encoding([job])
-    if play and (output == STREAM or target.kind == "png"):
+        check_stdout(json=kind == "json")
+    film = find_live(prompt, options, output, lambda path: _render_command(context, path, output))
+    if play and (output == STREAM or Target.of(output).kind == "png"):
         raise InputError(f"--play shows a film in a file, not {output}", hint="write -o film.mp4, or leave out --play")
-    player = find_player() if play else None
+    _render(film, manner, seconds_ahead, address, kind, play=play, quiet=quiet)
+
+
+def _render(
+    film: LiveJob,
+    manner: Manner,
+    ahead: float | None,
+    address: Address | None,
+    kind: ProgressKind,
+    *,
+    play: bool,
+    quiet: bool,
+) -> None:
+    """Render the film for whoever watches it, here and on its page, until the last one has left that."""
+    from helios_cli.live.film import LiveSetup, render_live
+    from helios_cli.live.player import Player, find_player
+    from helios_cli.recipe.settings import film_fps
 
     def warn(message: str) -> None:
         console.warning(message)
         if page is not None:
             page.warn(message)
-
-    setup = LiveSetup.of(film_fps(job.options, job.film.recipe), seconds_ahead, warn, player=play)
-    page = None if address is None else _page(address, job, setup, path, manner, first, begun)
 
     def open_lines() -> None:
         if typed and not quiet:
@@ -136,47 +132,51 @@ def live(
         setup.lines.read(None if sys.stdin is None else sys.stdin.fileno())
 
     typed = sys.stdin is not None and sys.stdin.isatty()
-    # A bar would be drawn over what is typed.
-    kind: ProgressKind = "plain" if typed and given in ("auto", "rich") else given
-    shown = Player(player, setup.feed, setup.playhead.show, console.warning) if player else nullcontext()
+    if typed and kind in ("auto", "rich"):  # a bar would be drawn over what is typed
+        kind = "plain"
+    command = find_player() if play else None
+    setup = LiveSetup.of(film_fps(film.job.options, film.job.film.recipe), ahead, warn, player=play)
+    page = None if address is None else _page(address, film, setup, manner)
     with (
         stop_at_once() as is_stopped,
         after_stops(setup.playhead.skip),
         open_view(kind) as view,
         page or nullcontext() as server,
-        shown,
+        Player(command, setup.feed, setup.playhead.show, console.warning) if command else nullcontext(),
     ):
         if server is not None:
             console.status(f"the film plays at {server.address.url}")
-        from helios_cli.engine.session import Session
+        from helios_cli.engine.session import Session  # takes a while
 
-        with Session(is_stopped=is_stopped, progress=console.progress_bytes) as session:
-            chunks = max(1, recorded_chunks(target)) if begun else 0
-            events = render_live(job, first, open_lines, setup, manner, recipe_file, session, warn, chunks)
-            try:
-                show_all(events, view.show if server is None else server.shows(view.show), session)
-            except Interrupted as stopped:
-                if not path.exists():
-                    raise
-                hint = f"the same command goes on; {recipe_file.command} finishes the film"
-                if output == STREAM:
-                    hint = f"{recipe_file.command} makes a file of it"
-                raise Interrupted(stopped.message, hint=hint) from None
+        with Session(is_stopped=is_stopped, progress=console.progress_bytes) as session, _way_on(film):
+            events = render_live(film, open_lines, setup, manner, session, warn)
+            show_all(events, view.show if server is None else server.shows(view.show), session)
         if server is not None and server.has_viewers:
             console.status("the page stays until nobody has it open any more; Ctrl-C ends it")
             server.wait_for_viewers()
 
 
-def _page(
-    address: Address, job: Job, setup: LiveSetup, recipe: Path, manner: Manner, first: Shot | None, begun: Film | None
-) -> Server:
-    """Return the page that --serve asks for. InputError for a film that browsers do not play."""
-    from helios_cli.film.target import Target
+@contextmanager
+def _way_on(film: LiveJob) -> Iterator[None]:
+    """Say how a film that is interrupted goes on."""
+    try:
+        yield
+    except Interrupted as stopped:
+        file = film.recipe_file
+        if not file.path.exists():
+            raise
+        hint = f"the same command goes on; {file.command} finishes the film"
+        if film.job.output == STREAM:
+            hint = f"{file.command} makes a file of it"
+        raise Interrupted(stopped.message, hint=hint) from None
 
-    target = Target.of(job.output)
-    if target.kind != "mp4" or job.options.codec != "h264":
+
+def _page(address: Address, film: LiveJob, setup: LiveSetup, manner: Manner) -> Server:
+    """Return the page that --serve asks for. InputError for a film that browsers do not play."""
+    options, target = film.job.options, film.target
+    if target.kind != "mp4" or options.is_stream or options.codec != "h264":
         raise InputError("--serve: browsers play H.264 alone everywhere", hint="end -o in .mp4, without --codec")
-    if job.options.changes_frames:
+    if options.changes_frames:
         raise InputError(
             "--serve shows chunks as they are made, but --filter and --through begin when all are there",
             hint="leave them out, and give them to the render of the recipe that live writes",
@@ -192,12 +192,12 @@ def _page(
             setup.playhead,
             setup.lines,
             target.path,
-            recipe,
+            film.recipe_file.path,
             target.named(".pictures"),
             manner.transition,
             manner.hold,
-            bool(first or begun),
-            begun.recipe.shots if begun else (),
+            bool(film.first or film.begun),
+            film.begun.recipe.shots if film.begun else (),
         ),
     )
 

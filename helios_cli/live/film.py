@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from helios_cli.errors import InputError, OutOfMemory
 from helios_cli.film.feed import Feed
+from helios_cli.film.jobs import Job, check_encoding, check_output, find_jobs
+from helios_cli.film.journal import recorded_chunks
+from helios_cli.film.target import Target
+from helios_cli.live import DEFAULT_OUTPUT
 from helios_cli.live.clock import Playhead
 from helios_cli.live.lines import Lines, read_line
-from helios_cli.live.recipe_file import RecipeFile
+from helios_cli.live.recipe_file import RecipeFile, begun_film, recipe_path
 from helios_cli.live.script import LiveScript, Manner
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lora import choose_loras
-from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.options import STREAM, RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.problems import Problems
 from helios_cli.recipe.schema import Recipe, Shot
@@ -33,7 +37,6 @@ from helios_cli.weights.names import EMBEDDED
 if TYPE_CHECKING:
     from helios_cli.engine.events import Event
     from helios_cli.engine.session import Session
-    from helios_cli.film.jobs import Job
 
 IN_RECIPE = (
     *("fps", "size", *LENGTH_KEYS, "seed", "negative", "steps", "guidance", "image", "video", "lora"),
@@ -65,6 +68,44 @@ def film_to_be(path: Path, first: Shot | None) -> Film:
 
 
 @dataclass(frozen=True)
+class LiveJob:
+    """A live film to render: its job, its recipe, its first prompt where that is known, and the unfinished film that
+    goes on."""
+
+    job: Job
+    recipe_file: RecipeFile
+    first: Shot | None = None
+    begun: Film | None = None
+
+    @property
+    def target(self) -> Target:
+        """The film's place; that of a stream is where its recipe is."""
+        return _target_of(self.job.output)
+
+    @property
+    def chunks(self) -> int:
+        """The chunks that the unfinished film has."""
+        return max(1, recorded_chunks(self.target)) if self.begun else 0
+
+
+def find_live(prompt: str | None, options: RenderOptions, output: str, command_of: Callable[[Path], str]) -> LiveJob:
+    """The film that a command asks for, whose recipe `command_of` renders. Raises what `find_jobs` raises."""
+    check_output(output)
+    path = recipe_path(_target_of(output))
+    recipe_file, first = RecipeFile(path, command_of(path)), first_shot(prompt)
+    begun = begun_film(path, _target_of(output), force=options.force)
+    if begun and output == STREAM:
+        raise InputError(f"{path} is the recipe of an unfinished film", hint=f"{recipe_file.command} finishes it")
+    job = find_jobs([], replace(options, output=output), [begun or film_to_be(path, first)], is_live=True)[0]
+    check_encoding([job])
+    return LiveJob(job, recipe_file, first, begun)
+
+
+def _target_of(output: str) -> Target:
+    return Target.of(DEFAULT_OUTPUT if output == STREAM else output)
+
+
+@dataclass(frozen=True)
 class LiveSetup:
     """The parts of a live film that exist before its model is loaded: who watches it, and what they say."""
 
@@ -89,26 +130,23 @@ class LiveSetup:
 
 
 def render_live(
-    job: Job,
-    first: Shot | None,
+    live: LiveJob,
     open_lines: Callable[[], None],
     setup: LiveSetup,
     manner: Manner,
-    recipe_file: RecipeFile,
     session: Session,
     warn: Callable[[str], None],
-    chunks: int = 0,
 ) -> Generator[Event, None, None]:
     """Render the film of the first prompt and of those that lines bring while it renders.
 
-    `open_lines` is called once the model can take prompts. With `chunks`, the film of the job is an unfinished one that
-    has so many, and goes on.
+    `open_lines` is called once the model can take prompts.
 
     Raises what `engine.render.render` raises, and InputError if there is no prompt at all.
     """
     from helios_cli.engine.events import Notice
     from helios_cli.engine.render import render
 
+    job, first, chunks = live.job, live.first, live.chunks
     yield from session.load(job.film, job.options)
     settings = session.settings(job.film, job.options)  # what the model cannot do is reported before a prompt comes
     options = replace(job.options, **cast("dict[str, Any]", dict.fromkeys(IN_RECIPE)))
@@ -136,7 +174,7 @@ def render_live(
 
     fps = settings.fps
     script = LiveScript(
-        film, fps, lines, manner, setup.playhead, chunks=chunks, plan_of=plan_of, keep=recipe_file.write, warn=warn
+        film, fps, lines, manner, setup.playhead, chunks=chunks, plan_of=plan_of, keep=live.recipe_file.write, warn=warn
     )
     yield from render(film, options, session, script, setup.feed)
     if waiting := len(lines.waiting):
