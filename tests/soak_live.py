@@ -2,9 +2,10 @@
 
     python tests/soak_live.py --hours 6 [--every 10] [--fps 24]
 
-The embedded model renders 64x64 pixels, a new prompt comes every few seconds of film, and the resident memory, the
-encoded prompts, threads and open files are printed for each half hour of film. The first hour warms up. It fails if
-memory then grows by more than entries of plan, journal and recipe take for each chunk and prompt, and a little slack.
+The embedded model renders 64x64 pixels, a new prompt of a hundred words comes every few seconds of film, and the
+resident memory, the encoded prompts, threads and open files are printed for each half hour of film. The first hour warms
+up. It fails if memory then grows by more than entries of plan, journal and recipe take for each chunk and prompt, the
+encoded prompts that may stay, and a little slack; or if more of those stay.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 from helios_cli.engine.events import ChunkDone, FilmDone
+from helios_cli.engine.models import PROMPTS_KEPT
 from helios_cli.engine.session import Session
 from helios_cli.film.jobs import find_jobs
 from helios_cli.live.film import LiveJob, LiveSetup, film_to_be, render_live
@@ -38,7 +40,8 @@ def resident_bytes() -> int:
 
 
 def prompt(number: int) -> Shot:
-    words = f"a {COLOURS[number % 5]} {SHAPES[number % 4]}, scene {number}"
+    things = [f"a {COLOURS[(number + n) % 5]} {SHAPES[(number + n // 5) % 4]}" for n in range(33)]
+    words = f"{', '.join(things)}, scene {number}"
     return Shot(prompt=words, transition=("blend", "switch", "cut")[number % 3], seconds=1)
 
 
@@ -76,23 +79,25 @@ def soak(folder: Path, seconds: float, every: float, fps: float) -> tuple[int, i
                     print(f"wrote {event.frames} frames, {event.frames / fps / 3600:.2f} h")
                 continue
             played = event.frames / fps
-            if played >= prompts * every:
-                door.put(prompt(prompts))
-                prompts += 1
             if played >= seconds:
                 door.close()
+            elif played >= prompts * every:
+                door.put(prompt(prompts))
+                prompts += 1
             if played // WARM_SECONDS > (event.frames - FRAMES_PER_CHUNK) / fps // WARM_SECONDS:
-                rows = session.models.prompts
-                marks.append((event.chunk + 1, resident_bytes(), prompts))
+                rows = [one.rows.nbytes for one in session.models.prompts.values()]
+                marks.append((event.chunk + 1, resident_bytes(), prompts, sum(rows)))
                 print(
                     f"{played / 3600:.1f}, {(time.monotonic() - began) / 60:.1f}, {event.chunk + 1}, "
                     f"{marks[-1][1] / 1e6:.0f}, {prompts}, {len(rows)}, "
-                    f"{sum(one.rows.nbytes for one in rows.values()) / 1e6:.2f}, {threading.active_count()}, "
+                    f"{sum(rows) / 1e6:.2f}, {threading.active_count()}, "
                     f"{len(os.listdir('/proc/self/fd'))}, {recipe.path.stat().st_size / 1e3:.0f}",
                     flush=True,
                 )
-    (begin, before, few), (end, after, many) = marks[1], marks[-1]
-    return after - before, (end - begin) * BYTES_PER_CHUNK + (many - few) * BYTES_PER_PROMPT + SLACK_BYTES
+    (begin, before, few, kept), (end, after, many, rows) = marks[1], marks[-1]
+    assert rows <= PROMPTS_KEPT + 2 * max(one.rows.nbytes for one in session.models.prompts.values()), rows
+    entries = (end - begin) * BYTES_PER_CHUNK + (many - few) * BYTES_PER_PROMPT
+    return after - before, entries + PROMPTS_KEPT - kept + SLACK_BYTES
 
 
 if __name__ == "__main__":

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from helios_cli.cli import main
+from helios_cli.engine import models as models_module
+from helios_cli.engine import session
 from helios_cli.engine.models import Models
 from helios_cli.live.lines import Lines
 from helios_cli.live.recipe_file import MARK
@@ -146,6 +153,51 @@ def test_what_nobody_knows_is_null_and_an_earlier_recipe_is_replaced(live, tmp_p
     assert "a red ball" in (tmp_path / "live.toml").read_text()
     assert loaded == [True]
     assert [(where.mode, where.text_beside) for _, where in placed] == [("none", True)] * 2
+
+
+@pytest.mark.slow
+def test_encoded_prompts_go_when_they_are_over(live, monkeypatch):
+    """What a film of many prompts keeps of them stays within the limit, and the memory of the others is free."""
+    limit, sizes, made = 200_000, [], {}
+    want = Models.want
+
+    def watched(models: Models, film: object, texts: Iterable[str]) -> None:
+        want(models, film, texts)
+        sizes.append(sum(prompt.rows.nbytes for prompt in models.prompts.values()))
+        made.update({text: (prompt.rows.nbytes, weakref.ref(prompt.rows)) for text, prompt in models.prompts.items()})
+
+    monkeypatch.setattr(models_module, "PROMPTS_KEPT", limit)
+    monkeypatch.setattr(Models, "want", watched)
+    prompts = [f"[cut] {'a red ball, ' * 50} scene {number}" for number in range(16)]
+    code, *_ = live("\n".join(prompts), "a red ball", *FAST, "-o", "film.mkv")
+    longest = max(size for size, _ in made.values())
+    assert code == 0 and sum(size for size, _ in made.values()) > 3 * limit > 3 * max(sizes) - 6 * longest
+    gc.collect()
+    alive = [text for text, (_, rows) in made.items() if rows() is not None]
+    assert len(alive) * longest <= limit + 2 * longest
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_two_ranks_make_the_calls_of_a_live_film(live, tmp_path):
+    """On a CPU they are processes; while the film waits they wait with it."""
+    lines = "[pause]\n[play]\n[cut] a blue square\n"
+    code, events, _ = live(lines, "a red ball", *FAST, "--gpus-per-film", "2", "-o", "film.mkv")
+    assert code == 0 and [taken["prompt"] for taken in of(events, "prompt_taken")] == ["a red ball", "a blue square"]
+    command = re.search(r"#   helios (.*)", (tmp_path / "film.toml").read_text())[1].split()
+    assert command == ["render", "film.toml", "-o", "film.mkv", "--gpus-per-film", "2"]
+    assert main([*command[:2], "-q", "--no-cache", "--gpus-per-film", "2", "-o", "again.mkv"]) == 0
+    assert np.array_equal(reruns.decoded(tmp_path / "film.mkv"), reruns.decoded(tmp_path / "again.mkv"))
+
+
+@pytest.mark.slow
+def test_the_vae_of_a_live_film_may_be_elsewhere(live, monkeypatch):
+    """`cpu:0` is another device to PyTorch: chunks are decoded there while the next ones are denoised."""
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "pick_vae_device", lambda *_: torch.device("cpu", 0))
+        code, events, _ = live("[cut] a blue square\n", "a red ball", *FAST, "-o", "film.mkv", "--device", "cpu")
+    assert code == 0 and len(of(events, "chunk_done")) == 2
+    assert np.array_equal(reruns.decoded(Path("film.mkv")), rendered_again("again.mkv"))
 
 
 @pytest.mark.process
