@@ -3,9 +3,9 @@
     python tests/soak_live.py --hours 6 [--every 10] [--fps 24]
 
 The embedded model renders 64x64 pixels, a new prompt of a hundred words comes every few seconds of film, and the
-resident memory, the encoded prompts, threads and open files are printed for each half hour of film. The first hour warms
-up. It fails if memory then grows by more than entries of plan, journal and recipe take for each chunk and prompt, the
-encoded prompts that may stay, and a little slack; or if more of those stay.
+resident memory, the encoded prompts, threads and open files are printed for each half hour of film. The first hour
+warms up. It fails if memory then grows by more than entries of plan, journal and recipe take for each chunk and prompt,
+the encoded prompts that may stay, and a little slack; or if more of those stay.
 """
 
 from __future__ import annotations

@@ -107,6 +107,7 @@ def test_a_stream_has_the_pictures_of_the_film(films, container):
     assert picture_hashes(bytes(data)) == expected and len(expected) == sum(LENGTHS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", ["trim", "loop"])
 @pytest.mark.parametrize("container", WITH_SOUND)
 def test_a_stream_has_the_sound_of_the_film_in_time(films, tmp_path, container, fit):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -504,6 +505,100 @@ def test_a_connection_that_asks_for_nothing_is_closed(begun, tmp_path, pieces, m
         connection.sendall(begun)
         assert connection.recv(1) == b""
     film.feed.close()
+
+
+@pytest.mark.parametrize(
+    ("begun", "more"),
+    [
+        (b"GET / HTTP/1.1\r\n", b"X-A: a\r\n"),
+        (
+            b"POST /prompt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n"
+            b"Content-Type: multipart/form-data; boundary=part\r\n\r\n--part\r\n",
+            b"a",
+        ),
+    ],
+    ids=["headers", "body"],
+)
+def test_what_comes_too_slowly_is_ended(begun, more, tmp_path, pieces, monkeypatch):
+    """Something always comes, and never the end of it."""
+    monkeypatch.setattr(serve, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(serve, "BODY_SECONDS", 0.3)
+    film = Film(tmp_path, pieces)
+    with film.server, socket.create_connection(("127.0.0.1", film.port)) as connection:
+        connection.sendall(begun)
+        with pytest.raises(OSError):
+            for _ in range(2000):
+                connection.sendall(more)
+                time.sleep(0.01)
+    film.feed.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X-%d: a\r\n" % number for number in range(50_000)),
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"a" * 10_000_000,
+        b"GET /" + b"a" * 10_000_000,
+        b"POST /pause HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /pause HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+    ],
+    ids=["headers", "header", "line", "two-lengths", "no-length", "two-hosts"],
+)
+def test_what_is_no_request_is_closed(film, data):
+    with socket.create_connection(("127.0.0.1", film.port)) as connection:
+        answer = b""
+        with contextlib.suppress(OSError):  # closed in the middle
+            connection.sendall(data)
+            while block := connection.recv(1 << 16):
+                answer += block
+    assert answer.split(b" ")[1:2] in ([], [b"400"])
+    assert not film.playhead.is_paused and ask(film, "GET", "/")[0] == 200
+
+
+HANDSHAKE = (
+    b"GET /socket HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: YWFhYWFhYWFhYWFhYWFhYQ==\r\n\r\n"
+)
+MASK = bytes(4)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        b"\x81\xff" + (1 << 40).to_bytes(8) + MASK + b"1",
+        b"\x81\xff" + (2**64 - 1).to_bytes(8) + MASK + b"1",
+        b"\xc1\x81" + MASK + b"1",
+        b"\x85\x81" + MASK + b"1",
+        b"\x80\x81" + MASK + b"1",
+        b"\x81\x82" + MASK + b"\xff\xfe",
+        b"\x89\xfe\x00\x7e" + MASK + bytes(126),
+        b"\x01\x81" + MASK + b"1" + 100 * (b"\x00\x81" + MASK + b"1"),
+    ],
+    ids=["terabyte", "longest", "compressed", "unknown", "no-beginning", "no-text", "ping", "pieces"],
+)
+def test_frames_that_no_page_sends_end_the_connection(film, frames):
+    with socket.create_connection(("127.0.0.1", film.port)) as connection:
+        connection.sendall(HANDSHAKE)
+        assert connection.recv(12) == b"HTTP/1.1 101"
+        connection.sendall(frames)
+        with contextlib.suppress(ConnectionError):
+            while connection.recv(1 << 16):
+                pass
+    wait_until(lambda: not film.server.has_viewers)
+
+
+@pytest.mark.slow
+def test_who_reads_no_answers_is_not_read(film):
+    """Pings are answered; those of one who takes no answers wait with him."""
+    pings = 1000 * (b"\x89\xfd" + MASK + bytes(125))
+    with socket.create_connection(("127.0.0.1", film.port)) as connection:
+        connection.sendall(HANDSHAKE)
+        connection.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            for _ in range(1000):  # 131 MB
+                connection.sendall(pings)
+        assert ask(film, "GET", "/")[0] == 200
 
 
 def _is_closed(port: int) -> bool:
