@@ -145,7 +145,7 @@ def _render(
         Player(command, setup.feed, setup.playhead.show, console.warning) if command else nullcontext(),
     ):
         if server is not None:
-            console.status(f"the film plays at {server.address.url}")
+            console.status(f"the film plays at {server.address.url} and waits while nobody has it open")
         from helios_cli.engine.session import Session  # takes a while
 
         with Session(is_stopped=is_stopped, progress=console.progress_bytes) as session, _way_on(film):
