@@ -157,7 +157,7 @@ def test_what_nobody_knows_is_null_and_an_earlier_recipe_is_replaced(live, tmp_p
 
 @pytest.mark.slow
 def test_encoded_prompts_go_when_they_are_over(live, monkeypatch):
-    """What a film of many prompts keeps of them stays within the limit, and the memory of the others is free."""
+    """A film of many prompts keeps no more of them than the limit, and the memory of the others is free."""
     limit, sizes, made = 200_000, [], {}
     want = Models.want
 
