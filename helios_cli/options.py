@@ -179,7 +179,8 @@ SHARED = {
     ),
     "quant": _option(
         QuantChoice | None,
-        "Quantization. fp8 computes most of the transformer in 8 bits, and changes the pictures. (default: none)",
+        "Quantization. fp8 computes most of the transformer in 8 bits, fp8+attention self-attention as well; both "
+        "change the pictures. (default: none)",
         panel=MACHINE,
     ),
     "reuse_history": _option(
@@ -196,8 +197,9 @@ SHARED = {
         metavar="N",
     ),
     "attention": _option(
-        Literal["auto", "triton", "sdpa", "flash", "cudnn", "efficient", "math", "blocked"],
-        "Attention backend: auto, triton, sdpa, flash, cudnn, efficient, math or blocked; auto is the fastest here.",
+        Literal["auto", "triton", "sdpa", "flash", "cudnn", "fa3", "efficient", "math", "blocked"],
+        "Attention backend: auto, triton, sdpa, flash, cudnn, fa3, efficient, math or blocked; auto is the fastest "
+        "here.",
         metavar="BACKEND",
         panel=MACHINE,
         default="auto",

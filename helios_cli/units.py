@@ -86,6 +86,10 @@ def counted_rows(rows: int) -> int:
     return max(PROMPT_KEYS[0], 1 << (rows - 1).bit_length())
 
 
+IN_8_BITS = " in 8 bits"
+"""The end of the key of a shape of attention that is computed in 8 bits."""
+
+
 def held_keys(rows: int) -> int:
     """Round rows of text up to one of PROMPT_KEYS, so that a GPU records model calls for a few lengths only."""
     return next((keys for keys in PROMPT_KEYS if rows <= keys), rows)

@@ -117,7 +117,7 @@ def _require_memory(models: Models, task: Task) -> None:
     needed = max(phase.total for phase in plan_memory(load, MemoryBudget(), models.placement).phases)
     free = device_of(device).free_bytes
     if free is not None and needed > free:
-        kind = "fp8" if task.quant == "fp8" else load.dtype
+        kind = task.quant if task.quant != "none" else load.dtype
         raise MachineError(
             f"the film takes {format_bytes(needed)} in {kind}, but only {format_bytes(free)} is free on {device}",
             hint="`helios doctor` shows what fits here",

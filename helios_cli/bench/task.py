@@ -244,7 +244,7 @@ def floors(task: Task, dtype: str, ceiling: Mapping[str, float | None]) -> dict[
     work, _ = counted_work(task, dtype)
     rate = ceiling["product"]
     assert rate is not None, "only products in fp8 can be unknown"
-    in_fp8 = ceiling["fp8_product"] if task.quant == "fp8" else None
+    in_fp8 = ceiling["fp8_product"] if task.quant != "none" else None
 
     def seconds(film: CallFlops) -> float:
         quick = film.projections + film.feed_forward if in_fp8 else 0  # `weights.fp8.LAYERS`

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from helios_cli.bench.task import Result, Task
     from helios_cli.recipe.plan import Plan
     from helios_cli.recipe.settings import ModelDefaults
+    from helios_cli.weights.fp8 import Quant
 
 app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
 
@@ -113,10 +114,11 @@ def quant(
     others = {"reuse": replace(plan, reuse_history=True)} if reuse_history else {}
     if reuse_steps > 1:
         others["steps"] = subject.plan(size, steps, chunks, guidance=1.0, seed=seed, reuse_steps=reuse_steps)
-    for name in (*(["float32"] if float32 else []), "bfloat16", "fp8", *others):
+    for name in (*(["float32"] if float32 else []), "bfloat16", *IN_8_BITS, *others):
         console.status(f"{name}: {plan.num_frames} frames of {plan.size[0]}x{plan.size[1]} with {subject.name}")
         films[name] = _film_of(subject, where, exact if name in others else name, others.get(name, plan))
-    pairs = [("fp8", "bfloat16"), *([("bfloat16", "float32"), ("fp8", "float32")] if float32 else [])]
+    pairs = [(name, "bfloat16") for name in IN_8_BITS]
+    pairs += [(name, "float32") for name in ("bfloat16", *IN_8_BITS)] if float32 else []
     pairs += [(name, exact) for name in others]
     rows = [
         [ours, other, distance.chunk + 1, round(distance.latents_db, 1), round(distance.frames_db, 1)]
@@ -136,8 +138,16 @@ def quant(
     options.write_out(out, data)
 
 
+IN_8_BITS: dict[str, tuple[Quant, str | None]] = {
+    "fp8": ("fp8", None),
+    "fp8, int8 attention": ("fp8+attention", "int8"),
+    "fp8, e4m3 attention": ("fp8+attention", "e4m3"),
+}
+"""The ways to compute that are compared, by name: --quant, and the kind of attention in 8 bits."""
+
+
 def _film_of(subject: _Subject, device: torch.device, name: str, plan: Plan) -> list[tuple[Tensor, Tensor]]:
-    """Render the plan in the arithmetic `name`, fp8 or a dtype; return latents and frames by chunk."""
+    """Render the plan in the arithmetic `name`, of IN_8_BITS or a dtype; return latents and frames by chunk."""
     import torch
 
     from helios_cli.bench.fidelity import film
@@ -145,12 +155,14 @@ def _film_of(subject: _Subject, device: torch.device, name: str, plan: Plan) -> 
     from helios_cli.engine.models import Models
     from helios_cli.weights.checkpoint import Checkpoint
 
-    quant: Literal["fp8", "none"] = "fp8" if name == "fp8" else "none"
-    dtype = torch.bfloat16 if name == "fp8" else getattr(torch, name)
+    quant, kind = IN_8_BITS.get(name, ("none", None))
+    dtype = torch.bfloat16 if quant != "none" else getattr(torch, name)
     if subject.folder:
         models = Models(Checkpoint.open(subject.folder), device, dtype, quant=quant)
     else:
         models = RandomModels(SPECS[subject.name], device, dtype, name=subject.name, quant=quant)
+    if kind:
+        models.attend_in_8_bits_by(kind)
     try:
         return film(models, plan)
     finally:

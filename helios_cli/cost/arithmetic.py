@@ -12,11 +12,11 @@ from helios_cli import machine
 from helios_cli.architecture import DiTConfig
 from helios_cli.device import Device
 from helios_cli.recipe.fingerprint import Arithmetic
-from helios_cli.units import PIECE_ELEMENTS, PROMPT_KEYS, counted_rows
+from helios_cli.units import IN_8_BITS, PIECE_ELEMENTS, PROMPT_KEYS, counted_rows
 from helios_cli.versions import version_of
 from helios_cli.weights.fp8 import Sums
 
-LIBRARIES = ("triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
+LIBRARIES = ("triton", "fa3-fwd", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
 """Packages other than torch that may compute products, convolutions and attention on a GPU."""
 
 TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
@@ -58,7 +58,9 @@ def _pieces(elements: int | None) -> str:
     return "" if elements is None or elements in PIECE_ELEMENTS.values() else f"pieces {elements}"
 
 
-def attention_shapes(dit: DiTConfig, size: tuple[int, int], stages: int, dtype: str, team: int = 1) -> Iterator[str]:
+def attention_shapes(
+    dit: DiTConfig, size: tuple[int, int], stages: int, dtype: str, team: int = 1, quant: str = "none"
+) -> Iterator[str]:
     """Yield the shapes that --attention auto times on a GPU before a film, as `model.backends.shape_key` has them.
 
     `team` is the number of ranks that share a model call (`engine.gpu.measure_attention`).
@@ -67,8 +69,9 @@ def attention_shapes(dit: DiTConfig, size: tuple[int, int], stages: int, dtype: 
     heads, own = f"{dit.num_attention_heads}{kind}", f"{dit.num_attention_heads // team}{kind}"
     for noisy in dit.noisy_tokens(size, stages):
         rows, few = counted_rows(history + noisy), counted_rows(noisy)
-        yield f"{rows}x{rows} {own}"
-        yield f"{few}x{rows} {own}"
+        for end in ("", IN_8_BITS) if quant == "fp8+attention" else ("",):
+            yield f"{rows}x{rows} {own}{end}"
+            yield f"{few}x{rows} {own}{end}"
         asking = noisy if dit.guidance_cross_attn else history + noisy
         for guided in sorted({counted_rows(-(-asking // team)), counted_rows(asking // team)}, reverse=True):
             yield from (f"{guided}x{keys} {heads} bias" for keys in PROMPT_KEYS)
@@ -85,7 +88,11 @@ def measured_attention(device: str, shapes: Iterable[str]) -> dict[str, str]:
             for shape in shapes
             if shape in known
         }
-        return {shape: min(ms, key=lambda one: one[0], default=(0, "sdpa"))[1] for shape, ms in times.items()}
+        return {
+            # In 8 bits it is not the fastest that is taken: the name in the file is.
+            shape: known[shape]["name"] if shape.endswith(IN_8_BITS) else min(ms, default=(0, "sdpa"))[1]
+            for shape, ms in times.items()
+        }
     except (TypeError, KeyError, AttributeError):
         return {}
 

@@ -270,7 +270,7 @@ def _estimate(
     after = After.of(options, plan.size, plan.fps, kind)
     notices = [*notices, team.notice] if team.notice else notices
     if model.checkpoint is not None and on is None:
-        shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, load.dtype, team.size))
+        shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, load.dtype, team.size, load.quant))
         taken = measured_attention(load.device.name, shapes) | {
             shape: name for shape, name in options.attention_taken.items() if shape in shapes
         }

@@ -121,9 +121,13 @@ def require_quant(quant: Quant, device: Device) -> None:
     """Raise MachineError for fp8 products on a `device` that is known to have none that helios can use."""
     known = known_gpu(device.name)
     old = device.capability is not None and device.capability < FP8_CAPABILITY
-    if quant == "fp8" and device.kind != "cpu" and (device.kind != "cuda" or old or (known and not known[1].fp8_flops)):
+    if (
+        quant != "none"
+        and device.kind != "cpu"
+        and (device.kind != "cuda" or old or (known and not known[1].fp8_flops))
+    ):
         raise MachineError(
-            f"--quant fp8: {device.name} has no fp8 products that helios can use (NVIDIA GPUs from Ada on have)",
+            f"--quant {quant}: {device.name} has no fp8 products that helios can use (NVIDIA GPUs from Ada on have)",
             hint="leave out --quant",
         )
 

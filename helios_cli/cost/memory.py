@@ -225,7 +225,7 @@ class Workload:
     def block_bytes(self) -> int:
         """Bytes of the matrices of a block that model calls need, as they compute."""
         dit = self.model.dit
-        rounded = dit.fp8_block_parameters if self.quant == "fp8" else 0
+        rounded = dit.fp8_block_parameters if self.quant != "none" else 0
         return rounded + self.itemsize * (dit.block_matrices - dit.prompt_matrices - rounded)
 
     @property
@@ -236,7 +236,7 @@ class Workload:
     @property
     def transformer_bytes(self) -> int:
         dit = self.model.dit
-        rounded = dit.num_layers * dit.fp8_block_parameters if self.quant == "fp8" else 0
+        rounded = dit.num_layers * dit.fp8_block_parameters if self.quant != "none" else 0
         islands = (FLOAT32 - self.itemsize) * dit.fp32_parameters
         return self.itemsize * self.model.parameters["transformer"] + islands - (self.itemsize - 1) * rounded
 

@@ -247,7 +247,7 @@ def duration_of(load: Workload) -> Duration:
     work, plan = load.work, load.plan
     # The share of the transformer's operations that --quant fp8 rounds (`weights.fp8.LAYERS`).
     rounded = sum(stage.film.projections + stage.film.feed_forward for stage in work.stages)
-    fp8_share = rounded / work.denoise if load.quant == "fp8" and work.denoise else 0.0
+    fp8_share = rounded / work.denoise if load.quant != "none" and work.denoise else 0.0
     parameters = load.model.parameters["transformer"]
     rates = other = rates_of(load.device, load.dtype, parameters, fp8_share=fp8_share)
     if load.vae_device is not None:

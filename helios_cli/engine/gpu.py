@@ -271,8 +271,10 @@ def measure_attention(
     dtype: torch.dtype,
     device: torch.device,
     team: int = 1,
+    in_8_bits: Choice | None = None,
 ) -> None:
-    """Time the attention shapes of a film that `choice` (`auto`) has not timed yet; `grids` are coarsest first.
+    """Time the attention shapes of a film that `choice` (`auto`) has not timed yet, and those of self-attention
+    `in_8_bits`; `grids` are coarsest first.
 
     The choice is thus made before the film begins, and can enter its fingerprints
     (`cost.arithmetic.attention_shapes`). With a `team` of ranks each has a share of the heads in self-attention, and of
@@ -290,8 +292,9 @@ def measure_attention(
             q, k, v = x, x, x
         if team == 1 and config.is_amplify_history:
             k = x  # amplified keys are a separate tensor
-        attention(q, k, v, None, choice)
-        attention(x[:, -noisy:], x, x, None, choice)  # the last block computes its queries separately
+        for one in filter(None, (choice, in_8_bits)):
+            attention(q, k, v, None, one)
+            attention(x[:, -noisy:], x, x, None, one)  # the last block computes its queries separately
         asking = noisy if config.guidance_cross_attn else rows
         for own in sorted({-(-asking // team), asking // team}, reverse=True):
             queries = torch.randn(1, own, heads, size, device=device, dtype=dtype)

@@ -28,7 +28,7 @@ from helios_cli.engine.gpu import (
 from helios_cli.engine.sums import measure_sums
 from helios_cli.errors import MachineError
 from helios_cli.model import dit, umt5
-from helios_cli.model.attention import AUTO, choose
+from helios_cli.model.attention import AUTO, Choice8Bit, choose
 from helios_cli.model.dit import Call, HeliosDiT, TextContext
 from helios_cli.model.fp8 import FAST_LENGTHS, use_fp8
 from helios_cli.model.umt5 import UMT5Encoder
@@ -116,8 +116,9 @@ class Models:
         read = checkpoint.architecture
         config = self.dit_config = read.dit
         heads = (config.num_attention_heads, config.attention_head_dim)
-        memory = attention_memory(device) if attention == AUTO else None
+        memory = attention_memory(device) if attention == AUTO or quant == "fp8+attention" else None
         self._choice = choose(attention, device, dtype, *heads, memory=memory, wanted=attention_wanted)
+        self._choice_8bit = Choice8Bit(self._choice, attention_wanted) if quant == "fp8+attention" else None
         self.vae_config, self.text_config, self.scheduler = read.vae, read.text, read.scheduler
         self.fast_sums: frozenset[int] = frozenset()
         self.prompts: dict[str, Prompt] = {}
@@ -196,10 +197,11 @@ class Models:
         are rounded.
 
         `team` is the number of ranks that share a model call."""
-        if self.attention == AUTO and self.device.type == "cuda":
+        if (self.attention == AUTO or self._choice_8bit is not None) and self.device.type == "cuda":
             patch, stages = self.dit_config.patch_size, self.scheduler.stages
             grids = [grid_of(size, patch, stages - 1 - k) for k in range(stages)]
-            measure_attention(self._choice, self.dit_config, grids, self.dtype, self.device, team)
+            plain, in_8_bits = self._choice, self._choice_8bit
+            measure_attention(plain, self.dit_config, grids, self.dtype, self.device, team, in_8_bits)
         if self.quant != "none" and self.device.type == "cuda":
             shapes = product_shapes(self.dit_config, self.checkpoint.native_size, self.scheduler.stages)
             self.follow_sums(measure_sums(shapes, self.device))
@@ -234,7 +236,7 @@ class Models:
     @property
     def attention_taken(self) -> Mapping[str, str]:
         """The backend that `auto` chose on a GPU for each shape that `settle` has measured."""
-        return self._choice.taken
+        return {**self._choice.taken, **(self._choice_8bit.taken if self._choice_8bit else {})}
 
     def follow_sums(self, lengths: Iterable[int]) -> None:
         """Take fast sums in fp8 products of these lengths, and in no others."""
@@ -242,9 +244,15 @@ class Models:
         FAST_LENGTHS.clear()
         FAST_LENGTHS.update(self.fast_sums)
 
+    def attend_in_8_bits_by(self, kind: str) -> None:
+        """Compute self-attention in 8 bits by this kind alone, to compare kinds."""
+        assert self._choice_8bit is not None, "only with --quant fp8+attention"
+        self._choice_8bit.only = kind
+
     def follow_attention(self, wanted: Mapping[str, str]) -> None:
         """Take the backends that rank 0 has chosen by shape."""
-        self._choice.wanted = wanted
+        for choice in filter(None, (self._choice, self._choice_8bit)):
+            choice.wanted = wanted
 
     def answer(self, calls: Sequence[Call]) -> list[Tensor]:
         """Compute independent model calls, with the other ranks if there are any."""
@@ -366,13 +374,13 @@ class Models:
 
     def _build_dit(self) -> HeliosDiT:
         module = HeliosDiT(self.dit_config)
-        module.use_attention(self._choice)
+        module.use_attention(self._choice, self._choice_8bit)
         if self.quant == "none":
             return module
         try:
             return cast(HeliosDiT, use_fp8(module, is_fp8))
         except ValueError as error:
-            raise MachineError(f"--quant fp8: {error}", hint="leave out --quant") from error
+            raise MachineError(f"--quant {self.quant}: {error}", hint="leave out --quant") from error
 
     def _build_vae(self) -> WanVAE:
         return WanVAE(self.vae_config, self.piece_elements)

@@ -240,7 +240,7 @@ class Session:
         team = models.team(guidance)
         models.settle(size, team.size)
         dtype = _name_of(models.dtype)
-        shapes = attention_shapes(models.dit_config, size, models.scheduler.stages, dtype, team.size)
+        shapes = attention_shapes(models.dit_config, size, models.scheduler.stages, dtype, team.size, models.quant)
         taken = {shape: models.attention_taken[shape] for shape in shapes if shape in models.attention_taken}
         rounding = arithmetic_of(
             device_of(models.device),

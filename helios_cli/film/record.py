@@ -182,7 +182,7 @@ class Record(_Frozen):
     device: Word
     processor: Line
     dtype: Dtype
-    quant: Literal["fp8"] | None = None
+    quant: Literal["fp8", "fp8+attention"] | None = None
     attention: Word | None = None
     attention_taken: Annotated[dict[Shape, Word], Field(max_length=100)] | None = None
     kernels: Line | None = None
@@ -343,7 +343,7 @@ def make_record(
         device=device,
         processor=arithmetic.device,
         dtype=cast(Dtype, arithmetic.dtype),
-        quant="fp8" if arithmetic.quant == "fp8" else None,
+        quant=None if arithmetic.quant == "none" else arithmetic.quant,
         attention=None if options.attention == "auto" else options.attention,
         attention_taken=attention_taken or None,
         kernels=arithmetic.kernels or None,

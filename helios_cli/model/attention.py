@@ -6,9 +6,11 @@ Shapes: B batch, Q query tokens, K key tokens, N heads, D head size.
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import helios_kernels as kernels
 from helios_cli.errors import MachineError
 from helios_cli.model import backends
-from helios_cli.model.backends import AUTO, Measurements
+from helios_cli.model.backends import AUTO, Measured, Measurements
 from helios_cli.model.ops import linear, onednn_runs, product_dtype, right_dtype
+from helios_cli.units import IN_8_BITS
 from helios_kernels.timing import gpu_seconds
 
 _QUERY_BLOCK = 128
@@ -56,7 +59,7 @@ def attention(
     if torch.is_grad_enabled():
         return _sdpa(q_BQND, k_BKND, v_BKND, bias_K).flatten(2)
     name = (choice or USUAL).of(q_BQND, k_BKND, v_BKND, bias_K)
-    return RUN[name](q_BQND, k_BKND, v_BKND, bias_K).flatten(2)
+    return (RUN.get(name) or RUN_8BIT[name])(q_BQND, k_BKND, v_BKND, bias_K).flatten(2)
 
 
 def _with_scores_kept(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> Tensor:
@@ -111,6 +114,39 @@ def _blocked(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | No
     return out
 
 
+@functools.cache
+def has_fa3(device: torch.device) -> bool:
+    """Return whether FlashAttention-3 (extra `fa3`) is installed, and `device` is the Hopper GPU that it is for."""
+    hopper = device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) == (9, 0)
+    return hopper and importlib.util.find_spec(_FA3) is not None
+
+
+_FA3 = "fa3_fwd_interface"
+"""The module of the package fa3-fwd."""
+
+
+def _fa3(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None, **scales: Tensor) -> Tensor:
+    if bias_K is not None:
+        raise MachineError("FlashAttention-3 takes no bias")
+    return importlib.import_module(_FA3).flash_attn_func(q_BQND, k_BKND, v_BKND, **scales)
+
+
+def _fa3_e4m3(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> Tensor:
+    """Compute attention of e4m3 factors with one scale a head."""
+    tensors = {"q": q_BQND, "k": k_BKND, "v": v_BKND}
+    scales = {name: x.abs().amax((1, 3)).clamp_min(1e-12).float() / E4M3_LARGEST for name, x in tensors.items()}
+    q, k, v = ((x / scales[name][:, None, :, None]).to(torch.float8_e4m3fn) for name, x in tensors.items())
+    return _fa3(q, k, v, bias_K, **{f"{name}_descale": scale for name, scale in scales.items()}).to(q_BQND.dtype)
+
+
+E4M3_LARGEST = 448.0
+
+
+def _8bit(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None, kind: kernels.Kind) -> Tensor:
+    assert bias_K is None, "self-attention has none"
+    return kernels.attention_8bit(q_BQND, k_BKND, v_BKND, kind)
+
+
 # Which one
 
 
@@ -119,6 +155,7 @@ RUN: dict[str, backends.Attention] = {
     "sdpa": _sdpa,
     "flash": functools.partial(_sdpa, only=SDPBackend.FLASH_ATTENTION),
     "cudnn": functools.partial(_sdpa, only=SDPBackend.CUDNN_ATTENTION),
+    "fa3": _fa3,
     "efficient": functools.partial(_sdpa, only=SDPBackend.EFFICIENT_ATTENTION),
     "math": functools.partial(_sdpa, only=SDPBackend.MATH),
     "blocked": _blocked,
@@ -127,9 +164,18 @@ RUN: dict[str, backends.Attention] = {
 
 NAMES = (AUTO, *RUN)
 
-ON_GPU = ("efficient", "flash", "cudnn", "triton")
+RUN_8BIT: dict[str, backends.Attention] = {
+    "int8": functools.partial(_8bit, kind="int8"),
+    "e4m3": functools.partial(_8bit, kind="e4m3"),
+    "fa3-e4m3": _fa3_e4m3,
+}
+"""Self-attention of --quant fp8+attention."""
+
+ON_GPU = ("efficient", "flash", "cudnn", "fa3", "triton")
 """The kinds of attention that `auto` times on a GPU, those first that the others are compared with."""
 
+
+WITHOUT_BIAS = {"flash", "fa3"}
 
 SECONDS_PER_CANDIDATE = 0.03
 """Time for each attention at each of a film's twenty shapes, which the first film of a size waits for."""
@@ -154,8 +200,8 @@ class Choice:
     def of(self, q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> str:
         """Return the name of the attention for these tensors. On a GPU a new shape is timed first."""
         if self.name != AUTO:
-            # Flash takes no bias: the prompt's few keys, whose padding has one, go to what PyTorch takes.
-            return "sdpa" if self.name == "flash" and bias_K is not None else self.name
+            # These take no bias: the prompt's few keys, whose padding has one, go to what PyTorch takes.
+            return "sdpa" if self.name in WITHOUT_BIAS and bias_K is not None else self.name
         if not q_BQND.is_cuda:
             if onednn_runs(q_BQND) and cpu_backend().name == "blocked" and is_right("blocked", q_BQND):
                 return "blocked"
@@ -176,10 +222,55 @@ class Choice:
     def _candidates(self, q_BQND: Tensor, bias_K: Tensor | None) -> list[str]:
         without = {name for name in ON_GPU if not is_right(name, q_BQND)}
         if bias_K is not None:
-            without.add("flash")
+            without |= WITHOUT_BIAS
+        if not has_fa3(q_BQND.device):
+            without.add("fa3")
         if not (kernels.runs(q_BQND, "attention") and kernels.attention_takes(q_BQND)):
             without.add("triton")
         return [name for name in ON_GPU if name not in without]
+
+
+class Choice8Bit(Choice):
+    """Chooses what computes self-attention in 8 bits.
+
+    On a GPU each shape is timed: of what is faster than `plain`'s choice there, the nearest to it is taken, and where
+    nothing is faster, that choice itself. Elsewhere it is int8, the nearer one.
+    """
+
+    def __init__(self, plain: Choice, wanted: Mapping[str, str] | None = None) -> None:
+        super().__init__(AUTO, plain.memory, wanted)
+        self.plain, self.only = plain, ""
+
+    def of(self, q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> str:
+        if self.only or not q_BQND.is_cuda:
+            return self.only or "int8"
+        shape = backends.shape_key(q_BQND, k_BKND, bias_K) + IN_8_BITS
+        plain = self.plain.of(q_BQND, k_BKND, v_BKND, bias_K)
+        names = [plain, *(name for name in RUN_8BIT if self._runs(name, q_BQND))]
+        known = self.memory.known.get(shape)
+        if known is None or not known.covers(names):
+            if torch.cuda.is_current_stream_capturing():
+                return plain  # nothing can be timed in a graph
+            candidates = {name: RUN.get(name) or RUN_8BIT[name] for name in names}
+            seconds = functools.partial(gpu_seconds, budget=SECONDS_PER_CANDIDATE)
+            bound = backends.AGREES_IN_8_BITS
+            known = backends.measure(candidates, q_BQND, k_BKND, v_BKND, bias_K, seconds, bound)
+            known = replace(known, name=nearest_of_the_faster(known, names))
+            self.memory.keep(shape, known)
+        wanted = self.wanted.get(shape)
+        self.taken[shape] = wanted if wanted in names and wanted in known.ms else nearest_of_the_faster(known, names)
+        return self.taken[shape]
+
+    @staticmethod
+    def _runs(name: str, q_BQND: Tensor) -> bool:
+        return has_fa3(q_BQND.device) if name.startswith("fa3") else kernels.runs(q_BQND, "attention_8bit")
+
+
+def nearest_of_the_faster(known: Measured, names: Sequence[str]) -> str:
+    """Return which of `names` differs least from the first one of those that are faster; the first if none is."""
+    plain, *others = names
+    faster = [name for name in others if name in known.apart and known.ms[name] < known.ms.get(plain, 0.0)]
+    return min(faster, key=known.apart.__getitem__, default=plain)
 
 
 def is_right(name: str, q_BQND: Tensor) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,21 @@ AUTO = "auto"
 AGREES = 0.03
 """Relative difference between two attentions in bfloat16 that are both right: ten times what their rounding makes."""
 
+AGREES_IN_8_BITS = 0.1
+"""The same for attention with 8-bit products, whose rounding alone makes up to 5 %."""
+
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The timing of one shape: the winner, milliseconds of those that ran, and why others were refused."""
+    """The timing of one shape: the winner, milliseconds of those that ran, why others were refused, and the distances
+    from the first one."""
 
     name: str
     ms: dict[str, float]
     refused: dict[str, str]
+    apart: dict[str, float] = field(default_factory=dict)
 
     def covers(self, names: Iterable[str]) -> bool:
         """Return whether all of `names` were tried."""
@@ -72,7 +77,8 @@ def read_choices(file: Path, device: str) -> dict[str, Measured]:
 def _choices(entry: Any) -> dict[str, Measured]:
     try:
         return {
-            shape: Measured(str(one["name"]), dict(one["ms"]), dict(one["refused"])) for shape, one in entry.items()
+            shape: Measured(str(one["name"]), dict(one["ms"]), dict(one["refused"]), dict(one.get("apart", {})))
+            for shape, one in entry.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -98,28 +104,34 @@ def measure(
     v_BKND: Tensor,
     bias_K: Tensor | None,
     seconds: Callable[[Callable[[], object]], float],
+    agrees: float = AGREES,
 ) -> Measured:
     """Time the candidates on these tensors, in the order of trust; with none left the name is "sdpa".
 
-    A candidate that fails, or that differs from the first one that ran, is refused. Running out of memory is raised.
+    A candidate that fails, or that differs from the first one that ran by more than `agrees`, is refused. Running out
+    of memory is raised.
     """
     first: Tensor | None = None
     times: dict[str, float] = {}
+    distances: dict[str, float] = {}
     refused: dict[str, str] = {}
     for name, run in candidates.items():
         try:
             result = run(q_BQND, k_BKND, v_BKND, bias_K)
             apart = 0.0 if first is None else distance(result, first)
-            if not apart <= AGREES:  # true for NaN as well
+            if not apart <= agrees:  # true for NaN as well
                 refused[name] = f"differs from {next(iter(times))} by {apart:.2g}"
                 continue
-            first = result if first is None else first
             times[name] = 1e3 * seconds(functools.partial(run, q_BQND, k_BKND, v_BKND, bias_K))
+            if first is None:
+                first = result
+            else:
+                distances[name] = apart
         except torch.OutOfMemoryError:  # no fault of the attention
             raise
         except Exception as error:  # each back end and each compiler has its own for a shape that it cannot take
             refused[name] = first_line(error)
-    return Measured(min(times, key=lambda name: times[name], default="sdpa"), times, refused)
+    return Measured(min(times, key=lambda name: times[name], default="sdpa"), times, refused, distances)
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -169,10 +169,10 @@ class HeliosDiT(nn.Module):
         """Yield the blocks in order, with the matrices for keys and values of prompts, and maybe no others."""
         return self.blocks if self.walk_for_prompts is None else self.walk_for_prompts()
 
-    def use_attention(self, choice: Choice) -> None:
-        """Have `choice` decide what computes attention."""
+    def use_attention(self, choice: Choice, in_8_bits: Choice | None = None) -> None:
+        """Have `choice` decide what computes attention, for self-attention `in_8_bits` if there is one."""
         for block in self.blocks:
-            block.attn1.choice = block.attn2.choice = choice
+            block.attn1.choice, block.attn2.choice = in_8_bits or choice, choice
 
     def join_projections(self) -> None:
         """Prepare for one product of queries, keys and values instead of three, where kernels run that work on it.

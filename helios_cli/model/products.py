@@ -213,14 +213,19 @@ def _prompt_matmuls(text: UMT5Config) -> Iterator[Case]:
 def _attentions(dit: DiTConfig, history: int, noisy: list[int], device: torch.device) -> Iterator[Case]:
     heads, size = min(dit.num_attention_heads, MOST_HEADS), dit.attention_head_dim
     names = {"sdpa", *({"blocked"} if device.type == "cpu" and torch.backends.mkldnn.is_available() else ())}
-    names |= {name for name in attention.ON_GPU if name != "triton"} if device.type == "cuda" else set()
+    if device.type == "cuda":
+        names |= {
+            name for name in attention.ON_GPU if name != "triton" and (name != "fa3" or attention.has_fa3(device))
+        }
     counts = [(_cut(few, MOST_KEYS), _cut(history + few, MOST_KEYS)) for few in noisy]
     for name in sorted(names):
         for few, rows in counts:
             for queries, keys in ((rows, rows), (few, rows)):
                 yield _attention(name, queries, keys, heads, size)
         for keys in (SPOKEN_TOKENS, MAX_TEXT_TOKENS):
-            yield _attention(name, counts[-1][0], keys, heads, size, bias=keys < MAX_TEXT_TOKENS)
+            biased = keys < MAX_TEXT_TOKENS
+            if not (biased and name in attention.WITHOUT_BIAS):
+                yield _attention(name, counts[-1][0], keys, heads, size, bias=biased)
 
 
 def _attention(name: str, queries: int, keys: int, heads: int, size: int, *, bias: bool = False) -> Case:

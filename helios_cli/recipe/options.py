@@ -25,7 +25,7 @@ EXPORT_FORMS = ("otio", "edl")
 DtypeChoice = Literal["auto", "bfloat16", "float16", "float32"]
 OffloadChoice = Literal["auto", "none", "model", "stream"]
 ContainerChoice = Literal["mkv", "mp4", "ts", "y4m"]
-QuantChoice = Literal["none", "fp8"]
+QuantChoice = Literal["none", "fp8", "fp8+attention"]
 Workers = int | Literal["auto"]
 
 MAX_WORKERS = 1024

@@ -25,7 +25,8 @@ _FP8_WEIGHT = re.compile(rf"blocks\.\d+\.({'|'.join(map(re.escape, LAYERS))})\.w
 
 SCALE_SUFFIX = "_scale"
 
-Quant = Literal["none", "fp8"]
+Quant = Literal["none", "fp8", "fp8+attention"]
+"""--quant: what is computed in 8 bits, nothing, products, or products and self-attention."""
 
 FP8_CAPABILITY = (8, 9)
 """The CUDA capability of the first chips with fp8 products (Ada)."""

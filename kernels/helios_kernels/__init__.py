@@ -6,6 +6,7 @@ Importing this needs only PyTorch; a kernel's module, and with it Triton, is imp
 from helios_kernels.attention import attention
 from helios_kernels.attention import run_kernel as run_attention
 from helios_kernels.attention import takes as attention_takes
+from helios_kernels.attention_8bit import Kind, attention_8bit
 from helios_kernels.dispatch import Backend, backend, find_triton, is_untried, runs
 from helios_kernels.modulation import (
     gated_residual,
@@ -23,7 +24,9 @@ from helios_kernels.vae_norm_silu import causal_pad, causal_sum_pad, vae_norm_si
 
 __all__ = [
     "Backend",
+    "Kind",
     "attention",
+    "attention_8bit",
     "attention_takes",
     "backend",
     "causal_pad",

@@ -30,8 +30,8 @@ INTERPRETER = "interpreter"
 FP8_CHIPS = ("sm_89", "sm_90", "sm_100", "sm_120", "gfx942", INTERPRETER)
 """Chips that convert to fp8; Ampere does not."""
 
-FP8_OPERATIONS = ("quantize", "modulated_norm_fp8", "gated_residual_modulated_norm_fp8")
-"""Operations whose results are fp8."""
+FP8_OPERATIONS = ("quantize", "modulated_norm_fp8", "gated_residual_modulated_norm_fp8", "attention_8bit")
+"""Operations that need fp8."""
 
 _borrows = False
 

@@ -108,6 +108,13 @@ _ATTENTION = {
     "gfx942": _CDNA,
 }
 
+# Factors of one byte: half of attention's shared memory.
+_ATTENTION_8BIT = {
+    **dict.fromkeys(("sm_89", "sm_120"), Config(num_warps=8, num_stages=2, block_q=128, block_k=64)),
+    "sm_90": Config(num_warps=8, num_stages=3, block_q=128, block_k=64),  # 128 keys spill 16 bytes
+    "sm_100": Config(num_warps=8, num_stages=3, block_q=128, block_k=128),
+}
+
 
 @dataclass(frozen=True)
 class LocalConfigs:
@@ -173,6 +180,14 @@ def attention_config(head: int, *, bias: bool) -> Config:
     if local := local_config(f"attention {size}{' bias' if bias else ''}"):
         return local
     return Config(num_warps=1, block_q=128, block_k=128) if chip == INTERPRETER else _ATTENTION[chip][size, bias]
+
+
+def attention_8bit_config() -> Config:
+    """Return the configuration of attention with 8-bit products on the chip at hand."""
+    chip = current_chip()
+    if local := local_config("attention_8bit"):
+        return local
+    return Config(num_warps=1, block_q=128, block_k=128) if chip == INTERPRETER else _ATTENTION_8BIT[chip]
 
 
 def row_tile(kernel: str, width: int) -> RowTile:

@@ -168,6 +168,7 @@ def test_what_is_tuned_is_there():
         "gated_residual_layer_norm",
         "gated_residual_modulated_norm_fp8",
         "attention_pointers",
+        "attention_8bit",
         "causal_pad",
         "causal_sum_pad",
         "renoise",

@@ -55,6 +55,11 @@ def plain_attention(q_BQND, k_BKND, v_BKND, bias_K):
     return attention(q_BQND, k_BKND, v_BKND, bias_K).unflatten(-1, q_BQND.shape[2:])
 
 
+def attention_8bit(q_BQND, k_BKND, v_BKND, kind):
+    """Compute what it approximates: how near, the quality of films shows."""
+    return plain_attention(q_BQND, k_BKND, v_BKND, None)
+
+
 def quantize(x, gelu, dtype):
     y = F.gelu(x.float(), approximate="tanh") if gelu else x.float()
     return y, y.abs().amax(-1, keepdim=True).clamp_min(1e-12) / torch.finfo(dtype).max
@@ -109,6 +114,7 @@ OURS = {
     "gated_residual_layer_norm": gated_residual_layer_norm,
     "qk_norm_rope": qk_norm_rope,
     "attention": plain_attention,
+    "attention_8bit": attention_8bit,
     "quantize": quantize,
     "renoise": renoise,
     "dmd_step": dmd_step,
