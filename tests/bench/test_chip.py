@@ -17,10 +17,12 @@ from helios_cli.bench.fidelity import EQUAL_DB, psnr_db
 from helios_cli.bench.specs import SPECS
 from helios_cli.child import ChildError
 from helios_cli.cli import main
+from helios_cli.commands.bench import IN_8_BITS
 from helios_cli.errors import MachineError
 from helios_kernels.bench import Timing
 
 DEVICE = torch.device("cpu")
+USUAL = "bfloat16", "float32"
 
 
 @pytest.mark.slow
@@ -33,13 +35,15 @@ def test_the_quality_of_fp8_by_chunk(tmp_path, capsys):
     found = {(row["film"], row["against"], row["chunk"]): row for row in data["distances"]}
     assert set(found) == {
         (film, against, chunk)
-        for film, against in (("fp8", "bfloat16"), ("bfloat16", "float32"), ("fp8", "float32"))
+        for film, against in (*((film, exact) for film in IN_8_BITS for exact in ("bfloat16", "float32")), USUAL)
         for chunk in (1, 2)
     }
     for chunk in (1, 2):  # 3 bits of mantissa are worse than 7, and neither changes the picture beyond recognition
-        rounded, usual = found["fp8", "bfloat16", chunk], found["bfloat16", "float32", chunk]
-        assert 35 < rounded["latents_db"] < usual["latents_db"]
-        assert 30 < rounded["frames_db"] < usual["frames_db"]
+        usual = found[*USUAL, chunk]
+        for film in IN_8_BITS:
+            rounded = found[film, "bfloat16", chunk]
+            assert 35 < rounded["latents_db"] < usual["latents_db"]
+            assert 30 < rounded["frames_db"] < usual["frames_db"]
 
 
 @pytest.mark.parametrize(("error", "expected"), [(0.0, EQUAL_DB), (1.0, 40.0), (10.0, 20.0)])
