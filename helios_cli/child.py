@@ -120,9 +120,11 @@ def _read(written: bytes) -> list[dict]:
 def serve(answers: Callable[[dict], Iterable[dict]], *, seconds: int = 0) -> None:
     """Run a child process: take the question from the command line and write each answer to a file.
 
-    With `seconds` the process is killed when an answer takes longer.
+    With `seconds`, or a question with "seconds_each", the process is killed when an answer takes longer.
     """
     question, file = json.loads(sys.argv[1]), Path(sys.argv[2])
+    if isinstance(question, dict):
+        seconds = question.pop("seconds_each", seconds)
     with file.open("a", encoding="utf-8") as out:
 
         def write(answer: dict) -> None:

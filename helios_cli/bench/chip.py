@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,27 @@ from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.bench.task import plan_of, synthetic_defaults
 from helios_cli.child import serve
+from helios_cli.cost.vae import decode_flops
 from helios_cli.device import pick_device, torch_dtype
 from helios_cli.engine import sums
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.film.screen import Screen
 from helios_cli.model import attention, backends, fp8
+from helios_cli.model.convolution import convolve
 from helios_cli.model.ops import linear
+from helios_cli.model.vae import PAST, CausalConv3d
 from helios_cli.recipe.plan import Plan
-from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.units import FRAMES_PER_CHUNK, IN_8_BITS, LATENTS_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_kernels import bench as kernel_bench
 from helios_kernels import tuning as kernel_tuning
 from helios_kernels.dispatch import backend
-from helios_kernels.timing import gpu_seconds
+from helios_kernels.timing import Sustained, gpu_seconds, sustained
 
 Rows = Iterator[dict[str, Any]]
+
+SUSTAINED_SECONDS = 1.0
+"""Seconds for each product of `sustained_products`, by whose end a chip has found the clock that its power allows."""
 
 
 def rows_of(question: dict[str, Any]) -> Rows:
@@ -56,6 +62,61 @@ def ceiling(device: torch.device, dtype: str = "bfloat16") -> Rows:
     x, y = torch.empty(2**24, dtype=torch.int8, device=device), torch.randn(1024, 1024, device=device).to(kind)
     copy, product = seconds_of(lambda: x.clone(), device), seconds_of(lambda: linear(y, y), device)
     yield asdict(kernel_bench.Ceiling(copy=2 * x.numel() / copy, product=2 * 1024**3 / product))
+
+
+@torch.no_grad()
+def sustained_products(device: torch.device) -> Rows:
+    """Measure what the products of a film sustain, in the time in which a chip has reached its power limit."""
+    for rows, inner, outer in shapes_of(device).sustained:
+        x, weight = (
+            torch.randn(rows, inner, device=device).bfloat16(),
+            torch.randn(outer, inner, device=device).bfloat16(),
+        )
+        if device.type == "cuda":
+            found = sustained(partial(linear, x, weight), seconds=SUSTAINED_SECONDS)
+        else:
+            found = Sustained(seconds_of(partial(linear, x, weight), device), None, None)
+        teraflops = 2 * rows * inner * outer / found.seconds / 1e12
+        yield {"shape": f"{rows}x{inner}x{outer}", "teraflops": teraflops, "clock": found.clock, "watts": found.watts}
+
+
+@torch.no_grad()
+def decoding(device: torch.device) -> Rows:
+    """Time the decoding of a chunk by the size of its pieces, with cuDNN's first choice and with its fastest, then the
+    convolutions one by one, and the addition of a bias."""
+    shapes = shapes_of(device)
+    models, size = (
+        RandomModels(SPECS[shapes.size], device, torch.bfloat16, name=shapes.size),
+        SPECS[shapes.size].native_size,
+    )
+    vae = models.vae
+    latents = torch.randn(1, vae.config.z_dim, LATENTS_PER_CHUNK, size[1] // 8, size[0] // 8, device=device).bfloat16()
+    flops = decode_flops(models.vae_config, size)
+    tries = (False, True) if device.type == "cuda" else (False,)
+    for exponent in shapes.pieces:
+        vae.piece_elements = 2**exponent
+        for torch.backends.cudnn.benchmark in tries:
+            row = {"piece": f"2^{exponent}", "benchmark": torch.backends.cudnn.benchmark}
+            try:
+                seconds = seconds_of(lambda: deque(vae.decode(latents), maxlen=0), device)
+            except torch.OutOfMemoryError as error:
+                yield {**row, "refused": backends.first_line(error)}
+                torch.cuda.empty_cache()
+                continue
+            yield {**row, "ms": 1e3 * seconds, "teraflops": flops / seconds / 1e12}
+    models.unload()
+    for frames, height, width, inner, outer in shapes.convolutions:
+        conv = CausalConv3d(inner, outer).to(device, torch.bfloat16)
+        conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        x = torch.randn(1, frames + PAST, height, width, inner, device=device).bfloat16()
+        row = {"convolution": f"{frames}x{height}x{width}, {inner} to {outer}"}
+        for torch.backends.cudnn.benchmark in tries:
+            seconds = seconds_of(partial(convolve, conv, x, with_bias=False), device)
+            teraflops = 2 * frames * height * width * inner * outer * 27 / seconds / 1e12
+            yield {**row, "benchmark": torch.backends.cudnn.benchmark, "ms": 1e3 * seconds, "teraflops": teraflops}
+    y, bias = torch.randn_like(x), torch.randn(inner, device=device).bfloat16()
+    seconds = seconds_of(lambda: y.add_(bias), device)
+    yield {"adding a bias, GB/s": 2 * y.nbytes / seconds / 1e9}
 
 
 def kernels(device: torch.device, names: list[str], compiled: bool, ceiling: dict[str, Any] | None) -> Rows:
@@ -86,12 +147,20 @@ def attentions(device: torch.device) -> Rows:
         k, v = torch.randn(2, 1, keys, heads, head, device=device).bfloat16()
         bias = torch.zeros(keys, device=device) if biased else None
         names = attention.ON_GPU if device.type == "cuda" else ("math", "flash", "sdpa", "blocked")
-        candidates = {name: attention.RUN[name] for name in names if not (biased and name == "flash")}
+        candidates = {name: attention.RUN[name] for name in names if not (biased and name in attention.WITHOUT_BIAS)}
         timed = backends.measure(candidates, q, k, v, bias, partial(seconds_of, device=device))
         flops = 4 * queries * keys * heads * head
         teraflops = {name: flops / ms / 1e9 for name, ms in timed.ms.items()}
         shape = f"{queries}x{keys} {heads}x{head}{' bias' if biased else ''}"
         yield {"shape": shape, **asdict(timed), "teraflops": teraflops}
+        if not biased:
+            best = timed.name if timed.name in attention.RUN else "sdpa"
+            candidates = {best: attention.RUN[best], **attention.RUN_8BIT}
+            timing = partial(seconds_of, device=device)
+            timed = backends.measure(candidates, q, k, v, None, timing, backends.AGREES_IN_8_BITS)
+            timed = replace(timed, name=attention.nearest_of_the_faster(timed, list(candidates)))
+            teraflops = {name: flops / ms / 1e9 for name, ms in timed.ms.items()}
+            yield {"shape": shape + IN_8_BITS, **asdict(timed), "teraflops": teraflops}
 
 
 @torch.no_grad()
@@ -189,6 +258,8 @@ PARTS: dict[str, Callable[..., Rows]] = {
     "kernels": kernels,
     "tuning": tuning,
     "attention": attentions,
+    "sustained products": sustained_products,
+    "decoding": decoding,
     "fp8 products": products,
     "fp8 quality": quality,
     "one chunk": one_chunk,

@@ -26,7 +26,7 @@ from helios_cli.bench.offload import measure_modes, placements, workload_of
 from helios_cli.bench.report import environment, side
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
-from helios_cli.bench.task import STEADY_CHUNKS, Task, against_floors, plan_of, run
+from helios_cli.bench.task import STEADY_CHUNKS, Task, against_floors, gates, plan_of, run
 from helios_cli.child import ChildError, ask
 from helios_cli.device import pick_device
 from helios_cli.engine.gpu import recall_kernels
@@ -40,8 +40,8 @@ from helios_kernels.tuning import TUNABLES
 SECONDS = 480.0
 """Seconds after which no part goes on."""
 
-PART_SECONDS = 150.0
-"""Seconds of one process: a kernel that hangs costs no more."""
+OPERATION_SECONDS = 30
+"""Seconds of one operation of a part that measures them one by one: a kernel that hangs costs no more."""
 
 NOISE_DB = 3.0
 """Margin by which kernels may be further from float32 than PyTorch: twice its squared error."""
@@ -57,7 +57,9 @@ class Shapes:
     Attributes:
         size: synthetic model that is rendered; `compared`: the one that is rendered with kernels on and off.
         attention: (queries, keys, heads, head size, with a bias).
-        products: (rows, inputs, outputs).
+        products: (rows, inputs, outputs) of products in fp8; `sustained`: of those in bfloat16.
+        pieces: powers of 2 of elements that a decoding works on at a time.
+        convolutions: (frames, height, width, inputs, outputs).
         chunks: length of every film except the compared ones.
         budgets: bytes in which the compared model streams.
     """
@@ -66,6 +68,9 @@ class Shapes:
     compared: str
     attention: tuple[tuple[int, int, int, int, bool], ...]
     products: tuple[tuple[int, int, int], ...]
+    sustained: tuple[tuple[int, int, int], ...]
+    pieces: tuple[int, ...]
+    convolutions: tuple[tuple[int, int, int, int, int], ...]
     chunks: int
     budgets: tuple[int, ...]
 
@@ -79,10 +84,30 @@ GPU = Shapes(
         *((rows, 122, 40, 128, True) for rows in (540, 2160, 8640)),
     ),
     products=((11040, 5120, 15360), (11040, 5120, 13824), (11040, 13824, 5120), (2940, 5120, 13824)),
+    sustained=tuple((rows, 5120, outer) for rows in (11040, 4560, 2940) for outer in (15360, 5120, 13824)),
+    pieces=(26, 28, 29),
+    convolutions=(
+        (9, 48, 80, 384, 384),
+        (9, 96, 160, 192, 384),
+        (18, 96, 160, 384, 384),
+        (33, 192, 320, 192, 192),
+        (8, 384, 640, 96, 96),
+        (33, 384, 640, 96, 96),
+    ),
     chunks=STEADY_CHUNKS,
     budgets=(3 * 10**9, 5 * 10**9),
 )
-CPU = Shapes("tiny", "tiny", ((300, 300, 4, 32, False), (200, 20, 4, 32, True)), ((256, 128, 512),), 2, (10**9,))
+CPU = Shapes(
+    size="tiny",
+    compared="tiny",
+    attention=((300, 300, 4, 32, False), (200, 20, 4, 32, True)),
+    products=((256, 128, 512),),
+    sustained=((256, 128, 512),),
+    pieces=(20, 23),
+    convolutions=((4, 8, 16, 32, 32),),
+    chunks=2,
+    budgets=(10**9,),
+)
 
 
 def shapes_of(device: torch.device) -> Shapes:
@@ -99,10 +124,10 @@ class Probe:
     """A part. `measure` is given the seconds that it may take, at most `seconds`, and the results of earlier parts."""
 
     name: str
+    seconds: float
     measure: Callable[[float, Results], object]
     needs_gpu: bool = False
     needs_fp8: bool = False
-    seconds: float = PART_SECONDS
 
     def why_not(self, device: torch.device) -> str | None:
         """Return why there is nothing to measure on `device`."""
@@ -121,31 +146,31 @@ def probes(device: torch.device, folder: str) -> list[Probe]:
     task = Task(
         size, frames, (1, 1, 1), "bfloat16", str(device), synthetic=shapes.size, threads=threads, kernels=kernels
     )
-    plain, twice = replace(task, kernels="reference"), replace(task, steps=(2, 2, 2))
+    in_fp8, more = replace(task, quant="fp8"), replace(task, quant="fp8+attention")
     film = f"render {shapes.size}"
 
-    def rows(part: str) -> Callable[[float, Results], list[Json]]:
-        return lambda seconds, earlier: _child(device, part, seconds)
+    def rows(part: str, **arguments: Any) -> Callable[[float, Results], list[Json]]:
+        return lambda seconds, earlier: _child(device, part, seconds, **arguments)
 
     def first(part: str, **arguments: Any) -> Callable[[float, Results], Json]:
         return lambda seconds, earlier: _child(device, part, seconds, **arguments)[0]
 
     return [
-        Probe("ceiling", first("ceiling")),
-        Probe(f"{film} 1,1,1", partial(_render, task)),
-        Probe("attention", rows("attention")),
-        Probe("fp8 products", rows("fp8 products"), needs_fp8=True),
-        Probe(f"{film} 1,1,1 fp8", partial(_render, replace(task, quant="fp8")), needs_fp8=True),
-        Probe("kernels", partial(_kernels, device, compiled=False), needs_gpu=True),
-        Probe("kernels on and off", partial(_on_and_off, device, shapes.compared, folder)),
-        Probe(f"{film} 1,1,1 without kernels", partial(_render, plain)),
-        Probe(f"{film} 2,2,2", partial(_render, twice)),
-        Probe(f"{film} 2,2,2 fp8", partial(_render, replace(twice, quant="fp8")), needs_fp8=True),
-        Probe("fp8 quality", rows("fp8 quality"), needs_fp8=True),
-        Probe("synchronisations", first("synchronisations", size=shapes.compared), needs_gpu=True),
-        Probe("offload", partial(_offload, device, shapes, folder), seconds=90.0),
-        Probe("kernels against torch.compile", partial(_kernels, device, compiled=True), needs_gpu=True),
-        Probe("tuning", partial(_tuning, device), needs_gpu=True, seconds=SECONDS),  # the rest of the time
+        Probe("ceiling", 30, first("ceiling")),
+        Probe(f"{film} 1,1,1", 120, partial(_render, task)),
+        Probe("decoding", 60, rows("decoding")),
+        Probe("attention", 60, rows("attention", seconds_each=OPERATION_SECONDS)),
+        Probe("sustained products", 30, rows("sustained products")),
+        Probe("fp8 products", 40, rows("fp8 products"), needs_fp8=True),
+        Probe(f"{film} 1,1,1 fp8", 75, partial(_render, in_fp8), needs_fp8=True),
+        Probe(f"{film} 1,1,1 fp8+attention", 75, partial(_render, more), needs_fp8=True),
+        Probe("kernels", 120, partial(_kernels, device, compiled=False), needs_gpu=True),
+        Probe("kernels on and off", 90, partial(_on_and_off, device, shapes.compared, folder)),
+        Probe("fp8 quality", 60, rows("fp8 quality"), needs_fp8=True),
+        Probe("tuning", 120, partial(_tuning, device), needs_gpu=True),
+        Probe(f"{film} 2,2,2", 90, partial(_render, replace(task, steps=(2, 2, 2)))),
+        Probe("offload", 90, partial(_offload, device, shapes, folder)),
+        Probe("synchronisations", 30, first("synchronisations", size=shapes.compared), needs_gpu=True),
     ]
 
 
@@ -188,7 +213,8 @@ def _kernels(device: torch.device, seconds: float, earlier: Results, *, compiled
     """Time all operations."""
     names = sorted(OPS, key=lambda name: name.startswith("attention"))  # the most likely to hang are last
     ceiling = earlier.get("ceiling", {}).get("result")
-    return _one_by_one(device, "kernels", names, seconds, compiled=compiled, ceiling=ceiling)
+    arguments = {"compiled": compiled, "ceiling": ceiling, "seconds_each": OPERATION_SECONDS}
+    return _one_by_one(device, "kernels", names, seconds, **arguments)
 
 
 def _tuning(device: torch.device, seconds: float, earlier: Results) -> list[Json]:
@@ -228,7 +254,8 @@ def _render(task: Task, seconds: float, earlier: Results) -> Json:
         lost = {"kernels_failed": error.message}
         result = run("ours", replace(task, kernels="reference"), timeout=left)
     ceiling = earlier.get("ceiling", {}).get("result")
-    return {**side(result), **lost, **({} if ceiling is None else against_floors(task, result, ceiling))}
+    floors = {} if ceiling is None else against_floors(task, result, ceiling)
+    return {**side(result), **lost, **floors, "gates": gates(task, result)}
 
 
 def _offload(device: torch.device, shapes: Shapes, folder: str, seconds: float, earlier: Results) -> Json:
@@ -281,8 +308,19 @@ def verdict(results: dict[str, Json]) -> str:
 
 def summary(part: Json) -> str:
     """Return the outcome of a part in a line."""
-    verdict = part["result"].get("verdict") if isinstance(part.get("result"), dict) else None
+    result = part["result"] if isinstance(part.get("result"), dict) else {}
+    verdict = result.get("verdict") or (told(result) if "gates" in result else None)
     return part.get("failed") or part.get("left_out") or verdict or "done"  # a failure may have half a result
+
+
+def told(render: Json) -> str:
+    """Return a render's rate, and apart from it what decides that."""
+    rate, gates = render["steady_frames_per_second"] or render["frames_per_second"], render["gates"]
+    steady = "steady" if render["steady_frames_per_second"] else "of the whole film"
+    return (
+        f"{rate:.3g} frames a second ({steady}); transformer at {gates['dit_teraflops']:.3g} TFLOP/s; "
+        f"{gates['decode_hidden']:.0%} of decoding hidden behind it"
+    )
 
 
 def heading(device: torch.device) -> Json:

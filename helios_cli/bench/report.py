@@ -151,9 +151,15 @@ def markdown(data: dict[str, Any]) -> Iterator[str]:
     renders = {name: one for name, one in results.items() if name.startswith("render ")}
     phases = list(dict.fromkeys(phase for one in renders.values() for phase in one.get("floors", {})))
     yield from _table(
-        ["", "frames a second", "steady", *(f"{phase}, s (of floor)" for phase in phases)],
+        ["", "frames a second", "steady", *GATES.values(), *(f"{phase}, s (of floor)" for phase in phases)],
         [
-            [name, _figure(one["frames_per_second"]), _figure(one["steady_frames_per_second"]), *_phases(one, phases)]
+            [
+                name,
+                _figure(one["frames_per_second"]),
+                _figure(one["steady_frames_per_second"]),
+                *(_figure(one.get("gates", {}).get(gate)) for gate in GATES),
+                *_phases(one, phases),
+            ]
             for name, one in renders.items()
         ],
     )
@@ -170,6 +176,11 @@ def markdown(data: dict[str, Any]) -> Iterator[str]:
         ["attention, ms", *names, "taken"],
         [[row["shape"], *(_figure(row["ms"].get(name)) for name in names), row["name"]] for row in shapes],
     )
+    for part, name in (("sustained products", "shape"), ("decoding", "piece"), ("decoding", "convolution")):
+        found = [row for row in results.get(part, []) if name in row]
+        keys = list(dict.fromkeys(key for row in found for key in row if key != name))
+        yield from _table([name, *keys], [[row[name], *(_cell(row.get(key)) for key in keys)] for row in found])
+    yield from (f"\n{key}: {_cell(value)}" for row in results.get("decoding", [])[-1:] for key, value in row.items())
     products = results.get("fp8 products", [])
     names = list(dict.fromkeys(name for row in products for name in row["milliseconds"]))
     yield from _table(
@@ -183,6 +194,10 @@ def markdown(data: dict[str, Any]) -> Iterator[str]:
             yield f"- {name}: {text}"
 
 
+GATES = {"dit_teraflops": "transformer, TFLOP/s", "decode_hidden": "decoding hidden"}
+"""The two that decide a film's rate, apart (`bench.task.gates`)."""
+
+
 def _phases(one: dict[str, Any], phases: Sequence[str]) -> list[str]:
     shares = one.get("share_of_floor", {})
     return [f"{one['phases'][phase]:.3g} ({shares[phase]:.0%})" if phase in shares else "-" for phase in phases]
@@ -191,6 +206,10 @@ def _phases(one: dict[str, Any], phases: Sequence[str]) -> list[str]:
 def _kernel(row: dict[str, Any]) -> list[str]:
     share = f"{row['share']:.0%} of {row['bound']}"
     return [_figure(row["milliseconds"]), share, f"{_figure(row['over_eager'])}x", row["short_of"] or ""]
+
+
+def _cell(value: Any) -> str:
+    return str(_rounded(value)) if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def _shape(row: dict[str, Any]) -> str:

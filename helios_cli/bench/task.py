@@ -253,6 +253,18 @@ def floors(task: Task, dtype: str, ceiling: Mapping[str, float | None]) -> dict[
     return {**{f"stage {stage.index}": seconds(stage.film) for stage in work.stages}, "decode": work.decode / rate}
 
 
+def gates(task: Task, result: Result) -> dict[str, float]:
+    """Return the two things that decide a film's rate: the operations a second of the transformer, measured without
+    overlap, and the share of decoding, except for the last chunk's, that is hidden behind later model calls."""
+    work, _ = counted_work(task, result.dtypes["transformer"])
+    chunks = -(-task.num_frames // FRAMES_PER_CHUNK)
+    apart = sum(result.phases.values())
+    could_be = result.phases["decode"] * (chunks - 1) / chunks
+    hidden = (apart - result.seconds) / could_be if could_be else 0.0
+    denoise = sum(stage.film.total for stage in work.stages)
+    return {"dit_teraflops": denoise / result.dit_seconds / 1e12, "decode_hidden": min(1.0, max(0.0, hidden))}
+
+
 def against_floors(task: Task, result: Result, ceiling: Mapping[str, float | None]) -> dict[str, dict[str, float]]:
     """Return the floors of a film that was timed, and each floor's share of its phase's time."""
     floor = floors(task, result.dtypes["transformer"], ceiling)

@@ -65,11 +65,11 @@ def test_a_part_that_fails_leaves_the_others(monkeypatch):
         raise ChildError("the process died", hint="none", answers=[{"row": 1}])
 
     made = [
-        Probe("a", lambda seconds, earlier: 1),
-        Probe("b", broken),
-        Probe("lost", lost),
-        Probe("gpu", lambda seconds, earlier: 2, needs_gpu=True),
-        Probe("c", lambda seconds, earlier: earlier["a"]["result"] + 2),
+        Probe("a", 9, lambda seconds, earlier: 1),
+        Probe("b", 9, broken),
+        Probe("lost", 9, lost),
+        Probe("gpu", 9, lambda seconds, earlier: 2, needs_gpu=True),
+        Probe("c", 9, lambda seconds, earlier: earlier["a"]["result"] + 2),
     ]
     monkeypatch.setattr(everything, "probes", lambda *_: made)
     said = outcomes(DEVICE)
@@ -84,7 +84,7 @@ def test_a_part_that_failed_half_way_is_not_called_done(monkeypatch, capsys):
         raise ChildError("the process died", hint="none", answers=[{"row": 1}])
 
     monkeypatch.setattr(
-        everything, "probes", lambda *_: [Probe("lost", lost), Probe("whole", lambda seconds, earlier: 1)]
+        everything, "probes", lambda *_: [Probe("lost", 9, lost), Probe("whole", 9, lambda seconds, earlier: 1)]
     )
     assert main(["bench", "all", "--device", "cpu"]) == 0
     said = capsys.readouterr().err
@@ -92,7 +92,7 @@ def test_a_part_that_failed_half_way_is_not_called_done(monkeypatch, capsys):
 
 
 def test_what_a_chip_has_no_fp8_for_is_left_out(monkeypatch):
-    made = [Probe("a", lambda seconds, earlier: 1), Probe("b", lambda seconds, earlier: 2, needs_fp8=True)]
+    made = [Probe("a", 9, lambda seconds, earlier: 1), Probe("b", 9, lambda seconds, earlier: 2, needs_fp8=True)]
     monkeypatch.setattr(everything, "probes", lambda device, folder: made)
     monkeypatch.setattr(everything, "heading", lambda device: {})
     for capability, told in (((8, 6), {"left_out": "this GPU has no fp8"}), ((8, 9), {"result": 2})):
@@ -113,18 +113,20 @@ def test_a_film_that_kernels_take_down_is_made_without_them(monkeypatch):
 
     monkeypatch.setattr(everything, "run", run)
     monkeypatch.setattr(everything, "side", lambda result: {"side": result})
+    monkeypatch.setattr(everything, "gates", lambda task, result: {"dit_teraflops": 1.0})
     (part,) = (part for part in everything.probes(DEVICE, "") if part.name == "render tiny 1,1,1")
-    assert part.measure(60.0, {}) == {"side": "a film"} and asked == [""]
+    made = {"side": "a film", "gates": {"dit_teraflops": 1.0}}
+    assert part.measure(60.0, {}) == made and asked == [""]
     monkeypatch.setattr(everything, "_wanted_kernels", lambda device: "triton")
     (part,) = (part for part in everything.probes(DEVICE, "") if part.name == "render tiny 1,1,1")
-    assert part.measure(60.0, {}) == {"side": "a film", "kernels_failed": "an illegal memory access"}
+    assert part.measure(60.0, {}) == {**made, "kernels_failed": "an illegal memory access"}
     assert asked == ["", "triton", "reference"]
     with pytest.raises(ChildError):
         part.measure(1.0, {})
 
 
 def test_an_operation_that_takes_its_process_down_costs_its_own_rows(monkeypatch):
-    def child(device, part, seconds, *, names, compiled, ceiling):
+    def child(device, part, seconds, *, names, compiled, ceiling, seconds_each):
         assert ceiling == {"copy": 1e12}  # not measured once more
         said = []
         for name in names:
@@ -149,7 +151,7 @@ def test_tuning_has_the_time_that_is_left_and_keeps_what_a_lost_process_found(mo
 
     def child(device, part, seconds, *, names, kernels):
         assert kernels == "triton"  # on a chip that none are shipped for as well
-        asked.append((part, seconds > 300, names))
+        asked.append((part, seconds > 100, names))
         if len(asked) == 1:
             said = [{"begun": names[0]}, {"kernel": "found"}, {"begun": names[1]}]
             raise ChildError("an illegal memory access", hint="none", answers=said)
@@ -164,14 +166,18 @@ def test_tuning_has_the_time_that_is_left_and_keeps_what_a_lost_process_found(mo
 
 @pytest.mark.process
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ceiling", "attention", "fp8 products"])
+@pytest.mark.parametrize("name", ["ceiling", "attention", "fp8 products", "sustained products", "decoding"])
 def test_the_parts_of_a_chip_run_at_small_shapes(name, tmp_path):
     part = next(part for part in everything.probes(DEVICE, str(tmp_path)) if part.name == name)
     result = part.measure(300.0, {})
     assert json.loads(json.dumps(result)) == result
     if name == "attention":
-        assert len(result) == len(CPU.attention)
-        assert all(not shape["refused"] and shape["name"] in shape["ms"] for shape in result)
+        assert len(result) == len(CPU.attention) + 1  # self-attention in 8 bits as well
+        assert all(shape["name"] in shape["ms"] and not shape["refused"].keys() - {"fa3-e4m3"} for shape in result)
+    if name == "decoding":
+        assert [row["piece"] for row in result if "piece" in row] == [f"2^{one}" for one in CPU.pieces]
+        assert len([row for row in result if "convolution" in row]) == len(CPU.convolutions)
+        assert all(row.get("teraflops", 1) > 0 for row in result) and "adding a bias, GB/s" in result[-1]
     if name == "fp8 products":
         assert all(0.02 < product["relative_error"]["fp8"] < 0.05 for product in result)  # 2^-4 / sqrt(3), twice
         assert all(not product["refused"] and "fp8 with fast sums" in product["milliseconds"] for product in result)
@@ -184,6 +190,8 @@ def test_a_render_has_its_floors(tmp_path):
     result = part.measure(300.0, {"ceiling": {"result": {"product": 1e11, "fp8_product": None}}})
     assert set(result["floors"]) == {"stage 0", "stage 1", "stage 2", "decode"} == set(result["share_of_floor"])
     assert all(seconds > 0 for seconds in result["floors"].values())
+    assert result["gates"]["dit_teraflops"] > 0 and result["gates"]["decode_hidden"] == 0  # a CPU hides nothing
+    assert "TFLOP/s; 0% of decoding hidden" in everything.summary({"result": result})
     assert result["num_frames"] == CPU.chunks * 33 and SPECS[CPU.size].native_size == (128, 64)
 
 
@@ -255,11 +263,16 @@ def test_results_become_tables(tmp_path, capsys):
     """Kernels as their bench says them, other parts as they were, or why they are not there."""
     timed = Timing("renoise", "stage2", None, 0.5, 10, None, 0.8, "copy", {"eager": 1.0}, 2.0, None, "85% of a copy")
     film = {"frames_per_second": 33.25, "steady_frames_per_second": None, "phases": {"decode": 2.0}}
+    film["gates"] = {"dit_teraflops": 500.0, "decode_hidden": 0.75}
+    product = {"rows": 8, "inner": 16, "outer": 16, "milliseconds": {"bfloat16": 2.0, "fp8": 1.5}, "refused": {}}
     parts = {
         "ceiling": {"result": {"copy": 4e12, "product": 7.9e14, "fp8_product": None}},
         "render 14b 1,1,1": {"result": {**film, "floors": {"decode": 1.0}, "share_of_floor": {"decode": 0.5}}},
         "kernels": {"result": [asdict(timed), asdict(Timing("gelu", "x", fault="error 2, bound 1"))]},
         "attention": {"result": [{"shape": "8x8", "ms": {"flash": 2.0, "triton": 1.5}, "name": "triton"}]},
+        "sustained products": {"result": [{"shape": "8x16x16", "teraflops": 700.0, "clock": 1980, "watts": 690}]},
+        "decoding": {"result": [{"piece": "2^28", "benchmark": True, "ms": 120.0}, {"adding a bias, GB/s": 1500.0}]},
+        "fp8 products": {"result": [{**product, "relative_error": {"fp8": 0.03}, "fast_sums": True}]},
         "kernels on and off": {"result": {"verdict": "right: near"}},
         "tuning": {"left_out": "480 seconds were over"},
     }
@@ -270,7 +283,11 @@ def test_results_become_tables(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "NVIDIA H200, 2026-11-28, commit abc, torch 2.13.0, 4000 GB/s copied, 790 TFLOP/s"
     assert {
-        "| render 14b 1,1,1 | 33.2 | - | 2 (50%) |",
+        "| render 14b 1,1,1 | 33.2 | - | 500 | 0.75 | 2 (50%) |",
+        "| 8x16x16 | 700 | 1980 | 690 |",
+        "| 2^28 | True | 120 |",
+        "adding a bias, GB/s: 1500",
+        "| 8x16x16 | 2 | 1.5 (0.03) | taken |",
         "| `renoise` | stage2 | 0.5 | 80% of copy | 2x | 85% of a copy |",
         "| `gelu` | x | error 2, bound 1 | error 2, bound 1 | error 2, bound 1 | error 2, bound 1 |",
         "| 8x8 | 2 | 1.5 | triton |",
@@ -289,4 +306,4 @@ def test_without_time_every_part_says_so(tmp_path, capsys):
     assert data == json.loads(capsys.readouterr().out)
     assert data["device"] == "cpu" and data["note"].startswith("a CPU") and data["versions"]["commit"]
     assert {tuple(part) for part in data["parts"].values()} == {("seconds", "left_out")}
-    assert {"kernels", "render tiny 2,2,2 fp8", "fp8 quality", "kernels on and off"} <= set(data["parts"])
+    assert {"kernels", "render tiny 1,1,1 fp8+attention", "fp8 quality", "kernels on and off"} <= set(data["parts"])
