@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from helios_cli.cost.work import StageWork
 
 SHOWN_SHOTS = 20
-UNTIMED = "its time is not known, and not in the one below; a film here measures it"
+UNTIMED = "its time is not in the one below; a film with it measures it"
 """Rows of a long list that are printed; `--json` has all of them."""
 
 PROMPT_WIDTH = 28

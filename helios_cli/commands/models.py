@@ -161,7 +161,7 @@ def _show_lora(path: Path) -> None:
     report = AdapterFile.open(path).describe()
     console.result(report)
     for key in ("path", "kind", "family", "modules", "ranks", "alphas", "dtypes", "tensors", "sha256"):
-        console.prose(_plain(report[key]), label=key)
+        console.prose(_plain(report[key]) or "none", label=key)
     console.prose(format_bytes(report["bytes"]), label="size")
     if report["others"]:
         console.prose(some_of(report["others"]), label="not of a LoRA")

@@ -228,7 +228,10 @@ def check_loras(loras: Iterable[Lora], origin: str) -> None:
             raise InputError(message, hint=_CONVERT_PICKLE)
         relative = "the current folder" if origin == "flag" else "the recipe"
         if absent := absence(path, (".safetensors",), f"paths are relative to {relative}"):
-            raise InputError(f"{what}: {absent[0]}", hint=absent[1])
+            file, _, tail = path.name.rpartition(":")
+            is_weight = file and path.with_name(file).is_file()
+            hint = f"{printable(tail, 50)!r} is no weight: write {printable(file, 200)}:0.8" if is_weight else absent[1]
+            raise InputError(f"{what}: {absent[0]}", hint=hint)
         if path.is_dir():
             raise InputError(f"{what}: a folder, not a LoRA file", hint=_file_in(path))
         if not os.access(path, os.R_OK):

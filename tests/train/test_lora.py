@@ -123,7 +123,7 @@ def test_gradient_by_finite_differences(tmp_path):
             if isinstance(layer, LoraLinear):
                 layer.up.normal_(std=0.1)
     phase = Mid(settings, dit, cache(tmp_path, (2, 3, 1)), CPU)
-    assert_slope(phase, "transformer", Share(0, range(2), 2, seed=0), lambda losses: sum(losses.values()))
+    assert_slope(phase, "LoRA", Share(0, range(2), 2, seed=0), lambda losses: sum(losses.values()))
     assert {name for name, p in dit.named_parameters() if p.grad is not None} == {
         f"{layer}.{part}" for layer in LAYERS for part in ("down", "up")
     }
@@ -195,7 +195,7 @@ def require_same_ends() -> None:
     with safe_open("ended/lora.safetensors", "pt") as file:
         assert all(file.get_tensor(name).any() for name in file.keys())  # noqa: SIM118
     states = [load_state(Path(name)) for name in ("ended", "whole")]
-    ours, theirs = (state["players"]["transformer"] for state in states)
+    ours, theirs = (state["players"]["LoRA"] for state in states)
     assert ours.keys() == theirs.keys() and len(ours) == 2 * 60
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 

@@ -45,8 +45,6 @@ from helios_cli.train.transformer import (
 from helios_cli.units import LATENTS_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint
 
-PLAYER = "transformer"
-
 
 @dataclass(frozen=True)
 class FlowTarget:
@@ -74,7 +72,7 @@ class FlowPhase(Phase):
         self.scheduler = SchedulerConfig.from_json(SCHEDULERS[self.kind])
         self.lessons = Lessons(clips, settings.data, settings.history, settings.corruption)
         self.run = checkpointed if settings.memory.checkpoint else plain
-        self.players = {PLAYER: dit}
+        self.players = {"LoRA" if settings.lora else "transformer": dit}
         self.leaves = LORA if settings.lora else CHECKPOINT
         self.sampler: Sampler | None = None
         self.prober: Probe | None = None
