@@ -279,6 +279,9 @@ ATTENTION = "attention.json"
 SUMS = "sums.json"
 """The file in `home()` with times and errors of fp8 products on GPUs (`engine.sums`)."""
 
+CONVOLUTIONS = "convolutions.json"
+"""The file in `home()` with times of the VAE's convolutions on GPUs (`model.convolution`)."""
+
 TUNED = "kernels.json"
 """The file in `home()` with the kernel configurations that `helios bench kernels --tune` found."""
 
@@ -297,11 +300,20 @@ def findings(file: str) -> dict[str, Any]:
 
 def attention_key(device: str) -> str:
     """Return the name of a GPU with the versions and tuned configurations that decide which attention is fastest."""
+    return _measured_key(device, "attention")
+
+
+def convolutions_key(device: str) -> str:
+    """Return the same for convolutions."""
+    return _measured_key(device, "causal_conv")
+
+
+def _measured_key(device: str, kernels: str) -> str:
     versions = [f"{name} {version}" for name in ("torch", "triton") if (version := package_version(name))]
     tuned = findings(TUNED).get(device)
     configs = tuned.get("configs") if isinstance(tuned, dict) else None
     configs = configs if isinstance(configs, dict) else {}
-    own = {kernel: config for kernel, config in configs.items() if kernel.startswith("attention")}
+    own = {kernel: config for kernel, config in configs.items() if kernel.startswith(kernels)}
     digest = [f"tuned {hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]}"] if own else []
     return ", ".join([device, *versions, *digest])
 

@@ -9,7 +9,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from helios_cli import machine
-from helios_cli.architecture import DiTConfig
+from helios_cli.architecture import DiTConfig, VAEConfig
+from helios_cli.cost.vae import decoder_levels
 from helios_cli.device import Device
 from helios_cli.recipe.fingerprint import Arithmetic
 from helios_cli.units import IN_8_BITS, PIECE_ELEMENTS, PROMPT_KEYS, counted_rows
@@ -35,16 +36,22 @@ def arithmetic_of(
     team: int = 1,
     decoders: int = 1,
     piece_elements: int | None = None,
+    convolutions: Mapping[str, str] | None = None,
 ) -> Arithmetic:
     """Describe the arithmetic of a device, and of the VAE's if it has its own.
 
     `attention_taken` is what is known of the device's `attention_shapes`, `fast_sums` what follows from its
     `measured_sums`. `team` is the number of ranks that share a model call, `decoders` the number that decode a chunk
-    together, `piece_elements` what a layer of the VAE's decoder works on at a time.
+    together, `piece_elements` what a layer of the VAE's decoder works on at a time, `convolutions` what is known of its
+    `convolution_shapes`.
     """
     lengths = " ".join(map(str, sorted(fast_sums)))
     sums = f"fast sums {lengths}" if lengths else ""
-    facts, vae, pieces = [_kernels(device, attention, attention_taken), sums], "", _pieces(piece_elements)
+    facts, vae, pieces = (
+        [_kernels(device, attention, attention_taken), sums],
+        "",
+        _decoding(piece_elements, convolutions or {}),
+    )
     if vae_device is None or vae_device.name == device.name:
         facts.append(pieces)
     else:
@@ -53,9 +60,30 @@ def arithmetic_of(
     return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels, vae, team, decoders)
 
 
-def _pieces(elements: int | None) -> str:
-    """Return the size of the VAE's pieces, by which a GPU may choose how it convolves; empty for the usual one."""
-    return "" if elements is None or elements in PIECE_ELEMENTS.values() else f"pieces {elements}"
+def _decoding(elements: int | None, convolutions: Mapping[str, str]) -> str:
+    """Return the size of the VAE's pieces, by which a GPU may choose how it convolves, and which convolutions are the
+    kernel's; empty for the usual ones."""
+    facts = [] if elements is None or elements in PIECE_ELEMENTS.values() else [f"pieces {elements}"]
+    ours = sorted(shape for shape, name in convolutions.items() if name != "cudnn")
+    return " ".join([*facts, *([f"convolutions {_digest(ours)}"] if ours else [])])
+
+
+def convolution_shapes(vae: VAEConfig, size: tuple[int, int], dtype: str) -> list[str]:
+    """Return the shapes of the decoder's convolutions that are timed before a film, as `model.convolution.key_of` has
+    them, and some that are not. `dtype` is the VAE's."""
+    return [f"{rows}x{columns} {channels} {dtype}" for rows, columns, channels in decoder_levels(vae, size)]
+
+
+def measured_convolutions(device: str, shapes: Iterable[str]) -> dict[str, str]:
+    """Return what computes those of the shapes that were timed on the device."""
+    known = machine.findings(machine.CONVOLUTIONS).get(machine.convolutions_key(device), {})
+    if os.environ.get("HELIOS_KERNELS") == "reference":
+        return {}
+    try:
+        times = {shape: known[shape]["ms"] for shape in shapes if shape in known}
+        return {shape: min(ms, key=ms.__getitem__, default="cudnn") for shape, ms in times.items()}
+    except (TypeError, KeyError, AttributeError):
+        return {}
 
 
 def attention_shapes(

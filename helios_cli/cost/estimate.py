@@ -13,8 +13,10 @@ from typing import TypeVar
 from helios_cli.cost.arithmetic import (
     arithmetic_of,
     attention_shapes,
+    convolution_shapes,
     fast_sums,
     measured_attention,
+    measured_convolutions,
     measured_sums,
     product_shapes,
 )
@@ -285,6 +287,9 @@ def _estimate(
             team=team.size,
             decoders=team.decoders(plan.size, is_apart=load.vae_device is not None),
             piece_elements=load.piece_elements,
+            convolutions=measured_convolutions(
+                load.decoder.name, convolution_shapes(model.vae, plan.size, load.vae_dtype)
+            ),
         )
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=options.reanchor))

@@ -204,8 +204,12 @@ class Workload:
         return ITEMSIZE[self.dtype]
 
     @property
+    def vae_dtype(self) -> str:
+        return "float32" if self.dtype == "float16" else self.dtype  # the VAE leaves float16's range
+
+    @property
     def vae_itemsize(self) -> int:
-        return FLOAT32 if self.dtype == "float16" else self.itemsize  # the VAE leaves float16's range
+        return ITEMSIZE[self.vae_dtype]
 
     @property
     def product_itemsize(self) -> int:

@@ -124,6 +124,12 @@ class Walk:
             self.add(2 * self.positions * 3 * self.C * self.C, self.C, frame)
 
 
+def decoder_levels(vae: VAEConfig, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """Return (rows, columns, channels) of the frames that residual blocks of each level of the decoder make."""
+    width, height = (pixels // PIXELS_PER_CELL for pixels in size)
+    return [(height << level, width << level, channels) for level, channels in enumerate(reversed(vae.widths))]
+
+
 Layer = tuple[Callable[[Walk], None], int]
 """The work of a layer, and how many times larger than its input its output may be."""
 

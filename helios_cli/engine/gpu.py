@@ -20,13 +20,15 @@ from torch import Tensor
 
 import helios_kernels
 from helios_cli import __version__, machine
-from helios_cli.architecture import DiTConfig
+from helios_cli.architecture import DiTConfig, VAEConfig
+from helios_cli.cost.vae import PAST, decoder_levels
 from helios_cli.errors import MachineError
 from helios_cli.model.attention import Choice, attention, auto_rule
 from helios_cli.model.backends import Measurements, first_line
+from helios_cli.model.convolution import Convolutions
 from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
 from helios_cli.model.fp8 import Fp8, product
-from helios_cli.units import GRAPHS, LATENTS_PER_CHUNK, PROMPT_KEYS
+from helios_cli.units import FRAMES_PER_LATENT, GRAPHS, LATENTS_PER_CHUNK, PROMPT_KEYS
 from helios_cli.versions import version_of
 from helios_cli.weights.fp8 import FP8_CAPABILITY
 from helios_kernels import trial, tuning
@@ -250,6 +252,14 @@ def attention_memory(device: torch.device) -> Measurements | None:
     return Measurements(machine.home() / machine.ATTENTION, machine.attention_key(torch.cuda.get_device_name(device)))
 
 
+def convolution_memory(device: torch.device) -> Measurements | None:
+    """Return what was measured of the VAE's convolutions on a GPU; None for other devices."""
+    if device.type != "cuda":
+        return None
+    key = machine.convolutions_key(torch.cuda.get_device_name(device))
+    return Measurements(machine.home() / machine.CONVOLUTIONS, key)
+
+
 def attention_facts(device: torch.device) -> dict:
     """Return what --attention auto chooses on `device`, why, and what was measured there."""
     rule = auto_rule(device)
@@ -302,6 +312,20 @@ def measure_attention(
                 prompt = torch.randn(1, keys, heads, size, device=device, dtype=dtype)
                 attention(queries, prompt, prompt, torch.zeros(keys, device=device), choice)
             attention(queries, prompt, prompt, None, choice)  # a prompt that fills all 512
+
+
+@torch.no_grad()
+def measure_convolutions(
+    choice: Convolutions, config: VAEConfig, size: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Choose for the convolutions of a film's decoder; those that were not timed yet are, on four frames.
+
+    That is before the film begins, so that the choice enters its fingerprints (`cost.arithmetic.convolution_shapes`).
+    """
+    for rows, columns, channels in decoder_levels(config, size):
+        x = torch.randn(1, PAST + FRAMES_PER_LATENT, rows, columns, channels, device=device, dtype=dtype)
+        weight = torch.randn(channels, PAST + 1, 3, 3, channels, device=device) * (27 * channels) ** -0.5
+        choice.settle(x, weight.to(dtype).movedim(-1, 1))
 
 
 # In parallel with the transformer

@@ -21,7 +21,9 @@ from helios_cli.engine.gpu import (
     CallGraphs,
     CudaRecorder,
     attention_memory,
+    convolution_memory,
     measure_attention,
+    measure_convolutions,
     recall_kernels,
     require_quant,
 )
@@ -29,6 +31,7 @@ from helios_cli.engine.sums import measure_sums
 from helios_cli.errors import MachineError
 from helios_cli.model import dit, umt5
 from helios_cli.model.attention import AUTO, Choice8Bit, choose
+from helios_cli.model.convolution import Convolutions
 from helios_cli.model.dit import Call, HeliosDiT, TextContext
 from helios_cli.model.fp8 import FAST_LENGTHS, use_fp8
 from helios_cli.model.umt5 import UMT5Encoder
@@ -121,6 +124,7 @@ class Models:
         self._choice_8bit = Choice8Bit(self._choice, attention_wanted) if quant == "fp8+attention" else None
         self.vae_config, self.text_config, self.scheduler = read.vae, read.text, read.scheduler
         self.fast_sums: frozenset[int] = frozenset()
+        self.convolutions = Convolutions(convolution_memory(self.vae_device))
         self.prompts: dict[str, Prompt] = {}
         self._wanted: MutableMapping[object, frozenset[str]] = WeakKeyDictionary()
         self.stream: BlockStream | None = None
@@ -193,10 +197,12 @@ class Models:
             self.ranks.unload()
 
     def settle(self, size: tuple[int, int], team: int = 1) -> None:
-        """Measure attention for films of `size` where `auto` needs it, and fp8 products: the choices decide how numbers
-        are rounded.
+        """Measure attention for films of `size` where `auto` needs it, convolutions and fp8 products: the choices
+        decide how numbers are rounded.
 
         `team` is the number of ranks that share a model call."""
+        if self.vae_device.type == "cuda":
+            measure_convolutions(self.convolutions, self.vae_config, size, self.vae_dtype, self.vae_device)
         if (self.attention == AUTO or self._choice_8bit is not None) and self.device.type == "cuda":
             patch, stages = self.dit_config.patch_size, self.scheduler.stages
             grids = [grid_of(size, patch, stages - 1 - k) for k in range(stages)]
@@ -383,7 +389,9 @@ class Models:
             raise MachineError(f"--quant {self.quant}: {error}", hint="leave out --quant") from error
 
     def _build_vae(self) -> WanVAE:
-        return WanVAE(self.vae_config, self.piece_elements)
+        module = WanVAE(self.vae_config, self.piece_elements)
+        module.use_convolutions(self.convolutions)
+        return module
 
     @property
     def vae(self) -> WanVAE:

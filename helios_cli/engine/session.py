@@ -253,6 +253,7 @@ class Session:
             team=team.size,
             decoders=models.decoders(size, guidance),
             piece_elements=models.piece_elements,
+            convolutions=models.convolutions.taken,
         )
         return Identity(weights_identity(models.checkpoint), rounding, taken)
 

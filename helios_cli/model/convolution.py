@@ -1,15 +1,29 @@
-"""Convolutions of channels-last activations, [..., C]: what the VAE's layers call."""
+"""Convolutions of channels-last activations, [..., C]: what the VAE's layers call.
+
+`Convolutions` chooses what computes the causal ones of the decoder's finest levels.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import helios_kernels as kernels
+from helios_cli.model import backends
+from helios_cli.model.backends import Measurements
 from helios_cli.model.channel_norm import working_dtype
 from helios_cli.model.ops import onednn_runs, product_dtype
+from helios_kernels.timing import gpu_seconds
+
+CUDNN, TRITON = "cudnn", "triton"
+"""The names of what computes a causal convolution on a GPU: PyTorch's library, and the kernel here."""
+
+SECONDS_PER_CANDIDATE = 0.03
+"""Time for each at each of a film's shapes."""
 
 
 def convolve(conv: Any, x_BTHWC: Tensor, padding: tuple[int, ...] | None = None, *, with_bias: bool = True) -> Tensor:
@@ -106,3 +120,59 @@ def fold_taps(weight: Tensor, dim: int) -> Tensor:
     before, centre, after = weight.unbind(dim)
     near, far = torch.stack((before, centre + after), dim), torch.stack((before + centre, after), dim)
     return torch.stack((near, far))
+
+
+# Which one
+
+
+def _by_cudnn(x_BTHWC: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return F.conv3d(x_BTHWC.movedim(-1, 1), weight, padding=(0, 1, 1)).movedim(1, -1)
+
+
+def _by_kernel(x_BTHWC: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return kernels.causal_conv(x_BTHWC, weight)
+
+
+RUN: dict[str, backends.Attention] = {CUDNN: _by_cudnn, TRITON: _by_kernel}
+"""The candidates, the one first that others are compared with, without sums behind them: the next norm adds cuDNN's."""
+
+
+class Convolutions:
+    """Chooses what computes the causal convolutions of a VAE on a GPU: the kernel where it was measured to be faster.
+
+    `memory` holds what was measured. What was not is left to cuDNN.
+    """
+
+    def __init__(self, memory: Measurements | None = None) -> None:
+        self.memory = memory or Measurements(None, "")
+        self.taken: dict[str, str] = {}
+        """The choices by shape, where there was one."""
+
+    def of(self, x_BTHWC: Tensor, weight: Tensor) -> str:
+        """Return the name of what convolves padded frames with such a weight."""
+        if not (kernels.runs(x_BTHWC, "causal_conv") and kernels.causal_conv_takes(x_BTHWC, weight)):
+            return CUDNN
+        return self.taken.get(key_of(x_BTHWC), CUDNN)
+
+    def settle(self, x_BTHWC: Tensor, weight: Tensor) -> None:
+        """Choose for frames of this size, by what was measured or by measuring it."""
+        if not (kernels.runs(x_BTHWC, "causal_conv") and kernels.causal_conv_takes(x_BTHWC, weight)):
+            return
+        key = key_of(x_BTHWC)
+        known = self.memory.known.get(key)
+        if known is None or not known.covers(RUN):
+            seconds = functools.partial(gpu_seconds, budget=SECONDS_PER_CANDIDATE)
+            known = backends.measure(RUN, x_BTHWC, weight, weight, None, seconds)
+            self.memory.keep(key, known)
+        self.taken[key] = min((name for name in RUN if name in known.ms), key=known.ms.__getitem__, default=CUDNN)
+
+
+def key_of(x_BTHWC: Tensor) -> str:
+    """Return the key of a convolution's choice, as `cost.arithmetic.convolution_shapes` has it: all numbers of frames
+    share theirs."""
+    rows, columns, channels = x_BTHWC.shape[2:]
+    return f"{rows}x{columns} {channels} {str(x_BTHWC.dtype).removeprefix('torch.')}"
+
+
+USUAL = Convolutions()
+"""The choice of networks that were given none."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ from helios_cli.architecture import VAEConfig
 from helios_cli.model.attention import scaled_dot_product
 from helios_cli.model.channel_norm import ChannelNorm, DifferentiableNorm, working_dtype
 from helios_cli.model.convolution import (
+    TRITON,
+    USUAL,
+    Convolutions,
     channels_last,
     convolve,
     convolve_pictures,
@@ -122,6 +125,7 @@ class CausalConv3d(nn.Conv3d):
 
     def __init__(self, in_channels: int, out_channels: int, space: int = 3) -> None:
         super().__init__(in_channels, out_channels, (PAST + 1, space, space), padding=(0, space // 2, space // 2))
+        self.choice = USUAL
 
     def forward(self, x_BTHWC: Tensor, state: CausalState | None = None) -> Tensor:
         if state is None:
@@ -132,13 +136,16 @@ class CausalConv3d(nn.Conv3d):
         buffer[:, PAST:] = x_BTHWC
         return summed(self.filled(buffer, state))
 
-    def filled(self, buffer_BTHWC: Tensor, state: CausalState) -> Stream:
-        """Convolve a filled `CausalState.buffer`, T frames."""
+    def filled(self, buffer_BTHWC: Tensor, state: CausalState, shortcut_BTHWC: Tensor | None = None) -> Stream:
+        """Convolve a filled `CausalState.buffer`, T frames, and add the shortcut of the block that this ends."""
         state.remember(self, buffer_BTHWC)
+        if state.has_all_rows and self.choice.of(buffer_BTHWC, self.weight) == TRITON:
+            return kernels.causal_conv(buffer_BTHWC, self.weight, self.bias, shortcut_BTHWC)
         if state.has_all_rows and kernels.runs(buffer_BTHWC, "causal_sum_pad"):
             assert self.bias is not None
-            return Unsummed(convolve(self, buffer_BTHWC, with_bias=False), self.bias)
-        return convolve(self, buffer_BTHWC, state.padding(self.padding))
+            return Unsummed(convolve(self, buffer_BTHWC, with_bias=False), self.bias, shortcut_BTHWC)
+        y_BTHWC = convolve(self, buffer_BTHWC, state.padding(self.padding))
+        return y_BTHWC if shortcut_BTHWC is None else y_BTHWC.add_(shortcut_BTHWC)
 
 
 @dataclass(frozen=True)
@@ -178,9 +185,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Stream, state: CausalState | None) -> Stream:
         h, x_BTHWC = norm_silu_conv(self.norm1, self.conv1, x, state)
-        h, _ = norm_silu_conv(self.norm2, self.conv2, h, state)
         shortcut_BTHWC = x_BTHWC if self.conv_shortcut is None else pointwise(self.conv_shortcut, x_BTHWC)
-        return h.add_(shortcut_BTHWC) if isinstance(h, Tensor) else replace(h, shortcut_BTHWC=shortcut_BTHWC)
+        return norm_silu_conv(self.norm2, self.conv2, h, state, shortcut_BTHWC)[0]
 
 
 class AttentionBlock(nn.Module):
@@ -381,6 +387,12 @@ class WanVAE(nn.Module):
         self.post_quant_conv = nn.Conv3d(config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config)
 
+    def use_convolutions(self, choice: Convolutions) -> None:
+        """Have `choice` decide what computes the causal convolutions."""
+        for layer in self.modules():
+            if isinstance(layer, CausalConv3d):
+                layer.choice = choice
+
     @torch.no_grad()
     def prepare(self) -> None:
         """Fold the weights of upsampling and lay all weights out as a GPU's convolutions read them, once for all calls.
@@ -491,21 +503,27 @@ def kept_pictures(pieces: Iterator[Tensor], frames: int) -> Iterator[tuple[Tenso
 
 
 def norm_silu_conv(
-    norm: ChannelNorm, conv: CausalConv3d, x: Stream, state: CausalState | None
+    norm: ChannelNorm,
+    conv: CausalConv3d,
+    x: Stream,
+    state: CausalState | None,
+    shortcut_BTHWC: Tensor | None = None,
 ) -> tuple[Stream, Tensor]:
-    """Return the convolution of the norm of x through SiLU, and x: with its shortcut added, if it comes without."""
+    """Return the convolution of the norm of x through SiLU, with the `shortcut` added, and x: with its own shortcut
+    added, if it comes without."""
     gamma = norm.gamma.flatten()
     if isinstance(x, Unsummed):
         assert state is not None, "only pieces of a clip come so"
         past, buffer = state.remembered(conv), state.unfilled(x.x_BTHWC)
         buffer = kernels.causal_sum_pad(x.x_BTHWC, x.bias_C, x.shortcut_BTHWC, past, buffer, gamma)
-        return conv.filled(buffer, state), x.x_BTHWC
+        return conv.filled(buffer, state, shortcut_BTHWC), x.x_BTHWC
     if state is None:
-        return convolve(conv, DifferentiableNorm.apply(x, gamma, PAST, True)), x
+        y_BTHWC = convolve(conv, DifferentiableNorm.apply(x, gamma, PAST, True))
+        return (y_BTHWC if shortcut_BTHWC is None else y_BTHWC.add_(shortcut_BTHWC)), x
     with_edges = state.with_edges(x)
     if kernels.runs(x, "causal_pad"):
         past, buffer = state.remembered(conv), state.unfilled(with_edges)
-        return conv.filled(kernels.causal_pad(with_edges, past, buffer, gamma, silu=True), state), x
+        return conv.filled(kernels.causal_pad(with_edges, past, buffer, gamma, silu=True), state, shortcut_BTHWC), x
     buffer = state.buffer(conv, with_edges)
     norm.into(buffer[:, PAST:], with_edges, silu=True)
-    return conv.filled(buffer, state), x
+    return conv.filled(buffer, state, shortcut_BTHWC), x

@@ -7,6 +7,8 @@ from helios_kernels.attention import attention
 from helios_kernels.attention import run_kernel as run_attention
 from helios_kernels.attention import takes as attention_takes
 from helios_kernels.attention_8bit import Kind, attention_8bit
+from helios_kernels.causal_conv import causal_conv
+from helios_kernels.causal_conv import takes as causal_conv_takes
 from helios_kernels.dispatch import Backend, backend, find_triton, is_untried, runs
 from helios_kernels.modulation import (
     gated_residual,
@@ -29,6 +31,8 @@ __all__ = [
     "attention_8bit",
     "attention_takes",
     "backend",
+    "causal_conv",
+    "causal_conv_takes",
     "causal_pad",
     "causal_sum_pad",
     "dmd_step",

@@ -14,13 +14,14 @@ from torch import Tensor
 from helios_kernels.attention import cases as attention
 from helios_kernels.attention_8bit import cases as attention_8bit
 from helios_kernels.case import Case, Op
+from helios_kernels.causal_conv import cases as causal_conv
 from helios_kernels.modulation import cases as modulation
 from helios_kernels.qk_norm_rope import cases as qk_norm_rope
 from helios_kernels.quantize import cases as quantize
 from helios_kernels.sampler import cases as sampler
 from helios_kernels.vae_norm_silu import cases as vae_norm_silu
 
-_MODULES = (modulation, qk_norm_rope, attention, attention_8bit, quantize, sampler, vae_norm_silu)
+_MODULES = (modulation, qk_norm_rope, attention, attention_8bit, quantize, sampler, vae_norm_silu, causal_conv)
 
 OPS: dict[str, Op] = {op.name: op for module in _MODULES for op in module.OPS}
 

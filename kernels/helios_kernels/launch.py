@@ -11,6 +11,11 @@ from torch import Tensor
 from helios_kernels.tuning import Config
 
 
+def descriptor_memory(device: torch.device) -> Any:
+    """Return Triton's allocator of the memory for a launch's descriptors, some hundred bytes a program."""
+    return lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
     """Start `kernel` on the device of its first tensor; do nothing for an empty grid."""
     if 0 not in grid:

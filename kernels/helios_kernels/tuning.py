@@ -33,7 +33,7 @@ class Config:
 
     Attributes:
         tile: elements of a program of the element-wise kernels.
-        block_q, block_k: attention's queries and keys at a time.
+        block_q, block_k: attention's queries and keys at a time; a convolution's rows and columns.
         programs: persistent programs of attention's kernel a multiprocessor, which may be more than fit.
         specialize: some warps load keys and values while others compute.
     """
@@ -116,6 +116,14 @@ _ATTENTION_8BIT = {
 }
 
 
+# Each position of a box is multiplied with all output channels: more positions at a time read the weights less often,
+# and 256 of them leave no registers spilled with 96 channels, 128 with 192.
+_CONVOLUTION = {
+    96: Config(num_warps=8, num_stages=3, block_q=16, block_k=16),
+    192: Config(num_warps=8, num_stages=4, block_q=8, block_k=16),
+}
+
+
 @dataclass(frozen=True)
 class LocalConfigs:
     """The configurations found on one device, by kernel, with the fields that are not 0."""
@@ -190,6 +198,15 @@ def attention_8bit_config() -> Config:
     return Config(num_warps=1, block_q=128, block_k=128) if chip == INTERPRETER else _ATTENTION_8BIT[chip]
 
 
+def convolution_config(channels: int) -> Config:
+    """Return the configuration of a convolution with so many output channels on the chip at hand."""
+    if local := local_config(f"causal_conv {channels}"):
+        return local
+    if current_chip() == INTERPRETER:
+        return Config(num_warps=1, block_q=8, block_k=16)
+    return _CONVOLUTION[channels]
+
+
 def row_tile(kernel: str, width: int) -> RowTile:
     """Return how a program of `kernel` is cut from rows of `width` channels."""
     chosen = config(kernel)
@@ -224,6 +241,10 @@ SPECIALIZED = tuple(
     Config(num_warps=warps, num_stages=stages, block_q=q, block_k=k, specialize=True)
     for warps, stages, q, k in _SPECIALIZED
 )
+BOXES = tuple(
+    Config(num_warps=warps, num_stages=stages, block_q=rows, block_k=columns)
+    for warps, stages, (rows, columns) in product((4, 8), (3, 4), ((4, 32), (8, 16), (16, 16)))
+)
 PROMPT = tuple(
     Config(num_warps=4, num_stages=stages, block_q=q, block_k=k, programs=2)
     for stages, q, k in product((1, 2), (64, 128), (32, 64, 128))
@@ -248,6 +269,8 @@ TUNABLES = (
     Tunable("qk_norm_rope", "qk_norm_rope", ("stage2", "stage2-cross-query"), ("S101",), ROWS),
     Tunable("quantize", "quantize", ("stage2-gelu", "stage2"), ("S65-E13824-gelu",), WIDE_ROWS),
     Tunable("vae_norm_silu", "vae_norm_silu", ("C384-96x160", "C96-384x640"), ("C96-T5-B2",), SHORT_ROWS),
+    Tunable("causal_conv 96", "causal_conv", ("C96-384x640",), ("C96-9x17-shortcut",), BOXES),
+    Tunable("causal_conv 192", "causal_conv", ("C192-192x320",), ("C192-10x5-shortcut",), BOXES),
     Tunable("attention 128", "attention", ("stage2-self",), ("Q130-K2940", "Q256-K256-even"), SELF + SPECIALIZED),
     Tunable("attention 128 bias", "attention", ("stage2-cross",), ("Q257-K122-bias",), PROMPT),
     Tunable("attention 64", "attention", ("head64-self",), ("Q63-K257-D64-B2",), SELF + SPECIALIZED),

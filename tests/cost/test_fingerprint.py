@@ -17,9 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from helios_cli import machine
+from helios_cli.architecture import VAEConfig
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
-from helios_cli.cost.arithmetic import arithmetic_of, measured_attention
+from helios_cli.cost.arithmetic import (
+    arithmetic_of,
+    convolution_shapes,
+    measured_attention,
+    measured_convolutions,
+)
 from helios_cli.cost.vae import piece_elements_on
 from helios_cli.device import Device
 from helios_cli.engine.chunks import render_chunks
@@ -316,3 +322,31 @@ def test_the_size_of_pieces_counts_where_it_is_not_the_usual_one():
     assert told(2**26) == told(None) != told(2**28) == told(2**28, large)
     apart = told(2**28, Device("cuda", "another GPU", 80 * 10**9, 0))
     assert "pieces" in apart.vae and "pieces" not in apart.kernels
+
+
+def test_convolutions_of_the_kernel_count_where_they_were_faster(tmp_path, monkeypatch):
+    """Where cuDNN is left with all of them, fingerprints are as they always were."""
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
+    monkeypatch.delenv("HELIOS_KERNELS", raising=False)
+    gpu = Device("cuda", "a GPU", 24 * 10**9, 24 * 10**9)
+    shapes = convolution_shapes(VAEConfig(), (640, 384), "bfloat16")
+    assert shapes[-2:] == ["192x320 192 bfloat16", "384x640 96 bfloat16"]
+
+    def told(key: str = machine.convolutions_key(gpu.name), **fastest: str) -> str:
+        pairs = zip(shapes[-2:], fastest.values(), strict=False)
+        times = {shape: {"cudnn": 2.0, "triton": 3.0, name: 1.0} for shape, name in pairs}
+        entry = {shape: {"name": "", "ms": ms, "refused": {}} for shape, ms in times.items()}
+        devices.write(key, entry, tmp_path / machine.CONVOLUTIONS)
+        taken = measured_convolutions(gpu.name, shapes)
+        return arithmetic_of(gpu, "bfloat16", {}, quant="none", attention="auto", convolutions=taken).kernels
+
+    none = arithmetic_of(gpu, "bfloat16", {}, quant="none", attention="auto").kernels
+    assert told(a="cudnn", b="cudnn") == none
+    found = [told(a="triton", b="cudnn"), told(a="cudnn", b="triton"), told(a="triton", b="triton")]
+    assert len({none, *found}) == 4
+    assert told("another GPU", a="cudnn") == found[-1]
+    devices.write(machine.convolutions_key(gpu.name), {shapes[-1]: {"ms": 1}}, tmp_path / machine.CONVOLUTIONS)
+    assert measured_convolutions(gpu.name, shapes) == {}
+    told(a="triton", b="triton")
+    monkeypatch.setenv("HELIOS_KERNELS", "reference")
+    assert measured_convolutions(gpu.name, shapes) == {}

@@ -59,10 +59,12 @@ def test_nothing_spills_and_shared_memory_suffices(built):
     assert {name: one for name, one in built.items() if one.shared_bytes > limits[name]} == {}
 
 
-def test_attention_is_on_the_matrix_units(built):
+def test_products_are_on_the_matrix_units(built):
     attention = {name: (built[name], chip) for name, (op, _, chip) in BUILDS.items() if op.name == "attention"}
     assert len(attention) == 8 * len(CHIPS)
     assert [name for name, (one, _) in attention.items() if not one.matrix_instructions] == []
+    convolutions = [built[name] for name, (op, *_) in BUILDS.items() if op.name == "causal_conv"]
+    assert len(convolutions) == 24 and all(one.matrix_instructions and one.tma_instructions for one in convolutions)
     by_tma = {name for name, (one, _) in attention.items() if one.tma_instructions}
     assert by_tma == {name for name, (_, chip) in attention.items() if chip in ("sm_90", "sm_100")}
 
@@ -74,12 +76,12 @@ def test_the_pointer_kernel_is_for_the_chips_without_tma():
 
 def test_every_kernel_is_built_for_every_chip():
     started = {(op.name, chip) for op, _, chip in BUILDS.values()}
-    # Ampere has no fp8, and 8-bit attention is for NVIDIA's chips; LayerNorm alone is modulated_norm's kernel; the
-    # pointer kernel is attention's own elsewhere.
+    # Ampere has no fp8, and 8-bit attention is for NVIDIA's chips; convolutions are of boxes (TMA); LayerNorm alone is
+    # modulated_norm's kernel; the pointer kernel is attention's own elsewhere.
     missing = {(op, chip) for op in OPS for chip in CHIPS} - started
     assert missing == {(op, chip) for op in FP8_OPERATIONS for chip in ("sm_80", "sm_86")} | {
         (op, chip) for op in ("layer_norm", "attention_pointers") for chip in CHIPS
-    } | {("attention_8bit", "gfx942")}
+    } | {("attention_8bit", "gfx942")} | {("causal_conv", chip) for chip in CHIPS if chip not in TMA_CHIPS}
 
 
 def test_every_build_is_recorded():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from helios_cli.model import ops
 from helios_cli.model.attention import attention
+from helios_cli.model.convolution import convolve
 from helios_cli.model.vae import ChannelNorm, Unsummed, summed
 from helios_cli.sampling.schedule import Stage
 from helios_cli.sampling.solvers import DMD
@@ -104,6 +107,13 @@ def causal_sum_pad(x_BTHWC, bias_C, shortcut_BTHWC, past_BPHWC, out_BTHWC, gamma
     return (padded,) if shortcut_BTHWC is None else (padded, total)
 
 
+def causal_conv(x_BTHWC, weight_NCTHW, bias_N, shortcut_BTHWN):
+    """Convolve as the VAE does, whose norm behind it adds bias and shortcut."""
+    conv = SimpleNamespace(weight=weight_NCTHW, bias=bias_N, stride=(1, 1, 1), dilation=(1, 1, 1))
+    y = convolve(conv, x_BTHWC, (0, 1, 1), with_bias=bias_N is not None)
+    return y if shortcut_BTHWN is None else y + shortcut_BTHWN
+
+
 OURS = {
     "modulated_norm": modulated_norm,
     "modulated_norm_fp8": modulated_norm_fp8,
@@ -121,6 +131,7 @@ OURS = {
     "vae_norm_silu": vae_norm_silu,
     "causal_pad": causal_pad,
     "causal_sum_pad": causal_sum_pad,
+    "causal_conv": causal_conv,
 }
 CASES = [
     pytest.param(op, case, id=f"{op.name}-{case.id}")

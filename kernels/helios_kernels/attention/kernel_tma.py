@@ -15,7 +15,7 @@ from torch import Tensor
 
 from helios_kernels.attention.softmax import LOG2_E, block_logits, fold
 from helios_kernels.dispatch import INTERPRETER, current_chip
-from helios_kernels.launch import launch
+from helios_kernels.launch import descriptor_memory, launch
 from helios_kernels.tuning import attention_config
 
 
@@ -84,7 +84,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     out = torch.empty((B, Q, N, D), dtype=q.dtype, device=q.device)
     chosen = attention_config(D, bias=bias is not None)
     tiles = triton.cdiv(Q, chosen.block_q) * N * B
-    triton.set_allocator(_descriptor_memory(q.device))
+    triton.set_allocator(descriptor_memory(q.device))
     launch(
         attention_tma_kernel,
         (min(tiles, _multiprocessors(q.device) * chosen.programs),),
@@ -100,8 +100,3 @@ def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 def _multiprocessors(device: torch.device) -> int:
     """Return how many persistent programs run at a time; without a GPU two, so that one takes a second tile."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-
-
-def _descriptor_memory(device: torch.device):
-    """Return Triton's allocator of the memory for a launch's descriptors, some hundred bytes a program."""
-    return lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device)
