@@ -13,7 +13,8 @@ TAPS = 27
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     sizes = case.sizes
-    batch, frames, *picture, channels = (sizes.get("B", 1), *(sizes[name] for name in "THWC"))
+    batch, frames, channels = sizes.get("B", 1), sizes["T"], sizes["C"]
+    picture = sizes["H"], sizes["W"]
     wide = torch.randn(batch, PAST + frames + 1, *picture, channels, device=device)
     # Channels-last, as `WanVAE.prepare` lays weights out.
     weight = torch.randn(channels, 3, 3, 3, channels, device=device) * (TAPS * channels) ** -0.5
@@ -27,7 +28,7 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
 
 
 def _positions(case: Case) -> int:
-    return case.sizes.get("B", 1) * prod(case.sizes[name] for name in "THW")
+    return prod(case.sizes.get(name, 1) for name in ("B", "T", "H", "W"))
 
 
 def _bytes(case: Case, itemsize: int) -> int:
