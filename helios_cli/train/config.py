@@ -90,6 +90,8 @@ def _wording(error: dict, place: Place, model: type[PhaseSettings]) -> tuple[str
         return "is missing", f"write `{place[-1]} = ...`"
     if kind == "value_error":
         return str(error["ctx"]["error"]), None
+    if kind == "too_short":
+        return "the list is too short, or empty", None
     if kind in ("model_type", "dict_type"):
         return f"must be a table, not {printable(repr(value))}", f"write [{'.'.join(map(str, place))}] on a line"
     if kind == "literal_error":

@@ -133,6 +133,9 @@ def test_impossible_settings_are_refused(distilled):
     data = CachedClips(clips="clips")
     with pytest.raises(ValidationError, match="leave out `fresh`"):
         MidSettings(phase="mid", start="s", out="o", steps=1, data=data, fresh=True, lora=SETTINGS)
+    with pytest.raises(InputError) as caught:
+        load(RECIPES / "style.toml", ["lora.target_modules=[]", "lora.alfa=1"])
+    assert "the list is too short, or empty" in str(caught.value) and "write `alpha`" in str(caught.value)
     dit = transformer_of(Checkpoint.open(distilled))
     with pytest.raises(InputError, match=r"'blocks\.\*\.to_x', which names no linear layer"):
         add_lora(dit, LoraSettings(target_modules=("blocks.*", "blocks.*.to_x")), seed=0)
