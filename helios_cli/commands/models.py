@@ -84,8 +84,11 @@ def pull(model: Model, revision: Revision = None, json: JsonFlag = False) -> Non
 def convert(
     model: Model,
     dtype: Annotated[
-        Literal["bfloat16", "float8"],
-        typer.Option(help="Data type of the copy. bfloat16: same pictures; float8: smaller, for --quant fp8."),
+        Literal["bfloat16", "float8", "int8", "nf4"],
+        typer.Option(
+            help="Data type of the copy. bfloat16: same pictures; float8: smaller, for --quant fp8; int8, nf4: in 8 or "
+            "4 bits in memory as well, computed in bfloat16."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="New folder for the copy. (default: in models/ of HELIOS_HOME)")

@@ -27,6 +27,7 @@ from helios_cli.units import (
     held_keys,
 )
 from helios_cli.weights.fp8 import Quant
+from helios_cli.weights.low_bit import BYTES, kind_of
 from helios_cli.weights.placement import DEVICE_SLOTS, FOLDED_BYTES, GPU_READERS, HOST_SLOTS, Placement
 from helios_cli.weights.preview import PreviewFile
 
@@ -229,8 +230,23 @@ class Workload:
     def block_bytes(self) -> int:
         """Bytes of the matrices of a block that model calls need, as they compute."""
         dit = self.model.dit
+        if self.low_bit:
+            return round(BYTES[self.low_bit] * (dit.block_matrices - dit.prompt_matrices))
         rounded = dit.fp8_block_parameters if self.quant != "none" else 0
         return rounded + self.itemsize * (dit.block_matrices - dit.prompt_matrices - rounded)
+
+    @property
+    def low_bit(self) -> str | None:
+        """The kind in which the transformer's files hold its blocks, and memory as well."""
+        checkpoint = self.model.checkpoint
+        return None if checkpoint is None else kind_of(checkpoint.component("transformer").dtypes)
+
+    @property
+    def widened_bytes(self) -> int:
+        """Bytes of the largest weight of a product, which is widened for it, and of the next one's pieces."""
+        dit = self.model.dit
+        largest = dit.width * max(3 * dit.width, dit.ffn_dim)
+        return (self.itemsize * largest + 8 * 1024 * dit.ffn_dim) if self.low_bit else 0
 
     @property
     def prompt_block_bytes(self) -> int:
@@ -242,7 +258,15 @@ class Workload:
         dit = self.model.dit
         rounded = dit.num_layers * dit.fp8_block_parameters if self.quant != "none" else 0
         islands = (FLOAT32 - self.itemsize) * dit.fp32_parameters
-        return self.itemsize * self.model.parameters["transformer"] + islands - (self.itemsize - 1) * rounded
+        wide = self.itemsize * self.model.parameters["transformer"] + islands
+        if self.low_bit:
+            return wide + self.widened_bytes - dit.num_layers * (self.wide_block_bytes - self.block_bytes)
+        return wide - (self.itemsize - 1) * rounded
+
+    @property
+    def wide_block_bytes(self) -> int:
+        """Bytes of what `block_bytes` counts, were it stored in the type that computes."""
+        return self.itemsize * (self.model.dit.block_matrices - self.model.dit.prompt_matrices)
 
     @property
     def vae_bytes(self) -> int:

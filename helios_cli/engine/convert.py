@@ -5,6 +5,9 @@ a page of the disk; everything outside the blocks is in the first file. An index
 
     bfloat16    every tensor in bfloat16 except those that stay float32 in every render: a render in bfloat16 from the
                 copy equals one from the original bit for bit. diffusers and transformers load it.
+    int8, nf4   the matrices of the transformer's blocks, other than those that only prompts need, in 8 or 4 bits
+                with float32 scales (`helios_kernels.low_bit`), the rest as above. Renders keep them so in memory, and
+                widen each for its product. The layout is helios's own.
     float8      the transformer's matrices that `--quant fp8` quantizes as e4m3 values under their own name, with
                 float32 scales of their rows under that name and `_scale` (`weights.fp8`); the rest as above. The
                 layout is helios's own. Without `--quant fp8` the values times their scales are used.
@@ -37,15 +40,17 @@ from helios_cli.weights.checkpoint import MODEL_INDEX, WEIGHT_STEMS, Checkpoint,
 from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo, read_header
 from helios_cli.weights.fit import ALIASES
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_fp8, is_scale, quantize_weight
-from helios_cli.weights.reader import FLOAT_DTYPES, StoredTensor, WeightFiles
+from helios_cli.weights.low_bit import is_low_bit
+from helios_cli.weights.reader import FLOAT_DTYPES, SCALED_DTYPES, StoredTensor, WeightFiles
+from helios_kernels.low_bit import DTYPES, LOW_BITS, NEIGHBOURS, LowBit, round_weight, shapes
 
-Target = Literal["bfloat16", "float8"]
+Target = Literal["bfloat16", "float8", "int8", "nf4"]
 
 PAGE = 4096
 
 BLOCK = {"transformer": re.compile(r"blocks\.(\d+)\."), "text_encoder": re.compile(r"encoder\.block\.(\d+)\.")}
 
-CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
+CODES = {torch.float32: "F32", torch.bfloat16: "BF16"} | {dtype: code for code, dtype in SCALED_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class _New:
     shape: tuple[int, ...]
     dtype: torch.dtype
     source: StoredTensor
+    low_bit: LowBit | None = None
 
     @property
     def bytes(self) -> int:
@@ -122,6 +128,14 @@ def _new(name: str, info: TensorInfo, component: Component, target: Target) -> I
         yield _New(name, info.shape, torch.float8_e4m3fn, source)
         yield _New(name + SCALE_SUFFIX, info.shape[:1], torch.float32, source)
         return
+    if is_transformer and target in LOW_BITS and is_low_bit(name):
+        if target == "nf4" and info.shape[1] % NEIGHBOURS:
+            what = f"{name} has {info.shape[1]} inputs; nf4 needs multiples of {NEIGHBOURS}"
+            raise InputError(what, hint="convert to int8")
+        values, scales = shapes(info.shape[0], info.shape[1], target)
+        yield _New(name, values, DTYPES[target], source, target)
+        yield _New(name + SCALE_SUFFIX, scales, torch.float32, source, target)
+        return
     island = is_transformer and not dit.FP32_ISLANDS.isdisjoint(name.split("."))
     yield _New(name, info.shape, torch.float32 if island else torch.bfloat16, source)
 
@@ -174,13 +188,13 @@ def _write_shard(path: Path, shard: list[_New], files: WeightFiles, advance: Cal
 
 def _values(new: _New, files: WeightFiles) -> Iterator[Tensor]:
     """Yield the values of a tensor of the copy, a few rows at a time."""
-    scaled = new.dtype == torch.float8_e4m3fn or is_scale(new.name)
+    scaled = new.dtype in SCALED_DTYPES.values() or is_scale(new.name)
     for first, last in new.source.pieces():
         shape = (last - first, *new.source.info.shape[1:]) if new.source.info.shape else ()
         values = torch.empty(shape, dtype=torch.float32 if scaled else new.dtype)
         files.read(new.source, values, (first, last))
         if scaled:
-            rounded, scales = quantize_weight(values)
+            rounded, scales = round_weight(values, new.low_bit) if new.low_bit else quantize_weight(values)
             values = scales if is_scale(new.name) else rounded
         yield values
 

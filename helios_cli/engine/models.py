@@ -34,6 +34,7 @@ from helios_cli.model.attention import AUTO, Choice8Bit, choose
 from helios_cli.model.convolution import Convolutions
 from helios_cli.model.dit import Call, HeliosDiT, TextContext
 from helios_cli.model.fp8 import FAST_LENGTHS, use_fp8
+from helios_cli.model.low_bit import use_low_bit
 from helios_cli.model.umt5 import UMT5Encoder
 from helios_cli.model.vae import WanVAE, kept_pictures
 from helios_cli.units import PROMPTS_TOGETHER, grid_of
@@ -41,6 +42,7 @@ from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import Quant, is_fp8
 from helios_cli.weights.load import load_component, stored_tensors, tensors_to_load
+from helios_cli.weights.low_bit import is_low_bit, kind_of
 from helios_cli.weights.offload import BlockStream, StoredRows
 from helios_cli.weights.placement import PROMPT_MATRICES, RESIDENT, Placement
 from helios_cli.weights.reader import StoredTensor, WeightFiles, expect_files
@@ -116,6 +118,12 @@ class Models:
             helios_kernels.backend()
         except RuntimeError as error:
             raise MachineError(str(error), hint="unset HELIOS_KERNELS; `helios doctor` shows what is there") from error
+        transformer = checkpoint.component("transformer")
+        self.low_bit = kind_of(transformer.dtypes)
+        if self.low_bit and (quant != "none" or transformer.terms):
+            what = f"--quant {quant}" if quant != "none" else "--lora"
+            problem = f"{what}: the weights of {self.name} are stored in {self.low_bit}, and are not rounded twice"
+            raise MachineError(problem, hint="use a copy in bfloat16, or name it to `helios models convert`")
         read = checkpoint.architecture
         config = self.dit_config = read.dit
         heads = (config.num_attention_heads, config.attention_head_dim)
@@ -381,6 +389,8 @@ class Models:
     def _build_dit(self) -> HeliosDiT:
         module = HeliosDiT(self.dit_config)
         module.use_attention(self._choice, self._choice_8bit)
+        if self.low_bit is not None:
+            return cast(HeliosDiT, use_low_bit(module, is_low_bit, self.low_bit))
         if self.quant == "none":
             return module
         try:

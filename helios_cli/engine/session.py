@@ -53,6 +53,7 @@ from helios_cli.weights import hub
 from helios_cli.weights.adapters import fold
 from helios_cli.weights.checkpoint import Checkpoint, weights_identity
 from helios_cli.weights.fp8 import Quant, dtype_with
+from helios_cli.weights.low_bit import kind_of
 from helios_cli.weights.placement import RESIDENT
 from helios_cli.weights.preview import PreviewFile
 from helios_cli.weights.vocabulary import introduction
@@ -175,6 +176,8 @@ class Session:
         checkpoint, lines = fold(Checkpoint.open(folder), files)
         for line in lines:
             yield Notice(line)
+        if options.quant is None and kind_of(checkpoint.component("transformer").dtypes):
+            quant = "none"  # its weights are rounded already
         for line in trial.settle(device):
             yield Notice(line)
         threads = machine.cpu_threads(checkpoint.component("transformer").parameters)

@@ -7,7 +7,7 @@ those of the published checkpoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,11 @@ from helios_cli.model.attention import USUAL, attention
 from helios_cli.model.fp8 import (
     Fp8,
     Fp8Linear,
+    Layer,
     gated_residual_modulated_norm,
     modulated_norm,
+    multiply,
     parameter_names,
-    product,
     project,
     residual_modulated_norm,
 )
@@ -29,7 +30,6 @@ from helios_cli.model.ops import (
     gated_residual,
     gated_residual_layer_norm,
     layer_norm,
-    linear,
     rms_norm_rope,
     side_by_side,
 )
@@ -145,15 +145,14 @@ class Attention(nn.Module):
         kernels.qk_norm_rope(slices[:, :, :2], norms.unflatten(0, (2, -1)), rope, self.heads, self.eps)
         return slices.unflatten(-1, (self.heads, -1)).unbind(2)
 
-    def _product(self, x: Tensor | Fp8, *layers: nn.Linear | Fp8Linear) -> Tensor | None:
+    def _product(self, x: Tensor | Fp8, *layers: Layer) -> Tensor | None:
         """Return one product for all the layers, where kernels run on its slices and the weights are side by side."""
         if not kernels.runs(x.values if isinstance(x, Fp8) else x, "qk_norm_rope"):
             return None
         joined = [side_by_side(*(getattr(layer, name) for layer in layers)) for name in parameter_names(layers[0])]
         if any(parameter is None for parameter in joined):
             return None
-        multiply: Any = product if isinstance(x, Fp8) else linear
-        return multiply(x, *joined)
+        return multiply(layers[0], x, *cast("list[Tensor]", joined))
 
     def amplify_history(self, k_BSND: Tensor, split: int) -> Tensor:
         """Multiply history keys by a learnt factor between 1 and 10, if the checkpoint has one."""
@@ -175,15 +174,14 @@ class FeedForward(nn.Module):
         self.net: Any = nn.ModuleList([up, nn.Identity(), nn.Linear(hidden, width)])
 
     @property
-    def up(self) -> nn.Linear | Fp8Linear:
+    def up(self) -> Layer:
         return self.net[0].proj
 
     def forward(self, x: Tensor | Fp8) -> Tensor:
         up, down = self.up, self.net[2]
         if isinstance(down, Fp8Linear):
             return down(Fp8.of(up(x), gelu=True))
-        assert isinstance(x, Tensor)
-        return linear(linear(x, up.weight, up.bias, gelu=True), down.weight, down.bias)
+        return project(down, project(up, x, gelu=True))
 
 
 def modulation_table(rows: int, width: int) -> nn.Parameter:
@@ -232,7 +230,7 @@ class Block(nn.Module):
         text: tuple[Tensor, Tensor, Tensor | None],
         split: int,
         norm: tuple[Tensor, Tensor],
-        then: nn.Linear | Fp8Linear,
+        then: Layer,
         *,
         noisy_only: bool = False,
     ) -> None:

@@ -28,7 +28,7 @@ from helios_cli.architecture import DiTConfig
 from helios_cli.model import ops
 from helios_cli.model.attention import Choice
 from helios_cli.model.block import Block, Past, Rows, modulation_table
-from helios_cli.model.fp8 import Fp8Linear, modulated_norm
+from helios_cli.model.fp8 import Layer, modulated_norm
 from helios_cli.model.ops import linear
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM, SHORT_TERM, held_keys
 
@@ -307,7 +307,7 @@ class HeliosDiT(nn.Module):
         x, split = self.enter(call, rows), call.history_BME.shape[1]
         return Rows(x, modulated_norm(self._reader(0), x, *call.mods.norm(0), split, self.config.eps))
 
-    def _reader(self, index: int) -> nn.Linear | Fp8Linear:
+    def _reader(self, index: int) -> Layer:
         """Return the layer that multiplies the norm before block `index`, or after the last block."""
         return self.blocks[index].attn1.to_q if index < len(self.blocks) else self.proj_out
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import helios_kernels as kernels
 from helios_cli.model import ops
+from helios_cli.model.low_bit import LowBitLinear, widened_product
 from helios_cli.model.ops import linear, right_dtype
 
 ALIGNMENT = 16
@@ -80,16 +81,20 @@ def product(
     return y.unflatten(0, values.shape[:-1])
 
 
-def project(layer: nn.Linear | Fp8Linear, x: Tensor | Fp8) -> Tensor:
+Layer = nn.Linear | Fp8Linear | LowBitLinear
+
+
+def project(layer: Layer, x: Tensor | Fp8, *, gelu: bool = False) -> Tensor:
     if isinstance(layer, Fp8Linear):
+        assert not gelu, "its result is rounded again, in one pass with the GELU"
         return layer(x)
     assert not isinstance(x, Fp8)
-    return linear(x, layer.weight, layer.bias)
+    if isinstance(layer, LowBitLinear):
+        return layer(x, gelu=gelu)
+    return linear(x, layer.weight, layer.bias, gelu=gelu)
 
 
-def modulated_norm(
-    layer: nn.Linear | Fp8Linear, x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
-) -> Tensor | Fp8:
+def modulated_norm(layer: Layer, x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float) -> Tensor | Fp8:
     """Compute `ops.modulated_norm` as `layer` multiplies it: rounded to fp8 in the same pass where a kernel does."""
     if isinstance(layer, Fp8Linear) and kernels.runs(x_BSE, "modulated_norm_fp8"):
         return Fp8(*kernels.modulated_norm_fp8(x_BSE, scale, shift, split, eps))
@@ -97,7 +102,7 @@ def modulated_norm(
 
 
 def gated_residual_modulated_norm(
-    layer: nn.Linear | Fp8Linear,
+    layer: Layer,
     x_BSE: Tensor,
     y_BSE: Tensor,
     gate: Tensor,
@@ -115,7 +120,7 @@ def gated_residual_modulated_norm(
 
 
 def residual_modulated_norm(
-    layer: nn.Linear | Fp8Linear, x_BSE: Tensor, y_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
+    layer: Layer, x_BSE: Tensor, y_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float
 ) -> tuple[Tensor, Tensor | Fp8]:
     """Compute `ops.residual_modulated_norm`, (sum, norm), the norm as `layer` multiplies it."""
     if isinstance(layer, Fp8Linear) and kernels.runs(x_BSE, "gated_residual_modulated_norm_fp8"):
@@ -125,13 +130,21 @@ def residual_modulated_norm(
     return x_BSE, _for(layer, u)
 
 
-def _for(layer: nn.Linear | Fp8Linear, u: Tensor) -> Tensor | Fp8:
+def _for(layer: Layer, u: Tensor) -> Tensor | Fp8:
     return Fp8.of(u) if isinstance(layer, Fp8Linear) else u
 
 
-def parameter_names(layer: nn.Linear | Fp8Linear) -> tuple[str, ...]:
-    """Return the names in the order in which `product` or `linear` takes them."""
-    return ("weight", "weight_scale", "bias") if isinstance(layer, Fp8Linear) else ("weight", "bias")
+def parameter_names(layer: Layer) -> tuple[str, ...]:
+    """Return the names in the order in which `multiply` takes them."""
+    return ("weight", "bias") if isinstance(layer, nn.Linear) else ("weight", "weight_scale", "bias")
+
+
+def multiply(layer: Layer, x: Tensor | Fp8, *parameters: Tensor) -> Tensor:
+    """Compute the product of a layer's kind with these parameters."""
+    if isinstance(layer, Fp8Linear):
+        return product(x, *parameters)
+    assert isinstance(x, Tensor)
+    return (widened_product if isinstance(layer, LowBitLinear) else linear)(x, *parameters)
 
 
 def use_fp8(module: nn.Module, is_fp8: Callable[[str], bool]) -> nn.Module:

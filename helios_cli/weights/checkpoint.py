@@ -110,8 +110,12 @@ class Component:
 
     @cached_property
     def parameters(self) -> int:
-        """The number of parameters of the network, without the scales of float8 weights."""
-        return sum(tensor.elements for name, tensor in self.tensors.items() if not is_scale(name))
+        """The number of parameters of the network, without the scales of weights in 8 or 4 bits."""
+        return sum(
+            tensor.elements * (2 if tensor.dtype == "U8" else 1)  # two in a byte (`weights.low_bit`)
+            for name, tensor in self.tensors.items()
+            if not is_scale(name)
+        )
 
     @cached_property
     def dtypes(self) -> tuple[str, ...]:

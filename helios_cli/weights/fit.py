@@ -11,6 +11,7 @@ from helios_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from helios_cli.weights.checkpoint import Component
+    from helios_cli.weights.files import TensorInfo
 
 Config = TypeVar("Config", DiTConfig, UMT5Config, VAEConfig, SchedulerConfig)
 
@@ -109,10 +110,15 @@ def _vae_sizes(vae: VAEConfig) -> Sizes:
         yield f"decoder.up_blocks.{level}.resnets.{vae.num_res_blocks + 1}.conv2.weight", None
 
 
+def _shape_of(info: TensorInfo) -> tuple[int, ...]:
+    """Return the shape of a parameter that is stored: two weights of nf4 are in a byte (`weights.low_bit`)."""
+    return (*info.shape[:-1], 2 * info.shape[-1]) if info.dtype == "U8" and info.shape else info.shape
+
+
 def _require_fit(component: Component, sizes: Sizes) -> None:
     stored = {ALIASES.get(component.name, {}).get(name, name): info for name, info in component.tensors.items()}
     for name, expected in sizes:
-        shape = stored[name].shape if name in stored else None
+        shape = _shape_of(stored[name]) if name in stored else None
         if shape != expected:
             is_, be = ("missing" if value is None else str(list(value)) for value in (shape, expected))
             raise CheckpointError(

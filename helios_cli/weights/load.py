@@ -85,18 +85,18 @@ def tensors_to_load(
 ) -> Iterator[TensorToLoad]:
     """Yield what `load_component` reads, in the order of the files; of weights in `leave` only their fp8 scales."""
     stored = stored_tensors(module, component)
-    fp8 = {name for name, parameter in module.named_parameters() if parameter.dtype == torch.float8_e4m3fn}
+    kept = {name: one.dtype for name, one in module.named_parameters() if one.dtype in SCALED_DTYPES.values()}
     for name, place in sorted(stored.items(), key=lambda item: (item[1].info.file, item[1].info.begin)):
         scale = None if place.terms else place.scale  # with a LoRA values and scales are rounded anew
-        if name in fp8 and scale is not None:
+        if name in kept and scale is not None:
             yield TensorToLoad(name + SCALE_SUFFIX, StoredTensor(scale), torch.float32, check)
-        elif name in fp8 and name in leave:
+        elif name in kept and name in leave:
             raise RuntimeError(f"{name} is not stored as fp8, and a weight that is streamed is not rounded each time")
         if name in leave:
             continue
-        if name in fp8:
+        if name in kept:
             # StoredTensor e4m3 values are not checked: PyTorch has no aminmax for them, and `convert` wrote no NaN.
-            yield TensorToLoad(name, place, torch.float8_e4m3fn, check and scale is None)
+            yield TensorToLoad(name, place, kept[name], check and scale is None)
         else:
             yield TensorToLoad(name, place, torch.float32 if keep_fp32(name) else dtype, check)
 
@@ -153,7 +153,8 @@ def _require_match(
     module: nn.Module, component: Component, stored: dict[str, TensorInfo], scales: dict[str, TensorInfo]
 ) -> None:
     needed = {name: tuple(value.shape) for name, value in module.state_dict().items() if not is_scale(name)}
-    expected = needed | {name + SCALE_SUFFIX: needed[name][:1] for name in scales if name in needed}
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items() if is_scale(name)}
+    expected = needed | {name + SCALE_SUFFIX: needed[name][:1] for name in scales if name in needed} | own
     shapes = stored | {name + SCALE_SUFFIX: info for name, info in scales.items()}
     faults = {
         "missing": [name for name in needed if name not in stored],

@@ -23,13 +23,13 @@ from helios_cli.weights.files import TensorInfo, damaged, read_header
 from helios_cli.weights.placement import GPU_READERS, PIECE_BYTES
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SCALED_DTYPES = {"F8_E4M3": torch.float8_e4m3fn}
-"""The types that are read only with a scale for each row (`engine.convert`)."""
+SCALED_DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8, "U8": torch.uint8}
+"""The types that are read only with scales (`engine.convert`); U8 only as it is stored, for it holds two weights."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in its file. `scale` has a float32 factor for each row of an fp8 tensor; None for other types.
+    """A tensor in its file. `scale` has the float32 factors of one of SCALED_DTYPES; None for other types.
 
     `terms` are what LoRA files add to it: every reader gets the sum, computed in float32 and then rounded."""
 

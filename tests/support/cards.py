@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,22 +22,34 @@ from helios_cli.cost.gpus import other_device
 from helios_cli.cost.memory import MemoryBudget, MemoryPlan
 from helios_cli.cost.model import Model, model_of
 from helios_cli.cost.placing import fastest, memory_plans, speed_of
-from helios_cli.weights.fp8 import Quant, is_fp8
+from helios_cli.weights.fp8 import SCALE_SUFFIX, Quant, is_fp8
+from helios_cli.weights.low_bit import STORED_AS, is_low_bit
+from helios_kernels.low_bit import LOW_BITS, LowBit, shapes
 
 GB = 10**9
 HOST_BYTES = 64 * GB
 CARDS = {12: "RTX 4070", 16: "RTX 4080", 24: "RTX 4090", 32: "RTX 5090", 48: "RTX 6000 Ada", 80: "H100"}
+SMALL = (12, 16, 24)
+"""Memory of the cards for which weights in 8 and 4 bits are worth it."""
+
 HEAD = "| memory | such as | bfloat16 | peak | moved | fp8 | peak | moved |\n|---|---|---|---|---|---|---|---|\n"
 
 
-def copy_of_14b(folder: Path, quant: Quant) -> Model:
-    """Return the 14B model as a converted copy holds it, in bfloat16 or float8, without weights."""
+def copy_of_14b(folder: Path, quant: Quant | LowBit) -> Model:
+    """Return the 14B model as a converted copy holds it, in bfloat16, float8, int8 or nf4, without weights."""
     checkpoint = describe(folder, SPECS["14b"], torch.bfloat16)
     transformer = checkpoint.components["transformer"]
-    tensors = {
-        name: replace(info, dtype="F8_E4M3", end=info.elements) if quant == "fp8" and is_fp8(name) else info
-        for name, info in transformer.tensors.items()
-    }
+    tensors = {}
+    for name, info in transformer.tensors.items():
+        if quant == "fp8" and is_fp8(name):
+            info = replace(info, dtype="F8_E4M3", end=info.begin + info.elements)
+        elif quant in LOW_BITS and is_low_bit(name):
+            values, scales = shapes(info.shape[0], info.shape[1], quant)
+            code = {kind: code for code, kind in STORED_AS.items()}[quant]
+            end = info.begin + math.prod(scales) * 4
+            tensors[name + SCALE_SUFFIX] = replace(info, dtype="F32", shape=scales, end=end)
+            info = replace(info, dtype=code, shape=values, end=info.begin + math.prod(values))
+        tensors[name] = info
     components = {**checkpoint.components, "transformer": replace(transformer, tensors=tensors)}
     return model_of("distilled", replace(checkpoint, components=components))
 
@@ -56,11 +70,12 @@ def way(plan: MemoryPlan) -> str:
     return words[plan.name] + (", no graphs" if plan.name == "none" and not placement.graphs else "")
 
 
-def rows() -> Iterator[str]:
+def rows(kinds: tuple[Any, ...] = ("none", "fp8"), cards: Iterable[int] = tuple(CARDS)) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        models = {quant: copy_of_14b(Path(folder, quant), quant) for quant in ("none", "fp8")}
-        for memory_gb, name in CARDS.items():
-            plans = [placed(model, memory_gb, quant) for quant, model in models.items()]
+        models = {kind: copy_of_14b(Path(folder, kind), kind) for kind in kinds}
+        for memory_gb in cards:
+            name = CARDS[memory_gb]
+            plans = [placed(one, memory_gb, kind if kind == "fp8" else "none") for kind, one in models.items()]
             cells = [
                 cell
                 for plan in plans
@@ -73,5 +88,9 @@ def table() -> str:
     return HEAD + "".join(rows())
 
 
+def low_bit_table() -> str:
+    return HEAD.replace("bfloat16", "int8").replace("fp8", "nf4") + "".join(rows(LOW_BITS, SMALL))
+
+
 if __name__ == "__main__":
-    sys.stdout.write(table())
+    sys.stdout.write(f"{table()}\n{low_bit_table()}")
