@@ -54,6 +54,19 @@ def test_each_weight_is_the_nearest_there_is(kind):
     assert torch.equal(widen(values, scales, torch.bfloat16), found.bfloat16())
 
 
+@pytest.mark.oracle
+def test_nf4_is_that_of_bitsandbytes():
+    functional = pytest.importorskip(
+        "bitsandbytes.functional", reason="bitsandbytes, another implementation, is missing"
+    )
+    weight = torch.randn(256, 512)
+    values, scales = round_weight(weight, "nf4")
+    theirs, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=False)
+    assert torch.equal(theirs.view(-1), values.view(-1)) and torch.equal(state.absmax.view(-1), scales)
+    widened = widen(values, scales, torch.float32)
+    torch.testing.assert_close(functional.dequantize_4bit(theirs, state), widened, rtol=1e-6, atol=1e-6)  # its table
+
+
 def test_a_row_of_zeros_stays_one():
     for kind in LOW_BITS:
         assert not widen(*round_weight(torch.zeros(2, 64), kind), torch.bfloat16).any()
