@@ -22,6 +22,7 @@ from helios_cli.device import (
     find_gpus,
     find_vae_device,
     gpus,
+    latent_dtype,
     pick_device,
     pick_dtype,
     pick_vae_device,
@@ -249,3 +250,17 @@ def test_looking_for_the_vae_s_gpu_leaves_the_current_one(monkeypatch):
     assert pick_vae_device("cuda:1", first) == torch.device("cuda", 1) and current == [first]
     with pytest.raises(MachineError, match="--vae-device cuda:2: this machine has cuda:0 to cuda:1"):
         pick_vae_device("cuda:2", first)
+
+
+@pytest.mark.parametrize(
+    ("film", "latents"),
+    [
+        (("bfloat16", "cpu", 10**7), "float32"),
+        (("bfloat16", "cpu", 2**28 + 1), "bfloat16"),  # no longer small
+        (("bfloat16", "cuda", 10**7), "bfloat16"),
+        (("float16", "cpu", 10**7), "float16"),
+        (("float32", "cpu", 10**7), "float32"),
+    ],
+)
+def test_a_small_model_on_a_cpu_has_latents_in_float32(film, latents):
+    assert latent_dtype(*film) == latents and latent_dtype(*film, quant="fp8") == film[0]

@@ -64,7 +64,7 @@ def time_film(task: Task) -> Result:
     timed, steady = _film(models, task) if is_gpu else (done, steady)
     text = (recorded or done).phases["text"]
     stages = sorted(phase for phase in done.phases if phase.startswith("stage "))
-    dtypes = {"transformer": models.dtype, "vae": models.vae_dtype, "text_encoder": models.dtype}
+    dtypes = {"transformer": models.latent_dtype, "vae": models.vae_dtype, "text_encoder": models.latent_dtype}
     return Result(
         side="helios",
         version=__version__,

@@ -37,13 +37,14 @@ def arithmetic_of(
     decoders: int = 1,
     piece_elements: int | None = None,
     convolutions: Mapping[str, str] | None = None,
+    latents: str = "",
 ) -> Arithmetic:
     """Describe the arithmetic of a device, and of the VAE's if it has its own.
 
     `attention_taken` is what is known of the device's `attention_shapes`, `fast_sums` what follows from its
     `measured_sums`. `team` is the number of ranks that share a model call, `decoders` the number that decode a chunk
     together, `piece_elements` what a layer of the VAE's decoder works on at a time, `convolutions` what is known of its
-    `convolution_shapes`.
+    `convolution_shapes`, `latents` the `device.latent_dtype`.
     """
     lengths = " ".join(map(str, sorted(fast_sums)))
     sums = f"fast sums {lengths}" if lengths else ""
@@ -57,7 +58,8 @@ def arithmetic_of(
     else:
         vae = ", ".join(fact for fact in (vae_device.name, _kernels(vae_device, "auto", {}), pieces) if fact)
     kernels = " ".join(fact for fact in facts if fact)
-    return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels, vae, team, decoders)
+    wide = "" if latents == dtype else latents
+    return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels, vae, team, decoders, wide)
 
 
 def _decoding(elements: int | None, convolutions: Mapping[str, str]) -> str:

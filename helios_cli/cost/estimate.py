@@ -290,6 +290,7 @@ def _estimate(
             convolutions=measured_convolutions(
                 load.decoder.name, convolution_shapes(model.vae, plan.size, load.vae_dtype)
             ),
+            latents=load.latent_dtype,
         )
         weights = weights_identity(model.checkpoint)
         fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=options.reanchor))

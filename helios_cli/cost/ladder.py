@@ -71,7 +71,7 @@ def _without(load: Workload, key: str) -> Workload:
         return replace(load, quant="none")
     plan = replace(load.plan, reuse_history=False) if key == "reuse_history" else replace(load.plan, reuse_steps=1)
     prompts, how = load.work.prompts, {"preview": load.preview is not None, "final": load.final}
-    return replace(load, plan=plan, work=work_of(plan, load.model, load.dtype, prompts, **how))
+    return replace(load, plan=plan, work=work_of(plan, load.model, load.latent_dtype, prompts, **how))
 
 
 def _times(load: Workload, other: Workload) -> float | None:

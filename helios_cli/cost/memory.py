@@ -15,7 +15,7 @@ from helios_cli.cost import taehv, vae
 from helios_cli.cost.model import Model
 from helios_cli.cost.team import Team
 from helios_cli.cost.work import PromptTokens, Work, work_of
-from helios_cli.device import ITEMSIZE, Device
+from helios_cli.device import ITEMSIZE, Device, latent_dtype
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import (
     FRAMES_PER_CHUNK,
@@ -122,6 +122,11 @@ class MemoryPlan:
         return self.vae_device_bytes is not None
 
 
+def _latent_dtype(model: Model, device: Device, dtype: str, quant: str) -> str:
+    parameters = model.parameters["transformer"] + model.parameters["text_encoder"]
+    return latent_dtype(dtype, device.kind, parameters, quant=quant)
+
+
 @dataclass(frozen=True)
 class Workload:
     """A film to be placed: its plan, its model, and how it is computed. `lanes` films like it render at a time.
@@ -162,7 +167,8 @@ class Workload:
         final: bool = False,
         vram: int | None = None,
     ) -> Workload:
-        work = work_of(plan, model, dtype, prompts, preview=preview is not None, final=final)
+        latents = _latent_dtype(model, device, dtype, quant)
+        work = work_of(plan, model, latents, prompts, preview=preview is not None, final=final)
         return cls(plan, model, work, device, dtype, quant, lanes, vae_device, ranks, joins_rank, preview, final, vram)
 
     @property
@@ -200,9 +206,15 @@ class Workload:
         """Calls of a step, of all lanes, that a rank takes part in."""
         return self.lanes * self.branches * self.team // self.ranks
 
+    @cached_property
+    def latent_dtype(self) -> str:
+        """The dtype of the transformer and the text encoder."""
+        return _latent_dtype(self.model, self.device, self.dtype, self.quant)
+
     @property
     def itemsize(self) -> int:
-        return ITEMSIZE[self.dtype]
+        """Bytes of a number of the transformer and the text encoder."""
+        return ITEMSIZE[self.latent_dtype]
 
     @property
     def vae_dtype(self) -> str:
@@ -215,16 +227,15 @@ class Workload:
     @property
     def product_itemsize(self) -> int:
         """Bytes of a number that products take and give: float32 on a CPU that multiplies no smaller type."""
-        return self._itemsize_on(self.device)
+        return FLOAT32 if self._is_wide_on(self.device) else self.itemsize
 
     @property
     def frame_itemsize(self) -> int:
         """Bytes of a number that the VAE's convolutions take and give."""
-        return max(self.vae_itemsize, self._itemsize_on(self.decoder))
+        return FLOAT32 if self._is_wide_on(self.decoder) else self.vae_itemsize
 
-    def _itemsize_on(self, device: Device) -> int:
-        is_wide = device.kind == "cpu" and (self.dtype == "float16" or "avx512" not in device.name)
-        return FLOAT32 if is_wide else self.itemsize
+    def _is_wide_on(self, device: Device) -> bool:
+        return device.kind == "cpu" and (self.dtype == "float16" or "avx512" not in device.name)
 
     @property
     def block_bytes(self) -> int:
@@ -622,7 +633,7 @@ def _recorded_bytes(load: Workload) -> int:
     plan, work, dit = load.plan, load.work, load.model.dit
     prompts = [[text for text, _ in chunk.prompts] for chunk in plan.chunks]
     prompts += [[plan.negative]] if plan.guidance > 1 else []
-    lengths = {load.held_keys(work.prompts.rows(texts, load.dtype)) for texts in prompts}
+    lengths = {load.held_keys(work.prompts.rows(texts, load.latent_dtype)) for texts in prompts}
     texts = sum(load.context_bytes(rows) for rows in lengths)
     # Each other film, whose prompt is at most as long, may have one of another length.
     texts += (load.lanes - 1) * load.context_bytes(load.text_rows)

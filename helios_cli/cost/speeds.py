@@ -351,7 +351,10 @@ def rendered_speed(load: Workload, phases: Mapping[str, float], chunks: Sequence
             return None
         # Python runs ahead of a GPU, which decodes while it denoises: only the seconds of whole chunks are known.
         rest = replace(load.plan, chunks=load.plan.chunks[1:])
-        work, slower = work_of(rest, load.model, load.dtype, load.work.prompts), DIT_UTILISATION / VAE_UTILISATION
+        work, slower = (
+            work_of(rest, load.model, load.latent_dtype, load.work.prompts),
+            DIT_UTILISATION / VAE_UTILISATION,
+        )
         dit = (work.denoise + slower * work.decode) / sum(chunks[1:])
         vae = dit / slower
     return MeasuredSpeed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ from helios_cli import machine
 from helios_cli.cost.arithmetic import product_shapes
 from helios_cli.cost.team import Team
 from helios_cli.cost.vae import piece_elements_on
-from helios_cli.device import device_of
+from helios_cli.device import device_of, latent_dtype
 from helios_cli.engine.gpu import (
     CallGraphs,
     CudaRecorder,
@@ -128,7 +129,7 @@ class Models:
         config = self.dit_config = read.dit
         heads = (config.num_attention_heads, config.attention_head_dim)
         memory = attention_memory(device) if attention == AUTO or quant == "fp8+attention" else None
-        self._choice = choose(attention, device, dtype, *heads, memory=memory, wanted=attention_wanted)
+        self._choice = choose(attention, device, self.latent_dtype, *heads, memory=memory, wanted=attention_wanted)
         self._choice_8bit = Choice8Bit(self._choice, attention_wanted) if quant == "fp8+attention" else None
         self.vae_config, self.text_config, self.scheduler = read.vae, read.text, read.scheduler
         self.fast_sums: frozenset[int] = frozenset()
@@ -143,6 +144,13 @@ class Models:
         self._fillers: dict[str, tuple] = {}  # arguments of _fill, for parts that can be loaded again
         self._away: set[str] = set()
         self.graphs = CallGraphs(CudaRecorder()) if device.type == "cuda" else None
+
+    @cached_property
+    def latent_dtype(self) -> torch.dtype:
+        """The data type of the transformer and the text encoder; `device.latent_dtype` says where it is another."""
+        parameters = sum(self.checkpoint.component(name).parameters for name in ("transformer", "text_encoder"))
+        name = str(self.dtype).removeprefix("torch.")
+        return cast(torch.dtype, getattr(torch, latent_dtype(name, self.device.type, parameters, quant=self.quant)))
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -215,7 +223,7 @@ class Models:
             patch, stages = self.dit_config.patch_size, self.scheduler.stages
             grids = [grid_of(size, patch, stages - 1 - k) for k in range(stages)]
             plain, in_8_bits = self._choice, self._choice_8bit
-            measure_attention(plain, self.dit_config, grids, self.dtype, self.device, team, in_8_bits)
+            measure_attention(plain, self.dit_config, grids, self.latent_dtype, self.device, team, in_8_bits)
         if self.quant != "none" and self.device.type == "cuda":
             shapes = product_shapes(self.dit_config, self.checkpoint.native_size, self.scheduler.stages)
             self.follow_sums(measure_sums(shapes, self.device))
@@ -329,7 +337,7 @@ class Models:
         """Provide the text encoder within the block."""
         islands = umt5.FP32_ISLANDS_IN_FLOAT16 if self.dtype == torch.float16 else frozenset()
         if self.placement.mode != "stream":
-            encoder = self._load("text_encoder", lambda: UMT5Encoder(self.text_config), self.dtype, islands)
+            encoder = self._load("text_encoder", lambda: UMT5Encoder(self.text_config), self.latent_dtype, islands)
             if not self.is_loaded or self.placement.mode == "model":
                 self._read_ahead("transformer")
             yield encoder
@@ -339,9 +347,13 @@ class Models:
             encoder = UMT5Encoder(self.text_config)
         stored = stored_tensors(encoder, self.checkpoint.component("text_encoder"))
         layers = cast(nn.ModuleList, encoder.encoder.block)
-        stream = self._stream_of("text_encoder", layers, "encoder.block.", stored, self.dtype, islands, again=False)
-        self._fill("text_encoder", encoder, self.dtype, islands, stream.names | {EMBEDDING})
-        encoder.shared = cast(nn.Embedding, StoredRows(stored[EMBEDDING], self._files, self.vae_device, self.dtype))
+        stream = self._stream_of(
+            "text_encoder", layers, "encoder.block.", stored, self.latent_dtype, islands, again=False
+        )
+        self._fill("text_encoder", encoder, self.latent_dtype, islands, stream.names | {EMBEDDING})
+        encoder.shared = cast(
+            nn.Embedding, StoredRows(stored[EMBEDDING], self._files, self.vae_device, self.latent_dtype)
+        )
         encoder.walk = cast("Callable[[], Iterable[umt5.Layer]]", stream.walk)
         with contextlib.closing(stream):
             yield encoder.eval()
@@ -369,7 +381,7 @@ class Models:
         if self.placement.takes_turns:
             self._send_away("vae", self._vae)
         if self._dit is None:
-            self._dit = self._load("transformer", self._build_dit, self.dtype, dit.FP32_ISLANDS)
+            self._dit = self._load("transformer", self._build_dit, self.latent_dtype, dit.FP32_ISLANDS)
         elif not self._bring_back("transformer"):
             return self._dit
         self._dit.join_projections()
@@ -383,7 +395,7 @@ class Models:
     def _part(self, name: str) -> tuple[Callable[[], nn.Module], torch.dtype, frozenset[str]]:
         """Return how a part is built, its data type, and the modules that stay in float32."""
         if name == "transformer":
-            return self._build_dit, self.dtype, dit.FP32_ISLANDS
+            return self._build_dit, self.latent_dtype, dit.FP32_ISLANDS
         return self._build_vae, self.vae_dtype, frozenset()
 
     def _build_dit(self) -> HeliosDiT:
@@ -518,7 +530,7 @@ class Models:
         self._ahead.drop()
         beside = self.placement.text_beside
         if beside is None and self.placement.mode == "none":
-            needed = self.dtype.itemsize * self.checkpoint.component("text_encoder").parameters
+            needed = self.latent_dtype.itemsize * self.checkpoint.component("text_encoder").parameters
             beside = needed <= (device_of(self.vae_device).free_bytes or 0)
         if beside:
             return

@@ -257,6 +257,7 @@ class Session:
             decoders=models.decoders(size, guidance),
             piece_elements=models.piece_elements,
             convolutions=models.convolutions.taken,
+            latents=_name_of(models.latent_dtype),
         )
         return Identity(weights_identity(models.checkpoint), rounding, taken)
 

@@ -42,6 +42,7 @@ class Arithmetic:
     `quant` is --quant. `kernels` names what replaces PyTorch's own: kernels, attention and their tuning. `vae` is the
     device of the VAE and the text encoder with its kernels, where it rounds differently. `team` is the number of ranks
     that share a model call, whose sums have another order, `decoders` the number that decode a chunk together.
+    `latents` is the dtype of the transformer and the text encoder, where it is another.
     """
 
     device: str
@@ -52,10 +53,11 @@ class Arithmetic:
     vae: str = ""
     team: int = 1
     decoders: int = 1
+    latents: str = ""
 
     def without_defaults(self) -> dict[str, str | int]:
         """Return the values that are hashed: defaults are left out, so that old fingerprints stay valid."""
-        defaults = {"quant": "none", "kernels": "", "vae": "", "team": 1, "decoders": 1}
+        defaults = {"quant": "none", "kernels": "", "vae": "", "team": 1, "decoders": 1, "latents": ""}
         return {key: value for key, value in asdict(self).items() if value != defaults.get(key)}
 
 

@@ -113,7 +113,7 @@ def test_the_text_encoder(dtype, length):
     config = {**specs.TEXT_ENCODER, "num_layers": 2}
     shape = UMT5Config.from_json(config)
     encoder = on_meta(lambda: UMT5Encoder(shape)).to(dtype)
-    model = SimpleNamespace(text=shape, parameters={"text_encoder": 0})
+    model = SimpleNamespace(text=shape, parameters={"text_encoder": 0, "transformer": 14 * 10**9})
     work = SimpleNamespace(prompts=PromptTokens({"": length}, counted=True, lost={}))
     load = Workload(None, model, work, Device("cpu", "CPU", None, None), str(dtype).removeprefix("torch."))
     phase = memory._text_phase(load, Placement(), 0)
