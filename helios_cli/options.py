@@ -172,8 +172,8 @@ SHARED = {
     "ram": _option(str | None, "Host memory budget, such as 16G. (default: what is free)", panel=MACHINE),
     "speed": _option(
         SpeedChoice | None,
-        "Speed: exact; fast, --quant fp8 where the GPU has it; or fastest, also --reuse-history and --reuse-steps 2. "
-        "(default: exact)",
+        "Speed: exact; fast, --quant fp8+attention where the GPU has it; or fastest, also --reuse-history and "
+        "--reuse-steps 2. (default: exact)",
         metavar="SPEED",
         panel=MACHINE,
     ),

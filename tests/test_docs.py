@@ -81,7 +81,7 @@ def test_flags_shown_exist(line):
     command, words = get_command(app), line.split("#")[0].split("|")[0].split()
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
-    known = {flag for parameter in command.params for flag in parameter.opts}
+    known = {flag for parameter in command.params for flag in parameter.opts + parameter.secondary_opts}
     assert {word for word in words if word.startswith("-") and len(word) > 1} <= known
 
 

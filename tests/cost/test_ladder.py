@@ -17,20 +17,21 @@ from support.recipes import plan_of
 
 H100, A100 = (Device("cuda", f"NVIDIA {name}", 80 * 10**9, 80 * 10**9) for name in ("H100", "A100"))
 OLD = Device("cuda", "a GPU", 24 * 10**9, 24 * 10**9, capability=(8, 6))
+BITS = "fp8+attention"
 CPU = Device("cpu", "a CPU", 64 * 10**9, 64 * 10**9)
 
 
 @pytest.mark.parametrize(
     ("device", "flags", "expected"),
     [
-        (H100, {"speed": "fast"}, "fp8"),
-        (H100, {"speed": "fastest"}, "fp8"),
+        (H100, {"speed": "fast"}, BITS),
+        (H100, {"speed": "fastest"}, BITS),
         (H100, {"speed": "exact"}, "none"),
         (H100, {}, "none"),
         (H100, {"speed": "fastest", "quant": "none"}, "none"),
         (H100, {"speed": "exact", "quant": "fp8"}, "fp8"),
         (H100, {"speed": "fast", "dtype": "float32"}, "none"),
-        (H100, {"speed": "fast", "dtype": "bfloat16"}, "fp8"),
+        (H100, {"speed": "fast", "dtype": "bfloat16"}, BITS),
         (A100, {"speed": "fast"}, "none"),
         (OLD, {"speed": "fast"}, "none"),
         (CPU, {"speed": "fast"}, "none"),
@@ -71,7 +72,7 @@ def test_what_each_choice_is_worth():
     keys, model = {"shot": [{"prompt": "a red ball"}]}, find_model("mid")
     how = {"size": (640, 384), "steps": (20, 20, 20), "guidance": 5.0}
     exact = Workload.of(plan_of(keys, **how), model, H100, "bfloat16")
-    fastest = Workload.of(plan_of(keys, **how, speed="fastest"), model, H100, "bfloat16", "fp8")
+    fastest = Workload.of(plan_of(keys, **how, speed="fastest"), model, H100, "bfloat16", BITS)
     taken = {one.key: one for one in taken_of(RenderOptions(speed="fastest"), fastest)}
     assert set(taken) == KEYS and all(one.is_taken and one.origin == "speed" for one in taken.values())
     seconds = [found.denoise + found.decode for found in map(duration_of, (exact, fastest))]
