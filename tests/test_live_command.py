@@ -185,7 +185,7 @@ def test_two_ranks_make_the_calls_of_a_live_film(live, tmp_path):
     code, events, _ = live(lines, "a red ball", *FAST, "--gpus-per-film", "2", "-o", "film.mkv")
     assert code == 0 and [taken["prompt"] for taken in of(events, "prompt_taken")] == ["a red ball", "a blue square"]
     command = re.search(r"#   helios (.*)", (tmp_path / "film.toml").read_text())[1].split()
-    assert command == ["render", "film.toml", "-o", "film.mkv", "--gpus-per-film", "2"]
+    assert command == ["render", "film.toml", "--gpus-per-film", "2", "--output", "film.mkv"]
     assert main([*command[:2], "-q", "--no-cache", "--gpus-per-film", "2", "-o", "again.mkv"]) == 0
     assert np.array_equal(reruns.decoded(tmp_path / "film.mkv"), reruns.decoded(tmp_path / "again.mkv"))
 

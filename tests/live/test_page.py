@@ -19,16 +19,10 @@ from helios_cli.cli import main
 from helios_cli.units import FRAMES_PER_CHUNK
 from support import reruns, sounds
 from support.browser import Browser, browser, programs
+from support.firefox import firefox, program
 from support.waiting import wait_until
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.process,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        programs() is None, reason="needs Chromium and its driver: apt install chromium chromium-driver"
-    ),
-]
+pytestmark = [pytest.mark.browser, pytest.mark.process, pytest.mark.slow]
 
 FPS, AHEAD = 24, 3.0
 CHUNK = FRAMES_PER_CHUNK / FPS
@@ -103,6 +97,8 @@ def start(tmp_path) -> Iterator:
 
 @pytest.fixture
 def page() -> Iterator[Browser]:
+    if programs() is None:
+        pytest.skip("needs Chromium and its driver: apt install chromium chromium-driver")
     with browser() as one:
         yield one
         assert one.complaints() == []
@@ -284,6 +280,21 @@ def test_the_page_fits_a_phone_has_labels_and_goes_by_keyboard(start, page):
         page.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         back = page.run("return getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 200) == is_dark
+
+
+@pytest.mark.skipif(program() is None, reason="needs Firefox: apt install firefox-esr")
+def test_firefox_plays_it_too(start, tmp_path):
+    music = sounds.write(tmp_path / "music.wav", sounds.tone(5))
+    live = start("a red ball rolls left", "--hold", "1s", "--audio", str(music), "--audio-fit", "loop")
+    with firefox() as page:
+        page.open(live.url)
+        page.wait(f"{POSITION} > 2 * {CHUNK}")
+        assert page.run(FRAMES) > FPS and page.run("video.mozHasAudio")
+        page.run("$('prompt').value = 'a blue square'; $('form').requestSubmit()")
+        page.wait("$('now').textContent === 'a blue square'")
+        shown = page.run(FRAMES)
+        page.wait(f"{FRAMES} > {shown} + {FPS}")
+        assert page.complaints == []
 
 
 def test_ctrl_c_ends_it_and_says_how_to_go_on(start, page):
