@@ -200,14 +200,17 @@ def test_without_media_source_the_page_plays_hls(start, page):
 
 
 LOUDEST = """
-const context = new AudioContext(), analyser = context.createAnalyser();
-analyser.fftSize = 16384;
-context.createMediaElementSource(document.querySelector("video")).connect(analyser).connect(context.destination);
-return context.resume().then(() => new Promise(heard => setTimeout(() => {
-  const levels = new Float32Array(analyser.frequencyBinCount);
-  analyser.getFloatFrequencyData(levels);
-  heard(levels.indexOf(Math.max(...levels)) * context.sampleRate / analyser.fftSize);
-}, 1500)));
+if (!window.ear) {
+  const context = new AudioContext();
+  ear = context.createAnalyser();
+  ear.fftSize = 16384;
+  context.createMediaElementSource(document.querySelector("video")).connect(ear).connect(context.destination);
+}
+return ear.context.resume().then(() => {
+  const levels = new Float32Array(ear.frequencyBinCount);
+  ear.getFloatFrequencyData(levels);
+  return levels.indexOf(Math.max(...levels)) * ear.context.sampleRate / ear.fftSize;
+});
 """
 """The frequency that is loudest in what the video plays."""
 
@@ -223,7 +226,7 @@ def test_the_film_has_its_sound(start, page, tmp_path, how):
     assert page.run("return document.querySelector('video').muted") and page.text("#sound") == "Unmute"
     page.click("#sound")
     assert not page.run("return document.querySelector('video').muted") and page.text("#sound") == "Mute"
-    assert abs(page.run(LOUDEST) - 440) < 5
+    wait_until(lambda: abs(page.run(LOUDEST) - 440) < 5)
 
 
 def test_the_browser_keeps_half_a_minute_of_the_film_and_gets_a_minute_in_front(start, page):
