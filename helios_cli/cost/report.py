@@ -4,7 +4,9 @@
     films       one for each film, in the order of the sources:
       title, source
       frames, seconds, fps, size [width, height], chunks_total
-      settings    name -> {value, from}: from is flag, recipe, model, default or HELIOS_MODEL
+      settings    name -> {value, from}: from is flag, recipe, model, default, speed (--speed) or HELIOS_MODEL
+      speed       what became of the choices that --speed names: [{key, value, is_taken, origin (flag or speed), times
+                  (as fast as without it; null if unknown or not taken), loss}]; empty without it
       model       name, kind, repo, revision, path, trained, downloaded, download_bytes, parameters by component
       audio       the sound: {path, sha256, seconds, fit, fade}, or null
       device      kind, name, total_bytes, free_bytes, from; as seen without torch
