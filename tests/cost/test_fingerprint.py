@@ -353,7 +353,7 @@ def test_convolutions_of_the_kernel_count_where_they_were_faster(tmp_path, monke
 
 
 def test_latents_in_another_dtype_count():
-    """What was kept of small bfloat16 films before they had latents in float32 is void; all else stays valid."""
+    """Nothing kept of small bfloat16 films before they had latents in float32 is taken; all else stays valid."""
     cpu = Device("cpu", "AMD EPYC, avx2, 2 threads", 64, 64)
     before, same, wide = (
         arithmetic_of(cpu, "bfloat16", {}, quant="none", attention="auto", latents=latents)
