@@ -140,6 +140,12 @@ def checkpoints(tmp_path_factory):
     return get
 
 
+@pytest.fixture
+def large(monkeypatch):
+    """Checkpoints of tests count as large: their bfloat16 films have latents in bfloat16 on a CPU, too."""
+    monkeypatch.setattr("helios_cli.device.SMALL_BYTES", 0)
+
+
 @pytest.fixture(scope="session")
 def distilled(checkpoints) -> Path:
     return checkpoints("distilled")

@@ -94,6 +94,7 @@ def test_chunks_of_another_weight_are_not_taken_from_the_cache(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("large")
 def test_a_converted_copy_has_it(folder, distilled):
     """In bfloat16: the copy's weights were rounded after the file was folded in, as those of the render are."""
     command = ["models", "convert", str(distilled), "--lora", "style.safetensors:0.5", "--dtype", "bfloat16"]

@@ -35,6 +35,10 @@ TAIL_LINES = 6
 MAX_SHOWN = 200
 """Characters of the command in a message."""
 
+GATED = 'read -r go </dev/fd/$0 && exec /bin/sh -c "$1"'
+"""Script that runs the command $1 once a line is in the pipe $0, or never if that is closed before: if this process is
+killed before there is a guard, no command outlives it."""
+
 NOT_FOUND, NOT_RUNNABLE = 127, 126
 """Exit statuses of a shell."""
 
@@ -95,23 +99,27 @@ class _Program:
         self._has_ended = False
         environment = os.environ | given.environment("") | wanted.environment("OUT_")
         reading, writing = os.pipe()
+        waiting, gate = os.pipe()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as in `ffmpeg.Process`
         try:
             self._popen = subprocess.Popen(
-                ["/bin/sh", "-c", command],
+                ["/bin/sh", "-c", GATED, str(waiting), command],
                 stdin=reading,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=environment,
                 start_new_session=True,
+                pass_fds=[waiting],
             )
             self._guard = ffmpeg.guard_of(self._popen.pid)
+            os.write(gate, b"\n")
         except OSError as error:
             os.close(writing)
             raise MachineError(f"the program of --through does not start: /bin/sh: {error.strerror}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            os.close(reading)
+            for descriptor in (reading, waiting, gate):
+                os.close(descriptor)
         assert self._popen.stdout is not None and self._popen.stderr is not None
         self._output = self._popen.stdout
         self._messages = threading.Thread(

@@ -98,6 +98,7 @@ def test_a_blend_lies_between_its_prompts(folder):
 
 @pytest.mark.oracle
 @pytest.mark.slow
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_is_as_good_as_the_reference_s(dtype, pipelines, folder, tmp_path):
     """Distance of the first chunk's latents to float32, against diffusers in the same dtype."""

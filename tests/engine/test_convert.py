@@ -61,6 +61,7 @@ def test_diffusers_loads_the_bfloat16_copy_and_finds_the_same_weights(folder, ma
             assert torch.equal(value, expected[key]) and value.dtype == expected[key].dtype, key
 
 
+@pytest.mark.usefixtures("large")
 def test_the_bfloat16_copy_renders_the_same_frames(folder, made, tmp_path):
     frames, expected = (
         rendered(CASE, path, tmp_path / str(place), torch.bfloat16)
@@ -100,6 +101,7 @@ def test_float8_is_scaled_row_by_row(folder, made):
     assert parameters == Checkpoint.open(folder).component("transformer").parameters
 
 
+@pytest.mark.usefixtures("large")
 def test_float8_renders_what_its_products_of_values_and_scales_render(folder, made, tmp_path):
     """Against a checkpoint that holds those products, in a layout that anybody reads."""
     from shutil import copytree

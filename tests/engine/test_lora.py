@@ -110,6 +110,7 @@ def test_small_pieces_add_up_to_the_same(folded, monkeypatch):
         assert torch.allclose(value, whole[name], rtol=1e-6, atol=1e-6), name
 
 
+@pytest.mark.usefixtures("large")
 def test_blocks_that_stream_have_it(folded):
     """The matrices that each block computes with equal those of a model in memory, walk after walk."""
     expected = transformer_of(folded, torch.bfloat16).state_dict()

@@ -100,6 +100,7 @@ def test_blocks_stream_while_a_chunk_is_decoded(folder_of, resident, tmp_path):
 
 
 @pytest.mark.parametrize("placement", [PLACEMENTS["half of it stays"], PLACEMENTS["in turns"]], ids=["stream", "turns"])
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("kind", ["a copy in bfloat16", "in several files"])
 def test_streams_of_every_layout(kind, placement, folder_of, tmp_path):
     """Blocks of a converted copy lie one after the other; those of published files may be spread over several
@@ -132,6 +133,7 @@ def in_several_files(original: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_weights_are_rounded_on_the_way_as_they_are_when_loaded(dtype, folder_of, resident, tmp_path):
     case = case_of("distilled", chunks=1)

@@ -19,12 +19,12 @@ from helios_cli.film import through
 from helios_cli.film.after import After, try_after
 from helios_cli.film.filters import FrameFormat
 from helios_cli.film.reading import probe
-from helios_cli.film.through import Frames, frames_at
+from helios_cli.film.through import GATED, Frames, frames_at
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.options import RenderOptions
 from support.clips import pan, scene
 from support.streams import video_stream
-from support.waiting import alive, wait_until
+from support.waiting import LONGEST, alive, wait_until
 
 EXE = imageio_ffmpeg.get_ffmpeg_exe()
 SIZE = (128, 72)
@@ -291,6 +291,15 @@ def test_no_program_outlives_a_process_that_is_killed(tmp_path):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     wait_until(lambda: not any(map(alive, pids)))
+
+
+def test_no_program_starts_for_a_process_that_was_killed(tmp_path):
+    """It may be killed after the start of the program's shell and before that of the guard."""
+    waiting, gate = os.pipe()
+    shell = subprocess.Popen(["/bin/sh", "-c", GATED, str(waiting), f"touch {tmp_path}/started"], pass_fds=[waiting])
+    os.close(gate)
+    assert shell.wait(LONGEST) and os.listdir(tmp_path) == []
+    os.close(waiting)
 
 
 # Before anything is rendered
