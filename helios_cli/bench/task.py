@@ -125,6 +125,11 @@ class Result:
     notes: tuple[str, ...] = ()
 
     @property
+    def dtype(self) -> str:
+        """The dtype of the film: bfloat16 also where only its VAE computes in it (`device.latent_dtype`)."""
+        return "bfloat16" if self.dtypes["vae"] == "bfloat16" else self.dtypes["transformer"]
+
+    @property
     def frames_per_second(self) -> float:
         return self.num_frames / self.seconds
 

@@ -335,15 +335,15 @@ def _keep_speed(task: Task, ours: Result, date: str) -> dict[str, Any]:
     from helios_cli.cost.speeds import MeasuredSpeed, measured_dtype, record_speed, speeds_file
     from helios_cli.device import cpu_name, find_device
 
-    dtype, device = ours.dtypes["transformer"], ours.device
+    device = ours.device
     if device == "cpu":
         device = cpu_name(ours.threads)
     elif device == "mps":
         device = find_device("mps").name
-    work, model = counted_work(task, dtype)
+    work, model = counted_work(task, ours.dtypes["transformer"])
     speed = MeasuredSpeed(
         device=device,
-        dtype=measured_dtype(dtype, task.quant),
+        dtype=measured_dtype(ours.dtype, task.quant),
         parameters=model.parameters["transformer"],
         dit_flops=work.denoise / ours.dit_seconds,
         vae_flops=work.decode / ours.phases["decode"],

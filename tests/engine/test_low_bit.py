@@ -112,6 +112,7 @@ def test_a_copy_is_kept_as_it_is_stored(kind, folder, copies):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("kind", LOW_BITS)
 def test_renders_from_a_copy(kind, folder, copies):
     """The film is that of the widened weights in a plain model, streamed or not, and near the original's."""
