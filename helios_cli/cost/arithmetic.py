@@ -48,15 +48,12 @@ def arithmetic_of(
     """
     lengths = " ".join(map(str, sorted(fast_sums)))
     sums = f"fast sums {lengths}" if lengths else ""
-    facts, vae, pieces = (
-        [_kernels(device, attention, attention_taken), sums],
-        "",
-        _decoding(piece_elements, convolutions or {}),
-    )
+    facts, vae = [_kernels(device, attention, attention_taken), sums], ""
+    decoding = _decoding(piece_elements, convolutions or {})
     if vae_device is None or vae_device.name == device.name:
-        facts.append(pieces)
+        facts.append(decoding)
     else:
-        vae = ", ".join(fact for fact in (vae_device.name, _kernels(vae_device, "auto", {}), pieces) if fact)
+        vae = ", ".join(fact for fact in (vae_device.name, _kernels(vae_device, "auto", {}), decoding) if fact)
     kernels = " ".join(fact for fact in facts if fact)
     wide = "" if latents == dtype else latents
     return Arithmetic(device.name, dtype, version_of("torch"), quant, kernels, vae, team, decoders, wide)

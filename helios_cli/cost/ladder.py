@@ -76,7 +76,10 @@ def _without(load: Workload, key: str) -> Workload:
 
 def _times(load: Workload, other: Workload) -> float | None:
     """Return how many times as long the `other` film is denoised and decoded."""
-    ours, theirs = (duration_of(one) for one in (load, other))
-    if None in (ours.denoise, ours.decode, theirs.denoise, theirs.decode):
-        return None
-    return (theirs.denoise + theirs.decode) / (ours.denoise + ours.decode)  # type: ignore[operator]
+    ours, theirs = _seconds(load), _seconds(other)
+    return None if ours is None or theirs is None else theirs / ours
+
+
+def _seconds(load: Workload) -> float | None:
+    duration = duration_of(load)
+    return None if duration.denoise is None or duration.decode is None else duration.denoise + duration.decode

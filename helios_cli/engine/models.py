@@ -381,7 +381,7 @@ class Models:
         if self.placement.takes_turns:
             self._send_away("vae", self._vae)
         if self._dit is None:
-            self._dit = self._load("transformer", self._build_dit, self.latent_dtype, dit.FP32_ISLANDS)
+            self._dit = cast(HeliosDiT, self._load("transformer", *self._part("transformer")))
         elif not self._bring_back("transformer"):
             return self._dit
         self._dit.join_projections()
@@ -421,7 +421,7 @@ class Models:
         if self.placement.takes_turns:
             self._send_away("transformer", self._dit)
         if self._vae is None:
-            self._vae = self._load("vae", self._build_vae, self.vae_dtype, frozenset())
+            self._vae = cast(WanVAE, self._load("vae", *self._part("vae")))
         elif not self._bring_back("vae"):
             return self._vae
         self._vae.prepare()
