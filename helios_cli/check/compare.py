@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import groupby, islice, zip_longest
+from itertools import islice, zip_longest
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from helios_cli.check import likeness
 from helios_cli.check.comparison import ChunkComparison, Comparison, Likeness, WorstFrame, decibels, fraction
 from helios_cli.check.footage import PictureFolder, VideoFile, open_footage
 from helios_cli.check.layout import Span, grid, read_sidecar
-from helios_cli.check.report import Finding
+from helios_cli.check.report import Finding, damage, runs
 from helios_cli.check.vmaf import Vmaf, scorable, scoring
 from helios_cli.errors import InputError
 from helios_cli.film import reading
@@ -91,7 +91,11 @@ def compare(
     spans = _spans((one, other), chunk_frames, len(frames.squared))
     chunks = tuple(_chunk(frames, index, span) for index, span in enumerate(spans))
     notices = tuple(_notices(one, other, scored=frames.vmaf is not None))
-    damaged = [_damage(footage, len(frames.squared), len(chunks), fps) for footage in (one, other) if footage.damage]
+    damaged = [
+        damage(f"ffmpeg reports faults in {footage.path}: {footage.damage}", len(chunks), len(frames.squared) / fps)
+        for footage in (one, other)
+        if footage.damage
+    ]
     return Comparison(
         film=os.fspath(film),
         against=os.fspath(against),
@@ -216,7 +220,7 @@ def _findings(chunks: Sequence[ChunkComparison], limits: Limits, fps: float) -> 
         yield from _low(chunks, "psnr", " dB", limits.psnr, fps, decibels)
     if limits.ssim is not None:
         yield from _low(chunks, "ssim", "", limits.ssim, fps, fraction)
-    for group in _runs(chunks, [limits.equal and not chunk.is_equal for chunk in chunks]):
+    for group in runs(chunks, [limits.equal and not chunk.is_equal for chunk in chunks]):
         differing = sum(chunk.num_frames - chunk.whole.equal_frames for chunk in group)
         largest = max(chunk.whole.largest for chunk in group)
         message = f"{counted(differing, 'frame')} differ, by up to {counted(largest, 'level')}"
@@ -227,31 +231,19 @@ def _low(
     chunks: Sequence[ChunkComparison], name: str, unit: str, limit: float, fps: float, shown: Callable[[float], str]
 ) -> Iterator[Finding]:
     values = [getattr(chunk.whole, name) for chunk in chunks]
-    for group in _runs(chunks, [value is not None and value < limit for value in values]):
+    for group in runs(chunks, [value is not None and value < limit for value in values]):
         least = min(values[chunk.index] for chunk in group)
         where = "" if len(group) == 1 else f" in chunk {next(c.index for c in group if values[c.index] == least) + 1}"
         message = f"{name.upper()} is {shown(least)}{unit}{where}, below {limit:g}{unit}"
         yield _finding(f"low {name.upper()}", group, least, limit, fps, message)
 
 
-def _runs(chunks: Sequence[ChunkComparison], flags: Sequence[bool]) -> Iterator[list[ChunkComparison]]:
-    """Yield runs of neighbouring chunks with a true flag."""
-    for flag, group in groupby(chunks, key=lambda chunk: flags[chunk.index]):
-        if flag:
-            yield list(group)
-
-
 def _finding(
     kind: str, group: Sequence[ChunkComparison], value: float, limit: float, fps: float, message: str
 ) -> Finding:
     first, last = group[0], group[-1]
-    begin, end = first.start_frame / fps, (last.start_frame + last.num_frames) / fps
+    begin, end = first.start_frame / fps, last.end_frame / fps
     return Finding(kind, first.index, last.index, begin, end, value, limit, message)
-
-
-def _damage(footage: Footage, num_frames: int, num_chunks: int, fps: float) -> Finding:
-    message = f"ffmpeg reports faults in {footage.path}: {footage.damage}"
-    return Finding("damaged", 0, num_chunks - 1, 0.0, num_frames / fps, None, None, message)
 
 
 def _notices(one: Footage, other: Footage, *, scored: bool) -> Iterator[str]:

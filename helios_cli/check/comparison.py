@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from helios_cli.check.report import Finding
+from helios_cli.check.report import Checked, ChunkPlace, rounded
 
 COMPARISON_VERSION = 1
 COMPARED_AS = "8-bit RGB"
@@ -31,16 +30,16 @@ class Likeness:
     equal_frames: int
 
     def to_dict(self) -> dict:
-        return {"equal": self.psnr is None, **_rounded(asdict(self))}
+        return {"equal": self.psnr is None, **rounded(asdict(self))}
+
+    def __str__(self) -> str:
+        return f"PSNR {decibels(self.psnr)} dB, SSIM {fraction(self.ssim)}, VMAF {score(self.vmaf)}"
 
 
 @dataclass(frozen=True)
-class ChunkComparison:
+class ChunkComparison(ChunkPlace):
     """A chunk, its frame of the least PSNR, counted from 0, and that PSNR."""
 
-    index: int
-    start_frame: int
-    num_frames: int
     whole: Likeness
     worst_frame: int
     worst_psnr: float | None
@@ -50,9 +49,9 @@ class ChunkComparison:
         return self.whole.equal_frames == self.num_frames
 
     def to_dict(self) -> dict:
-        place = {"index": self.index, "start_frame": self.start_frame, "num_frames": self.num_frames}
-        worst = {"worst_frame": self.worst_frame, "worst_psnr": self.worst_psnr}
-        return {**place, **self.whole.to_dict(), **_rounded(worst)}
+        values = rounded(asdict(self))
+        del values["whole"]
+        return {**values, **self.whole.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -64,56 +63,32 @@ class WorstFrame:
     likeness: Likeness
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Checked):
     """Two films frame by frame. `worst` are the worst frames of the worst chunks; none if the films are equal."""
 
-    film: str
     against: str
-    width: int
-    height: int
-    fps: float
-    num_frames: int
     whole: Likeness
     chunks: tuple[ChunkComparison, ...]
     worst: tuple[WorstFrame, ...]
-    findings: tuple[Finding, ...]
-    notices: tuple[str, ...] = ()
 
     @property
     def is_equal(self) -> bool:
         return self.whole.equal_frames == self.num_frames
 
-    @property
-    def seconds(self) -> float:
-        return self.num_frames / self.fps
-
     def to_dict(self) -> dict:
         """Return the JSON object of `helios check --against --json`. An infinite PSNR is null, next to `equal`."""
         return {
             "version": COMPARISON_VERSION,
-            "film": self.film,
             "against": self.against,
-            "ok": not self.findings,
             "compared_as": COMPARED_AS,
-            "width": self.width,
-            "height": self.height,
-            "fps": round(self.fps, 4),
-            "frames": self.num_frames,
-            "seconds": round(self.seconds, 3),
+            **self.facts(),
             **self.whole.to_dict(),
-            "findings": [_rounded(asdict(finding)) for finding in self.findings],
             "worst": [
                 {"frame": frame.number, "chunk": frame.chunk, **frame.likeness.to_dict()} for frame in self.worst
             ],
             "chunks": [chunk.to_dict() for chunk in self.chunks],
-            "notices": list(self.notices),
         }
-
-
-def _rounded(values: Mapping) -> dict:
-    """Round to four decimals: SSIM needs them."""
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in values.items()}
 
 
 def decibels(psnr: float | None) -> str:

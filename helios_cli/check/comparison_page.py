@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from helios_cli.check import html, plot
 from helios_cli.check.compare import pairs
-from helios_cli.check.comparison import COMPARED_AS, Comparison, Likeness, WorstFrame, decibels, fraction, score
+from helios_cli.check.comparison import COMPARED_AS, Comparison, WorstFrame, decibels, fraction, score
 from helios_cli.check.footage import open_footage
-from helios_cli.check.page import findings_table
 from helios_cli.check.report import chunks_with, clock_time
 from helios_cli.units import counted
 
@@ -38,47 +35,31 @@ frames; it is infinite where nothing differs. SSIM is the mean over windows of 8
 VMAF is that of libvmaf's built-in model, for luma; the film to compare with is its reference."""
 
 
-def write_page(comparison: Comparison, path: Path) -> None:
-    """Write the report to `path`, replacing a file there. The worst frames are decoded again.
-
-    InputError if it cannot be written, or the films have changed.
-    """
-    html.write(page(comparison), path)
-
-
 def page(comparison: Comparison) -> str:
-    """Return the report as HTML text."""
-    film, against = html.file_name(comparison.film), html.file_name(comparison.against)
+    """Return the report as HTML text. The worst frames are decoded again: InputError if the films have changed."""
+    names = html.file_name(comparison.film), html.file_name(comparison.against)
+    title = " against ".join(names)
     body = [
-        _header(comparison, film, against),
-        findings_table(comparison.findings),
-        _worst(comparison, film, against),
-        _plots(comparison),
+        _header(comparison, title),
+        html.findings(comparison.findings),
+        _worst(comparison, names),
+        f"<section><h2>Over time</h2>{''.join(_plots(comparison))}</section>",
         _chunks(comparison),
         f"<details><summary>What the numbers mean</summary><p>{MEANING}</p></details>",
     ]
-    return html.document(f"{film} against {against}", body)
+    return html.document(title, body)
 
 
-def _header(comparison: Comparison, film: str, against: str) -> str:
+def _header(comparison: Comparison, title: str) -> str:
     count, whole = len(comparison.findings), comparison.whole
+    verdict = f"{whole}; {counted(count, 'finding')}" if count else str(whole)
+    more = (
+        f"; {whole.equal_frames} frames are equal, and the largest difference is {counted(whole.largest, 'level')}, "
+        f"in {COMPARED_AS}."
+    )
     if comparison.is_equal:
-        verdict = "the films are equal"
-    else:
-        numbers = f"PSNR {decibels(whole.psnr)} dB, SSIM {fraction(whole.ssim)}, VMAF {score(whole.vmaf)}"
-        verdict = f"{numbers}; {counted(count, 'finding')}" if count else numbers
-    facts = (
-        f"{comparison.width}x{comparison.height}, {comparison.fps:.5g} frames per second, "
-        f"{counted(comparison.num_frames, 'frame')}, {clock_time(comparison.seconds)}, "
-        f"{counted(len(comparison.chunks), 'chunk')}; {whole.equal_frames} frames are equal, "
-        f"and the largest difference is {counted(whole.largest, 'level')}, in {COMPARED_AS}."
-    )
-    notices = "".join(f"<p>{html.text(notice)}</p>" for notice in comparison.notices)
-    kind = "bad" if count else "good" if comparison.is_equal else ""
-    return (
-        f'<header><h1>{film} against {against}</h1><p class="verdict {kind}">{verdict}</p>'
-        f'<p class="soft">{facts}</p>{notices}</header>'
-    )
+        return html.header(title, "the films are equal", "good", comparison, more)
+    return html.header(title, verdict, "bad" if count else "", comparison, more)
 
 
 @dataclass(frozen=True)
@@ -120,41 +101,26 @@ def _jpeg(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _worst(comparison: Comparison, film: str, against: str) -> str:
+def _worst(comparison: Comparison, names: tuple[str, str]) -> str:
     if not comparison.worst:
         return ""
     pictures = _pictures(comparison)
-    rows = "".join(_row(comparison, frame, pictures[frame.number], film, against) for frame in comparison.worst)
+    rows = "".join(_row(frame, comparison.fps, pictures[frame.number], names) for frame in comparison.worst)
     return f"<section><h2>Worst frames</h2>{STYLE}{rows}</section>"
 
 
-def _row(comparison: Comparison, frame: WorstFrame, pictures: Pictures, film: str, against: str) -> str:
-    time = clock_time(frame.number / comparison.fps)
-    where = f"Frame {frame.number}, {time}, chunk {frame.chunk + 1}: {_numbers(frame.likeness)}"
+def _row(frame: WorstFrame, fps: float, pictures: Pictures, names: tuple[str, str]) -> str:
+    captions = (*names, f"difference times {pictures.gain}")
     figures = "".join(
-        f'<figure><img src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" alt="{name}, frame '
-        f'{frame.number}"><figcaption>{name}</figcaption></figure>'
-        for name, jpeg in (
-            (film, pictures.film),
-            (against, pictures.against),
-            (f"difference times {pictures.gain}", pictures.difference),
-        )
+        html.picture(jpeg, caption, f"{caption}, frame {frame.number}")
+        for caption, jpeg in zip(captions, (pictures.film, pictures.against, pictures.difference), strict=True)
     )
-    return f'<p>{where}</p><div class="worst">{figures}</div>'
+    where = f"Frame {frame.number}, {clock_time(frame.number / fps)}, chunk {frame.chunk + 1}"
+    largest = f"largest difference {counted(frame.likeness.largest, 'level')}"
+    return f'<p>{where}: {frame.likeness}, {largest}</p><div class="worst">{figures}</div>'
 
 
-def _numbers(likeness: Likeness) -> str:
-    return (
-        f"PSNR {decibels(likeness.psnr)} dB, SSIM {fraction(likeness.ssim)}, VMAF {score(likeness.vmaf)}, "
-        f"largest difference {counted(likeness.largest, 'level')}"
-    )
-
-
-def _plots(comparison: Comparison) -> str:
-    return "<section><h2>Over time</h2>" + "".join(_figures(comparison)) + "</section>"
-
-
-def _figures(comparison: Comparison) -> Iterator[str]:
+def _plots(comparison: Comparison) -> Iterator[str]:
     chunks, fps = comparison.chunks, comparison.fps
     plots = (
         ("PSNR", "decibels of each chunk; none where nothing differs", "psnr", 1.0),
@@ -174,8 +140,7 @@ def _figures(comparison: Comparison) -> Iterator[str]:
             marked=sorted(chunks_with(low)),
             least_range=least_range,
         )
-        caption = f"<figcaption><b>{title}</b>: {meaning}</figcaption>"
-        yield f'<figure class="plot">{caption}{plot.svg(series, comparison.seconds, f"{title} over time")}</figure>'
+        yield html.over_time(series, comparison.seconds, title, meaning)
 
 
 def _chunks(comparison: Comparison) -> str:

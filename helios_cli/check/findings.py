@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from helios_cli.check import limits
 from helios_cli.check.flicker import CYCLES, Flicker, periodic
 from helios_cli.check.limits import Limit
 from helios_cli.check.measure import LOOK, Measures
-from helios_cli.check.report import ChunkReport, Drift, Finding, Look
+from helios_cli.check.report import ChunkReport, Drift, Finding, Look, runs
 from helios_cli.units import counted
 
 END_SHARE = 0.15
@@ -39,10 +38,10 @@ def chunk_reports(measures: Measures, fps: float) -> tuple[ChunkReport, ...]:
         usual = max(before, median)
         periodic = _flicker_of(measures, index, fps)
         report = ChunkReport(
-            index,
-            span.start_frame,
-            span.num_frames,
-            span.cut,
+            index=index,
+            start_frame=span.start_frame,
+            num_frames=span.num_frames,
+            cut=span.cut,
             **means(measures, span.start_frame, end),
             motion=float(steps.mean()) if len(steps) else 0.0,
             flicker=alternation(measures.looks[span.start_frame : end, BRIGHTNESS]),
@@ -203,14 +202,14 @@ class _Film:
     def flickering(self) -> Iterator[Finding]:
         limit, share = limits.FLICKER.value, limits.FLICKER_SHARE.value
         alternates = [chunk.flicker > max(limit, share * chunk.motion) for chunk in self.chunks]
-        for group in _groups(self.chunks, alternates):
+        for group in runs(self.chunks, alternates):
             worst = max(group, key=lambda chunk: chunk.flicker)
             rate = f", at {worst.flicker_hz:.2f} Hz" if worst.flicker_hz else ""
             message = f"brightness alternates by {worst.flicker:.1f} levels from frame to frame{rate} (limit {limit:g})"
             yield self._finding("flickering", group[0].start_frame, group[-1].end_frame, worst.flicker, limit, message)
         limit = limits.FLICKER_SWING.value
         swings = [self._swings(chunk) for chunk in self.chunks]
-        for group in _groups(self.chunks, [a and not b for a, b in zip(swings, alternates, strict=True)]):
+        for group in runs(self.chunks, [a and not b for a, b in zip(swings, alternates, strict=True)]):
             worst = max(group, key=lambda chunk: chunk.flicker_swing or 0.0)
             message = (
                 f"brightness rises and falls by {worst.flicker_swing:.1f} levels, at {worst.flicker_hz:.2f} Hz "
@@ -227,7 +226,7 @@ class _Film:
         return chunk.flicker_swing > limits.FLICKER_SWING.value and is_apart
 
     def seam_jumps(self) -> Iterator[Finding]:
-        for group in _groups(self.chunks, [_jumps(chunk) for chunk in self.chunks]):
+        for group in runs(self.chunks, [_jumps(chunk) for chunk in self.chunks]):
             worst = max(group, key=lambda chunk: chunk.jump or 0.0)
             jump, ratio = worst.jump or 0.0, seam_ratio(worst)
             against = f"{ratio:.1f} times the usual {worst.usual_step:.1f}" if ratio else "from a picture at rest"
@@ -247,7 +246,7 @@ class _Film:
         farthest = np.concatenate(([0.0], np.maximum.accumulate(distances)[:-1]))  # of the chunks before each
         least = limits.REPEAT_RETURN.value * farthest
         returned = (farthest >= limits.REPEAT_DEPARTURE.value) & (distances <= least)
-        for group in _groups(take, returned.tolist()):
+        for group in runs(take, returned.tolist()):
             place = group[0].index - take[0].index
             nearest = min(chunk.from_start for chunk in group)
             message = (
@@ -302,10 +301,3 @@ def seam_ratio(chunk: ChunkReport) -> float | None:
     if chunk.jump is None or chunk.usual_step is None or chunk.usual_step < limits.FROZEN_STEP.value:
         return None
     return chunk.jump / chunk.usual_step
-
-
-def _groups(chunks: Chunks, flags: Sequence[bool]) -> Iterator[Chunks]:
-    """Yield runs of neighbouring chunks with a true flag."""
-    for flag, pairs in groupby(zip(flags, chunks, strict=True), key=lambda pair: pair[0]):
-        if flag:
-            yield [chunk for _, chunk in pairs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shlex
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,9 @@ from html import escape
 from pathlib import Path
 
 from helios_cli.check import plot
+from helios_cli.check.report import Checked, Finding, clock_time
 from helios_cli.errors import InputError
+from helios_cli.units import counted
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f4f5f7; --card: #fff; --ink: #1c2228; --soft: #5b6670; --rule: #dde1e6;
@@ -67,6 +70,37 @@ def document(title: str, body: Iterable[str]) -> str:
         + "\n".join(part for part in body if part)
         + "\n</body>\n</html>\n"
     )
+
+
+def header(title: str, verdict: str, kind: str, checked: Checked, more: str) -> str:
+    """Return the head of a page: the verdict, "good", "bad" or neither by its `kind`, facts and notices."""
+    facts = (
+        f"{checked.width}x{checked.height}, {checked.fps:.5g} frames per second, {checked.length}, "
+        f"{counted(len(checked.chunks), 'chunk')}{more}"
+    )
+    notices = "".join(f"<p>{text(notice)}</p>" for notice in checked.notices)
+    verdict = f'<p class="verdict {kind}">{verdict}</p>'
+    return f'<header><h1>{title}</h1>{verdict}<p class="soft">{facts}</p>{notices}</header>'
+
+
+def findings(found: Sequence[Finding]) -> str:
+    """Return a section with all findings, or nothing."""
+    rows = [[one.kind, one.chunks, clock_time(one.start_seconds), one.message] for one in found]
+    return f"<section><h2>Findings</h2>{table(['kind', 'where', 'from', 'what'], rows)}</section>" if rows else ""
+
+
+def picture(jpeg: bytes, caption: str, alt: str = "", kind: str = "") -> str:
+    """Return a picture over its caption; `alt` describes it, if the caption does not."""
+    data = base64.b64encode(jpeg).decode()
+    image = f'<img src="data:image/jpeg;base64,{data}" alt="{alt or caption}">'
+    marked = f' class="{kind}"' if kind else ""
+    return f"<figure{marked}>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def over_time(series: plot.Series, seconds: float, title: str, meaning: str) -> str:
+    """Return the plot of values of a film of so many seconds, under its title and meaning."""
+    caption = f"<figcaption><b>{title}</b>: {meaning}</figcaption>"
+    return f'<figure class="plot">{caption}{plot.svg(series, seconds, f"{title} over time")}</figure>'
 
 
 def file_name(film: str) -> str:

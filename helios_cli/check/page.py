@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from helios_cli.check import html, plot
 from helios_cli.check.findings import seam_ratio
 from helios_cli.check.limits import FLICKER, FLICKER_SWING, LIMITS
-from helios_cli.check.report import (
-    ChunkReport,
-    Drift,
-    Finding,
-    Look,
-    Report,
-    Summary,
-    chunk_range,
-    chunks_with,
-    clock_time,
-)
+from helios_cli.check.report import ChunkReport, Drift, Look, Report, Summary, chunks_with, clock_time, number
 from helios_cli.check.summary import COLUMNS, rows
 from helios_cli.units import counted
 
 
-def write_page(report: Report, path: Path) -> None:
-    """Write the report to `path`, replacing a file there. InputError if it cannot be written."""
-    html.write(page(report), path)
-
-
 def page(report: Report) -> str:
     """Return the report as HTML text."""
-    name = html.file_name(report.film)
+    name, count = html.file_name(report.film), len(report.findings)
+    verdict, kind = (counted(count, "finding"), "bad") if count else ("nothing found", "good")
     body = [
-        _header(report, name),
-        findings_table(report.findings),
+        html.header(name, verdict, kind, report, ". Levels are those of 8-bit pictures, 0 to 255."),
+        html.findings(report.findings),
         _sheet(report),
         _summary(report.summary),
-        _plots(report),
+        f"<section><h2>Over time</h2>{''.join(_plot(report, plotted) for plotted in PLOTS)}</section>",
         _drifts(report.drifts),
         _chunks(report.chunks),
         _limits(),
@@ -46,36 +30,13 @@ def page(report: Report) -> str:
     return html.document(f"{name}: check", body)
 
 
-def _header(report: Report, name: str) -> str:
-    count = len(report.findings)
-    verdict = counted(count, "finding") if count else "nothing found"
-    facts = (
-        f"{report.width}x{report.height}, {report.fps:.5g} frames per second, {counted(report.num_frames, 'frame')}, "
-        f"{clock_time(report.seconds)}, {counted(len(report.chunks), 'chunk')}. "
-        "Levels are those of 8-bit pictures, 0 to 255."
-    )
-    notices = "".join(f"<p>{html.text(notice)}</p>" for notice in report.notices)
-    verdict = f'<p class="verdict {"bad" if count else "good"}">{verdict}</p>'
-    return f'<header><h1>{name}</h1>{verdict}<p class="soft">{facts}</p>{notices}</header>'
-
-
-def findings_table(findings: Sequence[Finding]) -> str:
-    """Return a section with all findings, or nothing."""
-    if not findings:
-        return ""
-    rows = [[one.kind, chunk_range(one), clock_time(one.start_seconds), one.message] for one in findings]
-    return f"<section><h2>Findings</h2>{html.table(['kind', 'where', 'from', 'what'], rows)}</section>"
-
-
 def _sheet(report: Report) -> str:
     marked, figures = chunks_with(report.findings), []
     for thumbnail in report.thumbnails:
-        chunk, data = report.chunks[thumbnail.chunk], base64.b64encode(thumbnail.jpeg).decode()
+        chunk = report.chunks[thumbnail.chunk]
         seconds = (chunk.start_frame + chunk.num_frames // 2) / report.fps
         caption = f"chunk {chunk.index + 1}, {clock_time(seconds)}"
-        picture = f'<img src="data:image/jpeg;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption>'
-        kind = ' class="bad"' if thumbnail.chunk in marked else ""
-        figures.append(f"<figure{kind}>{picture}</figure>")
+        figures.append(html.picture(thumbnail.jpeg, caption, kind="bad" if thumbnail.chunk in marked else ""))
     return f'<section><h2>Contact sheet</h2><div class="sheet">{"".join(figures)}</div></section>'
 
 
@@ -114,11 +75,6 @@ PLOTS = (
 )
 
 
-def _plots(report: Report) -> str:
-    figures = "".join(_plot(report, plotted) for plotted in PLOTS)
-    return f"<section><h2>Over time</h2>{figures}</section>"
-
-
 def _plot(report: Report, plotted: Plot) -> str:
     chunks, share = report.chunks, 0 if plotted.at_start else 0.5
     series = plot.Series(
@@ -131,9 +87,7 @@ def _plot(report: Report, plotted: Plot) -> str:
         marked=sorted(chunks_with([finding for finding in report.findings if finding.kind == plotted.kind])),
         cuts=[chunk.start_frame / report.fps for chunk in chunks if chunk.cut and chunk.index],
     )
-    caption = f"<figcaption><b>{plotted.title}</b>: {plotted.meaning}</figcaption>"
-    picture = plot.svg(series, report.seconds, f"{plotted.title} over time")
-    return f'<figure class="plot">{caption}{picture}</figure>'
+    return html.over_time(series, report.seconds, plotted.title, plotted.meaning)
 
 
 def _summary(summary: Sequence[Summary]) -> str:
@@ -151,8 +105,8 @@ def _drifts(drifts: Sequence[Drift]) -> str:
     lines = []
     for drift in drifts:
         chunks = f"{drift.first_chunk + 1}-{drift.last_chunk + 1}"
-        change = [_signed(drift.brightness), _signed(drift.saturation), _signed(drift.contrast)]
-        change += [_signed(drift.blur, 2), _signed(drift.entropy, 2)]
+        change = [number(value, 1, "+") for value in (drift.brightness, drift.saturation, drift.contrast)]
+        change += [number(value, 2, "+") for value in (drift.blur, drift.entropy)]
         lines.append([chunks, "first 15 %", *_look_cells(drift.first), ""])
         lines.append(["", "last 15 %", *_look_cells(drift.last), ""])
         lines.append(["", "change", "", *change, f"{drift.color:.1f}"])
@@ -163,19 +117,11 @@ def _drifts(drifts: Sequence[Drift]) -> str:
     return f"<section><h2>Drift within takes</h2>{html.table(columns, lines, numbers=6, html=True)}</section>"
 
 
-def _signed(value: float | None, digits: int = 1) -> str:
-    return "" if value is None else f"{value:+.{digits}f}"
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
 def _look_cells(look: Look) -> list[str]:
     color = ", ".join(f"{value:.0f}" for value in (look.red, look.green, look.blue))
     swatch = f'<span class="swatch" style="background: rgb({color})"></span> {color}'
     levels = (look.brightness, look.saturation, look.contrast)
-    return [swatch, *map(_number, levels), _number(look.blur, 2), _number(look.entropy, 2)]
+    return [swatch, *map(number, levels), number(look.blur, 2), number(look.entropy, 2)]
 
 
 def _chunks(chunks: Sequence[ChunkReport]) -> str:
@@ -183,12 +129,12 @@ def _chunks(chunks: Sequence[ChunkReport]) -> str:
     columns += ["motion", "signed", "flicker", "Hz", "swing", "jump", "times usual", "from start"]
     lines = []
     for chunk in chunks:
-        looks = [_number(value) for value in (chunk.brightness, chunk.saturation, chunk.contrast)]
-        details = [_number(chunk.blur, 2), _number(chunk.si), _number(chunk.ti), _number(chunk.entropy, 2)]
+        looks = [number(value) for value in (chunk.brightness, chunk.saturation, chunk.contrast)]
+        details = [number(chunk.blur, 2), number(chunk.si), number(chunk.ti), number(chunk.entropy, 2)]
         motion = (chunk.motion, chunk.motion_length, chunk.motion_signed)
         flicker = (chunk.flicker, chunk.flicker_hz, chunk.flicker_swing)
         changes = [*motion, *flicker, chunk.jump, seam_ratio(chunk), chunk.from_start]
-        lines.append([chunk.index + 1, chunk.start_frame, *looks, *details, *(_number(value, 2) for value in changes)])
+        lines.append([chunk.index + 1, chunk.start_frame, *looks, *details, *(number(value, 2) for value in changes)])
     table = html.table(columns, lines, numbers=len(columns))
     return f"<details><summary>All chunks</summary>{table}</details>"
 

@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any, TypeVar
 
 from helios_cli.check.limits import LIMITS
 from helios_cli.check.measure import Thumbnail
+from helios_cli.units import counted
 
 REPORT_VERSION = 1
 
+C = TypeVar("C")
+
 
 @dataclass(frozen=True)
-class ChunkReport:
+class ChunkPlace:
+    """The frames of a chunk; both numbers count from 0."""
+
+    index: int
+    start_frame: int
+    num_frames: int
+
+    @property
+    def end_frame(self) -> int:
+        """The first frame after it."""
+        return self.start_frame + self.num_frames
+
+
+@dataclass(frozen=True)
+class Look:
+    """The means over some frames, in levels of 255.
+
+    `si` to `entropy` are those of `detail.Detail`, the last two of `flow.Motion`; None where no frame has one.
+    """
+
+    red: float
+    green: float
+    blue: float
+    brightness: float
+    saturation: float
+    contrast: float
+    si: float | None
+    ti: float | None
+    blur: float | None
+    entropy: float | None
+    motion_length: float | None
+    motion_signed: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkReport(Look, ChunkPlace):
     """The numbers of one chunk, in levels of 255.
 
     Attributes:
-        index: from 0.
         cut: whether a new take begins with it, so that it is not compared with the chunk before.
-        red, green, blue, brightness, saturation, contrast: means over its frames.
-        si, ti, blur, entropy: means over its frames; see `detail.Detail`. None where it has none.
-        motion_length, motion_signed: means over its frames; see `flow.Motion`. None where it has none.
         motion: mean absolute difference of successive frames within the chunk.
         flicker: median distance of a frame's brightness from the mean of its two neighbours'.
         flicker_hz, flicker_swing: rate of a periodic change of brightness, and how far it goes from lowest to highest;
@@ -31,22 +67,7 @@ class ChunkReport:
         from_start: distance from the first chunk of its take.
     """
 
-    index: int
-    start_frame: int
-    num_frames: int
     cut: bool
-    red: float
-    green: float
-    blue: float
-    brightness: float
-    saturation: float
-    contrast: float
-    si: float | None
-    ti: float | None
-    blur: float | None
-    entropy: float | None
-    motion_length: float | None
-    motion_signed: float | None
     motion: float
     flicker: float
     flicker_hz: float | None
@@ -55,29 +76,6 @@ class ChunkReport:
     usual_step: float | None
     jump_limit: float | None
     from_start: float
-
-    @property
-    def end_frame(self) -> int:
-        """The first frame after it."""
-        return self.start_frame + self.num_frames
-
-
-@dataclass(frozen=True)
-class Look:
-    """The means over some frames, as in ChunkReport."""
-
-    red: float
-    green: float
-    blue: float
-    brightness: float
-    saturation: float
-    contrast: float
-    si: float | None
-    ti: float | None
-    blur: float | None
-    entropy: float | None
-    motion_length: float | None
-    motion_signed: float | None
 
 
 @dataclass(frozen=True)
@@ -139,31 +137,52 @@ class Finding:
     limit: float | None
     message: str
 
+    def __str__(self) -> str:
+        """Return the finding as a line: kind, place, time and message."""
+        return f"{self.kind}: {self.chunks}, {self.times}: {self.message}"
 
-@dataclass(frozen=True)
-class Report:
-    """A checked film. `notices` are assumptions of the check; `thumbnails` are pictures of evenly spread chunks."""
+    @property
+    def chunks(self) -> str:
+        """The place in words, `chunk 3` or `chunks 3-5`, counted from 1."""
+        if self.chunk == self.last_chunk:
+            return f"chunk {self.chunk + 1}"
+        return f"chunks {self.chunk + 1}-{self.last_chunk + 1}"
+
+    @property
+    def times(self) -> str:
+        return f"{clock_time(self.start_seconds)}-{clock_time(self.end_seconds)}"
+
+
+def damage(message: str, num_chunks: int, seconds: float) -> Finding:
+    """Return the finding of a whole film whose file is damaged."""
+    return Finding("damaged", 0, num_chunks - 1, 0.0, seconds, None, None, message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A film that was checked, alone or against another one. `notices` are assumptions of the check."""
 
     film: str
     width: int
     height: int
     fps: float
     num_frames: int
-    chunks: tuple[ChunkReport, ...]
-    summary: tuple[Summary, ...]
-    drifts: tuple[Drift, ...]
+    chunks: tuple[Any, ...]
     findings: tuple[Finding, ...]
     notices: tuple[str, ...] = ()
-    thumbnails: tuple[Thumbnail, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def seconds(self) -> float:
         return self.num_frames / self.fps
 
-    def to_dict(self) -> dict:
-        """Return the JSON object of `helios check --json`: everything except the pictures, with the limits in use."""
+    @property
+    def length(self) -> str:
+        """The length in words."""
+        return f"{counted(self.num_frames, 'frame')}, {clock_time(self.seconds)}"
+
+    def facts(self) -> dict:
+        """Return what the JSON of every check begins with."""
         return {
-            "version": REPORT_VERSION,
             "film": self.film,
             "ok": not self.findings,
             "width": self.width,
@@ -172,20 +191,42 @@ class Report:
             "frames": self.num_frames,
             "seconds": round(self.seconds, 3),
             "findings": [rounded(asdict(finding)) for finding in self.findings],
+            "notices": list(self.notices),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Checked):
+    """A checked film. `thumbnails` are pictures of evenly spread chunks."""
+
+    chunks: tuple[ChunkReport, ...]
+    summary: tuple[Summary, ...]
+    drifts: tuple[Drift, ...]
+    thumbnails: tuple[Thumbnail, ...] = field(default=(), repr=False, compare=False)
+
+    def to_dict(self) -> dict:
+        """Return the JSON object of `helios check --json`: everything except the pictures, with the limits in use."""
+        return {
+            "version": REPORT_VERSION,
+            **self.facts(),
             "summary": [rounded(asdict(measure)) for measure in self.summary],
             "drifts": [rounded(asdict(drift)) for drift in self.drifts],
             "chunks": [rounded(asdict(chunk)) for chunk in self.chunks],
-            "notices": list(self.notices),
             "limits": {name: limit.value for name, limit in LIMITS.items()},
         }
 
 
 def rounded(values: dict) -> dict:
-    """Round to four decimals, finer than any visible difference."""
+    """Round to four decimals, finer than any visible difference; SSIM needs them."""
     return {
         key: rounded(value) if isinstance(value, dict) else round(value, 4) if isinstance(value, float) else value
         for key, value in values.items()
     }
+
+
+def number(value: float | None, digits: int = 1, sign: str = "") -> str:
+    """Format a number with `digits` decimals, None as nothing; with the `sign` "+" also a positive one has a sign."""
+    return "" if value is None else f"{value:{sign}.{digits}f}"
 
 
 def clock_time(seconds: float) -> str:
@@ -197,11 +238,11 @@ def clock_time(seconds: float) -> str:
     return f"{clock}:{rest // 100:02d}.{rest % 100:02d}"
 
 
-def chunk_range(finding: Finding) -> str:
-    """Return `chunk 3` or `chunks 3-5`, counted from 1."""
-    if finding.chunk == finding.last_chunk:
-        return f"chunk {finding.chunk + 1}"
-    return f"chunks {finding.chunk + 1}-{finding.last_chunk + 1}"
+def runs(chunks: Sequence[C], flags: Sequence[bool]) -> Iterator[list[C]]:
+    """Yield runs of neighbouring chunks with a true flag."""
+    for flag, pairs in groupby(zip(flags, chunks, strict=True), key=lambda pair: pair[0]):
+        if flag:
+            yield [chunk for _, chunk in pairs]
 
 
 def chunks_with(findings: Iterable[Finding]) -> dict[int, list[str]]:

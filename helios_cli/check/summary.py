@@ -12,7 +12,7 @@ import numpy as np
 from helios_cli.check.detail import Detail
 from helios_cli.check.findings import BRIGHTNESS, alternation, color_shift, end_frames, mean
 from helios_cli.check.measure import LOOK, Measures
-from helios_cli.check.report import ChunkReport, Summary
+from helios_cli.check.report import ChunkReport, Summary, number
 
 MEASURES = {
     "brightness": ("brightness", "levels"),
@@ -39,8 +39,7 @@ def rows(summary: Sequence[Summary]) -> list[list[str]]:
     for measure in summary:
         numbers = (measure.mean, measure.highest, measure.first, measure.last, measure.drift)
         digits = 2 if measure.unit in ("levels", "bits") else 3
-        cells = ["" if value is None else f"{value:.{digits}f}" for value in numbers]
-        table.append([MEASURES[measure.name][0], measure.unit, *cells])
+        table.append([MEASURES[measure.name][0], measure.unit, *(number(value, digits) for value in numbers)])
     return table
 
 

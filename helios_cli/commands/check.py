@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,16 +14,7 @@ from helios_cli.errors import HeliosError, InputError
 from helios_cli.units import counted
 
 if TYPE_CHECKING:
-    from helios_cli.check.films import FilmReports
-    from helios_cli.check.report import ChunkReport, Finding, Report
-
-MAX_ROWS = 40
-"""Chunks of a longer film are shown only if they have findings."""
-
-MEASURES = {"brightness": 1, "saturation": 1, "blur": 2, "motion": 1, "flicker": 1}
-"""Columns of numbers, with their decimals."""
-
-COLUMNS = ("chunk", "   time", "bright", "satur", "blur", "motion", "flicker", "   Hz", " jump", "found")
+    from helios_cli.check.report import Finding
 
 
 def check(
@@ -60,7 +50,6 @@ def check(
     --strict without a limit allows no difference at all.
     """
     from helios_cli.check.html import check_target
-    from helios_cli.check.report import chunk_range
 
     if report:
         check_target(report)
@@ -76,7 +65,7 @@ def check(
     else:
         findings = _compare(video, against, report, chunk_frames, psnr=psnr, ssim=ssim, strict=strict)
     if strict and findings:
-        where = f" ({chunk_range(findings[0])}: {findings[0].message})" if against else ""
+        where = f" ({findings[0].chunks}: {findings[0].message})" if against else ""
         hint = None if report else "add --report report.html to see where"
         raise HeliosError(f"{video}: {counted(len(findings), 'finding')}{where}, but --strict allows none", hint=hint)
 
@@ -88,11 +77,12 @@ def _check_alone(report: Path | None, against: Path | None) -> None:
 
 
 def _examine_films(videos: list[Path], chunk_frames: int | None, *, strict: bool) -> None:
-    from helios_cli.check.films import examine_films
+    from helios_cli.check.examine import examine_films
+    from helios_cli.check_view import show_films
 
     result = examine_films(videos, chunk_frames=chunk_frames)
     console.result(result.to_dict())
-    _show_films(result)
+    show_films(result)
     for _, error in result.failed:
         console.error(error)
     if result.failed:
@@ -102,105 +92,39 @@ def _examine_films(videos: list[Path], chunk_frames: int | None, *, strict: bool
         raise HeliosError(f"{counted(len(found), 'film')} of {len(videos)} with findings, but --strict allows none")
 
 
-def _examine(video: Path, page: Path | None, chunk_frames: int | None) -> Sequence[Finding]:
+def _examine(video: Path, file: Path | None, chunk_frames: int | None) -> Sequence[Finding]:
+    from helios_cli.check import html
     from helios_cli.check.examine import examine
-    from helios_cli.check.page import write_page
+    from helios_cli.check.page import page
+    from helios_cli.check_view import show
 
     result = examine(video, chunk_frames=chunk_frames)
-    if page:
-        write_page(result, page)
+    if file:
+        html.write(page(result), file)
     console.result(result.to_dict())
-    for notice in result.notices:
-        console.notice(notice)
-    _show(result)
+    show(result)
     return result.findings
 
 
 def _compare(
     video: Path,
     against: Path,
-    page: Path | None,
+    file: Path | None,
     chunk_frames: int | None,
     *,
     psnr: float | None,
     ssim: float | None,
     strict: bool,
 ) -> Sequence[Finding]:
+    from helios_cli.check import html
     from helios_cli.check.compare import Limits, compare
-    from helios_cli.check.comparison_page import write_page
-    from helios_cli.comparison_view import show
+    from helios_cli.check.comparison_page import page
+    from helios_cli.check_view import show_comparison
 
     limits = Limits(psnr, ssim, equal=strict and psnr is None and ssim is None)
     result = compare(video, against, limits=limits, chunk_frames=chunk_frames)
-    if page:
-        write_page(result, page)
+    if file:
+        html.write(page(result), file)
     console.result(result.to_dict())
-    show(result)
+    show_comparison(result)
     return result.findings
-
-
-def _show_films(result: FilmReports) -> None:
-    from helios_cli.check.summary import COLUMNS as SUMMARY_COLUMNS
-    from helios_cli.check.summary import rows as summary_rows
-
-    rows = [
-        [report.film, str(report.num_frames), ", ".join(dict.fromkeys(one.kind for one in report.findings))]
-        for report in result.reports
-    ]
-    console.table(("film", "frames", "found"), rows, report=True)
-    if result.reports:
-        console.line()
-        console.table(SUMMARY_COLUMNS, summary_rows(result.summary), report=True)
-        console.prose(f"averages over {counted(len(result.reports), 'film')}, each counted once")
-
-
-def _show(report: Report) -> None:
-    from helios_cli.check.report import chunk_range, chunks_with, clock_time
-    from helios_cli.check.summary import COLUMNS as SUMMARY_COLUMNS
-    from helios_cli.check.summary import rows as summary_rows
-
-    found = chunks_with(report.findings)
-    shown = [chunk for chunk in report.chunks if len(report.chunks) <= MAX_ROWS or chunk.index in found]
-    lines = [_row(chunk, report, found.get(chunk.index, [])) for chunk in shown[:MAX_ROWS]]
-    if len(report.chunks) > MAX_ROWS:
-        lines.append(_median_row(report))
-    console.table(COLUMNS, lines, report=True)
-    if len(lines) - 1 < len(report.chunks) > MAX_ROWS:
-        console.prose(f"{len(lines) - 1} of {len(report.chunks)} chunks are shown; --json and --report have all")
-    console.line()
-    console.table(SUMMARY_COLUMNS, summary_rows(report.summary), report=True)
-    console.line()
-    for finding in report.findings:
-        time = f"{clock_time(finding.start_seconds)}-{clock_time(finding.end_seconds)}"
-        console.prose(f"{finding.kind}: {chunk_range(finding)}, {time}: {finding.message}")
-    kinds = ", ".join(dict.fromkeys(finding.kind for finding in report.findings))
-    verdict = f"{counted(len(report.findings), 'finding')} ({kinds})" if kinds else "nothing found"
-    length = f"{counted(len(report.chunks), 'chunk')}, {counted(report.num_frames, 'frame')}"
-    console.prose(f"{verdict} in {length}, {clock_time(report.seconds)}")
-
-
-def _row(chunk: ChunkReport, report: Report, found: list[str]) -> list[str]:
-    from helios_cli.check.report import clock_time
-
-    jump = "" if chunk.jump is None else "cut" if chunk.cut else f"{chunk.jump:.1f}"
-    numbers = [_number(getattr(chunk, name), digits) for name, digits in MEASURES.items()]
-    start, hz = clock_time(chunk.start_frame / report.fps), _number(chunk.flicker_hz, 2)
-    return [*_aligned([str(chunk.index + 1), start, *numbers, hz, jump]), ", ".join(dict.fromkeys(found))]
-
-
-def _median_row(report: Report) -> list[str]:
-    medians = [
-        _number(statistics.median(getattr(chunk, name) or 0.0 for chunk in report.chunks), digits)
-        for name, digits in MEASURES.items()
-    ]
-    jump = statistics.median(chunk.jump or 0.0 for chunk in report.chunks[1:])
-    return [*_aligned(["median", "", *medians, "", _number(jump, 1)]), ""]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _aligned(cells: list[str]) -> list[str]:
-    """Right-align numbers under their headings."""
-    return [cell.rjust(len(column)) for cell, column in zip(cells, COLUMNS, strict=False)]

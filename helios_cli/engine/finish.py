@@ -154,15 +154,13 @@ class Finish:
         findings = 0
         if self.options.check:
             from helios_cli.check.examine import examine  # needs Pillow, which a bare machine may lack
-            from helios_cli.check.report import chunk_range, clock_time
 
             report = examine(self.target.path)
             findings = len(report.findings)
             for notice in report.notices:
                 yield Notice(notice)
             for finding in report.findings:
-                span = f"{clock_time(finding.start_seconds)}-{clock_time(finding.end_seconds)}"
-                yield Notice(f"check: {finding.kind}: {chunk_range(finding)}, {span}: {finding.message}")
+                yield Notice(f"check: {finding}")
             if not findings:
                 yield Notice(f"check: nothing found in {counted(len(report.chunks), 'chunk')}")
         yield done

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helios_cli.check import comparison_page
+from helios_cli.check import comparison_page, html
 from helios_cli.check.compare import MAX_WORST, Limits, compare
 from helios_cli.check.footage import open_footage
 from helios_cli.check.vmaf import scorable, scoring
@@ -259,7 +259,7 @@ def test_nothing_is_left_running_when_films_do_not_match(tmp_path, reference):
 
 def test_the_page_shows_the_worst_frames(tmp_path, reference, spoilt):
     result = compare(spoilt, reference, limits=Limits(psnr=40))
-    comparison_page.write_page(result, tmp_path / "page.html")
+    html.write(comparison_page.page(result), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "Frame 40, 0:01.67, chunk 2" in page and "low PSNR" in page
     jpegs = [Image.open(io.BytesIO(data)) for data in _pictures(page)]

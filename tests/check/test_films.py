@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from helios_cli.check.examine import examine
-from helios_cli.check.films import examine_films
+from helios_cli.check.examine import examine, examine_films
 from support.clips import film, pan, scene
 
 

@@ -15,11 +15,11 @@ from PIL import Image
 
 from helios_cli.check import plot
 from helios_cli.check.examine import examine
-from helios_cli.check.html import check_target
+from helios_cli.check.html import check_target, write
 from helios_cli.check.layout import grid
 from helios_cli.check.limits import LIMITS
 from helios_cli.check.measure import MAX_THUMBNAILS, measure
-from helios_cli.check.page import PLOTS, page, write_page
+from helios_cli.check.page import PLOTS, page
 from helios_cli.check.report import Report
 from helios_cli.errors import InputError
 from support.clips import CHUNK, SIZE, film, pan, scene
@@ -102,7 +102,7 @@ def test_black_is_marked_in_the_plot_of_brightness(report):
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>.mp4", "\"&'.mp4", os.fsdecode(b"\xff\x00.mp4")])
 def test_names_are_text(report, tmp_path, name):
-    write_page(replace(report, film=name, notices=(name,)), tmp_path / "report.html")
+    write(page(replace(report, film=name, notices=(name,))), tmp_path / "report.html")
     parsed = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert not parsed.of("script")
     assert os.fsencode(name).decode(errors="replace") in parsed.texts
