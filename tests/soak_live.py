@@ -65,7 +65,7 @@ def soak(folder: Path, seconds: float, every: float, fps: float, words: int) -> 
         **{"model": "tiny", "size": "64x64", "steps": "1,1,1", "preset": "ultrafast", "crf": 40, "cache": False},
         **{"output": str(folder / "film.mp4"), "fps": fps},
     )
-    setup = LiveSetup.of(fps, 3.0, print)
+    setup = LiveSetup.of(fps, 3.0, Manner("blend", 1.0), print)
     door, feed = setup.lines.door("the soak"), setup.feed
     feed.listen(lambda: setup.playhead.report("viewer", feed.num_frames / fps))
     first = prompt(0, words)
@@ -75,7 +75,7 @@ def soak(folder: Path, seconds: float, every: float, fps: float, words: int) -> 
     print("film h, wall min, chunks, RSS MB, prompts taken, rows kept, MB of rows, threads, files, recipe KB")
     with Session() as session:
         live = LiveJob(job, recipe, first)
-        for event in render_live(live, lambda: None, setup, Manner("blend", 1.0), session, print):
+        for event in render_live(live, lambda: None, setup, session):
             if not isinstance(event, ChunkDone):
                 if isinstance(event, FilmDone):
                     print(f"wrote {event.frames} frames, {event.frames / fps / 3600:.2f} h")

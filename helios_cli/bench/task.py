@@ -150,11 +150,11 @@ _NO_RECIPE: Any = SimpleNamespace(
 
 
 def plan_of(defaults: ModelDefaults, *, frames: int, **flags: Any) -> Plan:
-    """Plan a film of PROMPT as `helios render` does. InputError if the model cannot do it.
+    """Plan a film of PROMPT as `helios render` does, with values or the words of flags. InputError if the model cannot.
 
     Does not import what reads recipes: a machine that is only measured needs none of those packages.
     """
-    settings = resolve(_NO_RECIPE, RenderOptions(frames=frames, **flags), defaults)
+    settings = resolve(_NO_RECIPE, RenderOptions.parse(frames=frames, **flags), defaults)
     chunks = tuple(
         Chunk(
             index=index,

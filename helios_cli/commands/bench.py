@@ -67,7 +67,6 @@ def render(
 
     if against and memory:
         raise InputError("--memory measures helios alone", hint="leave out --against")
-    options.require_folder(out)
     lengths = _lengths(minutes)
     _require(against)
     subject = _subject(model, synthetic)
@@ -106,7 +105,6 @@ def quant(
     from helios_cli.bench.fidelity import distances
     from helios_cli.device import pick_device
 
-    options.require_folder(out)
     subject = _subject(model, synthetic)
     plan = subject.plan(size, steps, chunks, guidance=1.0, seed=seed)
     where, films = pick_device(device), {}
@@ -234,8 +232,7 @@ class _Subject:
         from helios_cli.bench.task import plan_of
         from helios_cli.units import FRAMES_PER_CHUNK
 
-        pixels, counts = options.read_size(size), options.read_steps(steps)
-        return plan_of(self.defaults, size=pixels, steps=counts, frames=FRAMES_PER_CHUNK * chunks, **flags)
+        return plan_of(self.defaults, size=size, steps=steps, frames=FRAMES_PER_CHUNK * chunks, **flags)
 
     @contextmanager
     def at_hand(self) -> Iterator[tuple[str | None, str]]:
@@ -253,17 +250,14 @@ class _Subject:
 
 def _subject(model: str | None, synthetic: str | None) -> _Subject:
     from helios_cli.bench.task import synthetic_defaults
-    from helios_cli.weights import hub
-    from helios_cli.weights.checkpoint import Checkpoint
-    from helios_cli.weights.names import EMBEDDED
 
     if model and synthetic:
         raise InputError("--model and --synthetic both name a model", hint="keep one of them")
     if synthetic:
         spec_of(synthetic)
         return _Subject(synthetic, None, synthetic_defaults(synthetic))
-    folder = hub.resolve(model or EMBEDDED, progress=console.progress_bytes)
-    return _Subject(model or EMBEDDED, folder, Checkpoint.open(folder).defaults)
+    name, checkpoint = options.open_model(model, console.progress_bytes)
+    return _Subject(name, checkpoint.path, checkpoint.defaults)
 
 
 def _require(against: str | None) -> None:

@@ -28,7 +28,6 @@ def kernels(
     out: options.BenchOut = None,
 ) -> None:
     """Compare each Triton kernel with PyTorch on this GPU, and time those that agree."""
-    options.require_folder(out)
     from helios_cli.engine.gpu import recall_kernels
 
     os.environ.setdefault("HELIOS_KERNELS", "triton")  # `auto` is off on a chip that has not been tried
@@ -94,13 +93,12 @@ def everything(
     device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, cpu.")] = "auto",
     seconds: Annotated[float, typer.Option(min=0, help="Time limit in seconds for the whole run.")] = 480.0,
     json: JsonFlag = False,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file after every part.")] = None,
+    out: Annotated[Path | None, options.file_option("Write the JSON to this file after every part.")] = None,
     table: Annotated[
         Path | None, typer.Option(help="Print this file, written with --out, as Markdown tables, and measure nothing.")
     ] = None,
 ) -> None:
     """Measure everything on this machine: kernels, attention, fp8, renders and their floors."""
-    options.require_folder(out)
     if table:
         _print_tables(table)
         return

@@ -48,7 +48,6 @@ def farm(
     from helios_cli.bench.farm import Films, measure, measure_faults, measure_parts
     from helios_cli.recipe.values import parse_bytes
 
-    options.require_folder(out)
     counts = read_flag("--workers", _counts, workers)
     asked = Films(films, segments, chunks, chunk_seconds, read_flag("--state", parse_bytes, state))
     rows = []

@@ -53,14 +53,15 @@ def offload(
 
     The bandwidths are saved on this machine; `helios plan` and `doctor` estimate times from them.
     """
-    options.require_folder(out)
     from helios_cli.bench import report
     from helios_cli.bench.task import plan_of
 
     amounts = None if budgets is None else read_flag("--budgets", _amounts, budgets)
-    name, checkpoint = _checkpoint(model, synthetic, folder)
-    pixels, counts = options.read_size(size), options.read_steps(steps)
-    plan = plan_of(checkpoint.defaults, size=pixels, steps=counts, frames=FRAMES_PER_CHUNK * chunks, seed=0)
+    if synthetic or folder:
+        name, checkpoint = synthetic or "", _synthetic(model, synthetic, folder)
+    else:
+        name, checkpoint = options.open_model(model, console.progress_bytes)
+    plan = plan_of(checkpoint.defaults, size=size, steps=steps, frames=FRAMES_PER_CHUNK * chunks, seed=0)
     where = pick_device(device)
     kind = torch_dtype(dtype, where)
     from helios_cli.bench.offload import workload_of
@@ -85,32 +86,21 @@ def offload(
     options.write_out(out, data)
 
 
-def _checkpoint(model: str | None, synthetic: str | None, folder: Path | None) -> tuple[str, Checkpoint]:
-    from helios_cli.weights import hub
-    from helios_cli.weights.checkpoint import Checkpoint
-    from helios_cli.weights.names import EMBEDDED
-
-    if synthetic or folder:
-        return synthetic or "", Checkpoint.open(_written(model, synthetic, folder))
-    name = model or EMBEDDED
-    return name, Checkpoint.open(hub.resolve(name, progress=console.progress_bytes))
-
-
-def _written(model: str | None, size: str | None, folder: Path | None) -> Path:
-    """Return `folder` with a synthetic model of `size`, which an earlier run wrote or which is written now."""
-    from helios_cli.weights.checkpoint import MODEL_INDEX
+def _synthetic(model: str | None, size: str | None, folder: Path | None) -> Checkpoint:
+    """Return the synthetic model of `size` in `folder`, which an earlier run wrote or which is written now."""
+    from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint
 
     if model or size is None or folder is None:
         raise InputError("--synthetic SIZE and --folder go together, without --model", hint="give both, or neither")
     spec = spec_of(size)
-    if (folder / MODEL_INDEX).exists():
-        return folder
-    import torch
+    if not (folder / MODEL_INDEX).exists():
+        import torch
 
-    from helios_cli.bench.synthetic import write_checkpoint
+        from helios_cli.bench.synthetic import write_checkpoint
 
-    console.status(f"writing random weights of size {size} to {folder}")
-    return write_checkpoint(folder, spec, dtype=torch.bfloat16)
+        console.status(f"writing random weights of size {size} to {folder}")
+        write_checkpoint(folder, spec, dtype=torch.bfloat16)
+    return Checkpoint.open(folder)
 
 
 def _bandwidths(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, load: Workload) -> dict[str, float]:

@@ -12,6 +12,7 @@ import typer
 
 from helios_cli import options
 from helios_cli.console import JsonFlag, console
+from helios_cli.recipe.options import RenderOptions
 
 if TYPE_CHECKING:
     from helios_cli.bench.screening import Showing
@@ -50,28 +51,23 @@ def quality(
     seed: Annotated[int, typer.Option(min=0, help="Seed of prompts and films.")] = 0,
     device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, mps, cpu.")] = "auto",
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Data type to compute in.")] = "auto",
-    sheet: Annotated[Path | None, typer.Option(help="Write frames of the first 16 films to this PNG.")] = None,
+    sheet: Annotated[Path | None, options.file_option("Write frames of the first 16 films to this PNG.")] = None,
     json: JsonFlag = False,
     out: options.BenchOut = None,
 ) -> None:
     """Measure a model of the toy world: what its films show against their prompts, and how long films last."""
     from helios_cli.bench.report import environment
     from helios_cli.device import pick_device, torch_dtype
-    from helios_cli.weights import hub
-    from helios_cli.weights.checkpoint import Checkpoint
-    from helios_cli.weights.names import EMBEDDED
 
-    options.require_folder(sheet, "--sheet")
-    options.require_folder(out)
-    asked = options.read_steps(steps)
-    checkpoint = Checkpoint.open(hub.resolve(model or EMBEDDED, progress=console.progress_bytes))
+    asked = RenderOptions.parse(steps=steps).steps
+    name, checkpoint = options.open_model(model, console.progress_bytes)
 
     from helios_cli.bench.screening import Showing
     from helios_cli.engine.models import Models
     from helios_cli.train.ablation import WITHOUT
 
     where = pick_device(device)
-    models = Models(checkpoint, where, torch_dtype(dtype, where), name=model or EMBEDDED)
+    models = Models(checkpoint, where, torch_dtype(dtype, where), name=name)
     how = Showing(asked, guidance, seed, reuse_history, reuse_steps)
     report = {
         **environment(),

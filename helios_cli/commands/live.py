@@ -135,8 +135,8 @@ def _render(
     if typed and kind in ("auto", "rich"):  # a bar would be drawn over what is typed
         kind = "plain"
     command = find_player() if play else None
-    setup = LiveSetup.of(film_fps(film.job.options, film.job.film.recipe), ahead, warn, player=play)
-    page = None if address is None else _page(address, film, setup, manner)
+    setup = LiveSetup.of(film_fps(film.job.options, film.job.film.recipe), ahead, manner, warn, player=play)
+    page = None if address is None else _page(address, film, setup)
     with (
         stop_at_once() as is_stopped,
         after_stops(setup.playhead.skip),
@@ -149,7 +149,7 @@ def _render(
         from helios_cli.engine.session import Session  # takes a while
 
         with Session(is_stopped=is_stopped, progress=console.progress_bytes) as session, _way_on(film):
-            events = render_live(film, open_lines, setup, manner, session, warn)
+            events = render_live(film, open_lines, setup, session)
             show_all(events, view.show if server is None else server.shows(view.show), session)
         if server is not None and server.has_viewers:
             console.status("the page stays until nobody has it open any more; Ctrl-C ends it")
@@ -171,7 +171,7 @@ def _way_on(film: LiveJob) -> Iterator[None]:
         raise Interrupted(stopped.message, hint=hint) from None
 
 
-def _page(address: Address, film: LiveJob, setup: LiveSetup, manner: Manner) -> Server:
+def _page(address: Address, film: LiveJob, setup: LiveSetup) -> Server:
     """Return the page that --serve asks for. InputError for a film that browsers do not play."""
     options, target = film.job.options, film.target
     if target.kind != "mp4" or options.is_stream or options.codec != "h264":
@@ -182,24 +182,10 @@ def _page(address: Address, film: LiveJob, setup: LiveSetup, manner: Manner) -> 
             hint="leave them out, and give them to the render of the recipe that live writes",
         )
     try:
-        from helios_cli.live.serve import Server, Shown
+        from helios_cli.live.serve import Server
     except ImportError as error:
         raise MachineError(f"--serve needs {error.name}", hint="pip install 'helios-render[live]'") from error
-    return Server(
-        address,
-        Shown(
-            setup.feed,
-            setup.playhead,
-            setup.lines,
-            target.path,
-            film.recipe_file.path,
-            target.named(".pictures"),
-            manner.transition,
-            manner.hold,
-            bool(film.first or film.begun),
-            film.begun.recipe.shots if film.begun else (),
-        ),
-    )
+    return Server(address, film, setup)
 
 
 def _render_command(context: typer.Context, path: Path, output: str) -> str:

@@ -107,17 +107,21 @@ def _target_of(output: str) -> Target:
 
 @dataclass(frozen=True)
 class LiveSetup:
-    """The parts of a live film that exist before its model is loaded: who watches it, and what they say."""
+    """The parts of a live film that exist before its model is loaded: who watches it, and what they say.
 
+    `warn` gets messages about prompts that are left out."""
+
+    manner: Manner
     playhead: Playhead
     lines: Lines
     feed: Feed
+    warn: Callable[[str], None]
 
     @classmethod
-    def of(cls, fps: float, ahead: float | None, warn: Callable[[str], None], *, player: bool = False) -> LiveSetup:
-        """Return the setup of a film; `warn` gets messages about lines that are no prompts.
-
-        A `player` says itself what it has; else all that is in the feed counts as out."""
+    def of(
+        cls, fps: float, ahead: float | None, manner: Manner, warn: Callable[[str], None], *, player: bool = False
+    ) -> LiveSetup:
+        """Return the setup of a film. A `player` says what it has; else all that is in the feed counts as out."""
         playhead, feed = Playhead(fps, ahead), Feed()
 
         def follow() -> None:
@@ -126,16 +130,11 @@ class LiveSetup:
                 playhead.show(feed.num_frames)
 
         feed.listen(follow)
-        return cls(playhead, Lines(warn, playhead), feed)
+        return cls(manner, playhead, Lines(warn, playhead), feed, warn)
 
 
 def render_live(
-    live: LiveJob,
-    open_lines: Callable[[], None],
-    setup: LiveSetup,
-    manner: Manner,
-    session: Session,
-    warn: Callable[[str], None],
+    live: LiveJob, open_lines: Callable[[], None], setup: LiveSetup, session: Session
 ) -> Generator[Event, None, None]:
     """Render the film of the first prompt and of those that lines bring while it renders.
 
@@ -172,9 +171,12 @@ def render_live(
         session.introduce([film.recipe.shots[-1].prompt])
         return plan_film(film, session.settings(film, options))
 
-    fps = settings.fps
     script = LiveScript(
-        film, fps, lines, manner, setup.playhead, chunks=chunks, plan_of=plan_of, keep=live.recipe_file.write, warn=warn
+        *(film, settings.fps, lines, setup.manner, setup.playhead),
+        chunks=chunks,
+        plan_of=plan_of,
+        keep=live.recipe_file.write,
+        warn=setup.warn,
     )
     yield from render(film, options, session, script, setup.feed)
     if waiting := len(lines.waiting):

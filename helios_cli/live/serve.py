@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -30,16 +30,14 @@ from aiohttp import BadContentDispositionHeader, WSCloseCode, WSMsgType, web
 
 from helios_cli.engine.events import Event
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError
-from helios_cli.film.feed import Feed
 from helios_cli.film.ffmpeg import DECODING_DELAYS
 from helios_cli.live.address import Address
 from helios_cli.live.board import Board
-from helios_cli.live.clock import Playhead
+from helios_cli.live.film import LiveJob, LiveSetup
 from helios_cli.live.form import MAX_TEXT_BYTES, Form, fill, keep, new_form, starting_from
-from helios_cli.live.lines import Lines, read_line
+from helios_cli.live.lines import read_line
 from helios_cli.live.media import codecs_of, has_sound, playlist
 from helios_cli.recipe.problems import Problems, RecipeError
-from helios_cli.recipe.schema import Shot
 from helios_cli.units import FRAMES_PER_CHUNK
 
 MAX_CONNECTIONS = 64
@@ -76,36 +74,18 @@ HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Shown:
-    """The film that a page shows and steers. `film` and `recipe` are the files it offers, `pictures` the folder for
-    those that it is given, `transition` and `seconds` the defaults for prompts; `has_prompt` says that the film begins
-    without one from the page, and `begun` has the shots of a film that goes on."""
-
-    feed: Feed
-    playhead: Playhead
-    lines: Lines
-    film: Path
-    recipe: Path
-    pictures: Path
-    transition: str
-    seconds: float
-    has_prompt: bool = False
-    begun: Sequence[Shot] = ()
-
-
 class Server:
     """A page at `address` while it is open, as a context manager. Its methods are for the thread that opens it.
 
     As long as nobody watches, the playhead stands still: the film waits. MachineError if the address is taken.
     """
 
-    def __init__(self, address: Address, shown: Shown) -> None:
+    def __init__(self, address: Address, live: LiveJob, setup: LiveSetup) -> None:
         warnings.simplefilter("ignore", BadContentDispositionHeader)  # a broken form is answered, not reported
         self._socket = _listening(address)
         self.address = address.on(self._socket.getsockname()[1])
-        self._board = Board(shown.playhead.chunk_seconds, shown.begun)
-        self._page = _Page(self.address, shown, self._board)
+        self._board = Board(setup.playhead.chunk_seconds, live.begun.recipe.shots if live.begun else ())
+        self._page = _Page(self.address, live, setup, self._board)
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="page", daemon=True)
@@ -204,9 +184,10 @@ class _Viewer:
 class _Page:
     """The answers to requests. Everything runs in the loop of the server's thread."""
 
-    def __init__(self, address: Address, shown: Shown, board: Board) -> None:
-        self._address, self._shown, self._board = address, shown, board
-        self._door = shown.lines.door("the page")
+    def __init__(self, address: Address, live: LiveJob, setup: LiveSetup, board: Board) -> None:
+        self._address, self._live, self._board, self._manner = address, live, board, setup.manner
+        self._feed, self._playhead, self._lines = setup.feed, setup.playhead, setup.lines
+        self._door = setup.lines.door("the page")
         self._html = files("helios_cli").joinpath("live/page.html").read_text("utf-8")
         self._headers = HEADERS | {"Content-Security-Policy": _policy(self._html)}
         self._prompts = _Allowance(2, 20)
@@ -240,14 +221,14 @@ class _Page:
             return server() if len(server.connections) < MAX_CONNECTIONS else _Refusal()
 
         listener = await loop.create_server(connection, sock=listening)
-        feed, wake = self._shown.feed, lambda: loop.call_soon_threadsafe(self._wake)
-        feed.listen(wake)
+        wake = lambda: loop.call_soon_threadsafe(self._wake)  # noqa: E731 (`unlisten` needs the same one)
+        self._feed.listen(wake)
         holding = asyncio.create_task(self._hold())
         ready()
         try:
             await self.stop.wait()
         finally:
-            feed.unlisten(wake)
+            self._feed.unlisten(wake)
             holding.cancel()
             listener.close()
             await runner.cleanup()
@@ -294,12 +275,11 @@ class _Page:
 
     async def _hold(self) -> None:
         """Hold the playhead where it is while nobody watches."""
-        playhead = self._shown.playhead
         while True:
             if self.viewers:
-                playhead.leave(NOBODY)
+                self._playhead.leave(NOBODY)
             else:
-                playhead.report(NOBODY, playhead.position)
+                self._playhead.report(NOBODY, self._playhead.position)
             await asyncio.sleep(STATE_SECONDS)
 
     # The film
@@ -324,28 +304,28 @@ class _Page:
                     position = float(message.data)
                     if math.isfinite(position):
                         viewer.position = max(0.0, position)
-                        self._shown.playhead.report(viewer, viewer.position)
+                        self._playhead.report(viewer, viewer.position)
         finally:
             sending.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await sending
             self._left = time.monotonic()
-            self._shown.playhead.report(NOBODY, self._shown.playhead.position)  # before the wall's time counts
+            self._playhead.report(NOBODY, self._playhead.position)  # before the wall's time counts
             self.viewers.discard(viewer)
-            self._shown.playhead.leave(viewer)
+            self._playhead.leave(viewer)
         return answer
 
     async def _send_all(self, answer: web.WebSocketResponse, viewer: _Viewer, *, with_media: bool) -> None:
         """Send the state whenever it changes, shots, and the pieces from the playhead on."""
-        feed, shots, state, index = self._shown.feed, 0, "", -1
+        feed, shots, state, index = self._feed, 0, "", -1
         has_ended = False
         with contextlib.suppress(ConnectionError):
             await answer.send_json(
-                {"kind": "hello", "transition": self._shown.transition, "seconds": self._shown.seconds}
+                {"kind": "hello", "transition": self._manner.transition, "seconds": self._manner.hold}
             )
             while not answer.closed and not self.stop.is_set():
                 if index < 0 and feed.init:
-                    index, viewer.position = self._index_at_playhead(), self._shown.playhead.position
+                    index, viewer.position = self._index_at_playhead(), self._playhead.position
                     await answer.send_json(self._about_film())
                     if with_media:
                         await answer.send_bytes(feed.init)
@@ -369,26 +349,24 @@ class _Page:
             await answer.close(code=WSCloseCode.GOING_AWAY)
 
     def _index_at(self, position: float) -> int:
-        return int(position / self._shown.playhead.chunk_seconds)
+        return int(position / self._playhead.chunk_seconds)
 
     def _index_at_playhead(self) -> int:
-        return max(0, min(self._index_at(self._shown.playhead.position), self._shown.feed.num_pieces - 1))
+        return max(0, min(self._index_at(self._playhead.position), self._feed.num_pieces - 1))
 
     def _about_film(self) -> dict[str, Any]:
         """Return what a player has to know: the codecs, the time of the first picture, and where the others are."""
-        shown = self._shown
         return {
             "kind": "film",
-            "mime": f'video/mp4; codecs="{codecs_of(shown.feed.init)}"',
-            "sound": has_sound(shown.feed.init),
-            "begins": DECODING_DELAYS["h264"] * shown.playhead.chunk_seconds / FRAMES_PER_CHUNK,
-            "position": shown.playhead.position,
+            "mime": f'video/mp4; codecs="{codecs_of(self._feed.init)}"',
+            "sound": has_sound(self._feed.init),
+            "begins": DECODING_DELAYS["h264"] * self._playhead.chunk_seconds / FRAMES_PER_CHUNK,
+            "position": self._playhead.position,
         }
 
     def _state(self) -> dict[str, Any]:
-        shown, playhead = self._shown, self._shown.playhead
-        waiting, board = shown.lines.waiting, self._board.state()
-        if board["phase"] == "load" and not waiting and not shown.has_prompt:
+        playhead, waiting, board = self._playhead, self._lines.waiting, self._board.state()
+        if board["phase"] == "load" and not (waiting or self._live.first or self._live.begun):
             board["phase"] = "prompt"
         prompts = [
             {"prompt": _cut(shot.prompt), "transition": shot.transition, "seconds": shot.seconds}
@@ -411,32 +389,30 @@ class _Page:
 
     async def _send_film(self, request: web.Request) -> web.StreamResponse:
         """Send the finished film, or what there is of it."""
-        shown = self._shown
-        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(shown.film.name)}"}
-        if self._board.is_done and shown.film.is_file():
-            return web.FileResponse(shown.film, headers=headers)
-        if not shown.feed.init:
+        feed, film = self._feed, self._live.target.path
+        if self._board.is_done and film.is_file():
+            return web.FileResponse(film, headers=_attachment(film))
+        if not feed.init:
             raise web.HTTPNotFound(text="The film has not begun yet.\n")
-        response = web.StreamResponse(headers=headers)
+        response = web.StreamResponse(headers=_attachment(film))
         response.content_type = "video/mp4"
         await response.prepare(request)
-        await response.write(shown.feed.init)
-        for index in range(shown.feed.num_pieces):
-            await response.write((await asyncio.to_thread(shown.feed.piece, index)).data)
+        await response.write(feed.init)
+        for index in range(feed.num_pieces):
+            await response.write((await asyncio.to_thread(feed.piece, index)).data)
         await response.write_eof()
         return response
 
     async def _send_recipe(self, request: web.Request) -> web.Response:
-        recipe = self._shown.recipe
+        recipe = self._live.recipe_file.path
         try:
             text = await asyncio.to_thread(recipe.read_bytes)
         except OSError:
             raise web.HTTPNotFound(text="The film has no prompt yet.\n") from None
-        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(recipe.name)}"}
-        return web.Response(body=text, content_type="application/toml", headers=headers)
+        return web.Response(body=text, content_type="application/toml", headers=_attachment(recipe))
 
     async def _send_playlist(self, request: web.Request) -> web.Response:
-        feed, chunk = self._shown.feed, self._shown.playhead.chunk_seconds
+        feed, chunk = self._feed, self._playhead.chunk_seconds
         if not feed.init:
             raise web.HTTPNotFound(text="The film has not begun yet.\n")
         first = max(0, self._index_at_playhead() - PLAYLIST_BACK)
@@ -446,11 +422,11 @@ class _Page:
         return web.Response(text=text, content_type="application/vnd.apple.mpegurl")
 
     async def _send_init(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._shown.feed.init, content_type="video/mp4")
+        return web.Response(body=self._feed.init, content_type="video/mp4")
 
     async def _send_piece(self, request: web.Request) -> web.Response:
         try:
-            piece = await asyncio.to_thread(self._shown.feed.piece, int(request.match_info["index"]))
+            piece = await asyncio.to_thread(self._feed.piece, int(request.match_info["index"]))
         except IndexError:
             raise web.HTTPNotFound from None
         return web.Response(body=piece.data, content_type="video/mp4")
@@ -458,7 +434,7 @@ class _Page:
     # Commands
 
     async def _pause(self, request: web.Request) -> web.Response:
-        playhead = self._shown.playhead
+        playhead = self._playhead
         if request.query.get("on") == "0":
             playhead.resume()
         else:
@@ -467,7 +443,7 @@ class _Page:
         return web.json_response({"paused": playhead.is_paused})
 
     async def _end(self, request: web.Request) -> web.Response:
-        self._shown.lines.end()
+        self._lines.end()
         return web.json_response({})
 
     async def _say(self, form: Form) -> None:
@@ -477,7 +453,7 @@ class _Page:
             self._door.say(form.line)
         elif (shot := read_line(form.line, Problems("the prompt"))) is not None:
             async with self._keeping:
-                picture = await asyncio.to_thread(keep, form.picture, self._shown.pictures)
+                picture = await asyncio.to_thread(keep, form.picture, self._live.target.named(".pictures"))
             self._door.put(starting_from(picture, shot))
 
     async def _take_prompt(self, request: web.Request) -> web.Response:
@@ -499,7 +475,7 @@ class _Page:
             except (TimeoutError, ValueError):  # it comes too slowly, or is broken
                 return _refused(400, "the form is not whole")
         self._wake()
-        return web.json_response({"waiting": len(self._shown.lines.waiting)})
+        return web.json_response({"waiting": len(self._lines.waiting)})
 
 
 def _policy(html: str) -> str:
@@ -510,6 +486,10 @@ def _policy(html: str) -> str:
         hashes = [b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks]
         rules.append(f"{element}-src " + " ".join(f"'sha256-{digest}'" for digest in hashes))
     return "; ".join([*rules, "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"])
+
+
+def _attachment(file: Path) -> dict[str, str]:
+    return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name)}"}
 
 
 def _refused(status: int, *sentences: str | None) -> web.Response:

@@ -105,11 +105,11 @@ def test_a_peak_over_its_budget_is_marked(device, reserved, driver, host, over):
 
 
 def test_synthetic_weights_are_written_once(tmp_path, monkeypatch):
-    made = bench_offload._written(None, "tiny", tmp_path / "made")
-    stored = Checkpoint.open(made).component("transformer").tensors.values()
+    made = bench_offload._synthetic(None, "tiny", tmp_path / "made")
+    stored = made.component("transformer").tensors.values()
     assert {tensor.dtype for tensor in stored} == {"BF16"}
     monkeypatch.delattr("helios_cli.bench.synthetic.write_checkpoint")
-    assert bench_offload._written(None, "tiny", made) == made
+    assert bench_offload._synthetic(None, "tiny", made.path).path == made.path
 
 
 @pytest.mark.parametrize(

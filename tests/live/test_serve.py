@@ -20,19 +20,21 @@ from PIL import Image
 from helios_cli.engine.events import ChunkDone, FilmDone, PromptTaken
 from helios_cli.errors import MachineError
 from helios_cli.film import ffmpeg
-from helios_cli.film.feed import Feed
 from helios_cli.film.growing import GrowingFile
+from helios_cli.film.jobs import Job
 from helios_cli.film.mp4 import split
 from helios_cli.film.sound import Track, open_track
 from helios_cli.film.target import Target
 from helios_cli.live import serve
 from helios_cli.live.address import Address
 from helios_cli.live.board import Board
-from helios_cli.live.clock import Playhead
+from helios_cli.live.film import LiveJob, LiveSetup, film_to_be
 from helios_cli.live.form import MAX_PICTURE_BYTES
-from helios_cli.live.lines import Lines
 from helios_cli.live.media import codecs_of
-from helios_cli.live.serve import MAX_CONNECTIONS, MAX_VIEWERS, Server, Shown
+from helios_cli.live.recipe_file import RecipeFile
+from helios_cli.live.script import Manner
+from helios_cli.live.serve import MAX_CONNECTIONS, MAX_VIEWERS, Server
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.schema import Shot
 from helios_cli.recipe.sound import Sound
 from support import sounds
@@ -62,15 +64,13 @@ class Film:
         self.target = Target.of(folder / "film.mp4")
         self.growing = GrowingFile(self.target, (64, 64), FPS, ffmpeg.Encoding(preset="ultrafast"))
         self.growing.begin()
-        self.feed, self.playhead = Feed(), Playhead(FPS, 3.0)
-        self.feed.listen(lambda: self.playhead.show(self.feed.num_frames))
+        setup = LiveSetup.of(FPS, 3.0, Manner(), print)
+        self.feed, self.playhead, self.lines = setup.feed, setup.playhead, setup.lines
         self.feed.begin(self.target.partial, [], self.growing.sound_pieces(track) if track else None)
-        self.lines = Lines(print, self.playhead)
         self.pieces = iter(zip(pieces, PIECES, strict=True))
-        recipe, pictures = folder / "film.toml", folder / "film.pictures"
-        shown = Shown(self.feed, self.playhead, self.lines, self.target.path, recipe, pictures, "blend", 4.0)
-        self.recipe, self.pictures = recipe, pictures
-        self.server = Server(Address.parse(address), shown)
+        self.recipe, self.pictures = folder / "film.toml", folder / "film.pictures"
+        job = Job(film_to_be(self.recipe, None), RenderOptions(output=str(self.target.path)))
+        self.server = Server(Address.parse(address), LiveJob(job, RecipeFile(self.recipe, "helios render")), setup)
         self.show = self.server.shows(lambda event: None)
 
     @property
