@@ -150,17 +150,16 @@ class PlainFarmView(FarmView):
             _say("total: " + ", ".join(filter(None, parts)))
 
 
-class RichFarmView(FarmView):
+class RichFarmView(FarmView, LiveLines):
     """Redraws a row for each worker, a bar and the totals on the terminal, until `is_stopped`."""
 
     def __init__(self, track: FarmTrack, terminal: RichConsole, is_stopped: IsStopped = lambda: False) -> None:
-        super().__init__(track)
-        self._terminal = terminal
+        FarmView.__init__(self, track)
+        LiveLines.__init__(self, terminal, self.draw, per_second=4)
         self._is_stopped = is_stopped
         self._said: set[str] = set()
         self._stopped_at: float | None = None
         self._ellipsis = "…" if terminal.encoding.startswith("utf") else "~"
-        self._lines = LiveLines(terminal, self.draw, per_second=4)
 
     def show_of(self, film: str | None, event: Event) -> None:
         if isinstance(event, FilmStarted):
@@ -168,13 +167,6 @@ class RichFarmView(FarmView):
             _say(*(line for line in lines if line not in self._said))
             self._said.update(lines)
         super().show_of(film, event)
-
-    def __enter__(self) -> RichFarmView:
-        self._lines.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lines.__exit__()
 
     def draw(self) -> RenderableType:
         from rich.console import Group

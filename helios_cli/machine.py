@@ -351,15 +351,8 @@ def _nearest(path: Path) -> Path:
 
 def nvidia_driver() -> str | None:
     """Return the version of the NVIDIA driver, which this PyTorch may not be able to use; None without one."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout.strip() else None
+    answer = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
+    return answer[0].strip() if answer else None
 
 
 def gpu_links() -> dict[tuple[int, int], str]:
@@ -367,20 +360,22 @@ def gpu_links() -> dict[tuple[int, int], str]:
 
     Empty without nvidia-smi, and with one GPU.
     """
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return {}
-    try:
-        answer = subprocess.run([program, "topo", "-m"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", answer.stdout).splitlines()  # the heading is underlined
+    lines = (re.sub(r"\x1b\[[0-9;]*m", "", line) for line in _nvidia_smi("topo", "-m"))  # the heading is underlined
     rows = [line.split("\t")[1:] for line in lines if re.match(r"GPU\d+\t", line)]
-    if answer.returncode or any(len(row) < len(rows) for row in rows):
+    if any(len(row) < len(rows) for row in rows):
         return {}
     return {
         (one, other): _link(rows[one][other].strip()) for one in range(len(rows)) for other in range(one + 1, len(rows))
     }
+
+
+def _nvidia_smi(*arguments: str) -> list[str]:
+    """Return the lines that nvidia-smi prints; none without it, or if it fails."""
+    try:
+        answer = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [] if answer.returncode else answer.stdout.strip().splitlines()
 
 
 def _link(code: str) -> str:

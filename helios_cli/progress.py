@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, cast
 
 from helios_cli.console import console
 from helios_cli.engine.events import (
@@ -118,62 +118,74 @@ class JsonView:
         return JsonView(film)
 
 
-class PlainView:
-    """Prints lines to stderr, for logs: the film, each phase once, each chunk, and a summary.
-
-    `before` is printed before each line.
-    """
+class FilmView:
+    """Follows one film, and prints the lines about it that every display has. `before` is printed before each."""
 
     def __init__(self, before: str = "") -> None:
         self.before = before
         self.track = Track()
-        self.phases: set[str] = set()
-        self.reused = self.tenths = 0
 
     def of(self, film: str) -> PlainView:
         return PlainView(f"{film}: ")
 
     def show(self, event: Event) -> None:
-        if isinstance(event, ChunksReused):
-            self.reused += event.count
-        elif self.reused and not isinstance(event, Playback):  # they come one at a time, hundreds in a long film
-            self._say(f"{counted(self.reused, 'chunk')} from earlier renders, {self.track.film_text}")
-            self.reused = 0
         self.track.follow(event)
         if isinstance(event, FilmStarted):
             self.track = Track(event)
-            self._say(*start_lines(event, named=not self.before))
+            self.say(*start_lines(event, named=not self.before))
         elif isinstance(event, Notice):
             console.notice(self.before + event.message)
         elif isinstance(event, PromptTaken):
-            self._say(taken_line(event))
-        elif isinstance(event, Playback):
-            if event.state == "paused":
-                self._say("paused; [play] goes on")
-        elif isinstance(event, PhaseStarted) and event.phase not in self.phases:
-            self.phases.add(event.phase)
-            self._say(PHASES[event.phase])
-        elif isinstance(event, ChunkDone):
-            self._say(self._chunk_line(event))
+            self.say(taken_line(event))
         elif isinstance(event, PreviewDone):
-            self._say(preview_line(event, self.track.known))
-        elif isinstance(event, FramesDone) and TENTHS * event.frames // event.all_frames > self.tenths:
-            self.tenths = TENTHS * event.frames // event.all_frames
-            self._say(f"{PHASES['after']}: {event.frames} of {counted(event.all_frames, 'frame')}")
+            self.say(preview_line(event, self.track.known))
         elif isinstance(event, FilmDone) and self.track.has_begun(event):
-            self._say(*summary_lines(event, self.track.known, self.track.behind))
-            self.track = Track()
-            self.phases.clear()
-            self.tenths = 0
+            track, self.track = self.track, Track()
+            self.end()
+            self.say(*summary_lines(event, track.known, track.behind))
 
-    def _say(self, *lines: str) -> None:
+    def end(self) -> None:
+        """Forget the film, of which only the summary is to come."""
+        raise NotImplementedError
+
+    def say(self, *lines: str) -> None:
         for line in lines:
             console.status(self.before + line)
 
-    def _chunk_line(self, done: ChunkDone) -> str:
-        track = self.track
-        parts = (track.frames_text, track.film_text, track.speed_text, track.left_text, track.live_text)
-        return f"{track.chunk_text(done.chunk + 1)} in {done.seconds:.1f} s: {', '.join(filter(None, parts))}"
+
+class PlainView(FilmView):
+    """Prints lines to stderr, for logs: the film, each phase once, each chunk, and a summary."""
+
+    def __init__(self, before: str = "") -> None:
+        super().__init__(before)
+        self.phases: set[str] = set()
+        self.reused = self.tenths = 0
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, ChunksReused):
+            self.reused += event.count
+        elif self.reused and not isinstance(event, Playback):  # they come one at a time, hundreds in a long film
+            self.say(f"{counted(self.reused, 'chunk')} from earlier renders, {self.track.film_text}")
+            self.reused = 0
+        super().show(event)
+        if isinstance(event, Playback):
+            if event.state == "paused":
+                self.say("paused; [play] goes on")
+        elif isinstance(event, PhaseStarted) and event.phase not in self.phases:
+            self.phases.add(event.phase)
+            self.say(PHASES[event.phase])
+        elif isinstance(event, ChunkDone):
+            track = self.track
+            parts = (track.frames_text, track.film_text, track.speed_text, track.left_text, track.live_text)
+            done = f"{track.chunk_text(event.chunk + 1)} in {event.seconds:.1f} s"
+            self.say(f"{done}: {', '.join(filter(None, parts))}")
+        elif isinstance(event, FramesDone) and TENTHS * event.frames // event.all_frames > self.tenths:
+            self.tenths = TENTHS * event.frames // event.all_frames
+            self.say(f"{PHASES['after']}: {event.frames} of {counted(event.all_frames, 'frame')}")
+
+    def end(self) -> None:
+        self.phases.clear()
+        self.tenths = 0
 
 
 class LiveLines:
@@ -191,7 +203,7 @@ class LiveLines:
         self._live: Live | None = None
         self._drawn: tuple[int, ...] = ()  # the widths of the lines that are on the terminal
 
-    def __enter__(self) -> LiveLines:
+    def __enter__(self) -> Self:
         self._start()
         console.lines = self
         return self
@@ -261,42 +273,19 @@ class LiveLines:
         yield Segment(BREAKS, None, as_control)
 
 
-class RichView:
+class RichView(FilmView, LiveLines):
     """Redraws two lines on the terminal: a bar, and the place in the chunk."""
 
     def __init__(self, terminal: RichConsole) -> None:
         from rich.spinner import Spinner
 
-        self.track = Track()
+        FilmView.__init__(self)
+        LiveLines.__init__(self, terminal, self.draw)
         self.terminal = terminal
         self.spinner = Spinner("dots" if terminal.encoding.startswith("utf") else "line")
-        self.lines = LiveLines(terminal, self.draw)
 
-    def of(self, film: str) -> PlainView:
-        return PlainView(f"{film}: ")
-
-    def __enter__(self) -> RichView:
-        self.lines.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.lines.__exit__()
-
-    def show(self, event: Event) -> None:
-        self.track.follow(event)
-        if isinstance(event, FilmStarted):
-            self.track = Track(event)
-            _say_all(start_lines(event))
-        elif isinstance(event, Notice):
-            console.notice(event.message)
-        elif isinstance(event, PromptTaken):
-            console.status(taken_line(event))
-        elif isinstance(event, PreviewDone):
-            console.status(preview_line(event, self.track.known))
-        elif isinstance(event, FilmDone) and self.track.has_begun(event):
-            track, self.track = self.track, Track()
-            self.lines.refresh()  # else the bar is drawn once more, below the summary
-            _say_all(summary_lines(event, track.known, track.behind))
+    def end(self) -> None:
+        self.refresh()  # else the bar is drawn once more, below the summary
 
     def draw(self) -> RenderableType:
         from rich.console import Group
@@ -319,19 +308,19 @@ class RichView:
         return Group(line, Text(place, no_wrap=True, overflow="ellipsis"))
 
 
-def bar_line(width: int, fraction: float | None, frames: str, left: str) -> RenderableType:
-    """Return a bar with percent, frames and time left; for an unknown `fraction` a bar that pulses."""
+def bar_line(width: int, fraction: float | None, *texts: str, decimals: int = 0) -> RenderableType:
+    """Return a bar with percent and texts, such as frames and time left; for an unknown `fraction` one that pulses."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     line = Table.grid(expand=True, padding=(0, 2, 0, 0))
     line.width = min(BAR_LINE_WIDTH, width)
     line.add_column(ratio=1)
-    for _ in range(3):
+    for _ in range(1 + len(texts)):
         line.add_column(no_wrap=True)
-    percent = "" if fraction is None else f"{int(100 * fraction)} %"
+    percent = "" if fraction is None else f"{int(100 * fraction)} %" if not decimals else f"{fraction:.{decimals}%}"
     bar = ProgressBar(total=1.0, completed=fraction or 0.0, pulse=fraction is None, complete_style="cyan")
-    line.add_row(bar, percent, frames, left)
+    line.add_row(bar, percent, *texts)
     return line
 
 
@@ -384,8 +373,3 @@ def summary_lines(done: FilmDone, film: FilmStarted, behind: FramesDone | None =
     if done.phases:
         lines.append("  " + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in done.phases.items()))
     return lines
-
-
-def _say_all(lines: list[str]) -> None:
-    for line in lines:
-        console.status(line)

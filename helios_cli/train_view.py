@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from helios_cli.console import console
-from helios_cli.progress import BAR_LINE_WIDTH, LiveLines
+from helios_cli.progress import LiveLines, bar_line
 from helios_cli.train.events import Event, FillDone, Filled, FillStarted, Notice, RunDone, RunStarted, Trained
 from helios_cli.units import format_duration
 from helios_cli.visible import visible
@@ -51,22 +51,14 @@ class Pace:
         return f"{format_duration(seconds)} left"
 
 
-class RichView:
+class RichView(LiveLines, PlainView):
     """Draws a bar, and a line for each player's latest losses or for the state of a folder; they vanish at the end."""
 
     def __init__(self, terminal: RichConsole) -> None:
-        self._terminal = terminal
+        super().__init__(terminal, self.draw, per_second=4)
         self._pace = Pace()
         self._is_under_way = False
         self._latest: dict[str, Event] = {}
-        self._lines = LiveLines(terminal, self.draw, per_second=4)
-
-    def __enter__(self) -> RichView:
-        self._lines.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lines.__exit__()
 
     def show(self, event: Event) -> None:
         if isinstance(event, Trained):
@@ -81,29 +73,14 @@ class RichView:
             self._is_under_way, self._pace, self._latest = True, Pace(), {}
         elif isinstance(event, RunDone | FillDone):
             self._is_under_way = False
-        if isinstance(event, Notice):
-            console.notice(event.message)
-        else:
-            console.status(event.text)
+        super().show(event)
 
     def draw(self) -> RenderableType:
         from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
         from rich.text import Text
 
         if not self._is_under_way:
             return Text("")
-        bar = Table.grid(expand=True, padding=(0, 2, 0, 0))
-        bar.width = min(BAR_LINE_WIDTH, self._terminal.width)
-        bar.add_column(ratio=1)
-        for _ in range(2):
-            bar.add_column(no_wrap=True)
-        fraction = self._pace.fraction
-        bar.add_row(
-            ProgressBar(total=1.0, completed=fraction, complete_style="cyan"),
-            f"{fraction:.1%}",
-            self._pace.left_text,
-        )
+        bar = bar_line(self._terminal.width, self._pace.fraction, self._pace.left_text, decimals=1)
         lines = [Text(visible(event.text), no_wrap=True, overflow="ellipsis") for event in self._latest.values()]
         return Group(bar, *lines)

@@ -48,38 +48,30 @@ def render(
     """Render films from prompts: helios render "a red ball rolls left" --seconds 20"""
     from helios_cli.cost.estimate import estimate_jobs
     from helios_cli.cost.farm import farm_of
-    from helios_cli.film.jobs import (
-        check_encoding,
-        check_shared_out,
-        check_stdout,
-        check_takes,
-        film_to_repeat,
-        find_jobs,
-        plan_jobs,
-    )
+    from helios_cli.film import jobs
 
-    check_shared_out(options)
-    check_takes(options, from_film=from_film is not None, dry_run=dry_run)
-    repeats = film_to_repeat(source, from_film)
+    jobs.check_shared_out(options)
+    jobs.check_takes(options, from_film=from_film is not None, dry_run=dry_run)
+    repeats = jobs.film_to_repeat(source, from_film)
     options = repeats.options(options, named_flags(context)) if repeats else options
     films = [repeats.film] if repeats else None
     if dry_run:
         console.json = json or progress == "json"
-        estimates = estimate_jobs(plan_jobs(source or [], options, films), options)
+        estimates = estimate_jobs(jobs.plan_jobs(source or [], options, films), options)
         show_plans(estimates, farm_of(estimates, options))
         return
-    jobs = find_jobs(source or [], options, films)
-    check_encoding(jobs)
+    asked = jobs.find_jobs(source or [], options, films)
+    jobs.check_encoding(asked)
     kind = progress_kind(progress, quiet=quiet, json=json)
     if options.is_stream:
-        check_stdout(json=kind == "json")
+        jobs.check_stdout(json=kind == "json")
     if options.lanes > 1 and kind in ("auto", "rich"):
         kind = "plain"
-    with stop_at_once() as is_stopped, FilmsView(jobs, kind, is_stopped) as shown:
+    with stop_at_once() as is_stopped, FilmsView(asked, kind, is_stopped) as shown:
         if options.is_shared_out:
             from helios_cli.farm.start import open_farm
 
-            driver = open_farm(jobs, options, stop=on_error == "stop", progress=console.progress_bytes)
+            driver = open_farm(asked, options, stop=on_error == "stop", progress=console.progress_bytes)
             show_all(driver.run(), shown.show, driver)
             shown.require_films()
             return
@@ -88,10 +80,10 @@ def render(
 
         with Session(is_stopped=is_stopped, progress=console.progress_bytes) as session:
             if options.takes:
-                next_step = partial(_next_step, context, jobs[0].film, options)
-                show_all(render_takes(jobs[0], session, next_step), shown.view.show, session)
+                next_step = partial(_next_step, context, asked[0].film, options)
+                show_all(render_takes(asked[0], session, next_step), shown.view.show, session)
                 return
-            show_all(render_films(jobs, session, stop=on_error == "stop"), shown.show, session)
+            show_all(render_films(asked, session, stop=on_error == "stop"), shown.show, session)
     shown.require_films()
 
 

@@ -5,17 +5,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from helios_cli.engine.events import (
-    ChunkDone,
-    Event,
-    FilmDone,
-    Notice,
-    PhaseStarted,
-    PromptTaken,
-)
+from helios_cli.engine.events import ChunkDone, Event, FilmDone, Notice, PhaseStarted, PromptTaken
 from helios_cli.recipe.schema import Shot
 from helios_cli.units import FRAMES_PER_CHUNK
 
@@ -26,16 +18,6 @@ SPEED_CHUNKS = 8
 """Chunks whose speed is shown."""
 
 
-@dataclass(frozen=True)
-class ShotShown:
-    """A shot of the film: its number from 0, the second that it begins at, and as `PromptTaken` has it."""
-
-    number: int
-    start: float
-    prompt: str
-    transition: str
-
-
 class Board:
     """The numbers and texts of a film; events come from the thread that renders, and any other may read."""
 
@@ -44,7 +26,7 @@ class Board:
         self._chunk_seconds = chunk_seconds
         self._lock = threading.Lock()
         self._phase, self._notice = "load", ""
-        self._shots: deque[ShotShown] = deque(maxlen=SHOTS_KEPT)
+        self._shots: deque[dict[str, Any]] = deque(maxlen=SHOTS_KEPT)  # number from 0, second, and as `PromptTaken`
         self._count = 0
         self._chunks: deque[float] = deque(maxlen=SPEED_CHUNKS)
         start = 0.0
@@ -58,7 +40,7 @@ class Board:
                 self._phase = event.phase
             elif isinstance(event, PromptTaken):
                 start = event.chunk * self._chunk_seconds
-                if not self._shots or start > self._shots[-1].start + self._chunk_seconds / 2:
+                if not self._shots or start > self._shots[-1]["start"] + self._chunk_seconds / 2:
                     self._add(start, event.prompt, event.transition)
             elif isinstance(event, ChunkDone):
                 self._chunks.append(event.seconds)
@@ -83,7 +65,7 @@ class Board:
             self._phase, self._notice = "failed", message
 
     def _add(self, start: float, prompt: str, transition: str) -> None:
-        self._shots.append(ShotShown(self._count, start, prompt, transition))
+        self._shots.append({"number": self._count, "start": start, "prompt": prompt, "transition": transition})
         self._count += 1
 
     def state(self) -> dict[str, Any]:
@@ -96,4 +78,4 @@ class Board:
     def shots_from(self, number: int) -> Sequence[dict[str, Any]]:
         """Return the shots from `number` on."""
         with self._lock:
-            return [asdict(shot) for shot in self._shots if shot.number >= number]
+            return [shot for shot in self._shots if shot["number"] >= number]

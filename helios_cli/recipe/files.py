@@ -206,14 +206,8 @@ _CONVERT_PICKLE = (
 
 def check_preview_file(path: Path) -> None:
     """Raise InputError for a preview decoder's file that is absent, a folder, or a pickle."""
-    what = f"--preview-decoder {printable(path, 200)}"
-    if path.suffix.lower() in PICKLES:
-        message = f"{what}: a pickle can run any program, so only .safetensors is read"
-        raise InputError(message, hint=f"take {path.stem}.safetensors from where it is published, or {_CONVERT_PICKLE}")
-    if absent := absence(path, (".safetensors",), "paths are relative to the current folder"):
-        raise InputError(f"{what}: {absent[0]}", hint=absent[1])
-    if path.is_dir():
-        raise InputError(f"{what}: a folder, not a decoder's file", hint=_file_in(path))
+    pickle_hint = f"take {path.stem}.safetensors from where it is published, or {_CONVERT_PICKLE}"
+    _check_weights(path, f"--preview-decoder {printable(path, 200)}", "current folder", "decoder's file", pickle_hint)
 
 
 def check_loras(loras: Iterable[Lora], origin: str) -> None:
@@ -223,19 +217,23 @@ def check_loras(loras: Iterable[Lora], origin: str) -> None:
             continue
         path = Path(lora.path)
         what = f"{'--lora ' if origin == 'flag' else 'lora: '}{printable(path, 200)}"
-        if path.suffix.lower() in PICKLES:
-            message = f"{what}: a pickle can run any program, so only .safetensors is read"
-            raise InputError(message, hint=_CONVERT_PICKLE)
-        relative = "the current folder" if origin == "flag" else "the recipe"
-        if absent := absence(path, (".safetensors",), f"paths are relative to {relative}"):
-            file, _, tail = path.name.rpartition(":")
-            is_weight = file and path.with_name(file).is_file()
-            hint = f"{printable(tail, 50)!r} is no weight: write {printable(file, 200)}:0.8" if is_weight else absent[1]
-            raise InputError(f"{what}: {absent[0]}", hint=hint)
-        if path.is_dir():
-            raise InputError(f"{what}: a folder, not a LoRA file", hint=_file_in(path))
-        if not os.access(path, os.R_OK):
-            raise InputError(f"{what}: cannot be read: no permission")
+        file, _, tail = path.name.rpartition(":")
+        if file and not os.path.lexists(path) and path.with_name(file).is_file():
+            hint = f"{printable(tail, 50)!r} is no weight: write {printable(file, 200)}:0.8"
+            raise InputError(f"{what}: no such file", hint=hint)
+        _check_weights(path, what, "current folder" if origin == "flag" else "recipe", "LoRA file", _CONVERT_PICKLE)
+
+
+def _check_weights(path: Path, what: str, base: str, kind: str, pickle_hint: str) -> None:
+    """Raise InputError if `what`, the file at `path`, cannot be weights; paths are relative to `base`."""
+    if path.suffix.lower() in PICKLES:
+        raise InputError(f"{what}: a pickle can run any program, so only .safetensors is read", hint=pickle_hint)
+    if absent := absence(path, (".safetensors",), f"paths are relative to the {base}"):
+        raise InputError(f"{what}: {absent[0]}", hint=absent[1])
+    if path.is_dir():
+        raise InputError(f"{what}: a folder, not a {kind}", hint=_file_in(path))
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{what}: cannot be read: no permission")
 
 
 def _file_in(folder: Path) -> str:
