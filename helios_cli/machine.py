@@ -351,8 +351,8 @@ def _nearest(path: Path) -> Path:
 
 def nvidia_driver() -> str | None:
     """Return the version of the NVIDIA driver, which this PyTorch may not be able to use; None without one."""
-    answer = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
-    return answer[0].strip() if answer else None
+    versions = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")  # one a GPU
+    return (versions[0].strip() or None) if versions else None
 
 
 def gpu_links() -> dict[tuple[int, int], str]:
@@ -375,7 +375,7 @@ def _nvidia_smi(*arguments: str) -> list[str]:
         answer = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [] if answer.returncode else answer.stdout.strip().splitlines()
+    return [] if answer.returncode else answer.stdout.splitlines()
 
 
 def _link(code: str) -> str:
