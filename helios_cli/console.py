@@ -139,7 +139,7 @@ class Console:
         """Show the progress of `total` bytes; yields `advance(count)`, which any thread may call."""
         rich = self.live()
         if rich is None:
-            yield _PlainBytes(description, total, self.status).advance
+            yield _plain_bytes(description, total, self.status)
             return
         from rich import progress as bars
 
@@ -237,23 +237,22 @@ def _fitted(widths: Sequence[int], room: int) -> list[int] | None:
     return fitted
 
 
-class _PlainBytes:
-    """Prints the progress of bytes where lines can only be appended: one line for every tenth."""
+def _plain_bytes(description: str, total: int, say: Callable[[str], None]) -> Callable[[int], None]:
+    """Return `advance` where lines can only be appended: it prints one for every tenth."""
+    done = tenths = 0
+    lock = threading.Lock()
 
-    def __init__(self, description: str, total: int, say: Callable[[str], None]) -> None:
-        self.description, self.total, self.say = description, total, say
-        self.done = self.tenths = 0
-        self.lock = threading.Lock()
-        say(f"{description}: {format_bytes(total)}")
+    def advance(count: int) -> None:
+        nonlocal done, tenths
+        with lock:
+            done += count
+            now = 10 * done // total if total else 10
+            if now > tenths:
+                tenths = now
+                say(f"{description}: {format_bytes(done)} of {format_bytes(total)}, {10 * tenths} %")
 
-    def advance(self, count: int) -> None:
-        with self.lock:
-            self.done += count
-            tenths = 10 * self.done // self.total if self.total else 10
-            if tenths > self.tenths:
-                self.tenths = tenths
-                done, total = format_bytes(self.done), format_bytes(self.total)
-                self.say(f"{self.description}: {done} of {total}, {10 * tenths} %")
+    say(f"{description}: {format_bytes(total)}")
+    return advance
 
 
 @contextmanager

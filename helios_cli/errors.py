@@ -60,13 +60,7 @@ class Interrupted(HeliosError):
     exit_code = 130
 
 
-KINDS = {
-    kind.__name__: kind
-    for kind in (
-        *(HeliosError, InputError, MachineError, OutOfMemory),
-        *(CheckpointError, PictureError, ReaderGone, Interrupted),
-    )
-}
+KINDS = {name: kind for name, kind in globals().items() if isinstance(kind, type) and issubclass(kind, HeliosError)}
 """The classes by name, for errors that another process reports (`child`)."""
 
 

@@ -5,7 +5,6 @@ A `FarmTrack` has the numbers; whoever opens a view here lets it follow each eve
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from helios_cli.engine.events import (
     WorkerReady,
 )
 from helios_cli.farm_track import FarmTrack, Totals, WorkerTrack
+from helios_cli.files import by_number
 from helios_cli.progress import LiveLines, bar_line, start_lines, summary_lines
 from helios_cli.stop import IsStopped
 from helios_cli.track import PHASES
@@ -181,16 +181,11 @@ class RichFarmView(FarmView, LiveLines):
             return _text(f"starting the workers {format_duration(now - self.track.began)}")
         lines = [_text(line) for line in packed(total_parts(totals), width)]
         room = height - LEAST_ROOM - 1 - len(lines)
-        workers = sorted(self.track.workers, key=lambda worker: _in_order(worker.worker.name))
+        workers = sorted(self.track.workers, key=lambda worker: by_number(worker.worker.name))
         rows = worker_rows(workers, width, room, now, self._ellipsis)
         bar = bar_line(width, totals.fraction, frames_text(totals), left_text(totals))
         # The totals are last, since keys that are pressed, ^C too, appear behind the last line and must not break it.
         return Group(*(_text(line, style) for line, style in rows), bar, *lines)
-
-
-def _in_order(name: str) -> list[str | int]:
-    """Return what sorts `gpu-2` before `gpu-10`."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def before_line(film: str | None, event: Event) -> str:

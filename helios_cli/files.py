@@ -1,4 +1,4 @@
-"""Replaces files atomically, and lets processes take turns at changing one."""
+"""Replaces files atomically, lets processes take turns at changing one, and orders their names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -109,3 +110,8 @@ def turns(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def by_number(name: str) -> list[str | int]:
+    """Return a sort key by which `frame_10` comes after `frame_9`; text and numbers alternate in it."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]

@@ -293,6 +293,8 @@ BenchModel = Annotated[
 BenchSize = Annotated[str | None, typer.Option(help="Size in pixels, WIDTHxHEIGHT. (default: the model's)")]
 BenchChunks = Annotated[int, typer.Option(min=1, help="Length of the film in chunks of 33 frames.")]
 BenchSteps = Annotated[str | None, typer.Option(help="Steps per stage: 2,2,2, or 50. (default: the model's)")]
+GpuOrCpu = Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, cpu.")]
+BenchDevice = Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, mps, cpu.")]
 BenchOut = Annotated[Path | None, file_option("File to write the JSON to as well.")]
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from helios_cli.check.layout import read_sidecar
 from helios_cli.errors import InputError
+from helios_cli.files import by_number
 from helios_cli.film import ffmpeg, reading
 from helios_cli.film.media import read_picture
 from helios_cli.units import DEFAULT_FPS
@@ -199,7 +200,7 @@ class PictureFolder:
             raise InputError(f"cannot read the folder {path}: {error.strerror}", hint="check the path") from error
         if not names:
             raise InputError(f"the folder {path} holds no .png pictures", hint="name a film, or a folder of frames")
-        self._files = [path / name for name in sorted(names, key=_by_number)]
+        self._files = [path / name for name in sorted(names, key=by_number)]
         self.width, self.height = read_picture(self._files[0]).size
         sidecar = read_sidecar(path)
         fps = sidecar.fps if sidecar and sidecar.num_frames == len(names) else None
@@ -230,8 +231,3 @@ def _luma(picture: Image.Image) -> np.ndarray:
     size = _reduced(*picture.size, DETAIL_SIDE)
     pixels = np.asarray(picture if size == picture.size else picture.resize(size, Image.Resampling.BOX))
     return np.rint(pixels.astype(np.float32) @ LUMA).astype(np.uint8)
-
-
-def _by_number(name: str) -> list[str | int]:
-    """Return a sorting key by which `frame_10` comes after `frame_9`; text and numbers alternate in it."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]

@@ -31,7 +31,6 @@ app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
 REFERENCE = ("diffusers", "transformers", "accelerate")
 
 Synthetic = Annotated[str | None, typer.Option(help=f"Use random weights of this size instead: {SIZES}.")]
-GpuOrCpu = Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, cpu.")]
 
 
 @app.command()
@@ -48,7 +47,7 @@ def render(
         Literal["default", "bfloat16", "float32"],
         typer.Option(help="Data type to compute in; default is each side's own, float32 for diffusers."),
     ] = "default",
-    device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, mps, cpu.")] = "auto",
+    device: options.BenchDevice = "auto",
     quant: options.Quant = "none",
     attention: options.Attention = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per side. (default: PyTorch's)")] = None,
@@ -96,7 +95,7 @@ def quant(
         int, typer.Option(metavar="N", help="Measure --reuse-steps as well, in the type it is compared with.")
     ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the film.")] = 0,
-    device: GpuOrCpu = "auto",
+    device: options.GpuOrCpu = "auto",
     json: JsonFlag = False,
     out: options.BenchOut = None,
 ) -> None:
@@ -196,7 +195,7 @@ def train_memory(
     size: Annotated[str, typer.Option(help=f"Size of the model, with random weights: {SIZES}.")] = "tiny",
     batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 4,
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Data type to compute in.")] = "auto",
-    device: GpuOrCpu = "auto",
+    device: options.GpuOrCpu = "auto",
     json: JsonFlag = False,
 ) -> None:
     """Compare the peak memory of a distillation step with each memory option on and off."""

@@ -90,7 +90,7 @@ def _tune(file: Path, operations: Collection[str]) -> dict[str, Any]:
 
 
 def everything(
-    device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, cpu.")] = "auto",
+    device: options.GpuOrCpu = "auto",
     seconds: Annotated[float, typer.Option(min=0, help="Time limit in seconds for the whole run.")] = 480.0,
     json: JsonFlag = False,
     out: Annotated[Path | None, options.file_option("Write the JSON to this file after every part.")] = None,

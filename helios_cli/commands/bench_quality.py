@@ -49,7 +49,7 @@ def quality(
     reuse_history: Annotated[bool, typer.Option("--reuse-history", help="As in `helios render`.")] = False,
     reuse_steps: Annotated[int, typer.Option(metavar="N", help="As in `helios render`.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of prompts and films.")] = 0,
-    device: Annotated[str, typer.Option(help="Device: auto, cuda, cuda:1, mps, cpu.")] = "auto",
+    device: options.BenchDevice = "auto",
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help="Data type to compute in.")] = "auto",
     sheet: Annotated[Path | None, options.file_option("Write frames of the first 16 films to this PNG.")] = None,
     json: JsonFlag = False,

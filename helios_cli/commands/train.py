@@ -12,7 +12,7 @@ import typer
 from helios_cli import options
 from helios_cli.console import console
 from helios_cli.errors import InputError
-from helios_cli.progress import ProgressKind, open_view
+from helios_cli.progress import open_view
 from helios_cli.stop import stop_after_step
 from helios_cli.train_view import PlainView, RichView
 
@@ -29,11 +29,9 @@ def train(
     device: options.Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. (default: PyTorch's)")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check the files and report their problems.")] = False,
-    progress: Annotated[
-        ProgressKind, typer.Option(metavar="DISPLAY", help="Progress display: auto, rich, plain, json or none.")
-    ] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Same as --progress none.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Same as --progress json: one event per line.")] = False,
+    progress: options.Progress = "auto",
+    quiet: options.Quiet = False,
+    json: options.Events = False,
 ) -> None:
     """Train a model, or a LoRA of one: helios train recipes/train/tiny-vae.toml
 
@@ -59,7 +57,7 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
-    kind = "none" if quiet or _follows() else "json" if json else progress
+    kind = options.progress_kind(progress, quiet=quiet or _follows(), json=json)
     with open_view(kind, PlainView, RichView) as view, stop_after_step() as is_stopped:
         for settings in phases:
             for event in perform(settings, pick_device(device), is_stopped):

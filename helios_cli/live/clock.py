@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
 from helios_cli.units import FRAMES_PER_CHUNK
 
@@ -18,12 +17,6 @@ REPORT_SECONDS = 5.0
 
 LATE_SECONDS = 0.05
 """Wait for frames that nobody notices."""
-
-
-@dataclass(frozen=True)
-class _Report:
-    position: float
-    when: float
 
 
 class Playhead:
@@ -46,7 +39,7 @@ class Playhead:
         self.decided = self.out = 0.0
         self._fps, self.now = fps, now
         self._changed = threading.Condition(threading.RLock())  # a signal handler may hold it already
-        self._viewers: dict[Hashable, _Report] = {}
+        self._viewers: dict[Hashable, tuple[float, float]] = {}  # where each one was, and when
         self._position, self._moved, self._late_seconds = 0.0, now(), 0.0
         self._is_paused, self._may_pause, self._is_over = False, True, False
 
@@ -95,7 +88,7 @@ class Playhead:
     def report(self, viewer: Hashable, position: float) -> None:
         """Note how far a viewer is; it is forgotten after REPORT_SECONDS."""
         with self._changed:
-            self._viewers[viewer] = _Report(position, self.now())
+            self._viewers[viewer] = position, self.now()
             self._changed.notify_all()
 
     def leave(self, viewer: Hashable) -> None:
@@ -148,10 +141,10 @@ class Playhead:
     def _move(self) -> float:
         """Return the position now. Call it before `out` changes: the time on the wall counts up to there."""
         now = self.now()
-        self._viewers = {viewer: one for viewer, one in self._viewers.items() if now - one.when < REPORT_SECONDS}
+        self._viewers = {viewer: one for viewer, one in self._viewers.items() if now - one[1] < REPORT_SECONDS}
         passed, self._moved = now - self._moved, now
         if self._viewers:
-            self._position = min(self.out, max(one.position for one in self._viewers.values()))
+            self._position = min(self.out, max(position for position, _ in self._viewers.values()))
             late = passed if self._position > self.out - LATE_SECONDS else 0.0
         else:
             late = max(0.0, self._position + passed - self.out)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from helios_cli.errors import InputError
@@ -57,8 +57,8 @@ class Arithmetic:
 
     def without_defaults(self) -> dict[str, str | int]:
         """Return the values that are hashed: defaults are left out, so that old fingerprints stay valid."""
-        defaults = {"quant": "none", "kernels": "", "vae": "", "team": 1, "decoders": 1, "latents": ""}
-        return {key: value for key, value in asdict(self).items() if value != defaults.get(key)}
+        values = ((one, getattr(self, one.name)) for one in fields(self))
+        return {one.name: value for one, value in values if value != one.default}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from helios_cli.errors import InputError
+from helios_cli.files import by_number
 from helios_cli.film import reading
 from helios_cli.film.media import VideoClip, read_image
 from helios_cli.recipe.prompts import clean_prompt, has_words
@@ -181,7 +182,7 @@ class SourceClip:
         if not self.path.is_dir():
             return [self.path]
         names = [name for name in os.listdir(self.path) if name.lower().endswith(FRAMES) and not name.startswith(".")]
-        return [self.path / name for name in sorted(names, key=_by_number)]
+        return [self.path / name for name in sorted(names, key=by_number)]
 
 
 @contextmanager
@@ -191,11 +192,6 @@ def _readable() -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"it cannot be read: {error.strerror}") from error
-
-
-def _by_number(name: str) -> list[str | int]:
-    """Return a sort key by which `frame_10` comes after `frame_9`."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def _require_sound(path: Path) -> None:
