@@ -13,13 +13,15 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helios_cli.cost.estimate import Estimate, estimate_jobs
 from helios_cli.errors import HeliosError, InputError
+from helios_cli.film.jobs import check_encoding, check_shared_out, find_jobs, plan_jobs
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.schema import Recipe
+from helios_cli.recipe.sources import read_films
 
 if TYPE_CHECKING:
-    from helios_cli.cost.estimate import Estimate
     from helios_cli.engine.events import Event
     from helios_cli.engine.session import Session
 
@@ -44,7 +46,6 @@ def render(source: Source, *, session: Session | None = None, **options: Any) ->
     """
     from helios_cli.engine.render import render
     from helios_cli.engine.session import Session
-    from helios_cli.film.jobs import check_encoding, check_shared_out, find_jobs
 
     parsed = RenderOptions.parse(**options)
     check_shared_out(parsed)
@@ -69,9 +70,6 @@ def plan(source: Source, *, on: str | None = None, price: float | None = None, *
 
     Does not import torch. `on` names a GPU that is not here, `price` that of a GPU-hour; the rest is as in `render`.
     """
-    from helios_cli.cost.estimate import estimate_jobs
-    from helios_cli.film.jobs import plan_jobs
-
     parsed = RenderOptions.parse(**options)
     (estimate,) = estimate_jobs(plan_jobs([], parsed, [read_film(source)]), parsed, on=on, price=price)
     return estimate
@@ -82,8 +80,6 @@ def read_film(source: Source) -> Film:
 
     The pictures of a `Recipe` are relative to the current folder, and its film is called "film".
     """
-    from helios_cli.recipe.sources import read_films
-
     if isinstance(source, Film):
         return source
     if isinstance(source, Recipe):

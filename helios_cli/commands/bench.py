@@ -12,18 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from helios_cli import machine, options
+from helios_cli.bench import report
 from helios_cli.bench.specs import SIZES, SPECS, spec_of
+from helios_cli.bench.task import Result, Task, against_floors, ceiling, counted_work, plan_of, run, synthetic_defaults
 from helios_cli.console import JsonFlag, console
+from helios_cli.cost.speeds import MeasuredSpeed, measured_dtype, record_speed, speeds_file
+from helios_cli.device import cpu_name, find_device, pick_device
 from helios_cli.errors import InputError, MachineError
+from helios_cli.recipe.plan import Plan
+from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.stop import stop_at_once
+from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK, counted
+from helios_cli.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from helios_cli.bench.task import Result, Task
-    from helios_cli.recipe.plan import Plan
-    from helios_cli.recipe.settings import ModelDefaults
     from helios_cli.weights.fp8 import Quant
 
 app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
@@ -62,7 +67,6 @@ def render(
 
     The speed of helios is saved on this machine; `helios plan` estimates times from it.
     """
-    from helios_cli.bench.task import Task
 
     if against and memory:
         raise InputError("--memory measures helios alone", hint="leave out --against")
@@ -100,9 +104,7 @@ def quant(
     out: options.BenchOut = None,
 ) -> None:
     """Measure the effect of --quant fp8 on a film: PSNR of latents and frames against bfloat16, chunk by chunk."""
-    from helios_cli.bench import report
     from helios_cli.bench.fidelity import distances
-    from helios_cli.device import pick_device
 
     subject = _subject(model, synthetic)
     plan = subject.plan(size, steps, chunks, guidance=1.0, seed=seed)
@@ -150,7 +152,6 @@ def _film_of(subject: _Subject, device: torch.device, name: str, plan: Plan) -> 
     from helios_cli.bench.fidelity import film
     from helios_cli.bench.synthetic import RandomModels
     from helios_cli.engine.models import Models
-    from helios_cli.weights.checkpoint import Checkpoint
 
     quant, kind = IN_8_BITS.get(name, ("none", None))
     dtype = torch.bfloat16 if quant != "none" else getattr(torch, name)
@@ -201,8 +202,6 @@ def train_memory(
     """Compare the peak memory of a distillation step with each memory option on and off."""
     spec_of(size)
 
-    from helios_cli.bench import report
-    from helios_cli.device import pick_device
     from helios_cli.train.bench import compare
     from helios_cli.train.loop import dtype_name
 
@@ -228,8 +227,6 @@ class _Subject:
     defaults: ModelDefaults
 
     def plan(self, size: str | None, steps: str | None, chunks: int, **flags: Any) -> Plan:
-        from helios_cli.bench.task import plan_of
-        from helios_cli.units import FRAMES_PER_CHUNK
 
         return plan_of(self.defaults, size=size, steps=steps, frames=FRAMES_PER_CHUNK * chunks, **flags)
 
@@ -248,7 +245,6 @@ class _Subject:
 
 
 def _subject(model: str | None, synthetic: str | None) -> _Subject:
-    from helios_cli.bench.task import synthetic_defaults
 
     if model and synthetic:
         raise InputError("--model and --synthetic both name a model", hint="keep one of them")
@@ -279,8 +275,6 @@ def _lengths(minutes: str) -> tuple[float, float]:
 
 def _speed(name: str, task: Task, against: str | None) -> dict[str, Any]:
     """Measure and show the film, and the reference's if it is compared."""
-    from helios_cli.bench import report
-    from helios_cli.bench.task import against_floors, ceiling, run
 
     console.status("measuring a copy and a large product on this device")
     rates, results, films = ceiling(task), [], []
@@ -305,7 +299,6 @@ def _speed(name: str, task: Task, against: str | None) -> dict[str, Any]:
 
 
 def _show_notes(results: list[Result], rates: dict[str, Any]) -> None:
-    from helios_cli.units import counted
 
     in_fp8 = f", {rates['fp8_product'] / 1e12:.4g} in fp8" if rates["fp8_product"] else ""
     console.line(
@@ -324,9 +317,6 @@ def _keep_speed(task: Task, ours: Result, date: str) -> dict[str, Any]:
 
     Frames are encoded next to the rendering, so the time of that is not known by itself.
     """
-    from helios_cli.bench.task import counted_work
-    from helios_cli.cost.speeds import MeasuredSpeed, measured_dtype, record_speed, speeds_file
-    from helios_cli.device import cpu_name, find_device
 
     device = ours.device
     if device == "cpu":
@@ -354,9 +344,6 @@ def _keep_speed(task: Task, ours: Result, date: str) -> dict[str, Any]:
 
 def _memory(name: str, task: Task, lengths: tuple[float, float]) -> dict[str, Any]:
     """Measure and show the peak memory of two lengths of film."""
-    from helios_cli.bench import report
-    from helios_cli.bench.task import run
-    from helios_cli.units import DEFAULT_FPS
 
     results = []
     for minutes in lengths:

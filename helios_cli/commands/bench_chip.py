@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from helios_cli import machine, options
+from helios_cli.bench import report
+from helios_cli.bench.report import markdown
 from helios_cli.console import JsonFlag, console
 from helios_cli.device import pick_device
 from helios_cli.errors import HeliosError, InputError, MachineError
@@ -45,7 +47,6 @@ def _time(names: tuple[str, ...], out: Path | None) -> None:
         bench.require(names)
     except RuntimeError as error:
         raise MachineError(str(error), hint="kernels are timed on a GPU; `helios doctor` shows what is here") from error
-    from helios_cli.bench import report
     from helios_cli.bench.everything import heading
 
     ceiling = bench.measure_ceiling()
@@ -81,7 +82,6 @@ def _tune(file: Path, operations: Collection[str]) -> dict[str, Any]:
             rows.append([one.kernel, *times, str(one.best) if one.best else "as before"])
     except RuntimeError as error:
         raise MachineError(str(error), hint="kernels are tuned on a GPU; `helios doctor` shows what is here") from error
-    from helios_cli.bench import report
 
     data = {**report.environment(), "device": torch.cuda.get_device_name(), "file": str(file), "kernels": rows}
     console.table(["kernel", "before, ms", "now, ms", "configuration"], rows, data=data)
@@ -121,7 +121,6 @@ def everything(
 
 
 def _print_tables(file: Path) -> None:
-    from helios_cli.bench.report import markdown
 
     try:
         lines = list(markdown(read_json(file.read_text(encoding="utf-8"))))

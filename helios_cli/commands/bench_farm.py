@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from helios_cli import options
+from helios_cli.bench import report
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError
 from helios_cli.recipe.options import MAX_WORKERS, read_flag
+from helios_cli.recipe.values import parse_bytes
 from helios_cli.units import counted, format_bytes
 
 if TYPE_CHECKING:
@@ -44,9 +46,7 @@ def farm(
 
     Films end without a join here, which is measured apart, and without ffmpeg.
     """
-    from helios_cli.bench import report
     from helios_cli.bench.farm import Films, measure, measure_faults, measure_parts
-    from helios_cli.recipe.values import parse_bytes
 
     counts = read_flag("--workers", _counts, workers)
     asked = Films(films, segments, chunks, chunk_seconds, read_flag("--state", parse_bytes, state))

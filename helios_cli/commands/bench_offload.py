@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from helios_cli import options
+from helios_cli.bench import report
 from helios_cli.bench.specs import SIZES, spec_of
+from helios_cli.bench.task import plan_of
 from helios_cli.console import JsonFlag, console
+from helios_cli.cost.speeds import record_bandwidths, speeds_file
 from helios_cli.device import pick_device, torch_dtype
 from helios_cli.errors import InputError, MachineError
 from helios_cli.recipe.options import read_flag
+from helios_cli.recipe.values import parse_bytes
 from helios_cli.units import FRAMES_PER_CHUNK, format_bytes, format_seconds
+from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint
 
 if TYPE_CHECKING:
     import torch
 
     from helios_cli.cost.memory import Workload
-    from helios_cli.weights.checkpoint import Checkpoint
 
 LEAST_BYTES = 250_000_000
 """Bytes of the smallest transformer whose reading tells anything about the disk."""
@@ -53,8 +57,6 @@ def offload(
 
     The bandwidths are saved on this machine; `helios plan` and `doctor` estimate times from them.
     """
-    from helios_cli.bench import report
-    from helios_cli.bench.task import plan_of
 
     amounts = None if budgets is None else read_flag("--budgets", _amounts, budgets)
     if synthetic or folder:
@@ -88,7 +90,6 @@ def offload(
 
 def _synthetic(model: str | None, size: str | None, folder: Path | None) -> Checkpoint:
     """Return the synthetic model of `size` in `folder`, which an earlier run wrote or which is written now."""
-    from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint
 
     if model or size is None or folder is None:
         raise InputError("--synthetic SIZE and --folder go together, without --model", hint="give both, or neither")
@@ -105,7 +106,6 @@ def _synthetic(model: str | None, size: str | None, folder: Path | None) -> Chec
 
 def _bandwidths(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, load: Workload) -> dict[str, float]:
     from helios_cli.bench.offload import bandwidths
-    from helios_cli.cost.speeds import record_bandwidths, speeds_file
 
     console.status("reading weights from the disk and from the page cache")
     rates = bandwidths(checkpoint, device, dtype)
@@ -145,7 +145,6 @@ def _measure(
 
 
 def _amounts(text: str) -> list[int]:
-    from helios_cli.recipe.values import parse_bytes
 
     return [parse_bytes(part) for part in text.split(",")]
 

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from helios_cli import options
+from helios_cli.bench.report import environment
 from helios_cli.console import JsonFlag, console
+from helios_cli.device import pick_device, torch_dtype
 from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
+from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 
 if TYPE_CHECKING:
     from helios_cli.bench.screening import Showing
@@ -56,8 +60,6 @@ def quality(
     out: options.BenchOut = None,
 ) -> None:
     """Measure a model of the toy world: what its films show against their prompts, and how long films last."""
-    from helios_cli.bench.report import environment
-    from helios_cli.device import pick_device, torch_dtype
 
     asked = RenderOptions.parse(steps=steps).steps
     name, checkpoint = options.open_model(model, console.progress_bytes)
@@ -96,7 +98,6 @@ def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Pat
     from helios_cli.train.settings import Samples
     from helios_cli.train.world.judge import ATTRIBUTES, adherence, score
     from helios_cli.train.world.prompts import prompts as held_out_prompts
-    from helios_cli.units import FRAMES_PER_CHUNK
 
     asked = held_out_prompts(count, how.seed)
     moments = Samples(chunks=chunks).moments()
@@ -129,7 +130,6 @@ def _lasting(models: Models, how: Showing, count: int, minutes: float) -> dict:
     from helios_cli.bench.screening import show
     from helios_cli.train.world.judge import Watcher, lasting
     from helios_cli.train.world.prompts import prompts as held_out_prompts
-    from helios_cli.units import DEFAULT_FPS
 
     captions = [LONG_PROMPT, *(prompt.caption for prompt in held_out_prompts(64, how.seed + 1))][:count]
     watched = []
@@ -148,11 +148,9 @@ def _lasting(models: Models, how: Showing, count: int, minutes: float) -> dict:
 def _changes(models: Models, how: Showing, count: int) -> dict:
     """Render films of two shots with each transition, and show how they go from one prompt to the other."""
     from helios_cli.bench.screening import two_shots
-    from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
     from helios_cli.train.world.judge import change
     from helios_cli.train.world.judge import changes as together
     from helios_cli.train.world.prompts import pairs
-    from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 
     frames = SHOT_CHUNKS * FRAMES_PER_CHUNK
     blended = math.ceil(DEFAULT_BLEND_SECONDS * DEFAULT_FPS / FRAMES_PER_CHUNK)

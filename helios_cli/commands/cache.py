@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import typer
 
+from helios_cli import machine
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import MachineError
+from helios_cli.film.cache import Cache
 from helios_cli.units import counted, format_bytes
-
-if TYPE_CHECKING:
-    from helios_cli.film.cache import Cache
 
 app = typer.Typer(help="List or clear the cached chunks that later films reuse.", no_args_is_help=True)
 
@@ -49,8 +47,6 @@ def clear(json: JsonFlag = False) -> None:
 
 
 def _cache() -> Cache:
-    from helios_cli import machine
-    from helios_cli.film.cache import Cache
 
     if machine.home() == machine.NO_HOME:
         raise MachineError(machine.NO_HOME_MESSAGE)

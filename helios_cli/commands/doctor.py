@@ -6,17 +6,20 @@ import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from helios_cli import __version__, doctor_view, machine
+from helios_cli.architecture import DiTConfig
 from helios_cli.console import JsonFlag, console
+from helios_cli.cost.auto import survey
+from helios_cli.cost.farm import auto_workers
+from helios_cli.cost.team import divisions
+from helios_cli.device import Device, device_of, gpus, pick_device, pick_dtype
 from helios_cli.doctor_view import Facts
 from helios_cli.errors import MachineError
-
-if TYPE_CHECKING:
-    from helios_cli.device import Device
+from helios_cli.film import ffmpeg
 
 
 def doctor(
@@ -44,7 +47,6 @@ def doctor(
 
 def _test() -> list[Facts]:
     from helios_cli.bench import selftest
-    from helios_cli.device import pick_device
     from helios_cli.engine import arithmetic
 
     return [
@@ -65,8 +67,6 @@ def _facts() -> Facts:
     import torch
     from huggingface_hub import constants
 
-    from helios_cli.cost.auto import survey
-    from helios_cli.device import device_of, gpus, pick_device, pick_dtype
     from helios_cli.engine import arithmetic
     from helios_cli.engine.gpu import attention_facts
 
@@ -102,9 +102,6 @@ def _facts() -> Facts:
 
 def _farm(gpu_count: int) -> Facts:
     """Return what `--workers auto`, `--gpus-per-film` (of the published models) and `--cluster` find here."""
-    from helios_cli.architecture import DiTConfig
-    from helios_cli.cost.farm import auto_workers
-    from helios_cli.cost.team import divisions
 
     choices = divisions(DiTConfig().num_attention_heads, guided=False)
     return {
@@ -147,7 +144,6 @@ def _kernels() -> Facts:
 
 
 def _ffmpeg() -> Facts:
-    from helios_cli.film import ffmpeg
 
     try:
         program = ffmpeg.program()

@@ -14,17 +14,21 @@ import typer
 
 from helios_cli.console import console
 from helios_cli.errors import InputError, Interrupted, MachineError
+from helios_cli.film.jobs import check_stdout
+from helios_cli.film.target import Target
 from helios_cli.live import DEFAULT_OUTPUT
+from helios_cli.live.address import Address
+from helios_cli.live.film import IN_RECIPE, LiveJob, LiveSetup, find_live, render_live
+from helios_cli.live.player import Player, find_player
+from helios_cli.live.script import Manner
 from helios_cli.options import OUTPUT, Events, Progress, Quiet, flag_words, progress_kind, render_options
 from helios_cli.progress import ProgressKind, open_view, show_all
 from helios_cli.recipe.options import STREAM, RenderOptions, read_flag
+from helios_cli.recipe.settings import film_fps
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, Transition, parse_duration
 from helios_cli.stop import after_stops, stop_at_once
 
 if TYPE_CHECKING:
-    from helios_cli.live.address import Address
-    from helios_cli.live.film import LiveJob, LiveSetup
-    from helios_cli.live.script import Manner
     from helios_cli.live.serve import Server
 
 DEFAULT_AHEAD = 3.0
@@ -88,11 +92,6 @@ def live(
     makes the same film again, or finishes it. After a kill or Ctrl-C the same
     command goes on. -o - streams the film: helios live -o - | mpv --no-terminal -
     """
-    from helios_cli.film.jobs import check_stdout
-    from helios_cli.film.target import Target
-    from helios_cli.live.address import Address
-    from helios_cli.live.film import find_live
-    from helios_cli.live.script import Manner
 
     manner = Manner(transition, read_flag("--hold", parse_duration, hold))
     seconds_ahead = None if ahead == "none" else read_flag("--ahead", parse_duration, ahead)
@@ -117,9 +116,6 @@ def _render(
     quiet: bool,
 ) -> None:
     """Render the film for whoever watches it, here and on its page, until the last one has left that."""
-    from helios_cli.live.film import LiveSetup, render_live
-    from helios_cli.live.player import Player, find_player
-    from helios_cli.recipe.settings import film_fps
 
     def warn(message: str) -> None:
         console.warning(message)
@@ -190,7 +186,6 @@ def _page(address: Address, film: LiveJob, setup: LiveSetup) -> Server:
 
 def _render_command(context: typer.Context, path: Path, output: str) -> str:
     """Return the command that makes the same film from its recipe."""
-    from helios_cli.live.film import IN_RECIPE
 
     not_needed = {*IN_RECIPE, "prompt", "model", "transition", "hold", "ahead", "play", "serve"}
     not_needed |= {"force", "progress", "quiet", "json"}

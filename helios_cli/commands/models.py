@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from helios_cli import machine
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import CheckpointError
 from helios_cli.recipe.files import check_loras
@@ -101,7 +102,6 @@ def convert(
     json: JsonFlag = False,
 ) -> None:
     """Write a smaller copy that streams block by block, check its tensors, and print its folder."""
-    from helios_cli import machine
 
     source = _source(model, revision)
     folder = hub.find(source)

@@ -7,7 +7,10 @@ from typing import Annotated
 import typer
 
 from helios_cli.console import JsonFlag
+from helios_cli.cost.estimate import estimate_jobs
+from helios_cli.cost.farm import farm_of
 from helios_cli.errors import InputError
+from helios_cli.film.jobs import check_shared_out, plan_jobs
 from helios_cli.options import Sources, render_options
 from helios_cli.plan_view import show_plans
 from helios_cli.recipe.options import RenderOptions
@@ -37,9 +40,6 @@ def plan(
     json: JsonFlag = False,
 ) -> None:
     """Show what films consist of and cost: helios plan film.toml --price 2.5"""
-    from helios_cli.cost.estimate import estimate_jobs
-    from helios_cli.cost.farm import farm_of
-    from helios_cli.film.jobs import check_shared_out, plan_jobs
 
     if price is not None and not 0 <= price < 1e6:
         raise InputError(f"--price {price}: must be 0 or more, for one GPU-hour")

@@ -6,18 +6,23 @@ import os
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError
+from helios_cli.film.jobs import check_clips
+from helios_cli.recipe.export import form_of, write_recipe
+from helios_cli.recipe.film import Film
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.plan import check_film
+from helios_cli.recipe.problems import Problem, RecipeError
+from helios_cli.recipe.schema import json_schema
+from helios_cli.recipe.settings import film_fps
+from helios_cli.recipe.sources import read_films
+from helios_cli.recipe.timeline import Timeline
 from helios_cli.units import counted, format_seconds
-
-if TYPE_CHECKING:
-    from helios_cli.recipe.film import Film
-    from helios_cli.recipe.problems import Problem
-    from helios_cli.recipe.timeline import Timeline
 
 app = typer.Typer(help="Check recipes, convert between their forms, and print their schema.", no_args_is_help=True)
 
@@ -27,7 +32,6 @@ STDOUT = "-"
 @app.command()
 def schema(json: JsonFlag = False) -> None:
     """Print the JSON Schema of a recipe, for editors and programs: helios recipe schema > helios.schema.json"""
-    from helios_cli.recipe.schema import json_schema
 
     console.json = True  # the schema is always JSON
     console.result(json_schema())
@@ -48,8 +52,6 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
     """Convert any source to a recipe: helios recipe convert shots.txt film.toml"""
-    from helios_cli.recipe.export import form_of, write_recipe
-    from helios_cli.recipe.sources import read_films
 
     form = (to or "toml") if out == STDOUT else form_of(Path(out))
     if to not in (None, form):
@@ -78,12 +80,6 @@ def check(
     json: JsonFlag = False,
 ) -> None:
     """Report all errors in all files at once; the exit code is 2 if there are any."""
-    from helios_cli.film.jobs import check_clips
-    from helios_cli.recipe.options import RenderOptions
-    from helios_cli.recipe.plan import check_film
-    from helios_cli.recipe.problems import RecipeError
-    from helios_cli.recipe.settings import film_fps
-    from helios_cli.recipe.sources import read_films
 
     problems: list[Problem] = []
     films: list[tuple[Film, Timeline]] = []

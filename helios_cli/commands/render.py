@@ -10,6 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from helios_cli.console import console
+from helios_cli.cost.estimate import estimate_jobs
+from helios_cli.cost.farm import farm_of
+from helios_cli.film import jobs
 from helios_cli.films_view import FilmsView
 from helios_cli.options import (
     Events,
@@ -46,9 +49,6 @@ def render(
     json: Events = False,
 ) -> None:
     """Render films from prompts: helios render "a red ball rolls left" --seconds 20"""
-    from helios_cli.cost.estimate import estimate_jobs
-    from helios_cli.cost.farm import farm_of
-    from helios_cli.film import jobs
 
     jobs.check_shared_out(options)
     jobs.check_takes(options, from_film=from_film is not None, dry_run=dry_run)

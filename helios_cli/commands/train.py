@@ -11,6 +11,7 @@ import typer
 
 from helios_cli import options
 from helios_cli.console import console
+from helios_cli.device import pick_device
 from helios_cli.errors import InputError
 from helios_cli.progress import open_view
 from helios_cli.stop import stop_after_step
@@ -52,7 +53,6 @@ def train(
 
     import torch
 
-    from helios_cli.device import pick_device
     from helios_cli.train.loop import perform
 
     if threads:

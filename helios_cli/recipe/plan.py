@@ -14,16 +14,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.problems import Problem, RecipeError
 from helios_cli.recipe.prompts import clean_prompt, with_style
+from helios_cli.recipe.settings import Settings, check_flags, film_fps, length_in_frames
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS
 from helios_cli.units import FRAMES_PER_CHUNK, MAX_TEXT_TOKENS, chunks_for, counted
 from helios_cli.visible import printable
 
 if TYPE_CHECKING:
     from helios_cli.recipe.film import Film
-    from helios_cli.recipe.options import RenderOptions
-    from helios_cli.recipe.settings import Settings
     from helios_cli.recipe.timeline import Timeline
 
 
@@ -212,8 +212,6 @@ def too_long(plan: Plan, text: str, lost: str) -> str:
 
 def check_film(film: Film, options: RenderOptions | None = None) -> Timeline:
     """Check options, pictures, and that the shots fit the film; return the timeline. InputError if they are wrong."""
-    from helios_cli.recipe.options import RenderOptions
-    from helios_cli.recipe.settings import check_flags, film_fps, length_in_frames
     from helios_cli.recipe.timeline import lay_out
 
     options = options or RenderOptions()
