@@ -5,6 +5,7 @@ test's."""
 from __future__ import annotations
 
 import atexit
+import gc
 import itertools
 import os
 import signal
@@ -38,7 +39,9 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 
 # No stopwatch on a machine that does other things too; and what fails is due to a change, not to the dice.
-settings.register_profile("helios", deadline=None, derandomize=True)
+# The quick tier draws a quarter of hypothesis' examples; `-m hypothesis` and a file that is named draw all.
+settings.register_profile("helios", deadline=None, derandomize=True, max_examples=100)
+settings.register_profile("quick", settings.get_profile("helios"), max_examples=25)
 settings.load_profile("helios")
 
 
@@ -49,8 +52,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_configure(config):
     """A file or folder that is named runs whole: only a run of everything stops at the default tier."""
     named = config.args_source is config.ArgsSource.ARGS
-    if named and config.option.markexpr == config.getini("addopts")[-1]:
+    is_quick = config.option.markexpr == config.getini("addopts")[-1]
+    if named and is_quick:
         config.option.markexpr = ""
+    elif is_quick:
+        settings.load_profile("quick")
 
 
 ORACLES = {"diffusers", "transformers", "accelerate"}
@@ -77,6 +83,21 @@ class NoteOracle(MetaPathFinder):
 
 sys.addaudithook(note_process)
 sys.meta_path.insert(0, NoteOracle())
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection():
+    """Keep the garbage collector from all that is imported and collected: it stays until the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # or what is let go at the end would count as a leak
 
 
 def pytest_collection_finish():

@@ -10,6 +10,7 @@ from helios_cli.engine.events import ChunkDone, ChunksReused, FilmDone, SegmentS
 from helios_cli.errors import MachineError
 from helios_cli.farm_track import FarmTrack, Totals
 from support.farm_events import Farm, FarmEvents, film_started, frames_of
+from support.tiers import examples
 
 FILMS = {"harbour": (2, 3, 1), "storm": (4,), "dawn": (1, 1, 2), "sea": (2,)}
 
@@ -56,7 +57,7 @@ def test_at_the_end_everything_is_counted_once(kills, are_safe):
     assert (totals.fraction, totals.seconds_left, totals.losses) == (1.0, 0.0, len(kills))
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.randoms(use_true_random=False), st.integers(0, 5), st.booleans(), st.sampled_from([(), ("storm",)]))
 def test_any_order_of_events_gives_the_same_totals(random, seed, are_safe, failing):
     kills = ((20.0 + seed, seed % 4), (50.0, 1))
@@ -73,7 +74,7 @@ def test_any_order_of_events_gives_the_same_totals(random, seed, are_safe, faili
     assert counts(track.totals()) == counts(tracked(farm, events).totals())
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.integers(1, 9), st.integers(0, 9), st.lists(st.tuples(st.floats(0, 200), st.integers(0, 8)), max_size=4))
 def test_what_is_done_never_shrinks(workers, seed, kills):
     kills = [(seconds, number) for seconds, number in kills if number < workers]

@@ -22,6 +22,7 @@ from helios_cli.films_view import FilmsView
 from helios_cli.progress import BREAKS, NO_BREAKS
 from support.farm_events import Farm, FarmEvents, film_started
 from support.terminal import rows
+from support.tiers import examples
 
 FILMS = {"harbour": (1, 2), "a-film-with-a-name-that-is-far-too-long-0001": (6,), "日本の夜明け": (2, 1)}
 
@@ -85,7 +86,7 @@ def test_lines_fit_and_no_number_is_lost(width, encoding, hosts):
                 assert speed is None or f" {speed:.3g}" in line
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     st.lists(st.text(max_size=30), min_size=1, max_size=5, unique=True),
     st.lists(st.tuples(st.text(min_size=1, max_size=20), st.text(max_size=20), st.text(max_size=20)), max_size=9),

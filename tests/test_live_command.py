@@ -326,6 +326,7 @@ def test_ctrl_z_stops_it_and_fg_goes_on(process):
     assert film.wait(LONGEST) == 0
 
 
+@pytest.mark.slow
 def test_flags_and_pictures_are_in_the_recipe(live, tmp_path):
     (tmp_path / "films").mkdir()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "start.png")

@@ -47,6 +47,7 @@ def test_a_file_changes_the_film_and_a_weight_of_zero_does_not(folder):
     assert np.array_equal(render("zero.mkv", "--lora", "style.safetensors:0"), without)
 
 
+@pytest.mark.slow
 def test_a_recipe_s_files_are_those_of_the_flag_which_replaces_them(folder):
     by_flag = render("flag.mkv", "--lora", "style.safetensors:0.5")
     recipe('{ path = "style.safetensors", weight = 0.5 }')

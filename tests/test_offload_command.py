@@ -274,6 +274,7 @@ def test_a_weight_file_that_is_cut_short_and_made_whole_again(helios, folder, tm
     assert frames == expected
 
 
+@pytest.mark.slow
 def test_a_next_film_has_its_text_encoder_beside_the_rest(helios, folder, monkeypatch):
     """There is room for all of so small a model: its transformer is read once."""
     placed, place = [], Models.place

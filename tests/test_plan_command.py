@@ -138,6 +138,7 @@ def test_guidance_doubles_and_zero_init_skips(helios, checkpoints):
     assert [stage["calls"] for stage in first["stages"]] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_the_calls_are_those_that_a_render_makes(checkpoints, helios, monkeypatch, tmp_path):
     """Counted on real renders of every kind."""
     import torch

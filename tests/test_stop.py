@@ -10,6 +10,7 @@ import pytest
 from helios_cli.cli import main
 from helios_cli.film.writer import FilmWriter
 from helios_cli.stop import stop_after_step, stop_at_once
+from support.tiers import some
 
 ALL = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
@@ -52,7 +53,7 @@ def test_a_stop_that_python_swallows_is_told(number):
         assert is_stopped()
 
 
-@ALL
+@pytest.mark.parametrize("number", some(1, [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]))
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_render_that_lost_its_stop_ends_after_the_chunk(number, tmp_path, monkeypatch, capfd):
     def end_and_stop(writer, safe):

@@ -9,8 +9,10 @@ import pytest
 
 from helios_cli.check import limits
 from helios_cli.check.examine import examine
+from helios_cli.check.layout import read_sidecar
 from helios_cli.check.report import Finding, Report
 from support.clips import CHUNK, SIZE, film, pan, scene
+from support.tiers import some
 
 FRAMES = 6 * CHUNK
 WIDTH, HEIGHT = SIZE
@@ -246,8 +248,7 @@ def test_a_sidecar_of_another_film_is_not_believed(tmp_path, clean):
     assert len(report.chunks) == 6 and "80 frames" in report.notices[0]
 
 
-@pytest.mark.parametrize(
-    "text",
+OTHER_JSON = (
     [
         "",
         "[]",
@@ -259,8 +260,19 @@ def test_a_sidecar_of_another_film_is_not_believed(tmp_path, clean):
         '{"version": 1}',
     ]
     + [f'{{"chunks": [{{"start_frame": 0, "num_frames": {number}}}]}}' for number in ("0", "-1", "1e999", "NaN", '"a"')]
-    + ['{"chunks": [{"start_frame": 0, "num_frames": 9' + "9" * 5000 + "}]}"],
+    + ['{"chunks": [{"start_frame": 0, "num_frames": 9' + "9" * 5000 + "}]}"]
 )
+
+
+def test_any_other_json_of_that_name_lists_no_chunks(tmp_path):
+    read = {}
+    for text in OTHER_JSON:
+        (tmp_path / "film.json").write_text(text)
+        read[text[:60]] = read_sidecar(tmp_path / "film.mp4")
+    assert {text: sidecar for text, sidecar in read.items() if sidecar is not None} == {}
+
+
+@pytest.mark.parametrize("text", some(1, OTHER_JSON))
 def test_any_other_json_of_that_name_is_ignored(tmp_path, text, clean):
     (tmp_path / "film.json").write_text(text)
     report = examined(tmp_path, clean[:40])

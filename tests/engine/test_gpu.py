@@ -43,7 +43,7 @@ from support.queues import Mark, Queue
 from support.renders import Case, models_of, plan_of
 
 CPU = torch.device("cpu")
-CASE = Case("distilled", (128, 64), (1, 1, 1), chunks=3)
+CASE = Case("distilled", (64, 64), (1, 1, 1), chunks=3)
 A_GPU = Backend("sm_90", "found", "a GPU")
 
 

@@ -107,6 +107,7 @@ def test_each_block_is_read_once_for_all(models_at, tmp_path):
     assert passes * LAYERS <= sum(models.stream.blocks_read) <= passes * LAYERS + HOST_SLOTS
 
 
+@pytest.mark.slow
 def test_a_film_that_fails_leaves_the_others_alone(models_at, tmp_path, monkeypatch):
     plans, models = plans_of("distilled"), models_at("distilled", Placement("stream"))
     isfinite, seen = torch.isfinite, []

@@ -26,19 +26,20 @@ from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, PROMPT_MATRICES, Placement
 from helios_cli.weights.reader import WeightFiles
 from support.renders import Case, plan_of
+from support.tiers import some
 
 CPU = torch.device("cpu")
 LAYERS = 4
 STEPS = {"base": (2,), "mid": (1, 1, 1), "distilled": (1, 1, 1)}
 
 PLACEMENTS = {
+    "half of it stays": Placement("stream", resident=2),
+    "in turns": Placement("stream", resident=1, turns=True),
+    "model, some read ahead": Placement("model", transformer_ahead_bytes=2**18, vae_ahead_bytes=2**14),
     "model": Placement("model"),
     "model, all read ahead": Placement("model", transformer_ahead_bytes=2**40, vae_ahead_bytes=2**40),
-    "model, some read ahead": Placement("model", transformer_ahead_bytes=2**18, vae_ahead_bytes=2**14),
     "stream": Placement("stream"),
-    "half of it stays": Placement("stream", resident=2),
     "all of it stays": Placement("stream", resident=LAYERS),
-    "in turns": Placement("stream", resident=1, turns=True),
     "all but what prompts need": Placement(prompt_matrices=False),
     "model, without what prompts need": Placement("model", 0, False, None, 2**18, 2**18, prompt_matrices=False),
     "little is cached": Placement("stream", cached_bytes=0),
@@ -80,7 +81,7 @@ def resident(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
+@pytest.mark.parametrize("placement", some(3, PLACEMENTS.values()), ids=PLACEMENTS)
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[] if kind == "distilled" else [pytest.mark.slow]) for kind in STEPS]
 )
@@ -101,7 +102,7 @@ def test_blocks_stream_while_a_chunk_is_decoded(folder_of, resident, tmp_path):
 
 @pytest.mark.parametrize("placement", [PLACEMENTS["half of it stays"], PLACEMENTS["in turns"]], ids=["stream", "turns"])
 @pytest.mark.usefixtures("large")
-@pytest.mark.parametrize("kind", ["a copy in bfloat16", "in several files"])
+@pytest.mark.parametrize("kind", some(1, ["a copy in bfloat16", "in several files"]))
 def test_streams_of_every_layout(kind, placement, folder_of, tmp_path):
     """Blocks of a converted copy lie one after the other; those of published files may be spread over several
     files."""
@@ -134,7 +135,7 @@ def in_several_files(original: Path, folder: Path) -> Path:
 
 
 @pytest.mark.usefixtures("large")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", some(1, [torch.bfloat16, torch.float16]), ids=str)
 def test_weights_are_rounded_on_the_way_as_they_are_when_loaded(dtype, folder_of, resident, tmp_path):
     case = case_of("distilled", chunks=1)
     models = models_at(folder_of("distilled"), PLACEMENTS["half of it stays"], dtype)
@@ -164,7 +165,7 @@ def test_a_picture_to_start_from_when_parts_take_turns(name, folder_of, resident
     assert np.array_equal(frames, resident(case, folder_of("distilled"), torch.float32))
 
 
-@pytest.mark.parametrize("name", ["model", "model, some read ahead", "model, all read ahead"])
+@pytest.mark.parametrize("name", some(1, ["model, some read ahead", "model", "model, all read ahead"]))
 def test_what_was_read_ahead_is_not_read_again(name, folder_of, tmp_path, monkeypatch):
     """Each part of a film of two chunks, and how much of it was there when it was taken."""
     taken, take = [], Ahead.take
@@ -186,7 +187,7 @@ def test_what_was_read_ahead_is_not_read_again(name, folder_of, tmp_path, monkey
 
 
 @pytest.mark.parametrize("kind", ["distilled", "base"])
-@pytest.mark.parametrize("kept", [0, 1, 3])
+@pytest.mark.parametrize("kept", some(1, [1, 0, 3]))
 def test_each_block_is_read_once_a_pass(kind, kept, folder_of, tmp_path):
     """A pass is a solver step: with guidance both of its calls are made in one. What is read for the pass after the
     last is all that is read in vain."""
@@ -324,8 +325,8 @@ def test_a_file_that_is_removed_is_read_to_the_end(copy, folder_of, resident, tm
     assert np.array_equal(frames, resident(case_of("distilled", chunks=3), folder_of("distilled"), torch.float32))
 
 
-@pytest.mark.parametrize("name", ["stream", "model", "model, all read ahead"])
-@pytest.mark.parametrize("kept", [0, 0.5])
+@pytest.mark.parametrize("name", some(2, ["stream", "model, all read ahead", "model"]))
+@pytest.mark.parametrize("kept", some(1, [0.5, 0]))
 def test_a_file_that_is_cut_short_ends_the_film_with_its_name(name, kept, copy, tmp_path):
     events = first_chunk(models_at(copy, PLACEMENTS[name]), tmp_path / "film")
     os.truncate(copy / WEIGHTS, int(kept * (copy / WEIGHTS).stat().st_size))

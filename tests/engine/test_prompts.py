@@ -60,6 +60,7 @@ def test_some_stay_for_a_film_that_may_come(models, monkeypatch):
     assert set(models.prompts) == set("bc")
 
 
+@pytest.mark.slow
 def test_a_film_of_many_prompts_ends_with_the_last(models, tmp_path, monkeypatch):
     """Each is encoded with the others before the first chunk, and gone behind its own last one."""
     shots = [("a red circle", 33, 1), ("a blue square", 33, None), ("a star", 33, None), ("a red circle", 20, None)]

@@ -27,6 +27,7 @@ from helios_cli.recipe.schema import Recipe
 from helios_cli.recipe.settings import ModelDefaults, resolve
 from support.renders import models_of
 from support.reruns import PROMPTS, decoded, fingerprints_of, in_child, plan, run
+from support.tiers import examples
 from support.users import as_user, needs_users
 
 DEFAULTS = ModelDefaults(size=(64, 64), steps=(1, 1, 1), guidance=1.0)
@@ -205,7 +206,7 @@ def edits(draw) -> list[dict]:
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=examples(8), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(versions=edits())
 def test_edited_recipes_equal_fresh_renders(versions, models, tmp_path_factory):
     """Every version through one cache, the last one against a render that knows nothing of the others."""

@@ -64,7 +64,7 @@ def contents(path: Path) -> list[bytes]:
 @pytest.mark.parametrize(
     ("suffix", "torn", "cached"),
     [
-        pytest.param(".mp4", True, True, id="mp4, torn, with a cache"),
+        pytest.param(".mp4", True, True, id="mp4, torn, with a cache", marks=pytest.mark.slow),
         pytest.param(".mkv", False, False, id="mkv", marks=pytest.mark.slow),
         pytest.param("", True, False, id="pictures, torn"),
         pytest.param(".mp4", False, False, id="mp4", marks=pytest.mark.slow),

@@ -29,6 +29,7 @@ from helios_cli.recipe.sources import read_films
 from helios_cli.weights.hub import Source
 from helios_cli.weights.names import KNOWN
 from support.reruns import FFMPEG, decoded
+from support.tiers import examples
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SMALL = ("-m", "tiny", "--size", "64x64", "--steps", "1,1,1", "--dtype", "float32", "--no-cache", "-q")
@@ -313,7 +314,7 @@ def test_a_folder_of_pictures_is_known_by_its_own_sidecar(tmp_path):
 
 
 @pytest.mark.slow
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
 )
@@ -455,7 +456,7 @@ ANY = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     changes=st.dictionaries(FIELDS, ANY, max_size=2),
     model=st.dictionaries(st.sampled_from(["name", "repo", "revision", "folder", "identity"]), ANY, max_size=2),

@@ -35,6 +35,7 @@ from support import reruns
 from support.programs import ffmpeg_program
 from support.renders import Case, models_of, plan_of
 from support.reruns import FFMPEG, PROMPTS, KillAt, decoded, in_child, journaled, plan, run
+from support.tiers import some
 from support.waiting import LONGEST
 
 FILM = plan((PROMPTS[0], 33, 7), (PROMPTS[0], 20, None), (PROMPTS[1], 33, 3), (PROMPTS[2], 9, None))
@@ -511,7 +512,7 @@ def test_a_finished_film_is_not_made_again_by_itself(models, out):
         writer_module.check_target(out, force=False)
 
 
-@pytest.mark.parametrize("name", ["film.mp4", "film/"])
+@pytest.mark.parametrize("name", some(1, ["film.mp4", "film/"]))
 def test_what_comes_while_a_film_is_made_is_not_replaced(models, whole, tmp_path, name):
     out = f"{tmp_path}/{name}"
     place = Target.of(out).path

@@ -26,6 +26,7 @@ from helios_cli.film.writer import open_writer
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.sound import Sound
 from support import sounds
+from support.tiers import some
 from support.waiting import wait_until
 
 LENGTHS = (33, 33, 33, 7)
@@ -165,7 +166,7 @@ def test_a_chunk_can_be_shown_before_the_next_one_is_there(container):
         reader.join()
 
 
-@pytest.mark.parametrize("container", ["mkv", "mp4"])
+@pytest.mark.parametrize("container", some(1, ["mp4", "mkv"]))
 def test_a_reader_that_does_not_read_holds_the_writer_back(container):
     """The playhead counts what has gone down the pipe, and nothing behind it."""
     feed = Feed()

@@ -14,12 +14,13 @@ from helios_cli.cli import main
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.sources import read_films
 from support.recipes import recipe_keys
+from support.tiers import examples
 
 SHOTS = '[2s] a red circle\n\na “green” square: with \\ and "quotes"\n'
 
 
 @pytest.mark.slow
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(40))
 @given(keys=recipe_keys())
 def test_a_recipe_survives_all_forms(tmp_path, keys):
     source = tmp_path / "film.json"

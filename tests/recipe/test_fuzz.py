@@ -15,6 +15,7 @@ from helios_cli.recipe.plan import plan_film
 from helios_cli.recipe.settings import resolve
 from helios_cli.recipe.sources import SUFFIXES, read_films
 from support.recipes import MODEL
+from support.tiers import examples
 
 FORMS = sorted(SUFFIXES)
 
@@ -122,7 +123,7 @@ def survives(path, data: bytes) -> None:
         assert "\x1b" not in error.message + (error.hint or "")
 
 
-quiet = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+quiet = settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 @pytest.mark.parametrize("suffix", FORMS)

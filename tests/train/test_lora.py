@@ -203,6 +203,7 @@ def require_same_ends() -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@pytest.mark.slow
 def test_a_stopped_run_comes_to_the_same_end(folder):
     """The base is not copied: the run leaves the LoRA, its states and its log."""
     asked = iter(range(100))

@@ -195,6 +195,7 @@ def test_pairs_are_made_once_and_go_on(tmp_path, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_several_processes_share_the_pairs(tmp_path, monkeypatch):
     """The second one's are those that one process alone would have made."""
     start = checkpoint(tmp_path, "mid")

@@ -14,6 +14,7 @@ from helios_cli.train.world.palette import COLOURS
 from helios_cli.train.world.reading import Reading, colour_name, look, motion_of, read
 from helios_cli.train.world.scene import Scene, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK
+from support.tiers import some
 
 NAMES = ("background", "colour", "shape", "motion")
 
@@ -109,8 +110,9 @@ def test_spoilt_films_are_read(spoil):
     assert np.mean([reading.whole for reading in readings]) > 0.95
 
 
-def test_an_empty_picture_holds_no_object():
-    for scene in scenes(60):
+@pytest.mark.parametrize("count", some(1, [12, 60]))
+def test_an_empty_picture_holds_no_object(count):
+    for scene in scenes(count):
         film = np.repeat(backdrop_picture(scene.backdrop, 128, 64)[None], 6, axis=0)
         noise = np.random.default_rng(scene.seed).normal(0, 6, film.shape)
         reading = read(np.clip(film + noise, 0, 255).astype(np.uint8))
@@ -119,9 +121,10 @@ def test_an_empty_picture_holds_no_object():
         assert reading.background == scene.backdrop.name
 
 
-def test_a_broken_object_is_not_whole():
+@pytest.mark.parametrize("count", some(1, [6, 24]))
+def test_a_broken_object_is_not_whole(count):
     """A stripe of nine pixels rubbed out of its middle."""
-    for scene in scenes(24):
+    for scene in scenes(count):
         film = render(scene, 8)
         assert look(film).whole.all()
         behind = np.rint(backdrop_picture(scene.backdrop, 128, 64)).astype(np.uint8)

@@ -88,6 +88,7 @@ def test_training_is_left_as_it_is(model, tmp_path):
     assert Image.open(tmp_path / "samples/sheet.png").format == "PNG"
 
 
+@pytest.mark.slow
 def test_each_sheet_shows_the_weights_it_is_given(model):
     sampler, state = sampler_of(model), transformer_of(model).state_dict()
     first = sampler.rows(state)[0].pictures[32]

@@ -17,6 +17,7 @@ from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT
 from helios_cli.train.transformer import checkpointed, conditioning_of, flow, flow_and_hidden
 from helios_cli.units import LATENTS_PER_CHUNK, LONG_TERM, MAX_TEXT_TOKENS, MID_TERM
 from support import checkpoints, oracle
+from support.tiers import some
 from support.tolerance import assert_equal_up_to_order
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("rows", [1, 2], ids=["one-timestep", "each-its-own"])
+@pytest.mark.parametrize("rows", some(1, [2, 1]), ids=["each-its-own", "one-timestep"])
 @pytest.mark.parametrize("split", [0, 2])
 @pytest.mark.parametrize("name", CHAINS)
 def test_chains_by_finite_differences(name, split, rows):

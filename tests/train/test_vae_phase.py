@@ -23,6 +23,7 @@ from helios_cli.train.phase import Share
 from helios_cli.train.phases.vae import Passes, averaged, build, detail_weights, initialise, losses, psnr, total
 from helios_cli.train.settings import VAEData, VAELatents, VAELoss, VAESettings
 from helios_cli.weights.checkpoint import Checkpoint
+from support.tiers import some
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -103,7 +104,7 @@ def test_the_path_of_training_is_that_of_rendering():
 
 
 @pytest.mark.parametrize("silu", [False, True])
-@pytest.mark.parametrize("channels", [3, 40])
+@pytest.mark.parametrize("channels", some(1, [3, 40]))
 def test_the_norms_gradient_by_finite_differences(silu, channels):
     x = torch.randn(2, 2, 1, 2, channels, dtype=torch.float64, requires_grad=True)
     gamma = torch.randn(channels, dtype=torch.float64, requires_grad=True)
@@ -315,6 +316,7 @@ def test_the_decoder_alone_keeps_the_encoder_and_the_statistics(small, tmp_path)
     assert json.loads((folder / "vae/config.json").read_bytes()) == json.loads(written)
 
 
+@pytest.mark.slow
 def test_what_is_looked_at(small, tmp_path, monkeypatch):
     monkeypatch.setattr("helios_cli.train.phases.vae.PROBED", 2)
     phase = make_phase(dtype="bfloat16")

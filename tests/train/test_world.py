@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -25,10 +26,12 @@ from helios_cli.train.world.palette import (
 from helios_cli.train.world.prompts import prompts
 from helios_cli.train.world.scene import Backdrop, Scene, Segment, Thing, Trajectory, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK
+from support.tiers import some
 
 LONG = 24 * 60 * 30  # half an hour
 
 
+@functools.cache
 def scenes(count: int, **kinds) -> list[Scene]:
     return [draw_scene(seed, split="train" if seed % 2 else "held_out", **kinds) for seed in range(count)]
 
@@ -237,9 +240,10 @@ def test_a_seed_is_a_scene():
     assert len({caption(draw_scene(7), seed) for seed in range(30)}) > 15
 
 
-def test_a_change_is_complete_after_its_fade():
+@pytest.mark.parametrize("count", some(1, [8, 30]))
+def test_a_change_is_complete_after_its_fade(count):
     """From then on the film is that of the new segment alone; up to it, that of the old one."""
-    for seed in range(30):
+    for seed in range(count):
         scene = draw_scene(seed, changes=(33,))
         old, new = (Scene(seed, (segment,)) for segment in scene.segments)
         film = render(scene, 33 + FADE + 5)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file as save_torch
 
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.files import read_header, read_tensors
+from support.tiers import examples
 
 
 def file_of(header: object, data: bytes = b"") -> bytes:
@@ -91,7 +92,7 @@ def test_missing_file_and_folder(tmp_path):
         read_header(tmp_path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.binary(max_size=64) | st.builds(file_of, st.binary(max_size=64), st.binary(max_size=16)))
 @example(file_of({}))
 def test_arbitrary_bytes_raise_nothing_else(tmp_path_factory, content):
@@ -112,7 +113,7 @@ entries = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.dictionaries(st.text(max_size=3), entries | json_values, max_size=3), st.binary(max_size=16))
 def test_arbitrary_headers_raise_nothing_else(tmp_path_factory, header, data):
     check_only_checkpoint_errors(tmp_path_factory, file_of(header, data))
