@@ -9,7 +9,7 @@ from collections.abc import Callable, Container
 from inspect import Parameter
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -24,9 +24,9 @@ from helios_cli.recipe.options import (
 )
 from helios_cli.recipe.sound import Fit
 from helios_cli.recipe.speed import SpeedChoice
-
-if TYPE_CHECKING:
-    from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights import hub
+from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.names import EMBEDDED
 
 OUTPUT = "Output"
 MAX_TAKES = 100
@@ -300,10 +300,6 @@ BenchOut = Annotated[Path | None, file_option("File to write the JSON to as well
 
 def open_model(model: str | None, progress: Any) -> tuple[str, Checkpoint]:
     """The name and the checkpoint of --model, which is downloaded if it must be; by default the embedded one."""
-    from helios_cli.weights import hub
-    from helios_cli.weights.checkpoint import Checkpoint
-    from helios_cli.weights.names import EMBEDDED
-
     return model or EMBEDDED, Checkpoint.open(hub.resolve(model or EMBEDDED, progress=progress))
 
 

@@ -7,7 +7,7 @@ import ipaddress
 import re
 import secrets
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from helios_cli.errors import InputError
@@ -32,10 +32,6 @@ class Address:
             raise InputError(f"{text!r} is not an address of a page", hint=EXAMPLES)
         host = (found["host"] or LOOPBACK).strip("[]")
         return cls(host, int(found["port"]), "" if _is_here(host) else secrets.token_urlsafe(16))
-
-    def on(self, port: int) -> Address:
-        """Return the address with the port that the system chose for 0."""
-        return replace(self, port=port)
 
     @property
     def root(self) -> str:

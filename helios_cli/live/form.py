@@ -6,8 +6,6 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -47,16 +45,10 @@ class Form:
             prompt = f"[{choices}] {prompt}"
         return prompt.encode()
 
-
-@contextmanager
-def new_form() -> Iterator[Form]:
-    """Provide a form whose picture lasts as long as the block."""
-    form = Form()
-    try:
-        yield form
-    finally:
-        if form.picture:
-            form.picture.close()
+    def close(self) -> None:
+        """Remove the picture, which `keep` may have copied."""
+        if self.picture:
+            self.picture.close()
 
 
 async def fill(form: Form, reader: MultipartReader) -> None:
@@ -68,7 +60,7 @@ async def fill(form: Form, reader: MultipartReader) -> None:
         if not isinstance(part, BodyPartReader):
             break
         if part.name == "picture" and form.picture is None:
-            form.picture = tempfile.TemporaryFile()  # noqa: SIM115 (`new_form` closes it)
+            form.picture = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the form)
             await _copy(part, form.picture, MAX_PICTURE_BYTES)
         else:
             with tempfile.SpooledTemporaryFile(MAX_TEXT_BYTES) as text:

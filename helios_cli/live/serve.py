@@ -20,7 +20,7 @@ import time
 import warnings
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from helios_cli.film.ffmpeg import DECODING_DELAYS
 from helios_cli.live.address import Address
 from helios_cli.live.board import Board
 from helios_cli.live.film import LiveJob, LiveSetup
-from helios_cli.live.form import MAX_TEXT_BYTES, Form, fill, keep, new_form, starting_from
+from helios_cli.live.form import MAX_TEXT_BYTES, Form, fill, keep, starting_from
 from helios_cli.live.lines import read_line
 from helios_cli.live.media import codecs_of, has_sound, playlist
 from helios_cli.recipe.problems import Problems, RecipeError
@@ -83,7 +83,7 @@ class Server:
     def __init__(self, address: Address, live: LiveJob, setup: LiveSetup) -> None:
         warnings.simplefilter("ignore", BadContentDispositionHeader)  # a broken form is answered, not reported
         self._socket = _listening(address)
-        self.address = address.on(self._socket.getsockname()[1])
+        self.address = replace(address, port=self._socket.getsockname()[1])  # the one that the system chose for 0
         self._board = Board(setup.playhead.chunk_seconds, live.begun.recipe.shots if live.begun else ())
         self._page = _Page(self.address, live, setup, self._board)
         self._ready = threading.Event()
@@ -461,7 +461,7 @@ class _Page:
             return _refused(429, "too many prompts at once; wait a few seconds")
         if not request.content_type.startswith("multipart/form-data"):
             return _refused(415, "send the prompt as a form: curl -F prompt='[cut] a storm' ADDRESS/prompt")
-        with new_form() as form:
+        with contextlib.closing(Form()) as form:
             try:
                 async with asyncio.timeout(BODY_SECONDS):
                     await fill(form, await request.multipart())
