@@ -8,21 +8,15 @@ import sys
 
 import numpy as np
 import pytest
-import typer
 
 from helios_cli import cli
 from helios_cli.check.limits import LIMITS
-from helios_cli.commands.check import check
 from support.clips import CHUNK, film, noisy, pan, scene
 
 
 @pytest.fixture
 def helios(monkeypatch, capsys):
     """`helios(*arguments)` runs `helios check`; gives its exit code, and what it printed on stdout and stderr."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(check)
-    app.callback()(lambda: None)
-    monkeypatch.setattr(cli, "app", app)
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*arguments) -> tuple[int, str, str]:
