@@ -190,6 +190,11 @@ class DiTConfig(_Config):
         return 2 * self.width**2
 
     @property
+    def call_matrices(self) -> int:
+        """Parameters in the matrices of a block that every model call needs."""
+        return self.block_matrices - self.prompt_matrices
+
+    @property
     def fp8_block_parameters(self) -> int:
         """Parameters of a block that `--quant fp8` rounds: self-attention and the feed-forward."""
         return 4 * self.width**2 + 2 * self.width * self.ffn_dim

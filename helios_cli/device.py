@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,13 +62,13 @@ SMALL_BYTES = 2**30
 """Size in float32 of a transformer and a text encoder that are small, see `latent_dtype`."""
 
 
-def latent_dtype(dtype: str, kind: str, parameters: int, *, quant: str = "none") -> str:
-    """Return the dtype of the transformer and the text encoder, with `parameters` together, in a film in `dtype`.
+def latent_dtype(dtype: str, kind: str, parameters: Mapping[str, int], *, quant: str = "none") -> str:
+    """Return the dtype of the transformer and the text encoder, in a film in `dtype`; `parameters` are by component.
 
     It is float32 for a small model in bfloat16 on a CPU. What is rounded in latents grows from chunk to chunk, since
     each chunk continues the latents of those before; and nearly all the time of such a model goes into its VAE.
     """
-    is_small = 4 * parameters <= SMALL_BYTES
+    is_small = 4 * (parameters["transformer"] + parameters["text_encoder"]) <= SMALL_BYTES
     return "float32" if (kind, dtype, quant) == ("cpu", "bfloat16", "none") and is_small else dtype
 
 

@@ -17,7 +17,8 @@ import torch
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cost.estimate import estimate_films
-from helios_cli.cost.memory import PROCESS_BYTES, MemoryBudget, Workload, plan_memory
+from helios_cli.cost.memory import PROCESS_BYTES, MemoryBudget, plan_memory
+from helios_cli.cost.workload import Workload
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.placement import Placement

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from helios_cli.bench.task import Result, Task, run
-from helios_cli.cost.memory import MemoryBudget, MemoryPlan, Workload, plan_memory
+from helios_cli.cost.memory import MemoryBudget, MemoryPlan, plan_memory
 from helios_cli.cost.model import model_of
 from helios_cli.cost.placing import memory_plans
+from helios_cli.cost.workload import Workload
 from helios_cli.device import find_device
 from helios_cli.errors import MachineError
 from helios_cli.recipe.plan import Plan
@@ -47,7 +48,7 @@ def workload_of(
     """Return what `helios plan` computes memory from, for this plan on `device`."""
     model, kind = model_of(name, checkpoint), str(dtype).removeprefix("torch.")
     here = find_device(str(device)).with_model(model.parameters["transformer"])
-    return Workload.of(plan, model, here, kind, quant)
+    return Workload(plan, model, here, kind, quant)
 
 
 def placements(load: Workload, amounts: Sequence[int] | None) -> tuple[list[Placed], list[int]]:

@@ -23,7 +23,7 @@ from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint
 if TYPE_CHECKING:
     import torch
 
-    from helios_cli.cost.memory import Workload
+    from helios_cli.cost.workload import Workload
 
 LEAST_BYTES = 250_000_000
 """Bytes of the smallest transformer whose reading tells anything about the disk."""

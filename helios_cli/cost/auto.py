@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from helios_cli.cost.ladder import quant_of
-from helios_cli.cost.memory import Workload
 from helios_cli.cost.model import Model, find_model
 from helios_cli.cost.placing import (
     bandwidths_of,
@@ -17,6 +16,7 @@ from helios_cli.cost.placing import (
     speed_of,
 )
 from helios_cli.cost.work import PromptTokens
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.errors import CheckpointError, InputError, MachineError
 from helios_cli.recipe.options import RenderOptions
@@ -97,4 +97,4 @@ def usual_film(
     preset = model.preset
     plan = Plan("", chunks, 2 * FRAMES_PER_CHUNK, DEFAULT_FPS, model.native_size, "", preset.steps, preset.guidance)
     tokens = PromptTokens(dict.fromkeys(["a prompt", ""], USUAL_TOKENS), counted=False, lost={})
-    return Workload.of(plan, model, device, dtype, quant, prompts=tokens, vae_device=vae_device, vram=vram)
+    return Workload(plan, model, device, dtype, quant, prompts=tokens, vae_device=vae_device, vram=vram)

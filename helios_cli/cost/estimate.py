@@ -23,7 +23,7 @@ from helios_cli.cost.arithmetic import (
 from helios_cli.cost.auto import auto_model
 from helios_cli.cost.gpus import other_device, require_quant
 from helios_cli.cost.ladder import Taken, quant_of, taken_of
-from helios_cli.cost.memory import MemoryBudget, MemoryPlan, Workload
+from helios_cli.cost.memory import MemoryBudget, MemoryPlan
 from helios_cli.cost.model import Model, find_model
 from helios_cli.cost.placing import (
     ChunkSpeed,
@@ -38,6 +38,7 @@ from helios_cli.cost.placing import (
 from helios_cli.cost.speeds import Duration, after_seconds, duration_of
 from helios_cli.cost.team import Team
 from helios_cli.cost.work import PromptTokens, Work
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device, find_device, find_vae_device, is_gpu_of_rank, is_second, pick_dtype
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film.after import After
@@ -190,7 +191,7 @@ def estimate_films(
                 preview.require_fit(model.vae, model.name)
                 doubt = preview.doubt(model.vae, model.name)
                 notices = [*notices, doubt] if doubt else notices
-            load = Workload.of(
+            load = Workload(
                 plan,
                 model,
                 used,

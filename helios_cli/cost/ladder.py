@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from helios_cli.cost.gpus import require_quant
-from helios_cli.cost.memory import Workload
 from helios_cli.cost.speeds import duration_of
-from helios_cli.cost.work import work_of
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.errors import MachineError
 from helios_cli.recipe.options import RenderOptions
@@ -70,8 +69,7 @@ def _without(load: Workload, key: str) -> Workload:
     if key == "quant":
         return replace(load, quant="none")
     plan = replace(load.plan, reuse_history=False) if key == "reuse_history" else replace(load.plan, reuse_steps=1)
-    prompts, how = load.work.prompts, {"preview": load.preview is not None, "final": load.final}
-    return replace(load, plan=plan, work=work_of(plan, load.model, load.latent_dtype, prompts, **how))
+    return replace(load, plan=plan)
 
 
 def _times(load: Workload, other: Workload) -> float | None:

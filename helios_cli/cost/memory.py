@@ -7,31 +7,12 @@ do a GPU's libraries for convolutions.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import pairwise
 from math import prod
 
 from helios_cli.cost import taehv, vae
-from helios_cli.cost.model import Model
-from helios_cli.cost.team import Team
-from helios_cli.cost.work import PromptTokens, Work, work_of
-from helios_cli.device import ITEMSIZE, Device, latent_dtype
-from helios_cli.recipe.plan import Plan
-from helios_cli.units import (
-    FRAMES_PER_CHUNK,
-    GRAPHS,
-    LATENTS_PER_CHUNK,
-    PIXELS_PER_CELL,
-    PROMPTS_TOGETHER,
-    QUEUE_BYTES,
-    held_keys,
-)
-from helios_cli.weights.fp8 import Quant
-from helios_cli.weights.low_bit import BYTES, kind_of
-from helios_cli.weights.placement import DEVICE_SLOTS, FOLDED_BYTES, GPU_READERS, HOST_SLOTS, Placement
-from helios_cli.weights.preview import PreviewFile
-
-FLOAT32 = 4
+from helios_cli.cost.workload import FLOAT32, Workload
+from helios_cli.units import FRAMES_PER_CHUNK, GRAPHS, PROMPTS_TOGETHER, QUEUE_BYTES
+from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, Placement
 
 RUNTIME_BYTES = {"cuda": 500_000_000, "mps": 0, "cpu": 0}
 """Device memory of a CUDA context with its libraries. Stated."""
@@ -122,283 +103,6 @@ class MemoryPlan:
         return self.vae_device_bytes is not None
 
 
-def _latent_dtype(model: Model, device: Device, dtype: str, quant: str) -> str:
-    parameters = model.parameters["transformer"] + model.parameters["text_encoder"]
-    return latent_dtype(dtype, device.kind, parameters, quant=quant)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A film to be placed: its plan, its model, and how it is computed. `lanes` films like it render at a time.
-
-    `vae_device` is the device of the VAE and the text encoder, or None if it is `device`. `ranks` processes make the
-    transformer's calls together, each on a GPU of its own; on a CPU all on one. With `joins_rank` the VAE and the text
-    encoder are on the GPU of a rank other than the first. `preview` is the decoder in the VAE's place, if there is one;
-    with `final` the VAE decodes the film afterwards. `vram` is --vram."""
-
-    plan: Plan
-    model: Model
-    work: Work
-    device: Device
-    dtype: str
-    quant: Quant = "none"
-    lanes: int = 1
-    vae_device: Device | None = None
-    ranks: int = 1
-    joins_rank: bool = False
-    preview: PreviewFile | None = None
-    final: bool = False
-    vram: int | None = None
-
-    @classmethod
-    def of(
-        cls,
-        plan: Plan,
-        model: Model,
-        device: Device,
-        dtype: str,
-        quant: Quant = "none",
-        lanes: int = 1,
-        prompts: PromptTokens | None = None,
-        vae_device: Device | None = None,
-        ranks: int = 1,
-        joins_rank: bool = False,
-        preview: PreviewFile | None = None,
-        final: bool = False,
-        vram: int | None = None,
-    ) -> Workload:
-        latents = _latent_dtype(model, device, dtype, quant)
-        work = work_of(plan, model, latents, prompts, preview=preview is not None, final=final)
-        return cls(plan, model, work, device, dtype, quant, lanes, vae_device, ranks, joins_rank, preview, final, vram)
-
-    @property
-    def decoder(self) -> Device:
-        """The device of the VAE and the text encoder."""
-        return self.vae_device or self.device
-
-    @property
-    def piece_elements(self) -> int:
-        """Elements that a layer of the VAE's decoder works on at a time."""
-        return vae.piece_elements_on(self.decoder, self.vram)
-
-    @property
-    def branches(self) -> int:
-        return 2 if self.plan.guidance > 1 else 1
-
-    @property
-    def teams(self) -> Team:
-        return Team.of(self.ranks, self.plan.guidance, self.model.dit.num_attention_heads, self.model.name)
-
-    @property
-    def team(self) -> int:
-        """Ranks that share a call's rows."""
-        return self.teams.size
-
-    @property
-    def decoders(self) -> int:
-        """Ranks that decode a chunk together; a preview decoder works alone."""
-        if self.preview:
-            return 1
-        return self.teams.decoders(self.plan.size, is_apart=self.vae_device is not None)
-
-    @property
-    def calls_of_a_rank(self) -> int:
-        """Calls of a step, of all lanes, that a rank takes part in."""
-        return self.lanes * self.branches * self.team // self.ranks
-
-    @cached_property
-    def latent_dtype(self) -> str:
-        """The dtype of the transformer and the text encoder."""
-        return _latent_dtype(self.model, self.device, self.dtype, self.quant)
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a number of the transformer and the text encoder."""
-        return ITEMSIZE[self.latent_dtype]
-
-    @property
-    def vae_dtype(self) -> str:
-        return "float32" if self.dtype == "float16" else self.dtype  # the VAE leaves float16's range
-
-    @property
-    def vae_itemsize(self) -> int:
-        return ITEMSIZE[self.vae_dtype]
-
-    @property
-    def product_itemsize(self) -> int:
-        """Bytes of a number that products take and give: float32 on a CPU that multiplies no smaller type."""
-        return FLOAT32 if self._is_wide_on(self.device) else self.itemsize
-
-    @property
-    def frame_itemsize(self) -> int:
-        """Bytes of a number that the VAE's convolutions take and give."""
-        return FLOAT32 if self._is_wide_on(self.decoder) else self.vae_itemsize
-
-    def _is_wide_on(self, device: Device) -> bool:
-        return device.kind == "cpu" and (self.dtype == "float16" or "avx512" not in device.name)
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of the matrices of a block that model calls need, as they compute."""
-        dit = self.model.dit
-        if self.low_bit:
-            return round(BYTES[self.low_bit] * (dit.block_matrices - dit.prompt_matrices))
-        rounded = dit.fp8_block_parameters if self.quant != "none" else 0
-        return rounded + self.itemsize * (dit.block_matrices - dit.prompt_matrices - rounded)
-
-    @property
-    def low_bit(self) -> str | None:
-        """The kind in which the transformer's files hold its blocks, and memory as well."""
-        checkpoint = self.model.checkpoint
-        return None if checkpoint is None else kind_of(checkpoint.component("transformer").dtypes)
-
-    @property
-    def widened_bytes(self) -> int:
-        """Bytes of the largest weight of a product, which is widened for it, and of the next one's pieces."""
-        dit = self.model.dit
-        largest = dit.width * max(3 * dit.width, dit.ffn_dim)
-        return (self.itemsize * largest + 8 * 1024 * dit.ffn_dim) if self.low_bit else 0
-
-    @property
-    def prompt_block_bytes(self) -> int:
-        """Bytes of the matrices of a block that only prompts need."""
-        return self.itemsize * self.model.dit.prompt_matrices
-
-    @property
-    def transformer_bytes(self) -> int:
-        dit = self.model.dit
-        rounded = dit.num_layers * dit.fp8_block_parameters if self.quant != "none" else 0
-        islands = (FLOAT32 - self.itemsize) * dit.fp32_parameters
-        wide = self.itemsize * self.model.parameters["transformer"] + islands
-        if self.low_bit:
-            return wide + self.widened_bytes - dit.num_layers * (self.wide_block_bytes - self.block_bytes)
-        return wide - (self.itemsize - 1) * rounded
-
-    @property
-    def wide_block_bytes(self) -> int:
-        """Bytes of what `block_bytes` counts, were it stored in the type that computes."""
-        return self.itemsize * (self.model.dit.block_matrices - self.model.dit.prompt_matrices)
-
-    @property
-    def vae_bytes(self) -> int:
-        return self.vae_itemsize * self.model.parameters["vae"]
-
-    @property
-    def preview_bytes(self) -> int:
-        return self.vae_itemsize * self.preview.parameters if self.preview else 0
-
-    @property
-    def uses_vae(self) -> bool:
-        """Return whether the VAE is needed at all: a preview decoder does without it, unless a chunk has a picture."""
-        return self.preview is None or self.final or self.is_conditioned
-
-    def alternates(self, placement: Placement) -> bool:
-        """Return whether the transformer leaves the device for each decoding: a preview decoder has room next to it."""
-        return placement.takes_turns and self.preview is None
-
-    @property
-    def text_layer_bytes(self) -> int:
-        """Bytes of the matrices of a layer of the text encoder, as they compute."""
-        text = self.model.text
-        wide = text.float16_fp32_parameters // text.num_layers if self.dtype == "float16" else 0
-        return self.itemsize * text.layer_matrices + (FLOAT32 - self.itemsize) * wide
-
-    @property
-    def prompt_bytes(self) -> int:
-        """Bytes of the encoded prompts of all lanes, on the host; prompts that no film needs any more are dropped."""
-        return self.lanes * self.itemsize * self.model.text.d_model * sum(self.work.prompts.tokens.values())
-
-    @property
-    def latent_bytes(self) -> int:
-        """Bytes of the latents of one chunk."""
-        cells = prod(pixels // PIXELS_PER_CELL for pixels in self.plan.size)
-        return FLOAT32 * self.model.dit.in_channels * LATENTS_PER_CHUNK * cells
-
-    @property
-    def rope_bytes(self) -> int:
-        """Bytes of the rotations of all stages."""
-        return FLOAT32 * sum(stage.rows for stage in self.work.stages) * self.model.dit.attention_head_dim
-
-    @property
-    def history_bytes(self) -> int:
-        """Bytes of the embedded history."""
-        return self.work.history.total * self.model.dit.width * self.itemsize
-
-    @property
-    def past_bytes(self) -> int:
-        """Bytes of the history's keys and values that calls of a chunk leave for later ones."""
-        return self.branches * self.context_bytes(self.work.history.total) if self.plan.reuse_history else 0
-
-    @property
-    def text_rows(self) -> int:
-        """Rows of the longest prompt's keys on this device."""
-        return self.held_keys(self.work.text_rows)
-
-    def held_keys(self, rows: int) -> int:
-        """Return the keys that stand for this many rows of text on this device."""
-        return held_keys(rows) if self.device.kind == "cuda" else rows
-
-    def context_bytes(self, rows: int) -> int:
-        """Return the bytes of keys and values for all blocks, of rows of a prompt or of the history."""
-        return 2 * self.model.dit.num_layers * rows * self.model.dit.width * self.itemsize
-
-    def streamed(self, placement: Placement) -> int:
-        """Return how many blocks of the transformer stream."""
-        return self.model.dit.num_layers - placement.resident if placement.mode == "stream" else 0
-
-    @property
-    def prompt_changes(self) -> int:
-        """The times that keys and values of prompts are computed after those that all lanes begin with."""
-        chunks = self.plan.chunks
-        return self.lanes * sum(now.prompts != before.prompts for before, now in pairwise(chunks))
-
-    def prompt_walks(self, placement: Placement) -> int:
-        """Return how often all blocks are read for prompts in a film."""
-        return self.lanes * self.branches + self.prompt_changes if placement.reads_for_prompts else 0
-
-    def stored(self, component: str, count: float) -> int:
-        """Return the bytes of `count` parameters in their files, with their share of LoRA files."""
-        checkpoint = self.model.checkpoint
-        if checkpoint is None:
-            return round(FLOAT32 * count)  # as they are published
-        part = checkpoint.component(component)
-        loras = sum(adapter.bytes for adapter in checkpoint.adapters) if component == "transformer" else 0
-        return round((part.bytes + loras) / part.parameters * count)
-
-    @property
-    def folding_bytes(self) -> int:
-        """Bytes of host memory in which LoRA files are folded into a weight as it is read."""
-        adapters = self.model.checkpoint.adapters if self.model.checkpoint else ()
-        if not adapters:
-            return 0
-        readers = GPU_READERS if self.device.kind == "cuda" else 1
-        return readers * (FOLDED_BYTES + max(adapter.working_bytes for adapter in adapters))
-
-    @property
-    def can_stream(self) -> bool:
-        """Return whether blocks can stream: not on Apple's devices, and fp8 weights only from files that hold them as
-        they compute, without a LoRA."""
-        checkpoint = self.model.checkpoint
-        rounded = checkpoint is not None and "F8_E4M3" in checkpoint.component("transformer").dtypes
-        rounded = rounded and not (checkpoint and checkpoint.adapters)
-        return self.device.kind != "mps" and (self.quant == "none" or rounded)
-
-    @property
-    def is_conditioned(self) -> bool:
-        return any(chunk.image or chunk.video for chunk in self.plan.chunks)
-
-    @cached_property
-    def reading_bytes(self) -> int:
-        """Bytes for reading the largest picture or clip."""
-        if not self.is_conditioned:
-            return 0  # a bench on a bare machine has no Pillow
-        from helios_cli.film.reading import probe
-        from helios_cli.recipe.pictures import reading_bytes
-
-        pictures = {reading_bytes(chunk.image) for chunk in self.plan.chunks if chunk.image}
-        return max(pictures | {probe(chunk.video).decoder_bytes for chunk in self.plan.chunks if chunk.video})
-
-
 def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> MemoryPlan:
     """Return what `placement` takes."""
     phases = _phases(load, placement)
@@ -478,7 +182,8 @@ def _moved(load: Workload, placement: Placement) -> tuple[int, int, int]:
     Parts that take turns come whole, except for blocks that stream. Matrices that only prompts need come with each.
     """
     dit, chunks, streamed = load.model.dit, len(load.plan.chunks), load.streamed(placement)
-    walks = load.prompt_walks(placement) * dit.num_layers / chunks
+    prompts = load.lanes * load.branches + load.prompt_changes if placement.reads_for_prompts else 0
+    walks = prompts * dit.num_layers / chunks
     waited = walks * load.prompt_block_bytes
     read = load.stored("transformer", walks * dit.prompt_matrices)
     if load.alternates(placement):
@@ -486,7 +191,7 @@ def _moved(load: Workload, placement: Placement) -> tuple[int, int, int]:
         read += load.stored("transformer", _taken_parameters(load, placement))
         read += load.stored("vae", load.model.parameters["vae"])
     blocks = streamed * load.work.calls / load.branches / chunks
-    streaming = load.stored("transformer", blocks * (dit.block_matrices - dit.prompt_matrices))
+    streaming = load.stored("transformer", blocks * dit.call_matrices)
     return round(blocks * load.block_bytes + waited), streaming + read, round(waited)
 
 
@@ -500,13 +205,13 @@ def _taken_parameters(load: Workload, placement: Placement) -> int:
     """Return how many parameters are loaded with the transformer."""
     dit, streamed = load.model.dit, load.streamed(placement)
     for_prompts = dit.num_layers * dit.prompt_matrices if placement.reads_for_prompts else 0
-    return load.model.parameters["transformer"] - streamed * (dit.block_matrices - dit.prompt_matrices) - for_prompts
+    return load.model.parameters["transformer"] - streamed * dit.call_matrices - for_prompts
 
 
 def _pass_bytes(load: Workload, placement: Placement) -> int:
     """Return the stored bytes of the files that are read over and over."""
     dit, streamed = load.model.dit, load.streamed(placement)
-    again = streamed * (dit.block_matrices - dit.prompt_matrices)
+    again = streamed * dit.call_matrices
     if placement.reads_for_prompts and load.prompt_changes:
         again += dit.num_layers * dit.prompt_matrices
     if not load.alternates(placement):
@@ -527,7 +232,8 @@ def _phases(load: Workload, placement: Placement) -> list[PhaseMemory]:
     device of its own. A preview decoder is next to whatever is there."""
     on_cpu, slack, is_apart = load.device.kind == "cpu", 1 + FRAGMENTATION, load.vae_device is not None
     transformer = _loaded_bytes(load, placement)
-    coder, preview = load.vae_bytes * load.uses_vae, load.preview_bytes
+    preview = load.vae_itemsize * load.preview.parameters if load.preview else 0
+    coder = load.vae_bytes if load.preview is None or load.final or load.is_conditioned else 0
     together = 0 if placement.takes_turns or is_apart else transformer + coder + preview
     kept = load.lanes * _kept_bytes(load) + (load.prompt_bytes if on_cpu else 0)
     calling = _call_bytes(load)
@@ -575,7 +281,8 @@ def _embedding_bytes(load: Workload, placement: Placement) -> int:
 def _waiting_bytes(load: Workload, placement: Placement) -> int:
     """Return the bytes of further calls that wait for their turn in a streamed block: their rows and the norm."""
     rows = max(stage.rows for stage in load.work.stages)
-    waiting = load.calls_of_a_rank - 1 if placement.mode == "stream" else 0
+    calls = load.lanes * load.branches * load.team // load.ranks  # of a step, in which a rank takes part
+    waiting = calls - 1 if placement.mode == "stream" else 0
     return waiting * 2 * -(-rows // load.team) * load.model.dit.width * load.itemsize
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from helios_cli.architecture import DiTConfig, ModelDefaults, UMT5Config, VAEConfig
 from helios_cli.errors import CheckpointError
 from helios_cli.weights import hub
 from helios_cli.weights.checkpoint import PRESETS, PUBLISHED_SIZE, Checkpoint, Preset, files_of
 from helios_cli.weights.names import WEIGHT_BYTES, known_repo
+
+if TYPE_CHECKING:
+    from helios_kernels.low_bit import LowBit
 
 PUBLISHED_PARAMETERS = {"transformer": 14_312_427_584, "text_encoder": 5_680_910_336, "vae": 126_892_531}
 
@@ -46,6 +50,11 @@ class Model:
         return len(self.preset.steps)
 
     @property
+    def low_bit(self) -> LowBit | None:
+        """The kind in which the transformer's files, and memory, hold its blocks."""
+        return None if self.checkpoint is None else self.checkpoint.low_bit
+
+    @property
     def trained(self) -> bool:
         return self.checkpoint is None or self.checkpoint.trained
 
@@ -77,7 +86,7 @@ def model_of(name: str, checkpoint: Checkpoint, source: hub.Source | None = None
         dit=configs.dit,
         text=configs.text,
         vae=configs.vae,
-        parameters={key: part.parameters for key, part in checkpoint.components.items()},
+        parameters=checkpoint.parameters,
         checkpoint=checkpoint,
     )
 

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 
 from helios_cli import machine
 from helios_cli.cost.gpus import LINKS, known_gpu
-from helios_cli.cost.memory import RUNTIME_BYTES, MemoryBudget, MemoryPlan, Workload, plan_memory
+from helios_cli.cost.memory import RUNTIME_BYTES, MemoryBudget, MemoryPlan, plan_memory
 from helios_cli.cost.speeds import duration_of, read_bandwidths
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.errors import InputError, MachineError
 from helios_cli.recipe.options import RenderOptions

@@ -28,8 +28,7 @@ from pathlib import Path
 
 from helios_cli import machine
 from helios_cli.cost.gpus import KnownGpu, known_gpu
-from helios_cli.cost.memory import Workload
-from helios_cli.cost.work import work_of
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.files import replacing, turns
 from helios_cli.film.after import After
@@ -351,10 +350,7 @@ def rendered_speed(load: Workload, phases: Mapping[str, float], chunks: Sequence
             return None
         # Python runs ahead of a GPU, which decodes while it denoises: only the seconds of whole chunks are known.
         rest = replace(load.plan, chunks=load.plan.chunks[1:])
-        work, slower = (
-            work_of(rest, load.model, load.latent_dtype, load.work.prompts),
-            DIT_UTILISATION / VAE_UTILISATION,
-        )
+        work, slower = replace(load, plan=rest).work, DIT_UTILISATION / VAE_UTILISATION
         dit = (work.denoise + slower * work.decode) / sum(chunks[1:])
         vae = dit / slower
     return MeasuredSpeed(

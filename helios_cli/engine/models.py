@@ -43,7 +43,7 @@ from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import Quant, is_fp8
 from helios_cli.weights.load import load_component, stored_tensors, tensors_to_load
-from helios_cli.weights.low_bit import is_low_bit, kind_of
+from helios_cli.weights.low_bit import is_low_bit
 from helios_cli.weights.offload import BlockStream, StoredRows
 from helios_cli.weights.placement import PROMPT_MATRICES, RESIDENT, Placement
 from helios_cli.weights.reader import StoredTensor, WeightFiles, expect_files
@@ -120,7 +120,7 @@ class Models:
         except RuntimeError as error:
             raise MachineError(str(error), hint="unset HELIOS_KERNELS; `helios doctor` shows what is there") from error
         transformer = checkpoint.component("transformer")
-        self.low_bit = kind_of(transformer.dtypes)
+        self.low_bit = checkpoint.low_bit
         if self.low_bit and (quant != "none" or transformer.terms):
             what = f"--quant {quant}" if quant != "none" else "--lora"
             problem = f"{what}: the weights of {self.name} are stored in {self.low_bit}, and are not rounded twice"
@@ -148,9 +148,9 @@ class Models:
     @cached_property
     def latent_dtype(self) -> torch.dtype:
         """The data type of the transformer and the text encoder; `device.latent_dtype` says where it is another."""
-        parameters = sum(self.checkpoint.component(name).parameters for name in ("transformer", "text_encoder"))
         name = str(self.dtype).removeprefix("torch.")
-        return cast(torch.dtype, getattr(torch, latent_dtype(name, self.device.type, parameters, quant=self.quant)))
+        found = latent_dtype(name, self.device.type, self.checkpoint.parameters, quant=self.quant)
+        return cast(torch.dtype, getattr(torch, found))
 
     @property
     def vae_dtype(self) -> torch.dtype:

@@ -14,7 +14,7 @@ from helios_cli import machine
 from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes
 from helios_cli.cost.auto import auto_model
 from helios_cli.cost.ladder import quant_of
-from helios_cli.cost.memory import MemoryBudget, Workload, plan_memory
+from helios_cli.cost.memory import MemoryBudget, plan_memory
 from helios_cli.cost.model import model_of
 from helios_cli.cost.placing import (
     allocator_share,
@@ -28,6 +28,7 @@ from helios_cli.cost.placing import (
 )
 from helios_cli.cost.speeds import keep_after, keep_speed
 from helios_cli.cost.vae import piece_elements_on
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device, device_of, is_gpu_of_rank, pick_device, pick_vae_device, torch_dtype
 from helios_cli.engine import arithmetic, trial
 from helios_cli.engine.clock import Clock
@@ -320,7 +321,7 @@ class Session:
         ranks = 1 if models.ranks is None else models.ranks.count
         joins = is_gpu_of_rank(str(models.vae_device), str(models.device), ranks)
         loads = [
-            Workload.of(
+            Workload(
                 plan,
                 model,
                 device,

@@ -31,10 +31,12 @@ from helios_cli.weights.files import (
 )
 from helios_cli.weights.fit import Architecture, read_architecture
 from helios_cli.weights.fp8 import is_scale
+from helios_cli.weights.low_bit import kind_of
 from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
 
 if TYPE_CHECKING:
     from helios_cli.weights.adapters import Adapter, Term
+    from helios_kernels.low_bit import LowBit
 
 PUBLISHED_SIZE = (640, 384)
 """The width and height in pixels of the published models' training."""
@@ -194,6 +196,16 @@ class Checkpoint:
     def component(self, name: str) -> Component:
         """Return the `transformer`, `text_encoder` or `vae`."""
         return self.components[name]
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """The parameters of each component."""
+        return {name: part.parameters for name, part in self.components.items()}
+
+    @property
+    def low_bit(self) -> LowBit | None:
+        """The kind in which the transformer's blocks are stored if that is one of few bits."""
+        return kind_of(self.component("transformer").dtypes)
 
     @property
     def tokenizer(self) -> Path:

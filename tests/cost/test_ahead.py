@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from helios_cli.cost.memory import AHEAD_SHARE, MemoryBudget, Workload, plan_memory
+from helios_cli.cost.memory import AHEAD_SHARE, MemoryBudget, plan_memory
 from helios_cli.cost.model import find_model
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.weights.placement import Placement
 from support.recipes import plan_of
@@ -16,7 +17,7 @@ CPU = Device("cpu", "CPU", None, None)
 
 def model_mode(device: Device, budget: MemoryBudget):
     model, plan = find_model("distilled"), plan_of({"shot": [{"prompt": "a red ball"}]}, size=(640, 384))
-    return plan_memory(Workload.of(plan, model, device, "bfloat16"), budget, Placement("model"))
+    return plan_memory(Workload(plan, model, device, "bfloat16"), budget, Placement("model"))
 
 
 @pytest.mark.parametrize("device", [GPU, CPU], ids=["GPU", "CPU"])

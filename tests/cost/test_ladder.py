@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from helios_cli.cost.ladder import quant_of, taken_of
-from helios_cli.cost.memory import Workload
 from helios_cli.cost.model import find_model
 from helios_cli.cost.speeds import duration_of
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.settings import resolve
@@ -71,8 +71,8 @@ def test_what_each_choice_is_worth():
     """Each is compared with the film without it alone; all of them together are worth more than any."""
     keys, model = {"shot": [{"prompt": "a red ball"}]}, find_model("mid")
     how = {"size": (640, 384), "steps": (20, 20, 20), "guidance": 5.0}
-    exact = Workload.of(plan_of(keys, **how), model, H100, "bfloat16")
-    fastest = Workload.of(plan_of(keys, **how, speed="fastest"), model, H100, "bfloat16", BITS)
+    exact = Workload(plan_of(keys, **how), model, H100, "bfloat16")
+    fastest = Workload(plan_of(keys, **how, speed="fastest"), model, H100, "bfloat16", BITS)
     taken = {one.key: one for one in taken_of(RenderOptions(speed="fastest"), fastest)}
     assert set(taken) == KEYS and all(one.is_taken and one.origin == "speed" for one in taken.values())
     seconds = [found.denoise + found.decode for found in map(duration_of, (exact, fastest))]

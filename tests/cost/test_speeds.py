@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from helios_cli.cost.auto import usual_film
 from helios_cli.cost.gpus import other_device
-from helios_cli.cost.memory import Workload
 from helios_cli.cost.model import find_model
 from helios_cli.cost.speeds import (
     MeasuredSpeed,
@@ -25,6 +24,7 @@ from helios_cli.cost.speeds import (
     speeds_file,
 )
 from helios_cli.cost.work import work_of
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.film.after import After
 from helios_cli.recipe.options import RenderOptions
@@ -189,14 +189,15 @@ def test_the_fastest_film_counts(monkeypatch):
 
 
 def test_encoding_goes_on_beside_the_rendering():
-    usual = usual_film(find_model("distilled"), GPU, "bfloat16")
-    work = replace(usual.work, text=4 * 10**14, conditioning=0, denoise=8 * 10**14, decode=2 * 10**14)
-    film = replace(usual, plan=replace(usual.plan, size=(100, 100), num_frames=1000), work=work)
+    film = usual_film(find_model("distilled"), GPU, "bfloat16")
+    work = film.work
     record_speed(FAST)
     duration = duration_of(film)
-    assert (duration.text, duration.conditioning, duration.denoise, duration.decode) == (1, 0, 2, 2)
-    assert duration.encode == 0.5 and duration.total == 5
-    assert duration_of(replace(film, plan=replace(film.plan, num_frames=20_000))).total == 10
+    parts = work.text / FAST.dit_flops, 0, work.denoise / FAST.dit_flops, work.decode / FAST.vae_flops
+    assert (duration.text, duration.conditioning, duration.denoise, duration.decode) == parts
+    assert duration.encode == 66 * 640 * 384 / FAST.encode_pixels < duration.total == sum(parts)
+    long = duration_of(replace(film, plan=replace(film.plan, num_frames=20_000)))
+    assert long.total == long.encode == 20_000 * 640 * 384 / FAST.encode_pixels
 
 
 def test_other_gpus_are_known_by_name():

@@ -10,9 +10,10 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from helios_cli.cost import taehv
-from helios_cli.cost.memory import MemoryBudget, Workload, plan_memory
+from helios_cli.cost.memory import MemoryBudget, plan_memory
 from helios_cli.cost.model import find_model
 from helios_cli.cost.speeds import duration_of
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.model.taehv import TAEHV
 from helios_cli.weights.placement import Placement
@@ -56,7 +57,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def film():
-    return Workload.of(
+    return Workload(
         plan_of({"shot": [{"prompt": "a red ball"}]}, size=(640, 384), frames=99),
         find_model("distilled"),
         GPU,
@@ -65,7 +66,7 @@ def film():
 
 
 def with_preview(load: Workload, file: PreviewFile, *, final: bool = False) -> Workload:
-    return Workload.of(load.plan, load.model, GPU, "bfloat16", preview=file, final=final)
+    return Workload(load.plan, load.model, GPU, "bfloat16", preview=file, final=final)
 
 
 def phases(load: Workload, placement: Placement) -> dict:

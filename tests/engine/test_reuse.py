@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from helios_cli.cost import work
-from helios_cli.cost.memory import MemoryBudget, Workload, plan_memory
+from helios_cli.cost.memory import MemoryBudget, plan_memory
 from helios_cli.cost.model import model_of
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.gpu import CallGraphs
@@ -70,7 +71,7 @@ def test_calls_of_the_coarsest_stage_compute_the_history(kind, steps, chunks, ch
     branches = 2 if plan.guidance > 1 else 1
     assert all(len(set(one)) == branches for one in pasts)
     assert len({tuple(one) for one in pasts}) == len(chunks)
-    load = Workload.of(plan, model_of(kind, models.checkpoint), Device("cpu", "CPU", None, None), "float32")
+    load = Workload(plan, model_of(kind, models.checkpoint), Device("cpu", "CPU", None, None), "float32")
     assert load.work.calls == branches * len(letters)
     kept = sum(one.keys.nbytes + one.values.nbytes for call in made[-1] for one in call.past)
     assert kept == load.past_bytes

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from helios_cli.cost import work
-from helios_cli.cost.memory import Workload
 from helios_cli.cost.model import model_of
+from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.denoise import Flows
@@ -66,7 +66,7 @@ def test_the_plan_counts_the_calls_that_are_made(kind, steps, every, made, check
     frames = rendered(plan, models, tmp_path / "some", answer=noting)
     branches = 2 if plan.guidance > 1 else 1
     assert calls == [branches] * made * 2
-    load = Workload.of(plan, model_of(kind, models.checkpoint), Device("cpu", "CPU", None, None), "float32")
+    load = Workload(plan, model_of(kind, models.checkpoint), Device("cpu", "CPU", None, None), "float32")
     assert load.work.calls == sum(calls)
     exact = replace(plan, reuse_steps=1)
     assert load.work.denoise < work.work_of(exact, load.model, "float32").denoise
