@@ -275,6 +275,10 @@ def gpus() -> dict[str, Device]:
 # What it computes in
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def pick_dtype(name: str, device: Device) -> tuple[str, str]:
     """Return the dtype called `name`, and why; `auto` is the smallest that is fast and safe on `device`."""
     if name != "auto":

@@ -5,7 +5,6 @@ Functions that need torch import it when they are called. Linux and macOS are su
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -273,15 +272,6 @@ def temporary_folder() -> tempfile.TemporaryDirectory:
 ARITHMETIC = "arithmetic.json"
 """The file in `home()` with the results of trying products on devices (`engine.arithmetic`)."""
 
-ATTENTION = "attention.json"
-"""The file in `home()` with times of attention on GPUs (`model.backends`)."""
-
-SUMS = "sums.json"
-"""The file in `home()` with times and errors of fp8 products on GPUs (`engine.sums`)."""
-
-CONVOLUTIONS = "convolutions.json"
-"""The file in `home()` with times of the VAE's convolutions on GPUs (`model.convolution`)."""
-
 TUNED = "kernels.json"
 """The file in `home()` with the kernel configurations that `helios bench kernels --tune` found."""
 
@@ -289,38 +279,14 @@ TRIED = "trials.json"
 """The file in `home()` with the results of trying kernels on GPUs (`engine.trial`)."""
 
 
-def findings(file: str) -> dict[str, Any]:
-    """Return what such a file says, by device; nothing for one that is missing or damaged."""
+def findings(file: str | Path) -> dict[str, Any]:
+    """Return what such a file says, by device; nothing for one that is missing, damaged or of another version."""
     try:
-        devices = json.loads((home() / file).read_text(encoding="utf-8")).get("devices", {})
+        stored = json.loads((home() / file).read_text(encoding="utf-8"))
+        devices = stored.get("devices") if stored.get("version") == 1 else None
         return devices if isinstance(devices, dict) else {}
     except (OSError, ValueError, RecursionError, AttributeError):
         return {}
-
-
-def attention_key(device: str) -> str:
-    """Return the name of a GPU with the versions and tuned configurations that decide which attention is fastest."""
-    return _measured_key(device, "attention")
-
-
-def convolutions_key(device: str) -> str:
-    """Return the same for convolutions."""
-    return _measured_key(device, "causal_conv")
-
-
-def _measured_key(device: str, kernels: str) -> str:
-    versions = [f"{name} {version}" for name in ("torch", "triton") if (version := package_version(name))]
-    tuned = findings(TUNED).get(device)
-    configs = tuned.get("configs") if isinstance(tuned, dict) else None
-    configs = configs if isinstance(configs, dict) else {}
-    own = {kernel: config for kernel, config in configs.items() if kernel.startswith(kernels)}
-    digest = [f"tuned {hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]}"] if own else []
-    return ", ".join([device, *versions, *digest])
-
-
-def sums_key(device: str) -> str:
-    """Return the name of a GPU with the version that decides which fp8 products there are."""
-    return f"{device}, torch {package_version('torch')}"
 
 
 def package_version(package: str) -> str | None:

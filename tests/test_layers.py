@@ -43,6 +43,7 @@ LAYERS = {
     "versions": Layer(set(), banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "architecture": Layer({"units"}, banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "machine": Layer(FOUNDATION, banned=TERMINAL, lazy={"torch"}),
+    "measured": Layer({*FOUNDATION, "", "machine"}, banned={"torch", "numpy", "pydantic", *TERMINAL}),
     "device": Layer({*FOUNDATION, "machine"}, banned=TERMINAL, lazy={"torch"}),
     "child": Layer({"", *FOUNDATION, "machine"}, banned={"torch", "numpy", *TERMINAL}),
     "console": Layer(FOUNDATION, banned={"torch"}, lazy={"rich"}),
@@ -67,7 +68,7 @@ LAYERS = {
     "check_view": Layer({*FOUNDATION, "console", "check"}, banned={"torch", *TERMINAL}),
     "recipe": Layer(FOUNDATION, banned={"torch", *TERMINAL}),
     "sampling": Layer(FOUNDATION, banned=TERMINAL),
-    "model": Layer(FOUNDATION, banned=TERMINAL),
+    "model": Layer({*FOUNDATION, "measured"}, banned=TERMINAL),
     "weights": Layer(FOUNDATION, banned=TERMINAL),
     "film": Layer({"", *FOUNDATION, "machine", "recipe", "weights"}, banned={"torch", *TERMINAL}),
     "engine": Layer(
@@ -76,6 +77,7 @@ LAYERS = {
             *FOUNDATION,
             "machine",
             "device",
+            "measured",
             "child",
             "cost",
             "check",
@@ -92,7 +94,9 @@ LAYERS = {
         banned={"torch", *TERMINAL},
         lazy={"ray"},
     ),
-    "cost": Layer({"", *FOUNDATION, "machine", "device", "film", "recipe", "weights"}, banned={"torch", *TERMINAL}),
+    "cost": Layer(
+        {"", *FOUNDATION, "machine", "device", "measured", "film", "recipe", "weights"}, banned={"torch", *TERMINAL}
+    ),
     "check": Layer({*FOUNDATION, "film"}, banned={"torch", *TERMINAL}),
     "bench": Layer(
         {

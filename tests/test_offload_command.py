@@ -129,7 +129,7 @@ def test_plan_says_what_render_does(helios, folder):
 
 
 def test_nothing_fits_is_said_before_anything_is_loaded(helios, folder, monkeypatch):
-    monkeypatch.setattr("helios_cli.engine.models.load_component", None)
+    monkeypatch.setattr("helios_cli.engine.parts.load_component", None)
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--device", "cpu", "--ram", "100M", code=3)
     assert "of host memory, of which 100 MB may be used" in said.err and "--size" in said.err
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--device", "cpu", "--vram", "1G", code=2)

@@ -24,7 +24,7 @@ from helios_cli.bench.task import plan_of, synthetic_defaults
 from helios_cli.child import serve
 from helios_cli.cost.vae import decode_flops
 from helios_cli.device import pick_device, torch_dtype
-from helios_cli.engine import sums
+from helios_cli.engine.choices import compare_sums
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.film.screen import Screen
 from helios_cli.model import attention, backends, fp8
@@ -34,6 +34,7 @@ from helios_cli.model.vae import PAST, CausalConv3d
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import FRAMES_PER_CHUNK, IN_8_BITS, LATENTS_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint
+from helios_cli.weights.fp8 import EXACT, FAST
 from helios_kernels import bench as kernel_bench
 from helios_kernels import tuning as kernel_tuning
 from helios_kernels.dispatch import backend
@@ -173,11 +174,11 @@ def products(device: torch.device) -> Rows:
         row["milliseconds"]["bfloat16"] = 1e3 * seconds_of(partial(linear, x, weight), device)
         row["milliseconds"]["rounding the rows"] = 1e3 * seconds_of(partial(fp8.Fp8.of, x), device)
         try:
-            found = sums.measure(rows, inner, outer, device, partial(seconds_of, device=device))
-            names = ("fp8", "fp8 with fast sums")
-            row["milliseconds"] |= dict(zip(names, found.ms, strict=True))
-            row["relative_error"] = dict(zip(names, found.errors, strict=True))
-            row["fast_sums"] = found.fast
+            found = compare_sums(rows, inner, outer, device, partial(seconds_of, device=device))
+            names = {EXACT: "fp8", FAST: "fp8 with fast sums"}
+            row["milliseconds"] |= {names[sums]: ms for sums, ms in found.ms.items()}
+            row["relative_error"] = {names[sums]: apart for sums, apart in found.apart.items()}
+            row["fast_sums"] = found.name == FAST
         except (RuntimeError, ValueError) as error:  # a product that the chip's library does not have
             row["refused"]["fp8"] = backends.first_line(error)
         yield {"rows": rows, "inner": inner, "outer": outer, **row}
@@ -189,7 +190,7 @@ def quality(device: torch.device) -> Rows:
     for quant in ("none", "fp8"):
         models = RandomModels(SPECS[size], device, torch.bfloat16, name=size, quant=quant)
         plan = _plan(size, 2)
-        models.settle(plan.size)
+        models.choices.settle(plan.size)
         films.append(film(models, plan))
         models.unload()
     yield from (asdict(distance) for distance in distances(films[1], films[0]))

@@ -54,11 +54,11 @@ def time_film(task: Task) -> Result:
     for _ in trial.settle(device):
         pass
     models = _models(task, device)
-    models.settle(task.plan(models.checkpoint.defaults).size)
+    models.choices.settle(task.plan(models.checkpoint.defaults).size)
     warm_up, _ = _film(models, task, warm_up=True, exact=True)
     models.unload()
     models = _models(task, device)
-    models.settle(task.plan(models.checkpoint.defaults).size)
+    models.choices.settle(task.plan(models.checkpoint.defaults).size)
     recorded, _ = _film(models, task, warm_up=True, exact=True) if is_gpu else (None, None)
     done, steady = _film(models, task, exact=True)
     timed, steady = _film(models, task) if is_gpu else (done, steady)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from helios_cli.architecture import DiTConfig
 from helios_cli.bench.specs import SCHEDULERS, Spec, word_tokenizer
 from helios_cli.engine.convert import BLOCK
 from helios_cli.engine.models import Models
+from helios_cli.engine.parts import Part
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
@@ -151,10 +152,9 @@ class RandomModels(Models):
         checkpoint = describe(Path(self._description.name), spec, dtype)
         super().__init__(checkpoint, device, dtype, name=name, **options)
 
-    def _load(self, name: str, build: Callable[[], nn.Module], dtype: torch.dtype, fp32_islands: frozenset[str]) -> Any:
-        with torch.device("meta"):
-            module = build()
-        state = random_state(name, module, dtype, seed=self._seed, device=self.device, fp32_islands=fp32_islands)
+    def _load(self, part: Part) -> nn.Module:
+        module, islands = part.on_meta(), part.fp32_islands
+        state = random_state(part.name, module, part.dtype, seed=self._seed, device=self.device, fp32_islands=islands)
         module.load_state_dict(state, assign=True)
         return module.eval().requires_grad_(False)
 

@@ -160,7 +160,8 @@ def _film_of(subject: _Subject, device: torch.device, name: str, plan: Plan) -> 
     else:
         models = RandomModels(SPECS[subject.name], device, dtype, name=subject.name, quant=quant)
     if kind:
-        models.attend_in_8_bits_by(kind)
+        assert models.choices.in_8_bits is not None, "only with --quant fp8+attention"
+        models.choices.in_8_bits.only = kind
     try:
         return film(models, plan)
     finally:
@@ -334,7 +335,7 @@ def _keep_speed(task: Task, ours: Result, date: str) -> dict[str, Any]:
     )
     file = speeds_file()
     try:
-        record_speed(speed, file)
+        record_speed(speed)
     except OSError as error:
         console.warning(f"the speed could not be saved, so `helios plan` cannot use it: {error}")
         return {**asdict(speed), "file": None, "problem": str(error)}

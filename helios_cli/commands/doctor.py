@@ -68,7 +68,7 @@ def _facts() -> Facts:
     from huggingface_hub import constants
 
     from helios_cli.engine import arithmetic
-    from helios_cli.engine.gpu import attention_facts
+    from helios_cli.engine.choices import attention_facts
 
     device = pick_device()
     described, memory = device_of(device), machine.host_memory()

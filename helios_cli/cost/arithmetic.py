@@ -8,14 +8,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from helios_cli import machine
+from helios_cli import machine, measured
 from helios_cli.architecture import DiTConfig, VAEConfig
 from helios_cli.cost.vae import decoder_levels
 from helios_cli.device import Device
+from helios_cli.measured import Measured
 from helios_cli.recipe.fingerprint import Arithmetic
 from helios_cli.units import IN_8_BITS, PIECE_ELEMENTS, PROMPT_KEYS, counted_rows
 from helios_cli.versions import version_of
-from helios_cli.weights.fp8 import Sums
+from helios_cli.weights.fp8 import FAST
 
 LIBRARIES = ("triton", "fa3-fwd", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
 """Packages other than torch that may compute products, convolutions and attention on a GPU."""
@@ -41,10 +42,10 @@ def arithmetic_of(
 ) -> Arithmetic:
     """Describe the arithmetic of a device, and of the VAE's if it has its own.
 
-    `attention_taken` is what is known of the device's `attention_shapes`, `fast_sums` what follows from its
-    `measured_sums`. `team` is the number of ranks that share a model call, `decoders` the number that decode a chunk
-    together, `piece_elements` what a layer of the VAE's decoder works on at a time, `convolutions` what is known of its
-    `convolution_shapes`, `latents` the `device.latent_dtype`.
+    `attention_taken` is what is known of the device's `attention_shapes`, `fast_sums` the lengths of its products
+    in fp8 that have them. `team` is the number of ranks that share a model call, `decoders` the number that decode a
+    chunk together, `piece_elements` what a layer of the VAE's decoder works on at a time, `convolutions` what is known
+    of its `convolution_shapes`, `latents` the `device.latent_dtype`.
     """
     lengths = " ".join(map(str, sorted(fast_sums)))
     sums = f"fast sums {lengths}" if lengths else ""
@@ -75,14 +76,10 @@ def convolution_shapes(vae: VAEConfig, size: tuple[int, int], dtype: str) -> lis
 
 def measured_convolutions(device: str, shapes: Iterable[str]) -> dict[str, str]:
     """Return what computes those of the shapes that were timed on the device."""
-    known = machine.findings(machine.CONVOLUTIONS).get(machine.convolutions_key(device), {})
     if os.environ.get("HELIOS_KERNELS") == "reference":
         return {}
-    try:
-        times = {shape: known[shape]["ms"] for shape in shapes if shape in known}
-        return {shape: min(ms, key=ms.__getitem__, default="cudnn") for shape, ms in times.items()}
-    except (TypeError, KeyError, AttributeError):
-        return {}
+    known = measured.CONVOLUTIONS.on(device).known
+    return {shape: known[shape].fastest(known[shape].ms, "cudnn") for shape in shapes if shape in known}
 
 
 def attention_shapes(
@@ -90,7 +87,7 @@ def attention_shapes(
 ) -> Iterator[str]:
     """Yield the shapes that --attention auto times on a GPU before a film, as `model.backends.shape_key` has them.
 
-    `team` is the number of ranks that share a model call (`engine.gpu.measure_attention`).
+    `team` is the number of ranks that share a model call (`engine.choices.measure_attention`).
     """
     history, kind = dit.history_tokens(size).total, f"x{dit.attention_head_dim} {dtype}"
     heads, own = f"{dit.num_attention_heads}{kind}", f"{dit.num_attention_heads // team}{kind}"
@@ -107,52 +104,35 @@ def attention_shapes(
 
 def measured_attention(device: str, shapes: Iterable[str]) -> dict[str, str]:
     """Return the attention that --attention auto takes for those of the shapes that were timed on the device."""
-    known = machine.findings(machine.ATTENTION).get(machine.attention_key(device), {})
+    known = measured.ATTENTION.on(device).known
     without = {"triton"} if os.environ.get("HELIOS_KERNELS") == "reference" else set()
-    try:
-        times = {
-            shape: [(ms, name) for name, ms in known[shape]["ms"].items() if name not in without]
-            for shape in shapes
-            if shape in known
-        }
-        return {
-            # In 8 bits it is not the fastest that is taken: the name in the file is.
-            shape: known[shape]["name"] if shape.endswith(IN_8_BITS) else min(ms, default=(0, "sdpa"))[1]
-            for shape, ms in times.items()
-        }
-    except (TypeError, KeyError, AttributeError):
-        return {}
+    return {
+        # In 8 bits it is not the fastest that is taken: the name in the file is.
+        shape: known[shape].name
+        if shape.endswith(IN_8_BITS)
+        else known[shape].fastest(name for name in known[shape].ms if name not in without)
+        for shape in shapes
+        if shape in known
+    }
 
 
-def product_shapes(dit: DiTConfig, size: tuple[int, int], stages: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (rows, inputs, outputs) of the products in fp8 at the finest stage of films of a model's native `size`.
+def product_shapes(dit: DiTConfig, size: tuple[int, int], stages: int) -> list[str]:
+    """Return the shapes, rows x inputs x outputs, of the products in fp8 at the finest stage of films of a model's
+    native `size`.
 
     They stand for its films of other sizes: one process may render several, and their sums are of the same lengths.
     """
     rows = dit.history_tokens(size).total + dit.noisy_tokens(size, stages)[-1]
     width, hidden = dit.width, dit.ffn_dim
-    yield from ((rows, *shape) for shape in ((width, 3 * width), (width, width), (width, hidden), (hidden, width)))
+    products = (width, 3 * width), (width, width), (width, hidden), (hidden, width)
+    return [f"{rows}x{inner}x{outer}" for inner, outer in products]
 
 
-def measured_sums(device: str) -> dict[tuple[int, int, int], Sums]:
-    """Return what was measured of fp8 products on a GPU, by shape."""
-    entry = machine.findings(machine.SUMS).get(machine.sums_key(device))
-    found = {}
-    for key, one in entry.items() if isinstance(entry, dict) else ():
-        try:
-            rows, inner, outer = map(int, key.split("x"))
-            ms, errors = ((float(first), float(second)) for first, second in (one["ms"], one["errors"]))
-        except (TypeError, ValueError, LookupError):
-            continue
-        found[rows, inner, outer] = Sums(ms, errors)
-    return found
-
-
-def fast_sums(known: Mapping[tuple[int, int, int], Sums], shapes: Iterable[tuple[int, int, int]]) -> frozenset[int]:
+def fast_sums(known: Mapping[str, Measured], shapes: Iterable[str]) -> frozenset[int]:
     """Return the lengths of sums that are fast in all products of these shapes that add up as many."""
-    shapes = tuple(shapes)
-    slow = {shape[1] for shape in shapes if shape not in known or not known[shape].fast}
-    return frozenset(shape[1] for shape in shapes) - slow
+    lengths = {shape: int(shape.split("x")[1]) for shape in shapes}
+    slow = {length for shape, length in lengths.items() if shape not in known or known[shape].name != FAST}
+    return frozenset(lengths.values()) - slow
 
 
 def _kernels(device: Device, attention: str, attention_taken: Mapping[str, str]) -> str:

@@ -54,14 +54,14 @@ def auto_model(device: Device, dtype: str, options: RenderOptions, vae_device: D
     return BEST, f"model: {BEST}, from the local cache; `-m {EMBEDDED}` uses the small one in the package"
 
 
-def survey(device: Device, dtype: str, options: RenderOptions | None = None) -> dict:
+def survey(device: Device, dtype: str) -> dict:
     """Return what each mode of each published model takes here, at its own size and steps, as plain values.
 
     budget      {device_bytes, host_bytes}
     bandwidths  {disk, cache, upload, basis}
     models      name -> {runs: the mode it would render in, or null; modes [as `helios plan` has them]}
     """
-    options = options or RenderOptions()
+    options = RenderOptions()
     budget, models = budget_of(options, device), {}
     for name in KNOWN:
         model = find_model(name)

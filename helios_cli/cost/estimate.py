@@ -17,7 +17,6 @@ from helios_cli.cost.arithmetic import (
     fast_sums,
     measured_attention,
     measured_convolutions,
-    measured_sums,
     product_shapes,
 )
 from helios_cli.cost.auto import auto_model
@@ -29,14 +28,12 @@ from helios_cli.cost.placing import (
     ChunkSpeed,
     budget_notices,
     budget_of,
-    cache_warning,
     choose,
     memory_plans,
-    reason,
+    notices_of,
     speed_of,
 )
 from helios_cli.cost.speeds import Duration, after_seconds, duration_of
-from helios_cli.cost.team import Team
 from helios_cli.cost.work import PromptTokens, Work
 from helios_cli.cost.workload import Workload
 from helios_cli.device import Device, find_device, find_vae_device, is_gpu_of_rank, is_second, pick_dtype
@@ -45,6 +42,7 @@ from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.jobs import Job
 from helios_cli.film.sound import Track, track_of
+from helios_cli.measured import SUMS
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
 from helios_cli.recipe.lora import Lora, choose_loras
@@ -181,6 +179,9 @@ def estimate_films(
             if (name, loras) not in models:  # a model is looked up once, however many films use it
                 models[name, loras] = find_model_for(name, replace(options, lora=loras), device, dtype, vae_device)
             model, notices = models[name, loras]
+            rounding = "none" if options.quant is None and model.low_bit else quant  # its weights are rounded already
+            if model.checkpoint is not None:
+                model.checkpoint.require_rounded_once(name, rounding)
             plan = plan_film(film, resolve(film.recipe, options, model.defaults), strict=options.strict)
             plan = replace(plan, origins={"model": origin, "lora": lora_origin, **sound_origins, **plan.origins})
             ranks, parameters = options.gpus_per_film, model.parameters["transformer"]
@@ -196,7 +197,7 @@ def estimate_films(
                 model,
                 used,
                 dtype,
-                quant,
+                rounding,
                 len(group),
                 vae_device=second,
                 ranks=ranks,
@@ -254,12 +255,12 @@ def find_model_for(
 
 
 def _fast_sums(load: Workload) -> frozenset[int]:
-    """Return what is known of the device's fp8 products, as `engine.sums.measure_sums` finds it."""
+    """Return what is known of the device's fp8 products, as `engine.choices` finds it."""
     checkpoint = load.model.checkpoint
     if load.quant == "none" or load.device.kind != "cuda" or checkpoint is None:
         return frozenset()
     shapes = product_shapes(load.model.dit, checkpoint.native_size, load.model.stages)
-    return fast_sums(measured_sums(load.device.name), shapes)
+    return fast_sums(SUMS.on(load.device.name).known, shapes)
 
 
 def _estimate(
@@ -268,7 +269,7 @@ def _estimate(
     plan, model = load.plan, load.model
     if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, plan.texts)):
         notices = [*notices, line]
-    fingerprints, team = None, _team(options, plan, model)
+    fingerprints, team = None, load.teams
     kind = film_kind(options.output)
     after = After.of(options, plan.size, plan.fps, kind)
     notices = [*notices, team.notice] if team.notice else notices
@@ -328,10 +329,6 @@ def _estimate(
     )
 
 
-def _team(options: RenderOptions, plan: Plan, model: Model) -> Team:
-    return Team.of(options.gpus_per_film, plan.guidance, model.dit.num_attention_heads, model.name)
-
-
 def _kept(fingerprints: tuple[str, ...]) -> frozenset[int]:
     """Return the indices of chunks that the cache holds."""
     cache = Cache()
@@ -348,11 +345,7 @@ def _placed(
     except MachineError as error:
         smallest = min(plans, key=lambda plan: plan.device_bytes)
         return smallest, [*notices, f"a render would end with: {error.message}"]
-    if chosen.name != "none" or not options.memory_is_default:
-        notices.append(reason(chosen, plans, options, budget, load))
-    if warning := cache_warning(chosen, budget, speed):
-        notices.append(warning)
-    return chosen, notices
+    return chosen, [*notices, *notices_of(chosen, plans, options, budget, load)]
 
 
 def too_long_prompts(plan: Plan, prompts: PromptTokens, *, strict: bool) -> list[str]:

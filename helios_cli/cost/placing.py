@@ -282,6 +282,16 @@ def allocator_share(vram: int | None, total_bytes: int) -> float | None:
 # What the user reads
 
 
+def notices_of(
+    plan: MemoryPlan, plans: Plans, options: RenderOptions, budget: MemoryBudget, load: Workload
+) -> list[str]:
+    """Report a placement that the user requested or that is not the usual one, and where the disk sets the speed."""
+    placed = plan.name != "none" or not options.memory_is_default
+    said = [reason(plan, plans, options, budget, load)] if placed else []
+    warning = cache_warning(plan, budget, speed_of(load))
+    return [*said, warning] if warning else said
+
+
 def reason(plan: MemoryPlan, plans: Plans, options: RenderOptions, budget: MemoryBudget, load: Workload) -> str:
     """Say which placement is taken, and why."""
     layers, placement = load.model.dit.num_layers, plan.placement

@@ -90,38 +90,60 @@ class MeasuredSpeed:
         return self.device, self.dtype, self.parameters
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """The content of the file; what is missing, damaged or of another version is left out: it can be made again."""
+
+    speeds: dict[tuple[str, str, int], MeasuredSpeed]
+    bandwidths: dict[str, dict[str, float]]
+    after: dict[str, float]
+
+    @classmethod
+    def read(cls) -> _Stored:
+        try:
+            stored = json.loads(speeds_file().read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            stored = None
+        if not isinstance(stored, dict) or stored.get("version") != VERSION:
+            stored = {}
+        entries, devices, after = (stored.get(key) for key in ("speeds", "bandwidths", "after"))
+        speeds = [speed for entry in entries if (speed := _speed(entry))] if isinstance(entries, list) else []
+        bandwidths = {
+            device: {key: rates[key] for key in BANDWIDTHS if _is_positive(rates.get(key))}
+            for device, rates in (devices.items() if isinstance(devices, dict) else ())
+            if isinstance(rates, dict)
+        }
+        rates = after.items() if isinstance(after, dict) else ()
+        behind = {key: rate for key, rate in rates if _is_positive(rate)}
+        return cls({speed.key: speed for speed in speeds}, bandwidths, behind)
+
+    def write(self) -> None:
+        speeds = [
+            {name: value for name, value in asdict(speed).items() if value is not None}
+            for speed in self.speeds.values()
+        ]
+        after = dict(list(self.after.items())[-MOST_AFTER:])
+        content = {"version": VERSION, "speeds": speeds, "bandwidths": self.bandwidths, "after": after}
+        with replacing(speeds_file()) as new:
+            new.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
 def speeds_file() -> Path:
     return machine.home() / "speeds.json"
 
 
-def read_speeds(path: Path | None = None) -> list[MeasuredSpeed]:
-    """Read the speeds; none if the file is missing, damaged or of another version: it can be made again."""
-    stored = _read(path or speeds_file()).get("speeds")
-    return [speed for entry in stored if (speed := _speed(entry)) is not None] if isinstance(stored, list) else []
+def read_speeds() -> list[MeasuredSpeed]:
+    return list(_Stored.read().speeds.values())
 
 
-def read_bandwidths(path: Path | None = None) -> dict[str, dict[str, float]]:
+def read_bandwidths() -> dict[str, dict[str, float]]:
     """Read the bandwidths by device."""
-    stored = _read(path or speeds_file()).get("bandwidths")
-    return {
-        device: {key: rates[key] for key in BANDWIDTHS if _is_positive(rates.get(key))}
-        for device, rates in (stored.items() if isinstance(stored, dict) else ())
-        if isinstance(rates, dict)
-    }
+    return _Stored.read().bandwidths
 
 
-def read_after(path: Path | None = None) -> dict[str, float]:
+def read_after() -> dict[str, float]:
     """Read the rendered pixels a second of what came behind films, by `After.key`."""
-    stored = _read(path or speeds_file()).get("after")
-    return {key: rate for key, rate in stored.items() if _is_positive(rate)} if isinstance(stored, dict) else {}
-
-
-def _read(path: Path) -> dict:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return stored if isinstance(stored, dict) and stored.get("version") == VERSION else {}
+    return _Stored.read().after
 
 
 def _speed(entry: object) -> MeasuredSpeed | None:
@@ -140,9 +162,9 @@ def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
-def find_speed(device: str, dtype: str, parameters: int, path: Path | None = None) -> MeasuredSpeed | None:
+def find_speed(device: str, dtype: str, parameters: int) -> MeasuredSpeed | None:
     """Return the speed with the model nearest in size to `parameters`; None if each is more than NEAR times off."""
-    speeds = [speed for speed in read_speeds(path) if (speed.device, speed.dtype) == (device, dtype)]
+    speeds = [speed for speed in read_speeds() if (speed.device, speed.dtype) == (device, dtype)]
     near = (speed for speed in speeds if is_near(speed.parameters, parameters))
     return min(near, key=lambda speed: _ratio(speed.parameters, parameters), default=None)
 
@@ -156,50 +178,35 @@ def _ratio(a: int, b: int) -> float:
     return max(a, b) / min(a, b)
 
 
-def record_speed(speed: MeasuredSpeed, path: Path | None = None) -> None:
+def record_speed(speed: MeasuredSpeed) -> None:
     """Store `speed` for its device, dtype and size; rates that it leaves out stay as they were."""
     given = {name: value for name, value in asdict(speed).items() if value is not None}
-    with _changing(path or speeds_file()) as stored:
+    with _changing() as stored:
         stored.speeds[speed.key] = replace(stored.speeds.get(speed.key, speed), **given)
 
 
-def record_bandwidths(device: str, rates: Mapping[str, float], path: Path | None = None) -> None:
+def record_bandwidths(device: str, rates: Mapping[str, float]) -> None:
     """Store bytes a second for `device`; those that are left out stay as they were."""
-    with _changing(path or speeds_file()) as stored:
+    with _changing() as stored:
         stored.bandwidths[device] = {**stored.bandwidths.get(device, {}), **rates}
 
 
-def record_after(key: str, rate: float, path: Path | None = None) -> None:
+def record_after(key: str, rate: float) -> None:
     """Store the rendered pixels a second of what came behind a film."""
-    with _changing(path or speeds_file()) as stored:
+    with _changing() as stored:
         stored.after.pop(key, None)
         stored.after[key] = rate
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """The content of the file."""
-
-    speeds: dict[tuple[str, str, int], MeasuredSpeed]
-    bandwidths: dict[str, dict[str, float]]
-    after: dict[str, float]
-
-
 @contextlib.contextmanager
-def _changing(path: Path) -> Iterator[_Stored]:
+def _changing() -> Iterator[_Stored]:
     """Yield the file's content, to be changed in place, and write it; other processes wait for their turn."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with turns(path.parent):
-        stored = _Stored({speed.key: speed for speed in read_speeds(path)}, read_bandwidths(path), read_after(path))
+    folder = speeds_file().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with turns(folder):
+        stored = _Stored.read()
         yield stored
-        entries = [
-            {name: value for name, value in asdict(speed).items() if value is not None}
-            for speed in stored.speeds.values()
-        ]
-        after = dict(list(stored.after.items())[-MOST_AFTER:])
-        content = {"version": VERSION, "speeds": entries, "bandwidths": stored.bandwidths, "after": after}
-        with replacing(path) as new:
-            new.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        stored.write()
 
 
 # How long a film takes

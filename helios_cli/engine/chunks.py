@@ -18,6 +18,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from helios_cli.device import dtype_name
 from helios_cli.engine.after import completed
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.conditioning import start_from_clip, start_from_picture
@@ -198,7 +199,9 @@ class _ChunkLoop:
         """Continue an interrupted run, if the film has a journal."""
         if self.fingerprints_of is None:
             return Resumed()
-        wanted = Wanted(self.plan.chunks, self.fingerprints, self._settings())
+        models = self.models
+        settings = in_words(self.plan, models.name, str(models.device), dtype_name(models.dtype))
+        wanted = Wanted(self.plan.chunks, self.fingerprints, settings)
         resumed = self.writer.resume(wanted, self.cache)
         if resumed.state is not None:
             state = State.from_bytes(resumed.state)
@@ -400,15 +403,12 @@ class _ChunkLoop:
             self._text_context(chunk),
             self.negative,
             self.generator,
-            amplify=self._amplify(),
+            amplify=self.models.checkpoint.preset.amplify_first_chunk and self.chunks_in_segment == 0,
             before_call=self.writer.check,  # a full disk costs a model call, not a chunk
         )
         self.history.remember(latents, reanchor=self.reanchor and self.chunks_in_segment == 1)
         self.chunks_in_segment += 1
         return latents, torch.isfinite(latents).all()
-
-    def _amplify(self) -> bool:
-        return self.models.checkpoint.preset.amplify_first_chunk and self.chunks_in_segment == 0
 
     def _text_context(self, chunk: Chunk) -> TextContext:
         """Return keys and values of the chunk's prompts, computed again only where the prompts change."""
@@ -438,9 +438,9 @@ class _ChunkLoop:
                 self.writer.write(pictures.numpy())
 
     def _not_finite(self, what: str, chunk: Chunk) -> PictureError:
-        dtype = str(self.models.dtype).removeprefix("torch.")
+        where, dtype = f"chunk {chunk.index + 1}", dtype_name(self.models.dtype)
         return PictureError(
-            f"the {what} of chunk {chunk.index + 1} are not finite numbers (computed in {dtype})",
+            f"the {what} of {where} are not finite numbers (computed in {dtype})",
             hint="try --dtype bfloat16 or float32; if that fails too, check the weights with `helios models verify`",
         )
 
@@ -461,7 +461,7 @@ class _ChunkLoop:
             output=str(self.writer.target.path),
             model=models.name,
             device=str(models.device),
-            dtype=str(models.dtype).removeprefix("torch."),
+            dtype=dtype_name(models.dtype),
             width=plan.size[0],
             height=plan.size[1],
             fps=plan.fps,
@@ -473,10 +473,6 @@ class _ChunkLoop:
             else None,
             preview=self.preview.file.name if self.preview else None,
         )
-
-    def _settings(self) -> dict[str, str]:
-        models = self.models
-        return in_words(self.plan, models.name, str(models.device), str(models.dtype).removeprefix("torch."))
 
     def _reused(self, chunks_so_far: int, source: str, count: int) -> ChunksReused:
         first = chunks_so_far - count

@@ -10,25 +10,20 @@ import functools
 import hashlib
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import helios_kernels
 from helios_cli import __version__, machine
-from helios_cli.architecture import DiTConfig, VAEConfig
-from helios_cli.cost.vae import PAST, decoder_levels
 from helios_cli.errors import MachineError
-from helios_cli.model.attention import Choice, attention, auto_rule
-from helios_cli.model.backends import Measurements, first_line
-from helios_cli.model.convolution import Convolutions
+from helios_cli.model.backends import first_line
 from helios_cli.model.dit import Call, HeliosDiT, Modulation, TextContext
 from helios_cli.model.fp8 import Fp8, product
-from helios_cli.units import FRAMES_PER_LATENT, GRAPHS, LATENTS_PER_CHUNK, PROMPT_KEYS
+from helios_cli.units import GRAPHS
 from helios_cli.versions import version_of
 from helios_cli.weights.fp8 import FP8_CAPABILITY
 from helios_kernels import trial, tuning
@@ -108,14 +103,6 @@ class FirstUse:
 # Graphs
 
 
-class Recorder(Protocol):
-    """`CudaRecorder`."""
-
-    def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]: ...
-
-    def forget(self) -> None: ...
-
-
 class CudaRecorder:
     """Records work as CUDA graphs that share one memory pool, so only one may run at a time."""
 
@@ -148,7 +135,7 @@ class CallGraphs:
     `problem` is the reason why nothing more is recorded, or None.
     """
 
-    def __init__(self, record: Recorder) -> None:
+    def __init__(self, record: CudaRecorder) -> None:
         self.record = record
         self.problem: str | None = None
         self.problem_reported = False
@@ -240,92 +227,6 @@ def _call(tensors: dict[str, Tensor]) -> Call:
         tensors["rope"],
         TextContext(tensors["keys"], tensors["values"], tensors.get("bias")),
     )
-
-
-# Attention
-
-
-def attention_memory(device: torch.device) -> Measurements | None:
-    """Return what `auto` has measured on a GPU; None for other devices, where it measures nothing."""
-    if device.type != "cuda":
-        return None
-    return Measurements(machine.home() / machine.ATTENTION, machine.attention_key(torch.cuda.get_device_name(device)))
-
-
-def convolution_memory(device: torch.device) -> Measurements | None:
-    """Return what was measured of the VAE's convolutions on a GPU; None for other devices."""
-    if device.type != "cuda":
-        return None
-    key = machine.convolutions_key(torch.cuda.get_device_name(device))
-    return Measurements(machine.home() / machine.CONVOLUTIONS, key)
-
-
-def attention_facts(device: torch.device) -> dict:
-    """Return what --attention auto chooses on `device`, why, and what was measured there."""
-    rule = auto_rule(device)
-    memory = attention_memory(device)
-    known = memory.known if memory else {}
-    return {
-        "auto": rule.name,
-        "reason": rule.reason,
-        "measured": {shape: asdict(measured) for shape, measured in sorted(known.items())},
-        "pytorch": list(machine.attention_backends(device)),
-    }
-
-
-@torch.no_grad()
-def measure_attention(
-    choice: Choice,
-    config: DiTConfig,
-    grids: Sequence[tuple[int, int]],
-    dtype: torch.dtype,
-    device: torch.device,
-    team: int = 1,
-    in_8_bits: Choice | None = None,
-) -> None:
-    """Time the attention shapes of a film that `choice` (`auto`) has not timed yet, and those of self-attention
-    `in_8_bits`; `grids` are coarsest first.
-
-    The choice is thus made before the film begins, and can enter its fingerprints
-    (`cost.arithmetic.attention_shapes`). With a `team` of ranks each has a share of the heads in self-attention, and of
-    the rows in cross-attention (`model.sharded`).
-    """
-    with torch.device("meta"):
-        dit = HeliosDiT(config)
-    heads, size = config.num_attention_heads, config.attention_head_dim
-    for grid in grids:
-        rows, noisy = len(dit.rope(grids[-1], grid)), LATENTS_PER_CHUNK * grid[0] * grid[1]
-        together = torch.randn(1, rows, 3, heads // team, size, device=device, dtype=dtype)
-        q, k, v = together.unbind(2)  # slices of one product, or of what ranks exchange
-        x = q.contiguous()
-        if team == 1 and not helios_kernels.runs(x, "qk_norm_rope"):
-            q, k, v = x, x, x
-        if team == 1 and config.is_amplify_history:
-            k = x  # amplified keys are a separate tensor
-        for one in filter(None, (choice, in_8_bits)):
-            attention(q, k, v, None, one)
-            attention(x[:, -noisy:], x, x, None, one)  # the last block computes its queries separately
-        asking = noisy if config.guidance_cross_attn else rows
-        for own in sorted({-(-asking // team), asking // team}, reverse=True):
-            queries = torch.randn(1, own, heads, size, device=device, dtype=dtype)
-            for keys in PROMPT_KEYS:
-                prompt = torch.randn(1, keys, heads, size, device=device, dtype=dtype)
-                attention(queries, prompt, prompt, torch.zeros(keys, device=device), choice)
-            attention(queries, prompt, prompt, None, choice)  # a prompt that fills all 512
-
-
-@torch.no_grad()
-def measure_convolutions(
-    choice: Convolutions, config: VAEConfig, size: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> None:
-    """Choose for the convolutions of a film's decoder; those that were not timed yet are, on four frames.
-
-    That is before the film begins, so that the choice enters its fingerprints (`cost.arithmetic.convolution_shapes`).
-    """
-    for rows, columns, channels in decoder_levels(config, size):
-        x = torch.randn(1, PAST + FRAMES_PER_LATENT, rows, columns, channels, device=device, dtype=dtype)
-        weight = torch.randn(channels, PAST + 1, 3, 3, channels, device=device) * (27 * channels) ** -0.5
-        choice.settle(x, weight.to(dtype).movedim(-1, 1))
 
 
 # In parallel with the transformer

@@ -20,15 +20,13 @@ import torch
 from torch import Tensor
 
 from helios_cli.engine.clock import Clock
-from helios_cli.engine.events import Event, FilmDone, Notice
+from helios_cli.engine.events import Event, Notice
 from helios_cli.engine.memory import memory_errors, without_frames
 from helios_cli.engine.models import Models
 from helios_cli.engine.preview import Preview
 from helios_cli.engine.render import render
-from helios_cli.engine.script import Script
 from helios_cli.engine.session import Session
 from helios_cli.errors import HeliosError
-from helios_cli.film.after import After
 from helios_cli.film.jobs import Job
 from helios_cli.model.dit import Call
 from helios_cli.recipe.film import Film
@@ -68,7 +66,7 @@ class Lane(Session):
     `film` renders with it, in a thread that works only between `turn` and its next step.
     """
 
-    overlaps = False
+    overlaps = keeps_speed = False  # lanes share the time
 
     def __init__(self, session: Session, film: Callable[[Session], Iterator[Event]]) -> None:
         super().__init__(is_stopped=session.is_stopped)
@@ -109,16 +107,6 @@ class Lane(Session):
     def clock(self) -> Clock:
         self._clock = super().clock()
         return self._clock
-
-    def keep_speed(
-        self,
-        script: Script,
-        options: RenderOptions,
-        done: FilmDone,
-        chunk_seconds: Sequence[float],
-        after: After | None,
-    ) -> None:
-        """Keep nothing: lanes share the time."""
 
     def turn(self, reply: object) -> Iterator[Event | Request | _End]:
         """Let the film go on with `reply`; yield its events, and then its next request or its end."""

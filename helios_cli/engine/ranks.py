@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from helios_cli import child, errors, machine
-from helios_cli.device import device_of
+from helios_cli.device import device_of, dtype_name
 from helios_cli.engine.models import Models
 from helios_cli.engine.teams import Teams, rounds_of
 from helios_cli.errors import HeliosError, MachineError
@@ -39,21 +39,6 @@ LAST_WORDS_SECONDS = 10.0
 
 Message = tuple[int, dict[str, Any] | None]
 """A rank and its answer; None at the end of its process."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankOptions:
-    """The settings with which all ranks open the model; `patience` is the longest time in seconds without an answer."""
-
-    checkpoint: str
-    loras: tuple[tuple[str, float], ...]
-    name: str
-    dtype: str
-    quant: str
-    attention: str
-    threads: int
-    piece_elements: int | None
-    patience: float
 
 
 class _Process:
@@ -126,7 +111,7 @@ def _kept(call: Call) -> tuple[Tensor, ...]:
 
 def _kind(x: Tensor) -> list:
     """Return the shape and the type of a tensor that is to be received."""
-    return [list(x.shape), str(x.dtype).removeprefix("torch.")]
+    return [list(x.shape), dtype_name(x.dtype)]
 
 
 class Ranks:
@@ -134,11 +119,23 @@ class Ranks:
 
     Args:
         devices: of all ranks, this one's first (`engine.teams.devices_of`).
-        options: how they open the model.
+        models: what they open the model as.
+        patience: the longest time in seconds without an answer.
     """
 
-    def __init__(self, devices: Sequence[torch.device], options: RankOptions) -> None:
-        self.devices, self.count, self._options = devices, len(devices), options
+    def __init__(self, devices: Sequence[torch.device], models: Models, patience: float) -> None:
+        self.devices, self.count, self._patience = devices, len(devices), patience
+        self._how = {
+            "checkpoint": str(models.checkpoint.path),
+            "loras": [(str(adapter.path), adapter.weight) for adapter in models.checkpoint.adapters],
+            "name": models.name,
+            "dtype": dtype_name(models.dtype),
+            "quant": models.quant,
+            "attention": models.attention,
+            "threads": models.threads,
+            "piece_elements": models.piece_elements,
+            "patience": patience,
+        }
         self.share: float | None = None
         """The share of each GPU's memory that its rank may take (`--vram`)."""
         self._placement: Placement | None = None
@@ -207,8 +204,8 @@ class Ranks:
                         for call in calls
                     ],
                     "rounds": [[turn.teams, turn.calls] for turn in rounds],
-                    "attention": dict(models.attention_taken),
-                    "fast_sums": sorted(models.fast_sums),
+                    "attention": dict(models.choices.attention_taken),
+                    "fast_sums": sorted(models.choices.fast_sums),
                 }
             )
             flows = teams.make(models, calls, rounds)
@@ -283,7 +280,7 @@ class Ranks:
 
     def _question(self, rank: int, device: torch.device) -> dict[str, Any]:
         place = {"rank": rank, "count": self.count, "device": str(device), "folder": self._folder.name}
-        return {**asdict(self._options), **place}
+        return {**self._how, **place}
 
     def _send_place(self) -> None:
         placement = self._placement or Placement()
@@ -303,9 +300,7 @@ class Ranks:
                 if hello := answer.get("hello"):
                     hellos += 1
                     self._require_alike(rank, hello, here)
-            self._teams = Teams(
-                Path(self._folder.name), 0, self.count, self.devices[0], self._options.patience, self._finish
-            )
+            self._teams = Teams(Path(self._folder.name), 0, self.count, self.devices[0], self._patience, self._finish)
         return self._teams
 
     def _require_alike(self, rank: int, hello: dict[str, str], here: str) -> None:
@@ -333,7 +328,7 @@ class Ranks:
 
     def _wait_for(self, is_done: Callable[[], bool]) -> None:
         """Wait so that Ctrl-C and the loss of a rank are seen at once."""
-        end, pause = time.monotonic() + self._options.patience, 0.0
+        end, pause = time.monotonic() + self._patience, 0.0
         while not is_done():
             with contextlib.suppress(Empty):
                 self._next_answer(0)
@@ -346,7 +341,7 @@ class Ranks:
         """Return the next answer, and note what is done. Raises the error of a rank that failed or is gone; Empty when
         `seconds` have passed, an error after those that a rank may be silent for."""
         try:
-            wait = self._options.patience if seconds is None else seconds
+            wait = self._patience if seconds is None else seconds
             rank, answer = self._inbox.get(timeout=wait) if wait else self._inbox.get_nowait()
         except Empty:
             if seconds is not None:
@@ -376,7 +371,7 @@ class Ranks:
 
     def _silent(self) -> HeliosError:
         names = " and ".join(self._called(process) for process in self._processes if process.done < self._sent)
-        return MachineError(f"{names} did not answer for {format_seconds(self._options.patience)}", hint=SAFE)
+        return MachineError(f"{names} did not answer for {format_seconds(self._patience)}", hint=SAFE)
 
     @contextlib.contextmanager
     def _commanding(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from helios_cli.engine.memory import memory_errors, without_frames
 from helios_cli.engine.models import Models
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.session import Session
-from helios_cli.errors import HeliosError, InputError, OutOfMemory, ReaderGone
+from helios_cli.errors import InputError, OutOfMemory, ReaderGone
 from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.encoding import PieceWriter
@@ -59,10 +59,8 @@ def render(
         if script is None:
             script = Planned(session.plan(film, options), film)
         session.place([script.plan], options, prompts_come=not isinstance(script, Planned))
-    except HeliosError:
-        yield from session.notices()  # they may explain it
-        raise
-    yield from session.notices()
+    finally:
+        yield from session.notices()  # they may explain an error
     if options.strict:
         _require_whole_prompts(script.plan, session.models)
     if options.is_stream:  # which cannot begin again where memory runs out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from functools import partial
 
 import torch
 
@@ -12,7 +11,6 @@ from helios_cli.engine.events import Event
 from helios_cli.engine.render import chunks_into, deeper
 from helios_cli.engine.script import Planned
 from helios_cli.engine.session import Session
-from helios_cli.errors import HeliosError
 from helios_cli.film.cache import Cache
 from helios_cli.film.growing import GrowingFilm, growing_film
 from helios_cli.film.parts import ChunkStore, PartsWriter
@@ -52,22 +50,11 @@ def render_segment(
     """
     try:
         session.place([plan], options)
-    except HeliosError:
-        yield from session.notices()  # they may explain it
-        raise
-    yield from session.notices()
-    yield from deeper(
-        session, plan, options, partial(_render_placed, plan, options, session, target, store, fingerprints)
-    )
+    finally:
+        yield from session.notices()  # they may explain an error
 
+    def attempt() -> Iterator[Event]:
+        writer, cache = parts_writer(plan, target, options, store), Cache() if options.cache else None
+        yield from chunks_into(writer, Planned(plan), options, session, fingerprints, cache)
 
-def _render_placed(
-    plan: Plan,
-    options: RenderOptions,
-    session: Session,
-    target: Target,
-    store: ChunkStore,
-    fingerprints: FingerprintsOf,
-) -> Iterator[Event]:
-    writer, cache = parts_writer(plan, target, options, store), Cache() if options.cache else None
-    yield from chunks_into(writer, Planned(plan), options, session, fingerprints, cache)
+    yield from deeper(session, plan, options, attempt)

@@ -20,23 +20,21 @@ from helios_cli.cost.placing import (
     allocator_share,
     budget_notices,
     budget_of,
-    cache_warning,
     choose_deeper,
+    notices_of,
     plan_placement,
-    reason,
-    speed_of,
 )
 from helios_cli.cost.speeds import keep_after, keep_speed
 from helios_cli.cost.vae import piece_elements_on
 from helios_cli.cost.workload import Workload
-from helios_cli.device import Device, device_of, is_gpu_of_rank, pick_device, pick_vae_device, torch_dtype
+from helios_cli.device import Device, device_of, dtype_name, is_gpu_of_rank, pick_device, pick_vae_device, torch_dtype
 from helios_cli.engine import arithmetic, trial
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone, Notice
 from helios_cli.engine.gpu import require_quant
 from helios_cli.engine.models import Models
 from helios_cli.engine.preview import Preview
-from helios_cli.engine.ranks import RankOptions, Ranks
+from helios_cli.engine.ranks import Ranks
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.teams import devices_of
 from helios_cli.errors import Interrupted, MachineError
@@ -53,14 +51,19 @@ from helios_cli.units import counted
 from helios_cli.weights import hub
 from helios_cli.weights.adapters import fold
 from helios_cli.weights.checkpoint import Checkpoint, weights_identity
-from helios_cli.weights.fp8 import Quant, dtype_with
-from helios_cli.weights.low_bit import kind_of
+from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.placement import RESIDENT
 from helios_cli.weights.preview import PreviewFile
 from helios_cli.weights.vocabulary import introduction
 
 if TYPE_CHECKING:
     from helios_cli.model.dit import Call
+
+LOADED_BY = (
+    *("revision", "device", "vae_device", "dtype", "vram", "speed", "quant", "attention"),
+    *("gpus_per_film", "worker_timeout"),
+)
+"""The fields of `RenderOptions`, apart from LoRA files and `attention_taken`, for which a model is opened anew."""
 
 Writer = TypeVar("Writer", FilmWriter, StreamWriter)
 
@@ -80,9 +83,11 @@ class Session:
 
     Attributes:
         overlaps: whether a chunk is decoded while the next one is denoised; None leaves it to device and placement.
+        keeps_speed: whether the speed of its films says something about this machine.
     """
 
     overlaps: bool | None = None
+    keeps_speed = True
 
     def __init__(
         self,
@@ -137,17 +142,7 @@ class Session:
     def open(self, name: str, options: RenderOptions) -> Iterator[Notice]:
         """Open the model called `name`, as `load` does."""
         taken = tuple(sorted(options.attention_taken.items()))
-        wanted: tuple[object, ...] = name, options.revision, options.device, options.vae_device, options.dtype
-        wanted = (*wanted, options.lora or (), options.vram)
-        wanted = (
-            *wanted,
-            options.speed,
-            options.quant,
-            options.attention,
-            taken,
-            options.gpus_per_film,
-            options.worker_timeout,
-        )
+        wanted = (name, options.lora or (), taken, *(getattr(options, key) for key in LOADED_BY))
         if self._models is None or wanted != self._loaded:
             self.close()  # one model in memory at a time
             yield from self._open(name, options)
@@ -168,7 +163,7 @@ class Session:
         dtype = torch_dtype(dtype_with(quant, options.dtype), device)
         if name == DEFAULT_MODEL:
             second = device_of(vae_device) if vae_device != device else None
-            name, line = auto_model(device_of(device), _name_of(dtype), options, second)
+            name, line = auto_model(device_of(device), dtype_name(dtype), options, second)
             yield Notice(line)
         if shadow := hub.shadow_of(name):
             yield Notice(shadow)
@@ -177,13 +172,12 @@ class Session:
         checkpoint, lines = fold(Checkpoint.open(folder), files)
         for line in lines:
             yield Notice(line)
-        if options.quant is None and kind_of(checkpoint.component("transformer").dtypes):
+        if options.quant is None and checkpoint.low_bit:
             quant = "none"  # its weights are rounded already
         for line in trial.settle(device):
             yield Notice(line)
         threads = machine.cpu_threads(checkpoint.component("transformer").parameters)
         threads = max(1, threads // options.gpus_per_film)  # ranks on a CPU share its cores
-        pieces = piece_elements_on(device_of(vae_device), options.vram)
         models = Models(
             checkpoint,
             device,
@@ -193,10 +187,11 @@ class Session:
             quant=quant,
             attention=options.attention,
             attention_wanted=options.attention_taken,
-            piece_elements=pieces,
+            piece_elements=piece_elements_on(device_of(vae_device), options.vram),
             threads=threads,
-            ranks=_ranks(checkpoint, name, ranks, dtype, quant, threads, pieces, options) if len(ranks) > 1 else None,
         )
+        if len(ranks) > 1:
+            models.ranks = Ranks(ranks, models, options.worker_timeout)
         for line in arithmetic.settle(models):
             yield Notice(line)
         self._models = models
@@ -242,23 +237,24 @@ class Session:
         """Return what decides the pixels of films of this size and guidance, measured where it has to be."""
         models = self.models
         team = models.team(guidance)
-        models.settle(size, team.size)
-        dtype = _name_of(models.dtype)
+        choices = models.choices
+        choices.settle(size, team.size)
+        dtype = dtype_name(models.dtype)
         shapes = attention_shapes(models.dit_config, size, models.scheduler.stages, dtype, team.size, models.quant)
-        taken = {shape: models.attention_taken[shape] for shape in shapes if shape in models.attention_taken}
+        taken = {shape: name for shape in shapes if (name := choices.attention_taken.get(shape))}
         rounding = arithmetic_of(
             device_of(models.device),
             dtype,
             taken,
             quant=models.quant,
             attention=models.attention,
-            fast_sums=models.fast_sums,
+            fast_sums=choices.fast_sums,
             vae_device=self._vae_device(),
             team=team.size,
             decoders=models.decoders(size, guidance),
             piece_elements=models.piece_elements,
-            convolutions=models.convolutions.taken,
-            latents=_name_of(models.latent_dtype),
+            convolutions=choices.convolutions.taken,
+            latents=dtype_name(models.latent_dtype),
         )
         return Identity(weights_identity(models.checkpoint), rounding, taken)
 
@@ -292,10 +288,8 @@ class Session:
             roomier = plan_memory(load, budget, replace(mode.placement, text_beside=True))
             mode = roomier if roomier.fits else mode
         models.place(mode.placement)
-        if mode.name != "none" or not options.memory_is_default:
-            self.note(reason(mode, modes, options, budget, load))
-        if warning := cache_warning(mode, budget, speed_of(load)):
-            self.note(warning)
+        for notice in notices_of(mode, modes, options, budget, load):
+            self.note(notice)
 
     def place_deeper(self, plans: Sequence[Plan], options: RenderOptions) -> bool:
         """After memory ran out, place the model in less of it. False if there is no way, or the user chose this one."""
@@ -316,7 +310,7 @@ class Session:
         preview = self.preview(options)
         models = self.models
         model = model_of(models.name, models.checkpoint)
-        device, dtype = device_of(models.device), _name_of(models.dtype)
+        device, dtype = device_of(models.device), dtype_name(models.dtype)
         lanes, other = len(plans), self._vae_device()
         ranks = 1 if models.ranks is None else models.ranks.count
         joins = is_gpu_of_rank(str(models.vae_device), str(models.device), ranks)
@@ -395,6 +389,8 @@ class Session:
         about this machine.
 
         A preview does not: the VAE's speed is remembered."""
+        if not self.keeps_speed:
+            return
         if after is not None:
             keep_after(after, script.plan.num_frames, done.phases["after"])
         models = self.models
@@ -414,31 +410,3 @@ class Session:
             hint = "the same command begins the stream again, with the chunks that are kept"
             return Interrupted(what, hint=hint)
         return Interrupted(what, hint="run the same command again to continue from there")
-
-
-def _ranks(
-    checkpoint: Checkpoint,
-    name: str,
-    devices: Sequence[torch.device],
-    dtype: torch.dtype,
-    quant: Quant,
-    threads: int,
-    pieces: int,
-    options: RenderOptions,
-) -> Ranks:
-    asked = RankOptions(
-        checkpoint=str(checkpoint.path),
-        loras=tuple((str(adapter.path), adapter.weight) for adapter in checkpoint.adapters),
-        name=name,
-        dtype=_name_of(dtype),
-        quant=quant,
-        attention=options.attention,
-        threads=threads,
-        piece_elements=pieces,
-        patience=options.worker_timeout,
-    )
-    return Ranks(devices, asked)
-
-
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

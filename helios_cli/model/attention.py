@@ -19,8 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import helios_kernels as kernels
 from helios_cli.errors import MachineError
+from helios_cli.measured import Measured, Measurements
 from helios_cli.model import backends
-from helios_cli.model.backends import AUTO, Measured, Measurements
+from helios_cli.model.backends import AUTO
 from helios_cli.model.ops import linear, onednn_runs, product_dtype, right_dtype
 from helios_cli.units import IN_8_BITS
 from helios_kernels.timing import gpu_seconds
@@ -192,7 +193,7 @@ class Choice:
         self, name: str = AUTO, memory: Measurements | None = None, wanted: Mapping[str, str] | None = None
     ) -> None:
         self.name = name
-        self.memory = memory or Measurements(None, "")
+        self.memory = memory or Measurements()
         self.wanted = wanted or {}
         self.taken: dict[str, str] = {}
         """The choices of `auto` on a GPU, by shape."""

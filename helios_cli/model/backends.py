@@ -1,26 +1,16 @@
-"""Measurements of attention: on a GPU, `auto` takes what was fastest there.
-
-With `auto` each new shape is timed once on a GPU, over every attention that runs and agrees with the others, and the
-winner is remembered in a file, by device, versions and shape:
-
-    {"version": 1, "devices": {"NVIDIA H200, torch 2.13.0, triton 3.7.1": {
-        "16384x16384 40x128 bfloat16": {"name": "cudnn", "ms": {"cudnn": 3.1, "flash": 3.6}, "refused": {}}}}}
-"""
+"""Compares what could compute one thing: attention, and the convolutions that are chosen likewise."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from helios_cli.errors import InputError, MachineError
+from helios_cli.measured import Measured
 from helios_cli.units import counted_rows
-from helios_kernels import devices
 
 AUTO = "auto"
 
@@ -31,61 +21,6 @@ AGREES_IN_8_BITS = 0.1
 """The same for attention with 8-bit products, whose rounding alone makes up to 5 %."""
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The timing of one shape: the winner, milliseconds of those that ran, why others were refused, and the distances
-    from the first one."""
-
-    name: str
-    ms: dict[str, float]
-    refused: dict[str, str]
-    apart: dict[str, float] = field(default_factory=dict)
-
-    def covers(self, names: Iterable[str]) -> bool:
-        """Return whether all of `names` were tried."""
-        return all(name in self.ms or name in self.refused for name in names)
-
-    def fastest(self, names: Iterable[str]) -> str:
-        """Return the fastest of `names`, which leave out kernels that are switched off; "sdpa" if none of them runs."""
-        return min((name for name in names if name in self.ms), key=lambda name: self.ms[name], default="sdpa")
-
-
-class Measurements:
-    """The measurements of one device, in a file. A damaged file, or one of another version, counts as empty."""
-
-    def __init__(self, file: Path | None, device: str) -> None:
-        self.file, self.device = file, device
-        self.known = {} if file is None else read_choices(file, device)
-
-    def keep(self, shape: str, measured: Measured) -> None:
-        self.known[shape] = measured
-        if self.file is None:
-            return
-        try:
-            devices.change(self.device, self.file, lambda known: _with(known, shape, measured))
-        except OSError:  # a home that cannot be written: measured again next time
-            self.file = None
-
-
-def read_choices(file: Path, device: str) -> dict[str, Measured]:
-    """Return the measurements of a device by shape."""
-    return _choices(devices.read(file).get(device))
-
-
-def _choices(entry: Any) -> dict[str, Measured]:
-    try:
-        return {
-            shape: Measured(str(one["name"]), dict(one["ms"]), dict(one["refused"]), dict(one.get("apart", {})))
-            for shape, one in entry.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _with(entry: Any, shape: str, measured: Measured) -> dict:
-    return {key: vars(one) for key, one in (_choices(entry) | {shape: measured}).items()}
 
 
 def shape_key(q_BQND: Tensor, k_BKND: Tensor, bias_K: Tensor | None) -> str:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import helios_kernels as kernels
+from helios_cli.measured import Measurements
 from helios_cli.model import backends
-from helios_cli.model.backends import Measurements
 from helios_cli.model.channel_norm import working_dtype
 from helios_cli.model.ops import onednn_runs, product_dtype
 from helios_kernels.timing import gpu_seconds
@@ -144,7 +144,7 @@ class Convolutions:
     """
 
     def __init__(self, memory: Measurements | None = None) -> None:
-        self.memory = memory or Measurements(None, "")
+        self.memory = memory or Measurements()
         self.taken: dict[str, str] = {}
         """The choices by shape, where there was one."""
 
@@ -164,7 +164,7 @@ class Convolutions:
             seconds = functools.partial(gpu_seconds, budget=SECONDS_PER_CANDIDATE)
             known = backends.measure(RUN, x_BTHWC, weight, weight, None, seconds)
             self.memory.keep(key, known)
-        self.taken[key] = min((name for name in RUN if name in known.ms), key=known.ms.__getitem__, default=CUDNN)
+        self.taken[key] = known.fastest(RUN, default=CUDNN)
 
 
 def key_of(x_BTHWC: Tensor) -> str:

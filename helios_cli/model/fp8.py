@@ -2,8 +2,8 @@
 
 Both factors are e4m3, 3 bits of mantissa, with a float32 scale for every row of the activation and every row of the
 weight; the result has the type of the bias. Sums are float32, except for lengths for which this GPU is faster with
-fewer bits and nearly as exact (`engine.sums`). The same call does it on a CPU, slower than bfloat16 there, so that what
-fp8 does to a film can be seen anywhere.
+fewer bits and nearly as exact (`engine.choices`). The same call does it on a CPU, slower than bfloat16 there, so that
+what fp8 does to a film can be seen anywhere.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from helios_cli.engine.models import Models
+from helios_cli.engine.parts import Part
 from helios_cli.weights.checkpoint import Checkpoint
 
 
@@ -37,20 +38,17 @@ class InMemoryModels(Models):
         self._loaded.pop(name, None)
         self._dit, self._vae = None, None  # the engine's own handles; `_load` returns the other components again
 
-    def _load(
-        self, name: str, build: Callable[[], nn.Module], dtype: torch.dtype, fp32_islands: frozenset[str]
-    ) -> nn.Module:
+    def _load(self, part: Part) -> nn.Module:
+        name = part.name
         if name in self._loaded:
             return self._loaded[name]
         if name not in self._states:
-            module = super()._load(name, build, dtype, fp32_islands)
+            module = super()._load(part)
         else:
-            with torch.device("meta"):
-                module = build()
-            copies = {}
-            for key, value in self._states[name].items():
-                kept = torch.float32 if not fp32_islands.isdisjoint(key.split(".")) else dtype
-                copies[key] = value.detach().to(self.device, kept, copy=True)
+            module, state = part.on_meta(), self._states[name]
+            copies = {
+                key: value.detach().to(self.device, part.dtype_of(key), copy=True) for key, value in state.items()
+            }
             module.load_state_dict(copies, assign=True)
             module.eval().requires_grad_(False)
         self._loaded[name] = module

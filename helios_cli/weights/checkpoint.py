@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helios_cli.architecture import MAX_STAGES, ModelDefaults
-from helios_cli.errors import CheckpointError
+from helios_cli.errors import CheckpointError, MachineError
 from helios_cli.weights.client import COMMIT
 from helios_cli.weights.files import (
     INDEX_SUFFIX,
@@ -30,7 +30,7 @@ from helios_cli.weights.files import (
     weight_files,
 )
 from helios_cli.weights.fit import Architecture, read_architecture
-from helios_cli.weights.fp8 import is_scale
+from helios_cli.weights.fp8 import Quant, is_scale
 from helios_cli.weights.low_bit import kind_of
 from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
 
@@ -206,6 +206,16 @@ class Checkpoint:
     def low_bit(self) -> LowBit | None:
         """The kind in which the transformer's blocks are stored if that is one of few bits."""
         return kind_of(self.component("transformer").dtypes)
+
+    def require_rounded_once(self, name: str, quant: Quant) -> None:
+        """Raise MachineError for weights in few bits that `quant` or LoRA files would have rounded again."""
+        if not self.low_bit or (quant == "none" and not self.adapters):
+            return
+        what = f"--quant {quant}" if quant != "none" else "--lora"
+        raise MachineError(
+            f"{what}: the weights of {name} are stored in {self.low_bit}, and are not rounded twice",
+            hint="use a copy in bfloat16, or name it to `helios models convert`",
+        )
 
     @property
     def tokenizer(self) -> Path:

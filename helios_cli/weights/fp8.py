@@ -11,7 +11,6 @@ without a gate, and on random weights it alone makes two thirds of the error of 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from helios_cli.errors import InputError
@@ -31,21 +30,8 @@ Quant = Literal["none", "fp8", "fp8+attention"]
 FP8_CAPABILITY = (8, 9)
 """The CUDA capability of the first chips with fp8 products (Ada)."""
 
-GROWTH = 1.1
-"""Error of a product with fast sums up to which it is taken, as a share of its error with float32 sums."""
-
-
-@dataclass(frozen=True)
-class Sums:
-    """A product's milliseconds, and its distance from float32, with float32 sums and with fast ones."""
-
-    ms: tuple[float, float]
-    errors: tuple[float, float]
-
-    @property
-    def fast(self) -> bool:
-        """Return whether fast sums are worth it: faster, and their error is that of fp8 all the same."""
-        return self.ms[1] < self.ms[0] and self.errors[1] <= GROWTH * self.errors[0]
+EXACT, FAST = "float32", "fast"
+"""The sums of a product: in float32, or in the fewer bits that Hopper's tensor cores take for speed."""
 
 
 def dtype_with(quant: Quant, dtype: str) -> str:

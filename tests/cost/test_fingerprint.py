@@ -32,6 +32,7 @@ from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.models import Models
 from helios_cli.errors import InputError
 from helios_cli.film.writer import open_writer
+from helios_cli.measured import ATTENTION, CONVOLUTIONS
 from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints, film_fingerprint
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint, weights_identity
@@ -258,7 +259,7 @@ def test_the_attention_of_each_shape_counts(tmp_path, monkeypatch):
         return arithmetic_of(gpu, "bfloat16", taken, **{"quant": "none", "attention": "auto", **how}).kernels
 
     def measured(*fastest: str, key: str | None = None) -> str:
-        devices.write(key or machine.attention_key(gpu.name), times(*fastest), machine.home() / machine.ATTENTION)
+        devices.write(key or ATTENTION.key(gpu.name), times(*fastest), machine.home() / ATTENTION.file)
         return told()
 
     unknown, forced = told(), told(attention="cudnn")
@@ -268,7 +269,7 @@ def test_the_attention_of_each_shape_counts(tmp_path, monkeypatch):
     assert measured("cudnn", "cudnn") == found[1]
     assert measured("flash", "flash", key="a GPU, torch 2.0.0") == found[1]  # of other versions: says nothing here
     assert told(attention="cudnn") == forced
-    devices.write(machine.attention_key(gpu.name), {shapes[0]: {"ms": 1}}, machine.home() / machine.ATTENTION)
+    devices.write(ATTENTION.key(gpu.name), {shapes[0]: {"ms": 1}}, machine.home() / ATTENTION.file)
     assert told() == unknown
     measured("triton", "triton")
     monkeypatch.setenv("HELIOS_KERNELS", "reference")
@@ -332,11 +333,11 @@ def test_convolutions_of_the_kernel_count_where_they_were_faster(tmp_path, monke
     shapes = convolution_shapes(VAEConfig(), (640, 384), "bfloat16")
     assert shapes[-2:] == ["192x320 192 bfloat16", "384x640 96 bfloat16"]
 
-    def told(key: str = machine.convolutions_key(gpu.name), **fastest: str) -> str:
+    def told(key: str = CONVOLUTIONS.key(gpu.name), **fastest: str) -> str:
         pairs = zip(shapes[-2:], fastest.values(), strict=False)
         times = {shape: {"cudnn": 2.0, "triton": 3.0, name: 1.0} for shape, name in pairs}
         entry = {shape: {"name": "", "ms": ms, "refused": {}} for shape, ms in times.items()}
-        devices.write(key, entry, tmp_path / machine.CONVOLUTIONS)
+        devices.write(key, entry, tmp_path / CONVOLUTIONS.file)
         taken = measured_convolutions(gpu.name, shapes)
         return arithmetic_of(gpu, "bfloat16", {}, quant="none", attention="auto", convolutions=taken).kernels
 
@@ -345,7 +346,7 @@ def test_convolutions_of_the_kernel_count_where_they_were_faster(tmp_path, monke
     found = [told(a="triton", b="cudnn"), told(a="cudnn", b="triton"), told(a="triton", b="triton")]
     assert len({none, *found}) == 4
     assert told("another GPU", a="cudnn") == found[-1]
-    devices.write(machine.convolutions_key(gpu.name), {shapes[-1]: {"ms": 1}}, tmp_path / machine.CONVOLUTIONS)
+    devices.write(CONVOLUTIONS.key(gpu.name), {shapes[-1]: {"ms": 1}}, tmp_path / CONVOLUTIONS.file)
     assert measured_convolutions(gpu.name, shapes) == {}
     told(a="triton", b="triton")
     monkeypatch.setenv("HELIOS_KERNELS", "reference")

@@ -74,11 +74,15 @@ json_values = st.recursive(
 )
 
 
+def write(content: bytes) -> None:
+    speeds_file().parent.mkdir(parents=True, exist_ok=True)
+    speeds_file().write_bytes(content)
+
+
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
-def test_a_damaged_file_is_no_measurement(tmp_path_factory, data):
-    file = tmp_path_factory.mktemp("home") / "speeds.json"
-    file.write_bytes(data)
-    assert read_speeds(file) == [] and read_after(file) == {}
+def test_a_damaged_file_is_no_measurement(data):
+    write(data)
+    assert read_speeds() == [] and read_after() == {}
 
 
 def test_what_comes_behind_is_remembered_by_itself():
@@ -100,19 +104,17 @@ def test_what_comes_behind_is_remembered_by_itself():
 
 
 @pytest.mark.parametrize("rate", [0, -1, "fast", True, float("inf"), float("nan"), 10**400, None])
-def test_a_rate_that_cannot_be_is_not_used(rate, tmp_path):
-    file = tmp_path / "speeds.json"
+def test_a_rate_that_cannot_be_is_not_used(rate):
     entry = {"device": "d", "dtype": "bfloat16", "parameters": SIZE, "dit_flops": rate, "vae_flops": 1e12}
-    file.write_text(json.dumps({"version": 1, "speeds": [entry, "nonsense", {}]}))
-    assert read_speeds(file) == [MeasuredSpeed("d", "bfloat16", SIZE, vae_flops=1e12)]
+    write(json.dumps({"version": 1, "speeds": [entry, "nonsense", {}]}).encode())
+    assert read_speeds() == [MeasuredSpeed("d", "bfloat16", SIZE, vae_flops=1e12)]
 
 
 @pytest.mark.parametrize("parameters", [0, -1, 1.5, "14b", True, 10**400, None])
-def test_a_speed_of_no_size_is_not_used(parameters, tmp_path):
-    file = tmp_path / "speeds.json"
+def test_a_speed_of_no_size_is_not_used(parameters):
     entry = {"device": "d", "dtype": "bfloat16", "parameters": parameters, "dit_flops": 1e12}
-    file.write_text(json.dumps({"version": 1, "speeds": [entry]}))
-    assert read_speeds(file) == []
+    write(json.dumps({"version": 1, "speeds": [entry]}).encode())
+    assert read_speeds() == []
 
 
 def test_measured_goes_before_stated():

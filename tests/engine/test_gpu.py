@@ -20,7 +20,7 @@ from helios_cli.architecture import DiTConfig
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.arithmetic import attention_shapes
-from helios_cli.engine import gpu
+from helios_cli.engine import choices, gpu
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, FilmDone, StepDone
 from helios_cli.engine.gpu import GRAPHS, Background, CallGraphs, FirstUse, on_host, require_quant
@@ -359,9 +359,9 @@ def test_what_is_timed_before_a_film_is_what_its_fingerprints_look_at(guided, te
     """Here with tensors that hold nothing: only shapes count."""
     config = {**SPECS["14b"].transformer, "guidance_cross_attn": guided}
     timed, size, dtype = [], (640, 384), torch.bfloat16
-    monkeypatch.setattr(gpu, "attention", lambda q, k, v, bias, choice: timed.append(shape_key(q, k, bias)))
+    monkeypatch.setattr(choices, "attention", lambda q, k, v, bias, choice: timed.append(shape_key(q, k, bias)))
     grids = [grid_of(size, (1, 2, 2), halvings) for halvings in (2, 1, 0)]
-    gpu.measure_attention(Choice(), DiTConfig.from_json(config), grids, dtype, torch.device("meta"), team)
+    choices.measure_attention(Choice(), DiTConfig.from_json(config), grids, dtype, torch.device("meta"), team)
     assert timed == list(attention_shapes(DiTConfig.from_json(config), size, 3, "bfloat16", team))
 
 
@@ -370,7 +370,7 @@ def test_what_is_timed_for_a_team_is_what_its_ranks_compute(guided, monkeypatch)
     """The shapes and strides of self-attention in the first and the last block, and those of cross-attention."""
     config = DiTConfig.from_json({**SPECS["tiny"].transformer, "guidance_cross_attn": guided, "num_layers": 2})
     given, timed, grid = [], [], grid_of((128, 64), (1, 2, 2), 0)
-    for module, calls in ((block_module, given), (sharded, given), (gpu, timed)):
+    for module, calls in ((block_module, given), (sharded, given), (choices, timed)):
 
         def noted(q, k, v, bias, choice, calls=calls):
             layout = q.stride()[1:] if k.shape[1] == len(rope) else None  # the prompt's are contiguous
@@ -385,7 +385,7 @@ def test_what_is_timed_for_a_team_is_what_its_ranks_compute(guided, monkeypatch)
     rope = work["inputs"]().rope
     with torch.no_grad():
         sharded.forward_all(dit, [work["inputs"]()], meta_networks.Counted(2))
-    gpu.measure_attention(Choice(), config, [grid], torch.float32, torch.device("meta"), 2)
+    choices.measure_attention(Choice(), config, [grid], torch.float32, torch.device("meta"), 2)
     assert set(given) <= set(timed)
     assert len(set(given)) == 3
 
@@ -396,7 +396,7 @@ def test_attention_is_timed_on_what_a_block_gives_it(kernels, amplified, monkeyp
     """Queries, keys and values of a block with kernels, against those that are timed: the strides of a stage."""
     config = DiTConfig.from_json({**SPECS["tiny"].transformer, "is_amplify_history": amplified})
     given, timed, grid = [], [], grid_of((128, 64), (1, 2, 2), 0)
-    for module, calls in ((block_module, given), (gpu, timed)):
+    for module, calls in ((block_module, given), (choices, timed)):
 
         def strides_of(q, k, v, bias, choice, calls=calls):
             calls.append([x.stride() for x in (q, k, v)])
@@ -412,7 +412,7 @@ def test_attention_is_timed_on_what_a_block_gives_it(kernels, amplified, monkeyp
             block.attn1.join()
         rows = torch.empty(1, len(rope), config.width)
         block._attend(Rows(rows, rows), rope, len(rope) - 9 * grid[0] * grid[1], noisy_only=False)
-    gpu.measure_attention(Choice(), config, [grid], torch.float32, torch.device("meta"))
+    choices.measure_attention(Choice(), config, [grid], torch.float32, torch.device("meta"))
     assert given == timed[:1]
     assert (given[0][2][1] == 3 * config.width) == kernels
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import helios_cli
 from helios_cli.bench.fidelity import distances, film
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels, write_checkpoint
@@ -141,5 +142,16 @@ def test_weights_are_not_rounded_twice(copies):
         Models(copies["nf4"], CPU, torch.bfloat16, quant="fp8")
 
 
+@pytest.mark.parametrize("kind", LOW_BITS)
+def test_a_plan_counts_no_fp8_for_weights_that_are_rounded_already(kind, copies):
+    """As a render, which takes what --speed would round as it is, and refuses --quant."""
+    how = {"model": str(copies[kind].path), "on": "H100", "frames": 33}
+    fast, exact = (helios_cli.plan("a red ball", speed=speed, **how) for speed in ("fast", "exact"))
+    assert not any(taken.is_taken for taken in fast.taken if taken.key == "quant")
+    assert fast.duration == exact.duration and fast.memory == exact.memory
+    with pytest.raises(MachineError, match=f"stored in {kind}, and are not rounded twice"):
+        helios_cli.plan("a red ball", quant="fp8", **how)
+
+
 def test_a_synthetic_model_is_not_low_bit():
-    assert RandomModels(SPECS["tiny"], CPU, torch.bfloat16, name="tiny").low_bit is None
+    assert RandomModels(SPECS["tiny"], CPU, torch.bfloat16, name="tiny").checkpoint.low_bit is None

@@ -182,7 +182,7 @@ def test_what_was_read_ahead_is_not_read_again(name, folder_of, tmp_path, monkey
     models.unload()
     one_of_each = sum(models.checkpoint.component(part).bytes for part in ("text_encoder", "transformer", "vae"))
     twice = sum(models.checkpoint.component(part).bytes for part in ("transformer", "vae"))
-    again = models._files.bytes_read - one_of_each - twice  # begun for a third chunk that did not come
+    again = models.parts.files.bytes_read - one_of_each - twice  # begun for a third chunk that did not come
     assert 0 <= again <= models.checkpoint.component("transformer").bytes
 
 

@@ -19,7 +19,7 @@ from helios_cli.engine.clock import Clock
 from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.history import History
 from helios_cli.engine.models import Models
-from helios_cli.engine.ranks import RankOptions, Ranks
+from helios_cli.engine.ranks import Ranks
 from helios_cli.errors import CheckpointError, HeliosError, MachineError
 from helios_cli.model.vae import WanVAE
 from helios_cli.weights.checkpoint import Checkpoint
@@ -136,19 +136,10 @@ def test_lanes_are_films_alone(film_of, tmp_path, checkpoints):
 
 
 def models_with(folder: Path, ranks: int, patience: float = 600) -> Models:
-    checkpoint = Checkpoint.open(folder)
-    options = RankOptions(
-        checkpoint=str(folder),
-        loras=(),
-        name="test",
-        dtype="float32",
-        quant="none",
-        attention="auto",
-        threads=1,
-        piece_elements=None,
-        patience=patience,
-    )
-    return Models(checkpoint, CPU, torch.float32, threads=1, ranks=Ranks([CPU] * ranks, options) if ranks > 1 else None)
+    models = Models(Checkpoint.open(folder), CPU, torch.float32, name="test", threads=1)
+    if ranks > 1:
+        models.ranks = Ranks([CPU] * ranks, models, patience)
+    return models
 
 
 def latents_of(models: Models, steps: tuple[int, ...]) -> torch.Tensor:
@@ -241,7 +232,7 @@ def listening(pid: int) -> set[str]:
 
 def test_a_rank_that_cannot_open_the_model_says_so(checkpoints, tmp_path):
     models = models_with(checkpoints("distilled", **FOUR_HEADS), 3)
-    models.ranks._options = replace(models.ranks._options, checkpoint=str(tmp_path))
+    models.ranks._how["checkpoint"] = str(tmp_path)
     models.encode(["a red circle"])
     with pytest.raises(CheckpointError, match=r"^rank [12] of 3 \(cpu, --gpus-per-film 3\): "):
         models.embed_text((("a red circle", 1.0),))

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helios_cli import machine
 from helios_cli.architecture import DiTConfig
-from helios_cli.cost.arithmetic import arithmetic_of, fast_sums, measured_sums, product_shapes
+from helios_cli.cost.arithmetic import arithmetic_of, fast_sums, product_shapes
 from helios_cli.device import Device
-from helios_cli.engine import sums
+from helios_cli.engine import choices
+from helios_cli.measured import SUMS, Measured
 from helios_cli.model.fp8 import FAST_LENGTHS, Fp8, product
-from helios_cli.weights.fp8 import Sums, quantize_weight
+from helios_cli.weights.fp8 import EXACT, FAST, quantize_weight
 from helios_kernels import devices
 
 CPU = torch.device("cpu")
@@ -51,27 +51,28 @@ def test_a_product_is_summed_as_its_length_says(lengths):
 @pytest.mark.parametrize(
     ("ms", "errors", "taken"),
     [
-        ((2.0, 1.5), (0.0374, 0.0376), True),
-        ((2.0, 1.5), (0.0374, 0.0412), False),  # a tenth more
-        ((2.0, 2.1), (0.0374, 0.0374), False),
-        ((2.0, 1.5), (0.0374, float("nan")), False),
+        ((2.0, 1.5), (0.0374, 0.0376), FAST),
+        ((2.0, 1.5), (0.0374, 0.0412), EXACT),  # a tenth more
+        ((2.0, 2.1), (0.0374, 0.0374), EXACT),
+        ((2.0, 1.5), (0.0374, float("nan")), EXACT),
     ],
 )
 def test_fast_sums_have_to_be_faster_and_nearly_as_exact(ms, errors, taken):
-    assert Sums(ms, errors).fast is taken
+    names = EXACT, FAST
+    assert choices.sums_to_take(dict(zip(names, ms, strict=True)), dict(zip(names, errors, strict=True))) == taken
 
 
 def test_the_error_is_that_of_rounding_both_factors():
     """Steps of at most 2^-3 leave a relative error of about 2^-4 / sqrt(3) in each; a CPU has no faster sums."""
-    found = sums.measure(64, 128, 64, CPU, lambda call: 1.0)
-    assert found.errors[0] == pytest.approx(2**-4 / 3**0.5, rel=0.35)
-    assert found.errors[1] == pytest.approx(found.errors[0], rel=0.02) and not found.fast
+    found = choices.compare_sums(64, 128, 64, CPU, lambda call: 1.0)
+    assert found.apart[EXACT] == pytest.approx(2**-4 / 3**0.5, rel=0.35)
+    assert found.apart[FAST] == pytest.approx(found.apart[EXACT], rel=0.02) and found.name == EXACT
 
 
 def test_a_length_is_fast_where_all_its_products_are():
-    good, bad = Sums((2.0, 1.0), (0.03, 0.03)), Sums((1.0, 1.0), (0.03, 0.03))
-    shapes = list(product_shapes(DiTConfig(), (640, 384), 3))
-    assert shapes == [(11040, 5120, 15360), (11040, 5120, 5120), (11040, 5120, 13824), (11040, 13824, 5120)]
+    good, bad = Measured(FAST, {}), Measured(EXACT, {})
+    shapes = product_shapes(DiTConfig(), (640, 384), 3)
+    assert shapes == ["11040x5120x15360", "11040x5120x5120", "11040x5120x13824", "11040x13824x5120"]
     assert fast_sums(dict.fromkeys(shapes, good), shapes) == {5120, 13824}
     assert fast_sums({**dict.fromkeys(shapes, good), shapes[1]: bad}, shapes) == {13824}
     assert fast_sums(dict.fromkeys(shapes[:3], good), shapes) == {5120}  # the last was not measured
@@ -79,23 +80,20 @@ def test_a_length_is_fast_where_all_its_products_are():
 
 def test_products_are_measured_once_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr(sums, "_sums_here", {})
-    measured, shapes = [], [(64, 32, 96), (64, 96, 32)]
+    measured, shapes = [], ["64x32x96", "64x96x32"]
 
-    def measure(rows, inner, outer, device, seconds):
-        measured.append((rows, inner, outer))
-        return Sums((2.0, 1.0), (0.03, 0.03 if inner == 32 else 0.05))
+    def compare(rows, inner, outer, device, seconds):
+        measured.append(f"{rows}x{inner}x{outer}")
+        return Measured(FAST if inner == 32 else EXACT, {EXACT: 2.0, FAST: 1.0})
 
-    monkeypatch.setattr(sums, "measure", measure)
-    for _ in range(2):
-        assert sums.measure_sums(shapes, CPU) == {32}
+    monkeypatch.setattr(choices, "compare_sums", compare)
+    for _ in range(2):  # the second time by another process
+        choices.measure_sums(SUMS.on("a GPU"), shapes, CPU)
         assert measured == shapes
-    monkeypatch.setattr(sums, "_sums_here", {})
-    assert sums.measure_sums(shapes, CPU) == {32} and measured == shapes  # by another process
-    assert fast_sums(measured_sums("a GPU"), shapes) == {32}  # as a plan reads it
-    devices.write(machine.sums_key("a GPU"), {"64x32x96": {"ms": [1]}, "x": None}, tmp_path / machine.SUMS)
-    assert measured_sums("a GPU") == {}
+    assert fast_sums(SUMS.on("a GPU").known, shapes) == {32}
+    old = {"64x32x96": {"ms": [2, 1], "errors": [0.03, 0.03]}}  # as sums were kept before: measured anew
+    devices.write(SUMS.key("a GPU"), old, tmp_path / SUMS.file)
+    assert SUMS.on("a GPU").known == {}
 
 
 def test_fast_sums_make_other_pictures():

@@ -77,7 +77,7 @@ def test_a_film_on_two_devices_is_the_film_on_one(checkpoints, tmp_path, start):
 )
 def test_each_part_is_loaded_on_its_device(checkpoints, placement, monkeypatch):
     """Streamed layers of the text encoder, too; and only the VAE makes room for it."""
-    from helios_cli.engine import models as module
+    from helios_cli.engine import parts as module
 
     loaded, streamed = {}, []
     load, stream = module.load_component, module.BlockStream

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from helios_cli.check.examine import examine
 from helios_cli.check.layout import read_sidecar
 from helios_cli.cli import main
-from helios_cli.engine import models
+from helios_cli.engine import choices
 from helios_cli.errors import InputError
 from helios_cli.film.record import KEY, Again, Record, chapters, make_record, model_record, read_again, sidecar_path
 from helios_cli.film.target import Target, sidecar_of
@@ -160,7 +160,7 @@ def test_another_attention_makes_another_film(helios, capsys, monkeypatch):
 @pytest.mark.slow
 def test_what_auto_took_of_each_shape_is_wanted_again(helios, monkeypatch):
     asked = []
-    monkeypatch.setattr(models, "choose", lambda *words, **how: asked.append(how["wanted"]) or choose(*words, **how))
+    monkeypatch.setattr(choices, "choose", lambda *words, **how: asked.append(how["wanted"]) or choose(*words, **how))
     assert helios("render", "boat.toml", *SMALL) == 0
     record = json.loads(Path("boat.json").read_text())
     assert "attention_taken" not in record  # of a CPU it follows from processor and versions

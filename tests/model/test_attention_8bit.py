@@ -10,9 +10,9 @@ import helios_kernels as kernels
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import RandomModels
 from helios_cli.cost.arithmetic import attention_shapes
+from helios_cli.measured import Measured
 from helios_cli.model import attention, backends
 from helios_cli.model.attention import RUN, RUN_8BIT, Choice, Choice8Bit, nearest_of_the_faster
-from helios_cli.model.backends import Measured
 from helios_cli.units import IN_8_BITS
 from helios_kernels.attention_8bit import KINDS
 from helios_kernels.attention_8bit.reference import rounded

@@ -14,8 +14,9 @@ from helios_cli import machine
 from helios_cli.architecture import DiTConfig
 from helios_cli.bench.specs import SPECS
 from helios_cli.errors import InputError, MachineError
+from helios_cli.measured import ATTENTION, Measured, Measurements
 from helios_cli.model import attention
-from helios_cli.model.backends import Measured, Measurements, measure, read_choices, shape_key
+from helios_cli.model.backends import measure, shape_key
 from helios_cli.model.block import Rows
 from helios_cli.model.dit import HeliosDiT
 from helios_kernels import devices
@@ -69,7 +70,7 @@ class OnGpu(torch.Tensor):
 def test_what_another_film_took_is_taken_where_it_runs_and_is_right(monkeypatch):
     monkeypatch.setattr(helios_kernels, "runs", lambda *_: False)
     q, k, v = (x.as_subclass(OnGpu) for x in tensors())
-    memory = Measurements(None, "a GPU")
+    memory = Measurements()
     shape = shape_key(q, k, None)
     memory.known[shape] = Measured("cudnn", {"cudnn": 1.0, "flash": 2.0}, {"efficient": "no"})
     taken = {}
@@ -152,7 +153,7 @@ def test_what_was_measured_is_remembered_by_device_and_shape(tmp_path):
     Measurements(file, "A").keep("64x64 2x32 bfloat16", one)
     Measurements(file, "B").keep("64x64 2x32 bfloat16", Measured("flash", {"flash": 1.0}, {}))
     assert Measurements(file, "A").known == {"64x64 2x32 bfloat16": one}
-    assert read_choices(file, "B")["64x64 2x32 bfloat16"].name == "flash"
+    assert Measurements(file, "B").known["64x64 2x32 bfloat16"].name == "flash"
 
 
 def test_those_who_measure_at_the_same_time_lose_nothing_of_each_other(tmp_path):
@@ -174,24 +175,24 @@ def test_what_cannot_be_written_leaves_the_file_and_nothing_beside_it(tmp_path):
 
 def test_what_was_timed_before_attention_was_tuned_is_not_known_after(tmp_path, monkeypatch):
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
-    file, plain = machine.home() / machine.TUNED, machine.attention_key("a GPU")
+    file, plain = machine.home() / machine.TUNED, ATTENTION.key("a GPU")
     keep_local("a GPU", LocalConfigs("sm_89", "3.7.1", {"renoise": {"num_warps": 4, "tile": 512}}), file)
-    assert machine.attention_key("a GPU") == plain
+    assert ATTENTION.key("a GPU") == plain
     keys = set()
     for warps in (4, 8):
         keep_local("a GPU", LocalConfigs("sm_89", "3.7.1", {"attention 128": {"num_warps": warps}}), file)
-        keys.add(machine.attention_key("a GPU"))
+        keys.add(ATTENTION.key("a GPU"))
     assert len(keys) == 2 and all(key.startswith(f"{plain}, tuned ") for key in keys)
     assert plain.startswith("a GPU, torch ")
     file.write_text("{")
-    assert machine.attention_key("a GPU") == plain
+    assert ATTENTION.key("a GPU") == plain
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1, "devices": {"A": {"s": 1}}}', "{" * 5000])
 def test_a_damaged_file_is_an_empty_one(text, tmp_path):
     file = tmp_path / "attention.json"
     file.write_text(text)
-    assert read_choices(file, "A") == {}
+    assert Measurements(file, "A").known == {}
     Measurements(file, "A").keep("s", Measured("flash", {}, {}))
     assert json.loads(file.read_text())["devices"]["A"]["s"]["name"] == "flash"
 

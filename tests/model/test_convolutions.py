@@ -7,8 +7,8 @@ import torch
 
 from helios_cli.bench.specs import VAE
 from helios_cli.cost.arithmetic import convolution_shapes
-from helios_cli.engine.gpu import measure_convolutions
-from helios_cli.model.backends import Measured, Measurements
+from helios_cli.engine.choices import measure_convolutions
+from helios_cli.measured import Measured, Measurements
 from helios_cli.model.convolution import CUDNN, TRITON, Convolutions
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_kernels.dispatch import compiling_for
@@ -21,7 +21,7 @@ SHAPES = convolution_shapes(CONFIG, SIZE, "bfloat16")
 
 def settled(chip: str, **ms: dict[str, float]) -> Convolutions:
     """Choose for a film, of whose two finest levels these times are known."""
-    memory = Measurements(None, "")
+    memory = Measurements()
     for shape, times in zip(SHAPES[-2:], ms.values(), strict=True):
         memory.known[shape] = Measured("", times, {name: "differs" for name in (CUDNN, TRITON) if name not in times})
     choice = Convolutions(memory)
