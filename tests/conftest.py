@@ -5,15 +5,19 @@ test's."""
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import itertools
+import json
 import os
 import signal
 import site
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -127,6 +131,23 @@ def homes(tmp_path_factory):
     """New folders, one after another, which do not exist yet."""
     folder = tmp_path_factory.mktemp("homes")
     return (folder / str(number) for number in itertools.count())
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """(name, make) -> the JSON value that `make` returns, made by one of the processes that test side by side."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def get(name: str, make: Callable[[], Any]) -> Any:
+        file = folder / f"{name}.json"
+        with (folder / f"{name}.lock").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if not file.exists():
+                file.write_text(json.dumps(make()))
+        return json.loads(file.read_text())
+
+    return get
 
 
 @pytest.fixture(autouse=True)

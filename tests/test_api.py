@@ -53,6 +53,7 @@ def test_a_render_that_is_closed_is_continued():
     assert (reused.source, reused.count) == ("journal", 1)
 
 
+@pytest.mark.slow
 def test_films_share_a_session():
     recipe = helios.Recipe(shot=[helios.Shot(prompt="a red ball")])
     with helios.Session() as session:

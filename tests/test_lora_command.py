@@ -74,6 +74,7 @@ def test_a_film_is_made_again_from_its_record(folder):
     assert read_again(Path("again.mkv")).record.fingerprint == record.fingerprint
 
 
+@pytest.mark.slow
 def test_another_file_under_the_same_name_is_noticed(folder, distilled, capsys):
     render("film.mkv", "--lora", "style.safetensors")
     loras.write(Path("style.safetensors"), loras.weights_of(distilled), rank=2)

@@ -78,6 +78,7 @@ def test_a_film_that_comes_back_has_drifted_in_between():
     assert found.drift_percent < 1 < 3 < found.worst_drift_percent
 
 
+@pytest.mark.slow
 def test_a_repeated_start_is_found():
     """Some chunks are the first one again, at times when the object would be elsewhere."""
     scene = scene_with("right")

@@ -126,6 +126,7 @@ def test_diffusers_renders_the_same_frames(kind, size, steps, tiny, tmp_path, ex
     assert (np.abs(frames - expected) > 1).mean() <= 1e-3
 
 
+@pytest.mark.slow
 def test_made_on_the_device_is_the_same_as_written(tiny, tmp_path):
     case = Case("distilled", (64, 64), (1, 1, 1), chunks=1)
     models = RandomModels(SPECS["tiny"], CPU, torch.float32, name="tiny")

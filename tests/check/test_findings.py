@@ -209,6 +209,7 @@ def test_the_start_comes_back(tmp_path, clean, begin):
     assert {finding.kind for finding in found} <= {"repeating", "seam jump"}
 
 
+@pytest.mark.slow
 def test_a_fixed_camera_is_no_repetition(tmp_path):
     """A bright ball goes round in front of a still background, once every two chunks."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]

@@ -29,7 +29,7 @@ def counted(act) -> int:
     ("config", "size", "halvings", "prompt_tokens"),
     [
         (SMALL, (128, 64), 0, 7),
-        (SMALL, (192, 128), 2, 20),
+        pytest.param(SMALL, (192, 128), 2, 20, marks=pytest.mark.slow),
         (SMALL, (208, 112), 0, 511),  # odd grids: mid and long history are padded
         (SMALL | {"guidance_cross_attn": False}, (128, 128), 1, 1),
         ({"num_layers": 2}, (640, 384), 0, 120),

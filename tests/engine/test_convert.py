@@ -101,6 +101,7 @@ def test_float8_is_scaled_row_by_row(folder, made):
     assert parameters == Checkpoint.open(folder).component("transformer").parameters
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("large")
 def test_float8_renders_what_its_products_of_values_and_scales_render(folder, made, tmp_path):
     """Against a checkpoint that holds those products, in a layout that anybody reads."""

@@ -146,6 +146,7 @@ def test_work_that_cannot_be_recorded_is_done_plainly_and_said(dit):
     )
 
 
+@pytest.mark.slow
 def test_where_there_is_no_room_for_graphs_none_are_recorded():
     """The graphs of earlier films are dropped when the next film is placed: they hold memory by their shapes."""
     models = RandomModels(SPECS["tiny"], CPU, torch.float32, name="tiny")

@@ -75,7 +75,7 @@ def test_the_frames_are_those_of_the_plan(models, tmp_path, planned):
 @pytest.mark.parametrize(
     ("placement", "overlap"),
     some(
-        2,
+        1,
         [
             (Placement("stream"), True),
             (Placement("stream", turns=True), False),

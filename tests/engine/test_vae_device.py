@@ -55,6 +55,7 @@ def start(tmp_path_factory):
     return picture
 
 
+@pytest.mark.slow
 def test_a_film_on_two_devices_is_the_film_on_one(checkpoints, tmp_path, start):
     """With a picture at its start and at a cut, which is encoded next to the chunk before."""
     plan = plan_of(replace(CASE, image=start))

@@ -441,6 +441,7 @@ def test_another_encoding_starts_over_and_says_so(models, out):
     assert "encoding h264 crf 17 medium, now h264 crf 30 medium" in notices(events)[0]
 
 
+@pytest.mark.slow
 def test_a_longer_film_goes_on_from_a_journal_that_was_kept(models, whole, out):
     short = replace(FILM, chunks=FILM.chunks[:3], num_frames=86)
     run(short, models, out, keep=True)
@@ -453,6 +454,7 @@ def test_a_longer_film_goes_on_from_a_journal_that_was_kept(models, whole, out):
 # Two runs
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_film(models, whole, out):
     """The second is refused and touches nothing; when the first is killed its lock is gone with it."""
     models.encode(PROMPTS)

@@ -230,6 +230,7 @@ def test_the_chosen_take_continues_from_the_cache(helios, tmp_path, model_calls)
     assert np.array_equal(film, decoded(tmp_path / "fresh.mp4"))
 
 
+@pytest.mark.slow
 def test_a_take_that_fills_the_film_leaves_nothing_to_render(helios, model_calls):
     """The same holds for a lossless film, whose piece is encoded anew from the take's latents."""
     helios("a red circle", "--takes", "1", "-o", "film.mkv")

@@ -40,13 +40,17 @@ def python(*arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def built() -> dict[str, Build]:
+def built(once) -> dict[str, Build]:
+    return {line.pop("name"): Build(**line) for line in once("builds", make_builds)}
+
+
+def make_builds() -> list[dict]:
+    """Build everything, on all cores; return the lines of the worker."""
     processes = min(os.cpu_count(), len(CHIPS))
     with ThreadPoolExecutor(processes) as pool:
         shares = (CHIPS[number::processes] for number in range(processes))
         outputs = list(pool.map(lambda chips: python(str(WORKER), *chips), shares))
-    lines = [json.loads(line) for output in outputs for line in output.splitlines()]
-    return {line.pop("name"): Build(**line) for line in lines}
+    return [json.loads(line) for output in outputs for line in output.splitlines()]
 
 
 def test_every_build_is_made(built):

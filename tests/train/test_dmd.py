@@ -17,6 +17,7 @@ from helios_cli.train.phase import Share
 from helios_cli.train.transformer import transformer_of
 from helios_cli.weights.checkpoint import Checkpoint
 from support.distilling import checkpoint, distillation, network
+from support.tiers import some
 
 DMD = SchedulerConfig.from_json(SCHEDULERS["distilled"])
 MID = SchedulerConfig.from_json(SCHEDULERS["mid"])
@@ -222,7 +223,7 @@ def test_the_phase_s_gradient_is_that_of_plain_scores():
     torch.testing.assert_close(found.float(), wanted, rtol=1e-4, atol=2e-5)  # guided flows in float32, summed otherwise
 
 
-@pytest.mark.parametrize("player", ["student", "critic"])
+@pytest.mark.parametrize("player", some(1, ["student", "critic"]))
 def test_two_processes_add_up_to_one(player):
     whole, halves = distillation(), distillation()
     whole.backward(player, Share(step=5, samples=range(2), batch=2, seed=0))
