@@ -17,8 +17,8 @@ FLAGS = {
     "helios bench farm": "--chunk-seconds --chunks --films --json --out --seconds --segments --state --workers",
     "helios bench kernels": "--json --out --tune",
     "helios bench quant": (
-        "--chunks --device --float32 --json --model --out --reuse-history --reuse-steps --seed --size --steps "
-        "--synthetic -m"
+        "--chunks --device --float32 --guidance --json --model --out --reuse-history --reuse-steps --seed --size "
+        "--steps --synthetic -m"
     ),
     "helios bench offload": (
         "--budgets --chunks --device --dtype --folder --json --model --out --size --steps --synthetic -m"

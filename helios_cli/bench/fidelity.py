@@ -40,9 +40,10 @@ class Distance:
 def film(models: Models, plan: Plan) -> list[tuple[Tensor, Tensor]]:
     """Render a film of one prompt; return latents [1, C, 9, H, W] and frames [33, 8H, 8W, 3] by chunk, on the host."""
     ((prompt, _),) = plan.chunks[0].prompts
-    models.encode([prompt])
-    text = models.dit.embed_text(models.mixed(((prompt, 1.0),)))
-    settings = replace(models.checkpoint.preset, steps=plan.steps, guidance=1.0)
+    models.encode([prompt, plan.negative] if plan.guidance > 1 else [prompt])
+    text = models.embed_text(((prompt, 1.0),))
+    negative = models.embed_text(((plan.negative, 1.0),)) if plan.guidance > 1 else None
+    settings = replace(models.checkpoint.preset, steps=plan.steps, guidance=plan.guidance)
     denoiser = Denoiser(
         models.dit,
         models.scheduler,
@@ -59,7 +60,7 @@ def film(models: Models, plan: Plan) -> list[tuple[Tensor, Tensor]]:
     chunks = []
     for chunk in plan.chunks:
         amplify = chunk.fresh and settings.amplify_first_chunk
-        steps = denoiser.chunk(chunk.index, history, text, None, generator, amplify=amplify)
+        steps = denoiser.chunk(chunk.index, history, text, negative, generator, amplify=amplify)
         latents = _returned(steps)
         history.remember(latents)
         frames = [frames_to_uint8(group)[0].cpu() for group in models.vae.decode(latents)]

@@ -98,6 +98,7 @@ def quant(
     reuse_steps: Annotated[
         int, typer.Option(metavar="N", help="Measure --reuse-steps as well, in the type it is compared with.")
     ] = 1,
+    guidance: Annotated[float, typer.Option(min=0, max=100, help="Guidance scale.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the film.")] = 0,
     device: options.GpuOrCpu = "auto",
     json: JsonFlag = False,
@@ -107,12 +108,12 @@ def quant(
     from helios_cli.bench.fidelity import distances
 
     subject = _subject(model, synthetic)
-    plan = subject.plan(size, steps, chunks, guidance=1.0, seed=seed)
+    plan = subject.plan(size, steps, chunks, guidance=guidance, seed=seed)
     where, films = pick_device(device), {}
     exact = "float32" if float32 else "bfloat16"
     others = {"reuse": replace(plan, reuse_history=True)} if reuse_history else {}
     if reuse_steps > 1:
-        others["steps"] = subject.plan(size, steps, chunks, guidance=1.0, seed=seed, reuse_steps=reuse_steps)
+        others["steps"] = subject.plan(size, steps, chunks, guidance=guidance, seed=seed, reuse_steps=reuse_steps)
     for name in (*(["float32"] if float32 else []), "bfloat16", *IN_8_BITS, *others):
         console.status(f"{name}: {plan.num_frames} frames of {plan.size[0]}x{plan.size[1]} with {subject.name}")
         films[name] = _film_of(subject, where, exact if name in others else name, others.get(name, plan))
@@ -131,6 +132,7 @@ def quant(
         "device": str(where),
         "size": list(plan.size),
         "steps": list(plan.steps),
+        "guidance": guidance,
         "distances": [dict(zip(keys, row, strict=True)) for row in rows],
     }
     console.table(["film", "against", "chunk", "latents, dB", "frames, dB"], rows, data=data)
