@@ -39,7 +39,7 @@ class Lever:
 
 LEVERS = (
     Lever("quant", "fp8+attention", "none", "fast", "37 to 46 dB"),
-    Lever("reuse_steps", 2, 1, "fastest", "46 to 60 dB"),
+    Lever("reuse_steps", 2, 1, "fastest", "42 to 60 dB"),
     Lever("reuse_history", True, False, "fastest", "27 to 38 dB"),
 )
 """A further choice is another line."""
