@@ -98,10 +98,7 @@ def pytest_collection():
     finally:
         gc.freeze()
         gc.enable()
-
-
-def pytest_unconfigure():
-    gc.unfreeze()  # or what is let go at the end would count as a leak
+        atexit.register(gc.unfreeze)  # or what is let go at the end would count as a leak
 
 
 def pytest_collection_finish():

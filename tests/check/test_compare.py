@@ -74,6 +74,7 @@ def test_equal_films(tmp_path, kind):
     assert (said["chunks"][0]["equal"], said["chunks"][0]["worst_psnr"]) == (True, None)
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_and_a_film_are_the_same_to_it(tmp_path, reference, spoilt):
     with open_writer(tmp_path / "frames", size=SIZE, fps=24) as writer:
         writer.write(np.stack(list(open_footage(spoilt).pictures())))

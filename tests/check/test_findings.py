@@ -291,6 +291,6 @@ def test_pictures_have_the_rate_that_their_sidecar_tells(tmp_path, lengths, fps,
 
 
 def test_chunk_frames_overrule_the_sidecar(tmp_path, clean):
-    sidecar(tmp_path, [99, 99], cuts=(0,))
-    report = examined(tmp_path, clean, chunk_frames=66)
-    assert [chunk.start_frame for chunk in report.chunks] == [0, 66, 132]
+    sidecar(tmp_path, [50, 49], cuts=(0,))
+    report = examined(tmp_path, clean[:99], chunk_frames=44)
+    assert [chunk.start_frame for chunk in report.chunks] == [0, 44, 88]

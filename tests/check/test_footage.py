@@ -19,6 +19,7 @@ from helios_cli.check.footage import open_footage
 from helios_cli.errors import HeliosError, InputError
 from helios_cli.film.writer import open_writer
 from support.clips import CHUNK, SIZE, film, levels, pan, scene
+from support.tiers import some
 
 WIDTH, HEIGHT = SIZE
 PICTURE = scene()
@@ -103,7 +104,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some(3, NAMES))
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
 def test_names_mean_nothing_to_ffmpeg(tmp_path, monkeypatch, name, folder):
     frames = levels(pan(PICTURE, 3))

@@ -122,6 +122,7 @@ def test_frames_are_taken_by_their_numbers(tmp_path):
     assert np.rint((chunk[0, :, 0, 0] + 1) * 127.5).tolist() == list(range(8, 41))
 
 
+@pytest.mark.slow
 def test_only_what_changes_is_encoded_again(encoder, tmp_path):
     folder, cache = tmp_path / "clips", tmp_path / "cache"
     folder.mkdir()

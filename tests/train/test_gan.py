@@ -123,6 +123,7 @@ def test_logits_are_the_heads_on_the_hidden_rows():
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_game_begins_at_its_step():
     phase = distillation()
     share = {"samples": range(1), "batch": 1, "seed": 0}
