@@ -61,10 +61,10 @@ def arithmetic_of(
 
 
 def _decoding(elements: int | None, convolutions: Mapping[str, str]) -> str:
-    """Return the size of the VAE's pieces, by which a GPU may choose how it convolves, and which convolutions are the
+    """Return the size of the VAE's pieces, by which a GPU may choose how it convolves, and which convolutions are a
     kernel's; empty for the usual ones."""
     facts = [] if elements is None or elements in PIECE_ELEMENTS.values() else [f"pieces {elements}"]
-    ours = sorted(shape for shape, name in convolutions.items() if name != "cudnn")
+    ours = sorted(shape + name.removeprefix("triton") for shape, name in convolutions.items() if name != "cudnn")
     return " ".join([*facts, *([f"convolutions {_digest(ours)}"] if ours else [])])
 
 

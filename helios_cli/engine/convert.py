@@ -6,7 +6,7 @@ a page of the disk; everything outside the blocks is in the first file. An index
     bfloat16    every tensor in bfloat16 except those that stay float32 in every render: a render in bfloat16 from the
                 copy equals one from the original bit for bit. diffusers and transformers load it.
     int8, nf4   the matrices of the transformer's blocks, other than those that only prompts need, in 8 or 4 bits
-                with float32 scales (`helios_kernels.low_bit`), the rest as above. Renders keep them so in memory, and
+                with float32 scales (`model.low_bit`), the rest as above. Renders keep them so in memory, and
                 widen each for its product. The layout is helios's own.
     float8      the transformer's matrices that `--quant fp8` quantizes as e4m3 values under their own name, with
                 float32 scales of their rows under that name and `_scale` (`weights.fp8`); the rest as above. The
@@ -35,6 +35,7 @@ from torch import Tensor
 from helios_cli import machine
 from helios_cli.errors import CheckpointError, InputError, MachineError
 from helios_cli.model import dit
+from helios_cli.model.low_bit import DTYPES, LOW_BITS, NEIGHBOURS, LowBit, round_weight, shapes
 from helios_cli.units import format_bytes
 from helios_cli.weights.checkpoint import MODEL_INDEX, WEIGHT_STEMS, Checkpoint, Component, files_of
 from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo, read_header
@@ -42,7 +43,6 @@ from helios_cli.weights.fit import ALIASES
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_fp8, is_scale, quantize_weight
 from helios_cli.weights.low_bit import is_low_bit
 from helios_cli.weights.reader import FLOAT_DTYPES, SCALED_DTYPES, StoredTensor, WeightFiles
-from helios_kernels.low_bit import DTYPES, LOW_BITS, NEIGHBOURS, LowBit, round_weight, shapes
 
 Target = Literal["bfloat16", "float8", "int8", "nf4"]
 

@@ -134,13 +134,12 @@ def _fa3(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None, 
 
 def _fa3_e4m3(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> Tensor:
     """Compute attention of e4m3 factors with one scale a head."""
-    tensors = {"q": q_BQND, "k": k_BKND, "v": v_BKND}
-    scales = {name: x.abs().amax((1, 3)).clamp_min(1e-12).float() / E4M3_LARGEST for name, x in tensors.items()}
-    q, k, v = ((x / scales[name][:, None, :, None]).to(torch.float8_e4m3fn) for name, x in tensors.items())
-    return _fa3(q, k, v, bias_K, **{f"{name}_descale": scale for name, scale in scales.items()}).to(q_BQND.dtype)
-
-
-E4M3_LARGEST = 448.0
+    (q, q_scale), (k, k_scale), (v, v_scale) = (
+        kernels.round_heads(x, torch.float8_e4m3fn, "head") for x in (q_BQND, k_BKND, v_BKND)
+    )
+    scales = {"q_descale": q_scale, "k_descale": k_scale, "v_descale": v_scale}
+    out = _fa3(q, k, v, bias_K, **{name: scale[:, 0, :, 0] for name, scale in scales.items()})
+    return out.to(q_BQND.dtype)
 
 
 def _8bit(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None, kind: kernels.Kind) -> Tensor:

@@ -19,8 +19,9 @@ from helios_cli.model.channel_norm import working_dtype
 from helios_cli.model.ops import onednn_runs, product_dtype
 from helios_kernels.timing import gpu_seconds
 
-CUDNN, TRITON = "cudnn", "triton"
-"""The names of what computes a causal convolution on a GPU: PyTorch's library, and the kernel here."""
+CUDNN, TRITON, FUSED = "cudnn", "triton", "triton+norm"
+"""The names of what computes a causal convolution on a GPU: PyTorch's library, the kernel here, and the kernel with the
+norm and SiLU of the next convolution."""
 
 SECONDS_PER_CANDIDATE = 0.03
 """Time for each at each of a film's shapes."""
@@ -125,20 +126,32 @@ def fold_taps(weight: Tensor, dim: int) -> Tensor:
 # Which one
 
 
-def _by_cudnn(x_BTHWC: Tensor, weight: Tensor, *_: Any) -> Tensor:
-    return F.conv3d(x_BTHWC.movedim(-1, 1), weight, padding=(0, 1, 1)).movedim(1, -1)
+def _by_cudnn(x_BTHWC: Tensor, weight: Tensor, bias_C: Tensor, gamma_C: Tensor | None) -> Tensor:
+    assert gamma_C is not None
+    y_BTHWC = F.conv3d(x_BTHWC.movedim(-1, 1), weight, padding=(0, 1, 1)).movedim(1, -1).contiguous()
+    return kernels.causal_sum_pad(y_BTHWC, bias_C, None, None, torch.empty_like(x_BTHWC), gamma_C)
 
 
-def _by_kernel(x_BTHWC: Tensor, weight: Tensor, *_: Any) -> Tensor:
-    return kernels.causal_conv(x_BTHWC, weight)
+def _by_kernel(x_BTHWC: Tensor, weight: Tensor, bias_C: Tensor, gamma_C: Tensor | None) -> Tensor:
+    y_BTHWC = kernels.causal_conv(x_BTHWC, weight, bias_C)
+    return kernels.causal_pad(y_BTHWC, None, torch.empty_like(x_BTHWC), gamma_C, silu=True)
 
 
-RUN: dict[str, backends.Attention] = {CUDNN: _by_cudnn, TRITON: _by_kernel}
-"""The candidates, the one first that others are compared with, without sums behind them: the next norm adds cuDNN's."""
+def _by_kernel_with_norm(x_BTHWC: Tensor, weight: Tensor, bias_C: Tensor, gamma_C: Tensor | None) -> Tensor:
+    assert gamma_C is not None
+    padded_BTHWC, past = torch.empty_like(x_BTHWC), weight.shape[2] - 1
+    padded_BTHWC[:, :past] = 0
+    kernels.causal_conv_norm(x_BTHWC, weight, bias_C, None, gamma_C, padded_BTHWC[:, past:])
+    return padded_BTHWC
+
+
+RUN: dict[str, backends.Attention] = {CUDNN: _by_cudnn, TRITON: _by_kernel, FUSED: _by_kernel_with_norm}
+"""The candidates, the one first that others are compared with: from the padded input of a convolution to that of the
+next, as in a residual block."""
 
 
 class Convolutions:
-    """Chooses what computes the causal convolutions of a VAE on a GPU: the kernel where it was measured to be faster.
+    """Chooses what computes the causal convolutions of a VAE on a GPU: a kernel where it was measured to be faster.
 
     `memory` holds what was measured. What was not is left to cuDNN.
     """
@@ -159,12 +172,14 @@ class Convolutions:
         if not (kernels.runs(x_BTHWC, "causal_conv") and kernels.causal_conv_takes(x_BTHWC, weight)):
             return
         key = key_of(x_BTHWC)
+        names = [name for name in RUN if name != FUSED or kernels.runs(x_BTHWC, "causal_conv_norm")]
         known = self.memory.known.get(key)
-        if known is None or not known.covers(RUN):
+        if known is None or not known.covers(names):
             seconds = functools.partial(gpu_seconds, budget=SECONDS_PER_CANDIDATE)
-            known = backends.measure(RUN, x_BTHWC, weight, weight, None, seconds)
+            bias_C, gamma_C = weight.new_full((len(weight),), 0.1), weight.new_ones(len(weight))
+            known = backends.measure({name: RUN[name] for name in names}, x_BTHWC, weight, bias_C, gamma_C, seconds)
             self.memory.keep(key, known)
-        self.taken[key] = known.fastest(RUN, default=CUDNN)
+        self.taken[key] = known.fastest(names, default=CUDNN)
 
 
 def key_of(x_BTHWC: Tensor) -> str:

@@ -35,7 +35,8 @@ from helios_cli.architecture import VAEConfig
 from helios_cli.model.attention import scaled_dot_product
 from helios_cli.model.channel_norm import ChannelNorm, DifferentiableNorm, working_dtype
 from helios_cli.model.convolution import (
-    TRITON,
+    CUDNN,
+    FUSED,
     USUAL,
     Convolutions,
     channels_last,
@@ -66,22 +67,26 @@ class CausalState:
         self.last = False  # while its last frames pass, behind which nothing is remembered
         self._tails: dict[nn.Module, Tensor] = {}
         self._space = torch.empty(0)  # of every buffer in turn: a buffer is dead when its convolution is done
+        self._space_is_last = False  # whether the last buffer is there, and not in memory of its own
 
-    def buffer(self, layer: nn.Module, x_BTHWC: Tensor, past: int = PAST) -> Tensor:
+    def buffer(self, layer: nn.Module, x_BTHWC: Tensor, past: int = PAST, *, beside: bool = False) -> Tensor:
         """Return the input of `layer` for frames shaped like x, [B, past + T, H, W, C]: remembered frames (at first
-        zeros), the rest unfilled. Valid until the next call.
+        zeros), the rest unfilled. Valid until the next call, or, if that is for a buffer `beside`, the one after it.
         """
-        buffer = self.unfilled(x_BTHWC, past)
+        buffer = self.unfilled(x_BTHWC, past, beside=beside)
         buffer[:, :past] = self._tails.get(layer, 0)
         return buffer
 
     def remembered(self, layer: nn.Module) -> Tensor | None:
         return self._tails.get(layer)
 
-    def unfilled(self, x_BTHWC: Tensor, past: int = PAST) -> Tensor:
+    def unfilled(self, x_BTHWC: Tensor, past: int = PAST, *, beside: bool = False) -> Tensor:
         """Return `buffer` with nothing in it."""
         B, T, H, W, C = x_BTHWC.shape
         shape = (B, past + T, H, W, C)
+        self._space_is_last = not (beside and self._space_is_last)
+        if not self._space_is_last:
+            return x_BTHWC.new_empty(shape)
         if self._space.numel() < math.prod(shape):
             self._space = x_BTHWC.new_empty(math.prod(shape))
         return self._space[: math.prod(shape)].view(shape)
@@ -136,10 +141,26 @@ class CausalConv3d(nn.Conv3d):
         buffer[:, PAST:] = x_BTHWC
         return summed(self.filled(buffer, state))
 
-    def filled(self, buffer_BTHWC: Tensor, state: CausalState, shortcut_BTHWC: Tensor | None = None) -> Stream:
-        """Convolve a filled `CausalState.buffer`, T frames, and add the shortcut of the block that this ends."""
+    def filled(
+        self,
+        buffer_BTHWC: Tensor,
+        state: CausalState,
+        shortcut_BTHWC: Tensor | None = None,
+        then: tuple[ChannelNorm, CausalConv3d] | None = None,
+    ) -> Stream:
+        """Convolve a filled `CausalState.buffer`, T frames, and add the shortcut of the block that this ends.
+
+        `then` are the norm and the convolution that come next, where nothing comes between.
+        """
         state.remember(self, buffer_BTHWC)
-        if state.has_all_rows and self.choice.of(buffer_BTHWC, self.weight) == TRITON:
+        choice = self.choice.of(buffer_BTHWC, self.weight) if state.has_all_rows else CUDNN
+        if choice == FUSED and then is not None:
+            norm, conv = then
+            padded = state.buffer(conv, buffer_BTHWC[:, PAST:], beside=True)
+            out, gamma = padded[:, PAST:], norm.gamma.flatten()
+            kernels.causal_conv_norm(buffer_BTHWC, self.weight, self.bias, shortcut_BTHWC, gamma, out)
+            return Normed(shortcut_BTHWC, padded)
+        if choice != CUDNN:
             return kernels.causal_conv(buffer_BTHWC, self.weight, self.bias, shortcut_BTHWC)
         if state.has_all_rows and kernels.runs(buffer_BTHWC, "causal_sum_pad"):
             assert self.bias is not None
@@ -160,7 +181,16 @@ class Unsummed:
     shortcut_BTHWC: Tensor | None = None
 
 
-Stream = Tensor | Unsummed
+@dataclass(frozen=True)
+class Normed:
+    """The result of a convolution whose norm through SiLU is in the padded input of the next one already; `x` is None
+    within a block, where nothing else reads it."""
+
+    x_BTHWC: Tensor | None
+    padded_BTHWC: Tensor
+
+
+Stream = Tensor | Unsummed | Normed
 """Activations between two layers of the networks."""
 
 
@@ -168,6 +198,7 @@ def summed(x: Stream) -> Tensor:
     """Return the activations, [B, T, H, W, C]."""
     if isinstance(x, Tensor):
         return x
+    assert isinstance(x, Unsummed), "its norm would be lost"
     total_BTHWC = x.x_BTHWC.add_(x.bias_C)
     return total_BTHWC if x.shortcut_BTHWC is None else total_BTHWC.add_(x.shortcut_BTHWC)
 
@@ -183,10 +214,18 @@ class ResidualBlock(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels)
         self.conv_shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Stream, state: CausalState | None) -> Stream:
-        h, x_BTHWC = norm_silu_conv(self.norm1, self.conv1, x, state)
+    @property
+    def entry(self) -> tuple[ChannelNorm, CausalConv3d]:
+        return self.norm1, self.conv1
+
+    def forward(
+        self, x: Stream, state: CausalState | None, then: tuple[ChannelNorm, CausalConv3d] | None = None
+    ) -> Stream:
+        """Apply the block. `then` are the norm and the convolution behind it, if those come next."""
+        h, x_BTHWC = norm_silu_conv(self.norm1, self.conv1, x, state, then=(self.norm2, self.conv2))
+        assert x_BTHWC is not None, "between blocks it is kept"
         shortcut_BTHWC = x_BTHWC if self.conv_shortcut is None else pointwise(self.conv_shortcut, x_BTHWC)
-        return norm_silu_conv(self.norm2, self.conv2, h, state, shortcut_BTHWC)[0]
+        return norm_silu_conv(self.norm2, self.conv2, h, state, shortcut_BTHWC, then)[0]
 
 
 class AttentionBlock(nn.Module):
@@ -291,22 +330,51 @@ class UpBlock(nn.Module):
         return [*self.resnets, *self.upsamplers]
 
 
-def in_pieces(layers: Sequence[Any], x: Stream, state: CausalState, *, last: bool = False) -> Iterator[Stream]:
+def in_pieces(
+    layers: Sequence[Any],
+    x: Stream,
+    state: CausalState,
+    end: tuple[ChannelNorm, CausalConv3d] | None = None,
+    *,
+    last: bool = False,
+) -> Iterator[Stream]:
     """Pass x through causal layers that each keep to pieces of so many elements, so the inner ones run on more frames
     at a time.
 
-    A layer's `growth` is how many times larger than its input its output may be. x ends the clip with `last`.
+    A layer's `growth` is how many times larger than its input its output may be. `end` are the norm and the convolution
+    behind the last one. x ends the clip with `last`.
     """
     if not layers:
         state.last = last
         yield x
         return
     layer, *others = layers
-    x_BTHWC = x if isinstance(x, Tensor) else x.x_BTHWC
-    pieces = state.pieces(x_BTHWC, layer.growth)
+    pieces = 1 if isinstance(x, Normed) else state.pieces(activations(x), layer.growth)
     for number, piece in enumerate([x] if pieces == 1 else summed(x).tensor_split(pieces, dim=1), start=1):
         state.last = last and number == pieces
-        yield from in_pieces(others, layer(piece, state), state, last=state.last)
+        if isinstance(layer, ResidualBlock):
+            y = layer(piece, state, _entry_of(others, activations(piece), state, end))
+        else:
+            y = layer(piece, state)
+        yield from in_pieces(others, y, state, end, last=state.last)
+
+
+def activations(x: Stream) -> Tensor:
+    """Return the tensor of x, which may lack sums, for its shape."""
+    found = x if isinstance(x, Tensor) else x.x_BTHWC
+    assert found is not None
+    return found
+
+
+def _entry_of(
+    layers: Sequence[nn.Module], x_BTHWC: Tensor, state: CausalState, end: tuple[ChannelNorm, CausalConv3d] | None
+) -> tuple[ChannelNorm, CausalConv3d] | None:
+    """Return the norm and the convolution that the next layer begins with, for frames like x; None if it begins
+    otherwise, or splits them."""
+    if not layers:
+        return end
+    following = layers[0]
+    return following.entry if isinstance(following, ResidualBlock) and state.pieces(x_BTHWC, 1) == 1 else None
 
 
 def usual_piece_elements(device: torch.device) -> int:
@@ -359,7 +427,7 @@ class Decoder(nn.Module):
         """Yield pieces of consecutive frames [B, t, 8H, 8W, C]; with `last` the clip ends with z."""
         state.last = last
         x = self.conv_in(z_BTHWC, state)
-        for piece in in_pieces(self._layers, x, state, last=last):
+        for piece in in_pieces(self._layers, x, state, (self.norm_out, self.conv_out), last=last):
             yield summed(norm_silu_conv(self.norm_out, self.conv_out, piece, state)[0])
 
     def whole(self, z_BTHWC: Tensor) -> Tensor:
@@ -508,22 +576,27 @@ def norm_silu_conv(
     x: Stream,
     state: CausalState | None,
     shortcut_BTHWC: Tensor | None = None,
-) -> tuple[Stream, Tensor]:
-    """Return the convolution of the norm of x through SiLU, with the `shortcut` added, and x: with its own shortcut
-    added, if it comes without."""
+    then: tuple[ChannelNorm, CausalConv3d] | None = None,
+) -> tuple[Stream, Tensor | None]:
+    """Return the convolution of the norm of x through SiLU, with the `shortcut` added and the norm `then`, and x: with
+    its own shortcut added, if it comes without."""
     gamma = norm.gamma.flatten()
+    if isinstance(x, Normed):
+        assert state is not None, "only pieces of a clip come so"
+        return conv.filled(x.padded_BTHWC, state, shortcut_BTHWC, then), x.x_BTHWC
     if isinstance(x, Unsummed):
         assert state is not None, "only pieces of a clip come so"
         past, buffer = state.remembered(conv), state.unfilled(x.x_BTHWC)
         buffer = kernels.causal_sum_pad(x.x_BTHWC, x.bias_C, x.shortcut_BTHWC, past, buffer, gamma)
-        return conv.filled(buffer, state, shortcut_BTHWC), x.x_BTHWC
+        return conv.filled(buffer, state, shortcut_BTHWC, then), x.x_BTHWC
     if state is None:
         y_BTHWC = convolve(conv, DifferentiableNorm.apply(x, gamma, PAST, True))
         return (y_BTHWC if shortcut_BTHWC is None else y_BTHWC.add_(shortcut_BTHWC)), x
     with_edges = state.with_edges(x)
     if kernels.runs(x, "causal_pad"):
         past, buffer = state.remembered(conv), state.unfilled(with_edges)
-        return conv.filled(kernels.causal_pad(with_edges, past, buffer, gamma, silu=True), state, shortcut_BTHWC), x
+        buffer = kernels.causal_pad(with_edges, past, buffer, gamma, silu=True)
+        return conv.filled(buffer, state, shortcut_BTHWC, then), x
     buffer = state.buffer(conv, with_edges)
     norm.into(buffer[:, PAST:], with_edges, silu=True)
-    return conv.filled(buffer, state, shortcut_BTHWC), x
+    return conv.filled(buffer, state, shortcut_BTHWC, then), x

@@ -3,25 +3,24 @@
 All matrices of the blocks are, except for those of a prompt's keys and values, which are needed once a prompt and leave
 the device.
 Values lie under the weight's own name, float32 scales under that name with SCALE_SUFFIX, as of fp8 (`weights.fp8`);
-products are those of the widened weights (`helios_kernels.low_bit`).
+products are those of the widened weights (`model.low_bit`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from helios_cli.weights.fp8 import LAYERS as FP8_LAYERS
-
-if TYPE_CHECKING:
-    from helios_kernels.low_bit import LowBit
 
 LAYERS = (*FP8_LAYERS, "attn2.to_q", "attn2.to_out.0")
 
 _WEIGHT = re.compile(rf"blocks\.\d+\.({'|'.join(map(re.escape, LAYERS))})\.weight")
 
-STORED_AS: dict[str, Literal["int8", "nf4"]] = {"I8": "int8", "U8": "nf4"}
+LowBit = Literal["int8", "nf4"]
+
+STORED_AS: dict[str, LowBit] = {"I8": "int8", "U8": "nf4"}
 """Kinds by the type of the values in a file."""
 
 BYTES: dict[str, float] = {"int8": 1.0, "nf4": 0.5 + 4 / 64}

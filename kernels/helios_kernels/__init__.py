@@ -7,7 +7,7 @@ from helios_kernels.attention import attention
 from helios_kernels.attention import run_kernel as run_attention
 from helios_kernels.attention import takes as attention_takes
 from helios_kernels.attention_8bit import Kind, attention_8bit
-from helios_kernels.causal_conv import causal_conv
+from helios_kernels.causal_conv import causal_conv, causal_conv_norm
 from helios_kernels.causal_conv import takes as causal_conv_takes
 from helios_kernels.dispatch import Backend, backend, find_triton, is_untried, runs
 from helios_kernels.modulation import (
@@ -21,6 +21,7 @@ from helios_kernels.modulation import (
 )
 from helios_kernels.qk_norm_rope import qk_norm_rope
 from helios_kernels.quantize import quantize
+from helios_kernels.round_heads import round_heads
 from helios_kernels.sampler import dmd_step, renoise
 from helios_kernels.vae_norm_silu import causal_pad, causal_sum_pad, vae_norm_silu
 
@@ -32,6 +33,7 @@ __all__ = [
     "attention_takes",
     "backend",
     "causal_conv",
+    "causal_conv_norm",
     "causal_conv_takes",
     "causal_pad",
     "causal_sum_pad",
@@ -48,6 +50,7 @@ __all__ = [
     "qk_norm_rope",
     "quantize",
     "renoise",
+    "round_heads",
     "run_attention",
     "runs",
     "vae_norm_silu",

@@ -38,28 +38,38 @@ class Op:
 
     Attributes:
         run: the public function; returns a tensor or several.
-        reference: the twin, same arguments, same results, nothing changed in place.
-        inputs: (case, dtype, device) -> keyword arguments of both.
+        inputs: (case, dtype, device) -> its keyword arguments.
         moved_bytes: (case, element size in bytes) -> bytes that have to be read and written; `flops`: operations.
         written: names of the inputs that `run` changes.
+        twin: what `run` does without kernels; the public function's own twin unless there is a better definition.
         exact: what `run` approximates, on float64 inputs; the twin unless that rounds by itself.
         decode: makes tensors that can be compared of results in a format of their own.
         baseline: PyTorch's own way where the twin is no fair comparison; the twin otherwise.
         chips: where it can be built; None for everywhere.
+        label: its name, if that is not the function's.
     """
 
-    name: str
     run: Callable[..., Any]
-    reference: Callable[..., Any]
     inputs: Callable[[Case, torch.dtype, torch.device], dict[str, Any]]
     cases: tuple[Case, ...]
     moved_bytes: Callable[[Case, int], int]
     flops: Callable[[Case], int] | None = None
     written: tuple[str, ...] = ()
+    twin: Callable[..., Any] | None = None
     exact: Callable[..., Any] | None = None
     decode: Callable[..., Any] | None = None
     baseline: Callable[..., Any] | None = None
     chips: tuple[str, ...] | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.run.__name__
+
+    @property
+    def reference(self) -> Callable[..., Any]:
+        """PyTorch's way, which defines the result."""
+        return self.twin or self.run.twin  # type: ignore[attr-defined]
 
 
 BF16 = (torch.bfloat16,)

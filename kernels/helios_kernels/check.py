@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -18,12 +18,14 @@ from helios_kernels.causal_conv import cases as causal_conv
 from helios_kernels.modulation import cases as modulation
 from helios_kernels.qk_norm_rope import cases as qk_norm_rope
 from helios_kernels.quantize import cases as quantize
+from helios_kernels.round_heads import cases as round_heads
 from helios_kernels.sampler import cases as sampler
 from helios_kernels.vae_norm_silu import cases as vae_norm_silu
 
-_MODULES = (modulation, qk_norm_rope, attention, attention_8bit, quantize, sampler, vae_norm_silu, causal_conv)
+_TRANSFORMER = (modulation, qk_norm_rope, attention, attention_8bit, round_heads, quantize, sampler)
+_VAE = (vae_norm_silu, causal_conv)
 
-OPS: dict[str, Op] = {op.name: op for module in _MODULES for op in module.OPS}
+OPS: dict[str, Op] = {op.name: op for module in (*_TRANSFORMER, *_VAE) for op in module.OPS}
 
 UNITS = 2**-21
 """Relative error of float32 results of a GPU's own units: two of ex2.approx and rsqrt.approx, 2^-22 each (PTX ISA)."""
@@ -56,17 +58,20 @@ class Comparison:
 
 
 def compare(op: Op, case: Case, dtype: torch.dtype, device: torch.device, seed: int = 0) -> list[Comparison]:
-    """Run all three. AssertionError if the kernel changes an input it should not, or memory around one it should.
+    """Run all three, and compare what they return and what they write. AssertionError if the kernel changes an input it
+    should not, or memory around one it should.
 
     The kernel's allocations are filled with NaN, which shows elements that it leaves out.
     """
     torch.manual_seed(seed)
     inputs = op.inputs(case, dtype, device)
-    exact = (op.exact or op.reference)(**{name: _double(value) for name, value in inputs.items()})
-    native = op.reference(**inputs)
+    exact = results(op, op.exact or op.reference, {name: _double(value) for name, value in inputs.items()})
+    written = [name for name in op.written if inputs[name] is not None]
+    copies = {**inputs, **{name: inputs[name].clone() for name in written}}
+    native = results(op, op.reference, copies)
     before = {name: _storage(value).clone() for name, value in inputs.items() if isinstance(value, Tensor)}
     with poisoned():
-        ours = op.run(**inputs)
+        ours = results(op, op.run, inputs)
     for name, storage in before.items():
         now = _storage(inputs[name])
         if name in op.written:  # restore what the kernel may write: the rest must be as it was
@@ -76,8 +81,8 @@ def compare(op: Op, case: Case, dtype: torch.dtype, device: torch.device, seed: 
         torch.testing.assert_close(now, storage, rtol=0, atol=0, equal_nan=True, msg=message)
     if op.decode:
         ours, native = op.decode(ours), op.decode(native)
-    results = [result if isinstance(result, tuple) else (result,) for result in (ours, native, exact)]
-    compared = [Comparison(f"{op.name} {case.id} [{i}]", *three) for i, three in enumerate(zip(*results, strict=True))]
+    three = zip(ours, native, exact, strict=True)
+    compared = [Comparison(f"{op.name} {case.id} [{i}]", *results) for i, results in enumerate(three)]
     for result in compared:
         assert result.ours.shape == result.exact.shape and result.ours.dtype == result.native.dtype, result.name
     return compared
@@ -98,6 +103,14 @@ def poisoned() -> Iterator[None]:
 
 def _distance(a: Tensor, b: Tensor) -> float:
     return (a.double() - b.double()).abs().max().item()
+
+
+def results(op: Op, function: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Return all that `function` makes: the tensors that it returns, and those of its inputs that it writes."""
+    made = function(**inputs)
+    returned = made if isinstance(made, tuple) else (made,)
+    written = [inputs[name] for name in op.written if inputs[name] is not None]
+    return (*returned, *(one for one in written if not any(one is other for other in returned)))
 
 
 def _double(value: Any) -> Any:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,14 @@ INTERPRETER = "interpreter"
 FP8_CHIPS = ("sm_89", "sm_90", "sm_100", "sm_120", "gfx942", INTERPRETER)
 """Chips that convert to fp8; Ampere does not."""
 
-FP8_OPERATIONS = ("quantize", "modulated_norm_fp8", "gated_residual_modulated_norm_fp8", "attention_8bit")
+FP8_OPERATIONS = (
+    "quantize",
+    "modulated_norm_fp8",
+    "gated_residual_modulated_norm_fp8",
+    "attention_8bit",
+    "channel_extremes",
+    "round_heads",
+)
 """Operations that need fp8."""
 
 _borrows = False
@@ -199,3 +206,36 @@ def runs(x: Tensor, operation: str) -> bool:
 def _is_elsewhere(device: torch.device, name: str) -> bool:
     """Return whether `device` is a GPU of another name than the one that was tried, whose kernels may not run on it."""
     return device.type == "cuda" and torch.cuda.get_device_name(device) != name
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return x in float32, in which twins compute whatever their tensors' type; float64 stays, for exact results."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Operation(Generic[P, R]):
+    """A PyTorch function that a kernel computes where `runs` says so: that of the same name in the `kernel.py` next to
+    it.
+
+    The function itself is the kernel's `twin`: it defines the result, and computes it everywhere else. `takes` says of
+    arguments whether the kernel is for such.
+    """
+
+    def __init__(self, twin: Callable[P, R], takes: Callable[..., bool] = lambda *_, **__: True) -> None:
+        functools.update_wrapper(self, twin)
+        self.twin, self.takes, self.name = twin, takes, twin.__name__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        if runs(x, self.name) and self.takes(*args, **kwargs):
+            return self.kernel(*args, **kwargs)
+        return self.twin(*args, **kwargs)
+
+    @functools.cached_property
+    def kernel(self) -> Callable[P, R]:
+        """The launcher; Triton is imported with it."""
+        return getattr(importlib.import_module(f"{self.twin.__module__}.kernel"), self.name)

@@ -68,11 +68,27 @@ _ROW = {"any": Config(num_warps=4, tile=8192)}
 # No reduction: only enough bytes in flight.
 _FLAT = {"any": Config(num_warps=4, tile=1024)}
 
-_ELEMENTWISE = {
+# On Ampere and Ada both factors pass through registers, and 32 keys at a time leave none spilled with every Triton from
+# 3.6 to 3.9. Hopper and Blackwell multiply from shared memory: 128 keys at a time, three buffers; 64 on Blackwell,
+# where 128 spill. With a bias there are a prompt's few keys, all in one block, and waiting for memory takes the time:
+# few queries at a time, two programs.
+_AMPERE = ("sm_80", "sm_86", "sm_89", "sm_120")
+_ALL_KEYS = Config(num_warps=8, num_stages=3, block_q=128, block_k=128)
+_PROMPT = Config(num_warps=4, num_stages=1, block_q=64, block_k=128, programs=2)
+_FEW_KEYS = Config(num_warps=8, num_stages=3, block_q=128, block_k=64)
+
+
+def _attention(ampere: Config, hopper: Config, blackwell: Config, cdna_keys: int) -> dict[str, Config]:
+    cdna = Config(num_warps=4, num_stages=2, block_q=128, block_k=cdna_keys)
+    return {**dict.fromkeys(_AMPERE, ampere), "sm_90": hopper, "sm_100": blackwell, "gfx942": cdna}
+
+
+_SHIPPED = {
     "modulated_norm": _ROW,
     "gated_residual": _ROW,
     "qk_norm_rope": _ROW,
     "quantize": {"any": Config(num_warps=16, tile=16384), "gfx942": Config(num_warps=8, tile=16384)},
+    "round_heads": {"any": Config(num_warps=4, tile=8192), INTERPRETER: Config(num_warps=1, tile=8192)},
     "renoise": _FLAT,
     "dmd_step": _FLAT,
     "vae_norm_silu": {
@@ -80,48 +96,37 @@ _ELEMENTWISE = {
         "gfx942": Config(num_warps=4, tile=8192),
         "sm_120": Config(num_warps=8, tile=4096),  # where twice as many spill up to 24 bytes at 64 registers
     },
+    "attention 128": _attention(
+        Config(num_warps=8, num_stages=3, block_q=128, block_k=32), _ALL_KEYS, _FEW_KEYS, cdna_keys=64
+    ),
+    "attention 128 bias": _attention(
+        Config(num_warps=8, num_stages=2, block_q=128, block_k=32), _PROMPT, _PROMPT, cdna_keys=32
+    ),
+    "attention 64": _attention(_FEW_KEYS, _ALL_KEYS, _ALL_KEYS, cdna_keys=64),
+    "attention 64 bias": _attention(
+        Config(num_warps=8, num_stages=2, block_q=128, block_k=64), _PROMPT, _PROMPT, cdna_keys=32
+    ),
+    # Factors of one byte: half of attention's shared memory.
+    "attention_8bit": {
+        "any": Config(num_warps=8, num_stages=2, block_q=128, block_k=64),
+        "sm_90": _FEW_KEYS,  # 128 keys spill 16 bytes
+        "sm_100": _ALL_KEYS,
+    },
+    # Each position of a box is multiplied with all output channels: more positions at a time read the weights less
+    # often, and 256 of them leave no registers spilled with 96 channels, 128 with 192.
+    "causal_conv 96": {
+        "any": Config(num_warps=8, num_stages=3, block_q=16, block_k=16),
+        INTERPRETER: Config(num_warps=1, block_q=8, block_k=16),
+    },
+    "causal_conv 192": {
+        "any": Config(num_warps=8, num_stages=4, block_q=8, block_k=16),
+        INTERPRETER: Config(num_warps=1, block_q=8, block_k=16),
+    },
 }
+"""By kernel and chip; "any" other chip. A number is that of channels, or of a head's."""
 
-# By head size and whether there is a bias. On Ampere and Ada both factors pass through registers, and 32 keys at a time
-# leave none spilled with every Triton from 3.6 to 3.9. Hopper and Blackwell multiply from shared memory: 128 keys at a
-# time, three buffers; 64 on Blackwell, where 128 spill. With a bias there are a prompt's few keys, all in one block,
-# and waiting for memory takes the time: few queries at a time, two programs.
-_AMPERE = {
-    (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=32),
-    (128, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=32),
-    (64, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=64),
-    (64, True): Config(num_warps=8, num_stages=2, block_q=128, block_k=64),
-}
-_PROMPT = Config(num_warps=4, num_stages=1, block_q=64, block_k=128, programs=2)
-_ALL_KEYS = Config(num_warps=8, num_stages=3, block_q=128, block_k=128)
-_HOPPER = {(128, False): _ALL_KEYS, (128, True): _PROMPT, (64, False): _ALL_KEYS, (64, True): _PROMPT}
-_BLACKWELL = {**_HOPPER, (128, False): Config(num_warps=8, num_stages=3, block_q=128, block_k=64)}
-_CDNA = {
-    (head, bias): Config(num_warps=4, num_stages=2, block_q=128, block_k=32 if bias else 64)
-    for head in (128, 64)
-    for bias in (False, True)
-}
-_ATTENTION = {
-    **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), _AMPERE),
-    "sm_90": _HOPPER,
-    "sm_100": _BLACKWELL,
-    "gfx942": _CDNA,
-}
-
-# Factors of one byte: half of attention's shared memory.
-_ATTENTION_8BIT = {
-    **dict.fromkeys(("sm_89", "sm_120"), Config(num_warps=8, num_stages=2, block_q=128, block_k=64)),
-    "sm_90": Config(num_warps=8, num_stages=3, block_q=128, block_k=64),  # 128 keys spill 16 bytes
-    "sm_100": Config(num_warps=8, num_stages=3, block_q=128, block_k=128),
-}
-
-
-# Each position of a box is multiplied with all output channels: more positions at a time read the weights less often,
-# and 256 of them leave no registers spilled with 96 channels, 128 with 192.
-_CONVOLUTION = {
-    96: Config(num_warps=8, num_stages=3, block_q=16, block_k=16),
-    192: Config(num_warps=8, num_stages=4, block_q=8, block_k=16),
-}
+_INTERPRETED = Config(num_warps=1, tile=2**18, block_q=128, block_k=128)
+"""Few programs, each of which takes the interpreter some milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -173,38 +178,16 @@ def local_config(kernel: str) -> Config | None:
 
 
 def config(kernel: str) -> Config:
-    """Return the configuration of an element-wise kernel on the chip at hand."""
-    chip, shipped = current_chip(), _ELEMENTWISE[kernel]
+    """Return the configuration of a kernel on the chip at hand."""
+    chip, shipped = current_chip(), _SHIPPED[kernel]
     if local := local_config(kernel):
         return local
-    if chip == INTERPRETER:
-        return Config(num_warps=1, tile=2**18)
-    return shipped.get(chip, shipped["any"])
+    return _INTERPRETED if chip == INTERPRETER and chip not in shipped else shipped.get(chip) or shipped["any"]
 
 
 def attention_config(head: int, *, bias: bool) -> Config:
-    """Return attention's configuration on the chip at hand; head sizes below 64 take that of 64."""
-    chip, size = current_chip(), max(head, 64)
-    if local := local_config(f"attention {size}{' bias' if bias else ''}"):
-        return local
-    return Config(num_warps=1, block_q=128, block_k=128) if chip == INTERPRETER else _ATTENTION[chip][size, bias]
-
-
-def attention_8bit_config() -> Config:
-    """Return the configuration of attention with 8-bit products on the chip at hand."""
-    chip = current_chip()
-    if local := local_config("attention_8bit"):
-        return local
-    return Config(num_warps=1, block_q=128, block_k=128) if chip == INTERPRETER else _ATTENTION_8BIT[chip]
-
-
-def convolution_config(channels: int) -> Config:
-    """Return the configuration of a convolution with so many output channels on the chip at hand."""
-    if local := local_config(f"causal_conv {channels}"):
-        return local
-    if current_chip() == INTERPRETER:
-        return Config(num_warps=1, block_q=8, block_k=16)
-    return _CONVOLUTION[channels]
+    """Return attention's configuration; head sizes below 64 take that of 64."""
+    return config(f"attention {max(head, 64)}{' bias' if bias else ''}")
 
 
 def row_tile(kernel: str, width: int) -> RowTile:

@@ -1,5 +1,6 @@
 """Working memory against tensors followed through every operation of our modules."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from helios_cli.cost.workload import Workload
 from helios_cli.device import ITEMSIZE, Device
 from helios_cli.model import dit as dit_module
 from helios_cli.model import umt5
+from helios_cli.model.attention import Choice, Choice8Bit, attention
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.sharded import forward_all
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
@@ -27,6 +29,9 @@ from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_cli.units import PIECE_ELEMENTS, held_keys
 from helios_cli.weights.offload import layout_of
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, PROMPT_MATRICES, Placement
+from helios_kernels import launch
+from helios_kernels.attention_8bit import KINDS
+from helios_kernels.dispatch import compiling_for
 from support.live_bytes import peak_bytes
 from support.meta_networks import SMALL, Counted, call, on_meta
 from support.recipes import plan_of
@@ -56,6 +61,32 @@ def test_a_model_call(dtype, config, size, fused_attention):
     rotations = 4 * (noisy + history) * shape.attention_head_dim  # made within the call here, kept by the engine
     # The rest are queries' norms and rows of modulation, and alignment of small things.
     assert peak_bytes(work["call"]) == pytest.approx(expected + rotations, rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_in_8_bits_needs_no_more(kernels, kind, fused_attention, monkeypatch):
+    """Its factors in 8 bits, and where PyTorch rounds them their float32 copies one after the other, are less than the
+    norm of the keys or the hidden rows of the feed-forward; with kernels no copy is wider than 8 bits."""
+    shape = DiTConfig.from_json({**specs.TRANSFORMER, "num_layers": 2})
+    dit = on_meta(lambda: HeliosDiT(shape)).to(torch.bfloat16)
+    for block in dit.blocks:
+        block.attn1.choice = Choice8Bit(Choice())
+        block.attn1.choice.only = kind
+    history, noisy = shape.history_tokens((640, 384)).total, shape.noisy_tokens((640, 384), 1)[0]
+    stage = SimpleNamespace(noisy=noisy, rows=history + noisy)
+    model, stages = SimpleNamespace(dit=shape), SimpleNamespace(stages=[stage])
+    expected = memory._call_bytes(SimpleNamespace(model=model, work=stages, product_itemsize=2, team=1))
+    q, k, v = torch.empty(3, 1, stage.rows, 40, 128, dtype=torch.bfloat16, device="meta")
+    monkeypatch.setattr(launch, "start", lambda *_: None)  # on the meta device nothing can run
+    with compiling_for("sm_90") if kernels else nullcontext(), torch.no_grad():
+        work = call(dit, (640, 384), 0, 100)
+        work["history"](), work["text"]()
+        assert peak_bytes(work["call"]) < 1.03 * expected + 4 * stage.rows * shape.attention_head_dim
+        factors = peak_bytes(lambda: attention(q, k, v, None, dit.blocks[0].attn1.choice))
+    if kernels:  # three factors and the result, and scales
+        assert factors == pytest.approx((3 + 2) * q.numel(), rel=0.07)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -14,12 +14,11 @@ from helios_cli.bench.task import plan_of
 from helios_cli.engine.convert import convert
 from helios_cli.engine.models import Models
 from helios_cli.errors import MachineError
-from helios_cli.model.low_bit import LowBitLinear, use_low_bit
+from helios_cli.model.low_bit import LOW_BITS, LowBitLinear, levels, round_weight, shapes, use_low_bit, widen
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import SCALE_SUFFIX
 from helios_cli.weights.low_bit import BYTES, is_low_bit, kind_of
 from helios_cli.weights.placement import Placement
-from helios_kernels.low_bit import LOW_BITS, levels, round_weight, shapes, widen
 
 CPU = torch.device("cpu")
 

@@ -67,8 +67,10 @@ def test_products_are_on_the_matrix_units(built):
     attention = {name: (built[name], chip) for name, (op, _, chip) in BUILDS.items() if op.name == "attention"}
     assert len(attention) == 8 * len(CHIPS)
     assert [name for name, (one, _) in attention.items() if not one.matrix_instructions] == []
-    convolutions = [built[name] for name, (op, *_) in BUILDS.items() if op.name == "causal_conv"]
-    assert len(convolutions) == 24 and all(one.matrix_instructions and one.tma_instructions for one in convolutions)
+    convolutions = [built[name] for name, (op, *_) in BUILDS.items() if op.name.startswith("causal_conv")]
+    assert len(convolutions) == 24 + 16 and all(
+        one.matrix_instructions and one.tma_instructions for one in convolutions
+    )
     by_tma = {name for name, (one, _) in attention.items() if one.tma_instructions}
     assert by_tma == {name for name, (_, chip) in attention.items() if chip in ("sm_90", "sm_100")}
 
@@ -85,7 +87,9 @@ def test_every_kernel_is_built_for_every_chip():
     missing = {(op, chip) for op in OPS for chip in CHIPS} - started
     assert missing == {(op, chip) for op in FP8_OPERATIONS for chip in ("sm_80", "sm_86")} | {
         (op, chip) for op in ("layer_norm", "attention_pointers") for chip in CHIPS
-    } | {("attention_8bit", "gfx942")} | {("causal_conv", chip) for chip in CHIPS if chip not in TMA_CHIPS}
+    } | {(op, "gfx942") for op in ("attention_8bit", "channel_extremes", "round_heads")} | {
+        (op, chip) for op in ("causal_conv", "causal_conv_norm") for chip in CHIPS if chip not in TMA_CHIPS
+    }
 
 
 def test_every_build_is_recorded():

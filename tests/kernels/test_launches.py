@@ -14,7 +14,7 @@ import helios_kernels as kernels
 from helios_cli.architecture import DiTConfig
 from helios_cli.bench.specs import VAE
 from helios_cli.cost.arithmetic import convolution_shapes
-from helios_cli.model.convolution import Convolutions
+from helios_cli.model.convolution import CUDNN, FUSED, TRITON, Convolutions
 from helios_cli.model.convolution import key_of as shape_of
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT
 from helios_cli.model.fp8 import use_fp8
@@ -56,13 +56,17 @@ def of_the_sampler(chip: str) -> list[Launch]:
 
 
 class Timed(Convolutions):
-    """Takes the kernel wherever there is one, and notes for which shapes."""
+    """Takes the kernel wherever there is one, with the norm behind it or without, and notes for which shapes."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
 
     def of(self, x_BTHWC, weight):
         if not kernels.causal_conv_takes(x_BTHWC, weight):
-            return "cudnn"
-        self.taken[shape_of(x_BTHWC)] = "triton"
-        return "triton"
+            return CUDNN
+        self.taken[shape_of(x_BTHWC)] = self.name
+        return self.name
 
 
 def decoding_on_meta(choice: Convolutions, elements: int | None = None) -> WanVAE:
@@ -93,7 +97,7 @@ def key_of(started: Launch) -> tuple:
 @pytest.mark.parametrize("chip", some(2, sorted(CHIPS, key=("sm_90", "gfx942").__contains__, reverse=True)))
 def test_all_that_a_film_starts_is_built_ahead_of_time(chip):
     started = of_the_sampler(chip) + of_the_vae(chip, Convolutions()) + of_the_transformer(chip)
-    started += of_the_vae(chip, Timed())
+    started += of_the_vae(chip, Timed(TRITON)) + of_the_vae(chip, Timed(FUSED))
     if chip in FP8_CHIPS and chip.startswith("sm_"):  # PyTorch has fp8 products for
         started += of_the_transformer(chip, quant="fp8")
     built = {key_of(launch_of(*build)) for _, *build in marked((chip,))}
@@ -105,12 +109,11 @@ def test_the_stream_is_read_once_at_each_border():
     """A norm before the first block; from then on norms come with the sums before them, the last one as well."""
     started = of_the_transformer("sm_90")
     assert Counter(launch.kernel.__name__ for launch in started if "attention" not in launch.kernel.__name__) == {
-        "modulated_norm_kernel": 1,
-        "gated_residual_kernel": 2 * 3,
+        "stream_kernel": 1 + 2 * 3,
         "qk_norm_rope_kernel": 2 * (3 + 1),  # and the prompt's keys
     }
-    sums = [launch.constants for launch in started if launch.kernel.__name__ == "gated_residual_kernel"]
-    assert all(constants["HAS_NORM"] for constants in sums)
+    first, *sums = (launch.constants for launch in started if launch.kernel.__name__ == "stream_kernel")
+    assert not first["HAS_SUM"] and all(constants["HAS_NORM"] for constants in (first, *sums))
     assert [constants["HAS_GATE"] for constants in sums] == [True, False, True] * 2
 
 
@@ -119,8 +122,7 @@ def test_norms_round_to_fp8_themselves():
     started = of_the_transformer("sm_90", quant="fp8")
     counts = Counter(launch.kernel.__name__ for launch in started if launch.constants.get("FP8", True))
     assert counts["quantize_kernel"] == 2 * 2
-    assert counts["modulated_norm_kernel"] == 1
-    assert counts["gated_residual_kernel"] == 2 * 2 - 1  # the last norm is for the output layer, in bfloat16
+    assert counts["stream_kernel"] == 1 + 2 * 2 - 1  # the last norm is for the output layer, in bfloat16
 
 
 class Passes(TorchDispatchMode):
@@ -145,7 +147,9 @@ def moved_by(started: Launch) -> int:
     """Count what `vae_norm_silu_kernel` reads and writes, and `causal_conv_kernel` apart from the convolution."""
     tensors = dict(zip((parameter.name for parameter in started.kernel.params), started.args, strict=False))
     if started.kernel.__name__ == "causal_conv_kernel":
-        return tensors["shortcut"].nbytes if started.constants["HAS_SHORTCUT"] else 0
+        # Its result is the convolution's own, the normed one with a norm.
+        sums = tensors["shortcut"].nbytes if started.constants["HAS_SHORTCUT"] else 0
+        return 2 * sums if started.constants["NORM"] else sums
     moved = tensors["x"].nbytes + tensors["out"].nbytes
     if started.constants["HAS_PAST"]:
         moved += tensors["past"].nbytes
@@ -159,7 +163,7 @@ def test_the_passes_of_a_decode(exponent):
     """Bytes around the convolutions of a chunk of 640x384, in the README; interleaving is a copy of 6 GB more."""
     latents = torch.empty(1, 16, 9, 48, 80, device=META)
     moved, started = [], Counter()
-    for choice in (Convolutions(), Timed()):
+    for choice in (Convolutions(), Timed(TRITON), Timed(FUSED)):
         vae = decoding_on_meta(choice, 2**exponent)
         with torch.no_grad(), compiling_for("sm_90"), recorded() as launches, Passes() as passes:
             for frames in vae.decode(latents):
@@ -170,5 +174,5 @@ def test_the_passes_of_a_decode(exponent):
     assert set(choice.taken) == set(shapes[-2:])  # 192 and 96 channels
     assert started["causal_conv_kernel"] > 0
     readme = (Path(__file__).parents[2] / "kernels/README.md").read_text()
-    (recorded_gb,) = re.findall(rf"^\| 2\^{exponent} \|.*\| (\d+) \| (\d+) \|$", readme, re.MULTILINE)
+    (recorded_gb,) = re.findall(rf"^\| 2\^{exponent} \|.*\| (\d+) \| (\d+) \| (\d+) \|$", readme, re.MULTILINE)
     assert [int(gb) for gb in recorded_gb] == [round(one / 1e9) for one in moved]

@@ -14,8 +14,7 @@ from helios_cli.measured import Measured
 from helios_cli.model import attention, backends
 from helios_cli.model.attention import RUN, RUN_8BIT, Choice, Choice8Bit, nearest_of_the_faster
 from helios_cli.units import IN_8_BITS
-from helios_kernels.attention_8bit import KINDS
-from helios_kernels.attention_8bit.reference import rounded
+from helios_kernels.attention_8bit import KINDS, rounded
 
 CPU = torch.device("cpu")
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,10 +14,11 @@ from helios_cli.bench.specs import VAE
 from helios_cli.cost.arithmetic import convolution_shapes
 from helios_cli.engine.choices import measure_convolutions
 from helios_cli.measured import Measured, Measurements
-from helios_cli.model.convolution import CUDNN, TRITON, Convolutions
+from helios_cli.model.convolution import CUDNN, FUSED, RUN, TRITON, Convolutions
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_kernels.dispatch import compiling_for
 from support.meta_networks import on_meta
+from support.waiting import LONGEST
 
 META, SIZE = torch.device("meta"), (640, 384)
 CONFIG = VAEConfig.from_json(VAE)
@@ -23,7 +29,7 @@ def settled(chip: str, **ms: dict[str, float]) -> Convolutions:
     """Choose for a film, of whose two finest levels these times are known."""
     memory = Measurements()
     for shape, times in zip(SHAPES[-2:], ms.values(), strict=True):
-        memory.known[shape] = Measured("", times, {name: "differs" for name in (CUDNN, TRITON) if name not in times})
+        memory.known[shape] = Measured("", times, {name: "differs" for name in RUN if name not in times})
     choice = Convolutions(memory)
     with compiling_for(chip):
         measure_convolutions(choice, CONFIG, SIZE, torch.bfloat16, META)
@@ -35,6 +41,7 @@ def settled(chip: str, **ms: dict[str, float]) -> Convolutions:
     [
         ("sm_90", {"a": {CUDNN: 2.0, TRITON: 1.0}, "b": {CUDNN: 1.0, TRITON: 2.0}}, [TRITON, CUDNN]),
         ("sm_100", {"a": {CUDNN: 1.0}, "b": {TRITON: 1.0}}, [CUDNN, TRITON]),
+        ("sm_90", {"a": {CUDNN: 3.0, TRITON: 2.0, FUSED: 1.0}, "b": {TRITON: 1.0, FUSED: 2.0}}, [FUSED, TRITON]),
         ("sm_90", {"a": {}, "b": {}}, [CUDNN, CUDNN]),
         ("sm_89", {"a": {TRITON: 1.0}, "b": {TRITON: 1.0}}, []),  # no boxes there
     ],
@@ -62,3 +69,64 @@ def test_a_network_follows_the_choice_at_its_shapes():
     assert taken(384, 1) == taken(384, 7) == TRITON
     assert taken(320, 1) == taken(384, 1, torch.float32) == CUDNN
     assert taken(384, 1, layout=torch.contiguous_format) == CUDNN
+
+
+DECODES = """
+import os
+import torch
+import helios_kernels as kernels
+from helios_cli.model.convolution import CUDNN, FUSED, TRITON, Convolutions
+from helios_cli.model import vae as networks
+from model.test_vae import WAN, chunk, make_ours, our_decode
+
+class Always(Convolutions):
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
+    def of(self, x, weight):
+        return self.name if kernels.causal_conv_takes(x, weight) else CUDNN
+
+normed, conv = [], kernels.causal_conv_norm
+
+def seeing(*args):
+    normed.append(args[3] is not None)
+    return conv(*args)
+
+kernels.causal_conv_norm = seeing
+vae, latents = make_ours(**{**WAN, "base_dim": 96, "num_res_blocks": 1}), chunk(3, height=1, width=2)
+vae.piece_elements = 8 * 16 * 96 * 3
+os.environ["HELIOS_KERNELS"] = "reference"
+plain = our_decode(vae, latents)
+os.environ["HELIOS_KERNELS"] = "triton"
+for layer in vae.modules():
+    if isinstance(layer, networks.CausalConv3d):
+        layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
+for name in (TRITON, FUSED):
+    vae.use_convolutions(Always(name))
+    print((our_decode(vae, latents) - plain).abs().max().item())
+print(sum(normed), len(normed) - sum(normed))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.kernels
+@pytest.mark.process
+def test_the_kernels_decode_the_same_frames():
+    """Through the interpreter, two levels of 192 and 96 channels of two blocks each, in pieces of few frames: with the
+    norm in the convolution every first convolution of a block writes what the second reads, and every second one what
+    the next block's or the last convolution reads."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", DECODES],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+    )
+    assert run.returncode == 0, run.stderr
+    apart, fused, counts = run.stdout.splitlines()
+    assert float(apart) < 1e-4 and float(fused) < 1e-4  # float32 sums in another order, through some twenty layers
+    with_sum, without = map(int, counts.split())
+    assert without > with_sum > 0

@@ -22,9 +22,9 @@ from helios_cli.cost.gpus import other_device
 from helios_cli.cost.memory import MemoryBudget, MemoryPlan
 from helios_cli.cost.model import Model, model_of
 from helios_cli.cost.placing import fastest, memory_plans, speed_of
+from helios_cli.model.low_bit import LOW_BITS, LowBit, shapes
 from helios_cli.weights.fp8 import SCALE_SUFFIX, Quant, is_fp8
 from helios_cli.weights.low_bit import STORED_AS, is_low_bit
-from helios_kernels.low_bit import LOW_BITS, LowBit, shapes
 
 GB = 10**9
 HOST_BYTES = 64 * GB

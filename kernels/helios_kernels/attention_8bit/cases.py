@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 
 from helios_kernels.attention import pytorch_attention
-from helios_kernels.attention import reference as exact
-from helios_kernels.attention_8bit import attention_8bit, reference
+from helios_kernels.attention.cases import exact_attention
+from helios_kernels.attention_8bit import attention_8bit
 from helios_kernels.case import BF16, HEAD, HEADS, STAGES, Case, Op
 from helios_kernels.dispatch import FP8_CHIPS
 
@@ -28,10 +28,8 @@ def _both(name: str, **sizes) -> tuple[Case, ...]:
 
 
 ATTENTION_8BIT = Op(
-    name="attention_8bit",
     run=attention_8bit,
-    reference=reference.attention_8bit,
-    exact=lambda kind, **inputs: exact.attention(**inputs),
+    exact=lambda kind, **inputs: exact_attention(**inputs),
     baseline=lambda kind, **inputs: pytorch_attention(**inputs),
     inputs=_inputs,
     cases=(

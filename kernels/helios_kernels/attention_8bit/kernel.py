@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helios_kernels.attention_8bit.reference import WEIGHT_BITS, Rounded
+from helios_kernels.attention_8bit import WEIGHT_BITS, Kind, rounded
 from helios_kernels.dispatch import INTERPRETER, current_chip
 from helios_kernels.launch import launch
 from helios_kernels.quantize.kernel import round_to_3_bits
-from helios_kernels.tuning import attention_8bit_config
+from helios_kernels.tuning import config
 
 
 @triton.jit
@@ -88,22 +88,16 @@ def attention_8bit_kernel(
     tl.store(out + place, total.to(out.dtype.element_ty), (rows < Q)[:, None])
 
 
-ALIGNED = 16
-"""Columns of values start at multiples of so many bytes."""
-
-
-def run(of: Rounded, dtype: torch.dtype) -> Tensor:
-    B, Q, N, D = of.q_BQND.shape
-    K = of.k_BKND.shape[1]
-    out = torch.empty((B, Q, N, D), dtype=dtype, device=of.q_BQND.device)
-    columns = torch.empty((B, N, D, -(-K // ALIGNED) * ALIGNED), dtype=torch.uint8, device=out.device)
-    columns[..., :K] = of.v_BNDK.view(torch.uint8)
-    chosen = attention_8bit_config()
+def attention_8bit(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, kind: Kind = "int8") -> Tensor:
+    B, Q, N, D = q_BQND.shape
+    K = k_BKND.shape[1]
+    of = rounded(q_BQND, k_BKND, v_BKND, kind)
+    out = torch.empty((B, Q, N, D), dtype=q_BQND.dtype, device=q_BQND.device)
+    chosen = config("attention_8bit")
     launch(
         attention_8bit_kernel,
         (triton.cdiv(Q, chosen.block_q), B * N),
-        of.q_BQND, of.k_BKND, columns.view(torch.float8_e4m3fn), of.factors_BNQ, of.v_scales_BND, out, N, Q, K,
-        columns.stride(2),
+        of.q_BQND, of.k_BKND, of.v_BNDK, of.factors_BNQ, of.v_scales_BND, out, N, Q, K, of.v_BNDK.stride(2),
         config=chosen, WIDE=current_chip() == INTERPRETER, BITS=WEIGHT_BITS,
         D=D, BLOCK_Q=chosen.block_q, BLOCK_K=chosen.block_k,
     )  # fmt: skip

@@ -1,12 +1,16 @@
-"""The VAE's causal 3x3x3 convolution at the decoder's finest levels, with the sums behind it."""
+"""The VAE's causal 3x3x3 convolution at the decoder's finest levels, with the sums and the norm behind it."""
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from helios_kernels.causal_conv import reference
-from helios_kernels.dispatch import INTERPRETER, current_chip, runs
+from helios_kernels.dispatch import INTERPRETER, Operation, current_chip
+from helios_kernels.vae_norm_silu import vae_norm_silu
 
 CHIPS = ("sm_90", "sm_100")
 """Chips with boxes in hardware (TMA)."""
@@ -17,6 +21,16 @@ CHANNELS = (96, 192)
 DTYPES = (torch.bfloat16, torch.float16)
 
 
+def takes(x_BTHWC: Tensor, weight_NCTHW: Tensor, *_: Any, **__: Any) -> bool:
+    """Return whether there is a kernel for such tensors."""
+    here, is_wide = current_chip(), x_BTHWC.dtype not in DTYPES
+    if here not in (*CHIPS, INTERPRETER) or (is_wide and here != INTERPRETER):
+        return False
+    channels, laid_out = x_BTHWC.shape[-1], weight_NCTHW.is_contiguous(memory_format=torch.channels_last_3d)
+    return laid_out and channels in CHANNELS and weight_NCTHW.shape == (channels, channels, 3, 3, 3)
+
+
+@functools.partial(Operation, takes=takes)
 def causal_conv(
     x_BTHWC: Tensor, weight_NCTHW: Tensor, bias_N: Tensor | None = None, shortcut_BTHWN: Tensor | None = None
 ) -> Tensor:
@@ -25,17 +39,25 @@ def causal_conv(
     The kernel rounds once, PyTorch after each sum. x is contiguous within each batch item, and the weight, [N, C, 3, 3,
     3], is channels-last (`torch.channels_last_3d`).
     """
-    if not (runs(x_BTHWC, "causal_conv") and takes(x_BTHWC, weight_NCTHW)):
-        return reference.causal_conv(x_BTHWC, weight_NCTHW, bias_N, shortcut_BTHWN)
-    from helios_kernels.causal_conv.kernel import run
-
-    return run(x_BTHWC, weight_NCTHW.permute(0, 2, 3, 4, 1), bias_N, shortcut_BTHWN)
+    y_BTHWN = F.conv3d(x_BTHWC.movedim(-1, 1), weight_NCTHW, bias_N, padding=(0, 1, 1)).movedim(1, -1)
+    return (y_BTHWN if shortcut_BTHWN is None else y_BTHWN + shortcut_BTHWN).contiguous()
 
 
-def takes(x_BTHWC: Tensor, weight_NCTHW: Tensor) -> bool:
-    """Return whether there is a kernel for such tensors."""
-    here, is_wide = current_chip(), x_BTHWC.dtype not in DTYPES
-    if here not in (*CHIPS, INTERPRETER) or (is_wide and here != INTERPRETER):
-        return False
-    channels, laid_out = x_BTHWC.shape[-1], weight_NCTHW.is_contiguous(memory_format=torch.channels_last_3d)
-    return laid_out and channels in CHANNELS and weight_NCTHW.shape == (channels, channels, 3, 3, 3)
+@functools.partial(Operation, takes=takes)
+def causal_conv_norm(
+    x_BTHWC: Tensor,
+    weight_NCTHW: Tensor,
+    bias_N: Tensor | None,
+    shortcut_BTHWN: Tensor | None,
+    gamma_N: Tensor,
+    out_BTHWN: Tensor,
+) -> Tensor:
+    """Write `vae_norm_silu` of `causal_conv`, rounded before it, to `out`, and return it.
+
+    With a `shortcut` the sum replaces the shortcut; without one nothing else is kept. `out` and `shortcut` are
+    contiguous within each batch item, so `out` may be a slice of the next convolution's padded buffer.
+    """
+    total = causal_conv.twin(x_BTHWC, weight_NCTHW, bias_N, shortcut_BTHWN)
+    if shortcut_BTHWN is not None:
+        shortcut_BTHWN.copy_(total)
+    return vae_norm_silu.twin(total, gamma_N, out_BTHWN)

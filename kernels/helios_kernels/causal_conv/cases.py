@@ -5,7 +5,7 @@ from math import prod
 import torch
 
 from helios_kernels.case import HALVES, Case, Op
-from helios_kernels.causal_conv import CHIPS, causal_conv, reference
+from helios_kernels.causal_conv import CHIPS, causal_conv, causal_conv_norm
 
 PAST = 2
 TAPS = 27
@@ -27,6 +27,20 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     }
 
 
+def _norm_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
+    """Draw the next convolution's padded buffer as well, of which the part after the remembered frames is written."""
+    inputs = _inputs(case, dtype, device)
+    B, frames, *frame = inputs["x_BTHWC"].shape
+    buffer = torch.randn(B, frames, *frame, device=device).to(dtype)
+    gamma = (1 + 0.2 * torch.randn(frame[-1], device=device)).to(dtype)
+    return {**inputs, "gamma_N": gamma, "out_BTHWN": buffer[:, PAST:]}
+
+
+def _norm_bytes(case: Case, itemsize: int) -> int:
+    """Count `_bytes`, and the sum that is kept for the next block."""
+    return _bytes(case, itemsize) + (case.sizes["sums"] == "shortcut") * _positions(case) * case.sizes["C"] * itemsize
+
+
 def _positions(case: Case) -> int:
     return prod(case.sizes.get(name, 1) for name in ("B", "T", "H", "W"))
 
@@ -45,26 +59,33 @@ def _flops(case: Case) -> int:
 WIDTHS = ((192, 11, 192, 320), (96, 5, 384, 640))
 """Channels, frames, height and width: the decoder's finest levels at 640x384, some frames of each."""
 
+
+def _real(*sums: str | None) -> tuple[Case, ...]:
+    return tuple(
+        Case(
+            f"C{C}-{H}x{W}{'' if one is None else f'-{one}'}",
+            {"T": T, "H": H, "W": W, "C": C, "sums": one},
+            real=True,
+            compiled=HALVES,
+        )
+        for C, T, H, W in WIDTHS
+        for one in sums
+    )
+
+
+UGLY = (
+    Case("C96-9x17-shortcut", {"T": 2, "H": 9, "W": 17, "C": 96, "sums": "shortcut"}),
+    Case("C96-B2-T3-bias", {"B": 2, "T": 3, "H": 3, "W": 33, "C": 96, "sums": "bias"}),
+    Case("C192-10x5-shortcut", {"T": 1, "H": 10, "W": 5, "C": 192, "sums": "shortcut"}),
+)
+
 CAUSAL_CONV = Op(
-    name="causal_conv",
     run=causal_conv,
-    reference=reference.causal_conv,
     inputs=_inputs,
     cases=(
-        *(
-            Case(
-                f"C{C}-{H}x{W}{'' if sums is None else f'-{sums}'}",
-                {"T": T, "H": H, "W": W, "C": C, "sums": sums},
-                real=True,
-                compiled=HALVES,
-            )
-            for C, T, H, W in WIDTHS
-            for sums in (None, "bias", "shortcut")
-        ),
-        Case("C96-9x17-shortcut", {"T": 2, "H": 9, "W": 17, "C": 96, "sums": "shortcut"}),
+        *_real(None, "bias", "shortcut"),
+        *UGLY,
         Case("C96-B2-1x1", {"B": 2, "T": 1, "H": 1, "W": 1, "C": 96}),
-        Case("C96-B2-T3-bias", {"B": 2, "T": 3, "H": 3, "W": 33, "C": 96, "sums": "bias"}),
-        Case("C192-10x5-shortcut", {"T": 1, "H": 10, "W": 5, "C": 192, "sums": "shortcut"}),
         Case("C192-8x16", {"T": 1, "H": 8, "W": 16, "C": 192}),
     ),
     moved_bytes=_bytes,
@@ -72,4 +93,14 @@ CAUSAL_CONV = Op(
     chips=CHIPS,
 )
 
-OPS = (CAUSAL_CONV,)
+CAUSAL_CONV_NORM = Op(
+    run=causal_conv_norm,
+    inputs=_norm_inputs,
+    cases=(*_real("bias", "shortcut"), *UGLY),
+    moved_bytes=_norm_bytes,
+    flops=_flops,
+    written=("out_BTHWN", "shortcut_BTHWN"),
+    chips=CHIPS,
+)
+
+OPS = (CAUSAL_CONV, CAUSAL_CONV_NORM)

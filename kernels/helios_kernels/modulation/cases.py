@@ -12,7 +12,6 @@ from helios_kernels.modulation import (
     layer_norm,
     modulated_norm,
     modulated_norm_fp8,
-    reference,
 )
 from helios_kernels.quantize.cases import decoded, fp8_type, unrounded
 
@@ -64,18 +63,14 @@ UGLY = (
 )
 
 MODULATED_NORM = Op(
-    name="modulated_norm",
     run=modulated_norm,
-    reference=reference.modulated_norm,
     inputs=_modulated_inputs,
     cases=(*REAL, NARROW, *ROWS, *UGLY),
     moved_bytes=stream_bytes,
 )
 
 LAYER_NORM = Op(
-    name="layer_norm",
     run=layer_norm,
-    reference=reference.layer_norm,
     inputs=_affine_inputs,
     cases=(
         Case("stage2-noisy", {"S": STAGES["stage2"] - HISTORY}, real=True),
@@ -126,15 +121,8 @@ def _residual_bytes(case: Case, itemsize: int, normed: str = "none") -> int:
     return (read + 2 * added + written) * case.sizes.get("B", 1) * case.sizes.get("E", WIDTH) * itemsize
 
 
-def _with_stream(function):
-    """Make it return the stream, which it changes in place, with the norm."""
-    return lambda **inputs: (inputs["x_BSE"], function(**inputs))
-
-
 GATED_RESIDUAL = Op(
-    name="gated_residual",
     run=gated_residual,
-    reference=reference.gated_residual,
     inputs=_residual_inputs,
     cases=REAL + ROWS + RESIDUAL,
     moved_bytes=_residual_bytes,
@@ -142,9 +130,7 @@ GATED_RESIDUAL = Op(
 )
 
 GATED_RESIDUAL_MODULATED_NORM = Op(
-    name="gated_residual_modulated_norm",
-    run=_with_stream(gated_residual_modulated_norm),
-    reference=reference.gated_residual_modulated_norm,
+    run=gated_residual_modulated_norm,
     inputs=_residual_modulated_inputs,
     cases=(*REAL, CROSS, NARROW, *ROWS, *RESIDUAL),
     moved_bytes=lambda case, itemsize: _residual_bytes(case, itemsize, "all"),
@@ -152,9 +138,7 @@ GATED_RESIDUAL_MODULATED_NORM = Op(
 )
 
 GATED_RESIDUAL_LAYER_NORM = Op(
-    name="gated_residual_layer_norm",
-    run=_with_stream(gated_residual_layer_norm),
-    reference=reference.gated_residual_layer_norm,
+    run=gated_residual_layer_norm,
     inputs=_residual_affine_inputs,
     cases=REAL + ROWS + RESIDUAL,
     moved_bytes=lambda case, itemsize: _residual_bytes(case, itemsize, "noisy"),
@@ -162,10 +146,8 @@ GATED_RESIDUAL_LAYER_NORM = Op(
 )
 
 MODULATED_NORM_FP8 = Op(
-    name="modulated_norm_fp8",
     run=modulated_norm_fp8,
-    reference=reference.modulated_norm_fp8,
-    exact=lambda dtype, **inputs: unrounded(reference.modulated_norm(**inputs), dtype),
+    exact=lambda dtype, **inputs: unrounded(modulated_norm.twin(**inputs), dtype),
     decode=decoded,
     inputs=lambda case, dtype, device: {**_modulated_inputs(case, dtype, device), "dtype": fp8_type()},
     cases=(*stages(BF16, split=HISTORY), NARROW, *ROWS, *UGLY),
@@ -174,17 +156,10 @@ MODULATED_NORM_FP8 = Op(
 )
 
 
-def _exact_sum(dtype: torch.dtype, **inputs) -> tuple[torch.Tensor, ...]:
-    x, normed = reference.gated_residual_modulated_norm(**inputs)
-    return x, *unrounded(normed, dtype)
-
-
 GATED_RESIDUAL_MODULATED_NORM_FP8 = Op(
-    name="gated_residual_modulated_norm_fp8",
-    run=lambda **inputs: (inputs["x_BSE"], *gated_residual_modulated_norm_fp8(**inputs)),
-    reference=reference.gated_residual_modulated_norm_fp8,
-    exact=_exact_sum,
-    decode=lambda result: (result[0], *decoded(result[1:])),
+    run=gated_residual_modulated_norm_fp8,
+    exact=lambda dtype, **inputs: unrounded(gated_residual_modulated_norm.twin(**inputs), dtype),
+    decode=decoded,
     inputs=lambda case, dtype, device: {**_residual_modulated_inputs(case, dtype, device), "dtype": fp8_type()},
     cases=(*stages(BF16, split=HISTORY), CROSS, NARROW, *ROWS, *RESIDUAL),
     moved_bytes=lambda case, itemsize: (

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from helios_kernels.case import BF16, DTYPES, HEAD, HEADS, STAGES, Case, Op, outliers, stages
-from helios_kernels.qk_norm_rope import qk_norm_rope, reference
+from helios_kernels.qk_norm_rope import qk_norm_rope
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
@@ -34,9 +34,7 @@ def _bytes(case: Case, itemsize: int) -> int:
 
 
 QK_NORM_ROPE = Op(
-    name="qk_norm_rope",
     run=qk_norm_rope,
-    reference=reference.qk_norm_rope,
     inputs=_inputs,
     cases=(
         *stages(DTYPES),

@@ -36,15 +36,16 @@ def qk_norm_rope_kernel(
     tl.store(place, tile.to(x.dtype.element_ty), inside)
 
 
-def run(x: Tensor, weight: Tensor, rope: Tensor | None, heads: int, eps: float) -> Tensor:
-    B, S, W, E = x.shape
-    assert x.stride(-1) == weight.stride(-1) == 1 and weight.shape == (W, E)
-    assert rope is None or (rope.is_contiguous() and rope.shape == (S, E // heads // 2, 2))
+def qk_norm_rope(x_BSWE: Tensor, weight_WE: Tensor, rope_SD2: Tensor | None, heads: int, eps: float) -> Tensor:
+    B, S, W, E = x_BSWE.shape
+    assert x_BSWE.stride(-1) == weight_WE.stride(-1) == 1 and weight_WE.shape == (W, E)
+    rope = weight_WE if rope_SD2 is None else rope_SD2
+    assert rope_SD2 is None or (rope.is_contiguous() and rope.shape == (S, E // heads // 2, 2))
     tile = row_tile("qk_norm_rope", E)
     launch(
         qk_norm_rope_kernel,
         (triton.cdiv(S, tile.rows), W, B),
-        x, weight, weight if rope is None else rope, S, eps, *x.stride()[:3], weight.stride(0),
-        config=tile.config, HAS_ROPE=rope is not None, D=E // heads, E=E, ROWS=tile.rows, BLOCK=tile.block,
+        x_BSWE, weight_WE, rope, S, eps, *x_BSWE.stride()[:3], weight_WE.stride(0),
+        config=tile.config, HAS_ROPE=rope_SD2 is not None, D=E // heads, E=E, ROWS=tile.rows, BLOCK=tile.block,
     )  # fmt: skip
-    return x
+    return x_BSWE

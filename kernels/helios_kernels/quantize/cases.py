@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from helios_kernels.case import BF16, HIDDEN, STAGES, WIDTH, Case, Op, outliers
 from helios_kernels.dispatch import FP8_CHIPS, current_chip
-from helios_kernels.quantize import quantize, reference
+from helios_kernels.quantize import SMALLEST, quantize
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
@@ -26,19 +26,17 @@ def fp8_type() -> torch.dtype:
 
 def unrounded(y: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (values, scales) without the rounding to fp8."""
-    return y, y.abs().amax(-1, keepdim=True).clamp_min(reference.SMALLEST) / torch.finfo(dtype).max
+    return y, y.abs().amax(-1, keepdim=True).clamp_min(SMALLEST) / torch.finfo(dtype).max
 
 
-def decoded(result: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (values, scales) as numbers that compare."""
-    values, scales = result
-    return values.double() * scales.double(), scales
+def decoded(results: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Return (values, scales, others) as numbers that compare."""
+    values, scales, *others = results
+    return values.double() * scales.double(), scales, *others
 
 
 QUANTIZE = Op(
-    name="quantize",
     run=quantize,
-    reference=reference.quantize,
     exact=lambda x, gelu, dtype: unrounded(F.gelu(x, approximate="tanh") if gelu else x, dtype),
     decode=decoded,
     inputs=_inputs,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from helios_kernels.dispatch import INTERPRETER, current_chip
 from helios_kernels.launch import launch
-from helios_kernels.quantize.reference import SMALLEST
+from helios_kernels.quantize import SMALLEST
 from helios_kernels.tuning import row_tile
 
 
@@ -78,7 +78,7 @@ def limits(dtype: torch.dtype) -> dict[str, float | bool]:
     return {"SMALLEST": SMALLEST, "LARGEST": torch.finfo(dtype).max, "INTERPRETED": interpreted}
 
 
-def run(x: Tensor, gelu: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantize(x: Tensor, *, gelu: bool = False, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
     E = x.shape[-1]
     rows = x.reshape(-1, E)
     assert rows.stride(-1) == 1

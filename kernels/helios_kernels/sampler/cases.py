@@ -5,7 +5,7 @@ import math
 import torch
 
 from helios_kernels.case import BF16, Case, Op
-from helios_kernels.sampler import dmd_step, reference, renoise
+from helios_kernels.sampler import dmd_step, renoise
 
 
 def _renoise_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
@@ -22,9 +22,7 @@ def _renoise_bytes(case: Case, itemsize: int) -> int:
 
 
 RENOISE = Op(
-    name="renoise",
     run=renoise,
-    reference=reference.renoise,
     inputs=_renoise_inputs,
     cases=(
         Case("into-stage1", {"H": 12, "W": 20}, real=True, small=True),
@@ -49,9 +47,7 @@ def _step_bytes(case: Case, itemsize: int) -> int:
 
 
 DMD_STEP = Op(
-    name="dmd_step",
     run=dmd_step,
-    reference=reference.dmd_step,
     inputs=_step_inputs,
     cases=(
         Case("stage2", {"shape": (1, 16, 9, 48, 80)}, real=True, compiled=BF16, small=True),

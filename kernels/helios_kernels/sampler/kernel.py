@@ -27,16 +27,16 @@ def renoise_kernel(
     tl.store(out + place, alpha * coarse + beta * fresh, inside)
 
 
-def run_renoise(x: Tensor, noise: Tensor, alpha: float, beta: float) -> Tensor:
-    H, W = x.shape[-2:]
-    assert noise.shape == (*x.shape[:-2], 2 * H, 2 * W)
+def renoise(x_BCTHW: Tensor, noise: Tensor, alpha: float, beta: float) -> Tensor:
+    H, W = x_BCTHW.shape[-2:]
+    assert noise.shape == (*x_BCTHW.shape[:-2], 2 * H, 2 * W)
     assert noise.numel() < 2**31
-    out = torch.empty(noise.shape, dtype=torch.float32, device=x.device)
+    out = torch.empty(noise.shape, dtype=torch.float32, device=noise.device)
     chosen = config("renoise")
     launch(
         renoise_kernel,
         (triton.cdiv(out.numel(), chosen.tile),),
-        x.contiguous(), noise.contiguous(), out, out.numel(), H, W, alpha, beta,
+        x_BCTHW.contiguous(), noise.contiguous(), out, out.numel(), H, W, alpha, beta,
         config=chosen, BLOCK=chosen.tile,
     )  # fmt: skip
     return out
@@ -59,7 +59,7 @@ def dmd_step_kernel(
     tl.store(out + place, x0, inside)
 
 
-def run_dmd_step(x: Tensor, flow: Tensor, start_point: Tensor, sigma: float, sigma_next: float) -> Tensor:
+def dmd_step(x: Tensor, flow: Tensor, start_point: Tensor, sigma: float, sigma_next: float) -> Tensor:
     assert x.shape == flow.shape == start_point.shape
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     chosen = config("dmd_step")

@@ -1,25 +1,30 @@
-"""The VAE's channel norm and SiLU, written straight into the causally padded input of the next convolution."""
+"""The VAE's channel norm and SiLU, written straight into the causally padded input of the next convolution.
+
+All three operations are one kernel. Activations are [B, T, H, W, C]; `out` and what comes before it in time are
+contiguous within each batch item, so `out` may be a slice of the padded buffer.
+"""
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from helios_kernels.dispatch import runs
-from helios_kernels.vae_norm_silu import reference
+from helios_kernels.dispatch import Operation, wide
+
+NORM_EPS = 1e-12
 
 
+@Operation
 def vae_norm_silu(x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor, *, silu: bool = True) -> Tensor:
     """Write `silu(x / max(|x|, 1e-12) * sqrt(C) * gamma)` of every position to `out`, rounded once, and return it.
 
-    `out` is contiguous within each batch item, so it may be a slice of the padded buffer; x is copied where it is not.
+    x is copied where it is not contiguous within each batch item.
     """
-    if not runs(x_BTHWC, "vae_norm_silu"):
-        return out_BTHWC.copy_(reference.vae_norm_silu(x_BTHWC, gamma_C, silu=silu))
-    from helios_kernels.vae_norm_silu.kernel import run
-
-    return run(x_BTHWC, None, gamma_C, out_BTHWC, silu=silu)
+    y = F.normalize(wide(x_BTHWC), dim=-1, eps=NORM_EPS) * (x_BTHWC.shape[-1] ** 0.5 * wide(gamma_C))
+    return out_BTHWC.copy_(F.silu(y) if silu else y)
 
 
+@Operation
 def causal_pad(
     x_BTHWC: Tensor,
     past_BPHWC: Tensor | None,
@@ -30,15 +35,18 @@ def causal_pad(
 ) -> Tensor:
     """Fill `out`, [B, P + T, H, W, C], with the P remembered frames, or zeros if `past` is None, then x; return it.
 
-    With `gamma`, x passes through `vae_norm_silu`. `past` and `out` are contiguous within each batch item.
+    With `gamma`, x passes through `vae_norm_silu`.
     """
-    if not runs(x_BTHWC, "causal_pad"):
-        return out_BTHWC.copy_(reference.causal_pad(x_BTHWC, past_BPHWC, out_BTHWC, gamma_C, silu=silu))
-    from helios_kernels.vae_norm_silu.kernel import run
+    past = out_BTHWC.shape[1] - x_BTHWC.shape[1]
+    out_BTHWC[:, :past] = 0 if past_BPHWC is None else past_BPHWC
+    if gamma_C is None:
+        out_BTHWC[:, past:] = x_BTHWC
+    else:
+        vae_norm_silu.twin(x_BTHWC, gamma_C, out_BTHWC[:, past:], silu=silu)
+    return out_BTHWC
 
-    return run(x_BTHWC, past_BPHWC, gamma_C, out_BTHWC, silu=silu)
 
-
+@Operation
 def causal_sum_pad(
     x_BTHWC: Tensor,
     bias_C: Tensor,
@@ -51,11 +59,7 @@ def causal_sum_pad(
 
     With a `shortcut` the sum replaces x. `x` and `shortcut` are contiguous within each batch item.
     """
-    if not runs(x_BTHWC, "causal_sum_pad"):
-        padded, total = reference.causal_sum_pad(x_BTHWC, bias_C, shortcut_BTHWC, past_BPHWC, out_BTHWC, gamma_C)
-        if shortcut_BTHWC is not None:
-            x_BTHWC.copy_(total)
-        return out_BTHWC.copy_(padded)
-    from helios_kernels.vae_norm_silu.kernel import run
-
-    return run(x_BTHWC, past_BPHWC, gamma_C, out_BTHWC, silu=True, bias=bias_C, shortcut=shortcut_BTHWC)
+    total = x_BTHWC + bias_C
+    if shortcut_BTHWC is not None:
+        total = x_BTHWC.copy_(total + shortcut_BTHWC)
+    return causal_pad.twin(total, past_BPHWC, out_BTHWC, gamma_C, silu=True)

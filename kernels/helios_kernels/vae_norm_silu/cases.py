@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from helios_kernels.case import BF16, Case, Op, outliers
-from helios_kernels.vae_norm_silu import causal_pad, causal_sum_pad, reference, vae_norm_silu
+from helios_kernels.vae_norm_silu import causal_pad, causal_sum_pad, vae_norm_silu
 
 PAST = 2
 
@@ -48,16 +48,6 @@ def _sum_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     return {**padded, "bias_C": torch.randn(case.sizes["C"], device=device).to(dtype), "shortcut_BTHWC": shortcut}
 
 
-def _sum_pad(**inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return the sum as well, where it is kept."""
-    out = causal_sum_pad(**inputs)
-    return (out,) if inputs["shortcut_BTHWC"] is None else (out, inputs["x_BTHWC"])
-
-
-def _reference_sum_pad(**inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return reference.causal_sum_pad(**inputs)[: 1 if inputs["shortcut_BTHWC"] is None else 2]
-
-
 def _bytes(case: Case, itemsize: int) -> int:
     sizes = case.sizes
     return 2 * sizes.get("B", 1) * sizes["T"] * sizes["H"] * sizes["W"] * sizes["C"] * itemsize
@@ -80,9 +70,7 @@ WIDTHS = ((384, 16, 96, 160), (192, 11, 192, 320), (96, 5, 384, 640))
 REAL = tuple(Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True) for C, T, H, W in WIDTHS)
 
 VAE_NORM_SILU = Op(
-    name="vae_norm_silu",
     run=vae_norm_silu,
-    reference=reference.vae_norm_silu,
     inputs=_norm_inputs,
     cases=(
         *REAL,
@@ -98,9 +86,7 @@ VAE_NORM_SILU = Op(
 )
 
 CAUSAL_PAD = Op(
-    name="causal_pad",
     run=causal_pad,
-    reference=reference.causal_pad,
     inputs=_pad_inputs,
     cases=(
         *(
@@ -125,9 +111,7 @@ CAUSAL_PAD = Op(
 )
 
 CAUSAL_SUM_PAD = Op(
-    name="causal_sum_pad",
-    run=_sum_pad,
-    reference=_reference_sum_pad,
+    run=causal_sum_pad,
     inputs=_sum_inputs,
     cases=(
         *(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from helios_kernels.launch import launch
 from helios_kernels.tuning import row_tile
-from helios_kernels.vae_norm_silu.reference import NORM_EPS
+from helios_kernels.vae_norm_silu import NORM_EPS
 
 
 @triton.jit(do_not_specialize=["count", "past_count"])
@@ -57,7 +57,33 @@ def vae_norm_silu_kernel(
     tl.store(out + batch * out_b + rows * C + columns, tile.to(out.dtype.element_ty), inside)
 
 
-def run(
+def vae_norm_silu(x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor, *, silu: bool = True) -> Tensor:
+    return _fill(x_BTHWC, None, gamma_C, out_BTHWC, silu=silu)
+
+
+def causal_pad(
+    x_BTHWC: Tensor,
+    past_BPHWC: Tensor | None,
+    out_BTHWC: Tensor,
+    gamma_C: Tensor | None = None,
+    *,
+    silu: bool = False,
+) -> Tensor:
+    return _fill(x_BTHWC, past_BPHWC, gamma_C, out_BTHWC, silu=silu)
+
+
+def causal_sum_pad(
+    x_BTHWC: Tensor,
+    bias_C: Tensor,
+    shortcut_BTHWC: Tensor | None,
+    past_BPHWC: Tensor | None,
+    out_BTHWC: Tensor,
+    gamma_C: Tensor,
+) -> Tensor:
+    return _fill(x_BTHWC, past_BPHWC, gamma_C, out_BTHWC, silu=True, bias=bias_C, shortcut=shortcut_BTHWC)
+
+
+def _fill(
     x: Tensor,
     past: Tensor | None,
     gamma: Tensor | None,
