@@ -13,7 +13,7 @@ from helios_cli.weights.checkpoint import PRESETS, PUBLISHED_SIZE, Checkpoint, P
 from helios_cli.weights.names import WEIGHT_BYTES, known_repo
 
 if TYPE_CHECKING:
-    from helios_kernels.low_bit import LowBit
+    from helios_cli.weights.low_bit import LowBit
 
 PUBLISHED_PARAMETERS = {"transformer": 14_312_427_584, "text_encoder": 5_680_910_336, "vae": 126_892_531}
 

@@ -36,7 +36,7 @@ from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
 
 if TYPE_CHECKING:
     from helios_cli.weights.adapters import Adapter, Term
-    from helios_kernels.low_bit import LowBit
+    from helios_cli.weights.low_bit import LowBit
 
 PUBLISHED_SIZE = (640, 384)
 """The width and height in pixels of the published models' training."""
