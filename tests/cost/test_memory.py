@@ -67,7 +67,7 @@ def test_a_model_call(dtype, config, size, fused_attention):
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_in_8_bits_needs_no_more(kernels, kind, fused_attention, monkeypatch):
-    """Its factors in 8 bits, and where PyTorch rounds them their float32 copies one after the other, are less than the
+    """The factors in 8 bits, and their float32 copies one after the other where PyTorch rounds them, are less than the
     norm of the keys or the hidden rows of the feed-forward; with kernels no copy is wider than 8 bits."""
     shape = DiTConfig.from_json({**specs.TRANSFORMER, "num_layers": 2})
     dit = on_meta(lambda: HeliosDiT(shape)).to(torch.bfloat16)
