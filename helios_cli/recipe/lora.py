@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
-from helios_cli.recipe.values import shown
+from helios_cli.recipe.values import pick, shown
 from helios_cli.visible import printable
 
 if TYPE_CHECKING:
@@ -86,12 +86,9 @@ def _checked(lora: Lora) -> Lora:
 
 def choose_loras(film: Film, options: RenderOptions) -> tuple[tuple[Lora, ...], str]:
     """Return the LoRA files of a film, located, and where they come from: a flag replaces those of the recipe."""
-    if options.lora is not None:
-        return tuple(located(lora, Path.cwd()) for lora in options.lora), "flag"
-    written = film.recipe.lora or ()
-    return tuple(located(Lora(entry.path, entry.weight), film.folder) for entry in written), (
-        "recipe" if written else "default"
-    )
+    loras, origin = pick("lora", options, film.recipe, ())
+    folder = Path.cwd() if origin == "flag" else film.folder
+    return tuple(located(Lora(one.path, one.weight), folder) for one in loras), origin
 
 
 def located(lora: Lora, folder: Path) -> Lora:

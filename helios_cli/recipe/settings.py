@@ -13,11 +13,11 @@ from helios_cli.errors import InputError
 from helios_cli.recipe.options import RenderOptions, flag_of
 from helios_cli.recipe.sound import MAX_FADE_SECONDS
 from helios_cli.recipe.speed import chosen
-from helios_cli.recipe.values import LENGTH_KEYS, MAX_FPS, MAX_FRAMES, MAX_SECONDS, MAX_SEED, check_size
+from helios_cli.recipe.values import LENGTH_KEYS, MAX_FPS, MAX_FRAMES, MAX_SECONDS, MAX_SEED, check_size, pick
 from helios_cli.units import DEFAULT_FPS
 
 if TYPE_CHECKING:
-    from helios_cli.recipe.schema import Recipe, Shot
+    from helios_cli.recipe.schema import Recipe
 
 DEFAULT_MODEL = "auto"
 MODEL_VARIABLE = "HELIOS_MODEL"
@@ -71,7 +71,7 @@ def choose_model(recipe: Recipe, options: RenderOptions) -> tuple[str, str]:
     """
     name = os.environ.get(MODEL_VARIABLE)
     default = (name, MODEL_VARIABLE) if name else (DEFAULT_MODEL, "default")
-    return _pick("model", options, recipe, *default)
+    return pick("model", options, recipe, *default)
 
 
 def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Settings:
@@ -82,7 +82,7 @@ def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Set
     origins: dict[str, str] = {}
     for key, default in ({"fps": DEFAULT_FPS, "seed": DEFAULT_SEED, "negative": ""} | defaults).items():
         origin = "model" if key in defaults else "default"
-        values[key], origins[key] = _pick(key, options, recipe, default, origin)
+        values[key], origins[key] = pick(key, options, recipe, default, origin)
     check_size(values["size"], len(model.steps))
     if options.reuse_history:
         _require_stages(options, len(model.steps))
@@ -93,7 +93,7 @@ def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Set
     for key in ("image", "video"):
         path = getattr(options, key)
         values[key] = None if path is None else Path(os.path.abspath(path))
-        _, origins[key] = _pick(key, options, recipe.shots[0], None, "default")
+        _, origins[key] = pick(key, options, recipe.shots[0])
     values |= {key: float(values[key]) for key in ("fps", "guidance")}
     by_flag = length_in_frames(options, values["fps"]) is not None  # of any unit, over a recipe's of any unit
     values["num_frames"] = length_in_frames(options if by_flag else recipe, values["fps"])
@@ -137,12 +137,6 @@ def _require_steps(steps: tuple[int, ...]) -> None:
         given = ",".join(map(str, steps))
         message = f"--reuse-steps: with steps {given} each one makes model calls, as flows are extrapolated from two"
         raise InputError(message, hint=f"leave it out; it takes a stage of {LEAST_STEPS_REUSED} steps at least")
-
-
-def _pick(key: str, options: RenderOptions, recipe: Recipe | Shot, default: Any, origin: str) -> tuple[Any, str]:
-    """Return the value of `key` and its origin: a flag, else the recipe, else the default."""
-    given = (("flag", getattr(options, key)), ("recipe", getattr(recipe, key)))
-    return next(((value, source) for source, value in given if value is not None), (default, origin))
 
 
 def film_fps(options: RenderOptions, recipe: Recipe) -> float:

@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from helios_cli.recipe.values import pick
 
 if TYPE_CHECKING:
     from helios_cli.recipe.film import Film
@@ -41,13 +43,11 @@ class Sound:
 def choose_sound(film: Film, options: RenderOptions) -> tuple[Sound | None, Mapping[str, str]]:
     """Return the sound of a film, None without one, and where each of its keys comes from: a flag, the recipe or the
     default. Takes have none."""
-    values: dict[str, Any] = {"audio": None, "audio_fit": "trim", "audio_fade": DEFAULT_FADE_SECONDS}
-    origins = dict.fromkeys(values, "default")
-    for given, origin in ((film.recipe, "recipe"), (options, "flag")):
-        written = {key: value for key in SOUND_KEYS if (value := getattr(given, key)) is not None}
-        values |= written
-        origins |= dict.fromkeys(written, origin)
-    if values["audio"] is None or options.takes or (origins["audio"] == "flag" and values["audio"] == NONE):
+    audio, origin = pick("audio", options, film.recipe)
+    fit, fit_origin = pick("audio_fit", options, film.recipe, "trim")
+    fade, fade_origin = pick("audio_fade", options, film.recipe, DEFAULT_FADE_SECONDS)
+    origins = dict(zip(SOUND_KEYS, (origin, fit_origin, fade_origin), strict=True))
+    if audio is None or options.takes or (origin == "flag" and audio == NONE):
         return None, origins
-    path = os.path.abspath(values["audio"]) if origins["audio"] == "flag" else film.picture(values["audio"])
-    return Sound(Path(path), values["audio_fit"], float(values["audio_fade"])), origins
+    path = os.path.abspath(audio) if origin == "flag" else film.picture(audio)
+    return Sound(Path(path), fit, float(fade)), origins

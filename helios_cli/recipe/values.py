@@ -110,6 +110,12 @@ def check_size(size: tuple[int, int], num_stages: int) -> None:
     )
 
 
+def pick(key: str, options: Any, recipe: Any, default: Any = None, origin: str = "default") -> tuple[Any, str]:
+    """Return the value of `key` and its origin: a flag, else the recipe or a shot of it, else the default."""
+    given = (("flag", getattr(options, key)), ("recipe", getattr(recipe, key)))
+    return next(((value, source) for source, value in given if value is not None), (default, origin))
+
+
 def _seconds_of(value: object) -> float | None:
     if isinstance(value, time):  # TOML's 00:01:30
         value = value.isoformat()
