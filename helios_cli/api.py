@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from helios_cli.cost.estimate import Estimate, estimate_jobs
 from helios_cli.errors import HeliosError, InputError
-from helios_cli.film.jobs import check_encoding, check_shared_out, find_jobs, plan_jobs
+from helios_cli.film.clashes import check_shared_out
+from helios_cli.film.jobs import check_encoding, find_jobs, plan_jobs
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.schema import Recipe

@@ -21,42 +21,34 @@ from helios_cli.engine.events import (
     PhaseStarted,
     SegmentDone,
     SegmentStarted,
-    StepDone,
     Worker,
     WorkerLost,
     WorkerReady,
 )
 from helios_cli.errors import HeliosError
-from helios_cli.track import RecentChunks
+from helios_cli.track import Place
 
 BETWEEN_SEGMENTS = 3.0
 """The seconds for which a worker without a segment is not yet one that has nothing to do."""
 
 
-@dataclass(frozen=True)
-class WorkerTrack:
-    """A worker at one moment.
+@dataclass(frozen=True, kw_only=True)
+class WorkerTrack(Place):
+    """A worker at one moment, and its place in the film that it renders.
 
     Attributes:
         film, segment: what it renders; None between two segments.
-        chunk: index in the film of the chunk that it began last.
-        step: the last step of that chunk, of `stages` stages.
-        since, chunk_since, heard: when its state or phase began, when its chunk did, and when its last event came, in
-            seconds of the clock.
+        stages: those of a chunk of the film.
+        since: when its state or phase began.
+        heard: when its last event came.
     """
 
     worker: Worker
-    since: float
-    chunk_since: float
     heard: float
     state: Literal["starting", "waiting", "rendering", "lost"] = "starting"
     film: str | None = None
     segment: SegmentStarted | None = None
-    chunk: int = 0
-    phase: str | None = None
-    step: StepDone | None = None
     stages: int | None = None
-    recent: RecentChunks = field(default_factory=RecentChunks)
 
     def after(self, event: Event, now: float, film: str | None, started: FilmStarted | None) -> WorkerTrack:
         """Return the worker after an `event` at `now`, of `film`, which began with `started`."""
@@ -69,32 +61,11 @@ class WorkerTrack:
             track = track._without_work("rendering", now)
             stages = started.stages if started else None
             return replace(track, film=film, segment=event, stages=stages)._in_chunk(event.chunk, now)
-        if isinstance(event, PhaseStarted):
-            track = replace(track, phase=event.phase, since=now)
-            if event.phase == "denoise":
-                track = track._in_chunk(self.chunk if self.step is None else self.step.chunk + 1, now)
-            return track
-        if isinstance(event, StepDone):
-            track = track if event.chunk == self.chunk else track._in_chunk(event.chunk, now)
-            return replace(track, phase="denoise", step=event)
-        if isinstance(event, ChunksReused):
-            return track._in_chunk(event.chunk + 1, now)
-        if isinstance(event, ChunkDone):
-            return track._after_chunk(event, now, started)
-        return track
+        frames = started.frames / started.chunks if started and started.frames and started.chunks else 0.0
+        return track.moved(event, now, frames)
 
     def _without_work(self, state: Literal["waiting", "rendering", "lost"], now: float) -> WorkerTrack:
         return replace(self, state=state, film=None, segment=None, phase=None, step=None, since=now)
-
-    def _after_chunk(self, event: ChunkDone, now: float, started: FilmStarted | None) -> WorkerTrack:
-        frames = started.frames / started.chunks if started and started.frames and started.chunks else 0.0
-        track = replace(self, recent=self.recent.after(frames, event.seconds), phase="denoise")
-        if self.step is None or self.step.chunk == event.chunk:
-            track = track._in_chunk(event.chunk + 1, now)
-        return track
-
-    def _in_chunk(self, chunk: int, now: float) -> WorkerTrack:
-        return replace(self, chunk=chunk, step=None, chunk_since=now)
 
     def is_busy(self, now: float) -> bool:
         """Return whether it renders; the moment between two segments counts, so that the speed of all does not jump."""
@@ -243,7 +214,7 @@ class FarmTrack:
 
     def _follow_worker(self, worker: Worker, film: str | None, event: Event) -> None:
         now = self.clock()
-        before = self._workers.get(worker.name) or WorkerTrack(worker, now, now, now)
+        before = self._workers.get(worker.name) or WorkerTrack(worker=worker, since=now, chunk_since=now, heard=now)
         started = None if film is None else self._films[film].started
         self._workers[worker.name] = before.after(event, now, film, started)
         self._losses += isinstance(event, WorkerLost)

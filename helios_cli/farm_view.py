@@ -6,7 +6,7 @@ A `FarmTrack` has the numbers; whoever opens a view here lets it follow each eve
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from helios_cli.farm_track import FarmTrack, Totals, WorkerTrack
 from helios_cli.files import by_number
 from helios_cli.progress import LiveLines, bar_line, start_lines, summary_lines
 from helios_cli.stop import IsStopped
-from helios_cli.track import PHASES
+from helios_cli.track import PHASES, left_text, speed_text
 from helios_cli.units import counted, format_duration
 from helios_cli.visible import printable
 
@@ -146,7 +146,7 @@ class PlainFarmView(FarmView):
         if self.track.clock() - self._total_shown >= TOTAL_SECONDS:
             self._total_shown = self.track.clock()
             totals = self.track.totals()
-            parts = [*total_parts(totals), frames_text(totals), left_text(totals)]
+            parts = [*total_parts(totals), frames_text(totals), _left_text(totals)]
             _say("total: " + ", ".join(filter(None, parts)))
 
 
@@ -183,7 +183,7 @@ class RichFarmView(FarmView, LiveLines):
         room = height - LEAST_ROOM - 1 - len(lines)
         workers = sorted(self.track.workers, key=lambda worker: by_number(worker.worker.name))
         rows = worker_rows(workers, width, room, now, self._ellipsis)
-        bar = bar_line(width, totals.fraction, frames_text(totals), left_text(totals))
+        bar = bar_line(width, totals.fraction, frames_text(totals), _left_text(totals))
         # The totals are last, since keys that are pressed, ^C too, appear behind the last line and must not break it.
         return Group(*(_text(line, style) for line, style in rows), bar, *lines)
 
@@ -208,18 +208,12 @@ def segment_text(event: SegmentStarted | SegmentDone) -> str:
     return f"segment {event.segment + 1}/{event.segments}"
 
 
-def speed_text(frames_per_second: float | None) -> str:
-    return f"{frames_per_second:.3g} frames/s" if frames_per_second else ""
-
-
 def frames_text(totals: Totals) -> str:
     return "" if totals.frames is None else f"{totals.frames_done}/{_about(totals, totals.frames)} frames"
 
 
-def left_text(totals: Totals) -> str:
-    if totals.are_over:
-        return ""
-    return "-:-- left" if totals.seconds_left is None else f"{format_duration(totals.seconds_left)} left"
+def _left_text(totals: Totals) -> str:
+    return "" if totals.are_over else left_text(totals.seconds_left)
 
 
 def total_parts(totals: Totals) -> list[str]:
@@ -312,8 +306,27 @@ def _table(workers: Sequence[WorkerTrack], width: int, now: float, ellipsis: str
             last = max(columns, key=lambda column: -1 if column.rank is None else column.rank)
             columns = [column for column in columns if column is not last]
     widths = widths or [_natural(column) for column in columns]
-    lines = zip(*(_cells(*pair, ellipsis) for pair in zip(columns, widths, strict=True)), strict=True)
-    return [_cut((" " * GAP).join(cells).rstrip(), width, ellipsis, middle=False) for cells in lines]
+    cells = [
+        [_cut(cell, room, ellipsis, middle=column.title == "film") for cell in (column.title, *column.cells)]
+        for column, room in zip(columns, widths, strict=True)
+    ]
+    numbers = [index for index, column in enumerate(columns) if column.is_number]
+    lines = aligned(list(zip(*cells, strict=True)), numbers)
+    return [_cut(line, width, ellipsis, middle=False) for line in lines]
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int]) -> list[str]:
+    """Return rows as lines of columns, of which those of `numbers` are aligned on the right."""
+    from rich.cells import cell_len  # a letter may take two columns
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        pairs = enumerate(zip(row, spaces, strict=True))
+        cells = [space + cell if index in numbers else cell + space for index, (cell, space) in pairs]
+        lines.append((" " * GAP).join(cells).rstrip())
+    return lines
 
 
 def _columns(workers: Sequence[WorkerTrack], now: float, *, is_short: bool) -> list[Column]:
@@ -367,14 +380,6 @@ def _fitted(columns: Sequence[Column], room: int) -> list[int] | None:
             return None
         widths[max(can, key=widths.__getitem__)] -= 1
     return widths
-
-
-def _cells(column: Column, width: int, ellipsis: str) -> list[str]:
-    from rich.cells import cell_len
-
-    cut = [_cut(cell, width, ellipsis, middle=column.title == "film") for cell in (column.title, *column.cells)]
-    fill = [" " * (width - cell_len(cell)) for cell in cut]
-    return [space + cell if column.is_number else cell + space for cell, space in zip(cut, fill, strict=True)]
 
 
 def _cut(text: str, width: int, ellipsis: str, *, middle: bool) -> str:

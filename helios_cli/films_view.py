@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from helios_cli.console import console
 from helios_cli.engine.events import Event, FilmDone
 from helios_cli.errors import HeliosError, Interrupted
 from helios_cli.farm_track import FarmTrack
-from helios_cli.farm_view import PlainFarmView, RichFarmView, end_line
+from helios_cli.farm_view import PlainFarmView, RichFarmView, aligned, end_line
 from helios_cli.progress import ProgressKind, SilentView, View, open_view
 from helios_cli.stop import IsStopped
 from helios_cli.units import counted
@@ -111,19 +111,3 @@ class FilmsView:
         result = "stopped" if isinstance(end, Interrupted) else "failed"
         message = end.message if isinstance(end, HeliosError) else f"bug: {type(end).__name__}"
         return job.film.name, result, "", "", "", message.splitlines()[0]
-
-
-def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int]) -> list[str]:
-    """Return rows as lines of columns, of which those of `numbers` are aligned on the right."""
-    from rich.cells import cell_len  # a letter may take two columns
-
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
-        cells = [
-            space + cell if i in numbers else cell + space
-            for i, (cell, space) in enumerate(zip(row, spaces, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines

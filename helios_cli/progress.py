@@ -292,15 +292,16 @@ class RichView(FilmView, LiveLines):
         from rich.text import Text
 
         track = self.track
-        if track.phase is None:
+        phase = track.place.phase
+        if phase is None:
             return Text("")
-        if track.phase == "after" and track.behind is not None:
+        if phase == "after" and track.behind is not None:
             done, in_all = track.behind.frames, track.behind.all_frames
             return Group(
                 bar_line(self.terminal.width, done / in_all, f"{done}/{in_all} frames", ""), Text(PHASES["after"])
             )
-        if track.phase not in ("denoise", "decode"):
-            self.spinner.update(text=f"{PHASES[track.phase]}  {format_duration(track.clock() - track.phase_started)}")
+        if phase not in ("denoise", "decode"):
+            self.spinner.update(text=f"{PHASES[phase]}  {format_duration(track.clock() - track.place.since)}")
             return self.spinner
         line = bar_line(self.terminal.width, track.fraction, track.frames_text, track.left_text)
         texts = (track.place_text, track.film_text, track.speed_text, track.live_text)

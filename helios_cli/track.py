@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from helios_cli.engine.events import (
     ChunkDone,
@@ -63,59 +64,76 @@ class RecentChunks:
         return sum(seconds for _, seconds in self.chunks) / len(self.chunks) if self.chunks else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The place of a render: its phase, the chunk that it began last, from 0, and the last step of that chunk.
+
+    While a chunk is denoised the previous one may still be decoded. A place is replaced, never mutated: live displays
+    read it from threads of their own.
+
+    Attributes:
+        since, chunk_since: when the phase and the chunk began, in seconds of the clock.
+        steps: the number of steps of the chunk that are done.
+    """
+
+    since: float
+    chunk_since: float
+    phase: str | None = None
+    chunk: int = 0
+    step: StepDone | None = None
+    steps: int = 0
+    recent: RecentChunks = field(default_factory=RecentChunks)
+
+    def moved(self, event: Event, now: float, frames: float) -> Self:
+        """Return the place after an `event` at `now`; a chunk that it ends has so many `frames`."""
+        if isinstance(event, PhaseStarted):
+            place = replace(self, phase=event.phase, since=now)
+            following = self.chunk if self.step is None else self.step.chunk + 1
+            return place._in_chunk(following, now) if event.phase == "denoise" else place
+        if isinstance(event, StepDone):
+            place = self if event.chunk == self.chunk else self._in_chunk(event.chunk, now)
+            return replace(place, phase="denoise", step=event, steps=place.steps + 1)
+        if isinstance(event, ChunksReused):
+            return self._in_chunk(event.chunk + 1, now)
+        if isinstance(event, ChunkDone):
+            place = replace(self, recent=self.recent.after(frames, event.seconds), phase="denoise")
+            is_last = self.step is None or self.step.chunk == event.chunk
+            return place._in_chunk(event.chunk + 1, now) if is_last else place
+        return self
+
+    def _in_chunk(self, chunk: int, now: float) -> Self:
+        return replace(self, chunk=chunk, step=None, steps=0, chunk_since=now)
+
+
 class Track:
     """The progress of one film. `clock` returns seconds, to time the chunk in flight.
 
-    Phases may begin before the film is known; only `phase` and `phase_started` are meaningful then. While a chunk is
-    denoised the previous one may still be decoded: `chunk` is the last one that was begun, from 0.
+    Phases may begin before the film is known; only `place` is meaningful then.
     """
 
     def __init__(self, film: FilmStarted | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.film = film
         self.clock = clock
-        self.phase_started = self.chunk_started = clock()
-        self.phase = "denoise" if film else None
-        self.step: StepDone | None = None
+        self.place = Place(since=clock(), chunk_since=clock(), phase="denoise" if film else None)
         self.playback: Playback | None = None
-        self.frames_done = self.chunk = 0
+        self.frames_done = 0
         self.behind: FramesDone | None = None
-        self.steps_in_chunk = 0
         self.steps_per_chunk = max(1.0, film.steps / film.chunks) if film and film.steps and film.chunks else 1.0
-        self.recent = RecentChunks()  # replaced, never mutated: the live display reads it from its own thread
 
     def has_begun(self, done: FilmDone) -> bool:
         """Return whether this film is the one that is done; a film that was finished before never begins."""
         return self.film is not None and self.film.output == done.output
 
     def follow(self, event: Event) -> None:
-        if isinstance(event, PhaseStarted):
-            if event.phase != "denoise":
-                self.phase_started = self.clock()
-            else:
-                self._begin(self.chunk if self.step is None else self.step.chunk + 1)
-            self.phase = event.phase
-        elif isinstance(event, StepDone):
-            self.phase, self.step = "denoise", event
-            self.steps_in_chunk += 1
-        elif isinstance(event, FramesDone):
+        if isinstance(event, FramesDone):
             self.behind = event
-        elif isinstance(event, ChunksReused):
-            self.frames_done, self.chunk = event.frames, event.chunk + 1
-        elif isinstance(event, ChunkDone):
-            self._follow_chunk(event)
         elif isinstance(event, Playback):
             self.playback = event
-
-    def _begin(self, chunk: int) -> None:
-        self.chunk, self.step, self.steps_in_chunk, self.chunk_started = chunk, None, 0, self.clock()
-
-    def _follow_chunk(self, event: ChunkDone) -> None:
-        self.recent = self.recent.after(event.frames - self.frames_done, event.seconds)
-        self.frames_done = event.frames
-        self.steps_per_chunk = max(1, self.steps_in_chunk)
-        self.phase = "denoise"
-        if self.step is None or self.step.chunk == event.chunk:
-            self._begin(event.chunk + 1)
+        elif isinstance(event, ChunkDone):
+            self.steps_per_chunk = max(1, self.place.steps)
+        frames = event.frames if isinstance(event, ChunkDone | ChunksReused) else self.frames_done
+        self.place = self.place.moved(event, self.clock(), frames - self.frames_done)
+        self.frames_done = frames
 
     @property
     def known(self) -> FilmStarted:
@@ -131,37 +149,35 @@ class Track:
         """
         if self.known.chunks is None:
             return None
-        in_chunk = min(self.steps_in_chunk, self.steps_per_chunk) / (self.steps_per_chunk + 1)
-        return min(1.0, (self.chunk + in_chunk) / self.known.chunks)
+        in_chunk = min(self.place.steps, self.steps_per_chunk) / (self.steps_per_chunk + 1)
+        return min(1.0, (self.place.chunk + in_chunk) / self.known.chunks)
 
     @property
     def frames_per_second(self) -> float | None:
         """The speed over the recent chunks; None before the first is done."""
-        return self.recent.frames_per_second
+        return self.place.recent.frames_per_second
 
     @property
     def seconds_left(self) -> float | None:
         """The estimated time left, by the mean of the recent chunks; None before the first is done."""
-        chunk_seconds = self.recent.chunk_seconds
+        chunk_seconds = self.place.recent.chunk_seconds
         if chunk_seconds is None or self.known.chunks is None:
             return None
-        chunks_left = self.known.chunks - self.chunk
+        chunks_left = self.known.chunks - self.place.chunk
         if chunks_left == 0:
             return 0.0
-        return max(0.0, chunk_seconds - (self.clock() - self.chunk_started)) + chunk_seconds * (chunks_left - 1)
+        return max(0.0, chunk_seconds - (self.clock() - self.place.chunk_since)) + chunk_seconds * (chunks_left - 1)
 
     @property
     def place_text(self) -> str:
         """The chunk and, during denoising, stage and step; all counted from 1."""
-        chunk = self.chunk_text(self.chunk + 1)
+        chunk = self.chunk_text(self.place.chunk + 1)
         if self.playback and self.playback.state in WAITING:
             return f"{chunk}, {WAITING[self.playback.state]}"
-        if self.phase != "denoise" or self.step is None:
-            return f"{chunk}, {PHASES[self.phase or 'denoise']}"
-        return (
-            f"{chunk}, stage {self.step.stage + 1}/{self.known.stages}, "
-            f"step {self.step.step + 1}/{self.step.steps_in_stage}"
-        )
+        phase, step = self.place.phase, self.place.step
+        if phase != "denoise" or step is None:
+            return f"{chunk}, {PHASES[phase or 'denoise']}"
+        return f"{chunk}, stage {step.stage + 1}/{self.known.stages}, step {step.step + 1}/{step.steps_in_stage}"
 
     def chunk_text(self, number: int) -> str:
         chunks = self.known.chunks
@@ -173,14 +189,12 @@ class Track:
 
     @property
     def speed_text(self) -> str:
-        return f"{self.frames_per_second:.3g} frames/s" if self.frames_per_second else ""
+        return speed_text(self.frames_per_second)
 
     @property
     def left_text(self) -> str:
         """The time left, or "" for a film of unknown length."""
-        if self.known.chunks is None:
-            return ""
-        return "-:-- left" if self.seconds_left is None else f"{format_duration(self.seconds_left)} left"
+        return "" if self.known.chunks is None else left_text(self.seconds_left)
 
     @property
     def live_text(self) -> str:
@@ -195,6 +209,14 @@ class Track:
         """The seconds of film that are done, and the total."""
         in_all = None if self.known.frames is None else f"{self.known.frames / self.known.fps:.1f}"
         return f"film {_of(f'{self.frames_done / self.known.fps:.1f}', in_all, ' of ')} s"
+
+
+def speed_text(frames_per_second: float | None) -> str:
+    return f"{frames_per_second:.3g} frames/s" if frames_per_second else ""
+
+
+def left_text(seconds: float | None) -> str:
+    return "-:-- left" if seconds is None else f"{format_duration(seconds)} left"
 
 
 def _of(done: object, in_all: object | None, between: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 import helios_cli as helios
 from helios_cli.cli import main
-from helios_cli.film.record import read_again
+from helios_cli.film.again import read_again
 from support.reruns import decoded
 from support.waiting import LONGEST
 

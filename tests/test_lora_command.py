@@ -11,7 +11,7 @@ import pytest
 
 import helios_cli as helios
 from helios_cli.cli import main
-from helios_cli.film.record import read_again
+from helios_cli.film.again import read_again
 from support import loras
 from support.reruns import decoded
 

@@ -17,7 +17,7 @@ from PIL import Image
 import helios_cli as helios
 from helios_cli.cli import main
 from helios_cli.engine.preview import Preview
-from helios_cli.film.record import read_again
+from helios_cli.film.again import read_again
 from helios_cli.weights.preview import PreviewFile
 from support import previews
 from support.renders import latents_of

@@ -15,8 +15,8 @@ import pytest
 
 import helios_cli as helios
 from helios_cli.cli import main
+from helios_cli.film.again import read_again
 from helios_cli.film.reading import sound_end
-from helios_cli.film.record import read_again
 from support import sounds
 from support.sounds import heard, picture_packets, tone
 

@@ -38,6 +38,7 @@ from helios_cli.farm.task import Task
 from helios_cli.farm_track import FarmTrack
 from helios_cli.farm_view import PlainFarmView, worker_rows
 from helios_cli.film.claims import Claims, Owner
+from helios_cli.film.ffmpeg import Encoding
 from helios_cli.film.growing import growing_film
 from helios_cli.film.jobs import Job, find_jobs
 from helios_cli.film.parts import DoneSegment
@@ -200,7 +201,7 @@ class Stage:
     def how(self) -> HowToSleep:
         """Return how workers sleep. The piece of their chunks is encoded here, once."""
         target, options = Target(self.folder / "piece.mp4", "mp4"), self.options
-        film = growing_film(target, SIZE, 24, options.codec, options.crf, options.preset)
+        film = growing_film(target, SIZE, 24, Encoding.of(options))
         piece = self.folder / "piece"
         if not piece.exists():
             encoder = film.encoder()
@@ -356,8 +357,7 @@ def _render(film: FarmFilm, sleeper: Sleeper) -> tuple[float, float]:
         began = time.perf_counter()
         *_, last = sleeper.answer(Task(segment.plan, options, film.target.kind).to_message())
         rendered = time.perf_counter()
-        done = last["done"]
-        film.finish_segment(segment, DoneSegment(done["kind"], tuple(done["fingerprints"]), tuple(done["keys"])))
+        film.finish_segment(segment, DoneSegment.of(last["done"]))
         keeping, noting = keeping + rendered - began, noting + time.perf_counter() - rendered
     return keeping, noting
 

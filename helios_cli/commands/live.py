@@ -14,7 +14,7 @@ import typer
 
 from helios_cli.console import console
 from helios_cli.errors import InputError, Interrupted, MachineError
-from helios_cli.film.jobs import check_stdout
+from helios_cli.film.clashes import check_stdout
 from helios_cli.film.target import Target
 from helios_cli.live import DEFAULT_OUTPUT
 from helios_cli.live.address import Address

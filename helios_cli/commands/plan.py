@@ -10,7 +10,8 @@ from helios_cli.console import JsonFlag
 from helios_cli.cost.estimate import estimate_jobs
 from helios_cli.cost.farm import farm_of
 from helios_cli.errors import InputError
-from helios_cli.film.jobs import check_shared_out, plan_jobs
+from helios_cli.film.clashes import check_shared_out
+from helios_cli.film.jobs import plan_jobs
 from helios_cli.options import Sources, render_options
 from helios_cli.plan_view import show_plans
 from helios_cli.recipe.options import RenderOptions

@@ -12,7 +12,7 @@ import typer
 from helios_cli.console import console
 from helios_cli.cost.estimate import estimate_jobs
 from helios_cli.cost.farm import farm_of
-from helios_cli.film import jobs
+from helios_cli.film import clashes, jobs
 from helios_cli.films_view import FilmsView
 from helios_cli.options import (
     Events,
@@ -50,8 +50,8 @@ def render(
 ) -> None:
     """Render films from prompts: helios render "a red ball rolls left" --seconds 20"""
 
-    jobs.check_shared_out(options)
-    jobs.check_takes(options, from_film=from_film is not None, dry_run=dry_run)
+    clashes.check_shared_out(options)
+    clashes.check_takes(options, from_film=from_film is not None, dry_run=dry_run)
     repeats = jobs.film_to_repeat(source, from_film)
     options = repeats.options(options, named_flags(context)) if repeats else options
     films = [repeats.film] if repeats else None
@@ -64,7 +64,7 @@ def render(
     jobs.check_encoding(asked)
     kind = progress_kind(progress, quiet=quiet, json=json)
     if options.is_stream:
-        jobs.check_stdout(json=kind == "json")
+        clashes.check_stdout(json=kind == "json")
     if options.lanes > 1 and kind in ("auto", "rich"):
         kind = "plain"
     with stop_at_once() as is_stopped, FilmsView(asked, kind, is_stopped) as shown:

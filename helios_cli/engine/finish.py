@@ -5,31 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+from helios_cli import __version__
+from helios_cli.cost.estimate import film_bytes, growing_bytes
 from helios_cli.engine.events import Event, FilmDone, Notice
 from helios_cli.engine.script import Script
 from helios_cli.errors import HeliosError, MachineError
+from helios_cli.film import ffmpeg
 from helios_cli.film.after import After
 from helios_cli.film.export import export, export_path
 from helios_cli.film.record import (
+    AfterRecord,
+    Dtype,
+    EncodingRecord,
+    LoraRecord,
+    ModelRecord,
+    PreviewRecord,
     Record,
+    SoundRecord,
     chapters,
-    is_finished,
-    is_finished_by_another,
-    make_record,
-    model_record,
-    sidecar_path,
-    write_sidecar,
+    resolved_recipe,
+    title_of,
 )
+from helios_cli.film.sidecar import record_at, sidecar_path, write_sidecar
 from helios_cli.film.sound import Track
-from helios_cli.film.target import Target
+from helios_cli.film.target import Target, check_space
 from helios_cli.film.writer import FilmWriter
 from helios_cli.machine import peak_host_bytes
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.fingerprint import Identity
+from helios_cli.recipe.fingerprint import Identity, film_fingerprint
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import counted
+from helios_cli.visible import visible
 from helios_cli.weights.adapters import Adapter
 from helios_cli.weights.hub import source_of
 from helios_cli.weights.preview import PreviewFile
@@ -68,31 +77,43 @@ class Finish:
 
     def record(self) -> Record:
         """The record of how the film is made, as far as it is decided."""
-        plan = self.script.plan
-        folder = self.target.path.parent
-        source = source_of(self.model, self.options.revision)
-        return make_record(
-            self.film,
-            self.options,
-            plan,
-            self.fingerprints_of(plan),
-            self.target,
-            model=model_record(self.model, source, self.checkpoint, self.identity.weights, folder),
-            adapters=self.adapters,
-            track=self.track,
-            preview=self.preview,
+        plan, options, preview, folder = self.script.plan, self.options, self.preview, self.target.path.parent
+        arithmetic, after, source = self.identity.arithmetic, self.after, source_of(self.model, self.options.revision)
+        encoding = EncodingRecord(codec=options.codec, crf=options.crf, preset=options.preset)
+        return Record(
+            title=title_of(plan),
+            versions={"helios": __version__, "torch": arithmetic.torch, "ffmpeg": ffmpeg.program().version},
+            model=ModelRecord.of(self.model, source, self.checkpoint, self.identity.weights, folder),
+            lora=tuple(map(LoraRecord.of, self.adapters)) or None,
             device=self.device,
-            arithmetic=self.identity.arithmetic,
-            attention_taken=dict(self.identity.attention_taken),
+            processor=arithmetic.device,
+            dtype=cast(Dtype, arithmetic.dtype),
+            quant=None if arithmetic.quant == "none" else arithmetic.quant,
+            attention=None if options.attention == "auto" else options.attention,
+            attention_taken=dict(self.identity.attention_taken) or None,
+            kernels=arithmetic.kernels or None,
+            vae=arithmetic.vae or None,
+            team=arithmetic.team if arithmetic.team > 1 else None,
+            decoders=arithmetic.decoders if arithmetic.decoders > 1 else None,
+            preview=PreviewRecord(name=visible(preview.name), sha256=preview.digest) if preview else None,
+            reanchor=options.reanchor,
+            reuse_history=plan.reuse_history or None,
+            reuse_steps=plan.reuse_steps if plan.reuse_steps > 1 else None,
+            encoding=encoding if self.target.kind == "mp4" else None,
+            audio=SoundRecord.of(self.track) if self.track else None,
+            after=AfterRecord.of(after, options) if after else None,
+            fingerprint=film_fingerprint(plan, self.fingerprints_of(plan), preview.digest if preview else ""),
+            frames=plan.num_frames,
+            recipe=resolved_recipe(self.film, options, plan, folder, self.adapters, self.track),
         )
 
     def is_finished(self) -> bool:
-        """Return whether the target holds this very film already, and need not be rendered."""
-        return self.options.metadata and not self.options.force and is_finished(self.target, self.record())
-
-    def is_finished_by_another(self) -> bool:
-        """Return whether another process, on a machine that may round differently, has finished the film."""
-        return is_finished_by_another(self.target, self.record())
+        """Return whether the target holds this very film already, and need not be rendered. Of films that are shared,
+        one counts as well that a machine made which rounds differently."""
+        if not self.options.metadata or self.options.force or (there := record_at(self.target)) is None:
+            return False
+        record = self.record()
+        return there.is_same_film(record) or (self.options.share and there.is_same_film_elsewhere(record))
 
     def differences(self) -> Iterator[Notice]:
         """A notice if this render of a film that --from repeats will not be identical to it."""
@@ -104,6 +125,21 @@ class Finish:
         if is_other or not there.has_sound_of(record):
             names = ", ".join(there.differences(record)) or "picture or clip"
             yield Notice(f"this film will not be bit-identical to {repeats.path}: it differs in {names}")
+
+    @property
+    def after(self) -> After | None:
+        """The stage behind the render, tried on a few frames; None for nothing. InputError if it cannot be done."""
+        plan = self.script.plan
+        return After.of(self.options, plan.size, plan.fps, self.target.kind)
+
+    def prospects(self) -> Iterator[Notice]:
+        """Say what the film takes of the disk, and what becomes of its frames. MachineError if it has no room."""
+        plan, options, after = self.script.plan, self.options, self.after
+        space = film_bytes(plan, self.target.kind, options.codec, options.crf, after)
+        if notice := check_space(self.target, space, growing_bytes(plan, after)):
+            yield Notice(notice)
+        if after is not None and after.made != after.rendered:
+            yield Notice(f"behind the render, {after} will make frames of {after.made}")
 
     def describe(self, writer: FilmWriter) -> None:
         """Have the file itself say how it is made; a take is known by its title."""
@@ -147,8 +183,7 @@ class Finish:
             yield Notice(f"{self.output} is complete, but its sidecar could not be written: {error.message}")
 
     def _export_and_check(self, forms: tuple[str, ...], done: FilmDone) -> Iterator[Event]:
-        plan = self.script.plan
-        after = After.of(self.options, plan.size, plan.fps, self.target.kind)
+        plan, after = self.script.plan, self.after
         for notice in export(self.target, after.retimed(plan) if after else plan, forms):
             yield Notice(notice)
         findings = 0

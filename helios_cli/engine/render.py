@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 
-from helios_cli.cost.estimate import film_bytes, growing_bytes
 from helios_cli.engine.chunks import FingerprintsOf, render_chunks
 from helios_cli.engine.events import ChunkDone, Event, FilmDone, Notice, PhaseStarted, PreviewDone
 from helios_cli.engine.finish import Finish
@@ -18,15 +17,15 @@ from helios_cli.engine.models import Models
 from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.session import Session
 from helios_cli.errors import InputError, OutOfMemory, ReaderGone
-from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.encoding import PieceWriter
 from helios_cli.film.feed import Feed
+from helios_cli.film.ffmpeg import Encoding
 from helios_cli.film.parts import LeftChunks, Parts
 from helios_cli.film.sound import silence_notice, track_of
 from helios_cli.film.stream import DEFAULT_CONTAINER, open_stream, take_stdout
-from helios_cli.film.target import Target, check_space
-from helios_cli.film.writer import FilmWriter, open_writer
+from helios_cli.film.target import Target
+from helios_cli.film.writer import open_film
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Fingerprints
 from helios_cli.recipe.options import STREAM, RenderOptions
@@ -153,21 +152,18 @@ def _render_placed(
         yield Notice(f"{output} is finished already")
         yield from finish.complete()
         return
-    after = After.of(options, script.plan.size, script.plan.fps, target.kind)
-    space = film_bytes(script.plan, target.kind, options.codec, options.crf, after)
-    if notice := check_space(target, space, growing_bytes(script.plan, after)):
-        yield Notice(notice)
-    if after is not None and after.made != after.rendered:
-        yield Notice(f"behind the render, {after} will make frames of {after.made}")
-    parts = Parts(target)
+    yield from finish.prospects()
+    after, parts = finish.after, Parts(target)
     if parts.kind() is not None:
         for notice in parts.claims.require_alone(output):
             yield Notice(notice)
     chunks: list[float] = []
     done = None
+    preview = finish.preview.digest if finish.preview else ""
+    writer = open_film(output, script.plan, options, after=after, track=finish.track, preview=preview)
     with (
         _cache(parts, options) as cache,
-        session.writing(_writer(output, options, script.plan, finish, after), output, script) as writer,
+        session.writing(writer, output, script),
     ):
         writer.feed = feed
         with closing(chunks_into(writer, script, options, session, finish.fingerprints_of, cache)) as events:
@@ -220,9 +216,7 @@ def _render_stream(
         options.container or DEFAULT_CONTAINER,
         size=plan.size,
         fps=plan.fps,
-        codec=options.codec,
-        crf=options.crf,
-        preset=options.preset,
+        encoding=Encoding.of(options),
         preview=finish.preview.digest if finish.preview else "",
         track=finish.track,
         num_frames=plan.num_frames if isinstance(script, Planned) else None,
@@ -248,22 +242,6 @@ def _cache(parts: Parts, options: RenderOptions) -> Iterator[Cache | None]:
         parts.remove()
     finally:
         parts.claims.release_all()
-
-
-def _writer(output: str, options: RenderOptions, plan: Plan, finish: Finish, after: After | None) -> FilmWriter:
-    return open_writer(
-        output,
-        size=plan.size,
-        fps=plan.fps,
-        codec=options.codec,
-        crf=options.crf,
-        preset=options.preset,
-        after=after,
-        keep=options.keep,
-        force=options.force,
-        track=finish.track,
-        preview=finish.preview.digest if finish.preview else "",
-    )
 
 
 def _require_whole_prompts(plan: Plan, models: Models) -> None:

@@ -12,27 +12,10 @@ from helios_cli.engine.render import chunks_into, deeper
 from helios_cli.engine.script import Planned
 from helios_cli.engine.session import Session
 from helios_cli.film.cache import Cache
-from helios_cli.film.growing import GrowingFilm, growing_film
-from helios_cli.film.parts import ChunkStore, PartsWriter
+from helios_cli.film.parts import ChunkStore, PartsWriter, segment_film
 from helios_cli.film.target import Target
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan
-
-
-def parts_writer(plan: Plan, target: Target, options: RenderOptions, store: ChunkStore) -> PartsWriter:
-    """Return a writer of chunks of the film at `target` into `store`."""
-    return PartsWriter(target, _film(plan, target, options), plan.size, store)
-
-
-def piece_keys(plan: Plan, target: Target, options: RenderOptions) -> list[str]:
-    """Return the keys under which a store has the pieces of the chunks of `plan`."""
-    film = _film(plan, target, options)
-    return [film.piece_key(chunk.num_frames) for chunk in plan.chunks]
-
-
-def _film(plan: Plan, target: Target, options: RenderOptions) -> GrowingFilm:
-    quality = options.codec, options.crf, options.preset
-    return growing_film(target, plan.size, plan.fps, *quality, lossless=options.changes_frames)
 
 
 @torch.inference_mode()
@@ -54,7 +37,8 @@ def render_segment(
         yield from session.notices()  # they may explain an error
 
     def attempt() -> Iterator[Event]:
-        writer, cache = parts_writer(plan, target, options, store), Cache() if options.cache else None
+        writer = PartsWriter(target, segment_film(plan, target, options), plan.size, store)
+        cache = Cache() if options.cache else None
         yield from chunks_into(writer, Planned(plan), options, session, fingerprints, cache)
 
     yield from deeper(session, plan, options, attempt)

@@ -17,13 +17,14 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MappingProxyType
 
 from helios_cli import __version__, errors
-from helios_cli.device import gpu_index
+from helios_cli.child import NOTE_LINES
+from helios_cli.cost.farm import gpus_per_worker
 from helios_cli.errors import HeliosError, InputError, MachineError
 from helios_cli.farm.pool import Message
 from helios_cli.farm.relay import CLOSE_SECONDS, SEES_SECONDS, Wish, digest_of
@@ -33,11 +34,6 @@ CONNECT_SECONDS = 150
 """Seconds within which a cluster answers, or a private Ray has started. Ray itself gives up after 60 in most cases."""
 
 INSTALL = "pip install 'helios-render[ray]'"
-
-WORKER = "helios_cli.farm.worker"
-
-NOTE_LINES = 40
-"""The lines kept of what Ray printed before it failed."""
 
 LONGEST_FOLDER = 40
 """Characters of a temporary folder in which Ray has room for its sockets, whose paths may have 107."""
@@ -62,31 +58,20 @@ def open_cluster(options: RenderOptions, *, most: int) -> ClusterPool:
     """Start at most `most` workers in the cluster that the options ask for. Raises HeliosError."""
     assert options.cluster is not None, "only --cluster leads here"
     workers = options.workers if isinstance(options.workers, int) else None
-    gpus = max(options.gpus_per_film, gpu_index(options.vae_device) + 1)
-    return ClusterPool(options.cluster, workers=workers, most=most, gpus=gpus, device=options.device)
+    return ClusterPool(Wish(options.cluster, workers, most, gpus_per_worker(options), options.device))
 
 
 class ClusterPool:
-    """Workers as Ray actors in the cluster at `address`, as many as it has room for unless `workers` says how many.
+    """Workers as Ray actors, in the cluster and as many as a driver wishes for.
 
-    At most `most` workers are started. One that finds no free GPU waits for it, and says so in messages. Raises
-    InputError for an address that is none, MachineError where Ray is not installed, no cluster answers, or it is of
-    other versions.
+    One that finds no free GPU waits for it, and says so in messages. Raises InputError for an address that is none,
+    MachineError where Ray is not installed, no cluster answers, or it is of other versions.
     """
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        workers: int | None = None,
-        most: int | None = None,
-        gpus: int = 1,
-        device: str = "auto",
-        module: str = WORKER,
-    ) -> None:
-        self.address = check_address(address)
+    def __init__(self, wish: Wish) -> None:
+        self.address = check_address(wish.address)
         if importlib.util.find_spec("ray") is None:
-            raise MachineError(f"--cluster {address} needs Ray, which is not installed", hint=INSTALL)
+            raise MachineError(f"--cluster {wish.address} needs Ray, which is not installed", hint=INSTALL)
         forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
         self._folder = _folder()
         self._log = self._folder / "log"
@@ -94,11 +79,11 @@ class ClusterPool:
         self._messages: deque[tuple[str, Message]] = deque()
         self._sees: dict[tuple[str, Path], bool] = {}
         self._answer: bool | None = None
-        self._pipe, self._process = self._start(Wish(address, workers, most, gpus, device, module, forwarded))
+        self._pipe, self._process = self._start(replace(wish, environment=forwarded))
         try:
             self._connect()
         except BaseException:
-            self._end()
+            self.close()
             raise
 
     def send(self, name: str, message: Message) -> None:
@@ -134,16 +119,6 @@ class ClusterPool:
                     self._read(SEES_SECONDS)
             self._sees[name, path] = self._answer
         return self._sees[name, path]
-
-    def close(self) -> None:
-        """End all workers, and the private Ray of `local`. No process is left behind."""
-        self._end()
-
-    def __enter__(self) -> ClusterPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _start(self, wish: Wish) -> tuple[Connection, subprocess.Popen[bytes]]:
         ours, theirs = socket.socketpair()
@@ -212,7 +187,8 @@ class ClusterPool:
         error.add_note("\n".join(_lines(self._log)[-NOTE_LINES:]))
         return error
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """End all workers, and the private Ray of `local`. No process is left behind."""
         self._pipe.close()  # `relay.listen` ends the process
         try:
             self._process.wait(CLOSE_SECONDS + 5)

@@ -8,25 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from queue import SimpleQueue
-from threading import Thread
+from dataclasses import replace
 from typing import Any
 
 from helios_cli import errors
-from helios_cli.engine.events import (
-    ChunkDone,
-    Event,
-    Notice,
-    SegmentDone,
-    SegmentStarted,
-    WorkerLost,
-    WorkerReady,
-)
-from helios_cli.engine.events import Worker as WorkerName
+from helios_cli.engine.events import ChunkDone, Event, Notice, SegmentDone, SegmentStarted, WorkerLost, WorkerReady
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, PictureError
 from helios_cli.farm.film import FarmFilm, Kind, Missing, differences
+from helios_cli.farm.hand import Assignment, Hand
+from helios_cli.farm.joins import Joins
 from helios_cli.farm.pool import Message, Pool
 from helios_cli.farm.task import Task, to_plain
 from helios_cli.film.claims import BEAT_SECONDS
@@ -39,57 +29,20 @@ from helios_cli.weights.names import NAMES
 
 FilmEvent = tuple[Job | None, Event | HeliosError]
 
+Heard = Iterator[tuple[FarmFilm | None, Event | HeliosError]]
+"""Events, each with the film that it is about, and errors that ended films."""
+
 ATTEMPTS = 3
 """The number of times that a segment is tried, and that a worker is started which ends before it finishes a chunk."""
 
 WAIT_SECONDS = 0.5
 """The longest time between two looks at what is to be done."""
 
-JOINS = 4
-"""The most films that are joined at a time: their ffmpeg would keep the processor from the driver and its workers."""
-
 POLL_SECONDS = 2.0
 """Time between two looks at what other processes have done."""
 
 FINAL = (InputError, PictureError)
 """Errors that another worker would end with as well."""
-
-
-@dataclass
-class _Assignment:
-    """A segment that a worker renders."""
-
-    film: FarmFilm
-    segment: Segment
-    began: float
-
-
-@dataclass(eq=False)
-class _Hand:
-    """A worker as the driver knows it.
-
-    Attributes:
-        kinds: what it computes by, for a model and a size; the error where it cannot.
-        busy: a segment, or True while it identifies itself or starts; None when it waits for work.
-        heard: time of its last message.
-        losses: how often it ended since it last finished something.
-        retired: why it gets no more work, or None.
-    """
-
-    name: str
-    heard: float
-    host: str = ""
-    pid: int | None = None
-    device: str = ""
-    model: str = ""
-    kinds: dict[tuple, Kind | HeliosError] = field(default_factory=dict)
-    asked: tuple | None = None
-    busy: _Assignment | bool | None = True
-    losses: int = 0
-    retired: HeliosError | None = None
-
-    def label(self) -> WorkerName:
-        return WorkerName(self.name, self.host, self.device)
 
 
 class Driver:
@@ -103,13 +56,11 @@ class Driver:
         self._films, self._pool, self._options, self._stop = films, pool, options, stop
         self._open = list(films)  # films that have not ended
         self._queue = _longest_first(films)
-        self._again: dict[_Hand | FarmFilm, float] = {}  # when to try again what other processes had claimed
-        now = time.monotonic()
-        self._hands = {name: _Hand(name, now) for name in pool.names}
-        self._joining: set[FarmFilm] = set()
-        self._joined: SimpleQueue[tuple[FarmFilm, Event | BaseException | None]] = SimpleQueue()
+        self._again: dict[Hand | FarmFilm, float] = {}  # when to try again what other processes had claimed
+        self._hands = {name: Hand(name) for name in pool.names}
+        self._joins = Joins()
         self._said: set[tuple[FarmFilm | None, str]] = set()
-        self._beaten = self._polled = now
+        self._beaten = self._polled = time.monotonic()
 
     def run(self) -> Generator[FilmEvent, None, None]:
         """Render the films. An error of a film comes as an event; one that leaves no worker is raised."""
@@ -126,7 +77,7 @@ class Driver:
             self._pool.close()
             for film in self._films:
                 film.parts.claims.release_all()
-                if not self._options.share and not film.safe_chunks:
+                if not self._options.share:
                     film.leave()
 
     def stopped(self) -> Interrupted:
@@ -141,13 +92,13 @@ class Driver:
             what = f"stopped: the chunks of {counted(len(safe), 'unfinished film')} are safe"
         return Interrupted(what, hint="run the same command again to continue from there")
 
-    def _step(self) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+    def _step(self) -> Heard:
         yield from self._poll()
         for hand in self._hands.values():
-            if hand.busy is None and hand.retired is None and self._may_try(hand):
+            if hand.is_idle and self._may_try(hand):
                 yield from self._give_work(hand)
         self._start_joins()
-        for name, message in self._pool.receive(WAIT_SECONDS if self._joined.empty() else 0.0):
+        for name, message in self._pool.receive(WAIT_SECONDS if self._joins.are_quiet else 0.0):
             yield from self._hear(self._hands[name], message)
         yield from self._hear_joins()
         yield from self._renew_hung()
@@ -155,7 +106,7 @@ class Driver:
 
     # Work for workers
 
-    def _give_work(self, hand: _Hand) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+    def _give_work(self, hand: Hand) -> Heard:
         """Give an idle worker the longest segment that it may render, of the model that it has loaded if there is one.
 
         Before the first segment of a model the worker has to identify itself.
@@ -165,11 +116,7 @@ class Driver:
                 continue
             kind = hand.kinds.get(_key(film))
             if kind is None:
-                hand.asked, hand.busy, hand.heard = _key(film), True, time.monotonic()
-                options = to_plain(RenderOptions, self._task_options(film))
-                size, guidance = list(film.plan.size), film.plan.guidance
-                asked = {"model": _model_name(film), "options": options, "size": size, "guidance": guidance}
-                self._pool.send(hand.name, {"identify": asked})
+                self._identify(hand, film)
                 return
             if isinstance(kind, HeliosError) or not film.accepts(kind):
                 continue
@@ -177,13 +124,15 @@ class Driver:
                 yield from self._begin(film, kind, hand)
                 if film.has_ended or not film.accepts(kind) or segment.index in film.done:
                     continue
-            if self._options.share and not film.parts.claims.take(f"segment-{segment.index}"):
+            if self._options.share and not film.parts.claims.take(_claim(segment)):
                 continue
-            yield from ((film, event) for event in self._look_again(film, segment))
+            yield from self._look_again(film, segment)
             if film.has_ended or film.kind is None or segment.index in film.done:
                 self._release(film, segment)
                 continue
-            yield film, self._assign(hand, film, segment)
+            self._assign(hand, film, segment)
+            started = SegmentStarted(segment.index, len(film.segments), segment.first_chunk, len(segment.plan.chunks))
+            yield film, hand.said(started)
             return
         self._try_later(hand)
 
@@ -193,129 +142,99 @@ class Driver:
         yield from (one for one in queue if one[0].model.name == model)
         yield from (one for one in queue if one[0].model.name != model)
 
-    def _look_again(self, film: FarmFilm, segment: Segment) -> Iterator[Event]:
-        """After a claim, look at what the process has done that had it before."""
-        if not self._options.share:
-            return
-        if film.parts.kind() is None:
-            yield from film.without_parts()
-        else:
-            yield from film.take_done(segment)
+    def _identify(self, hand: Hand, film: FarmFilm) -> None:
+        """Ask a worker what it would compute the film by."""
+        hand.asked = _key(film)
+        hand.begin(True)
+        options = to_plain(RenderOptions, _task_options(film))
+        size, guidance = list(film.plan.size), film.plan.guidance
+        asked = {"model": _model_name(film), "options": options, "size": size, "guidance": guidance}
+        self._pool.send(hand.name, {"identify": asked})
 
-    def _begin(self, film: FarmFilm, kind: Kind, hand: _Hand) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
+    def _begin(self, film: FarmFilm, kind: Kind, hand: Hand) -> Heard:
         try:
             for event in film.begin(kind, hand.device):
                 yield film, event
         except HeliosError as error:
-            yield film, self._fail(film, error)
+            yield film, _fail(film, error)
 
-    def _assign(self, hand: _Hand, film: FarmFilm, segment: Segment) -> Event:
-        now = time.monotonic()
-        film.running[segment.index] = hand.name
-        hand.busy, hand.heard, hand.model = _Assignment(film, segment, now), now, film.model.name
-        self._pool.send(hand.name, self._task(hand, film, segment).to_message())
-        started = SegmentStarted(segment.index, len(film.segments), segment.first_chunk, len(segment.plan.chunks))
-        return self._from(hand, started)
+    def _look_again(self, film: FarmFilm, segment: Segment) -> Heard:
+        """After a claim, look at what the process has done that had it before."""
+        if self._options.share:
+            there = film.parts.kind() is not None
+            yield from ((film, event) for event in (film.take_done(segment) if there else film.without_parts()))
 
-    def _task(self, hand: _Hand, film: FarmFilm, segment: Segment) -> Task:
-        task = Task(_absolute(segment.plan), self._task_options(film), film.target.kind)
+    def _assign(self, hand: Hand, film: FarmFilm, segment: Segment) -> None:
+        film.running[segment.index], hand.model = hand.name, film.model.name
+        hand.begin(Assignment(film, segment, time.monotonic()))
+        task = Task(_absolute(segment.plan), _task_options(film), film.target.kind)
         sees = all(self._pool.sees(hand.name, path) for path in (film.parts.folder.absolute(), *task.pictures))
-        return task if sees else film.sent(task, segment)
-
-    def _task_options(self, film: FarmFilm) -> RenderOptions:
-        """Return the options that a worker needs: how to compute and to encode."""
-        return replace(
-            film.job.options,
-            model=_model_name(film),
-            output=str(film.target.path.absolute()),
-            repeats=None,
-            export=(),
-            check=False,
-            workers=None,
-            cluster=None,
-            share=False,
-        )
+        self._pool.send(hand.name, (task if sees else film.sent(task, segment)).to_message())
 
     # What workers say
 
-    def _hear(self, hand: _Hand, message: Message) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
-        hand.heard = time.monotonic()
-        task = hand.busy if isinstance(hand.busy, _Assignment) else None
-        if "waiting" in message:
-            yield from self._pass_on(hand, None, Notice(message["waiting"]))
-        elif "hello" in message:
-            hand.host, hand.pid, hand.busy = message["hello"]["host"], message["hello"]["pid"], None
-            yield None, self._from(hand, WorkerReady())
-        elif "identity" in message:
-            assert hand.asked is not None
-            hand.kinds[hand.asked], hand.device, hand.busy = (
-                message["identity"]["kind"],
-                message["identity"]["device"],
-                None,
-            )
-        elif "event" in message:
-            event = Event.from_dict(message)
-            yield from self._pass_on(hand, task, event)
-        elif "chunk" in message and task:
-            chunk = message["chunk"]
-            task.film.parts.chunks.put(chunk["fingerprint"], chunk["state"], chunk["key"], chunk["piece"])
-        elif "done" in message and task:
-            yield from self._hear_done(hand, task, message["done"])
-        elif "failed" in message:
-            yield from self._hear_failed(hand, task, message["failed"])
-        elif "lost" in message:
-            yield from self._hear_lost(hand, task, message["lost"])
+    def _hear(self, hand: Hand, message: Message) -> Heard:
+        hand.heard, task = time.monotonic(), hand.task
+        match message:
+            case {"waiting": reason}:
+                yield from self._pass_on(hand, None, Notice(reason))
+            case {"hello": {"host": host, "pid": pid}}:
+                hand.host, hand.pid, hand.busy = host, pid, None
+                yield None, hand.said(WorkerReady())
+            case {"identity": {"kind": kind, "device": device}}:
+                hand.kinds[hand.asked], hand.device, hand.busy = kind, device, None
+            case {"event": _}:
+                yield from self._pass_on(hand, task, Event.from_dict(message))
+            case {"chunk": chunk} if task:
+                task.film.parts.chunks.put(**chunk)
+            case {"done": done} if task:
+                yield from self._hear_done(hand, task, done)
+            case {"failed": failed}:
+                yield from self._hear_failed(hand, task, failed)
+            case {"lost": reason}:
+                yield from self._hear_lost(hand, reason)
 
-    def _pass_on(
-        self, hand: _Hand, task: _Assignment | None, event: Event
-    ) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+    def _pass_on(self, hand: Hand, task: Assignment | None, event: Event) -> Heard:
         """Pass on an event of a worker. A notice is shown once, though every worker has it."""
         film = task.film if task else None
         if isinstance(event, Notice):
             if (film, event.message) in self._said:
                 return
             self._said.add((film, event.message))
-        events = film.translate(task.segment, event) if task and film else iter([event])
-        for one in events:
+        for one in task.film.translate(task.segment, event) if task else [event]:
             if isinstance(one, ChunkDone):
                 hand.losses = 0
-            yield film, self._from(hand, one)
+            yield film, hand.said(one)
 
-    def _hear_done(
-        self, hand: _Hand, task: _Assignment, done: dict[str, Any]
-    ) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
+    def _hear_done(self, hand: Hand, task: Assignment, done: dict[str, Any]) -> Heard:
         film, segment = task.film, task.segment
         hand.busy, hand.losses = None, 0
         film.running.pop(segment.index, None)
-        if film.has_ended:  # it failed, or another process finished it: the chunks are of no use to this command
-            self._release(film, segment)
-            return
         try:
-            film.finish_segment(segment, DoneSegment(done["kind"], tuple(done["fingerprints"]), tuple(done["keys"])))
+            if film.has_ended:  # it failed, or another process finished it: the chunks are of no use to this command
+                return
+            film.finish_segment(segment, DoneSegment.of(done))
         except HeliosError as error:
-            yield film, self._fail(film, error)
+            yield film, _fail(film, error)
             return
         finally:
             self._release(film, segment)
-        yield film, self._from(hand, SegmentDone(segment.index, len(film.segments), time.monotonic() - task.began))
+        yield film, hand.said(SegmentDone(segment.index, len(film.segments), time.monotonic() - task.began))
 
-    def _hear_failed(
-        self, hand: _Hand, task: _Assignment | None, failed: dict[str, Any]
-    ) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+    def _hear_failed(self, hand: Hand, task: Assignment | None, failed: dict[str, Any]) -> Heard:
         error = errors.KINDS[failed["error"]](failed["message"], hint=failed["hint"])
         if failed.get("log"):
             error.add_note(failed["log"])
         hand.busy = None
         if task:
             yield from self._try_again(task, error)
-        elif hand.asked is not None:
+        else:
             hand.kinds[hand.asked] = error
-            yield None, self._from(hand, Notice(f"worker {hand.name} on {hand.host} cannot render: {error.message}"))
+            yield None, hand.said(Notice(f"worker {hand.name} on {hand.host} cannot render: {error.message}"))
 
-    def _hear_lost(
-        self, hand: _Hand, task: _Assignment | None, reason: str
-    ) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
-        yield (task.film if task else None), self._from(hand, WorkerLost(reason))
+    def _hear_lost(self, hand: Hand, reason: str) -> Heard:
+        task = hand.task
+        yield (task.film if task else None), hand.said(WorkerLost(reason))
         hand.losses += 1
         hand.busy, hand.model, hand.pid = True, "", None
         hand.kinds.clear()
@@ -330,39 +249,34 @@ class Driver:
         if task:
             yield from self._try_again(task, MachineError(f"its worker was lost: {reason}"), is_known=True)
 
-    def _try_again(
-        self, task: _Assignment, error: HeliosError, *, is_known: bool = False
-    ) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
+    def _try_again(self, task: Assignment, error: HeliosError, *, is_known: bool = False) -> Heard:
         """Let another worker continue the segment, unless it was tried often enough.
 
         `is_known`: an event has named the error before.
         """
-        film, segment = task.film, task.segment
-        film.running.pop(segment.index, None)
-        self._release(film, segment)
+        film, index = task.film, task.segment.index
+        what = f"{film.job.film.name}: segment {index + 1}"
+        film.running.pop(index, None)
+        self._release(film, task.segment)
         if film.has_ended:
             return
-        film.attempts[segment.index] += 1
+        film.attempts[index] += 1
         if isinstance(error, FINAL):
-            yield film, self._fail(film, error)
-        elif film.attempts[segment.index] >= ATTEMPTS:
-            what = (
-                f"{film.job.film.name}: segment {segment.index + 1} failed {ATTEMPTS} times, at last: {error.message}"
-            )
-            yield film, self._fail(film, HeliosError(what, hint=error.hint))
+            yield film, _fail(film, error)
+        elif film.attempts[index] >= ATTEMPTS:
+            message = f"{what} failed {ATTEMPTS} times, at last: {error.message}"
+            yield film, _fail(film, HeliosError(message, hint=error.hint))
         else:
-            why = "" if is_known else f": {error.message}"
-            yield film, Notice(f"{film.job.film.name}: segment {segment.index + 1} is tried again{why}")
+            yield film, Notice(f"{what} is tried again" + ("" if is_known else f": {error.message}"))
 
-    def _renew_hung(self) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+    def _renew_hung(self) -> Heard:
         limit = self._options.worker_timeout
         for hand in self._hands.values():
             if hand.busy and hand.retired is None and time.monotonic() - hand.heard > limit:
-                task = hand.busy if isinstance(hand.busy, _Assignment) else None
                 hand.heard = time.monotonic()
-                yield from self._hear_lost(hand, task, f"it sent no event for {limit:.0f} s (--worker-timeout)")
+                yield from self._hear_lost(hand, f"it sent no event for {limit:.0f} s (--worker-timeout)")
 
-    def _end_hopeless(self) -> Iterator[tuple[FarmFilm | None, Event | HeliosError]]:
+    def _end_hopeless(self) -> Heard:
         """Fail the films that no worker can render. Raises the error of a worker if none is left."""
         hands = [hand for hand in self._hands.values() if hand.retired is None]
         if not hands:
@@ -376,84 +290,66 @@ class Driver:
             if (key := _key(film)) not in kinds:
                 kinds[key] = [hand.kinds.get(key) for hand in hands]
             if error := _hopeless(film, kinds[key]):
-                yield film, self._fail(film, error)
-
-    def _fail(self, film: FarmFilm, error: HeliosError) -> HeliosError:
-        """End a film. Workers that still render segments of it finish those: their chunks stay for the next run."""
-        film.has_ended = True
-        return error
-
-    def _from(self, hand: _Hand, event: Event) -> Event:
-        return replace(event, worker=hand.label(), pid=hand.pid)
+                yield film, _fail(film, error)
 
     # Films whose chunks are all there
 
     def _start_joins(self) -> None:
         for film in self._open:
-            if len(self._joining) >= JOINS:
+            if self._joins.are_full:
                 return
-            if not film.done or not film.is_rendered or film.has_ended or film in self._joining:
-                continue
-            if self._options.share:
-                if not self._may_try(film):
-                    continue
-                if not film.parts.claims.take("film"):
-                    self._try_later(film)
-                    continue
-                if film.parts.kind() is None:  # another process has joined it just before: `_poll` finds the film
-                    film.parts.claims.release("film")
-                    continue
-            self._joining.add(film)
-            Thread(target=self._join, args=(film,), name="join", daemon=True).start()
+            is_whole = film.done and film.is_rendered and not film.has_ended
+            if is_whole and film not in self._joins and self._may_join(film):
+                self._joins.start(film)
 
-    def _join(self, film: FarmFilm) -> None:
-        """Join a film in a thread: workers go on with other films."""
-        try:
-            with closing(film.join()) as events:
-                for event in events:
-                    self._joined.put((film, event))
-        except BaseException as error:
-            self._joined.put((film, error))
-        else:
-            self._joined.put((film, None))
+    def _may_join(self, film: FarmFilm) -> bool:
+        """Return whether no other process joins the film; it is claimed then."""
+        if not self._options.share:
+            return True
+        if not self._may_try(film):
+            return False
+        if not film.parts.claims.take("film"):
+            self._try_later(film)
+            return False
+        if film.parts.kind() is None:  # another process has joined it just before: `_poll` finds the film
+            film.parts.claims.release("film")
+            return False
+        return True
 
-    def _hear_joins(self) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
-        while not self._joined.empty():
-            film, event = self._joined.get()
-            if isinstance(event, Event):
-                yield film, event
+    def _hear_joins(self) -> Heard:
+        for film, what in self._joins.heard():
+            if isinstance(what, Event):
+                yield film, what
                 continue
-            self._joining.remove(film)
-            if event is None:
+            if what is None:
                 film.has_ended = True
-            elif isinstance(event, Missing):
-                yield from self._reopen(film, event.segment)
-            elif isinstance(event, HeliosError):
-                yield film, self._fail(film, event)
+            elif isinstance(what, Missing):
+                yield from self._reopen(film, film.segments[what.segment])
+            elif isinstance(what, HeliosError):
+                yield film, _fail(film, what)
             else:
-                raise event
+                raise what
             film.parts.claims.release_all()
 
-    def _reopen(self, film: FarmFilm, index: int) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
-        segment = film.segments[index]
-        film.parts.reopen(index)
-        del film.done[index]
-        yield from self._try_again(_Assignment(film, segment, 0.0), MachineError("its finished chunks are damaged"))
+    def _reopen(self, film: FarmFilm, segment: Segment) -> Heard:
+        film.parts.reopen(segment.index)
+        del film.done[segment.index]
+        yield from self._try_again(Assignment(film, segment, 0.0), MachineError("its finished chunks are damaged"))
 
     # Other processes
 
-    def _may_try(self, one: _Hand | FarmFilm) -> bool:
+    def _may_try(self, one: Hand | FarmFilm) -> bool:
         return time.monotonic() >= self._again.get(one, 0.0)
 
-    def _try_later(self, one: _Hand | FarmFilm) -> None:
+    def _try_later(self, one: Hand | FarmFilm) -> None:
         """Leave claims of other processes alone for a while: looking at them takes work for each message of workers."""
         if self._options.share:
             self._again[one] = time.monotonic() + WAIT_SECONDS / 2
 
     def _release(self, film: FarmFilm, segment: Segment) -> None:
-        film.parts.claims.release(f"segment-{segment.index}")
+        film.parts.claims.release(_claim(segment))
 
-    def _poll(self) -> Iterator[tuple[FarmFilm, Event | HeliosError]]:
+    def _poll(self) -> Heard:
         """Show other processes that this one lives, and look at what they have done."""
         now = time.monotonic()
         if now - self._beaten >= BEAT_SECONDS:
@@ -464,7 +360,7 @@ class Driver:
             return
         self._polled = now
         for film in self._open:
-            if film.kind is None or film.has_ended or film in self._joining:
+            if film.kind is None or film.has_ended or film in self._joins:
                 continue
             if film.parts.kind() is None:
                 yield from ((film, event) for event in film.without_parts())
@@ -477,6 +373,22 @@ def _longest_first(films: Sequence[FarmFilm]) -> list[tuple[FarmFilm, Segment]]:
     """Return all segments of the films: the long ones, which may not be the last, before the short ones."""
     found = [(film, segment) for film in films for segment in film.segments]
     return sorted(found, key=lambda one: -len(one[1].plan.chunks))
+
+
+def _claim(segment: Segment) -> str:
+    return f"segment-{segment.index}"
+
+
+def _fail(film: FarmFilm, error: HeliosError) -> HeliosError:
+    """End a film. Workers that still render segments of it finish those: their chunks stay for the next run."""
+    film.has_ended = True
+    return error
+
+
+def _task_options(film: FarmFilm) -> RenderOptions:
+    """Return the options that a worker needs: how to compute and to encode."""
+    options = replace(film.job.options, repeats=None, export=(), check=False, workers=None, cluster=None, share=False)
+    return replace(options, model=_model_name(film), output=str(film.target.path.absolute()))
 
 
 def _model_name(film: FarmFilm) -> str:

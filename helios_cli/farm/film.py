@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Mapping
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helios_cli.cost.estimate import film_bytes, growing_bytes
 from helios_cli.cost.model import Model
 from helios_cli.engine.after import completed
 from helios_cli.engine.events import (
@@ -29,15 +27,13 @@ from helios_cli.engine.finish import Finish
 from helios_cli.engine.script import Planned
 from helios_cli.errors import HeliosError
 from helios_cli.farm.task import Task
-from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
-from helios_cli.film.growing import growing_film
 from helios_cli.film.jobs import Job
-from helios_cli.film.parts import DoneSegment, JoinedChunks, Parts, stored
+from helios_cli.film.parts import DoneSegment, JoinedChunks, Parts, piece_keys, stored
 from helios_cli.film.resume import Wanted, in_words
 from helios_cli.film.sound import track_of
-from helios_cli.film.target import Target, check_space, film_exists, is_taken
-from helios_cli.film.writer import Safe, open_writer
+from helios_cli.film.target import Target, film_exists, is_taken
+from helios_cli.film.writer import Safe, open_film
 from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints, Identity
 from helios_cli.recipe.plan import Plan, Segment, segments
 
@@ -123,7 +119,6 @@ class FarmFilm:
 
         The last event is FilmDone if the film was finished before. Raises HeliosError for what stands against it.
         """
-        after = self._after()
         self.parts.check()
         claims = self.parts.claims
         require = claims.require_shared if self.job.options.share else claims.require_alone
@@ -133,21 +128,17 @@ class FarmFilm:
         if self.job.options.force:
             self.parts.clear()
         yield from self._finish.differences()
-        if self._is_finished():
+        if self._finish.is_finished():
             yield from self._complete()
             return
         if not self.job.options.force and is_taken(self.target):
             raise film_exists(self.job.output)
-        space = film_bytes(self.plan, self.target.kind, *self._quality, after)
-        if notice := check_space(self.target, space, growing_bytes(self.plan, after)):
-            yield Notice(notice)
+        yield from self._finish.prospects()
         self.kind = self.parts.begin(kind)
-        if self._is_finished():  # by another process, since we looked
+        if self._finish.is_finished():  # by another process, since we looked
             yield from self._complete()
             return
         yield self._film_started()
-        if after is not None and after.made != after.rendered:
-            yield Notice(f"behind the render, {after} will make frames of {after.made}")
         for notice in self.plan.notices:
             yield Notice(notice)
         for segment in self.segments:
@@ -155,7 +146,7 @@ class FarmFilm:
 
     def without_parts(self) -> Iterator[Event]:
         """Go on after another process has removed the parts: with FilmDone if the film is there, else anew."""
-        if self._is_finished():
+        if self._finish.is_finished():
             yield from self._complete()
         else:
             self.kind = None
@@ -163,15 +154,9 @@ class FarmFilm:
             self._chunks.clear()
 
     def leave(self) -> None:
-        """Remove the folder of parts, if the film has begun: it has no chunk."""
-        if self.kind is not None:
+        """Remove the folder of parts, if the film has begun and no chunk is in it, of an earlier run either."""
+        if self.kind is not None and self.parts.is_empty:
             self.parts.remove()
-
-    def _is_finished(self) -> bool:
-        """Return whether the film is there; of films that are shared, also one that another machine made."""
-        if not os.path.lexists(self.target.path):  # what a record takes would be for nothing
-            return False
-        return self._finish.is_finished() or (self.job.options.share and self._finish.is_finished_by_another())
 
     def _complete(self) -> Iterator[Event]:
         self.has_ended = True
@@ -222,10 +207,7 @@ class FarmFilm:
     def sent(self, task: Task, segment: Segment) -> Task:
         """Return a task for a worker that does not see the film's folder: it takes and gives contents of files."""
         assert self.kind is not None, "the film has begun"
-        options = self.job.options
-        quality = options.codec, options.crf, options.preset
-        film = growing_film(self.target, self.plan.size, self.plan.fps, *quality, lossless=options.changes_frames)
-        keys = [film.piece_key(chunk.num_frames) for chunk in segment.plan.chunks]
+        keys = piece_keys(segment.plan, self.target, self.job.options)
         kept, state = stored(self.parts.chunks, self.fingerprints(self.kind, segment.plan), keys)
         files = {str(path): path.read_bytes() for path in task.pictures}
         return replace(task, shared=False, kept=kept, state=state, files=files)
@@ -253,19 +235,7 @@ class FarmFilm:
         yield PhaseStarted("finish")
         began = time.monotonic()
         settings = in_words(self.plan, self.model.name, self.device, identity_of(done[0].kind).arithmetic.dtype)
-        writer = open_writer(
-            self.job.output,
-            size=self.plan.size,
-            fps=self.plan.fps,
-            codec=options.codec,
-            crf=options.crf,
-            preset=options.preset,
-            after=self._after(),
-            keep=options.keep,
-            force=options.force,
-            track=self.track,
-        )
-        with writer:
+        with open_film(self.job.output, self.plan, options, after=self._finish.after, track=self.track) as writer:
             resumed = writer.resume(Wanted(self.plan.chunks, fingerprints, settings), chunks)
             if resumed.notice:
                 yield Notice(resumed.notice)
@@ -285,10 +255,6 @@ class FarmFilm:
         self._phases["finish"] += time.monotonic() - began
         yield from self._finish.finish(self._film_done(str(output)))
         self.parts.remove()
-
-    def _after(self) -> After | None:
-        """Return what comes behind the render. InputError if it cannot be done."""
-        return After.of(self.job.options, self.plan.size, self.plan.fps, self.target.kind)
 
     @property
     def _finish(self) -> Finish:
@@ -318,10 +284,6 @@ class FarmFilm:
             done = self.done.get(segment.index)
             found += done.fingerprints if done else self.fingerprints(self.kind, segment.plan)
         return found
-
-    @property
-    def _quality(self) -> tuple[str, int]:
-        return self.job.options.codec, self.job.options.crf
 
     def _state(self, chunks: Cache, fingerprint: str, index: int) -> bytes:
         state = chunks.state(fingerprint)

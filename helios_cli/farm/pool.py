@@ -25,6 +25,12 @@ from typing import Any, Protocol
 
 Message = dict[str, Any]
 
+STOP_SECONDS = 12.0
+"""Time for workers to make their computed chunks safe after a stop; those that are left then are killed."""
+
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment of workers with more threads than there are cores: a thread that waits leaves its core to others."""
+
 
 class Pool(Protocol):
     """Workers, which are known by their names."""

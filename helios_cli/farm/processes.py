@@ -8,18 +8,13 @@ import os
 import selectors
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from helios_cli.child import NOTE_LINES, command_of
-from helios_cli.farm.pool import Message
-
-STOP_SECONDS = 12.0
-"""Time for workers to make their computed chunks safe after a stop; those that are left then are killed."""
+from helios_cli.child import command_of
+from helios_cli.farm.pool import STOP_SECONDS, Message
 
 READ_BYTES = 2**20
 
@@ -29,7 +24,6 @@ class _Child:
     """A worker process. `rest` is the beginning of a line that it has not ended."""
 
     process: subprocess.Popen[bytes]
-    log: IO[bytes]
     rest: bytes = b""
 
 
@@ -88,18 +82,17 @@ class Processes:
 
     def _start(self, name: str) -> None:
         is_shown = os.environ.get("HELIOS_DEBUG", "") not in ("", "0")
-        log = tempfile.TemporaryFile()  # noqa: SIM115 (`_end` closes it)
         process = subprocess.Popen(
             [*command_of(self._module), str(len(self._environments))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=None if is_shown else log,
+            stderr=None if is_shown else subprocess.DEVNULL,
             env={**os.environ, **self._environments[name]},
             start_new_session=True,
         )
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
-        self._children[name] = _Child(process, log)
+        self._children[name] = _Child(process)
         self._selector.register(process.stdout, selectors.EVENT_READ, name)
 
     def _read(self, name: str) -> list[Message]:
@@ -111,7 +104,7 @@ class Processes:
         messages = [json.loads(line) for line in lines]
         if not data:
             self._selector.unregister(stdout)
-            messages.append({"lost": _reason(child), "log": _last_lines(child.log)})
+            messages.append({"lost": _reason(child)})
         return messages
 
     def _end(self, child: _Child) -> None:
@@ -122,8 +115,7 @@ class Processes:
         assert child.process.stdin is not None and child.process.stdout is not None
         with contextlib.suppress(KeyError, ValueError):  # it is no longer registered
             self._selector.unregister(child.process.stdout)
-        for file in (child.process.stdout, child.log):
-            file.close()
+        child.process.stdout.close()
         with contextlib.suppress(BrokenPipeError):
             child.process.stdin.close()
 
@@ -139,8 +131,3 @@ def _reason(child: _Child) -> str:
     if code < 0:
         return f"it was stopped by {signal.Signals(-code).name}"
     return f"it ended with exit code {code}"
-
-
-def _last_lines(log: IO[bytes]) -> str:
-    log.seek(max(0, os.fstat(log.fileno()).st_size - READ_BYTES))
-    return "\n".join(log.read().decode(errors="replace").strip().splitlines()[-NOTE_LINES:])

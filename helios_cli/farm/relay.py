@@ -16,7 +16,6 @@ import importlib
 import json
 import os
 import queue
-import re
 import shutil
 import signal
 import socket
@@ -25,28 +24,23 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from helios_cli.errors import HeliosError, MachineError
-from helios_cli.farm.pool import Message
+from helios_cli.farm.pool import PASSIVE, STOP_SECONDS, Message
+from helios_cli.farm.ray_words import PATIENCE_SECONDS, broken_node, no_cluster, place_of, reason_of, refusal
 
 POLL_SECONDS = 10
 """Seconds that an actor waits for a reply to give before it answers that there is none."""
-
-PATIENCE_SECONDS = 90
-"""Seconds for which an actor may be out of reach before it counts as lost. Ray finds a dead node in about half."""
 
 PROBE_SECONDS = 10
 """Seconds to wait for something that listens at the cluster's address."""
 
 NOTICE_SECONDS = 5
 """Seconds after which a worker that waits for its GPUs says so, again and again: then it does not count as hung."""
-
-STOP_SECONDS = 12
-"""Seconds for workers to make their computed chunks safe after a stop; those that are left then are killed."""
 
 SEES_SECONDS = 60
 """Seconds for a worker to find out whether it sees a file."""
@@ -62,9 +56,6 @@ CLIENT = "ray://"
 TRIES = 3
 """Times to connect through ray://: the head starts a process for each client, and that process sometimes dies at its
 start (ray-project/ray#63202)."""
-
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Environment of workers on CPUs: a thread that waits leaves its core to others."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +73,12 @@ class Wish:
     """
 
     address: str
-    workers: int | None
-    most: int | None
-    gpus: int
-    device: str
-    module: str
-    environment: Mapping[str, str]
+    workers: int | None = None
+    most: int | None = None
+    gpus: int = 1
+    device: str = "auto"
+    module: str = "helios_cli.farm.worker"
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -198,7 +189,7 @@ class Actor:
                         self._reply(reply)
         except BaseException as error:  # the thread ends with it, and says so
             last = traceback.format_exception_only(error)[-1].strip()
-            self._reply({"lost": f"it failed: {last}", "log": traceback.format_exc()})
+            self._reply({"lost": f"it failed: {last}"})
 
     def _reply(self, reply: Message) -> None:
         with self._changed:
@@ -438,76 +429,6 @@ def probe(address: str) -> None:
             if time.monotonic() > end or isinstance(error, socket.gaierror):
                 raise no_cluster(address, error.strerror or str(error)) from error
         time.sleep(0.5)
-
-
-def no_cluster(address: str, why: str) -> MachineError:
-    return MachineError(
-        f"no Ray cluster at {address}: {why}",
-        hint="start one with `ray start --head`, or use --cluster local for this machine's GPUs",
-    )
-
-
-def refusal(address: str, said: str) -> HeliosError:
-    """Return what Ray said when it could not connect, in our words."""
-    if "Version mismatch" in said:
-        versions = re.findall(r"(Ray|Python): (\S+)", said)
-        theirs, ours = (" and ".join(f"{what} {which}" for what, which in versions[at : at + 2]) for at in (0, 2))
-        return MachineError(
-            f"the cluster at {address} has {theirs}, this machine has {ours}; they must be the same",
-            hint="install the cluster's versions here, in an environment of their own",
-        )
-    if "Could not find any running Ray" in said:
-        return no_cluster(address, "none runs on this machine, and RAY_ADDRESS is not set")
-    if "ray[client]" in said:
-        return MachineError(f"{address}: Ray Client is not installed", hint="pip install 'helios-render[ray]'")
-    if re.search("Unauthenticated|AuthToken|authentication", said):
-        return MachineError(
-            f"the cluster at {address} refused this machine: Ray's token is missing or wrong",
-            hint="set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from the head of the cluster to this machine",
-        )
-    if "No node info found" in said:
-        return MachineError(
-            f"this machine is not a node of the Ray cluster at {address}",
-            hint=f"run `ray start --address {address}` here, or use ray://HOST:10001 of the head",
-        )
-    return MachineError(
-        f"what listens at {address} does not answer as a Ray cluster does: {first_line(said)}",
-        hint="`ray start --head` listens at port 6379, and at 10001 for ray://; with a token, set RAY_AUTH_MODE=token",
-    )
-
-
-def broken_node(said: str) -> HeliosError | None:
-    """The error of a node that can run no worker at all, from what Ray says of an actor."""
-    if missing := re.search(r"No module named '(helios_\w+)", said):
-        host = re.search(r"\bip=([^,)\s]+)", said)
-        return MachineError(
-            f"helios is not installed on the node {host[1] if host else 'of the cluster'}: no module {missing[1]}",
-            hint="install it in the environment in which `ray start` runs there: pip install 'helios-render[ray]'",
-        )
-    return None
-
-
-def reason_of(said: str) -> str:
-    """Return why an actor is lost, from what Ray says of it, in one line."""
-    if re.search(r"out of memory|low on memory|memory usage|OOM", said):
-        return "its node ran out of memory, and Ray ended the worker"
-    if re.search(
-        r"node (has |is )?(died|dead|unreachable)|node was (terminated|lost)|node failure", said, re.IGNORECASE
-    ):
-        return "its node was lost"
-    if "unavailable" in said:
-        return f"its node could not be reached for {PATIENCE_SECONDS} s"
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("\t")]
-    return lines[-1] if lines else "its process ended"
-
-
-def first_line(said: str) -> str:
-    return said.strip().partition("\n")[0].rstrip(".")
-
-
-def place_of(address: str) -> str:
-    """The cluster at an address, in words."""
-    return "this machine" if address == "local" else f"the Ray cluster at {address}"
 
 
 def listen(pipe: Connection, commands: queue.SimpleQueue[tuple]) -> None:

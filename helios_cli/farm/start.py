@@ -16,7 +16,7 @@ from helios_cli.errors import MachineError
 from helios_cli.farm.cluster import open_cluster
 from helios_cli.farm.driver import Driver
 from helios_cli.farm.film import FarmFilm
-from helios_cli.farm.pool import Pool
+from helios_cli.farm.pool import PASSIVE, Pool
 from helios_cli.farm.processes import Processes
 from helios_cli.film.jobs import Job
 from helios_cli.recipe.options import RenderOptions
@@ -28,9 +28,6 @@ from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.vocabulary import introduction
 
 ProgressBytes = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Environment of workers with more threads than there are cores: a thread that waits leaves its core to others."""
 
 
 def open_farm(

@@ -11,14 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from helios_cli import __version__, errors
-from helios_cli.engine.segment import piece_keys, render_segment
+from helios_cli.engine.segment import render_segment
 from helios_cli.engine.session import Session
 from helios_cli.errors import HeliosError
 from helios_cli.farm.pool import Message
 from helios_cli.farm.serving import hello, serve
 from helios_cli.farm.task import Task, from_plain
 from helios_cli.film import ffmpeg
-from helios_cli.film.parts import ChunkStore, Parts
+from helios_cli.film.parts import ChunkStore, Parts, piece_keys
 from helios_cli.film.target import Target
 from helios_cli.machine import temporary_folder
 from helios_cli.recipe.fingerprint import Fingerprints, Identity

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -21,7 +20,7 @@ from helios_cli.errors import InputError
 from helios_cli.film import ffmpeg
 from helios_cli.film.filters import MAX_RATE, FrameFormat, check_graph, require_even, try_graph
 from helios_cli.film.reading import MAX_PIXELS, MAX_SIDE
-from helios_cli.film.through import Frames, frames_at, send_through
+from helios_cli.film.through import Frames, Program, frames_at
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Chunk, Plan, PlannedShot
 from helios_cli.visible import has_unseen
@@ -102,17 +101,19 @@ class After:
 
         Raises HeliosError if the program or ffmpeg fails.
         """
-        wanted = self.num_frames(rendered)
-        if self.through is None:
-            with _running([*_decoded(film, self.rendered), *self._written(encoding, wanted, made)], film, made) as one:
-                yield from one.watch()
-        else:
-            raw = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", "x".join(map(str, self.between.size))]
-            raw += ["-framerate", f"{self.between.rate}", "-i", "pipe:0"]
-            with _running([*raw, *self._written(encoding, wanted, made)], film, made, stdin=PIPE) as one:
-                yield from self._sent_through(film, rendered, one)
+        source, stdin = _decoded(film, self.rendered), DEVNULL
+        if self.through is not None:
+            source = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", "x".join(map(str, self.between.size))]
+            source, stdin = [*source, "-framerate", f"{self.between.rate}", "-i", "pipe:0"], PIPE
+        output = self._written(encoding, self.num_frames(rendered), made)
+        doing, files = f"finishing {film}", (made.fileno(),)
+        with ffmpeg.Process([*source, *output], doing=doing, stdin=stdin, pass_fds=files) as encoder:
+            if self.through is None:
+                yield from encoder.watch()
+            else:
+                yield from self._sent_through(self.through, film, rendered, encoder)
 
-    def _sent_through(self, film: Path, rendered: int, encoder: ffmpeg.Process) -> Iterator[int]:
+    def _sent_through(self, command: str, film: Path, rendered: int, encoder: ffmpeg.Process) -> Iterator[int]:
         given = Frames(self.rendered, rendered)
         wanted = Frames(self.between, frames_at(self.between.rate, given))
         has_all = False
@@ -131,9 +132,9 @@ class After:
             raw = [*ffmpeg.every_frame(), "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"]
             return ffmpeg.Process([*_decoded(film, self.rendered), *raw], doing=f"reading {film}", stdout=pipe)
 
-        assert self.through is not None
-        for count in send_through(self.through, given, wanted, read_into, take):
-            yield int(count * self.made.rate / self.between.rate)
+        with Program(command, given, wanted, read_into) as program:
+            for count in program.frames(take):
+                yield int(count * self.made.rate / self.between.rate)
         encoder.close_input()
         yield from encoder.watch()
 
@@ -197,12 +198,3 @@ def try_after(options: RenderOptions, size: tuple[int, int] | None, fps: float, 
 def _decoded(film: Path, rendered: FrameFormat) -> list[str]:
     """Return input options that read the growing film frame by frame, at its exact rate."""
     return ["-r", f"{rendered.rate}", "-i", ffmpeg.file_argument(film), "-map", "0:v"]
-
-
-@contextmanager
-def _running(arguments: list[str], film: Path, made: IO[bytes], stdin: int = DEVNULL) -> Iterator[ffmpeg.Process]:
-    process = ffmpeg.Process(arguments, doing=f"finishing {film}", stdin=stdin, pass_fds=(made.fileno(),))
-    try:
-        yield process
-    finally:
-        process.kill()

@@ -97,11 +97,6 @@ class Claims:
             return False
         return self._create(name, number + 1)
 
-    def owner(self, name: str) -> Owner | None:
-        """Return the process that claims `name`, or None."""
-        _, path = self._last(name)
-        return None if path is None else _owner(path)
-
     def require_alone(self, output: str) -> Iterator[str]:
         """Claim the film `output` for this process alone. MachineError if another process renders it.
 
@@ -132,7 +127,7 @@ class Claims:
         """Claim everything for this process alone. Returns the process that this would exclude, if there is one."""
         if not self.take(ALONE):
             return self.rival(ALONE) or Rival(None, is_alive=False)
-        for name in self._names():
+        for name in {name for name, _ in self._listed()}:
             if rival := self.rival(name):
                 self.release(ALONE)
                 return rival
@@ -169,10 +164,6 @@ class Claims:
         """Return the highest number of a claim of `name`, 0 if there is none, and its file."""
         last = max((number for other, number in self._listed() if other == name), default=0)
         return last, self._folder / f"{name}.{last}" if last else None
-
-    def _names(self) -> set[str]:
-        """Return the names that are claimed, or were by processes that are dead."""
-        return {name for name, _ in self._listed()}
 
     def _listed(self) -> Iterator[tuple[str, int]]:
         """Yield name and number of each claim."""

@@ -6,10 +6,11 @@ is decided by the two writers: `film.writer` (a film) and `film.parts` (chunks o
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -69,7 +70,8 @@ class PieceWriter(ABC):
         self._frames_in_piece = 0
         self._encoder: Encoder | None = None
         self._failure: Exception | None = None
-        self._has_ended = False
+        self._has_ended = self._is_closed = False
+        self._drain_seconds = 0.0
         self._thread = threading.Thread(target=self._encode_all, name="film writer", daemon=True)
 
     def __enter__(self) -> Self:
@@ -88,28 +90,78 @@ class PieceWriter(ABC):
     @property
     def has_after(self) -> bool:
         """Return whether something comes behind the render of the film."""
-        return False
-
-    def complete(self) -> Generator[int, None, None]:
-        """Do what comes behind a render, if there is something; yield how many frames of the film are done."""
-        yield from ()
+        return self._film.after is not None
 
     @property
     def num_final_frames(self) -> int:
         """The number of frames of the finished film, as far as it is written."""
-        return self.num_frames
+        return self._film.num_final_frames
 
-    @abstractmethod
+    def complete(self) -> Generator[int, None, None]:
+        """Wait for the last piece, and do what comes behind the render; yield how many frames are done.
+
+        `close` does it otherwise. If anything is wrong, the work is aborted and the error is raised.
+        """
+        with self._aborting():
+            if self._frames_in_piece:
+                self.end_piece()
+            self._end()
+            self._thread.join()
+            self.check()
+            self._end_feed()
+            with contextlib.closing(self._film.complete()) as counts:
+                yield from counts
+
     def close(self) -> Path:
-        """Wait for the last piece, and complete the work. Does nothing the second time."""
+        """Complete the work, and return its place. Does nothing the second time.
 
-    @abstractmethod
+        If anything is wrong, the work is aborted and the error is raised.
+        """
+        if not self._is_closed:
+            for _ in self.complete():
+                pass
+            with self._aborting():
+                self._finish()
+            self._is_closed = True
+            self._leave(is_whole=True)
+        return self.target.path
+
     def abort(self) -> None:
-        """Stop, and drop the unfinished piece. Does nothing after `close`."""
+        """Stop, and drop the unfinished piece. Safe pieces stay, all else goes. Does nothing after `close`."""
+        if not self._is_closed:
+            self._is_closed = True
+            if self._thread.ident:
+                self._drain(self._drain_seconds)
+            self._end_feed()
+            self._leave(is_whole=False)
+
+    @contextlib.contextmanager
+    def _aborting(self) -> Iterator[None]:
+        """Abort the work if the block ends with an error."""
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
+
+    def _end_feed(self) -> None:
+        if self.feed:
+            self.feed.end()
+
+    def _start(self, cache: Cache | None) -> None:
+        """Start to encode chunks that can be made safe, and so are worth waiting for after a stop."""
+        self._cache, self._drain_seconds = cache, DRAIN_SECONDS
+        self._thread.start()
 
     @abstractmethod
     def _keep(self, piece: bytes, end: PieceEnd) -> bytes | None:
         """Keep a piece, and what makes it safe; return the state that was saved with it, or None."""
+
+    def _finish(self) -> None:  # noqa: B027 (chunks in a store need neither of these)
+        """Make a whole of the pieces, all of which are kept."""
+
+    def _leave(self, *, is_whole: bool) -> None:  # noqa: B027
+        """Leave the work as it stays: whole, or as far as it is safe."""
 
     def check(self) -> None:
         """Raise the error that stopped the encoder, if it has stopped."""
@@ -150,7 +202,7 @@ class PieceWriter(ABC):
             self._changed.notify_all()
 
     def _put(self, item: np.ndarray | PieceEnd, num_bytes: int = 0) -> None:
-        if self._has_ended:
+        if self._has_ended or self._is_closed:
             raise ValueError("the film is closed")
         with self._changed:
             self._changed.wait_for(

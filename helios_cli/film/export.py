@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from helios_cli.errors import InputError
 from helios_cli.film.ffmpeg import frame_rate
-from helios_cli.film.record import replace_text
+from helios_cli.film.sidecar import replace_text
 from helios_cli.film.target import Target, film_exists
 
 if TYPE_CHECKING:

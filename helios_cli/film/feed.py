@@ -97,34 +97,25 @@ class Feed:
         with self._changed:
             self._callbacks.remove(callback)
 
-    def begin(self, path: Path, marks: Sequence[Mark], sound: SoundPieces | None = None) -> None:
-        """Follow the film at `path`, which has the pieces `marks` already; those of a folder are only counted. `sound`
-        begins with the last of them."""
+    def begin(self, path: Path | None = None, marks: Sequence[Mark] = (), sound: SoundPieces | None = None) -> None:
+        """Follow the film at `path`, which has the pieces `marks` already; those of a folder, and of a stream, which
+        has no path, are only counted. `sound` begins with the last of them."""
         with self._changed:
             self._close_files()
             self._frames, self._ends, self._init, self._is_over = [0], [0], b"", False
-            self._path, self._sound, self._sound_ends = path, sound, [0]
-            if not path.is_dir():
+            self._path, self._sound, self._sound_ends = path or Path(), sound, [0]
+            if path and not path.is_dir():
                 self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             if sound:
-                with disk_errors(path):  # `close` closes it
-                    self._sound_file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
+                with disk_errors(self._path):  # `close` closes it
+                    self._sound_file = tempfile.TemporaryFile(dir=self._path.parent)  # noqa: SIM115
             for mark in marks:
                 self._note(mark, is_heard=mark is marks[-1])
             self.num_kept = len(marks)
         self._tell()
 
-    def begin_counting(self) -> None:
-        """Follow a stream, whose pieces are counted and cannot be read."""
-        with self._changed:
-            self._frames, self._ends, self._is_over = [0], [0], False
-
-    def count(self, num_frames: int) -> None:
-        """Note that a piece of the stream has gone down the pipe."""
-        self.add(Mark(num_frames, 0, ""))
-
     def add(self, mark: Mark) -> None:
-        """Note a piece that is in the film, and on disk."""
+        """Note a piece that is in the film, and on disk, or has gone down the pipe of a stream."""
         with self._changed:
             self._note(mark)
         self._tell()

@@ -1,7 +1,7 @@
 """The ffmpeg program: finding it, what it must be able to do, and running it.
 
-Every ffmpeg of helios is started here, away from the terminal: Ctrl-C reaches the engine alone, which then decides.
-None outlives this process, and one that stops making progress is ended. `film.reading` reads files with it.
+Every ffmpeg of helios is started here (`film.guarded`). None outlives this process, and one that stops making progress
+is ended. `film.reading` reads files with it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import select
 import signal
 import subprocess
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from typing import IO, Any
 from helios_cli import machine
 from helios_cli.errors import HeliosError, InputError, MachineError
 from helios_cli.film.disk import full_disk, too_large
+from helios_cli.film.guarded import LOOK_SECONDS, Guarded, Stall, processor_time
+from helios_cli.recipe.options import RenderOptions
 
 INSTALL_HINT = (
     "set IMAGEIO_FFMPEG_EXE to the path of a complete ffmpeg, 5.1 or newer, "
@@ -44,9 +45,6 @@ NEEDED = {
 tried."""
 
 TAIL_LINES = 20
-MAX_LINE = 1000
-"""Characters of a message that are kept: a damaged file can make ffmpeg print a lot."""
-
 KEPT_LINES = 1000
 """Messages that are kept of those asked for: the last ones."""
 
@@ -55,9 +53,6 @@ READING_SECONDS = 60
 
 WRITING_SECONDS = 600
 """Longest time in which an ffmpeg that writes may neither take a frame, nor make progress, nor compute."""
-
-LOOK_SECONDS = 0.5
-"""Time between two reports of how far ffmpeg is."""
 
 PROGRESS_LINE = re.compile(
     r"(frame|fps|stream_\w+|bitrate|total_size|out_time\w*|dup_frames|drop_frames|speed|progress)=\s*(\S+)"
@@ -111,10 +106,14 @@ def _started(path: str) -> Program:
 
 def _answer(path: str, question: str) -> str:
     """Return what the program at `path` prints for `-version`, `-muxers` and the like."""
-    command = [path, *f"-{question}".split()]
     try:
         answer = subprocess.run(
-            command, **_detached(), stdin=subprocess.DEVNULL, capture_output=True, timeout=READING_SECONDS
+            [path, *f"-{question}".split()],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=_environment(),
+            start_new_session=True,
+            timeout=READING_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
         raise MachineError(f"ffmpeg at {path} does not respond", hint=INSTALL_HINT) from error
@@ -123,11 +122,11 @@ def _answer(path: str, question: str) -> str:
     return answer.stdout.decode(errors="replace") if answer.returncode == 0 else ""
 
 
-def _detached() -> dict[str, Any]:
-    """Return Popen arguments that keep the terminal's signals and the user's ffmpeg logging variables from a child."""
+def _environment() -> dict[str, str]:
+    """Return the variables of ffmpeg, without the user's for its messages."""
     environment = {**os.environ, "AV_LOG_FORCE_NOCOLOR": "1", "SVT_LOG": "1"}
     environment.pop("FFREPORT", None)
-    return {"env": environment, "start_new_session": True}
+    return environment
 
 
 def file_argument(path: str | os.PathLike) -> str:
@@ -152,14 +151,14 @@ def every_frame() -> list[str]:
     return [program().rate_option, "passthrough"]
 
 
-class Process:
-    """A running ffmpeg. A thread reads its standard error: the last lines, and the count of frames that came out.
+class Process(Guarded):
+    """A running ffmpeg, with the count of frames that came out.
 
     `doing` is "writing film.mp4": an ffmpeg that stops making progress is ended, with an error of class `blame` that
     says so. `stdin` and `stdout` are subprocess constants, `pass_fds` open files that ffmpeg sees as `pipe:N`.
     `patience` is how long it may take no input and make no progress, None where that is up to who reads its output.
-    `memory` limits its bytes. It ends when this process does, however that ends. `kept` are its messages that match
-    `keep`.
+    `memory` limits its bytes. It ends when this process does, however that ends, and with a `with` block. `kept` are
+    its messages that match `keep`.
     """
 
     stdout: IO[bytes]
@@ -184,19 +183,10 @@ class Process:
         self.num_frames = 0
         self.kept: deque[str] = deque(maxlen=KEPT_LINES)
         self._blame, self._keep, self._patience = blame, keep, patience
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._progress: dict[str, str] = {}
         self._writing = threading.Lock()
-        # Ctrl-C waits, so that a child never gets one, not even before it leaves the terminal's group.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self._popen = subprocess.Popen(
-                command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=pass_fds, **_detached()
-            )
-            guard = guard_of(self._popen.pid)
-            machine.children.watch(self._popen.pid)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        super().__init__(command, tail=TAIL_LINES, stdin=stdin, stdout=stdout, pass_fds=pass_fds, env=_environment())
+        machine.children.watch(self._popen.pid)
         if memory and hasattr(resource, "prlimit"):  # Linux
             with contextlib.suppress(ProcessLookupError, PermissionError, ValueError):
                 resource.prlimit(self._popen.pid, resource.RLIMIT_DATA, (memory, memory))
@@ -205,25 +195,26 @@ class Process:
         if self._popen.stdin:
             self._stdin = self._popen.stdin
             os.set_blocking(self._stdin.fileno(), False)
-        self._reader = threading.Thread(
-            target=self._read_messages, args=[self._popen.stderr, guard], name="ffmpeg messages", daemon=True
-        )
-        self._reader.start()
 
-    def _read_messages(self, stderr: IO[bytes], guard: subprocess.Popen[bytes] | None) -> None:
-        with stderr:
-            for line in stderr:
-                text = line[:MAX_LINE].decode(errors="replace").strip("\r\n")
-                progress = PROGRESS_LINE.fullmatch(text)
-                if progress is None:
-                    self._tail.append(text.strip())
-                    if self._keep and self._keep.match(text):
-                        self.kept.append(text)
-                elif progress[1] in ("frame", "out_time", "total_size"):
-                    self._progress[progress[1]] = progress[2]
-                    self.num_frames = int(self._progress.get("frame", 0))
-        if guard:
-            guard.communicate(b"\n")
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def _read(self, stderr: IO[bytes]) -> None:
+        super()._read(stderr)
+        self._release()
+
+    def _hear(self, line: str) -> None:
+        progress = PROGRESS_LINE.fullmatch(line)
+        if progress is None:
+            super()._hear(line)
+            if self._keep and self._keep.match(line):
+                self.kept.append(line)
+        elif progress[1] in ("frame", "out_time", "total_size"):
+            self._progress[progress[1]] = progress[2]
+            self.num_frames = int(self._progress.get("frame", 0))
 
     def write(self, data: memoryview | bytes) -> None:
         """Give ffmpeg `data` at its stdin. BrokenPipeError if it has ended."""
@@ -246,17 +237,12 @@ class Process:
     def wait(self, at_most: float | None = None) -> int:
         """Wait until ffmpeg ends: `at_most` seconds where given, else as long as it makes progress. Returns its exit
         status, negative for a signal."""
-        before = None
-        seconds = at_most or self._patience
-        while True:
-            self._reader.join(seconds)  # until ffmpeg closes its stderr; Popen.wait would poll, up to 50 ms late
-            if not self._reader.is_alive():
-                break
-            now = self._state()
-            if at_most or now == before:
-                self.kill()
-                raise self._stalled(seconds or 0)
-            before = now
+        if at_most is None:
+            for _ in self._looks():
+                pass
+        elif not self._has_ended(at_most):
+            self.kill()
+            raise self._stalled(at_most)
         status = self._popen.wait()
         machine.children.forget(self._popen.pid)
         return status
@@ -265,24 +251,24 @@ class Process:
         """Yield how many frames came out, now and then until ffmpeg ends.
 
         Raises `failure` if it failed, and an error if it stops making progress."""
-        before, since = None, time.monotonic()
-        while True:
-            self._reader.join(LOOK_SECONDS)
-            if not self._reader.is_alive():
-                break
-            now = self._state()
-            if now != before:
-                before, since = now, time.monotonic()
-            elif time.monotonic() - since >= WRITING_SECONDS:
-                self.kill()
-                raise self._stalled(WRITING_SECONDS)
+        for _ in self._looks():
             yield self.num_frames
         self.complete()
         yield self.num_frames
 
-    def _state(self) -> dict[str, str]:
-        """Return what changes while ffmpeg makes progress."""
-        return {**self._progress, "processor": processor_time(self._popen.pid)}
+    def _looks(self) -> Iterator[None]:
+        """Yield now and then until ffmpeg ends. Raises an error if it stops making progress."""
+        stall = Stall(self._patience, lambda: processor_time(self._popen.pid))
+        while not self._has_ended(LOOK_SECONDS):
+            if stall.has_come(dict(self._progress)):
+                self.kill()
+                raise self._stalled(self._patience or 0)
+            yield
+
+    def _has_ended(self, seconds: float) -> bool:
+        """Return whether ffmpeg ends within so many seconds."""
+        self._messages.join(seconds)  # until ffmpeg closes its stderr; Popen.wait would poll, up to 50 ms late
+        return not self._messages.is_alive()
 
     def complete(self) -> None:
         """Wait until ffmpeg ends, and end it if this is interrupted. Raises `failure` if it failed."""
@@ -297,8 +283,7 @@ class Process:
     def kill(self) -> None:
         """End ffmpeg at once, and its children where it is a wrapper script; close the pipes. May be called twice."""
         if self._popen.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended by itself just now
-                os.killpg(self._popen.pid, signal.SIGKILL)
+            self._kill_group()
         self.wait()
         if self._popen.stdout:
             self._popen.stdout.close()
@@ -330,17 +315,6 @@ class Process:
         return MachineError(f"ffmpeg stopped with exit status {status} while {doing}: {messages}", hint=hint)
 
 
-def guard_of(pid: int) -> subprocess.Popen[bytes] | None:
-    """Start a shell that ends the process group `pid` if this process ends before it writes to the shell: after
-    SIGKILL it cannot end children itself. (PR_SET_PDEATHSIG would need code between fork and exec, and goes by threads,
-    not processes.)"""
-    command = ["/bin/sh", "-c", f"read -r end || kill -s KILL -- -{pid}"]
-    null, pipe = subprocess.DEVNULL, subprocess.PIPE
-    with contextlib.suppress(OSError):  # there is no shell
-        return subprocess.Popen(command, stdin=pipe, stdout=null, stderr=null, start_new_session=True, cwd="/")
-    return None
-
-
 class _Patient(io.RawIOBase):
     """A pipe that ffmpeg writes into. Waiting for it too long raises `stalled`."""
 
@@ -356,15 +330,6 @@ class _Patient(io.RawIOBase):
         if not self._readable.poll(READING_SECONDS * 1000):
             raise self._stalled(READING_SECONDS)
         return os.readv(self._pipe.fileno(), [buffer])
-
-
-def processor_time(pid: int) -> str:
-    """Return a text that changes while the process, or a child that it waited for, computes."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return " ".join(file.read().rpartition(")")[2].split()[11:15])
-    except OSError:  # not Linux
-        return ""
 
 
 ENCODERS = {
@@ -416,6 +381,10 @@ class Encoding:
         if self.preset not in PRESETS:
             raise InputError(f"unknown preset {self.preset}", hint=f"write one of {', '.join(PRESETS)}")
 
+    @classmethod
+    def of(cls, options: RenderOptions) -> Encoding:
+        return cls(options.codec, options.crf, options.preset)
+
     def arguments(self) -> list[str]:
         """Return ffmpeg's output options."""
         preset = SVT_AV1_PRESETS[self.preset] if self.codec == "av1" else self.preset
@@ -451,12 +420,11 @@ def encodes(encoder: Sequence[str]) -> bool:
     return trial.wait() == 0
 
 
-def check_encoding(*, codec: str = "h264", crf: int = 17, preset: str = "medium") -> Encoding:
-    """Check before a render that ffmpeg can encode so. InputError for wrong values, MachineError if it cannot."""
-    encoding = Encoding(codec, crf, preset)
+def check_encoding(encoding: Encoding) -> None:
+    """Check before a render that ffmpeg can encode so. MachineError if it cannot."""
     if not encodes(encoding.arguments()):
-        raise MachineError(f"ffmpeg {program().version} at {program().path} cannot encode {codec}", hint=INSTALL_HINT)
-    return encoding
+        where = f"ffmpeg {program().version} at {program().path}"
+        raise MachineError(f"{where} cannot encode {encoding.codec}", hint=INSTALL_HINT)
 
 
 def available_encoders() -> tuple[str, ...]:

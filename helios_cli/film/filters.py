@@ -247,7 +247,7 @@ def try_graph(graph: str, picture: FrameFormat) -> FrameFormat:
     """
     width, height = picture.size
     source = f"testsrc2=s={width}x{height}:r={picture.rate}:d={float(TRIAL_FRAMES / picture.rate):.6f},format=bgr0"
-    trial = ffmpeg.Process(
+    with ffmpeg.Process(
         [
             *("-f", "lavfi", "-i", source, "-vf", f"{graph},format=rgb24"),
             *(ffmpeg.program().rate_option, "cfr", "-c:v", "rawvideo", "-f", "framecrc", "pipe:1"),
@@ -256,12 +256,9 @@ def try_graph(graph: str, picture: FrameFormat) -> FrameFormat:
         blame=InputError,
         stdout=subprocess.PIPE,
         memory=TRIAL_BYTES + UNUSED_BYTES,
-    )
-    try:
+    ) as trial:
         lines = trial.stdout.read().decode(errors="replace").splitlines()
         status = trial.wait()
-    finally:
-        trial.kill()
     made = _described(lines)
     if status or made is None:
         messages = trial.messages(ffmpeg.TAIL_LINES)

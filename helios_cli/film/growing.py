@@ -87,6 +87,21 @@ class _Growing:
         """Return the key under which a cache has a piece of so many frames."""
         return f"{self.key}-{num_frames}"
 
+    def complete(self) -> Generator[int, None, None]:
+        """Make the frames of the finished film, if something comes after the growing one; yield how many are done."""
+        yield from ()
+
+    def finish(
+        self, metadata: Mapping[str, str], chapters: Sequence[Chapter], track: sound.Track | None = None
+    ) -> None:
+        """Make the whole film with its sound, check it and sync it; `publish` then gives it its name.
+
+        `complete` comes before. A folder of pictures is the film, and has no sound.
+        """
+
+    def discard(self) -> None:
+        """Remove what `complete` and `finish` made."""
+
 
 class GrowingFile(_Growing):
     """A fragmented MP4, lossless without `encoding`; `finish` copies its frames unchanged into the finished film.
@@ -184,7 +199,6 @@ class GrowingFile(_Growing):
         return self.after.num_frames(self.num_frames) if self.after else self.num_frames
 
     def complete(self) -> Generator[int, None, None]:
-        """Make the frames of the finished film, if something comes after the growing one; yield how many are done."""
         if self.after is None or self._made is not None:
             return
         with disk_errors(self._target.partial):
@@ -200,9 +214,6 @@ class GrowingFile(_Growing):
     def finish(
         self, metadata: Mapping[str, str], chapters: Sequence[Chapter], track: sound.Track | None = None
     ) -> None:
-        """Make the whole film with its sound, check it and sync it; `publish` then gives it its name.
-
-        `complete` comes before."""
         partial, whole = self._target.partial, self._target.finishing
         with disk_errors(whole), tempfile.TemporaryFile("w+", encoding="utf-8", dir=whole.parent) as text:
             text.write(_ffmetadata(metadata, chapters, self._rate))
@@ -241,7 +252,6 @@ class GrowingFile(_Growing):
             self._made.close()
 
     def discard(self) -> None:
-        """Remove what `complete` and `finish` made."""
         if self._made is not None:
             self._made.close()
         self._target.finishing.unlink(missing_ok=True)
@@ -295,18 +305,6 @@ class GrowingFolder(_Growing):
         self.length = self.num_frames = self.num_frames + num_frames
         return Mark(num_frames, self.length, _digest(*pictures))
 
-    def complete(self) -> Generator[int, None, None]:
-        """Yield nothing: nothing comes after a folder of pictures."""
-        yield from ()
-
-    def finish(
-        self, metadata: Mapping[str, str], chapters: Sequence[Chapter], track: sound.Track | None = None
-    ) -> None:
-        """Do nothing: the folder is the film, and has no sound."""
-
-    def discard(self) -> None:
-        """Do nothing."""
-
     def publish(self) -> None:
         place, old = self._target.path, self._target.path.with_name(f".old-{secrets.token_hex(5)}")
         with _naming(self._target, self._target.partial):
@@ -335,9 +333,7 @@ def growing_film(
     target: Target,
     size: tuple[int, int],
     fps: float,
-    codec: str,
-    crf: int,
-    preset: str,
+    encoding: ffmpeg.Encoding,
     *,
     after: After | None = None,
     lossless: bool = False,
@@ -346,10 +342,9 @@ def growing_film(
     """Return a film at `target` of `size` (width, height) pixels, still without frames; nothing is written.
 
     `after` is what comes behind the render of a file; `lossless` films are those of which another process does that.
-    `codec`, `crf` and `preset` apply to .mp4 only. `preview` is the hash of a decoder in the VAE's place. Raises
-    InputError for what cannot be written.
+    `encoding` applies to .mp4 only. `preview` is the hash of a decoder in the VAE's place. Raises InputError for what
+    cannot be written.
     """
-    encoding = ffmpeg.Encoding(codec, crf, preset)
     if not 1 <= fps <= 1000:
         raise InputError(f"{fps} frames per second cannot be written", hint="write a rate from 1 to 1000")
     if target.kind == "mp4" and (size[0] % 2 or size[1] % 2):

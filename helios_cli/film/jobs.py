@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
+from helios_cli.film.clashes import check_preview, check_stream
 from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_target, is_taken
-from helios_cli.recipe.files import check_loras, check_preview_file
+from helios_cli.recipe.files import check_loras
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lora import choose_loras
 from helios_cli.recipe.options import STREAM, RenderOptions, flag_of
@@ -22,7 +22,7 @@ from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_mod
 from helios_cli.recipe.sound import NONE, SOUND_KEYS, choose_sound
 
 if TYPE_CHECKING:
-    from helios_cli.film.record import Again
+    from helios_cli.film.again import Again
 
 
 @dataclass(frozen=True)
@@ -51,134 +51,9 @@ def film_to_repeat(sources: list[str] | None, from_film: Path | None) -> Again |
         return None
     if sources:
         raise InputError("--from repeats a film, but SOURCE names another one", hint="leave one of them out")
-    from helios_cli.film.record import read_again  # slow to import, and few films are made again
+    from helios_cli.film.again import read_again  # slow to import, and few films are made again
 
     return read_again(from_film)
-
-
-def check_takes(options: RenderOptions, *, from_film: bool, dry_run: bool) -> None:
-    """Raise InputError for options that --takes has no use for."""
-    if options.shot and not options.takes:
-        raise InputError(
-            "--shot needs --takes: it chooses the shot that is shown", hint="add --takes 4, or leave --shot out"
-        )
-    if not options.takes:
-        return
-    if sound := next((key for key in SOUND_KEYS if getattr(options, key) is not None), None):
-        raise InputError(f"{flag_of(sound)} is for a film, but --takes makes none", hint="leave one of them out")
-    if options.lanes > 1:
-        raise InputError("--lanes renders films together, but --takes shows parts of one", hint="leave one of them out")
-    if dry_run:
-        raise InputError("--dry-run plans a film, but --takes makes none", hint="leave one of them out")
-    if options.export or options.check:
-        flag = "--export" if options.export else "--check"
-        raise InputError(f"{flag} needs a finished film, but --takes makes none", hint="leave one of them out")
-    if from_film:
-        raise InputError("--from repeats a film, but --takes shows others", hint="name its source instead of --from")
-
-
-def check_shared_out(options: RenderOptions) -> None:
-    """Raise InputError for options that do not go with several workers. Does nothing for a render without them."""
-    if not options.is_shared_out:
-        return
-    flag = "--cluster" if options.cluster else "--share" if options.share else "--workers"
-    if options.takes:
-        raise InputError(f"{flag} shares films out, but --takes makes none", hint="leave one of them out")
-    if options.lanes > 1:
-        raise InputError(f"{flag} and --lanes both render several films at a time", hint="leave one of them out")
-    if options.share and options.force:
-        raise InputError(
-            "--share --force would render films again that another process has just finished",
-            hint="leave out --force, or remove the films first",
-        )
-    if options.share and not options.metadata:
-        raise InputError(
-            "--share recognises finished films by their records, which --no-metadata leaves out",
-            hint="leave out --no-metadata",
-        )
-    if options.device.startswith("cuda:"):
-        raise InputError(
-            f"{flag} chooses the GPUs, but --device {options.device} names one",
-            hint="write --device cuda, and set CUDA_VISIBLE_DEVICES to leave GPUs out",
-        )
-
-
-def check_preview(options: RenderOptions) -> None:
-    """Raise InputError for options that --preview-decoder and --final do not go with, CheckpointError for a file that
-    is no preview decoder."""
-    if options.preview_decoder is None:
-        if options.final:
-            raise InputError(
-                "--final needs --preview-decoder: without it the VAE decodes the film at once",
-                hint="leave out --final, or add --preview-decoder taew2_1.safetensors",
-            )
-        return
-    if options.is_shared_out:
-        flag = "--cluster" if options.cluster else "--share" if options.share else "--workers"
-        raise InputError(
-            f"--preview-decoder is for a render in this process, but {flag} shares films out",
-            hint=f"leave out --preview-decoder or {flag}",
-        )
-    if options.final:
-        others = {"--lanes": options.lanes > 1, "--takes": options.takes, "--no-cache": not options.cache}
-        others["-o -"] = options.is_stream
-        if clash := next((flag for flag, is_given in others.items() if is_given), None):
-            why = {
-                "--lanes": "renders films side by side, whose previews end at different times",
-                "--takes": "makes no film",
-                "--no-cache": "keeps no chunks for it to decode",
-                "-o -": "writes a film that cannot be replaced",
-            }
-            raise InputError(f"--final and {clash}, which {why[clash]}", hint=f"leave out --final or {clash}")
-    from helios_cli.weights.preview import read_preview
-
-    check_preview_file(options.preview_decoder)
-    read_preview(options.preview_decoder)
-
-
-def check_stream(films: list[Film], options: RenderOptions) -> None:
-    """Raise InputError for options that do not go with a stream, or that only a stream has."""
-    if not options.is_stream:
-        if options.container:
-            raise InputError(
-                f"--container {options.container} is for a stream, and the name of a film says what it is",
-                hint="add -o -, or leave out --container",
-            )
-        return
-    if len(films) > 1:
-        raise InputError(f"-o - is one stream, but there are {len(films)} films", hint="name one source")
-    refused = [
-        flag
-        for flag, is_set in (
-            ("--takes", options.takes),
-            ("--export", options.export),
-            ("--check", options.check),
-            ("--keep", options.keep),
-            ("--filter or --through", options.filter is not None or options.through is not None),
-            ("--workers, --cluster or --share", options.is_shared_out),
-        )
-        if is_set
-    ]
-    if refused:
-        raise InputError(f"{refused[0]} needs a film in a file, and -o - is a stream", hint="write -o film.mp4")
-    if options.container == "y4m" and choose_sound(films[0], options)[0]:
-        raise InputError("there is no sound in .y4m", hint="write --container mkv, mp4 or ts, or --audio none")
-    if options.container == "ts" and options.codec == "av1":
-        raise InputError("there is no AV1 in a .ts", hint="write --container mkv or mp4, or --codec h264")
-
-
-def check_stdout(*, json: bool) -> None:
-    """Raise InputError if standard output is no place for a stream, or is to have events (`json`) as well."""
-    if json:
-        raise InputError(
-            "-o - and the events of --json would both be written to standard output",
-            hint="leave out --json: progress is shown on standard error",
-        )
-    if sys.stdout is None or sys.stdout.isatty():
-        raise InputError(
-            "-o - writes the film to standard output, which is a terminal here",
-            hint="add | mpv -, | ffplay -, or > film.mkv",
-        )
 
 
 def find_jobs(
@@ -209,7 +84,7 @@ def plan_jobs(sources: list[str], options: RenderOptions, films: list[Film] | No
     """`find_jobs` for a plan, which accepts films that are there already."""
     from helios_cli.film.ffmpeg import Encoding
 
-    Encoding(options.codec, options.crf, options.preset)
+    Encoding.of(options)
     return find_jobs(sources, replace(options, force=True), films)
 
 
@@ -217,12 +92,10 @@ def check_encoding(jobs: list[Job]) -> None:
     """Encode one frame as the films will be, if any of them is an .mp4: now, not two hours later."""
     from helios_cli.film import ffmpeg
 
-    options = jobs[0].options
+    options, encoding = jobs[0].options, ffmpeg.Encoding.of(jobs[0].options)
     is_coded = options.is_stream and options.container != "y4m"
     if options.takes or is_coded or any(job.output.lower().endswith(".mp4") for job in jobs):
-        ffmpeg.check_encoding(codec=options.codec, crf=options.crf, preset=options.preset)
-    else:
-        ffmpeg.Encoding(options.codec, options.crf, options.preset)
+        ffmpeg.check_encoding(encoding)
 
 
 def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
@@ -259,9 +132,10 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
 
 
 def _is_preview(output: str) -> bool:
-    from helios_cli.film.record import is_preview
+    from helios_cli.film.sidecar import record_at
 
-    return is_preview(Target.of(output))
+    record = record_at(Target.of(output))
+    return record is not None and record.preview is not None
 
 
 def _check_exports(film: Film, target: Target, options: RenderOptions, several: bool) -> None:

@@ -15,14 +15,13 @@ import fcntl
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from io import FileIO
 
 from helios_cli.errors import MachineError
 from helios_cli.files import sync
+from helios_cli.film.claims import Owner
 from helios_cli.film.disk import disk_errors, write_synced
 from helios_cli.film.growing import Mark
 from helios_cli.film.target import Target, check_beside
@@ -198,5 +197,5 @@ def _busy(target: Target, file: FileIO) -> MachineError:
 
 
 def _this_run() -> dict:
-    started = datetime.now().astimezone().isoformat(" ", "seconds")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+    me = Owner.here()
+    return {"pid": me.pid, "host": me.host, "started": me.started}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -100,7 +99,7 @@ class VideoClip:
             for _ in range(first, self.num_chunks):
                 yield self._read(decoder, FRAMES_PER_CHUNK)
 
-    def _decoded(self, chosen: str, *options: str) -> AbstractContextManager[ffmpeg.Process]:
+    def _decoded(self, chosen: str, *options: str) -> ffmpeg.Process:
         """Run an ffmpeg that writes the frames which the filters `chosen` leave as rgb24 of the film's size."""
         filters = ["-vf", f"{chosen},{_cover_filter(self._size)}", *ffmpeg.every_frame(), *options]
         return reading.decoder(self._path, *filters, "-f", "rawvideo", "-pix_fmt", "rgb24")

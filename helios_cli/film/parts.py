@@ -19,17 +19,20 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from helios_cli.errors import InputError
 from helios_cli.files import NEW, create_once, replacing
 from helios_cli.film.cache import Cache
 from helios_cli.film.claims import Claims
 from helios_cli.film.disk import disk_errors
-from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter
-from helios_cli.film.growing import GrowingFilm
+from helios_cli.film.encoding import PieceEnd, PieceWriter
+from helios_cli.film.ffmpeg import Encoding
+from helios_cli.film.growing import GrowingFilm, growing_film
 from helios_cli.film.resume import Resumed, Wanted
 from helios_cli.film.target import DROPPINGS, OTHER_NAME, Target
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.plan import Plan
 
 FORMAT = "helios parts"
 NOTE = "film.json"
@@ -45,6 +48,11 @@ class DoneSegment:
     kind: Mapping[str, object]
     fingerprints: tuple[str, ...]
     keys: tuple[str, ...]
+
+    @classmethod
+    def of(cls, note: Mapping[str, Any]) -> DoneSegment:
+        """Read the message of a worker, or what `Parts.finish` has written."""
+        return cls(note["kind"], tuple(note["fingerprints"]), tuple(note["keys"]))
 
 
 class Parts:
@@ -73,6 +81,11 @@ class Parts:
                 hint=f"move it elsewhere, or {OTHER_NAME}",
             )
 
+    @property
+    def is_empty(self) -> bool:
+        """Return whether no chunk is there."""
+        return not any((self.folder / "chunks").glob("*"))
+
     def kind(self) -> Mapping[str, object] | None:
         """Return what the chunks are computed by; None if the folder is not there, not ours, or being removed."""
         kind = _read(self.folder / NOTE).get("kind") if self._is_ours() else None
@@ -96,16 +109,14 @@ class Parts:
 
     def done(self, segment: int) -> DoneSegment | None:
         """Return the record of a segment that is done, or None; its chunks may be damaged (`missing`)."""
-        note = _read(self._note(segment))
         with contextlib.suppress(KeyError, TypeError):
-            return DoneSegment(note["kind"], tuple(note["fingerprints"]), tuple(note["keys"]))
+            return DoneSegment.of(_read(self._note(segment)))
         return None
 
     def finish(self, segment: int, done: DoneSegment) -> None:
         """Record that a segment is done. A power cut may lose the record or chunks of it: a worker finds the rest."""
         with disk_errors(self._note(segment)), replacing(self._note(segment)) as new:
-            body = {"kind": done.kind, "fingerprints": done.fingerprints, "keys": done.keys}
-            new.write_text(json.dumps(body), encoding="utf-8")
+            new.write_text(json.dumps(vars(done)), encoding="utf-8")
 
     def reopen(self, segment: int) -> None:
         """Forget that a segment is done, since chunks of it are missing."""
@@ -163,40 +174,31 @@ class ChunkStore(Protocol):
     def put(self, fingerprint: str, state: bytes, key: str, piece: bytes) -> None: ...
 
 
+def segment_film(plan: Plan, target: Target, options: RenderOptions) -> GrowingFilm:
+    """Return the film as which a worker encodes chunks of the film at `target`."""
+    return growing_film(target, plan.size, plan.fps, Encoding.of(options), lossless=options.changes_frames)
+
+
+def piece_keys(plan: Plan, target: Target, options: RenderOptions) -> list[str]:
+    """Return the keys under which a store has the pieces of the chunks of `plan`."""
+    film = segment_film(plan, target, options)
+    return [film.piece_key(chunk.num_frames) for chunk in plan.chunks]
+
+
 class PartsWriter(PieceWriter):
     """Writes the chunks of one segment into `store`; each is safe there as soon as it is finished."""
 
     def __init__(self, target: Target, film: GrowingFilm, size: tuple[int, int], store: ChunkStore) -> None:
         super().__init__(target, film, size)
         self._store = store
-        self._is_closed = False
 
     def resume(self, wanted: Wanted, cache: Cache | None) -> Resumed:
         """Continue after the chunks that are in the store."""
-        self._cache = cache
         keys = [self._film.piece_key(chunk.num_frames) for chunk in wanted.chunks]
         count, state = stored(self._store, wanted.fingerprints, keys)
         self.num_frames = sum(chunk.num_frames for chunk in wanted.chunks[:count])
-        self._thread.start()
+        self._start(cache)
         return Resumed(count, state)
-
-    def close(self) -> Path:
-        if not self._is_closed:
-            try:
-                self._end()
-                self._thread.join()
-                self.check()
-            except BaseException:
-                self.abort()
-                raise
-            self._is_closed = True
-        return self.target.path
-
-    def abort(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            if self._thread.ident:
-                self._drain(DRAIN_SECONDS)
 
     def _keep(self, piece: bytes, end: PieceEnd) -> bytes | None:
         assert end.safe is not None, "chunks of a segment have fingerprints"

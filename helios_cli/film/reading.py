@@ -13,7 +13,6 @@ import shlex
 import stat
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -94,21 +93,16 @@ def _source(path: str | os.PathLike) -> list[str]:
     return [*opening, "-threads", f"{THREADS}", "-max_pixels", f"{MAX_PIXELS}", "-i", ffmpeg.file_argument(path)]
 
 
-def decoder(
-    path: str | os.PathLike, *output: str, pass_fds: Sequence[int] = ()
-) -> AbstractContextManager[ffmpeg.Process]:
-    """Run an ffmpeg during a block that writes `output`, made of the file's first video stream, to its stdout.
+def decoder(path: str | os.PathLike, *output: str, pass_fds: Sequence[int] = ()) -> ffmpeg.Process:
+    """Run an ffmpeg that writes `output`, made of the file's first video stream, to its stdout; use it in a block.
 
     `output` may begin with other outputs, to the open files `pass_fds`, which ffmpeg sees as `pipe:N`.
     """
     return _reader(path, probe(path).decoder_bytes, "-map", "0:v:0", *output, pass_fds=pass_fds)
 
 
-@contextmanager
-def _reader(
-    path: str | os.PathLike, memory: int, *output: str, pass_fds: Sequence[int] = ()
-) -> Iterator[ffmpeg.Process]:
-    process = ffmpeg.Process(
+def _reader(path: str | os.PathLike, memory: int, *output: str, pass_fds: Sequence[int] = ()) -> ffmpeg.Process:
+    return ffmpeg.Process(
         ["-filter_threads", f"{THREADS}", *_source(path), *output, "pipe:1"],
         doing=f"reading {os.fspath(path)}",
         blame=InputError,
@@ -116,10 +110,6 @@ def _reader(
         pass_fds=pass_fds,
         memory=memory + UNUSED_BYTES,
     )
-    try:
-        yield process
-    finally:
-        process.kill()
 
 
 def num_frames(path: str | os.PathLike, *output: str) -> int:
@@ -259,6 +249,14 @@ def _packets(lines: Iterable[bytes]) -> Iterator[tuple[int, float, float, float]
             yield stream, float(decoded * unit), float(shown * unit), float(length * unit)
 
 
+def stated_seconds(text: str) -> float | None:
+    """Return the length in ffmpeg's description of a file; None if the file does not state it."""
+    clock = re.search(r"^  Duration: (\d+):(\d+):(\d+\.\d+)", text, re.MULTILINE)
+    if clock is None or "Estimating duration" in text:
+        return None
+    return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
+
+
 def _parse(text: str) -> VideoInfo | None:
     """Parse ffmpeg's description of a file, whose line about the stream is
     `h264 (High) (avc1 / 0x31637661), yuv420p(tv, bt709, progressive), 64x48 [SAR 1:1 DAR 4:3], ...`."""
@@ -274,14 +272,12 @@ def _parse(text: str) -> VideoInfo | None:
     colors = re.search(r"([\w-]+)/([\w-]+)/([\w-]+)|\b(bt709|smpte170m|smpte240m|bt470bg)\b", notes)
     rates = re.findall(r", ([\d.]+)(k?) (fps|tbr)\b", description)  # average, and guessed
     number, thousands, _ = min(rates, key=lambda rate: rate[2], default=("0", "", ""))
-    clock = re.search(r"^  Duration: (\d+):(\d+):(\d+\.\d+)", text, re.MULTILINE)
-    duration = int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]) if clock else None
     return VideoInfo(
         width=int(size[1]),
         height=int(size[2]),
         aspect=int(aspect[1]) / max(1, int(aspect[2])),
         fps=float(number) * (1000 if thousands else 1),
-        duration=None if "Estimating" in text else duration,
+        duration=stated_seconds(text),
         pix_fmt=pix_fmt,
         matrix=colors and (colors[1] or colors[4]),
         primaries=colors and (colors[2] or colors[4]),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film import ffmpeg
-from helios_cli.film.reading import sound_end
+from helios_cli.film.reading import sound_end, stated_seconds
 from helios_cli.film.target import Target
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.sound import Sound, choose_sound
@@ -265,10 +265,7 @@ def _cut_short(seconds: float, whole: float | None, *, is_exact: bool) -> str | 
 def _seconds_in_header(lines: list[str]) -> float | None:
     """Return the length that the file states, if it is that of its sound: a video's may be longer."""
     has_video = any("Video: " in line and "(attached pic)" not in line for line in lines)
-    clock = next((m for line in lines if (m := re.match(r"  Duration: (\d+):(\d+):(\d+\.\d+)", line))), None)
-    if has_video or clock is None or any("Estimating duration" in line for line in lines):
-        return None
-    return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
+    return None if has_video else stated_seconds("\n".join(lines))
 
 
 @lru_cache

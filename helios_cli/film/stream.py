@@ -18,8 +18,8 @@ from pathlib import Path
 from helios_cli.errors import MachineError, ReaderGone
 from helios_cli.film import ffmpeg
 from helios_cli.film.cache import Cache
-from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter
-from helios_cli.film.growing import GrowingFile, growing_film
+from helios_cli.film.encoding import PieceEnd, PieceWriter
+from helios_cli.film.growing import GrowingFile, Mark, growing_film
 from helios_cli.film.resume import Resumed, Wanted
 from helios_cli.film.sound import Track
 from helios_cli.film.sound_pieces import SoundPieces
@@ -56,9 +56,7 @@ def open_stream(
     *,
     size: tuple[int, int],
     fps: float,
-    codec: str,
-    crf: int,
-    preset: str,
+    encoding: ffmpeg.Encoding,
     preview: str = "",
     track: Track | None = None,
     num_frames: int | None = None,
@@ -67,7 +65,7 @@ def open_stream(
     ends with them. The rest is as for `open_writer`."""
     kind = "mkv" if container == "y4m" else "mp4"  # the film without loss
     place = Target(Path(tempfile.gettempdir(), "stream"), kind)
-    film = growing_film(place, size, fps, codec, crf, preset, preview=preview)
+    film = growing_film(place, size, fps, encoding, preview=preview)
     assert isinstance(film, GrowingFile), "only folders are other films"
     sound = film.sound_pieces(track, num_frames=num_frames) if track else None
     pipe = _Fragments(descriptor) if container == "mp4" else _Muxer(descriptor, MUXED[container])
@@ -92,51 +90,32 @@ class StreamWriter(PieceWriter):
         super().__init__(Target(Path(STREAM), "stream"), film, size)
         self._file, self._pipe, self._descriptor, self._sound = film, pipe, descriptor, sound
         self.safe_chunks = 0
-        self._is_closed = False
         threading.Thread(target=self._watch, name="reader of the stream", daemon=True).start()
 
     def resume(self, wanted: Wanted, cache: Cache | None) -> Resumed:
         """Begin: a stream has no earlier run, except in the cache."""
-        self._cache = cache
         if self.feed:
-            self.feed.begin_counting()
-        self._thread.start()
+            self.feed.begin()
+        self._start(cache)
         return Resumed()
 
-    def close(self) -> Path:
-        if not self._is_closed:
-            try:
-                self._end()
-                self._thread.join()
-                self.check()
-                self._pipe.finish()
-            except BaseException:
-                self.abort()
-                raise
-            self._leave()
-        return self.target.path
+    def _finish(self) -> None:
+        self._pipe.finish()
 
-    def abort(self) -> None:
-        """Stop; what is encoded already goes down the pipe if there is a reader who takes it soon."""
-        if self._is_closed:
-            return
-        stopping = threading.Timer(DRAIN_SECONDS, self._pipe.stop)
+    def _drain(self, seconds: float) -> None:
+        """Send what is encoded already down the pipe, if there is a reader who takes it soon."""
+        stopping = threading.Timer(seconds, self._pipe.stop)
         stopping.start()
-        if self._thread.ident:
-            self._drain(DRAIN_SECONDS)
+        super()._drain(seconds)
         if self._failure is None:
             with contextlib.suppress(ReaderGone, MachineError):
                 self._pipe.finish()
         stopping.cancel()
-        self._pipe.stop()
-        self._leave()
 
-    def _leave(self) -> None:
-        self._is_closed = True
+    def _leave(self, *, is_whole: bool) -> None:
+        self._pipe.stop()
         if self._sound:
             self._sound.close()
-        if self.feed:
-            self.feed.end()
         os.close(self._descriptor)
 
     def _keep(self, piece: bytes, end: PieceEnd) -> bytes | None:
@@ -148,7 +127,7 @@ class StreamWriter(PieceWriter):
         except ReaderGone as gone:  # the chunk is kept all the same
             self._fail(gone)
         if self.feed:
-            self.feed.count(end.num_frames)
+            self.feed.add(Mark(end.num_frames, 0, ""))
         if end.safe is None or self._cache is None:
             return None
         self.safe_chunks += 1
@@ -158,15 +137,12 @@ class StreamWriter(PieceWriter):
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
-        if self.feed:
-            self.feed.end()
+        self._end_feed()
 
     def _watch(self) -> None:
         """Notice that the reader has gone while nothing is written."""
-        poll = select.poll()
-        poll.register(self._descriptor, 0)
         while not self._is_closed:
-            if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(500)):
+            if is_closed(self._descriptor, 500):
                 self._fail(ReaderGone())
                 return
 
@@ -229,8 +205,8 @@ class _Muxer:
         self._ffmpeg.kill()
 
 
-def is_closed(descriptor: int) -> bool:
-    """Return whether nobody reads at the other end of a pipe any more."""
+def is_closed(descriptor: int, milliseconds: int = 0) -> bool:
+    """Return whether nobody reads at the other end of a pipe any more, at the latest after so many milliseconds."""
     poll = select.poll()
     poll.register(descriptor, 0)
-    return any(events & select.POLLERR for _, events in poll.poll(0))
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(milliseconds))

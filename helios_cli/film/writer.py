@@ -9,23 +9,24 @@ run continues after the last one.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.disk import disk_errors
-from helios_cli.film.encoding import DRAIN_SECONDS, PieceEnd, PieceWriter, Safe
+from helios_cli.film.encoding import PieceEnd, PieceWriter, Safe
+from helios_cli.film.ffmpeg import Encoding
 from helios_cli.film.growing import Chapter, GrowingFile, GrowingFilm, growing_film
 from helios_cli.film.journal import Journal
 from helios_cli.film.resume import Resumed, Wanted, resume
 from helios_cli.film.sound import Track
 from helios_cli.film.target import Target, check_target, film_exists, is_taken
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.plan import Plan
 
 __all__ = ["FilmWriter", "Safe", "Target", "check_target", "open_writer"]
 
@@ -54,8 +55,33 @@ def open_writer(
     VAE: its pieces are not the film's.
     """
     target = check_target(path, force=True)
-    film = growing_film(target, size, fps, codec, crf, preset, after=after, preview=preview)
+    film = growing_film(target, size, fps, Encoding(codec, crf, preset), after=after, preview=preview)
     return FilmWriter(target, film, size, keep, force, track)
+
+
+def open_film(
+    output: str,
+    plan: Plan,
+    options: RenderOptions,
+    *,
+    after: After | None = None,
+    track: Track | None = None,
+    preview: str = "",
+) -> FilmWriter:
+    """Start the film that `options` ask for, as `open_writer` does."""
+    return open_writer(
+        output,
+        size=plan.size,
+        fps=plan.fps,
+        codec=options.codec,
+        crf=options.crf,
+        preset=options.preset,
+        keep=options.keep,
+        force=options.force,
+        after=after,
+        track=track,
+        preview=preview,
+    )
 
 
 class FilmWriter(PieceWriter):
@@ -75,8 +101,6 @@ class FilmWriter(PieceWriter):
         self._metadata: Mapping[str, str] = {}
         self._chapters: Sequence[Chapter] = ()
         self._journal: Journal | None = None
-        self._drain_seconds = 0.0
-        self._is_closed = False
 
     def resume(self, wanted: Wanted, cache: Cache | None) -> Resumed:
         """Keep a journal, and continue what an earlier run left of the film. Call it before the first frame.
@@ -84,7 +108,7 @@ class FilmWriter(PieceWriter):
         Finished chunks also go into `cache`. MachineError if another process renders the film, InputError if a film is
         there that must not be replaced, or the beginning of another.
         """
-        self._journal, self._cache, self._drain_seconds = Journal(self.target), cache, DRAIN_SECONDS
+        self._journal = Journal(self.target)
         if not self._force and is_taken(self.target):  # checked this late: another run may just have finished it
             raise film_exists(self.target.path)
         wanted = replace(wanted, settings={**wanted.settings, "encoding": self._film.name})
@@ -97,7 +121,7 @@ class FilmWriter(PieceWriter):
                 sound = self._film.sound_pieces(self._track, first=sum(mark.frames for mark in marks[:-1]))
             with disk_errors(self.target.partial, "read"):
                 self.feed.begin(self.target.partial, marks, sound)
-        self._thread.start()
+        self._start(cache)
         return resumed
 
     def describe(self, metadata: Mapping[str, str], chapters: Sequence[Chapter]) -> None:
@@ -109,81 +133,32 @@ class FilmWriter(PieceWriter):
         """The number of chunks that the next run of the same film need not render."""
         return len(self._journal.records) if self._journal else 0
 
-    @property
-    def has_after(self) -> bool:
-        return self._film.after is not None
-
-    @property
-    def num_final_frames(self) -> int:
-        """The number of frames of the finished film, as far as it is written."""
-        return self._film.num_final_frames
-
     def complete(self) -> Generator[int, None, None]:
-        """Wait for the last frame, and do what comes behind the render; yield how many frames are done.
-
-        `close` does it otherwise. If anything is wrong, the film is aborted and the error is raised.
-        """
-        try:
+        with self._aborting():
             if not self.num_frames:
                 raise ValueError("no frames were written")
-            if self._frames_in_piece:
-                self.end_piece()
-            self._end()
-            self._thread.join()
-            self.check()
-            if self.feed:
-                self.feed.end()
-            with contextlib.closing(self._film.complete()) as counts:
-                yield from counts
-        except BaseException:
-            self.abort()
-            raise
+        yield from super().complete()
 
-    def close(self) -> Path:
-        """Wait for the last frame, ensure that the film is whole and on disk, give it its name and return that.
+    def _finish(self) -> None:
+        self._film.finish(self._metadata, self._chapters, self._track)
+        if not self._force and is_taken(self.target):  # a film that came during the render is not replaced
+            raise film_exists(self.target.path)
 
-        If anything is wrong, the film does not get its name and the error is raised.
-        """
-        if self._is_closed:
-            return self.target.path
-        for _ in self.complete():
-            pass
-        try:
-            self._film.finish(self._metadata, self._chapters, self._track)
-            if not self._force and is_taken(self.target):  # a film that came during the render is not replaced
-                raise film_exists(self.target.path)
-        except BaseException:
-            self.abort()
-            raise
-        self._is_closed = True
-        self._film.publish()
-        self._leave(keep=self._keep_journal)
-        return self.target.path
-
-    def abort(self) -> None:
-        """Stop, and drop the unfinished piece. Safe pieces stay, all else goes. Does nothing after `close`."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        if self._thread.ident:
-            self._drain(self._drain_seconds)
-            if self.feed:
-                self.feed.end()
+    def _leave(self, *, is_whole: bool) -> None:
+        """Name the film if it is whole, then close the journal or, if it is of no use, remove the unfinished film, and
+        after it the journal that guards it."""
+        if is_whole:
+            self._film.publish()
+        elif self._thread.ident:
             self._film.discard()
-        self._leave(keep=self.safe_chunks > 0)
-
-    def _leave(self, *, keep: bool) -> None:
-        """Close the journal or, unless `keep`, remove the unfinished film, and after it the journal that guards it."""
-        if self._journal and keep:
+        if self._journal and (self._keep_journal if is_whole else self.safe_chunks > 0):
             self._journal.close()
         elif self._journal:  # without one nothing there is ours
             self._film.remove()
             self._journal.remove()
 
     def _put(self, item: np.ndarray | PieceEnd, num_bytes: int = 0) -> None:
-        if self._is_closed:
-            raise ValueError("the film is closed")
-        if self._journal is None:
+        if self._journal is None and not self._is_closed:
             self._journal = Journal(self.target)
             self._film.begin()
             self._journal.begin("", {})

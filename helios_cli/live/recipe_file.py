@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helios_cli.errors import InputError
-from helios_cli.film.record import replace_text
+from helios_cli.film.sidecar import replace_text
 from helios_cli.film.target import Target
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.files import MAX_BYTES

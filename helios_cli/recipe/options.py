@@ -57,7 +57,7 @@ class RenderOptions:
         attention_taken: attention kernel by shape, as the record of a film to repeat has it; `auto` follows it.
         filter, through: graph of ffmpeg's filters, and command of a program, for the frames of the whole film.
         through_size, through_fps: of the frames that the program gives; by default those of the film.
-        repeats: the film that is made again (`film.record.Again`).
+        repeats: the film that is made again (`film.again.Again`).
         export: names of the timelines to write next to the film, "otio" and "edl".
         takes, shot: render the first chunk of this shot with so many seeds in place of the film.
         workers: worker processes, "auto" for one a GPU; None is not given, which is 1, or all that a cluster has.

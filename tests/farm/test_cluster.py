@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from unittest import mock
 
@@ -20,15 +21,16 @@ from helios_cli import __version__
 from helios_cli.errors import InputError, MachineError
 from helios_cli.farm import cluster
 from helios_cli.farm.cluster import ClusterPool, check_address, check_versions
-from helios_cli.farm.relay import Actor, Share, Wish, broken_node, reason_of, refusal, share_of
+from helios_cli.farm.ray_words import broken_node, reason_of, refusal
+from helios_cli.farm.relay import Actor, Share, Wish, share_of
 from support.ray_nodes import descendants, ray_nodes
 from support.waiting import LONGEST, alive, wait_until
 
 TESTS = Path(__file__).resolve().parents[1]
 
 
-def pool_of(address: str, **how) -> ClusterPool:
-    return ClusterPool(address, module="support.ray_worker", **how)
+def pool_of(address: str, **how) -> closing[ClusterPool]:
+    return closing(ClusterPool(Wish(address, module="support.ray_worker", **how)))
 
 
 def until(pool: ClusterPool, key: str, *names: str) -> dict[str, dict]:
@@ -156,7 +158,7 @@ def test_an_actor_that_is_stopped_makes_its_work_safe(tmp_path):
 def test_without_ray_cluster_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match="--cluster local needs Ray") as error:
-        ClusterPool("local")
+        ClusterPool(Wish("local"))
     assert error.value.hint == "pip install 'helios-render[ray]'"
 
 
@@ -234,8 +236,8 @@ def test_a_worker_that_takes_all_memory_is_named(with_ray, monkeypatch):
 def test_a_killed_driver_leaves_nothing(with_ray, tmp_path):
     script = (
         "import sys, time\n"
-        "from helios_cli.farm.cluster import ClusterPool\n"
-        "pool = ClusterPool('local', workers=1, module='support.ray_worker')\n"
+        "from helios_cli.farm.cluster import ClusterPool, Wish\n"
+        "pool = ClusterPool(Wish('local', workers=1, module='support.ray_worker'))\n"
         "while not (messages := pool.receive(1)): pass\n"
         "print(pool._process.pid, pool._folder, messages[0][1]['hello']['pid'], flush=True)\n"
         "time.sleep(1000)\n"

@@ -23,8 +23,8 @@ from helios_cli.engine.events import (
 from helios_cli.errors import CheckpointError, HeliosError, InputError, MachineError
 from helios_cli.farm.driver import ATTEMPTS
 from helios_cli.farm.pool import Message
+from helios_cli.film.again import read_again
 from helios_cli.film.claims import ALONE, Claims
-from helios_cli.film.record import read_again
 from support.farm import KIND, FakePool, driver_of, films, noise
 from support.reruns import decoded
 
@@ -231,6 +231,20 @@ def test_the_same_command_goes_on():
     (done,) = of_kind(events, FilmDone)
     assert done.frames_reused == 99
     assert sorted(os.listdir("out")) == ["cuts.json", "cuts.mp4"]
+
+
+def full_disk(*_) -> str:
+    raise MachineError("the disk is full")
+
+
+@pytest.mark.parametrize(("kind", "is_full"), [(KIND, True), (OTHER, False)])
+def test_chunks_of_a_segment_that_is_not_done_outlive_a_run_that_cannot_use_them(kind, is_full, monkeypatch):
+    interrupted(FakePool("a"), "cuts.toml", after=1)
+    with monkeypatch.context() as patch, pytest.raises(HeliosError):
+        if is_full:
+            patch.setattr("helios_cli.engine.finish.check_space", full_disk)
+        events_of(FakePool("a", answers={"a": lambda message: noise(message, kind)}), "cuts.toml", stop=True)
+    assert os.listdir("out/cuts.mp4.parts/chunks")
 
 
 def test_a_film_that_was_begun_by_another_kind_is_refused_with_the_difference():

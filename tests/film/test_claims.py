@@ -45,7 +45,7 @@ def test_a_claim_has_one_owner_at_a_time(folder):
     assert mine.take("segment-0") and mine.take("segment-0")
     assert not theirs.take("segment-0")
     assert theirs.take("segment-1")
-    assert str(theirs.owner("segment-0")) == f"process {os.getpid()} on {Owner.here().host}"
+    assert str(theirs.rival("segment-0").owner) == f"process {os.getpid()} on {Owner.here().host}"
     mine.release("segment-0")
     assert theirs.take("segment-0")
     theirs.release_all()
@@ -103,7 +103,7 @@ def test_a_killed_process_of_this_machine_loses_its_claim_at_once(folder):
     assert holder.stdout.readline() == b"True\n"
     mine = Claims(folder)
     assert not mine.take("segment-0")
-    assert mine.owner("segment-0").pid == holder.pid
+    assert mine.rival("segment-0").owner.pid == holder.pid
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     wait_until(lambda: mine.take("segment-0"))
@@ -147,4 +147,4 @@ def test_alone_waits_for_what_only_time_tells(folder, monkeypatch):
     (notice,) = mine.require_alone("film.mp4")
     assert notice.startswith(f"film.mp4 was being rendered by process {ELSEWHERE.pid} on {ELSEWHERE.host}; waiting")
     assert clock.now >= EXPIRY_SECONDS
-    assert mine.owner(ALONE).pid == os.getpid()
+    assert mine.take(ALONE) and not Claims(folder).take(ALONE)

@@ -338,9 +338,9 @@ def test_a_clip_left_early_ends_its_decoder(tmp_path):
     clip = VideoClip(film(tmp_path / "clip.mkv", noise(99, 48, 64, 3)), SIZE, 24)
     chunks = clip.chunks()
     next(chunks)
-    assert "ffmpeg messages" in {thread.name for thread in threading.enumerate()}
+    assert "messages of a program" in {thread.name for thread in threading.enumerate()}
     chunks.close()
-    assert "ffmpeg messages" not in {thread.name for thread in threading.enumerate()}
+    assert "messages of a program" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_reading_holds_one_chunk_at_a_time(tmp_path):

@@ -17,16 +17,19 @@ from helios_cli.check.examine import examine
 from helios_cli.check.layout import read_sidecar
 from helios_cli.cli import main
 from helios_cli.engine import choices
+from helios_cli.engine.finish import Finish
+from helios_cli.engine.script import Planned
 from helios_cli.errors import InputError
-from helios_cli.film.record import KEY, Again, Record, chapters, make_record, model_record, read_again, sidecar_path
+from helios_cli.film.again import Again, read_again
+from helios_cli.film.record import KEY, Record, chapters
+from helios_cli.film.sidecar import sidecar_path
 from helios_cli.film.target import Target, sidecar_of
 from helios_cli.model.attention import choose
-from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
+from helios_cli.recipe.fingerprint import Arithmetic, Identity, chunk_fingerprints
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
-from helios_cli.weights.hub import Source
 from helios_cli.weights.names import KNOWN
 from support.reruns import FFMPEG, decoded
 from support.tiers import examples
@@ -326,16 +329,20 @@ def test_any_other_file_is_bad_input(tmp_path, data):
 
 def record_of(film, plan: Plan, flags: RenderOptions, folder: Path, **rounding) -> Record:
     arithmetic = Arithmetic("cpu", "float32", "2", **rounding)
-    return make_record(
-        film,
+    finish = Finish(
+        Planned(plan, film),
+        "film.mp4",
         flags,
-        plan,
-        chunk_fingerprints(plan, "weights", arithmetic),
+        "base",
+        Path("c" * 40),
+        (),
+        None,
+        "cpu",
         Target.of(folder / "film.mp4"),
-        model=model_record("tiny", Source(repo=KNOWN["base"].repo, revision="main"), Path("c" * 40), "0", folder),
-        device="cpu",
-        arithmetic=arithmetic,
+        Identity("0", arithmetic),
+        lambda plan: chunk_fingerprints(plan, "weights", arithmetic),
     )
+    return finish.record()
 
 
 def planned(folder: Path, text: str, flags: RenderOptions | None = None):

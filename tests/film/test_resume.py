@@ -26,7 +26,7 @@ from PIL import Image
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, ChunksReused, Notice
 from helios_cli.errors import InputError, MachineError
-from helios_cli.film import pieces
+from helios_cli.film import encoding, pieces
 from helios_cli.film import writer as writer_module
 from helios_cli.film.cache import Cache
 from helios_cli.film.target import Target
@@ -178,7 +178,7 @@ def test_what_was_computed_is_safe_when_the_consumer_stops(models, whole, out):
 
 def test_a_stuck_encoder_does_not_hold_up_the_stop(models, out, tmp_path, monkeypatch):
     """The piece that it does not finish is lost, after a bounded wait."""
-    monkeypatch.setattr(writer_module, "DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr(encoding, "DRAIN_SECONDS", 0.2)
     stuck = f'[ "$1" != -hide_banner ] || sleep {2 * LONGEST}\nexec \'{FFMPEG}\' "$@"'
     ffmpeg_program(tmp_path / "ffmpeg", stuck, monkeypatch)
     writer = open_writer(out, size=FILM.size, fps=24)

@@ -18,6 +18,7 @@ import pytest
 from helios_cli.errors import InputError, ReaderGone
 from helios_cli.film.encoding import Safe
 from helios_cli.film.feed import Feed
+from helios_cli.film.ffmpeg import Encoding
 from helios_cli.film.jobs import find_jobs
 from helios_cli.film.resume import Wanted
 from helios_cli.film.sound import open_track
@@ -52,9 +53,8 @@ def stream(container: str, fps: float = 24, **sound) -> Iterator[tuple[StreamWri
     """Provide a writer and the reading end of its pipe, which is as short as the system makes one."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, getattr(fcntl, "F_SETPIPE_SZ", 1031), 4096)
-    encoding = {"codec": "h264", "crf": 17, "preset": "medium"}
     try:
-        with open_stream(writing, container, size=SIZE, fps=fps, **encoding, **sound) as writer:
+        with open_stream(writing, container, size=SIZE, fps=fps, encoding=Encoding(), **sound) as writer:
             yield writer, reading
     finally:
         os.close(reading)
@@ -188,8 +188,7 @@ def test_a_reader_that_goes_ends_the_stream(container):
     """It does while nothing is written, too: whoever waits for it must be woken."""
     feed = Feed()
     reading, writing = os.pipe()
-    encoding = {"codec": "h264", "crf": 17, "preset": "medium"}
-    with pytest.raises(ReaderGone), open_stream(writing, container, size=SIZE, fps=24, **encoding) as writer:
+    with pytest.raises(ReaderGone), open_stream(writing, container, size=SIZE, fps=24, encoding=Encoding()) as writer:
         write(writer, feed, lengths=(33,))
         assert os.read(reading, 10)
         os.close(reading)

@@ -333,7 +333,7 @@ def test_a_film_without_frames_is_no_film(tmp_path):
 def test_encoders_are_tried():
     assert ffmpeg.available_encoders() == ("h264", "hevc", "av1", "ffv1")
     assert ffmpeg.encodes(["-c:v", "no_such_encoder"]) is False
-    assert ffmpeg.check_encoding(codec="av1", crf=30, preset="fast").codec == "av1"
+    ffmpeg.check_encoding(ffmpeg.Encoding("av1", crf=30, preset="fast"))
 
 
 @pytest.mark.parametrize("program", ["/nowhere/ffmpeg", "/bin/true", "/etc/passwd"])

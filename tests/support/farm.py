@@ -15,6 +15,7 @@ from helios_cli.farm.film import FarmFilm, Kind, identity_of
 from helios_cli.farm.pool import Message
 from helios_cli.farm.start import plan_films
 from helios_cli.farm.task import Task
+from helios_cli.film.ffmpeg import Encoding
 from helios_cli.film.growing import growing_film
 from helios_cli.film.jobs import find_jobs
 from helios_cli.film.parts import Parts
@@ -37,7 +38,7 @@ Answer = Callable[[Message], Iterator[Message]]
 @cache
 def piece(kind: str, num_frames: int) -> bytes:
     """So many frames of noise, encoded as a film of `kind` is."""
-    film = growing_film(Target(Path("film"), kind), SIZE, 24, "h264", 17, "medium")
+    film = growing_film(Target(Path("film"), kind), SIZE, 24, Encoding())
     encoder = film.encoder()
     encoder.write(np.random.default_rng(num_frames).integers(0, 255, (num_frames, 64, 64, 3), np.uint8))
     return encoder.finish(num_frames)
@@ -50,7 +51,7 @@ def noise(message: Message, kind: Kind = KIND) -> Iterator[Message]:
         return
     task = Task.of(message["render"])
     target = Target(Path(task.options.output), task.film_kind)
-    film = growing_film(target, SIZE, 24, "h264", 17, "medium")
+    film = growing_film(target, SIZE, 24, Encoding())
     identity = identity_of(kind)
     fingerprints = Fingerprints(identity.weights, identity.arithmetic).of(task.plan)
     keys = [film.piece_key(chunk.num_frames) for chunk in task.plan.chunks]
