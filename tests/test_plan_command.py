@@ -453,17 +453,18 @@ def test_a_day_of_film_is_planned(helios, checkpoints, tmp_path):
 def test_chunks_that_are_kept_are_told(tmp_path, monkeypatch, capsys):
     """A film of two chunks is rendered; a longer one of the same shot is then planned to reuse both."""
     monkeypatch.chdir(tmp_path)
-    assert main(["render", "a red ball", "-m", "tiny", "--frames", "66", "-q"]) == 0
+    film = ("a red ball", "-m", "tiny", "--size", "64x64")
+    assert main(["render", *film, "--frames", "66", "-q"]) == 0
     capsys.readouterr()
-    assert main(["plan", "a red ball", "-m", "tiny", "--frames", "99", "--json"]) == 0
+    assert main(["plan", *film, "--frames", "99", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["films"][0]
     assert [chunk["kept"] for chunk in planned["chunks"]] == [True, True, False]
-    assert main(["render", "a red ball", "-m", "tiny", "--frames", "99", "--dry-run"]) == 0
+    assert main(["render", *film, "--frames", "99", "--dry-run"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "2 of 3 chunks are kept from earlier films, which saves 9 of 12 model calls" in told
-    assert main(["plan", "a red ball", "-m", "tiny", "--frames", "99", "--seed", "1"]) == 0
+    assert main(["plan", *film, "--frames", "99", "--seed", "1"]) == 0
     assert "kept from earlier films" not in capsys.readouterr().out
-    assert main(["render", "a red ball", "-m", "tiny", "--frames", "99", "--dry-run", "--no-cache"]) == 0
+    assert main(["render", *film, "--frames", "99", "--dry-run", "--no-cache"]) == 0
     assert "kept from earlier films" not in capsys.readouterr().out
 
 

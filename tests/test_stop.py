@@ -63,7 +63,8 @@ def test_a_render_that_lost_its_stop_ends_after_the_chunk(number, tmp_path, monk
     end_piece = FilmWriter.end_piece
     monkeypatch.setattr(FilmWriter, "end_piece", end_and_stop)
     out = tmp_path / "film.mp4"
-    assert main(["render", "a red ball", "-m", "tiny", "--frames", "99", "--no-cache", "-o", str(out)]) == 130
+    film = ["render", "a red ball", "-m", "tiny", "--size", "64x64", "--frames", "99", "--no-cache"]
+    assert main([*film, "-o", str(out)]) == 130
     assert "1 of the 3 chunks" in capfd.readouterr().err
     assert not out.exists()
 

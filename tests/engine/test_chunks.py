@@ -27,7 +27,7 @@ from support import oracle
 from support.renders import Case, models_of, plan_of, rendered
 from support.tiers import some
 
-CASE = Case("distilled", (128, 64), (1, 1, 1), chunks=3)
+CASE = Case("distilled", (64, 64), (1, 1, 1), chunks=3)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_the_step_loop_reads_nothing_back(folder):
     plan = plan_of(CASE)
     with torch.no_grad():
         denoiser = Denoiser(models.dit, models.scheduler, models.checkpoint.preset, plan.size, Clock(models.device))
-        history = History.empty(16, 8, 16, models.device)
+        history = History.empty(16, 8, 8, models.device)
         text = models.dit.embed_text(models.mixed(plan.chunks[0].prompts))
         generator = torch.Generator().manual_seed(1)
         with Reads() as reads:

@@ -28,6 +28,7 @@ from helios_cli.film.target import JOURNAL_HEAD
 from helios_cli.film.writer import Target, check_target, open_writer
 from support.programs import ffmpeg_program
 from support.streams import video_stream
+from support.tiers import some
 from support.waiting import LONGEST, alive, wait_until
 
 SIZE = (64, 48)
@@ -123,7 +124,7 @@ def test_colors_follow_bt709(tmp_path, color):
     assert abs(decoded(path)[1].reshape(-1, 3).astype(int) - color).max() <= 2
 
 
-@pytest.mark.parametrize("num_frames", [1, 33, 34, 100])
+@pytest.mark.parametrize("num_frames", some(2, [1, 34, 33, 100]))
 @pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "film/"])
 def test_film_has_exactly_the_frames_given(tmp_path, num_frames, name):
     path = film(f"{tmp_path}/{name}", moving(num_frames))
