@@ -35,11 +35,42 @@ def convolve(conv: Any, x_BTHWC: Tensor, padding: tuple[int, ...] | None = None,
     wide, padding = product_dtype(x_BTHWC, "convolve"), conv.padding if padding is None else padding
     x_BCTHW, weight = x_BTHWC.to(wide).movedim(-1, 1), conv.weight.to(wide)
     bias = conv.bias.to(wide) if with_bias else None
-    if onednn_runs(x_BCTHW):
-        y = torch.mkldnn_convolution(x_BCTHW, weight, bias, padding, conv.stride, conv.dilation, 1)
-    else:
-        y = F.conv3d(x_BCTHW, weight, bias, conv.stride, padding, conv.dilation)
-    return channels_last(y).to(x_BTHWC.dtype)
+    if not onednn_runs(x_BCTHW):
+        return channels_last(F.conv3d(x_BCTHW, weight, bias, conv.stride, padding, conv.dilation)).to(x_BTHWC.dtype)
+    columns = columns_together(weight, conv.stride, x_BCTHW.shape[-1] + 2 * padding[-1])
+    if columns > 1:
+        weight, bias = for_columns(weight, columns), None if bias is None else bias.repeat(columns)
+    stride = (*conv.stride[:-1], conv.stride[-1] * columns)
+    y = channels_last(torch.mkldnn_convolution(x_BCTHW, weight, bias, padding, stride, conv.dilation, 1))
+    # In memory, the channels of columns that were computed together lie where each column's own belong.
+    return y.view(*y.shape[:-2], y.shape[-2] * columns, -1).to(x_BTHWC.dtype)
+
+
+LANES = {"AVX512": 16, "AVX2": 8}
+"""The float32 numbers in a vector of the processor, by PyTorch's name of its instructions."""
+
+
+def columns_together(weight: Tensor, stride: tuple[int, ...], padded: int) -> int:
+    """Return how many output columns of rows of `padded` inputs a CPU computes as one, by a kernel that covers them.
+
+    oneDNN has an output channel in each lane of a vector, so that few channels leave lanes empty, and one vector at a
+    time leaves the processor waiting. Two columns together take 4/3 of the products, four 6/4; one core of an Intel
+    Xeon with AVX-512 takes 0.65 of the time for 8 to 8 channels, 0.84 for 16 to 16 and 0.58 for 8 to 3, with AVX2
+    0.85, 1.47 and 0.71. Only measured in float32.
+    """
+    channels, lanes = len(weight), LANES.get(torch.backends.cpu.get_cpu_capability(), 0)
+    columns = 4 if 4 * channels <= lanes else 2 if channels <= lanes else 1
+    fits = weight.shape[-1] == 3 and stride[-1] == 1 and (padded - 2) % columns == 0
+    return columns if fits and weight.dtype == torch.float32 else 1
+
+
+def for_columns(weight: Tensor, columns: int) -> Tensor:
+    """Return the weight that makes so many columns of an output at once: their channels one after the other."""
+    kernel = weight.shape[-1]
+    wide = weight.new_zeros(columns, *weight.shape[:-1], kernel + columns - 1)
+    for column in range(columns):
+        wide[column, ..., column : column + kernel] = weight
+    return wide.flatten(0, 1)
 
 
 def convolve_pictures(

@@ -39,7 +39,7 @@ TF32_BOUND = 0.02
 """Bound for float32 on a GPU, whose convolutions have the ten bits of TF32 by default."""
 
 MOST_ROWS, MOST_KEYS, MOST_HEADS = 128, 512, 2
-MOST_CELLS = (6, 10)
+MOST_CELLS = (6, 12)
 MOST_PRODUCTS = 2**25
 """Multiplications of one case. A layer that has more is tried with fewer of its outputs, never of its inputs."""
 
@@ -222,18 +222,22 @@ def _attentions(dit: DiTConfig, history: int, noisy: list[int], device: torch.de
         for few, rows in counts:
             for queries, keys in ((rows, rows), (few, rows)):
                 yield _attention(name, queries, keys, heads, size)
+                if name == "blocked":  # which so few scores are not computed by
+                    yield _attention(name, queries, keys, heads, size, run=attention.by_query_blocks)
         for keys in (SPOKEN_TOKENS, MAX_TEXT_TOKENS):
             biased = keys < MAX_TEXT_TOKENS
             if not (biased and name in attention.WITHOUT_BIAS):
                 yield _attention(name, counts[-1][0], keys, heads, size, bias=biased)
 
 
-def _attention(name: str, queries: int, keys: int, heads: int, size: int, *, bias: bool = False) -> Case:
+def _attention(
+    name: str, queries: int, keys: int, heads: int, size: int, *, bias: bool = False, run: Any = None
+) -> Case:
     def biases(like: Tensor) -> Tensor | None:
         return torch.cat([torch.zeros(keys - 1), torch.tensor([6.0])]).to(like) if bias else None
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention.RUN[name](q, k, v, biases(q.new_empty(0, dtype=torch.float32)))
+        return (run or attention.RUN[name])(q, k, v, biases(q.new_empty(0, dtype=torch.float32)))
 
     def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         logits = torch.einsum("bqnd,bknd->bnqk", q, k) * size**-0.5
@@ -243,7 +247,7 @@ def _attention(name: str, queries: int, keys: int, heads: int, size: int, *, bia
     shapes = ((1, queries, heads, size), (1, keys, heads, size), (1, keys, heads, size))
     return Case(
         f"attention {name}",
-        f"{queries} by {keys}, {heads} heads of {size}{', biased' if bias else ''}",
+        f"{queries} by {keys}, {heads} heads of {size}{', biased' if bias else ''}{', in blocks' if run else ''}",
         shapes,
         1,
         call,

@@ -1,4 +1,4 @@
-"""The choice of what computes the VAE's convolutions on a GPU, without one: from measurements that are there."""
+"""Columns that a CPU convolves together, and the choice of what convolves on a GPU, by measurements that are there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from helios_cli.bench.specs import VAE
 from helios_cli.cost.arithmetic import convolution_shapes
 from helios_cli.engine.choices import measure_convolutions
 from helios_cli.measured import Measured, Measurements
-from helios_cli.model.convolution import CUDNN, FUSED, RUN, TRITON, Convolutions
+from helios_cli.model.convolution import CUDNN, FUSED, RUN, TRITON, Convolutions, convolve
 from helios_cli.model.vae import VAEConfig, WanVAE
 from helios_kernels.dispatch import compiling_for
 from support.meta_networks import on_meta
@@ -130,3 +131,20 @@ def test_the_kernels_decode_the_same_frames():
     assert float(apart) < 1e-4 and float(fused) < 1e-4  # float32 sums in another order, through some twenty layers
     with_sum, without = map(int, counts.split())
     assert without > with_sum > 0
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("instructions", ["AVX512", "AVX2", "DEFAULT"])
+@pytest.mark.parametrize("channels", [3, 8, 16])
+@pytest.mark.parametrize("columns", [7, 10, 12])
+def test_columns_together_are_the_columns_one_by_one(instructions, channels, columns, monkeypatch):
+    """In rows with zeros around them, and in rows that bring their own edges."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    torch.manual_seed(0)
+    conv = torch.nn.Conv3d(5, channels, 3)
+    x_BTHWC = torch.randn(2, 4, 6, columns, 5)
+    for padding in ((0, 1, 1), (0, 0, 1), (0, 0, 0)):
+        exact = F.conv3d(x_BTHWC.movedim(-1, 1).double(), conv.weight.double(), conv.bias.double(), padding=padding)
+        torch.testing.assert_close(convolve(conv, x_BTHWC, padding), exact.movedim(1, -1).float())
+        plain = convolve(conv, x_BTHWC, padding, with_bias=False) + conv.bias
+        torch.testing.assert_close(plain, exact.movedim(1, -1).float())

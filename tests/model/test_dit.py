@@ -193,10 +193,10 @@ def test_gradients_take_the_same_mathematics():
     assert missing == []
 
 
-@pytest.mark.parametrize("name", ["blocked", "sdpa"])
+@pytest.mark.parametrize(("name", "few"), [("blocked", 0), ("blocked", attention_module.FEW_SCORES), ("sdpa", 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 8), (300, 41, 3, 16), (257, 513, 2, 64)], ids=str)
-def test_attention_backends(name, dtype, shape, monkeypatch):
+def test_attention_backends(name, few, dtype, shape, monkeypatch):
     queries, keys, heads, size = shape
     g = torch.Generator().manual_seed(3)
     q = (2 * torch.randn(2, queries, heads, size, generator=g)).to(dtype)
@@ -204,6 +204,7 @@ def test_attention_backends(name, dtype, shape, monkeypatch):
     bias = torch.zeros(keys)
     bias[-1] = 4.0
     monkeypatch.setattr(attention_module, "cpu_backend", lambda: Backend(name, "the test asks for it"))
+    monkeypatch.setattr(attention_module, "FEW_SCORES", few)
     logits = torch.einsum("bqnd,bknd->bnqk", q.double(), k.double()) / size**0.5 + bias.double()
     exact = torch.einsum("bnqk,bknd->bqnd", torch.softmax(logits, -1), v.double()).flatten(2)
     native = torch.nn.functional.scaled_dot_product_attention(
