@@ -235,7 +235,7 @@ def test_an_operation_that_a_chip_lacks_is_not_tried_there():
 )
 def test_a_kernel_that_is_wrong_fails_the_trial(monkeypatch, broken, said):
     op = OPS["renoise"]
-    monkeypatch.setitem(OPS, "renoise", replace(op, run=broken(op.run)))
+    monkeypatch.setitem(OPS, "renoise", replace(op, run=broken(op.run), twin=op.reference))
     first = next(case.id for case in op.cases if case.interpreted)
     assert try_operation(CPU, "renoise").startswith(f"{first}: {said}") and try_operation(CPU, "dmd_step") is None
 
