@@ -28,10 +28,10 @@ from helios_cli.engine.parts import Part
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.model.vae import VAEConfig, WanVAE
-from helios_cli.weights.checkpoint import OWN_FILE, PRESETS, TOKENIZER, WEIGHT_STEMS, Checkpoint, Component
-from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo
+from helios_cli.weights.checkpoint import OWN_FILE, PRESETS, TOKENIZER, Checkpoint, Component
+from helios_cli.weights.files import TensorInfo
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_scale, quantize_weight
-from helios_cli.weights.layout import set_kind, shard_name, write_json, write_weights
+from helios_cli.weights.layout import set_kind, shard_name, write_index, write_json, write_weights
 
 KNOWS = "nothing: its weights are random and its pictures are noise"
 
@@ -85,8 +85,7 @@ def _write_blocks(folder: Path, component: str, module: nn.Module, dtype: torch.
         write_weights(folder, component, state, shard=shard)
         weight_map |= dict.fromkeys(state, shard)
         size += sum(value.nbytes for value in state.values())
-    content = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    write_json(folder / component / f"{WEIGHT_STEMS[component]}{INDEX_SUFFIX}", content)
+    write_index(folder, component, weight_map, size)
 
 
 def random_state(

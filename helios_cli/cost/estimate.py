@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TypeVar
@@ -34,9 +34,10 @@ from helios_cli.cost.placing import (
     speed_of,
 )
 from helios_cli.cost.speeds import Duration, after_seconds, duration_of
+from helios_cli.cost.team import Team
 from helios_cli.cost.work import PromptTokens, Work
 from helios_cli.cost.workload import Workload
-from helios_cli.device import Device, find_device, find_vae_device, is_gpu_of_rank, is_second, pick_dtype
+from helios_cli.device import Device, find_device, find_vae_device, is_second, pick_dtype
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
@@ -76,6 +77,7 @@ class Estimate:
     """One film before it is rendered, as if no part of it existed yet.
 
     Attributes:
+        team: The ranks that make a model call together.
         lanes: Films that render together; memory and the seconds of a chunk are those of all of them.
         memory: A plan for each mode of `--offload`; `mode` is the one that is chosen.
         fingerprints: By chunk; None where weights or device are not here.
@@ -96,6 +98,7 @@ class Estimate:
     device_origin: str
     dtype: str
     dtype_origin: str
+    team: Team
     lanes: int
     memory: tuple[MemoryPlan, ...]
     mode: MemoryPlan
@@ -184,28 +187,13 @@ def estimate_films(
                 model.checkpoint.require_rounded_once(name, rounding)
             plan = plan_film(film, resolve(film.recipe, options, model.defaults), strict=options.strict)
             plan = replace(plan, origins={"model": origin, "lora": lora_origin, **sound_origins, **plan.origins})
-            ranks, parameters = options.gpus_per_film, model.parameters["transformer"]
-            as_used = partial(Device.with_model, parameters=parameters, ranks=ranks)
-            used, second = as_used(device), vae_device and as_used(vae_device)
-            joins = is_gpu_of_rank(options.vae_device, options.device, ranks)
+            threads = {"parameters": model.parameters["transformer"], "ranks": options.gpus_per_film}
+            used, second = device.with_model(**threads), vae_device and vae_device.with_model(**threads)
             if preview:
                 preview.require_fit(model.vae, model.name)
                 doubt = preview.doubt(model.vae, model.name)
                 notices = [*notices, doubt] if doubt else notices
-            load = Workload(
-                plan,
-                model,
-                used,
-                dtype,
-                rounding,
-                len(group),
-                vae_device=second,
-                ranks=ranks,
-                joins_rank=joins,
-                preview=preview,
-                final=options.final,
-                vram=options.vram,
-            )
+            load = Workload.of(plan, model, options, used, dtype, rounding, len(group), second, preview)
             estimates.append(_estimate(film, load, options, on, price, notices))
     return estimates
 
@@ -308,6 +296,7 @@ def _estimate(
         device_origin="flag" if on is not None or options.device != "auto" else "default",
         dtype=load.dtype,
         dtype_origin="default" if options.dtype == "auto" else "flag",
+        team=team,
         lanes=load.lanes,
         memory=plans,
         mode=mode,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from helios_cli import machine
 from helios_cli.cost.speeds import DIT_UTILISATION, VAE_UTILISATION
-from helios_cli.cost.split import Split, split_of
+from helios_cli.cost.team import Split, split_of
 from helios_cli.device import Device, find_gpus, gpu_index
 from helios_cli.errors import InputError
 from helios_cli.recipe.options import MAX_WORKERS, RenderOptions

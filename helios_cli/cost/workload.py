@@ -11,7 +11,8 @@ from helios_cli.cost import vae
 from helios_cli.cost.model import Model
 from helios_cli.cost.team import Team
 from helios_cli.cost.work import PromptTokens, Work, work_of
-from helios_cli.device import ITEMSIZE, Device, latent_dtype
+from helios_cli.device import ITEMSIZE, Device, is_gpu_of_rank, latent_dtype
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL, held_keys
 from helios_cli.weights.fp8 import Quant
@@ -44,6 +45,25 @@ class Workload:
     final: bool = False
     vram: int | None = None
     prompts: PromptTokens | None = None
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        model: Model,
+        options: RenderOptions,
+        device: Device,
+        dtype: str,
+        quant: Quant,
+        lanes: int,
+        vae_device: Device | None,
+        preview: PreviewFile | None,
+    ) -> Workload:
+        """Return the film that `options` ask for, on devices that were found for them."""
+        ranks = options.gpus_per_film
+        joins = is_gpu_of_rank(options.vae_device, options.device, ranks)
+        how = preview, options.final, options.vram
+        return cls(plan, model, device, dtype, quant, lanes, vae_device, ranks, joins, *how)
 
     @cached_property
     def work(self) -> Work:

@@ -20,6 +20,7 @@ The VAE is copied unchanged: it takes half a gigabyte, and other programs run it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -41,6 +42,7 @@ from helios_cli.weights.checkpoint import MODEL_INDEX, WEIGHT_STEMS, Checkpoint,
 from helios_cli.weights.files import INDEX_SUFFIX, TensorInfo, read_header
 from helios_cli.weights.fit import ALIASES
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_fp8, is_scale, quantize_weight
+from helios_cli.weights.layout import shard_name, write_index
 from helios_cli.weights.low_bit import is_low_bit
 from helios_cli.weights.reader import FLOAT_DTYPES, SCALED_DTYPES, StoredTensor, WeightFiles
 
@@ -91,7 +93,7 @@ def convert(checkpoint: Checkpoint, out: Path, target: Target, advance: Callable
         raise MachineError(f"{out} needs {format_bytes(needed)}, but only {format_bytes(free)} is free there")
     tensors = 0
     for name, shards in plans.items():
-        tensors += _write_component(checkpoint.component(name), out / name, shards, advance)
+        tensors += _write_component(checkpoint.component(name), out, shards, advance)
     _copy_rest(checkpoint, out, advance)
     Checkpoint.open(out)
     return Converted(out, needed, tensors)
@@ -140,24 +142,17 @@ def _new(name: str, info: TensorInfo, component: Component, target: Target) -> I
     yield _New(name, info.shape, torch.float32 if island else torch.bfloat16, source)
 
 
-def _write_component(
-    component: Component, folder: Path, shards: list[list[_New]], advance: Callable[[int], None]
-) -> int:
+def _write_component(component: Component, out: Path, shards: list[list[_New]], advance: Callable[[int], None]) -> int:
     """Write the files of a component and their index; return how many tensors were compared."""
-    folder.mkdir(parents=True)
-    stem, weight_map = WEIGHT_STEMS[component.name], {}
-    files = WeightFiles()
-    try:
+    (out / component.name).mkdir(parents=True)
+    weight_map: dict[str, str] = {}
+    with contextlib.closing(WeightFiles()) as files:
         for number, shard in enumerate(shards, start=1):
-            path = folder / f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+            path = out / component.name / shard_name(component.name, number, len(shards))
             _write_shard(path, shard, files, advance)
             _compare(path, shard, files)
             weight_map.update({new.name: path.name for new in shard})
-    finally:
-        files.close()
-    size = sum(new.bytes for shard in shards for new in shard)
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    (folder / f"{stem}{INDEX_SUFFIX}").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_index(out, component.name, weight_map, sum(new.bytes for shard in shards for new in shard))
     return len(weight_map)
 
 
@@ -201,8 +196,8 @@ def _values(new: _New, files: WeightFiles) -> Iterator[Tensor]:
 
 def _compare(path: Path, shard: list[_New], files: WeightFiles) -> None:
     """Raise CheckpointError unless every tensor of the file equals its source."""
-    written, copy = read_header(path), WeightFiles()
-    try:
+    written = read_header(path)
+    with contextlib.closing(WeightFiles()) as copy:
         for new in shard:
             begin = 0
             for expected in _values(new, files):
@@ -212,8 +207,6 @@ def _compare(path: Path, shard: list[_New], files: WeightFiles) -> None:
                 if not torch.equal(found.view(-1).view(torch.uint8), expected.contiguous().view(-1).view(torch.uint8)):
                     raise CheckpointError(f"{path}: {new.name} was not stored as it was written", hint="check the disk")
                 begin = end
-    finally:
-        copy.close()
 
 
 def _copy_rest(checkpoint: Checkpoint, out: Path, advance: Callable[[int], None]) -> None:

@@ -27,7 +27,7 @@ from helios_cli.cost.placing import (
 from helios_cli.cost.speeds import keep_after, keep_speed
 from helios_cli.cost.vae import piece_elements_on
 from helios_cli.cost.workload import Workload
-from helios_cli.device import Device, device_of, dtype_name, is_gpu_of_rank, pick_device, pick_vae_device, torch_dtype
+from helios_cli.device import Device, device_of, dtype_name, pick_device, pick_vae_device, torch_dtype
 from helios_cli.engine import arithmetic, trial
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.events import FilmDone, Notice
@@ -307,30 +307,11 @@ class Session:
 
     def _workload(self, plans: Sequence[Plan], options: RenderOptions) -> Workload:
         """Return the film that takes the most memory, with as many lanes as there are films."""
-        preview = self.preview(options)
-        models = self.models
+        models, preview = self.models, self.preview(options)
         model = model_of(models.name, models.checkpoint)
-        device, dtype = device_of(models.device), dtype_name(models.dtype)
-        lanes, other = len(plans), self._vae_device()
-        ranks = 1 if models.ranks is None else models.ranks.count
-        joins = is_gpu_of_rank(str(models.vae_device), str(models.device), ranks)
-        loads = [
-            Workload(
-                plan,
-                model,
-                device,
-                dtype,
-                models.quant,
-                lanes,
-                vae_device=other,
-                ranks=ranks,
-                joins_rank=joins,
-                preview=preview.file if preview else None,
-                final=options.final,
-                vram=options.vram,
-            )
-            for plan in plans
-        ]
+        how = device_of(models.device), dtype_name(models.dtype), models.quant
+        beside = self._vae_device(), preview.file if preview else None
+        loads = [Workload.of(plan, model, options, *how, len(plans), *beside) for plan in plans]
         return max(loads, key=lambda load: plan_memory(load, MemoryBudget(), RESIDENT).device_bytes)
 
     def _vae_device(self) -> Device | None:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,6 +274,26 @@ def some_of(items: list[str], limit: int = 10) -> str:
     """Format a list: `a, b, c`, and the number of items beyond `limit`."""
     rest = len(items) - limit
     return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def misfits(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo], is_read: Callable[[str, TensorInfo], bool]
+) -> str:
+    """Return in words which tensors do not have the `expected` names and shapes, or types that are not read; empty if
+    all fit."""
+    faults = {
+        "missing": [name for name in expected if name not in found],
+        "surplus": sorted(name for name in found if name not in expected),
+        "mis-shaped": [
+            f"{name} ({list(found[name].shape)}, expected {list(shape)})"
+            for name, shape in sorted(expected.items())
+            if name in found and found[name].shape != shape
+        ],
+        "of a type that is not read": [
+            f"{name} ({info.dtype})" for name, info in sorted(found.items()) if not is_read(name, info)
+        ],
+    }
+    return "; ".join(f"{len(names)} {fault}: {some_of(names)}" for fault, names in faults.items() if names)
 
 
 def digest_of(file: Path, *, git: bool, advance: Callable[[int], None]) -> str:

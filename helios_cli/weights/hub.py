@@ -104,15 +104,12 @@ def shadow_of(model: str) -> str | None:
     return f"{model} is the known model, not the folder here; write ./{model} for the folder"
 
 
-def resolve(
-    model: str, revision: str | None = None, *, progress: Progress | None = None, free_bytes: int | None = None
-) -> Path:
+def resolve(model: str, revision: str | None = None, *, progress: Progress | None = None) -> Path:
     """Return the folder of `model`, downloaded first if need be. A complete snapshot needs no network.
 
-    `free_bytes` replaces the free space of the cache's disk. Raises CheckpointError if the download fails and
-    MachineError if the disk is too small.
+    Raises CheckpointError if the download fails and MachineError if the disk is too small.
     """
-    return download(source_of(model, revision), progress=progress, free_bytes=free_bytes, anew=False)
+    return download(source_of(model, revision), progress=progress, anew=False)
 
 
 def find(source: Source) -> Path | None:
@@ -123,9 +120,7 @@ def find(source: Source) -> Path | None:
     return snapshot if snapshot and not missing_files(snapshot) else None
 
 
-def download(
-    source: Source, *, progress: Progress | None = None, free_bytes: int | None = None, anew: bool = True
-) -> Path:
+def download(source: Source, *, progress: Progress | None = None, anew: bool = True) -> Path:
     """Download missing files of `source` into the Hub cache and return its snapshot folder.
 
     A branch is looked up again with `anew`. The free space is checked before the first byte. Each file is compared with
@@ -139,7 +134,7 @@ def download(
         commit, files = _remote_files(source)
         snapshot = _repo_folder(source.repo) / "snapshots" / commit
         if not snapshot.is_dir() or missing_files(snapshot):
-            _fetch(source, commit, files, progress, free_bytes)
+            _fetch(source, commit, files, progress)
         _note_commit(source, commit)
     return snapshot
 
@@ -167,7 +162,7 @@ def lora_file(name: str, *, progress: Progress | None = None) -> Path:
         file = source.file or _only_lora(source, entries)
         if file not in entries:
             raise CheckpointError(f"{source.repo} has no file {file}", hint=f"see {endpoint()}/{source.repo}/tree/main")
-        _fetch(source, commit, [_remote_file(source, file, entries[file])], progress, None)
+        _fetch(source, commit, [_remote_file(source, file, entries[file])], progress)
         _note_commit(source, commit)
     return _repo_folder(source.repo) / "snapshots" / commit / file
 
@@ -225,14 +220,12 @@ def _only_lora(source: Source, names: Iterable[str]) -> str:
     )
 
 
-def _fetch(
-    source: Source, commit: str, files: list[RemoteFile], progress: Progress | None, free_bytes: int | None
-) -> None:
+def _fetch(source: Source, commit: str, files: list[RemoteFile], progress: Progress | None) -> None:
     """Fetch the files, the pipeline's index last, without which a download is incomplete."""
     connect({file.blob for file in files})
     blobs = _repo_folder(source.repo) / "blobs"
     size = sum(file.bytes for file in files if not (blobs / file.blob).exists())
-    _require_space(size, cache(), free_bytes)
+    _require_space(size, cache())
     failures: list[BaseException] = []  # after the first, other transfers end at their next bytes
     with progress(source.repo, size) if progress else nullcontext(_ignore) as advance:
         fetch = partial(_fetch_file, source, commit, advance=advance, failures=failures)
@@ -359,9 +352,9 @@ def _remote_file(source: Source, name: str, entry: dict[str, Any]) -> RemoteFile
     raise CheckpointError(what, hint="check HF_ENDPOINT")
 
 
-def _require_space(size: int, cache: Path, free_bytes: int | None) -> None:
+def _require_space(size: int, cache: Path) -> None:
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free if free_bytes is None else free_bytes
+    free = shutil.disk_usage(existing).free
     if size > free:
         raise MachineError(
             f"the download needs {size / 1e9:.1f} GB and {existing} has {free / 1e9:.1f} GB free",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from helios_cli.files import replacing
 from helios_cli.weights.checkpoint import MODEL_INDEX, OWN_FILE, SCHEDULER_CONFIG, SCHEDULERS, WEIGHT_STEMS
-from helios_cli.weights.files import read_json
+from helios_cli.weights.files import INDEX_SUFFIX, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,12 @@ def shard_name(name: str, number: int, count: int) -> str:
     return f"{WEIGHT_STEMS[name]}-{number:05}-of-{count:05}.safetensors"
 
 
+def write_index(folder: Path, name: str, weight_map: dict[str, str], size: int) -> None:
+    """Write the index of the component `name`: the file of each tensor, and the bytes of all."""
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    write_json(folder / name / f"{WEIGHT_STEMS[name]}{INDEX_SUFFIX}", index)
+
+
 def write_component(
     folder: Path, name: str, module: nn.Module, config: dict | None = None, *, dtype: torch.dtype | None = None
 ) -> None:
@@ -52,7 +58,7 @@ def write_component(
     state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.named_parameters()}
     write_weights(folder, name, state)
     stem = WEIGHT_STEMS[name]
-    for old in (*(folder / name).glob(f"{stem}-*-of-*.safetensors"), folder / name / f"{stem}.safetensors.index.json"):
+    for old in (*(folder / name).glob(f"{stem}-*-of-*.safetensors"), folder / name / f"{stem}{INDEX_SUFFIX}"):
         old.unlink(missing_ok=True)
     if config is not None:
         write_json(folder / name / "config.json", config)

@@ -17,7 +17,7 @@ from torch import nn
 
 from helios_cli.errors import CheckpointError
 from helios_cli.weights.checkpoint import Component
-from helios_cli.weights.files import TensorInfo, some_of
+from helios_cli.weights.files import TensorInfo, misfits, some_of
 from helios_cli.weights.fit import ALIASES, FIT_HINT
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_scale, quantize_weight
 from helios_cli.weights.reader import FLOAT_DTYPES, SCALED_DTYPES, StoredTensor, WeightFiles, reading_threads
@@ -132,8 +132,21 @@ def _rounded(files: WeightFiles, tensor: TensorToLoad, device: torch.device | st
 def stored_tensors(module: nn.Module, component: Component) -> dict[str, StoredTensor]:
     """Return the place of each parameter of `module`, by our names. CheckpointError if a name or shape does not fit."""
     stored = stored_of(component)
-    scales = {name: place.scale for name, place in stored.items() if place.scale is not None}
-    _require_match(module, component, {name: place.info for name, place in stored.items()}, scales)
+    found = {name: place.info for name, place in stored.items()}
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    expected = {name: shape for name, shape in own.items() if not is_scale(name)}
+    for name, place in stored.items():
+        if place.scale is not None and name in expected:
+            scale = name + SCALE_SUFFIX
+            found[scale], expected[scale] = place.scale, own.get(scale, expected[name][:1])
+
+    def is_read(name: str, info: TensorInfo) -> bool:
+        scale = found.get(name + SCALE_SUFFIX)
+        return info.dtype in FLOAT_DTYPES or (scale is not None and scale.dtype == "F32")
+
+    if faults := misfits(expected, found, is_read):
+        what = f"the tensors of {component.folder} do not fit its config.json; {faults}"
+        raise CheckpointError(what, hint=FIT_HINT)
     return stored
 
 
@@ -147,29 +160,3 @@ def stored_of(component: Component) -> dict[str, StoredTensor]:
     scaled = {name for name, info in infos.items() if info.dtype in SCALED_DTYPES and name + SCALE_SUFFIX in infos}
     scales = {name: infos.pop(name + SCALE_SUFFIX) for name in scaled}
     return {name: StoredTensor(info, scales.get(name), component.terms.get(name, ())) for name, info in infos.items()}
-
-
-def _require_match(
-    module: nn.Module, component: Component, stored: dict[str, TensorInfo], scales: dict[str, TensorInfo]
-) -> None:
-    needed = {name: tuple(value.shape) for name, value in module.state_dict().items() if not is_scale(name)}
-    own = {name: tuple(value.shape) for name, value in module.state_dict().items() if is_scale(name)}
-    expected = needed | {name + SCALE_SUFFIX: needed[name][:1] for name in scales if name in needed} | own
-    shapes = stored | {name + SCALE_SUFFIX: info for name, info in scales.items()}
-    faults = {
-        "missing": [name for name in needed if name not in stored],
-        "surplus": sorted(name for name in stored if name not in needed),
-        "mis-shaped": [
-            f"{name} ({list(info.shape)}, expected {list(expected[name])})"
-            for name, info in sorted(shapes.items())
-            if name in expected and info.shape != expected[name]
-        ],
-        "of a type that is not read": [
-            f"{name} ({info.dtype})"
-            for name, info in sorted(stored.items())
-            if info.dtype not in FLOAT_DTYPES and not (name in scales and scales[name].dtype == "F32")
-        ],
-    }
-    if found := [f"{len(names)} {fault}: {some_of(names)}" for fault, names in faults.items() if names]:
-        what = f"the tensors of {component.folder} do not fit its config.json; {'; '.join(found)}"
-        raise CheckpointError(what, hint=FIT_HINT)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from helios_cli.architecture import TAEHVConfig, VAEConfig
 from helios_cli.errors import CheckpointError
-from helios_cli.weights.files import TensorInfo, read_header, shown, some_of
+from helios_cli.weights.files import TensorInfo, misfits, read_header
 
 UNUSED = "encoder."
 """The beginning of the names of tensors that the published file has and a decoder does not need."""
@@ -72,18 +72,7 @@ def read_preview(path: Path) -> dict[str, TensorInfo]:
         error.hint = FILE_HINT if error.hint is None or "models verify" in error.hint else error.hint
         raise
     needed = TAEHVConfig().shapes()
-    faults = {
-        "missing": [name for name in needed if name not in header],
-        "surplus": sorted(shown(name) for name in header if name not in needed and not name.startswith(UNUSED)),
-        "mis-shaped": [
-            f"{name} ({shown(list(header[name].shape))}, expected {list(shape)})"
-            for name, shape in needed.items()
-            if name in header and header[name].shape != shape
-        ],
-        "of a type that is not read": [
-            f"{name} ({header[name].dtype})" for name in needed if name in header and header[name].dtype not in FLOATS
-        ],
-    }
-    if found := [f"{len(names)} {fault}: {some_of(names, 3)}" for fault, names in faults.items() if names]:
-        raise CheckpointError(f"{path} is not a preview decoder; its tensors: {'; '.join(found)}", hint=FILE_HINT)
+    decoding = {name: info for name, info in header.items() if not name.startswith(UNUSED)}
+    if faults := misfits(needed, decoding, lambda _, info: info.dtype in FLOATS):
+        raise CheckpointError(f"{path} is not a preview decoder; its tensors: {faults}", hint=FILE_HINT)
     return {name: header[name] for name in needed}

@@ -145,8 +145,11 @@ def test_offline_and_not_cached(helios, hub):
 def test_full_disk_is_known_before_the_first_byte(python, hub, tmp_path):
     size = sum((hub.root / name).stat().st_size for name in files_of(hub.root))
     refuse = f"""
+import shutil
+from types import SimpleNamespace
 from helios_cli.weights.hub import resolve
-resolve("acme/helios", free_bytes={size - 1})
+shutil.disk_usage = lambda path: SimpleNamespace(free={size - 1})
+resolve("acme/helios")
 """
     done = python("-c", refuse, HF_ENDPOINT=hub.url)
     assert "MachineError: the download needs 0.0 GB and" in done.stderr
@@ -154,10 +157,13 @@ resolve("acme/helios", free_bytes={size - 1})
     assert not list(tmp_path.rglob("snapshots"))
 
     accept = f"""
+import shutil
 from contextlib import nullcontext
+from types import SimpleNamespace
 from helios_cli.weights.hub import resolve
 seen = []
-folder = resolve("acme/helios", free_bytes={size}, progress=lambda name, total: nullcontext(seen.append))
+shutil.disk_usage = lambda path: SimpleNamespace(free={size})
+folder = resolve("acme/helios", progress=lambda name, total: nullcontext(seen.append))
 print(sum(seen), folder.name)
 """
     assert python("-c", accept, HF_ENDPOINT=hub.url).stdout.split() == [str(size), COMMIT]
