@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -165,17 +165,10 @@ class Session:
             second = device_of(vae_device) if vae_device != device else None
             name, line = auto_model(device_of(device), dtype_name(dtype), options, second)
             yield Notice(line)
-        if shadow := hub.shadow_of(name):
-            yield Notice(shadow)
-        folder = hub.resolve(name, options.revision, progress=self.progress)
-        files = [(hub.lora_file(lora.path, progress=self.progress), lora.weight) for lora in options.lora or ()]
-        checkpoint, lines = fold(Checkpoint.open(folder), files)
-        for line in lines:
-            yield Notice(line)
+        checkpoint = yield from self._checkpoint(name, options)
         if options.quant is None and checkpoint.low_bit:
             quant = "none"  # its weights are rounded already
-        for line in trial.settle(device):
-            yield Notice(line)
+        yield from map(Notice, trial.settle(device))
         threads = machine.cpu_threads(checkpoint.component("transformer").parameters)
         threads = max(1, threads // options.gpus_per_film)  # ranks on a CPU share its cores
         models = Models(
@@ -192,9 +185,18 @@ class Session:
         )
         if len(ranks) > 1:
             models.ranks = Ranks(ranks, models, options.worker_timeout)
-        for line in arithmetic.settle(models):
-            yield Notice(line)
+        yield from map(Notice, arithmetic.settle(models))
         self._models = models
+
+    def _checkpoint(self, name: str, options: RenderOptions) -> Generator[Notice, None, Checkpoint]:
+        """Find or download a model and its LoRA files, and return it with them folded in."""
+        if shadow := hub.shadow_of(name):
+            yield Notice(shadow)
+        folder = hub.resolve(name, options.revision, progress=self.progress)
+        files = [(hub.lora_file(lora.path, progress=self.progress), lora.weight) for lora in options.lora or ()]
+        checkpoint, lines = fold(Checkpoint.open(folder), files)
+        yield from map(Notice, lines)
+        return checkpoint
 
     def preview(self, options: RenderOptions) -> Preview | None:
         """Return the decoder that `options` name in place of the VAE; films that follow use it again. CheckpointError
