@@ -190,9 +190,7 @@ def estimate_films(
             threads = {"parameters": model.parameters["transformer"], "ranks": options.gpus_per_film}
             used, second = device.with_model(**threads), vae_device and vae_device.with_model(**threads)
             if preview:
-                preview.require_fit(model.vae, model.name)
-                doubt = preview.doubt(model.vae, model.name)
-                notices = [*notices, doubt] if doubt else notices
+                notices = [*notices, *preview.doubts(model.vae, model.name)]
             load = Workload.of(plan, model, options, used, dtype, rounding, len(group), second, preview)
             estimates.append(_estimate(film, load, options, on, price, notices))
     return estimates

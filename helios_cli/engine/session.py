@@ -135,9 +135,7 @@ class Session:
         loras, _ = choose_loras(film, options)
         yield from self.open(name, replace(options, lora=loras))
         if preview := self.preview(options):
-            preview.file.require_fit(self.models.vae_config, self.models.name)
-            if doubt := preview.file.doubt(self.models.vae_config, self.models.name):
-                yield Notice(doubt)
+            yield from map(Notice, preview.file.doubts(self.models.vae_config, self.models.name))
 
     def open(self, name: str, options: RenderOptions) -> Iterator[Notice]:
         """Open the model called `name`, as `load` does."""

@@ -48,18 +48,18 @@ class PreviewFile:
     def parameters(self) -> int:
         return sum(tensor.elements for tensor in self.tensors.values())
 
-    def require_fit(self, vae: VAEConfig, model: str) -> None:
-        """Raise CheckpointError unless the file decodes latents with as many channels as those of `vae`."""
-        if (channels := TAEHVConfig().latent_channels) != vae.z_dim:
+    def doubts(self, vae: VAEConfig, model: str) -> list[str]:
+        """Return a notice if the VAE of `model` is not the one whose latents the published file decodes. Raises
+        CheckpointError if its latents have another number of channels."""
+        wan, channels = VAEConfig(), TAEHVConfig().latent_channels
+        if channels != vae.z_dim:
             what = f"{self.path} decodes latents of {channels} channels, but those of {model} have {vae.z_dim}"
             raise CheckpointError(what, hint="leave out --preview-decoder")
-
-    def doubt(self, vae: VAEConfig, model: str) -> str | None:
-        """Return a notice if the model's VAE is not the one whose latents the published file decodes."""
-        wan = VAEConfig()
         if (vae.latents_mean, vae.latents_std) == (wan.latents_mean, wan.latents_std):
-            return None
-        return f"{model} has latents of its own: a preview decoder for those of Wan 2.1 shows other things and colours"
+            return []
+        return [
+            f"{model} has latents of its own: a preview decoder for those of Wan 2.1 shows other things and colours"
+        ]
 
 
 def read_preview(path: Path) -> dict[str, TensorInfo]:
