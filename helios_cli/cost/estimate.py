@@ -240,13 +240,36 @@ def find_model_for(
     return model, notices
 
 
-def _fast_sums(load: Workload) -> frozenset[int]:
-    """Return what is known of the device's fp8 products, as `engine.choices` finds it."""
-    checkpoint = load.model.checkpoint
-    if load.quant == "none" or load.device.kind != "cuda" or checkpoint is None:
-        return frozenset()
-    shapes = product_shapes(load.model.dit, checkpoint.native_size, load.model.stages)
-    return fast_sums(SUMS.on(load.device.name).known, shapes)
+def _fingerprints(load: Workload, options: RenderOptions) -> tuple[str, ...]:
+    """Return the fingerprints of the film's chunks, by what is known of the device without measuring it."""
+    plan, model, team = load.plan, load.model, load.teams
+    checkpoint = model.checkpoint
+    assert checkpoint is not None, "only weights that are here have fingerprints"
+    shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, load.dtype, team.size, load.quant))
+    taken = measured_attention(load.device.name, shapes) | {
+        shape: name for shape, name in options.attention_taken.items() if shape in shapes
+    }
+    sums: frozenset[int] = frozenset()
+    if load.quant != "none" and load.device.kind == "cuda":
+        products = product_shapes(model.dit, checkpoint.native_size, model.stages)
+        sums = fast_sums(SUMS.on(load.device.name).known, products)
+    convolutions = convolution_shapes(model.vae, plan.size, load.vae_dtype)
+    arithmetic = arithmetic_of(
+        load.device,
+        load.dtype,
+        taken,
+        quant=load.quant,
+        attention=options.attention,
+        fast_sums=sums,
+        vae_device=load.vae_device,
+        team=team.size,
+        decoders=team.decoders(plan.size, is_apart=load.vae_device is not None),
+        piece_elements=load.piece_elements,
+        convolutions=measured_convolutions(load.decoder.name, convolutions),
+        latents=load.latent_dtype,
+    )
+    weights = weights_identity(checkpoint)
+    return tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=options.reanchor))
 
 
 def _estimate(
@@ -255,33 +278,11 @@ def _estimate(
     plan, model = load.plan, load.model
     if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, plan.texts)):
         notices = [*notices, line]
-    fingerprints, team = None, load.teams
-    kind = film_kind(options.output)
+    team, kind = load.teams, film_kind(options.output)
     after = After.of(options, plan.size, plan.fps, kind)
     notices = [*notices, team.notice] if team.notice else notices
-    if model.checkpoint is not None and on is None:
-        shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, load.dtype, team.size, load.quant))
-        taken = measured_attention(load.device.name, shapes) | {
-            shape: name for shape, name in options.attention_taken.items() if shape in shapes
-        }
-        arithmetic = arithmetic_of(
-            load.device,
-            load.dtype,
-            taken,
-            quant=load.quant,
-            attention=options.attention,
-            fast_sums=_fast_sums(load),
-            vae_device=load.vae_device,
-            team=team.size,
-            decoders=team.decoders(plan.size, is_apart=load.vae_device is not None),
-            piece_elements=load.piece_elements,
-            convolutions=measured_convolutions(
-                load.decoder.name, convolution_shapes(model.vae, plan.size, load.vae_dtype)
-            ),
-            latents=load.latent_dtype,
-        )
-        weights = weights_identity(model.checkpoint)
-        fingerprints = tuple(chunk_fingerprints(plan, weights, arithmetic, reanchor=options.reanchor))
+    is_here = model.checkpoint is not None and on is None
+    fingerprints = _fingerprints(load, options) if is_here else None
     budget, speed = budget_of(options, load.device, load.vae_device, here=on is None), speed_of(load)
     plans = memory_plans(load, budget, speed)
     mode, placing = _placed(plans, options, budget, load, speed)
