@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -283,7 +282,7 @@ def test_a_rank_that_raises_is_named_with_its_error(checkpoints):
 def test_a_rank_that_does_not_answer_is_given_up(checkpoints):
     models = models_with(checkpoints("distilled", **FOUR_HEADS), 2, patience=60)
     latents_of(models, (1, 1, 1))
-    models.ranks._options = replace(models.ranks._options, patience=1)
+    models.ranks._patience = 1
     os.kill(ranks_of(os.getpid())[0], signal.SIGSTOP)
     with pytest.raises(MachineError, match=r"rank 1 of 2 .* did not answer for 1(\.0)? s"):
         latents_of(models, (1, 1, 1))
