@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import helios_kernels
 from helios_cli import machine
+from helios_cli.architecture import DiTConfig, VAEConfig
 from helios_cli.cost.team import Team
 from helios_cli.cost.vae import piece_elements_on
 from helios_cli.device import device_of, dtype_name, latent_dtype
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from helios_cli.engine.ranks import Ranks
+    from helios_kernels.low_bit import LowBit
 
 PROMPTS_KEPT = 2**24
 """Bytes of encoded prompts to keep that no film needs at the moment: some long ones, or many short ones."""
@@ -350,27 +352,32 @@ class Models:
             self.stream.leave(host=True)  # the text encoder's buffers take their place
 
     def _part(self, name: str) -> Part:
+        """Describe a part without a reference to this object, which would then live as long as the part's memory."""
         component = self.checkpoint.component(name)
         if name == "transformer":
-            return Part(component, self._build_dit, self.device, self.latent_dtype, dit.FP32_ISLANDS)
+            build = partial(_build_dit, self.dit_config, self.choices, self.checkpoint.low_bit, self.quant)
+            return Part(component, build, self.device, self.latent_dtype, dit.FP32_ISLANDS)
         if name == "vae":
-            return Part(component, self._build_vae, self.vae_device, self.vae_dtype)
+            decoding = partial(_build_vae, self.vae_config, self.choices, self.piece_elements)
+            return Part(component, decoding, self.vae_device, self.vae_dtype)
         islands = umt5.FP32_ISLANDS_IN_FLOAT16 if self.dtype == torch.float16 else frozenset()
         return Part(component, partial(UMT5Encoder, self.text_config), self.vae_device, self.latent_dtype, islands)
 
-    def _build_dit(self) -> HeliosDiT:
-        module = HeliosDiT(self.dit_config)
-        module.use_attention(self.choices.attention, self.choices.in_8_bits)
-        if self.checkpoint.low_bit is not None:
-            return cast(HeliosDiT, use_low_bit(module, is_low_bit, self.checkpoint.low_bit))
-        if self.quant == "none":
-            return module
-        try:
-            return cast(HeliosDiT, use_fp8(module, is_fp8))
-        except ValueError as error:
-            raise MachineError(f"--quant {self.quant}: {error}", hint="leave out --quant") from error
 
-    def _build_vae(self) -> WanVAE:
-        module = WanVAE(self.vae_config, self.piece_elements)
-        module.use_convolutions(self.choices.convolutions)
+def _build_dit(config: DiTConfig, choices: Choices, low_bit: LowBit | None, quant: Quant) -> HeliosDiT:
+    module = HeliosDiT(config)
+    module.use_attention(choices.attention, choices.in_8_bits)
+    if low_bit is not None:
+        return cast(HeliosDiT, use_low_bit(module, is_low_bit, low_bit))
+    if quant == "none":
         return module
+    try:
+        return cast(HeliosDiT, use_fp8(module, is_fp8))
+    except ValueError as error:
+        raise MachineError(f"--quant {quant}: {error}", hint="leave out --quant") from error
+
+
+def _build_vae(config: VAEConfig, choices: Choices, piece_elements: int) -> WanVAE:
+    module = WanVAE(config, piece_elements)
+    module.use_convolutions(choices.convolutions)
+    return module
