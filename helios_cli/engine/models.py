@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from helios_cli.engine.ranks import Ranks
-    from helios_kernels.low_bit import LowBit
+    from helios_cli.weights.low_bit import LowBit
 
 PROMPTS_KEPT = 2**24
 """Bytes of encoded prompts to keep that no film needs at the moment: some long ones, or many short ones."""
