@@ -352,11 +352,9 @@ def in_pieces(
     pieces = 1 if isinstance(x, Normed) else state.pieces(activations(x), layer.growth)
     for number, piece in enumerate([x] if pieces == 1 else summed(x).tensor_split(pieces, dim=1), start=1):
         state.last = last and number == pieces
-        if isinstance(layer, ResidualBlock):
-            y = layer(piece, state, _entry_of(others, activations(piece), state, end))
-        else:
-            y = layer(piece, state)
-        yield from in_pieces(others, y, state, end, last=state.last)
+        then = [_entry_of(others, activations(piece), state, end)] if isinstance(layer, ResidualBlock) else []
+        # The result has no name here, so that it is free as soon as the layers behind have read it.
+        yield from in_pieces(others, layer(piece, state, *then), state, end, last=state.last)
 
 
 def activations(x: Stream) -> Tensor:
