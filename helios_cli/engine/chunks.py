@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from helios_cli.device import dtype_name
+from helios_cli.engine.after import completed
 from helios_cli.engine.clock import Clock
 from helios_cli.engine.conditioning import start_from_clip, start_from_picture
 from helios_cli.engine.denoise import Answer, Denoiser, stages_of
 from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmDone, FilmStarted, Notice, PhaseStarted
-from helios_cli.engine.finish import completed
 from helios_cli.engine.gpu import Background, FirstUse, on_host, sent_to
 from helios_cli.engine.history import History
 from helios_cli.engine.memory import memory_errors

@@ -1,22 +1,19 @@
-"""The end of a render: what comes behind it, and the files of a film other than its frames: its record, the sidecar,
-timelines, a check."""
+"""The files of a film other than its frames: its record, the sidecar, timelines, a check."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from helios_cli import __version__
 from helios_cli.cost.estimate import film_bytes, growing_bytes
-from helios_cli.engine.events import Event, FilmDone, FramesDone, Notice, PhaseStarted
+from helios_cli.engine.events import Event, FilmDone, Notice
 from helios_cli.engine.script import Script
 from helios_cli.errors import HeliosError, MachineError
 from helios_cli.film import ffmpeg
 from helios_cli.film.after import After
-from helios_cli.film.encoding import PieceWriter
 from helios_cli.film.export import export, export_path
 from helios_cli.film.record import (
     AfterRecord,
@@ -45,14 +42,6 @@ from helios_cli.visible import visible
 from helios_cli.weights.adapters import Adapter
 from helios_cli.weights.hub import source_of
 from helios_cli.weights.preview import PreviewFile
-
-
-def completed(writer: PieceWriter) -> Generator[Event, None, None]:
-    """Do what comes behind the render of the film in `writer` (`film.after`), and yield how far it is."""
-    yield PhaseStarted("after")
-    with closing(writer.complete()) as counts:
-        for count in counts:
-            yield FramesDone(count, writer.num_final_frames)
 
 
 @dataclass(frozen=True)

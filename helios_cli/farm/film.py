@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from helios_cli.cost.model import Model
+from helios_cli.engine.after import completed
 from helios_cli.engine.events import (
     ChunkDone,
     ChunksReused,
@@ -22,7 +23,7 @@ from helios_cli.engine.events import (
     PhaseStarted,
     StepDone,
 )
-from helios_cli.engine.finish import Finish, completed
+from helios_cli.engine.finish import Finish
 from helios_cli.engine.script import Planned
 from helios_cli.errors import HeliosError
 from helios_cli.farm.task import Task
