@@ -73,7 +73,7 @@ def planned_bytes(folder: Path, placement: Placement) -> int:
         model=str(folder), frames=33, steps=(2,), guidance=1.0, device="cpu", dtype="float32", output="film.mp4"
     )
     film, *_ = estimate_films(read_films(PROMPTS), options)
-    load = Workload(film.plan, film.model, film.work, film.device, film.dtype)
+    load = Workload(film.plan, film.model, film.device, film.dtype)
     return plan_memory(load, MemoryBudget(), placement).host_bytes
 
 

@@ -273,14 +273,14 @@ def test_whoever_renders_the_film_has_sound(folder, how):
 def test_a_file_that_is_replaced_meanwhile_costs_no_chunk(folder, capsys, monkeypatch):
     from helios_cli.engine import render as module
 
-    opened, again = module.open_writer, ["-o", "film.mkv", "--audio", "music.wav", "--no-cache"]
+    opened, again = module.open_film, ["-o", "film.mkv", "--audio", "music.wav", "--no-cache"]
 
     def replaced(*arguments, **options):
         sounds.write(Path("music.wav"), tone(4)[::-1])
         return opened(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "open_writer", replaced)
+        patch.setattr(module, "open_film", replaced)
         assert "changed while the film was rendered" in refused(capsys, *again)
     assert not Path("film.mkv").exists()
     assert reused(capsys, *again)
