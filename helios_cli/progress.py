@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, cast
@@ -118,7 +119,7 @@ class JsonView:
         return JsonView(film)
 
 
-class FilmView:
+class FilmView(ABC):
     """Follows one film, and prints the lines about it that every display has. `before` is printed before each."""
 
     def __init__(self, before: str = "") -> None:
@@ -144,9 +145,9 @@ class FilmView:
             self.end()
             self.say(*summary_lines(event, track.known, track.behind))
 
+    @abstractmethod
     def end(self) -> None:
         """Forget the film, of which only the summary is to come."""
-        raise NotImplementedError
 
     def say(self, *lines: str) -> None:
         for line in lines:

@@ -65,7 +65,8 @@ def taken_of(options: RenderOptions, load: Workload) -> tuple[Taken, ...]:
 
 
 def _without(load: Workload, key: str) -> Workload:
-    """Return the film without a choice."""
+    """Return the film without a choice; its prompts are counted already."""
+    load = replace(load, prompts=load.work.prompts)
     if key == "quant":
         return replace(load, quant="none")
     plan = replace(load.plan, reuse_history=False) if key == "reuse_history" else replace(load.plan, reuse_steps=1)

@@ -357,7 +357,7 @@ def rendered_speed(load: Workload, phases: Mapping[str, float], chunks: Sequence
             return None
         # Python runs ahead of a GPU, which decodes while it denoises: only the seconds of whole chunks are known.
         rest = replace(load.plan, chunks=load.plan.chunks[1:])
-        work, slower = replace(load, plan=rest).work, DIT_UTILISATION / VAE_UTILISATION
+        work, slower = replace(load, plan=rest, prompts=load.work.prompts).work, DIT_UTILISATION / VAE_UTILISATION
         dit = (work.denoise + slower * work.decode) / sum(chunks[1:])
         vae = dit / slower
     return MeasuredSpeed(

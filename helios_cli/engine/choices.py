@@ -86,10 +86,8 @@ class Choices:
             grids = [grid_of(size, configs.dit.patch_size, halvings) for halvings in reversed(range(stages))]
             measure_attention(self.attention, configs.dit, grids, self._dtype, self._device, team, self.in_8_bits)
         if self._quant != "none":
-            shapes, memory = (
-                product_shapes(configs.dit, self._checkpoint.native_size, stages),
-                _memory(SUMS, self._device),
-            )
+            shapes = product_shapes(configs.dit, self._checkpoint.native_size, stages)
+            memory = _memory(SUMS, self._device)
             measure_sums(memory, shapes, self._device)
             self.follow(sums=fast_sums(memory.known, shapes))
 
