@@ -23,6 +23,8 @@ from helios_cli.cli import main
 from helios_cli.engine import models as models_module
 from helios_cli.engine import session
 from helios_cli.engine.models import Models
+from helios_cli.film.journal import recorded_chunks
+from helios_cli.film.target import Target
 from helios_cli.live.lines import Lines
 from helios_cli.live.recipe_file import MARK
 from helios_cli.recipe.sources import read_films
@@ -209,6 +211,7 @@ def test_a_killed_film_is_finished_from_its_recipe(process, tmp_path, monkeypatc
     film.stdin.write("[1s] a blue square\n")
     film.stdin.flush()
     wait_for_chunks(film, 4)
+    wait_until(lambda: recorded_chunks(Target.of("film.mp4")) >= 3)
     film.kill()
     film.wait()
     assert main(["render", "film.toml", "--json", "-o", "film.mp4"]) == 0
@@ -245,6 +248,7 @@ def test_a_killed_film_goes_on_with_the_same_command(process, live, tmp_path, le
     film.stdin.write("[1s] a blue square\n")
     film.stdin.flush()
     wait_for_chunks(film, 4)
+    wait_until(lambda: recorded_chunks(Target.of("film.mp4")) >= 3)
     film.kill()
     film.wait()
     lines = "[cut 1s] a green star\n"

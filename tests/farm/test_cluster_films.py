@@ -19,7 +19,7 @@ from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmDone, S
 from helios_cli.farm.cluster import ClusterPool
 from support.ray_nodes import descendants, ray_nodes, without_folder
 from support.reruns import decoded
-from support.waiting import LONGEST, alive, wait_until
+from support.waiting import LONGEST, alive, wait_for_safe_chunk, wait_until
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -132,7 +132,7 @@ def test_a_head_that_is_lost_and_the_same_command_again(film, whole):
             for event in helios.render(film, output=out, cluster=nodes.address, **HOW):
                 if isinstance(event, ChunkDone) and not still:
                     still = event.pid
-                    wait_until(lambda: list(film.parent.glob("*.parts/chunks/*/state")))
+                    wait_for_safe_chunk(film.with_name("film.mp4.parts"))
                     os.kill(still, signal.SIGSTOP)
                     nodes.do("lose head")
         assert "run the same command again" in error.value.hint
@@ -154,6 +154,7 @@ def test_a_command_that_is_stopped_leaves_no_process_and_continues(stop, film, w
         pids.add(event.get("pid"))
         if event["event"] == "chunk_done":
             break
+    wait_for_safe_chunk(film.with_name("film.mp4.parts"))
     first.send_signal(stop)
     said = first.communicate(timeout=LONGEST)[1]
     pids.discard(None)

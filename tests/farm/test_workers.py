@@ -15,7 +15,7 @@ import pytest
 
 from helios_cli.cli import main
 from support.reruns import decoded
-from support.waiting import LONGEST, alive, wait_until
+from support.waiting import LONGEST, alive, wait_for_safe_chunk, wait_until
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -129,6 +129,7 @@ def test_a_worker_that_hangs_is_replaced(expected):
 def test_a_stopped_command_ends_its_workers_and_goes_on(number, expected):
     command = Command("film.toml", "-o", "film.mkv", "--workers", "2")
     command.until("chunk_done")
+    wait_for_safe_chunk(Path("film.mkv.parts"))
     command.process.send_signal(number)
     code, errors = command.end()
     assert code == 130
@@ -142,6 +143,7 @@ def test_a_stopped_command_ends_its_workers_and_goes_on(number, expected):
 def test_a_killed_driver_leaves_no_worker_and_goes_on(expected):
     command = Command("film.toml", "-o", "film.mkv", "--workers", "2")
     command.until("chunk_done")
+    wait_for_safe_chunk(Path("film.mkv.parts"))
     command.process.kill()
     assert command.end()[0] == -signal.SIGKILL
     again = Command("film.toml", "-o", "film.mkv", "--workers", "2")
@@ -153,6 +155,7 @@ def test_a_killed_driver_leaves_no_worker_and_goes_on(expected):
 def test_one_process_takes_over_what_workers_have_left(expected):
     command = Command("film.toml", "-o", "film.mkv", "--workers", "2")
     command.until("chunk_done")
+    wait_for_safe_chunk(Path("film.mkv.parts"))
     command.process.kill()
     command.end()
     alone = Command("film.toml", "-o", "film.mkv")

@@ -18,6 +18,12 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def wait_for_safe_chunk(parts: Path) -> None:
+    """Return once a chunk is safe in a folder of parts: its piece follows its state, and both some time after the event
+    `chunk_done`, as they are encoded and written while the next chunk is rendered."""
+    wait_until(lambda: list(parts.glob("chunks/*/*.piece")))
+
+
 def alive(pid: int) -> bool:
     """Return whether the process runs; a zombie does not."""
     try:
