@@ -110,11 +110,33 @@ thread and 26 with two.
 
 def cpu_threads(parameters: int | None = None) -> int:
     """Return the threads for a transformer of `parameters`: OMP_NUM_THREADS, else 1 if it is small, else all cores."""
-    processor, variable = cpu(), os.environ.get("OMP_NUM_THREADS", "")
+    if _is_limited():
+        return cores()
+    return 1 if parameters is not None and parameters < SMALL_MODEL_PARAMETERS else cores()
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use, at most OMP_NUM_THREADS."""
+    processor = cpu()
     most = min(processor.threads, processor.cores or processor.threads)
-    if variable.isdigit() and int(variable):
-        return min(int(variable), most)
-    return 1 if parameters is not None and parameters < SMALL_MODEL_PARAMETERS else most
+    return min(most, int(os.environ["OMP_NUM_THREADS"])) if _is_limited() else most
+
+
+def _is_limited() -> bool:
+    variable = os.environ.get("OMP_NUM_THREADS", "")
+    return variable.isdigit() and int(variable) > 0
+
+
+MOST_CHUNKS_BESIDE = 3
+"""The most chunks that are decoded at a time while the next one is denoised: one of `tiny` takes three times as long to
+decode as to denoise, so that more would wait for the transformer."""
+
+
+def chunks_beside(threads: int, processes: int = 1) -> int:
+    """Return how many chunks are decoded at a time, each by one thread, while the next one is denoised on `threads`,
+    in each of several processes that share the cores; 0 if those threads take all of them."""
+    share = cores() // (threads * processes)
+    return min(share, MOST_CHUNKS_BESIDE) if share > 1 else 0
 
 
 def host_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> HostMemory:

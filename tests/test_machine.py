@@ -293,3 +293,24 @@ def test_no_links_where_none_are_reported(tmp_path, monkeypatch, script):
     program(tmp_path / "nvidia-smi", script)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.gpu_links() == {}
+
+
+@pytest.mark.parametrize(
+    ("cores", "limit", "threads", "processes", "chunks"),
+    [
+        (1, "", 1, 1, 0),
+        (2, "", 1, 1, 2),
+        (8, "", 1, 1, 3),
+        (8, "", 1, 4, 2),
+        (2, "", 1, 2, 0),
+        (8, "", 8, 1, 0),
+        (8, "1", 1, 1, 0),
+        (8, "2", 2, 1, 0),
+    ],
+)
+def test_cores_that_the_transformer_leaves_decode_chunks(monkeypatch, cores, limit, threads, processes, chunks):
+    """OMP_NUM_THREADS limits the process as a whole."""
+    monkeypatch.setattr(machine, "cpu", lambda: machine.Cpu("a CPU", cores, 2 * cores, (), ()))
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert machine.cpu_threads(1) == (int(limit) if limit else 1)
+    assert machine.chunks_beside(threads, processes) == chunks

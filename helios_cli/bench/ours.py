@@ -41,8 +41,8 @@ def time_film(task: Task) -> Result:
     the transformer comes. `load_seconds` is the warm-up's load of the other two: the first in the process, as on the
     other side.
 
-    On a GPU the film is made twice, after a chunk in which graphs are recorded: with an exact clock, which keeps phases
-    apart, and as a render makes it, in which they overlap; the prompt, which is encoded by then, counts once.
+    Where phases overlap the film is made twice: with an exact clock, which keeps them apart, and as a render makes it;
+    the prompt, which is encoded by then, counts once. On a GPU a chunk in which graphs are recorded comes first.
     """
     if task.threads:
         torch.set_num_threads(task.threads)
@@ -61,7 +61,7 @@ def time_film(task: Task) -> Result:
     models.choices.settle(task.plan(models.checkpoint.defaults).size)
     recorded, _ = _film(models, task, warm_up=True, exact=True) if is_gpu else (None, None)
     done, steady = _film(models, task, exact=True)
-    timed, steady = _film(models, task) if is_gpu else (done, steady)
+    timed, steady = _film(models, task) if is_gpu or models.chunks_beside else (done, steady)
     text = (recorded or done).phases["text"]
     stages = sorted(phase for phase in done.phases if phase.startswith("stage "))
     dtypes = {"transformer": models.latent_dtype, "vae": models.vae_dtype, "text_encoder": models.latent_dtype}
@@ -90,6 +90,8 @@ def time_film(task: Task) -> Result:
 def _notes(models: Models) -> Iterator[str]:
     backend = helios_kernels.backend()
     yield f"kernels: {backend.name}, {backend.reason}"
+    if models.chunks_beside > 1:
+        yield f"{models.chunks_beside} chunks are decoded at a time while the next one is denoised"
     if models.graphs is not None:
         yield models.graphs.problem or f"{models.graphs.replayed} model calls replayed as graphs"
 

@@ -97,7 +97,7 @@ class Result:
         load_seconds: from nothing to weights on the device.
         seconds: the whole film, from the prompt to the closed file, without `load_seconds`.
         phases: seconds by phase: "text", "stage 0" and on, "decode", "write". The rest of `seconds` is everything
-            between them. On a GPU, where phases overlap in `seconds`, they are those of another run without overlap.
+            between them. Where phases overlap in `seconds`, they are those of another run without overlap.
         num_frames: frames of the film.
         threads: of the CPU that PyTorch used.
         peak_host_bytes: largest resident size of the process, without the encoder's.

@@ -262,9 +262,7 @@ def _workers(options: RenderOptions, room: int, on: str | None) -> int | None:
 
 
 def _threads(estimate: Estimate) -> tuple[int, int]:
-    processor = machine.cpu()
-    cores = min(processor.threads, processor.cores or processor.threads)
-    return machine.cpu_threads(estimate.model.parameters["transformer"]), cores
+    return machine.cpu_threads(estimate.model.parameters["transformer"]), machine.cores()
 
 
 def _one_a_model(estimates: Sequence[Estimate]) -> list[Estimate]:

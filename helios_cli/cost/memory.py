@@ -74,7 +74,7 @@ class MemoryPlan:
         waited_bytes: The moved bytes of parts that have to come before the transformer or the VAE begins.
         ahead_bytes: What is read of the transformer while a chunk is decoded, and of the VAE while one is denoised.
         pass_bytes: Stored bytes of the files that are read over and over, which the page cache has to hold.
-        overlaps: Whether a chunk is decoded while the next one is denoised.
+        chunks_beside: The number of chunks that are decoded at a time while the next one is denoised.
         fits: Whether it fits the budget; None if that is not known.
         vae_device_bytes: The peak of the device that the VAE and the text encoder have for themselves, or None; on a
             CPU part of `host_bytes`.
@@ -89,7 +89,7 @@ class MemoryPlan:
     waited_bytes: int
     ahead_bytes: tuple[int, int]
     pass_bytes: int
-    overlaps: bool
+    chunks_beside: int
     fits: bool | None
     vae_device_bytes: int | None = None
 
@@ -108,11 +108,12 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
     phases = _phases(load, placement)
     kind = load.device.kind
     is_apart = load.vae_device is not None
-    overlaps = (kind == "cuda" or is_apart) and load.lanes == 1 and placement.overlaps and load.decoders == 1
+    beside = load.chunks_beside(placement)
     on_device = max(phase.total for phase in phases if not phase.on_vae_device)
-    if overlaps and not is_apart:  # denoising with the largest work of the VAE: a chunk's decoding or conditioning
+    if beside and not is_apart:  # denoising with the largest work of the VAE: a chunk's decoding or conditioning
         *others, denoise = sorted(phases[1:], key=lambda phase: phase.phase == "denoise")
-        on_device = max(on_device, denoise.working + max(phase.total for phase in others))
+        more = max(phase.working for phase in others) + load.picture_bytes  # which wait for those of the chunk before
+        on_device = max(on_device, denoise.working + max(phase.total for phase in others) + (beside - 1) * more)
     on_device += RUNTIME_BYTES[kind]
     on_vae_device = None
     if load.vae_device is not None:
@@ -151,7 +152,7 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
             0 if load.preview else min(placement.vae_ahead_bytes, load.vae_bytes),
         ),
         pass_bytes=_pass_bytes(load, placement),
-        overlaps=overlaps,
+        chunks_beside=beside,
         fits=fits,
         vae_device_bytes=on_vae_device,
     )

@@ -72,10 +72,17 @@ class ChunkSpeed:
     decode: float | None
 
     def computing(self, plan: MemoryPlan) -> float | None:
-        """Return the seconds that a chunk is computed for, where two devices share the work the longer of the two."""
+        """Return the seconds that a chunk is computed for, at the same time where the plan says so."""
         if self.denoise is None or self.decode is None:
             return None
-        return max(self.denoise, self.decode) if plan.is_apart and plan.overlaps else self.denoise + self.decode
+        return self._together(plan, self.denoise, self.decode)
+
+    def _together(self, plan: MemoryPlan, denoise: float, decode: float) -> float:
+        """Return the seconds of a chunk's two parts: on two devices the longer one; on a CPU that decodes several
+        chunks at a time a share of both, but all of the transformer's."""
+        if plan.is_apart and plan.chunks_beside:
+            return max(denoise, decode)
+        return max(denoise, (denoise + decode) / max(1, plan.chunks_beside))
 
     def transfer(self, plan: MemoryPlan, budget: MemoryBudget) -> float:
         """Return the seconds that moving a chunk's weights takes."""
@@ -98,8 +105,8 @@ class ChunkSpeed:
         streamed = transfer - waited
         transformer, vae = (a_byte * ahead for ahead in plan.ahead_bytes)
         waited -= min(transformer, decode) + min(vae, denoise)
-        if plan.overlaps:
-            return waited + max(streamed, max(denoise, decode) if plan.is_apart else denoise + decode)
+        if plan.chunks_beside:
+            return waited + max(streamed, self._together(plan, denoise, decode))
         return waited + max(streamed, denoise) + decode
 
 
@@ -143,8 +150,8 @@ def _none(load: Workload, budget: MemoryBudget) -> MemoryPlan:
         ways.append(replace(ways[-1], prompt_matrices=False))
     if load.device.kind == "cuda":
         ways.append(replace(ways[-1], graphs=False))
-        if load.vae_device is None:
-            ways.append(replace(ways[-1], decode_beside=False))
+    if load.chunks_beside(ways[-1]) and load.vae_device is None:
+        ways.append(replace(ways[-1], decode_beside=False))
     plans = (plan_memory(load, budget, way) for way in ways)
     plan = next(plans)
     while plan.fits is False and (less := next(plans, None)):
@@ -157,7 +164,7 @@ def _best_stream(load: Workload, budget: MemoryBudget, speed: ChunkSpeed) -> Mem
     ways = [Placement("stream")]
     if load.vae_device is None:
         ways.append(Placement("stream", turns=True))
-    if load.vae_device is None and load.device.kind == "cuda" and load.lanes == 1:
+    if load.chunks_beside(ways[0]) and load.vae_device is None:
         ways.insert(1, Placement("stream", decode_beside=False))
     plans = [_most_blocks(load, budget, placement) for placement in ways]
     fitting = [plan for plan in plans if plan.fits]

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import pairwise
 from math import prod
 
+from helios_cli import machine
 from helios_cli.cost import vae
 from helios_cli.cost.model import Model
 from helios_cli.cost.team import Team
@@ -14,7 +15,7 @@ from helios_cli.cost.work import PromptTokens, Work, work_of
 from helios_cli.device import ITEMSIZE, Device, is_gpu_of_rank, latent_dtype
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan
-from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL, held_keys
+from helios_cli.units import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK, PIXELS_PER_CELL, held_keys
 from helios_cli.weights.fp8 import Quant
 from helios_cli.weights.low_bit import BYTES
 from helios_cli.weights.placement import FOLDED_BYTES, GPU_READERS, Placement
@@ -30,7 +31,8 @@ class Workload:
     `vae_device` is the device of the VAE and the text encoder, or None if it is `device`. `ranks` processes make the
     transformer's calls together, each on a GPU of its own; on a CPU all on one. With `joins_rank` the VAE and the text
     encoder are on the GPU of a rank other than the first. `preview` is the decoder in the VAE's place, if there is one;
-    with `final` the VAE decodes the film afterwards. `vram` is --vram. `prompts` are counted unless they are given."""
+    with `final` the VAE decodes the film afterwards. `vram` is --vram. `prompts` are counted unless they are given.
+    `processes` share the cores of a CPU."""
 
     plan: Plan
     model: Model
@@ -45,6 +47,7 @@ class Workload:
     final: bool = False
     vram: int | None = None
     prompts: PromptTokens | None = None
+    processes: int = 1
 
     @classmethod
     def of(
@@ -99,6 +102,19 @@ class Workload:
         if self.preview:
             return 1
         return self.teams.decoders(self.plan.size, is_apart=self.vae_device is not None)
+
+    def chunks_beside(self, placement: Placement) -> int:
+        """Return how many chunks are decoded at a time while the next one is denoised; lanes and ranks take turns."""
+        if self.lanes > 1 or self.decoders > 1:
+            return 0
+        is_apart, on_cores = self.vae_device is not None, self._chunks_on_cores
+        return placement.chunks_beside(self.device.kind, is_apart=is_apart, on_cores=on_cores)
+
+    @cached_property
+    def _chunks_on_cores(self) -> int:
+        if self.device.kind != "cpu" or self.ranks > 1:
+            return 0
+        return machine.chunks_beside(machine.cpu_threads(self.model.parameters["transformer"]), self.processes)
 
     @cached_property
     def latent_dtype(self) -> str:
@@ -180,6 +196,11 @@ class Workload:
         """Bytes of the latents of one chunk."""
         cells = prod(pixels // PIXELS_PER_CELL for pixels in self.plan.size)
         return FLOAT32 * self.model.dit.in_channels * LATENTS_PER_CHUNK * cells
+
+    @property
+    def picture_bytes(self) -> int:
+        """Bytes of the frames of one chunk, one for each colour of a pixel."""
+        return 3 * prod(self.plan.size) * FRAMES_PER_CHUNK
 
     @property
     def rope_bytes(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ def render_chunks(
     clock: Clock | None = None,
     fingerprints: FingerprintsOf | None = None,
     cache: Cache | None = None,
-    overlap: bool | None = None,
+    beside: int | None = None,
     preview: Preview | None = None,
 ) -> Generator[Event, None, None]:
     """Render the chunks of `film` into `writer` and close it; yield each step; abort the writer if anything fails.
@@ -67,10 +68,10 @@ def render_chunks(
         fingerprints: makes each chunk safe as soon as it is done: after an interruption, the next run of the same film
             continues after its last chunk. Without it nothing is kept.
         cache: source of chunks that earlier films left, and store for new ones. It does not change a frame.
-        overlap: decode each chunk in a thread while the next one is denoised, so that its ChunkDone comes later, and
-            encode the next segment's picture or clip during the chunk before it. By default this is done on a GPU
-            where the placement has room for both, and where the VAE has a device of its own, unless the clock is exact
-            or all ranks decode together: they would wait for the model calls that they make in the same order.
+        beside: how many chunks are decoded at a time, in threads, while the next one is denoised, so that their
+            ChunkDone come later, and the next segment's picture or clip is encoded during the chunk before it. By
+            default `models.chunks_beside`, and none if the clock is exact or all ranks decode together: they would wait
+            for the model calls that they make in the same order.
         preview: makes the frames in place of the VAE. Latents, and so what is kept of them, stay the same.
 
     Raises:
@@ -81,10 +82,10 @@ def render_chunks(
     script: Script = Planned(film) if isinstance(film, Plan) else film
     clock = clock or Clock(models.device)
     decoders = 1 if preview else models.decoders(script.plan.size, script.plan.guidance)
-    if overlap is None:
-        overlap = models.overlaps and decoders == 1 and not clock.exact
+    if beside is None:
+        beside = models.chunks_beside if decoders == 1 and not clock.exact else 0
     models.use_threads()
-    decoding = Background(models.vae_device, overlaps=overlap, prepare=models.use_threads)
+    decoding = Background(models.vae_device, threads=beside, prepare=models.use_threads)
     with writer, memory_errors(), contextlib.closing(decoding) as background:
         loop = _ChunkLoop(
             script,
@@ -138,7 +139,7 @@ class _ChunkLoop:
         self.chunks_in_segment = 0
         self.frames_reused = 0
         self.first_use = FirstUse.of(models.dit_config.width, models.dtype)
-        self.decoding: Future[ChunkDone] | None = None
+        self.decoding: deque[Future[ChunkDone]] = deque()
         self.chunk_ended = self.started
         self.chunks_noted = 0
         self.starting: dict[int, Future[_Start]] = {}  # at most one, by the index of its chunk
@@ -268,18 +269,18 @@ class _ChunkLoop:
         yield PhaseStarted("denoise")
         latents, finite = yield from self._denoise(chunk)
         yield from self._gpu_notices()
-        yield from self._end_of_decoding()
+        yield from self._end_of_decoding(most=max(0, self.background.threads - 1))
         yield PhaseStarted("decode")
-        sent = sent_to(self.models.vae_device, latents, finite)
-        self.decoding = self.background.start(partial(self._finish, chunk, sent, self._safe(chunk), began))
-        if not self.background.overlaps:
+        sent, before = sent_to(self.models.vae_device, latents, finite), self.decoding[-1] if self.decoding else None
+        finish = partial(self._finish, chunk, sent, self._safe(chunk), began, before)
+        self.decoding.append(self.background.start(finish))
+        if not self.background.threads:
             yield from self._end_of_decoding()
 
-    def _end_of_decoding(self) -> Iterator[Event]:
-        """Wait for the decoding of the chunk that was denoised last, and yield its end; re-raise its errors."""
-        if self.decoding is not None:
-            decoding, self.decoding = self.decoding, None
-            yield decoding.result()
+    def _end_of_decoding(self, most: int = 0) -> Iterator[Event]:
+        """Yield the ends of chunks that are decoded; wait until at most so many are not. Re-raises their errors."""
+        while self.decoding and (len(self.decoding) > most or self.decoding[0].done()):
+            yield self.decoding.popleft().result()
 
     def _gpu_notices(self) -> Iterator[Event]:
         """Yield what kernels and graphs have to report once a chunk is denoised."""
@@ -292,15 +293,21 @@ class _ChunkLoop:
             yield Notice(graphs.problem)
 
     def _finish(
-        self, chunk: Chunk, sent: Callable[[], tuple[Tensor, ...]], safe: Safe | None, began: float
+        self,
+        chunk: Chunk,
+        sent: Callable[[], tuple[Tensor, ...]],
+        safe: Safe | None,
+        began: float,
+        chunk_before: Future[ChunkDone] | None,
     ) -> ChunkDone:
-        """Decode, write and secure a chunk. It may run during the next chunk, so it reads no state of the loop.
+        """Decode, write and secure a chunk. It may run during later chunks, so it reads no state of the loop.
 
-        `sent` returns its latents, and whether they are finite, on the VAE's device."""
+        `sent` returns its latents, and whether they are finite, on the VAE's device. Its frames are written behind
+        those of the chunk before, which may be decoded at the same time."""
         latents, finite = sent()
         if not finite:
             raise self._not_finite("latents", chunk)
-        self._write_frames(chunk, latents)
+        self._write_frames(chunk, latents, chunk_before)
         self.writer.end_piece(safe)
         before, self.chunk_ended = self.chunk_ended, time.perf_counter()
         return ChunkDone(
@@ -366,7 +373,7 @@ class _ChunkLoop:
         """Encode the picture or clip of chunk `index`, if it has one, during the chunk before it."""
         self.starting.clear()  # for a chunk that came from the cache after all
         chunks = self.plan.chunks[index : index + 1]
-        for chunk in chunks if self.background.overlaps else ():
+        for chunk in chunks if self.background.threads else ():
             if chunk.fresh and (chunk.image or chunk.video) and not self._is_kept(chunk):
                 self.starting[index] = self.background.start(partial(self._start_of, chunk))
 
@@ -420,12 +427,17 @@ class _ChunkLoop:
             self.models.want(self, (text for later in rest for text, _ in later.prompts))
         return self.text[1]
 
-    def _write_frames(self, chunk: Chunk, latents: Tensor) -> None:
-        """Decode the chunk group by group, and pass the frames that are kept to the writer."""
+    def _write_frames(self, chunk: Chunk, latents: Tensor, chunk_before: Future[ChunkDone] | None = None) -> None:
+        """Decode the chunk group by group, and pass the frames that are kept to the writer, once it has those of the
+        chunk before."""
         if self.preview is not None:
             groups = on_host(self.preview.pictures(latents, chunk.num_frames))
         else:
             groups = on_host(self.models.pictures(latents, chunk.num_frames, self.decoders))
+        if chunk_before is not None and not chunk_before.done():
+            with self.clock("decode"):
+                groups = iter(list(groups))
+            chunk_before.result()
         while True:
             with self.clock("decode"):
                 group = next(groups, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ class Clock:
         self.seconds: dict[str, float] = defaultdict(float)
         self.exact = exact
         self.idle = 0.0
+        self._lock = threading.Lock()
         self._wait = exact and device.type == "cuda"
 
     @contextmanager
@@ -33,7 +35,8 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[phase] += self.now() - start
+            with self._lock:  # chunks are decoded in several threads
+                self.seconds[phase] += self.now() - start
 
     def now(self) -> float:
         if self._wait:

@@ -239,29 +239,29 @@ def _stream_for(use: str, device: torch.device) -> torch.cuda.Stream:
 
 
 class Background:
-    """Runs work on `device` in parallel with the caller, one piece after another, in a thread (on a GPU with its own
-    stream). The thread begins with `prepare`.
+    """Runs work on `device` in parallel with the caller, in as many `threads` (on a GPU one, with its own stream), each
+    of which begins with `prepare`. Work begins in the order in which it was started.
 
-    Without `overlaps` the caller does the work at once.
+    Without threads the caller does the work at once.
     """
 
-    def __init__(self, device: torch.device, *, overlaps: bool, prepare: Callable[[], None] = lambda: None) -> None:
-        self.overlaps = overlaps
-        self._stream = _stream_for("background", device) if overlaps and device.type == "cuda" else None
-        self._thread = ThreadPoolExecutor(1, "background", prepare) if overlaps else None
+    def __init__(self, device: torch.device, *, threads: int, prepare: Callable[[], None] = lambda: None) -> None:
+        self.threads = threads
+        self._stream = _stream_for("background", device) if threads and device.type == "cuda" else None
+        self._pool = ThreadPoolExecutor(threads, "background", prepare) if threads else None
 
     def start(self, work: Callable[[], T]) -> Future[T]:
         """Start `work` after everything the caller has queued on this GPU so far. Tensors of another device come by
         `sent_to`.
 
         `result()` re-raises its errors, and returns only when the GPU has finished."""
-        if self._thread is None:
+        if self._pool is None:
             done: Future[T] = Future()
             done.set_result(work())
             return done
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        return self._thread.submit(self._run, work)
+        return self._pool.submit(self._run, work)
 
     def hand_over(self, *tensors: Tensor) -> None:
         """Give tensors of a result to the caller's stream, so that their memory is not reused while it reads them."""
@@ -271,8 +271,8 @@ class Background:
 
     def close(self) -> None:
         """Wait for work that was started and whose results are not needed."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
 
     def _run(self, work: Callable[[], T]) -> T:
         # Both contexts are local to a thread.

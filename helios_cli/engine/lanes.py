@@ -66,7 +66,7 @@ class Lane(Session):
     `film` renders with it, in a thread that works only between `turn` and its next step.
     """
 
-    overlaps = keeps_speed = False  # lanes share the time
+    chunks_beside, keeps_speed = 0, False  # lanes share the time
 
     def __init__(self, session: Session, film: Callable[[Session], Iterator[Event]]) -> None:
         super().__init__(is_stopped=session.is_stopped)

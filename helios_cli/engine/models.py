@@ -66,6 +66,7 @@ class Models:
         attention_wanted: backend by attention shape that `auto` follows, to repeat another film.
         piece_elements: what a layer of the VAE's decoder works on at a time; by default what suits the device.
         threads: threads on a CPU; by default those that suit the transformer.
+        processes: number of processes that share the cores of a CPU.
 
     Attributes:
         ranks: processes that make model calls together with this one.
@@ -89,12 +90,14 @@ class Models:
         attention_wanted: Mapping[str, str] | None = None,
         piece_elements: int | None = None,
         threads: int | None = None,
+        processes: int = 1,
     ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.vae_device = vae_device or device
         self.name = name or checkpoint.path.name
         self.quant, self.attention = quant, attention
         self.threads = threads or machine.cpu_threads(checkpoint.component("transformer").parameters)
+        self.processes = processes
         self.ranks: Ranks | None = None
         self.piece_elements = piece_elements or piece_elements_on(device_of(self.vae_device), None)
         require_quant(quant, device)
@@ -147,10 +150,10 @@ class Models:
         return self.parts.stream
 
     @property
-    def overlaps(self) -> bool:
-        """Return whether a chunk is decoded while the next one is denoised: on a GPU, if the placement leaves room,
-        and on two devices."""
-        return (self.device.type == "cuda" or self.is_apart) and self.placement.overlaps
+    def chunks_beside(self) -> int:
+        """The number of chunks that are decoded at a time while the next one is denoised."""
+        on_cores = machine.chunks_beside(self.threads, self.processes) if self.ranks is None else 0
+        return self.placement.chunks_beside(self.device.type, is_apart=self.is_apart, on_cores=on_cores)
 
     @property
     def is_loaded(self) -> bool:

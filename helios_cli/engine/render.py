@@ -131,7 +131,7 @@ def chunks_into(
         reanchor=options.reanchor,
         fingerprints=fingerprints,
         cache=cache,
-        overlap=session.overlaps,
+        beside=session.chunks_beside,
         preview=session.preview(options),
     )
     with closing(events):

@@ -79,14 +79,15 @@ class Session:
     Args:
         is_stopped: whether the user has stopped the program; asked after each step of a film.
         progress: shows the progress of a download.
-        share: number of sessions, in processes of their own, that share the host's memory.
+        share: number of sessions, in processes of their own, that share the host's memory and cores.
 
     Attributes:
-        overlaps: whether a chunk is decoded while the next one is denoised; None leaves it to device and placement.
+        chunks_beside: how many chunks are decoded at a time while the next one is denoised; None leaves it to device
+            and placement.
         keeps_speed: whether the speed of its films says something about this machine.
     """
 
-    overlaps: bool | None = None
+    chunks_beside: int | None = None
     keeps_speed = True
 
     def __init__(
@@ -180,6 +181,7 @@ class Session:
             attention_wanted=options.attention_taken,
             piece_elements=piece_elements_on(device_of(vae_device), options.vram),
             threads=threads,
+            processes=self._share,
         )
         if len(ranks) > 1:
             models.ranks = Ranks(ranks, models, options.worker_timeout)
@@ -311,7 +313,8 @@ class Session:
         model = model_of(models.name, models.checkpoint)
         how = device_of(models.device), dtype_name(models.dtype), models.quant
         beside = self._vae_device(), preview.file if preview else None
-        loads = [Workload.of(plan, model, options, *how, len(plans), *beside) for plan in plans]
+        films = (Workload.of(plan, model, options, *how, len(plans), *beside) for plan in plans)
+        loads = [replace(film, processes=self._share) for film in films]
         return max(loads, key=lambda load: plan_memory(load, MemoryBudget(), RESIDENT).device_bytes)
 
     def _vae_device(self) -> Device | None:

@@ -104,6 +104,5 @@ def cpu_environments(films: Sequence[FarmFilm], options: RenderOptions) -> dict[
     """
     count = options.workers if isinstance(options.workers, int) else 1
     threads = max(machine.cpu_threads(film.model.parameters["transformer"]) for film in films)
-    processor = machine.cpu()
-    environment = PASSIVE if count * threads > min(processor.threads, processor.cores or processor.threads) else {}
+    environment = PASSIVE if count * threads > machine.cores() else {}
     return {f"cpu{index}": environment for index in range(count)}

@@ -46,7 +46,7 @@ class Placement:
         transformer_ahead_bytes, vae_ahead_bytes: ("model") Bytes of each that may be read while another part works.
         text_beside: ("none") Whether the text encoder is loaded next to transformer and VAE for a command's next film.
             None (no plan has it) decides at run time by the free memory.
-        decode_beside: A GPU decodes a chunk while it denoises the next one, unless transformer and VAE take turns.
+        decode_beside: Chunks are decoded while the next one is denoised, where `chunks_beside` says so.
         graphs: ("none") A GPU replays recorded model calls, which takes a call's memory once more.
         prompt_matrices: (not "stream") PROMPT_MATRICES stay with the transformer. Otherwise they are read block by
             block when a prompt comes, and are gone once its keys and values are there.
@@ -72,10 +72,17 @@ class Placement:
     def takes_turns(self) -> bool:
         return self.turns or self.mode == "model"
 
-    @property
-    def overlaps(self) -> bool:
-        """Return whether a GPU decodes a chunk of a single film while it denoises the next one."""
-        return self.decode_beside and not self.takes_turns
+    def chunks_beside(self, kind: str, *, is_apart: bool, on_cores: int) -> int:
+        """Return how many chunks of a film are decoded at a time while the next one is denoised.
+
+        That is one on a device of `kind` "cuda", and where the VAE has a device of its own; on a CPU those that cores
+        are left for (`machine.chunks_beside`). It is none where transformer and VAE take turns.
+        """
+        if self.takes_turns or not self.decode_beside:
+            return 0
+        if kind == "cuda" or is_apart:
+            return 1
+        return on_cores if kind == "cpu" else 0
 
 
 RESIDENT = Placement()

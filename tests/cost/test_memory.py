@@ -3,12 +3,14 @@
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from helios_cli import machine
 from helios_cli.architecture import DiTConfig
 from helios_cli.bench import specs
 from helios_cli.cost import memory, vae
@@ -108,7 +110,7 @@ def test_ranks_share_the_memory_of_calls_but_not_that_of_weights():
     assert denoise[shared].weights == denoise[alone].weights
     assert 0.2 < denoise[shared].working / denoise[alone].working < 0.4
     assert shared.host_bytes - alone.host_bytes == 3 * memory.PROCESS_BYTES["cuda"]
-    assert not shared.overlaps and alone.overlaps  # all of them decode
+    assert not shared.chunks_beside and alone.chunks_beside  # all of them decode
 
 
 def test_a_vae_on_the_gpu_of_a_rank_is_next_to_a_transformer():
@@ -363,7 +365,7 @@ def test_lanes_share_the_weights_and_nothing_else():
     assert four.phases[1].weights == one.phases[1].weights
     assert four.phases[1].kept == 4 * one.phases[1].kept
     assert one.phases[1].working < four.phases[1].working < 2 * one.phases[1].working
-    assert one.overlaps and not four.overlaps  # films in lockstep take turns
+    assert one.chunks_beside and not four.chunks_beside  # films in lockstep take turns
 
 
 def taking(placement: Placement, **flags):
@@ -377,9 +379,25 @@ def test_a_chunk_that_is_decoded_beside_the_next_one_is_counted():
         _, denoise, decode = together.phases
         assert together.device_bytes == decode.total + denoise.working + 500_000_000
         assert alone.device_bytes == max(denoise.total, decode.total) + 500_000_000
-        assert together.overlaps and not alone.overlaps
-    assert not taking(Placement("model")).overlaps and not taking(Placement("stream", turns=True)).overlaps
-    assert not plan_memory(workload_of(Device("cpu", "CPU", None, None)), MemoryBudget(), Placement()).overlaps
+        assert together.chunks_beside and not alone.chunks_beside
+    assert not taking(Placement("model")).chunks_beside and not taking(Placement("stream", turns=True)).chunks_beside
+    assert not plan_memory(workload_of(Device("cpu", "CPU", None, None)), MemoryBudget(), Placement()).chunks_beside
+
+
+def test_chunks_that_a_cpu_decodes_at_the_same_time_are_counted(monkeypatch):
+    """Each has the working memory of a decode, and all but the first hold their frames until it is their turn."""
+    load = workload_of(Device("cpu", "CPU", None, None))
+    small = replace(load, model=replace(load.model, parameters=dict.fromkeys(load.model.parameters, 1000)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    taken = {}
+    for cores in (1, 2, 3):
+        monkeypatch.setattr(machine, "cores", lambda cores=cores: cores)
+        taken[cores] = plan_memory(replace(small), MemoryBudget(), Placement())
+    assert [plan.chunks_beside for plan in taken.values()] == [0, 2, 3]
+    _, denoise, decode = taken[1].phases
+    frames = 33 * 3 * prod(load.plan.size)
+    assert taken[3].host_bytes - taken[2].host_bytes == decode.working + frames
+    assert taken[2].device_bytes == decode.total + denoise.working + decode.working + frames
 
 
 def test_a_picture_that_is_encoded_beside_a_chunk_is_counted(tmp_path):

@@ -312,7 +312,7 @@ def test_two_gpus_take_the_longer_of_denoising_and_decoding():
     assert speed.seconds(mode, budget) == 9 and speed.seconds(chosen(48 * GB)[0], budget) == 12
     lanes = replace(usual_film(find_model("distilled"), GPU, "bfloat16", vae_device=GPU), lanes=2)
     mode = memory_plans(lanes, budget, speed)[0]
-    assert not mode.overlaps and speed.seconds(mode, budget) == 12
+    assert not mode.chunks_beside and speed.seconds(mode, budget) == 12
 
 
 def test_a_vae_on_the_cpu_takes_host_memory():

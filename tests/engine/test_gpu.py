@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from helios_cli.engine.gpu import GRAPHS, Background, CallGraphs, FirstUse, on_h
 from helios_cli.engine.history import History
 from helios_cli.engine.state import State
 from helios_cli.errors import InputError, MachineError, PictureError
+from helios_cli.film.journal import recorded_chunks
+from helios_cli.film.target import Target
 from helios_cli.film.writer import open_writer
 from helios_cli.model import block as block_module
 from helios_cli.model import sharded
@@ -35,15 +38,18 @@ from helios_cli.model.backends import shape_key
 from helios_cli.model.block import Rows
 from helios_cli.model.dit import Call, HeliosDiT
 from helios_cli.model.vae import WanVAE
+from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints
 from helios_cli.units import PROMPT_KEYS, grid_of
 from helios_cli.weights.placement import Placement
 from helios_kernels.dispatch import INTERPRETER, Backend
 from support import meta_networks
 from support.queues import Mark, Queue
 from support.renders import Case, models_of, plan_of
+from support.waiting import LONGEST
 
 CPU = torch.device("cpu")
 CASE = Case("distilled", (64, 64), (1, 1, 1), chunks=3)
+FINGERPRINTS = Fingerprints("weights", Arithmetic("cpu", "float32", "2"))
 A_GPU = Backend("sm_90", "found", "a GPU")
 
 
@@ -188,29 +194,73 @@ def film(models, out, **options):
 def test_decoding_beside_the_next_chunk_changes_no_byte(checkpoints, tmp_path):
     folder = checkpoints("distilled")
     films, orders = [], []
-    for overlap in (False, True):
-        out = tmp_path / f"{overlap}"
-        events = film(models_of(folder), f"{out}/", overlap=overlap)
+    for beside in (0, 1, 3):
+        out = tmp_path / f"{beside}"
+        events = film(models_of(folder), f"{out}/", beside=beside)
         films.append([file.read_bytes() for file in sorted(out.glob("*.png"))])
         orders.append([type(event) for event in events if isinstance(event, StepDone | ChunkDone | FilmDone)])
         assert [event.frames for event in events if isinstance(event, ChunkDone)] == [33, 66, 99]
         assert sum(event.seconds for event in events if isinstance(event, ChunkDone)) <= events[-1].seconds
-    assert films[0] == films[1]
+    assert films[0] == films[1] == films[2]
     assert orders[0] == [StepDone] * 6 + [ChunkDone, *[StepDone] * 3] * 2 + [ChunkDone, FilmDone]
     assert orders[1] == [StepDone] * 9 + [ChunkDone, *[StepDone] * 3, ChunkDone, ChunkDone, FilmDone]
+
+
+def test_frames_of_chunks_that_are_decoded_at_once_are_written_in_order(checkpoints, tmp_path, monkeypatch):
+    """The first chunk is decoded last: the others, in threads of their own, wait for it with their frames."""
+    models, ends = models_of(checkpoints("distilled")), []
+    others, decode = threading.Semaphore(0), WanVAE.decode
+
+    def late(vae, latents):
+        first = not ends
+        ends.append(threading.current_thread().name)
+        for _ in range(2 if first else 0):
+            assert others.acquire(timeout=LONGEST)
+        with contextlib.closing(decode(vae, latents)) as pieces:
+            yield next(pieces)
+            others.release()
+            yield from pieces
+
+    expected, out = tmp_path / "expected", tmp_path / "film"
+    film(models, f"{expected}/")
+    monkeypatch.setattr(WanVAE, "decode", late)
+    events = film(models, f"{out}/", beside=3)
+    assert [event.chunk for event in events if isinstance(event, ChunkDone)] == [0, 1, 2]
+    assert len(set(ends)) == 3
+    assert [path.read_bytes() for path in sorted(out.iterdir())] == [
+        path.read_bytes() for path in sorted(expected.iterdir())
+    ]
+
+
+def test_a_chunk_that_fails_ends_the_film_behind_those_before_it(checkpoints, tmp_path, monkeypatch):
+    """Though the chunks behind it are decoded at the same time; what is before it is safe."""
+    models, count, decode = models_of(checkpoints("distilled")), itertools.count(), WanVAE.decode
+
+    def failing(vae, latents):
+        yield from decode(vae, latents * torch.nan if next(count) == 1 else latents)
+
+    monkeypatch.setattr(WanVAE, "decode", failing)
+    done = []
+    plan = plan_of(CASE)
+    writer = open_writer(tmp_path / "film.mkv", size=plan.size, fps=plan.fps)
+    with pytest.raises(PictureError, match="frames of chunk 2"):
+        for event in render_chunks(plan, models, writer, beside=3, fingerprints=FINGERPRINTS.of):
+            done += [event.chunk] if isinstance(event, ChunkDone) else []
+    assert done == [0]
+    assert recorded_chunks(Target.of(str(tmp_path / "film.mkv"))) == 1
 
 
 def test_what_fails_beside_is_raised_by_the_film(checkpoints, tmp_path):
     models = models_of(checkpoints("distilled"))
     models.vae.decoder.conv_out.bias.fill_(torch.nan)
     with pytest.raises(PictureError, match="frames of chunk 1"):
-        film(models, tmp_path / "f.mkv", overlap=True)
+        film(models, tmp_path / "f.mkv", beside=1)
     assert not list(tmp_path.iterdir())
     assert "beside" not in "".join(thread.name for thread in threading.enumerate())
 
 
 def test_what_is_done_beside_comes_in_order_and_records_no_gradient():
-    beside, began = Background(CPU, overlaps=True), []
+    beside, began = Background(CPU, threads=1), []
     for place in "abc":
         beside.start(partial(began.append, place))
     assert beside.start(torch.is_inference_mode_enabled).result()
@@ -236,12 +286,12 @@ def test_a_start_that_is_encoded_beside_the_chunk_before_changes_no_byte(checkpo
     threads, films = [], []
     encode = WanVAE.encode
     monkeypatch.setattr(WanVAE, "encode", lambda *of: (threads.append(threading.current_thread().name), encode(*of))[1])
-    for overlap in (False, True):
-        out = tmp_path / f"{overlap}"
-        list(render_chunks(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps), overlap=overlap))
+    for beside in (0, 1, 3):
+        out = tmp_path / f"{beside}"
+        list(render_chunks(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps), beside=beside))
         films.append([file.read_bytes() for file in sorted(out.glob("*.png"))])
-    assert len(films[0]) == 3 * 33 and films[0] == films[1]
-    inline, beside = threads[: len(threads) // 2], threads[len(threads) // 2 :]
+    assert len(films[0]) == 3 * 33 and films[0] == films[1] == films[2]
+    inline, beside = threads[: len(threads) // 3], threads[len(threads) // 3 :]
     assert set(inline) == {threading.current_thread().name} and {name[:10] for name in beside} == {"background"}
 
 
@@ -250,14 +300,14 @@ def test_a_picture_that_cannot_be_read_ends_the_film_behind_the_chunks_before_it
     done = []
     with pytest.raises(InputError, match=r"none\.png"):
         for event in render_chunks(
-            plan, models, open_writer(tmp_path / "f.mkv", size=plan.size, fps=plan.fps), overlap=True
+            plan, models, open_writer(tmp_path / "f.mkv", size=plan.size, fps=plan.fps), beside=1
         ):
             done.append(type(event))
     assert done.count(StepDone) == 6
 
 
 def test_tensors_made_beside_are_held_for_the_stream_that_uses_them(queues, monkeypatch):
-    beside = Background(CPU, overlaps=True)
+    beside = Background(CPU, threads=1)
     monkeypatch.setattr(Queue, "device", CPU, raising=False)
     monkeypatch.setattr(beside, "_stream", Queue("beside", queues))
     monkeypatch.setattr(

@@ -59,10 +59,10 @@ def models_at(folder: Path, placement: Placement, dtype: torch.dtype = torch.flo
     return Models(Checkpoint.open(folder), CPU, dtype, placement=placement)
 
 
-def frames_of(case: Case, models: Models, out: Path, *, overlap: bool = False) -> np.ndarray:
+def frames_of(case: Case, models: Models, out: Path, *, beside: int = 0) -> np.ndarray:
     plan = plan_of(case)
     writer = open_writer(f"{out}/", size=plan.size, fps=plan.fps)
-    for _ in render_chunks(plan, models, writer, overlap=overlap):
+    for _ in render_chunks(plan, models, writer, beside=beside):
         pass
     return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
 
@@ -96,7 +96,7 @@ def test_blocks_stream_while_a_chunk_is_decoded(folder_of, resident, tmp_path):
     """The decoding thread walks through no blocks, as on a GPU."""
     case = case_of("distilled", chunks=3)
     models = models_at(folder_of("distilled"), PLACEMENTS["half of it stays"])
-    frames = frames_of(case, models, tmp_path / "film", overlap=True)
+    frames = frames_of(case, models, tmp_path / "film", beside=1)
     assert np.array_equal(frames, resident(case, folder_of("distilled"), torch.float32))
 
 

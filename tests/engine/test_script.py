@@ -56,10 +56,10 @@ def planned(checkpoints, tmp_path_factory) -> np.ndarray:
     return reruns.decoded(out)
 
 
-def run(plan: Plan, models: Models, out, cache: Cache | None = None, *, overlap: bool = False) -> list[Event]:
+def run(plan: Plan, models: Models, out, cache: Cache | None = None, *, beside: int = 0) -> list[Event]:
     writer = open_writer(out, size=plan.size, fps=plan.fps)
     fingerprints = partial(reruns.fingerprints_of, models=models)
-    return list(render_chunks(Growing(plan), models, writer, fingerprints=fingerprints, cache=cache, overlap=overlap))
+    return list(render_chunks(Growing(plan), models, writer, fingerprints=fingerprints, cache=cache, beside=beside))
 
 
 def test_the_frames_are_those_of_the_plan(models, tmp_path, planned):
@@ -73,22 +73,22 @@ def test_the_frames_are_those_of_the_plan(models, tmp_path, planned):
 
 
 @pytest.mark.parametrize(
-    ("placement", "overlap"),
+    ("placement", "beside"),
     some(
         1,
         [
-            (Placement("stream"), True),
-            (Placement("stream", turns=True), False),
-            (Placement("none", text_beside=False), True),
-            (Placement("none", text_beside=True), True),
-            (Placement("model"), False),
+            (Placement("stream"), 1),
+            (Placement("stream", turns=True), 0),
+            (Placement("none", text_beside=False), 2),
+            (Placement("none", text_beside=True), 1),
+            (Placement("model"), 0),
         ],
     ),
     ids=["stream", "turns", "apart", "beside", "model"],
 )
-def test_a_prompt_that_comes_late_moves_parts_and_no_frame(models, tmp_path, placement, overlap, planned):
+def test_a_prompt_that_comes_late_moves_parts_and_no_frame(models, tmp_path, placement, beside, planned):
     models.place(placement)
-    run(FILM, models, tmp_path / "grown.mkv", overlap=overlap)
+    run(FILM, models, tmp_path / "grown.mkv", beside=beside)
     assert np.array_equal(reruns.decoded(tmp_path / "grown.mkv"), planned)
 
 

@@ -198,9 +198,14 @@ def test_host_memory_that_cannot_be_pinned_has_run_out(monkeypatch):
 def test_turns_and_wishes():
     assert Placement("model").takes_turns and Placement("stream", turns=True).takes_turns
     assert not Placement("none").takes_turns and not Placement("stream").takes_turns
-    assert Placement("none").overlaps and Placement("stream").overlaps
-    assert not any(Placement(*way).overlaps for way in (("model",), ("stream", 0, True)))
-    assert not Placement("stream", decode_beside=False).overlaps
+
+    def beside(kind: str, *place, is_apart: bool = False, **how) -> int:
+        return Placement(*place, **how).chunks_beside(kind, is_apart=is_apart, on_cores=2)
+
+    assert (beside("cuda", "none"), beside("cuda", "stream"), beside("mps", is_apart=True)) == (1, 1, 1)
+    assert (beside("cpu"), beside("mps")) == (2, 0)
+    assert not any(beside(kind, *way) for kind in ("cuda", "cpu") for way in (("model",), ("stream", 0, True)))
+    assert not any(beside(kind, "stream", decode_beside=False) for kind in ("cuda", "cpu"))
 
 
 PEAK = """
