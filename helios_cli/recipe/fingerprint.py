@@ -27,7 +27,7 @@ from helios_cli.errors import InputError
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.versions import version_of
 
-NUMERICS_VERSION = 5
+NUMERICS_VERSION = 6
 """Raise it with every change that moves a bit of a latent or a frame: kernels, samplers, presets, noise."""
 
 REANCHORING = 1
