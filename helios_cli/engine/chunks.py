@@ -56,7 +56,7 @@ def render_chunks(
     clock: Clock | None = None,
     fingerprints: FingerprintsOf | None = None,
     cache: Cache | None = None,
-    beside: int | None = None,
+    chunks_beside: int | None = None,
     preview: Preview | None = None,
 ) -> Generator[Event, None, None]:
     """Render the chunks of `film` into `writer` and close it; yield each step; abort the writer if anything fails.
@@ -68,7 +68,7 @@ def render_chunks(
         fingerprints: makes each chunk safe as soon as it is done: after an interruption, the next run of the same film
             continues after its last chunk. Without it nothing is kept.
         cache: source of chunks that earlier films left, and store for new ones. It does not change a frame.
-        beside: how many chunks are decoded at a time, in threads, while the next one is denoised, so that their
+        chunks_beside: how many chunks are decoded at a time, in threads, while the next one is denoised, so that their
             ChunkDone come later, and the next segment's picture or clip is encoded during the chunk before it. By
             default `models.chunks_beside`, and none if the clock is exact or all ranks decode together: they would wait
             for the model calls that they make in the same order.
@@ -82,10 +82,10 @@ def render_chunks(
     script: Script = Planned(film) if isinstance(film, Plan) else film
     clock = clock or Clock(models.device)
     decoders = 1 if preview else models.decoders(script.plan.size, script.plan.guidance)
-    if beside is None:
-        beside = models.chunks_beside if decoders == 1 and not clock.exact else 0
+    if chunks_beside is None:
+        chunks_beside = models.chunks_beside if decoders == 1 and not clock.exact else 0
     models.use_threads()
-    decoding = Background(models.vae_device, threads=beside, prepare=models.use_threads)
+    decoding = Background(models.vae_device, threads=chunks_beside, prepare=models.use_threads)
     with writer, memory_errors(), contextlib.closing(decoding) as background:
         loop = _ChunkLoop(
             script,

@@ -131,7 +131,7 @@ def chunks_into(
         reanchor=options.reanchor,
         fingerprints=fingerprints,
         cache=cache,
-        beside=session.chunks_beside,
+        chunks_beside=session.chunks_beside,
         preview=session.preview(options),
     )
     with closing(events):

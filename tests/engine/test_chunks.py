@@ -180,7 +180,7 @@ def test_a_film_is_denoised_to_its_end_without_a_look_at_it(kind, steps, checkpo
     """From the first step on: what is looked at, for values that are not finite, is so by the thread that decodes."""
     plan, reads = plan_of(replace(CASE, kind=kind, steps=steps)), Reads()
     writer = open_writer(f"{tmp_path / kind}/", size=plan.size, fps=plan.fps)
-    events = render_chunks(plan, models_of(checkpoints(kind)), writer, beside=1)
+    events = render_chunks(plan, models_of(checkpoints(kind)), writer, chunks_beside=1)
     assert any(isinstance(event, StepDone) for event in events)
     with reads:
         *_, done = events

@@ -196,7 +196,7 @@ def test_decoding_beside_the_next_chunk_changes_no_byte(checkpoints, tmp_path):
     films, orders = [], []
     for beside in (0, 1, 3):
         out = tmp_path / f"{beside}"
-        events = film(models_of(folder), f"{out}/", beside=beside)
+        events = film(models_of(folder), f"{out}/", chunks_beside=beside)
         films.append([file.read_bytes() for file in sorted(out.glob("*.png"))])
         orders.append([type(event) for event in events if isinstance(event, StepDone | ChunkDone | FilmDone)])
         assert [event.frames for event in events if isinstance(event, ChunkDone)] == [33, 66, 99]
@@ -224,7 +224,7 @@ def test_frames_of_chunks_that_are_decoded_at_once_are_written_in_order(checkpoi
     expected, out = tmp_path / "expected", tmp_path / "film"
     film(models, f"{expected}/")
     monkeypatch.setattr(WanVAE, "decode", late)
-    events = film(models, f"{out}/", beside=3)
+    events = film(models, f"{out}/", chunks_beside=3)
     assert [event.chunk for event in events if isinstance(event, ChunkDone)] == [0, 1, 2]
     assert len(set(ends)) == 3
     assert [path.read_bytes() for path in sorted(out.iterdir())] == [
@@ -244,7 +244,7 @@ def test_a_chunk_that_fails_ends_the_film_behind_those_before_it(checkpoints, tm
     plan = plan_of(CASE)
     writer = open_writer(tmp_path / "film.mkv", size=plan.size, fps=plan.fps)
     with pytest.raises(PictureError, match="frames of chunk 2"):
-        for event in render_chunks(plan, models, writer, beside=3, fingerprints=FINGERPRINTS.of):
+        for event in render_chunks(plan, models, writer, chunks_beside=3, fingerprints=FINGERPRINTS.of):
             done += [event.chunk] if isinstance(event, ChunkDone) else []
     assert done == [0]
     assert recorded_chunks(Target.of(str(tmp_path / "film.mkv"))) == 1
@@ -254,7 +254,7 @@ def test_what_fails_beside_is_raised_by_the_film(checkpoints, tmp_path):
     models = models_of(checkpoints("distilled"))
     models.vae.decoder.conv_out.bias.fill_(torch.nan)
     with pytest.raises(PictureError, match="frames of chunk 1"):
-        film(models, tmp_path / "f.mkv", beside=1)
+        film(models, tmp_path / "f.mkv", chunks_beside=1)
     assert not list(tmp_path.iterdir())
     assert "beside" not in "".join(thread.name for thread in threading.enumerate())
 
@@ -288,7 +288,7 @@ def test_a_start_that_is_encoded_beside_the_chunk_before_changes_no_byte(checkpo
     monkeypatch.setattr(WanVAE, "encode", lambda *of: (threads.append(threading.current_thread().name), encode(*of))[1])
     for beside in (0, 1, 3):
         out = tmp_path / f"{beside}"
-        list(render_chunks(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps), beside=beside))
+        list(render_chunks(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps), chunks_beside=beside))
         films.append([file.read_bytes() for file in sorted(out.glob("*.png"))])
     assert len(films[0]) == 3 * 33 and films[0] == films[1] == films[2]
     inline, beside = threads[: len(threads) // 3], threads[len(threads) // 3 :]
@@ -300,7 +300,7 @@ def test_a_picture_that_cannot_be_read_ends_the_film_behind_the_chunks_before_it
     done = []
     with pytest.raises(InputError, match=r"none\.png"):
         for event in render_chunks(
-            plan, models, open_writer(tmp_path / "f.mkv", size=plan.size, fps=plan.fps), beside=1
+            plan, models, open_writer(tmp_path / "f.mkv", size=plan.size, fps=plan.fps), chunks_beside=1
         ):
             done.append(type(event))
     assert done.count(StepDone) == 6

@@ -61,7 +61,9 @@ def together(plans: list[Plan], models: Models, out: Path, answer=None) -> list[
 
     def film(place: int, plan: Plan, lane: Session):
         writer = open_writer(f"{out / str(place)}/", size=plan.size, fps=plan.fps)
-        return render_chunks(plan, models, writer, answer=lane.answer, clock=lane.clock(), beside=lane.chunks_beside)
+        return render_chunks(
+            plan, models, writer, answer=lane.answer, clock=lane.clock(), chunks_beside=lane.chunks_beside
+        )
 
     lanes = [Lane(session, partial(film, place, plan)) for place, plan in enumerate(plans)]
     ends = {lane: step for lane, step in lockstep(lanes, session)}
@@ -185,7 +187,7 @@ def test_a_film_s_phases_hold_its_own_time(models_at, tmp_path, monkeypatch):
 
     def film(plan: Plan, lane: Session):
         writer = open_writer(f"{tmp_path}/{plan.chunks[0].seed}/", size=plan.size, fps=plan.fps)
-        return render_chunks(plan, models, writer, answer=lane.answer, clock=lane.clock(), beside=0)
+        return render_chunks(plan, models, writer, answer=lane.answer, clock=lane.clock(), chunks_beside=0)
 
     for lane, event in lockstep([Lane(session, partial(film, plan)) for plan in plans], session):
         now[0] += 1000.0  # the consumer takes its time

@@ -62,7 +62,7 @@ def models_at(folder: Path, placement: Placement, dtype: torch.dtype = torch.flo
 def frames_of(case: Case, models: Models, out: Path, *, beside: int = 0) -> np.ndarray:
     plan = plan_of(case)
     writer = open_writer(f"{out}/", size=plan.size, fps=plan.fps)
-    for _ in render_chunks(plan, models, writer, beside=beside):
+    for _ in render_chunks(plan, models, writer, chunks_beside=beside):
         pass
     return np.stack([np.asarray(Image.open(file)) for file in sorted(out.glob("*.png"))])
 

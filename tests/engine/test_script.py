@@ -59,7 +59,9 @@ def planned(checkpoints, tmp_path_factory) -> np.ndarray:
 def run(plan: Plan, models: Models, out, cache: Cache | None = None, *, beside: int = 0) -> list[Event]:
     writer = open_writer(out, size=plan.size, fps=plan.fps)
     fingerprints = partial(reruns.fingerprints_of, models=models)
-    return list(render_chunks(Growing(plan), models, writer, fingerprints=fingerprints, cache=cache, beside=beside))
+    return list(
+        render_chunks(Growing(plan), models, writer, fingerprints=fingerprints, cache=cache, chunks_beside=beside)
+    )
 
 
 def test_the_frames_are_those_of_the_plan(models, tmp_path, planned):
