@@ -18,7 +18,7 @@ import pytest
 
 from helios_kernels.attention import TMA_CHIPS
 from helios_kernels.check import OPS
-from helios_kernels.dispatch import FP8_OPERATIONS
+from helios_kernels.dispatch import ATTENTION_8BIT_OPERATIONS, FP8_OPERATIONS
 from support.kernel_builds import CHIPS, SHARED_MEMORY, Build, marked
 from support.waiting import LONGEST
 
@@ -87,7 +87,7 @@ def test_every_kernel_is_built_for_every_chip():
     missing = {(op, chip) for op in OPS for chip in CHIPS} - started
     assert missing == {(op, chip) for op in FP8_OPERATIONS for chip in ("sm_80", "sm_86")} | {
         (op, chip) for op in ("layer_norm", "attention_pointers") for chip in CHIPS
-    } | {(op, "gfx942") for op in ("attention_8bit", "channel_extremes", "round_heads")} | {
+    } | {(op, "gfx942") for op in ATTENTION_8BIT_OPERATIONS} | {
         (op, chip) for op in ("causal_conv", "causal_conv_norm") for chip in CHIPS if chip not in TMA_CHIPS
     }
 

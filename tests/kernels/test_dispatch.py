@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helios_kernels import bench
+from helios_kernels import bench, dispatch, trial
 from helios_kernels.attention import aligned
 from helios_kernels.check import OPS, compare
 from helios_kernels.dispatch import Backend, backend, chip_of
 from helios_kernels.timing import sustained
+from support.kernel_builds import CHIPS
 from support.programs import program
 from support.waiting import LONGEST
 
@@ -182,6 +183,15 @@ class Properties:
 )
 def test_chips_have_the_configurations_they_can_hold(capability, chip):
     assert chip_of(Properties(*capability)) == chip
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_what_has_no_kernel_on_a_chip_is_left_to_pytorch(chip, monkeypatch):
+    """Convolutions and both forms of attention are chosen by the shape of what they get."""
+    monkeypatch.setattr(dispatch, "chip_of", lambda properties: chip)
+    off = dispatch._on_gpu(SimpleNamespace(name="a GPU"), "3.9").off
+    chosen = {"causal_conv", "causal_conv_norm", "attention_pointers"}
+    assert off.keys() == OPS.keys() - chosen - {*trial.operations(chip)}
 
 
 def test_only_rows_that_start_askew_are_copied():

@@ -6,7 +6,7 @@ from helios_kernels.attention import pytorch_attention
 from helios_kernels.attention.cases import exact_attention
 from helios_kernels.attention_8bit import attention_8bit
 from helios_kernels.case import BF16, HEAD, HEADS, STAGES, Case, Op
-from helios_kernels.dispatch import FP8_CHIPS
+from helios_kernels.dispatch import ATTENTION_8BIT_CHIPS
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
@@ -45,7 +45,7 @@ ATTENTION_8BIT = Op(
         2 * (case.sizes["Q"] + case.sizes["K"]) * case.sizes.get("N", HEADS) * case.sizes.get("D", HEAD) * itemsize
     ),
     flops=lambda case: 4 * case.sizes["Q"] * case.sizes["K"] * case.sizes.get("N", HEADS) * case.sizes.get("D", HEAD),
-    chips=tuple(chip for chip in FP8_CHIPS if not chip.startswith("gfx")),
+    chips=ATTENTION_8BIT_CHIPS,
 )
 
 OPS = (ATTENTION_8BIT,)

@@ -3,10 +3,8 @@ from __future__ import annotations
 import torch
 
 from helios_kernels.case import BF16, HEAD, HEADS, STAGES, Case, Op
-from helios_kernels.dispatch import FP8_CHIPS
+from helios_kernels.dispatch import ATTENTION_8BIT_CHIPS
 from helios_kernels.round_heads import AXES, LARGEST, channel_extremes, round_heads
-
-CHIPS = tuple(chip for chip in FP8_CHIPS if not chip.startswith("gfx"))
 
 
 def _heads(case: Case, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -69,7 +67,7 @@ ROUND_HEADS = Op(
         Case("one-row", {"S": 1, "N": 2, "how": KEYS}),
     ),
     moved_bytes=_bytes,
-    chips=CHIPS,
+    chips=ATTENTION_8BIT_CHIPS,
 )
 
 CHANNEL_EXTREMES = Op(
@@ -81,7 +79,7 @@ CHANNEL_EXTREMES = Op(
         Case("S3000-D32-B2", {"B": 2, "S": 3000, "N": 3, "D": 32}),
     ),
     moved_bytes=lambda case, itemsize: _numbers(case) * itemsize,
-    chips=CHIPS,
+    chips=ATTENTION_8BIT_CHIPS,
 )
 
 OPS = (CHANNEL_EXTREMES, ROUND_HEADS)
