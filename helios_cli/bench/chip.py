@@ -28,9 +28,9 @@ from helios_cli.engine.choices import compare_sums
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.film.screen import Screen
 from helios_cli.model import attention, backends, fp8
+from helios_cli.model.causal import PAST, CausalConv3d
 from helios_cli.model.convolution import convolve
 from helios_cli.model.ops import linear
-from helios_cli.model.vae import PAST, CausalConv3d
 from helios_cli.recipe.plan import Plan
 from helios_cli.units import FRAMES_PER_CHUNK, IN_8_BITS, LATENTS_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from helios_cli import machine
-from helios_cli.architecture import DiTConfig
+from helios_cli.architecture import DiTConfig, VAEConfig
 from helios_cli.bench.specs import SCHEDULERS, Spec, word_tokenizer
 from helios_cli.engine.convert import BLOCK
 from helios_cli.engine.models import Models
 from helios_cli.engine.parts import Part
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
-from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.model.vae import WanVAE
 from helios_cli.weights.checkpoint import OWN_FILE, PRESETS, TOKENIZER, Checkpoint, Component
 from helios_cli.weights.files import TensorInfo
 from helios_cli.weights.fp8 import SCALE_SUFFIX, is_scale, quantize_weight

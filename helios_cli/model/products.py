@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from helios_cli.architecture import DiTConfig, UMT5Config, VAEConfig
 from helios_cli.model import attention, ops
+from helios_cli.model.causal import PAST, CausalConv3d
 from helios_cli.model.convolution import channels_last, convolve, convolve_pictures, pointwise, upsample_conv
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.fp8 import Fp8, product
 from helios_cli.model.umt5 import UMT5Encoder
-from helios_cli.model.vae import PAST, CausalConv3d, Downsample, Upsample, WanVAE
+from helios_cli.model.vae import Downsample, Upsample, WanVAE
 from helios_cli.units import (
     LATENTS_PER_CHUNK,
     MAX_TEXT_TOKENS,

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from helios_cli.architecture import TAEHVConfig
+from helios_cli.model.causal import CausalState, in_pieces, summed
 from helios_cli.model.convolution import channels_last, convolve_pictures, pointwise, upsample_conv
-from helios_cli.model.vae import CausalState, in_pieces, summed
 from helios_cli.units import FRAMES_PER_LATENT
 
 LIMIT = 3.0

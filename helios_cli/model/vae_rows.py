@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from helios_cli.model.causal import CausalState
 from helios_cli.model.sharded import Exchange, own, shares
-from helios_cli.model.vae import CausalState, WanVAE, frames_to_uint8
+from helios_cli.model.vae import WanVAE, frames_to_uint8
 from helios_cli.units import PIXELS_PER_CELL
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from helios_cli.architecture import DiTConfig
+from helios_cli.architecture import DiTConfig, VAEConfig
 from helios_cli.bench import specs
 from helios_cli.cost import vae, work
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
-from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.model.vae import WanVAE
 from helios_cli.units import grid_of
 from support.meta_networks import SMALL, call, on_meta
 

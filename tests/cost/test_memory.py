@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from helios_cli import machine
-from helios_cli.architecture import DiTConfig
+from helios_cli.architecture import DiTConfig, VAEConfig
 from helios_cli.bench import specs
 from helios_cli.cost import memory, vae
 from helios_cli.cost.auto import usual_film
@@ -27,7 +27,7 @@ from helios_cli.model.attention import Choice, Choice8Bit, attention
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.model.sharded import forward_all
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
-from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.model.vae import WanVAE
 from helios_cli.units import PIECE_ELEMENTS, held_keys
 from helios_cli.weights.offload import layout_of
 from helios_cli.weights.placement import DEVICE_SLOTS, HOST_SLOTS, PROMPT_MATRICES, Placement

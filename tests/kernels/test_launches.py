@@ -11,14 +11,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import helios_kernels as kernels
-from helios_cli.architecture import DiTConfig
+from helios_cli.architecture import DiTConfig, VAEConfig
 from helios_cli.bench.specs import VAE
 from helios_cli.cost.arithmetic import convolution_shapes
 from helios_cli.model.convolution import CUDNN, FUSED, TRITON, Convolutions
 from helios_cli.model.convolution import key_of as shape_of
 from helios_cli.model.dit import FP32_ISLANDS, HeliosDiT
 from helios_cli.model.fp8 import use_fp8
-from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.model.vae import WanVAE
 from helios_cli.sampling.schedule import Stage
 from helios_cli.sampling.solvers import DMD
 from helios_cli.weights.fp8 import is_fp8

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from helios_cli.model import ops
 from helios_cli.model.attention import attention
+from helios_cli.model.causal import Unsummed, summed
+from helios_cli.model.channel_norm import ChannelNorm
 from helios_cli.model.convolution import convolve
-from helios_cli.model.vae import ChannelNorm, Unsummed, summed
 from helios_cli.sampling.schedule import Stage
 from helios_cli.sampling.solvers import DMD
 from helios_kernels.check import OPS, results

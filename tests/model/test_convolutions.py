@@ -11,12 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helios_cli.architecture import VAEConfig
 from helios_cli.bench.specs import VAE
 from helios_cli.cost.arithmetic import convolution_shapes
 from helios_cli.engine.choices import measure_convolutions
 from helios_cli.measured import Measured, Measurements
 from helios_cli.model.convolution import CUDNN, FUSED, RUN, TRITON, Convolutions, convolve
-from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.model.vae import WanVAE
 from helios_kernels.dispatch import compiling_for
 from support.meta_networks import on_meta
 from support.waiting import LONGEST
@@ -77,7 +78,7 @@ import os
 import torch
 import helios_kernels as kernels
 from helios_cli.model.convolution import CUDNN, FUSED, TRITON, Convolutions
-from helios_cli.model import vae as networks
+from helios_cli.model.causal import CausalConv3d
 from model.test_vae import WAN, chunk, make_ours, our_decode
 
 class Always(Convolutions):
@@ -101,7 +102,7 @@ os.environ["HELIOS_KERNELS"] = "reference"
 plain = our_decode(vae, latents)
 os.environ["HELIOS_KERNELS"] = "triton"
 for layer in vae.modules():
-    if isinstance(layer, networks.CausalConv3d):
+    if isinstance(layer, CausalConv3d):
         layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
 for name in (TRITON, FUSED):
     vae.use_convolutions(Always(name))

@@ -13,9 +13,10 @@ import torch
 
 from golden.make_taehv import FRAMES, latents
 from helios_cli.architecture import TAEHVConfig
-from helios_cli.model import vae as vae_module
+from helios_cli.model import causal
+from helios_cli.model.causal import CausalState
 from helios_cli.model.taehv import TAEHV
-from helios_cli.model.vae import CausalState, frames_to_uint8
+from helios_cli.model.vae import frames_to_uint8
 from support.previews import random_weights
 
 TOLERANCE = 3e-5
@@ -68,7 +69,7 @@ def test_a_clip_in_pieces_is_the_clip_at_once(pieces):
 def test_layers_that_split_their_work_make_the_same(monkeypatch):
     ours, z = network(SMALL), chunk()
     whole = list(ours.decode(z))
-    monkeypatch.setitem(vae_module.PIECE_ELEMENTS, "cpu", 2**12)
+    monkeypatch.setitem(causal.PIECE_ELEMENTS, "cpu", 2**12)
     split = list(ours.decode(z))
     assert len(split) > len(whole)
     torch.testing.assert_close(torch.cat(split, dim=2), torch.cat(whole, dim=2), atol=TOLERANCE, rtol=0)

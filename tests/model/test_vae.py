@@ -12,10 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helios_cli.architecture import VAEConfig
 from helios_cli.bench import specs
+from helios_cli.model import causal
 from helios_cli.model import vae as vae_module
+from helios_cli.model.causal import CausalState
 from helios_cli.model.channel_norm import normalize_fused, normalize_slabs
-from helios_cli.model.vae import CausalState, VAEConfig, WanVAE, frames_to_uint8
+from helios_cli.model.vae import WanVAE, frames_to_uint8
 from support.tiers import some
 
 if TYPE_CHECKING:
@@ -141,10 +144,10 @@ def whole(ours):
 @pytest.mark.parametrize("latents_in_a_piece", some(2, [0, 4, 1, 2, 8]))
 def test_the_size_of_pieces_does_not_change_the_result(ours, whole, monkeypatch, latents_in_a_piece):
     budget = max(1, latents_in_a_piece * 4 * 64 * 96 * 8)
-    monkeypatch.setattr(vae_module, "PIECE_ELEMENTS", {"cpu": budget})
+    monkeypatch.setattr(causal, "PIECE_ELEMENTS", {"cpu": budget})
     monkeypatch.setattr(ours, "piece_elements", None)
     pieces = list(ours.decode(chunk()))
-    monkeypatch.setattr(vae_module, "PIECE_ELEMENTS", {"cpu": 2**23})
+    monkeypatch.setattr(causal, "PIECE_ELEMENTS", {"cpu": 2**23})
     monkeypatch.setattr(ours, "piece_elements", budget)
     assert all(map(torch.equal, pieces, ours.decode(chunk())))
     assert pieces[0].shape[2] == 1

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from helios_cli.architecture import VAEConfig
 from helios_cli.bench import specs
-from helios_cli.model import sharded
-from helios_cli.model import vae as vae_module
-from helios_cli.model.vae import VAEConfig, WanVAE, frames_to_uint8
+from helios_cli.model import causal, sharded
+from helios_cli.model.vae import WanVAE, frames_to_uint8
 from helios_cli.model.vae_rows import Rows, decode_rows, pictures
 from model.test_vae import CONFIGS, WAN, chunk, make_ours, our_decode
 from support import meta_networks
@@ -61,7 +61,7 @@ def test_ranks_take_the_same_pieces(ours, height, monkeypatch):
     """With a limit at which two ranks of three rows and two would split some layer's frames differently."""
     latents = chunk(5, height=height, width=4)
     whole = our_decode(ours, latents)
-    monkeypatch.setattr(vae_module, "PIECE_ELEMENTS", {"cpu": 4 * 16 * 32 * 8})
+    monkeypatch.setattr(causal, "PIECE_ELEMENTS", {"cpu": 4 * 16 * 32 * 8})
     torch.testing.assert_close(decoded(ours, latents, 2), whole, atol=ROUNDING, rtol=0)
     counts = as_ranks(2, lambda exchange: len(list(decode_rows(ours, latents, exchange))))
     assert counts[0] == counts[1] > 2

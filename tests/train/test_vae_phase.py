@@ -14,11 +14,12 @@ from PIL import Image
 from pydantic import ValidationError
 from torch.distributions import Normal, kl_divergence
 
+from helios_cli.architecture import VAEConfig
 from helios_cli.bench.specs import SPECS, VAE
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.channel_norm import DifferentiableNorm
 from helios_cli.model.convolution import Interleave
-from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.model.vae import WanVAE
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.vae import Passes, averaged, build, detail_weights, initialise, losses, psnr, total
 from helios_cli.train.settings import VAEData, VAELatents, VAELoss, VAESettings

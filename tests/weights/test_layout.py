@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helios_cli.architecture import VAEConfig
 from helios_cli.bench.specs import SCHEDULERS, SPECS
 from helios_cli.bench.synthetic import write_checkpoint
-from helios_cli.model.vae import VAEConfig, WanVAE
+from helios_cli.model.vae import WanVAE
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.layout import set_kind, set_own, set_trained, write_component
 from helios_cli.weights.load import load_component

@@ -18,8 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from helios_cli.architecture import VAEConfig
 from helios_cli.bench.specs import SPECS
-from helios_cli.model.vae import PAST, CausalConv3d, VAEConfig, WanVAE, frames_to_uint8
+from helios_cli.model.causal import PAST, CausalConv3d
+from helios_cli.model.vae import WanVAE, frames_to_uint8
 from helios_cli.train.phase import Phase, Share
 from helios_cli.train.settings import POOLS, VAELoss, VAESettings
 from helios_cli.train.world.draw import render
