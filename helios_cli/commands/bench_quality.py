@@ -95,7 +95,7 @@ def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Pat
     """Render, score and show the films of held-out prompts."""
     from helios_cli.bench.screening import films as rendered
     from helios_cli.train.samples import Row, save_sheet
-    from helios_cli.train.settings import Samples
+    from helios_cli.train.settings.run import Samples
     from helios_cli.train.world.judge import ATTRIBUTES, adherence, score
     from helios_cli.train.world.prompts import prompts as held_out_prompts
 

@@ -12,7 +12,7 @@ from helios_cli.engine import chunks
 from helios_cli.engine.denoise import Denoiser
 from helios_cli.engine.events import StepDone
 from helios_cli.engine.history import History
-from helios_cli.train.settings import HistorySettings
+from helios_cli.train.settings.flow import HistorySettings
 from helios_cli.units import LATENTS_PER_CHUNK, PIXELS_PER_CELL, grid_of
 
 

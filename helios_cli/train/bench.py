@@ -27,7 +27,7 @@ from helios_cli.train.networks import Networks, OneBackbone, ThreeNetworks
 from helios_cli.train.optim import PlayerOptimizer
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.distill import DistillPhase
-from helios_cli.train.settings import DistillMemory, DistillSettings
+from helios_cli.train.settings.student import DistillMemory, DistillSettings
 from helios_cli.train.transformer import initialise
 from helios_cli.units import HISTORY_LATENTS, LATENTS_PER_CHUNK, PIXELS_PER_CELL
 

@@ -14,7 +14,8 @@ from helios_cli.errors import in_our_words
 from helios_cli.recipe.files import read_text
 from helios_cli.recipe.problems import Place, Problems, line_of, nearest
 from helios_cli.recipe.trees import read_tree
-from helios_cli.train.settings import SETTINGS, PhaseSettings, Table
+from helios_cli.train.settings import SETTINGS
+from helios_cli.train.settings.run import PhaseSettings, Table
 from helios_cli.visible import printable
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from helios_cli.train.settings import Corruption
+from helios_cli.train.settings.flow import Corruption
 
 NONE, NOISE, BLUR, EXPOSURE, SATURATION = range(5)
 

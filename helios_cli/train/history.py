@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from helios_cli.errors import InputError
 from helios_cli.train.corruption import corrupt
-from helios_cli.train.settings import CachedClips, Corruption, HistorySettings
+from helios_cli.train.settings.flow import CachedClips, Corruption, HistorySettings
 from helios_cli.units import HISTORY_LATENTS, LATENTS_PER_CHUNK, LONG_TERM, MID_TERM, SHORT_TERM
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from helios_cli.train.log import RunLog
 from helios_cli.train.optim import PlayerOptimizer, RunningMean, rate_scale
 from helios_cli.train.phase import Phase
 from helios_cli.train.processes import Processes, own_device, process_group
-from helios_cli.train.settings import PhaseSettings, TrainingSettings
+from helios_cli.train.settings.run import PhaseSettings, TrainingSettings
 from helios_cli.train.state import (
     CHECKPOINT,
     check_same,

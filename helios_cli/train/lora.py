@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from helios_cli.errors import InputError
 from helios_cli.files import replacing
-from helios_cli.train.settings import LoraSettings
+from helios_cli.train.settings.flow import LoraSettings
 from helios_cli.weights.adapters import METADATA_KEY
 
 

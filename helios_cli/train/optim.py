@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from torch.optim import Optimizer as TorchOptimizer
 
 from helios_cli.errors import InputError
-from helios_cli.train.settings import Optimizer
+from helios_cli.train.settings.run import Optimizer
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """a, b, c of the step s -> a s + b s^3 + c s^5 on singular values. Five steps bring all of them to between 0.7 and 1.2,

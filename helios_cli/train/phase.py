@@ -14,7 +14,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from helios_cli.train.settings import Optimizer
+from helios_cli.train.settings.run import Optimizer
 from helios_cli.train.state import CHECKPOINT
 
 

@@ -18,7 +18,7 @@ from helios_cli.files import replacing
 from helios_cli.film.screen import Screen
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.train.models import InMemoryModels
-from helios_cli.train.settings import Samples
+from helios_cli.train.settings.run import Samples
 from helios_cli.train.world.captions import caption
 from helios_cli.train.world.scene import draw_scene
 from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK

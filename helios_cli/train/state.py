@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from helios_cli.errors import CheckpointError, InputError
 from helios_cli.files import replacing
-from helios_cli.train.settings import TrainingSettings
+from helios_cli.train.settings.run import TrainingSettings
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint, files_of
 from helios_cli.weights.hub import find, source_of
 from helios_cli.weights.names import NAMES

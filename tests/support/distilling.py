@@ -19,7 +19,7 @@ from helios_cli.train.discriminator import Heads
 from helios_cli.train.networks import Networks, ThreeNetworks
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.distill import DistillPhase
-from helios_cli.train.settings import DistillSettings
+from helios_cli.train.settings.student import DistillSettings
 from helios_cli.weights.checkpoint import Checkpoint
 
 TRANSFORMER = {

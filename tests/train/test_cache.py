@@ -24,7 +24,7 @@ from helios_cli.train.data.encode import ClipEncoder, encoder_identity, require_
 from helios_cli.train.data.toy import CLIPS_PER_SHARD, draw_clip, encode_world, mixed
 from helios_cli.train.events import FillDone, FillStarted
 from helios_cli.train.loop import perform
-from helios_cli.train.settings import WorldClips
+from helios_cli.train.settings.encoders import WorldClips
 from helios_cli.train.world.captions import attributes, labels
 from helios_cli.train.world.draw import render
 from helios_cli.weights.checkpoint import Checkpoint

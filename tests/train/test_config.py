@@ -9,7 +9,8 @@ import pytest
 import support.toy  # noqa: F401
 from helios_cli.errors import InputError
 from helios_cli.train.config import load
-from helios_cli.train.settings import SETTINGS, TrainingSettings
+from helios_cli.train.settings import SETTINGS
+from helios_cli.train.settings.run import TrainingSettings
 
 GOOD = 'phase = "toy"\nout = "runs/toy"\nsteps = 10\n'
 RECIPES = Path(__file__).resolve().parents[2] / "recipes/train"

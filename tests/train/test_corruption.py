@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from helios_cli.train.corruption import BLUR, EXPOSURE, NOISE, NONE, SATURATION, apply_damage, corrupt, draw_damage
-from helios_cli.train.settings import Corruption
+from helios_cli.train.settings.flow import Corruption
 from support.lessons import generators
 
 ALL = Corruption(clean=0.0, noise=1, blur=1, exposure=1, saturation=1, none=1)

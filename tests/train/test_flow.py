@@ -17,7 +17,7 @@ from helios_cli.sampling.schedule import SchedulerConfig
 from helios_cli.train.history import Lesson
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.flow import Base, FlowPhase, Mid
-from helios_cli.train.settings import BaseLoss, BaseSettings, CachedClips, MidLoss, MidSettings
+from helios_cli.train.settings.flow import BaseLoss, BaseSettings, CachedClips, MidLoss, MidSettings
 from helios_cli.train.transformer import initialise, new_transformer, transformer_of
 from helios_cli.units import MAX_TEXT_TOKENS
 from helios_cli.weights.checkpoint import Checkpoint

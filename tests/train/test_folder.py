@@ -20,7 +20,7 @@ from helios_cli.errors import InputError
 from helios_cli.train.data.cache import LatentClips, shards
 from helios_cli.train.data.encode import ClipEncoder
 from helios_cli.train.data.folder import ClipEncoded, ClipSkipped, FolderDone, SourceClip, encode_folder, find_clips
-from helios_cli.train.settings import FolderClips
+from helios_cli.train.settings.encoders import FolderClips
 from helios_cli.weights.checkpoint import Checkpoint
 from support.waiting import LONGEST
 

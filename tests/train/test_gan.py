@@ -19,7 +19,7 @@ from helios_cli.train.discriminator import (
 )
 from helios_cli.train.phase import Share
 from helios_cli.train.phases import distill
-from helios_cli.train.settings import DistillMemory
+from helios_cli.train.settings.student import DistillMemory
 from support.distilling import Clips, checkpoint, distillation, gradients, network, watched
 
 

@@ -10,7 +10,7 @@ import torch
 from helios_cli.engine.history import History as EngineHistory
 from helios_cli.errors import InputError
 from helios_cli.train.history import REFRESHED_EVERY, Lessons
-from helios_cli.train.settings import CachedClips, Corruption, HistorySettings
+from helios_cli.train.settings.flow import CachedClips, Corruption, HistorySettings
 from support.lessons import ROWS, cache, frame, generators
 
 CLEAN = Corruption(clean=1.0)

@@ -24,7 +24,7 @@ from helios_cli.errors import CheckpointError, InputError, Interrupted, OutOfMem
 from helios_cli.train.events import Notice, RunDone, RunStarted, Sampled, Saved, Trained
 from helios_cli.train.loop import dtype_name, train
 from helios_cli.train.phase import Share
-from helios_cli.train.settings import Ema, Log, Optimizer
+from helios_cli.train.settings.run import Ema, Log, Optimizer
 from helios_cli.train.state import load_state
 from helios_cli.weights.checkpoint import Checkpoint, files_of
 from support.tiers import some

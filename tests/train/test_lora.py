@@ -23,7 +23,7 @@ from helios_cli.train.loop import perform
 from helios_cli.train.lora import LoraLinear, add_lora, merged, save_lora
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.flow import Mid
-from helios_cli.train.settings import CachedClips, LoraSettings, MidSettings
+from helios_cli.train.settings.flow import CachedClips, LoraSettings, MidSettings
 from helios_cli.train.state import load_state, open_start
 from helios_cli.train.transformer import transformer_of
 from helios_cli.weights.adapters import AdapterFile, fold

@@ -24,7 +24,7 @@ from helios_cli.train.history import Lesson
 from helios_cli.train.phase import Share
 from helios_cli.train.phases import ode, pairs
 from helios_cli.train.rollout import Walk, draw_noise, guided, predictor, student_roll_out, teacher_roll_out
-from helios_cli.train.settings import DistillSettings, OdeSettings, PairsSettings, PairsTeacher
+from helios_cli.train.settings.student import DistillSettings, OdeSettings, PairsSettings, PairsTeacher
 from helios_cli.train.transformer import conditioning_of
 from helios_cli.weights.checkpoint import Preset, weights_identity
 from support.distilling import CONFIG, LATENT, SIZE, Clips, checkpoint, network

@@ -10,7 +10,7 @@ from torch import nn
 
 from helios_cli.errors import InputError
 from helios_cli.train.optim import Muon, PlayerOptimizer, RunningMean, orthogonal, rate_scale, split
-from helios_cli.train.settings import Optimizer
+from helios_cli.train.settings.run import Optimizer
 
 SHAPES = [(48, 48), (96, 32), (32, 96), (2, 50)]
 

@@ -26,7 +26,7 @@ from helios_cli.train.ablation import (
 )
 from helios_cli.train.phases import flow as pyramid
 from helios_cli.train.rollout import enter
-from helios_cli.train.settings import HistorySettings
+from helios_cli.train.settings.flow import HistorySettings
 from helios_cli.weights.checkpoint import Preset
 from support.lessons import CONFIG
 

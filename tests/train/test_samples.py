@@ -16,7 +16,7 @@ from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.model.dit import HeliosDiT
 from helios_cli.train.samples import Row, Sampler, held_out_prompts, save_sheet
-from helios_cli.train.settings import Samples
+from helios_cli.train.settings.run import Samples
 from helios_cli.train.world.captions import attributes
 from helios_cli.train.world.palette import held_out
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint

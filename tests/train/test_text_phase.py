@@ -11,7 +11,7 @@ from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.text import NAMES, Reader, build, draw_seed
-from helios_cli.train.settings import TextSettings
+from helios_cli.train.settings.encoders import TextSettings
 from helios_cli.train.world.captions import caption_with_labels
 from helios_cli.train.world.scene import draw_scene
 from helios_cli.weights.checkpoint import TOKENIZER, Checkpoint

@@ -22,7 +22,7 @@ from helios_cli.model.convolution import Interleave
 from helios_cli.model.vae import WanVAE
 from helios_cli.train.phase import Share
 from helios_cli.train.phases.vae import Passes, averaged, build, detail_weights, initialise, losses, psnr, total
-from helios_cli.train.settings import VAEData, VAELatents, VAELoss, VAESettings
+from helios_cli.train.settings.encoders import VAEData, VAELatents, VAELoss, VAESettings
 from helios_cli.weights.checkpoint import Checkpoint
 from support.tiers import some
 

@@ -27,7 +27,7 @@ from helios_cli.recipe.prompts import clean_prompt, has_words
 from helios_cli.train.data.cache import EncodedClip, open_cache, read_about, shard_path, shards, write_shard
 from helios_cli.train.data.encode import ClipEncoder
 from helios_cli.train.events import Event, Filled
-from helios_cli.train.settings import FolderClips
+from helios_cli.train.settings.encoders import FolderClips
 from helios_cli.units import FRAMES_PER_CHUNK
 
 FILMS = (".mp4", ".mkv", ".webm", ".gif")

@@ -16,7 +16,7 @@ import numpy as np
 from helios_cli.train.data.cache import EncodedClip, open_cache, shard_path, write_shard
 from helios_cli.train.data.encode import ClipEncoder
 from helios_cli.train.events import Filled
-from helios_cli.train.settings import WorldClips
+from helios_cli.train.settings.encoders import WorldClips
 from helios_cli.train.world.captions import describe
 from helios_cli.train.world.draw import render
 from helios_cli.train.world.scene import Scene, draw_scene

@@ -34,7 +34,7 @@ from helios_cli.train.phase import Phase, Share
 from helios_cli.train.rollout import draw_noise, predictor, student_roll_out
 from helios_cli.train.samples import Sampler
 from helios_cli.train.score import ScoreTimes, flow_loss, matching_gradient, matching_loss, noised, x0_of
-from helios_cli.train.settings import DistillMemory, DistillSettings
+from helios_cli.train.settings.student import DistillMemory, DistillSettings
 from helios_cli.train.state import open_start
 from helios_cli.train.transformer import conditioning_of, flow, flow_and_hidden, save_transformer, transformer_of
 from helios_cli.weights.checkpoint import Checkpoint

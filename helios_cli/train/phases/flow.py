@@ -30,7 +30,7 @@ from helios_cli.train.lora import add_lora, merged, save_lora
 from helios_cli.train.phase import Phase, Share
 from helios_cli.train.probe import Probe
 from helios_cli.train.samples import Sampler
-from helios_cli.train.settings import BaseSettings, FlowSettings, MidSettings
+from helios_cli.train.settings.flow import BaseSettings, FlowSettings, MidSettings
 from helios_cli.train.state import CHECKPOINT, LORA
 from helios_cli.train.transformer import (
     checkpointed,

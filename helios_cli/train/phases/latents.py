@@ -11,7 +11,7 @@ from helios_cli.train.data.folder import encode_folder
 from helios_cli.train.data.toy import encode_world
 from helios_cli.train.events import Event, FillDone, FillStarted
 from helios_cli.train.processes import rank_and_count
-from helios_cli.train.settings import LatentsSettings
+from helios_cli.train.settings.encoders import LatentsSettings
 from helios_cli.weights.checkpoint import Checkpoint
 
 

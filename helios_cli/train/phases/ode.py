@@ -18,7 +18,7 @@ from helios_cli.train.data.pairs import PairsFolder
 from helios_cli.train.phase import Phase, Share
 from helios_cli.train.samples import Sampler
 from helios_cli.train.score import per_sample, x0_of
-from helios_cli.train.settings import OdeSettings
+from helios_cli.train.settings.student import OdeSettings
 from helios_cli.train.transformer import (
     checkpointed,
     compile_blocks,

@@ -21,7 +21,7 @@ from helios_cli.train.history import Lesson, Lessons
 from helios_cli.train.phase import Share
 from helios_cli.train.processes import rank_and_count
 from helios_cli.train.rollout import Walk, draw_noise, guided, predictor, teacher_roll_out
-from helios_cli.train.settings import PairsSettings
+from helios_cli.train.settings.student import PairsSettings
 from helios_cli.train.transformer import conditioning_of, transformer_of
 from helios_cli.units import LATENTS_PER_CHUNK
 from helios_cli.weights.checkpoint import Checkpoint, weights_identity

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from helios_cli.bench.specs import SPECS, word_tokenizer
 from helios_cli.model.umt5 import UMT5Config, UMT5Encoder
 from helios_cli.train.phase import Phase, Share
-from helios_cli.train.settings import TextSettings
+from helios_cli.train.settings.encoders import TextSettings
 from helios_cli.train.world.captions import Attributes, caption_with_labels
 from helios_cli.train.world.palette import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 from helios_cli.train.world.scene import Split, draw_scene

@@ -23,7 +23,7 @@ from helios_cli.bench.specs import SPECS
 from helios_cli.model.causal import PAST, CausalConv3d
 from helios_cli.model.vae import WanVAE, frames_to_uint8
 from helios_cli.train.phase import Phase, Share
-from helios_cli.train.settings import POOLS, VAELoss, VAESettings
+from helios_cli.train.settings.encoders import POOLS, VAELoss, VAESettings
 from helios_cli.train.world.draw import render
 from helios_cli.train.world.scene import Split, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK, FRAMES_PER_LATENT, PIXELS_PER_CELL

@@ -1,4 +1,4 @@
-from helios_cli.train.settings import Count, Optimizer, Table, TrainingSettings
+from helios_cli.train.settings.run import Count, Optimizer, Table, TrainingSettings
 
 
 class Faults(Table):
