@@ -116,6 +116,11 @@ def measured_attention(device: str, shapes: Iterable[str]) -> dict[str, str]:
     }
 
 
+def taken_for(shapes: Iterable[str], taken: Mapping[str, str]) -> dict[str, str]:
+    """Return what was taken for these shapes alone: one process renders films of several sizes."""
+    return {shape: taken[shape] for shape in shapes if shape in taken}
+
+
 def product_shapes(dit: DiTConfig, size: tuple[int, int], stages: int) -> list[str]:
     """Return the shapes, rows x inputs x outputs, of the products in fp8 at the finest stage of films of a model's
     native `size`.

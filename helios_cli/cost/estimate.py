@@ -18,6 +18,7 @@ from helios_cli.cost.arithmetic import (
     measured_attention,
     measured_convolutions,
     product_shapes,
+    taken_for,
 )
 from helios_cli.cost.auto import auto_model
 from helios_cli.cost.gpus import other_device, require_quant
@@ -246,9 +247,7 @@ def _fingerprints(load: Workload, options: RenderOptions) -> tuple[str, ...]:
     checkpoint = model.checkpoint
     assert checkpoint is not None, "only weights that are here have fingerprints"
     shapes = tuple(attention_shapes(model.dit, plan.size, model.stages, load.dtype, team.size, load.quant))
-    taken = measured_attention(load.device.name, shapes) | {
-        shape: name for shape, name in options.attention_taken.items() if shape in shapes
-    }
+    taken = measured_attention(load.device.name, shapes) | taken_for(shapes, options.attention_taken)
     sums: frozenset[int] = frozenset()
     if load.quant != "none" and load.device.kind == "cuda":
         products = product_shapes(model.dit, checkpoint.native_size, model.stages)

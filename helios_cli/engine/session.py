@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from helios_cli import machine
-from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes
+from helios_cli.cost.arithmetic import arithmetic_of, attention_shapes, convolution_shapes, taken_for
 from helios_cli.cost.auto import auto_model
 from helios_cli.cost.ladder import quant_of
 from helios_cli.cost.memory import MemoryBudget, plan_memory
@@ -243,7 +243,8 @@ class Session:
         choices.settle(size, team.size)
         dtype = dtype_name(models.dtype)
         shapes = attention_shapes(models.dit_config, size, models.scheduler.stages, dtype, team.size, models.quant)
-        taken = {shape: name for shape in shapes if (name := choices.attention_taken.get(shape))}
+        taken = taken_for(shapes, choices.attention_taken)
+        convolutions = convolution_shapes(models.vae_config, size, dtype_name(models.vae_dtype))
         rounding = arithmetic_of(
             device_of(models.device),
             dtype,
@@ -255,7 +256,7 @@ class Session:
             team=team.size,
             decoders=models.decoders(size, guidance),
             piece_elements=models.piece_elements,
-            convolutions=choices.convolutions.taken,
+            convolutions=taken_for(convolutions, choices.convolutions.taken),
             latents=dtype_name(models.latent_dtype),
         )
         return Identity(weights_identity(models.checkpoint), rounding, taken)
