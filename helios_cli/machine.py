@@ -103,8 +103,9 @@ def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
 SMALL_MODEL_PARAMETERS = 50_000_000
 """A smaller transformer runs on one thread, as its operations are too short to share.
 
-On two quiet cores the embedded model makes 130 frames a second with one thread or two; with one core busy, 95 with one
-thread and 26 with two.
+On two quiet cores of an Intel Xeon the embedded model makes 80 frames a second with one thread and 88 with two, which
+take two and a half times as long for the coarsest stage; with one thread for the transformer and one for each of two
+chunks that are decoded at a time (`chunks_beside`), 160.
 """
 
 
