@@ -136,7 +136,7 @@ class Workload:
 
     @property
     def product_itemsize(self) -> int:
-        """Bytes of a number that products take and give: float32 on a CPU that multiplies no smaller type."""
+        """Bytes of a number that products take and give: float32 on a CPU that multiplies no smaller type fast."""
         return FLOAT32 if self._is_wide_on(self.device) else self.itemsize
 
     @property
@@ -145,7 +145,7 @@ class Workload:
         return FLOAT32 if self._is_wide_on(self.decoder) else self.vae_itemsize
 
     def _is_wide_on(self, device: Device) -> bool:
-        return device.kind == "cpu" and (self.dtype == "float16" or "avx512" not in device.name)
+        return device.kind == "cpu" and (self.dtype == "float16" or "bf16" not in device.name)
 
     @property
     def block_bytes(self) -> int:

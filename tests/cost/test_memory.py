@@ -484,8 +484,9 @@ def test_a_long_prompt_is_there_twice_while_it_is_put_together():
     ("cpu", "dtype", "itemsize"),
     [
         ("AMD EPYC, avx2, 2 threads", "bfloat16", 4),
-        ("AMD EPYC, avx2, avx512f, 2 threads", "bfloat16", 2),
-        ("AMD EPYC, avx2, avx512f, 2 threads", "float16", 4),
+        ("AMD EPYC, avx2, avx512f, 2 threads", "bfloat16", 4),
+        ("AMD EPYC, avx2, avx512f, avx512_bf16, 2 threads", "bfloat16", 2),
+        ("AMD EPYC, avx2, avx512f, avx512_bf16, 2 threads", "float16", 4),
     ],
 )
 def test_a_cpu_without_small_products_works_in_wide_ones(cpu, dtype, itemsize):

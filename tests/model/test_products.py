@@ -38,6 +38,17 @@ def test_what_products_compute_in(old_cpu, monkeypatch, dtype):
     assert product_dtype(x, "linear") == dtype
 
 
+@pytest.mark.parametrize(("avx512", "avx512_bf16", "is_fast"), [(0, 0, True), (1, 0, False), (1, 1, True)])
+def test_a_cpu_that_takes_bfloat16_apart_for_a_product_computes_it_in_float32(
+    monkeypatch, avx512, avx512_bf16, is_fast
+):
+    """Where oneDNN says that it multiplies it: other instructions than AVX-512 are believed."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: bool(avx512))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx512_bf16))
+    assert (torch.bfloat16 in ops._onednn_dtypes.__wrapped__()) == is_fast
+
+
 def modules(seed: int = 0) -> dict[str, tuple]:
     """Each product by name: the call, its module, and an input."""
     torch.manual_seed(seed)
