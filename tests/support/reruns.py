@@ -93,6 +93,32 @@ def in_child(work: Callable[[], object], *, kill_after: float | None = None) -> 
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def ended_at(line: str, number: int, work: Callable[[], int]) -> tuple[int, str]:
+    """Run `work`, a command, in a process of its own; send it a signal once a line of its stderr begins with `line`.
+    Returns its exit code, or minus the signal that ended it, and what it wrote to stderr after that."""
+    sys.stdout.flush()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(writing, 2)
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            code = work()
+            sys.stderr.flush()
+            os._exit(code)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    os.close(writing)
+    with open(reading) as stderr:
+        began = any(said.startswith(line) for said in stderr)
+        os.kill(pid, number)
+        rest = stderr.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert began, f"it ended before {line!r}, with {code}"
+    return code, rest
+
+
 class KillAt:
     """Ends this process by SIGKILL at the `step`-th call that makes something last: fsync, replace, unlink.
 

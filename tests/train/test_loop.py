@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +17,7 @@ from torch import nn
 from helios_cli import machine
 from helios_cli.bench.specs import SPECS
 from helios_cli.bench.synthetic import write_checkpoint
+from helios_cli.cli import main
 from helios_cli.errors import CheckpointError, InputError, Interrupted, OutOfMemory, PictureError
 from helios_cli.train.events import Notice, RunDone, RunStarted, Sampled, Saved, Trained
 from helios_cli.train.loop import dtype_name, train
@@ -27,6 +25,7 @@ from helios_cli.train.phase import Share
 from helios_cli.train.settings.run import Ema, Log, Optimizer
 from helios_cli.train.state import load_state
 from helios_cli.weights.checkpoint import Checkpoint, files_of
+from support.reruns import ended_at
 from support.tiers import some
 from support.toy.phases.toy import Toy
 from support.toy.tables import Faults, Memory, ToySettings
@@ -143,34 +142,23 @@ def test_a_stopped_run_comes_to_the_same_end(tmp_path, stopped_after):
     assert names == [(line.get("player", "probe"), line["step"]) for line in lines(tmp_path / "whole")]
 
 
-def spawned(out: Path, seconds: float) -> subprocess.Popen:
-    (out.parent / "toy.toml").write_text(
+def write_config(out: Path, seconds: float) -> Path:
+    config = out.parent / "toy.toml"
+    config.write_text(
         f'phase = "toy"\nout = "{out}"\nsteps = 12\nbatch = 4\ndtype = "float32"\n'
         f"[ema]\ndecay = 0.9\n[log]\nevery = 1\nsave_every = 4\n[faults]\nseconds = {seconds}\n"
     )
-    command = [sys.executable, "-m", "support.toy", "train", str(out.parent / "toy.toml"), "--progress", "plain"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return config
 
 
-def wait_for(process: subprocess.Popen, text: str) -> None:
-    for line in process.stderr:
-        if line.startswith(text):
-            return
-    raise AssertionError(f"the run ended before {text!r}")
-
-
-@pytest.mark.process
 @pytest.mark.train
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_run_whose_process_is_ended_comes_to_the_same_end(tmp_path, number):
     """Ended after its sixth step: killed it goes on from the fourth, asked to stop from where it was."""
     out = tmp_path / "ended"
-    process = spawned(out, seconds=0.1)
-    wait_for(process, "step 6")
-    process.send_signal(number)
-    rest = process.stderr.read()
-    assert process.wait(timeout=LONGEST) == (130 if number != signal.SIGKILL else -signal.SIGKILL), rest
+    command = ["train", str(write_config(out, seconds=0.1)), "--progress", "plain"]
+    code, said = ended_at("step 6", number, lambda: main(command))
+    assert code == (130 if number != signal.SIGKILL else -signal.SIGKILL), said
     begun = load_state(out)["step"]
     assert begun == 4 if number == signal.SIGKILL else begun >= 6
     config = settings(out, faults=Faults(seconds=0.1))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,9 +26,8 @@ from helios_cli.train.transformer import transformer_of
 from helios_cli.weights.adapters import AdapterFile, fold
 from helios_cli.weights.checkpoint import Checkpoint
 from support.lessons import cache, network
-from support.reruns import decoded
+from support.reruns import decoded, ended_at
 from support.slopes import assert_slope
-from support.waiting import LONGEST
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes/train"
 CPU = torch.device("cpu")
@@ -218,19 +214,15 @@ def test_a_stopped_run_comes_to_the_same_end(folder):
         list(perform(load(Path("ended.toml")).model_copy(update={"lora": other}), CPU))
 
 
-@pytest.mark.process
 @pytest.mark.train
 def test_a_killed_run_comes_to_the_same_end(folder):
-    command = [sys.executable, "-m", "helios_cli", "train", "--device", "cpu", "--progress", "plain"]
-    with subprocess.Popen([*command, "ended.toml"], stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if line.startswith("step 3"):
-                os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    command = ["train", "--device", "cpu", "--progress", "plain"]
+    code, said = ended_at("step 3", signal.SIGKILL, lambda: main([*command, "ended.toml"]))
+    assert code == -signal.SIGKILL, said
     begun = load_state(Path("ended"))["step"]
     assert 0 < begun < 6
     for name in ("ended", "whole"):
-        subprocess.run([*command, f"{name}.toml"], check=True, capture_output=True, timeout=LONGEST)
+        assert main([*command, f"{name}.toml"]) == 0
     require_same_ends()
 
 

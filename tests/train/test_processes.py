@@ -14,6 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import support.toy  # noqa: F401
+from helios_cli.cli import main
 from helios_cli.errors import InputError
 from helios_cli.train import processes as processes_module
 from helios_cli.train.processes import Processes, process_group
@@ -29,7 +31,7 @@ dtype = "float32"
 [ema]
 decay = 0.9
 [log]
-every = 2
+every = 1
 save_every = 5
 probe_every = 5
 samples_every = 5
@@ -38,55 +40,53 @@ seconds = {seconds}
 """
 
 
-def started(out: Path, processes: int, seconds: float = 0.0) -> subprocess.Popen:
+def write_config(out: Path, seconds: float = 0.0) -> Path:
     config = out.parent / f"{out.name}.toml"
     config.write_text(CONFIG.format(out=out, seconds=seconds))
+    return config
+
+
+def started(config: Path) -> subprocess.Popen:
+    """Start a run on two processes."""
     helios = ["-m", "support.toy", "train", str(config), "--device", "cpu", "--progress", "plain"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    command = [sys.executable, *(torchrun if processes > 1 else []), *helios]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, *torchrun, *helios], env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.process
 @pytest.mark.train
-def test_two_processes_come_to_what_one_comes_to(tmp_path):
-    """A batch of five: two samples for one process, three for the other."""
-    runs = {count: started(tmp_path / f"run{count}", count) for count in (1, 2)}
-    said = {count: run.communicate(timeout=LONGEST)[1] for count, run in runs.items()}
-    assert [run.returncode for run in runs.values()] == [0, 0], said
-    assert (
-        said[2].count("wrote ") == said[1].count("wrote ") == 3
-    )  # two sheets, the checkpoint; and one process says it
-    one, two = (load_state(tmp_path / f"run{count}") for count in (1, 2))
+def test_two_processes_stop_together_and_go_on_and_come_to_what_one_comes_to(tmp_path, capsys):
+    """A batch of five: two samples for one process, three for the other. SIGTERM reaches them through torchrun."""
+    config = write_config(tmp_path / "two", seconds=0.1)
+    run, lines = started(config), []
+    for line in run.stderr:
+        lines.append(line)
+        if line.startswith("step 4"):
+            break
+    run.send_signal(signal.SIGTERM)
+    before = "".join(lines) + run.communicate(timeout=LONGEST)[1]
+    assert run.returncode != 0
+    stopped = load_state(tmp_path / "two")["step"]
+    assert 4 <= stopped < 10, before
+    again = started(config)
+    said = again.communicate(timeout=LONGEST)[1]
+    assert again.returncode == 0 and f"continues after step {stopped}" in said
+
+    assert main(["train", str(write_config(tmp_path / "one")), "--device", "cpu", "--progress", "plain"]) == 0
+    # Two sheets and the checkpoint; and one process says it.
+    assert (before + said).count("wrote ") == capsys.readouterr().err.count("wrote ") == 3
+    one, two = (load_state(tmp_path / name) for name in ("one", "two"))
+    assert one["step"] == two["step"] == 10
     for player, values in one["players"].items():
         for name, value in values.items():
             # float32, five gradients added in another order, 15 updates, some by Newton-Schulz.
             torch.testing.assert_close(two["players"][player][name], value, rtol=1e-4, atol=2e-5)
-    logs = [(tmp_path / f"run{count}/log.jsonl").read_text().splitlines() for count in (1, 2)]
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
     for first, second in zip(*(map(json.loads, log) for log in logs), strict=True):
         assert first["step"] == second["step"]
         key = "probe" if "probe" in first else "losses"
         assert second[key] == pytest.approx(first[key], rel=1e-4)
-
-
-@pytest.mark.process
-@pytest.mark.train
-def test_two_processes_stop_together_and_go_on(tmp_path):
-    """SIGTERM reaches the processes through torchrun."""
-    run = started(tmp_path / "run", 2, seconds=0.1)
-    for line in run.stderr:
-        if line.startswith("step 4"):
-            break
-    run.send_signal(signal.SIGTERM)
-    said = run.communicate(timeout=LONGEST)[1]
-    assert run.returncode != 0
-    stopped = load_state(tmp_path / "run")["step"]
-    assert 4 <= stopped < 10, said
-    again = started(tmp_path / "run", 2, seconds=0.1)
-    said = again.communicate(timeout=LONGEST)[1]
-    assert again.returncode == 0 and f"continues after step {stopped}" in said
-    assert load_state(tmp_path / "run")["step"] == 10
 
 
 @pytest.fixture
