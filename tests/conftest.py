@@ -38,8 +38,8 @@ HOME = tempfile.TemporaryDirectory(prefix="helios-tests-")  # for what is no tes
 atexit.register(HOME.cleanup)
 os.environ.setdefault("PYTHONUSERBASE", site.getuserbase())  # packages that are installed for the user are found still
 os.environ.update(HOME=HOME.name, LANG="C.UTF-8", TERM="xterm-256color", HF_HUB_OFFLINE="1")
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = "1"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+os.environ.update(ONE_THREAD)
 
 
 # No stopwatch on a machine that does other things too; and what fails is due to a change, not to the dice.
@@ -108,6 +108,7 @@ def pytest_collection_finish():
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     unmarked.clear()
+    os.environ.update(ONE_THREAD)  # which an actor removes, of a test before
 
 
 @pytest.hookimpl(wrapper=True)
