@@ -108,6 +108,7 @@ def test_every_mode_writes_the_same_film(helios, folder, nothing_stays):
     assert min(passes_over(nothing_stays)) >= 12
 
 
+@pytest.mark.slow
 def test_a_chunk_kept_in_one_mode_is_taken_in_another(helios, folder):
     helios("render", "a red circle", "-m", folder, *SMALL, "--offload", "none", "-o", "a.mkv")
     said = helios("render", "a red circle", "-m", folder, *SMALL, "--offload", "stream", "-o", "b.mkv")

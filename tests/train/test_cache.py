@@ -30,6 +30,8 @@ from helios_cli.train.world.draw import render
 from helios_cli.weights.checkpoint import Checkpoint
 from support.waiting import LONGEST, wait_until
 
+pytestmark = pytest.mark.train
+
 SIZE = (32, 16)
 CPU = torch.device("cpu")
 WORLD = WorldClips(clips=2 * CLIPS_PER_SHARD, long=0.25)
@@ -158,7 +160,6 @@ def test_several_processes_share_the_shards(model, cache, tmp_path, monkeypatch)
 
 
 @pytest.mark.process
-@pytest.mark.train
 def test_a_reader_sees_whole_shards_while_they_are_written_and_a_kill_costs_one(model, cache, tmp_path):
     out, config = tmp_path / "cache", tmp_path / "latents.toml"
     config.write_text(CONFIG.format(start=model, out=out, clips=2 * CLIPS_PER_SHARD))

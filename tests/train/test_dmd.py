@@ -223,6 +223,7 @@ def test_the_phase_s_gradient_is_that_of_plain_scores():
     torch.testing.assert_close(found.float(), wanted, rtol=1e-4, atol=2e-5)  # guided flows in float32, summed otherwise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("player", some(1, ["student", "critic"]))
 def test_two_processes_add_up_to_one(player):
     whole, halves = distillation(), distillation()

@@ -164,6 +164,7 @@ def test_stages_get_their_share_and_weight(clips):
     torch.testing.assert_close(weighted["proj_out.weight"], 8 * plain["proj_out.weight"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some(1, ["mid", "base"]))
 def test_it_learns(clips, kind):
     """Twenty steps of plain gradient descent with momentum, on one batch."""

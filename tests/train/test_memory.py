@@ -52,6 +52,7 @@ def test_a_cached_loss_by_finite_differences():
     assert torch.autograd.gradcheck(lambda s: cached_loss(s, lambda leaf: judge(leaf).square().mean()), x)
 
 
+@pytest.mark.slow
 def test_a_cached_loss_frees_the_graph_behind_it():
     judge, kept = critic(), []
 

@@ -22,6 +22,7 @@ from support.programs import program
 MEGA = 10**6
 
 
+@pytest.mark.slow
 def test_the_gauge_counts_what_is_alive_at_once():
     kept = torch.zeros(MEGA)  # 4 MB
 
