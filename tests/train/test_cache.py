@@ -30,7 +30,7 @@ from helios_cli.train.world.draw import render
 from helios_cli.weights.checkpoint import Checkpoint
 from support.waiting import LONGEST, wait_until
 
-pytestmark = pytest.mark.train
+pytestmark = pytest.mark.slow
 
 SIZE = (32, 16)
 CPU = torch.device("cpu")

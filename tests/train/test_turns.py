@@ -18,7 +18,7 @@ from helios_cli.train.phases.distill import PURPOSES, SCHEDULER, DistillPhase
 from helios_cli.train.rollout import draw_noise, student_roll_out
 from support.distilling import LATENT, distillation, gradients, network, watched
 
-pytestmark = pytest.mark.train
+pytestmark = pytest.mark.slow
 
 SHARE = Share(step=5, samples=range(2), batch=2, seed=0)
 HEADS = (0, 2)
