@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from helios_cli.device import dtype_name
 from helios_cli.engine.after import completed
 from helios_cli.engine.clock import Clock
-from helios_cli.engine.conditioning import start_from_clip, start_from_picture
+from helios_cli.engine.conditioning import Start, start_of
 from helios_cli.engine.denoise import Answer, Denoiser, stages_of
 from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmDone, FilmStarted, Notice, PhaseStarted
 from helios_cli.engine.gpu import Background, FirstUse, on_host, sent_to
@@ -39,7 +39,6 @@ from helios_cli.film.resume import Resumed, Wanted, in_words
 from helios_cli.machine import peak_bytes_with_children
 from helios_cli.model.dit import TextContext
 from helios_cli.recipe.plan import Chunk, Plan, too_long
-from helios_cli.units import PIXELS_PER_CELL
 
 FingerprintsOf = Callable[[Plan], Sequence[str]]
 """The fingerprints of the chunks of a plan (`recipe.fingerprint.Fingerprints.of`)."""
@@ -103,15 +102,6 @@ def render_chunks(
         yield from loop.events()
 
 
-@dataclass(frozen=True)
-class _Start:
-    """The beginning of a segment, and a notice about it."""
-
-    history: History
-    generator: torch.Generator
-    notice: str | None = None
-
-
 class _ChunkLoop:
     """The state of a film between chunks: history, generator, text context, and the work that runs in parallel."""
 
@@ -142,7 +132,7 @@ class _ChunkLoop:
         self.decoding: deque[Future[ChunkDone]] = deque()
         self.chunk_ended = self.started
         self.chunks_noted = 0
-        self.starting: dict[int, Future[_Start]] = {}  # at most one, by the index of its chunk
+        self.starting: dict[int, Future[Start]] = {}  # at most one, by the index of its chunk
         self.text: tuple[tuple[tuple[str, float], ...], TextContext] | None = None
 
     @property
@@ -377,29 +367,10 @@ class _ChunkLoop:
             if chunk.fresh and (chunk.image or chunk.video) and not self._is_kept(chunk):
                 self.starting[index] = self.background.start(partial(self._start_of, chunk))
 
-    def _start_of(self, chunk: Chunk) -> _Start:
-        width, height = self.plan.size
-        channels = self.models.dit_config.in_channels
-        # A picture or clip is encoded where the VAE is, and its history is moved to the transformer as a whole.
-        device = self.models.vae_device if chunk.image or chunk.video else self.models.device
-        history = History.empty(channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL, device)
-        assert chunk.seed is not None, "a fresh chunk has a seed"
-        start = _Start(history, torch.Generator("cpu").manual_seed(chunk.seed))
-        if chunk.image is None and chunk.video is None:
-            return start
-        from helios_cli.film.media import VideoClip, read_image  # which import Pillow
-
-        with self.clock("conditioning"):
-            if chunk.image:
-                picture = read_image(chunk.image, self.plan.size)
-                start_from_picture(history, self.models.vae, picture, start.generator)
-                return start
-            assert chunk.video is not None
-            clip = VideoClip(chunk.video, self.plan.size, self.plan.fps)
-            start_from_clip(history, self.models.vae, clip, start.generator)
-        if not clip.info.high_dynamic_range:
-            return start
-        return replace(start, notice=f"{chunk.video} is HDR and is not tone mapped: the film starts flat and grey")
+    def _start_of(self, chunk: Chunk) -> Start:
+        """Return how a segment starts, where the VAE is if that encodes something."""
+        with self.clock("conditioning") if chunk.image or chunk.video else contextlib.nullcontext():
+            return start_of(chunk, self.plan, self.models)
 
     def _denoise(self, chunk: Chunk) -> Generator[Event, None, tuple[Tensor, Tensor]]:
         """Return the chunk's latents, and on the device whether they are finite: reading that waits for the GPU."""

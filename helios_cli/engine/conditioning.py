@@ -1,4 +1,4 @@
-"""Turns a picture or a clip into the history that a film starts from.
+"""Makes the history that a segment starts from: empty, or of a picture or a clip.
 
 Conditioning latents are mixed with a little noise, since generated history is never quite clean. Random numbers are
 drawn in the order of the reference: first all of the encoder's, then the sigmas and the noise.
@@ -6,6 +6,7 @@ drawn in the order of the reference: first all of the encoder's, then the sigmas
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,14 +16,51 @@ from torch import Tensor
 from helios_cli.engine.gpu import to_device
 from helios_cli.engine.history import History
 from helios_cli.model.vae import WanVAE
+from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.sampling.noise import draw
-from helios_cli.units import FRAMES_PER_CHUNK, HISTORY_CHUNKS, LATENTS_PER_CHUNK
+from helios_cli.units import FRAMES_PER_CHUNK, HISTORY_CHUNKS, LATENTS_PER_CHUNK, PIXELS_PER_CELL
 
 if TYPE_CHECKING:
+    from helios_cli.engine.models import Models
     from helios_cli.film.media import VideoClip
 
 NOISE_SIGMA = (0.111, 0.135)
 """Range of the noise share of conditioning latents."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The beginning of a segment, and a notice about it."""
+
+    history: History
+    generator: torch.Generator
+    notice: str | None = None
+
+
+def start_of(chunk: Chunk, plan: Plan, models: Models) -> Start:
+    """Return what `chunk`, the first of a segment, begins with. InputError if its picture or clip cannot be read.
+
+    A picture or clip is encoded where the VAE is, and its history is moved to the transformer as a whole.
+    """
+    width, height = plan.size
+    device = models.vae_device if chunk.image or chunk.video else models.device
+    channels = models.dit_config.in_channels
+    history = History.empty(channels, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL, device)
+    assert chunk.seed is not None, "a fresh chunk has a seed"
+    start = Start(history, torch.Generator("cpu").manual_seed(chunk.seed))
+    if chunk.image is None and chunk.video is None:
+        return start
+    from helios_cli.film.media import VideoClip, read_image  # which import Pillow
+
+    if chunk.image:
+        start_from_picture(history, models.vae, read_image(chunk.image, plan.size), start.generator)
+        return start
+    assert chunk.video is not None
+    clip = VideoClip(chunk.video, plan.size, plan.fps)
+    start_from_clip(history, models.vae, clip, start.generator)
+    if not clip.info.high_dynamic_range:
+        return start
+    return replace(start, notice=f"{chunk.video} is HDR and is not tone mapped: the film starts flat and grey")
 
 
 def start_from_picture(history: History, vae: WanVAE, picture_3HW: np.ndarray, generator: torch.Generator) -> None:
