@@ -233,6 +233,7 @@ def _environment(address: str) -> Mapping[str, str]:
     """The variables of the relay. A private Ray listens on 127.0.0.1 alone, and its token is in no file."""
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     environment.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "30")  # until a lost head ends the relay
+    environment.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")  # Ray's 20 take so many seconds with a wrong token, too
     if address == "local":
         for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
             environment.pop(name, None)

@@ -431,11 +431,15 @@ def probe(address: str) -> None:
         time.sleep(0.5)
 
 
-def listen(pipe: Connection, commands: queue.SimpleQueue[tuple]) -> None:
-    """Pass the driver's commands on. When the driver closes the pipe, or is gone, this process ends in any case."""
+def listen(pipe: Connection, commands: queue.SimpleQueue[tuple], folder: Path, has_begun: threading.Event) -> None:
+    """Pass the driver's commands on. When the driver closes the pipe, or is gone, this process ends in any case: at
+    once before it `has_begun` anything that it has to end."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             commands.put(pipe.recv())
+    if not has_begun.is_set():
+        shutil.rmtree(folder, ignore_errors=True)
+        os.kill(os.getpid(), signal.SIGKILL)
     commands.put(("close",))
     signal.alarm(CLOSE_SECONDS)  # has no Python handler, which could not run while a call of Ray hangs
 
@@ -446,10 +450,14 @@ def main() -> None:
     os.set_inheritable(descriptor, False)  # Ray's processes would hold the pipe open
     pipe = Connection(descriptor)
     commands: queue.SimpleQueue[tuple] = queue.SimpleQueue()
-    threading.Thread(target=listen, args=(pipe, commands), daemon=True).start()
+    has_begun = threading.Event()
+    threading.Thread(target=listen, args=(pipe, commands, folder, has_begun), daemon=True).start()
     cluster = Cluster(wish, folder, pipe)
     try:
+        if wish.address == "local":
+            has_begun.set()  # Ray's processes are this one's
         cluster.connect()
+        has_begun.set()
         cluster.settle()
         cluster.serve(commands)
     except HeliosError as error:

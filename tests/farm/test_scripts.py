@@ -40,7 +40,7 @@ def test_two_tasks_of_a_cluster_render_each_film_once(script, tmp_path):
     (tmp_path / "films").mkdir()
     (tmp_path / "out").mkdir()
     for name in ("one", "two"):
-        text = 'version = 1\nsize = "64x64"\nseconds = 1\n[[shot]]\nprompt = "a red ball"\n'
+        text = 'version = 1\nsize = "64x64"\nsteps = [1, 1, 1]\nseconds = 1\n[[shot]]\nprompt = "a red ball"\n'
         (tmp_path / "films" / f"{name}.toml").write_text(text)
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "helios"

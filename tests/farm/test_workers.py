@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helios_cli.cli import main
 from support.reruns import decoded
-from support.waiting import LONGEST, alive, wait_for_safe_chunk, wait_until
+from support.waiting import LONGEST, alive, wait_until
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -25,27 +27,54 @@ prompt = "a red ball rolls left"
 seconds = 1.5
 [[shot]]
 prompt = "a blue square over hills"
-seconds = 4
+seconds = 8
 transition = "cut"
 [[shot]]
 prompt = "a green star at night"
-seconds = 1.5
+seconds = 6
 [[shot]]
 prompt = "a white circle on black"
-seconds = 1.5
+seconds = 4
 transition = "cut"
 seed = 7
 """
+"""A film of three segments, long enough to be stopped three times."""
+
+SHORT = """version = 1
+[[shot]]
+prompt = "a red ball rolls left"
+seconds = 1
+[[shot]]
+prompt = "a blue square over hills"
+seconds = 3
+transition = "cut"
+[[shot]]
+prompt = "a white circle on black"
+seconds = 1
+transition = "cut"
+"""
+
+WITHOUT_TORCH = """
+import sys
+from helios_cli.cli import main
+sys.exit(main(sys.argv[1:]) or ("torch" in sys.modules) * 9)
+"""
+"""The command in a process that fails if it has imported torch."""
+
 FLAGS = ["-m", "tiny", "--size", "64x64", "--steps", "1,1,1", "--device", "cpu", "--dtype", "float32", "--no-cache"]
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory) -> bytes:
-    """The film that one process renders."""
-    folder = tmp_path_factory.mktemp("one process")
-    (folder / "film.toml").write_text(FILM)
-    assert main(["render", str(folder / "film.toml"), "-o", str(folder / "film.mkv"), *FLAGS, "-q"]) == 0
-    return decoded(folder / "film.mkv")
+@pytest.fixture(scope="session")
+def expected(once, tmp_path_factory) -> np.ndarray:
+    """The frames of the film that one process renders."""
+
+    def make() -> str:
+        folder = tmp_path_factory.mktemp("one process")
+        (folder / "film.toml").write_text(FILM)
+        assert main(["render", str(folder / "film.toml"), "-o", str(folder / "film.mkv"), *FLAGS, "-q"]) == 0
+        return str(folder / "film.mkv")
+
+    return decoded(Path(once("film of one process for workers", make)))
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +88,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 class Command:
     """A running `helios render --json`: its events, and the processes of its workers."""
 
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "helios_cli", "render", *arguments, *FLAGS, "--json"]
+    def __init__(self, *arguments: str, program: tuple[str, str] = ("-m", "helios_cli")) -> None:
+        command = [sys.executable, *program, "render", *arguments, *FLAGS, "--json"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.events: list[dict] = []
         self.pids: set[int] = set()
@@ -96,8 +125,13 @@ def assert_film(expected, output: str = "film.mkv", *others: str) -> None:
     assert set(os.listdir()) == names
 
 
-def test_two_workers_make_the_film_of_one_process(expected):
-    command = Command("film.toml", "-o", "film.mkv", "--workers", "2")
+def safe_chunks() -> int:
+    """Return how many chunks are safe. A chunk is some time after its event, while the next one is rendered."""
+    return len(list(Path("film.mkv.parts").glob("chunks/*/*.piece")))
+
+
+def test_two_workers_make_the_film_of_one_process_without_torch_in_the_driver(expected):
+    command = Command("film.toml", "-o", "film.mkv", "--workers", "2", program=("-c", WITHOUT_TORCH))
     assert command.end() == (0, "")
     assert_film(expected)
     assert {event["worker"]["name"] for event in command.of("chunk_done")} == {"cpu0", "cpu1"}
@@ -105,70 +139,49 @@ def test_two_workers_make_the_film_of_one_process(expected):
     assert command.of("film_done")[0]["frames"] == len(expected)
 
 
-def test_a_killed_worker_s_segment_goes_on_elsewhere(expected):
-    command = Command("film.toml", "-o", "film.mkv", "--workers", "2")
-    event = command.until("chunk_done")
-    os.kill(event["pid"], signal.SIGKILL)
-    assert command.end()[0] == 0
-    assert [lost["reason"] for lost in command.of("worker_lost")] == [
-        "it was killed (SIGKILL), perhaps because memory ran out"
-    ]
-    assert_film(expected)
-
-
-def test_a_worker_that_hangs_is_replaced(expected):
+def test_segments_of_a_killed_and_of_a_hung_worker_go_on_elsewhere(expected):
     command = Command("film.toml", "-o", "film.mkv", "--workers", "2", "--worker-timeout", "20")
+    os.kill(command.until("chunk_done")["pid"], signal.SIGKILL)
+    command.until("worker_lost")
     os.kill(command.until("chunk_done")["pid"], signal.SIGSTOP)
-    code, _ = command.end()
-    assert code == 0
-    assert "--worker-timeout" in command.of("worker_lost")[0]["reason"]
+    assert command.end()[0] == 0
+    killed, hung, *_ = [lost["reason"] for lost in command.of("worker_lost")]
+    assert killed == "it was killed (SIGKILL), perhaps because memory ran out"
+    assert "--worker-timeout" in hung
     assert_film(expected)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_command_ends_its_workers_and_goes_on(number, expected):
-    command = Command("film.toml", "-o", "film.mkv", "--workers", "2")
-    command.until("chunk_done")
-    wait_for_safe_chunk(Path("film.mkv.parts"))
-    command.process.send_signal(number)
-    code, errors = command.end()
-    assert code == 130
-    assert re.search(r"stopped: \d of the 8 chunks of film.mkv are safe", errors)
-    again = Command("film.toml", "-o", "film.mkv", "--workers", "2")
-    assert again.end()[0] == 0
-    assert again.of("film_done")[0]["frames_reused"] > 0
-    assert_film(expected)
+def test_a_command_that_is_stopped_or_killed_leaves_no_worker_and_goes_on(expected, tmp_path, monkeypatch):
+    """Each time with what was safe before; and at last by workers or, in a copy of the folder, by one process."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        before = safe_chunks()
+        command = Command("film.toml", "-o", "film.mkv", "--workers", "2")
+        if before:
+            assert command.until("chunks_reused")["count"] > 0
+        command.until("chunk_done")
+        wait_until(lambda before=before: safe_chunks() > before)
+        command.process.send_signal(number)
+        code, errors = command.end()
+        if number == signal.SIGKILL:
+            assert code == -signal.SIGKILL
+        else:
+            assert code == 130
+            assert re.search(r"stopped: \d+ of the 16 chunks of film.mkv are safe", errors)
+    copy = tmp_path.with_name(f"{tmp_path.name}-copy")
+    shutil.copytree(tmp_path, copy)
+    for folder, workers in ((tmp_path, ["--workers", "2"]), (copy, [])):
+        monkeypatch.chdir(folder)
+        again = Command("film.toml", "-o", "film.mkv", *workers)
+        assert again.end()[0] == 0
+        assert again.of("film_done")[0]["frames_reused"] > 0
+        assert_film(expected)
 
 
-def test_a_killed_driver_leaves_no_worker_and_goes_on(expected):
-    command = Command("film.toml", "-o", "film.mkv", "--workers", "2")
-    command.until("chunk_done")
-    wait_for_safe_chunk(Path("film.mkv.parts"))
-    command.process.kill()
-    assert command.end()[0] == -signal.SIGKILL
-    again = Command("film.toml", "-o", "film.mkv", "--workers", "2")
-    assert again.end()[0] == 0
-    assert again.of("film_done")[0]["frames_reused"] > 0
-    assert_film(expected)
-
-
-def test_one_process_takes_over_what_workers_have_left(expected):
-    command = Command("film.toml", "-o", "film.mkv", "--workers", "2")
-    command.until("chunk_done")
-    wait_for_safe_chunk(Path("film.mkv.parts"))
-    command.process.kill()
-    command.end()
-    alone = Command("film.toml", "-o", "film.mkv")
-    assert alone.end()[0] == 0
-    assert alone.of("film_done")[0]["frames_reused"] > 0
-    assert_film(expected)
-
-
-def test_six_films_are_shared_by_two_commands_of_which_one_is_killed(expected, tmp_path):
+def test_six_films_are_shared_by_two_commands_of_which_one_is_killed():
     """Each is rendered once, and nothing is left over."""
     names = [f"film{number}" for number in range(6)]
     for name in names:
-        Path(f"{name}.toml").write_text(FILM)
+        Path(f"{name}.toml").write_text(SHORT)
     Path("film.toml").unlink()
     Path("out").mkdir()
     sources = [f"{name}.toml" for name in names]
@@ -181,15 +194,6 @@ def test_six_films_are_shared_by_two_commands_of_which_one_is_killed(expected, t
     assert sorted(event["film"] for event in commands[1].of("film_done")) == names
     assert sorted(os.listdir("out")) == sorted(f"{name}.{kind}" for name in names for kind in ("mp4", "json"))
     films = [decoded(Path("out", f"{name}.mp4")) for name in names]
-    assert all(len(film) == len(expected) and (film == films[0]).all() for film in films)
+    assert all(len(film) == 5 * 24 and (film == films[0]).all() for film in films)
     segments = [event for event in commands[1].of("segment_done")]
     assert len(segments) + len(commands[0].of("segment_done")) == 3 * len(names)
-
-
-def test_the_driver_does_not_import_torch(tmp_path):
-    code = (
-        "import sys; from helios_cli.cli import main\n"
-        f"code = main(['render', 'film.toml', '-o', 'film.mkv', '--workers', '2', '-q', *{FLAGS!r}])\n"
-        "sys.exit(code or ('torch' in sys.modules) * 9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=LONGEST).returncode == 0

@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine, on 127.0.0.1 alone, in a process that loses nodes on command.
 
-A line on stdin is a command: `lose N` kills node N (from 0, without the head) with all its processes, `lose head` kills
-the head's server, `add` starts a node. The process answers with the same line. The cluster ends with stdin.
+A line on stdin is a command: `lose N` kills node N (from 1: node 0 is the head) with all its processes, `lose head`
+kills the head's server, `add` starts a node. The process answers with the same line. The cluster ends with stdin.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_health_check_initial_delay_ms": "1000",  # a node that does not answer is dead after a few seconds
     "RAY_health_check_period_ms": "1000",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "8",  # and a lost head is noticed
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "3",  # and a lost head is noticed
     "RAY_health_check_failure_threshold": "3",
 }
 
@@ -56,7 +56,7 @@ def ray_nodes(
     ray: str = "",
     command: Sequence[str] = (),
 ) -> Iterator[Nodes]:
-    """Start a cluster: a head without resources, and a node for each mapping ({"num_cpus": 1}).
+    """Start a cluster with a node for each mapping ({"num_cpus": 1}); the first is the head, and has workers too.
 
     `ray` is the version that the cluster says it has, `environment` is added to ENVIRONMENT, and `command` runs the
     program whose arguments follow it (`without_folder`).
@@ -126,9 +126,10 @@ def serve(version: str, nodes: list[dict[str, int]]) -> None:
 
     if version:
         ray.__version__ = version
-    small = {"object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
-    running = [cluster.add_node(**node, **small) for node in nodes]
+    small = {"object_store_memory": 80 * 2**20, "include_log_monitor": False}
+    head = {"include_dashboard": False, "no_monitor": True}  # nothing here scales by itself
+    cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **head, **small})
+    running = [cluster.head_node, *(cluster.add_node(**node, **small) for node in nodes[1:])]
     print(cluster.address, flush=True)
     for line in sys.stdin:
         match line.split():
