@@ -16,7 +16,7 @@ import pytest
 from helios_cli.check.examine import examine
 from helios_cli.cli import main
 from helios_cli.film.reading import probe
-from support.reruns import decoded
+from support.reruns import decoded, ended_at
 
 SMALL = ("-m", "tiny", "--size", "64x64", "--steps", "1,1,1", "--dtype", "float32")
 TWO = ("a red ball rolls left", *SMALL, "--frames", "40")
@@ -203,11 +203,10 @@ def test_sound_is_as_long_as_the_film_at_its_new_rate(helios, tmp_path, kind):
     assert samples == 20 * 48000 // 12  # 40 frames at 24 fps
 
 
-HALF = "head -c 245760; sleep 3; cat"
-"""A program that has given half of the 40 frames, and then waits."""
+HALF = "head -c 245760; while [ -e waiting ]; do sleep 0.1; done; cat"
+"""A program that has given half of the 40 frames, and then waits as long as there is a file."""
 
 
-@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mp4", "mkv"])
 @pytest.mark.parametrize(
@@ -225,12 +224,12 @@ def test_a_film_that_is_killed_behind_its_chunks_is_the_same(helios, tmp_path, f
     write_tone(tmp_path / "tone.wav")
     how = [*TWO, "--no-cache", "--audio", "tone.wav", "--audio-fit", "loop", *flags, "--json"]
     command = ["render", *how, "-o", f"film.{kind}"]
-    with subprocess.Popen([sys.executable, "-m", "helios_cli", *command], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if at.items() <= json.loads(line).items():
-                process.kill()
-    assert process.returncode == -signal.SIGKILL and not Path(f"film.{kind}").exists()
+    Path("waiting").touch()
+    killed, _ = ended_at(
+        lambda line: at.items() <= json.loads(line).items(), signal.SIGKILL, lambda: main(command), stream="stdout"
+    )
+    Path("waiting").unlink()
+    assert killed == -signal.SIGKILL and not Path(f"film.{kind}").exists()
     code, events, err = helios(*command)
     assert code == 0, err
     assert "step_done" not in names(events) and events[-1]["frames_reused"] == 40

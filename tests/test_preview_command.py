@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from helios_cli.film.again import read_again
 from helios_cli.weights.preview import PreviewFile
 from support import previews
 from support.renders import latents_of
-from support.reruns import decoded
+from support.reruns import decoded, ended_at
 
 SIZE = (64, 64)
 HOW = ["-m", "tiny", "--size", "64x64", "--steps", "1,1,1", "--frames", "40", "--device", "cpu", "--dtype", "float32"]
@@ -157,21 +156,18 @@ def test_a_film_of_other_settings_is_not_replaced(render, capfd):
     assert Path("film.mp4").read_bytes() == before
 
 
-@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("at", ["chunk_done", "preview_done"])
 def test_a_render_that_is_killed_goes_on(at, render, folder):
     render("plain.mp4", "--no-cache")
     command = ["render", PROMPT, "-o", "film.mp4", *HOW, *SHOWN, "--final"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "helios_cli", *command, "--json"], stdout=subprocess.PIPE, text=True
+    code, _ = ended_at(
+        lambda line: json.loads(line)["event"] == at,
+        signal.SIGKILL,
+        lambda: main([*command, "--json"]),
+        stream="stdout",
     )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line)["event"] == at:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    assert code == -signal.SIGKILL
     assert main([*command, "-q"]) == 0
     assert Path("film.mp4").read_bytes() == Path("plain.mp4").read_bytes()
 

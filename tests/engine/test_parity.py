@@ -56,7 +56,7 @@ TEXT_CASES = [
 )
 def test_text_to_video(kind, size, solver, checkpoints, references, tmp_path):
     """Four chunks fill the history; of the large pictures two show that sizes are no matter."""
-    case = Case(kind, size, STEPS[kind], chunks=2 if size == (128, 192) else 4)
+    case = Case(kind, size, STEPS[kind], chunks=2 if min(size) >= 128 else 4)
     folder = checkpoints(kind, solver)
     expected = references(case, solver)
     assert expected.std() > 20, "the picture is flat: the test would see nothing"
@@ -73,20 +73,21 @@ def test_image_to_video(kind, checkpoints, pipelines, tmp_path):
     expected = oracle.reference(case, pipeline, image=picture)
     frames = rendered(case, folder, tmp_path / "f")
     assert differing(frames, expected) <= 1e-3
-    without = rendered(replace(case, image=None), folder, tmp_path / "g")
-    assert differing(without, expected) > 0.1, "the picture does not matter"
+    without = rendered(replace(case, image=None, chunks=1), folder, tmp_path / "g")
+    assert differing(without, expected[:33]) > 0.1, "the picture does not matter"
 
 
 @pytest.mark.parametrize(
     ("kind", "num_frames"), [("base", 38), ("mid", 70), ("distilled", 139)], ids=["base-1", "mid-2", "distilled-4"]
 )
 def test_video_continuation(kind, num_frames, checkpoints, pipelines, tmp_path):
-    """Clips of one, two and four chunks: less history than 19 latents, and more."""
+    """Clips of one, two and four chunks: less history than 19 latents, and more. The last chunk of each film has a full
+    history of clip and film."""
     size = (128, 128) if kind == "mid" else (64, 128)
     clip = smooth_frames(num_frames, size, 5)
     with open_writer(tmp_path / "clip.mkv", size=size, fps=24) as writer:
         writer.write(clip)
-    case = Case(kind, size, STEPS[kind], video=tmp_path / "clip.mkv")
+    case = Case(kind, size, STEPS[kind], chunks=3 if kind == "base" else 2, video=tmp_path / "clip.mkv")
     pipeline, folder = pipelines(kind), checkpoints(kind)
     expected = oracle.reference(case, pipeline, video=[Image.fromarray(frame) for frame in clip])
     assert differing(rendered(case, folder, tmp_path / "f"), expected) <= 1e-3

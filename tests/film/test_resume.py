@@ -96,8 +96,8 @@ def stop_after(chunks: int, models, out: Path, film=FILM, cache=None, **options)
 @pytest.mark.slow
 @pytest.mark.parametrize(("torn", "cached"), [(False, False), (True, True)], ids=["clean", "torn, with a cache"])
 def test_killed_at_any_step_that_makes_something_last(torn, cached, checkpoints, tmp_path):
-    """SIGKILL at the n-th fsync, rename or unlink, for every n; `torn` cuts the file off that was being synced. The film
-    is as small as one can be, as it is made twice for each of them."""
+    """SIGKILL at the n-th fsync, rename or unlink, for every n; `torn` cuts the file off that was being synced.
+    The film is as small as one can be, as it is made twice for each of them."""
     models, size = models_of(checkpoints("base")), (16, 16)
     models.encode(PROMPTS)
     film = plan((PROMPTS[0], 9, 7), (PROMPTS[0], 5, None), (PROMPTS[1], 9, 3), size=size, steps=(1,))

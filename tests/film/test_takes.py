@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +25,7 @@ from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe
 from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.recipe.values import MAX_SEED
-from support.reruns import decoded
-from support.waiting import LONGEST
+from support.reruns import decoded, ended_at
 
 SHOTS = [
     {"prompt": "a red circle", "seconds": 2},
@@ -162,14 +159,14 @@ SMALL = ["--size", "64x64", "--steps", "1,1,1", "--dtype", "float32"]
 
 
 @pytest.fixture
-def helios(tmp_path, checkpoints, monkeypatch, capsys):
+def helios(tmp_path, checkpoints, monkeypatch, capfd):
     """Runs `helios render` with --json in an empty folder; returns its code, its events, and what it said."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HELIOS_MODEL", str(checkpoints("distilled")))
 
     def run(*arguments: str) -> tuple[int, list[dict], str]:
         code = main(["render", *arguments, *SMALL, "--json"])
-        told = capsys.readouterr()
+        told = capfd.readouterr()
         return code, [json.loads(line) for line in told.out.splitlines()], told.err
 
     return run
@@ -283,19 +280,16 @@ def test_a_finished_sheet_stays_unless_forced_and_a_finished_film_is_no_hindranc
     assert (tmp_path / "a-red-circle.mp4").read_bytes() == b"film"
 
 
-@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ended_takes_go_on(number, helios, tmp_path):
+def test_ended_takes_go_on(number, helios, tmp_path, capfd):
     """A real process, ended after its first take."""
-    command = [sys.executable, "-m", "helios_cli", "render", "a red circle", *SMALL, "--takes", "100", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if json.loads(line)["event"] == "film_done":
-                break
-        process.send_signal(number)
-        rest, said = process.communicate(timeout=LONGEST)
-    assert process.returncode == 130
+    command = ["render", "a red circle", *SMALL, "--takes", "100", "--json"]
+    ended, rest = ended_at(
+        lambda line: json.loads(line)["event"] == "film_done", number, lambda: main(command), stream="stdout"
+    )
+    said = capfd.readouterr().err
+    assert ended == 130
     done = 1 + sum(json.loads(line)["event"] == "film_done" for line in rest.splitlines())
     if counted := re.search(r"stopped: (\d+) of 100 takes are done", said):  # not if it came while an event was shown
         assert int(counted[1]) in (done - 1, done)

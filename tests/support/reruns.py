@@ -93,29 +93,36 @@ def in_child(work: Callable[[], object], *, kill_after: float | None = None) -> 
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def ended_at(line: str, number: int, work: Callable[[], int]) -> tuple[int, str]:
-    """Run `work`, a command, in a process of its own; send it a signal once a line of its stderr begins with `line`.
-    Returns its exit code, or minus the signal that ended it, and what it wrote to stderr after that."""
+def ended_at(
+    reached: str | Callable[[str], bool], number: int, work: Callable[[], int], *, stream: str = "stderr"
+) -> tuple[int, str]:
+    """Run `work`, a command, in a process of its own, and send it a signal when a line of its `stream` is reached: one
+    that begins with a text, or for which a function holds. Returns its exit code, or minus the signal that ended it,
+    and what it wrote there after that."""
+    is_there = reached if callable(reached) else lambda said: said.startswith(reached)
     sys.stdout.flush()
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            os.dup2(writing, 2)
-            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            os.close(reading)
+            descriptor = {"stdout": 1, "stderr": 2}[stream]
+            os.dup2(writing, descriptor)
+            os.close(writing)
+            setattr(sys, stream, open(descriptor, "w", closefd=False))  # noqa: SIM115
             code = work()
-            sys.stderr.flush()
+            getattr(sys, stream).flush()
             os._exit(code)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
     os.close(writing)
-    with open(reading) as stderr:
-        began = any(said.startswith(line) for said in stderr)
+    with open(reading) as lines:
+        began = any(map(is_there, lines))
         os.kill(pid, number)
-        rest = stderr.read()
+        rest = lines.read()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert began, f"it ended before {line!r}, with {code}"
+    assert began, f"it ended before {reached!r}, with {code}"
     return code, rest
 
 
