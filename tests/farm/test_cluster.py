@@ -173,13 +173,16 @@ def test_what_ray_says_of_versions_is_said_in_one_line():
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_local_starts_and_leaves_nothing(with_ray, tmp_path, monkeypatch):
-    """Messages arrive in order, workers are processes apart, nothing listens beyond loopback, and nothing is left."""
+def test_local_starts_replaces_workers_and_leaves_nothing(with_ray, tmp_path, monkeypatch):
+    """Messages arrive in order, workers are processes apart, nothing listens beyond loopback, and nothing is left.
+
+    One of two workers is killed: the pool says so, the other goes on, and a new one takes its place.
+    """
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with pool_of("local", workers=2) as pool:
         assert list(pool.names) == ["cpu0", "cpu1"]
-        pids = pids_of(pool, *pool.names).values()
+        pids = pids_of(pool, *pool.names)
         for name in pool.names:
             for index in range(50):
                 pool.send(name, {"echo": {"of": name, "index": index, "bytes": bytes([index]) * 1000}})
@@ -192,20 +195,10 @@ def test_local_starts_and_leaves_nothing(with_ray, tmp_path, monkeypatch):
                 {"of": name, "index": index, "bytes": bytes([index]) * 1000} for index in range(50)
             ]
             assert {(m["OMP_NUM_THREADS"], m["share"]) for m in messages} == {("3", 2)}
-        assert len({os.getpid(), *pids}) == 3
+        assert len({os.getpid(), *pids.values()}) == 3
         family = descendants(pool._process.pid)
-        assert set(pids) <= family
+        assert set(pids.values()) <= family
         assert listening(family) and listening(family) <= LOOPBACK
-    assert not any(map(alive, family))
-    assert not pool._folder.exists() and not list(tmp_path.iterdir())
-
-
-@pytest.mark.process
-@pytest.mark.slow
-def test_a_worker_that_is_lost_comes_back(with_ray):
-    """One of two workers is killed: the pool says so, the other goes on, and a new one takes its place."""
-    with pool_of("local", workers=2) as pool:
-        pids = pids_of(pool, "cpu0", "cpu1")
         pool.send("cpu0", {"count": 1, "until": "/nowhere"})
         until(pool, "index", "cpu0")
         os.kill(pids["cpu0"], signal.SIGKILL)
@@ -219,6 +212,9 @@ def test_a_worker_that_is_lost_comes_back(with_ray):
         pool.renew("cpu1")  # while it is well
         pool.send("cpu1", {"echo": 2})
         assert until(pool, "echo", "cpu1")["cpu1"]["echo"] == 2
+        family |= descendants(pool._process.pid)
+    assert not any(map(alive, family))
+    assert not pool._folder.exists() and not list(tmp_path.iterdir())
 
 
 @pytest.mark.process
