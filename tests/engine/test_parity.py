@@ -94,7 +94,7 @@ def test_video_continuation(kind, num_frames, checkpoints, pipelines, tmp_path):
 
 
 def test_reanchoring(checkpoints, pipelines, tmp_path):
-    case = Case("distilled", (128, 64), (1, 1, 1), reanchor=True)
+    case = Case("distilled", (64, 64), (1, 1, 1), reanchor=True)
     pipeline, folder = pipelines("distilled"), checkpoints("distilled")
     expected = oracle.reference(case, pipeline)
     assert differing(rendered(case, folder, tmp_path / "f"), expected) <= 1e-3
@@ -102,7 +102,7 @@ def test_reanchoring(checkpoints, pipelines, tmp_path):
 
 
 def test_history_amplification(checkpoints, pipelines, tmp_path):
-    case = Case("distilled", (64, 128), (1, 1, 1))
+    case = Case("distilled", (64, 64), (1, 1, 1))
     pipeline, folder = (made("distilled", is_amplify_history=True) for made in (pipelines, checkpoints))
     assert differing(rendered(case, folder, tmp_path / "f"), oracle.reference(case, pipeline)) <= 1e-3
 
@@ -110,7 +110,7 @@ def test_history_amplification(checkpoints, pipelines, tmp_path):
 @pytest.mark.parametrize("kind", ["base", "distilled"])
 def test_latents(kind, checkpoints, pipelines, tmp_path):
     """All latents of the film within 1e-3, before any VAE or rounding."""
-    case = Case(kind, (128, 64), STEPS[kind])
+    case = Case(kind, (64, 64), STEPS[kind])
     pipeline, folder = pipelines(kind), checkpoints(kind)
     expected = oracle.reference(case, pipeline, output_type="latent")
     with latents_of() as latents:
