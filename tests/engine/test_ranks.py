@@ -59,15 +59,23 @@ def nothing_stays(tmp_path, monkeypatch):
     assert list(folder.iterdir()) == []
 
 
-@pytest.fixture
-def film_of(checkpoints, tmp_path):
-    """Renders with `helios render` in this process; returns the frames."""
+@pytest.fixture(scope="module")
+def films() -> dict[tuple[str, ...], np.ndarray]:
+    """The films that were rendered, by their kind and flags: several tests compare with the same ones."""
+    return {}
 
-    def render(kind: str, name: str, *flags: str) -> np.ndarray:
-        folder, output = checkpoints(kind, **FOUR_HEADS), tmp_path / f"{name}.mkv"
-        film = ["render", "a red circle", "-m", str(folder), "--frames", "60", "--steps", STEPS[kind], *SMALL]
-        assert main([*film, "-q", "-o", str(output), *flags]) == 0
-        return decoded(output)
+
+@pytest.fixture
+def film_of(checkpoints, tmp_path, films):
+    """Renders with `helios render` in this process, or takes what a test before rendered; returns the frames."""
+
+    def render(kind: str, *flags: str) -> np.ndarray:
+        if (kind, *flags) not in films:
+            folder, output = checkpoints(kind, **FOUR_HEADS), tmp_path / f"{len(films)}.mkv"
+            film = ["render", "a red circle", "-m", str(folder), "--frames", "60", "--steps", STEPS[kind], *SMALL]
+            assert main([*film, "-q", "-o", str(output), *flags]) == 0
+            films[kind, *flags] = decoded(output)
+        return films[kind, *flags]
 
     return render
 
@@ -82,8 +90,8 @@ def levels_apart(frames: np.ndarray, others: np.ndarray) -> int:
 )
 def test_a_film_is_that_of_one_process(kind, ranks, film_of):
     """Bit for bit where each branch of guidance is made by one rank; else within one level."""
-    expected = film_of(kind, "one")
-    frames = film_of(kind, "several", "--gpus-per-film", str(ranks))
+    expected = film_of(kind)
+    frames = film_of(kind, "--gpus-per-film", str(ranks))
     most = 0 if kind != "distilled" and ranks == 2 else 1
     assert levels_apart(frames, expected) <= most
 
@@ -105,18 +113,15 @@ def test_chunks_of_one_process_are_those_of_two_ranks_with_a_branch_each(checkpo
 
 @pytest.mark.parametrize("how", [["--offload", "model"], ["--offload", "stream"]], ids=str)
 def test_a_film_is_the_same_wherever_its_weights_are(how, film_of):
-    expected = film_of("distilled", "one", "--gpus-per-film", "2")
-    assert levels_apart(film_of("distilled", "other", "--gpus-per-film", "2", *how), expected) == 0
+    expected = film_of("distilled", "--gpus-per-film", "2")
+    assert levels_apart(film_of("distilled", "--gpus-per-film", "2", *how), expected) == 0
 
 
 def test_a_film_in_fp8_is_that_of_one_process(film_of):
     """Both branches on a rank each, so that nothing is rounded differently."""
-    expected = film_of("mid", "one", "--quant", "fp8", "--dtype", "bfloat16")
-    assert (
-        levels_apart(film_of("mid", "two", "--quant", "fp8", "--dtype", "bfloat16", "--gpus-per-film", "2"), expected)
-        == 0
-    )
-    assert levels_apart(film_of("mid", "wide", "--dtype", "bfloat16"), expected) > 0
+    expected = film_of("mid", "--quant", "fp8", "--dtype", "bfloat16")
+    assert levels_apart(film_of("mid", "--quant", "fp8", "--dtype", "bfloat16", "--gpus-per-film", "2"), expected) == 0
+    assert levels_apart(film_of("mid", "--dtype", "bfloat16"), expected) > 0
 
 
 def test_lanes_are_films_alone(film_of, tmp_path, checkpoints):
@@ -161,16 +166,23 @@ def latents_of(models: Models, steps: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_latents_are_those_of_one_process(ranks, checkpoints):
+    """The ranks hold no more tensors after each call, which are those that this process holds; and every socket on
+    which they listen is one of this machine's loopback."""
     folder = checkpoints("distilled", **FOUR_HEADS)
     expected = latents_of(models_with(folder, 1), (2, 2, 2))
     models = models_with(folder, ranks)
+    made, held = [], []
     try:
-        latents = latents_of(models, (2, 2, 2))
-        again = latents_of(models, (2, 2, 2))
+        for _ in range(3):
+            made.append(latents_of(models, (2, 2, 2)))
+            held.append(len(models.ranks._held))
+        addresses = {address for pid in (os.getpid(), *ranks_of(os.getpid())) for address in listening(pid)}
     finally:
         models.close()
-    assert torch.allclose(latents, expected, atol=1e-5, rtol=0)
-    assert torch.equal(latents, again)
+    assert torch.allclose(made[0], expected, atol=1e-5, rtol=0)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    assert held[0] == held[1] == held[2] < 20
+    assert addresses == {"0100007F"}  # 127.0.0.1
 
 
 def test_pictures_are_those_of_one_process(checkpoints):
@@ -187,30 +199,6 @@ def test_pictures_are_those_of_one_process(checkpoints):
     frames, again = (torch.cat([group for group, _ in made]) for made in groups)
     assert levels_apart(frames.numpy(), expected.numpy()) <= 1 and torch.equal(frames, again)
     assert all(finite for _, finite in groups[0])
-
-
-def test_ranks_keep_nothing_that_no_call_needs(checkpoints):
-    """The tensors that they hold are those that this process holds."""
-    models = models_with(checkpoints("distilled", **FOUR_HEADS), 2)
-    held = []
-    try:
-        for _ in range(3):
-            latents_of(models, (1, 1, 1))
-            held.append(len(models.ranks._held))
-    finally:
-        models.close()
-    assert held[0] == held[1] == held[2] < 20
-
-
-def test_no_rank_can_be_reached_from_elsewhere(checkpoints):
-    """Every socket on which ranks listen is one of this machine's loopback."""
-    models = models_with(checkpoints("distilled", **FOUR_HEADS), 2)
-    try:
-        latents_of(models, (1, 1, 1))
-        addresses = {address for pid in (os.getpid(), *ranks_of(os.getpid())) for address in listening(pid)}
-    finally:
-        models.close()
-    assert addresses == {"0100007F"}  # 127.0.0.1
 
 
 def listening(pid: int) -> set[str]:
@@ -340,7 +328,7 @@ def test_ranks_die_with_the_process_that_started_them(rendering, tmp_path):
 
 def test_a_film_whose_rank_is_killed_goes_on_with_the_same_command(film_of, checkpoints, tmp_path, monkeypatch):
     """Killed during the second chunk, which the same command makes again."""
-    expected = film_of("distilled", "whole", "--gpus-per-film", "2")
+    expected = film_of("distilled", "--gpus-per-film", "2")
     answer, made = Ranks.answer, []
 
     def kill_one(self, *args):
