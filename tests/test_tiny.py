@@ -126,7 +126,7 @@ def test_it_is_in_the_wheel(tmp_path):
     """Built by the backend itself, from a copy: a build leaves files behind in its source."""
     pytest.importorskip("setuptools", minversion="77")
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".git", "tests", "build", "*.egg-info", "__pycache__", ".*_cache")
+    ignored = shutil.ignore_patterns(".*", "tests", "build", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, ignore=ignored)
     (source / "README.md").touch()
     build = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
