@@ -2,13 +2,16 @@
 
 The real launchers are called with tensors on the meta device, and each recorded launch is compiled, so that shapes,
 strides and constants are those that a render uses. In a process that has not chosen Triton's interpreter,
-`python tests/support/kernel_builds.py [CHIP ...]` prints one JSON line a build.
+`python tests/support/kernel_builds.py [CHIP ...]` prints one JSON line a build, made on all cores.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -194,10 +198,23 @@ def _cuobjdump() -> Path:
     return Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
+def build(chips: tuple[str, ...], number: int) -> str:
+    """Return the JSON line of the build with this number."""
+    name, op, case, dtype, chip = next(islice(marked(chips), number, None))
+    built = facts(compile_launch(launch_of(op, case, dtype, chip), chip), chip)
+    return json.dumps({"name": name, **asdict(built)})
+
+
 def main(chips: tuple[str, ...]) -> None:
-    for name, op, case, dtype, chip in marked(chips or CHIPS):
-        built = facts(compile_launch(launch_of(op, case, dtype, chip), chip), chip)
-        print(json.dumps({"name": name, **asdict(built)}), flush=True)
+    """Print each build's line, in processes that share what is imported here and take one build after another."""
+    import triton.compiler  # noqa: F401
+
+    chips = chips or CHIPS
+    gc.freeze()  # a collection would look through all imports, at each few builds, and copy their pages
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        numbers = range(sum(1 for _ in marked(chips)))
+        for line in pool.imap(functools.partial(build, chips), numbers):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
