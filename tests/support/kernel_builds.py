@@ -8,7 +8,6 @@ strides and constants are those that a render uses. In a process that has not ch
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import multiprocessing
 import os
@@ -210,7 +209,6 @@ def main(chips: tuple[str, ...]) -> None:
     import triton.compiler  # noqa: F401
 
     chips = chips or CHIPS
-    gc.freeze()  # a collection would look through all imports, at each few builds, and copy their pages
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         numbers = range(sum(1 for _ in marked(chips)))
         for line in pool.imap(functools.partial(build, chips), numbers):
