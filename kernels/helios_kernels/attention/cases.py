@@ -81,7 +81,7 @@ ATTENTION = Op(
         Case("head32-self", {"Q": 4096, "K": 4096, "N": 4, "D": 32}, compiled=BF16),
         Case("head16-self", {"Q": 4096, "K": 4096, "N": 4, "D": 16}, compiled=BF16),
         # Few queries and heads, real numbers of keys: programs do not depend on each other.
-        *(Case(f"Q130-K{S}", {"Q": 130, "K": S, "N": 1}) for S in (STAGES["stage0"], STAGES["stage1"])),
+        *(Case(f"Q130-K{S}", {"Q": 130, "K": S, "N": 1}) for S in (STAGES["stage0"], STAGES["stage2"])),
         Case("Q257-K122-bias", {"Q": 257, "K": PROMPT, "N": 2, "bias": True}),
         Case("Q1-K1", {"Q": 1, "K": 1, "N": 3}),
         Case("Q63-K257-D64-B2", {"B": 2, "Q": 63, "K": 257, "N": 2, "D": 64}),

@@ -75,7 +75,7 @@ def _real(*sums: str | None) -> tuple[Case, ...]:
 
 UGLY = (
     Case("C96-9x17-shortcut", {"T": 2, "H": 9, "W": 17, "C": 96, "sums": "shortcut"}),
-    Case("C96-B2-T3-bias", {"B": 2, "T": 3, "H": 3, "W": 17, "C": 96, "sums": "bias"}),
+    Case("C96-B2-T3-bias", {"B": 2, "T": 3, "H": 3, "W": 33, "C": 96, "sums": "bias"}),
     Case("C192-10x5-shortcut", {"T": 1, "H": 10, "W": 5, "C": 192, "sums": "shortcut"}),
 )
 

@@ -43,7 +43,7 @@ QUANTIZE = Op(
     cases=(
         Case("stage2-gelu", {"S": STAGES["stage2"], "E": HIDDEN, "gelu": True}, real=True, compiled=BF16),
         Case("stage2", {"S": STAGES["stage2"], "E": WIDTH}, real=True, compiled=BF16),
-        Case("S4560-E96-gelu", {"S": STAGES["stage1"], "E": 96, "gelu": True}),
+        Case("S11040-E96-gelu", {"S": STAGES["stage2"], "E": 96, "gelu": True}),
         Case("S65-E13824-gelu", {"S": 65, "E": HIDDEN, "gelu": True}),
         Case("S63-E96-zero-row", {"S": 63, "E": 96, "zero_row": True}),
         Case("S65-E5123-gap-gelu", {"S": 65, "E": 5123, "gap": 5, "gelu": True}),

@@ -101,7 +101,7 @@ CAUSAL_PAD = Op(
             )
             for C, _, H, W in WIDTHS
         ),
-        Case("C384-first", {"T": 1, "H": 24, "W": 40, "C": 384, "first": True}),
+        Case("C384-first", {"T": 1, "H": 48, "W": 80, "C": 384, "first": True}),
         Case("C96-B2-norm", {"B": 2, "T": 4, "H": 12, "W": 20, "C": 96, "norm": True}),
         Case("C16-B2-first-norm", {"B": 2, "T": 1, "H": 12, "W": 20, "C": 16, "norm": True, "first": True}),
         Case("C5-T1", {"T": 1, "H": 3, "W": 9, "C": 5}),
