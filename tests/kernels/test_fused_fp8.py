@@ -25,7 +25,7 @@ look_up_once()
 torch.manual_seed(0)
 DEVICE = torch.device("cpu")
 for dtype in (torch.bfloat16, torch.float16, torch.float32):
-    for batch, rows, split, width in ((1, 40, 17, 5120), (2, 63, 17, 96), (1, 1, 0, 5120), (3, 65, 65, 320)):
+    for batch, rows, split, width in ((1, 101, 40, 5120), (2, 63, 17, 96), (1, 1, 0, 5120), (3, 65, 65, 320)):
         x, y = (outliers(batch, rows, width, dtype=dtype, device=DEVICE) for _ in range(2))
         gate, scale, shift = torch.randn(3, batch, 2, width)
         with torch.no_grad():
