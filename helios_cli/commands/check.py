@@ -49,10 +49,10 @@ def check(
     --against compares with another film of the same frames instead. There,
     --strict without a limit allows no difference at all.
     """
-    from helios_cli.check.html import check_target
+    from helios_cli.check.html import check_report_path
 
     if report:
-        check_target(report)
+        check_report_path(report)
     if against is None and (psnr is not None or ssim is not None):
         flag = "--ssim" if psnr is None else "--psnr"
         raise InputError(f"{flag} is a limit for a comparison", hint="name the film to compare with: --against OTHER")
@@ -99,10 +99,10 @@ def _examine(video: Path, file: Path | None, chunk_frames: int | None) -> Sequen
     from helios_cli.check_view import show
 
     result = examine(video, chunk_frames=chunk_frames)
-    if file:
-        html.write(page(result), file)
     console.result(result.to_dict())
     show(result)
+    if file:
+        html.write(page(result), file)
     return result.findings
 
 
@@ -123,8 +123,8 @@ def _compare(
 
     limits = Limits(psnr, ssim, equal=strict and psnr is None and ssim is None)
     result = compare(video, against, limits=limits, chunk_frames=chunk_frames)
-    if file:
-        html.write(page(result), file)
     console.result(result.to_dict())
     show_comparison(result)
+    if file:
+        html.write(page(result), file)
     return result.findings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -83,6 +84,16 @@ def test_the_page_is_written_before_strict_fails(helios, spoilt, tmp_path):
     code, _, err = helios(spoilt, "--strict", "--report", tmp_path / "report.html")
     assert code == 1 and "hint" not in err
     assert "flickering" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("against", [(), ("--against", "film.mp4")], ids=["alone", "compared"])
+def test_a_page_that_cannot_be_written_costs_no_result(helios, clean, tmp_path, monkeypatch, against):
+    (tmp_path / "report.html").symlink_to("/dev/full")
+    monkeypatch.chdir(clean.parent)
+    _, expected, _ = helios(clean, *against)
+    code, out, err = helios(clean, *against, "--report", tmp_path / "report.html")
+    assert (code, out) == (2, expected) and "No space left" in err
 
 
 @pytest.mark.parametrize(

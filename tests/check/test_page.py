@@ -15,7 +15,7 @@ from PIL import Image
 
 from helios_cli.check import plot
 from helios_cli.check.examine import examine
-from helios_cli.check.html import check_target, write
+from helios_cli.check.html import check_report_path, write
 from helios_cli.check.layout import grid
 from helios_cli.check.limits import LIMITS
 from helios_cli.check.measure import MAX_THUMBNAILS, measure
@@ -23,6 +23,7 @@ from helios_cli.check.page import PLOTS, page
 from helios_cli.check.report import Report
 from helios_cli.errors import InputError
 from support.clips import CHUNK, SIZE, film, pan, scene
+from support.users import as_user, needs_users
 
 VOID = {"meta", "img", "br", "line", "circle", "path"}
 
@@ -166,5 +167,19 @@ def test_thumbnails_are_spread_over_the_film(num_chunks):
 def test_a_page_is_written_to_an_html_file_only(tmp_path, name):
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(InputError) as refused:
-        check_target(tmp_path / name)
+        check_report_path(tmp_path / name)
     assert refused.value.hint
+
+
+@needs_users
+def test_a_place_that_may_not_be_written_to_is_refused_before_the_work(shared):
+    (shared / "theirs").mkdir(mode=0o755)
+    (shared / "theirs.html").touch(0o644)
+
+    def another_user() -> None:
+        check_report_path(shared / "mine.html")
+        for name in ("theirs/report.html", "theirs.html"):
+            with pytest.raises(InputError, match="not writable"):
+                check_report_path(shared / name)
+
+    as_user(1001, another_user)
