@@ -92,9 +92,13 @@ class ClusterPool:
 
     def renew(self, name: str) -> None:
         """Kill what is left of a worker, and start it anew on any node that has room. Its old messages are dropped."""
-        self._messages = deque((other, message) for other, message in self._messages if other != name)
-        self._sees = {key: sees for key, sees in self._sees.items() if key[0] != name}
+        self._forget(name)
         self._tell("renew", name)
+
+    def end(self, name: str) -> None:
+        """Kill what is left of a worker, and give back what it had of the cluster. Its messages are dropped."""
+        self._forget(name)
+        self._tell("end", name)
 
     def receive(self, timeout: float) -> list[tuple[str, Message]]:
         """Return the messages that came, after at most `timeout` seconds. MachineError if the cluster is lost."""
@@ -119,6 +123,10 @@ class ClusterPool:
                     self._read(SEES_SECONDS)
             self._sees[name, path] = self._answer
         return self._sees[name, path]
+
+    def _forget(self, name: str) -> None:
+        self._messages = deque((other, message) for other, message in self._messages if other != name)
+        self._sees = {key: sees for key, sees in self._sees.items() if key[0] != name}
 
     def _start(self, wish: Wish) -> tuple[Connection, subprocess.Popen[bytes]]:
         ours, theirs = socket.socketpair()

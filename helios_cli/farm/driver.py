@@ -241,6 +241,7 @@ class Driver:
         if hand.losses < ATTEMPTS:
             self._pool.renew(hand.name)
         else:
+            self._pool.end(hand.name)
             hand.busy = None
             message = f"worker {hand.name} ended {ATTEMPTS} times before it finished a chunk; the last time, {reason}"
             hand.retired = MachineError(message, hint="set HELIOS_DEBUG=1 to see its output")

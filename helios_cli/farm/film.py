@@ -85,11 +85,11 @@ class FarmFilm:
         self.running: dict[int, str] = {}
         self.attempts: Counter[int] = Counter()
         self.has_ended = False
-        self._started = time.monotonic()
+        self._started = 0.0  # when it began: a film that waits for a worker takes no time
         self._chunks: set[int] = set()  # chunks that are there, by their index in the film
         self._reused = 0  # frames
         self._phases: defaultdict[str, float] = defaultdict(float)
-        self._peak_host, self._peak_device = 0, 0
+        self._peak_host, self._peak_device, self._peak_vae_device = 0, 0, 0
 
     @property
     def is_rendered(self) -> bool:
@@ -119,6 +119,7 @@ class FarmFilm:
 
         The last event is FilmDone if the film was finished before. Raises HeliosError for what stands against it.
         """
+        self._started = time.monotonic()
         self.parts.check()
         claims = self.parts.claims
         require = claims.require_shared if self.job.options.share else claims.require_alone
@@ -201,6 +202,7 @@ class FarmFilm:
                 self._phases[phase] += seconds if phase != "finish" else 0.0
             self._peak_host = max(self._peak_host, event.peak_host_bytes)
             self._peak_device = max(self._peak_device, event.peak_device_bytes or 0)
+            self._peak_vae_device = max(self._peak_vae_device, event.peak_vae_device_bytes or 0)
         elif not isinstance(event, FilmStarted) and event != PhaseStarted("finish"):
             yield event
 
@@ -330,6 +332,7 @@ class FarmFilm:
             frames_per_second=(frames - self._reused) / seconds,
             peak_host_bytes=self._peak_host,
             peak_device_bytes=self._peak_device or None,
+            peak_vae_device_bytes=self._peak_vae_device or None,
             phases=dict(self._phases),
             frames_reused=self._reused,
         )

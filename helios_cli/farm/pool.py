@@ -54,6 +54,10 @@ class Pool(Protocol):
         """End what is left of a worker, and start it anew."""
         ...
 
+    def end(self, name: str) -> None:
+        """End what is left of a worker for good: nothing more comes from it, and its device is free."""
+        ...
+
     def close(self) -> None:
         """End all workers; chunks that are computed are made safe first, for some seconds."""
         ...

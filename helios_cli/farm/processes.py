@@ -66,8 +66,11 @@ class Processes:
         return messages
 
     def renew(self, name: str) -> None:
-        self._end(self._children.pop(name))
+        self.end(name)
         self._start(name)
+
+    def end(self, name: str) -> None:
+        self._end(self._children.pop(name))
 
     def close(self) -> None:
         children, self._children = list(self._children.values()), {}

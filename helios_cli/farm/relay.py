@@ -234,6 +234,11 @@ class Place:
         if actor is not None:
             self._cluster.kill(actor)
 
+    def give_up(self) -> None:
+        """Kill the actor, and give its resources back to the cluster."""
+        self.end()
+        self._cluster.free(self._group)
+
     def send(self, message: Message) -> None:
         self._outbox.put(message)
 
@@ -356,6 +361,8 @@ class Cluster:
                     self._places[name].send(message)
                 case ("renew", name):
                     self._places[name].begin()
+                case ("end", name):
+                    self._places[name].give_up()
                 case ("sees", name, path, digest):
                     threading.Thread(target=self._answer_sees, args=(name, path, digest), daemon=True).start()
                 case _:
@@ -377,6 +384,10 @@ class Cluster:
     def reserve(self) -> Any:
         """A placement group for one worker. It outlives the actor, so that no other job takes a failed worker's GPU."""
         return self.ray.util.placement_group([self._share.bundle], strategy="STRICT_PACK")
+
+    def free(self, group: Any) -> None:
+        with contextlib.suppress(self.ray.exceptions.RayError):  # the cluster is being lost
+            self.ray.util.remove_placement_group(group)
 
     def actor(self, group: Any) -> Any:
         """Start an actor in its placement group."""

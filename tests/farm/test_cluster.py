@@ -291,6 +291,8 @@ def test_a_worker_has_gpus_of_its_own_in_one_node(with_ray, tmp_path):
                 pool.send(name, {"echo": name})
             seen = [message["CUDA_VISIBLE_DEVICES"] for message in until(pool, "echo", *lucky).values()]
             assert sorted(seen) == ["0,1", "0,1", "2,3"]
+            pool.end(lucky[0])  # its GPUs are free: the fourth worker has them now
+            pids_of(pool, waiting[0])
         with pool_of(nodes.address, most=2) as pool:
             assert list(pool.names) == ["gpu0", "gpu1"]
         with pytest.raises(MachineError, match="no node of the cluster has so many GPUs, the largest has 4"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -102,6 +102,35 @@ def test_the_longest_segment_goes_first_and_the_film_is_joined():
     assert pool.is_closed
 
 
+def test_a_film_takes_no_time_while_it_waits_for_a_worker(monkeypatch):
+    """Each render takes 100 s of a clock that stands still in between. The longer film goes first."""
+    now = itertools.count(step=100.0)
+    clock = [next(now)]
+    monkeypatch.setattr("helios_cli.farm.film.time.monotonic", lambda: clock[0])
+
+    def slow(message: Message) -> Iterator[Message]:
+        if "render" in message:
+            clock[0] = next(now)
+        yield from noise(message)
+
+    events = events_of(FakePool("a", answers={"a": slow}), "one.txt", "two.txt")
+    assert {name: event.seconds for name, event in events if isinstance(event, FilmDone)}["one"] == 100.0
+
+
+def test_a_film_has_the_peaks_of_its_workers():
+    def with_peaks(vae_bytes: int) -> Callable[[Message], Iterator[Message]]:
+        def answer(message: Message) -> Iterator[Message]:
+            for reply in noise(message):
+                peaks = {"peak_device_bytes": 7, "peak_vae_device_bytes": vae_bytes}
+                yield reply | peaks if reply.get("event") == "film_done" else reply
+
+        return answer
+
+    events = events_of(FakePool(answers={"a": with_peaks(3), "b": with_peaks(5)}), "cuts.toml")
+    (done,) = of_kind(events, FilmDone)
+    assert (done.peak_device_bytes, done.peak_vae_device_bytes) == (7, 5)
+
+
 def test_events_of_workers_name_them_and_go_through_json():
     events = events_of(FakePool(), "cuts.toml")
     for event in of_kind(events, ChunkDone, SegmentStarted, SegmentDone):
@@ -173,6 +202,7 @@ def test_a_worker_that_is_given_up_is_named_where_others_go_on():
     events = events_of(pool, "cuts.toml", "one.txt", "two.txt")
     given_up = [event.message for event in of_kind(events, Notice) if "not started again" in event.message]
     assert len(given_up) == 1 and given_up[0].startswith(f"worker a ended {ATTEMPTS} times before it finished a chunk")
+    assert (pool.renewed, pool.ended) == (["a"] * (ATTEMPTS - 1), ["a"])
     assert len(of_kind(events, FilmDone)) == 3
 
 

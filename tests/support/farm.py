@@ -73,6 +73,7 @@ class FakePool:
         self.waiting: deque[tuple[str, Message]] = deque()
         self.sent: list[tuple[str, str]] = []
         self.renewed: list[str] = []
+        self.ended: list[str] = []
         self.is_closed = False
         for name in names:
             self._hello(name)
@@ -92,6 +93,10 @@ class FakePool:
     def renew(self, name: str) -> None:
         self.renewed.append(name)
         self._hello(name)
+
+    def end(self, name: str) -> None:
+        self.ended.append(name)
+        self.waiting = deque((other, reply) for other, reply in self.waiting if other != name)
 
     def close(self) -> None:
         self.is_closed = True
