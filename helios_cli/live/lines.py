@@ -42,9 +42,10 @@ def read_line(data: bytes, problems: Problems) -> Shot | None:
             suggestion="a line takes effect when it is read; write [5s] for how long it stays",
         )
     elif cues[0].prompt.startswith("["):
-        bracket = printable(cues[0].prompt.partition("]")[0], 30)
+        bracket, end, _ = cues[0].prompt.partition("]")
+        what = "] is neither a length nor a transition" if end else ": the bracket is not closed"
         suggestion = "write [12s], [cut], [switch], [blend], or both: [cut 12s]"
-        problems.add(f"{bracket}] is neither a length nor a transition", suggestion=suggestion)
+        problems.add(f"{printable(bracket, 30)}{what}", suggestion=suggestion)
     problems.stop()
     return recipe_from(shots_from(cues, problems)[0], {}, problems).shots[0]
 

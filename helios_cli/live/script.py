@@ -131,9 +131,10 @@ class LiveScript:
         speed = (LATE_CHUNKS - 1) * FRAMES_PER_CHUNK / max(1e-9, self._late[-1] - self._late[0])
         if speed < self._fps:
             self._is_slow = True
+            fewer_frames = f", and so would --fps {int(speed)}" if speed >= 1 else ""
             yield Notice(
                 f"this machine makes {speed:.3g} frames a second, and the film shows {self._fps:g}: whoever watches "
-                f"has to wait; a smaller --size, fewer --steps or --fps {max(1, int(speed))} would help"
+                f"has to wait; a smaller --size or fewer --steps would help{fewer_frames}"
             )
 
     def _go_on(self, chunks: int) -> None:

@@ -45,7 +45,8 @@ def test_empty_lines_and_comments_are_none(line):
     [
         (b"[cutt] a boat", "[cutt] is neither a length nor a transition"),
         (b"[12x] a boat", "[12x] is neither"),
-        (b"[12s a boat", "is neither"),
+        (b"[12s a boat", "[12s a boat: the bracket is not closed"),
+        (b"[cut a storm", "[cut a storm: the bracket is not closed"),
         (b"[-3s] a boat", "not a time"),
         (b"[0s] a boat", "more than 0 seconds"),
         (b"[cut]", "is empty"),

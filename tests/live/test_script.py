@@ -308,6 +308,13 @@ def test_a_machine_that_is_too_slow_says_so_once_with_what_would_help():
     assert [event.state for event in events if isinstance(event, Playback)][3:] == ["late"] * 9
 
 
+def test_a_machine_below_a_frame_a_second_is_not_advised_to_show_one_a_second():
+    events = Steered().render(12, seconds=80.0)
+    (notice,) = [event for event in events if isinstance(event, Notice)]
+    assert "makes 0.412 frames a second" in notice.message
+    assert notice.message.endswith("; a smaller --size or fewer --steps would help")
+
+
 @pytest.mark.parametrize("ahead", [3.0, None])
 def test_a_machine_that_keeps_up_says_nothing_and_stays_no_further_ahead(ahead):
     steered = Steered(ahead)
