@@ -309,11 +309,11 @@ def verdict(results: dict[str, Json]) -> str:
 def summary(part: Json) -> str:
     """Return the outcome of a part in a line."""
     result = part["result"] if isinstance(part.get("result"), dict) else {}
-    verdict = result.get("verdict") or (told(result) if "gates" in result else None)
+    verdict = result.get("verdict") or (rate_line(result) if "gates" in result else None)
     return part.get("failed") or part.get("left_out") or verdict or "done"  # a failure may have half a result
 
 
-def told(render: Json) -> str:
+def rate_line(render: Json) -> str:
     """Return a render's rate, and apart from it what decides that."""
     rate, gates = render["steady_frames_per_second"] or render["frames_per_second"], render["gates"]
     steady = "steady" if render["steady_frames_per_second"] else "of the whole film"

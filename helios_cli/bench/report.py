@@ -14,7 +14,7 @@ from typing import Any
 from helios_cli import __version__, machine
 from helios_cli.bench.task import PROMPT, Result, Task
 from helios_cli.film import ffmpeg
-from helios_cli.units import FRAMES_PER_CHUNK, chunks_for
+from helios_cli.units import FRAMES_PER_CHUNK, chunks_for, format_bytes
 from helios_cli.versions import version_of
 
 SAME_FILM_DB = 25
@@ -187,6 +187,22 @@ def markdown(data: dict[str, Any]) -> Iterator[str]:
         ["product, ms (distance from float32)", *names, "fast sums"],
         [[_shape(row), *(_product(row, name) for name in names), _taken(row)] for row in products],
     )
+    yield from _table(
+        ["fp8 against bfloat16: chunk", "latents, dB", "frames, dB"],
+        [
+            [str(row["chunk"] + 1), _figure(row["latents_db"]), _figure(row["frames_db"])]
+            for row in results.get("fp8 quality", [])
+        ],
+    )
+    yield from _table(
+        ["kernel", "before, ms", "tuned, ms", "configuration"],
+        [_tuned(row) for row in results.get("tuning", [])],
+    )
+    yield from _offload(results.get("offload") or {})
+    if waits := results.get("synchronisations"):
+        yield f"\nIn a chunk the host waits for the GPU {waits['count']} times: " + ", ".join(
+            f"{place} ({count})" for place, count in waits["where"].items()
+        )
     yield ""
     for name, part in parts.items():
         verdict = results[name].get("verdict") if isinstance(results.get(name), dict) else None
@@ -206,6 +222,36 @@ def _phases(one: dict[str, Any], phases: Sequence[str]) -> list[str]:
 def _kernel(row: dict[str, Any]) -> list[str]:
     share = f"{row['share']:.0%} of {row['bound']}"
     return [_figure(row["milliseconds"]), share, f"{_figure(row['over_eager'])}x", row["short_of"] or ""]
+
+
+def _tuned(row: dict[str, Any]) -> list[str]:
+    if row.get("fault"):
+        return [f"`{row['op']}`", *[row["fault"]] * 3]
+    settings = ", ".join(f"{name} {value}" for name, value in (row["best"] or {}).items() if value)
+    return [f"`{row['kernel']}`", *(_milliseconds(row[key]) for key in ("before", "seconds")), settings or "as before"]
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return _figure(None if seconds is None else seconds * 1e3)
+
+
+def _offload(result: dict[str, Any]) -> Iterator[str]:
+    """Yield the table of the ways of placing a model, and the bandwidths that their floors follow from."""
+    yield from _table(
+        ["placement", "peak on the device", "s a chunk", "floor, s", "ratio"],
+        [
+            [row["mode"], *[row["failed"]] * 4]
+            if row.get("failed")
+            else [
+                row["mode"] if row["budget_bytes"] is None else f"{row['mode']} in {format_bytes(row['budget_bytes'])}",
+                "-" if row["peak_device_bytes"] is None else format_bytes(row["peak_device_bytes"]),
+                *(_figure(row[key]) for key in ("seconds", "floor_seconds", "ratio")),
+            ]
+            for row in result.get("modes", [])
+        ],
+    )
+    if rates := result.get("bandwidths"):
+        yield "\n" + ", ".join(f"{name}: {rate / 1e9:.3g} GB/s" for name, rate in rates.items())
 
 
 def _cell(value: Any) -> str:

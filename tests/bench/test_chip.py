@@ -20,6 +20,7 @@ from helios_cli.cli import main
 from helios_cli.commands.bench import IN_8_BITS
 from helios_cli.errors import MachineError
 from helios_kernels.bench import Timing
+from helios_kernels.tuning import Config, Tuning
 
 DEVICE = torch.device("cpu")
 USUAL = "bfloat16", "float32"
@@ -265,6 +266,12 @@ def test_results_become_tables(tmp_path, capsys):
     film = {"frames_per_second": 33.25, "steady_frames_per_second": None, "phases": {"decode": 2.0}}
     film["gates"] = {"dit_teraflops": 500.0, "decode_hidden": 0.75}
     product = {"rows": 8, "inner": 16, "outer": 16, "milliseconds": {"bfloat16": 2.0, "fp8": 1.5}, "refused": {}}
+    tuned = [
+        Tuning("gelu", Config(8, tile=512), 1.5e-3, 2e-3, tried=9, refused=0),
+        Tuning("rope", None, 3e-3, 3e-3, tried=9, refused=1),
+    ]
+    streamed = {"mode": "stream", "budget_bytes": 5 * 10**9, "peak_device_bytes": 45 * 10**8}
+    streamed |= {"seconds": 2.5, "floor_seconds": 2.0, "ratio": 1.25}
     parts = {
         "ceiling": {"result": {"copy": 4e12, "product": 7.9e14, "fp8_product": None}},
         "render 14b 1,1,1": {"result": {**film, "floors": {"decode": 1.0}, "share_of_floor": {"decode": 0.5}}},
@@ -274,7 +281,11 @@ def test_results_become_tables(tmp_path, capsys):
         "decoding": {"result": [{"piece": "2^28", "benchmark": True, "ms": 120.0}, {"adding a bias, GB/s": 1500.0}]},
         "fp8 products": {"result": [{**product, "relative_error": {"fp8": 0.03}, "fast_sums": True}]},
         "kernels on and off": {"result": {"verdict": "right: near"}},
-        "tuning": {"left_out": "480 seconds were over"},
+        "fp8 quality": {"result": [{"chunk": 0, "latents_db": 41.25, "frames_db": 38.0}]},
+        "tuning": {"result": [*map(asdict, tuned), {"op": "norm", "case": "the one after", "fault": "it hung"}]},
+        "offload": {"result": {"bandwidths": {"disk": 2e9}, "modes": [streamed, {"mode": "model", "failed": "late"}]}},
+        "synchronisations": {"result": {"count": 3, "where": {"dit.py:7": 2, "vae.py:9": 1}}},
+        "later": {"left_out": "480 seconds were over"},
     }
     file = tmp_path / "results.json"
     versions = {"commit": "abc", "torch": "2.13.0"}
@@ -292,7 +303,15 @@ def test_results_become_tables(tmp_path, capsys):
         "| `gelu` | x | error 2, bound 1 | error 2, bound 1 | error 2, bound 1 | error 2, bound 1 |",
         "| 8x8 | 2 | 1.5 | triton |",
         "- kernels on and off: right: near",
-        "- tuning: 480 seconds were over",
+        "| 1 | 41.2 | 38 |",
+        "| `gelu` | 2 | 1.5 | num_warps 8, num_stages 1, tile 512, programs 1 |",
+        "| `rope` | 3 | 3 | as before |",
+        "| `norm` | it hung | it hung | it hung |",
+        "| stream in 5 GB | 4.5 GB | 2.5 | 2 | 1.25 |",
+        "| model | late | late | late | late |",
+        "disk: 2 GB/s",
+        "In a chunk the host waits for the GPU 3 times: dit.py:7 (2), vae.py:9 (1)",
+        "- later: 480 seconds were over",
     } <= set(said)
     file.write_text('{"parts": 3}')
     assert main(["bench", "all", "--table", str(file)]) == 2
