@@ -57,15 +57,17 @@ def read_sidecar(film: Path) -> Sidecar | None:
         start = 0
         for chunk in content["chunks"]:
             length = chunk["num_frames"]
-            if chunk["start_frame"] != start or not isinstance(length, int) or not 1 <= length <= MAX_CHUNK_FRAMES:
+            if chunk["start_frame"] != start or not isinstance(length, int) or length < 1:
                 return None
             spans.append(Span(start, length, start == 0 or chunk.get("fresh") is True))
             start += length
         fps = content.get("fps")
-        if after := content.get("after"):  # what comes behind the render may change the rate
+        if after := content.get("after"):  # what comes after the render may change the rate
             spans = [_retimed(span, after["fps"] / fps) for span in spans]
             fps = after["fps"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
+        return None
+    if any(span.num_frames > MAX_CHUNK_FRAMES for span in spans):
         return None
     is_rate = isinstance(fps, int | float) and 1 <= fps <= 1000  # the rates that a film can be written at
     return Sidecar(tuple(spans), float(fps) if is_rate else None) if spans else None

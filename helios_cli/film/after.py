@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -182,17 +183,14 @@ def check_after(options: RenderOptions, kind: str) -> None:
         check_graph(options.filter)
 
 
-def try_after(options: RenderOptions, size: tuple[int, int] | None, fps: float, kind: str) -> None:
-    """Check and try what comes behind a film before its model is known. InputError for what fails at its size, or at
-    every size if it is None: then the model decides."""
-    sizes = GUESSES if size is None else (size,)
-    for number, guess in enumerate(sizes, 1):
-        try:
-            After.of(options, guess, fps, kind)
-            return
-        except InputError:
-            if number == len(sizes):
-                raise
+def try_after(options: RenderOptions, size: tuple[int, int] | None, fps: float, kind: str) -> After | None:
+    """Check and try what comes after a film before its model is known, at its size, or at some if it is None: then the
+    model decides. Returns it, or None for nothing. InputError for what fails at all of them."""
+    *others, last = GUESSES if size is None else (size,)
+    for guess in others:
+        with suppress(InputError):
+            return After.of(options, guess, fps, kind)
+    return After.of(options, last, fps, kind)
 
 
 def _decoded(film: Path, rendered: FrameFormat) -> list[str]:

@@ -128,11 +128,11 @@ class Cache:
         return sum(entry.num_bytes for entry in self._entries())
 
     def clear(self) -> int:
-        """Remove everything. Returns the bytes that it took."""
-        freed = self.num_bytes()
+        """Remove everything that may be removed. Returns the bytes that its chunks took."""
+        found = self.num_bytes()
         for name in ("chunks", "films"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        return freed
+        return found - self.num_bytes()
 
     def _entry(self, fingerprint: str) -> Path:
         return self.folder / "chunks" / fingerprint

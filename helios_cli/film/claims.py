@@ -118,8 +118,8 @@ class Claims:
                     hint="wait for it, or give both commands --share to work together",
                 )
             if not waits:
-                limit = f"for {self._expiry:g} s it counts as dead"
-                yield f"{output} was being rendered by {rival}; waiting: once it has shown no life {limit}"
+                limit = f"once it has shown no sign of life for {self._expiry:g} s, it counts as dead"
+                yield f"{output} was being rendered by {rival}; waiting: {limit}"
                 waits = True
             time.sleep(1)
 
@@ -198,28 +198,36 @@ class Claims:
 
     def _is_alive(self, path: Path) -> bool | None:
         """Return whether the owner of the claim at `path` is alive, None while that is not known."""
+        owner = _owner(path)
+        if owner is not None and owner.machine == self._me.machine and (is_locked := _is_locked(path)) is not None:
+            return is_locked
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # it was released in between: the next try finds it gone
+            changed, now = path.stat().st_mtime_ns, self._clock()
+        except FileNotFoundError:  # it was released in between: the next try finds it gone
             return None
-        try:
-            changed, now = os.fstat(descriptor).st_mtime_ns, self._clock()
-            owner = _owner(path)
-            if owner is not None and owner.machine == self._me.machine:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return False
-                except BlockingIOError:
-                    return True
-                except OSError:  # there are no locks here
-                    pass
-        finally:
-            os.close(descriptor)
         before, since = self._seen.get(path, (changed, now))
         self._seen[path] = (changed, since if before == changed else now)
         if before != changed:
             return True
         return False if now - since >= self._expiry else None
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Return whether a process of this machine holds the lock of the file, None if that cannot be found out."""
+    try:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS locks for writers only
+        except PermissionError:  # another user's
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        finally:
+            os.close(descriptor)
+    except BlockingIOError:
+        return True
+    except OSError:  # it is gone, not ours to read, or there are no locks here
+        return None
 
 
 def _owner(path: Path) -> Owner | None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MAX_EVENTS = 999
 """A CMX3600 event number has three digits."""
 
+MAX_BASE = 100
+"""Frames per second of an edit list, whose timecode has two digits for frames: the last one is 99."""
+
 COMMENT_WIDTH = 68
 """Characters of a comment's text, so that a line with `* COMMENT: ` has 80 at most."""
 
@@ -29,11 +32,14 @@ def export_path(target: Target, form: str) -> Path:
     return target.named(f".{form}")
 
 
-def check_exports(target: Target, forms: tuple[str, ...], num_shots: int, *, force: bool) -> None:
-    """Check before a render that the film can be exported. InputError if it cannot."""
+def check_exports(target: Target, forms: tuple[str, ...], num_shots: int, fps: float, *, force: bool) -> None:
+    """Check before a render that the film can be exported; `fps` is the finished film's. InputError if it cannot."""
     if "edl" in forms and num_shots > MAX_EVENTS:
         message = f"an edit list has at most {MAX_EVENTS} events, and the film has {num_shots} shots"
         raise InputError(message, hint="write --export otio")
+    if "edl" in forms and round(fps) > MAX_BASE:
+        message = f"an edit list has at most {MAX_BASE} frames per second, and {target.path} would have {fps:g}"
+        raise InputError(message, hint="write --export otio, or choose a lower rate")
     for path in (export_path(target, form) for form in forms):
         if os.path.lexists(path) and not force:
             raise film_exists(path)

@@ -116,12 +116,14 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
         may_replace = options.force or options.share or several or was_finishing
         target = check_target(output, force=may_replace or (options.final and _is_preview(output)))
         places = (target.path, *target.beside)
-        if options.export:
-            _check_exports(film, target, options, several)
         if target.kind == "png" and choose_sound(film, options)[0]:
             hint = "name an .mp4 or .mkv with -o, or write --audio none"
             raise InputError(f"{output}: a folder of pictures has no sound", hint=hint)
-        try_after(options, options.size or film.recipe.size, film_fps(options, film.recipe), target.kind)
+        fps = film_fps(options, film.recipe)
+        if after := try_after(options, options.size or film.recipe.size, fps, target.kind):
+            fps = float(after.made.rate)
+        if options.export:
+            _check_exports(film, target, options, fps, several)
     check_inputs(_inputs(film, options), places)
     model, origin = choose_model(film.recipe, options)
     if origin == MODEL_VARIABLE and model != DEFAULT_MODEL:
@@ -138,11 +140,11 @@ def _is_preview(output: str) -> bool:
     return record is not None and record.preview is not None
 
 
-def _check_exports(film: Film, target: Target, options: RenderOptions, several: bool) -> None:
+def _check_exports(film: Film, target: Target, options: RenderOptions, fps: float, several: bool) -> None:
     from helios_cli.film.export import check_exports
 
     may_replace = options.force or ((several or options.share) and is_taken(target))
-    check_exports(target, options.export, len(film.recipe.shots), force=may_replace)
+    check_exports(target, options.export, len(film.recipe.shots), fps, force=may_replace)
 
 
 def _inputs(film: Film, options: RenderOptions) -> Iterator[Path]:

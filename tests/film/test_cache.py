@@ -432,6 +432,25 @@ def test_what_is_only_to_read_is_read(shared):
     assert Cache(shared / "cache").state("b") == bytes(500)
 
 
+@needs_users
+def test_clearing_counts_what_was_removed(shared):
+    as_user(1001, lambda: fill(Cache(shared / "cache"), "ab"))
+    for folder in (shared / "cache", shared / "cache" / "chunks"):
+        os.chmod(folder, 0o1777)
+
+    def second() -> None:
+        cache = Cache(shared / "cache")
+        theirs = cache.num_bytes()
+        assert theirs and cache.clear() == 0
+        fill(cache, "c")
+        mine = cache.num_bytes() - theirs
+        assert cache.clear() == mine > 0
+
+    as_user(1002, second)
+    cache = Cache(shared / "cache")
+    assert [cache.has(name) for name in "abc"] == [True, True, False]
+
+
 def test_no_cache_keeps_nothing(bench, cache):
     bench.fresh(shots(PROMPTS[0]))
     assert cache.num_bytes() == 0

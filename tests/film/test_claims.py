@@ -13,6 +13,7 @@ import pytest
 
 from helios_cli.errors import MachineError
 from helios_cli.film.claims import ALONE, EXPIRY_SECONDS, Claims, Owner
+from support.users import as_user, needs_users
 from support.waiting import wait_until
 
 ELSEWHERE = Owner("elsewhere", 1, "another boot", "2026-01-01")
@@ -120,6 +121,40 @@ def test_a_file_system_without_links_and_locks(folder, monkeypatch):
     assert mine.take("segment-0") and not theirs.take("segment-0")
     clock.now = EXPIRY_SECONDS
     assert theirs.take("segment-0")
+
+
+@needs_users
+@pytest.mark.parametrize(
+    ("umask", "seconds"), [(0o022, 0), (0o077, EXPIRY_SECONDS)], ids=["readable", "not readable, so by time"]
+)
+def test_a_dead_process_of_another_user_loses_its_claim(shared, umask, seconds):
+    def owner() -> None:
+        assert Claims(shared).take("segment-0")
+
+    def heir() -> None:
+        clock = Clock()
+        mine = Claims(shared, clock=clock)
+        assert mine.take("segment-0") is (seconds == 0)
+        clock.now = seconds
+        assert mine.take("segment-0")
+
+    as_user(1001, owner, umask)
+    as_user(1002, heir)
+
+
+@needs_users
+def test_a_process_of_another_user_that_lives_keeps_its_claim(shared):
+    theirs = Claims(shared)
+    theirs.take("segment-0")
+
+    def another_user() -> None:
+        clock = Clock()
+        mine = Claims(shared, clock=clock)
+        assert not mine.take("segment-0")
+        clock.now = EXPIRY_SECONDS
+        assert not mine.take("segment-0")
+
+    as_user(1001, another_user)
 
 
 def test_alone_excludes_every_other_claim(folder):

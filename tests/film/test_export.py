@@ -10,6 +10,7 @@ import pytest
 
 from helios_cli.errors import InputError
 from helios_cli.film.export import check_exports, edl, export, export_path, otio, timecode
+from helios_cli.film.jobs import find_jobs
 from helios_cli.film.target import Target
 from helios_cli.recipe.options import RenderOptions, parse_forms
 from helios_cli.recipe.plan import Plan, plan_film
@@ -127,9 +128,27 @@ def test_what_cannot_be_exported_is_found_before(tmp_path):
     with pytest.raises(InputError, match="'xml'"):
         parse_forms("otio,xml")
     with pytest.raises(InputError, match="999"):
-        check_exports(target, ("edl",), 1000, force=True)
-    check_exports(target, ("otio",), 1000, force=False)
+        check_exports(target, ("edl",), 1000, 24, force=True)
+    check_exports(target, ("otio",), 1000, 120, force=False)
     export_path(target, "edl").write_text("mine")
     with pytest.raises(InputError, match="edl exists"):
-        check_exports(target, ("edl",), 1, force=False)
-    check_exports(target, ("edl",), 1, force=True)
+        check_exports(target, ("edl",), 1, 24, force=False)
+    check_exports(target, ("edl",), 1, 24, force=True)
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [{"fps": 120.0}, {"fps": 119.88}, {"filter": "fps=120"}, {"through": "cat", "through_fps": 120.0}],
+    ids=str,
+)
+def test_timecode_with_three_digits_of_frames_is_refused_before_the_render(tmp_path, monkeypatch, rates):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"at most 100 frames per second.*would have 1[12]"):
+        find_jobs(["a red circle"], RenderOptions(export=("edl",), model="tiny", **rates))
+
+
+@pytest.mark.parametrize("rates", [{"fps": 100.0}, {"fps": 120.0, "filter": "fps=30"}], ids=str)
+def test_timecode_with_two_digits_of_frames_is_exported(tmp_path, monkeypatch, rates):
+    monkeypatch.chdir(tmp_path)
+    find_jobs(["a red circle"], RenderOptions(export=("edl",), model="tiny", **rates))
+    assert timecode(99, 100) == "00:00:00:99"
