@@ -131,9 +131,11 @@ def _thumbnails(clip: Path, plan: Plan) -> list[Image.Image]:
     filters = f"select='{chosen}',scale={width}:{height}:flags=area+accurate_rnd+full_chroma_int,format=rgb24"
     with reading.decoder(clip, "-vf", filters, *ffmpeg.every_frame(), "-f", "rawvideo") as decoder:
         pictures = [decoder.stdout.read(width * height * 3) for _ in numbers]
-        status = decoder.wait()
-        if status or len(pictures[-1]) < width * height * 3:
+        if status := decoder.wait():
             raise decoder.failure(status)
+    if len(pictures[-1]) < width * height * 3:
+        message = f"{clip} has fewer than the {counted(plan.num_frames, 'frame')} of its take"
+        raise InputError(message, hint="run the same command again, which makes the clips anew")
     return [Image.frombytes("RGB", (width, height), picture) for picture in pictures]
 
 

@@ -150,6 +150,10 @@ def test_a_clip_that_is_not_whole_is_named(tmp_path):
     files.clip(42).write_bytes(b"no clip")
     with pytest.raises(InputError, match=r"seed-42\.mp4"):
         write_sheet(files, takes)
+    with open_writer(files.clip(42), size=(64, 64), fps=24) as writer:
+        writer.write(np.zeros((takes[0].plan.num_frames - 1, 64, 64, 3), np.uint8))
+    with pytest.raises(InputError, match=r"seed-42\.mp4 has fewer than the 33 frames"):
+        write_sheet(files, takes)
     assert not files.sheet.exists()
 
 
