@@ -99,8 +99,8 @@ def _flicker_of(measures: Measures, index: int, fps: float) -> Flicker | None:
 
 
 def _unevenness(measures: Measures) -> float:
-    """Return how many times the usual difference of its chunk a difference within a chunk is at most in this film, but
-    for one frame in 50, which may be a flash or a cut."""
+    """Return the largest factor in this film by which a difference within a chunk exceeds the usual one of its chunk,
+    except for one frame in 50, which may be a flash or a cut."""
     ratios = []
     for span in measures.spans:
         steps = measures.steps[span.start_frame + 1 : span.start_frame + span.num_frames]

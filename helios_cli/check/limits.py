@@ -44,8 +44,8 @@ FROZEN_STEP = Limit(
     0.1,
     "levels",
     "A frame repeats the one before if their mean absolute difference is below this.",
-    "A repeated frame encodes to 0.05 or less, but for a key frame now and then, which is forgiven; a slow pan over a "
-    "dark scene gives 0.4.",
+    "A repeated frame encodes to 0.05 or less, except for an occasional key frame, which is forgiven; a slow pan over "
+    "a dark scene gives 0.4.",
 )
 FROZEN_SECONDS = Limit(
     1.0,

@@ -86,7 +86,7 @@ class Estimate:
         vae_device: The device of the VAE and the text encoder, if it is another one.
         track: The sound under the film.
         preview: The decoder in the VAE's place, if there is one; with `final` the VAE decodes the film afterwards.
-        after: What comes behind the render, or None; `after_seconds` are 0 then, and None if another film had not the
+        after: What comes after the render, or None; `after_seconds` are 0 then, and None if another film had not the
             same here.
         taken: What became of the choices that --speed names.
     """
@@ -133,7 +133,7 @@ class Estimate:
     @property
     def seconds(self) -> float | None:
         """Seconds of the film in the chosen mode, transfers of weights included: its share of what the lanes take, and
-        what comes behind it as far as that is known."""
+        what comes after it as far as that is known."""
         duration, a_chunk = self.duration, self.speed.seconds(self.mode, self.budget)
         if a_chunk is None or duration.text is None or duration.conditioning is None or duration.final is None:
             return None
@@ -352,12 +352,12 @@ def film_kind(output: str | None) -> str:
 def film_bytes(plan: Plan, kind: str, codec: str, crf: int, after: After | None = None) -> int:
     """Return a ceiling for the bytes of the finished film; most films stay far below it.
 
-    `after` is what comes behind the render."""
+    `after` is what comes after the render."""
     bits = CEILING_BITS[codec] * 2 ** ((CEILING_CRF - crf) / CRF_STEP) if kind == "mp4" else LOSSLESS_BITS[kind]
     size, num_frames = (after.made.size, after.num_frames(plan.num_frames)) if after else (plan.size, plan.num_frames)
     return int(bits * prod(size) * num_frames / 8)
 
 
 def growing_bytes(plan: Plan, after: After | None) -> int:
-    """Return a ceiling for the bytes of the lossless film that grows, if something comes behind the render; else 0."""
+    """Return a ceiling for the bytes of the lossless film that grows, if something comes after the render; else 0."""
     return film_bytes(plan, "mkv", "", 0) if after else 0

@@ -37,7 +37,7 @@
                   weights, a chunk), transfer_seconds and seconds (a chunk, null if unknown),
                   phases [{phase, weights, kept, working, on_vae_device, total}]}]
       bandwidths  {disk, cache, upload (null on a CPU), basis}, bytes a second
-      after       what comes behind the render: {through, filter, size [width, height], fps, frames} of the finished
+      after       what comes after the render: {through, filter, size [width, height], fps, frames} of the finished
                   film, {seconds} as an earlier film took here, null if unknown; null for nothing
       disk        {film_bytes (a ceiling), download_bytes}
       time        {text, conditioning, denoise, decode, final, encode: computing; total: in the mode chosen} in seconds,

@@ -192,7 +192,7 @@ def record_bandwidths(device: str, rates: Mapping[str, float]) -> None:
 
 
 def record_after(key: str, rate: float) -> None:
-    """Store the rendered pixels a second of what came behind a film."""
+    """Store the rendered pixels a second of what came after a film."""
     with _changing() as stored:
         stored.after.pop(key, None)
         stored.after[key] = rate
@@ -331,13 +331,13 @@ def keep_speed(load: Workload, phases: Mapping[str, float], chunks: Sequence[flo
 
 
 def after_seconds(after: After, rendered: int) -> float | None:
-    """Return the seconds of what comes behind a film of so many rendered frames, if another film here had the same."""
+    """Return the seconds of what comes after a film of so many rendered frames, if another film here had the same."""
     rate = read_after().get(after.key)
     return None if rate is None else prod(after.rendered.size) * rendered / rate
 
 
 def keep_after(after: After, rendered: int, seconds: float) -> None:
-    """Record the speed of what came behind a film of so many rendered frames; the highest, as in `keep_speed`."""
+    """Record the speed of what came after a film of so many rendered frames; the highest, as in `keep_speed`."""
     rate = prod(after.rendered.size) * rendered / seconds
     if rate > read_after().get(after.key, 0.0):
         with contextlib.suppress(OSError):

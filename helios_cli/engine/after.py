@@ -10,7 +10,7 @@ from helios_cli.film.encoding import PieceWriter
 
 
 def completed(writer: PieceWriter) -> Generator[Event, None, None]:
-    """Do what comes behind the render of the film in `writer`, and yield how far it is."""
+    """Do what comes after the render of the film in `writer`, and yield how far it is."""
     yield PhaseStarted("after")
     with closing(writer.complete()) as counts:
         for count in counts:

@@ -177,7 +177,7 @@ class _ChunkLoop:
         yield self._done(str(output))
 
     def _complete(self) -> Iterator[Event]:
-        """Do what comes behind the render, if there is something."""
+        """Do what comes after the render, if there is something."""
         with contextlib.closing(completed(self.writer)) as events:
             while self.writer.has_after:
                 with self.clock("after"):

@@ -128,7 +128,7 @@ class Finish:
 
     @property
     def after(self) -> After | None:
-        """The stage behind the render, tried on a few frames; None for nothing. InputError if it cannot be done."""
+        """The stage after the render, tried on a few frames; None for nothing. InputError if it cannot be done."""
         plan = self.script.plan
         return After.of(self.options, plan.size, plan.fps, self.target.kind)
 
@@ -139,7 +139,7 @@ class Finish:
         if notice := check_space(self.target, space, growing_bytes(plan, after)):
             yield Notice(notice)
         if after is not None and after.made != after.rendered:
-            yield Notice(f"behind the render, {after} will make frames of {after.made}")
+            yield Notice(f"after the render, {after} will make frames of {after.made}")
 
     def describe(self, writer: FilmWriter) -> None:
         """Have the file itself say how it is made; a take is known by its title."""

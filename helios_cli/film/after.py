@@ -1,4 +1,4 @@
-"""The stage behind a render: frames -> the program of `--through` -> the graph of `--filter` -> the encoder.
+"""The stage after a render: frames -> the program of `--through` -> the graph of `--filter` -> the encoder.
 
 It is done once the film is whole, all chunks in one pass, so that programs and filters keep their state over chunks.
 The growing film and the pieces in caches are lossless and as the model made them: another program or graph costs no
@@ -55,7 +55,7 @@ class After:
 
     @classmethod
     def of(cls, options: RenderOptions, size: tuple[int, int], fps: float, kind: str) -> After | None:
-        """Return what `options` ask for behind a film of that size, rate and `Target.kind`, tried on a few frames; None
+        """Return what `options` ask for after a film of that size, rate and `Target.kind`, tried on a few frames; None
         for nothing. InputError for what cannot be done.
         """
         check_after(options, kind)
@@ -153,7 +153,7 @@ class After:
 
 
 def check_after(options: RenderOptions, kind: str) -> None:
-    """Raise InputError for options of what comes behind a film that are wrong whatever its size is."""
+    """Raise InputError for options of what comes after a film that are wrong whatever its size is."""
     flag = next((f"--{name}" for name in ("through", "filter") if getattr(options, name) is not None), None)
     if options.through is None and (options.through_size is not None or options.through_fps is not None):
         flag = "--through-size" if options.through_size is not None else "--through-fps"

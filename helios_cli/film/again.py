@@ -64,7 +64,7 @@ class Again:
         )
 
     def _after(self, named: Collection[str]) -> dict[str, Any]:
-        """Return the options of what comes behind the render. A record alone makes no machine run a program."""
+        """Return the options of what comes after the render. A record alone makes no machine run a program."""
         after = self.record.after
         if after is None:
             return {}

@@ -89,7 +89,7 @@ class PieceWriter(ABC):
 
     @property
     def has_after(self) -> bool:
-        """Return whether something comes behind the render of the film."""
+        """Return whether something comes after the render of the film."""
         return self._film.after is not None
 
     @property
@@ -98,7 +98,7 @@ class PieceWriter(ABC):
         return self._film.num_final_frames
 
     def complete(self) -> Generator[int, None, None]:
-        """Wait for the last piece, and do what comes behind the render; yield how many frames are done.
+        """Wait for the last piece, and do what comes after the render; yield how many frames are done.
 
         `close` does it otherwise. If anything is wrong, the work is aborted and the error is raised.
         """

@@ -60,7 +60,7 @@ PROGRESS_LINE = re.compile(
 
 
 @dataclass(frozen=True)
-class Program:
+class Ffmpeg:
     """An ffmpeg that starts and can do what helios needs.
 
     `rate_option` is its option for the frames of a constant rate: "-fps_mode", before 5.1 "-vsync".
@@ -71,7 +71,7 @@ class Program:
     rate_option: str = "-fps_mode"
 
 
-def program() -> Program:
+def program() -> Ffmpeg:
     """Return the ffmpeg to use: IMAGEIO_FFMPEG_EXE, else the one that imageio-ffmpeg bundles, else the system's.
 
     Raises MachineError if there is none or it does not start.
@@ -86,7 +86,7 @@ def program() -> Program:
 
 
 @lru_cache
-def _started(path: str) -> Program:
+def _started(path: str) -> Ffmpeg:
     version = re.match(r"ffmpeg version (\S+)", _answer(path, "version"))
     if not version:
         raise MachineError(f"{path} does not behave like ffmpeg", hint=INSTALL_HINT)
@@ -101,7 +101,7 @@ def _started(path: str) -> Program:
             f"ffmpeg {version[1]} at {path} is too old, or built without some parts: it lacks {', '.join(missing)}",
             hint=INSTALL_HINT,
         )
-    return Program(path, version[1], "-fps_mode" if "-fps_mode" in _answer(path, "h long") else "-vsync")
+    return Ffmpeg(path, version[1], "-fps_mode" if "-fps_mode" in _answer(path, "h long") else "-vsync")
 
 
 def _answer(path: str, question: str) -> str:

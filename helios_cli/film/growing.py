@@ -64,7 +64,7 @@ class _Growing:
 
     Attributes:
         name: the encoding of its pieces, for people.
-        after: what comes behind the render, or None.
+        after: what comes after the render, or None.
         key: a digest of everything except the frames that decides a piece's bytes.
         length: as in Mark.
     """
@@ -341,7 +341,7 @@ def growing_film(
 ) -> GrowingFilm:
     """Return a film at `target` of `size` (width, height) pixels, still without frames; nothing is written.
 
-    `after` is what comes behind the render of a file; `lossless` films are those of which another process does that.
+    `after` is what comes after the render of a file; `lossless` films are those of which another process does that.
     `encoding` applies to .mp4 only. `preview` is the hash of a decoder in the VAE's place. Raises InputError for what
     cannot be written.
     """

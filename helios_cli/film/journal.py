@@ -35,8 +35,8 @@ RECORD_TYPES = {"chunk": int, "fingerprint": str, "frames": int, "length": int, 
 
 
 @dataclass(frozen=True)
-class Record:
-    """A safe chunk: its fingerprint, the film's mark after it, the SHA-256 of its state file."""
+class SafeChunk:
+    """A chunk that is safe on disk: its fingerprint, the film's mark after it, the SHA-256 of its state file."""
 
     fingerprint: str
     mark: Mark
@@ -71,7 +71,7 @@ class Journal:
             self._file = _open_locked(target)
         self.encoding = ""
         self.settings: dict[str, str] = {}
-        self.records: list[Record] = []
+        self.records: list[SafeChunk] = []
         self._ends: list[int] = []
         self._file.seek(self._read())
         self._write({"run": _this_run()})
@@ -98,9 +98,9 @@ class Journal:
             write_synced(path, state)
             if is_new:
                 sync(path.parent)
-        record = Record(fingerprint, mark, hashlib.sha256(state).hexdigest())
-        self._write({"chunk": len(self.records), "fingerprint": fingerprint, **asdict(mark), "state": record.state})
-        self.records.append(record)
+        chunk = SafeChunk(fingerprint, mark, hashlib.sha256(state).hexdigest())
+        self._write({"chunk": len(self.records), "fingerprint": fingerprint, **asdict(mark), "state": chunk.state})
+        self.records.append(chunk)
         self._ends.append(self._file.tell())
 
     def state(self, index: int) -> bytes | None:
@@ -131,7 +131,7 @@ class Journal:
                 self.encoding, self.settings = line["encoding"], line["settings"]
             elif self.encoding and _has(line, **RECORD_TYPES) and line["chunk"] == len(self.records):
                 mark = Mark(line["frames"], line["length"], line["digest"])
-                self.records.append(Record(line["fingerprint"], mark, line["state"]))
+                self.records.append(SafeChunk(line["fingerprint"], mark, line["state"]))
                 self._ends.append(end_of_line)
             elif "run" not in line:
                 break

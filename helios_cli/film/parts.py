@@ -123,9 +123,7 @@ class Parts:
         self._note(segment).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove everything but the claims. From the first moment on the folder says to other processes that the chunks
-        are gone.
-        """
+        """Remove everything except the claims. Other processes see from then on that the chunks are gone."""
         if self._is_ours():
             with contextlib.suppress(OSError), replacing(self.folder / NOTE) as new:
                 new.write_text(json.dumps({"format": FORMAT}), encoding="utf-8")

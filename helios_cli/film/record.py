@@ -152,7 +152,7 @@ class EncodingRecord(_Frozen):
 
 
 class AfterRecord(_Frozen):
-    """The stage behind the render: the options `--through` to `--filter`, and the film's own `size` and `fps`."""
+    """The stage after the render: the options `--through` to `--filter`, and the film's own `size` and `fps`."""
 
     through: Annotated[str, Field(min_length=1, max_length=MAX_COMMAND)] | None = None
     through_size: Size | None = None

@@ -64,7 +64,7 @@ def resume(wanted: Wanted, journal: Journal, film: GrowingFilm, cache: Cache | N
             f"{journal.target.path}: {_notice(wanted, journal, 0, 0, 0)}, and they are kept nowhere else",
             hint="use the settings that it was started with, add --force to discard it, or choose another name with -o",
         )
-    count = sound = film.verified([record.mark for record in records[:matching]])
+    count = intact = film.verified([record.mark for record in records[:matching]])
     state = None
     while 0 < count < len(wanted.chunks) and not wanted.chunks[count].fresh:
         state = journal.state(count - 1)
@@ -73,7 +73,7 @@ def resume(wanted: Wanted, journal: Journal, film: GrowingFilm, cache: Cache | N
         if state is not None:
             break
         count -= 1
-    notice = _notice(wanted, journal, matching, sound, count)
+    notice = _notice(wanted, journal, matching, intact, count)
     if notice and are_kept and count == matching:
         notice += f", and stay in the cache for {PROMISED_DAYS} days"
     if count:
@@ -85,8 +85,8 @@ def resume(wanted: Wanted, journal: Journal, film: GrowingFilm, cache: Cache | N
     return Resumed(count, state, notice)
 
 
-def _notice(wanted: Wanted, journal: Journal, matching: int, sound: int, count: int) -> str:
-    """Say why, of the `matching` chunks, of which `sound` are whole in the film, only `count` are reused."""
+def _notice(wanted: Wanted, journal: Journal, matching: int, intact: int, count: int) -> str:
+    """Say why, of the `matching` chunks, of which `intact` are whole in the film, only `count` are reused."""
     dropped = len(journal.records) - count
     if not dropped:
         return ""
@@ -97,7 +97,7 @@ def _notice(wanted: Wanted, journal: Journal, matching: int, sound: int, count: 
             if old != wanted.settings.get(name)
         ]
         why = f"they belong to another film ({'; '.join(changes) or 'its plan'})"
-    elif count < sound:
+    elif count < intact:
         why = "the saved state that continues after them is missing or damaged"
     else:
         why = "they are missing or damaged"

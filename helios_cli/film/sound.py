@@ -151,7 +151,7 @@ def fitted(track: Track, num_samples: int | None, looped: Path) -> Iterator[tupl
             ffmpeg.Process([*source, *output], doing=f"writing {looped}").complete()
             source = ["-stream_loop", "-1", "-i", ffmpeg.file_argument(looped)]
         filters = [STEREO if is_repeated else track.stereo]
-        if not is_repeated:  # one that is gets no silence behind it: `check_length` sees if it ends early
+        if not is_repeated:  # a repeated sound gets no silence after it: `check_length` sees if it ends early
             filters.append("apad" if num_samples is None else f"apad=whole_len={num_samples}")
         if num_samples is not None:
             filters.append(f"atrim=end_sample={num_samples}")
@@ -228,7 +228,7 @@ def _read_through(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[str
     num_samples = int(measured.get("Number of samples", 0))
     whole = _seconds_in_header(lines)
     fault = next((line for line in lines if FAULT.match(line)), None)
-    # Tags and the like behind the last sample are no sound, and no fault.
+    # Tags and the like after the last sample are no sound, and no fault.
     if fault and whole is not None and num_samples / SAMPLE_RATE >= whole - SLACK_SECONDS:
         fault = None
     short = _cut_short(num_samples / SAMPLE_RATE, whole, is_exact=any(map(_EXACT.match, lines)))

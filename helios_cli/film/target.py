@@ -179,7 +179,7 @@ def film_exists(path: str | os.PathLike) -> InputError:
 def check_space(target: Target, film_bytes: int, growing_bytes: int = 0) -> str:
     """Check before a render that the disk holds the film, which takes `film_bytes` at most. Returns a notice if it may
     not; MachineError if it cannot. While a film is finished it is there twice, growing and whole; one that is changed
-    behind the render has a growing one of `growing_bytes` in addition.
+    after the render has a growing one of `growing_bytes` in addition.
     """
     free = machine.disk_free_bytes(target.path.parent)
     if target.partial.is_file():  # an unfinished run's part is in use already

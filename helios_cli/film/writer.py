@@ -50,7 +50,7 @@ def open_writer(
     A film at `path` stays until `close` replaces it; `check_target` and `check_encoding` check it first. `codec`,
     `crf` and `preset` apply to .mp4 only. At most QUEUE_BYTES of frames wait for the encoder, or one larger array.
     `keep` leaves journal and pieces next to the finished film. Without `force`, `FilmWriter.resume` and `close` replace
-    no finished film, and no unfinished one whose chunks are of no use and in no cache. `after` is what comes behind the
+    no finished film, and no unfinished one whose chunks are of no use and in no cache. `after` is what comes after the
     render, `track` the sound of a file. `preview` is the hash of the decoder whose frames these are, if it is not the
     VAE: its pieces are not the film's.
     """

@@ -166,7 +166,7 @@ class RenderOptions:
 
     @property
     def changes_frames(self) -> bool:
-        """Return whether frames are changed behind the render."""
+        """Return whether frames are changed after the render."""
         return self.filter is not None or self.through is not None
 
     @property

@@ -251,7 +251,7 @@ def test_a_sidecar_of_another_film_is_not_believed(tmp_path, clean):
 
 @pytest.mark.parametrize(("fps", "expected"), [(48, [66, 66, 40]), (436, [600, 599, 363]), (1000, None)])
 def test_chunks_of_a_film_at_another_rate_keep_the_limit(tmp_path, fps, expected):
-    """Of another rate by `--filter` or `--through`. A chunk at 1000 frames a second would have 1375 frames."""
+    """A filter may have changed the rate. A chunk at 1000 frames a second would have 1375 frames."""
     sidecar(tmp_path, [33, 33, 20], cuts=(0,), fps=24, after={"fps": fps})
     read = read_sidecar(tmp_path / "film.mp4")
     assert (read and [span.num_frames for span in read.spans]) == expected

@@ -1,4 +1,4 @@
-"""The stage behind a render, on films of drawn frames: against ffmpeg by hand, and with programs that misbehave."""
+"""The stage after a render, on films of drawn frames: against ffmpeg by hand, and with programs that misbehave."""
 
 from __future__ import annotations
 
