@@ -2,12 +2,14 @@
 
 The real launchers are called with tensors on the meta device, and each recorded launch is compiled, so that shapes,
 strides and constants are those that a render uses. In a process that has not chosen Triton's interpreter,
-`python tests/support/kernel_builds.py [CHIP ...]` prints one JSON line a build, made on all cores.
+`python tests/support/kernel_builds.py [CHIP ...]` prints `tests/kernels/compiled.json` anew, made on all cores. What
+the file has with the same key is taken from it, all but a sample.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -17,7 +19,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,9 @@ from helios_kernels.case import Case, Op
 from helios_kernels.check import OPS
 from helios_kernels.dispatch import compiling_for
 from helios_kernels.tuning import Config
+
+RECORD = Path(__file__).parents[1] / "kernels/compiled.json"
+SAMPLE = 8  # the sample has builds of each chip and each operation
 
 CHIPS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
@@ -147,9 +153,8 @@ def variant(started: Launch) -> Variant:
     return Variant(signature, constants, attributes)
 
 
-def compile_launch(started: Launch, chip: str):
-    """Run `triton.compile` on a recorded launch."""
-    import triton
+def given(started: Launch, chip: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Return (source, target, options): what `triton.compile` makes a build from."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -157,7 +162,26 @@ def compile_launch(started: Launch, chip: str):
     source = ASTSource(fn=started.kernel, signature=of.signature, constexprs=of.constants, attrs=of.attributes)
     target = GPUTarget("hip", chip, 64) if chip.startswith("gfx") else GPUTarget("cuda", int(chip[3:]), 32)
     options = {"num_warps": started.config.num_warps, "num_stages": started.config.num_stages}
-    return triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
+    return source, target, {**options, "enable_fp_fusion": True}
+
+
+def key_of(started: Launch, chip: str) -> str:
+    """Return a digest of what a build is made from, as the key of Triton's own cache: the kernel's source and all that
+    it calls, types, constants, options, and the assembler. Triton's version is not in it."""
+    from triton.compiler.compiler import make_backend
+
+    source, target, options = given(started, chip)
+    backend = make_backend(target)
+    parts = (source.hash(), backend.hash(), backend.parse_options({**options, **source.parse_options()}).hash())
+    return hashlib.sha256("-".join(parts).encode()).hexdigest()[:16]
+
+
+def compile_launch(started: Launch, chip: str):
+    """Run `triton.compile` on a recorded launch."""
+    import triton
+
+    source, target, options = given(started, chip)
+    return triton.compile(source, target=target, options=options)
 
 
 def facts(compiled, chip: str) -> Build:
@@ -197,23 +221,49 @@ def _cuobjdump() -> Path:
     return Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def build(chips: tuple[str, ...], number: int) -> str:
-    """Return the JSON line of the build with this number."""
+Record = dict[str, tuple[str, Build]]
+"""The builds by name: (key of what the compiler was given, what came of it)."""
+
+
+def read_record(text: str) -> tuple[str, Record]:
+    """Return (Triton's version, record) of the text of compiled.json."""
+    record = json.loads(text)
+    return record["triton"], {name: (key, Build(*build)) for name, (key, *build) in record["builds"].items()}
+
+
+def write_record(record: Record) -> str:
+    """Return the text of compiled.json, a line each build."""
+    builds = ",\n".join(
+        f"    {json.dumps(name)}: {json.dumps([key, *astuple(one)])}" for name, (key, one) in record.items()
+    )
+    return f'{{\n  "triton": {json.dumps(version("triton"))},\n  "builds": {{\n{builds}\n  }}\n}}'
+
+
+def entry(number: int, chips: tuple[str, ...], known: Record) -> tuple[str, tuple[str, Build]]:
+    """Return the record's entry of the build with this number.
+
+    A build that `known` has with the same key is compiled again only as one of a sample, every SAMPLE-th: a compiler
+    makes the same from the same, and the sample shows that this one does.
+    """
     name, op, case, dtype, chip = next(islice(marked(chips), number, None))
-    built = facts(compile_launch(launch_of(op, case, dtype, chip), chip), chip)
-    return json.dumps({"name": name, **asdict(built)})
+    started = launch_of(op, case, dtype, chip)
+    key = key_of(started, chip)
+    if number % SAMPLE and name in known and known[name][0] == key:
+        return name, known[name]
+    return name, (key, facts(compile_launch(started, chip), chip))
 
 
 def main(chips: tuple[str, ...]) -> None:
-    """Print each build's line, in processes that share what is imported here and take one build after another."""
+    """Print compiled.json for the chips, made in processes that share what is imported here and take one build after
+    another."""
     import triton.compiler  # noqa: F401
 
-    chips = chips or CHIPS
+    compiler, known = read_record(RECORD.read_text())
+    make = functools.partial(entry, chips=chips, known=known if compiler == version("triton") else {})
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         numbers = range(sum(1 for _ in marked(chips)))
-        for line in pool.imap(functools.partial(build, chips), numbers):
-            print(line, flush=True)
+        print(write_record(dict(pool.imap(make, numbers))))
 
 
 if __name__ == "__main__":
-    main(tuple(sys.argv[1:]))
+    main(tuple(sys.argv[1:]) or CHIPS)
