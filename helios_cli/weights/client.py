@@ -28,6 +28,7 @@ LISTING_BYTES = 10_000_000
 LISTING_SECONDS, SILENT_SECONDS, WAIT_SECONDS = 60, 10, 60
 """The limits for the whole listing, for any answer without a byte, and for the wait that a server may request."""
 
+WAITS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
 TIMEOUTS = ("connect", "read", "write", "pool")
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -148,9 +149,10 @@ def _proxy_error(error: Exception) -> InputError | MachineError:
 
 
 def _limit_silence(request: Any) -> None:
-    """Limit the wait of every request for a byte to SILENT_SECONDS, whatever the library sets."""
+    """Limit the wait of every request for a byte to SILENT_SECONDS, or to more where the user has set more."""
+    most = max([SILENT_SECONDS, *(getattr(constants(), name) for name in WAITS if os.environ.get(name))])
     limits = request.extensions.get("timeout", {})
-    waits = {what: min(limits.get(what) or SILENT_SECONDS, SILENT_SECONDS) for what in TIMEOUTS}
+    waits = {what: min(limits.get(what) or most, most) for what in TIMEOUTS}
     request.extensions = {**request.extensions, "timeout": waits}
 
 

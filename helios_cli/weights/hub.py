@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]{0,200}", re.ASCII)
 
+ONLY = ".only_safetensors"
+"""A folder in that of a repository: for commits that were listed the name of their only weights."""
+
 LORA_NAME = re.compile(r"(?!.*\.\.)\w[\w ./+()-]{0,250}\.safetensors", re.ASCII)
 LORA_ON_HUB = re.compile(
     rf"(?P<repo>{HUB_ID.pattern})(?:/(?P<file>{LORA_NAME.pattern}))?(?:@(?P<revision>{REVISION.pattern}))?", re.ASCII
@@ -152,7 +155,8 @@ def lora_file(name: str, *, progress: Progress | None = None) -> Path:
     """Return the LoRA file `name`: a path, or `owner/name[/file.safetensors][@revision]` on the Hub, which is
     downloaded and verified first if need be.
 
-    A branch is not looked up again. Raises CheckpointError if it is not there, or the repository has several.
+    A branch is not looked up again. Raises CheckpointError if it is not there, or the repository has several and `name`
+    none of them.
     """
     if (found := find_lora(name)) is not None:
         return found
@@ -164,11 +168,17 @@ def lora_file(name: str, *, progress: Progress | None = None) -> Path:
             raise CheckpointError(f"{source.repo} has no file {file}", hint=f"see {endpoint()}/{source.repo}/tree/main")
         _fetch(source, commit, [_remote_file(source, file, entries[file])], progress)
         _note_commit(source, commit)
-    return _repo_folder(source.repo) / "snapshots" / commit / file
+        snapshot = _repo_folder(source.repo) / "snapshots" / commit
+        if not source.file:
+            _note_only(snapshot, file)
+    return snapshot / file
 
 
 def find_lora(name: str) -> Path | None:
-    """Return the LoRA file `name` if it is on this disk. CheckpointError for a path where nothing is."""
+    """Return the LoRA file `name` if it is on this disk, and known to be the one that is meant. CheckpointError for a
+    path where nothing is.
+
+    A repository's only file is known from its listing: the cache may hold one of several."""
     if os.path.isabs(name):
         if not os.path.isfile(name):
             raise CheckpointError(f"{printable(name, 200)}: there is no such LoRA file on this machine")
@@ -177,15 +187,33 @@ def find_lora(name: str) -> Path | None:
     snapshot = snapshot_of(source)
     if snapshot is None:
         return None
-    files = [snapshot / source.file] if source.file else sorted(snapshot.glob("*.safetensors"))
-    return files[0] if len(files) == 1 and files[0].is_file() else None
+    file = source.file or _noted_only(snapshot)
+    return snapshot / file if file and (snapshot / file).is_file() else None
+
+
+def _note_only(snapshot: Path, file: str) -> None:
+    """Remember the only weights of a commit, so that they are found without the network."""
+    note = snapshot.parents[1] / ONLY / snapshot.name
+    note.parent.mkdir(exist_ok=True)
+    with replacing(note) as new:
+        new.write_text(file, encoding="utf-8")
+
+
+def _noted_only(snapshot: Path) -> str:
+    """Return what `_note_only` wrote, or ""."""
+    note = snapshot.parents[1] / ONLY / snapshot.name
+    file = note.read_text(encoding="utf-8", errors="replace") if os.path.isfile(note) else ""
+    return file if LORA_NAME.fullmatch(file) else ""
 
 
 def found_lora(name: str) -> Path:
     """Return the LoRA file `name`, which is on this disk. CheckpointError if it is not."""
     found = find_lora(name)
     if found is None:
-        raise CheckpointError(f"{name} is not downloaded, so its shape is not known", hint=f"hf download {name}")
+        source = _lora_source(name)
+        revision = "" if source.revision == "main" else f" --revision {source.revision}"
+        hint = f"hf download {source.repo} {source.file}{revision}" if source.file else f"write {_with_file(source)}"
+        raise CheckpointError(f"{name} is not downloaded, so its shape is not known", hint=hint)
     return found
 
 
@@ -312,7 +340,14 @@ def spoken(source: Source) -> str:
 
 def _again(source: Source) -> str:
     """Return what to do to go on with a download."""
-    return "run again: " + ("the same command" if source.file is not None else f"helios models pull {spoken(source)}")
+    if source.file is None:
+        return f"run again: helios models pull {spoken(source)}"
+    return "run again: the same command" + ("" if source.file else f", or with the file's name: {_with_file(source)}")
+
+
+def _with_file(source: Source) -> str:
+    """Return the form of a LoRA's name that needs no listing of its repository."""
+    return f"{source.repo}/FILE.safetensors" + ("" if source.revision == "main" else f"@{source.revision}")
 
 
 def _repo_folder(repo: str) -> Path:

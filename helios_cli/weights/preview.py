@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ class PreviewFile:
         """Check a file. CheckpointError that names the tensor for a name, shape or type that does not fit."""
         tensors = read_preview(path)
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            status = path.stat()
+            digest = _digest(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}", hint=FILE_HINT) from error
         return cls(path, digest, tensors)
@@ -60,6 +61,13 @@ class PreviewFile:
         return [
             f"{model} has latents of its own: a preview decoder for those of Wan 2.1 shows other things and colours"
         ]
+
+
+@functools.lru_cache(maxsize=4)
+def _digest(path: Path, inode: int, size: int, mtime_ns: int) -> str:
+    """Hash a file once, however often a film asks for its decoder. All but `path` say that it is still the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_preview(path: Path) -> dict[str, TensorInfo]:

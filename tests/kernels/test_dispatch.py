@@ -15,6 +15,7 @@ from helios_kernels import bench, dispatch, trial
 from helios_kernels.attention import aligned
 from helios_kernels.check import OPS, compare
 from helios_kernels.dispatch import Backend, backend, chip_of
+from helios_kernels.round_heads import round_heads
 from helios_kernels.timing import sustained
 from support.kernel_builds import CHIPS
 from support.programs import program
@@ -192,6 +193,14 @@ def test_what_has_no_kernel_on_a_chip_is_left_to_pytorch(chip, monkeypatch):
     off = dispatch._on_gpu(SimpleNamespace(name="a GPU"), "3.9").off
     chosen = {"causal_conv", "causal_conv_norm", "attention_pointers"}
     assert off.keys() == OPS.keys() - chosen - {*trial.operations(chip)}
+
+
+def test_rows_less_a_mean_that_no_kernel_computes_are_left_to_pytorch():
+    x, sizes = torch.randn(1, 5, 2, 64), {"over": "row", "centred": True}
+    assert round_heads.takes(x, torch.int8, "row") and round_heads.takes(x, torch.int8, "head", centred=True)
+    assert not round_heads.takes(x, torch.int8, **sizes)
+    values, scales = round_heads(x, torch.int8, **sizes)
+    torch.testing.assert_close(values * scales, x - x.mean(1, keepdim=True), rtol=0, atol=x.abs().max().item() / 127)
 
 
 def test_only_rows_that_start_askew_are_copied():

@@ -187,6 +187,21 @@ def test_a_silent_server_is_given_up(python, wrong):
     assert "could not be reached (ReadTimeout)" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize(("setting", "granted"), [({}, 10), ({"HF_HUB_DOWNLOAD_TIMEOUT": "60"}, 60)])
+def test_a_longer_wait_that_the_user_sets_counts(python, wrong, setting, granted):
+    """Both for a library that would wait long, and for one that sets no limit."""
+    code = (
+        "from helios_cli.weights.client import connect\n"
+        "for asked in (60, None):\n"
+        f"    request = connect().build_request('GET', {wrong.url!r}, timeout=asked)\n"
+        "    for hook in connect().event_hooks['request']:\n"
+        "        hook(request)\n"
+        "    print(request.extensions['timeout']['read'])\n"
+    )
+    done = python("-c", code, HF_ENDPOINT=wrong.url, **setting)
+    assert done.stdout.split() == [str(granted)] * 2, done.stderr
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, "vae/config.json", "model_index.json"])
 def test_a_file_that_is_not_what_was_stated_is_named_and_removed(helios, wrong, tmp_path, name):
     wrong.spells["flip"] = flipped(name)

@@ -15,7 +15,7 @@ from helios_cli.weights.checkpoint import Checkpoint, files_of
 from helios_cli.weights.hub import Source, shadow_of, source_of
 from helios_cli.weights.names import EMBEDDED_FOLDER, KNOWN
 from helios_cli.weights.report import bytes_to_read, verify
-from support.fakes import COMMIT, write_checkpoint
+from support.fakes import COMMIT, Hub, write_checkpoint
 
 pytestmark = pytest.mark.process
 
@@ -112,6 +112,46 @@ for repo in {list(expected)}:
         assert message in found_message
         assert hint in found_hint
     assert "hf_abc" not in done.stdout + done.stderr
+
+
+FIND_LORA = """
+import sys
+from helios_cli.errors import HeliosError
+from helios_cli.weights.hub import lora_file
+
+for name in sys.argv[1:]:
+    try:
+        print(lora_file(name).name)
+    except HeliosError as error:
+        print(error.message, error.hint, sep="; ")
+"""
+
+
+@pytest.fixture
+def loras(tmp_path):
+    root = tmp_path / "loras"
+    root.mkdir()
+    for name in ("a", "b"):
+        (root / f"{name}.safetensors").write_bytes(name.encode() * 100)
+    hub = Hub("acme/loras", root)
+    yield hub
+    hub.close()
+
+
+def test_which_lora_is_meant_does_not_depend_on_what_was_downloaded_before(python, loras):
+    names = ("acme/loras", "acme/loras/a.safetensors", "acme/loras")
+    first, named, again = python("-c", FIND_LORA, *names, HF_ENDPOINT=loras.url).stdout.splitlines()
+    assert named == "a.safetensors" and loras.downloads() == ["a.safetensors"]
+    several = "acme/loras has 2 .safetensors files: a.safetensors, b.safetensors; name one: acme/loras/a.safetensors"
+    assert first == again == several
+    named, offline = python("-c", FIND_LORA, *names[1:], HF_HUB_OFFLINE="1").stdout.splitlines()
+    assert named == "a.safetensors" and offline.endswith("with the file's name: acme/loras/FILE.safetensors")
+
+
+def test_the_only_lora_of_a_repository_is_found_again_without_the_network(python, loras):
+    (loras.root / "b.safetensors").unlink()
+    for environment in ({"HF_ENDPOINT": loras.url}, {"HF_HUB_OFFLINE": "1"}):
+        assert python("-c", FIND_LORA, "acme/loras", **environment).stdout == "a.safetensors\n"
 
 
 def test_a_repository_without_a_pipeline(helios, hub):

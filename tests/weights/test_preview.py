@@ -28,6 +28,15 @@ def test_a_file_is_known_by_its_content(published):
     assert file.parameters == 9_844_611
 
 
+def test_a_file_is_hashed_again_only_when_it_has_changed(tmp_path, monkeypatch):
+    path, hashed, file_digest = previews.write(tmp_path / "taew2_1.safetensors"), [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *of: hashed.append(of) or file_digest(*of))
+    first = PreviewFile.open(path)
+    assert PreviewFile.open(path) == first and len(hashed) == 1
+    previews.write(path, seed=1)  # of the same size
+    assert PreviewFile.open(path).digest == hashlib.sha256(path.read_bytes()).hexdigest() != first.digest
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
