@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ from helios_cli.errors import HeliosError, InputError
 from helios_cli.film.clashes import check_shared_out
 from helios_cli.film.jobs import check_encoding, find_jobs, plan_jobs
 from helios_cli.recipe.film import Film
+from helios_cli.recipe.flags import read_flag
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.schema import Recipe
 from helios_cli.recipe.sources import read_films
+from helios_cli.recipe.values import parse_as
 
 if TYPE_CHECKING:
     from helios_cli.engine.events import Event
@@ -72,6 +75,8 @@ def plan(source: Source, *, on: str | None = None, price: float | None = None, *
     Does not import torch. `on` names a GPU that is not here, `price` that of a GPU-hour; the rest is as in `render`.
     """
     parsed = RenderOptions.parse(**options)
+    on = read_flag("--on", partial(parse_as, str | None), on)
+    price = read_flag("--price", partial(parse_as, float | None), price)
     (estimate,) = estimate_jobs(plan_jobs([], parsed, [read_film(source)]), parsed, on=on, price=price)
     return estimate
 

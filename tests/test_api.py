@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import helios_cli as helios
@@ -91,6 +93,68 @@ def test_errors_are_those_of_the_command():
         helios.errors.RecipeError if hasattr(helios.errors, "RecipeError") else helios.errors.InputError
     ):
         helios.plan("no-such-file.toml")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"size": [128, 64]}, {"size": "128x64"}),
+        ({"size": (128, 64)}, {"size": "128x64"}),
+        ({"steps": [1, 2, 1]}, {"steps": "1,2,1"}),
+        ({"steps": 50}, {"steps": "50"}),
+        ({"fps": 12}, {"fps": "12"}),
+        ({"frames": 40.0}, {"frames": "40"}),
+        ({"frames": np.int64(40)}, {"frames": "40"}),
+        ({"seconds": 2}, {"seconds": "0:02"}),
+        ({"ram": 32 * 10**9}, {"ram": "32G"}),
+        ({"workers": 2}, {"workers": "2"}),
+        ({"export": ["otio", "edl"]}, {"export": "otio,edl"}),
+        ({"output": Path("ball.mp4")}, {"output": "ball.mp4"}),
+        ({"crf": 20, "preview_decoder": Path("a")}, {"crf": "20", "preview_decoder": "a"}),
+        ({"lora": [], "through": None}, {}),
+    ],
+    ids=str,
+)
+def test_values_are_taken_as_the_words_of_the_flags_are(option, words):
+    assert helios.RenderOptions.parse(**option) == helios.RenderOptions.parse(**words)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"steps": 2}, "3 stages"),
+        ({"steps": [1, 0, 1]}, "--steps"),
+        ({"size": (128.5, 64)}, "--size"),
+        ({"size": [128, 64, 3]}, "--size"),
+        ({"fps": "fast"}, '--fps: must be a number, not "fast"'),
+        ({"lanes": 0}, "--lanes 0: must be 1 to 64"),
+        ({"gpus_per_film": 0}, "--gpus-per-film 0: must be 1 to 64"),
+        ({"shot": 0}, "--shot 0: must be 1 or more"),
+        ({"frames": 10.5}, "--frames: must be a whole number, not 10.5"),
+        ({"frames": True}, "--frames"),
+        ({"seed": 1.5}, "--seed"),
+        ({"seed": [1]}, "--seed: must be a whole number, not a list"),
+        ({"guidance": math.nan}, "--guidance"),
+        ({"workers": 0}, "--workers"),
+        ({"worker_timeout": -1}, "--worker-timeout"),
+        ({"attention": "foo"}, "--attention: must be one of auto, triton"),
+        ({"codec": "vp9"}, "--codec: must be one of h264"),
+        ({"vram": 0}, "--vram"),
+        ({"export": 5}, "--export"),
+        ({"filter": 5}, "--filter: must be text"),
+        ({"force": "yes"}, "--force: must be True or False"),
+        ({"image": 5}, "--image: must be a path"),
+        ({"device": 0}, "--device: must be text"),
+        ({"lora": 5}, "--lora"),
+        ({"on": 4090}, "--on: must be text"),
+        ({"price": "much"}, "--price: must be a number"),
+        ({"price": -1}, "--price"),
+    ],
+    ids=str,
+)
+def test_values_that_no_flag_takes_are_input_errors(option, says):
+    with pytest.raises(helios.errors.InputError, match=re.escape(says)):
+        helios.plan("a red ball", **{"model": "tiny", "device": "cpu", **option})
 
 
 @pytest.mark.process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.main import get_command
 from helios_cli import errors
 from helios_cli.cli import app
 from helios_cli.engine.events import Event
+from helios_cli.recipe.options import FLAGS, RenderOptions
 from helios_cli.recipe.sources import read_films
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,6 +109,13 @@ def test_events_are_documented_field_by_field():
             for field in fields(event)
             if field.name not in common
         }
+
+
+def test_the_help_of_the_options_names_each():
+    """A user of the library finds in `help(helios.RenderOptions)` what the help of the command says."""
+    shown = pydoc.render_doc(RenderOptions, renderer=pydoc.plaintext)
+    for key, flag in FLAGS.items():
+        assert re.search(rf"^ \|      {key}(=False)?: {re.escape(flag.help)}$", shown, re.MULTILINE), key
 
 
 def test_the_files_that_contributing_names_exist():

@@ -10,8 +10,8 @@ from helios_cli import options
 from helios_cli.bench import report
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import InputError
-from helios_cli.recipe.options import MAX_WORKERS, read_flag
-from helios_cli.recipe.values import parse_bytes
+from helios_cli.recipe.flags import read_flag
+from helios_cli.recipe.values import MAX_WORKERS, parse_bytes
 from helios_cli.units import counted, format_bytes
 
 if TYPE_CHECKING:

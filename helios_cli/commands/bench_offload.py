@@ -15,7 +15,7 @@ from helios_cli.console import JsonFlag, console
 from helios_cli.cost.speeds import record_bandwidths, speeds_file
 from helios_cli.device import pick_device, torch_dtype
 from helios_cli.errors import InputError, MachineError
-from helios_cli.recipe.options import read_flag
+from helios_cli.recipe.flags import read_flag
 from helios_cli.recipe.values import parse_bytes
 from helios_cli.units import FRAMES_PER_CHUNK, format_bytes, format_seconds
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint

@@ -21,9 +21,10 @@ from helios_cli.live.address import Address
 from helios_cli.live.film import IN_RECIPE, LiveJob, LiveSetup, find_live, render_live
 from helios_cli.live.player import Player, find_player
 from helios_cli.live.script import Manner
-from helios_cli.options import OUTPUT, Events, Progress, Quiet, flag_words, progress_kind, render_options
+from helios_cli.options import Events, Progress, Quiet, flag_words, progress_kind, render_options
 from helios_cli.progress import ProgressKind, open_view, show_all
-from helios_cli.recipe.options import STREAM, RenderOptions, read_flag
+from helios_cli.recipe.flags import read_flag
+from helios_cli.recipe.options import OUTPUT, STREAM, RenderOptions
 from helios_cli.recipe.settings import film_fps
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, Transition, parse_duration
 from helios_cli.stop import after_stops, stop_at_once

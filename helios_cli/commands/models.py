@@ -12,8 +12,8 @@ from helios_cli import machine
 from helios_cli.console import JsonFlag, console
 from helios_cli.errors import CheckpointError
 from helios_cli.recipe.files import check_loras
+from helios_cli.recipe.flags import read_flag
 from helios_cli.recipe.lora import located, parse_loras
-from helios_cli.recipe.options import read_flag
 from helios_cli.units import format_bytes
 from helios_cli.weights import hub
 from helios_cli.weights.adapters import AdapterFile, fold

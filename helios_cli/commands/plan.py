@@ -9,7 +9,6 @@ import typer
 from helios_cli.console import JsonFlag
 from helios_cli.cost.estimate import estimate_jobs
 from helios_cli.cost.farm import farm_of
-from helios_cli.errors import InputError
 from helios_cli.film.clashes import check_shared_out
 from helios_cli.film.jobs import plan_jobs
 from helios_cli.options import Sources, render_options
@@ -42,8 +41,6 @@ def plan(
 ) -> None:
     """Show what films consist of and cost: helios plan film.toml --price 2.5"""
 
-    if price is not None and not 0 <= price < 1e6:
-        raise InputError(f"--price {price}: must be 0 or more, for one GPU-hour")
     check_shared_out(options)
     estimates = estimate_jobs(plan_jobs(source, options), options, on=on, price=price)
     show_plans(estimates, farm_of(estimates, options, on=on))

@@ -163,6 +163,8 @@ def estimate_films(
 
     `on` names a GPU that is not here, in place of `options.device`; `price` is that of a GPU-hour.
     """
+    if price is not None and not 0 <= price < 1e6:
+        raise InputError(f"--price {price}: must be 0 or more, for one GPU-hour")
     device = find_device(options.device) if on is None else other_device(on)
     vae_device = find_vae_device(options.vae_device, options.device, device) if on is None else second_of(on, options)
     quant = quant_of(options, device)

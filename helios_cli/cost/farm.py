@@ -18,7 +18,8 @@ from helios_cli.cost.speeds import DIT_UTILISATION, VAE_UTILISATION
 from helios_cli.cost.team import Split, split_of
 from helios_cli.device import Device, find_gpus, gpu_index
 from helios_cli.errors import InputError
-from helios_cli.recipe.options import MAX_WORKERS, RenderOptions
+from helios_cli.recipe.options import RenderOptions
+from helios_cli.recipe.values import MAX_WORKERS
 from helios_cli.units import counted, format_bytes
 from helios_cli.weights.names import WEIGHT_BYTES
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from helios_cli.errors import InputError
 from helios_cli.recipe.files import check_preview_file
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.options import RenderOptions, flag_of
+from helios_cli.recipe.flags import flag_of
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.sound import SOUND_KEYS, choose_sound
 
 LEAVE_ONE = "leave one of them out"

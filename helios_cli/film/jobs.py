@@ -16,8 +16,9 @@ from helios_cli.film.clashes import check_preview, check_stream
 from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_target, is_taken
 from helios_cli.recipe.files import check_loras
 from helios_cli.recipe.film import Film
+from helios_cli.recipe.flags import flag_of
 from helios_cli.recipe.lora import choose_loras
-from helios_cli.recipe.options import STREAM, RenderOptions, flag_of
+from helios_cli.recipe.options import STREAM, RenderOptions
 from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model, film_fps
 from helios_cli.recipe.sound import NONE, SOUND_KEYS, choose_sound
 

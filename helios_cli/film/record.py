@@ -24,8 +24,8 @@ from helios_cli.film.sound import Track
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lora import MAX_LORAS, MAX_WEIGHT, Lora, choose_loras
-from helios_cli.recipe.options import RenderOptions
-from helios_cli.recipe.settings import DEFAULT_SEED, MAX_STEPS_REUSED
+from helios_cli.recipe.options import MAX_STEPS_REUSED, RenderOptions
+from helios_cli.recipe.settings import DEFAULT_SEED
 from helios_cli.recipe.sound import MAX_FADE_SECONDS, SOUND_KEYS, Fit
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_FRAMES
 from helios_cli.visible import has_unseen, printable, visible

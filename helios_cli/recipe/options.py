@@ -1,158 +1,267 @@
-"""`RenderOptions`: the options of a render, apart from the film's own recipe."""
+"""`RenderOptions`: the options of a render, apart from the film's own recipe. It is the table of the flags of films."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_type_hints
 
-from helios_cli.errors import InputError
+from helios_cli.recipe.flags import Flag, flag, flag_of, read_flag
 from helios_cli.recipe.lora import Lora, parse_loras
-from helios_cli.recipe.sound import Fit
+from helios_cli.recipe.sound import MAX_FADE_SECONDS, Fit
 from helios_cli.recipe.speed import SpeedChoice
-from helios_cli.recipe.values import parse_bytes, parse_duration, parse_size, parse_steps
-
-T = TypeVar("T")
+from helios_cli.recipe.values import (
+    MAX_FPS,
+    MAX_FRAMES,
+    MAX_SECONDS,
+    MAX_SEED,
+    Workers,
+    parse_as,
+    parse_bytes,
+    parse_duration,
+    parse_forms,
+    parse_size,
+    parse_steps,
+    parse_unless_none,
+    parse_workers,
+)
 
 STREAM = "-"
 """The output that means standard output."""
 
-EXPORT_FORMS = ("otio", "edl")
-
-# The choices of flags, for the command line and for Python alike.
-DtypeChoice = Literal["auto", "bfloat16", "float16", "float32"]
-OffloadChoice = Literal["auto", "none", "model", "stream"]
-ContainerChoice = Literal["mkv", "mp4", "ts", "y4m"]
-QuantChoice = Literal["none", "fp8", "fp8+attention"]
-Workers = int | Literal["auto"]
-
-MAX_WORKERS = 1024
+MAX_TAKES = 100
+MAX_STEPS_REUSED = 8
 WORKER_TIMEOUT = 1800.0
 """Seconds without an event after which a worker counts as hung: loading a large model over a network takes minutes."""
+
+OUTPUT = "Output"
+_LENGTH, _PICTURE, _START, _SOUND, _MACHINE, _GPUS = "Length", "Picture", "Start", "Sound", "Machine", "Many GPUs"
 
 
 @dataclass(frozen=True)
 class RenderOptions:
     """Options of a render, a plan or a live film: the flags of `helios render`, read.
 
-    In the first group None means "not given": the recipe's value counts, then the checkpoint's, then the default
-    (`recipe.settings.resolve`). Pictures and clips are relative to the current folder.
-
-    Attributes:
-        size: (width, height) in pixels.
-        steps: solver steps of each stage.
-        output: file or folder of the film; several films need a folder.
-        lora: LoRA files that are folded into the model, in place of the recipe's; relative to the current folder.
-        audio: sound file under the film, "none" for none; relative to the current folder.
-        audio_fit, audio_fade: how it is fitted to the film's length, and seconds of fading out (`recipe.sound.Sound`).
-        container: container of the stream that the output "-" is.
-        cache: take chunks that earlier films left, and keep new ones.
-        vram, ram: memory budgets in bytes; None is what is free.
-        speed: rung of the ladder that the fields None below follow (`recipe.speed`).
-        quant: how products are rounded; None is as `speed` says, where the device has such products (`quant_on`).
-        reuse_history: compute keys and values of the history in a chunk's coarsest stage alone; other pictures.
-        reuse_steps: number of steps of which one makes model calls; the others extrapolate the flow; other pictures.
-        attention_taken: attention kernel by shape, as the record of a film to repeat has it; `auto` follows it.
-        filter, through: graph of ffmpeg's filters, and command of a program, for the frames of the whole film.
-        through_size, through_fps: of the frames that the program gives; by default those of the film.
-        repeats: the film that is made again (`film.again.Again`).
-        export: names of the timelines to write next to the film, "otio" and "edl".
-        takes, shot: render the first chunk of this shot with so many seeds in place of the film.
-        workers: worker processes, "auto" for one a GPU; None is not given, which is 1, or all that a cluster has.
-        cluster: address of a Ray cluster to render on.
-        share: other helios processes may render the same films, which are shared out.
-        mixed: segments of one film may be rendered by processors or versions that round differently.
-        worker_timeout: seconds without an event after which a worker is replaced.
-        gpus_per_film: GPUs, processes on a CPU, that make one film's model calls together.
-        vae_device: device of the VAE and the text encoder, if it is another one.
-        preview_decoder: file of a small decoder that makes the frames in place of the VAE; other pictures.
-        final: decode the film again with the VAE once the preview is done.
+    None means "not given": the recipe's value counts if it has such a key, then the checkpoint's, then the default
+    (`recipe.settings.resolve`). Files are relative to the current folder, and sizes are (width, height) in pixels.
     """
 
-    model: str | None = None
-    minutes: float | None = None
-    seconds: float | None = None
-    frames: int | None = None
-    fps: float | None = None
-    size: tuple[int, int] | None = None
-    seed: int | None = None
-    negative: str | None = None
-    steps: tuple[int, ...] | None = None
-    guidance: float | None = None
-    image: Path | None = None
-    video: Path | None = None
-    lora: tuple[Lora, ...] | None = None
-    audio: str | None = None
-    audio_fit: Fit | None = None
-    audio_fade: float | None = None
+    model: str | None = flag(
+        "Model: auto, tiny, distilled, mid, base, a Hub id or a folder. (default: auto)", short="-m"
+    )
+    revision: str | None = flag("Hub revision; known names are pinned to a commit.")
 
-    revision: str | None = None
-    reanchor: bool = False
-    reuse_history: bool | None = None
-    reuse_steps: int | None = None
-    output: str | None = None
-    container: str | None = None
-    force: bool = False
-    cache: bool = True
-    keep: bool = False
-    codec: str = "h264"
-    crf: int = 17
-    preset: str = "medium"
-    through: str | None = None
-    through_size: tuple[int, int] | None = None
-    through_fps: float | None = None
-    filter: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    lanes: int = 1
-    offload: str = "auto"
-    vram: int | None = None
-    ram: int | None = None
-    speed: SpeedChoice | None = None
-    quant: QuantChoice | None = None
-    attention: str = "auto"
+    minutes: float | None = flag(
+        "Length of the film in minutes.", _LENGTH, least=1 / MAX_FPS / 60, most=MAX_SECONDS / 60
+    )
+    seconds: float | None = flag(
+        "Length in seconds: 90, 1m30s, 1:30.", _LENGTH, read=parse_duration, least=1 / MAX_FPS, most=MAX_SECONDS
+    )
+    frames: int | None = flag("Length in frames.", _LENGTH, least=1, most=MAX_FRAMES)
+    fps: float | None = flag("Frames per second. (default: 24)", _LENGTH, least=1, most=MAX_FPS)
+
+    size: tuple[int, int] | None = flag(
+        "Size in pixels, WIDTHxHEIGHT. (default: the model's native size)", _PICTURE, read=parse_size
+    )
+    seed: int | None = flag("Random seed. (default: 42)", _PICTURE, least=0, most=MAX_SEED)
+    negative: str | None = flag("Negative prompt: what to avoid; needs guidance above 1.", _PICTURE)
+    steps: tuple[int, ...] | None = flag(
+        "Steps per stage: 2,2,2, or 50. (default: the model's)", _PICTURE, read=parse_steps
+    )
+    guidance: float | None = flag(
+        "Guidance scale, the strength of the prompt. (default: the model's)", _PICTURE, least=0, most=100
+    )
+    lora: tuple[Lora, ...] | None = flag(
+        "LoRA file, or owner/name on the Hub, with :WEIGHT behind it; repeatable. none leaves out the recipe's.",
+        _PICTURE,
+        metavar="FILE[:WEIGHT]",
+        read=parse_loras,
+        repeats=True,
+    )
+    preview_decoder: Path | None = flag(
+        "Small decoder in place of the VAE: TAEHV for Wan 2.1, taew2_1.safetensors. It is fast, with other pictures.",
+        _PICTURE,
+        metavar="FILE",
+    )
+    final: bool = flag("After the preview of --preview-decoder, decode the film with the VAE.", _PICTURE, default=False)
+
+    image: Path | None = flag("Picture to start from.", _START)
+    video: Path | None = flag("Clip to continue.", _START)
+    reanchor: bool = flag(
+        "Take the anchor from the second chunk instead of the first, for starts that hardly move.",
+        _START,
+        default=False,
+    )
+
+    audio: str | None = flag("Sound file under the film; none leaves out the recipe's.", _SOUND, metavar="FILE")
+    audio_fit: Fit | None = flag(
+        "Fit of the sound: trim cuts it at the film's end, loop repeats it, pad keeps it whole. (default: trim)",
+        _SOUND,
+        metavar="FIT",
+    )
+    audio_fade: float | None = flag(
+        "Seconds in which the sound fades out where it is cut. (default: 0.5)", _SOUND, least=0, most=MAX_FADE_SECONDS
+    )
+
+    output: str | None = flag(
+        "Output: .mp4, lossless .mkv, folder/ for PNG frames, a folder for films, or - (stdout). (default: NAME.mp4)",
+        OUTPUT,
+        short="-o",
+    )
+    container: Literal["mkv", "mp4", "ts", "y4m"] | None = flag(
+        "Container of the stream that -o - writes to standard output: mkv, mp4, ts or y4m. (default: mkv)",
+        OUTPUT,
+        metavar="FORM",
+    )
+    force: bool = flag("Replace a finished film, or an unfinished one of other settings.", OUTPUT, default=False)
+    cache: bool = flag("Ignore chunks kept from earlier films, and keep none.", OUTPUT, default=True)
+    keep: bool = flag("Keep the journal and the pieces next to the finished film.", OUTPUT, default=False)
+    takes: int | None = flag(
+        "Render the first chunk with this many seeds, as clips and a contact sheet, instead of a film.",
+        OUTPUT,
+        least=1,
+        most=MAX_TAKES,
+        shows_limits=True,
+    )
+    shot: int | None = flag(
+        "Shot that --takes shows; it must begin with a cut. (default: the first)", OUTPUT, least=1, shows_limits=True
+    )
+    codec: Literal["h264", "hevc", "av1"] = flag("Video codec of an .mp4.", OUTPUT, default="h264")
+    crf: int = flag("Constant rate factor of an .mp4; lower is better.", OUTPUT, default=17)
+    preset: str = flag("Encoder preset, ultrafast to veryslow.", OUTPUT, default="medium")
+    through: str | None = flag(
+        "Program for all frames of the film: raw RGB to its stdin and from its stdout. none leaves out a record's.",
+        OUTPUT,
+        metavar="COMMAND",
+        read=parse_unless_none,
+    )
+    through_size: tuple[int, int] | None = flag(
+        "Size of the frames that --through gives, WIDTHxHEIGHT. (default: the film's)", OUTPUT, read=parse_size
+    )
+    through_fps: float | None = flag("Rate of the frames that --through gives. (default: the film's)", OUTPUT)
+    filter: str | None = flag(
+        "Graph of ffmpeg filters for all frames of the film, such as hqdn3d,unsharp. none leaves out a record's.",
+        OUTPUT,
+        metavar="GRAPH",
+        read=parse_unless_none,
+    )
+    metadata: bool = flag("Do not store render settings in the film or the .json.", OUTPUT, default=True)
+    export: tuple[str, ...] = flag(
+        "Timelines to write next to the film: otio, edl or otio,edl.", OUTPUT, default=(), read=parse_forms
+    )
+
+    device: str = flag("Device to compute on: auto, cuda, cuda:1, mps, cpu.", _MACHINE, default="auto")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = flag(
+        "Data type to compute in: auto, bfloat16, float16 or float32; auto is bfloat16 where the device is fast at it.",
+        _MACHINE,
+        default="auto",
+        metavar="DTYPE",
+    )
+    lanes: int = flag(
+        "Number of films to render side by side; streamed weights are read once for all of them.",
+        _MACHINE,
+        default=1,
+        least=1,
+        most=64,
+        shows_limits=True,
+    )
+    offload: Literal["auto", "none", "model", "stream"] = flag(
+        "Weights to keep off the device. model: parts take turns; stream: block by block; auto: the fastest that fits.",
+        _MACHINE,
+        default="auto",
+    )
+    vram: int | None = flag(
+        "Memory budget of each GPU, such as 6G. (default: what is free)", _MACHINE, read=parse_bytes
+    )
+    ram: int | None = flag("Host memory budget, such as 16G. (default: what is free)", _MACHINE, read=parse_bytes)
+    speed: SpeedChoice | None = flag(
+        "Speed: exact; fast, --quant fp8+attention where the GPU has it; or fastest, also --reuse-history and "
+        "--reuse-steps 2. (default: exact)",
+        _MACHINE,
+        metavar="SPEED",
+    )
+    quant: Literal["none", "fp8", "fp8+attention"] | None = flag(
+        "Quantization. fp8 computes most of the transformer in 8 bits, fp8+attention self-attention as well; both "
+        "change the pictures. (default: none)",
+        _MACHINE,
+    )
+    reuse_history: bool | None = flag(
+        "Compute the history's keys and values in a chunk's coarsest stage alone; faster, and changes the pictures.",
+        _MACHINE,
+    )
+    reuse_steps: int | None = flag(
+        "Number of steps of which one calls the model, for base and mid; 2 is nearly twice as fast, and changes the "
+        "pictures. (default: 1)",
+        _MACHINE,
+        metavar="N",
+        least=1,
+        most=MAX_STEPS_REUSED,
+    )
+    attention: Literal["auto", "triton", "sdpa", "flash", "cudnn", "fa3", "efficient", "math", "blocked"] = flag(
+        "Attention backend: auto, triton, sdpa, flash, cudnn, fa3, efficient, math or blocked; auto is the fastest "
+        "here.",
+        _MACHINE,
+        default="auto",
+        metavar="BACKEND",
+    )
+
+    workers: Workers | None = flag(
+        "Number of processes that share films, and their segments between cuts; auto: one per GPU. (default: 1)",
+        _GPUS,
+        read=parse_workers,
+    )
+    cluster: str | None = flag(
+        "Ray cluster to render on: auto, local, HOST:PORT or ray://HOST:PORT.", _GPUS, metavar="ADDRESS"
+    )
+    share: bool = flag(
+        "Share the films with other helios processes that work in the same folder.", _GPUS, default=False
+    )
+    mixed: bool = flag(
+        "Let workers that round differently (other GPUs or versions) render segments of one film.", _GPUS, default=False
+    )
+    worker_timeout: float = flag(
+        "Time without an event after which a worker is replaced: 90, 30m. (default: 30m)",
+        _GPUS,
+        default=WORKER_TIMEOUT,
+        read=parse_duration,
+    )
+    gpus_per_film: int = flag(
+        "Number of GPUs (processes, on a CPU) that make one film's model calls together.",
+        _GPUS,
+        default=1,
+        least=1,
+        most=64,
+        shows_limits=True,
+    )
+    vae_device: str | None = flag(
+        "Device of the VAE and the text encoder: cuda:1, cpu; a chunk is decoded there while the next one is denoised.",
+        _GPUS,
+    )
+
+    strict: bool = flag("Treat adjustments as errors.", default=False)
+    check: bool = flag("Check the finished film as `helios check` does; see --strict.", default=False)
+
     attention_taken: Mapping[str, str] = field(default_factory=dict)
-    strict: bool = False
-    metadata: bool = True
-    export: tuple[str, ...] = ()
-    check: bool = False
-    takes: int | None = None
-    shot: int | None = None
+    """Attention kernel by shape, as the record of a film to repeat has it; `auto` follows it."""
     repeats: Any = None
-
-    workers: Workers | None = None
-    cluster: str | None = None
-    share: bool = False
-    mixed: bool = False
-    worker_timeout: float = WORKER_TIMEOUT
-    gpus_per_film: int = 1
-    vae_device: str | None = None
-    preview_decoder: Path | None = None
-    final: bool = False
+    """The film that is made again (`film.again.Again`)."""
 
     @classmethod
     def parse(cls, **values: Any) -> RenderOptions:
         """Options from words as they are typed ("640x384", "1m30s", "2,2,2", "6G") or from values of their own types.
 
-        Raises InputError, which names the flag, for a word that cannot be read.
+        Raises InputError, which names the flag, for a value that cannot be read. None is one that was not given.
         """
-        for key in ("model", "output", "audio"):
-            if isinstance(values.get(key), Path):
-                values[key] = os.fspath(values[key])
-        if values.get("lora") == []:  # the flag was not given
-            values["lora"] = None
-        if values.get("lora") is not None:
-            values["lora"] = read_flag("--lora", parse_loras, values["lora"])
-        for key, choices in CHOICES.items():
-            if values.get(key) not in (None, *choices):
-                flag = flag_of(key)
-                raise InputError(f"{flag} {values[key]}: not a choice", hint=f"write one of {', '.join(choices)}")
-        for key, read in READERS.items():
-            if isinstance(values.get(key), str):
-                values[key] = read_flag(flag_of(key), read, values[key])
-        return cls(**{key: value for key, value in values.items() if value is not None})
+        given = {key: value for key, value in values.items() if value is not None}
+        for key, one in FLAGS.items():
+            if one.repeats and given.get(key) == []:  # what Typer makes of one that was not given
+                del given[key]
+            if key in given:
+                value = tuple(given[key]) if isinstance(given[key], list) else given[key]
+                given[key] = read_flag(flag_of(key), one.read or partial(parse_as, TYPES[key]), value)
+        return cls(**given)
 
     @property
     def is_stream(self) -> bool:
@@ -175,64 +284,12 @@ class RenderOptions:
         return (self.offload, self.vram, self.ram) == ("auto", None, None)
 
 
-def flag_of(key: str) -> str:
-    """Return the flag of a field."""
-    return f"--{key.replace('_', '-')}"
+FLAGS: Mapping[str, Flag] = {one.name: one.metadata["flag"] for one in fields(RenderOptions) if one.metadata}
+"""The flags of films by the fields of `RenderOptions`, in the order of the help."""
 
+TYPES: Mapping[str, Any] = get_type_hints(RenderOptions)
 
-def read_flag(flag: str, read: Callable[[Any], T], text: Any) -> T:
-    """The value of a flag. InputError that names it."""
-    try:
-        return read(text)
-    except InputError as error:
-        raise InputError(f"{flag}: {error.message}", hint=error.hint) from error
-
-
-def parse_forms(text: str) -> tuple[str, ...]:
-    """`otio,edl` as names of forms. InputError for any other."""
-    forms = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",")))
-    for form in forms:
-        if form not in EXPORT_FORMS:
-            raise InputError(f"{text}: unknown timeline format {form!r}", hint="write otio, edl, or otio,edl")
-    return forms
-
-
-def parse_unless_none(text: str) -> str | None:
-    """`none` as None, which leaves out what a record has."""
-    return None if text == "none" else text
-
-
-def parse_workers(text: str) -> Workers:
-    """`4` or `auto`. InputError for anything else."""
-    if text == "auto":
-        return "auto"
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_WORKERS:
-        return int(text)
-    raise InputError(f"{text!r} is not a number of workers", hint=f"write a number from 1 to {MAX_WORKERS}, or auto")
-
-
-CHOICES = {
-    "container": get_args(ContainerChoice),
-    "dtype": get_args(DtypeChoice),
-    "offload": get_args(OffloadChoice),
-    "quant": get_args(QuantChoice),
-    "speed": get_args(SpeedChoice),
-    "audio_fit": get_args(Fit),
-}
-
-READERS: Mapping[str, Callable[[str], Any]] = {
-    "seconds": parse_duration,
-    "size": parse_size,
-    "steps": parse_steps,
-    "image": Path,
-    "video": Path,
-    "preview_decoder": Path,
-    "vram": parse_bytes,
-    "ram": parse_bytes,
-    "export": parse_forms,
-    "through": parse_unless_none,
-    "through_size": parse_size,
-    "filter": parse_unless_none,
-    "workers": parse_workers,
-    "worker_timeout": parse_duration,
-}
+RenderOptions.__doc__ = f"{RenderOptions.__doc__}\n    Attributes:\n" + "".join(
+    f"        {key}{'=False' if getattr(RenderOptions, key) is True else ''}: {one.help}\n"
+    for key, one in FLAGS.items()
+)

@@ -82,7 +82,7 @@ Duration = Annotated[
 ]
 Size = Annotated[
     tuple[int, int],
-    _parsed_by(lambda value: value if isinstance(value, tuple) else values.parse_size(value)),
+    _parsed_by(values.parse_size),
     PlainSerializer(lambda size: f"{size[0]}x{size[1]}", return_type=str),
     WithJsonSchema({"type": "string", "pattern": "^[0-9]+[x×][0-9]+$"}),
 ]

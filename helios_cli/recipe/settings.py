@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from helios_cli.architecture import ModelDefaults
 from helios_cli.errors import InputError
-from helios_cli.recipe.options import RenderOptions, flag_of
-from helios_cli.recipe.sound import MAX_FADE_SECONDS
+from helios_cli.recipe.flags import flag_of
+from helios_cli.recipe.options import FLAGS, RenderOptions
 from helios_cli.recipe.speed import chosen
-from helios_cli.recipe.values import LENGTH_KEYS, MAX_FPS, MAX_FRAMES, MAX_SECONDS, MAX_SEED, check_size, pick
+from helios_cli.recipe.values import LENGTH_KEYS, check_size, pick
 from helios_cli.units import DEFAULT_FPS
 
 if TYPE_CHECKING:
@@ -25,19 +25,6 @@ DEFAULT_SEED = 42
 
 LEAST_STEPS_REUSED = 4
 """Steps of a stage of which --reuse-steps leaves one out: the first two and the last make model calls."""
-
-MAX_STEPS_REUSED = 8
-
-_LIMITS = {
-    "fps": (1, MAX_FPS),
-    "seconds": (1 / MAX_FPS, MAX_SECONDS),
-    "minutes": (1 / MAX_FPS / 60, MAX_SECONDS / 60),
-    "frames": (1, MAX_FRAMES),
-    "seed": (0, MAX_SEED),
-    "guidance": (0, 100),
-    "reuse_steps": (1, MAX_STEPS_REUSED),
-    "audio_fade": (0, MAX_FADE_SECONDS),
-}
 
 
 @dataclass(frozen=True)
@@ -159,10 +146,11 @@ def check_flags(options: RenderOptions) -> None:
         raise InputError(f"{' and '.join(lengths)} both give the film's length", hint="keep one of them")
     if options.image is not None and options.video is not None:
         raise InputError("a film starts from --image or continues --video, not both", hint="keep one of them")
-    for key, (least, most) in _LIMITS.items():
+    for key, flag in FLAGS.items():
         value = getattr(options, key)
-        if value is not None and not least <= value <= most:  # NaN fails too
-            raise InputError(f"{flag_of(key)} {value}: must be {_number(least)} to {_number(most)}")
+        if flag.least is not None and value is not None and not flag.least <= value <= (flag.most or value):  # NaN too
+            limits = f"{_number(flag.least)} to {_number(flag.most)}" if flag.most else f"{_number(flag.least)} or more"
+            raise InputError(f"{flag_of(key)} {value}: must be {limits}")
 
 
 def _number(value: float) -> str:

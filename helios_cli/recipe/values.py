@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from datetime import time
+from contextlib import suppress
+from datetime import date, time
 from itertools import product
-from typing import Any, Literal, get_args
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from helios_cli.errors import InputError
 from helios_cli.units import size_multiple
@@ -30,6 +34,11 @@ MAX_SIDE = 4096
 
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
+
+MAX_WORKERS = 1024
+Workers = int | Literal["auto"]
+
+EXPORT_FORMS = ("otio", "edl")
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _CLOCK = re.compile(rf"(?:([0-9]+):)?([0-9]+):({_NUMBER})")
@@ -59,9 +68,12 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
-def parse_bytes(value: str) -> int:
-    """Return an amount of memory: `6G` and `6GB` are 6,000,000,000 bytes, `6GiB` is 2**30 times 6."""
-    match = _BYTES.fullmatch(value.strip()) if len(value) <= 40 else None
+def parse_bytes(value: object) -> int:
+    """Return an amount of memory: `6G` and `6GB` are 6,000,000,000 bytes, `6GiB` is 2**30 times 6; a number is one of
+    bytes."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < 2**63:
+        return int(value)
+    match = _BYTES.fullmatch(value.strip()) if isinstance(value, str) and len(value) <= 40 else None
     if match is None or float(match[1]) == 0:
         raise InputError(f"{shown(value)} is not an amount of memory", hint="write 6G, 6.5GB, 512M or 6GiB")
     power = 1 + "KMGT".index(match[2].upper())
@@ -69,11 +81,13 @@ def parse_bytes(value: str) -> int:
 
 
 def parse_size(value: object) -> tuple[int, int]:
-    """Return `"640x384"` as (width, height) in pixels. `check_size` tells whether a model can render it."""
-    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None:
+    """Return `"640x384"` or `(640, 384)` as (width, height). `check_size` tells whether a model can render it."""
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        width, height = int(match[1]), int(match[2])
+    elif isinstance(value, tuple) and [type(side) for side in value] == [int, int]:
+        width, height = value
+    else:
         raise InputError(f"{shown(value)} is not a size", hint="write WIDTHxHEIGHT in pixels, e.g. 640x384")
-    width, height = int(match[1]), int(match[2])
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise InputError(f"size {width}x{height}: each side must be 1 to {MAX_SIDE} pixels")
     return width, height
@@ -92,6 +106,55 @@ def parse_steps(value: object) -> tuple[int, ...]:
     if not 1 <= len(steps) <= 8:
         raise InputError(f"steps: {len(steps)} numbers given", hint="write one number per stage, e.g. 2,2,2")
     return tuple(steps)
+
+
+def parse_workers(value: object) -> Workers:
+    """Return a number of workers, or "auto" for one per GPU."""
+    text = str(value)
+    if text == "auto":
+        return "auto"
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_WORKERS:
+        return int(text)
+    raise InputError(f"{value!r} is not a number of workers", hint=f"write a number from 1 to {MAX_WORKERS}, or auto")
+
+
+def parse_forms(value: object) -> tuple[str, ...]:
+    """Return the names of timelines: `"otio,edl"`, `("otio", "edl")`."""
+    parts = value if isinstance(value, tuple) else str(value).split(",")
+    forms = tuple(dict.fromkeys(str(part).strip().lower() for part in parts))
+    for form in forms:
+        if form not in EXPORT_FORMS:
+            raise InputError(f"{value}: unknown timeline format {form!r}", hint="write otio, edl, or otio,edl")
+    return forms
+
+
+def parse_unless_none(value: object) -> str | None:
+    """Return a text, and None for `none`, which leaves out what a record has."""
+    text = parse_as(str, value)
+    return None if text == "none" else text
+
+
+def parse_as(kind: Any, value: object) -> Any:
+    """Return a word, or a value from Python, as the `kind` of a field: a simple type, a path or a choice, or None."""
+    options = get_args(kind)
+    if NoneType in options:
+        return None if value is None else parse_as(options[0], value)
+    if get_origin(kind) is Literal:
+        if value in options:
+            return value
+        raise InputError(f"must be one of {', '.join(options)}, not {shown(value)}")
+    if kind in (int, float) and not isinstance(value, bool):
+        with suppress(TypeError, ValueError, OverflowError):
+            number = kind(value)
+            if kind is float or isinstance(value, str) or number == value:
+                return number
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if kind in (bool, str, Path) and isinstance(text, bool if kind is bool else str):
+        return kind(text)
+    raise InputError(f"must be {_KINDS[kind]}, not {shown(value)}")
+
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
 def check_size(size: tuple[int, int], num_stages: int) -> None:
@@ -145,6 +208,8 @@ def shown(value: object) -> str:
 
 
 def kind_of(value: object) -> str:
-    """Return the kind of a recipe's value in words."""
-    kinds = {bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
-    return ({dict: "a single table", list: "a list", str: "text"} | kinds).get(type(value), "a date")
+    """Return the kind of a value in words."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", NoneType: "nothing", str: "text"}
+    kinds |= {dict: "a single table", list: "a list", tuple: "a list"}
+    other = "a date" if isinstance(value, date | time) else f"a value of type {type(value).__name__}"
+    return kinds.get(type(value), other)

@@ -12,10 +12,11 @@ from helios_cli.errors import InputError
 from helios_cli.film.export import check_exports, edl, export, export_path, otio, timecode
 from helios_cli.film.jobs import find_jobs
 from helios_cli.film.target import Target
-from helios_cli.recipe.options import RenderOptions, parse_forms
+from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
+from helios_cli.recipe.values import parse_forms
 
 RECIPE = """
 [[shot]]
