@@ -106,10 +106,10 @@ def is_second(name: str, device_name: str, device: Device) -> bool:
 
 
 def _require_pair(name: str, kind: str) -> None:
-    """Raise InputError for a VAE on `name`, another device than that of the transformer, if that is a CPU."""
+    """Raise InputError for a VAE on the device `name` if the transformer's device, of this `kind`, is a CPU."""
     if kind == "cpu":
         raise InputError(
-            f"--vae-device {name}: the transformer computes on the CPU, next to which a second device spares nothing",
+            f"--vae-device {name}: the transformer computes on the CPU, where a second device saves nothing",
             hint="choose a GPU with --device, or leave out --vae-device",
         )
 

@@ -111,7 +111,7 @@ chunks that are decoded at a time (`chunks_beside`), 160.
 
 def cpu_threads(parameters: int | None = None) -> int:
     """Return the threads for a transformer of `parameters`: OMP_NUM_THREADS, else 1 if it is small, else all cores."""
-    if _is_limited():
+    if _thread_limit() is not None:
         return cores()
     return 1 if parameters is not None and parameters < SMALL_MODEL_PARAMETERS else cores()
 
@@ -120,12 +120,13 @@ def cores() -> int:
     """Return the number of cores that this process may use, at most OMP_NUM_THREADS."""
     processor = cpu()
     most = min(processor.threads, processor.cores or processor.threads)
-    return min(most, int(os.environ["OMP_NUM_THREADS"])) if _is_limited() else most
+    return min(most, _thread_limit() or most)
 
 
-def _is_limited() -> bool:
-    variable = os.environ.get("OMP_NUM_THREADS", "")
-    return variable.isdigit() and int(variable) > 0
+def _thread_limit() -> int | None:
+    """Return OMP_NUM_THREADS, of which the first number counts: others are for loops inside of others."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 MOST_CHUNKS_BESIDE = 3

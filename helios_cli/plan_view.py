@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from helios_cli.cost.work import StageWork
 
 SHOWN_SHOTS = 20
-UNTIMED = "its time is not in the one below; a film with it measures it"
 """Rows of a long list that are printed; `--json` has all of them."""
+
+UNTIMED = "its time is not in the one below; a film with it measures it"
 
 PROMPT_WIDTH = 28
 """Characters of a prompt in the list of shots, so that its lines fit into 80 columns."""
@@ -344,8 +345,8 @@ def _farm_row(farm: Farm, outcome: Outcome) -> list:
 
 def _clock(seconds: float) -> str:
     """Format a time in the film: `1:05` or `1:05.75`."""
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)}:{rest:05.2f}".removesuffix(".00")
+    minutes, hundredths = divmod(round(seconds * 100), 6000)
+    return f"{minutes}:{hundredths / 100:05.2f}".removesuffix(".00")
 
 
 def _flops(count: float) -> str:

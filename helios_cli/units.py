@@ -113,7 +113,7 @@ def format_seconds(seconds: float) -> str:
     """Format seconds: `< 0.1 s`, `75 s`, `3:05 min`, `2:00:00 h`."""
     if 0 < seconds < LEAST_SECONDS:
         return f"< {LEAST_SECONDS} s"
-    if seconds < 100:
+    if seconds < 99.95:  # 100 in three figures
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"

@@ -253,7 +253,16 @@ def test_format_bytes(count, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (0.01, "< 0.1 s"), (7.125, "7.12 s"), (185, "3:05 min"), (2500, "41:40 min"), (7200, "2:00:00 h")],
+    [
+        (0, "0 s"),
+        (0.01, "< 0.1 s"),
+        (7.125, "7.12 s"),
+        (99.94, "99.9 s"),
+        (99.97, "1:40 min"),
+        (185, "3:05 min"),
+        (2500, "41:40 min"),
+        (7200, "2:00:00 h"),
+    ],
 )
 def test_format_seconds(seconds, text):
     assert format_seconds(seconds) == text

@@ -295,6 +295,14 @@ def test_no_links_where_none_are_reported(tmp_path, monkeypatch, script):
     assert machine.gpu_links() == {}
 
 
+@pytest.mark.parametrize(("limit", "threads"), [("2", 2), ("2,1", 2), (" 3 , 4", 3), ("12", 8), ("0", 8), ("two", 8)])
+def test_the_first_number_of_omp_num_threads_counts(monkeypatch, limit, threads):
+    """OpenMP reads the others for loops inside of others."""
+    monkeypatch.setattr(machine, "cpu", lambda: machine.Cpu("a CPU", 8, 16, (), ()))
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert machine.cores() == threads
+
+
 @pytest.mark.parametrize(
     ("cores", "limit", "threads", "processes", "chunks"),
     [

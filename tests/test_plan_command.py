@@ -209,6 +209,14 @@ def test_several_films_have_one_sum(helios, checkpoints):
     assert report["total"]["seconds"] == sum(each["time"]["total"] for each in report["films"])
 
 
+def test_a_shot_begins_in_a_minute_that_is_full(helios, tmp_path):
+    """59.998 s are 1:00, not 0:60."""
+    recipe = tmp_path / "film.toml"
+    recipe.write_text('fps = 100.103\n[[shot]]\nprompt = "a"\nseconds = 60\n[[shot]]\nprompt = "b"\nseconds = 1\n')
+    out = helios(recipe, "-m", "tiny", "--device", "cpu").out
+    assert re.search(r"^ *2 +1:00 ", out, re.MULTILINE), out
+
+
 def test_a_start_from_a_picture_is_encoded(helios, checkpoints, tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     plain = film(helios("a ball", "-m", checkpoints["mid"], "--json"))

@@ -14,7 +14,6 @@ from helios_cli import __version__, doctor_view, machine
 from helios_cli.architecture import DiTConfig
 from helios_cli.console import JsonFlag, console
 from helios_cli.cost.auto import survey
-from helios_cli.cost.farm import auto_workers
 from helios_cli.cost.team import divisions
 from helios_cli.device import Device, device_of, gpus, pick_device, pick_dtype
 from helios_cli.doctor_view import Facts
@@ -105,7 +104,7 @@ def _farm(gpu_count: int) -> Facts:
 
     choices = divisions(DiTConfig().num_attention_heads, guided=False)
     return {
-        "workers_auto": auto_workers(gpu_count),
+        "workers_auto": max(1, gpu_count),
         "gpus_per_film": [1, *(count for count in choices if count <= gpu_count)],
         "ray": {"version": machine.package_version("ray"), "address": os.environ.get("RAY_ADDRESS") or None},
     }

@@ -83,8 +83,8 @@ def live(
     Empty lines and lines that begin with # are skipped.
     The film ends with the input (Ctrl-D), or at the length given.
     \[pause] stops rendering until \[play]; Ctrl-Z and fg do as well.
-    A prompt shows --ahead and one chunk later at most, unless the one before it
-    is held longer: rendering waits for the time on the wall, or the player.
+    A prompt is on the screen after --ahead and one chunk at most, unless the one
+    before it is held longer: rendering waits for whoever watches, or the clock.
 
     --serve 8000 shows the film at http://127.0.0.1:8000 while it is rendered,
     with a box for prompts; it waits while nobody watches.

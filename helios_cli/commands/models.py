@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
@@ -108,7 +109,7 @@ def convert(
     if folder is None:
         raise _absent(source)
     checkpoint, names = _with_loras(Checkpoint.open(folder), lora or [])
-    out = out or machine.home() / "models" / "-".join([Path(model).name, *names, dtype])
+    out = out or machine.home() / "models" / "-".join([Path(os.path.abspath(model)).name, *names, dtype])
     from helios_cli.engine.convert import bytes_to_write, convert
 
     with console.progress_bytes(f"converting {model}", bytes_to_write(checkpoint, dtype)) as advance:

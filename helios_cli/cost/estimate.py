@@ -86,8 +86,8 @@ class Estimate:
         vae_device: The device of the VAE and the text encoder, if it is another one.
         track: The sound under the film.
         preview: The decoder in the VAE's place, if there is one; with `final` the VAE decodes the film afterwards.
-        after: What comes after the render, or None; `after_seconds` are 0 then, and None if another film had not the
-            same here.
+        after: The stage after the render, if there is one.
+        after_seconds: Its time, 0 without one; None if no earlier film here had the same stage.
         taken: What became of the choices that --speed names.
     """
 

@@ -241,13 +241,8 @@ def segment_costs(estimate: Estimate, *, timed: bool) -> tuple[float, ...]:
 # What they run on
 
 
-def auto_workers(room: int) -> int:
-    """Return the number that `--workers auto` stands for on a machine with GPUs for `room` workers; a CPU has one."""
-    return max(1, room)
-
-
-def _workers(options: RenderOptions, room: int, on: str | None) -> int | None:
-    """Return the number of workers, where there are GPUs for `room` of them; None if others decide it later."""
+def _workers(options: RenderOptions, fitting: int, on: str | None) -> int | None:
+    """Return the number of workers, where there are GPUs for `fitting` of them; None if others decide it later."""
     if isinstance(options.workers, int):
         return options.workers
     if options.cluster is not None or (options.share and options.workers is None):
@@ -259,7 +254,7 @@ def _workers(options: RenderOptions, room: int, on: str | None) -> int | None:
             f"--workers auto counts the GPUs of this machine, but --on {on} is another one",
             hint="write the number of workers, such as --workers 8",
         )
-    return auto_workers(room)
+    return max(1, fitting)  # a CPU has one
 
 
 def _threads(estimate: Estimate) -> tuple[int, int]:

@@ -35,7 +35,8 @@ class Taken:
 
     Attributes:
         key: field of `RenderOptions`.
-        value: what the film has, by whatever way; `is_taken` unless that is the exact one.
+        value: what the film has, whether --speed, its own flag or neither chose it.
+        is_taken: whether that value is another than that of the rung `exact`.
         origin: "flag", or "speed".
         times: how many times as fast a chunk is computed as without it, by the plan's rates; None if they are not
             known, and where the film is without it.

@@ -112,7 +112,8 @@ def plan_memory(load: Workload, budget: MemoryBudget, placement: Placement) -> M
     on_device = max(phase.total for phase in phases if not phase.on_vae_device)
     if beside and not is_apart:  # denoising with the largest work of the VAE: a chunk's decoding or conditioning
         *others, denoise = sorted(phases[1:], key=lambda phase: phase.phase == "denoise")
-        more = max(phase.working for phase in others) + load.picture_bytes  # which wait for those of the chunk before
+        # Each further chunk that is decoded has its own tensors, and frames that wait until those before are written.
+        more = max(phase.working for phase in others) + load.picture_bytes
         on_device = max(on_device, denoise.working + max(phase.total for phase in others) + (beside - 1) * more)
     on_device += RUNTIME_BYTES[kind]
     on_vae_device = None

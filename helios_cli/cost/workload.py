@@ -1,4 +1,4 @@
-"""A film to be placed and timed: what it takes of each thing that a plan counts, from sizes alone."""
+"""The workload of a film: the bytes and counts that its memory and time are computed from, all from sizes alone."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Workload:
-    """A film to be placed: its plan, its model, and how it is computed. `lanes` films like it render at a time.
+    """A film whose memory and time are planned: its plan, its model, and how it is computed.
 
-    `vae_device` is the device of the VAE and the text encoder, or None if it is `device`. `ranks` processes make the
-    transformer's calls together, each on a GPU of its own; on a CPU all on one. With `joins_rank` the VAE and the text
-    encoder are on the GPU of a rank other than the first. `preview` is the decoder in the VAE's place, if there is one;
-    with `final` the VAE decodes the film afterwards. `vram` is --vram. `prompts` are counted unless they are given.
-    `processes` share the cores of a CPU."""
+    `lanes` films like it render at a time. `vae_device` is the device of the VAE and the text encoder, or None if it is
+    `device`. `ranks` processes make the transformer's calls together, each on a GPU of its own; on a CPU all on one.
+    With `joins_rank` the VAE and the text encoder are on the GPU of a rank other than the first. `preview` is the
+    decoder in the VAE's place, if there is one; with `final` the VAE decodes the film afterwards. `vram` is --vram.
+    `prompts` are counted unless they are given. `processes` share the cores of a CPU."""
 
     plan: Plan
     model: Model

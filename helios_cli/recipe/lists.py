@@ -186,6 +186,8 @@ def _jsonl_film(text: str, line: int, problems: Problems) -> Draft | None:
     is_whole = isinstance(frames, list) and all(type(frame) is int for frame in frames)
     if not is_whole or len(frames) != len(prompts) - 1 or not all(0 < b - a < 1e9 for a, b in pairwise([0, *frames])):
         message = f"must be {len(prompts) - 1} increasing frame numbers, one for each prompt after the first"
+        if len(prompts) < 2:
+            message = "needs at least two prompts, between which the film switches"
         problems.add(message, line=line, key="switch_frames")
         return None
     for shot, (start, end) in zip(shots, pairwise([0, *frames]), strict=False):

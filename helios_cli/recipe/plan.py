@@ -242,7 +242,7 @@ def _chunks(
 ) -> tuple[tuple[Chunk, ...], tuple[Rounding, ...]]:
     chunks: list[Chunk] = []
     roundings: list[Rounding] = []
-    for first, after in _segments(shots, num_frames):
+    for first, after in _shot_ranges(shots, num_frames):
         begin = shots[first].start_frame
         end = min(shots[after].start_frame, num_frames) if after < len(shots) else num_frames
         current = first
@@ -261,8 +261,8 @@ def _chunks(
     return tuple(chunks), tuple(roundings)
 
 
-def _segments(shots: tuple[PlannedShot, ...], num_frames: int) -> list[tuple[int, int]]:
-    """Return the first shot of each segment, and the first one after it."""
+def _shot_ranges(shots: tuple[PlannedShot, ...], num_frames: int) -> list[tuple[int, int]]:
+    """Return the range of shots of each segment: the first one, and the first one after it."""
     cuts = [shot.index for shot in shots if shot.transition == "cut"]
     return [(a, b) for a, b in pairwise([*cuts, len(shots)]) if shots[a].start_frame < num_frames]
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from helios_cli import machine
+from helios_cli.cli import main
 from helios_cli.engine import convert as convert_module
 from helios_cli.engine.convert import PAGE, bytes_to_write, convert
 from helios_cli.errors import CheckpointError, InputError, MachineError
@@ -144,6 +145,15 @@ def test_a_folder_in_use_and_a_full_disk_are_refused_before_anything_is_written(
     with pytest.raises(MachineError, match="only 1 kB is free"):
         convert(Checkpoint.open(folder), tmp_path / "new", "bfloat16", lambda count: None)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_copy_of_the_current_folder_has_its_name(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HELIOS_HOME", str(tmp_path))
+    monkeypatch.chdir(folder)
+    assert main(["models", "convert", ".", "--dtype", "int8"]) == 0
+    assert Checkpoint.open(tmp_path / "models" / f"{folder.name}-int8")
+    assert main(["models", "convert", str(folder), "--dtype", "int8"]) == 2  # of another model it may be
+    assert "is not an empty folder" in capsys.readouterr().err
 
 
 def test_what_the_disk_did_not_keep_is_noticed(folder, tmp_path, monkeypatch):

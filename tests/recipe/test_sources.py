@@ -363,6 +363,12 @@ def test_errors_in_longlive_lists_have_lines(tmp_path, line):
     assert [p.line for p in found] == [3]
 
 
+@pytest.mark.parametrize("line", ['{"prompts": [], "switch_frames": []}', '{"prompts": ["a"], "switch_frames": [9]}'])
+def test_a_longlive_list_switches_between_two_prompts_at_least(tmp_path, line):
+    (found,) = problems(tmp_path / "a.jsonl", line)
+    assert (found.key, found.message[:26]) == ("switch_frames", "needs at least two prompts")
+
+
 def test_prompt_updates(tmp_path):
     updates = [
         {"at": 0, "prompt": "a"},
