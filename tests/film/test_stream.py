@@ -205,7 +205,7 @@ def test_a_reader_that_goes_ends_the_stream(container):
         ({"workers": 2}, "needs a film in a file"),
         ({"container": "y4m", "audio": "music.wav"}, "there is no sound in .y4m"),
         ({"container": "ts", "codec": "av1"}, "there is no AV1 in a .ts"),
-        ({"container": "avi"}, "not a choice"),
+        ({"container": "avi"}, "must be one of mkv, mp4, ts, y4m"),
         ({"output": "film.mkv", "container": "mkv"}, "--container mkv is for a stream"),
         ({"output": "rtmp://host/live/key"}, "films are written to local files"),
     ],
