@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -35,8 +35,12 @@ not take many times as long as decoding it."""
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 """BT.709 weights of red, green and blue."""
 
-Watcher = Callable[[np.ndarray], None]
-"""Takes the luma of each frame, uint8 [h, w] in full range, in order."""
+
+class Frame(NamedTuple):
+    """A frame to measure: `reduced`, uint8 [h, w, 3], and its `luma` at full size, uint8 [h, w] in full range."""
+
+    reduced: np.ndarray
+    luma: np.ndarray
 
 
 def open_footage(path: str | os.PathLike) -> VideoFile | PictureFolder:
@@ -65,28 +69,28 @@ class VideoFile:
         self.knows_rate = info.fps > 0
         self.damage: str | None = None
 
-    def frames(self, watch_luma: Watcher | None = None) -> Iterator[np.ndarray]:
-        """Yield the frames in order, reduced, uint8 [h, w, 3], all of one size, one in memory.
-
-        `watch_luma` is called for every frame, in another thread; when the frames end, it has seen them all.
-        InputError if there are none, or ffmpeg gives up.
-        """
-        # `dar` is the aspect as shown. Nothing is enlarged, and no side gets 0 pixels.
+    def frames(self) -> Iterator[Frame]:
+        """Yield the frames in order, all of one size. InputError if there are none, or ffmpeg gives up."""
         reduced = f"scale={_size(ANALYSIS_SIDE)}:flags=area+accurate_rnd+full_chroma_int,format=rgb24"
-        with _Luma(self._luma_filter(), watch_luma) as luma:
-            yield from self._decoded(reduced, luma)
+        streams = ["-filter:v:0", reduced, "-c:v:0", "ppm"]
+        streams += ["-map", "0:v:0", "-filter:v:1", self._luma(), "-c:v:1", "pgm"]
+        colors: deque[np.ndarray] = deque()
+        lumas: deque[np.ndarray] = deque()
+        for picture in self._decoded(streams):  # one of each in turn, unless times of the frames are in disorder
+            (lumas if picture.ndim == 2 else colors).append(picture)
+            if colors and lumas:
+                yield Frame(colors.popleft(), lumas.popleft())
 
     def pictures(self) -> Generator[np.ndarray, None, None]:
         """Yield the frames in order, 8-bit RGB in full size, uint8 [h, w, 3], one in memory. Errors as in `frames`."""
-        with _Luma("null", None) as luma:
-            yield from self._decoded("scale=flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24", luma)
+        filters = "scale=flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24"
+        yield from self._decoded(["-vf", filters, "-c:v", "ppm"])
 
-    def _decoded(self, filters: str, luma: _Luma) -> Iterator[np.ndarray]:
-        # PPM has the size of each picture, which only ffmpeg knows after rotation and uneven pixels.
-        output = [*luma.output, "-vf", filters, *_pictures("ppm")]
+    def _decoded(self, streams: list[str]) -> Iterator[np.ndarray]:
+        # PPM and PGM have the size of each picture, which only ffmpeg knows after rotation and uneven pixels.
+        output = [*streams, *ffmpeg.every_frame(), "-f", "image2pipe", "-flush_packets", "1"]
         is_empty = True
-        with reading.decoder(self.path, *output, pass_fds=luma.pass_fds) as decoder:
-            luma.start()
+        with reading.decoder(self.path, *output) as decoder:
             while (frame := _read_picture(decoder.stdout)) is not None:
                 is_empty = False
                 yield frame
@@ -96,9 +100,9 @@ class VideoFile:
             if status or is_empty:
                 raise reading.undecodable(self.path, decoder)
             self.damage = decoder.messages() or None
-            luma.finish()
 
-    def _luma_filter(self) -> str:
+    def _luma(self) -> str:
+        """Return the filters that make luma of a frame."""
         # Luma stays as it was coded. Colours without any get that of BT.709, as the films of helios have.
         pix_fmt = reading.probe(self.path).pix_fmt
         matrix = ":out_color_matrix=bt709" if re.search("rgb|bgr|gbr|pal8", pix_fmt) else ""
@@ -108,69 +112,10 @@ class VideoFile:
 
 
 def _size(side: int) -> str:
-    """Return the scale filter's options for at most `side` pixels on the long side."""
+    """Return the scale filter's options for at most `side` pixels on the long side. Nothing is enlarged."""
+    # `dar` is the aspect as shown. No side gets 0 pixels.
     side_of = f"min({side},max(iw,ih))"
     return f"w='max(1,round({side_of}*min(1,dar)))':h='max(1,round({side_of}*min(1,1/dar)))'"
-
-
-def _pictures(encoder: str) -> list[str]:
-    return [*ffmpeg.every_frame(), "-f", "image2pipe", "-c:v", encoder, "-flush_packets", "1"]
-
-
-class _Luma:
-    """A second output of a decoder, that a thread reads: ffmpeg fills two pipes in any order, so both must be emptied
-    at once. Does nothing without `watch`."""
-
-    def __init__(self, filters: str, watch: Watcher | None) -> None:
-        self.output: list[str] = []
-        self.pass_fds: tuple[int, ...] = ()
-        self._watch = watch
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
-        if watch is not None:
-            self._source, sink = os.pipe()
-            self.pass_fds = (sink,)
-            self.output = ["-vf", filters, *_pictures("pgm"), f"pipe:{sink}", "-map", "0:v:0"]
-
-    def start(self) -> None:
-        """Begin to read, once ffmpeg has the other end."""
-        if self._watch is not None:
-            self._close_sink()
-            self._thread = threading.Thread(target=self._read, args=[self._watch], name="luma", daemon=True)
-            self._thread.start()
-
-    def _read(self, watch: Watcher) -> None:
-        with open(self._source, "rb") as stream:
-            try:
-                while (picture := _read_picture(stream)) is not None:
-                    watch(picture)
-            except BaseException as error:  # raised again by `finish`
-                self._error = error
-                while stream.read(1 << 20):
-                    pass
-
-    def finish(self) -> None:
-        """Wait until every frame was watched."""
-        if self._thread:
-            self._thread.join()
-            if self._error:
-                raise self._error
-
-    def _close_sink(self) -> None:
-        for sink in self.pass_fds:
-            os.close(sink)
-        self.pass_fds = ()
-
-    def __enter__(self) -> _Luma:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close what is open; ffmpeg has ended."""
-        self._close_sink()
-        if self._thread:
-            self._thread.join()
-        elif self._watch is not None:
-            os.close(self._source)
 
 
 def _read_picture(stream: IO[bytes]) -> np.ndarray | None:
@@ -207,14 +152,12 @@ class PictureFolder:
         self.fps = float(ffmpeg.frame_rate(fps or DEFAULT_FPS))
         self.knows_rate = fps is not None
 
-    def frames(self, watch_luma: Watcher | None = None) -> Iterator[np.ndarray]:
+    def frames(self) -> Iterator[Frame]:
         """Yield frames as `VideoFile.frames` does. InputError names a picture that cannot be read."""
         size = _reduced(self.width, self.height, ANALYSIS_SIDE)
         for file in self._files:
             picture = read_picture(file)
-            if watch_luma:
-                watch_luma(_luma(picture))
-            yield np.asarray(picture.resize(size, Image.Resampling.BOX))
+            yield Frame(np.asarray(picture.resize(size, Image.Resampling.BOX)), _luma(picture))
 
     def pictures(self) -> Generator[np.ndarray, None, None]:
         """Yield frames as `VideoFile.pictures` does. InputError names a picture that cannot be read."""

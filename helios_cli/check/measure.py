@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from array import array
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from helios_cli.check.detail import Detail, DetailMeter
 from helios_cli.check.flow import Motion, MotionMeter
-from helios_cli.check.footage import LUMA, Watcher
+from helios_cli.check.footage import LUMA, Frame
 from helios_cli.check.layout import Span
 
 LOOK = ("red", "green", "blue", "brightness", "saturation", "contrast")
@@ -66,15 +67,14 @@ class Measures:
 class Footage(Protocol):
     """Frames to measure: a VideoFile or a PictureFolder."""
 
-    def frames(self, watch_luma: Watcher | None = None) -> Iterator[np.ndarray]: ...
+    def frames(self) -> Iterator[Frame]: ...
 
 
 def measure(footage: Footage, spans: Iterable[Span]) -> Measures:
     """Measure a film of at least one frame chunk by chunk. `spans` do not end before it does."""
     looks, steps, motions, details = array("f"), array("f"), array("f"), array("f")
-    motion_meter, detail_meter = MotionMeter(), DetailMeter()
-    # Called in another thread, so that detail is measured while this one measures the reduced frame.
-    pictures = footage.frames(lambda luma: details.extend(detail_meter.measure(luma)))
+    motion_meter = MotionMeter()
+    frames = _measured_details(footage.frames(), details)
     measured: list[Span] = []
     from_start: list[float] = []
     thumbnails = _Thumbnails()
@@ -82,7 +82,7 @@ def measure(footage: Footage, spans: Iterable[Span]) -> Measures:
     previous: np.ndarray | None = None
     for span in spans:
         cells: list[np.ndarray] = []
-        for number, frame in zip(range(span.num_frames), pictures, strict=False):
+        for number, frame in zip(range(span.num_frames), frames, strict=False):
             levels = frame.astype(np.float32)
             luma = levels @ LUMA
             looks.extend(_look(levels, luma))
@@ -107,6 +107,16 @@ def measure(footage: Footage, spans: Iterable[Span]) -> Measures:
         from_start=tuple(from_start),
         thumbnails=thumbnails.taken(),
     )
+
+
+def _measured_details(frames: Iterable[Frame], details: array[float]) -> Iterator[np.ndarray]:
+    """Yield the reduced frames; while one is in use, another thread measures its detail, which goes to `details`."""
+    meter = DetailMeter()
+    with ThreadPoolExecutor(1) as pool:
+        for frame in frames:
+            detail = pool.submit(meter.measure, frame.luma)
+            yield frame.reduced
+            details.extend(detail.result())
 
 
 def _look(levels: np.ndarray, luma: np.ndarray) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ import re
 import shlex
 import stat
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -93,21 +93,17 @@ def _source(path: str | os.PathLike) -> list[str]:
     return [*opening, "-threads", f"{THREADS}", "-max_pixels", f"{MAX_PIXELS}", "-i", ffmpeg.file_argument(path)]
 
 
-def decoder(path: str | os.PathLike, *output: str, pass_fds: Sequence[int] = ()) -> ffmpeg.Process:
-    """Run an ffmpeg that writes `output`, made of the file's first video stream, to its stdout; use it in a block.
-
-    `output` may begin with other outputs, to the open files `pass_fds`, which ffmpeg sees as `pipe:N`.
-    """
-    return _reader(path, probe(path).decoder_bytes, "-map", "0:v:0", *output, pass_fds=pass_fds)
+def decoder(path: str | os.PathLike, *output: str) -> ffmpeg.Process:
+    """Run an ffmpeg that writes `output`, made of the file's first video stream, to its stdout; use it in a block."""
+    return _reader(path, probe(path).decoder_bytes, "-map", "0:v:0", *output)
 
 
-def _reader(path: str | os.PathLike, memory: int, *output: str, pass_fds: Sequence[int] = ()) -> ffmpeg.Process:
+def _reader(path: str | os.PathLike, memory: int, *output: str) -> ffmpeg.Process:
     return ffmpeg.Process(
         ["-filter_threads", f"{THREADS}", *_source(path), *output, "pipe:1"],
         doing=f"reading {os.fspath(path)}",
         blame=InputError,
         stdout=subprocess.PIPE,
-        pass_fds=pass_fds,
         memory=memory + UNUSED_BYTES,
     )
 

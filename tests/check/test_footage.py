@@ -36,8 +36,19 @@ def ffmpeg(*arguments: str | os.PathLike) -> None:
 def test_frames_are_reduced_and_never_enlarged(tmp_path, size, shape):
     path = tmp_path / "film.mkv"
     ffmpeg("-f", "lavfi", "-i", f"testsrc=s={size}:d=0.2:r=20", "-c:v", "ffv1", path)
-    frames = list(open_footage(path).frames())
+    frames = [frame.reduced for frame in open_footage(path).frames()]
     assert len(frames) == 4 and {frame.shape for frame in frames} == {(*shape, 3)}
+
+
+@pytest.mark.parametrize("times", ["N", "N*N", "floor(N/4)*4", "0"], ids=["even", "uneven", "repeated", "all equal"])
+def test_each_frame_comes_with_its_own_luma(tmp_path, times):
+    source = "color=s=1200x900:r=24:d=0.5,format=gray,geq=lum=20*N"
+    times = f"setpts={times}/24/TB"
+    ffmpeg("-f", "lavfi", "-i", source, "-vf", times, "-fps_mode", "passthrough", "-c:v", "ffv1", tmp_path / "film.mkv")
+    frames = list(open_footage(tmp_path / "film.mkv").frames())
+    assert [(*frame.reduced[0, 0].tolist(), int(frame.luma[-1, -1])) for frame in frames] == [
+        (20 * number,) * 4 for number in range(12)
+    ]
 
 
 def test_reduction_averages_areas(tmp_path):
@@ -45,7 +56,7 @@ def test_reduction_averages_areas(tmp_path):
     with open_writer(tmp_path / "film.mkv", size=(320, 192), fps=24) as writer:
         writer.write(frames)
     blocks = frames.reshape(3, 96, 2, 160, 2, 3).mean((2, 4))
-    read = np.stack(list(open_footage(tmp_path / "film.mkv").frames()))
+    read = np.stack([frame.reduced for frame in open_footage(tmp_path / "film.mkv").frames()])
     assert np.abs(read - blocks).max() <= 1  # rounding
 
 
@@ -53,8 +64,8 @@ def test_a_rotated_film_of_uneven_pixels_is_measured_as_it_is_shown(tmp_path):
     path = film(tmp_path / "film.mp4", pan(PICTURE, 4))
     ffmpeg("-display_rotation", "90", "-i", path, "-c", "copy", tmp_path / "rotated.mp4")
     ffmpeg("-i", path, "-vf", "setsar=2", tmp_path / "uneven.mp4")
-    assert next(open_footage(tmp_path / "rotated.mp4").frames()).shape == (WIDTH, HEIGHT, 3)
-    assert next(open_footage(tmp_path / "uneven.mp4").frames()).shape == (36, WIDTH, 3)
+    assert next(open_footage(tmp_path / "rotated.mp4").frames()).reduced.shape == (WIDTH, HEIGHT, 3)
+    assert next(open_footage(tmp_path / "uneven.mp4").frames()).reduced.shape == (36, WIDTH, 3)
 
 
 def test_a_folder_of_pictures_gives_what_the_film_gives(tmp_path):
@@ -78,7 +89,7 @@ def test_pictures_go_by_their_numbers_and_may_be_of_any_kind(tmp_path):
     for name, (mode, color) in colors.items():
         Image.new("RGB", SIZE, color).convert(mode).save(tmp_path / name, "PNG")
     (tmp_path / "notes.txt").write_text("no picture")
-    read = [tuple(frame[0, 0]) for frame in open_footage(tmp_path).frames()]
+    read = [tuple(frame.reduced[0, 0]) for frame in open_footage(tmp_path).frames()]
     assert read == [(0, 0, 255), (255, 0, 0), (255, 255, 255), (0, 255, 0)]
 
 

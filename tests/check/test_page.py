@@ -15,6 +15,7 @@ from PIL import Image
 
 from helios_cli.check import plot
 from helios_cli.check.examine import examine
+from helios_cli.check.footage import Frame
 from helios_cli.check.html import check_report_path, write
 from helios_cli.check.layout import grid
 from helios_cli.check.limits import LIMITS
@@ -149,11 +150,10 @@ def test_an_axis_holds_its_values_between_round_ticks(values):
 @pytest.mark.parametrize("num_chunks", [1, 48, 49, 500])
 def test_thumbnails_are_spread_over_the_film(num_chunks):
     class Grey:
-        def frames(self, watch_luma=None):
+        def frames(self):
             for index in range(2 * num_chunks):
                 frame = np.full((4, 4, 3), index // 2 % 256, np.uint8)
-                watch_luma(frame[..., 0])
-                yield frame
+                yield Frame(frame, frame[..., 0])
 
     thumbnails = measure(Grey(), grid(2)).thumbnails
     assert min(num_chunks, MAX_THUMBNAILS // 2) <= len(thumbnails) <= MAX_THUMBNAILS
