@@ -37,7 +37,7 @@ GROWTH = 1.1
 
 
 class Choices:
-    """The choices for the films of one model on its devices; nothing is measured on other devices than GPUs.
+    """The choices for the films of one model on its devices; nothing is measured on devices other than GPUs.
 
     Args:
         dtype, vae_dtype: of the transformer, and of the VAE.
@@ -89,9 +89,9 @@ class Choices:
             shapes = product_shapes(configs.dit, self._checkpoint.native_size, stages)
             memory = _memory(SUMS, self._device)
             measure_sums(memory, shapes, self._device)
-            self.follow(sums=fast_sums(memory.known, shapes))
+            self.take_over(sums=fast_sums(memory.known, shapes))
 
-    def follow(self, attention: Mapping[str, str] | None = None, sums: Iterable[int] = ()) -> None:
+    def take_over(self, attention: Mapping[str, str] | None = None, sums: Iterable[int] = ()) -> None:
         """Take these backends by shape, which rank 0 has chosen, and fast sums for products of these lengths alone."""
         if attention is not None:
             for choice in filter(None, (self.attention, self.in_8_bits)):

@@ -69,8 +69,8 @@ def render_chunks(
         cache: source of chunks that earlier films left, and store for new ones. It does not change a frame.
         chunks_beside: how many chunks are decoded at a time, in threads, while the next one is denoised, so that their
             ChunkDone come later, and the next segment's picture or clip is encoded during the chunk before it. By
-            default `models.chunks_beside`, and none if the clock is exact or all ranks decode together: they would wait
-            for the model calls that they make in the same order.
+            default `models.chunks_beside`, and none if the clock is exact or all ranks decode together: since ranks
+            make all their exchanges in one order, a decode would wait for model calls.
         preview: makes the frames in place of the VAE. Latents, and so what is kept of them, stay the same.
 
     Raises:

@@ -70,10 +70,12 @@ class Denoiser:
     `settings` is the preset with the film's own steps and guidance; `size` is (width, height) in pixels. `answer`
     makes the model calls, one after the other with `dit` by default.
 
-    With `reuse_history`, the calls of the coarsest stage leave keys and values of the history rows for those of the
-    others, which have no such rows; where it makes no call, the first call does. The flows are others.
+    With `reuse_history`, calls of the coarsest stage keep the keys and values of their history rows, and calls of the
+    other stages use these in place of such rows; if the coarsest stage makes no call, the chunk's first call keeps them.
+    Flows are then not the same as without.
 
-    Of `reuse_steps` steps of a stage one makes calls, and the first two and the last; the others extrapolate its flow.
+    The first two steps of a stage and its last one make calls, and of the others one in `reuse_steps`; those between
+    extrapolate the flow.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from helios_cli.weights.low_bit import LowBit
 
 PROMPTS_KEPT = 2**24
-"""Bytes of encoded prompts to keep that no film needs at the moment: some long ones, or many short ones."""
+"""Bytes of encoded prompts that are kept although no film needs them at the moment: some long, or many short ones."""
 
 
 @dataclass(frozen=True)

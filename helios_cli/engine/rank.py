@@ -109,7 +109,7 @@ class Rank:
         return tensor
 
     def make(self, calls: list[list[int]], rounds: list[list], attention: dict[str, str], fast_sums: list[int]) -> None:
-        self.models.choices.follow(attention, fast_sums)
+        self.models.choices.take_over(attention, fast_sums)
         made = [self._call(*numbers) for numbers in calls]
         self.teams.make(self.models, made, [Round(teams, tuple(places)) for teams, places in rounds])
         if self.device.type == "cuda":

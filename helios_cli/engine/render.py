@@ -68,7 +68,9 @@ def render(
     if options.final:
         yield from _render_twice(output, options, session, script, feed)
         return
-    yield from deeper(session, script.plan, options, partial(_render_placed, output, options, session, script, feed))
+    yield from with_less_memory(
+        session, script.plan, options, partial(_render_placed, output, options, session, script, feed)
+    )
 
 
 def _render_twice(
@@ -85,28 +87,30 @@ def _render_twice(
         is_there = isinstance(script, Planned) and _finish_of(output, preview, session, script).is_finished()
         if not is_there:
             attempt = partial(_render_placed, output, preview, session, script, feed)
-            for event in deeper(session, script.plan, options, attempt):
+            for event in with_less_memory(session, script.plan, options, attempt):
                 yield _preview_done(event) if isinstance(event, FilmDone) else event
             feed = None
         final, script = replace(final, force=True), Planned(script.plan, script.film)
-    yield from deeper(session, script.plan, final, partial(_render_placed, output, final, session, script, feed))
+    yield from with_less_memory(
+        session, script.plan, final, partial(_render_placed, output, final, session, script, feed)
+    )
 
 
 def _preview_done(done: FilmDone) -> PreviewDone:
     return PreviewDone(output=done.output, frames=done.frames, seconds=done.seconds, frames_reused=done.frames_reused)
 
 
-def deeper(
+def with_less_memory(
     session: Session, plan: Plan, options: RenderOptions, attempt: Callable[[], Iterator[Event]]
 ) -> Iterator[Event]:
     """Make an `attempt` to render, and after memory ran out another one with less of the model in memory."""
-    for may_go_deeper in (True, False):
+    for may_try_again in (True, False):
         try:
             yield from attempt()
             return
         except OutOfMemory as error:
             short = without_frames(error)
-        if not (may_go_deeper and session.place_deeper([plan], options)):
+        if not (may_try_again and session.place_deeper([plan], options)):
             break
         yield from session.notices()
     raise short

@@ -8,7 +8,7 @@ import torch
 
 from helios_cli.engine.chunks import FingerprintsOf
 from helios_cli.engine.events import Event
-from helios_cli.engine.render import chunks_into, deeper
+from helios_cli.engine.render import chunks_into, with_less_memory
 from helios_cli.engine.script import Planned
 from helios_cli.engine.session import Session
 from helios_cli.film.cache import Cache
@@ -41,4 +41,4 @@ def render_segment(
         cache = Cache() if options.cache else None
         yield from chunks_into(writer, Planned(plan), options, session, fingerprints, cache)
 
-    yield from deeper(session, plan, options, attempt)
+    yield from with_less_memory(session, plan, options, attempt)

@@ -348,7 +348,7 @@ class Session:
 
     @contextmanager
     def writing(self, writer: Writer, output: str, script: Script) -> Iterator[Writer]:
-        """Have `stopped` speak of a film that an interruption leaves here; one that is whole or failed is not."""
+        """While the block runs, count this film among those that `stopped` reports; an interruption leaves it there."""
         self._begun[writer] = output, script
         try:
             yield writer

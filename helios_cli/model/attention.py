@@ -245,8 +245,8 @@ class Choice:
 class Choice8Bit(Choice):
     """Chooses what computes self-attention in 8 bits.
 
-    On a GPU each shape is timed: of what is faster than `plain`'s choice there, the nearest to it is taken, and where
-    nothing is faster, that choice itself. Elsewhere it is int8, the nearer one.
+    On a GPU each shape is timed. Of the candidates that are faster than the choice of `plain`, the one that differs
+    least from it is taken; if none is faster, that choice itself. Other devices take int8, the nearer one.
     """
 
     def __init__(self, plain: Choice, wanted: Mapping[str, str] | None = None) -> None:

@@ -144,8 +144,8 @@ def norm_silu_conv(
     shortcut_BTHWC: Tensor | None = None,
     then: tuple[ChannelNorm, CausalConv3d] | None = None,
 ) -> tuple[Stream, Tensor | None]:
-    """Return the convolution of the norm of x through SiLU, with the `shortcut` added and the norm `then`, and x: with
-    its own shortcut added, if it comes without."""
+    """Apply norm, SiLU and convolution to x and add the `shortcut`; return that, and x with its own bias and shortcut
+    added if they were not. `then` is that of `CausalConv3d.filled`."""
     gamma = norm.gamma.flatten()
     if isinstance(x, Normed):
         assert state is not None, "only pieces of a clip come so"

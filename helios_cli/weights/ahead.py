@@ -74,7 +74,8 @@ class _OnCuda:
 
 
 class Ahead:
-    """One part at a time, on its way to `device`. `part` is its name, None before and once it was taken."""
+    """Brings one part at a time to `device`. `part` is the name of the one on its way, None before it begins and
+    after it was taken."""
 
     def __init__(self, files: WeightFiles, device: torch.device) -> None:
         self.part: str | None = None

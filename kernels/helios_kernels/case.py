@@ -18,7 +18,7 @@ class Case:
         sizes: what `inputs` makes the tensors from.
         real: a shape of the 14B model, timed by the bench.
         compiled: the dtypes it is built ahead of time in; a case for every kernel variant that a render starts.
-        small: whether Triton's interpreter can run it although it is real or compiled, which others are too large for.
+        small: whether Triton's interpreter can run it although it is real or compiled; most of those are too large.
     """
 
     id: str
