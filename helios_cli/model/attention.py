@@ -159,11 +159,16 @@ def _8bit(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None,
     return kernels.attention_8bit(q_BQND, k_BKND, v_BKND, kind)
 
 
+def _kernel(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None) -> Tensor:
+    """Run the kernel, whatever HELIOS_KERNELS is."""
+    return kernels.attention.kernel(q_BQND, k_BKND, v_BKND, bias_K)
+
+
 # Which one
 
 
 RUN: dict[str, backends.Attention] = {
-    "triton": kernels.run_attention,
+    "triton": _kernel,
     "sdpa": _sdpa,
     "flash": functools.partial(_sdpa, only=SDPBackend.FLASH_ATTENTION),
     "cudnn": functools.partial(_sdpa, only=SDPBackend.CUDNN_ATTENTION),
@@ -217,7 +222,7 @@ class Choice:
         if not q_BQND.is_cuda:
             if onednn_runs(q_BQND) and cpu_backend().name == "blocked" and is_right("blocked", q_BQND):
                 return "blocked"
-            return "triton" if kernels.runs(q_BQND, "attention") and kernels.attention_takes(q_BQND) else "sdpa"
+            return "triton" if kernels.runs(q_BQND, "attention") and kernels.attention.takes(q_BQND) else "sdpa"
         shape, names = backends.shape_key(q_BQND, k_BKND, bias_K), self._candidates(q_BQND, bias_K)
         known = self.memory.known.get(shape)
         if known is None or not known.covers(names):
@@ -237,7 +242,7 @@ class Choice:
             without |= WITHOUT_BIAS
         if not has_fa3(q_BQND.device):
             without.add("fa3")
-        if not (kernels.runs(q_BQND, "attention") and kernels.attention_takes(q_BQND)):
+        if not (kernels.runs(q_BQND, "attention") and kernels.attention.takes(q_BQND)):
             without.add("triton")
         return [name for name in ON_GPU if name not in without]
 

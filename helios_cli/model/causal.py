@@ -161,7 +161,7 @@ def norm_silu_conv(
     with_edges = state.with_edges(x)
     if kernels.runs(x, "causal_pad"):
         past, buffer = state.remembered(conv), state.unfilled(with_edges)
-        buffer = kernels.causal_pad(with_edges, past, buffer, gamma, silu=True)
+        buffer = kernels.causal_pad(with_edges, past, buffer, gamma)
         return conv.filled(buffer, state, shortcut_BTHWC, then), x
     buffer = state.buffer(conv, with_edges)
     norm.into(buffer[:, PAST:], with_edges, silu=True)
@@ -197,6 +197,7 @@ class CausalConv3d(nn.Conv3d):
 
         `then` are the norm and the convolution that come next, where nothing comes between.
         """
+        assert self.bias is not None
         state.remember(self, buffer_BTHWC)
         choice = self.choice.of(buffer_BTHWC, self.weight) if state.has_all_rows else CUDNN
         if choice == FUSED and then is not None:
@@ -208,7 +209,6 @@ class CausalConv3d(nn.Conv3d):
         if choice != CUDNN:
             return kernels.causal_conv(buffer_BTHWC, self.weight, self.bias, shortcut_BTHWC)
         if state.has_all_rows and kernels.runs(buffer_BTHWC, "causal_sum_pad"):
-            assert self.bias is not None
             return Unsummed(convolve(self, buffer_BTHWC, with_bias=False), self.bias, shortcut_BTHWC)
         y_BTHWC = convolve(self, buffer_BTHWC, state.padding(self.padding))
         return y_BTHWC if shortcut_BTHWC is None else y_BTHWC.add_(shortcut_BTHWC)

@@ -164,8 +164,9 @@ def _by_cudnn(x_BTHWC: Tensor, weight: Tensor, bias_C: Tensor, gamma_C: Tensor |
 
 
 def _by_kernel(x_BTHWC: Tensor, weight: Tensor, bias_C: Tensor, gamma_C: Tensor | None) -> Tensor:
+    assert gamma_C is not None
     y_BTHWC = kernels.causal_conv(x_BTHWC, weight, bias_C)
-    return kernels.causal_pad(y_BTHWC, None, torch.empty_like(x_BTHWC), gamma_C, silu=True)
+    return kernels.causal_pad(y_BTHWC, None, torch.empty_like(x_BTHWC), gamma_C)
 
 
 def _by_kernel_with_norm(x_BTHWC: Tensor, weight: Tensor, bias_C: Tensor, gamma_C: Tensor | None) -> Tensor:
@@ -194,13 +195,13 @@ class Convolutions:
 
     def of(self, x_BTHWC: Tensor, weight: Tensor) -> str:
         """Return the name of what convolves padded frames with such a weight."""
-        if not (kernels.runs(x_BTHWC, "causal_conv") and kernels.causal_conv_takes(x_BTHWC, weight)):
+        if not (kernels.runs(x_BTHWC, "causal_conv") and kernels.causal_conv.takes(x_BTHWC, weight)):
             return CUDNN
         return self.taken.get(key_of(x_BTHWC), CUDNN)
 
     def settle(self, x_BTHWC: Tensor, weight: Tensor) -> None:
         """Choose for frames of this size, by what was measured or by measuring it."""
-        if not (kernels.runs(x_BTHWC, "causal_conv") and kernels.causal_conv_takes(x_BTHWC, weight)):
+        if not (kernels.runs(x_BTHWC, "causal_conv") and kernels.causal_conv.takes(x_BTHWC, weight)):
             return
         key = key_of(x_BTHWC)
         names = [name for name in RUN if name != FUSED or kernels.runs(x_BTHWC, "causal_conv_norm")]

@@ -4,18 +4,14 @@ Importing this needs only PyTorch; a kernel's module, and with it Triton, is imp
 """
 
 from helios_kernels.attention import attention
-from helios_kernels.attention import run_kernel as run_attention
-from helios_kernels.attention import takes as attention_takes
 from helios_kernels.attention_8bit import Kind, attention_8bit
 from helios_kernels.causal_conv import causal_conv, causal_conv_norm
-from helios_kernels.causal_conv import takes as causal_conv_takes
 from helios_kernels.dispatch import Backend, backend, find_triton, is_untried, runs
 from helios_kernels.modulation import (
     gated_residual,
     gated_residual_layer_norm,
     gated_residual_modulated_norm,
     gated_residual_modulated_norm_fp8,
-    layer_norm,
     modulated_norm,
     modulated_norm_fp8,
 )
@@ -30,11 +26,9 @@ __all__ = [
     "Kind",
     "attention",
     "attention_8bit",
-    "attention_takes",
     "backend",
     "causal_conv",
     "causal_conv_norm",
-    "causal_conv_takes",
     "causal_pad",
     "causal_sum_pad",
     "dmd_step",
@@ -44,14 +38,12 @@ __all__ = [
     "gated_residual_modulated_norm",
     "gated_residual_modulated_norm_fp8",
     "is_untried",
-    "layer_norm",
     "modulated_norm",
     "modulated_norm_fp8",
     "qk_norm_rope",
     "quantize",
     "renoise",
     "round_heads",
-    "run_attention",
     "runs",
     "vae_norm_silu",
 ]

@@ -27,21 +27,18 @@ OLDEST_TRITON = (3, 6)
 
 INTERPRETER = "interpreter"
 
-FP8_CHIPS = ("sm_89", "sm_90", "sm_100", "sm_120", "gfx942", INTERPRETER)
-"""Chips that convert to fp8; Ampere does not."""
-
-ATTENTION_8BIT_CHIPS = tuple(chip for chip in FP8_CHIPS if not chip.startswith("gfx"))
-"""Chips that have kernels for attention in 8 bits."""
-
-ATTENTION_8BIT_OPERATIONS = ("attention_8bit", "channel_extremes", "round_heads")
+FP8_CHIPS = ("sm_89", "sm_90", "sm_100", "sm_120", INTERPRETER)
+"""Chips that --quant fp8 is for: Ampere does not convert to fp8, and AMD's have another one."""
 
 FP8_OPERATIONS = (
     "quantize",
     "modulated_norm_fp8",
     "gated_residual_modulated_norm_fp8",
-    *ATTENTION_8BIT_OPERATIONS,
+    "attention_8bit",
+    "channel_extremes",
+    "round_heads",
 )
-"""Operations that need fp8."""
+"""Operations of --quant fp8."""
 
 _borrows = False
 
@@ -157,10 +154,7 @@ def _on_gpu(properties: Any, version: str) -> Backend:
 
 def _off(chip: str) -> dict[str, str]:
     """Return the operations that have no kernel on a chip, with the reasons."""
-    if chip not in FP8_CHIPS:
-        return dict.fromkeys(FP8_OPERATIONS, "the chip has no fp8")
-    missing = () if chip in ATTENTION_8BIT_CHIPS else ATTENTION_8BIT_OPERATIONS
-    return dict.fromkeys(missing, f"it has no kernel for {chip}")
+    return {} if chip in FP8_CHIPS else dict.fromkeys(FP8_OPERATIONS, f"it has no kernel for {chip}")
 
 
 def chip_of(properties: Any) -> str | None:

@@ -87,7 +87,7 @@ _SHIPPED = {
     "modulated_norm": _ROW,
     "gated_residual": _ROW,
     "qk_norm_rope": _ROW,
-    "quantize": {"any": Config(num_warps=16, tile=16384), "gfx942": Config(num_warps=8, tile=16384)},
+    "quantize": {"any": Config(num_warps=16, tile=16384)},
     "round_heads": {"any": Config(num_warps=4, tile=8192), INTERPRETER: Config(num_warps=1, tile=8192)},
     "renoise": _FLAT,
     "dmd_step": _FLAT,

@@ -17,7 +17,7 @@ import pytest
 
 from helios_kernels.attention import TMA_CHIPS
 from helios_kernels.check import OPS
-from helios_kernels.dispatch import ATTENTION_8BIT_OPERATIONS, FP8_OPERATIONS
+from helios_kernels.dispatch import FP8_CHIPS, FP8_OPERATIONS
 from support.kernel_builds import CHIPS, RECORD, SAMPLE, SHARED_MEMORY, Build, Record, marked, read_record
 from support.waiting import LONGEST
 
@@ -70,9 +70,7 @@ def test_products_are_on_the_matrix_units(built):
     assert len(attention) == 8 * len(CHIPS)
     assert [name for name, (one, _) in attention.items() if not one.matrix_instructions] == []
     convolutions = [built[name] for name, (op, *_) in BUILDS.items() if op.name.startswith("causal_conv")]
-    assert len(convolutions) == 24 + 16 and all(
-        one.matrix_instructions and one.tma_instructions for one in convolutions
-    )
+    assert len(convolutions) == 2 * 16 and all(one.matrix_instructions and one.tma_instructions for one in convolutions)
     by_tma = {name for name, (one, _) in attention.items() if one.tma_instructions}
     assert by_tma == {name for name, (_, chip) in attention.items() if chip in ("sm_90", "sm_100")}
 
@@ -84,14 +82,12 @@ def test_the_pointer_kernel_is_for_the_chips_without_tma():
 
 def test_every_kernel_is_built_for_every_chip():
     started = {(op.name, chip) for op, _, chip in BUILDS.values()}
-    # Ampere has no fp8, and 8-bit attention is for NVIDIA's chips; convolutions are of boxes (TMA); LayerNorm alone is
-    # modulated_norm's kernel; the pointer kernel is attention's own elsewhere.
+    # Ampere has no fp8 and AMD's chips have another; convolutions are of boxes (TMA); attention's pointer kernel is its
+    # own elsewhere.
     missing = {(op, chip) for op in OPS for chip in CHIPS} - started
-    assert missing == {(op, chip) for op in FP8_OPERATIONS for chip in ("sm_80", "sm_86")} | {
-        (op, chip) for op in ("layer_norm", "attention_pointers") for chip in CHIPS
-    } | {(op, "gfx942") for op in ATTENTION_8BIT_OPERATIONS} | {
-        (op, chip) for op in ("causal_conv", "causal_conv_norm") for chip in CHIPS if chip not in TMA_CHIPS
-    }
+    assert missing == {(op, chip) for op in FP8_OPERATIONS for chip in CHIPS if chip not in FP8_CHIPS} | {
+        ("attention_pointers", chip) for chip in CHIPS
+    } | {(op, chip) for op in ("causal_conv", "causal_conv_norm") for chip in CHIPS if chip not in TMA_CHIPS}
 
 
 def test_every_build_is_recorded():

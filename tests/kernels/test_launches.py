@@ -63,7 +63,7 @@ class Timed(Convolutions):
         self.name = name
 
     def of(self, x_BTHWC, weight):
-        if not kernels.causal_conv_takes(x_BTHWC, weight):
+        if not kernels.causal_conv.takes(x_BTHWC, weight):
             return CUDNN
         self.taken[shape_of(x_BTHWC)] = self.name
         return self.name
@@ -98,7 +98,7 @@ def key_of(started: Launch) -> tuple:
 def test_all_that_a_film_starts_is_built_ahead_of_time(chip):
     started = of_the_sampler(chip) + of_the_vae(chip, Convolutions()) + of_the_transformer(chip)
     started += of_the_vae(chip, Timed(TRITON)) + of_the_vae(chip, Timed(FUSED))
-    if chip in FP8_CHIPS and chip.startswith("sm_"):  # PyTorch has fp8 products for
+    if chip in FP8_CHIPS:
         started += of_the_transformer(chip, quant="fp8")
     built = {key_of(launch_of(*build)) for _, *build in marked((chip,))}
     missing = {key_of(launch) for launch in started} - built

@@ -22,10 +22,6 @@ def modulated_norm(x_BSE, scale, shift, split, eps):
     return ops.modulated_norm(x_BSE, scale, shift, split, eps)
 
 
-def layer_norm(x_BSE, weight_E, bias_E, eps):
-    return ops.layer_norm(x_BSE, weight_E, bias_E, eps).to(x_BSE.dtype)
-
-
 def gated_residual(x_BSE, y_BSE, gate, split):
     """Add the gated residual as `Block` does: gated on all rows, or a plain sum on the noisy rows for
     cross-attention."""
@@ -47,7 +43,7 @@ def gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps):
 
 def gated_residual_layer_norm(x_BSE, y_BSE, gate, weight_E, bias_E, split, eps):
     x = gated_residual(x_BSE, y_BSE, gate, split)
-    return layer_norm(x[:, split:], weight_E, bias_E, eps), x
+    return ops.layer_norm(x[:, split:], weight_E, bias_E, eps), x
 
 
 def qk_norm_rope(x_BSWE, weight_WE, rope_SD2, heads, eps):
@@ -76,18 +72,18 @@ def round_heads(x_BSND, dtype, over, centred, columns):
     return tuple(one.movedim(1, -1) if columns else one for one in (x, scales))
 
 
-def quantize(x, gelu, dtype):
+def quantize(x, gelu):
     y = F.gelu(x.float(), approximate="tanh") if gelu else x.float()
-    return y, y.abs().amax(-1, keepdim=True).clamp_min(1e-12) / torch.finfo(dtype).max
+    return y, y.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 448
 
 
-def modulated_norm_fp8(x_BSE, scale, shift, split, eps, dtype):
-    return quantize(ops.modulated_norm(x_BSE, scale, shift, split, eps), gelu=False, dtype=dtype)
+def modulated_norm_fp8(x_BSE, scale, shift, split, eps):
+    return quantize(ops.modulated_norm(x_BSE, scale, shift, split, eps), gelu=False)
 
 
-def gated_residual_modulated_norm_fp8(x_BSE, y_BSE, gate, scale, shift, split, eps, dtype):
+def gated_residual_modulated_norm_fp8(x_BSE, y_BSE, gate, scale, shift, split, eps):
     normed, x = gated_residual_modulated_norm(x_BSE, y_BSE, gate, scale, shift, split, eps)
-    return *quantize(normed, gelu=False, dtype=dtype), x
+    return *quantize(normed, gelu=False), x
 
 
 def renoise(x_BCTHW, noise, alpha, beta):
@@ -99,44 +95,43 @@ def dmd_step(x, flow, start_point, sigma, sigma_next):
     return DMD(Stage((0.0,), (sigma, sigma_next)), start_point).step(0, x, flow)
 
 
-def vae_norm_silu(x_BTHWC, gamma_C, out_BTHWC, silu):
+def vae_norm_silu(x_BTHWC, gamma_C, out_BTHWC, silu=True):
     norm = ChannelNorm(len(gamma_C))
     norm.gamma.data = gamma_C.view(-1, 1, 1, 1)
     return norm.into(torch.empty(x_BTHWC.shape), x_BTHWC.contiguous(), silu=silu)
 
 
-def causal_pad(x_BTHWC, past_BPHWC, out_BTHWC, gamma_C, silu):
+def causal_pad(x_BTHWC, past_BPHWC, out_BTHWC, gamma_C):
     buffer = torch.zeros(out_BTHWC.shape)
     past = buffer.shape[1] - x_BTHWC.shape[1]
     if past_BPHWC is not None:
         buffer[:, :past] = past_BPHWC
-    buffer[:, past:] = x_BTHWC if gamma_C is None else vae_norm_silu(x_BTHWC, gamma_C, None, silu)
+    buffer[:, past:] = vae_norm_silu(x_BTHWC, gamma_C, None)
     return buffer
 
 
 def causal_sum_pad(x_BTHWC, bias_C, shortcut_BTHWC, past_BPHWC, out_BTHWC, gamma_C):
     total = summed(Unsummed(x_BTHWC.clone(), bias_C, shortcut_BTHWC))
-    padded = causal_pad(total, past_BPHWC, out_BTHWC, gamma_C, silu=True)
+    padded = causal_pad(total, past_BPHWC, out_BTHWC, gamma_C)
     return padded, x_BTHWC if shortcut_BTHWC is None else total
 
 
 def causal_conv(x_BTHWC, weight_NCTHW, bias_N, shortcut_BTHWN):
     """Convolve as the VAE does, whose norm behind it adds bias and shortcut."""
     conv = SimpleNamespace(weight=weight_NCTHW, bias=bias_N, stride=(1, 1, 1), dilation=(1, 1, 1))
-    y = convolve(conv, x_BTHWC, (0, 1, 1), with_bias=bias_N is not None)
+    y = convolve(conv, x_BTHWC, (0, 1, 1))
     return y if shortcut_BTHWN is None else y + shortcut_BTHWN
 
 
 def causal_conv_norm(x_BTHWC, weight_NCTHW, bias_N, shortcut_BTHWN, gamma_N, out_BTHWN):
     total = causal_conv(x_BTHWC, weight_NCTHW, bias_N, shortcut_BTHWN)
-    normed = vae_norm_silu(total, gamma_N, out_BTHWN, silu=True)
+    normed = vae_norm_silu(total, gamma_N, out_BTHWN)
     return (normed,) if shortcut_BTHWN is None else (normed, total)
 
 
 OURS = {
     "modulated_norm": modulated_norm,
     "modulated_norm_fp8": modulated_norm_fp8,
-    "layer_norm": layer_norm,
     "gated_residual": gated_residual,
     "gated_residual_modulated_norm": gated_residual_modulated_norm,
     "gated_residual_modulated_norm_fp8": gated_residual_modulated_norm_fp8,

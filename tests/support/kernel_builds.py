@@ -62,7 +62,6 @@ TYPES = {
     torch.float16: "fp16",
     torch.int8: "i8",
     torch.float8_e4m3fn: "fp8e4nv",
-    torch.float8_e4m3fnuz: "fp8e4b8",
 }
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helios_kernels.dispatch import INTERPRETER, current_chip, runs
+from helios_kernels.dispatch import INTERPRETER, Operation, current_chip
 
 HEAD_SIZES = (16, 32, 64, 128)
 """Head sizes of the kernels; other sizes go to PyTorch."""
@@ -14,37 +17,26 @@ HEAD_SIZES = (16, 32, 64, 128)
 DTYPES = (torch.bfloat16, torch.float16)
 """Dtypes of the kernels. Float32 products on tensor cores spill at head size 128 (README), and PyTorch has those."""
 
-
-def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
-    """Return softmax(q k^T / sqrt(D) + bias) v of [B, Q, N, D] with [B, K, N, D]: [B, Q, N, D], contiguous.
-
-    Inputs have any strides, Q and K any length from 1. `bias` is [K] float32, added to every query's logits; -inf
-    leaves a key out.
-    """
-    if not (runs(q_BQND, "attention") and takes(q_BQND)):
-        return pytorch_attention(q_BQND, k_BKND, v_BKND, bias_K)
-    return run_kernel(q_BQND, k_BKND, v_BKND, bias_K)
-
-
-def run_kernel(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
-    """Run this chip's kernel, whatever `HELIOS_KERNELS` is. ValueError for tensors that it does not take."""
-    if not takes(q_BQND):
-        raise ValueError(f"the kernel takes heads of {', '.join(map(str, HEAD_SIZES))} in bfloat16 and float16")
-    if current_chip() in TMA_CHIPS:
-        from helios_kernels.attention.kernel_tma import run
-    else:
-        from helios_kernels.attention.kernel import run
-    return run(aligned(q_BQND), aligned(k_BKND), aligned(v_BKND), bias_K)
-
-
 TMA_CHIPS = ("sm_90", "sm_100", INTERPRETER)
 """Chips with descriptors in hardware. Elsewhere Triton rewrites them to pointers, worse than the pointer kernel."""
 
 
-def takes(q_BQND: Tensor) -> bool:
+def takes(q_BQND: Tensor, *_: Any, **__: Any) -> bool:
     """Return whether there is a kernel for such queries."""
     typed = q_BQND.dtype in DTYPES or current_chip() == INTERPRETER
     return typed and q_BQND.shape[-1] in HEAD_SIZES
+
+
+@functools.partial(Operation, takes=takes)
+def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
+    """Return softmax(q k^T / sqrt(D) + bias) v of [B, Q, N, D] with [B, K, N, D]: [B, Q, N, D], contiguous.
+
+    Inputs have any strides, Q and K any length from 1. `bias` is [K] float32, added to every query's logits; -inf
+    leaves a key out. PyTorch chooses between flash, cuDNN and memory-efficient attention.
+    """
+    mask = None if bias_K is None else bias_K.to(q_BQND.dtype)[None, None, None]
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q_BQND, k_BKND, v_BKND))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 def aligned(x_BSND: Tensor) -> Tensor:
@@ -55,10 +47,3 @@ def aligned(x_BSND: Tensor) -> Tensor:
     strides = [stride * x_BSND.element_size() % 16 for stride in x_BSND.stride()[:3]]
     whole = x_BSND.stride(-1) == 1 and x_BSND.data_ptr() % 16 == 0 and not any(strides)
     return x_BSND if whole else x_BSND.clone(memory_format=torch.contiguous_format)
-
-
-def pytorch_attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
-    """Run PyTorch's own choice of flash, cuDNN or memory-efficient attention, the baseline of the bench."""
-    mask = None if bias_K is None else bias_K.to(q_BQND.dtype)[None, None, None]
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q_BQND, k_BKND, v_BKND))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from helios_kernels.attention import aligned, attention, pytorch_attention
+from helios_kernels.attention import attention
 from helios_kernels.case import BF16, HALVES, HEAD, HEADS, HISTORY, STAGES, Case, Op
 from helios_kernels.dispatch import wide
 
@@ -47,7 +47,7 @@ def _through_pointers(q_BQND, k_BKND, v_BKND, bias_K):
     """Run the kernel of the chips without TMA, also where the interpreter would take the other one."""
     from helios_kernels.attention.kernel import run
 
-    return run(aligned(q_BQND), aligned(k_BKND), aligned(v_BKND), bias_K)
+    return run(q_BQND, k_BKND, v_BKND, bias_K, tma=False)
 
 
 def _real(name: str, stage: str, **sizes) -> Case:
@@ -70,7 +70,7 @@ def exact_attention(
 ATTENTION = Op(
     run=attention,
     twin=exact_attention,
-    baseline=pytorch_attention,
+    baseline=attention.twin,
     inputs=_inputs,
     cases=(
         *(_real(f"{stage}-self", stage, Q=S, K=S) for stage, S in STAGES.items()),

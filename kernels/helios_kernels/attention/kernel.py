@@ -1,87 +1,53 @@
-"""Attention through plain pointers: Ampere, Ada, consumer Blackwell and CDNA."""
+"""The launcher of both attention kernels."""
 
 from __future__ import annotations
 
+import functools
+import math
+
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from helios_kernels.attention.softmax import LOG2_E, block_logits, fold
+from helios_kernels.attention import HEAD_SIZES, TMA_CHIPS, aligned, takes
+from helios_kernels.attention.kernel_pointers import attention_kernel
+from helios_kernels.attention.kernel_tma import attention_tma_kernel
 from helios_kernels.dispatch import INTERPRETER, current_chip
-from helios_kernels.launch import launch
+from helios_kernels.launch import descriptor_memory, launch
 from helios_kernels.tuning import attention_config
 
 
-@triton.jit
-def _fold_keys(
-    total, top, weight_sum, q, k, v, bias, start, K, k_s, v_s, scale,
-    HAS_BIAS: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Fold in the block of keys at `start`; MASKED where it may reach past K."""
-    rows, channels = tl.arange(0, BLOCK_K), tl.arange(0, D)[None, :]
-    keys = start + rows
-    # The block's start goes into the 64-bit base, so that offsets within the block are 32-bit ones.
-    k_place = k + tl.cast(start, tl.int64) * k_s + rows[:, None] * k_s + channels
-    v_place = v + tl.cast(start, tl.int64) * v_s + rows[:, None] * v_s + channels
-    if MASKED:
-        k_block = tl.load(k_place, (keys < K)[:, None], other=0.0)
-        v_block = tl.load(v_place, (keys < K)[:, None], other=0.0)
-    else:
-        k_block, v_block = tl.load(k_place), tl.load(v_place)
-    logits = block_logits(q, k_block, scale, bias, keys, K, HAS_BIAS, MASKED, WIDE)
-    return fold(total, top, weight_sum, logits, 1.0 if HAS_BIAS else scale, v_block, HAS_BIAS, WIDE)
+def attention(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None = None) -> Tensor:
+    """Run this chip's kernel. ValueError for tensors that it does not take."""
+    if not takes(q_BQND):
+        raise ValueError(f"the kernel takes heads of {', '.join(map(str, HEAD_SIZES))} in bfloat16 and float16")
+    return run(q_BQND, k_BKND, v_BKND, bias_K, tma=current_chip() in TMA_CHIPS)
 
 
-@triton.jit(do_not_specialize=["Q", "K"])
-def attention_kernel(
-    q,  # [B, Q, N, D]
-    k,  # [B, K, N, D]
-    v,  # [B, K, N, D]
-    bias,  # [K] float32
-    out,  # [B, Q, N, D]
-    N, Q, K,
-    scale,  # log2(e) / sqrt(D)
-    q_b, q_s, q_n, k_b, k_s, k_n, v_b, v_s, v_n, out_b, out_s, out_n,  # strides in elements; those along D are 1
-    HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    batch, head = (tl.program_id(1) // N).to(tl.int64), (tl.program_id(1) % N).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    channels = tl.arange(0, D)[None, :]
-    exists = (rows < Q)[:, None]
-    wide_rows = rows.to(tl.int64)[:, None]
-
-    q_block = tl.load(q + batch * q_b + head * q_n + wide_rows * q_s + channels, exists, other=0.0)
-    k += batch * k_b + head * k_n
-    v += batch * v_b + head * v_n
-    total = tl.zeros((BLOCK_Q, D), tl.float32)
-    top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
-    weight_sum = tl.zeros((BLOCK_Q,), tl.float32)
-
-    # The last block first: it alone has a mask, and while nothing is summed up yet there are registers to spare for it.
-    last = (K - 1) // BLOCK_K * BLOCK_K
-    total, top, weight_sum = _fold_keys(
-        total, top, weight_sum, q_block, k, v, bias, last, K, k_s, v_s, scale, HAS_BIAS, True, WIDE, D, BLOCK_K
-    )
-    for start in range(0, last, BLOCK_K):
-        total, top, weight_sum = _fold_keys(
-            total, top, weight_sum, q_block, k, v, bias, start, K, k_s, v_s, scale, HAS_BIAS, False, WIDE, D, BLOCK_K
-        )
-    place = out + batch * out_b + head * out_n + wide_rows * out_s + channels
-    tl.store(place, (total / weight_sum[:, None]).to(out.dtype.element_ty), exists)
-
-
-def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    B, Q, N, D = q.shape
-    assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1 and k.shape[1] > 0
+def run(q_BQND: Tensor, k_BKND: Tensor, v_BKND: Tensor, bias_K: Tensor | None, *, tma: bool) -> Tensor:
+    q, k, v = aligned(q_BQND), aligned(k_BKND), aligned(v_BKND)
+    (B, Q, N, D), K = q.shape, k.shape[1]
+    assert K > 0
     out = torch.empty((B, Q, N, D), dtype=q.dtype, device=q.device)
-    chosen = attention_config(D, bias=bias is not None)
-    launch(
-        attention_kernel,
-        (triton.cdiv(Q, chosen.block_q), B * N),
-        q, k, v, q if bias is None else bias, out, N, Q, k.shape[1], LOG2_E * D**-0.5,
+    chosen = attention_config(D, bias=bias_K is not None)
+    blocks = triton.cdiv(Q, chosen.block_q)
+    arguments = (
+        q, k, v, q if bias_K is None else bias_K, out, N, Q, K, math.log2(math.e) * D**-0.5,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        config=chosen, HAS_BIAS=bias is not None, WIDE=current_chip() == INTERPRETER,
-        D=D, BLOCK_Q=chosen.block_q, BLOCK_K=chosen.block_k,
     )  # fmt: skip
+    constants = {"HAS_BIAS": bias_K is not None, "WIDE": current_chip() == INTERPRETER, "D": D}
+    constants |= {"BLOCK_Q": chosen.block_q, "BLOCK_K": chosen.block_k}
+    if tma:
+        tiles = blocks * N * B
+        triton.set_allocator(descriptor_memory(q.device))
+        programs, more = min(tiles, _multiprocessors(q.device) * chosen.programs), {"SPECIALIZE": chosen.specialize}
+        launch(attention_tma_kernel, (programs,), *arguments, B, tiles, config=chosen, **constants, **more)
+    else:
+        launch(attention_kernel, (blocks, B * N), *arguments, config=chosen, **constants)
     return out
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    """Return how many persistent programs run at a time; without a GPU two, so that one takes a second tile."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

@@ -6,17 +6,10 @@ in turn. Tiles that run at about the same time belong to one head, whose keys an
 
 from __future__ import annotations
 
-import functools
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from helios_kernels.attention.softmax import LOG2_E, block_logits, fold
-from helios_kernels.dispatch import INTERPRETER, current_chip
-from helios_kernels.launch import descriptor_memory, launch
-from helios_kernels.tuning import attention_config
+from helios_kernels.attention.softmax import block_logits, fold
 
 
 @triton.jit
@@ -39,10 +32,11 @@ def attention_tma_kernel(
     v,  # [B, K, N, D]
     bias,  # [K] float32
     out,  # [B, Q, N, D]
-    B, N, Q, K,
-    tiles,  # blocks of queries of all heads and batch items
+    N, Q, K,
     scale,  # log2(e) / sqrt(D)
     q_b, q_s, q_n, k_b, k_s, k_n, v_b, v_s, v_n, out_b, out_s, out_n,  # strides in elements; those along D are 1
+    B,
+    tiles,  # blocks of queries of all heads and batch items
     HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     SPECIALIZE: tl.constexpr,  # some warps load, others compute
 ):  # fmt: skip
@@ -75,28 +69,3 @@ def attention_tma_kernel(
         rows, columns = (first + tl.arange(0, BLOCK_Q))[:, None], tl.arange(0, D)[None, :]
         place = out + batch.to(tl.int64) * out_b + head * out_n + rows.to(tl.int64) * out_s + columns
         tl.store(place, (total / weight_sum[:, None]).to(out.dtype.element_ty), rows < Q)
-
-
-def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    B, Q, N, D = q.shape
-    K = k.shape[1]
-    assert K > 0
-    out = torch.empty((B, Q, N, D), dtype=q.dtype, device=q.device)
-    chosen = attention_config(D, bias=bias is not None)
-    tiles = triton.cdiv(Q, chosen.block_q) * N * B
-    triton.set_allocator(descriptor_memory(q.device))
-    launch(
-        attention_tma_kernel,
-        (min(tiles, _multiprocessors(q.device) * chosen.programs),),
-        q, k, v, q if bias is None else bias, out, B, N, Q, K, tiles, LOG2_E * D**-0.5,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        config=chosen, HAS_BIAS=bias is not None, WIDE=current_chip() == INTERPRETER,
-        D=D, BLOCK_Q=chosen.block_q, BLOCK_K=chosen.block_k, SPECIALIZE=chosen.specialize,
-    )  # fmt: skip
-    return out
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    """Return how many persistent programs run at a time; without a GPU two, so that one takes a second tile."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
-
-LOG2_E = math.log2(math.e)
 
 
 @triton.jit
@@ -41,7 +37,7 @@ def block_logits(q, k, scale, bias, keys, K, HAS_BIAS: tl.constexpr, MASKED: tl.
     else:
         logits = tl.dot(q, tl.trans(k))
     if HAS_BIAS:
-        # LOG2_E, as in `scale`
+        # log2(e), as in `scale`
         extra = tl.load(bias + keys, keys < K, other=float("-inf")) * 1.4426950408889634
         logits = logits * scale + extra[None, :]
     elif MASKED:

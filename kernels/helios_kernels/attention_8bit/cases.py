@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import torch
 
-from helios_kernels.attention import pytorch_attention
+from helios_kernels.attention import attention
 from helios_kernels.attention.cases import exact_attention
 from helios_kernels.attention_8bit import attention_8bit
 from helios_kernels.case import BF16, HEAD, HEADS, STAGES, Case, Op
-from helios_kernels.dispatch import ATTENTION_8BIT_CHIPS
+from helios_kernels.dispatch import FP8_CHIPS
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
@@ -30,7 +30,7 @@ def _both(name: str, **sizes) -> tuple[Case, ...]:
 ATTENTION_8BIT = Op(
     run=attention_8bit,
     exact=lambda kind, **inputs: exact_attention(**inputs),
-    baseline=lambda kind, **inputs: pytorch_attention(**inputs),
+    baseline=lambda kind, **inputs: attention.twin(**inputs),
     inputs=_inputs,
     cases=(
         *_both("stage2-self", Q=STAGES["stage2"], K=STAGES["stage2"], compiled=True),
@@ -45,7 +45,7 @@ ATTENTION_8BIT = Op(
         2 * (case.sizes["Q"] + case.sizes["K"]) * case.sizes.get("N", HEADS) * case.sizes.get("D", HEAD) * itemsize
     ),
     flops=lambda case: 4 * case.sizes["Q"] * case.sizes["K"] * case.sizes.get("N", HEADS) * case.sizes.get("D", HEAD),
-    chips=ATTENTION_8BIT_CHIPS,
+    chips=FP8_CHIPS,
 )
 
 OPS = (ATTENTION_8BIT,)

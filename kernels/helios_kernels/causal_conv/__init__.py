@@ -31,9 +31,7 @@ def takes(x_BTHWC: Tensor, weight_NCTHW: Tensor, *_: Any, **__: Any) -> bool:
 
 
 @functools.partial(Operation, takes=takes)
-def causal_conv(
-    x_BTHWC: Tensor, weight_NCTHW: Tensor, bias_N: Tensor | None = None, shortcut_BTHWN: Tensor | None = None
-) -> Tensor:
+def causal_conv(x_BTHWC: Tensor, weight_NCTHW: Tensor, bias_N: Tensor, shortcut_BTHWN: Tensor | None = None) -> Tensor:
     """Convolve [B, T + 2, H, W, C], zeros around each frame, and add bias and shortcut: [B, T, H, W, N], contiguous.
 
     The kernel rounds once, PyTorch after each sum. x is contiguous within each batch item, and the weight, [N, C, 3, 3,
@@ -47,7 +45,7 @@ def causal_conv(
 def causal_conv_norm(
     x_BTHWC: Tensor,
     weight_NCTHW: Tensor,
-    bias_N: Tensor | None,
+    bias_N: Tensor,
     shortcut_BTHWN: Tensor | None,
     gamma_N: Tensor,
     out_BTHWN: Tensor,

@@ -22,8 +22,8 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     return {
         "x_BTHWC": wide.to(dtype)[:, 1:],
         "weight_NCTHW": weight.to(dtype).movedim(-1, 1),
-        "bias_N": torch.randn(channels, device=device).to(dtype) if sizes.get("sums") else None,
-        "shortcut_BTHWN": shortcut if sizes.get("sums") == "shortcut" else None,
+        "bias_N": torch.randn(channels, device=device).to(dtype),
+        "shortcut_BTHWN": shortcut if sizes.get("shortcut") else None,
     }
 
 
@@ -38,7 +38,7 @@ def _norm_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
 
 def _norm_bytes(case: Case, itemsize: int) -> int:
     """Count `_bytes`, and the sum that is kept for the next block."""
-    return _bytes(case, itemsize) + (case.sizes["sums"] == "shortcut") * _positions(case) * case.sizes["C"] * itemsize
+    return _bytes(case, itemsize) + case.sizes.get("shortcut", False) * _positions(case) * case.sizes["C"] * itemsize
 
 
 def _positions(case: Case) -> int:
@@ -47,7 +47,7 @@ def _positions(case: Case) -> int:
 
 def _bytes(case: Case, itemsize: int) -> int:
     """Count each input frame and each result once, and the weights."""
-    sizes, sums = case.sizes, {None: 0, "bias": 0, "shortcut": 1}[case.sizes.get("sums")]
+    sizes, sums = case.sizes, case.sizes.get("shortcut", False)
     frames = 2 + sums + PAST / sizes["T"]
     return round((_positions(case) * frames * sizes["C"] + TAPS * sizes["C"] ** 2) * itemsize)
 
@@ -60,30 +60,27 @@ WIDTHS = ((192, 11, 192, 320), (96, 5, 384, 640))
 """Channels, frames, height and width: the decoder's finest levels at 640x384, some frames of each."""
 
 
-def _real(*sums: str | None) -> tuple[Case, ...]:
-    return tuple(
-        Case(
-            f"C{C}-{H}x{W}{'' if one is None else f'-{one}'}",
-            {"T": T, "H": H, "W": W, "C": C, "sums": one},
-            real=True,
-            compiled=HALVES,
-        )
-        for C, T, H, W in WIDTHS
-        for one in sums
+REAL = tuple(
+    Case(
+        f"C{C}-{H}x{W}{'-shortcut' if shortcut else ''}",
+        {"T": T, "H": H, "W": W, "C": C, "shortcut": shortcut},
+        real=True,
+        compiled=HALVES,
     )
-
-
+    for C, T, H, W in WIDTHS
+    for shortcut in (False, True)
+)
 UGLY = (
-    Case("C96-9x17-shortcut", {"T": 2, "H": 9, "W": 17, "C": 96, "sums": "shortcut"}),
-    Case("C96-B2-T3-bias", {"B": 2, "T": 3, "H": 3, "W": 33, "C": 96, "sums": "bias"}),
-    Case("C192-10x5-shortcut", {"T": 1, "H": 10, "W": 5, "C": 192, "sums": "shortcut"}),
+    Case("C96-9x17-shortcut", {"T": 2, "H": 9, "W": 17, "C": 96, "shortcut": True}),
+    Case("C96-B2-T3", {"B": 2, "T": 3, "H": 3, "W": 33, "C": 96}),
+    Case("C192-10x5-shortcut", {"T": 1, "H": 10, "W": 5, "C": 192, "shortcut": True}),
 )
 
 CAUSAL_CONV = Op(
     run=causal_conv,
     inputs=_inputs,
     cases=(
-        *_real(None, "bias", "shortcut"),
+        *REAL,
         *UGLY,
         Case("C96-B2-1x1", {"B": 2, "T": 1, "H": 1, "W": 1, "C": 96}),
         Case("C192-8x16", {"T": 1, "H": 8, "W": 16, "C": 192}),
@@ -96,7 +93,7 @@ CAUSAL_CONV = Op(
 CAUSAL_CONV_NORM = Op(
     run=causal_conv_norm,
     inputs=_norm_inputs,
-    cases=(*_real("bias", "shortcut"), *UGLY),
+    cases=REAL + UGLY,
     moved_bytes=_norm_bytes,
     flops=_flops,
     written=("out_BTHWN", "shortcut_BTHWN"),

@@ -27,15 +27,14 @@ from helios_kernels.vae_norm_silu import NORM_EPS
 @triton.jit
 def _sum(
     total, bias, shortcut, out, added, place, exists, first,
-    N: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SHORTCUT: tl.constexpr, KEPT: tl.constexpr,
+    N: tl.constexpr, HAS_SHORTCUT: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """Add what comes behind the convolution to N channels from `first` on, round once, and store it if KEPT.
 
     `added` are the places of the positions in `shortcut`, `place` those in `out`.
     """
     columns = first + tl.arange(0, N)[None, :]
-    if HAS_BIAS:
-        total += tl.load(bias + columns).to(tl.float32)
+    total += tl.load(bias + columns).to(tl.float32)
     if HAS_SHORTCUT:
         total += tl.load(shortcut + added + columns, exists, other=0.0).to(tl.float32)
     rounded = total.to(out.dtype.element_ty)
@@ -67,7 +66,7 @@ def causal_conv_kernel(
     EPS: tl.constexpr,
     ROOT: tl.constexpr,  # sqrt(N)
     C: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,  # N = N1 + N2
-    HAS_BIAS: tl.constexpr, HAS_SHORTCUT: tl.constexpr, NORM: tl.constexpr, WIDE: tl.constexpr,
+    HAS_SHORTCUT: tl.constexpr, NORM: tl.constexpr, WIDE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     N: tl.constexpr = N1 + N2
@@ -98,8 +97,8 @@ def causal_conv_kernel(
     place = (frame.to(tl.int64) * H * W + rows * W + columns)[:, None] * N
     KEPT: tl.constexpr = HAS_SHORTCUT or not NORM
     added, at = place + batch.to(tl.int64) * shortcut_b, place + batch.to(tl.int64) * out_b
-    first = _sum(first, bias, shortcut, out, added, at, exists, 0, N1, HAS_BIAS, HAS_SHORTCUT, KEPT)
-    second = _sum(second, bias, shortcut, out, added, at, exists, N1, N2, HAS_BIAS, HAS_SHORTCUT, KEPT)
+    first = _sum(first, bias, shortcut, out, added, at, exists, 0, N1, HAS_SHORTCUT, KEPT)
+    second = _sum(second, bias, shortcut, out, added, at, exists, N1, N2, HAS_SHORTCUT, KEPT)
     if NORM:
         length = tl.sqrt(tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1))
         inverse = 1.0 / tl.maximum(length, EPS)
@@ -108,9 +107,7 @@ def causal_conv_kernel(
         _store_normed(second, inverse, gamma, normed, at, exists, N1, N2, ROOT)
 
 
-def causal_conv(
-    x_BTHWC: Tensor, weight_NCTHW: Tensor, bias_N: Tensor | None = None, shortcut_BTHWN: Tensor | None = None
-) -> Tensor:
+def causal_conv(x_BTHWC: Tensor, weight_NCTHW: Tensor, bias_N: Tensor, shortcut_BTHWN: Tensor | None = None) -> Tensor:
     B, frames, H, W, _ = x_BTHWC.shape
     shape = (B, frames - 2, H, W, weight_NCTHW.shape[0])
     out = torch.empty(shape, dtype=x_BTHWC.dtype, device=x_BTHWC.device)
@@ -121,7 +118,7 @@ def causal_conv(
 def causal_conv_norm(
     x_BTHWC: Tensor,
     weight_NCTHW: Tensor,
-    bias_N: Tensor | None,
+    bias_N: Tensor,
     shortcut_BTHWN: Tensor | None,
     gamma_N: Tensor,
     out_BTHWN: Tensor,
@@ -134,7 +131,7 @@ def causal_conv_norm(
 def _convolve(
     x: Tensor,
     weight_NCTHW: Tensor,
-    bias: Tensor | None,
+    bias: Tensor,
     shortcut: Tensor | None,
     out: Tensor,
     gamma: Tensor | None = None,
@@ -155,11 +152,11 @@ def _convolve(
     launch(
         causal_conv_kernel,
         (triton.cdiv(H, rows) * triton.cdiv(W, columns), B * T),
-        x, weight, weight if bias is None else bias, added, out, weight if gamma is None else gamma, written,
+        x, weight, bias, added, out, weight if gamma is None else gamma, written,
         B, T, H, W, x.stride(0), x.stride(1), added.stride(0), out.stride(0), written.stride(0),
-        config=chosen, EPS=NORM_EPS, ROOT=N**0.5, C=C, N1=near, N2=far, HAS_BIAS=bias is not None,
-        HAS_SHORTCUT=shortcut is not None, NORM=normed is not None, WIDE=current_chip() == INTERPRETER,
-        ROWS=rows, COLUMNS=columns, BLOCK_C=SLICE[C],
+        config=chosen, EPS=NORM_EPS, ROOT=N**0.5, C=C, N1=near, N2=far,
+        HAS_SHORTCUT=shortcut is not None, NORM=normed is not None, WIDE=current_chip() == INTERPRETER, ROWS=rows,
+        COLUMNS=columns, BLOCK_C=SLICE[C],
     )  # fmt: skip
 
 

@@ -29,17 +29,9 @@ def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps:
 
 
 @Operation
-def modulated_norm_fp8(
-    x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float, *, dtype: torch.dtype = torch.float8_e4m3fn
-) -> tuple[Tensor, Tensor]:
+def modulated_norm_fp8(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float) -> tuple[Tensor, Tensor]:
     """Return `quantize` of `modulated_norm`: fp8 values [B, S, E] and float32 scales [B, S, 1]."""
-    return quantize.twin(modulated_norm.twin(x_BSE, scale, shift, split, eps), dtype=dtype)
-
-
-@Operation
-def layer_norm(x_BSE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
-    """Return `norm(x) * weight + bias`, computed in float32 and rounded once to the dtype of `x`: [B, S, E]."""
-    return F.layer_norm(wide(x_BSE), x_BSE.shape[-1:], wide(weight_E), wide(bias_E), eps).to(x_BSE.dtype)
+    return quantize.twin(modulated_norm.twin(x_BSE, scale, shift, split, eps))
 
 
 @Operation
@@ -64,19 +56,10 @@ def gated_residual_modulated_norm(
 
 @Operation
 def gated_residual_modulated_norm_fp8(
-    x_BSE: Tensor,
-    y_BSE: Tensor,
-    gate: Tensor | None,
-    scale: Tensor,
-    shift: Tensor,
-    split: int,
-    eps: float,
-    *,
-    dtype: torch.dtype = torch.float8_e4m3fn,
+    x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, split: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Apply `gated_residual` to x, and return `modulated_norm_fp8` of the rounded result."""
-    x_BSE = gated_residual.twin(x_BSE, y_BSE, gate, split)
-    return modulated_norm_fp8.twin(x_BSE, scale, shift, split, eps, dtype=dtype)
+    return modulated_norm_fp8.twin(gated_residual.twin(x_BSE, y_BSE, gate, split), scale, shift, split, eps)
 
 
 @Operation
@@ -84,4 +67,5 @@ def gated_residual_layer_norm(
     x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, weight_E: Tensor, bias_E: Tensor, split: int, eps: float
 ) -> Tensor:
     """Apply `gated_residual` to x, and return the affine LayerNorm of its noisy rows: [B, S - split, E], contiguous."""
-    return layer_norm.twin(gated_residual.twin(x_BSE, y_BSE, gate, split)[:, split:], weight_E, bias_E, eps)
+    noisy = gated_residual.twin(x_BSE, y_BSE, gate, split)[:, split:]
+    return F.layer_norm(wide(noisy), noisy.shape[-1:], wide(weight_E), wide(bias_E), eps).to(x_BSE.dtype)

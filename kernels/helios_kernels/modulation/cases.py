@@ -9,11 +9,10 @@ from helios_kernels.modulation import (
     gated_residual_layer_norm,
     gated_residual_modulated_norm,
     gated_residual_modulated_norm_fp8,
-    layer_norm,
     modulated_norm,
     modulated_norm_fp8,
 )
-from helios_kernels.quantize.cases import decoded, fp8_type, unrounded
+from helios_kernels.quantize.cases import decoded, unrounded
 
 EPS = 1e-6
 
@@ -35,11 +34,6 @@ def _modulated_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> d
     shift, scale, *_ = modulation(case, device).unbind(1)
     x = stream(case, dtype, device)
     return {"x_BSE": x, "scale": scale, "shift": shift, "split": case.sizes["split"], "eps": EPS}
-
-
-def _affine_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
-    weight, bias = torch.randn(2, case.sizes.get("E", WIDTH), device=device)
-    return {"x_BSE": stream(case, dtype, device), "weight_E": weight, "bias_E": bias, "eps": EPS}
 
 
 def stream_bytes(case: Case, itemsize: int) -> int:
@@ -66,17 +60,6 @@ MODULATED_NORM = Op(
     run=modulated_norm,
     inputs=_modulated_inputs,
     cases=(*REAL, NARROW, *ROWS, *UGLY),
-    moved_bytes=stream_bytes,
-)
-
-LAYER_NORM = Op(
-    run=layer_norm,
-    inputs=_affine_inputs,
-    cases=(
-        Case("stage2-noisy", {"S": STAGES["stage2"] - HISTORY}, real=True),
-        Case("S63-E96-B2", {"B": 2, "S": 63, "E": 96}),
-        Case("S65-E5123-gap", {"S": 65, "E": 5123, "gap": 5}),
-    ),
     moved_bytes=stream_bytes,
 )
 
@@ -147,20 +130,19 @@ GATED_RESIDUAL_LAYER_NORM = Op(
 
 MODULATED_NORM_FP8 = Op(
     run=modulated_norm_fp8,
-    exact=lambda dtype, **inputs: unrounded(modulated_norm.twin(**inputs), dtype),
+    exact=lambda **inputs: unrounded(modulated_norm.twin(**inputs)),
     decode=decoded,
-    inputs=lambda case, dtype, device: {**_modulated_inputs(case, dtype, device), "dtype": fp8_type()},
+    inputs=_modulated_inputs,
     cases=(*stages(BF16, split=HISTORY), NARROW, *ROWS, *UGLY),
     moved_bytes=lambda case, itemsize: stream_bytes(case, itemsize) * (itemsize + 1) // (2 * itemsize),
     chips=FP8_CHIPS,
 )
 
-
 GATED_RESIDUAL_MODULATED_NORM_FP8 = Op(
     run=gated_residual_modulated_norm_fp8,
-    exact=lambda dtype, **inputs: unrounded(gated_residual_modulated_norm.twin(**inputs), dtype),
+    exact=lambda **inputs: unrounded(gated_residual_modulated_norm.twin(**inputs)),
     decode=decoded,
-    inputs=lambda case, dtype, device: {**_residual_modulated_inputs(case, dtype, device), "dtype": fp8_type()},
+    inputs=_residual_modulated_inputs,
     cases=(*stages(BF16, split=HISTORY), CROSS, NARROW, *ROWS, *RESIDUAL),
     moved_bytes=lambda case, itemsize: (
         _residual_bytes(case, itemsize, "all")
@@ -173,7 +155,6 @@ GATED_RESIDUAL_MODULATED_NORM_FP8 = Op(
 OPS = (
     MODULATED_NORM,
     MODULATED_NORM_FP8,
-    LAYER_NORM,
     GATED_RESIDUAL,
     GATED_RESIDUAL_MODULATED_NORM,
     GATED_RESIDUAL_MODULATED_NORM_FP8,

@@ -90,9 +90,6 @@ def stream_kernel(
             tl.store(out + at, normed.to(out.dtype.element_ty), inside)
 
 
-NO_FP8 = {"SMALLEST": 0.0, "LARGEST": 0.0, "INTERPRETED": False}
-
-
 def _run(
     x: Tensor,
     split: int,
@@ -103,18 +100,18 @@ def _run(
     base: float = 1.0,
     eps: float = 0.0,
     norm_from: int = 0,
-    fp8: torch.dtype | None = None,
+    fp8: bool = False,
 ) -> Any:
     """Add `y * gate` to x in place, if there is a `y`; return x or, with `norm` (scale, shift), `norm(x) * (base +
-    scale) + shift` of the rows from `norm_from` on, in `fp8` (values, scales)."""
+    scale) + shift` of the rows from `norm_from` on, with `fp8` (values, scales)."""
     B, S, E = x.shape
     y_from = 0 if y is None else S - y.shape[1]
     assert y_from in (0, split) and x.stride(-1) == 1 and (y is None or y.stride(-1) == 1)
     # Absent tensors are never read; x stands in for their pointers.
     added, gates, (scale, shift) = x if y is None else y, x[:, :1] if gate is None else gate, norm or (x[:, :1],) * 2
     out, scales = x, x
-    if fp8 is not None:
-        out, scales = empty((B, S - norm_from, E), fp8, x.device)
+    if fp8:
+        out, scales = empty((B, S - norm_from, E), x.device)
     elif norm:
         out = torch.empty((B, S - norm_from, E), dtype=x.dtype, device=x.device)
     tile = row_tile("modulated_norm" if y is None else "gated_residual", E)
@@ -124,7 +121,7 @@ def _run(
         x, added, gates, scale, shift, out, scales, S, split, y_from, norm_from, eps,
         *x.stride()[:2], *added.stride()[:2], *_strides(gates), *_strides(scale), *_strides(shift), *out.stride()[:2],
         config=tile.config, HAS_SUM=y is not None, HAS_GATE=gate is not None, HAS_NORM=norm is not None, base=base,
-        FP8=fp8 is not None, **(limits(fp8) if fp8 else NO_FP8), E=E, ROWS=tile.rows, BLOCK=tile.block,
+        FP8=fp8, **limits(), E=E, ROWS=tile.rows, BLOCK=tile.block,
     )  # fmt: skip
     return (out, scales) if fp8 else out
 
@@ -135,11 +132,6 @@ def _strides(rows_B2E: Tensor) -> tuple[int, int]:
     return (rows_B2E.stride(0) if rows_B2E.shape[0] > 1 else 0, rows_B2E.stride(1))
 
 
-def _affine(weight_E: Tensor, bias_E: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both as modulation rows, the same for history and noisy rows."""
-    return weight_E.expand(1, 2, -1), bias_E.expand(1, 2, -1)
-
-
 # The operations, as the package declares them
 
 
@@ -147,14 +139,8 @@ def modulated_norm(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps:
     return _run(x_BSE, split, (scale, shift), eps=eps)
 
 
-def modulated_norm_fp8(
-    x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float, *, dtype: torch.dtype = torch.float8_e4m3fn
-) -> tuple[Tensor, Tensor]:
-    return _run(x_BSE, split, (scale, shift), eps=eps, fp8=dtype)
-
-
-def layer_norm(x_BSE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
-    return _run(x_BSE, 0, _affine(weight_E, bias_E), eps=eps, base=0.0)
+def modulated_norm_fp8(x_BSE: Tensor, scale: Tensor, shift: Tensor, split: int, eps: float) -> tuple[Tensor, Tensor]:
+    return _run(x_BSE, split, (scale, shift), eps=eps, fp8=True)
 
 
 def gated_residual(x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, split: int) -> Tensor:
@@ -168,20 +154,13 @@ def gated_residual_modulated_norm(
 
 
 def gated_residual_modulated_norm_fp8(
-    x_BSE: Tensor,
-    y_BSE: Tensor,
-    gate: Tensor | None,
-    scale: Tensor,
-    shift: Tensor,
-    split: int,
-    eps: float,
-    *,
-    dtype: torch.dtype = torch.float8_e4m3fn,
+    x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, split: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    return _run(x_BSE, split, (scale, shift), y_BSE, gate, eps=eps, fp8=dtype)
+    return _run(x_BSE, split, (scale, shift), y_BSE, gate, eps=eps, fp8=True)
 
 
 def gated_residual_layer_norm(
     x_BSE: Tensor, y_BSE: Tensor, gate: Tensor | None, weight_E: Tensor, bias_E: Tensor, split: int, eps: float
 ) -> Tensor:
-    return _run(x_BSE, split, _affine(weight_E, bias_E), y_BSE, gate, base=0.0, eps=eps, norm_from=split)
+    rows = weight_E.expand(1, 2, -1), bias_E.expand(1, 2, -1)  # the same for history and noisy rows
+    return _run(x_BSE, split, rows, y_BSE, gate, base=0.0, eps=eps, norm_from=split)

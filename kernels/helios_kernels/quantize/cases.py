@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from helios_kernels.case import BF16, HIDDEN, STAGES, WIDTH, Case, Op, outliers
-from helios_kernels.dispatch import FP8_CHIPS, current_chip
-from helios_kernels.quantize import SMALLEST, quantize
+from helios_kernels.dispatch import FP8_CHIPS
+from helios_kernels.quantize import LARGEST, SMALLEST, quantize
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
@@ -16,17 +16,12 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
         x[1] = 0
     if sizes.get("small"):  # the scale, which is float32, depends on the bend of the GELU here
         x = x * 0.03
-    return {"x": x, "gelu": sizes.get("gelu", False), "dtype": fp8_type()}
+    return {"x": x, "gelu": sizes.get("gelu", False)}
 
 
-def fp8_type() -> torch.dtype:
-    """Return the chip's fp8 with 3 bits of mantissa."""
-    return torch.float8_e4m3fnuz if current_chip().startswith("gfx") else torch.float8_e4m3fn
-
-
-def unrounded(y: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def unrounded(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (values, scales) without the rounding to fp8."""
-    return y, y.abs().amax(-1, keepdim=True).clamp_min(SMALLEST) / torch.finfo(dtype).max
+    return y, y.abs().amax(-1, keepdim=True).clamp_min(SMALLEST) / LARGEST
 
 
 def decoded(results: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -37,7 +32,7 @@ def decoded(results: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
 
 QUANTIZE = Op(
     run=quantize,
-    exact=lambda x, gelu, dtype: unrounded(F.gelu(x, approximate="tanh") if gelu else x, dtype),
+    exact=lambda x, gelu: unrounded(F.gelu(x, approximate="tanh") if gelu else x),
     decode=decoded,
     inputs=_inputs,
     cases=(

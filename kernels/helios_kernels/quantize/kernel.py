@@ -7,7 +7,7 @@ from torch import Tensor
 
 from helios_kernels.dispatch import INTERPRETER, current_chip
 from helios_kernels.launch import launch
-from helios_kernels.quantize import SMALLEST
+from helios_kernels.quantize import E4M3, LARGEST, SMALLEST
 from helios_kernels.tuning import row_tile
 
 
@@ -66,28 +66,27 @@ def quantize_kernel(
     tl.store(scales + rows, scale, exists)
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def empty(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return room for the values and scales of rows."""
     scales = torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device)
-    return torch.empty(shape, dtype=dtype, device=device), scales
+    return torch.empty(shape, dtype=E4M3, device=device), scales
 
 
-def limits(dtype: torch.dtype) -> dict[str, float | bool]:
+def limits() -> dict[str, float | bool]:
     """Return the constants of `round_tile`."""
-    interpreted = current_chip() == INTERPRETER
-    return {"SMALLEST": SMALLEST, "LARGEST": torch.finfo(dtype).max, "INTERPRETED": interpreted}
+    return {"SMALLEST": SMALLEST, "LARGEST": LARGEST, "INTERPRETED": current_chip() == INTERPRETER}
 
 
-def quantize(x: Tensor, *, gelu: bool = False, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
+def quantize(x: Tensor, *, gelu: bool = False) -> tuple[Tensor, Tensor]:
     E = x.shape[-1]
     rows = x.reshape(-1, E)
     assert rows.stride(-1) == 1
-    out, scales = empty(x.shape, dtype, x.device)
+    out, scales = empty(x.shape, x.device)
     tile = row_tile("quantize", E)
     launch(
         quantize_kernel,
         (triton.cdiv(len(rows), tile.rows),),
         rows, out, scales, len(rows), rows.stride(0),
-        config=tile.config, **limits(dtype), GELU=gelu, E=E, ROWS=tile.rows, BLOCK=tile.block,
+        config=tile.config, **limits(), GELU=gelu, E=E, ROWS=tile.rows, BLOCK=tile.block,
     )  # fmt: skip
     return out, scales

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from helios_kernels.dispatch import Operation, wide
+from helios_kernels.quantize import SMALLEST
 
 Over = Literal["row", "channel", "head"]
 
 AXES: dict[Over, tuple[int, ...]] = {"row": (3,), "channel": (1,), "head": (1, 3)}
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-
-SMALLEST = 1e-12
-"""In place of the largest magnitude of zeros."""
 
 HEAD_SIZES = (32, 64, 128)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from helios_kernels.case import BF16, HEAD, HEADS, STAGES, Case, Op
-from helios_kernels.dispatch import ATTENTION_8BIT_CHIPS
+from helios_kernels.dispatch import FP8_CHIPS
 from helios_kernels.round_heads import AXES, LARGEST, channel_extremes, round_heads
 
 
@@ -67,7 +67,7 @@ ROUND_HEADS = Op(
         Case("one-row", {"S": 1, "N": 2, "how": KEYS}),
     ),
     moved_bytes=_bytes,
-    chips=ATTENTION_8BIT_CHIPS,
+    chips=FP8_CHIPS,
 )
 
 CHANNEL_EXTREMES = Op(
@@ -79,7 +79,7 @@ CHANNEL_EXTREMES = Op(
         Case("S3000-D32-B2", {"B": 2, "S": 3000, "N": 3, "D": 32}),
     ),
     moved_bytes=lambda case, itemsize: _numbers(case) * itemsize,
-    chips=ATTENTION_8BIT_CHIPS,
+    chips=FP8_CHIPS,
 )
 
 OPS = (CHANNEL_EXTREMES, ROUND_HEADS)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from helios_kernels.dispatch import INTERPRETER, current_chip
 from helios_kernels.launch import launch
+from helios_kernels.quantize import SMALLEST
 from helios_kernels.quantize.kernel import round_to_3_bits
-from helios_kernels.round_heads import LARGEST, SMALLEST, Over, empty
+from helios_kernels.round_heads import LARGEST, Over, empty
 from helios_kernels.tuning import row_tile
 
 

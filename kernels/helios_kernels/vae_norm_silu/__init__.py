@@ -25,24 +25,12 @@ def vae_norm_silu(x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor, *, silu: 
 
 
 @Operation
-def causal_pad(
-    x_BTHWC: Tensor,
-    past_BPHWC: Tensor | None,
-    out_BTHWC: Tensor,
-    gamma_C: Tensor | None = None,
-    *,
-    silu: bool = False,
-) -> Tensor:
-    """Fill `out`, [B, P + T, H, W, C], with the P remembered frames, or zeros if `past` is None, then x; return it.
-
-    With `gamma`, x passes through `vae_norm_silu`.
-    """
+def causal_pad(x_BTHWC: Tensor, past_BPHWC: Tensor | None, out_BTHWC: Tensor, gamma_C: Tensor) -> Tensor:
+    """Fill `out`, [B, P + T, H, W, C], with the P remembered frames, or zeros if `past` is None, then `vae_norm_silu`
+    of x; return it."""
     past = out_BTHWC.shape[1] - x_BTHWC.shape[1]
     out_BTHWC[:, :past] = 0 if past_BPHWC is None else past_BPHWC
-    if gamma_C is None:
-        out_BTHWC[:, past:] = x_BTHWC
-    else:
-        vae_norm_silu.twin(x_BTHWC, gamma_C, out_BTHWC[:, past:], silu=silu)
+    vae_norm_silu.twin(x_BTHWC, gamma_C, out_BTHWC[:, past:])
     return out_BTHWC
 
 
@@ -55,11 +43,11 @@ def causal_sum_pad(
     out_BTHWC: Tensor,
     gamma_C: Tensor,
 ) -> Tensor:
-    """Fill `out` as `causal_pad` does, with SiLU, from `x + bias + shortcut`, rounded after each sum; return it.
+    """Fill `out` as `causal_pad` does from `x + bias + shortcut`, rounded after each sum; return it.
 
     With a `shortcut` the sum replaces x. `x` and `shortcut` are contiguous within each batch item.
     """
     total = x_BTHWC + bias_C
     if shortcut_BTHWC is not None:
         total = x_BTHWC.copy_(total + shortcut_BTHWC)
-    return causal_pad.twin(total, past_BPHWC, out_BTHWC, gamma_C, silu=True)
+    return causal_pad.twin(total, past_BPHWC, out_BTHWC, gamma_C)

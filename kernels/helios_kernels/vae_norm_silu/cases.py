@@ -29,23 +29,20 @@ def _norm_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
 
 def _pad_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     sizes = case.sizes
-    norm = sizes.get("norm", False)
     buffer = _frames(case, PAST + sizes["T"] + 1, dtype, device)
     return {
         "x_BTHWC": _frames(case, sizes["T"], dtype, device),
         "past_BPHWC": None if sizes.get("first") else _frames(case, PAST, dtype, device),
         "out_BTHWC": buffer[:, 1:],
-        "gamma_C": (1 + 0.2 * torch.randn(sizes["C"], device=device)).to(dtype) if norm else None,
-        "silu": norm,
+        "gamma_C": (1 + 0.2 * torch.randn(sizes["C"], device=device)).to(dtype),
     }
 
 
 def _sum_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     """Draw what a residual block adds, and what the norm behind it reads."""
-    padded = _pad_inputs(Case(case.id, {**case.sizes, "norm": True}), dtype, device)
-    del padded["silu"]
     shortcut = _frames(case, case.sizes["T"], dtype, device) if case.sizes.get("shortcut") else None
-    return {**padded, "bias_C": torch.randn(case.sizes["C"], device=device).to(dtype), "shortcut_BTHWC": shortcut}
+    bias = torch.randn(case.sizes["C"], device=device).to(dtype)
+    return {**_pad_inputs(case, dtype, device), "bias_C": bias, "shortcut_BTHWC": shortcut}
 
 
 def _bytes(case: Case, itemsize: int) -> int:
@@ -89,21 +86,14 @@ CAUSAL_PAD = Op(
     run=causal_pad,
     inputs=_pad_inputs,
     cases=(
+        *(Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True, compiled=BF16) for C, T, H, W in WIDTHS),
         *(
-            Case(f"C{C}-{H}x{W}-norm", {"T": T, "H": H, "W": W, "C": C, "norm": True}, real=True, compiled=BF16)
-            for C, T, H, W in WIDTHS
-        ),
-        *(
-            Case(
-                f"C{C}-{H}x{W}-first-norm",
-                {"T": 1, "H": H, "W": W, "C": C, "norm": True, "first": True},
-                compiled=BF16,
-            )
+            Case(f"C{C}-{H}x{W}-first", {"T": 1, "H": H, "W": W, "C": C, "first": True}, compiled=BF16)
             for C, _, H, W in WIDTHS
         ),
         Case("C384-first", {"T": 1, "H": 48, "W": 80, "C": 384, "first": True}),
-        Case("C96-B2-norm", {"B": 2, "T": 4, "H": 12, "W": 20, "C": 96, "norm": True}),
-        Case("C16-B2-first-norm", {"B": 2, "T": 1, "H": 12, "W": 20, "C": 16, "norm": True, "first": True}),
+        Case("C96-B2", {"B": 2, "T": 4, "H": 12, "W": 20, "C": 96}),
+        Case("C16-B2-first", {"B": 2, "T": 1, "H": 12, "W": 20, "C": 16, "first": True}),
         Case("C5-T1", {"T": 1, "H": 3, "W": 9, "C": 5}),
     ),
     moved_bytes=_pad_bytes,

@@ -22,8 +22,7 @@ def vae_norm_silu_kernel(
     x_b, past_b, out_b, shortcut_b,  # strides in elements; within a batch item all are contiguous
     EPS: tl.constexpr,
     ROOT: tl.constexpr,  # sqrt(C)
-    HAS_PAST: tl.constexpr, NORM: tl.constexpr, SILU: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_SHORTCUT: tl.constexpr,
+    HAS_PAST: tl.constexpr, SILU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SHORTCUT: tl.constexpr,
     C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
@@ -42,10 +41,9 @@ def vae_norm_silu_kernel(
         total = (tile + added.to(tl.float32)).to(x.dtype.element_ty)
         tl.store(places, total, inside & (own >= 0))
         tile = total.to(tl.float32)
-    if NORM:
-        length = tl.sqrt(tl.sum(tile * tile, axis=1))
-        factor = tl.load(gamma + columns, columns < C, other=0.0).to(tl.float32) * ROOT
-        tile = tile * (1.0 / tl.maximum(length, EPS))[:, None] * factor
+    length = tl.sqrt(tl.sum(tile * tile, axis=1))
+    factor = tl.load(gamma + columns, columns < C, other=0.0).to(tl.float32) * ROOT
+    tile = tile * (1.0 / tl.maximum(length, EPS))[:, None] * factor
     if SILU:
         root = tl.rsqrt(1.0 + tl.exp2(-1.4426950408889634 * tile))  # as in quantize's tanh_gelu
         tile = tile * (root * root)
@@ -61,15 +59,8 @@ def vae_norm_silu(x_BTHWC: Tensor, gamma_C: Tensor, out_BTHWC: Tensor, *, silu: 
     return _fill(x_BTHWC, None, gamma_C, out_BTHWC, silu=silu)
 
 
-def causal_pad(
-    x_BTHWC: Tensor,
-    past_BPHWC: Tensor | None,
-    out_BTHWC: Tensor,
-    gamma_C: Tensor | None = None,
-    *,
-    silu: bool = False,
-) -> Tensor:
-    return _fill(x_BTHWC, past_BPHWC, gamma_C, out_BTHWC, silu=silu)
+def causal_pad(x_BTHWC: Tensor, past_BPHWC: Tensor | None, out_BTHWC: Tensor, gamma_C: Tensor) -> Tensor:
+    return _fill(x_BTHWC, past_BPHWC, gamma_C, out_BTHWC)
 
 
 def causal_sum_pad(
@@ -80,19 +71,20 @@ def causal_sum_pad(
     out_BTHWC: Tensor,
     gamma_C: Tensor,
 ) -> Tensor:
-    return _fill(x_BTHWC, past_BPHWC, gamma_C, out_BTHWC, silu=True, bias=bias_C, shortcut=shortcut_BTHWC)
+    return _fill(x_BTHWC, past_BPHWC, gamma_C, out_BTHWC, bias=bias_C, shortcut=shortcut_BTHWC)
 
 
 def _fill(
     x: Tensor,
     past: Tensor | None,
-    gamma: Tensor | None,
+    gamma: Tensor,
     out: Tensor,
-    silu: bool,
+    *,
+    silu: bool = True,
     bias: Tensor | None = None,
     shortcut: Tensor | None = None,
 ) -> Tensor:
-    """Fill `out` with the frames of `past`, or zeros, and then x, normed if there is a `gamma`.
+    """Fill `out` with the frames of `past`, or zeros, and then the norm of x.
 
     `bias` and `shortcut` are added to x first; with a shortcut the sum is kept in x."""
     B, T, H, W, C = x.shape
@@ -108,9 +100,9 @@ def _fill(
     launch(
         vae_norm_silu_kernel,
         (triton.cdiv(count, tile.rows), B),
-        x, stand_in, x if gamma is None else gamma, out, x if bias is None else bias, added,
+        x, stand_in, gamma, out, x if bias is None else bias, added,
         count, padded * H * W, x.stride(0), stand_in.stride(0), out.stride(0), added.stride(0),
-        config=tile.config, EPS=NORM_EPS, ROOT=C**0.5, HAS_PAST=past is not None, NORM=gamma is not None, SILU=silu,
-        HAS_BIAS=bias is not None, HAS_SHORTCUT=shortcut is not None, C=C, ROWS=tile.rows, BLOCK=tile.block,
+        config=tile.config, EPS=NORM_EPS, ROOT=C**0.5, HAS_PAST=past is not None, SILU=silu, HAS_BIAS=bias is not None,
+        HAS_SHORTCUT=shortcut is not None, C=C, ROWS=tile.rows, BLOCK=tile.block,
     )  # fmt: skip
     return out
