@@ -1,17 +1,13 @@
 """All operations at the 14B model's shapes: time, share of the chip's own measured ceiling, speed-up over PyTorch.
 
-`python -m helios_kernels.bench [--json] [op ...]`, or `helios bench kernels`. Every case is first compared with its
-twin; one that differs is not timed. Ceilings are what a copy and a matrix product reach on this very GPU in the same
-run, not the numbers of a data sheet.
+For `helios bench kernels`. Every case is first compared with its twin; one that differs is not timed. Ceilings are what
+a copy and a matrix product reach on this very GPU in the same run, not the numbers of a data sheet.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -176,7 +172,7 @@ def _timed(op: Op, case: Case, ceiling: Ceiling, device: torch.device, *, agains
     theirs = _baselines(op, inputs)
     # PyTorch's attention is a kernel of its own that compiling would not change.
     compiled = _compiled_seconds(op, inputs) if op.baseline is None and against_compile else None
-    moved, flops = op.moved_bytes(case, DTYPE.itemsize), op.flops(case) if op.flops else None
+    moved, flops = op.moved_bytes(inputs), op.flops(case) if op.flops else None
     at_copy, at_product = moved / ceiling.copy, (flops or 0) / ceiling.product
     share = max(at_copy, at_product) / ours
     return Timing(
@@ -220,25 +216,3 @@ def short_of(share: float, ours: float, theirs: Mapping[str, float]) -> str | No
     if "eager" in theirs:
         return f"{COPY_SHARE:.0%} of a copy" if share < COPY_SHARE else None
     return "cuDNN" if ours > theirs.get("cudnn", ours) else None
-
-
-def main(arguments: list[str]) -> int:
-    as_json, names = "--json" in arguments, tuple(name for name in arguments if name != "--json")
-    differs = False
-    try:
-        require(names)
-        ceiling = measure_ceiling()
-        if not as_json:
-            print(f"{torch.cuda.get_device_name()}: {ceiling}\n{HEADING}", flush=True)
-        for timing in bench(ceiling, names):
-            differs |= timing.fault is not None
-            print(json.dumps(asdict(timing)) if as_json else timing, flush=True)
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    return 1 if differs else 0
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("HELIOS_KERNELS", "triton")
-    sys.exit(main(sys.argv[1:]))

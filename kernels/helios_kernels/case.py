@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,10 @@ class Op:
     Attributes:
         run: the public function; returns a tensor or several.
         inputs: (case, dtype, device) -> its keyword arguments.
-        moved_bytes: (case, element size in bytes) -> bytes that have to be read and written; `flops`: operations.
-        written: names of the inputs that `run` changes.
+        flops: operations of a case.
+        written: names of the inputs that `run` changes; `write_only` are those that it does not read.
+        more_bytes: (inputs) -> bytes that `run` moves in addition to each input and each result once, or, below 0,
+            leaves where they are.
         twin: what `run` does without kernels; the public function's own twin unless there is a better definition.
         exact: what `run` approximates, on float64 inputs; the twin unless that rounds by itself.
         decode: makes tensors that can be compared of results in a format of their own.
@@ -52,9 +55,10 @@ class Op:
     run: Callable[..., Any]
     inputs: Callable[[Case, torch.dtype, torch.device], dict[str, Any]]
     cases: tuple[Case, ...]
-    moved_bytes: Callable[[Case, int], int]
     flops: Callable[[Case], int] | None = None
     written: tuple[str, ...] = ()
+    write_only: tuple[str, ...] = ()
+    more_bytes: Callable[..., int] = lambda **_: 0
     twin: Callable[..., Any] | None = None
     exact: Callable[..., Any] | None = None
     decode: Callable[..., Any] | None = None
@@ -70,6 +74,18 @@ class Op:
     def reference(self) -> Callable[..., Any]:
         """PyTorch's way, which defines the result."""
         return self.twin or self.run.twin  # type: ignore[attr-defined]
+
+    def results(self, function: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Return all that `function` makes: the tensors that it returns, and those of its inputs that it writes."""
+        made = function(**inputs)
+        returned = made if isinstance(made, tuple) else (made,)
+        written = [inputs[name] for name in self.written if inputs[name] is not None]
+        return (*returned, *(one for one in written if not any(one is other for other in returned)))
+
+    def moved_bytes(self, inputs: dict[str, Any]) -> int:
+        """Run the operation, and return the bytes that it has to read and write."""
+        read = [one for name, one in inputs.items() if isinstance(one, Tensor) and name not in self.write_only]
+        return sum(one.nbytes for one in (*read, *self.results(self.run, inputs))) + self.more_bytes(**inputs)
 
 
 BF16 = (torch.bfloat16,)
@@ -95,7 +111,7 @@ def stages(compiled: tuple[torch.dtype, ...], **sizes: Any) -> tuple[Case, ...]:
     )
 
 
-def outliers(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def outliers(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Draw normal numbers off centre, every seventh channel ten times larger, as in the stream of a trained model."""
     x = torch.randn(shape, device=device)
     x[..., ::7] *= 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -65,13 +65,13 @@ def compare(op: Op, case: Case, dtype: torch.dtype, device: torch.device, seed: 
     """
     torch.manual_seed(seed)
     inputs = op.inputs(case, dtype, device)
-    exact = results(op, op.exact or op.reference, {name: _double(value) for name, value in inputs.items()})
+    exact = op.results(op.exact or op.reference, {name: _double(value) for name, value in inputs.items()})
     written = [name for name in op.written if inputs[name] is not None]
     copies = {**inputs, **{name: inputs[name].clone() for name in written}}
-    native = results(op, op.reference, copies)
+    native = op.results(op.reference, copies)
     before = {name: _storage(value).clone() for name, value in inputs.items() if isinstance(value, Tensor)}
     with poisoned():
-        ours = results(op, op.run, inputs)
+        ours = op.results(op.run, inputs)
     for name, storage in before.items():
         now = _storage(inputs[name])
         if name in op.written:  # restore what the kernel may write: the rest must be as it was
@@ -103,14 +103,6 @@ def poisoned() -> Iterator[None]:
 
 def _distance(a: Tensor, b: Tensor) -> float:
     return (a.double() - b.double()).abs().max().item()
-
-
-def results(op: Op, function: Callable[..., Any], inputs: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Return all that `function` makes: the tensors that it returns, and those of its inputs that it writes."""
-    made = function(**inputs)
-    returned = made if isinstance(made, tuple) else (made,)
-    written = [inputs[name] for name in op.written if inputs[name] is not None]
-    return (*returned, *(one for one in written if not any(one is other for other in returned)))
 
 
 def _double(value: Any) -> Any:

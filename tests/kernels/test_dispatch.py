@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from helios_cli.cli import main
 from helios_kernels import bench, dispatch, trial
 from helios_kernels.attention import aligned
 from helios_kernels.check import OPS, compare
@@ -81,9 +84,46 @@ def test_kernels_run_only_where_no_gradient_is_recorded():
 
 
 @no_gpu
-def test_the_bench_needs_a_gpu(capsys):
-    assert bench.main([]) == 3
-    assert capsys.readouterr() == ("", f"error: no kernel can be timed here: {backend().reason}\n")
+def test_the_bench_needs_a_gpu(monkeypatch, capsys):
+    monkeypatch.setenv("HELIOS_KERNELS", "auto")
+    assert main(["bench", "kernels"]) == 3
+    assert capsys.readouterr().err.startswith(f"error: no kernel can be timed here: {backend().reason}\n")
+
+
+NEEDED = {
+    "`modulated_norm`": ("modulated_norm", "stage2"),
+    "`gated_residual`": ("gated_residual", "stage2"),
+    "`gated_residual_modulated_norm`": ("gated_residual_modulated_norm", "stage2"),
+    "the same after cross-attention": ("gated_residual_modulated_norm", "stage2-cross"),
+    "`gated_residual_layer_norm`": ("gated_residual_layer_norm", "stage2"),
+    "`modulated_norm_fp8`": ("modulated_norm_fp8", "stage2"),
+    "`gated_residual_modulated_norm_fp8`": ("gated_residual_modulated_norm_fp8", "stage2"),
+    "`qk_norm_rope`": ("qk_norm_rope", "stage2"),
+    "`attention`": ("attention", "stage2-self"),
+    "`attention_8bit`": ("attention_8bit", "stage2-self-int8"),
+    "`channel_extremes`": ("channel_extremes", "stage2"),
+    "`round_heads`": ("round_heads", "stage2-keys-int8"),
+    "`quantize`": ("quantize", "stage2-gelu"),
+    "`renoise`": ("renoise", "into-stage2"),
+    "`dmd_step`": ("dmd_step", "stage2"),
+    "`vae_norm_silu`": ("vae_norm_silu", "C96-384x640"),
+    "`causal_pad`": ("causal_pad", "C96-384x640"),
+    "`causal_sum_pad`": ("causal_sum_pad", "C96-384x640-shortcut"),
+    "`causal_conv`": ("causal_conv", "C96-384x640-shortcut"),
+    "`causal_conv_norm`": ("causal_conv_norm", "C96-384x640-shortcut"),
+}
+
+
+@torch.no_grad()
+def test_the_readme_has_the_bytes_that_operations_move():
+    """Counted by hand there: megabytes that a kernel has to read and write."""
+    table = (Path(__file__).parents[2] / "kernels/README.md").read_text().split("## Which one runs")[0]
+    needed = dict(re.findall(r"^\| ([^|]+) \|.* ([\d,.]+) \|$", table, re.MULTILINE))
+    for name, (operation, case_id) in NEEDED.items():
+        op = OPS[operation]
+        case = next(case for case in op.cases if case.id == case_id)
+        moved = op.moved_bytes(op.inputs(case, torch.bfloat16, torch.device("meta"))) / 1e6
+        assert moved == pytest.approx(float(needed[name].replace(",", "")), rel=2e-3, abs=0.05), name
 
 
 def seconds_here(call) -> float:

@@ -28,12 +28,6 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     return {"q_BQND": 2 * q, "k_BKND": k[:, :K], "v_BKND": v[:, :K], "bias_K": bias}
 
 
-def _bytes(case: Case, itemsize: int) -> int:
-    sizes = case.sizes
-    rows = 2 * (sizes["Q"] + sizes["K"]) * sizes.get("B", 1)
-    return rows * sizes.get("N", HEADS) * sizes.get("D", HEAD) * itemsize
-
-
 def _flops(case: Case) -> int:
     sizes = case.sizes
     return 4 * sizes.get("B", 1) * sizes["Q"] * sizes["K"] * sizes.get("N", HEADS) * sizes.get("D", HEAD)
@@ -91,7 +85,6 @@ ATTENTION = Op(
         Case("Q256-K256-even", {"Q": 256, "K": 256, "N": 1}),
         Case("Q100-K100-gap", {"Q": 100, "K": 100, "N": 2, "D": 64, "gap": 3}),
     ),
-    moved_bytes=_bytes,
     flops=_flops,
 )
 

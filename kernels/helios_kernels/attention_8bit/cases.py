@@ -41,9 +41,6 @@ ATTENTION_8BIT = Op(
         *_both("Q1-K1", Q=1, K=1, N=2),
         Case("Q100-K300-shifted", {"Q": 100, "K": 300, "N": 2, "shift": 8.0}),
     ),
-    moved_bytes=lambda case, itemsize: (
-        2 * (case.sizes["Q"] + case.sizes["K"]) * case.sizes.get("N", HEADS) * case.sizes.get("D", HEAD) * itemsize
-    ),
     flops=lambda case: 4 * case.sizes["Q"] * case.sizes["K"] * case.sizes.get("N", HEADS) * case.sizes.get("D", HEAD),
     chips=FP8_CHIPS,
 )

@@ -36,24 +36,9 @@ def _norm_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     return {**inputs, "gamma_N": gamma, "out_BTHWN": buffer[:, PAST:]}
 
 
-def _norm_bytes(case: Case, itemsize: int) -> int:
-    """Count `_bytes`, and the sum that is kept for the next block."""
-    return _bytes(case, itemsize) + case.sizes.get("shortcut", False) * _positions(case) * case.sizes["C"] * itemsize
-
-
-def _positions(case: Case) -> int:
-    return prod(case.sizes.get(name, 1) for name in ("B", "T", "H", "W"))
-
-
-def _bytes(case: Case, itemsize: int) -> int:
-    """Count each input frame and each result once, and the weights."""
-    sizes, sums = case.sizes, case.sizes.get("shortcut", False)
-    frames = 2 + sums + PAST / sizes["T"]
-    return round((_positions(case) * frames * sizes["C"] + TAPS * sizes["C"] ** 2) * itemsize)
-
-
 def _flops(case: Case) -> int:
-    return 2 * TAPS * _positions(case) * case.sizes["C"] ** 2
+    positions = prod(case.sizes.get(name, 1) for name in ("B", "T", "H", "W"))
+    return 2 * TAPS * positions * case.sizes["C"] ** 2
 
 
 WIDTHS = ((192, 11, 192, 320), (96, 5, 384, 640))
@@ -85,7 +70,6 @@ CAUSAL_CONV = Op(
         Case("C96-B2-1x1", {"B": 2, "T": 1, "H": 1, "W": 1, "C": 96}),
         Case("C192-8x16", {"T": 1, "H": 8, "W": 16, "C": 192}),
     ),
-    moved_bytes=_bytes,
     flops=_flops,
     chips=CHIPS,
 )
@@ -94,9 +78,9 @@ CAUSAL_CONV_NORM = Op(
     run=causal_conv_norm,
     inputs=_norm_inputs,
     cases=REAL + UGLY,
-    moved_bytes=_norm_bytes,
     flops=_flops,
     written=("out_BTHWN", "shortcut_BTHWN"),
+    write_only=("out_BTHWN",),
     chips=CHIPS,
 )
 

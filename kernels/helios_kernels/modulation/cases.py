@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from helios_kernels.case import BF16, DTYPES, HISTORY, STAGES, WIDTH, Case, Op, outliers, stages
@@ -36,11 +38,6 @@ def _modulated_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> d
     return {"x_BSE": x, "scale": scale, "shift": shift, "split": case.sizes["split"], "eps": EPS}
 
 
-def stream_bytes(case: Case, itemsize: int) -> int:
-    """Count [B, S, E] read once and written once."""
-    return 2 * case.sizes.get("B", 1) * case.sizes["S"] * case.sizes.get("E", WIDTH) * itemsize
-
-
 REAL = stages(DTYPES, split=HISTORY)
 NARROW = Case("stage2-E1536", {"S": STAGES["stage2"], "split": HISTORY, "E": 1536}, compiled=BF16)
 ROWS = (Case("S11040-E96", {"S": STAGES["stage2"], "split": HISTORY, "E": 96}),)
@@ -60,7 +57,6 @@ MODULATED_NORM = Op(
     run=modulated_norm,
     inputs=_modulated_inputs,
     cases=(*REAL, NARROW, *ROWS, *UGLY),
-    moved_bytes=stream_bytes,
 )
 
 # `noisy`: y has only the noisy rows, as the result of cross-attention. `plain`: no gate.
@@ -95,20 +91,21 @@ def _residual_affine_inputs(case: Case, dtype: torch.dtype, device: torch.device
     return {**_residual_inputs(case, dtype, device), "weight_E": weight, "bias_E": bias, "eps": EPS}
 
 
-def _residual_bytes(case: Case, itemsize: int, normed: str = "none") -> int:
-    """Count x read and y added to it where y has rows, and the norm written for `all` rows, `noisy` ones or `none`."""
-    S, noisy = case.sizes["S"], case.sizes["S"] - case.sizes["split"]
-    added = noisy if case.sizes.get("noisy") else S
-    written = {"none": 0, "all": S, "noisy": noisy}[normed]
-    read = S if normed == "all" else added
-    return (read + 2 * added + written) * case.sizes.get("B", 1) * case.sizes.get("E", WIDTH) * itemsize
+def _unwritten_bytes(x_BSE: torch.Tensor, y_BSE: torch.Tensor, **_: Any) -> int:
+    """Count the rows of history where y has none, which stay as they are."""
+    return y_BSE.nbytes - x_BSE.nbytes
+
+
+def _untouched_bytes(**inputs: Any) -> int:
+    """Count those rows twice, where no norm reads them."""
+    return 2 * _unwritten_bytes(**inputs)
 
 
 GATED_RESIDUAL = Op(
     run=gated_residual,
     inputs=_residual_inputs,
     cases=REAL + ROWS + RESIDUAL,
-    moved_bytes=_residual_bytes,
+    more_bytes=_untouched_bytes,
     written=("x_BSE",),
 )
 
@@ -116,7 +113,7 @@ GATED_RESIDUAL_MODULATED_NORM = Op(
     run=gated_residual_modulated_norm,
     inputs=_residual_modulated_inputs,
     cases=(*REAL, CROSS, NARROW, *ROWS, *RESIDUAL),
-    moved_bytes=lambda case, itemsize: _residual_bytes(case, itemsize, "all"),
+    more_bytes=_unwritten_bytes,
     written=("x_BSE",),
 )
 
@@ -124,7 +121,7 @@ GATED_RESIDUAL_LAYER_NORM = Op(
     run=gated_residual_layer_norm,
     inputs=_residual_affine_inputs,
     cases=REAL + ROWS + RESIDUAL,
-    moved_bytes=lambda case, itemsize: _residual_bytes(case, itemsize, "noisy"),
+    more_bytes=_untouched_bytes,
     written=("x_BSE",),
 )
 
@@ -134,7 +131,6 @@ MODULATED_NORM_FP8 = Op(
     decode=decoded,
     inputs=_modulated_inputs,
     cases=(*stages(BF16, split=HISTORY), NARROW, *ROWS, *UGLY),
-    moved_bytes=lambda case, itemsize: stream_bytes(case, itemsize) * (itemsize + 1) // (2 * itemsize),
     chips=FP8_CHIPS,
 )
 
@@ -144,10 +140,7 @@ GATED_RESIDUAL_MODULATED_NORM_FP8 = Op(
     decode=decoded,
     inputs=_residual_modulated_inputs,
     cases=(*stages(BF16, split=HISTORY), CROSS, NARROW, *ROWS, *RESIDUAL),
-    moved_bytes=lambda case, itemsize: (
-        _residual_bytes(case, itemsize, "all")
-        - case.sizes["S"] * case.sizes.get("B", 1) * case.sizes.get("E", WIDTH) * (itemsize - 1)
-    ),
+    more_bytes=_unwritten_bytes,
     written=("x_BSE",),
     chips=FP8_CHIPS,
 )

@@ -26,13 +26,6 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     }
 
 
-def _bytes(case: Case, itemsize: int) -> int:
-    sizes = case.sizes
-    heads, D, pieces = sizes.get("heads", HEADS), sizes.get("D", HEAD), 1 if sizes.get("alone") else 2
-    rotation = 0 if sizes.get("no_rope") else 4 * sizes["S"] * D
-    return 2 * pieces * sizes.get("B", 1) * sizes["S"] * heads * D * itemsize + rotation
-
-
 QK_NORM_ROPE = Op(
     run=qk_norm_rope,
     inputs=_inputs,
@@ -49,7 +42,6 @@ QK_NORM_ROPE = Op(
         Case("S63-41x128", {"S": 63, "heads": 41, "D": 128}),
         Case("S63-6x16-no-rope", {"S": 63, "heads": 6, "D": 16, "no_rope": True}),
     ),
-    moved_bytes=_bytes,
     written=("x_BSWE",),
 )
 

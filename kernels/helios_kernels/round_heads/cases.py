@@ -28,16 +28,6 @@ def _unrounded(x_BSND, dtype, over, centred, columns) -> tuple[torch.Tensor, ...
     return tuple(one.movedim(1, -1) if columns else one for one in (x, scales))
 
 
-def _bytes(case: Case, itemsize: int) -> int:
-    """Count x, once more where its extremes are needed first, and the values."""
-    passes = 1 if case.sizes["how"]["over"] == "row" else 2
-    return _numbers(case) * (passes * itemsize + 1)
-
-
-def _numbers(case: Case) -> int:
-    return case.sizes["S"] * case.sizes.get("N", HEADS) * case.sizes.get("D", HEAD)
-
-
 QUERIES, KEYS = {"over": "row"}, {"over": "head", "centred": True}
 VALUES = {"over": "channel", "columns": True}
 FACTORS = (
@@ -66,7 +56,8 @@ ROUND_HEADS = Op(
         *(Case(f"S67-D32-B2-{name}", {"B": 2, "S": 67, "N": 3, "D": 32, **how}) for name, how in FACTORS),
         Case("one-row", {"S": 1, "N": 2, "how": KEYS}),
     ),
-    moved_bytes=_bytes,
+    # Extremes are needed first.
+    more_bytes=lambda x_BSND, over, **_: 0 if over == "row" else x_BSND.nbytes,
     chips=FP8_CHIPS,
 )
 
@@ -78,7 +69,6 @@ CHANNEL_EXTREMES = Op(
         Case("S101", {"S": 101, "N": 2}),
         Case("S3000-D32-B2", {"B": 2, "S": 3000, "N": 3, "D": 32}),
     ),
-    moved_bytes=lambda case, itemsize: _numbers(case) * itemsize,
     chips=FP8_CHIPS,
 )
 

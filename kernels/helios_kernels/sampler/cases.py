@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import torch
 
 from helios_kernels.case import BF16, Case, Op
@@ -16,11 +14,6 @@ def _renoise_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dic
     return {"x_BCTHW": x, "noise": torch.randn(*planes, 2 * H, 2 * W, device=device), "alpha": 0.6, "beta": 0.6926}
 
 
-def _renoise_bytes(case: Case, itemsize: int) -> int:
-    coarse = case.sizes.get("C", 16) * case.sizes.get("T", 9) * case.sizes["H"] * case.sizes["W"]
-    return coarse * (4 + 2 * 4 * 4)
-
-
 RENOISE = Op(
     run=renoise,
     inputs=_renoise_inputs,
@@ -30,7 +23,6 @@ RENOISE = Op(
         Case("odd", {"C": 3, "T": 1, "H": 7, "W": 5}),
         Case("one-cell", {"C": 1, "T": 1, "H": 1, "W": 1}),
     ),
-    moved_bytes=_renoise_bytes,
 )
 
 
@@ -39,11 +31,6 @@ def _step_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     x, flow, start = torch.randn(3, *case.sizes["shape"], device=device)
     sigmas = (0.657436, 0.0) if case.sizes.get("last") else (0.999479, 0.657436)
     return {"x": x, "flow": flow.to(dtype), "start_point": start, "sigma": sigmas[0], "sigma_next": sigmas[1]}
-
-
-def _step_bytes(case: Case, itemsize: int) -> int:
-    tensors = 4 + itemsize + 4 + (0 if case.sizes.get("last") else 4)
-    return math.prod(case.sizes["shape"]) * tensors
 
 
 DMD_STEP = Op(
@@ -55,7 +42,7 @@ DMD_STEP = Op(
         Case("odd", {"shape": (2, 3, 1, 7, 5)}),
         Case("odd-last", {"shape": (2, 3, 1, 7, 5), "last": True}),
     ),
-    moved_bytes=_step_bytes,
+    more_bytes=lambda start_point, sigma_next, **_: 0 if sigma_next else -start_point.nbytes,
 )
 
 OPS = (RENOISE, DMD_STEP)

@@ -45,22 +45,6 @@ def _sum_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
     return {**_pad_inputs(case, dtype, device), "bias_C": bias, "shortcut_BTHWC": shortcut}
 
 
-def _bytes(case: Case, itemsize: int) -> int:
-    sizes = case.sizes
-    return 2 * sizes.get("B", 1) * sizes["T"] * sizes["H"] * sizes["W"] * sizes["C"] * itemsize
-
-
-def _pad_bytes(case: Case, itemsize: int) -> int:
-    """Count reads and writes; at the start of a clip zeros are written in place of remembered frames."""
-    sizes, frames = case.sizes, 2 * (case.sizes["T"] + PAST) - (PAST if case.sizes.get("first") else 0)
-    return sizes.get("B", 1) * frames * sizes["H"] * sizes["W"] * sizes["C"] * itemsize
-
-
-def _sum_bytes(case: Case, itemsize: int) -> int:
-    """Count `_pad_bytes`, and the shortcut and the sum."""
-    return _pad_bytes(case, itemsize) + (_bytes(case, itemsize) if case.sizes.get("shortcut") else 0)
-
-
 WIDTHS = ((384, 16, 96, 160), (192, 11, 192, 320), (96, 5, 384, 640))
 """Channels, frames, height and width: the decoder's at 640x384, some frames of each."""
 
@@ -78,8 +62,8 @@ VAE_NORM_SILU = Op(
         Case("C96-channels-first", {"T": 2, "H": 9, "W": 7, "C": 96, "channels_first": True}),
         Case("C5-zero-cell", {"T": 3, "H": 1, "W": 9, "C": 5, "zero_cell": True}),
     ),
-    moved_bytes=_bytes,
     written=("out_BTHWC",),
+    write_only=("out_BTHWC",),
 )
 
 CAUSAL_PAD = Op(
@@ -96,8 +80,8 @@ CAUSAL_PAD = Op(
         Case("C16-B2-first", {"B": 2, "T": 1, "H": 12, "W": 20, "C": 16, "first": True}),
         Case("C5-T1", {"T": 1, "H": 3, "W": 9, "C": 5}),
     ),
-    moved_bytes=_pad_bytes,
     written=("out_BTHWC",),
+    write_only=("out_BTHWC",),
 )
 
 CAUSAL_SUM_PAD = Op(
@@ -122,8 +106,10 @@ CAUSAL_SUM_PAD = Op(
         Case("C16-B2-first", {"B": 2, "T": 1, "H": 12, "W": 20, "C": 16, "first": True}),
         Case("C5-T1-first-shortcut", {"T": 1, "H": 3, "W": 9, "C": 5, "first": True, "shortcut": True}),
     ),
-    moved_bytes=_sum_bytes,
     written=("out_BTHWC", "x_BTHWC"),
+    write_only=("out_BTHWC",),
+    # Without a shortcut the sum is not kept.
+    more_bytes=lambda x_BTHWC, shortcut_BTHWC, **_: -x_BTHWC.nbytes if shortcut_BTHWC is None else 0,
 )
 
 OPS = (VAE_NORM_SILU, CAUSAL_PAD, CAUSAL_SUM_PAD)
