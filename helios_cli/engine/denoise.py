@@ -71,7 +71,7 @@ class Denoiser:
     makes the model calls, one after the other with `dit` by default.
 
     With `reuse_history`, calls of the coarsest stage keep the keys and values of their history rows, and calls of the
-    other stages use these in place of such rows; if the coarsest stage makes no call, the chunk's first call keeps them.
+    other stages use these in place of such rows; if the coarsest stage makes none, the chunk's first call keeps them.
     Flows are then not the same as without.
 
     The first two steps of a stage and its last one make calls, and of the others one in `reuse_steps`; those between

@@ -22,6 +22,7 @@ from helios_kernels.dispatch import INTERPRETER, current_chip
 from helios_kernels.launch import descriptor_memory, launch
 from helios_kernels.tuning import config
 from helios_kernels.vae_norm_silu import NORM_EPS
+from helios_kernels.vae_norm_silu.kernel import apply_silu
 
 
 @triton.jit
@@ -48,8 +49,7 @@ def _store_normed(total, inverse, gamma, normed, place, exists, first, N: tl.con
     """Store SiLU of the norm of N channels from `first` on, with `inverse` [positions] one over their lengths."""
     columns = first + tl.arange(0, N)[None, :]
     total = total * inverse[:, None] * (tl.load(gamma + columns).to(tl.float32) * ROOT)
-    root = tl.rsqrt(1.0 + tl.exp2(-1.4426950408889634 * total))  # as in quantize's tanh_gelu
-    tl.store(normed + place + columns, (total * (root * root)).to(normed.dtype.element_ty), exists)
+    tl.store(normed + place + columns, apply_silu(total).to(normed.dtype.element_ty), exists)
 
 
 @triton.jit(do_not_specialize=["B", "T", "H", "W"])

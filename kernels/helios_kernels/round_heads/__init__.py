@@ -39,7 +39,7 @@ def channel_extremes(x_BSND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.sum(1), x.amin(1), x.amax(1)
 
 
-def _takes(x_BSND: Tensor, _: torch.dtype, over: Over, *, centred: bool = False, columns: bool = False) -> bool:
+def _takes(x_BSND: Tensor, dtype: torch.dtype, over: Over, *, centred: bool = False, columns: bool = False) -> bool:
     """Return whether there is a kernel: means come with the extremes, which a scale a row does not need."""
     return has_size(x_BSND) and not (centred and over == "row")
 

@@ -9,6 +9,13 @@ from helios_kernels.tuning import row_tile
 from helios_kernels.vae_norm_silu import NORM_EPS
 
 
+@triton.jit
+def apply_silu(x):
+    """Return x * sigmoid(x), the sigmoid as in quantize's `tanh_gelu`."""
+    root = tl.rsqrt(1.0 + tl.exp2(-1.4426950408889634 * x))
+    return x * (root * root)
+
+
 @triton.jit(do_not_specialize=["count", "past_count"])
 def vae_norm_silu_kernel(
     x,  # [B, positions, C]
@@ -45,8 +52,7 @@ def vae_norm_silu_kernel(
     factor = tl.load(gamma + columns, columns < C, other=0.0).to(tl.float32) * ROOT
     tile = tile * (1.0 / tl.maximum(length, EPS))[:, None] * factor
     if SILU:
-        root = tl.rsqrt(1.0 + tl.exp2(-1.4426950408889634 * tile))  # as in quantize's tanh_gelu
-        tile = tile * (root * root)
+        tile = apply_silu(tile)
     if HAS_BIAS and not HAS_PAST:
         tile = tl.where(own < 0, 0.0, tile)
     if HAS_PAST:
