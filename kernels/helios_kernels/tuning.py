@@ -284,7 +284,6 @@ def tune(
     device: torch.device,
     like: str,
     names: Collection[str] = (),
-    dtype: torch.dtype = torch.bfloat16,
     tunables: tuple[Tunable, ...] = TUNABLES,
 ) -> Iterator[Tuning]:
     """Try all candidates of the kernels that run on this chip, which is `like` one, and yield each outcome.
@@ -297,7 +296,7 @@ def tune(
     for one in tunables:
         chips = OPS[one.op].chips
         if (not names or one.op in names) and (chips is None or like in chips):
-            yield _tune_one(one, like, partial(_time, one, timer=timer, device=device, dtype=dtype))
+            yield _tune_one(one, like, partial(_time, one, timer=timer, device=device))
 
 
 def begin() -> str:
@@ -351,17 +350,17 @@ def _tune_one(tunable: Tunable, like: str, time: Callable[[Config | None], float
     return Tuning(tunable.kernel, best, seconds, before, len(candidates), len(candidates) - len(times))
 
 
-def _time(
-    tunable: Tunable, config: Config | None, timer: Timer, device: torch.device, dtype: torch.dtype
-) -> float | None:
+def _time(tunable: Tunable, config: Config | None, timer: Timer, device: torch.device) -> float | None:
     """Time all timed cases together; None for a configuration that does not compile, fit or agree."""
     op = OPS[tunable.op]
     cases = {case.id: case for case in op.cases}
     with trying(tunable.kernel, config):
         try:
-            if not all(one.good for name in tunable.checked for one in compare(op, cases[name], dtype, device)):
+            if not all(
+                one.good for name in tunable.checked for one in compare(op, cases[name], torch.bfloat16, device)
+            ):
                 return None
-            inputs = (op.inputs(cases[name], dtype, device) for name in tunable.timed)
+            inputs = (op.inputs(cases[name], torch.bfloat16, device) for name in tunable.timed)
             return sum([timer(partial(op.run, **given)) for given in inputs], 0.0)
         except Exception:  # compilers, assemblers and drivers each raise their own
             return None
