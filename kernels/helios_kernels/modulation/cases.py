@@ -49,6 +49,9 @@ UGLY = (
     Case("one-row-history", {"S": 1, "split": 1, "E": 96}),
     Case("S63-E96-B2", {"B": 2, "S": 63, "split": 17, "E": 96}),
     Case("S65-E5123-gap", {"S": 65, "split": 20, "E": 5123, "gap": 5}),
+)
+NORMS = (
+    *UGLY,
     Case("S257-shared-B3", {"B": 3, "S": 257, "split": 100, "E": 320, "shared": True}),
     Case("no-history", {"S": 63, "split": 0, "E": 1024}),
 )
@@ -56,19 +59,15 @@ UGLY = (
 MODULATED_NORM = Op(
     run=modulated_norm,
     inputs=_modulated_inputs,
-    cases=(*REAL, NARROW, *ROWS, *UGLY),
+    cases=(*REAL, NARROW, *ROWS, *NORMS),
 )
 
 # `noisy`: y has only the noisy rows, as the result of cross-attention. `plain`: no gate.
 CROSS_SIZES = {"S": STAGES["stage2"], "split": HISTORY, "noisy": True, "plain": True}
 CROSS = Case("stage2-cross", CROSS_SIZES, real=True, compiled=BF16)
 RESIDUAL = (
-    Case("S101-split40", {"S": 101, "split": 40}),
-    Case("one-row-noisy", {"S": 1, "split": 0}),
-    Case("one-row-history", {"S": 1, "split": 1, "E": 96}),
-    Case("S63-E96-B2", {"B": 2, "S": 63, "split": 17, "E": 96}),
+    *UGLY,
     Case("S63-E96-B2-cross", {"B": 2, "S": 63, "split": 17, "E": 96, "noisy": True, "plain": True}),
-    Case("S65-E5123-gap", {"S": 65, "split": 20, "E": 5123, "gap": 5}),
     Case("S257-shared-B3-noisy", {"B": 3, "S": 257, "split": 100, "E": 320, "shared": True, "noisy": True}),
 )
 
@@ -130,7 +129,7 @@ MODULATED_NORM_FP8 = Op(
     exact=lambda **inputs: unrounded(modulated_norm.twin(**inputs)),
     decode=decoded,
     inputs=_modulated_inputs,
-    cases=(*stages(BF16, split=HISTORY), NARROW, *ROWS, *UGLY),
+    cases=(*stages(BF16, split=HISTORY), NARROW, *ROWS, *NORMS),
     chips=FP8_CHIPS,
 )
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from helios_kernels.case import BF16, Case, Op, outliers
@@ -48,13 +50,25 @@ def _sum_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:
 WIDTHS = ((384, 16, 96, 160), (192, 11, 192, 320), (96, 5, 384, 640))
 """Channels, frames, height and width: the decoder's at 640x384, some frames of each."""
 
-REAL = tuple(Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True) for C, T, H, W in WIDTHS)
+
+def _real(**sizes: bool) -> tuple[Case, ...]:
+    """Return a case of each width; the `first` frame of a clip comes alone, too short to be timed."""
+    return tuple(
+        Case(
+            "-".join((f"C{C}-{H}x{W}", *sizes)),
+            {"T": 1 if "first" in sizes else T, "H": H, "W": W, "C": C, **sizes},
+            real="first" not in sizes,
+            compiled=BF16,
+        )
+        for C, T, H, W in WIDTHS
+    )
+
 
 VAE_NORM_SILU = Op(
     run=vae_norm_silu,
     inputs=_norm_inputs,
     cases=(
-        *REAL,
+        *(replace(case, compiled=()) for case in _real()),  # no film starts them
         # Before the decoder's attention.
         Case("C384-48x80-no-silu", {"T": 4, "H": 48, "W": 80, "C": 384, "no_silu": True}, real=True, compiled=BF16),
         Case("C96-T5-B2", {"B": 2, "T": 5, "H": 24, "W": 40, "C": 96}),
@@ -70,11 +84,8 @@ CAUSAL_PAD = Op(
     run=causal_pad,
     inputs=_pad_inputs,
     cases=(
-        *(Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True, compiled=BF16) for C, T, H, W in WIDTHS),
-        *(
-            Case(f"C{C}-{H}x{W}-first", {"T": 1, "H": H, "W": W, "C": C, "first": True}, compiled=BF16)
-            for C, _, H, W in WIDTHS
-        ),
+        *_real(),
+        *_real(first=True),
         Case("C384-first", {"T": 1, "H": 48, "W": 80, "C": 384, "first": True}),
         Case("C96-B2", {"B": 2, "T": 4, "H": 12, "W": 20, "C": 96}),
         Case("C16-B2-first", {"B": 2, "T": 1, "H": 12, "W": 20, "C": 16, "first": True}),
@@ -88,20 +99,10 @@ CAUSAL_SUM_PAD = Op(
     run=causal_sum_pad,
     inputs=_sum_inputs,
     cases=(
-        *(
-            Case(f"C{C}-{H}x{W}-shortcut", {"T": T, "H": H, "W": W, "C": C, "shortcut": True}, real=True, compiled=BF16)
-            for C, T, H, W in WIDTHS
-        ),
-        *(Case(f"C{C}-{H}x{W}", {"T": T, "H": H, "W": W, "C": C}, real=True, compiled=BF16) for C, T, H, W in WIDTHS),
-        *(
-            Case(
-                f"C{C}-{H}x{W}-first{'-shortcut' if shortcut else ''}",
-                {"T": 1, "H": H, "W": W, "C": C, "first": True, "shortcut": shortcut},
-                compiled=BF16,
-            )
-            for C, _, H, W in WIDTHS
-            for shortcut in (True, False)
-        ),
+        *_real(shortcut=True),
+        *_real(),
+        *_real(first=True, shortcut=True),
+        *_real(first=True),
         Case("C96-B2-shortcut", {"B": 2, "T": 4, "H": 12, "W": 20, "C": 96, "shortcut": True}),
         Case("C16-B2-first", {"B": 2, "T": 1, "H": 12, "W": 20, "C": 16, "first": True}),
         Case("C5-T1-first-shortcut", {"T": 1, "H": 3, "W": 9, "C": 5, "first": True, "shortcut": True}),
