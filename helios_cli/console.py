@@ -196,16 +196,16 @@ class Console:
         from rich.text import Text
 
         cells = [[visible(str(cell)) for cell in row] for row in rows]
-        natural = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
-        widths = _fitted(natural, rich.width - GAP * (len(columns) - 1))
-        if widths is None:
+        widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+        least = [min(width, LEAST_CELL) for width in widths]
+        if sum(least) + GAP * (len(columns) - 1) > rich.width:
             self._print_records(columns, cells, rich)
             return
         table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-        for index, (name, width) in enumerate(zip(columns, widths, strict=True)):
+        for index, (name, width) in enumerate(zip(columns, least, strict=True)):
             numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
             justify: Literal["right", "left"] = "right" if numeric else "left"
-            table.add_column(Text(name), justify=justify, min_width=width, max_width=width, overflow="fold")
+            table.add_column(Text(name), justify=justify, min_width=width, overflow="fold")
         for row in cells:
             table.add_row(*map(Text, row))
         if rich.file.isatty():
@@ -224,17 +224,6 @@ class Console:
                 print()
             for name, cell in zip(columns, row, strict=True):
                 self._print_wrapped(cell, name.strip().ljust(label_width), rich)
-
-
-def _fitted(widths: Sequence[int], room: int) -> list[int] | None:
-    """Shrink columns, the widest first, to fit into `room`; None if that makes cells too narrow."""
-    fitted = list(widths)
-    while sum(fitted) > room:
-        widest = max(fitted)
-        if widest <= LEAST_CELL:
-            return None
-        fitted[fitted.index(widest)] -= 1
-    return fitted
 
 
 def _plain_bytes(description: str, total: int, say: Callable[[str], None]) -> Callable[[int], None]:
