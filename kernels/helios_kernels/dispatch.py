@@ -95,7 +95,7 @@ def _decided(choice: str, _: int) -> Backend:
 def is_untried() -> bool:
     """Return whether kernels could run here, are left to `auto`, and have not all been tried on this GPU."""
     found = find_triton() if _choice() == "auto" else None
-    if found is None or not found.on_gpu:
+    if found is None or found.chip is None or not found.on_gpu:
         return False
     verdicts = trial.of(found.device)
     return verdicts is None or not verdicts.faults.keys() >= set(trial.operations(found.chip))
