@@ -64,7 +64,7 @@ def first_client_dies(head: int) -> Iterator[None]:
                     if b"--mode=specific-server" in Path(f"/proc/{pid}/cmdline").read_bytes():
                         os.kill(pid, signal.SIGKILL)
                         killed.append(pid)
-            time.sleep(0.01)
+            time.sleep(0.1)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
