@@ -5,6 +5,8 @@ A message says what is wrong and where; a hint says what to do next. `cli.main` 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class HeliosError(Exception):
     """A failure that should not happen. `message`: what and where, without a full stop; `hint`: the next step."""
@@ -15,6 +17,16 @@ class HeliosError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as values of JSON, for another process."""
+        kind = next(kind.__name__ for kind in type(self).__mro__ if kind in KINDS.values())
+        return {"error": kind, "message": self.message, "hint": self.hint}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> HeliosError:
+        """Return the error of `to_dict`, of the nearest class that this module has."""
+        return KINDS[values["error"]](values["message"], hint=values["hint"])
 
 
 class InputError(HeliosError):
@@ -61,7 +73,7 @@ class Interrupted(HeliosError):
 
 
 KINDS = {name: kind for name, kind in globals().items() if isinstance(kind, type) and issubclass(kind, HeliosError)}
-"""The classes by name, for errors that another process reports (`child`)."""
+"""The classes by name, for errors of another process."""
 
 
 def in_our_words(message: str) -> str:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 
 import pytest
 
 from helios_cli import child
-from helios_cli.child import ChildError, ChildStoppedError, ask, serve
-from helios_cli.errors import InputError, MachineError
+from helios_cli.child import Child, ChildError, ChildStoppedError, Inbox, ask
+from helios_cli.errors import HeliosError, InputError, MachineError
 from helios_cli.recipe.problems import Problem, RecipeError
 from support.programs import program
-from support.waiting import LONGEST
+from support.waiting import LONGEST, alive, wait_until
 
 pytestmark = pytest.mark.process
 
 
 @pytest.fixture
 def answering(tmp_path, monkeypatch):
-    """Lets a shell script stand in for Python; its last two arguments are question and answer."""
+    """Lets a shell script stand in for Python; the question is the first line of its input."""
 
     def use(script: str) -> None:
         monkeypatch.setattr(child.sys, "executable", str(program(tmp_path / "python", script)))
@@ -29,31 +32,73 @@ def answering(tmp_path, monkeypatch):
 
 
 def test_answers_come_in_order_with_the_environment(answering):
-    answering('echo "$6" > "$7"; echo "{\\"told\\": \\"$TOLD\\"}" >> "$7"')
+    answering('head -n 1; echo "{\\"told\\": \\"$TOLD\\"}"')
     assert ask("chip", {"part": "x"}, environment={"TOLD": "you"}) == [{"part": "x"}, {"told": "you"}]
 
 
 def test_an_error_of_helios_is_raised_again(answering):
-    answering('echo \'{"error": "InputError", "message": "no", "hint": "yes"}\' > "$7"')
+    answering('echo \'{"failed": {"error": "InputError", "message": "no", "hint": "yes"}}\'')
     with pytest.raises(InputError, match="no") as raised:
         ask("chip", {})
     assert raised.value.hint == "yes"
 
 
-def test_an_error_of_a_class_elsewhere_is_raised_as_what_it_is_here(tmp_path, monkeypatch):
+def test_an_error_of_a_class_elsewhere_is_raised_as_what_it_is_here():
     """Exit code, message and hint are those of the process that raised it."""
     raised = [RecipeError([Problem("shots.toml", "no shots")]), ChildStoppedError("it hangs", hint="", answers=[])]
     for error, kind in zip(raised, (InputError, MachineError), strict=True):
-        answer = tmp_path / kind.__name__
+        again = HeliosError.from_dict(json.loads(json.dumps(error.to_dict())))
+        assert type(again) is kind
+        assert (again.message, again.hint, again.exit_code) == (error.message, error.hint, error.exit_code)
 
-        def refuse(_: dict, error=error):
-            raise error
 
-        monkeypatch.setattr(child.sys, "argv", ["chip", "{}", str(answer)])
-        serve(refuse)
-        with pytest.raises(kind) as again:
-            child._read(answer.read_bytes())
-        assert (again.value.message, again.value.exit_code) == (error.message, error.exit_code)
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Writes a module that a child process can run; returns its name."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    def write(name: str, code: str) -> str:
+        (tmp_path / f"{name}.py").write_text(code)
+        return name
+
+    return write
+
+
+def test_what_a_child_prints_is_no_message(modules):
+    code = "import os\nfrom helios_cli.child import serve\n"
+    code += "def answers(q):\n  print('{')\n  os.system('echo noise')\n  yield {'row': q['part']}\nserve(answers)\n"
+    assert ask(modules("noisy", code), {"part": "x" * 10**6}) == [{"row": "x" * 10**6}]
+
+
+def test_a_step_that_hangs_ends_its_process(modules):
+    code = "import time\nfrom helios_cli.child import serve\n"
+    code += "def answers(q):\n  yield {'row': 1}\n  time.sleep(1000)\nserve(answers, seconds=2)\n"
+    with pytest.raises(ChildStoppedError, match="took too long for one step") as raised:
+        ask(modules("hanging", code), {})
+    assert raised.value.answers == [{"row": 1}]
+
+
+def test_a_child_ends_with_its_parent_and_what_it_started_with_it(modules):
+    """First it is ended, then its parent is killed while it computes."""
+    code = "import os, subprocess, time\nfrom helios_cli.child import serve_lines\n"
+    code += "def talk(messages):\n  yield {'pids': [os.getpid(), subprocess.Popen(['sleep', '1000']).pid]}\n"
+    code += "  time.sleep(1000)\nserve_lines(talk)\n"
+    name = modules("busy", code)
+    inbox = Inbox()
+    busy = Child("busy", name, inbox=inbox)
+    pids = inbox.get(LONGEST)[1]["pids"]
+    assert all(map(alive, pids))
+    busy.end()
+    assert inbox.receive(0) == []
+    wait_until(lambda: not any(map(alive, pids)))
+    parent = "from helios_cli.child import Child, Inbox\ninbox = Inbox()\n"
+    parent += f"Child('busy', '{name}', inbox=inbox)\nprint(*inbox.get()[1]['pids'], flush=True)\ninbox.get()\n"
+    killed = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in killed.stdout.readline().split()]
+    assert all(map(alive, pids))
+    killed.kill()
+    killed.communicate(timeout=LONGEST)
+    wait_until(lambda: not any(map(alive, pids)))
 
 
 def test_modules_of_the_current_folder_are_not_taken(tmp_path, monkeypatch):
@@ -66,7 +111,7 @@ def test_modules_of_the_current_folder_are_not_taken(tmp_path, monkeypatch):
 
 def test_what_was_raised_is_found_among_what_followed_it(answering):
     answering(
-        'echo \'{"row": 1}\' > "$7"; printf \'{"row": \' >> "$7"\n'
+        "echo '{\"row\": 1}'; printf '{\"row\": '\n"
         "cat >&2 <<'END'\nTraceback (most recent call last):\n"
         '  File "x.py", line 1\ntorch.AcceleratorError: CUDA error: an illegal memory access was encountered\n'
         "CUDA kernel errors might be reported asynchronously\n"
@@ -84,7 +129,7 @@ def test_what_was_raised_is_found_among_what_followed_it(answering):
     [("kill -9 $$", LONGEST, "stopped by SIGKILL"), (f"exec sleep {LONGEST}", 5, "more than 5 s")],
 )
 def test_one_that_is_killed_or_hangs_is_the_machines_affair(answering, script, seconds, told):
-    answering(f'echo \'{{"row": 1}}\' > "$7"; {script}')
+    answering(f"echo '{{\"row\": 1}}'; {script}")
     with pytest.raises(ChildStoppedError, match=told) as raised:
         ask("chip", {}, timeout=seconds)
     assert raised.value.answers == [{"row": 1}] and raised.value.exit_code == MachineError.exit_code

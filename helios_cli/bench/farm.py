@@ -11,7 +11,6 @@ import os
 import resource
 import signal
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -26,7 +25,7 @@ import numpy as np
 
 from helios_cli import machine
 from helios_cli.bench.farm_worker import DEVICE, HowToSleep, Sleeper
-from helios_cli.child import ask, command_of, serve
+from helios_cli.child import Child, Inbox, ask, serve
 from helios_cli.engine.events import ChunkDone, ChunksReused, Event, FilmDone, SegmentStarted, WorkerLost, WorkerReady
 from helios_cli.errors import HeliosError
 from helios_cli.farm.driver import WAIT_SECONDS, Driver
@@ -396,7 +395,8 @@ def _taken_over(stage: Stage) -> dict[str, float]:
     the chunks that it need not render again."""
     stage = Stage(stage.folder / "shared", stage.films)
     question = {"what": "share", "films": asdict(stage.films), "folder": str(stage.folder)}
-    other = subprocess.Popen([*command_of(MODULE), json.dumps(question), os.devnull], stderr=subprocess.DEVNULL)
+    other = Child("another driver", MODULE, inbox=Inbox())
+    other.send(question)
     killed: list[float] = []
 
     def kill() -> None:
@@ -417,8 +417,7 @@ def _taken_over(stage: Stage) -> dict[str, float]:
                 elif isinstance(event, ChunksReused) and started:
                     return {"taken_over_seconds": started - killed[0], "taken_over_chunks": event.count}
     finally:
-        other.kill()
-        other.wait()
+        other.end()
     raise HeliosError("the claim of the killed driver was not taken over")
 
 

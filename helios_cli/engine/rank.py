@@ -7,8 +7,8 @@
     {"make": {...}}     make this rank's part of calls
     {"decode": {...}}   make this rank's rows of a chunk's pictures
 
-Each command is answered with {"done": ...}, or with {"failed": ...} at the end of the process. The process also ends
-when rank 0 does, in whatever way: its standard input is closed then.
+Each command is answered with {"done": ...}, or with {"failed": ...} at the end of the process (`child`). The process
+also ends when rank 0 does, in whatever way.
 """
 
 from __future__ import annotations
@@ -18,22 +18,20 @@ import os
 import shutil
 import signal
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from helios_cli import errors
+from helios_cli.child import Message, end_at_once, serve_lines
 from helios_cli.device import device_of, pick_device
 from helios_cli.engine import arithmetic
 from helios_cli.engine.memory import memory_errors
 from helios_cli.engine.models import Models
 from helios_cli.engine.teams import Round, Teams
-from helios_cli.errors import HeliosError
 from helios_cli.model.dit import Call, Modulation, TextContext
 from helios_cli.model.vae_rows import pictures
 from helios_cli.weights.adapters import fold
@@ -127,40 +125,30 @@ class Rank:
         return Call(tensors[noisy], tensors[history], mods, tensors[rope], self.texts[text])
 
 
-def _listen(commands: SimpleQueue[dict], folder: str) -> None:
-    """Pass on what rank 0 sends. When it is gone, so is this process, whatever it is doing, and the folder of both."""
-    for line in sys.stdin:
-        commands.put(json.loads(line))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @torch.inference_mode()
-def serve(question: dict[str, Any]) -> None:
+def talk(question: dict[str, Any], commands: Iterator[Message]) -> Iterator[Message]:
     """Carry out commands until rank 0 ends this process."""
+    with memory_errors():
+        rank = Rank(question)
+        yield {"hello": {"pid": os.getpid(), "device": device_of(rank.device).name, "torch": torch.__version__}}
+        for message in commands:
+            for command, value in message.items():
+                rank.obey(command, value)
+                yield {"done": command}
+
+
+def _end(folder: str) -> None:
+    """End this process after rank 0, whatever it is doing, and remove the folder of both."""
+    shutil.rmtree(folder, ignore_errors=True)
+    end_at_once()
+
+
+def main() -> None:
+    """Serve rank 0, which says on the command line what this rank is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is not an answer
-
-    def say(**answer: Any) -> None:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-    commands: SimpleQueue[dict] = SimpleQueue()
-    threading.Thread(target=_listen, args=(commands, question["folder"]), name="commands", daemon=True).start()
-    try:
-        with memory_errors():
-            rank = Rank(question)
-            say(hello={"pid": os.getpid(), "device": device_of(rank.device).name, "torch": torch.__version__})
-            while True:
-                for command, value in commands.get().items():
-                    rank.obey(command, value)
-                    say(done=command)
-    except HeliosError as error:  # any other is seen by the end of this process, and its traceback
-        kind = next(kind.__name__ for kind in type(error).__mro__ if kind in errors.KINDS.values())
-        say(failed={"error": kind, "message": error.message, "hint": error.hint})
-        raise
+    question = json.loads(sys.argv[1])
+    serve_lines(partial(talk, question), at_loss=partial(_end, question["folder"]))
 
 
 if __name__ == "__main__":
-    serve(json.loads(sys.argv[1]))
+    main()

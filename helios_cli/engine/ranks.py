@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from queue import Empty, Queue
-from typing import IO, Any
+from queue import Empty
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from helios_cli import child, errors, machine
+from helios_cli import machine
+from helios_cli.child import Child, Inbox, Message
 from helios_cli.device import device_of, dtype_name
 from helios_cli.engine.models import Models
 from helios_cli.engine.teams import Teams, rounds_of
@@ -36,72 +36,6 @@ SAFE = "chunks that are done are safe; run the same command again to continue"
 
 LAST_WORDS_SECONDS = 10.0
 """Time to learn why an exchange failed: the end of the process that caused it may be seen a moment later."""
-
-Message = tuple[int, dict[str, Any] | None]
-"""A rank and its answer; None at the end of its process."""
-
-
-class _Process:
-    """The process of a rank. A thread puts its answers into `inbox`."""
-
-    def __init__(self, rank: int, device: torch.device, question: dict[str, Any], inbox: Queue[Message]) -> None:
-        self.rank, self.device = rank, device
-        self.done = 0
-        self._log = Path(question["folder"], f"rank{rank}.log")
-        is_shown = os.environ.get("HELIOS_DEBUG", "") not in ("", "0")
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*child.command_of("helios_cli.engine.rank"), json.dumps(question)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=None if is_shown else log,
-                start_new_session=True,  # a terminal's Ctrl-C is for rank 0, which ends the others
-            )
-        assert self._process.stdout is not None
-        self._reader = threading.Thread(target=_read, args=(rank, self._process.stdout, inbox), daemon=True)
-        self._reader.start()
-
-    def send(self, command: dict[str, Any]) -> None:
-        """Send a command. One that is gone is seen by its answers."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.write(json.dumps(command).encode() + b"\n")
-            self._process.stdin.flush()
-
-    @property
-    def was_killed(self) -> bool:
-        """Return whether a signal ended the process."""
-        return (self._process.poll() or 0) < 0
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def end(self) -> None:
-        """End the process at once, and wait for that."""
-        self.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(LAST_WORDS_SECONDS)
-        self._reader.join(LAST_WORDS_SECONDS)
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-    def how_it_ended(self) -> tuple[str, str]:
-        """Return how the process ended, and the last lines of its output."""
-        try:
-            code = self._process.wait(LAST_WORDS_SECONDS)
-        except subprocess.TimeoutExpired:
-            return "closed its output", ""
-        output = self._log.read_text(errors="replace").strip()
-        return child.how_it_ended(code, output), "\n".join(output.splitlines()[-child.NOTE_LINES :])
-
-
-def _read(rank: int, answers: IO[bytes], inbox: Queue[Message]) -> None:
-    for line in answers:
-        if line.endswith(b"\n"):  # it may have been killed in the last one
-            inbox.put((rank, json.loads(line)))
-    inbox.put((rank, None))
 
 
 def _kept(call: Call) -> tuple[Tensor, ...]:
@@ -140,8 +74,9 @@ class Ranks:
         """The share of each GPU's memory that its rank may take (`--vram`)."""
         self._placement: Placement | None = None
         self._lock = threading.RLock()
-        self._inbox: Queue[Message] = Queue()
-        self._processes: list[_Process] = []
+        self._inbox = Inbox()
+        self._children: list[Child] = []  # rank 1 is the first
+        self._done = Counter[Child]()  # commands that each has carried out
         self._folder: Any = None
         self._teams: Teams | None = None
         self._sent = 0
@@ -156,13 +91,13 @@ class Ranks:
         """Have the ranks place the transformer and the VAE as this one does."""
         with self._commanding():
             self._placement = replace(placement, vae_ahead_bytes=0)
-            if self._processes:
+            if self._children:
                 self._send_place()
 
     def unload(self) -> None:
         """Have the ranks free their transformers; their memory is free then."""
         with self._commanding():
-            if self._processes:
+            if self._children:
                 self._send(unload={})
             if self._teams is not None:
                 self._settle()
@@ -170,11 +105,11 @@ class Ranks:
     def begin(self) -> None:
         """Start the processes, unless they run, and let them load the model while this one does."""
         with self._commanding():
-            if self._processes:
+            if self._children:
                 return
             self._folder = machine.temporary_folder()
             for rank, device in list(enumerate(self.devices))[1:]:
-                self._processes.append(_Process(rank, device, self._question(rank, device), self._inbox))
+                self._children.append(self._start(rank, device))
             self._send(join={})
             self._send_place()
 
@@ -225,17 +160,19 @@ class Ranks:
 
     def close(self) -> None:
         """End the processes."""
-        for process in tuple(self._processes):
-            process.kill()  # so that no other thread waits for one with the lock
+        for child in tuple(self._children):
+            child.kill()  # so that no other thread waits for one with the lock
         with self._lock:
-            for process in self._processes:
-                process.end()
+            for child in self._children:
+                child.end()
             if self._teams is not None:
                 self._teams.close()
             if self._folder is not None:
                 self._folder.cleanup()
-            self._processes, self._teams, self._folder = [], None, None
-            self._inbox, self._sent = Queue(), 0
+            self._children, self._teams, self._folder = [], None, None
+            self._inbox.close()
+            self._inbox, self._sent = Inbox(), 0
+            self._done.clear()
             self._numbers.clear()
             self._held.clear()
 
@@ -278,9 +215,10 @@ class Ranks:
 
     # Processes
 
-    def _question(self, rank: int, device: torch.device) -> dict[str, Any]:
+    def _start(self, rank: int, device: torch.device) -> Child:
         place = {"rank": rank, "count": self.count, "device": str(device), "folder": self._folder.name}
-        return {**self._how, **place}
+        question, log = json.dumps({**self._how, **place}), Path(self._folder.name, f"rank{rank}.log")
+        return Child(f"rank {rank}", "helios_cli.engine.rank", question, inbox=self._inbox, log=log)
 
     def _send_place(self) -> None:
         placement = self._placement or Placement()
@@ -288,27 +226,26 @@ class Ranks:
 
     def _send(self, **command: Any) -> None:
         self._sent += 1
-        for process in self._processes:
-            process.send(command)
+        for child in self._children:
+            child.send(command)
 
     def _join(self) -> Teams:
         """Wait until all ranks have opened the model, and meet them."""
         if self._teams is None:
             here, hellos = device_of(self.devices[0]).name, 0
-            while hellos < len(self._processes):
-                rank, answer = self._next_answer()
+            while hellos < len(self._children):
+                child, answer = self._next_answer()
                 if hello := answer.get("hello"):
                     hellos += 1
-                    self._require_alike(rank, hello, here)
+                    self._require_alike(child, hello, here)
             self._teams = Teams(Path(self._folder.name), 0, self.count, self.devices[0], self._patience, self._finish)
         return self._teams
 
-    def _require_alike(self, rank: int, hello: dict[str, str], here: str) -> None:
+    def _require_alike(self, child: Child, hello: dict[str, str], here: str) -> None:
         """GPUs of two kinds round differently, and the slower one would be waited for."""
         if self.devices[0].type == "cuda" and hello["device"] != here:
-            what = (
-                f"--gpus-per-film {self.count}: {self.devices[rank]} is {hello['device']}, and {self.devices[0]} {here}"
-            )
+            theirs = f"{self._device(child)} is {hello['device']}"
+            what = f"--gpus-per-film {self.count}: {theirs}, and {self.devices[0]} {here}"
             raise MachineError(what, hint="choose GPUs of one kind with CUDA_VISIBLE_DEVICES")
 
     def _settle(self) -> None:
@@ -317,7 +254,7 @@ class Ranks:
             here = torch.cuda.Event()
             here.record()
             self._wait_for(here.query)
-        while any(process.done < self._sent for process in self._processes):
+        while any(self._done[child] < self._sent for child in self._children):
             self._next_answer()
 
     def _finish(self, work: Any) -> None:
@@ -337,40 +274,39 @@ class Ranks:
             time.sleep(pause)
             pause = min(pause + 1e-5, 1e-3)
 
-    def _next_answer(self, seconds: float | None = None) -> tuple[int, dict[str, Any]]:
+    def _next_answer(self, seconds: float | None = None) -> tuple[Child, Message]:
         """Return the next answer, and note what is done. Raises the error of a rank that failed or is gone; Empty when
         `seconds` have passed, an error after those that a rank may be silent for."""
         try:
             wait = self._patience if seconds is None else seconds
-            rank, answer = self._inbox.get(timeout=wait) if wait else self._inbox.get_nowait()
+            child, answer = self._inbox.get(wait)
         except Empty:
             if seconds is not None:
                 raise
             raise self._silent() from None
-        process = self._processes[rank - 1]
         if answer is None:
-            raise self._lost(process)
+            raise self._lost(child)
         if failed := answer.get("failed"):
-            kind = errors.KINDS.get(failed["error"], HeliosError)
-            raise kind(f"{self._called(process)}: {failed['message']}", hint=failed["hint"])
-        process.done += "done" in answer
-        return rank, answer
+            raise HeliosError.from_dict({**failed, "message": f"{self._called(child)}: {failed['message']}"})
+        self._done[child] += "done" in answer
+        return child, answer
 
-    def _called(self, process: _Process) -> str:
-        return f"rank {process.rank} of {self.count} ({process.device}, --gpus-per-film {self.count})"
+    def _device(self, child: Child) -> torch.device:
+        return self.devices[1 + self._children.index(child)]
 
-    def _lost(self, process: _Process) -> HeliosError:
+    def _called(self, child: Child) -> str:
+        return f"{child.name} of {self.count} ({self._device(child)}, --gpus-per-film {self.count})"
+
+    def _lost(self, child: Child) -> HeliosError:
         """Return the error for a process that is gone, or for the one that was killed: it takes others with it."""
-        process = next((other for other in self._processes if other.was_killed), process)
-        how, output = process.how_it_ended()
-        kind = MachineError if process.was_killed else HeliosError
-        error = kind(f"{self._called(process)} {how}", hint=SAFE)
-        if output:
-            error.add_note(output)
-        return error
+        child = next((other for other in self._children if (other.code(0) or 0) < 0), child)
+        code = child.code(LAST_WORDS_SECONDS)
+        how = "closed its output" if code is None else child.how_it_ended(code)
+        kind = MachineError if (code or 0) < 0 else HeliosError
+        return child.noted(kind(f"{self._called(child)} {how}", hint=SAFE))
 
     def _silent(self) -> HeliosError:
-        names = " and ".join(self._called(process) for process in self._processes if process.done < self._sent)
+        names = " and ".join(self._called(child) for child in self._children if self._done[child] < self._sent)
         return MachineError(f"{names} did not answer for {format_seconds(self._patience)}", hint=SAFE)
 
     @contextlib.contextmanager
@@ -392,7 +328,7 @@ class Ranks:
             return error
         end = time.monotonic() + LAST_WORDS_SECONDS
         with contextlib.suppress(Empty):
-            while self._processes and (left := end - time.monotonic()) > 0:
+            while self._children and (left := end - time.monotonic()) > 0:
                 try:
                     self._next_answer(left)
                 except HeliosError as known:

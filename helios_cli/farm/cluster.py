@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MappingProxyType
 
-from helios_cli import __version__, errors
+from helios_cli import __version__
 from helios_cli.child import NOTE_LINES
 from helios_cli.cost.farm import gpus_per_worker
 from helios_cli.errors import HeliosError, InputError, MachineError
@@ -179,8 +179,8 @@ class ClusterPool:
                 self._messages.append((name, message))
             case ("sees", answer):
                 self._answer = answer
-            case ("error", kind, text, hint):
-                raise self._noted(errors.KINDS[kind](text, hint=hint))
+            case ("error", error):
+                raise self._noted(HeliosError.from_dict(error))
 
     def _lost(self) -> HeliosError:
         """The error of a relay that ended by itself: Ray ends it when the head is lost."""

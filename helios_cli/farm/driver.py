@@ -11,7 +11,6 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from helios_cli import errors
 from helios_cli.engine.events import ChunkDone, Event, Notice, SegmentDone, SegmentStarted, WorkerLost, WorkerReady
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, PictureError
 from helios_cli.farm.film import FarmFilm, Kind, Missing, differences
@@ -222,7 +221,7 @@ class Driver:
         yield film, hand.said(SegmentDone(segment.index, len(film.segments), time.monotonic() - task.began))
 
     def _hear_failed(self, hand: Hand, task: Assignment | None, failed: dict[str, Any]) -> Heard:
-        error = errors.KINDS[failed["error"]](failed["message"], hint=failed["hint"])
+        error = HeliosError.from_dict(failed)
         if failed.get("log"):
             error.add_note(failed["log"])
         hand.busy = None

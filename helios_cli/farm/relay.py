@@ -421,7 +421,7 @@ class Cluster:
 
     def fail(self, error: HeliosError) -> None:
         """Report an error that no other worker would survive."""
-        self.tell("error", type(error).__name__, error.message, error.hint)
+        self.tell("error", error.to_dict())
 
     def tell(self, *words: object) -> None:
         with self._lock, contextlib.suppress(OSError):  # the driver is gone, and `listen` ends this process

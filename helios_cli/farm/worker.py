@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from helios_cli import __version__, errors
+from helios_cli import __version__
 from helios_cli.engine.segment import render_segment
 from helios_cli.engine.session import Session
 from helios_cli.errors import HeliosError
@@ -49,16 +49,11 @@ class Worker:
                 yield from self._render(Task.of(message["render"]))
             return
         except HeliosError as error:
-            failed = {"error": _kind_name(error), "message": error.message, "hint": error.hint}
+            failed = error.to_dict()
         except Exception as error:  # a bug, which must not end the worker
             self.session.close()
-            text = "".join(traceback.format_exception(error))
-            failed = {
-                "error": "HeliosError",
-                "message": f"bug: {type(error).__name__}: {error}",
-                "hint": None,
-                "log": text,
-            }
+            failed = HeliosError(f"bug: {type(error).__name__}: {error}").to_dict()
+            failed["log"] = "".join(traceback.format_exception(error))
         yield {"failed": failed}
 
     def _identify(self, body: Message) -> Iterator[Message]:
@@ -136,11 +131,6 @@ def _with_files(plan: Plan, task: Task, folder: Path) -> Plan:
         for chunk in plan.chunks
     ]
     return replace(plan, chunks=tuple(chunks))
-
-
-def _kind_name(error: HeliosError) -> str:
-    """Return the nearest class of an error that the other side knows."""
-    return next(kind.__name__ for kind in type(error).__mro__ if kind in errors.KINDS.values())
 
 
 def main() -> None:
