@@ -95,7 +95,7 @@ class Totals:
     """All films at one moment.
 
     Attributes:
-        films, failed: films done and failed are counted apart.
+        films: those of the command; `films_done` and `films_failed` are the ones that have ended.
         finishing: films whose chunks are all there, and are being joined.
         segments: of the films that have begun; None before any has.
         chunks, frames: those of all films; None before any has begun. Unless `is_exact` they are estimates: the films

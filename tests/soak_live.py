@@ -25,7 +25,7 @@ from helios_cli.engine.session import Session
 from helios_cli.film.jobs import find_jobs
 from helios_cli.live.film import LiveJob, LiveSetup, film_to_be, render_live
 from helios_cli.live.recipe_file import RecipeFile
-from helios_cli.live.script import Manner
+from helios_cli.live.script import PromptDefaults
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.schema import Shot
 from helios_cli.units import FRAMES_PER_CHUNK
@@ -65,7 +65,7 @@ def soak(folder: Path, seconds: float, every: float, fps: float, words: int) -> 
         **{"model": "tiny", "size": "64x64", "steps": "1,1,1", "preset": "ultrafast", "crf": 40, "cache": False},
         **{"output": str(folder / "film.mp4"), "fps": fps},
     )
-    setup = LiveSetup.of(fps, 3.0, Manner("blend", 1.0), print)
+    setup = LiveSetup.of(fps, 3.0, PromptDefaults("blend", 1.0), print)
     door, feed = setup.lines.door("the soak"), setup.feed
     feed.listen(lambda: setup.playhead.report("viewer", feed.num_frames / fps))
     first = prompt(0, words)

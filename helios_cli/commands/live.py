@@ -20,7 +20,7 @@ from helios_cli.live import DEFAULT_OUTPUT
 from helios_cli.live.address import Address
 from helios_cli.live.film import IN_RECIPE, LiveJob, LiveSetup, find_live, render_live
 from helios_cli.live.player import Player, find_player
-from helios_cli.live.script import Manner
+from helios_cli.live.script import PromptDefaults
 from helios_cli.options import Events, Progress, Quiet, flag_words, progress_kind, render_options
 from helios_cli.progress import ProgressKind, open_view, show_all
 from helios_cli.recipe.flags import read_flag
@@ -94,7 +94,7 @@ def live(
     command goes on. -o - streams the film: helios live -o - | mpv --no-terminal -
     """
 
-    manner = Manner(transition, read_flag("--hold", parse_duration, hold))
+    defaults = PromptDefaults(transition, read_flag("--hold", parse_duration, hold))
     seconds_ahead = None if ahead == "none" else read_flag("--ahead", parse_duration, ahead)
     address = None if serve is None else read_flag("--serve", Address.parse, serve)
     kind = progress_kind(progress, quiet=quiet, json=json)
@@ -103,12 +103,12 @@ def live(
     film = find_live(prompt, options, output, lambda path: _render_command(context, path, output))
     if play and (output == STREAM or Target.of(output).kind == "png"):
         raise InputError(f"--play shows a film in a file, not {output}", hint="write -o film.mp4, or leave out --play")
-    _render(film, manner, seconds_ahead, address, kind, play=play, quiet=quiet)
+    _render(film, defaults, seconds_ahead, address, kind, play=play, quiet=quiet)
 
 
 def _render(
     film: LiveJob,
-    manner: Manner,
+    defaults: PromptDefaults,
     ahead: float | None,
     address: Address | None,
     kind: ProgressKind,
@@ -132,7 +132,7 @@ def _render(
     if typed and kind in ("auto", "rich"):  # a bar would be drawn over what is typed
         kind = "plain"
     command = find_player() if play else None
-    setup = LiveSetup.of(film_fps(film.job.options, film.job.film.recipe), ahead, manner, warn, player=play)
+    setup = LiveSetup.of(film_fps(film.job.options, film.job.film.recipe), ahead, defaults, warn, player=play)
     page = None if address is None else _page(address, film, setup)
     with (
         stop_at_once() as is_stopped,

@@ -14,10 +14,10 @@ from typing import Any
 from helios_cli.engine.events import ChunkDone, Event, Notice, SegmentDone, SegmentStarted, WorkerLost, WorkerReady
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError, PictureError
 from helios_cli.farm.film import FarmFilm, Kind, Missing, differences
-from helios_cli.farm.hand import Assignment, Hand
 from helios_cli.farm.joins import Joins
 from helios_cli.farm.pool import Message, Pool
 from helios_cli.farm.task import Task, to_plain
+from helios_cli.farm.worker_state import Assignment, WorkerState
 from helios_cli.film.claims import BEAT_SECONDS
 from helios_cli.film.jobs import Job
 from helios_cli.film.parts import DoneSegment
@@ -41,7 +41,7 @@ POLL_SECONDS = 2.0
 """Time between two looks at what other processes have done."""
 
 FINAL = (InputError, PictureError)
-"""Errors that another worker would end with as well."""
+"""Errors that every other worker would raise too."""
 
 
 class Driver:
@@ -55,8 +55,8 @@ class Driver:
         self._films, self._pool, self._options, self._stop = films, pool, options, stop
         self._open = list(films)  # films that have not ended
         self._queue = _longest_first(films)
-        self._again: dict[Hand | FarmFilm, float] = {}  # when to try again what other processes had claimed
-        self._hands = {name: Hand(name) for name in pool.names}
+        self._again: dict[WorkerState | FarmFilm, float] = {}  # when to try again what other processes had claimed
+        self._workers = {name: WorkerState(name) for name in pool.names}
         self._joins = Joins()
         self._said: set[tuple[FarmFilm | None, str]] = set()
         self._beaten = self._polled = time.monotonic()
@@ -93,34 +93,34 @@ class Driver:
 
     def _step(self) -> Heard:
         yield from self._poll()
-        for hand in self._hands.values():
-            if hand.is_idle and self._may_try(hand):
-                yield from self._give_work(hand)
+        for worker in self._workers.values():
+            if worker.is_idle and self._may_try(worker):
+                yield from self._give_work(worker)
         self._start_joins()
         for name, message in self._pool.receive(WAIT_SECONDS if self._joins.are_quiet else 0.0):
-            yield from self._hear(self._hands[name], message)
+            yield from self._hear(self._workers[name], message)
         yield from self._hear_joins()
         yield from self._renew_hung()
         yield from self._end_hopeless()
 
     # Work for workers
 
-    def _give_work(self, hand: Hand) -> Heard:
+    def _give_work(self, worker: WorkerState) -> Heard:
         """Give an idle worker the longest segment that it may render, of the model that it has loaded if there is one.
 
         Before the first segment of a model the worker has to identify itself.
         """
-        for film, segment in self._queue_of(hand.model):
+        for film, segment in self._queue_of(worker.model):
             if not film.is_ready(segment):  # also by what was begun in this loop
                 continue
-            kind = hand.kinds.get(_key(film))
+            kind = worker.kinds.get(_key(film))
             if kind is None:
-                self._identify(hand, film)
+                self._identify(worker, film)
                 return
             if isinstance(kind, HeliosError) or not film.accepts(kind):
                 continue
             if film.kind is None:
-                yield from self._begin(film, kind, hand)
+                yield from self._begin(film, kind, worker)
                 if film.has_ended or not film.accepts(kind) or segment.index in film.done:
                     continue
             if self._options.share and not film.parts.claims.take(_claim(segment)):
@@ -129,11 +129,11 @@ class Driver:
             if film.has_ended or film.kind is None or segment.index in film.done:
                 self._release(film, segment)
                 continue
-            self._assign(hand, film, segment)
+            self._assign(worker, film, segment)
             started = SegmentStarted(segment.index, len(film.segments), segment.first_chunk, len(segment.plan.chunks))
-            yield film, hand.said(started)
+            yield film, worker.said(started)
             return
-        self._try_later(hand)
+        self._try_later(worker)
 
     def _queue_of(self, model: str) -> Iterator[tuple[FarmFilm, Segment]]:
         """Yield all segments of films that have not ended, those of the model first."""
@@ -141,18 +141,18 @@ class Driver:
         yield from (one for one in queue if one[0].model.name == model)
         yield from (one for one in queue if one[0].model.name != model)
 
-    def _identify(self, hand: Hand, film: FarmFilm) -> None:
+    def _identify(self, worker: WorkerState, film: FarmFilm) -> None:
         """Ask a worker what it would compute the film by."""
-        hand.asked = _key(film)
-        hand.begin(True)
+        worker.asked = _key(film)
+        worker.begin(True)
         options = to_plain(RenderOptions, _task_options(film))
         size, guidance = list(film.plan.size), film.plan.guidance
         asked = {"model": _model_name(film), "options": options, "size": size, "guidance": guidance}
-        self._pool.send(hand.name, {"identify": asked})
+        self._pool.send(worker.name, {"identify": asked})
 
-    def _begin(self, film: FarmFilm, kind: Kind, hand: Hand) -> Heard:
+    def _begin(self, film: FarmFilm, kind: Kind, worker: WorkerState) -> Heard:
         try:
-            for event in film.begin(kind, hand.device):
+            for event in film.begin(kind, worker.device):
                 yield film, event
         except HeliosError as error:
             yield film, _fail(film, error)
@@ -163,37 +163,37 @@ class Driver:
             there = film.parts.kind() is not None
             yield from ((film, event) for event in (film.take_done(segment) if there else film.without_parts()))
 
-    def _assign(self, hand: Hand, film: FarmFilm, segment: Segment) -> None:
-        film.running[segment.index], hand.model = hand.name, film.model.name
-        hand.begin(Assignment(film, segment, time.monotonic()))
+    def _assign(self, worker: WorkerState, film: FarmFilm, segment: Segment) -> None:
+        film.running[segment.index], worker.model = worker.name, film.model.name
+        worker.begin(Assignment(film, segment, time.monotonic()))
         task = Task(_absolute(segment.plan), _task_options(film), film.target.kind)
-        sees = all(self._pool.sees(hand.name, path) for path in (film.parts.folder.absolute(), *task.pictures))
-        self._pool.send(hand.name, (task if sees else film.sent(task, segment)).to_message())
+        sees = all(self._pool.sees(worker.name, path) for path in (film.parts.folder.absolute(), *task.pictures))
+        self._pool.send(worker.name, (task if sees else film.self_contained(task, segment)).to_message())
 
     # What workers say
 
-    def _hear(self, hand: Hand, message: Message) -> Heard:
-        hand.heard, task = time.monotonic(), hand.task
+    def _hear(self, worker: WorkerState, message: Message) -> Heard:
+        worker.heard, task = time.monotonic(), worker.task
         match message:
             case {"waiting": reason}:
-                yield from self._pass_on(hand, None, Notice(reason))
+                yield from self._pass_on(worker, None, Notice(reason))
             case {"hello": {"host": host, "pid": pid}}:
-                hand.host, hand.pid, hand.busy = host, pid, None
-                yield None, hand.said(WorkerReady())
+                worker.host, worker.pid, worker.busy = host, pid, None
+                yield None, worker.said(WorkerReady())
             case {"identity": {"kind": kind, "device": device}}:
-                hand.kinds[hand.asked], hand.device, hand.busy = kind, device, None
+                worker.kinds[worker.asked], worker.device, worker.busy = kind, device, None
             case {"event": _}:
-                yield from self._pass_on(hand, task, Event.from_dict(message))
+                yield from self._pass_on(worker, task, Event.from_dict(message))
             case {"chunk": chunk} if task:
                 task.film.parts.chunks.put(**chunk)
             case {"done": done} if task:
-                yield from self._hear_done(hand, task, done)
+                yield from self._hear_done(worker, task, done)
             case {"failed": failed}:
-                yield from self._hear_failed(hand, task, failed)
+                yield from self._hear_failed(worker, task, failed)
             case {"lost": reason}:
-                yield from self._hear_lost(hand, reason)
+                yield from self._hear_lost(worker, reason)
 
-    def _pass_on(self, hand: Hand, task: Assignment | None, event: Event) -> Heard:
+    def _pass_on(self, worker: WorkerState, task: Assignment | None, event: Event) -> Heard:
         """Pass on an event of a worker. A notice is shown once, though every worker has it."""
         film = task.film if task else None
         if isinstance(event, Notice):
@@ -202,12 +202,12 @@ class Driver:
             self._said.add((film, event.message))
         for one in task.film.translate(task.segment, event) if task else [event]:
             if isinstance(one, ChunkDone):
-                hand.losses = 0
-            yield film, hand.said(one)
+                worker.losses = 0
+            yield film, worker.said(one)
 
-    def _hear_done(self, hand: Hand, task: Assignment, done: dict[str, Any]) -> Heard:
+    def _hear_done(self, worker: WorkerState, task: Assignment, done: dict[str, Any]) -> Heard:
         film, segment = task.film, task.segment
-        hand.busy, hand.losses = None, 0
+        worker.busy, worker.losses = None, 0
         film.running.pop(segment.index, None)
         try:
             if film.has_ended:  # it failed, or another process finished it: the chunks are of no use to this command
@@ -218,33 +218,33 @@ class Driver:
             return
         finally:
             self._release(film, segment)
-        yield film, hand.said(SegmentDone(segment.index, len(film.segments), time.monotonic() - task.began))
+        yield film, worker.said(SegmentDone(segment.index, len(film.segments), time.monotonic() - task.began))
 
-    def _hear_failed(self, hand: Hand, task: Assignment | None, failed: dict[str, Any]) -> Heard:
+    def _hear_failed(self, worker: WorkerState, task: Assignment | None, failed: dict[str, Any]) -> Heard:
         error = HeliosError.from_dict(failed)
         if failed.get("log"):
             error.add_note(failed["log"])
-        hand.busy = None
+        worker.busy = None
         if task:
             yield from self._try_again(task, error)
         else:
-            hand.kinds[hand.asked] = error
-            yield None, hand.said(Notice(f"worker {hand.name} on {hand.host} cannot render: {error.message}"))
+            worker.kinds[worker.asked] = error
+            yield None, worker.said(Notice(f"worker {worker.name} on {worker.host} cannot render: {error.message}"))
 
-    def _hear_lost(self, hand: Hand, reason: str) -> Heard:
-        task = hand.task
-        yield (task.film if task else None), hand.said(WorkerLost(reason))
-        hand.losses += 1
-        hand.busy, hand.model, hand.pid = True, "", None
-        hand.kinds.clear()
-        if hand.losses < ATTEMPTS:
-            self._pool.renew(hand.name)
+    def _hear_lost(self, worker: WorkerState, reason: str) -> Heard:
+        task = worker.task
+        yield (task.film if task else None), worker.said(WorkerLost(reason))
+        worker.losses += 1
+        worker.busy, worker.model, worker.pid = True, "", None
+        worker.kinds.clear()
+        if worker.losses < ATTEMPTS:
+            self._pool.renew(worker.name)
         else:
-            self._pool.end(hand.name)
-            hand.busy = None
-            message = f"worker {hand.name} ended {ATTEMPTS} times before it finished a chunk; the last time, {reason}"
-            hand.retired = MachineError(message, hint="set HELIOS_DEBUG=1 to see its output")
-            if any(other.retired is None for other in self._hands.values()):  # else it is the error of the command
+            self._pool.end(worker.name)
+            worker.busy = None
+            message = f"worker {worker.name} ended {ATTEMPTS} times before it finished a chunk; the last time, {reason}"
+            worker.retired = MachineError(message, hint="set HELIOS_DEBUG=1 to see its output")
+            if any(other.retired is None for other in self._workers.values()):  # else it is the error of the command
                 yield None, Notice(f"{message}; it is not started again")
         if task:
             yield from self._try_again(task, MachineError(f"its worker was lost: {reason}"), is_known=True)
@@ -271,24 +271,24 @@ class Driver:
 
     def _renew_hung(self) -> Heard:
         limit = self._options.worker_timeout
-        for hand in self._hands.values():
-            if hand.busy and hand.retired is None and time.monotonic() - hand.heard > limit:
-                hand.heard = time.monotonic()
-                yield from self._hear_lost(hand, f"it sent no event for {limit:.0f} s (--worker-timeout)")
+        for worker in self._workers.values():
+            if worker.busy and worker.retired is None and time.monotonic() - worker.heard > limit:
+                worker.heard = time.monotonic()
+                yield from self._hear_lost(worker, f"it sent no event for {limit:.0f} s (--worker-timeout)")
 
     def _end_hopeless(self) -> Heard:
         """Fail the films that no worker can render. Raises the error of a worker if none is left."""
-        hands = [hand for hand in self._hands.values() if hand.retired is None]
-        if not hands:
-            raise next(hand.retired for hand in self._hands.values() if hand.retired is not None)
-        if all(hand.busy for hand in hands):
+        workers = [worker for worker in self._workers.values() if worker.retired is None]
+        if not workers:
+            raise next(worker.retired for worker in self._workers.values() if worker.retired is not None)
+        if all(worker.busy for worker in workers):
             return
         kinds: dict[tuple, list[Kind | HeliosError | None]] = {}
         for film in self._open:
             if film.has_ended or film.running or film.is_rendered:
                 continue
             if (key := _key(film)) not in kinds:
-                kinds[key] = [hand.kinds.get(key) for hand in hands]
+                kinds[key] = [worker.kinds.get(key) for worker in workers]
             if error := _hopeless(film, kinds[key]):
                 yield film, _fail(film, error)
 
@@ -338,10 +338,10 @@ class Driver:
 
     # Other processes
 
-    def _may_try(self, one: Hand | FarmFilm) -> bool:
+    def _may_try(self, one: WorkerState | FarmFilm) -> bool:
         return time.monotonic() >= self._again.get(one, 0.0)
 
-    def _try_later(self, one: Hand | FarmFilm) -> None:
+    def _try_later(self, one: WorkerState | FarmFilm) -> None:
         """Leave claims of other processes alone for a while: looking at them takes work for each message of workers."""
         if self._options.share:
             self._again[one] = time.monotonic() + WAIT_SECONDS / 2

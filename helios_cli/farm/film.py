@@ -117,7 +117,7 @@ class FarmFilm:
         """Begin with a worker of `kind`, or go on where an earlier run ended. `kind` is the film's kind then, unless
         that run had another one.
 
-        The last event is FilmDone if the film was finished before. Raises HeliosError for what stands against it.
+        The last event is FilmDone if the film was finished before. Raises HeliosError for what prevents that.
         """
         self._started = time.monotonic()
         self.parts.check()
@@ -206,8 +206,8 @@ class FarmFilm:
         elif not isinstance(event, FilmStarted) and event != PhaseStarted("finish"):
             yield event
 
-    def sent(self, task: Task, segment: Segment) -> Task:
-        """Return a task for a worker that does not see the film's folder: it takes and gives contents of files."""
+    def self_contained(self, task: Task, segment: Segment) -> Task:
+        """Return the task for a worker that does not see the film's folder: it takes and gives contents of files."""
         assert self.kind is not None, "the film has begun"
         keys = piece_keys(segment.plan, self.target, self.job.options)
         kept, state = stored(self.parts.chunks, self.fingerprints(self.kind, segment.plan), keys)

@@ -1,4 +1,4 @@
-"""Says in our words what Ray says of a cluster, a node or a worker that is of no use."""
+"""Says in our words what Ray says of a cluster, a node or a worker that cannot be used."""
 
 from __future__ import annotations
 

@@ -443,8 +443,8 @@ def probe(address: str) -> None:
 
 
 def listen(pipe: Connection, commands: queue.SimpleQueue[tuple], folder: Path, has_begun: threading.Event) -> None:
-    """Pass the driver's commands on. When the driver closes the pipe, or is gone, this process ends in any case: at
-    once before it `has_begun` anything that it has to end."""
+    """Pass the driver's commands on. When the driver closes the pipe or is gone, this process ends: within
+    CLOSE_SECONDS if it `has_begun` something that has to be closed, else at once."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             commands.put(pipe.recv())

@@ -36,7 +36,7 @@ def open_farm(
     """Plan the films, and start the workers for them. With `stop` the farm ends with the first film that fails.
 
     `progress` shows the download of a model, which the workers of this machine share. Raises HeliosError for what
-    stands against the films or the workers.
+    prevents the films or the workers.
     """
     films = plan_films(jobs, options, progress)
     return Driver(films, _open_pool(films, options), options, stop=stop or len(films) == 1)

@@ -76,14 +76,14 @@ class Worker:
             identity = self.session.identity(plan.size, plan.guidance)
             fingerprints = Fingerprints(identity.weights, identity.arithmetic, reanchor=options.reanchor)
             keys = piece_keys(plan, target, options)
-            store: ChunkStore = Parts(target).chunks if task.shared else _Sent(task, fingerprints.of(plan), keys)
+            store: ChunkStore = Parts(target).chunks if task.shared else _Outbox(task, fingerprints.of(plan), keys)
             events = stack.enter_context(
                 contextlib.closing(render_segment(plan, options, self.session, target, store, fingerprints.of))
             )
             for event in events:
-                yield from _sent(store)
+                yield from _drained(store)
                 yield event.to_dict()
-            yield from _sent(store)
+            yield from _drained(store)
             yield {"done": {"kind": self._kind(identity), "fingerprints": fingerprints.of(plan), "keys": keys}}
 
     def _kind(self, identity: Identity) -> Message:
@@ -92,7 +92,7 @@ class Worker:
         return {**asdict(identity), **versions}
 
 
-class _Sent:
+class _Outbox:
     """Finished chunks as messages to the driver, which has the first chunks of the segment already."""
 
     def __init__(self, task: Task, fingerprints: list[str], keys: list[str]) -> None:
@@ -111,8 +111,8 @@ class _Sent:
         self.messages.append({"chunk": {"fingerprint": fingerprint, "state": state, "key": key, "piece": piece}})
 
 
-def _sent(store: ChunkStore) -> Iterator[Message]:
-    while isinstance(store, _Sent) and store.messages:
+def _drained(store: ChunkStore) -> Iterator[Message]:
+    while isinstance(store, _Outbox) and store.messages:
         yield store.messages.popleft()
 
 

@@ -16,7 +16,7 @@ REPORT_SECONDS = 5.0
 """Time after which a viewer that says nothing more is gone."""
 
 LATE_SECONDS = 0.05
-"""Wait for frames that nobody notices."""
+"""Seconds for which nobody notices that frames are waited for."""
 
 
 class Playhead:

@@ -18,7 +18,7 @@ from helios_cli.live import DEFAULT_OUTPUT
 from helios_cli.live.clock import Playhead
 from helios_cli.live.lines import Lines, read_line
 from helios_cli.live.recipe_file import RecipeFile, begun_film, recipe_path
-from helios_cli.live.script import LiveScript, Manner
+from helios_cli.live.script import LiveScript, PromptDefaults
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lora import choose_loras
 from helios_cli.recipe.options import STREAM, RenderOptions
@@ -111,7 +111,7 @@ class LiveSetup:
 
     `warn` gets messages about prompts that are left out."""
 
-    manner: Manner
+    defaults: PromptDefaults
     playhead: Playhead
     lines: Lines
     feed: Feed
@@ -119,7 +119,13 @@ class LiveSetup:
 
     @classmethod
     def of(
-        cls, fps: float, ahead: float | None, manner: Manner, warn: Callable[[str], None], *, player: bool = False
+        cls,
+        fps: float,
+        ahead: float | None,
+        defaults: PromptDefaults,
+        warn: Callable[[str], None],
+        *,
+        player: bool = False,
     ) -> LiveSetup:
         """Return the setup of a film. A `player` says what it has; else all that is in the feed counts as out."""
         playhead, feed = Playhead(fps, ahead), Feed()
@@ -130,7 +136,7 @@ class LiveSetup:
                 playhead.show(feed.num_frames)
 
         feed.listen(follow)
-        return cls(manner, playhead, Lines(warn, playhead), feed, warn)
+        return cls(defaults, playhead, Lines(warn, playhead), feed, warn)
 
 
 def render_live(
@@ -172,7 +178,7 @@ def render_live(
         return plan_film(film, session.settings(film, options))
 
     script = LiveScript(
-        *(film, settings.fps, lines, setup.manner, setup.playhead),
+        *(film, settings.fps, lines, setup.defaults, setup.playhead),
         chunks=chunks,
         plan_of=plan_of,
         keep=live.recipe_file.write,

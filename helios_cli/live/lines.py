@@ -115,7 +115,7 @@ class Lines:
         return door
 
     def read(self, descriptor: int | None) -> None:
-        """Take the lines of a descriptor, in a thread, until its end; None has none.
+        """Take the lines of a descriptor, in a thread, until it ends; None stands for no input.
 
         The end of a terminal closes all doors, that of another descriptor closes its own.
         """

@@ -26,7 +26,7 @@ LATE_CHUNKS = 4
 
 
 @dataclass(frozen=True)
-class Manner:
+class PromptDefaults:
     """The defaults for prompts: `hold` is their least time, in seconds."""
 
     transition: Transition = "blend"
@@ -48,7 +48,7 @@ class LiveScript:
         film: Film,
         fps: float,
         lines: Lines,
-        manner: Manner,
+        defaults: PromptDefaults,
         playhead: Playhead,
         *,
         chunks: int = 0,
@@ -63,7 +63,7 @@ class LiveScript:
         self.film = film
         self.num_frames = length_in_frames(film.recipe, fps)
         self.num_chunks = None if self.num_frames is None else chunks_for(self.num_frames)
-        self._fps, self._lines, self._manner, self._playhead = fps, lines, manner, playhead
+        self._fps, self._lines, self._defaults, self._playhead = fps, lines, defaults, playhead
         self._plan_of, self._keep, self._warn = plan_of, keep, warn
         self._most = self.num_chunks or int(MAX_SECONDS * fps) // FRAMES_PER_CHUNK
         self._taken: dict[int, PromptTaken] = {}
@@ -169,7 +169,7 @@ class LiveScript:
         """Let `shot`, which came at `position`, take effect with chunk `index`.
 
         InputError leaves the film unchanged."""
-        hold = self._manner.hold if shot.seconds is None else shot.seconds
+        hold = self._defaults.hold if shot.seconds is None else shot.seconds
         chunks = min(self._most - index, max(1, math.ceil(hold * self._fps / FRAMES_PER_CHUNK)))
         keys = shot.model_dump(include={"prompt", "image", "video"}, exclude_none=True)
         shots: list[Shot] = []
@@ -177,7 +177,7 @@ class LiveScript:
             *before, last = self.film.recipe.shots
             began = self.plan.shots[-1].start_frame
             shots = [*before, self._lasting(last, index * FRAMES_PER_CHUNK - began)]
-            keys["transition"] = shot.transition if "transition" in shot.model_fields_set else self._manner.transition
+            keys["transition"] = shot.transition if "transition" in shot.model_fields_set else self._defaults.transition
             held = chunks * FRAMES_PER_CHUNK / self._fps
             if keys["transition"] == "blend" and held < DEFAULT_BLEND_SECONDS:
                 keys["blend_seconds"] = held

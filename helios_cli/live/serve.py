@@ -185,7 +185,7 @@ class _Page:
     """The answers to requests. Everything runs in the loop of the server's thread."""
 
     def __init__(self, address: Address, live: LiveJob, setup: LiveSetup, board: Board) -> None:
-        self._address, self._live, self._board, self._manner = address, live, board, setup.manner
+        self._address, self._live, self._board, self._defaults = address, live, board, setup.defaults
         self._feed, self._playhead, self._lines = setup.feed, setup.playhead, setup.lines
         self._door = setup.lines.door("the page")
         self._html = files("helios_cli").joinpath("live/page.html").read_text("utf-8")
@@ -321,7 +321,7 @@ class _Page:
         has_ended = False
         with contextlib.suppress(ConnectionError):
             await answer.send_json(
-                {"kind": "hello", "transition": self._manner.transition, "seconds": self._manner.hold}
+                {"kind": "hello", "transition": self._defaults.transition, "seconds": self._defaults.hold}
             )
             while not answer.closed and not self.stop.is_set():
                 if index < 0 and feed.init:

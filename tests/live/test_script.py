@@ -16,7 +16,7 @@ from helios_cli.film.target import Target
 from helios_cli.live.clock import Playhead
 from helios_cli.live.lines import Line
 from helios_cli.live.recipe_file import MARK, RecipeFile, begun_film, recipe_path
-from helios_cli.live.script import LiveScript, Manner
+from helios_cli.live.script import LiveScript, PromptDefaults
 from helios_cli.recipe.export import write_recipe
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints, chunk_fingerprints
@@ -31,7 +31,7 @@ from helios_cli.recipe.validate import recipe_from
 
 FOLDER = Path("/films")
 HERE = Arithmetic("cpu", "float32", "2")
-USUAL, FIRST = Manner(), Shot(prompt="first")
+USUAL, FIRST = PromptDefaults(), Shot(prompt="first")
 
 
 def plan_of(film: Film) -> Plan:
@@ -61,11 +61,11 @@ class Lines:
 class Live:
     """A session that was run to its end. `kept`: the recipe's text as it was before each chunk."""
 
-    def __init__(self, lines: Lines, manner: Manner = USUAL, first: Shot = FIRST, **settings) -> None:
+    def __init__(self, lines: Lines, defaults: PromptDefaults = USUAL, first: Shot = FIRST, **settings) -> None:
         self.texts, self.told, self.events, self.kept = [], [], [], []
         film = Film("f", "f.toml", Recipe(shot=[first], **{"fps": 24.0, "seed": 7, **settings}), FOLDER)
         self.script = LiveScript(
-            *(film, film.recipe.fps, lines, manner, Playhead(film.recipe.fps, None)),
+            *(film, film.recipe.fps, lines, defaults, Playhead(film.recipe.fps, None)),
             **{"plan_of": plan_of, "keep": self.keep, "warn": self.told.append},
         )
         self.rendered = []
@@ -104,13 +104,15 @@ SHOTS = st.builds(
 
 @given(
     at=st.dictionaries(st.integers(0, 25), st.lists(SHOTS, max_size=3), max_size=6),
-    manner=st.builds(Manner, st.sampled_from(["blend", "switch", "cut"]), st.sampled_from([0.1, 1.1, 1.375, 4.0, 6.0])),
+    defaults=st.builds(
+        PromptDefaults, st.sampled_from(["blend", "switch", "cut"]), st.sampled_from([0.1, 1.1, 1.375, 4.0, 6.0])
+    ),
     length=st.sampled_from([{}, {}, {"frames": 1}, {"frames": 100}, {"seconds": 20.0}, {"minutes": 0.5}]),
     fps=st.sampled_from([24.0, 30.0, 23.976, 8.25, 33.0, 29.97]),
 )
-def test_the_recipe_has_the_film_s_chunks_at_any_moment(at, manner, length, fps):
+def test_the_recipe_has_the_film_s_chunks_at_any_moment(at, defaults, length, fps):
     """A render of the finished recipe makes the same chunks; one of the recipe as a kill left it goes on from there."""
-    live = Live(Lines(at, end=max(at, default=0)), manner, fps=fps, **length)
+    live = Live(Lines(at, end=max(at, default=0)), defaults, fps=fps, **length)
     plan = reread(live.texts[-1])
     assert plan == live.script.plan
     assert list(plan.chunks) == live.rendered
@@ -149,7 +151,7 @@ def test_a_blend_takes_no_longer_than_its_prompt_is_held():
     """The length does not depend on whether another prompt follows: that is not known when the first one is
     decided."""
     for later in ({}, {4: [Shot(prompt="c")]}):
-        live = Live(Lines({1: [Shot(prompt="b")], **later}, end=6), Manner(hold=2.0))
+        live = Live(Lines({1: [Shot(prompt="b")], **later}, end=6), PromptDefaults(hold=2.0))
         assert [chunk.prompts for chunk in live.rendered[2:4]] == [
             (("first", 0.75), ("b", 0.25)),
             (("first", 0.25), ("b", 0.75)),
@@ -284,7 +286,7 @@ class Steered:
         self.lines.are_open = True
         film = Film("f", "f.toml", Recipe(shot=[Shot(prompt="first")], fps=24.0, seed=7), FOLDER)
         self.script = LiveScript(
-            *(film, 24.0, self.lines, Manner(hold=1.0), self.head),
+            *(film, 24.0, self.lines, PromptDefaults(hold=1.0), self.head),
             **{"plan_of": plan_of, "keep": lambda film: None, "warn": print},
         )
 

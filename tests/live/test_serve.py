@@ -32,7 +32,7 @@ from helios_cli.live.film import LiveJob, LiveSetup, film_to_be
 from helios_cli.live.form import MAX_PICTURE_BYTES
 from helios_cli.live.media import codecs_of
 from helios_cli.live.recipe_file import RecipeFile
-from helios_cli.live.script import Manner
+from helios_cli.live.script import PromptDefaults
 from helios_cli.live.serve import MAX_CONNECTIONS, MAX_VIEWERS, Server
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.schema import Shot
@@ -64,7 +64,7 @@ class Film:
         self.target = Target.of(folder / "film.mp4")
         self.growing = GrowingFile(self.target, (64, 64), FPS, ffmpeg.Encoding(preset="ultrafast"))
         self.growing.begin()
-        setup = LiveSetup.of(FPS, 3.0, Manner(), print)
+        setup = LiveSetup.of(FPS, 3.0, PromptDefaults(), print)
         self.feed, self.playhead, self.lines = setup.feed, setup.playhead, setup.lines
         self.feed.begin(self.target.partial, [], self.growing.sound_pieces(track) if track else None)
         self.pieces = iter(zip(pieces, PIECES, strict=True))

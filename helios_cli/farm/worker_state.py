@@ -22,7 +22,7 @@ class Assignment:
 
 
 @dataclass(eq=False)
-class Hand:
+class WorkerState:
     """A worker as the driver knows it.
 
     Attributes:
