@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -34,6 +33,10 @@ not take many times as long as decoding it."""
 
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 """BT.709 weights of red, green and blue."""
+
+COUNTED = "setpts=N/TB"
+"""The filter that gives frames the seconds 0, 1, 2 as times. Files have times twice and in disorder, of which ffmpeg
+would complain as it does of damage."""
 
 
 class Frame(NamedTuple):
@@ -71,19 +74,16 @@ class VideoFile:
 
     def frames(self) -> Iterator[Frame]:
         """Yield the frames in order, all of one size. InputError if there are none, or ffmpeg gives up."""
-        reduced = f"scale={_size(ANALYSIS_SIDE)}:flags=area+accurate_rnd+full_chroma_int,format=rgb24"
+        reduced = f"scale={_size(ANALYSIS_SIDE)}:flags=area+accurate_rnd+full_chroma_int,format=rgb24,{COUNTED}"
         streams = ["-filter:v:0", reduced, "-c:v:0", "ppm"]
-        streams += ["-map", "0:v:0", "-filter:v:1", self._luma(), "-c:v:1", "pgm"]
-        colors: deque[np.ndarray] = deque()
-        lumas: deque[np.ndarray] = deque()
-        for picture in self._decoded(streams):  # one of each in turn, unless times of the frames are in disorder
-            (lumas if picture.ndim == 2 else colors).append(picture)
-            if colors and lumas:
-                yield Frame(colors.popleft(), lumas.popleft())
+        streams += ["-map", "0:v:0", "-filter:v:1", f"{self._luma()},{COUNTED}", "-c:v:1", "pgm"]
+        pictures = self._decoded(streams)  # one of each in turn
+        for colors in pictures:
+            yield Frame(colors, next(pictures))
 
     def pictures(self) -> Generator[np.ndarray, None, None]:
         """Yield the frames in order, 8-bit RGB in full size, uint8 [h, w, 3], one in memory. Errors as in `frames`."""
-        filters = "scale=flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24"
+        filters = f"scale=flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24,{COUNTED}"
         yield from self._decoded(["-vf", filters, "-c:v", "ppm"])
 
     def _decoded(self, streams: list[str]) -> Iterator[np.ndarray]:

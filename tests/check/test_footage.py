@@ -45,10 +45,11 @@ def test_each_frame_comes_with_its_own_luma(tmp_path, times):
     source = "color=s=1200x900:r=24:d=0.5,format=gray,geq=lum=20*N"
     times = f"setpts={times}/24/TB"
     ffmpeg("-f", "lavfi", "-i", source, "-vf", times, "-fps_mode", "passthrough", "-c:v", "ffv1", tmp_path / "film.mkv")
-    frames = list(open_footage(tmp_path / "film.mkv").frames())
-    assert [(*frame.reduced[0, 0].tolist(), int(frame.luma[-1, -1])) for frame in frames] == [
+    footage = open_footage(tmp_path / "film.mkv")
+    assert [(*frame.reduced[0, 0].tolist(), int(frame.luma[-1, -1])) for frame in footage.frames()] == [
         (20 * number,) * 4 for number in range(12)
     ]
+    assert footage.damage is None
 
 
 def test_reduction_averages_areas(tmp_path):
@@ -226,5 +227,5 @@ def test_memory_does_not_grow_with_the_film(tmp_path):
         result = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         assert int(result[0]) == 24 * seconds
         peaks.append(int(result[1]))
-    # Measured: 1 %. The frames, kept as they were read, would make it 55 MB.
-    assert peaks[1] < 1.04 * peaks[0], peaks
+    # Measured: 1 to 2 %, over 4 once on a busy machine. The reduced frames, if they were kept, would make it 44 %.
+    assert peaks[1] < 1.1 * peaks[0], peaks
