@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helios_kernels.dispatch import HALVES
+
 
 @dataclass(frozen=True)
 class Case:
@@ -89,8 +91,6 @@ class Op:
 
 
 BF16 = (torch.bfloat16,)
-HALVES = (torch.bfloat16, torch.float16)
-"""The dtypes of renders on a GPU."""
 DTYPES = (*HALVES, torch.float32)
 
 HISTORY = 2400

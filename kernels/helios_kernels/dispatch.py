@@ -40,6 +40,9 @@ FP8_OPERATIONS = (
 )
 """Operations of --quant fp8."""
 
+HALVES = (torch.bfloat16, torch.float16)
+"""The dtypes of renders on a GPU, and of products on its tensor cores."""
+
 _borrows = False
 
 _compiling_for: ContextVar[str | None] = ContextVar("compiling_for", default=None)
@@ -210,6 +213,11 @@ def runs(x: Tensor, operation: str) -> bool:
 def _is_elsewhere(device: torch.device, name: str) -> bool:
     """Return whether `device` is a GPU of another name than the one that was tried, whose kernels may not run on it."""
     return device.type == "cuda" and torch.cuda.get_device_name(device) != name
+
+
+def is_half(x: Tensor) -> bool:
+    """Return whether kernels can multiply x as it is; the interpreter multiplies all types."""
+    return x.dtype in HALVES or current_chip() == INTERPRETER
 
 
 def wide(x: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 
 from helios_kernels import devices
-from helios_kernels.case import HALVES
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ def trial(device: torch.device, name: str) -> str | None:
     Raises what a GPU raises that no longer answers, and OutOfMemoryError, which does not mean that the kernel is wrong.
     """
     from helios_kernels.check import OPS, compare
+    from helios_kernels.dispatch import HALVES
 
     for case in OPS[name].cases:
         try:

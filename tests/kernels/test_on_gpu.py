@@ -8,10 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helios_kernels.attention import DTYPES as ATTENTION_DTYPES
 from helios_kernels.case import DTYPES
 from helios_kernels.check import OPS, compare
-from helios_kernels.dispatch import INTERPRETER, find_triton
+from helios_kernels.dispatch import HALVES, INTERPRETER, find_triton
 
 pytestmark = pytest.mark.gpu
 
@@ -23,7 +22,7 @@ CASES = [
     pytest.param(op, case, dtype, id=f"{op.name}-{case.id}-{str(dtype).removeprefix('torch.')}")
     for op in OPS.values()
     for case in op.cases
-    for dtype in (ATTENTION_DTYPES if op.name.startswith("attention") else DTYPES)
+    for dtype in (HALVES if op.name.startswith("attention") else DTYPES)
 ]
 
 

@@ -9,22 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helios_kernels.dispatch import INTERPRETER, Operation, current_chip
+from helios_kernels.dispatch import INTERPRETER, Operation, is_half
 
 HEAD_SIZES = (16, 32, 64, 128)
 """Head sizes of the kernels; other sizes go to PyTorch."""
-
-DTYPES = (torch.bfloat16, torch.float16)
-"""Dtypes of the kernels. Float32 products on tensor cores spill at head size 128 (README), and PyTorch has those."""
 
 TMA_CHIPS = ("sm_90", "sm_100", INTERPRETER)
 """Chips with descriptors in hardware. Elsewhere Triton rewrites them to pointers, worse than the pointer kernel."""
 
 
 def takes(q_BQND: Tensor, *_: Any, **__: Any) -> bool:
-    """Return whether there is a kernel for such queries."""
-    typed = q_BQND.dtype in DTYPES or current_chip() == INTERPRETER
-    return typed and q_BQND.shape[-1] in HEAD_SIZES
+    """Return whether there is a kernel for such queries. Float32 products on tensor cores spill at head size 128
+    (README), and PyTorch has those."""
+    return is_half(q_BQND) and q_BQND.shape[-1] in HEAD_SIZES
 
 
 @functools.partial(Operation, takes=takes)

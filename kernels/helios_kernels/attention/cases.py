@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from helios_kernels.attention import attention
-from helios_kernels.case import BF16, HALVES, HEAD, HEADS, HISTORY, STAGES, Case, Op
-from helios_kernels.dispatch import wide
+from helios_kernels.case import BF16, HEAD, HEADS, HISTORY, STAGES, Case, Op
+from helios_kernels.dispatch import HALVES, wide
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helios_kernels.dispatch import INTERPRETER, Operation, current_chip
+from helios_kernels.dispatch import INTERPRETER, Operation, current_chip, is_half
 from helios_kernels.vae_norm_silu import vae_norm_silu
 
 CHIPS = ("sm_90", "sm_100")
@@ -18,13 +18,10 @@ CHIPS = ("sm_90", "sm_100")
 CHANNELS = (96, 192)
 """Channels, in and out, of the kernel: three quarters of the operations of a decode at 640x384."""
 
-DTYPES = (torch.bfloat16, torch.float16)
-
 
 def takes(x_BTHWC: Tensor, weight_NCTHW: Tensor, *_: Any, **__: Any) -> bool:
     """Return whether there is a kernel for such tensors."""
-    here, is_wide = current_chip(), x_BTHWC.dtype not in DTYPES
-    if here not in (*CHIPS, INTERPRETER) or (is_wide and here != INTERPRETER):
+    if current_chip() not in (*CHIPS, INTERPRETER) or not is_half(x_BTHWC):
         return False
     channels, laid_out = x_BTHWC.shape[-1], weight_NCTHW.is_contiguous(memory_format=torch.channels_last_3d)
     return laid_out and channels in CHANNELS and weight_NCTHW.shape == (channels, channels, 3, 3, 3)

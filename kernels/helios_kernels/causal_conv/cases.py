@@ -4,8 +4,9 @@ from math import prod
 
 import torch
 
-from helios_kernels.case import HALVES, Case, Op
+from helios_kernels.case import Case, Op
 from helios_kernels.causal_conv import CHIPS, causal_conv, causal_conv_norm
+from helios_kernels.dispatch import HALVES
 
 PAST = 2
 TAPS = 27
