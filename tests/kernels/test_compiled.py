@@ -2,7 +2,7 @@
 
 In child processes: a process that has chosen Triton's interpreter cannot compile. compiled.json has the facts of the
 Triton version that it names, with a key of what each build was made from: what has not changed since, is not compiled
-again, except every eighth build. The bfloat16 facts are the table of kernels/README.md.
+again, except every fifth build. The bfloat16 facts are the table of kernels/README.md.
 """
 
 from __future__ import annotations
