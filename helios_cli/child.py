@@ -80,7 +80,8 @@ def ask(
 
     answers: list[Message] = []
     with machine.temporary_folder() as folder, Inbox() as inbox:
-        child = Child(module, module, inbox=inbox, environment=environment, log=Path(folder, "stderr"))
+        variables = {"TMPDIR": folder, **(environment or {})}  # a child that is killed leaves its files
+        child = Child(module, module, inbox=inbox, environment=variables, log=Path(folder, "stderr"))
         try:
             child.send(question)
             with contextlib.suppress(Empty):

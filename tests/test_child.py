@@ -136,9 +136,14 @@ def test_one_that_is_killed_or_hangs_is_the_machines_affair(answering, script, s
 
 
 def test_nothing_of_it_stays(answering, tmp_path, monkeypatch):
+    """Nor of what it was killed in the middle of."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     os.mkdir(tmp_path / "scratch")
-    answering("exit 3")
+    answering("touch $(mktemp); exit 3")
     with pytest.raises(ChildError, match="exit code 3"):
+        ask("chip", {})
+    answering("touch $(mktemp); kill -9 $$")
+    with pytest.raises(ChildStoppedError):
         ask("chip", {})
     assert not os.listdir(tmp_path / "scratch")
