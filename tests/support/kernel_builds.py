@@ -36,7 +36,6 @@ from helios_kernels.dispatch import compiling_for
 from helios_kernels.tuning import Config
 
 RECORD = Path(__file__).parents[1] / "kernels/compiled.json"
-SAMPLE = 5  # the sample has builds of each chip and each operation
 
 CHIPS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
@@ -106,6 +105,16 @@ def marked(chips: tuple[str, ...] = CHIPS) -> Iterator[tuple[str, Op, Case, torc
                 for case in op.cases:
                     for dtype in case.compiled:
                         yield "-".join((op.name, case.id, TYPES[dtype], chip)), op, case, dtype, chip
+
+
+def sample() -> set[str]:
+    """Return the names of the builds that are always compiled: two of each operation, for chips by turns."""
+    operations: dict[str, list[str]] = {}
+    for name, op, *_ in marked():
+        operations.setdefault(op.name, []).append(name)
+    count = len(operations)
+    places = [(names, turn % count) for n, names in enumerate(operations.values()) for turn in (n, n + count // 2)]
+    return {names[turn * len(names) // count] for names, turn in places}
 
 
 def launch_of(op: Op, case: Case, dtype: torch.dtype, chip: str) -> Launch:
@@ -238,16 +247,16 @@ def write_record(record: Record) -> str:
     return f'{{\n  "triton": {json.dumps(version("triton"))},\n  "builds": {{\n{builds}\n  }}\n}}'
 
 
-def entry(number: int, chips: tuple[str, ...], known: Record) -> tuple[str, tuple[str, Build]]:
+def entry(number: int, chips: tuple[str, ...], known: Record, always: set[str]) -> tuple[str, tuple[str, Build]]:
     """Return the record's entry of the build with this number.
 
-    A build that `known` has with the same key is compiled again only as one of a sample, every SAMPLE-th: a compiler
-    makes the same from the same, and the sample shows that this one does.
+    A build that `known` has with the same key is compiled again only as one of the sample: a compiler makes the same
+    from the same, and the sample shows that this one does.
     """
     name, op, case, dtype, chip = next(islice(marked(chips), number, None))
     started = launch_of(op, case, dtype, chip)
     key = key_of(started, chip)
-    if number % SAMPLE and name in known and known[name][0] == key:
+    if name not in always and name in known and known[name][0] == key:
         return name, known[name]
     return name, (key, facts(compile_launch(started, chip), chip))
 
@@ -258,7 +267,8 @@ def main(chips: tuple[str, ...]) -> None:
     import triton.compiler  # noqa: F401
 
     compiler, known = read_record(RECORD.read_text())
-    make = functools.partial(entry, chips=chips, known=known if compiler == version("triton") else {})
+    known = known if compiler == version("triton") else {}
+    make = functools.partial(entry, chips=chips, known=known, always=sample())
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         numbers = range(sum(1 for _ in marked(chips)))
         print(write_record(dict(pool.imap(make, numbers))))
