@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -77,9 +78,12 @@ class VideoFile:
         reduced = f"scale={_size(ANALYSIS_SIDE)}:flags=area+accurate_rnd+full_chroma_int,format=rgb24,{COUNTED}"
         streams = ["-filter:v:0", reduced, "-c:v:0", "ppm"]
         streams += ["-map", "0:v:0", "-filter:v:1", f"{self._luma()},{COUNTED}", "-c:v:1", "pgm"]
-        pictures = self._decoded(streams)  # one of each in turn
-        for colors in pictures:
-            yield Frame(colors, next(pictures))
+        colors: deque[np.ndarray] = deque()
+        lumas: deque[np.ndarray] = deque()
+        for picture in self._decoded(streams):  # one of each in turn, or nearly so
+            (lumas if picture.ndim == 2 else colors).append(picture)
+            if colors and lumas:
+                yield Frame(colors.popleft(), lumas.popleft())
 
     def pictures(self) -> Generator[np.ndarray, None, None]:
         """Yield the frames in order, 8-bit RGB in full size, uint8 [h, w, 3], one in memory. Errors as in `frames`."""
