@@ -1,10 +1,11 @@
-"""Replaces files atomically, lets processes take turns at changing one, and orders their names."""
+"""Replaces files atomically, lets processes take turns at changing one, hashes them and orders their names."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -110,6 +111,12 @@ def turns(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits. OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def by_number(name: str) -> list[str | int]:

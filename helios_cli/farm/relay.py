@@ -11,7 +11,6 @@ without losing or doubling a reply, and Ray Client (ray://) has no streaming cal
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import json
 import os
@@ -32,6 +31,7 @@ from typing import Any
 from helios_cli.errors import HeliosError, MachineError
 from helios_cli.farm.pool import PASSIVE, STOP_SECONDS, Message
 from helios_cli.farm.ray_words import PATIENCE_SECONDS, broken_node, no_cluster, place_of, reason_of, refusal
+from helios_cli.files import sha256_of
 
 POLL_SECONDS = 10
 """Seconds that an actor waits for a reply to give before it answers that there is none."""
@@ -200,8 +200,7 @@ class Actor:
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file, or "" if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError:
         return ""
 

@@ -5,7 +5,6 @@ A file is read within the limits of `film.reading`: no format that names other f
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError, MachineError
+from helios_cli.files import sha256_of
 from helios_cli.film import ffmpeg
 from helios_cli.film.reading import sound_end, stated_seconds
 from helios_cli.film.target import Target
@@ -84,7 +84,7 @@ class Track:
     def check_unchanged(self) -> None:
         """Raise InputError if the file is another one now than it was when it was read through."""
         try:
-            is_same = _digest(self.sound.path) == self.digest
+            is_same = sha256_of(self.sound.path) == self.digest
         except OSError:
             is_same = False
         if not is_same:
@@ -244,7 +244,7 @@ def _read_through(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[str
     if not num_samples or peak < LEAST_PEAK_DB:
         loudest = f"its peak is {peak:.0f} dB" if math.isfinite(peak) else "all its samples are zero"
         raise InputError(f"the sound {_shown(path)} is silent: {loudest}", hint="leave it out, or name another file")
-    digest = _digest(path)
+    digest = sha256_of(path)
     after = os.stat(path)
     if (after.st_ino, after.st_size, after.st_mtime_ns) != (inode, size, mtime_ns):
         raise InputError(f"the sound {_shown(path)} is being written", hint="wait until it is whole")
@@ -285,11 +285,6 @@ def _require_encoders() -> None:
 def _process(arguments: list[str], path: Path) -> ffmpeg.Process:
     doing = f"reading {_shown(path)}"
     return ffmpeg.Process(arguments, doing=doing, blame=InputError, memory=MEMORY_BYTES, keep=KEPT)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shown(path: Path) -> str:

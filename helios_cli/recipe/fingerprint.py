@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from helios_cli.errors import InputError
+from helios_cli.files import sha256_of
 from helios_cli.recipe.plan import Chunk, Plan
 from helios_cli.versions import version_of
 
@@ -155,8 +156,7 @@ def _start(chunk: Chunk, fps: float, files: dict[Path, str]) -> dict:
 def _content(path: Path, files: dict[Path, str]) -> str:
     if path not in files:
         try:
-            with path.open("rb") as file:
-                files[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            files[path] = sha256_of(path)
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     return files[path]

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_cli.errors import CheckpointError
+from helios_cli.files import sha256_of
 from helios_cli.weights.client import DIGEST
 from helios_cli.weights.files import (
     MAX_JSON_BYTES,
@@ -189,8 +190,7 @@ class AdapterFile:
         """The SHA-256 of the file, as the Hub's cache names it or as it is read here, and of its configuration."""
         blob = self.path.readlink().name if self.path.is_symlink() else ""
         if not (len(blob) == 64 and DIGEST.fullmatch(blob)):
-            with self.path.open("rb") as file:
-                blob = hashlib.file_digest(file, "sha256").hexdigest()
+            blob = sha256_of(self.path)
         config = _config_file(self.path)
         if config is None:
             return blob

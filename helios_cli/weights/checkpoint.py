@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from helios_cli.architecture import MAX_STAGES, ModelDefaults
 from helios_cli.errors import CheckpointError, MachineError
+from helios_cli.files import sha256_of
 from helios_cli.weights.client import COMMIT
 from helios_cli.weights.files import (
     INDEX_SUFFIX,
@@ -270,8 +271,7 @@ def weights_identity(checkpoint: Checkpoint) -> str:
 
 def _state(file: Path, is_small: bool) -> str:
     if is_small:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return sha256_of(file)
     status = file.stat()
     return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
 

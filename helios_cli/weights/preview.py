@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from helios_cli.architecture import TAEHVConfig, VAEConfig
 from helios_cli.errors import CheckpointError
+from helios_cli.files import sha256_of
 from helios_cli.weights.files import TensorInfo, misfits, read_header
 
 UNUSED = "encoder."
@@ -66,8 +66,7 @@ class PreviewFile:
 @functools.lru_cache(maxsize=4)
 def _digest(path: Path, inode: int, size: int, mtime_ns: int) -> str:
     """Hash a file once, however often a film asks for its decoder. All but `path` say that it is still the same."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def read_preview(path: Path) -> dict[str, TensorInfo]:
