@@ -1,4 +1,5 @@
-"""Replaces files atomically, lets processes take turns at changing one, hashes them and orders their names."""
+"""Replaces files atomically, lets processes take turns at changing one, says what prevents writing one, hashes files
+and orders their names."""
 
 from __future__ import annotations
 
@@ -111,6 +112,17 @@ def turns(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def obstacle(path: Path) -> str | None:
+    """Return why no file can be written to `path`, before the work whose result it is to take; or None."""
+    if os.path.isdir(path):
+        return "it is a folder"
+    if os.path.exists(path):
+        return None if os.access(path, os.W_OK) else "the file there is not writable"
+    if not os.path.isdir(path.parent):
+        return f"the folder {path.parent} does not exist"
+    return None if os.access(path.parent, os.W_OK | os.X_OK) else f"the folder {path.parent} is not writable"
 
 
 def sha256_of(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from helios_cli.errors import InputError
+from helios_cli.files import obstacle
 from helios_cli.recipe.flags import Flag, flag_of
 from helios_cli.recipe.options import FLAGS, TYPES, RenderOptions
 from helios_cli.weights import hub
@@ -109,17 +110,17 @@ def progress_kind(progress: Any, *, quiet: bool, json: bool) -> Any:
     return "none" if quiet else "json" if json else progress
 
 
-def _in_a_folder(parameter: typer.CallbackParam, file: Path | None) -> Path | None:
-    """Return the file of a flag. InputError, before any work, if its folder does not exist."""
-    if file and not file.parent.is_dir():
-        message = f"{parameter.opts[0]} {file}: the folder {file.parent} does not exist"
-        raise InputError(message, hint="create it, or name another folder")
+def _writable(parameter: typer.CallbackParam, file: Path | None) -> Path | None:
+    """Return the file of a flag. InputError, before any work, if it cannot be written."""
+    if file and (reason := obstacle(file)):
+        hint = "name a file in a folder that exists and that you may write to"
+        raise InputError(f"{parameter.opts[0]} {file}: {reason}", hint=hint)
     return file
 
 
 def file_option(help: str) -> Any:
     """The settings of a flag for a file to write."""
-    return typer.Option(help=help, callback=_in_a_folder)
+    return typer.Option(help=help, callback=_writable)
 
 
 BenchModel = Annotated[

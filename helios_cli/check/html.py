@@ -12,6 +12,7 @@ from pathlib import Path
 from helios_cli.check import plot
 from helios_cli.check.report import Checked, Finding, clock_time
 from helios_cli.errors import InputError
+from helios_cli.files import obstacle
 from helios_cli.units import counted
 
 STYLE = """
@@ -46,20 +47,9 @@ def check_report_path(path: Path) -> None:
     """Check before the work that a page can be written to `path`. InputError if it cannot."""
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{path}: the report is an HTML page", hint=f"write --report {shlex.quote(path.stem)}.html")
-    if reason := _obstacle(path):
+    if reason := obstacle(path):
         hint = "name a file in a folder that exists and that you may write to"
         raise InputError(f"the report cannot be written to {path}: {reason}", hint=hint)
-
-
-def _obstacle(path: Path) -> str | None:
-    """Return why no file can be written to `path`, or None."""
-    if os.path.isdir(path):
-        return "it is a folder"
-    if os.path.exists(path):
-        return None if os.access(path, os.W_OK) else "the file there is not writable"
-    if not os.path.isdir(path.parent):
-        return f"the folder {path.parent} does not exist"
-    return None if os.access(path.parent, os.W_OK | os.X_OK) else f"the folder {path.parent} is not writable"
 
 
 def write(page: str, path: Path) -> None:

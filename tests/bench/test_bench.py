@@ -224,6 +224,7 @@ def test_the_table_has_a_line_for_each_number(capsys):
         (["--steps", "2,2"], 2, "3 stages"),
         (["-m", "./nowhere"], 2, "nowhere"),
         (["--out", "nowhere/x.json"], 2, "nowhere does not exist"),
+        (["--out", "/"], 2, "it is a folder"),
         (["--device", "cuda:99"], 3, "cuda:99"),
     ],
     ids=str,
