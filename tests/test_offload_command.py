@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from helios_cli.bench.specs import SPECS
-from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.engine.models import Models
 from helios_cli.film.writer import FilmWriter
@@ -28,8 +26,8 @@ SMALL = ["--size", "64x64", "--steps", "1,1,1", "--frames", "99"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model") / "tiny", SPECS["tiny"])
+def folder(checkpoints) -> Path:
+    return checkpoints("distilled", num_layers=4)
 
 
 @pytest.fixture
@@ -332,7 +330,7 @@ def test_a_disk_that_fails_while_a_film_renders(helios, folder, tmp_path):
     placing = "import helios_cli.cost.placing as p; from dataclasses import replace; choose = p.choose\n"
     placing += "def streamed(*a):\n    mode = choose(*a)\n"
     placing += "    return replace(mode, placement=replace(mode.placement, resident=0))\np.choose = streamed\n"
-    # All six blocks would stay, and nothing be read while the film renders.
+    # All blocks would stay, and nothing be read while the film renders.
     script = f"import sys\n{placing}from helios_cli.cli import main\nsys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "LD_PRELOAD": str(tmp_path / "shim.so"), "EIO_WHEN": str(bad)}
     command = [sys.executable, "-c", script, *map(str, arguments), "--progress", "plain", "--no-cache"]

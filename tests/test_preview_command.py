@@ -19,11 +19,25 @@ from helios_cli.engine.preview import Preview
 from helios_cli.film.again import read_again
 from helios_cli.weights.preview import PreviewFile
 from support import previews
+from support.checkpoints import put_next_to
 from support.renders import latents_of
 from support.reruns import decoded, ended_at
 
 SIZE = (64, 64)
-HOW = ["-m", "tiny", "--size", "64x64", "--steps", "1,1,1", "--frames", "40", "--device", "cpu", "--dtype", "float32"]
+HOW = [
+    "-m",
+    "../model",
+    "--size",
+    "64x64",
+    "--steps",
+    "1,1,1",
+    "--frames",
+    "40",
+    "--device",
+    "cpu",
+    "--dtype",
+    "float32",
+]
 SHOWN = ["--preview-decoder", "taew2_1.safetensors"]
 PROMPT = "a red ball rolls left"
 
@@ -34,9 +48,10 @@ def weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, weights) -> Path:
+def folder(tmp_path, monkeypatch, weights, distilled) -> Path:
     """The current folder, with the file of a preview decoder."""
     monkeypatch.chdir(tmp_path)
+    put_next_to(tmp_path, distilled)
     os.link(weights, "taew2_1.safetensors")
     return tmp_path
 
@@ -64,9 +79,9 @@ def sidecar(output: str) -> dict:
 @pytest.mark.slow
 def test_the_frames_are_the_decoder_s_and_the_latents_those_of_the_film(render):
     with latents_of() as plain:
-        render("plain.mkv", "--no-cache")
+        render("plain.mkv", "--no-cache", "-m", "tiny")
     with latents_of() as latents:
-        events = render("film.mkv", "--no-cache", *SHOWN)
+        events = render("film.mkv", "--no-cache", *SHOWN, "-m", "tiny")
     assert all(torch.equal(*pair) for pair in zip(plain, latents, strict=True))
     preview = Preview(PreviewFile.open(Path("taew2_1.safetensors")), torch.device("cpu"), torch.float32)
     groups = [
@@ -275,7 +290,7 @@ def test_from_python(folder):
     events = list(
         helios.render(
             PROMPT,
-            model="tiny",
+            model="../model",
             size=SIZE,
             frames=33,
             steps=(1, 1, 1),

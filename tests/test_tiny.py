@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.main import get_command
 
-from golden.make import golden_frames
+from golden.make import golden_film
 from helios_cli.bench.screening import Showing, films
 from helios_cli.bench.selftest import CHUNKS, PICTURES, PROVENANCE, chosen, read_golden
 from helios_cli.cli import app
@@ -112,7 +112,7 @@ def test_its_films_show_what_the_prompts_say():
 @pytest.mark.oracle
 def test_diffusers_renders_the_same_frames(tmp_path):
     """The check of test_parity for `tiny`, whose frames `helios doctor --test` relies on."""
-    expected, golden = golden_frames(), read_golden()
+    expected, golden = golden_film(CHUNKS)[1], read_golden()
     case = Case("distilled", (128, 64), (1, 1, 1), chunks=CHUNKS, prompt=golden.prompt, seed=golden.seed)
     frames = rendered(case, EMBEDDED_FOLDER, tmp_path / "f")[: len(expected)]
     assert expected.std() > 20

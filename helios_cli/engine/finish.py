@@ -40,8 +40,8 @@ from helios_cli.recipe.plan import Plan
 from helios_cli.units import counted
 from helios_cli.visible import visible
 from helios_cli.weights.adapters import Adapter
+from helios_cli.weights.hub import source_of
 from helios_cli.weights.preview import PreviewFile
-from helios_cli.weights.source import source_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Finish:
         return Record(
             title=title_of(plan),
             versions={"helios": __version__, "torch": arithmetic.torch, "ffmpeg": ffmpeg.program().version},
-            model=ModelRecord.of(self.model, source, self.checkpoint, self.identity.weights, folder),
+            model=ModelRecord.of(self._model_name(), source, self.checkpoint, self.identity.weights, folder),
             lora=tuple(map(LoraRecord.of, self.adapters)) or None,
             device=self.device,
             processor=arithmetic.device,
@@ -106,6 +106,14 @@ class Finish:
             frames=plan.num_frames,
             recipe=resolved_recipe(self.film, options, plan, folder, self.adapters, self.track),
         )
+
+    def _model_name(self) -> str:
+        """Return the model's name. A folder that --from found keeps the name of the record it repeats: its path here is
+        no part of the film."""
+        known = self.options.repeats.record.model if self.options.repeats else None
+        if known and known.folder and known.identity == self.identity.weights:
+            return known.name
+        return self.model
 
     def is_finished(self) -> bool:
         """Return whether the target holds this very film already, and need not be rendered. Of films that are shared,

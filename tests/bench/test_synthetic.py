@@ -59,11 +59,6 @@ def test_a_resident_size_is_written_block_by_block(tiny, tmp_path, monkeypatch):
     assert len(held) == blocks + 3
 
 
-@pytest.fixture
-def exact_block_noise(monkeypatch):
-    monkeypatch.setattr(torch.linalg, "cholesky", oracle.exact_block_noise_factor(torch.linalg.cholesky))
-
-
 @pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("size", SPECS)
@@ -115,7 +110,7 @@ def test_files_can_be_read_by_others(tiny):
 @pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize(("kind", "size", "steps"), [("base", (64, 64), (2,)), ("mid", (128, 128), (2, 2, 2))])
-def test_diffusers_renders_the_same_frames(kind, size, steps, tiny, tmp_path, exact_block_noise):
+def test_diffusers_renders_the_same_frames(kind, size, steps, tiny, tmp_path):
     """The checks of test_parity. test_tiny covers the distilled kind with the embedded checkpoint."""
     folder = tiny(kind)
     assert Checkpoint.open(folder).kind == kind

@@ -105,11 +105,11 @@ def test_a_blend_lies_between_its_prompts(folder):
 def test_low_precision_is_as_good_as_the_reference_s(dtype, pipelines, folder, tmp_path):
     """Distance of the first chunk's latents to float32, against diffusers in the same dtype."""
     case = replace(CASE, chunks=1)
-    exact = oracle.reference(case, pipelines("distilled"), output_type="latent")
+    exact = oracle.reference_latents(case, pipelines("distilled"))
     native = type(pipelines("distilled")).from_pretrained(folder, dtype=dtype)
     native.vae.to(torch.float32)
     native.set_progress_bar_config(disable=True)
-    theirs = (oracle.reference(case, native, output_type="latent").double() - exact).pow(2).mean().sqrt()
+    theirs = (oracle.reference_latents(case, native).double() - exact).pow(2).mean().sqrt()
     latents = []
     models = models_of(folder, dtype)
     remember = History.remember

@@ -31,11 +31,12 @@ from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.names import KNOWN
+from support.checkpoints import put_next_to
 from support.reruns import FFMPEG, decoded
 from support.tiers import examples
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-SMALL = ("-m", "tiny", "--size", "64x64", "--steps", "1,1,1", "--dtype", "float32", "--no-cache", "-q")
+SMALL = ("-m", "../model", "--size", "64x64", "--steps", "1,1,1", "--dtype", "float32", "--no-cache", "-q")
 BOAT = """
 title = "A boat; = # \\\\ Łódź"
 [[shot]]
@@ -50,9 +51,10 @@ seconds = 0.5
 
 
 @pytest.fixture
-def helios(tmp_path, monkeypatch):
+def helios(tmp_path, monkeypatch, distilled):
     """Runs a command in an empty folder with its own home; returns the exit code."""
     monkeypatch.chdir(tmp_path)
+    put_next_to(tmp_path, distilled)
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "home"))
     Path("boat.toml").write_text(BOAT)
     return lambda *arguments: main([*map(str, arguments)])
@@ -185,6 +187,7 @@ def test_pictures_and_model_folders_are_found_from_the_film(helios, tmp_path):
     assert str(tmp_path) not in text
     Path("a").rename("b")
     assert helios("render", "--from", "b/boat.mkv", "--no-cache", "-q") == 0
+    assert str(tmp_path) not in Path("boat-again.json").read_text()
     assert (decoded(Path("b/boat.mkv")) == decoded(Path("boat-again.mkv"))).all()
 
 

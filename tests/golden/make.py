@@ -82,9 +82,7 @@ def their_film(name: str, pipelines, folder: Path) -> tuple[torch.Tensor, np.nda
         start["image"] = Image.open(case.image)
     if case.video:
         start["video"] = [Image.fromarray(frame) for frame in smooth_frames(70, case.size, 5)]
-    latents, frames = (
-        oracle.reference(case, pipelines(case.kind), output_type=kind, **start) for kind in ("latent", "np")
-    )
+    latents, frames = oracle.reference_both(case, pipelines(case.kind), **start)
     return latents[:, :, -9 * case.chunks :], frames[list(SHOWN)]  # those of the start come first
 
 
@@ -111,14 +109,14 @@ def write_films(provenance: dict) -> None:
     FILM_LATENTS.with_suffix(".json").write_text(json.dumps(described, indent=2, default=str) + "\n")
 
 
-def golden_frames(output_type: str = "np", chunks: int = selftest.CHUNKS):
-    """The golden film as diffusers makes it: frames, uint8 [frames, height, width, 3], or latents."""
+def golden_film(chunks: int) -> tuple[torch.Tensor, np.ndarray]:
+    """The golden film as diffusers makes it: latents, and frames, uint8 [frames, height, width, 3]."""
 
     from support import oracle
 
     golden = selftest.provenance()
     case = Case("distilled", (128, 64), (1, 1, 1), chunks, golden["prompt"], seed=golden["seed"])
-    return oracle.reference(case, oracle.load(EMBEDDED_FOLDER), output_type=output_type)
+    return oracle.reference_both(case, oracle.load(EMBEDDED_FOLDER))
 
 
 def plain_film(folder: Path) -> tuple[np.ndarray, dict[str, str]]:
@@ -162,9 +160,11 @@ def write() -> None:
     versions = {name: metadata.version(name) for name in ("diffusers", "transformers", "torch")}
     made = {"made_by": "diffusers, float32, `python tests/golden/make.py`", "versions": versions}
     selftest.PROVENANCE.write_text(json.dumps({**selftest.provenance(), **made}, indent=2) + "\n")
-    Image.fromarray(selftest.sheet(selftest.chosen(golden_frames()))).save(selftest.PICTURES, optimize=True)
+    Image.fromarray(selftest.sheet(selftest.chosen(golden_film(selftest.CHUNKS)[1]))).save(
+        selftest.PICTURES, optimize=True
+    )
     write_films(made)
-    np.save(LATENTS, golden_frames("latent", CHUNKS)[:, :, -9:].numpy())
+    np.save(LATENTS, golden_film(CHUNKS)[0][:, :, -9:].numpy())
     known = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {"numerics": None}
     digests = known["digests"] if known["numerics"] == NUMERICS_VERSION else {}
     with tempfile.TemporaryDirectory() as folder:
