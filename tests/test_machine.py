@@ -22,6 +22,7 @@ from helios_cli.errors import InputError, MachineError
 from helios_cli.film.cache import Cache
 from helios_cli.film.target import check_target
 from helios_cli.weights import hub
+from helios_cli.weights.source import source_of
 from support.programs import program
 from support.users import as_user, needs_users
 
@@ -179,7 +180,7 @@ def test_folders_that_may_not_be_searched(tmp_path, monkeypatch):
     def work() -> None:
         assert not machine.is_writable(machine.home()) and machine.disk_free_bytes(machine.home())
         assert not Cache().has("a") and Cache().state("a") is None and Cache().films() == []
-        assert hub.find(hub.source_of("distilled")) is None and not list(hub.cached_snapshots())
+        assert hub.find(source_of("distilled")) is None and not list(hub.cached_snapshots())
         for name in ("film.mp4", "film/", "film"):
             with pytest.raises(InputError, match=r"denied|not writable"):
                 check_target(f"{tmp_path}/{name}", force=True)

@@ -22,6 +22,7 @@ from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.files import some_of
 from helios_cli.weights.names import EMBEDDED, KNOWN, WEIGHT_BYTES, KnownModel
 from helios_cli.weights.report import bytes_to_read, describe, inventory, verify
+from helios_cli.weights.source import Source, shadow_of, source_of, spoken
 
 app = typer.Typer(help="List, inspect, download, convert and verify models.", no_args_is_help=True)
 
@@ -144,10 +145,10 @@ def verify_model(model: Model, revision: Revision = None, json: JsonFlag = False
     Checkpoint.open(folder)  # good files may still not fit each other
 
 
-def _source(model: str, revision: str | None) -> hub.Source:
-    if line := hub.shadow_of(model):
+def _source(model: str, revision: str | None) -> Source:
+    if line := shadow_of(model):
         console.notice(line)
-    return hub.source_of(model, revision)
+    return source_of(model, revision)
 
 
 def _with_loras(checkpoint: Checkpoint, written: list[str]) -> tuple[Checkpoint, list[str]]:
@@ -171,15 +172,15 @@ def _show_lora(path: Path) -> None:
         console.prose(some_of(report["others"]), label="not of a LoRA")
 
 
-def _absent(source: hub.Source) -> CheckpointError:
-    return CheckpointError(f"{source.repo} is not in the cache", hint=f"helios models pull {hub.spoken(source)}")
+def _absent(source: Source) -> CheckpointError:
+    return CheckpointError(f"{source.repo} is not in the cache", hint=f"helios models pull {spoken(source)}")
 
 
 def _ignore(count: int) -> None:
     pass
 
 
-def _show_known(known: KnownModel, source: hub.Source) -> None:
+def _show_known(known: KnownModel, source: Source) -> None:
     facts = {"name": known.name, "repo": source.repo, "revision": source.revision, "about": known.about}
     console.result({**facts, "state": "not downloaded", "bytes": WEIGHT_BYTES})
     for key, value in facts.items():

@@ -25,6 +25,7 @@ from helios_cli.units import DEFAULT_FPS, FRAMES_PER_CHUNK
 from helios_cli.weights import hub
 from helios_cli.weights.fp8 import Quant
 from helios_cli.weights.names import EMBEDDED, KNOWN
+from helios_cli.weights.source import source_of
 
 BEST = "distilled"
 """The published model that `auto` takes where it can."""
@@ -37,7 +38,7 @@ def auto_model(device: Device, dtype: str, options: RenderOptions, vae_device: D
     """Return the model, and a line that says which, why, and how to get the other one. On a CPU the best one is
     taken only if it fits as a whole, unless `options` name a mode: streamed, it renders there too, in hours."""
     try:
-        folder = hub.find(hub.source_of(BEST))
+        folder = hub.find(source_of(BEST))
     except InputError as error:  # the cache cannot be used; the packaged model needs none
         return EMBEDDED, f"model: {EMBEDDED}, as {error.message}"
     if folder is None:

@@ -57,6 +57,7 @@ from helios_cli.weights.adapters import fold
 from helios_cli.weights.checkpoint import weights_identity
 from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.preview import PreviewFile
+from helios_cli.weights.source import shadow_of
 from helios_cli.weights.vocabulary import introduction
 
 T = TypeVar("T")
@@ -229,7 +230,7 @@ def find_model_for(
     if name == DEFAULT_MODEL:
         name, line = auto_model(device, dtype, options, vae_device)
         notices.append(line)
-    if shadow := hub.shadow_of(name):
+    if shadow := shadow_of(name):
         notices.append(shadow)
     model = find_model(name, options.revision)
     if model.checkpoint is None:

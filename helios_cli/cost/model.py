@@ -11,6 +11,7 @@ from helios_cli.errors import CheckpointError
 from helios_cli.weights import hub
 from helios_cli.weights.checkpoint import PRESETS, PUBLISHED_SIZE, Checkpoint, Preset, files_of
 from helios_cli.weights.names import WEIGHT_BYTES, known_repo
+from helios_cli.weights.source import Source, source_of, spoken
 
 if TYPE_CHECKING:
     from helios_cli.weights.low_bit import LowBit
@@ -30,7 +31,7 @@ class Model:
     """
 
     name: str
-    source: hub.Source
+    source: Source
     kind: str
     preset: Preset
     native_size: tuple[int, int]
@@ -61,7 +62,7 @@ class Model:
 
 def find_model(name: str, revision: str | None = None) -> Model:
     """Return the model called `name`. Raises CheckpointError if it is damaged, or unknown and not downloaded."""
-    source = hub.source_of(name, revision)
+    source = source_of(name, revision)
     folder = hub.find(source)
     if folder is not None:
         return model_of(name, Checkpoint.open(folder), source)
@@ -69,17 +70,17 @@ def find_model(name: str, revision: str | None = None) -> Model:
     if known is None:
         raise CheckpointError(
             f"{source.repo} is not downloaded, so its shape is not known",
-            hint=f"helios models pull {hub.spoken(source)}",
+            hint=f"helios models pull {spoken(source)}",
         )
     return _published(name, source, known.name)
 
 
-def model_of(name: str, checkpoint: Checkpoint, source: hub.Source | None = None) -> Model:
+def model_of(name: str, checkpoint: Checkpoint, source: Source | None = None) -> Model:
     """Return the model in an opened folder."""
     configs = checkpoint.architecture
     return Model(
         name=name,
-        source=source or hub.Source(folder=checkpoint.path),
+        source=source or Source(folder=checkpoint.path),
         kind=checkpoint.kind,
         preset=checkpoint.preset,
         native_size=checkpoint.native_size,
@@ -91,7 +92,7 @@ def model_of(name: str, checkpoint: Checkpoint, source: hub.Source | None = None
     )
 
 
-def _published(name: str, source: hub.Source, kind: str) -> Model:
+def _published(name: str, source: Source, kind: str) -> Model:
     """Return a published model by its configs. A download that was interrupted leaves less to download."""
     zero_star = kind == "mid"
     snapshot = hub.snapshot_of(source)

@@ -40,8 +40,8 @@ from helios_cli.recipe.plan import Plan
 from helios_cli.units import counted
 from helios_cli.visible import visible
 from helios_cli.weights.adapters import Adapter
-from helios_cli.weights.hub import source_of
 from helios_cli.weights.preview import PreviewFile
+from helios_cli.weights.source import source_of
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ from helios_cli.weights.checkpoint import Checkpoint, weights_identity
 from helios_cli.weights.fp8 import dtype_with
 from helios_cli.weights.placement import RESIDENT
 from helios_cli.weights.preview import PreviewFile
+from helios_cli.weights.source import shadow_of
 from helios_cli.weights.vocabulary import introduction
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class Session:
 
     def _checkpoint(self, name: str, options: RenderOptions) -> Generator[Notice, None, Checkpoint]:
         """Find or download a model and its LoRA files, and return it with them folded in."""
-        if shadow := hub.shadow_of(name):
+        if shadow := shadow_of(name):
             yield Notice(shadow)
         folder = hub.resolve(name, options.revision, progress=self.progress)
         files = [(hub.lora_file(lora.path, progress=self.progress), lora.weight) for lora in options.lora or ()]

@@ -161,7 +161,7 @@ def _inputs(film: Film, options: RenderOptions) -> Iterator[Path]:
 
 def _check_variable(name: str) -> None:
     """Raise InputError that names HELIOS_MODEL if it names no model: the command line does not show it."""
-    from helios_cli.weights.hub import source_of
+    from helios_cli.weights.source import source_of
 
     try:
         source_of(name)

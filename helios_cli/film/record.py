@@ -29,8 +29,10 @@ from helios_cli.recipe.settings import DEFAULT_SEED
 from helios_cli.recipe.sound import MAX_FADE_SECONDS, SOUND_KEYS, Fit
 from helios_cli.recipe.values import LENGTH_KEYS, MAX_FRAMES
 from helios_cli.visible import has_unseen, printable, visible
-from helios_cli.weights.hub import COMMIT, HUB_ID, Source, pinned_lora
+from helios_cli.weights.client import COMMIT
+from helios_cli.weights.hub import pinned_lora
 from helios_cli.weights.names import EMBEDDED_FOLDER
+from helios_cli.weights.source import HUB_ID, Source
 
 if TYPE_CHECKING:
     from helios_cli.recipe.plan import Plan

@@ -31,8 +31,8 @@ from helios_cli.recipe.sources import is_meant_as_path
 from helios_cli.recipe.values import LENGTH_KEYS
 from helios_cli.units import counted
 from helios_cli.visible import printable
-from helios_cli.weights.hub import source_of
 from helios_cli.weights.names import EMBEDDED
+from helios_cli.weights.source import source_of
 
 if TYPE_CHECKING:
     from helios_cli.engine.events import Event

@@ -20,8 +20,9 @@ from helios_cli.errors import CheckpointError, InputError
 from helios_cli.files import replacing
 from helios_cli.train.settings.run import TrainingSettings
 from helios_cli.weights.checkpoint import MODEL_INDEX, Checkpoint, files_of
-from helios_cli.weights.hub import find, source_of
+from helios_cli.weights.hub import find
 from helios_cli.weights.names import NAMES
+from helios_cli.weights.source import source_of
 
 CHECKPOINT, LORA, STATE = "checkpoint", "lora.safetensors", "state"
 

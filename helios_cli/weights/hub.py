@@ -25,22 +25,15 @@ from helios_cli.visible import printable
 from helios_cli.weights.checkpoint import MODEL_INDEX, missing_files, needed_files
 from helios_cli.weights.client import COMMIT, DIGEST, cache, connect, endpoint, listing
 from helios_cli.weights.files import digest_of, read_json, some_of
-from helios_cli.weights.names import EMBEDDED, EMBEDDED_FOLDER, KNOWN, NAMES, known_repo, nearest
+from helios_cli.weights.names import KNOWN, nearest
+from helios_cli.weights.source import LORA_NAME, Source, how_to_go_on, lora_source, source_of, spoken, with_file
 from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
-REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]{0,200}", re.ASCII)
-
 ONLY = ".only_safetensors"
 """A folder in that of a repository: for commits that were listed the name of their only weights."""
-
-LORA_NAME = re.compile(r"(?!.*\.\.)\w[\w ./+()-]{0,250}\.safetensors", re.ASCII)
-LORA_ON_HUB = re.compile(
-    rf"(?P<repo>{HUB_ID.pattern})(?:/(?P<file>{LORA_NAME.pattern}))?(?:@(?P<revision>{REVISION.pattern}))?", re.ASCII
-)
 
 FILES_TOGETHER = 8
 MAX_TIMES, SURPLUS_BYTES = 4, 2**20
@@ -54,57 +47,12 @@ Progress = Callable[[str, int], AbstractContextManager[Advance]]
 
 
 @dataclass(frozen=True)
-class Source:
-    """The source of a model: a folder on this disk, or a revision of a repository on the Hub.
-
-    `file` is the LoRA file that is meant of a repository, "" for its only one, and None for a whole model."""
-
-    folder: Path | None = None
-    repo: str = ""
-    revision: str = ""
-    file: str | None = None
-
-
-@dataclass(frozen=True)
 class RemoteFile:
     """A file of a repository. `blob` is its name in the cache: SHA-256 if it is large, Git's SHA-1 if it is small."""
 
     name: str
     bytes: int
     blob: str
-
-
-def source_of(model: str, revision: str | None = None) -> Source:
-    """Return the source of `model`: a known name, else an existing folder, else a Hub id `owner/name`.
-
-    A folder called `base` does not hide the known model; it is `./base` (`shadow_of`). Raises InputError with the
-    nearest known name for anything else.
-    """
-    if revision is not None and not REVISION.fullmatch(revision):
-        raise InputError(f"{printable(revision)} cannot be a revision", hint="name a branch, a tag or a commit")
-    if model == EMBEDDED:
-        return Source(folder=EMBEDDED_FOLDER)
-    if model in KNOWN:
-        return Source(repo=KNOWN[model].repo, revision=revision or KNOWN[model].revision)
-    if model and Path(model).exists():
-        return Source(folder=Path(model))  # for a file, opening it explains what a checkpoint is
-    known = known_repo(model)
-    if known:
-        return Source(repo=known.repo, revision=revision or known.revision)
-    suggestion = nearest(model)
-    if suggestion and suggestion.lower() == model.lower():
-        raise InputError(f"there is no model {model}: the Hub spells it {suggestion}", hint=f"write {suggestion}")
-    if HUB_ID.fullmatch(model):
-        return Source(repo=model, revision=revision or "main")
-    hint = f"did you mean {suggestion}?" if suggestion else f"known names: {', '.join(NAMES)}"
-    raise InputError(f"{model} is neither a folder, nor a known model, nor a Hub id owner/name", hint=hint)
-
-
-def shadow_of(model: str) -> str | None:
-    """Return a line about a checkpoint in the current folder that has the name of a known model, or None."""
-    if model not in NAMES or not Path(model, MODEL_INDEX).is_file():
-        return None
-    return f"{model} is the known model, not the folder here; write ./{model} for the folder"
 
 
 def resolve(model: str, revision: str | None = None, *, progress: Progress | None = None) -> Path:
@@ -160,7 +108,7 @@ def lora_file(name: str, *, progress: Progress | None = None) -> Path:
     """
     if (found := find_lora(name)) is not None:
         return found
-    source = _lora_source(name)
+    source = lora_source(name)
     with _explained(source):
         commit, entries = _listed(source)
         file = source.file or _only_lora(source, entries)
@@ -183,7 +131,7 @@ def find_lora(name: str) -> Path | None:
         if not os.path.isfile(name):
             raise CheckpointError(f"{printable(name, 200)}: there is no such LoRA file on this machine")
         return Path(name)
-    source = _lora_source(name)
+    source = lora_source(name)
     snapshot = snapshot_of(source)
     if snapshot is None:
         return None
@@ -210,29 +158,19 @@ def found_lora(name: str) -> Path:
     """Return the LoRA file `name`, which is on this disk. CheckpointError if it is not."""
     found = find_lora(name)
     if found is None:
-        source = _lora_source(name)
+        source = lora_source(name)
         revision = "" if source.revision == "main" else f" --revision {source.revision}"
-        hint = f"hf download {source.repo} {source.file}{revision}" if source.file else f"write {_with_file(source)}"
+        hint = f"hf download {source.repo} {source.file}{revision}" if source.file else f"write {with_file(source)}"
         raise CheckpointError(f"{name} is not downloaded, so its shape is not known", hint=hint)
     return found
 
 
 def pinned_lora(name: str, file: Path) -> str:
     """Return `owner/name/file.safetensors@commit` for the LoRA `name` on the Hub, whose file in the cache is `file`."""
-    snapshot = snapshot_of(source := _lora_source(name))
+    snapshot = snapshot_of(source := lora_source(name))
     if snapshot is None or not file.is_relative_to(snapshot):
         return name
     return f"{source.repo}/{file.relative_to(snapshot).as_posix()}@{snapshot.name}"
-
-
-def _lora_source(name: str) -> Source:
-    match = LORA_ON_HUB.fullmatch(name)
-    if match is None:
-        raise InputError(
-            f"{printable(name, 200)} is neither a LoRA file nor one on the Hub",
-            hint="write a path, owner/name, or owner/name/file.safetensors",
-        )
-    return Source(repo=match["repo"], revision=match["revision"] or "main", file=match["file"] or "")
 
 
 def _only_lora(source: Source, names: Iterable[str]) -> str:
@@ -286,7 +224,7 @@ def _fetch_file(
         raise CheckpointError(
             f"{source.repo}: {file.name} is not what the Hub states: its digest is {digest[:12]}…, "
             f"not {file.blob[:12]}…; it was removed",
-            hint=_again(source),
+            hint=how_to_go_on(source),
         )
 
 
@@ -328,26 +266,6 @@ def refetch(source: Source, folder: Path, name: str) -> str:
     if not (folder / name).exists():
         return f"helios models pull {spoken(source)}"
     return f"hf download {source.repo} {name} --revision {folder.name} --force-download"
-
-
-def spoken(source: Source) -> str:
-    """Return `distilled` for its pinned revision, else the Hub id and its --revision, as typed on a command line."""
-    known = known_repo(source.repo)
-    if known and source.revision == known.revision:
-        return known.name
-    return source.repo if source.revision == "main" else f"{source.repo} --revision {source.revision}"
-
-
-def _again(source: Source) -> str:
-    """Return what to do to go on with a download."""
-    if source.file is None:
-        return f"run again: helios models pull {spoken(source)}"
-    return "run again: the same command" + ("" if source.file else f", or with the file's name: {_with_file(source)}")
-
-
-def _with_file(source: Source) -> str:
-    """Return the form of a LoRA's name that needs no listing of its repository."""
-    return f"{source.repo}/FILE.safetensors" + ("" if source.revision == "main" else f"@{source.revision}")
 
 
 def _repo_folder(repo: str) -> Path:
@@ -451,7 +369,7 @@ def _explained(source: Source) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as error:
         raise CheckpointError(
             f"{source.repo} has to be downloaded, and HF_HUB_OFFLINE forbids the network",
-            hint=f"unset HF_HUB_OFFLINE; {_again(source)}",
+            hint=f"unset HF_HUB_OFFLINE; {how_to_go_on(source)}",
         ) from error
     except errors.HfHubHTTPError as error:
         raise _refused(source, error) from error
@@ -496,9 +414,9 @@ def _broken(source: Source, error: Exception) -> HeliosError:
         name = re.search(r"[\w./-]+\.(safetensors|json)", str(error))  # the library shows the last 40 characters
         return CheckpointError(
             f"{source.repo}: {f'the file ending in {name[0]}' if name else 'a file'} arrived incomplete",
-            hint=_again(source),
+            hint=how_to_go_on(source),
         )
     return CheckpointError(
         f"the Hub could not be reached ({type(error.__cause__ or error).__name__})",
-        hint=f"check the connection; complete files are kept; {_again(source)}",
+        hint=f"check the connection; complete files are kept; {how_to_go_on(source)}",
     )

@@ -13,8 +13,8 @@ from helios_cli.weights import hub
 from helios_cli.weights.checkpoint import TOKENIZER, WEIGHT_STEMS, Checkpoint, Component, files_of, missing_files
 from helios_cli.weights.client import DIGEST
 from helios_cli.weights.files import digest_of, read_header, read_json, read_tensors
-from helios_cli.weights.hub import Source
 from helios_cli.weights.names import EMBEDDED, EMBEDDED_FOLDER, KNOWN, known_repo
+from helios_cli.weights.source import Source
 from helios_cli.weights.tokenizer import MAX_TOKENIZER_BYTES, check_tokenizer
 
 SUMMARY_KEYS = {

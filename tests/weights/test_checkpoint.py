@@ -198,8 +198,8 @@ def test_files_missing_from_an_interrupted_download(checkpoint):
 def test_opening_imports_no_torch(checkpoint):
     code = f"""
 import sys
-from helios_cli.weights import checkpoint, hub, report
-report.describe(checkpoint.Checkpoint.open({str(checkpoint)!r}), hub.source_of({str(checkpoint)!r}))
+from helios_cli.weights import checkpoint, report, source
+report.describe(checkpoint.Checkpoint.open({str(checkpoint)!r}), source.source_of({str(checkpoint)!r}))
 print([name for name in ("torch", "diffusers", "transformers", "huggingface_hub") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,11 +10,11 @@ import pytest
 
 from helios_cli.errors import InputError
 from helios_cli.units import format_bytes
-from helios_cli.weights import hub as library
 from helios_cli.weights.checkpoint import Checkpoint, files_of
-from helios_cli.weights.hub import Source, shadow_of, source_of
+from helios_cli.weights.client import COMMIT as COMMIT_ID
 from helios_cli.weights.names import EMBEDDED_FOLDER, KNOWN
 from helios_cli.weights.report import bytes_to_read, verify
+from helios_cli.weights.source import Source, shadow_of, source_of, spoken
 from support.fakes import COMMIT, Hub, write_checkpoint
 
 pytestmark = pytest.mark.process
@@ -268,8 +268,8 @@ def test_names_that_are_no_model(model, hint):
 
 def test_known_revisions_are_commits():
     for model in KNOWN.values():
-        assert library.COMMIT.fullmatch(model.revision)
-        assert library.spoken(source_of(model.name)) == model.name
+        assert COMMIT_ID.fullmatch(model.revision)
+        assert spoken(source_of(model.name)) == model.name
 
 
 def damage(snapshot: Path, name: str, change) -> None:
