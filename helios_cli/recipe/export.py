@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from helios_cli.errors import InputError
+from helios_cli.recipe.files import WIDTHLESS
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lora import Lora, located
 from helios_cli.recipe.trees import YAML_SCALARS
@@ -74,4 +75,6 @@ def _toml_value(value: object) -> str:
         return f"[{', '.join(map(_toml_value, value))}]"
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + " }"
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return repr(value)
+    return WIDTHLESS.sub(lambda character: f"\\u{ord(character[0]):04x}", json.dumps(value, ensure_ascii=False))

@@ -62,7 +62,7 @@ def decode(data: bytes, problems: Problems) -> str:
         message = f"is not {encoding.upper()}: byte 0x{data[error.start]:02x} at offset {error.start}"
         line = data.count(b"\n", 0, error.start) + 1
         problems.refuse(message, line=line, suggestion="save it as UTF-8")
-    text = _WIDTHLESS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = WIDTHLESS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     lines = text.split("\n")
     for character in dict.fromkeys(CONTROL.findall(text)):
         numbers = [number for number, line in enumerate(lines, 1) if character in line]
@@ -89,7 +89,9 @@ def _encoding(data: bytes) -> str:
     return "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
 
 
-_WIDTHLESS = re.compile("[\ufeff\u200b\u2060]")
+WIDTHLESS = re.compile("[\ufeff\u200b\u2060]")
+"""The characters that are not read from a file, where no one sees them. Escapes stand for themselves."""
+
 _ODD = (
     (re.compile("[“”„‟«»‘‛‚″]"), "a quote of another kind", "write straight ones, \" or '"),
     (re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]"), "a space of another kind", "write a plain one"),

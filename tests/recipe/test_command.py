@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from helios_cli.cli import main
 from helios_cli.recipe.export import write_recipe
@@ -22,6 +22,7 @@ SHOTS = '[2s] a red circle\n\na “green” square: with \\ and "quotes"\n'
 @pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(40))
 @given(keys=recipe_keys())
+@example(keys={"version": 1, "shot": [{"prompt": "0\ufeff1\u200b2\u2060"}]})
 def test_a_recipe_survives_all_forms(tmp_path, keys):
     source = tmp_path / "film.json"
     source.write_text(json.dumps(keys))
