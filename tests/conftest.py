@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from support import forks
+
 # What a user has set for himself changes what programs say and where they look. What chooses a machine's parts stays:
 # its processor's instructions, its GPUs, its ffmpeg (IMAGEIO_FFMPEG_EXE).
 OURS_OR_SPEECH = ("HELIOS_", "HF_", "HUGGINGFACE_", "XDG_", "LC_", "TTY_", "TRITON_", "TYPER_", "SVT_", "AV_LOG_")
@@ -51,6 +53,8 @@ settings.load_profile("helios")
 
 # A shell ignores Ctrl-C for what it starts in the background, and so would all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+forks.install()  # hundreds of processes do not import torch each
 
 
 def pytest_configure(config):

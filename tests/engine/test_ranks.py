@@ -22,6 +22,7 @@ from helios_cli.engine.ranks import Ranks
 from helios_cli.errors import CheckpointError, HeliosError, MachineError
 from helios_cli.model.vae import WanVAE
 from helios_cli.weights.checkpoint import Checkpoint
+from support.forks import children
 from support.reruns import decoded
 from support.waiting import LONGEST, alive, wait_until
 
@@ -35,16 +36,7 @@ SMALL = ("--size", "64x64", "--dtype", "float32", "--device", "cpu", "--no-cache
 
 def ranks_of(pid: int) -> list[int]:
     """Return the ranks that a process has started and that run."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return [child for child in children if alive(child) and b"engine.rank\0" in cmdline(child)]
-
-
-def cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    return [child for child, command in children(pid).items() if alive(child) and "helios_cli.engine.rank" in command]
 
 
 @pytest.fixture(autouse=True)
