@@ -1,4 +1,4 @@
-"""A fixture for tests that start Ray."""
+"""A fixture for tests that start Ray, which are the first ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests that start Ray first. They wait more than they compute, and for each other (`with_ray`): of several
+    processes that test, one runs them all while the others keep the cores busy."""
+    items.sort(key=lambda item: "with_ray" not in item.fixturenames)
 
 
 @pytest.fixture
