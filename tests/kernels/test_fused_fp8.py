@@ -16,12 +16,12 @@ pytestmark = [pytest.mark.kernels, pytest.mark.process]
 SCRIPT = f"""
 import sys, torch
 sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
-from interpreter import look_up_once, round_to_nearest
+from interpreter import quicken, round_to_nearest
 import helios_kernels as kernels
 from helios_kernels.case import outliers
 
 round_to_nearest()
-look_up_once()
+quicken()
 torch.manual_seed(0)
 DEVICE = torch.device("cpu")
 for dtype in (torch.bfloat16, torch.float16, torch.float32):

@@ -18,12 +18,12 @@ pytestmark = [pytest.mark.kernels, pytest.mark.process]
 MODEL = f"""
 import sys, torch
 sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
-from interpreter import look_up_once
+from interpreter import quicken
 from helios_cli.model import attention
 from helios_cli.architecture import DiTConfig
 from helios_cli.model.dit import HeliosDiT
 
-look_up_once()
+quicken()
 attention.onednn_runs = lambda x: False  # a matter of CPUs, where kernels do not run by themselves
 torch.manual_seed(0)
 sizes = dict(num_attention_heads=2, attention_head_dim=16, text_dim=32, freq_dim=32, ffn_dim=64, num_layers=2)

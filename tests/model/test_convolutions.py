@@ -80,7 +80,7 @@ import helios_kernels as kernels
 from helios_cli.model.convolution import CUDNN, FUSED, TRITON, Convolutions
 from helios_cli.model.causal import CausalConv3d
 from model.test_vae import WAN, chunk, make_ours, our_decode
-from support.interpreter import look_up_once
+from support.interpreter import quicken
 
 class Always(Convolutions):
     def __init__(self, name):
@@ -90,7 +90,7 @@ class Always(Convolutions):
     def of(self, x, weight):
         return self.name if kernels.causal_conv.takes(x, weight) else CUDNN
 
-look_up_once()
+quicken()
 normed, conv = [], kernels.causal_conv_norm
 
 def seeing(*args):

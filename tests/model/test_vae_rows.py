@@ -129,9 +129,9 @@ import helios_kernels as kernels
 from helios_kernels import launch
 from model.test_vae import WAN, chunk, make_ours, our_decode
 from model.test_vae_rows import decoded
-from support.interpreter import look_up_once
+from support.interpreter import quicken
 
-look_up_once()
+quicken()
 turn, start, seen, pad = threading.Lock(), launch.start, [], kernels.causal_pad
 
 def alone(*args, **how):  # the interpreter is not made for threads

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from interpreter import look_up_once, round_to_nearest
+from interpreter import quicken, round_to_nearest
 
 from helios_cli.bench.fidelity import film
 from helios_cli.bench.specs import SPECS
@@ -21,7 +21,7 @@ from helios_cli.recipe.settings import ModelDefaults
 from helios_cli.units import FRAMES_PER_CHUNK
 
 round_to_nearest()
-look_up_once()
+quicken()
 attention.onednn_runs = lambda x: False  # a matter of CPUs, where kernels do not run by themselves
 
 torch.manual_seed(0)

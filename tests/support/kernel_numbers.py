@@ -11,7 +11,7 @@ import os
 os.environ.update(TRITON_INTERPRET="1", HELIOS_KERNELS="triton")
 
 import torch
-from interpreter import look_up_once, round_to_nearest
+from interpreter import quicken, round_to_nearest
 
 from helios_kernels.check import OPS, compare
 
@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @torch.no_grad()
 def main() -> None:
     round_to_nearest()
-    look_up_once()
+    quicken()
     jobs = [(op, case, name) for op in OPS.values() for case in op.cases if case.interpreted for name in DTYPES]
     for op, case, name in jobs:
         fault = None
