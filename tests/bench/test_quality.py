@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from helios_cli.bench.specs import SPECS
+from helios_cli.bench.synthetic import write_checkpoint
 from helios_cli.cli import main
 from helios_cli.commands import bench_quality
 from helios_cli.engine import chunks as engine
@@ -19,6 +22,7 @@ from helios_cli.train.world.draw import backdrop_picture, render
 from helios_cli.train.world.judge import Watcher, adherence, change, changes, jumps_of, lasting, score
 from helios_cli.train.world.scene import Scene, draw_scene
 from helios_cli.units import FRAMES_PER_CHUNK
+from support.checkpoints import SMALL_VAE
 
 HALF_MINUTE = 24 * 30
 
@@ -179,11 +183,25 @@ def test_long_films_together():
 
 @pytest.mark.slow
 def test_command(tmp_path, capsys, monkeypatch):
-    """Whatever the shipped weights do, the whole way runs, and every figure is a number."""
+    """Whatever the weights show, here random ones, the whole way runs, and every figure is a number."""
+    spec = replace(SPECS["tiny"], transformer={**SPECS["tiny"].transformer, "num_layers": 2}, vae=SMALL_VAE)
+    model = write_checkpoint(tmp_path / "model", spec)
     monkeypatch.setattr(bench_quality, "SHOT_CHUNKS", 3)  # as long as a blend
     sheet, out = tmp_path / "sheet.png", tmp_path / "quality.json"
     short = ["--prompts", "2", "--chunks", "2", "--minutes", "0.03", "--films", "1", "--changes", "1"]
-    command = ["bench", "quality", *short, "--steps", "1,1,1", "--sheet", str(sheet), "--out", str(out)]
+    command = [
+        "bench",
+        "quality",
+        "-m",
+        str(model),
+        *short,
+        "--steps",
+        "1,1,1",
+        "--sheet",
+        str(sheet),
+        "--out",
+        str(out),
+    ]
     assert main([*command, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data == json.loads(out.read_text())

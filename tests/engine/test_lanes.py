@@ -21,7 +21,7 @@ from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, Placement
-from support.renders import Case, plan_of
+from support.renders import Case, models_of, plan_of
 
 LAYERS = 3
 
@@ -79,6 +79,20 @@ def frames_alone(plan: Plan, models: Models, out: Path) -> np.ndarray:
     return frames_in(out)
 
 
+@pytest.fixture(scope="module")
+def films_alone(checkpoints, tmp_path_factory):
+    """Return a function that gives the frames of `plans_of` a kind, each rendered alone, once."""
+    known: dict[str, list[np.ndarray]] = {}
+
+    def frames_of(kind: str) -> list[np.ndarray]:
+        if kind not in known:
+            models, out = models_of(checkpoints(kind, num_layers=LAYERS)), tmp_path_factory.mktemp("alone")
+            known[kind] = [frames_alone(plan, models, out / str(place)) for place, plan in enumerate(plans_of(kind))]
+        return known[kind]
+
+    return frames_of
+
+
 WAYS = {"none": Placement("none"), "stream": Placement("stream"), "turns": Placement("stream", 1, turns=True)}
 
 
@@ -89,13 +103,10 @@ WAYS = {"none": Placement("none"), "stream": Placement("stream"), "turns": Place
     + [("distilled", Placement("model"))],
     ids=str,
 )
-def test_films_together_are_what_they_are_alone(kind, placement, models_at, tmp_path):
-    plans, models = plans_of(kind), models_at(kind, placement)
-    ends = together(plans, models, tmp_path)
-    alone = models_at(kind, Placement())
-    for place, (plan, end) in enumerate(zip(plans, ends, strict=True)):
+def test_films_together_are_what_they_are_alone(kind, placement, models_at, films_alone, tmp_path):
+    ends = together(plans_of(kind), models_at(kind, placement), tmp_path)
+    for place, (end, expected) in enumerate(zip(ends, films_alone(kind), strict=True)):
         assert isinstance(end, FilmDone)
-        expected = frames_alone(plan, alone, tmp_path / f"alone{place}")
         assert np.array_equal(frames_in(tmp_path / str(place)), expected)
 
 
@@ -110,7 +121,7 @@ def test_each_block_is_read_once_for_all(models_at, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_film_that_fails_leaves_the_others_alone(models_at, tmp_path, monkeypatch):
+def test_a_film_that_fails_leaves_the_others_alone(models_at, films_alone, tmp_path, monkeypatch):
     plans, models = plans_of("distilled"), models_at("distilled", Placement("stream"))
     isfinite, seen = torch.isfinite, []
 
@@ -124,8 +135,7 @@ def test_a_film_that_fails_leaves_the_others_alone(models_at, tmp_path, monkeypa
     assert isinstance(ends[1], PictureError) and not (tmp_path / "1").exists()
     monkeypatch.undo()
     for place in (0, 2):
-        expected = frames_alone(plans[place], models, tmp_path / f"alone{place}")
-        assert np.array_equal(frames_in(tmp_path / str(place)), expected)
+        assert np.array_equal(frames_in(tmp_path / str(place)), films_alone("distilled")[place])
 
 
 @pytest.mark.parametrize(
