@@ -21,7 +21,7 @@ from helios_cli.film.writer import open_writer
 from helios_cli.recipe.plan import Plan
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, Placement
-from support.renders import Case, models_of, plan_of
+from support.renders import Case, ended_early, models_of, plan_of
 
 LAYERS = 3
 
@@ -44,7 +44,8 @@ def plans_of(kind: str) -> list[Plan]:
     cut = replace(second.chunks[2], fresh=True, seed=9)
     third = plan_of(Case(kind, (64, 64), steps, chunks=2, seed=8))
     third = replace(third, guidance=1.0 if kind == "distilled" else 3.0)
-    return [first, replace(second, chunks=(*second.chunks[:2], cut)), third]
+    second = replace(second, chunks=(*second.chunks[:2], cut))
+    return [first, ended_early(second), ended_early(third)]
 
 
 class Calling(Session):

@@ -25,7 +25,7 @@ from helios_cli.weights.ahead import Ahead
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import HOST_SLOTS, PROMPT_MATRICES, Placement
 from helios_cli.weights.reader import WeightFiles
-from support.renders import Case, plan_of
+from support.renders import Case, ended_early, plan_of
 from support.tiers import some
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def models_at(folder: Path, placement: Placement, dtype: torch.dtype = torch.flo
 
 
 def frames_of(case: Case, models: Models, out: Path, *, beside: int = 0) -> np.ndarray:
-    plan = plan_of(case)
+    plan = ended_early(plan_of(case))
     writer = open_writer(f"{out}/", size=plan.size, fps=plan.fps)
     for _ in render_chunks(plan, models, writer, chunks_beside=beside):
         pass
@@ -308,7 +308,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 def first_chunk(models: Models, out: Path):
     """A render of three chunks that has done its first one, and the writer."""
-    plan = plan_of(case_of("distilled", chunks=3))
+    plan = ended_early(plan_of(case_of("distilled", chunks=3)))
     events = render_chunks(plan, models, open_writer(f"{out}/", size=plan.size, fps=plan.fps))
     for event in events:
         if isinstance(event, ChunkDone):

@@ -77,9 +77,13 @@ def rendered(events) -> list[int]:
     return [event.chunk for event in events if isinstance(event, ChunkDone)]
 
 
+LAST = 9
+
+
 def shots(*prompts: str, transition: str = "cut", chunks: int = 2) -> Plan:
-    """A film of shots of so many whole chunks."""
-    listed = [{"prompt": prompt, "seconds": 33 * chunks / 24, "transition": transition} for prompt in prompts]
+    """A film of shots of so many chunks; with cuts, of the last chunk of each shot LAST frames."""
+    seconds = (33 * (chunks - 1) + (LAST if transition == "cut" else 33)) / 24
+    listed = [{"prompt": prompt, "seconds": seconds, "transition": transition} for prompt in prompts]
     return planned({"seed": 3, "shot": listed})
 
 
@@ -98,7 +102,8 @@ def test_a_shot_between_cuts_is_rendered_alone(bench, cache):
     events, frames = bench.render(edited, cache)
     assert rendered(events) == [2, 3]
     reused = [(event.chunk, event.frames, event.source) for event in events if isinstance(event, ChunksReused)]
-    assert reused == [(chunk, 33 * chunk + 33, "cache") for chunk in (0, 1, 4, 5, 6, 7)]
+    ends = [shot * (33 + LAST) + frames for shot in range(4) for frames in (33, 33 + LAST)]
+    assert reused == [(chunk, ends[chunk], "cache") for chunk in (0, 1, 4, 5, 6, 7)]
     assert np.array_equal(frames, bench.fresh(edited))
 
 

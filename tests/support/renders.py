@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -56,6 +56,12 @@ def plan_of(case: Case) -> Plan:
         for i in range(case.chunks)
     )
     return Plan("test", chunks, 33 * case.chunks, 24, case.size, case.negative, case.steps, case.guidance)
+
+
+def ended_early(plan: Plan, frames: int = 9) -> Plan:
+    """The plan with so many frames of its last chunk: the VAE decodes no more, which is most of a small film's time."""
+    *chunks, last = plan.chunks
+    return replace(plan, chunks=(*chunks, replace(last, num_frames=frames)), num_frames=last.start_frame + frames)
 
 
 def models_of(folder: Path, dtype: torch.dtype = torch.float32) -> Models:
