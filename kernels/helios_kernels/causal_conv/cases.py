@@ -58,7 +58,7 @@ REAL = tuple(
 )
 UGLY = (
     Case("C96-9x17-shortcut", {"T": 2, "H": 9, "W": 17, "C": 96, "shortcut": True}),
-    Case("C96-B2-T3", {"B": 2, "T": 3, "H": 3, "W": 33, "C": 96}),
+    Case("C96-B2-T3", {"B": 2, "T": 3, "H": 3, "W": 9, "C": 96}),
     Case("C192-10x5-shortcut", {"T": 1, "H": 10, "W": 5, "C": 192, "shortcut": True}),
 )
 

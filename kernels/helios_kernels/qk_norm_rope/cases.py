@@ -33,7 +33,7 @@ QK_NORM_ROPE = Op(
         *stages(DTYPES),
         Case("stage2-cross-query", {"S": 8640, "alone": True, "no_rope": True}, real=True, compiled=DTYPES),
         Case("stage2-12x128", {"S": STAGES["stage2"], "heads": 12}, compiled=BF16),
-        Case("S11040-3x32", {"S": STAGES["stage2"], "heads": 3, "D": 32}),
+        Case("S2940-3x32", {"S": STAGES["stage0"], "heads": 3, "D": 32}),
         Case("S101", {"S": 101}),
         Case("one-row", {"S": 1}),
         Case("S63-6x16-B2", {"B": 2, "S": 63, "heads": 6, "D": 16}),
