@@ -16,10 +16,9 @@ import pytest
 from helios_cli.check.examine import examine
 from helios_cli.cli import main
 from helios_cli.film.reading import probe
-from support.checkpoints import put_next_to
 from support.reruns import decoded, ended_at
 
-SMALL = ("-m", "../model", "--size", "64x64", "--steps", "1,1,1", "--dtype", "float32")
+SMALL = ("--size", "64x64", "--steps", "1,1,1", "--dtype", "float32")
 TWO = ("a red ball rolls left", *SMALL, "--frames", "40")
 CUT = """
 [[shot]]
@@ -36,7 +35,7 @@ seconds = 0.5
 def helios(tmp_path, monkeypatch, capfd, distilled):
     """Runs a command in an empty folder; returns the exit code, the events or other output, and the messages."""
     monkeypatch.chdir(tmp_path)
-    put_next_to(tmp_path, distilled)
+    monkeypatch.setenv("HELIOS_MODEL", str(distilled))
 
     def run(*arguments: str) -> tuple[int, list[dict], str]:
         capfd.readouterr()

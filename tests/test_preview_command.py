@@ -19,25 +19,11 @@ from helios_cli.engine.preview import Preview
 from helios_cli.film.again import read_again
 from helios_cli.weights.preview import PreviewFile
 from support import previews
-from support.checkpoints import put_next_to
 from support.renders import latents_of
 from support.reruns import decoded, ended_at
 
 SIZE = (64, 64)
-HOW = [
-    "-m",
-    "../model",
-    "--size",
-    "64x64",
-    "--steps",
-    "1,1,1",
-    "--frames",
-    "40",
-    "--device",
-    "cpu",
-    "--dtype",
-    "float32",
-]
+HOW = ["--size", "64x64", "--steps", "1,1,1", "--frames", "40", "--device", "cpu", "--dtype", "float32"]
 SHOWN = ["--preview-decoder", "taew2_1.safetensors"]
 PROMPT = "a red ball rolls left"
 
@@ -51,7 +37,7 @@ def weights(tmp_path_factory) -> Path:
 def folder(tmp_path, monkeypatch, weights, distilled) -> Path:
     """The current folder, with the file of a preview decoder."""
     monkeypatch.chdir(tmp_path)
-    put_next_to(tmp_path, distilled)
+    monkeypatch.setenv("HELIOS_MODEL", str(distilled))
     os.link(weights, "taew2_1.safetensors")
     return tmp_path
 
@@ -290,7 +276,6 @@ def test_from_python(folder):
     events = list(
         helios.render(
             PROMPT,
-            model="../model",
             size=SIZE,
             frames=33,
             steps=(1, 1, 1),

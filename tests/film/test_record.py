@@ -31,12 +31,11 @@ from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.settings import ModelDefaults, resolve
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.names import KNOWN
-from support.checkpoints import put_next_to
 from support.reruns import FFMPEG, decoded
 from support.tiers import examples
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-SMALL = ("-m", "../model", "--size", "64x64", "--steps", "1,1,1", "--dtype", "float32", "--no-cache", "-q")
+SMALL = ("--size", "64x64", "--steps", "1,1,1", "--dtype", "float32", "--no-cache", "-q")
 BOAT = """
 title = "A boat; = # \\\\ Łódź"
 [[shot]]
@@ -54,7 +53,7 @@ seconds = 0.5
 def helios(tmp_path, monkeypatch, distilled):
     """Runs a command in an empty folder with its own home; returns the exit code."""
     monkeypatch.chdir(tmp_path)
-    put_next_to(tmp_path, distilled)
+    monkeypatch.setenv("HELIOS_MODEL", str(distilled))
     monkeypatch.setenv("HELIOS_HOME", str(tmp_path / "home"))
     Path("boat.toml").write_text(BOAT)
     return lambda *arguments: main([*map(str, arguments)])
@@ -181,7 +180,7 @@ def test_pictures_and_model_folders_are_found_from_the_film(helios, tmp_path):
     Path("a").mkdir()
     shutil.copy(RECIPES / "first_frame.png", "a/sea.png")
     shutil.copytree(Path(__file__).resolve().parents[2] / "helios_cli" / "tiny", "a/weights")
-    small = ("-m", "a/weights", *SMALL[2:])
+    small = ("-m", "a/weights", *SMALL)
     assert helios("render", "a boat", *small, "--image", "a/sea.png", "-o", "a/boat.mkv", "--frames", 9) == 0
     text = Path("a/boat.json").read_text()
     assert str(tmp_path) not in text

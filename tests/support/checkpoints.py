@@ -32,14 +32,6 @@ def write(folder: Path, kind: str, solver: str = "unipc", **dit) -> Path:
     return folder
 
 
-def put_next_to(folder: Path, made: Path) -> None:
-    """Let commands that run in `folder`, of this test, have `made` as `../model`: its films take half the time of those
-    of `tiny`."""
-    link = folder.parent / "model"
-    if not link.exists():
-        link.symlink_to(made)
-
-
 def transformer(**config) -> HeliosDiT:
     """The transformer of these checkpoints, in float32."""
     made = HeliosDiT(DiTConfig.from_json({**TRANSFORMER, **DIT, **config}))
