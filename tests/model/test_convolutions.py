@@ -98,7 +98,7 @@ def seeing(*args):
     return conv(*args)
 
 kernels.causal_conv_norm = seeing
-vae, latents = make_ours(**{**WAN, "base_dim": 96, "num_res_blocks": 1}), chunk(3, height=1, width=2)
+vae, latents = make_ours(**{**WAN, "base_dim": 96, "num_res_blocks": 1}), chunk(2, height=1, width=2)
 vae.piece_elements = 8 * 16 * 96 * 3
 os.environ["HELIOS_KERNELS"] = "reference"
 plain = our_decode(vae, latents)
