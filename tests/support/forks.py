@@ -55,8 +55,9 @@ folder: Path | None = None
 
 
 def install() -> None:
-    ENVIRONMENT.update(os.environ)
-    subprocess.Popen = Popen
+    if sys.platform == "linux":  # elsewhere libraries do not survive a fork
+        ENVIRONMENT.update(os.environ)
+        subprocess.Popen = Popen
 
 
 def running() -> Path:
