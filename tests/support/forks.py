@@ -33,7 +33,7 @@ PYTHON = sys.executable
 """The Python of this process, whatever a test puts in its place."""
 
 READ_AT_START = (
-    *("LD_", "PYTHON", "LC_", "LANG", "TORCH", "ATEN_", "ONEDNN_", "DNNL_"),
+    *("LD_", "PYTHON", "LC_", "LANG", "TORCH_", "PYTORCH_", "ATEN_", "ONEDNN_", "DNNL_"),
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_"),
 )
 """The beginnings of variables that Python, torch and its libraries read when they are loaded."""
@@ -77,7 +77,7 @@ def running() -> Path:
 class Popen(subprocess.Popen):
     """A process that is a fork if it can be.
 
-    A fork's parent is its keeper, a process that sends the fork's number, waits for its end, and sends its status.
+    A fork's parent is its keeper, a process that waits for the end of the fork and sends its status.
     """
 
     _keeper: socket.socket | None = None
@@ -183,30 +183,30 @@ def serve() -> list[str]:
 
 
 def keep(connection: socket.socket) -> list[str]:
-    """Fork, and wait for the end of the fork. Return in the fork, with its arguments."""
+    """Fork, and wait for the end of the fork. Return in the fork, which says that it is there, with its arguments."""
     message, streams, *_ = socket.recv_fds(connection, MESSAGE_BYTES, 3)
     if pid := os.fork():
         for stream in (0, 1, 2, *streams):
             os.close(stream)
+        status = os.waitpid(pid, 0)[1]
         with contextlib.suppress(OSError):  # nobody asks any more
-            file = folder / str(pid)
-            file.write_bytes(message)
-            connection.send(str(pid).encode())
-            status = os.waitpid(pid, 0)[1]
-            file.unlink()
+            Path(folder, str(pid)).unlink()
             connection.send(str(status).encode())
         os._exit(0)
-    connection.close()
     request = json.loads(message)
     if request["new_session"]:
         os.setsid()
-    os.chdir(request["folder"])
-    os.environ.clear()
-    os.environ.update(request["environment"])
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
     open_streams()
+    pid = str(os.getpid())
+    Path(folder, pid).write_bytes(message)
+    connection.send(pid.encode())
+    connection.close()
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
     return request["arguments"]
 
 
