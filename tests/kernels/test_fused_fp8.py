@@ -19,15 +19,15 @@ sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
 from interpreter import quicken, round_to_nearest
 import helios_kernels as kernels
 from helios_kernels.case import outliers
+from helios_kernels.dispatch import HALVES
 
 round_to_nearest()
 quicken()
 torch.manual_seed(0)
 DEVICE = torch.device("cpu")
-HALVES = torch.bfloat16, torch.float16  # by turns: the kernels have no branch on the type
 SIZES = (1, 101, 40, 5120), (2, 63, 17, 96), (1, 1, 0, 5120), (3, 65, 65, 320)
 for index, (batch, rows, split, width) in enumerate(SIZES):
-    for dtype in (torch.float32, HALVES[index % 2]):
+    for dtype in (torch.float32, HALVES[index % 2]):  # by turns: the kernels have no branch on the type
         x, y = (outliers(batch, rows, width, dtype=dtype, device=DEVICE) for _ in range(2))
         gate, scale, shift = torch.randn(3, batch, 2, width)
         with torch.no_grad():
