@@ -1,9 +1,9 @@
-"""Python processes that begin as forks of one that has imported torch, which takes a processor two seconds.
+"""Python processes that begin as forks of one that has imported torch and helios, which takes a processor three seconds.
 
 `install` puts `Popen` in the place of subprocess.Popen. The processes that most tests start, `python -m helios_cli` and
-the children of helios itself (helios_cli.child), are forked then; they import helios after the fork. All else starts as
-ever: other programs, other Python code, and what has an environment that torch would have read (`can_fork`). A test of
-the start itself, such as which modules a command imports, runs `python -c`.
+the children of helios itself (helios_cli.child), are forked then. All else starts as ever: other programs, other Python
+code, and what has an environment that an import would have read (`can_fork`). A test of the start itself, such as which
+modules a command imports, runs `python -c`.
 
 A server forks for one process of pytest, and for all that this has started, and ends with it. In its folder are its
 socket and a file for each fork: `children` reads them.
@@ -17,6 +17,7 @@ import importlib
 import inspect
 import json
 import os
+import pkgutil
 import runpy
 import selectors
 import shutil
@@ -36,7 +37,9 @@ READ_AT_START = (
     *("LD_", "PYTHON", "LC_", "LANG", "TORCH_", "PYTORCH_", "ATEN_", "ONEDNN_", "DNNL_"),
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_"),
 )
-"""The beginnings of variables that Python, torch and its libraries read when they are loaded."""
+"""The beginnings of variables that Python, torch and its libraries read when they are loaded.
+
+helios reads none when it is imported. What is not imported here reads its own: Triton, huggingface_hub."""
 
 PARAMETERS = list(inspect.signature(subprocess.Popen._execute_child).parameters)[1:]
 
@@ -67,7 +70,7 @@ def running() -> Path:
         new = Path(tempfile.mkdtemp(prefix="helios-forks-", dir="/tmp"))  # the path of a socket is short
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         running.server = subprocess.Popen(
-            [PYTHON, "-P", __file__, str(new)], env=ENVIRONMENT, cwd="/", start_new_session=True, **pipes
+            [PYTHON, "-P", __file__, str(new), *sys.path], env=ENVIRONMENT, cwd="/", start_new_session=True, **pipes
         )
         assert running.server.stdout.readline(), "the server of forks ended"
         folder = new
@@ -160,8 +163,15 @@ def children(pid: int) -> dict[int, list[str]]:
 
 def serve() -> list[str]:
     """Fork for each connection, and return in each fork with its arguments. The server ends with its stdin."""
-    for module in ("torch", "numpy", "pydantic", "typer", "yaml", "PIL.Image", "safetensors.torch", "tokenizers"):
+    for module in ("yaml", "safetensors.torch", "tokenizers", "rich.table", "rich.progress"):  # which helios imports late
         importlib.import_module(module)
+    own = sys.path[:]
+    sys.path[:0] = sys.argv[2:]  # where the tests find helios
+    for module in pkgutil.walk_packages(importlib.import_module("helios_cli").__path__, "helios_cli."):
+        if not module.name.endswith(".__main__"):
+            with contextlib.suppress(ImportError):  # it needs an extra that is not there
+                importlib.import_module(module.name)
+    sys.path[:] = own
     gc.freeze()  # what is there stays
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, selectors.DefaultSelector() as selector:
         listener.bind(str(folder / "socket"))
@@ -231,4 +241,5 @@ if __name__ == "__main__":
     else:
         _, code, *arguments = arguments
         sys.argv = ["-c", *arguments]
+        sys.modules.pop(arguments[0], None)  # it runs as a program, as if it had not been imported
         exec(code, {"__name__": "__main__"})
