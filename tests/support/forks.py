@@ -163,7 +163,7 @@ def children(pid: int) -> dict[int, list[str]]:
 
 def serve() -> list[str]:
     """Fork for each connection, and return in each fork with its arguments. The server ends with its stdin."""
-    for module in ("yaml", "safetensors.torch", "tokenizers", "rich.table", "rich.progress"):  # which helios imports late
+    for module in ("yaml", "safetensors.torch", "tokenizers", "rich.table", "rich.progress"):  # helios imports them late
         importlib.import_module(module)
     own = sys.path[:]
     sys.path[:0] = sys.argv[2:]  # where the tests find helios
