@@ -1,4 +1,4 @@
-"""Python processes that begin as forks of one that has imported torch and helios, which takes a processor three seconds.
+"""Python processes that begin as forks of one that has imported torch and helios, which takes three seconds.
 
 `install` puts `Popen` in the place of subprocess.Popen. The processes that most tests start, `python -m helios_cli` and
 the children of helios itself (helios_cli.child), are forked then. All else starts as ever: other programs, other Python
@@ -163,7 +163,7 @@ def children(pid: int) -> dict[int, list[str]]:
 
 def serve() -> list[str]:
     """Fork for each connection, and return in each fork with its arguments. The server ends with its stdin."""
-    for module in ("yaml", "safetensors.torch", "tokenizers", "rich.table", "rich.progress"):  # helios imports them late
+    for module in ("yaml", "safetensors.torch", "tokenizers", "rich.table", "rich.progress"):  # imported late
         importlib.import_module(module)
     own = sys.path[:]
     sys.path[:0] = sys.argv[2:]  # where the tests find helios
