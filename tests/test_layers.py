@@ -361,6 +361,7 @@ LIGHT_COMMANDS = [
     (["models", "info", "./no-such-folder"], 2),
     (["recipe", "check", "broken.toml"], 2),
     (["plan", "broken.toml"], 2),
+    (["plan", "a boat", "--seconds", "2"], 0),
     (["bench", "render", "--synthetic", "huge"], 2),
     (["render", "broken.toml"], 2),
     (["render", "a boat", "--size", "huge"], 2),
@@ -412,3 +413,15 @@ def test_help_imports_no_command(arguments):
     own = {name.split(".", 1)[1] for name in imported if name.startswith("helios_cli.")}
     assert own == {"cli", "commands", "console", "errors", "stop", "units", "visible"}
     assert not imported & {"yaml", "huggingface_hub", "PIL", "ftfy", "numpy", "torch"}
+
+
+@pytest.mark.process
+def test_a_plan_of_a_prompt_imports_no_part_that_other_films_need():
+    script = "import sys; from helios_cli.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    plan = ["plan", "a boat", "--seconds", "2"]
+    run = subprocess.run([sys.executable, "-c", script, *plan], capture_output=True, text=True, timeout=LONGEST)
+    imported = set(run.stdout.splitlines()[-1].split())
+    own = {
+        f"helios_cli.{name}" for name in ("recipe.trees", "recipe.text", "film.after", "film.sound", "weights.adapters")
+    }
+    assert "helios_cli.cost.estimate" in imported and not imported & {*own, "yaml", "tomllib", "concurrent.futures"}

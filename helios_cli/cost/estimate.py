@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from helios_cli.cost.arithmetic import (
     arithmetic_of,
@@ -40,10 +40,8 @@ from helios_cli.cost.work import PromptTokens, Work
 from helios_cli.cost.workload import Workload
 from helios_cli.device import Device, find_device, find_vae_device, is_second, pick_dtype
 from helios_cli.errors import InputError, MachineError
-from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
 from helios_cli.film.jobs import Job
-from helios_cli.film.sound import Track, track_of
 from helios_cli.measured import SUMS
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
@@ -53,12 +51,15 @@ from helios_cli.recipe.plan import Plan, plan_film, too_long
 from helios_cli.recipe.settings import DEFAULT_MODEL, choose_model, resolve
 from helios_cli.recipe.sound import choose_sound
 from helios_cli.weights import hub
-from helios_cli.weights.adapters import fold
 from helios_cli.weights.checkpoint import weights_identity
 from helios_cli.weights.fp8 import dtype_with
-from helios_cli.weights.preview import PreviewFile
 from helios_cli.weights.source import shadow_of
 from helios_cli.weights.vocabulary import introduction
+
+if TYPE_CHECKING:  # what few films have is imported for them alone
+    from helios_cli.film.after import After
+    from helios_cli.film.sound import Track
+    from helios_cli.weights.preview import PreviewFile
 
 T = TypeVar("T")
 
@@ -172,7 +173,7 @@ def estimate_films(
     require_quant(quant, device)
     dtype, _ = pick_dtype(dtype_with(quant, options.dtype), device)
     models: dict[object, tuple[Model, list[str]]] = {}
-    preview = PreviewFile.open(options.preview_decoder) if options.preview_decoder else None
+    preview = _preview_of(options)
     estimates = []
 
     def model_of(film: Film) -> tuple[str, tuple[Lora, ...]]:
@@ -198,6 +199,30 @@ def estimate_films(
             load = Workload.of(plan, model, options, used, dtype, rounding, len(group), second, preview)
             estimates.append(_estimate(film, load, options, on, price, notices))
     return estimates
+
+
+def _preview_of(options: RenderOptions) -> PreviewFile | None:
+    if options.preview_decoder is None:
+        return None
+    from helios_cli.weights.preview import PreviewFile
+
+    return PreviewFile.open(options.preview_decoder)
+
+
+def _after_of(options: RenderOptions, plan: Plan, kind: str) -> After | None:
+    if not options.changes_frames:
+        return None
+    from helios_cli.film.after import After
+
+    return After.of(options, plan.size, plan.fps, kind)
+
+
+def _track_of(film: Film, options: RenderOptions) -> Track | None:
+    if choose_sound(film, options)[0] is None:
+        return None
+    from helios_cli.film.sound import track_of
+
+    return track_of(film, options)
 
 
 def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], object]) -> Iterator[list[T]]:
@@ -238,6 +263,8 @@ def find_model_for(
         if options.lora:
             notices.append("whether the LoRA files fit it is not known before that")
     elif options.lora:
+        from helios_cli.weights.adapters import fold
+
         files = [(hub.found_lora(lora.path), lora.weight) for lora in options.lora]
         checkpoint, lines = fold(model.checkpoint, files)
         model, notices = replace(model, checkpoint=checkpoint), [*notices, *lines]
@@ -281,7 +308,7 @@ def _estimate(
     if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, plan.texts)):
         notices = [*notices, line]
     team, kind = load.teams, film_kind(options.output)
-    after = After.of(options, plan.size, plan.fps, kind)
+    after = _after_of(options, plan, kind)
     notices = [*notices, team.notice] if team.notice else notices
     is_here = model.checkpoint is not None and on is None
     fingerprints = _fingerprints(load, options) if is_here else None
@@ -310,7 +337,7 @@ def _estimate(
         kept=_kept(fingerprints or ()) if options.cache else frozenset(),
         notices=(*notices, *plan.notices, *placing, *too_long_prompts(plan, load.work.prompts, strict=options.strict)),
         vae_device=load.vae_device,
-        track=track_of(film, options),
+        track=_track_of(film, options),
         preview=load.preview,
         final=load.final,
         after=after,

@@ -71,6 +71,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helios_cli.cost.estimate import Estimate
 from helios_cli.cost.farm import Farm
@@ -79,10 +80,12 @@ from helios_cli.cost.placing import mode_report
 from helios_cli.cost.speeds import total
 from helios_cli.cost.work import StageWork
 from helios_cli.device import Device
-from helios_cli.film.sound import Track
 from helios_cli.recipe.plan import Plan
 from helios_cli.recipe.sound import SOUND_KEYS
-from helios_cli.weights.adapters import Adapter
+
+if TYPE_CHECKING:
+    from helios_cli.film.sound import Track
+    from helios_cli.weights.adapters import Adapter
 
 VERSION = 1
 

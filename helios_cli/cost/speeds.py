@@ -25,14 +25,17 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helios_cli import machine
 from helios_cli.cost.gpus import KnownGpu, known_gpu
 from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.files import replacing, turns
-from helios_cli.film.after import After
 from helios_cli.weights.fp8 import Quant
+
+if TYPE_CHECKING:
+    from helios_cli.film.after import After
 
 VERSION = 1
 BANDWIDTHS = ("disk", "cache", "upload")

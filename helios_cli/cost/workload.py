@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import prod
+from typing import TYPE_CHECKING
 
 from helios_cli import machine
 from helios_cli.cost import vae
@@ -19,7 +20,9 @@ from helios_cli.units import FRAMES_PER_CHUNK, LATENTS_PER_CHUNK, PIXELS_PER_CEL
 from helios_cli.weights.fp8 import Quant
 from helios_cli.weights.low_bit import BYTES
 from helios_cli.weights.placement import FOLDED_BYTES, GPU_READERS, Placement
-from helios_cli.weights.preview import PreviewFile
+
+if TYPE_CHECKING:
+    from helios_cli.weights.preview import PreviewFile
 
 FLOAT32 = 4
 

@@ -58,9 +58,9 @@ class After:
         """Return what `options` ask for after a film of that size, rate and `Target.kind`, tried on a few frames; None
         for nothing. InputError for what cannot be done.
         """
-        check_after(options, kind)
-        if options.filter is None and options.through is None:
+        if not options.changes_frames:
             return None
+        _check_values(options)
         rendered = FrameFormat(size, ffmpeg.frame_rate(fps))
         between = FrameFormat(
             options.through_size or size,
@@ -152,21 +152,8 @@ class After:
         return ["-frames:v", f"{wanted}", *ffmpeg.every_frame(), *pieces, f"pipe:{made.fileno()}"]
 
 
-def check_after(options: RenderOptions, kind: str) -> None:
-    """Raise InputError for options of what comes after a film that are wrong whatever its size is."""
-    flag = next((f"--{name}" for name in ("through", "filter") if getattr(options, name) is not None), None)
-    if options.through is None and (options.through_size is not None or options.through_fps is not None):
-        flag = "--through-size" if options.through_size is not None else "--through-fps"
-        raise InputError(f"{flag} describes what --through gives, but there is none", hint="add --through COMMAND")
-    if flag is None:
-        return
-    if kind == "png":
-        raise InputError(
-            f"{flag} works while a film file is encoded, but this one is a folder of pictures",
-            hint="end the name of the output in .mkv, which is lossless, and make pictures of that with ffmpeg",
-        )
-    if options.takes:
-        raise InputError(f"{flag} works on whole films, but --takes shows parts of one", hint="leave one of them out")
+def _check_values(options: RenderOptions) -> None:
+    """Raise InputError for values that are wrong whatever the film's size is."""
     if options.through is not None and not options.through.strip():
         raise InputError("--through: the command is empty", hint="is a shell variable empty?")
     if options.through is not None and (len(options.through) > MAX_COMMAND or has_unseen(options.through)):
@@ -179,8 +166,6 @@ def check_after(options: RenderOptions, kind: str) -> None:
         if not 1 <= min(width, height) <= max(width, height) <= MAX_SIDE or width * height > MAX_PIXELS:
             limits = f"{MAX_PIXELS // 10**6} megapixels, {MAX_SIDE} pixels a side"
             raise InputError(f"--through-size {width}x{height}: films have at most {limits}")
-    if options.filter is not None:
-        check_graph(options.filter)
 
 
 def try_after(options: RenderOptions, size: tuple[int, int] | None, fps: float, kind: str) -> After | None:

@@ -46,6 +46,23 @@ def check_shared_out(options: RenderOptions) -> None:
         raise InputError(what, hint="write --device cuda, and set CUDA_VISIBLE_DEVICES to leave GPUs out")
 
 
+def check_after(options: RenderOptions, kind: str) -> None:
+    """Raise InputError for options that --through and --filter do not go with, in a film of that `Target.kind`."""
+    if options.through is None and (options.through_size is not None or options.through_fps is not None):
+        flag = "--through-size" if options.through_size is not None else "--through-fps"
+        raise InputError(f"{flag} describes what --through gives, but there is none", hint="add --through COMMAND")
+    if not options.changes_frames:
+        return
+    flag = "--filter" if options.through is None else "--through"
+    if kind == "png":
+        raise InputError(
+            f"{flag} works while a film file is encoded, but this one is a folder of pictures",
+            hint="end the name of the output in .mkv, which is lossless, and make pictures of that with ffmpeg",
+        )
+    if options.takes:
+        raise InputError(f"{flag} works on whole films, but --takes shows parts of one", hint=LEAVE_ONE)
+
+
 def check_preview(options: RenderOptions) -> None:
     """Raise InputError for options that --preview-decoder and --final do not go with, CheckpointError for a file that
     is no preview decoder."""

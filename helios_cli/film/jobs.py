@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
-from helios_cli.film.clashes import check_preview, check_stream
+from helios_cli.film.clashes import check_after, check_preview, check_stream
 from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_target, is_taken
 from helios_cli.recipe.files import check_loras
 from helios_cli.recipe.film import Film
@@ -100,9 +100,8 @@ def check_encoding(jobs: list[Job]) -> None:
 
 
 def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
-    from helios_cli.film.after import check_after, try_after
-
     if options.is_stream:
+        check_after(options, "mkv")
         places: tuple[Path, ...] = ()
     elif options.takes:
         from helios_cli.film.takes import TakesFiles, check_shot
@@ -121,8 +120,9 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
             hint = "name an .mp4 or .mkv with -o, or write --audio none"
             raise InputError(f"{output}: a folder of pictures has no sound", hint=hint)
         fps = film_fps(options, film.recipe)
-        if after := try_after(options, options.size or film.recipe.size, fps, target.kind):
-            fps = float(after.made.rate)
+        check_after(options, target.kind)
+        if options.changes_frames:
+            fps = _rate_after(film, options, fps, target.kind)
         if options.export:
             _check_exports(film, target, options, fps, several)
     check_inputs(_inputs(film, options), places)
@@ -132,6 +132,14 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
     loras, from_ = choose_loras(film, options)
     check_loras(loras, from_)
     return Job(film, replace(options, model=model, output=output, lora=loras))
+
+
+def _rate_after(film: Film, options: RenderOptions, fps: float, kind: str) -> float:
+    """Return the rate of the finished film; what comes after the render is tried on a few frames."""
+    from helios_cli.film.after import try_after
+
+    after = try_after(options, options.size or film.recipe.size, fps, kind)
+    return fps if after is None else float(after.made.rate)
 
 
 def _is_preview(output: str) -> bool:

@@ -13,7 +13,7 @@ from helios_cli.errors import InputError
 from helios_cli.recipe.files import WIDTHLESS
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.lora import Lora, located
-from helios_cli.recipe.trees import YAML_SCALARS
+from helios_cli.recipe.yaml_tree import YAML_SCALARS
 from helios_cli.visible import has_unseen
 
 FORMS = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}

@@ -106,7 +106,7 @@ def _key(description: str, example: object, default: object = None) -> Any:
 class Shot(BaseModel):
     """One stretch of the film under one prompt."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     prompt: Prompt = _key("What the shot shows.", "A fishing boat leaves the harbour.", ...)
     seconds: Duration | None = _key(
@@ -131,7 +131,7 @@ class Shot(BaseModel):
 class LoraEntry(BaseModel):
     """A LoRA file of the film."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     path: LocalPath = _key(
         "File, relative to the recipe, or owner/name[/file.safetensors] on the Hub.", "style.safetensors", ...
@@ -142,7 +142,7 @@ class LoraEntry(BaseModel):
 class Recipe(BaseModel):
     """A film as a list of shots and the settings that they share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="helios recipe")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, title="helios recipe")
 
     version: Literal[1] = _key("Version of this format.", 1, VERSION)
     title: Annotated[Text, Field(max_length=200)] | None = _key("Name of the film.", "Harbour at dawn")

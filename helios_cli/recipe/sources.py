@@ -1,4 +1,7 @@
-"""Reads films from the sources on the command line: every form of SOURCE is recognised here."""
+"""Reads films from the sources on the command line: every form of SOURCE is recognised here.
+
+The readers of files are imported when there is a file, so that a quoted prompt does not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,8 @@ from typing import BinaryIO
 from helios_cli.recipe.cues import shots_from
 from helios_cli.recipe.files import CLIPS, MAX_BYTES, PICTURES, absence, decode, read_text
 from helios_cli.recipe.film import Film
-from helios_cli.recipe.habits import as_shot_list
 from helios_cli.recipe.lists import READERS, Draft, read_updates
 from helios_cli.recipe.problems import Problem, Problems, RecipeError
-from helios_cli.recipe.text import begins_with_time, read_cues
-from helios_cli.recipe.trees import read_tree
 from helios_cli.recipe.validate import recipe_from
 from helios_cli.visible import printable, without_hidden
 
@@ -89,6 +89,8 @@ def _drafts(path: Path, problems: Problems) -> list[Draft]:
         return _text_draft(text, problems)
     if suffix in READERS:
         return READERS[suffix](text, problems)
+    from helios_cli.recipe.trees import read_tree
+
     tree, lines = read_tree(text, suffix, problems)
     if isinstance(tree, list) and suffix == ".json":
         return read_updates(tree, lines, problems)
@@ -96,6 +98,9 @@ def _drafts(path: Path, problems: Problems) -> list[Draft]:
 
 
 def _text_draft(text: str, problems: Problems) -> list[Draft]:
+    from helios_cli.recipe.habits import as_shot_list
+    from helios_cli.recipe.text import read_cues
+
     text, notices = as_shot_list(text, problems)
     problems.stop()
     return [Draft(*shots_from(read_cues(text, problems), problems), notices)]
@@ -126,8 +131,13 @@ def _films(drafts: list[Draft], path: Path, problems: Problems) -> list[Film]:
 def _read_words(source: str) -> list[Film]:
     """Return the film of a quoted prompt: one shot, taken as it is."""
     recipe = recipe_from({"shot": [{"prompt": source}]}, {}, Problems(WORDS))
-    notice = "a quoted prompt is one shot: times in brackets are read only from a .txt file or from -"
-    return [Film(_slug(source), WORDS, recipe, Path.cwd(), (notice,) * begins_with_time(source))]
+    notices: tuple[str, ...] = ()
+    if source.lstrip().startswith("["):
+        from helios_cli.recipe.text import begins_with_time
+
+        if begins_with_time(source):
+            notices = ("a quoted prompt is one shot: times in brackets are read only from a .txt file or from -",)
+    return [Film(_slug(source), WORDS, recipe, Path.cwd(), notices)]
 
 
 def _with_own_name(films: list[Film], before: list[Film]) -> list[Film]:

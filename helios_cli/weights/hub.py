@@ -12,7 +12,6 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -192,6 +191,8 @@ def _fetch(source: Source, commit: str, files: list[RemoteFile], progress: Progr
     blobs = _repo_folder(source.repo) / "blobs"
     size = sum(file.bytes for file in files if not (blobs / file.blob).exists())
     _require_space(size, cache())
+    from concurrent.futures import ThreadPoolExecutor  # brings logging, which most commands need not import
+
     failures: list[BaseException] = []  # after the first, other transfers end at their next bytes
     with progress(source.repo, size) if progress else nullcontext(_ignore) as advance:
         fetch = partial(_fetch_file, source, commit, advance=advance, failures=failures)

@@ -17,6 +17,7 @@ import pytest
 from helios_cli.errors import HeliosError, InputError
 from helios_cli.film import through
 from helios_cli.film.after import After, try_after
+from helios_cli.film.clashes import check_after
 from helios_cli.film.filters import FrameFormat
 from helios_cli.film.reading import probe
 from helios_cli.film.through import GATED, Frames, frames_at
@@ -330,6 +331,7 @@ def test_no_program_starts_for_a_process_that_was_killed(tmp_path):
 )
 def test_what_cannot_be_done_is_found_before(options, kind, message):
     with pytest.raises(InputError) as caught:
+        check_after(RenderOptions(**options), kind)
         try_after(RenderOptions(**options), SIZE, 24, kind)
     assert message in caught.value.message
 
