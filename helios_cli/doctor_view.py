@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from helios_cli.console import console
-from helios_cli.units import at_least, counted, format_bytes, format_seconds
+from helios_cli.units import at_least, counted, format_bytes, format_figure, format_seconds
 from helios_cli.weights.names import EMBEDDED
 
 Facts = dict[str, Any]
@@ -125,7 +125,7 @@ def _attention_lines(attention: Facts) -> Iterator[str]:
     yield f"PyTorch has {', '.join(attention['pytorch'])}"
     for shape, measured in attention["measured"].items():
         times = ", ".join(
-            f"{name} {ms:.3g} ms" for name, ms in sorted(measured["ms"].items(), key=lambda item: item[1])
+            f"{name} {format_figure(ms)} ms" for name, ms in sorted(measured["ms"].items(), key=lambda item: item[1])
         )
         refused = "".join(f"; {name} refused: {reason}" for name, reason in measured["refused"].items())
         yield f"{shape}: {measured['name']} ({times}{refused})"

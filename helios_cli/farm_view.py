@@ -30,7 +30,7 @@ from helios_cli.files import by_number
 from helios_cli.progress import LiveLines, bar_line, start_lines, summary_lines
 from helios_cli.stop import IsStopped
 from helios_cli.track import PHASES, left_text, speed_text
-from helios_cli.units import counted, format_duration
+from helios_cli.units import counted, format_duration, format_figure, format_seconds
 from helios_cli.visible import printable
 
 if TYPE_CHECKING:
@@ -137,9 +137,9 @@ class PlainFarmView(FarmView):
     def _chunk_line(self, done: ChunkDone) -> str:
         worker = None if done.worker is None else self.track.worker(done.worker.name)
         if worker is None or worker.segment is None:
-            return f"chunk {done.chunk + 1}/{done.chunks} of the film in {done.seconds:.1f} s"
+            return f"chunk {done.chunk + 1}/{done.chunks} of the film in {format_seconds(done.seconds)}"
         segment = worker.segment
-        chunk = f"chunk {done.chunk - segment.chunk + 1}/{segment.chunks} in {done.seconds:.1f} s"
+        chunk = f"chunk {done.chunk - segment.chunk + 1}/{segment.chunks} in {format_seconds(done.seconds)}"
         return f"{segment_text(segment)}, {chunk}, {speed_text(worker.recent.frames_per_second)}".rstrip(", ")
 
     def _show_total(self) -> None:
@@ -333,7 +333,10 @@ def _columns(workers: Sequence[WorkerTrack], now: float, *, is_short: bool) -> l
     segments = [worker.segment for worker in workers]
     segment = [f"{s.segment + 1}/{s.segments}" if s else "" for s in segments]
     chunk = [f"{w.number}/{w.segment.chunks}" if w.segment else "" for w in workers]
-    speed = [f"{w.recent.frames_per_second:.3g}" if w.recent.frames_per_second and w.segment else "" for w in workers]
+    speed = [
+        format_figure(worker.recent.frames_per_second) if worker.recent.frames_per_second and worker.segment else ""
+        for worker in workers
+    ]
     doing = [_doing(worker, now, is_short=is_short) for worker in workers]
     hosts = [printable(worker.worker.host, 200) for worker in workers]
     columns = [

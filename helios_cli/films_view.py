@@ -13,7 +13,7 @@ from helios_cli.farm_track import FarmTrack
 from helios_cli.farm_view import PlainFarmView, RichFarmView, aligned, end_line
 from helios_cli.progress import ProgressKind, SilentView, View, open_view
 from helios_cli.stop import IsStopped
-from helios_cli.units import counted
+from helios_cli.units import counted, format_figure
 
 if TYPE_CHECKING:
     from helios_cli.film.jobs import Job
@@ -101,7 +101,7 @@ class FilmsView:
         """Return the row of a film. `error`, which ended the command, applies to films that began and did not end."""
         end = self._ends.get(id(job), error if id(job) in self._begun else None)
         if isinstance(end, FilmDone):
-            speed = f"{end.frames_per_second:.3g}" if end.frames > end.frames_reused else "reused"
+            speed = format_figure(end.frames_per_second) if end.frames > end.frames_reused else "reused"
             return job.film.name, "done", str(end.frames), f"{end.seconds:.1f}", speed, job.output
         if end is None:
             return job.film.name, "not tried", "", "", "", ""

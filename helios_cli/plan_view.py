@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helios_cli.console import console
-from helios_cli.units import FRAMES_PER_CHUNK, at_least, counted, format_bytes, format_seconds
+from helios_cli.units import FRAMES_PER_CHUNK, at_least, counted, format_bytes, format_figure, format_seconds
 
 if TYPE_CHECKING:
     from helios_cli.cost.estimate import Estimate
@@ -310,7 +310,7 @@ def _split(farm: Farm) -> str:
     share, moved = farm.split.share, farm.split.moved_bytes
     if share is None or moved is None:
         return f"{farm.split.gpus}; the gain is {farm.split.basis}"
-    gain = f"a film is {_times(1 / share)} times as fast as on one"
+    gain = f"a film is {format_figure(1 / share)} times as fast as on one"
     return f"{farm.split.gpus}; {gain} (estimate)\neach receives {format_bytes(moved)} a chunk\n{farm.split.basis}"
 
 
@@ -318,7 +318,7 @@ def _outcome(farm: Farm, outcome: Outcome) -> str:
     if outcome.speedup is None:
         return "unknown"
     one = "one worker on one GPU" if farm.split else "one worker"
-    faster = "" if outcome.workers == outcome.gpus == 1 else f"{_times(outcome.speedup)} times as fast as {one}"
+    faster = "" if outcome.workers == outcome.gpus == 1 else f"{format_figure(outcome.speedup)} times as fast as {one}"
     return ", ".join(filter(None, ["" if outcome.seconds is None else format_seconds(outcome.seconds), faster]))
 
 
@@ -331,15 +331,11 @@ def _best(farm: Farm) -> str:
     return f"{_outcome(farm, farm.best)}, with {counted(farm.useful, 'worker')}: {why}"
 
 
-def _times(factor: float) -> str:
-    return f"{factor:.3g}" if factor < 999.5 else f"{factor:.0f}"
-
-
 def _farm_row(farm: Farm, outcome: Outcome) -> list:
     chosen = f"{outcome.workers} *" if outcome.workers == farm.workers else f"{outcome.workers}"
     time = "unknown" if outcome.seconds is None else format_seconds(outcome.seconds)
     row = [chosen, *([outcome.gpus] if farm.gpus_per_worker > 1 else []), time]
-    row.append("?" if outcome.speedup is None else _times(outcome.speedup))
+    row.append("?" if outcome.speedup is None else format_figure(outcome.speedup))
     return row if farm.price is None else [*row, "unknown" if outcome.cost is None else f"{outcome.cost:.2f}"]
 
 

@@ -18,7 +18,7 @@ from helios_cli.engine.events import (
     Playback,
     StepDone,
 )
-from helios_cli.units import format_duration
+from helios_cli.units import format_duration, format_figure
 
 PHASES = {
     "load": "loading the model",
@@ -212,7 +212,7 @@ class Track:
 
 
 def speed_text(frames_per_second: float | None) -> str:
-    return f"{frames_per_second:.3g} frames/s" if frames_per_second else ""
+    return f"{format_figure(frames_per_second)} frames/s" if frames_per_second else ""
 
 
 def left_text(seconds: float | None) -> str:

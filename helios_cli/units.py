@@ -100,6 +100,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def format_figure(value: float) -> str:
+    """Format a number in three figures, without an exponent for large ones: `1.25`, `78`, `1,046`."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
 def format_bytes(count: float) -> str:
     """Format 28619000000 as `28.6 GB`, in decimal units like disks, the Hub and GPU vendors."""
     for unit in ("B", "kB", "MB", "GB"):

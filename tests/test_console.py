@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from helios_cli.console import console
 from helios_cli.errors import InputError
 from helios_cli.progress import PlainView, open_view
-from helios_cli.units import format_bytes, format_seconds
+from helios_cli.units import format_bytes, format_figure, format_seconds
 from support.waiting import LONGEST
 
 
@@ -249,6 +249,14 @@ with console.progress_bytes("pull [a]", 2000) as advance:
 )
 def test_format_bytes(count, text):
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.01234, "0.0123"), (1.0, "1"), (78.25, "78.2"), (999.4, "999"), (999.6, "1,000"), (1046.2, "1,046")],
+)
+def test_format_figure(value, text):
+    assert format_figure(value) == text
 
 
 @pytest.mark.parametrize(

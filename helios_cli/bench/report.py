@@ -14,7 +14,7 @@ from typing import Any
 from helios_cli import __version__, machine
 from helios_cli.bench.task import PROMPT, Result, Task
 from helios_cli.film import ffmpeg
-from helios_cli.units import FRAMES_PER_CHUNK, chunks_for, format_bytes
+from helios_cli.units import FRAMES_PER_CHUNK, chunks_for, format_bytes, format_figure
 from helios_cli.versions import version_of
 
 SAME_FILM_DB = 25
@@ -272,7 +272,7 @@ def _taken(row: dict[str, Any]) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else format_figure(value)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from helios_cli.recipe.plan import Plan, longer
 from helios_cli.recipe.schema import Shot
 from helios_cli.recipe.settings import length_in_frames
 from helios_cli.recipe.values import DEFAULT_BLEND_SECONDS, MAX_SECONDS, Transition
-from helios_cli.units import FRAMES_PER_CHUNK, chunks_for
+from helios_cli.units import FRAMES_PER_CHUNK, chunks_for, format_figure
 
 LATE_CHUNKS = 4
 """Chunks in a row that come late before the machine counts as too slow."""
@@ -133,8 +133,8 @@ class LiveScript:
             self._is_slow = True
             fewer_frames = f", and so would --fps {int(speed)}" if speed >= 1 else ""
             yield Notice(
-                f"this machine makes {speed:.3g} frames a second, and the film shows {self._fps:g}: whoever watches "
-                f"has to wait; a smaller --size or fewer --steps would help{fewer_frames}"
+                f"this machine makes {format_figure(speed)} frames a second, and the film shows {self._fps:g}: "
+                f"whoever watches has to wait; a smaller --size or fewer --steps would help{fewer_frames}"
             )
 
     def _go_on(self, chunks: int) -> None:

@@ -6,6 +6,8 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 
+from helios_cli.units import format_figure
+
 STREAM_VERSION = 1
 
 
@@ -79,7 +81,7 @@ class Trained(Event):
     def text(self) -> str:
         return (
             f"step {self.step}, {self.fraction:.1%}: {self.player} {figures_text(self.losses)}; lr {self.lr:.3g}, "
-            f"gradient {self.grad_norm:.3g}, {self.samples_per_second:.3g} samples/s"
+            f"gradient {self.grad_norm:.3g}, {format_figure(self.samples_per_second)} samples/s"
         )
 
 
