@@ -12,9 +12,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
 
 import typer
 
@@ -49,6 +49,20 @@ class Lines(Protocol):
         ...
 
 
+class Prose(NamedTuple):
+    """A part of a report: text, wrapped to the page, in a column next to its `label` if it has one."""
+
+    text: str = ""
+    label: str = ""
+
+
+class Table(NamedTuple):
+    """A part of a report: an empty line, and rows under headings."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
 class Console:
     """The output of one process. With `json` set (by `JsonFlag`), `result` prints, and `line` and `table` do not.
 
@@ -76,6 +90,15 @@ class Console:
         """Print text of a report on stdout, wrapped to the page; with a `label`, as a column next to it."""
         if not self.json:
             self._print_wrapped(text, label and f"{label:{LABEL_WIDTH}} ", self._page())
+
+    def show(self, parts: Iterable[Prose | Table]) -> None:
+        """Print a report on stdout, part by part."""
+        for part in () if self.json else parts:
+            if isinstance(part, Prose):
+                self.prose(part.text, label=part.label)
+            else:
+                self.line()
+                self.table(part.columns, part.rows, report=True)
 
     def table(
         self,

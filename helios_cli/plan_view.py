@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from helios_cli.console import console
+from helios_cli.console import Prose, Table, console
 from helios_cli.units import FRAMES_PER_CHUNK, at_least, counted, format_bytes, format_figure, format_seconds
 
 if TYPE_CHECKING:
     from helios_cli.cost.estimate import Estimate
     from helios_cli.cost.farm import Farm, Outcome
     from helios_cli.cost.work import StageWork
+
+Part = Prose | Table
+Row = list[object]
 
 SHOWN_SHOTS = 20
 """Rows of a long list that are printed; `--json` has all of them."""
@@ -27,27 +31,41 @@ def show_plans(estimates: list[Estimate], farm: Farm) -> None:
 
     console.result(report(estimates, farm))
     for number, estimate in enumerate(estimates):
-        _show(estimate, "\n" * bool(number))
+        for notice in estimate.notices:
+            console.notice(notice)
+        if number:
+            console.line()
+        console.show(_film(estimate))
+    for notice in farm.notices if farm.is_asked_for else ():
+        console.notice(notice)
+    console.show(_together(estimates, farm))
+
+
+def _film(estimate: Estimate) -> Iterator[Part]:
+    yield Prose(_headline(estimate))
+    yield Table(["setting", "value", "from"], _settings(estimate))
+    if estimate.taken:
+        yield Table(["speed", "value", "from", "expected", "PSNR, tiny"], _ladder(estimate))
+    yield from _shots(estimate)
+    yield from _stages(estimate)
+    yield Table(["phase", "work", "time", "weights", "kept", "working", "memory"], _phases(estimate))
+    yield Table(["offload", "blocks stay", "device", "host", "moved", "transfer", "a chunk", "fits"], _modes(estimate))
+    if estimate.lanes > 1:
+        yield Prose(f"for {estimate.lanes} films in lockstep; a chunk is one of each")
+    yield Prose()
+    yield from _totals(estimate)
+
+
+def _together(estimates: list[Estimate], farm: Farm) -> Iterator[Part]:
+    """Yield the totals of several films, and what several workers make of them."""
     if len(estimates) > 1:
-        console.prose(f"\nall {len(estimates)} films: {_sum_line(estimates)}")
+        yield Prose(f"\nall {len(estimates)} films: {_sum_line(estimates)}")
     if farm.is_asked_for:
-        _farm(estimates, farm)
+        yield Prose()
+        yield from _farm(estimates, farm)
     elif len(farm.all_costs) > len(estimates) and farm.useful > 1 and estimates[0].preview is None:
         segments = counted(len(farm.all_costs), "segment")
-        console.prose(f"up to {farm.useful} could share out {segments} (--workers)", label="workers")
-
-
-def _show(estimate: Estimate, before: str) -> None:
-    for notice in estimate.notices:
-        console.notice(notice)
-    console.prose(before + _headline(estimate))
-    _settings(estimate)
-    _ladder(estimate)
-    _shots(estimate)
-    _stages(estimate)
-    _phases(estimate)
-    _modes(estimate)
-    _totals(estimate)
+        yield Prose(f"up to {farm.useful} could share out {segments} (--workers)", label="workers")
 
 
 def _headline(estimate: Estimate) -> str:
@@ -60,10 +78,10 @@ def _headline(estimate: Estimate) -> str:
     return f"{plan.title}: {length}, {width}x{height}\n{chunks}"
 
 
-def _settings(estimate: Estimate) -> None:
+def _settings(estimate: Estimate) -> list[Row]:
     from helios_cli.cost.report import settings_of
 
-    rows = [
+    rows: list[Row] = [
         [key.replace("_", " "), _plain(key, value["value"]), value["from"]]
         for key, value in settings_of(estimate).items()
         if value["value"] not in (None, "")
@@ -74,16 +92,12 @@ def _settings(estimate: Estimate) -> None:
     if estimate.preview is not None:
         afterwards = ", then the VAE" if estimate.final else ""
         rows.append(["preview decoder", _cut(estimate.preview.name, PROMPT_WIDTH) + afterwards, "flag"])
-    rows.append(["dtype", estimate.dtype, estimate.dtype_origin])
-    console.line()
-    console.table(["setting", "value", "from"], rows, report=True)
+    return [*rows, ["dtype", estimate.dtype, estimate.dtype_origin]]
 
 
-def _ladder(estimate: Estimate) -> None:
-    """Print what --speed comes to; how fast is by the plan's own rates."""
-    if not estimate.taken:
-        return
-    rows = [
+def _ladder(estimate: Estimate) -> list[Row]:
+    """Return what --speed comes to; how fast is by the plan's own rates."""
+    return [
         [
             taken.key.replace("_", " "),
             str(taken.value) if taken.is_taken or taken.origin == "flag" else "of no use here",
@@ -93,11 +107,9 @@ def _ladder(estimate: Estimate) -> None:
         ]
         for taken in estimate.taken
     ]
-    console.line()
-    console.table(["speed", "value", "from", "expected", "PSNR, tiny"], rows, report=True)
 
 
-def _shots(estimate: Estimate) -> None:
+def _shots(estimate: Estimate) -> Iterator[Part]:
     plan = estimate.plan
     seeds = {chunk.start_frame: chunk.seed for chunk in plan.chunks if chunk.fresh}
     rows = []
@@ -106,44 +118,42 @@ def _shots(estimate: Estimate) -> None:
         how = shot.transition if not shot.blend_frames else f"blend {shot.blend_frames / plan.fps:.3g} s"
         start = _clock(shot.start_frame / plan.fps)
         rows.append([shot.index + 1, start, shot.num_frames, how, seed, _cut(shot.prompt, PROMPT_WIDTH)])
-    console.line()
-    console.table(["shot", "begins", "frames", "begins with", "seed", "prompt"], rows, report=True)
+    yield Table(["shot", "begins", "frames", "begins with", "seed", "prompt"], rows)
     if len(plan.shots) > SHOWN_SHOTS:
-        console.prose(f"and {len(plan.shots) - SHOWN_SHOTS} more shots")
+        yield Prose(f"and {len(plan.shots) - SHOWN_SHOTS} more shots")
     for rounding in plan.roundings[:SHOWN_SHOTS]:
         asked, actual = (frame / plan.fps for frame in (rounding.asked_frame, rounding.actual_frame))
-        console.prose(
+        yield Prose(
             f"shot {rounding.shot + 1} begins with the chunk at {_clock(actual)}, {abs(actual - asked):.2f} s "
             f"{'earlier' if actual < asked else 'later'} than requested"
         )
 
 
-def _stages(estimate: Estimate) -> None:
+def _stages(estimate: Estimate) -> Iterator[Part]:
     work = estimate.work
     amplified = any(stage.first_calls != stage.calls for stage in work.stages)
     columns = ["stage", "grid", "noisy", "tokens", "calls/chunk", "calls", "per call", "in all"]
-    console.line()
-    console.table(columns, [_stage_row(stage) for stage in work.stages], report=True)
+    yield Table(columns, [_stage_row(stage) for stage in work.stages])
     history = work.history
     where, rest = "every call", ""
     if estimate.plan.reuse_history:
         where, rest = "the coarsest stage", "; the others reuse its keys and values"
-    console.prose(
+    yield Prose(
         f"history in {where}: {history.long} long + {history.mid} mid + {history.short} anchor and newest"
         f" = {history.total}{rest}"
     )
     about = "" if estimate.work.prompts.counted else "about "
-    console.prose(f"text: {about}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
+    yield Prose(f"text: {about}{work.text_rows} rows, padding counted once; {work.calls} model calls in all")
     if amplified:
         first, other = (sum(getattr(stage, key) for stage in work.stages) for key in ("first_calls", "calls"))
-        console.prose(f"the first chunk after each cut takes {first} calls instead of {other}")
+        yield Prose(f"the first chunk after each cut takes {first} calls instead of {other}")
     if estimate.plan.guidance > 1:
-        console.prose("with guidance every step is two calls: one for the prompt, one for the negative")
+        yield Prose("with guidance every step is two calls: one for the prompt, one for the negative")
     if (every := estimate.plan.reuse_steps) > 1:
-        console.prose(f"one step in {every} makes calls, and the first two and the last of a stage; others extrapolate")
+        yield Prose(f"one step in {every} makes calls, and the first two and the last of a stage; others extrapolate")
 
 
-def _stage_row(stage: StageWork) -> list:
+def _stage_row(stage: StageWork) -> Row:
     rows, columns = stage.grid
     tokens = stage.noisy + stage.history
     return [
@@ -158,24 +168,23 @@ def _stage_row(stage: StageWork) -> list:
     ]
 
 
-def _phases(estimate: Estimate) -> None:
+def _phases(estimate: Estimate) -> list[Row]:
     work, duration, mode = estimate.work, estimate.duration, estimate.mode
-    rows = []
+    rows: list[Row] = []
     for held in mode.phases:
         seconds = getattr(duration, held.phase)
         sizes = (format_bytes(count) for count in (held.weights, held.kept, held.working, held.total))
         flops = _flops(getattr(work, held.phase))
         rows.append([held.phase, flops, "?" if seconds is None else format_seconds(seconds), *sizes])
-    console.line()
-    console.table(["phase", "work", "time", "weights", "kept", "working", "memory"], rows, report=True)
+    return rows
 
 
-def _modes(estimate: Estimate) -> None:
-    """Print the memory, weights moved and seconds per chunk of each mode, with a star at the chosen one.
+def _modes(estimate: Estimate) -> list[Row]:
+    """Return the memory, weights moved and seconds per chunk of each mode, with a star at the chosen one.
 
     Where the compute time is not known, a chunk takes at least the time of moving its weights."""
     fits = {True: "yes", False: "no", None: "?"}
-    rows = []
+    rows: list[Row] = []
     for mode in estimate.memory:
         transfer = estimate.speed.transfer(mode, estimate.budget)
         seconds = estimate.speed.seconds(mode, estimate.budget)
@@ -190,15 +199,10 @@ def _modes(estimate: Estimate) -> None:
                 fits[mode.fits],
             ]
         )
-    console.line()
-    console.table(
-        ["offload", "blocks stay", "device", "host", "moved", "transfer", "a chunk", "fits"], rows, report=True
-    )
-    if estimate.lanes > 1:
-        console.prose(f"for {estimate.lanes} films in lockstep; a chunk is one of each")
+    return rows
 
 
-def _totals(estimate: Estimate) -> None:
+def _totals(estimate: Estimate) -> Iterator[Part]:
     duration, mode, model = estimate.duration, estimate.mode, estimate.model
     device, money = estimate.device, estimate.money
     fits = {True: "fits", False: "does not fit", None: "free memory unknown"}[mode.fits]
@@ -211,29 +215,28 @@ def _totals(estimate: Estimate) -> None:
         second = "" if mode.vae_device_bytes is None else f"{format_bytes(mode.vae_device_bytes)} on the VAE's device\n"
         memory = f"{format_bytes(mode.device_bytes)} on the device; {fits}{room}\n{second}{host}"
     download = f"; {format_bytes(model.download_bytes)} to download" if model.download_bytes else ""
-    console.line()
-    console.prose(memory, label="memory")
-    console.prose(_bandwidths(estimate), label="transfer")
-    console.prose(f"film at most {format_bytes(estimate.film_bytes)} (estimate){download}", label="disk")
+    yield Prose(memory, label="memory")
+    yield Prose(_bandwidths(estimate), label="transfer")
+    yield Prose(f"film at most {format_bytes(estimate.film_bytes)} (estimate){download}", label="disk")
     if adapters := model.checkpoint.adapters if model.checkpoint else ():
         size = format_bytes(sum(adapter.bytes for adapter in adapters))
-        console.prose(f"{size} of files, read and folded each time weights are read", label="lora")
+        yield Prose(f"{size} of files, read and folded each time weights are read", label="lora")
     if after := estimate.after:
         frames = counted(after.num_frames(estimate.plan.num_frames), "frame")
         behind = estimate.after_seconds
         time = UNTIMED if behind is None else f"about {format_seconds(behind)}, as behind an earlier film here"
-        console.prose(f"{after}: {frames} of {after.made}\n{time}", label="after")
+        yield Prose(f"{after}: {frames} of {after.made}\n{time}", label="after")
     time = "unknown" if estimate.seconds is None else format_seconds(estimate.seconds)
-    console.prose(f"{time}, without loading\n{duration.rates.basis}", label="time")
+    yield Prose(f"{time}, without loading\n{duration.rates.basis}", label="time")
     if estimate.price is not None:
         cost = "unknown" if money is None else f"{money:.2f}"
-        console.prose(f"{cost} at {estimate.price:g} a GPU-hour", label="cost")
+        yield Prose(f"{cost} at {estimate.price:g} a GPU-hour", label="cost")
     if estimate.kept:
         kept, chunks = len(estimate.kept), len(estimate.plan.chunks)
         saved = f"{estimate.calls_saved} of {sum(stage.film_calls for stage in estimate.work.stages)} model calls"
-        console.prose(f"{kept} of {chunks} chunks are kept from earlier films, which saves {saved}", label="reuse")
+        yield Prose(f"{kept} of {chunks} chunks are kept from earlier films, which saves {saved}", label="reuse")
     if estimate.fingerprint:
-        console.prose(estimate.fingerprint[:16], label="fingerprint")
+        yield Prose(estimate.fingerprint[:16], label="fingerprint")
 
 
 def _bandwidths(estimate: Estimate) -> str:
@@ -253,28 +256,24 @@ def _sum_line(estimates: list[Estimate]) -> str:
     return f"{counted(frames, 'frame')}, time {'unknown' if seconds is None else format_seconds(seconds)}{cost}"
 
 
-def _farm(estimates: list[Estimate], farm: Farm) -> None:
-    """Print how the workers share out the films, what bounds their time, and other numbers of workers in a table."""
-    for notice in farm.notices:
-        console.notice(notice)
-    console.line()
-    console.prose(_longest(estimates, farm), label="segments")
-    console.prose(_workers(farm), label="workers")
+def _farm(estimates: list[Estimate], farm: Farm) -> Iterator[Part]:
+    """Yield how the workers share out the films, what bounds their time, and other numbers of workers in a table."""
+    yield Prose(_longest(estimates, farm), label="segments")
+    yield Prose(_workers(farm), label="workers")
     if farm.split:
-        console.prose(_split(farm), label="GPUs a film")
+        yield Prose(_split(farm), label="GPUs a film")
     if farm.workers is not None:
-        console.prose(_outcome(farm, farm.on(farm.workers)), label="with them")
+        yield Prose(_outcome(farm, farm.on(farm.workers)), label="with them")
     if farm.best.speedup is not None and len(farm.all_costs) > 1:
-        console.prose(_best(farm), label="at best")
+        yield Prose(_best(farm), label="at best")
     included = "part of these times" if farm.timed else "not part of these figures"
     loading = f"{format_seconds(farm.load_seconds)} from the disk, once for each worker; {included}"
-    console.prose(loading, label="loading")
+    yield Prose(loading, label="loading")
     if farm.best.speedup is None:
         return
-    console.line()
     columns = ["workers", *(["GPUs"] if farm.gpus_per_worker > 1 else []), "time", "times as fast"]
     columns += [] if farm.price is None else ["cost"]
-    console.table(columns, [_farm_row(farm, outcome) for outcome in farm.table], report=True)
+    yield Table(columns, [_farm_row(farm, outcome) for outcome in farm.table])
 
 
 def _longest(estimates: list[Estimate], farm: Farm) -> str:
@@ -331,7 +330,7 @@ def _best(farm: Farm) -> str:
     return f"{_outcome(farm, farm.best)}, with {counted(farm.useful, 'worker')}: {why}"
 
 
-def _farm_row(farm: Farm, outcome: Outcome) -> list:
+def _farm_row(farm: Farm, outcome: Outcome) -> Row:
     chosen = f"{outcome.workers} *" if outcome.workers == farm.workers else f"{outcome.workers}"
     time = "unknown" if outcome.seconds is None else format_seconds(outcome.seconds)
     row = [chosen, *([outcome.gpus] if farm.gpus_per_worker > 1 else []), time]
