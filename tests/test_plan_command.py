@@ -149,7 +149,7 @@ def test_the_calls_are_those_that_a_render_makes(checkpoints, helios, monkeypatc
     from helios_cli.model.dit import HeliosDiT
     from helios_cli.recipe.options import RenderOptions
     from helios_cli.recipe.plan import plan_film
-    from helios_cli.recipe.settings import ModelDefaults, resolve
+    from helios_cli.recipe.settings import ModelDefaults, resolve_settings
     from helios_cli.recipe.sources import read_films
     from helios_cli.weights.checkpoint import Checkpoint
 
@@ -166,7 +166,7 @@ def test_the_calls_are_those_that_a_render_makes(checkpoints, helios, monkeypatc
         preset = Checkpoint.open(checkpoints[kind]).preset
         flags = RenderOptions(frames=34, size=(64, 64), steps=tuple(map(int, steps.split(","))))
         defaults = ModelDefaults((128, 64), preset.steps, preset.guidance)
-        plan = plan_film(source, resolve(source.recipe, flags, defaults))
+        plan = plan_film(source, resolve_settings(source.recipe, flags, defaults))
         models = Models(Checkpoint.open(checkpoints[kind]), torch.device("cpu"), torch.float32)
         rows.clear()
         for _ in render_chunks(plan, models, open_writer(f"{tmp_path}/{kind}/", size=plan.size, fps=24)):
@@ -186,14 +186,14 @@ def test_the_plan_names_the_fingerprints_that_a_render_uses(helios, checkpoints)
     from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
     from helios_cli.recipe.options import RenderOptions
     from helios_cli.recipe.plan import plan_film
-    from helios_cli.recipe.settings import ModelDefaults, resolve
+    from helios_cli.recipe.settings import ModelDefaults, resolve_settings
     from helios_cli.recipe.sources import read_films
     from helios_cli.weights.checkpoint import Checkpoint, weights_identity
 
     checkpoint = Checkpoint.open(checkpoints["distilled"])
     (source,) = read_films(["a ball"])
     defaults = ModelDefaults((128, 64), checkpoint.preset.steps, checkpoint.preset.guidance)
-    plan = plan_film(source, resolve(source.recipe, RenderOptions(), defaults))
+    plan = plan_film(source, resolve_settings(source.recipe, RenderOptions(), defaults))
     device = device_of(torch.device("cpu"))
     here = Arithmetic(device.name, pick_dtype("auto", device)[0], torch.__version__)
     expected = chunk_fingerprints(plan, weights_identity(checkpoint), here)

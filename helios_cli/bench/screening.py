@@ -16,7 +16,7 @@ from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe
-from helios_cli.recipe.settings import resolve
+from helios_cli.recipe.settings import resolve_settings
 from helios_cli.recipe.sources import read_films
 from helios_cli.units import DEFAULT_FPS
 
@@ -65,7 +65,7 @@ def plan_of(models: Models, prompt: str, frames: int, how: Showing) -> Plan:
 
 def _plan(models: Models, film: Film, frames: int | None, how: Showing) -> Plan:
     options = RenderOptions(frames=frames, **asdict(how))
-    return plan_film(film, resolve(film.recipe, options, models.checkpoint.defaults))
+    return plan_film(film, resolve_settings(film.recipe, options, models.checkpoint.defaults))
 
 
 def _film(models: Models, plan: Plan) -> np.ndarray:

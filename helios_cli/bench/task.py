@@ -20,7 +20,7 @@ from helios_cli.cost.model import Model, find_model, model_of
 from helios_cli.cost.work import CallFlops, Work, work_of
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Chunk, Plan, PlannedShot
-from helios_cli.recipe.settings import ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve_settings
 from helios_cli.units import FRAMES_PER_CHUNK
 from helios_cli.weights.checkpoint import PRESETS
 from helios_cli.weights.fp8 import Quant, dtype_with
@@ -154,7 +154,7 @@ def plan_of(defaults: ModelDefaults, *, frames: int, **flags: Any) -> Plan:
 
     Does not import what reads recipes: a machine that is only measured needs none of those packages.
     """
-    settings = resolve(_NO_RECIPE, RenderOptions.parse(frames=frames, **flags), defaults)
+    settings = resolve_settings(_NO_RECIPE, RenderOptions.parse(frames=frames, **flags), defaults)
     chunks = tuple(
         Chunk(
             index=index,

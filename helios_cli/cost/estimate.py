@@ -48,8 +48,8 @@ from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
 from helios_cli.recipe.lora import Lora, choose_loras
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film, too_long
-from helios_cli.recipe.settings import DEFAULT_MODEL, choose_model, resolve
-from helios_cli.recipe.sound import choose_sound
+from helios_cli.recipe.settings import DEFAULT_MODEL, choose_model, resolve_settings
+from helios_cli.recipe.sound import Sound, choose_sound
 from helios_cli.weights import hub
 from helios_cli.weights.checkpoint import weights_identity
 from helios_cli.weights.fp8 import dtype_with
@@ -183,21 +183,21 @@ def estimate_films(
         for film in group:
             name, origin = choose_model(film.recipe, options)
             loras, lora_origin = choose_loras(film, options)
-            _, sound_origins = choose_sound(film, options)
+            sound, sound_origins = choose_sound(film, options)
             if (name, loras) not in models:  # a model is looked up once, however many films use it
                 models[name, loras] = find_model_for(name, replace(options, lora=loras), device, dtype, vae_device)
             model, notices = models[name, loras]
             rounding = "none" if options.quant is None and model.low_bit else quant  # its weights are rounded already
             if model.checkpoint is not None:
                 model.checkpoint.require_rounded_once(name, rounding)
-            plan = plan_film(film, resolve(film.recipe, options, model.defaults), strict=options.strict)
+            plan = plan_film(film, resolve_settings(film.recipe, options, model.defaults), strict=options.strict)
             plan = replace(plan, origins={"model": origin, "lora": lora_origin, **sound_origins, **plan.origins})
             threads = {"parameters": model.parameters["transformer"], "ranks": options.gpus_per_film}
             used, second = device.with_model(**threads), vae_device and vae_device.with_model(**threads)
             if preview:
                 notices = [*notices, *preview.doubts(model.vae, model.name)]
             load = Workload.of(plan, model, options, used, dtype, rounding, len(group), second, preview)
-            estimates.append(_estimate(film, load, options, on, price, notices))
+            estimates.append(_estimate(film, sound, load, options, on, price, notices))
     return estimates
 
 
@@ -217,12 +217,12 @@ def _after_of(options: RenderOptions, plan: Plan, kind: str) -> After | None:
     return After.of(options, plan.size, plan.fps, kind)
 
 
-def _track_of(film: Film, options: RenderOptions) -> Track | None:
-    if choose_sound(film, options)[0] is None:
+def _track_of(sound: Sound | None) -> Track | None:
+    if sound is None:
         return None
-    from helios_cli.film.sound import track_of
+    from helios_cli.film.sound import open_track
 
-    return track_of(film, options)
+    return open_track(sound)
 
 
 def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], object]) -> Iterator[list[T]]:
@@ -302,7 +302,13 @@ def _fingerprints(load: Workload, options: RenderOptions) -> tuple[str, ...]:
 
 
 def _estimate(
-    film: Film, load: Workload, options: RenderOptions, on: str | None, price: float | None, notices: list[str]
+    film: Film,
+    sound: Sound | None,
+    load: Workload,
+    options: RenderOptions,
+    on: str | None,
+    price: float | None,
+    notices: list[str],
 ) -> Estimate:
     plan, model = load.plan, load.model
     if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, plan.texts)):
@@ -337,7 +343,7 @@ def _estimate(
         kept=_kept(fingerprints or ()) if options.cache else frozenset(),
         notices=(*notices, *plan.notices, *placing, *too_long_prompts(plan, load.work.prompts, strict=options.strict)),
         vae_device=load.vae_device,
-        track=_track_of(film, options),
+        track=_track_of(sound),
         preview=load.preview,
         final=load.final,
         after=after,

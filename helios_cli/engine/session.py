@@ -46,7 +46,7 @@ from helios_cli.recipe.fingerprint import Identity
 from helios_cli.recipe.lora import choose_loras
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
-from helios_cli.recipe.settings import DEFAULT_MODEL, Settings, choose_model, resolve
+from helios_cli.recipe.settings import DEFAULT_MODEL, Settings, choose_model, resolve_settings
 from helios_cli.units import counted
 from helios_cli.weights import hub
 from helios_cli.weights.adapters import fold
@@ -221,7 +221,7 @@ class Session:
 
     def settings(self, film: Film, options: RenderOptions) -> Settings:
         """The values that the film is planned with. InputError for those that the model cannot do."""
-        return resolve(film.recipe, options, self.models.checkpoint.defaults)
+        return resolve_settings(film.recipe, options, self.models.checkpoint.defaults)
 
     def plan(self, film: Film, options: RenderOptions) -> Plan:
         """The film as chunks. InputError for everything that stands against it."""

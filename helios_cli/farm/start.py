@@ -21,7 +21,7 @@ from helios_cli.farm.processes import Processes
 from helios_cli.film.jobs import Job
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import plan_film
-from helios_cli.recipe.settings import choose_model, resolve
+from helios_cli.recipe.settings import choose_model, resolve_settings
 from helios_cli.units import counted
 from helios_cli.weights import hub
 from helios_cli.weights.fp8 import dtype_with
@@ -64,7 +64,9 @@ def plan_films(jobs: Sequence[Job], options: RenderOptions, progress: ProgressBy
                 model, notices = find_model_for(name, asked, device, dtype, vae_device)
             models[name, loras] = model, notices
         model, notices = models[name, loras]
-        plan = plan_film(job.film, resolve(job.film.recipe, job.options, model.defaults), strict=options.strict)
+        plan = plan_film(
+            job.film, resolve_settings(job.film.recipe, job.options, model.defaults), strict=options.strict
+        )
         notices = [*notices, *too_long_prompts(plan, count_tokens(model, plan.texts), strict=options.strict)]
         if model.checkpoint and (line := introduction(model.checkpoint, model.name, plan.texts)):
             notices.append(line)

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.files import check_preview_file
-from helios_cli.recipe.film import Film
 from helios_cli.recipe.flags import flag_of
 from helios_cli.recipe.options import RenderOptions
-from helios_cli.recipe.sound import SOUND_KEYS, choose_sound
+from helios_cli.recipe.sound import SOUND_KEYS
 
 LEAVE_ONE = "leave one of them out"
 
@@ -89,7 +88,7 @@ def check_preview(options: RenderOptions) -> None:
     read_preview(options.preview_decoder)
 
 
-def check_stream(films: list[Film], options: RenderOptions) -> None:
+def check_stream(options: RenderOptions, num_films: int, *, has_sound: bool) -> None:
     """Raise InputError for options that do not go with a stream, or that only a stream has."""
     container = options.container
     if not options.is_stream:
@@ -97,8 +96,8 @@ def check_stream(films: list[Film], options: RenderOptions) -> None:
             what = f"--container {container} is for a stream, and the name of a film says what it is"
             raise InputError(what, hint="add -o -, or leave out --container")
         return
-    if len(films) > 1:
-        raise InputError(f"-o - is one stream, but there are {len(films)} films", hint="name one source")
+    if num_films > 1:
+        raise InputError(f"-o - is one stream, but there are {num_films} films", hint="name one source")
     for_files = {
         "--takes": options.takes,
         "--export": options.export,
@@ -109,7 +108,7 @@ def check_stream(films: list[Film], options: RenderOptions) -> None:
     }
     if flag := _first(for_files):
         raise InputError(f"{flag} needs a film in a file, and -o - is a stream", hint="write -o film.mp4")
-    if container == "y4m" and choose_sound(films[0], options)[0]:
+    if container == "y4m" and has_sound:
         raise InputError("there is no sound in .y4m", hint="write --container mkv, mp4 or ts, or --audio none")
     if container == "ts" and options.codec == "av1":
         raise InputError("there is no AV1 in a .ts", hint="write --container mkv or mp4, or --codec h264")

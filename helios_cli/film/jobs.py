@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,10 @@ from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_targe
 from helios_cli.recipe.files import check_loras
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.flags import flag_of
-from helios_cli.recipe.lora import choose_loras
+from helios_cli.recipe.lora import Lora, choose_loras
 from helios_cli.recipe.options import STREAM, RenderOptions
 from helios_cli.recipe.settings import DEFAULT_MODEL, MODEL_VARIABLE, choose_model, film_fps
-from helios_cli.recipe.sound import NONE, SOUND_KEYS, choose_sound
+from helios_cli.recipe.sound import NONE, SOUND_KEYS, ChosenSound, Sound, choose_sound
 
 if TYPE_CHECKING:
     from helios_cli.film.again import Again
@@ -72,13 +72,16 @@ def find_jobs(
     check_preview(options)
     films = films or read_films(sources)
     lengths = [check_film(film, options).num_frames for film in films]
-    films = check_sounds(check_clips(films, options), options, None if is_live else lengths)
-    check_stream(films, options)
+    films = check_clips(films, options)
+    sounds = [choose_sound(film, options) for film in films]
+    films = check_sounds(films, sounds, options, None if is_live else lengths)
+    check_stream(options, len(films), has_sound=any(sound for sound, _ in sounds))
     if options.takes and len(films) > 1:
         raise InputError(f"--takes shows one film, not {len(films)}", hint="name one source")
     outputs = _outputs(films, options.output)
     several = len(films) > 1
-    return [_job(film, options, output, several) for film, output in zip(films, outputs, strict=True)]
+    chosen = zip(films, sounds, outputs, strict=True)
+    return [_job(film, sound, options, output, several) for film, (sound, _), output in chosen]
 
 
 def plan_jobs(sources: list[str], options: RenderOptions, films: list[Film] | None = None) -> list[Job]:
@@ -99,7 +102,7 @@ def check_encoding(jobs: list[Job]) -> None:
         ffmpeg.check_encoding(encoding)
 
 
-def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
+def _job(film: Film, sound: Sound | None, options: RenderOptions, output: str, several: bool) -> Job:
     if options.is_stream:
         check_after(options, "mkv")
         places: tuple[Path, ...] = ()
@@ -116,7 +119,7 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
         may_replace = options.force or options.share or several or was_finishing
         target = check_target(output, force=may_replace or (options.final and _is_preview(output)))
         places = (target.path, *target.beside)
-        if target.kind == "png" and choose_sound(film, options)[0]:
+        if target.kind == "png" and sound:
             hint = "name an .mp4 or .mkv with -o, or write --audio none"
             raise InputError(f"{output}: a folder of pictures has no sound", hint=hint)
         fps = film_fps(options, film.recipe)
@@ -125,11 +128,11 @@ def _job(film: Film, options: RenderOptions, output: str, several: bool) -> Job:
             fps = _rate_after(film, options, fps, target.kind)
         if options.export:
             _check_exports(film, target, options, fps, several)
-    check_inputs(_inputs(film, options), places)
+    loras, from_ = choose_loras(film, options)
+    check_inputs(_inputs(film, sound, loras, options), places)
     model, origin = choose_model(film.recipe, options)
     if origin == MODEL_VARIABLE and model != DEFAULT_MODEL:
         _check_variable(model)
-    loras, from_ = choose_loras(film, options)
     check_loras(loras, from_)
     return Job(film, replace(options, model=model, output=output, lora=loras))
 
@@ -156,15 +159,14 @@ def _check_exports(film: Film, target: Target, options: RenderOptions, fps: floa
     check_exports(target, options.export, len(film.recipe.shots), fps, force=may_replace)
 
 
-def _inputs(film: Film, options: RenderOptions) -> Iterator[Path]:
+def _inputs(film: Film, sound: Sound | None, loras: Iterable[Lora], options: RenderOptions) -> Iterator[Path]:
     """All files that a film is made from, except the model."""
     yield Path(film.source)
     yield from (path for path in (options.image, options.video) if path is not None)
     for shot in film.recipe.shots:
         yield from (film.picture(written) for written in (shot.image, shot.video) if written is not None)
-    sound, _ = choose_sound(film, options)
     yield from [sound.path] if sound else []
-    yield from (Path(lora.path) for lora in choose_loras(film, options)[0] if not lora.is_on_hub)
+    yield from (Path(lora.path) for lora in loras if not lora.is_on_hub)
 
 
 def _check_variable(name: str) -> None:
@@ -219,7 +221,9 @@ def _clip_cut_short(path: Path, key: str, base: str) -> tuple[str, str | None] |
     return (f"{path} {message}", "use a complete copy") if message else None
 
 
-def check_sounds(films: list[Film], options: RenderOptions, lengths: list[int] | None) -> list[Film]:
+def check_sounds(
+    films: list[Film], sounds: Sequence[ChosenSound], options: RenderOptions, lengths: list[int] | None
+) -> list[Film]:
     """The films, with a notice for each whose sound ends before its `lengths` in frames; None if those are not known.
 
     Reads the sound files through. Raises RecipeError for those that cannot be put under a film, and with
@@ -229,12 +233,13 @@ def check_sounds(films: list[Film], options: RenderOptions, lengths: list[int] |
 
     problems: list[Problem] = []
     checked = []
-    for index, film in enumerate(films):
-        fault = _sound_fault(film, options, None if lengths is None else lengths[index])
+    for index, (film, (sound, origins)) in enumerate(zip(films, sounds, strict=True)):
+        is_flag = origins["audio"] == "flag"
+        num_frames = None if lengths is None else lengths[index]
+        fault = None if sound is None else _sound_fault(sound, film, options, num_frames, is_flag=is_flag)
         notices: tuple[str, ...] = ()
         if fault is not None:
             message, hint, is_error = fault
-            is_flag = choose_sound(film, options)[1]["audio"] == "flag"
             source, where = ("--audio", {}) if is_flag else (film.source, film.where("audio"))
             problem = Problem(source, message, **where, suggestion=hint)
             if is_error or options.strict:
@@ -245,23 +250,21 @@ def check_sounds(films: list[Film], options: RenderOptions, lengths: list[int] |
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))  # a flag's file is that of every film
     fits = [key for key in SOUND_KEYS[1:] if getattr(options, key) is not None]
-    if fits and not any(choose_sound(film, options)[0] for film in films):
+    if fits and not any(sound for sound, _ in sounds):
         raise InputError(f"{flag_of(fits[0])} fits a sound, but the film has none", hint="name a file with --audio")
     return checked
 
 
-def _sound_fault(film: Film, options: RenderOptions, num_frames: int | None) -> tuple[str, str | None, bool] | None:
+def _sound_fault(
+    sound: Sound, film: Film, options: RenderOptions, num_frames: int | None, *, is_flag: bool
+) -> tuple[str, str | None, bool] | None:
     """Return what is wrong with a film's sound, what to do about it, and whether no film can be made with it."""
-    sound, origins = choose_sound(film, options)
-    if sound is None:
-        return None
     from helios_cli.film.ffmpeg import frame_rate
     from helios_cli.film.sound import open_track, silence_notice
     from helios_cli.recipe.files import SOUNDS, absence, is_url
     from helios_cli.recipe.settings import film_fps
     from helios_cli.visible import printable
 
-    is_flag = origins["audio"] == "flag"
     if is_flag and is_url(str(options.audio)):
         return f"{printable(str(options.audio), 200)}: only local files are read", "download it first", True
     base = "the current folder" if is_flag else "the recipe"

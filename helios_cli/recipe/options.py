@@ -45,7 +45,7 @@ class RenderOptions:
     """Options of a render, a plan or a live film: the flags of `helios render`, read.
 
     None means "not given": the recipe's value counts if it has such a key, then the checkpoint's, then the default
-    (`recipe.settings.resolve`). Files are relative to the current folder, and sizes are (width, height) in pixels.
+    (`recipe.settings.resolve_settings`). Files are relative to the current folder; sizes are (width, height) in pixels.
     """
 
     model: str | None = flag(

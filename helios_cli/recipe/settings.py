@@ -61,7 +61,7 @@ def choose_model(recipe: Recipe, options: RenderOptions) -> tuple[str, str]:
     return pick("model", options, recipe, *default)
 
 
-def resolve(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Settings:
+def resolve_settings(recipe: Recipe, options: RenderOptions, model: ModelDefaults) -> Settings:
     """Return the settings of a film. InputError if a flag is out of range or does not fit the model."""
     check_flags(options)
     defaults = {"size": model.size, "steps": model.steps, "guidance": model.guidance}

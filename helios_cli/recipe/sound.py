@@ -40,7 +40,11 @@ class Sound:
     fade: float = DEFAULT_FADE_SECONDS
 
 
-def choose_sound(film: Film, options: RenderOptions) -> tuple[Sound | None, Mapping[str, str]]:
+ChosenSound = tuple[Sound | None, Mapping[str, str]]
+"""The sound of a film, and where each of its keys comes from."""
+
+
+def choose_sound(film: Film, options: RenderOptions) -> ChosenSound:
     """Return the sound of a film, None without one, and where each of its keys comes from: a flag, the recipe or the
     default. Takes have none."""
     audio, origin = pick("audio", options, film.recipe)

@@ -24,7 +24,7 @@ from helios_cli.cost.work import PromptTokens, work_of
 from helios_cli.errors import CheckpointError, InputError, MachineError
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import plan_film
-from helios_cli.recipe.settings import ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve_settings
 from helios_cli.recipe.sources import read_films
 
 DEFAULTS = ModelDefaults((128, 64), (2, 2, 2), 1.0)
@@ -298,7 +298,7 @@ def test_a_steady_rate_leaves_out_the_first_and_the_last_chunk(done, expected):
 @pytest.mark.parametrize("frames", [1, 33, 100])
 def test_the_film_that_is_measured_is_the_one_that_is_rendered(flags, frames):
     film = read_films([PROMPT])[0]
-    rendered = plan_film(film, resolve(film.recipe, RenderOptions(frames=frames, **flags), DEFAULTS))
+    rendered = plan_film(film, resolve_settings(film.recipe, RenderOptions(frames=frames, **flags), DEFAULTS))
     assert plan_of(DEFAULTS, frames=frames, **flags) == replace(rendered, title=PROMPT)
 
 

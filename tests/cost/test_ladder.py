@@ -10,7 +10,7 @@ from helios_cli.cost.speeds import duration_of
 from helios_cli.cost.workload import Workload
 from helios_cli.device import Device
 from helios_cli.recipe.options import RenderOptions
-from helios_cli.recipe.settings import resolve
+from helios_cli.recipe.settings import resolve_settings
 from helios_cli.recipe.sources import read_films
 from helios_cli.recipe.speed import KEYS, LEVERS
 from support.recipes import plan_of
@@ -61,7 +61,7 @@ def test_fp8_where_a_gpu_has_it(device, flags, expected):
 )
 def test_what_is_reused_where_that_spares_something(model, flags, history, every):
     recipe = read_films(["a red ball"])[0].recipe
-    found = resolve(recipe, RenderOptions.parse(**flags), find_model(model).defaults)
+    found = resolve_settings(recipe, RenderOptions.parse(**flags), find_model(model).defaults)
     assert (found.reuse_history, found.reuse_steps) == (history, every)
     for key, is_taken in (("reuse_history", history), ("reuse_steps", every > 1)):
         assert found.origins.get(key) == (("flag" if key in flags else "speed") if is_taken else None)

@@ -20,7 +20,7 @@ from helios_cli.engine.models import Models
 from helios_cli.errors import InputError
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.options import RenderOptions
-from helios_cli.recipe.settings import resolve
+from helios_cli.recipe.settings import resolve_settings
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.placement import Placement
@@ -120,8 +120,8 @@ def test_models_of_one_stage_and_several_gpus_are_refused(checkpoints):
     recipe = read_films(["a red ball"])[0].recipe
     defaults = {kind: Checkpoint.open(checkpoints(kind)).defaults for kind in ("base", "distilled")}
     options = RenderOptions(reuse_history=True)
-    assert resolve(recipe, options, defaults["distilled"]).reuse_history
+    assert resolve_settings(recipe, options, defaults["distilled"]).reuse_history
     with pytest.raises(InputError, match="--reuse-history: this model has one stage"):
-        resolve(recipe, options, defaults["base"])
+        resolve_settings(recipe, options, defaults["base"])
     with pytest.raises(InputError, match="--reuse-history does not work with --gpus-per-film 2"):
-        resolve(recipe, replace(options, gpus_per_film=2), defaults["distilled"])
+        resolve_settings(recipe, replace(options, gpus_per_film=2), defaults["distilled"])

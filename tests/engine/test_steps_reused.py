@@ -19,7 +19,7 @@ from helios_cli.errors import InputError
 from helios_cli.film.writer import open_writer
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import has_calls
-from helios_cli.recipe.settings import resolve
+from helios_cli.recipe.settings import resolve_settings
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.checkpoint import Checkpoint
 from support.renders import Case, models_of, plan_of
@@ -89,8 +89,8 @@ def test_a_flow_that_is_a_line_is_extrapolated_exactly():
 def test_steps_of_which_none_is_saved_are_refused(checkpoints):
     recipe = read_films(["a red ball"])[0].recipe
     defaults = {kind: Checkpoint.open(checkpoints(kind)).defaults for kind in ("mid", "distilled")}
-    assert resolve(recipe, RenderOptions(reuse_steps=2), defaults["mid"]).reuse_steps == 2
+    assert resolve_settings(recipe, RenderOptions(reuse_steps=2), defaults["mid"]).reuse_steps == 2
     with pytest.raises(InputError, match="--reuse-steps: with steps 2,2,2 each one makes model calls"):
-        resolve(recipe, RenderOptions(reuse_steps=2), defaults["distilled"])
+        resolve_settings(recipe, RenderOptions(reuse_steps=2), defaults["distilled"])
     with pytest.raises(InputError, match="--reuse-steps 9: must be 1 to 8"):
-        resolve(recipe, RenderOptions(reuse_steps=9), defaults["mid"])
+        resolve_settings(recipe, RenderOptions(reuse_steps=9), defaults["mid"])

@@ -24,7 +24,7 @@ from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe
-from helios_cli.recipe.settings import ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve_settings
 from support.renders import models_of
 from support.reruns import PROMPTS, decoded, fingerprints_of, in_child, plan, run
 from support.tiers import examples
@@ -89,7 +89,7 @@ def shots(*prompts: str, transition: str = "cut", chunks: int = 2) -> Plan:
 
 def planned(keys: dict) -> Plan:
     film = Film("film", "film.toml", Recipe.model_validate(keys), Path("/films"))
-    return plan_film(film, resolve(film.recipe, RenderOptions(), DEFAULTS))
+    return plan_film(film, resolve_settings(film.recipe, RenderOptions(), DEFAULTS))
 
 
 # What is rendered again

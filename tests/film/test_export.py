@@ -14,7 +14,7 @@ from helios_cli.film.jobs import find_jobs
 from helios_cli.film.target import Target
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
-from helios_cli.recipe.settings import ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve_settings
 from helios_cli.recipe.sources import read_films
 from helios_cli.recipe.values import parse_forms
 
@@ -54,7 +54,9 @@ def plan(folder: Path, recipe: str = RECIPE, **flags) -> Plan:
     path = folder / "boat.toml"
     path.write_text(recipe)
     film = read_films([str(path)])[0]
-    return plan_film(film, resolve(film.recipe, RenderOptions(**flags), ModelDefaults((64, 64), (1, 1, 1), 1.0)))
+    return plan_film(
+        film, resolve_settings(film.recipe, RenderOptions(**flags), ModelDefaults((64, 64), (1, 1, 1), 1.0))
+    )
 
 
 def objects(node):

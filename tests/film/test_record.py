@@ -28,7 +28,7 @@ from helios_cli.model.attention import choose
 from helios_cli.recipe.fingerprint import Arithmetic, Identity, chunk_fingerprints
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
-from helios_cli.recipe.settings import ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve_settings
 from helios_cli.recipe.sources import read_films
 from helios_cli.weights.names import KNOWN
 from support.reruns import FFMPEG, decoded
@@ -353,7 +353,7 @@ def planned(folder: Path, text: str, flags: RenderOptions | None = None):
 
 
 def planned_film(film, flags: RenderOptions):
-    return film, plan_film(film, resolve(film.recipe, flags, ModelDefaults((128, 64), (2, 2, 2), 1.0)))
+    return film, plan_film(film, resolve_settings(film.recipe, flags, ModelDefaults((128, 64), (2, 2, 2), 1.0)))
 
 
 def test_several_devices_of_a_film_are_recorded_where_they_round_differently(tmp_path):

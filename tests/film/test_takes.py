@@ -23,7 +23,7 @@ from helios_cli.recipe.fingerprint import Arithmetic, chunk_fingerprints
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe
-from helios_cli.recipe.settings import ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve_settings
 from helios_cli.recipe.values import MAX_SEED
 from support.reruns import decoded, ended_at
 
@@ -41,7 +41,9 @@ def film_of(**keys) -> Film:
 
 
 def plan_of(film: Film, **flags) -> Plan:
-    return plan_film(film, resolve(film.recipe, RenderOptions(**flags), ModelDefaults((64, 64), (1, 1, 1), 1.0)))
+    return plan_film(
+        film, resolve_settings(film.recipe, RenderOptions(**flags), ModelDefaults((64, 64), (1, 1, 1), 1.0))
+    )
 
 
 def prints(plan: Plan) -> list[str]:

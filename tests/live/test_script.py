@@ -24,7 +24,7 @@ from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.problems import Problems
 from helios_cli.recipe.schema import Recipe, Shot
-from helios_cli.recipe.settings import ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve_settings
 from helios_cli.recipe.sources import read_films
 from helios_cli.recipe.trees import read_tree
 from helios_cli.recipe.validate import recipe_from
@@ -35,7 +35,7 @@ USUAL, FIRST = PromptDefaults(), Shot(prompt="first")
 
 
 def plan_of(film: Film) -> Plan:
-    return plan_film(film, resolve(film.recipe, RenderOptions(), ModelDefaults((64, 64), (1, 1, 1), 1.0)))
+    return plan_film(film, resolve_settings(film.recipe, RenderOptions(), ModelDefaults((64, 64), (1, 1, 1), 1.0)))
 
 
 class Lines:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helios_cli.errors import InputError
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import plan_film
-from helios_cli.recipe.settings import resolve
+from helios_cli.recipe.settings import resolve_settings
 from helios_cli.recipe.sources import SUFFIXES, read_films
 from support.recipes import MODEL
 from support.tiers import examples
@@ -117,7 +117,7 @@ def survives(path, data: bytes) -> None:
     path.write_bytes(data)
     try:
         for film in read_films([str(path)]):
-            plan_film(film, resolve(film.recipe, RenderOptions(frames=66), MODEL))
+            plan_film(film, resolve_settings(film.recipe, RenderOptions(frames=66), MODEL))
     except InputError as error:
         assert error.message.isprintable() or "\n" in error.message
         assert "\x1b" not in error.message + (error.hint or "")

@@ -14,7 +14,7 @@ from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints, chunk_finger
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, check_film, plan_film, segments
 from helios_cli.recipe.problems import RecipeError
-from helios_cli.recipe.settings import resolve
+from helios_cli.recipe.settings import resolve_settings
 from helios_cli.units import FRAMES_PER_CHUNK
 from support.recipes import GREEN, MODEL, RED, film_of, plan_of, recipe_keys, timed_keys
 
@@ -265,7 +265,7 @@ def illustrated_plans(draw, folder: Path) -> Plan | None:
     film = film_of(draw(recipe_keys()), folder)
     try:
         return plan_film(
-            film, resolve(film.recipe, RenderOptions(frames=draw(st.integers(1, 2000) | st.none())), MODEL)
+            film, resolve_settings(film.recipe, RenderOptions(frames=draw(st.integers(1, 2000) | st.none())), MODEL)
         )
     except RecipeError:
         return None

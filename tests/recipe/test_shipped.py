@@ -9,7 +9,7 @@ from PIL import Image
 from helios_cli.cli import main
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import plan_film
-from helios_cli.recipe.settings import resolve
+from helios_cli.recipe.settings import resolve_settings
 from helios_cli.recipe.sources import read_films
 from support.recipes import MODEL
 
@@ -20,7 +20,7 @@ WORLD = r"a (red|green|yellow|white) (circle|square|triangle)( moves (left|right
 
 def planned(path: Path):
     (film,) = read_films([str(path)])
-    return plan_film(film, resolve(film.recipe, RenderOptions(), MODEL), strict=True)
+    return plan_film(film, resolve_settings(film.recipe, RenderOptions(), MODEL), strict=True)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

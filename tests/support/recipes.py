@@ -11,7 +11,7 @@ from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.prompts import has_words
 from helios_cli.recipe.schema import CONTROL, Recipe
-from helios_cli.recipe.settings import ModelDefaults, resolve
+from helios_cli.recipe.settings import ModelDefaults, resolve_settings
 
 MODEL = ModelDefaults(size=(128, 64), steps=(2, 2, 2), guidance=1.0)
 
@@ -24,7 +24,7 @@ def film_of(keys: dict, folder: Path = Path("/films")) -> Film:
 
 def plan_of(keys: dict, *, strict: bool = False, **flags) -> Plan:
     film = film_of(keys)
-    return plan_film(film, resolve(film.recipe, RenderOptions(**flags), MODEL), strict=strict)
+    return plan_film(film, resolve_settings(film.recipe, RenderOptions(**flags), MODEL), strict=strict)
 
 
 words = st.text(max_size=60).filter(lambda text: CONTROL.search(text) is None)
