@@ -233,7 +233,7 @@ def _measure(stage: Stage, workers: int, seconds: float) -> dict[str, Any]:
     films = plan_films(jobs, jobs[0].options)
     planned = time.perf_counter()
     pool = stage.workers(workers)
-    driver = Driver([_Unjoined(film.job, film.plan, film.model) for film in films], pool, jobs[0].options)
+    driver = Driver([_Unjoined(film.job, film.planned) for film in films], pool, jobs[0].options)
     track = FarmTrack([job.film.name for job in jobs])
     view = PlainFarmView(track)
     usage = _Usage(pool)

@@ -20,11 +20,10 @@ from helios_cli.cost.arithmetic import (
     product_shapes,
     taken_for,
 )
-from helios_cli.cost.auto import auto_model
 from helios_cli.cost.gpus import other_device, require_quant
 from helios_cli.cost.ladder import Taken, quant_of, taken_of
 from helios_cli.cost.memory import MemoryBudget, MemoryPlan
-from helios_cli.cost.model import Model, find_model
+from helios_cli.cost.model import Model
 from helios_cli.cost.placing import (
     ChunkSpeed,
     budget_notices,
@@ -34,9 +33,10 @@ from helios_cli.cost.placing import (
     notices_of,
     speed_of,
 )
+from helios_cli.cost.planner import PlannedFilm, Planner
 from helios_cli.cost.speeds import Duration, after_seconds, duration_of
 from helios_cli.cost.team import Team
-from helios_cli.cost.work import PromptTokens, Work
+from helios_cli.cost.work import Work
 from helios_cli.cost.workload import Workload
 from helios_cli.device import Device, find_device, find_vae_device, is_second, pick_dtype
 from helios_cli.errors import InputError, MachineError
@@ -45,16 +45,11 @@ from helios_cli.film.jobs import Job
 from helios_cli.measured import SUMS
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import chunk_fingerprints, film_fingerprint
-from helios_cli.recipe.lora import Lora, choose_loras
 from helios_cli.recipe.options import RenderOptions
-from helios_cli.recipe.plan import Plan, plan_film, too_long
-from helios_cli.recipe.settings import DEFAULT_MODEL, choose_model, resolve_settings
-from helios_cli.recipe.sound import Sound, choose_sound
-from helios_cli.weights import hub
+from helios_cli.recipe.plan import Plan
+from helios_cli.recipe.sound import Sound
 from helios_cli.weights.checkpoint import weights_identity
 from helios_cli.weights.fp8 import dtype_with
-from helios_cli.weights.source import shadow_of
-from helios_cli.weights.vocabulary import introduction
 
 if TYPE_CHECKING:  # what few films have is imported for them alone
     from helios_cli.film.after import After
@@ -172,32 +167,17 @@ def estimate_films(
     quant = quant_of(options, device)
     require_quant(quant, device)
     dtype, _ = pick_dtype(dtype_with(quant, options.dtype), device)
-    models: dict[object, tuple[Model, list[str]]] = {}
+    planner = Planner(options, device, dtype, quant, vae_device)
+    planned = [planner.plan(film, options) for film in films]
     preview = _preview_of(options)
     estimates = []
-
-    def model_of(film: Film) -> tuple[str, tuple[Lora, ...]]:
-        return choose_model(film.recipe, options)[0], choose_loras(film, options)[0]
-
-    for group in groups_of(films, options.lanes, model_of):
+    for group in groups_of(planned, options.lanes, lambda film: film.asked):
         for film in group:
-            name, origin = choose_model(film.recipe, options)
-            loras, lora_origin = choose_loras(film, options)
-            sound, sound_origins = choose_sound(film, options)
-            if (name, loras) not in models:  # a model is looked up once, however many films use it
-                models[name, loras] = find_model_for(name, replace(options, lora=loras), device, dtype, vae_device)
-            model, notices = models[name, loras]
-            rounding = "none" if options.quant is None and model.low_bit else quant  # its weights are rounded already
-            if model.checkpoint is not None:
-                model.checkpoint.require_rounded_once(name, rounding)
-            plan = plan_film(film, resolve_settings(film.recipe, options, model.defaults), strict=options.strict)
-            plan = replace(plan, origins={"model": origin, "lora": lora_origin, **sound_origins, **plan.origins})
-            threads = {"parameters": model.parameters["transformer"], "ranks": options.gpus_per_film}
+            threads = {"parameters": film.model.parameters["transformer"], "ranks": options.gpus_per_film}
             used, second = device.with_model(**threads), vae_device and vae_device.with_model(**threads)
-            if preview:
-                notices = [*notices, *preview.doubts(model.vae, model.name)]
-            load = Workload.of(plan, model, options, used, dtype, rounding, len(group), second, preview)
-            estimates.append(_estimate(film, sound, load, options, on, price, notices))
+            how = used, dtype, film.quant, len(group), second, preview, film.prompts
+            load = Workload.of(film.plan, film.model, options, *how)
+            estimates.append(_estimate(film, load, options, on, price))
     return estimates
 
 
@@ -245,32 +225,6 @@ def second_of(on: str, options: RenderOptions) -> Device | None:
     )
 
 
-def find_model_for(
-    name: str, options: RenderOptions, device: Device, dtype: str, vae_device: Device | None
-) -> tuple[Model, list[str]]:
-    """Return the model called `name`, which may be auto, with `options.lora`, and notices about it.
-
-    Nothing is downloaded."""
-    notices: list[str] = []
-    if name == DEFAULT_MODEL:
-        name, line = auto_model(device, dtype, options, vae_device)
-        notices.append(line)
-    if shadow := shadow_of(name):
-        notices.append(shadow)
-    model = find_model(name, options.revision)
-    if model.checkpoint is None:
-        notices.append(f"{name} is not downloaded: planned with its published shape, without fingerprints")
-        if options.lora:
-            notices.append("whether the LoRA files fit it is not known before that")
-    elif options.lora:
-        from helios_cli.weights.adapters import fold
-
-        files = [(hub.found_lora(lora.path), lora.weight) for lora in options.lora]
-        checkpoint, lines = fold(model.checkpoint, files)
-        model, notices = replace(model, checkpoint=checkpoint), [*notices, *lines]
-    return model, notices
-
-
 def _fingerprints(load: Workload, options: RenderOptions) -> tuple[str, ...]:
     """Return the fingerprints of the film's chunks, by what is known of the device without measuring it."""
     plan, model, team = load.plan, load.model, load.teams
@@ -302,27 +256,23 @@ def _fingerprints(load: Workload, options: RenderOptions) -> tuple[str, ...]:
 
 
 def _estimate(
-    film: Film,
-    sound: Sound | None,
-    load: Workload,
-    options: RenderOptions,
-    on: str | None,
-    price: float | None,
-    notices: list[str],
+    film: PlannedFilm, load: Workload, options: RenderOptions, on: str | None, price: float | None
 ) -> Estimate:
-    plan, model = load.plan, load.model
-    if model.checkpoint is not None and (line := introduction(model.checkpoint, model.name, plan.texts)):
-        notices = [*notices, line]
-    team, kind = load.teams, film_kind(options.output)
+    plan, model, team = film.plan, film.model, load.teams
+    kind = film_kind(options.output)
     after = _after_of(options, plan, kind)
-    notices = [*notices, team.notice] if team.notice else notices
+    notices = film.notices
+    if load.preview:
+        notices = (*notices, *load.preview.doubts(model.vae, model.name))
+    if team.notice:
+        notices = (*notices, team.notice)
     is_here = model.checkpoint is not None and on is None
     fingerprints = _fingerprints(load, options) if is_here else None
     budget, speed = budget_of(options, load.device, load.vae_device, here=on is None), speed_of(load)
     plans = memory_plans(load, budget, speed)
     mode, placing = _placed(plans, options, budget, load, speed)
     return Estimate(
-        film=film,
+        film=film.film,
         plan=plan,
         model=model,
         work=load.work,
@@ -341,9 +291,9 @@ def _estimate(
         price=price,
         fingerprints=fingerprints,
         kept=_kept(fingerprints or ()) if options.cache else frozenset(),
-        notices=(*notices, *plan.notices, *placing, *too_long_prompts(plan, load.work.prompts, strict=options.strict)),
+        notices=(*notices, *placing),
         vae_device=load.vae_device,
-        track=_track_of(sound),
+        track=_track_of(film.sound),
         preview=load.preview,
         final=load.final,
         after=after,
@@ -369,14 +319,6 @@ def _placed(
         smallest = min(plans, key=lambda plan: plan.device_bytes)
         return smallest, [*notices, f"a render would end with: {error.message}"]
     return chosen, [*notices, *notices_of(chosen, plans, options, budget, load)]
-
-
-def too_long_prompts(plan: Plan, prompts: PromptTokens, *, strict: bool) -> list[str]:
-    """Report what the model does not see of prompts that are too long; raise InputError for it if `strict`."""
-    notices = [f"{plan.title}, {too_long(plan, text, lost)}" for text, lost in prompts.lost.items()]
-    if notices and strict:
-        raise InputError(notices[0], hint="shorten it, or leave out --strict")
-    return notices
 
 
 def film_kind(output: str | None) -> str:

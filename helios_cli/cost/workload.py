@@ -64,11 +64,12 @@ class Workload:
         lanes: int,
         vae_device: Device | None,
         preview: PreviewFile | None,
+        prompts: PromptTokens | None = None,
     ) -> Workload:
         """Return the film that `options` ask for, on devices that were found for them."""
         ranks = options.gpus_per_film
         joins = is_gpu_of_rank(options.vae_device, options.device, ranks)
-        how = preview, options.final, options.vram
+        how = preview, options.final, options.vram, prompts
         return cls(plan, model, device, dtype, quant, lanes, vae_device, ranks, joins, *how)
 
     @cached_property

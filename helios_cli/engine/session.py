@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -68,9 +68,6 @@ LOADED_BY = (
 
 Writer = TypeVar("Writer", FilmWriter, StreamWriter)
 
-ProgressBytes = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Shows a download: `with progress(description, total_bytes) as advance: advance(num_bytes)`."""
-
 
 class Session:
     """Loads the model that a film asks for, places it, and makes its calls; films that follow use it again.
@@ -95,7 +92,7 @@ class Session:
         self,
         *,
         is_stopped: Callable[[], bool] = lambda: False,
-        progress: ProgressBytes | None = None,
+        progress: hub.Progress | None = None,
         share: int = 1,
     ) -> None:
         self.is_stopped, self.progress, self._share = is_stopped, progress, share

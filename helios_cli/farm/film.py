@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helios_cli.cost.model import Model
+from helios_cli.cost.planner import PlannedFilm
 from helios_cli.engine.after import completed
 from helios_cli.engine.events import (
     ChunkDone,
@@ -31,7 +31,7 @@ from helios_cli.film.cache import Cache
 from helios_cli.film.jobs import Job
 from helios_cli.film.parts import DoneSegment, JoinedChunks, Parts, piece_keys, stored
 from helios_cli.film.resume import Wanted, in_words
-from helios_cli.film.sound import track_of
+from helios_cli.film.sound import open_track
 from helios_cli.film.target import Target, film_exists, is_taken
 from helios_cli.film.writer import Safe, open_film
 from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints, Identity
@@ -73,12 +73,12 @@ class FarmFilm:
         attempts: how often each segment has failed.
     """
 
-    def __init__(self, job: Job, plan: Plan, model: Model) -> None:
-        self.job, self.plan, self.model = job, plan, model
+    def __init__(self, job: Job, planned: PlannedFilm) -> None:
+        self.job, self.planned, self.plan, self.model = job, planned, planned.plan, planned.model
         self.target = Target.of(job.output)
         self.parts = Parts(self.target)
-        self.track = track_of(job.film, job.options)
-        self.segments = segments(plan)
+        self.track = open_track(planned.sound) if planned.sound else None
+        self.segments = segments(planned.plan)
         self.kind: Kind | None = None
         self.device = ""
         self.done: dict[int, DoneSegment] = {}
@@ -140,7 +140,7 @@ class FarmFilm:
             yield from self._complete()
             return
         yield self._film_started()
-        for notice in self.plan.notices:
+        for notice in self.planned.notices:
             yield Notice(notice)
         for segment in self.segments:
             yield from self.take_done(segment)

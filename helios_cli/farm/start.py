@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 from helios_cli import machine
-from helios_cli.cost.estimate import find_model_for, too_long_prompts
 from helios_cli.cost.farm import gpus_per_worker
 from helios_cli.cost.ladder import quant_of
-from helios_cli.cost.work import count_tokens
+from helios_cli.cost.planner import Planner
 from helios_cli.device import Device, find_device, find_gpus, find_vae_device, pick_dtype, visible_gpus
 from helios_cli.errors import MachineError
 from helios_cli.farm.cluster import open_cluster
@@ -20,18 +17,13 @@ from helios_cli.farm.pool import PASSIVE, Pool
 from helios_cli.farm.processes import Processes
 from helios_cli.film.jobs import Job
 from helios_cli.recipe.options import RenderOptions
-from helios_cli.recipe.plan import plan_film
-from helios_cli.recipe.settings import choose_model, resolve_settings
 from helios_cli.units import counted
 from helios_cli.weights import hub
 from helios_cli.weights.fp8 import dtype_with
-from helios_cli.weights.vocabulary import introduction
-
-ProgressBytes = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 def open_farm(
-    jobs: Sequence[Job], options: RenderOptions, *, stop: bool = False, progress: ProgressBytes | None = None
+    jobs: Sequence[Job], options: RenderOptions, *, stop: bool = False, progress: hub.Progress | None = None
 ) -> Driver:
     """Plan the films, and start the workers for them. With `stop` the farm ends with the first film that fails.
 
@@ -42,36 +34,15 @@ def open_farm(
     return Driver(films, _open_pool(films, options), options, stop=stop or len(films) == 1)
 
 
-def plan_films(jobs: Sequence[Job], options: RenderOptions, progress: ProgressBytes | None = None) -> list[FarmFilm]:
+def plan_films(jobs: Sequence[Job], options: RenderOptions, progress: hub.Progress | None = None) -> list[FarmFilm]:
     """Plan the films as `helios plan` does. A model that this machine needs and does not have is downloaded."""
     is_here = options.cluster in (None, "local")
     device = find_device(options.device if is_here else "auto")
-    dtype, _ = pick_dtype(dtype_with(quant_of(options, device), options.dtype), device)
+    quant = quant_of(options, device)
+    dtype, _ = pick_dtype(dtype_with(quant, options.dtype), device)
     vae_device = find_vae_device(options.vae_device, options.device, device) if is_here else None
-    films = []
-    models = {}
-    for job in jobs:
-        name, _ = choose_model(job.film.recipe, job.options)
-        loras = job.options.lora or ()
-        if (name, loras) not in models:
-            asked = replace(options, lora=loras)
-            if is_here:
-                for lora in loras:
-                    hub.lora_file(lora.path, progress=progress)
-            model, notices = find_model_for(name, asked, device, dtype, vae_device)
-            if model.checkpoint is None and is_here:
-                hub.resolve(model.name, options.revision, progress=progress)
-                model, notices = find_model_for(name, asked, device, dtype, vae_device)
-            models[name, loras] = model, notices
-        model, notices = models[name, loras]
-        plan = plan_film(
-            job.film, resolve_settings(job.film.recipe, job.options, model.defaults), strict=options.strict
-        )
-        notices = [*notices, *too_long_prompts(plan, count_tokens(model, plan.texts), strict=options.strict)]
-        if model.checkpoint and (line := introduction(model.checkpoint, model.name, plan.texts)):
-            notices.append(line)
-        films.append(FarmFilm(job, replace(plan, notices=(*notices, *plan.notices)), model))
-    return films
+    planner = Planner(options, device, dtype, quant, vae_device, downloads=is_here, progress=progress)
+    return [FarmFilm(job, planner.plan(job.film, job.options)) for job in jobs]
 
 
 def _open_pool(films: Sequence[FarmFilm], options: RenderOptions) -> Pool:
