@@ -222,7 +222,8 @@ class Session:
 
     def plan(self, film: Film, options: RenderOptions) -> Plan:
         """The film as chunks. InputError for everything that stands against it."""
-        plan = plan_film(film, self.settings(film, options), strict=options.strict)
+        settings = self.settings(film, options)
+        plan = plan_film(film, settings, strict=options.strict)
         self.introduce(plan.texts)
         for notice in plan.notices:
             self.note(notice)
