@@ -118,9 +118,9 @@ def rows(results: list[Result], floors: dict[str, float]) -> list[Row]:
     least["film, s"] = sum(floors.values())
     table: list[Row] = []
     for label, values in numbers.items():
-        ratio = [_rounded(values[0] / values[1])] if len(values) == 2 else []
-        floor = [_rounded(least[label]), _rounded(least[label] / values[0])] if label in least else ["", ""]
-        table.append((label, *map(_rounded, values), *ratio, *floor))
+        ratio = [rounded(values[0] / values[1])] if len(values) == 2 else []
+        floor = [rounded(least[label]), rounded(least[label] / values[0])] if label in least else ["", ""]
+        table.append((label, *map(rounded, values), *ratio, *floor))
     return table
 
 
@@ -134,7 +134,7 @@ def agreement_db(first: str, second: str) -> float:
     return min(100.0, float(average[1]))
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """Round to three digits, or to all those before the point."""
     return round(value) if abs(value) >= 100 else float(f"{value:.3g}")
 
@@ -155,9 +155,9 @@ def markdown(data: dict[str, Any]) -> Iterator[str]:
         [
             [
                 name,
-                _figure(one["frames_per_second"]),
-                _figure(one["steady_frames_per_second"]),
-                *(_figure(one.get("gates", {}).get(gate)) for gate in GATES),
+                figure(one["frames_per_second"]),
+                figure(one["steady_frames_per_second"]),
+                *(figure(one.get("gates", {}).get(gate)) for gate in GATES),
                 *_phases(one, phases),
             ]
             for name, one in renders.items()
@@ -174,7 +174,7 @@ def markdown(data: dict[str, Any]) -> Iterator[str]:
     names = list(dict.fromkeys(name for row in shapes for name in row["ms"]))
     yield from _table(
         ["attention, ms", *names, "taken"],
-        [[row["shape"], *(_figure(row["ms"].get(name)) for name in names), row["name"]] for row in shapes],
+        [[row["shape"], *(figure(row["ms"].get(name)) for name in names), row["name"]] for row in shapes],
     )
     for part, name in (("sustained products", "shape"), ("decoding", "piece"), ("decoding", "convolution")):
         found = [row for row in results.get(part, []) if name in row]
@@ -190,7 +190,7 @@ def markdown(data: dict[str, Any]) -> Iterator[str]:
     yield from _table(
         ["fp8 against bfloat16: chunk", "latents, dB", "frames, dB"],
         [
-            [str(row["chunk"] + 1), _figure(row["latents_db"]), _figure(row["frames_db"])]
+            [str(row["chunk"] + 1), figure(row["latents_db"]), figure(row["frames_db"])]
             for row in results.get("fp8 quality", [])
         ],
     )
@@ -221,7 +221,7 @@ def _phases(one: dict[str, Any], phases: Sequence[str]) -> list[str]:
 
 def _kernel(row: dict[str, Any]) -> list[str]:
     share = f"{row['share']:.0%} of {row['bound']}"
-    return [_figure(row["milliseconds"]), share, f"{_figure(row['over_eager'])}x", row["short_of"] or ""]
+    return [figure(row["milliseconds"]), share, f"{figure(row['over_eager'])}x", row["short_of"] or ""]
 
 
 def _tuned(row: dict[str, Any]) -> list[str]:
@@ -232,7 +232,7 @@ def _tuned(row: dict[str, Any]) -> list[str]:
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return _figure(None if seconds is None else seconds * 1e3)
+    return figure(None if seconds is None else seconds * 1e3)
 
 
 def _offload(result: dict[str, Any]) -> Iterator[str]:
@@ -245,7 +245,7 @@ def _offload(result: dict[str, Any]) -> Iterator[str]:
             else [
                 row["mode"] if row["budget_bytes"] is None else f"{row['mode']} in {format_bytes(row['budget_bytes'])}",
                 "-" if row["peak_device_bytes"] is None else format_bytes(row["peak_device_bytes"]),
-                *(_figure(row[key]) for key in ("seconds", "floor_seconds", "ratio")),
+                *(figure(row[key]) for key in ("seconds", "floor_seconds", "ratio")),
             ]
             for row in result.get("modes", [])
         ],
@@ -255,7 +255,7 @@ def _offload(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _cell(value: Any) -> str:
-    return str(_rounded(value)) if isinstance(value, float) else "-" if value is None else str(value)
+    return str(rounded(value)) if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def _shape(row: dict[str, Any]) -> str:
@@ -264,14 +264,15 @@ def _shape(row: dict[str, Any]) -> str:
 
 def _product(row: dict[str, Any], name: str) -> str:
     error = row["relative_error"].get(name)
-    return _figure(row["milliseconds"].get(name)) + ("" if error is None else f" ({error:.3g})")
+    return figure(row["milliseconds"].get(name)) + ("" if error is None else f" ({error:.3g})")
 
 
 def _taken(row: dict[str, Any]) -> str:
     return row["refused"].get("fp8") or ("taken" if row["fast_sums"] else "not taken")
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """Format a number of a table; `-` for None."""
     return "-" if value is None else format_figure(value)
 
 

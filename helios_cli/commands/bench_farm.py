@@ -61,7 +61,8 @@ def farm(
     data = {**report.environment(), "films": vars(asked), "rows": rows, "parts": parts, "faults": faults}
     data["bounds"] = bounds(rows, parts, asked)
     table = [
-        [*(_figure(row[key] * unit) for key, unit in COLUMNS.values()), format_bytes(row["peak_bytes"])] for row in rows
+        [*(report.rounded(row[key] * unit) for key, unit in COLUMNS.values()), format_bytes(row["peak_bytes"])]
+        for row in rows
     ]
     console.table([*COLUMNS, "driver's peak"], table, data=data)
     for line in _lines(data):
@@ -85,7 +86,8 @@ def bounds(rows: list[dict[str, Any]], parts: dict[str, Any], films: Films) -> d
 
 
 def _lines(data: dict[str, Any]) -> list[str]:
-    rows, parts, faults, bound = (data[key] for key in ("rows", "parts", "faults", "bounds"))
+    rows, parts, faults = (data[key] for key in ("rows", "parts", "faults"))
+    bound = {name: report.rounded(value) for name, value in data["bounds"].items()}
     plan, refresh = (max(row[key] for row in rows) for key in ("plan_seconds", "refresh_seconds"))
     return [
         f"planning takes {_ms(plan)} a film, one look of the view {_ms(refresh)}",
@@ -99,14 +101,14 @@ def _lines(data: dict[str, Any]) -> list[str]:
         f"{counted(faults['taken_over_chunks'], 'chunk')} that need not be rendered again",
         f"a claim of another machine that expires after {faults['expiry_seconds']:g} s is taken over after "
         f"{_ms(faults['expired_seconds'])}",
-        f"where each worker has a chunk a second, the driver takes a core at {_figure(bound['driver'])} workers, joins "
-        f"take one at {_figure(bound['joins'])}, and the folders of parts take {_figure(bound['store'])} chunks a "
+        f"where each worker has a chunk a second, the driver takes a core at {bound['driver']} workers, joins "
+        f"take one at {bound['joins']}, and the folders of parts take {bound['store']} chunks a "
         "second from one writer at a time",
     ]
 
 
 def _ms(seconds: float) -> str:
-    return f"{_figure(seconds * 1e3):g} ms"
+    return f"{report.rounded(seconds * 1e3):g} ms"
 
 
 def _counts(text: str) -> list[int]:
@@ -114,8 +116,3 @@ def _counts(text: str) -> list[int]:
     if len(counts) != text.count(",") + 1 or not all(1 <= count <= MAX_WORKERS for count in counts):
         raise InputError(f"{text!r} is not a list of numbers from 1 to {MAX_WORKERS}", hint="write 2,8,64")
     return counts
-
-
-def _figure(value: float) -> float:
-    """Round to three digits, or to all those before the point."""
-    return round(value) if abs(value) >= 100 else float(f"{value:.3g}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from helios_cli import options
-from helios_cli.bench.report import environment
+from helios_cli.bench.report import environment, figure
 from helios_cli.console import JsonFlag, console
 from helios_cli.device import pick_device, torch_dtype
 from helios_cli.recipe.options import RenderOptions
@@ -120,7 +120,7 @@ def _adherence(models: Models, how: Showing, count: int, chunks: int, sheet: Pat
     }
     table = {name: adherence(group) for name, group in groups.items()}
     measures = list(table["all"])
-    console.table(["", *table], [[name, *(_figure(table[group][name]) for group in table)] for name in measures])
+    console.table(["", *table], [[name, *(figure(table[group][name]) for group in table)] for name in measures])
     each = [{"caption": prompt.caption, **asdict(one)} for prompt, one in zip(asked, scores, strict=True)]
     return {**table, "films": each}
 
@@ -140,7 +140,7 @@ def _lasting(models: Models, how: Showing, count: int, minutes: float) -> dict:
         watched.append(watcher.result())
     table = lasting(watched)
     console.line()
-    console.table([f"{minutes:g} minutes", ""], [[name, _figure(value)] for name, value in table.items()])
+    console.table([f"{minutes:g} minutes", ""], [[name, figure(value)] for name, value in table.items()])
     each = [{"caption": caption, **asdict(one)} for caption, one in zip(captions, watched, strict=True)]
     return {"minutes": minutes, **table, "films": each}
 
@@ -164,10 +164,6 @@ def _changes(models: Models, how: Showing, count: int) -> dict:
         table[transition] = {**together(films, due), "due_chunks": due, "chunks": [film.chunks for film in films]}
     console.line()
     names = ("held", "in_time", "stayed")
-    rows = [[transition, *(_figure(found[name]) for name in names)] for transition, found in table.items()]
+    rows = [[transition, *(figure(found[name]) for name in names)] for transition, found in table.items()]
     console.table(["from shot to shot", *names], rows)
     return table
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

@@ -131,7 +131,7 @@ def verify_model(model: Model, revision: Revision = None, json: JsonFlag = False
     if folder is None:
         raise _absent(source)
     size = bytes_to_read(folder)
-    with console.progress_bytes(f"reading {model}", size) if size else nullcontext(_ignore) as advance:
+    with console.progress_bytes(f"reading {model}", size) if size else nullcontext(hub.ignore) as advance:
         checks = list(verify(folder, advance))
     console.result([vars(check) for check in checks])
     rows = [[check.name, format_bytes(check.bytes), check.method, check.problem or "ok"] for check in checks]
@@ -174,10 +174,6 @@ def _show_lora(path: Path) -> None:
 
 def _absent(source: Source) -> CheckpointError:
     return CheckpointError(f"{source.repo} is not in the cache", hint=f"helios models pull {spoken(source)}")
-
-
-def _ignore(count: int) -> None:
-    pass
 
 
 def _show_known(known: KnownModel, source: Source) -> None:
