@@ -29,8 +29,8 @@ from helios_cli.farm_track import FarmTrack, Totals, WorkerTrack
 from helios_cli.files import by_number
 from helios_cli.progress import LiveLines, bar_line, start_lines, summary_lines
 from helios_cli.stop import IsStopped
-from helios_cli.track import PHASES, left_text, speed_text
-from helios_cli.units import counted, format_duration, format_figure, format_seconds
+from helios_cli.track import PHASES, left_text, speed_text, took_text
+from helios_cli.units import counted, format_duration, format_figure
 from helios_cli.visible import printable
 
 if TYPE_CHECKING:
@@ -137,9 +137,9 @@ class PlainFarmView(FarmView):
     def _chunk_line(self, done: ChunkDone) -> str:
         worker = None if done.worker is None else self.track.worker(done.worker.name)
         if worker is None or worker.segment is None:
-            return f"chunk {done.chunk + 1}/{done.chunks} of the film in {format_seconds(done.seconds)}"
+            return f"chunk {done.chunk + 1}/{done.chunks} of the film in {took_text(done.seconds)}"
         segment = worker.segment
-        chunk = f"chunk {done.chunk - segment.chunk + 1}/{segment.chunks} in {format_seconds(done.seconds)}"
+        chunk = f"chunk {done.chunk - segment.chunk + 1}/{segment.chunks} in {took_text(done.seconds)}"
         return f"{segment_text(segment)}, {chunk}, {speed_text(worker.recent.frames_per_second)}".rstrip(", ")
 
     def _show_total(self) -> None:

@@ -28,8 +28,8 @@ from helios_cli.engine.events import (
     PromptTaken,
 )
 from helios_cli.errors import Interrupted
-from helios_cli.track import PHASES, Track, speed_text
-from helios_cli.units import counted, format_bytes, format_duration, format_seconds
+from helios_cli.track import PHASES, Track, speed_text, took_text
+from helios_cli.units import counted, format_bytes, format_duration
 from helios_cli.visible import printable
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class PlainView(FilmView):
         elif isinstance(event, ChunkDone):
             track = self.track
             parts = (track.frames_text, track.film_text, track.speed_text, track.left_text, track.live_text)
-            done = f"{track.chunk_text(event.chunk + 1)} in {format_seconds(event.seconds)}"
+            done = f"{track.chunk_text(event.chunk + 1)} in {took_text(event.seconds)}"
             self.say(f"{done}: {', '.join(filter(None, parts))}")
         elif isinstance(event, FramesDone) and TENTHS * event.frames // event.all_frames > self.tenths:
             self.tenths = TENTHS * event.frames // event.all_frames

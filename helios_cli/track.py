@@ -215,6 +215,11 @@ def speed_text(frames_per_second: float | None) -> str:
     return f"{format_figure(frames_per_second)} frames/s" if frames_per_second else ""
 
 
+def took_text(seconds: float) -> str:
+    """Format the time that a chunk took, to a tenth of a second."""
+    return f"{seconds:.1f} s" if seconds >= 0.05 else "< 0.1 s"
+
+
 def left_text(seconds: float | None) -> str:
     return "-:-- left" if seconds is None else f"{format_duration(seconds)} left"
 

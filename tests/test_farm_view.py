@@ -215,7 +215,7 @@ def test_plain_lines_name_worker_and_film(capsys):
         "w2: harbour: segment 2/2 begins, 2 chunks",
         "w2: harbour: loading the model",
         "w2: harbour: 1 chunk from earlier renders",
-        "w1: storm: segment 1/1, chunk 1/1 in 9.17 s, 2.18 frames/s",
+        "w1: storm: segment 1/1, chunk 1/1 in 9.2 s, 2.18 frames/s",
         "w1: storm: segment 1/1 done in 0:09",
         "error: storm: out of disk space",
         "hint: make room",

@@ -222,15 +222,28 @@ def test_plain_is_one_line_a_chunk_and_a_phase(capsys):
         "model tiny on cpu in float32, to out/harbour.mp4",
         "denoising",
         "decoding",
-        "chunk 1/4 in 20 s: 33/130 frames, film 1.4 of 5.4 s, 1.65 frames/s, 1:00 left",
-        "chunk 2/4 in 10 s: 66/130 frames, film 2.8 of 5.4 s, 3.3 frames/s, 0:20 left",
-        "chunk 3/4 in 10 s: 99/130 frames, film 4.1 of 5.4 s, 3.3 frames/s, 0:10 left",
-        "chunk 4/4 in 10 s: 130/130 frames, film 5.4 of 5.4 s, 3.23 frames/s, 0:00 left",
+        "chunk 1/4 in 20.0 s: 33/130 frames, film 1.4 of 5.4 s, 1.65 frames/s, 1:00 left",
+        "chunk 2/4 in 10.0 s: 66/130 frames, film 2.8 of 5.4 s, 3.3 frames/s, 0:20 left",
+        "chunk 3/4 in 10.0 s: 99/130 frames, film 4.1 of 5.4 s, 3.3 frames/s, 0:10 left",
+        "chunk 4/4 in 10.0 s: 130/130 frames, film 5.4 of 5.4 s, 3.23 frames/s, 0:00 left",
         "finishing the file",
         "wrote out/harbour.mp4: 130 frames, 5.4 s",
         "  in 1:15, 1.73 frames/s, peak memory 1.5 GB and 2 GB on the device",
         "  load 1.0 s, decode 60.0 s",
     ]
+
+
+def test_chunks_of_milliseconds_take_less_than_a_tenth_of_a_second(capsys):
+    with open_view("plain") as view:
+        for event in film_events((0.02, 0.02, 0.06, 0.02)):
+            view.show(event)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("chunk")]
+    assert [line.partition(": ")[0] for line in lines[:3]] == [
+        "chunk 1/4 in < 0.1 s",
+        "chunk 2/4 in < 0.1 s",
+        "chunk 3/4 in 0.1 s",
+    ]
+    assert lines[1].endswith(", 1,650 frames/s, 0:00 left")
 
 
 def test_json_is_every_event_one_a_line_on_stdout(capsys):
@@ -279,7 +292,7 @@ def test_chunks_taken_over_are_one_line(capsys):
         view.show(replace(DONE, frames_reused=99))
     lines = capsys.readouterr().err.splitlines()[2:]
     assert lines[0] == "3 chunks from earlier renders, film 4.1 of 5.4 s"
-    assert lines[1].startswith("chunk 4/4 in 10 s: 130/130 frames")
+    assert lines[1].startswith("chunk 4/4 in 10.0 s: 130/130 frames")
     assert "1.73 frames/s, 99 frames from earlier renders" in lines[3]
 
 
@@ -305,8 +318,8 @@ def test_a_film_of_no_known_length_says_how_far_it_is(capsys):
         "model tiny on cpu in float32, to out/harbour.mp4",
         "from chunk 1 on, cut: a [red] boat",
         "denoising",
-        "chunk 1 in 10 s: 33 frames, film 1.4 s, 3.3 frames/s",
-        "chunk 2 in 10 s: 66 frames, film 2.8 s, 3.3 frames/s",
+        "chunk 1 in 10.0 s: 33 frames, film 1.4 s, 3.3 frames/s",
+        "chunk 2 in 10.0 s: 66 frames, film 2.8 s, 3.3 frames/s",
         "from chunk 3 on, blend: the sea",
         "1 chunk from earlier renders, film 4.1 s",
         "wrote out/harbour.mp4: 99 frames, 4.1 s",
