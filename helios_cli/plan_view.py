@@ -42,6 +42,7 @@ def show_plans(estimates: list[Estimate], farm: Farm) -> None:
 
 
 def _film(estimate: Estimate) -> Iterator[Part]:
+    """Yield the plan of a film."""
     yield Prose(_headline(estimate))
     yield Table(["setting", "value", "from"], _settings(estimate))
     if estimate.taken:
@@ -59,7 +60,8 @@ def _film(estimate: Estimate) -> Iterator[Part]:
 def _together(estimates: list[Estimate], farm: Farm) -> Iterator[Part]:
     """Yield the totals of several films, and what several workers make of them."""
     if len(estimates) > 1:
-        yield Prose(f"\nall {len(estimates)} films: {_sum_line(estimates)}")
+        yield Prose()
+        yield Prose(f"all {len(estimates)} films: {_sum_line(estimates)}")
     if farm.is_asked_for:
         yield Prose()
         yield from _farm(estimates, farm)
@@ -115,7 +117,7 @@ def _shots(estimate: Estimate) -> Iterator[Part]:
     rows = []
     for shot in plan.shots[:SHOWN_SHOTS]:
         seed = seeds.get(shot.start_frame, "") if shot.transition == "cut" else ""
-        how = shot.transition if not shot.blend_frames else f"blend {shot.blend_frames / plan.fps:.3g} s"
+        how = shot.transition if not shot.blend_frames else f"blend {format_figure(shot.blend_frames / plan.fps)} s"
         start = _clock(shot.start_frame / plan.fps)
         rows.append([shot.index + 1, start, shot.num_frames, how, seed, _cut(shot.prompt, PROMPT_WIDTH)])
     yield Table(["shot", "begins", "frames", "begins with", "seed", "prompt"], rows)

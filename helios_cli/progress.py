@@ -373,5 +373,5 @@ def summary_lines(done: FilmDone, film: FilmStarted, behind: FramesDone | None =
         f"  in {format_duration(done.seconds)}, {speed}, {memory}",
     ]
     if done.phases:
-        lines.append("  " + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in done.phases.items()))
+        lines.append("  " + ", ".join(f"{phase} {took_text(seconds)}" for phase, seconds in done.phases.items()))
     return lines

@@ -216,7 +216,7 @@ def speed_text(frames_per_second: float | None) -> str:
 
 
 def took_text(seconds: float) -> str:
-    """Format the time that a chunk took, to a tenth of a second."""
+    """Format the time that a chunk or a phase took, to a tenth of a second."""
     return f"{seconds:.1f} s" if seconds >= 0.05 else "< 0.1 s"
 
 

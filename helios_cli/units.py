@@ -101,7 +101,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def format_figure(value: float) -> str:
-    """Format a number in three figures, without an exponent for large ones: `1.25`, `78`, `1,046`."""
+    """Format a number in three figures, or in all those before the point: `1.25`, `78`, `1,046`."""
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 

@@ -421,7 +421,7 @@ def test_a_plan_of_a_prompt_imports_no_part_that_other_films_need():
     plan = ["plan", "a boat", "--seconds", "2"]
     run = subprocess.run([sys.executable, "-c", script, *plan], capture_output=True, text=True, timeout=LONGEST)
     imported = set(run.stdout.splitlines()[-1].split())
-    own = {
+    rare = {
         f"helios_cli.{name}" for name in ("recipe.trees", "recipe.text", "film.after", "film.sound", "weights.adapters")
     }
-    assert "helios_cli.cost.estimate" in imported and not imported & {*own, "yaml", "tomllib", "concurrent.futures"}
+    assert "helios_cli.cost.estimate" in imported and not imported & {*rare, "yaml", "tomllib", "concurrent.futures"}

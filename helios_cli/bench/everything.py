@@ -31,7 +31,7 @@ from helios_cli.child import ChildError, ask
 from helios_cli.device import pick_device
 from helios_cli.engine.gpu import recall_kernels
 from helios_cli.errors import HeliosError
-from helios_cli.units import FRAMES_PER_CHUNK
+from helios_cli.units import FRAMES_PER_CHUNK, format_figure
 from helios_cli.weights.checkpoint import Checkpoint
 from helios_cli.weights.fp8 import FP8_CAPABILITY
 from helios_kernels.check import OPS
@@ -318,7 +318,7 @@ def rate_line(render: Json) -> str:
     rate, gates = render["steady_frames_per_second"] or render["frames_per_second"], render["gates"]
     steady = "steady" if render["steady_frames_per_second"] else "of the whole film"
     return (
-        f"{rate:.3g} frames a second ({steady}); transformer at {gates['dit_teraflops']:.3g} TFLOP/s; "
+        f"{format_figure(rate)} frames a second ({steady}); transformer at {format_figure(gates['dit_teraflops'])} TFLOP/s; "
         f"{gates['decode_hidden']:.0%} of decoding hidden behind it"
     )
 

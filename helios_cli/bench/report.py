@@ -135,7 +135,7 @@ def agreement_db(first: str, second: str) -> float:
 
 
 def rounded(value: float) -> float:
-    """Round to three digits, or to all those before the point."""
+    """Round to three figures, or to all those before the point."""
     return round(value) if abs(value) >= 100 else float(f"{value:.3g}")
 
 
@@ -216,7 +216,9 @@ GATES = {"dit_teraflops": "transformer, TFLOP/s", "decode_hidden": "decoding hid
 
 def _phases(one: dict[str, Any], phases: Sequence[str]) -> list[str]:
     shares = one.get("share_of_floor", {})
-    return [f"{one['phases'][phase]:.3g} ({shares[phase]:.0%})" if phase in shares else "-" for phase in phases]
+    return [
+        f"{format_figure(one['phases'][phase])} ({shares[phase]:.0%})" if phase in shares else "-" for phase in phases
+    ]
 
 
 def _kernel(row: dict[str, Any]) -> list[str]:
@@ -251,7 +253,7 @@ def _offload(result: dict[str, Any]) -> Iterator[str]:
         ],
     )
     if rates := result.get("bandwidths"):
-        yield "\n" + ", ".join(f"{name}: {rate / 1e9:.3g} GB/s" for name, rate in rates.items())
+        yield "\n" + ", ".join(f"{name}: {format_figure(rate / 1e9)} GB/s" for name, rate in rates.items())
 
 
 def _cell(value: Any) -> str:

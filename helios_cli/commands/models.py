@@ -131,7 +131,7 @@ def verify_model(model: Model, revision: Revision = None, json: JsonFlag = False
     if folder is None:
         raise _absent(source)
     size = bytes_to_read(folder)
-    with console.progress_bytes(f"reading {model}", size) if size else nullcontext(hub.ignore) as advance:
+    with console.progress_bytes(f"reading {model}", size) if size else nullcontext(hub.unseen) as advance:
         checks = list(verify(folder, advance))
     console.result([vars(check) for check in checks])
     rows = [[check.name, format_bytes(check.bytes), check.method, check.problem or "ok"] for check in checks]

@@ -51,7 +51,7 @@ from helios_cli.recipe.sound import Sound
 from helios_cli.weights.checkpoint import weights_identity
 from helios_cli.weights.fp8 import dtype_with
 
-if TYPE_CHECKING:  # what few films have is imported for them alone
+if TYPE_CHECKING:
     from helios_cli.film.after import After
     from helios_cli.film.sound import Track
     from helios_cli.weights.preview import PreviewFile
@@ -181,6 +181,9 @@ def estimate_films(
     return estimates
 
 
+# What few films have; its modules are imported for them alone.
+
+
 def _preview_of(options: RenderOptions) -> PreviewFile | None:
     if options.preview_decoder is None:
         return None
@@ -200,9 +203,9 @@ def _after_of(options: RenderOptions, plan: Plan, kind: str) -> After | None:
 def _track_of(sound: Sound | None) -> Track | None:
     if sound is None:
         return None
-    from helios_cli.film.sound import open_track
+    from helios_cli.film.sound import track_of
 
-    return open_track(sound)
+    return track_of(sound)
 
 
 def groups_of(films: Iterable[T], lanes: int, model_of: Callable[[T], object]) -> Iterator[list[T]]:
@@ -256,12 +259,12 @@ def _fingerprints(load: Workload, options: RenderOptions) -> tuple[str, ...]:
 
 
 def _estimate(
-    film: PlannedFilm, load: Workload, options: RenderOptions, on: str | None, price: float | None
+    planned: PlannedFilm, load: Workload, options: RenderOptions, on: str | None, price: float | None
 ) -> Estimate:
-    plan, model, team = film.plan, film.model, load.teams
+    plan, model, team = planned.plan, planned.model, load.teams
     kind = film_kind(options.output)
     after = _after_of(options, plan, kind)
-    notices = film.notices
+    notices = planned.notices
     if load.preview:
         notices = (*notices, *load.preview.doubts(model.vae, model.name))
     if team.notice:
@@ -272,7 +275,7 @@ def _estimate(
     plans = memory_plans(load, budget, speed)
     mode, placing = _placed(plans, options, budget, load, speed)
     return Estimate(
-        film=film.film,
+        film=planned.film,
         plan=plan,
         model=model,
         work=load.work,
@@ -293,7 +296,7 @@ def _estimate(
         kept=_kept(fingerprints or ()) if options.cache else frozenset(),
         notices=(*notices, *placing),
         vae_device=load.vae_device,
-        track=_track_of(film.sound),
+        track=_track_of(planned.sound),
         preview=load.preview,
         final=load.final,
         after=after,

@@ -44,8 +44,9 @@ class PlannedFilm:
 class Planner:
     """Plans films for one kind of machine. A model is looked up once, however many films use it.
 
-    With `downloads`, a model or LoRA file that is not here is downloaded, which `progress` shows; otherwise a published
-    model is planned with its published shape.
+    `options` are those of the command: they name the revision of models, and what `auto` chooses by. With `downloads`,
+    a model or LoRA file that is not here is downloaded, which `progress` shows; otherwise a published model is planned
+    with its published shape.
     """
 
     def __init__(
@@ -59,17 +60,24 @@ class Planner:
         downloads: bool = False,
         progress: hub.Progress | None = None,
     ) -> None:
-        self.options, self.device, self.dtype, self.quant, self.vae_device = options, device, dtype, quant, vae_device
-        self.downloads, self.progress = downloads, progress
+        self._options, self._device, self._dtype, self._quant, self._vae_device = (
+            options,
+            device,
+            dtype,
+            quant,
+            vae_device,
+        )
+        self._downloads, self._progress = downloads, progress
         self._models: dict[object, tuple[Model, list[str]]] = {}
 
     def plan(self, film: Film, options: RenderOptions) -> PlannedFilm:
-        """Plan a film with its own `options`. Raises InputError or CheckpointError for what stands against it."""
+        """Plan a film with its own `options`: model, LoRA files, sound and length. Raises HeliosError for what stands
+        against it."""
         name, origin = choose_model(film.recipe, options)
         loras, lora_origin = choose_loras(film, options)
         sound, sound_origins = choose_sound(film, options)
         model, notices = self._model(name, loras)
-        quant = "none" if options.quant is None and model.low_bit else self.quant  # its weights are rounded already
+        quant = "none" if options.quant is None and model.low_bit else self._quant  # its weights are rounded already
         if model.checkpoint is not None:
             model.checkpoint.require_rounded_once(name, quant)
         plan = plan_film(film, resolve_settings(film.recipe, options, model.defaults), strict=options.strict)
@@ -81,23 +89,23 @@ class Planner:
         return PlannedFilm(film, (name, loras), model, quant, plan, prompts, sound, (*notices, *plan.notices))
 
     def _model(self, name: str, loras: tuple[Lora, ...]) -> tuple[Model, list[str]]:
-        """Return a model with its LoRA files, and notices about it."""
+        """Return a model with its LoRA files, and notices about it; it is downloaded first if need be."""
         if (name, loras) not in self._models:
-            for lora in loras if self.downloads else ():
-                hub.lora_file(lora.path, progress=self.progress)
-            model, notices = self._find(name, loras)
-            if model.checkpoint is None and self.downloads:
-                hub.resolve(model.name, self.options.revision, progress=self.progress)
-                model, notices = self._find(name, loras)
+            for lora in loras if self._downloads else ():
+                hub.lora_file(lora.path, progress=self._progress)
+            model, notices = self._find_here(name, loras)
+            if model.checkpoint is None and self._downloads:
+                hub.resolve(model.name, self._options.revision, progress=self._progress)
+                model, notices = self._find_here(name, loras)
             self._models[name, loras] = model, notices
         return self._models[name, loras]
 
-    def _find(self, name: str, loras: tuple[Lora, ...]) -> tuple[Model, list[str]]:
-        """Return a model as it is here."""
-        options = replace(self.options, lora=loras)
+    def _find_here(self, name: str, loras: tuple[Lora, ...]) -> tuple[Model, list[str]]:
+        """Return a model with its LoRA files, and notices about it, without downloading anything."""
+        options = replace(self._options, lora=loras)
         notices: list[str] = []
         if name == DEFAULT_MODEL:
-            name, line = auto_model(self.device, self.dtype, options, self.vae_device)
+            name, line = auto_model(self._device, self._dtype, options, self._vae_device)
             notices.append(line)
         if shadow := shadow_of(name):
             notices.append(shadow)

@@ -30,6 +30,7 @@ from helios_cli.recipe.film import Film
 from helios_cli.recipe.fingerprint import Fingerprints
 from helios_cli.recipe.options import STREAM, RenderOptions
 from helios_cli.recipe.plan import Plan, too_long
+from helios_cli.recipe.sound import choose_sound
 from helios_cli.units import counted
 
 
@@ -206,7 +207,7 @@ def _finish_of(output: str, options: RenderOptions, session: Session, script: Sc
         Target.of(output),
         identity,
         fingerprints.of,
-        track_of(script.film, options) if script.film else None,
+        track_of(choose_sound(script.film, options)[0]) if script.film else None,
     )
 
 

@@ -31,7 +31,7 @@ from helios_cli.film.cache import Cache
 from helios_cli.film.jobs import Job
 from helios_cli.film.parts import DoneSegment, JoinedChunks, Parts, piece_keys, stored
 from helios_cli.film.resume import Wanted, in_words
-from helios_cli.film.sound import open_track
+from helios_cli.film.sound import track_of
 from helios_cli.film.target import Target, film_exists, is_taken
 from helios_cli.film.writer import Safe, open_film
 from helios_cli.recipe.fingerprint import Arithmetic, Fingerprints, Identity
@@ -77,7 +77,7 @@ class FarmFilm:
         self.job, self.planned, self.plan, self.model = job, planned, planned.plan, planned.model
         self.target = Target.of(job.output)
         self.parts = Parts(self.target)
-        self.track = open_track(planned.sound) if planned.sound else None
+        self.track = track_of(planned.sound)
         self.segments = segments(planned.plan)
         self.kind: Kind | None = None
         self.device = ""

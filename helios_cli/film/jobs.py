@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
-from helios_cli.film.clashes import check_after, check_preview, check_stream
+from helios_cli.film.clashes import check_after, check_pictures, check_preview, check_stream
 from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_target, is_taken
 from helios_cli.recipe.files import check_loras
 from helios_cli.recipe.film import Film
@@ -69,6 +69,7 @@ def find_jobs(
     from helios_cli.recipe.plan import check_film
     from helios_cli.recipe.sources import read_films
 
+    check_after(options)
     check_preview(options)
     films = films or read_films(sources)
     lengths = [check_film(film, options).num_frames for film in films]
@@ -104,12 +105,10 @@ def check_encoding(jobs: list[Job]) -> None:
 
 def _job(film: Film, sound: Sound | None, options: RenderOptions, output: str, several: bool) -> Job:
     if options.is_stream:
-        check_after(options, "mkv")
         places: tuple[Path, ...] = ()
     elif options.takes:
         from helios_cli.film.takes import TakesFiles, check_shot
 
-        check_after(options, "mp4")
         check_shot(film, options.shot or 1)
         files = TakesFiles.of(output, force=options.force)
         places = (files.sheet, files.folder)
@@ -119,13 +118,9 @@ def _job(film: Film, sound: Sound | None, options: RenderOptions, output: str, s
         may_replace = options.force or options.share or several or was_finishing
         target = check_target(output, force=may_replace or (options.final and _is_preview(output)))
         places = (target.path, *target.beside)
-        if target.kind == "png" and sound:
-            hint = "name an .mp4 or .mkv with -o, or write --audio none"
-            raise InputError(f"{output}: a folder of pictures has no sound", hint=hint)
-        fps = film_fps(options, film.recipe)
-        check_after(options, target.kind)
-        if options.changes_frames:
-            fps = _rate_after(film, options, fps, target.kind)
+        if target.kind == "png":
+            check_pictures(options, output, has_sound=sound is not None)
+        fps = _finished_rate(film, options, target.kind)
         if options.export:
             _check_exports(film, target, options, fps, several)
     loras, from_ = choose_loras(film, options)
@@ -137,12 +132,16 @@ def _job(film: Film, sound: Sound | None, options: RenderOptions, output: str, s
     return Job(film, replace(options, model=model, output=output, lora=loras))
 
 
-def _rate_after(film: Film, options: RenderOptions, fps: float, kind: str) -> float:
-    """Return the rate of the finished film; what comes after the render is tried on a few frames."""
-    from helios_cli.film.after import try_after
+def _finished_rate(film: Film, options: RenderOptions, kind: str) -> float:
+    """Return the rate of the finished film. What comes after the render is tried on a few frames."""
+    fps = film_fps(options, film.recipe)
+    if not options.changes_frames:
+        return fps
+    from helios_cli.film.after import try_after  # slow to import
 
     after = try_after(options, options.size or film.recipe.size, fps, kind)
-    return fps if after is None else float(after.made.rate)
+    assert after is not None, "options that change frames name a program or filters"
+    return float(after.made.rate)
 
 
 def _is_preview(output: str) -> bool:
@@ -224,7 +223,8 @@ def _clip_cut_short(path: Path, key: str, base: str) -> tuple[str, str | None] |
 def check_sounds(
     films: list[Film], sounds: Sequence[ChosenSound], options: RenderOptions, lengths: list[int] | None
 ) -> list[Film]:
-    """The films, with a notice for each whose sound ends before its `lengths` in frames; None if those are not known.
+    """The films, with a notice for each whose sound of `sounds` ends before its `lengths` in frames; None if those are
+    not known.
 
     Reads the sound files through. Raises RecipeError for those that cannot be put under a film, and with
     `options.strict` for those that are too short.

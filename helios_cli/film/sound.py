@@ -16,19 +16,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.files import sha256_of
 from helios_cli.film import ffmpeg
 from helios_cli.film.reading import sound_end, stated_seconds
 from helios_cli.film.target import Target
-from helios_cli.recipe.options import RenderOptions
-from helios_cli.recipe.sound import Sound, choose_sound
+from helios_cli.recipe.sound import Sound
 from helios_cli.visible import printable
-
-if TYPE_CHECKING:
-    from helios_cli.recipe.film import Film
 
 DEMUXERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,mxf,nut,ogg,tta,"
@@ -94,9 +89,8 @@ class Track:
             )
 
 
-def track_of(film: Film, options: RenderOptions) -> Track | None:
-    """Return the sound of a film, or None. A file that was read through is not read again while it stays as it is."""
-    sound, _ = choose_sound(film, options)
+def track_of(sound: Sound | None) -> Track | None:
+    """Return the track of a film's sound, None without one. A file is read through once while it stays as it is."""
     return open_track(sound) if sound else None
 
 

@@ -1,6 +1,6 @@
 """Reads films from the sources on the command line: every form of SOURCE is recognised here.
 
-The readers of files are imported when there is a file, so that a quoted prompt does not wait for them.
+The readers of recipes and of plain text are imported when there is such a file: a quoted prompt does not wait for them.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _read_words(source: str) -> list[Film]:
     """Return the film of a quoted prompt: one shot, taken as it is."""
     recipe = recipe_from({"shot": [{"prompt": source}]}, {}, Problems(WORDS))
     notices: tuple[str, ...] = ()
-    if source.lstrip().startswith("["):
+    if source.lstrip().startswith("["):  # as every time does
         from helios_cli.recipe.text import begins_with_time
 
         if begins_with_time(source):

@@ -81,7 +81,7 @@ class Trained(Event):
     def text(self) -> str:
         return (
             f"step {self.step}, {self.fraction:.1%}: {self.player} {figures_text(self.losses)}; lr {self.lr:.3g}, "
-            f"gradient {self.grad_norm:.3g}, {format_figure(self.samples_per_second)} samples/s"
+            f"gradient {format_figure(self.grad_norm)}, {format_figure(self.samples_per_second)} samples/s"
         )
 
 

@@ -194,7 +194,7 @@ def _fetch(source: Source, commit: str, files: list[RemoteFile], progress: Progr
     from concurrent.futures import ThreadPoolExecutor  # brings logging, which most commands need not import
 
     failures: list[BaseException] = []  # after the first, other transfers end at their next bytes
-    with progress(source.repo, size) if progress else nullcontext(ignore) as advance:
+    with progress(source.repo, size) if progress else nullcontext(unseen) as advance:
         fetch = partial(_fetch_file, source, commit, advance=advance, failures=failures)
         with ThreadPoolExecutor(FILES_TOGETHER) as pool:
             try:
@@ -219,7 +219,7 @@ def _fetch_file(
     except BaseException as error:
         failures.append(error)  # before this thread takes the next file
         raise
-    digest = digest_of(path, git=len(file.blob) == 40, advance=ignore)
+    digest = digest_of(path, git=len(file.blob) == 40, advance=unseen)
     if digest != file.blob:
         remove_chain(path)
         raise CheckpointError(
@@ -316,8 +316,8 @@ def _require_space(size: int, cache: Path) -> None:
         )
 
 
-def ignore(count: int) -> None:
-    pass
+def unseen(count: int) -> None:
+    """Take the bytes of an `Advance` where no progress is shown."""
 
 
 def _byte_counter(advance: Advance, total: int, failures: list[BaseException]) -> type:

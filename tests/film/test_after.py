@@ -17,8 +17,8 @@ import pytest
 from helios_cli.errors import HeliosError, InputError
 from helios_cli.film import through
 from helios_cli.film.after import After, try_after
-from helios_cli.film.clashes import check_after
 from helios_cli.film.filters import FrameFormat
+from helios_cli.film.jobs import find_jobs
 from helios_cli.film.reading import probe
 from helios_cli.film.through import GATED, Frames, frames_at
 from helios_cli.film.writer import open_writer
@@ -329,10 +329,10 @@ def test_no_program_starts_for_a_process_that_was_killed(tmp_path):
         ({"filter": "hflip", "takes": 2}, "mp4", "--filter works on whole films, but --takes shows parts of one"),
     ],
 )
-def test_what_cannot_be_done_is_found_before(options, kind, message):
+def test_what_cannot_be_done_is_found_before(options, kind, message, tmp_path):
+    output = f"{tmp_path}/pictures/" if kind == "png" else f"{tmp_path}/film.{kind}"
     with pytest.raises(InputError) as caught:
-        check_after(RenderOptions(**options), kind)
-        try_after(RenderOptions(**options), SIZE, 24, kind)
+        find_jobs(["a ball"], RenderOptions(output=output, size=SIZE, **options))
     assert message in caught.value.message
 
 

@@ -203,6 +203,8 @@ def test_a_reader_that_goes_ends_the_stream(container):
         ({"takes": 2}, "--takes needs a film in a file"),
         ({"export": "otio"}, "--export needs a film in a file"),
         ({"workers": 2}, "needs a film in a file"),
+        ({"through": "cat"}, "needs a film in a file"),
+        ({"through_size": "64x64"}, "describes what --through gives"),
         ({"container": "y4m", "audio": "music.wav"}, "there is no sound in .y4m"),
         ({"container": "ts", "codec": "av1"}, "there is no AV1 in a .ts"),
         ({"container": "avi"}, "must be one of mkv, mp4, ts, y4m"),
