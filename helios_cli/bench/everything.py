@@ -318,7 +318,8 @@ def rate_line(render: Json) -> str:
     rate, gates = render["steady_frames_per_second"] or render["frames_per_second"], render["gates"]
     steady = "steady" if render["steady_frames_per_second"] else "of the whole film"
     return (
-        f"{format_figure(rate)} frames a second ({steady}); transformer at {format_figure(gates['dit_teraflops'])} TFLOP/s; "
+        f"{format_figure(rate)} frames a second ({steady}); "
+        f"transformer at {format_figure(gates['dit_teraflops'])} TFLOP/s; "
         f"{gates['decode_hidden']:.0%} of decoding hidden behind it"
     )
 

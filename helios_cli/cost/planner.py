@@ -60,13 +60,8 @@ class Planner:
         downloads: bool = False,
         progress: hub.Progress | None = None,
     ) -> None:
-        self._options, self._device, self._dtype, self._quant, self._vae_device = (
-            options,
-            device,
-            dtype,
-            quant,
-            vae_device,
-        )
+        self._options, self._device, self._dtype, self._quant = options, device, dtype, quant
+        self._vae_device = vae_device
         self._downloads, self._progress = downloads, progress
         self._models: dict[object, tuple[Model, list[str]]] = {}
 
