@@ -127,6 +127,7 @@ def test_unrest_within_chunks_does_not_smooth_their_borders():
     assert (jumps_of(anywhere) > 2).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_a_short_film_drifts_from_its_first_half_to_its_second():
     film = render(scene_with("left"), 240).astype(float)
     faded = np.rint(film * np.linspace(1, 0.5, 240)[:, None, None, None]).astype(np.uint8)
@@ -160,6 +161,7 @@ def two_worlds(shown_from: int, start: int, frames: int = 4 * FRAMES_PER_CHUNK):
     return change(film, labels(here.segments[0]), labels(there.segments[0]), start)
 
 
+@pytest.mark.slow
 def test_a_change_of_prompts_is_found_when_it_shows():
     found = two_worlds(66, start=66)
     assert found.held and found.chunks == 0 and found.stayed

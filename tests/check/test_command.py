@@ -86,6 +86,7 @@ def test_the_page_is_written_before_strict_fails(helios, spoilt, tmp_path):
     assert "flickering" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("against", [(), ("--against", "film.mp4")], ids=["alone", "compared"])
 def test_a_page_that_cannot_be_written_costs_no_result(helios, clean, tmp_path, monkeypatch, against):

@@ -94,6 +94,7 @@ def test_pictures_without_a_sidecar_have_any_rate(tmp_path):
         assert compare(*pair).is_equal and compare(*pair).fps == 16
 
 
+@pytest.mark.slow
 def test_limits_are_for_every_chunk(reference, spoilt):
     fine = compare(spoilt, reference).chunks
     assert fine[1].whole.psnr < 40 < fine[2].whole.psnr

@@ -260,6 +260,7 @@ def test_nobody_waits_for_an_ffmpeg_that_stands_still(tmp_path, monkeypatch, sec
         clip.first_frame()
 
 
+@pytest.mark.slow
 def test_an_encoder_that_takes_nothing_ends_the_film(tmp_path, monkeypatch):
     ffmpeg_program(
         tmp_path / "ffmpeg", f"""case "$*" in *pipe:0*) sleep 1000;; *) exec '{EXE}' "$@";; esac""", monkeypatch

@@ -256,6 +256,7 @@ def test_the_line_to_type_is_the_command_with_the_seed(helios):
     assert len(of_kind(again, "chunk_done")) == 2
 
 
+@pytest.mark.slow
 def test_takes_of_a_cut_and_the_film_that_uses_one(helios, tmp_path):
     recipe = (
         'version = 1\nframes = 50\n[[shot]]\nprompt = "a red circle"\nseconds = 1\n'

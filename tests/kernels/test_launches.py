@@ -94,7 +94,7 @@ def key_of(started: Launch) -> tuple:
     return started.kernel.__name__, tuple(sorted(of.constants.items())), tuple(sorted(of.signature.items()))
 
 
-@pytest.mark.parametrize("chip", some(2, sorted(CHIPS, key=("sm_90", "gfx942").__contains__, reverse=True)))
+@pytest.mark.parametrize("chip", some(1, sorted(CHIPS, key=("sm_90", "gfx942").__contains__, reverse=True)))
 def test_all_that_a_film_starts_is_built_ahead_of_time(chip):
     started = of_the_sampler(chip) + of_the_vae(chip, Convolutions()) + of_the_transformer(chip)
     started += of_the_vae(chip, Timed(TRITON)) + of_the_vae(chip, Timed(FUSED))

@@ -141,7 +141,7 @@ def whole(ours):
 
 
 # One latent makes four frames of 64x96 at 8 channels; the least budget cuts every layer's work into single frames.
-@pytest.mark.parametrize("latents_in_a_piece", some(2, [0, 4, 1, 2, 8]))
+@pytest.mark.parametrize("latents_in_a_piece", some(1, [4, 0, 1, 2, 8]))
 def test_the_size_of_pieces_does_not_change_the_result(ours, whole, monkeypatch, latents_in_a_piece):
     budget = max(1, latents_in_a_piece * 4 * 64 * 96 * 8)
     monkeypatch.setattr(causal, "PIECE_ELEMENTS", {"cpu": budget})

@@ -175,6 +175,7 @@ def test_roll_out_gradient_by_finite_differences():
     assert found.item() == pytest.approx(numeric.item(), rel=1e-6)
 
 
+@pytest.mark.train
 def test_matching_brings_one_cloud_over_another():
     """A student x = place + width z against N(2, 0.5^2), with both scores known exactly: it ends there, in place and
     width. A wrong sign, or scores in the wrong order, would drive it away."""

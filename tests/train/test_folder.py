@@ -86,6 +86,7 @@ def encode(folder: Path, clips: Path, encoder: ClipEncoder) -> list:
     return list(encode_folder(folder, FolderClips(path=str(clips)), 0, encoder))
 
 
+@pytest.mark.train
 def test_good_clips_are_encoded_and_the_others_named(originals, encoder, tmp_path):
     events = encode(tmp_path, originals, encoder)
     encoded = {event.clip: event.chunks for event in events if isinstance(event, ClipEncoded)}

@@ -247,6 +247,7 @@ def test_a_run_that_does_not_recover_fails_and_keeps_its_last_sound_state(tmp_pa
     assert all(p.isfinite().all() for p in state["players"]["net"].values())
 
 
+@pytest.mark.train
 def test_time_ends_a_run_and_brings_its_rates_down(tmp_path):
     config = settings(
         tmp_path / "run", steps=None, max_minutes=0.02, optimizer=Optimizer(decay=1.0), faults=Faults(seconds=0.02)
@@ -261,6 +262,7 @@ def test_time_ends_a_run_and_brings_its_rates_down(tmp_path):
     assert load_state(tmp_path / "run")["step"] == trained[-1].step
 
 
+@pytest.mark.train
 def test_a_slow_run_is_saved_by_the_clock(tmp_path):
     """Every 0.1 s, with steps of 0.05 s: after two or, as a step also takes time itself, one."""
     log = Log(save_every=1000, save_minutes=0.1 / 60)

@@ -154,6 +154,7 @@ def gradients(phase, samples: range, batch: int = 2, step: int = 0) -> tuple[dic
     return {name: loss.item() for name, loss in found.items()}, {n: p.grad.clone() for n, p in vae.named_parameters()}
 
 
+@pytest.mark.train
 def test_a_batch_is_the_sum_of_its_shares(small):
     phase = make_phase()
     all_losses, whole = gradients(phase, range(2))

@@ -174,6 +174,7 @@ def test_training_never_sees_what_is_held_out():
                     assert (thing.colour, thing.shape, thing.motion) in SPLITS[split]
 
 
+@pytest.mark.train
 def test_a_second_object_is_seen_as_long_as_the_film_lasts():
     """The pixels of the second object are those of a film without the first one, through changes too; it stands
     out, and is reported."""
