@@ -97,14 +97,14 @@ class Planner:
 
     def _find_here(self, name: str, loras: tuple[Lora, ...]) -> tuple[Model, list[str]]:
         """Return a model with its LoRA files, and notices about it, without downloading anything."""
-        options = replace(self._options, lora=loras)
         notices: list[str] = []
         if name == DEFAULT_MODEL:
+            options = replace(self._options, lora=loras)
             name, line = auto_model(self._device, self._dtype, options, self._vae_device)
             notices.append(line)
         if shadow := shadow_of(name):
             notices.append(shadow)
-        model = find_model(name, options.revision)
+        model = find_model(name, self._options.revision)
         if model.checkpoint is None:
             notices.append(f"{name} is not downloaded: planned with its published shape, without fingerprints")
             if loras:

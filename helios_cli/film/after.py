@@ -19,6 +19,7 @@ from typing import IO, TypeVar
 
 from helios_cli.errors import InputError
 from helios_cli.film import ffmpeg
+from helios_cli.film.clashes import check_after
 from helios_cli.film.filters import MAX_RATE, FrameFormat, check_graph, require_even, try_graph
 from helios_cli.film.reading import MAX_PIXELS, MAX_SIDE
 from helios_cli.film.through import Frames, Program, frames_at
@@ -58,6 +59,7 @@ class After:
         """Return what `options` ask for after a film of that size, rate and `Target.kind`, tried on a few frames; None
         for nothing. InputError for what cannot be done.
         """
+        check_after(options, kind)
         if not options.changes_frames:
             return None
         _check_values(options)

@@ -45,26 +45,22 @@ def check_shared_out(options: RenderOptions) -> None:
         raise InputError(what, hint="write --device cuda, and set CUDA_VISIBLE_DEVICES to leave GPUs out")
 
 
-def check_after(options: RenderOptions) -> None:
-    """Raise InputError for takes with --through or --filter, and for --through-size or --through-fps alone."""
+def check_after(options: RenderOptions, kind: str | None = None) -> None:
+    """Raise InputError for options that --through and --filter do not go with, in a film of that `Target.kind`; None
+    while that is not known."""
     if options.through is None and (options.through_size is not None or options.through_fps is not None):
         flag = "--through-size" if options.through_size is not None else "--through-fps"
         raise InputError(f"{flag} describes what --through gives, but there is none", hint="add --through COMMAND")
-    if options.changes_frames and options.takes:
-        what = f"{_after_flag(options)} works on whole films, but --takes shows parts of one"
-        raise InputError(what, hint=LEAVE_ONE)
-
-
-def check_pictures(options: RenderOptions, output: str, *, has_sound: bool) -> None:
-    """Raise InputError for options that a folder of pictures called `output` has no use for."""
-    if has_sound:
-        hint = "name an .mp4 or .mkv with -o, or write --audio none"
-        raise InputError(f"{output}: a folder of pictures has no sound", hint=hint)
-    if options.changes_frames:
+    if not options.changes_frames:
+        return
+    flag = "--filter" if options.through is None else "--through"
+    if kind == "png":
         raise InputError(
-            f"{_after_flag(options)} works while a film file is encoded, but this one is a folder of pictures",
+            f"{flag} works while a film file is encoded, but this one is a folder of pictures",
             hint="end the name of the output in .mkv, which is lossless, and make pictures of that with ffmpeg",
         )
+    if options.takes:
+        raise InputError(f"{flag} works on whole films, but --takes shows parts of one", hint=LEAVE_ONE)
 
 
 def check_preview(options: RenderOptions) -> None:
@@ -127,10 +123,6 @@ def check_stdout(*, json: bool) -> None:
     if sys.stdout is None or sys.stdout.isatty():
         what = "-o - writes the film to standard output, which is a terminal here"
         raise InputError(what, hint="add | mpv -, | ffplay -, or > film.mkv")
-
-
-def _after_flag(options: RenderOptions) -> str:
-    return "--filter" if options.through is None else "--through"
 
 
 def _farm_flag(options: RenderOptions) -> str | None:

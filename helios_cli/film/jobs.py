@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
-from helios_cli.film.clashes import check_after, check_pictures, check_preview, check_stream
+from helios_cli.film.clashes import check_after, check_preview, check_stream
 from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_target, is_taken
 from helios_cli.recipe.files import check_loras
 from helios_cli.recipe.film import Film
@@ -118,8 +118,9 @@ def _job(film: Film, sound: Sound | None, options: RenderOptions, output: str, s
         may_replace = options.force or options.share or several or was_finishing
         target = check_target(output, force=may_replace or (options.final and _is_preview(output)))
         places = (target.path, *target.beside)
-        if target.kind == "png":
-            check_pictures(options, output, has_sound=sound is not None)
+        if target.kind == "png" and sound:
+            hint = "name an .mp4 or .mkv with -o, or write --audio none"
+            raise InputError(f"{output}: a folder of pictures has no sound", hint=hint)
         fps = _finished_rate(film, options, target.kind)
         if options.export:
             _check_exports(film, target, options, fps, several)

@@ -336,6 +336,19 @@ def test_what_cannot_be_done_is_found_before(options, kind, message, tmp_path):
     assert message in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"filter": "hflip"}, "png", "--filter works while a film file is encoded"),
+        ({"through_fps": 48.0}, "mp4", "--through-fps describes what --through gives"),
+        ({"through": "cat", "takes": 2}, "mp4", "--through works on whole films"),
+    ],
+)
+def test_a_render_that_no_job_describes_is_checked_too(options, kind, message):
+    with pytest.raises(InputError, match=message):
+        try_after(RenderOptions(**options), SIZE, 24, kind)
+
+
 def test_a_graph_that_suits_one_size_alone_is_left_to_the_model_s():
     try_after(RenderOptions(filter="crop=1300:700"), None, 24, "mp4")
     with pytest.raises(InputError, match="Option not found"):
