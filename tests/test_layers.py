@@ -300,6 +300,31 @@ def test_no_part_imports_one_that_imports_it():
     assert not left
 
 
+def test_measurements_on_a_bare_machine_import_no_package_but_torch():
+    """Checks quickly, by reading, what `bench/test_bare.py` runs in the slow tiers."""
+    seen, left, packages = set(), {"helios_cli.bench.ours", "helios_cli.bench.chip", "helios_cli.bench.everything"}, {}
+    while left:
+        module = left.pop()
+        seen.add(module)
+        path = ROOT.joinpath(*module.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        for imported in imports(tree_of(path), module.rpartition(".")[0], at_import=True):
+            top, *rest = imported.split(".")
+            if top == "helios_cli":
+                names = (".".join([top, *rest[:end]]) for end in range(len(rest) + 1))
+                left |= {name for name in names if is_module(name)} - seen
+            else:
+                packages[top] = module
+    for package in {*sys.stdlib_module_names, "torch", "triton", "numpy", "helios_kernels"}:
+        packages.pop(package, None)
+    assert len(seen) > 100 and not packages
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
 def test_every_part_has_a_layer():
     """A new folder or top-level module needs a line in the table."""
     assert {part_of(path) for path in sources("helios_cli")} <= set(LAYERS)

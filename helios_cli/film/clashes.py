@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 
 from helios_cli.errors import InputError
-from helios_cli.recipe.files import check_preview_file
 from helios_cli.recipe.flags import flag_of
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.sound import SOUND_KEYS
@@ -83,6 +82,7 @@ def check_preview(options: RenderOptions) -> None:
     for other, (is_given, why) in reasons.items():
         if options.final and is_given:
             raise InputError(f"--final and {other}, which {why}", hint=f"leave out --final or {other}")
+    from helios_cli.recipe.files import check_preview_file
     from helios_cli.weights.preview import read_preview
 
     check_preview_file(options.preview_decoder)

@@ -15,16 +15,18 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.files import sync
 from helios_cli.film import ffmpeg, mp4, reading, sound
-from helios_cli.film.after import After
 from helios_cli.film.disk import disk_errors, open_own, write_synced
 from helios_cli.film.pieces import PNG_LEVEL, Encoder, PictureEncoder, VideoEncoder
 from helios_cli.film.sound_pieces import SoundPieces
 from helios_cli.film.target import FRAME_NAME, Target, holds_frames
+
+if TYPE_CHECKING:
+    from helios_cli.film.after import After
 
 PIECE_VERSION = 1
 """Raise this with every change of helios that moves a byte of a piece."""
