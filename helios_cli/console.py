@@ -1,6 +1,6 @@
 """The only module that prints: data to stdout, everything else to stderr.
 
-Rich is imported when something needs a style or a table, so that a command that prints plain text does not pay for it.
+Rich is imported for styles, and for text that must be wrapped, so that other text does not wait for it.
 Text is never read as markup: a prompt or a file name with `[brackets]` is printed as it is. Control and
 invisible characters are printed as escapes.
 """
@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, TextIO
 
 import typer
 
@@ -89,7 +89,7 @@ class Console:
     def prose(self, text: str, *, label: str = "") -> None:
         """Print text of a report on stdout, wrapped to the page; with a `label`, as a column next to it."""
         if not self.json:
-            self._print_wrapped(text, label and f"{label:{LABEL_WIDTH}} ", self._page())
+            self._print_wrapped(text, label and f"{label:{LABEL_WIDTH}} ", self._width(report=True))
 
     def show(self, parts: Iterable[Prose | Table]) -> None:
         """Print a report on stdout, part by part."""
@@ -115,7 +115,7 @@ class Console:
         if data is not None:
             self.result(data)
         if not self.json:
-            self._print_table(columns, rows, self._page() if report else self._rich(stderr=False))
+            self._print_table(columns, rows, self._width(report=report))
 
     def record(self, data: dict) -> None:
         """Print `data` on stdout as one line of NDJSON, at once."""
@@ -187,48 +187,67 @@ class Console:
             rich.width = UNBOUNDED_WIDTH
         return rich
 
-    def _page(self) -> RichConsole:
-        """Return the console of a report on stdout, as wide as the terminal; COLUMNS or 80 in a pipe."""
-        rich = self._rich(stderr=False)
-        if not rich.file.isatty():
-            columns = os.environ.get("COLUMNS", "")
-            rich.width = int(columns) if columns.isdecimal() and int(columns) else PAGE_WIDTH
-        return rich
+    def _width(self, *, report: bool) -> int:
+        """Return the width of the terminal; in a pipe that of a page, or none if it is no `report`."""
+        if sys.stdout.isatty():
+            return self._rich(stderr=False).width
+        columns = os.environ.get("COLUMNS", "")
+        page = int(columns) if columns.isdecimal() and int(columns) else PAGE_WIDTH
+        return page if report else UNBOUNDED_WIDTH
 
     def _say(self, label: str, style: str, text: str) -> None:
+        text = re.sub(r"\n(?! )", "\n  ", visible(text))  # a line break in a name must not start a line of its own
+        with self.turn, _ignoring_failure():
+            print(self._styled(label, style, text), end="", file=sys.stderr, flush=True)
+
+    def _styled(self, label: str, style: str, text: str) -> str:
+        if _is_plain(sys.stderr) and "\t" not in text:
+            return f"{label}: {text}\n"
         from rich.text import Text
 
         rich = self._rich(stderr=True)
-        text = re.sub(r"\n(?! )", "\n  ", visible(text))  # a line break in a name must not start a line of its own
-        with self.turn, _ignoring_failure():
-            with rich.capture() as captured:  # printed by Rich it would end up inside a live bar
-                rich.print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
-            print(captured.get(), end="", file=sys.stderr, flush=True)
+        with rich.capture() as captured:  # printed by Rich it would end up inside a live bar
+            rich.print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=True)
+        return captured.get()
 
-    def _print_wrapped(self, text: str, label: str, rich: RichConsole) -> None:
+    def _print_wrapped(self, text: str, label: str, width: int) -> None:
+        text, room = visible(text), max(width - len(label), LEAST_CELL)
+        if _fits(text, room):
+            print((label + text).rstrip())
+            return
         from rich.text import Text
 
-        room = max(rich.width - len(label), LEAST_CELL)
-        for line in Text(visible(text)).wrap(rich, room, overflow="fold") or [Text()]:
+        for line in Text(text).wrap(self._rich(stderr=False), room, overflow="fold") or [Text()]:
             print((label + line.plain).rstrip())
             label = " " * len(label)
 
-    def _print_table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], rich: RichConsole) -> None:
-        from rich.cells import cell_len
+    def _print_table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> None:
+        cells = [[visible(str(cell)) for cell in row] for row in rows]
+        widths = [max(map(_cells, column)) for column in zip(columns, *cells, strict=True)]
+        least = [min(width, LEAST_CELL) for width in widths]
+        if sum(least) + GAP * (len(columns) - 1) > width:
+            self._print_records(columns, cells, width)
+            return
+        numeric = [bool(rows) and all(isinstance(row[at], int | float) for row in rows) for at in range(len(columns))]
+        lines = [
+            (" " * GAP).join(
+                " " * (width - _cells(cell)) + cell if right else cell + " " * (width - _cells(cell))
+                for cell, width, right in zip(row, widths, numeric, strict=True)
+            )
+            for row in (columns, *cells)
+        ]
+        if _is_plain(sys.stdout) and all(_fits(line, width) for line in lines):
+            print("\n".join(map(str.rstrip, lines)))
+            return
         from rich.table import Table
         from rich.text import Text
 
-        cells = [[visible(str(cell)) for cell in row] for row in rows]
-        widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
-        least = [min(width, LEAST_CELL) for width in widths]
-        if sum(least) + GAP * (len(columns) - 1) > rich.width:
-            self._print_records(columns, cells, rich)
-            return
+        rich = self._rich(stderr=False)
+        rich.width = width
         table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-        for index, (name, width) in enumerate(zip(columns, least, strict=True)):
-            numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-            justify: Literal["right", "left"] = "right" if numeric else "left"
-            table.add_column(Text(name), justify=justify, min_width=width, overflow="fold")
+        for name, narrowest, right in zip(columns, least, numeric, strict=True):
+            justify: Literal["right", "left"] = "right" if right else "left"
+            table.add_column(Text(name), justify=justify, min_width=narrowest, overflow="fold")
         for row in cells:
             table.add_row(*map(Text, row))
         if rich.file.isatty():
@@ -239,14 +258,33 @@ class Console:
         for line in captured.get().splitlines():
             print(line.rstrip())
 
-    def _print_records(self, columns: Sequence[str], cells: list[list[str]], rich: RichConsole) -> None:
+    def _print_records(self, columns: Sequence[str], cells: list[list[str]], width: int) -> None:
         """Print one line per cell and one paragraph per row, where columns would be too narrow to read."""
         label_width = max(map(len, columns)) + GAP
         for number, row in enumerate(cells):
             if number:
                 print()
             for name, cell in zip(columns, row, strict=True):
-                self._print_wrapped(cell, name.strip().ljust(label_width), rich)
+                self._print_wrapped(cell, name.strip().ljust(label_width), width)
+
+
+def _is_plain(stream: TextIO) -> bool:
+    """Return whether a stream gets no styles, as Rich decides it."""
+    return not (stream.isatty() or {"FORCE_COLOR", "TTY_COMPATIBLE"} & os.environ.keys())
+
+
+def _fits(text: str, width: int) -> bool:
+    """Return whether text is one line of at most `width` columns, without tabs."""
+    return text.isprintable() and _cells(text) <= width
+
+
+def _cells(text: str) -> int:
+    """Return the columns that text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def _plain_bytes(description: str, total: int, say: Callable[[str], None]) -> Callable[[int], None]:

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from helios_cli.errors import InputError, MachineError
 from helios_cli.versions import version_of
@@ -40,8 +40,7 @@ CPU_LIMITS = (
 """Environment variables that make PyTorch, oneDNN and MKL use other instructions, which round differently."""
 
 
-@dataclass(frozen=True)
-class Cpu:
+class Cpu(NamedTuple):
     """The processor.
 
     `cores` counts physical cores (None if unknown), `threads` the logical ones that this process may use; `limits` are

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from helios_cli import machine
 
@@ -40,8 +40,7 @@ class Measured:
         return min((name for name in names if name in self.ms), key=lambda name: self.ms[name], default=default)
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of measurement: its file, and the beginning of the names of kernels whose tuned configurations count."""
 
     file: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -10,8 +12,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from helios_cli.console import console
@@ -74,6 +79,47 @@ def test_color_only_where_it_is_wanted(environment, colored):
     written = in_terminal(SHOW_ERROR, **environment)
     assert ("\x1b[" in written) is colored
     assert colored or written == "error: shot [3]: no such key\nhint: write prompt\n"
+
+
+PIECES = (
+    "a",
+    "of",
+    "longwordlongword",
+    "  ",
+    " ",
+    "漢字",
+    "é",
+    "e\u0301",
+    "🙂",
+    "\n",
+    "\t",
+    "\x1b[0m",
+    "\u202e",
+    "[bold]",
+)
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
+CELLS = st.one_of(TEXTS, st.integers(0, 10**6), st.booleans(), st.none())
+
+
+@given(text=TEXTS, label=TEXTS, rows=st.lists(st.tuples(CELLS, CELLS), max_size=4), columns=st.integers(20, 120))
+def test_what_needs_no_layout_is_printed_as_rich_prints_it(text, label, rows, columns):
+    """In a pipe Rich lays out only what is too long; with FORCE_COLOR everything, and NO_COLOR takes the styles."""
+
+    def printed(**environment: str) -> tuple[str, str]:
+        out, err = io.StringIO(), io.StringIO()
+        clean = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "TTY_COMPATIBLE")}
+        with (
+            mock.patch.dict(os.environ, {**clean, "COLUMNS": str(columns), **environment}, clear=True),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            console.prose(text, label=label[:12])
+            console.table(["name", "value"], rows)
+            console.table(["name", "value"], rows, report=True)
+            console.error(InputError(text, hint=label))
+        return out.getvalue(), err.getvalue()
+
+    assert printed() == printed(FORCE_COLOR="1", NO_COLOR="1")
 
 
 def test_json_silences_the_report_and_prints_the_result(capsys):

@@ -446,7 +446,12 @@ def test_a_plan_of_a_prompt_imports_no_part_that_other_films_need():
     plan = ["plan", "a boat", "--seconds", "2"]
     run = subprocess.run([sys.executable, "-c", script, *plan], capture_output=True, text=True, timeout=LONGEST)
     imported = set(run.stdout.splitlines()[-1].split())
-    rare = {
-        f"helios_cli.{name}" for name in ("recipe.trees", "recipe.text", "film.after", "film.sound", "weights.adapters")
+    rare = {"recipe.contents", "recipe.lists", "film.after", "film.ffmpeg", "film.sound", "weights.adapters"}
+    rare = {f"helios_cli.{name}" for name in rare}
+    assert "helios_cli.cost.estimate" in imported and not imported & {
+        *rare,
+        "yaml",
+        "tomllib",
+        "html",
+        "concurrent.futures",
     }
-    assert "helios_cli.cost.estimate" in imported and not imported & {*rare, "yaml", "tomllib", "concurrent.futures"}

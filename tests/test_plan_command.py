@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -298,7 +297,7 @@ def test_a_chunk_takes_no_less_than_its_weights(helios):
 def test_no_name_makes_it_wider(helios, checkpoints, monkeypatch, tmp_path, columns):
     """A long title, path of the model, name of the processor, size, seed and prompt, each without a place to break."""
     cpu = machine.cpu()
-    monkeypatch.setattr(machine, "cpu", lambda: replace(cpu, model="Xeon" * 20, features=CPU_FEATURES))
+    monkeypatch.setattr(machine, "cpu", lambda: cpu._replace(model="Xeon" * 20, features=CPU_FEATURES))
     monkeypatch.setenv("COLUMNS", str(columns))
     model = tmp_path / ("model" * 30)
     shutil.copytree(checkpoints["mid"], model)

@@ -37,7 +37,7 @@ from helios_cli.farm.task import Task
 from helios_cli.farm_track import FarmTrack
 from helios_cli.farm_view import PlainFarmView, worker_rows
 from helios_cli.film.claims import Claims, Owner
-from helios_cli.film.ffmpeg import Encoding
+from helios_cli.film.compression import Encoding
 from helios_cli.film.growing import growing_film
 from helios_cli.film.jobs import Job, find_jobs
 from helios_cli.film.parts import DoneSegment

@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
     memory = machine.host_memory().total_bytes
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {**asdict(machine.cpu()), "memory_bytes": memory, "system": platform.platform()},
+        "machine": {**machine.cpu()._asdict(), "memory_bytes": memory, "system": platform.platform()},
         "versions": {
             "helios": __version__,
             "commit": commit(),

@@ -340,9 +340,9 @@ def _keep_speed(task: Task, ours: Result, date: str) -> dict[str, Any]:
         record_speed(speed)
     except OSError as error:
         console.warning(f"the speed could not be saved, so `helios plan` cannot use it: {error}")
-        return {**asdict(speed), "file": None, "problem": str(error)}
+        return {**speed._asdict(), "file": None, "problem": str(error)}
     console.notice(f"speed saved in {file}: `helios plan` estimates times from it for models of about this size")
-    return {**asdict(speed), "file": str(file)}
+    return {**speed._asdict(), "file": str(file)}
 
 
 def _memory(name: str, task: Task, lengths: tuple[float, float]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _facts() -> Facts:
     return {
         "versions": {"helios": __version__, "python": platform.python_version(), "torch": torch.__version__},
         "platform": platform.platform(),
-        "cpu": asdict(machine.cpu()),
+        "cpu": machine.cpu()._asdict(),
         "accelerators": [_accelerator(name, gpu) for name, gpu in gpus().items()],
         "driver": machine.nvidia_driver(),
         "links": [{"gpus": list(pair), "link": link} for pair, link in machine.gpu_links().items()],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from helios_cli.cost.ladder import quant_of
 from helios_cli.cost.model import Model, find_model
@@ -77,7 +77,7 @@ def survey(device: Device, dtype: str) -> dict:
         modes = [mode_report(plan, layers, budget, speed, chosen=plan is chosen) for plan in plans]
         models[name] = {"runs": chosen and chosen.name, "modes": modes}
     bandwidths = bandwidths_of(device.kind, device.name)
-    return {"budget": asdict(budget), "bandwidths": asdict(bandwidths), "models": models}
+    return {"budget": budget._asdict(), "bandwidths": bandwidths._asdict(), "models": models}
 
 
 def usual_film(

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from helios_cli import machine
 from helios_cli.cost.speeds import DIT_UTILISATION, VAE_UTILISATION
@@ -78,8 +78,7 @@ def useful_workers(costs: Sequence[float]) -> int:
 # Films on workers
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """Films on so many workers. Seconds include loading; `speedup` is against one worker with one GPU. None where the
     speed of this machine, or of films on several GPUs, is unknown."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from helios_cli.device import Device
 from helios_cli.errors import InputError, MachineError
@@ -20,8 +20,7 @@ LINKS = {"4.0 x8": 10e9, "4.0 x16": 20e9, "5.0 x8": 20e9, "5.0 x16": 40e9}
 """Bytes a second that pinned memory reaches over PCIe, five eighths of the nominal. Stated."""
 
 
-@dataclass(frozen=True)
-class KnownGpu:
+class KnownGpu(NamedTuple):
     """Operations and bytes a second. `fp8_flops` is None where `--quant fp8` does not run."""
 
     memory_mib: int

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from helios_cli.cost.gpus import require_quant
 from helios_cli.cost.speeds import duration_of
@@ -29,8 +29,7 @@ def quant_of(options: RenderOptions, device: Device) -> Quant:
     return quant
 
 
-@dataclass(frozen=True)
-class Taken:
+class Taken(NamedTuple):
     """A choice of the ladder in one film.
 
     Attributes:

@@ -6,8 +6,9 @@ do a GPU's libraries for convolutions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
+from typing import NamedTuple
 
 from helios_cli.cost import taehv, vae
 from helios_cli.cost.workload import FLOAT32, Workload
@@ -33,8 +34,7 @@ ENCODER_FRAMES = 130
 """Frames in 12 bits a pixel that ffmpeg holds: with the above, 112 MB at 640x384, as measured for x264 medium."""
 
 
-@dataclass(frozen=True)
-class PhaseMemory:
+class PhaseMemory(NamedTuple):
     """Bytes on a device in one phase: `weights`, `kept` between chunks, and `working` at the peak of the phase.
 
     `on_vae_device`: on the device that the VAE and the text encoder have for themselves."""
@@ -50,8 +50,7 @@ class PhaseMemory:
         return self.weights + self.kept + self.working
 
 
-@dataclass(frozen=True)
-class MemoryBudget:
+class MemoryBudget(NamedTuple):
     """Bytes that a render may take; None where it is not known. On a CPU only `host_bytes` counts.
 
     `vae_device_bytes` is the budget of a second GPU."""
@@ -61,8 +60,7 @@ class MemoryBudget:
     vae_device_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
+class MemoryPlan(NamedTuple):
     """A placement of a model, and the memory and transfers that it takes.
 
     Attributes:

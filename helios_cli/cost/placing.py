@@ -6,7 +6,8 @@ Its speed is that of computing and of the transfers, from the disk, out of the p
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from helios_cli import machine
 from helios_cli.cost.gpus import LINKS, known_gpu
@@ -34,8 +35,7 @@ _HINT = "leave --offload out; `helios plan` shows what each mode takes"
 # How fast
 
 
-@dataclass(frozen=True)
-class Bandwidths:
+class Bandwidths(NamedTuple):
     """Bytes a second. `upload` is from pinned memory to the device; None on a CPU, which computes where it reads."""
 
     disk: float
@@ -63,8 +63,7 @@ def transfer_seconds(plan: MemoryPlan, room: int | None, bandwidths: Bandwidths)
     return max(reading, plan.moved_bytes / bandwidths.upload if bandwidths.upload else 0.0)
 
 
-@dataclass(frozen=True)
-class ChunkSpeed:
+class ChunkSpeed(NamedTuple):
     """Bandwidths, and the seconds that a chunk of each lane is denoised and decoded for, None if not known."""
 
     bandwidths: Bandwidths
@@ -172,7 +171,7 @@ def _best_stream(load: Workload, budget: MemoryBudget, speed: ChunkSpeed) -> Mem
     room = _cache_room(best, budget)
     if room is None:
         return best
-    return replace(best, placement=replace(best.placement, cached_bytes=None if best.pass_bytes <= room else room))
+    return best._replace(placement=replace(best.placement, cached_bytes=None if best.pass_bytes <= room else room))
 
 
 def _most_blocks(load: Workload, budget: MemoryBudget, placement: Placement) -> MemoryPlan:
@@ -268,9 +267,9 @@ def choose_deeper(load: Workload, current: MemoryPlan, budget: MemoryBudget) -> 
     smallest; None if that is no smaller."""
     spared = max(phase.total for phase in current.phases if not phase.on_vae_device) // 10
     if load.device.kind == "cpu":
-        budget = replace(budget, host_bytes=current.host_bytes - spared)
+        budget = budget._replace(host_bytes=current.host_bytes - spared)
     else:
-        budget = replace(budget, device_bytes=current.device_bytes - spared)
+        budget = budget._replace(device_bytes=current.device_bytes - spared)
     speed = speed_of(load)
     plans = memory_plans(load, budget, speed)
     if fitting := [plan for plan in plans if plan.fits]:
@@ -357,5 +356,5 @@ def mode_report(plan: MemoryPlan, layers: int, budget: MemoryBudget, speed: Chun
         **{key: getattr(plan, key) for key in sizes},
         "transfer_seconds": speed.transfer(plan, budget),
         "seconds": speed.seconds(plan, budget),
-        "phases": [{**asdict(phase), "total": phase.total} for phase in plan.phases],
+        "phases": [{**phase._asdict(), "total": phase.total} for phase in plan.phases],
     }

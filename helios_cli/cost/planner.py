@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from helios_cli.cost.auto import auto_model
 from helios_cli.cost.model import Model, find_model
@@ -21,8 +22,7 @@ from helios_cli.weights.source import shadow_of
 from helios_cli.weights.vocabulary import introduction
 
 
-@dataclass(frozen=True)
-class PlannedFilm:
+class PlannedFilm(NamedTuple):
     """A film with its model, before memory and time are known.
 
     Attributes:

@@ -126,7 +126,7 @@ def farm_report(farm: Farm) -> dict:
         "bound_seconds": farm.best.seconds,
         "bound_speedup": farm.best.speedup,
         "cost": chosen and chosen.cost,
-        "table": [asdict(outcome) for outcome in farm.table],
+        "table": [outcome._asdict() for outcome in farm.table],
         "notices": list(farm.notices),
     }
 
@@ -161,18 +161,18 @@ def film_report(estimate: Estimate, farm: Farm, place: int) -> dict:
         "roundings": [asdict(rounding) for rounding in plan.roundings],
         "chunks": _chunks(estimate, places),
         "segments": _segments(plan, farm.costs[place] if farm.timed else None),
-        "speed": [asdict(taken) for taken in estimate.taken],
+        "speed": [taken._asdict() for taken in estimate.taken],
         "history": {**work.history._asdict(), "total": work.history.total},
         "stages": [_stage(stage) for stage in work.stages],
         "calls": work.calls,
         "flops": flops,
-        "budget": asdict(estimate.budget),
+        "budget": estimate.budget._asdict(),
         "lanes": estimate.lanes,
         "memory": [
             mode_report(mode, layers, estimate.budget, estimate.speed, chosen=mode is estimate.mode)
             for mode in estimate.memory
         ],
-        "bandwidths": asdict(estimate.speed.bandwidths),
+        "bandwidths": estimate.speed.bandwidths._asdict(),
         "after": _after(estimate),
         "disk": {"film_bytes": estimate.film_bytes, "download_bytes": estimate.model.download_bytes},
         "time": {**seconds, "measured": duration.rates.measured, "basis": duration.rates.basis},
@@ -340,6 +340,6 @@ def _stage(stage: StageWork) -> dict:
         "calls_first_chunk": stage.first_calls,
         "calls_chunk": stage.calls,
         "calls": stage.film_calls,
-        "call_flops": {**asdict(stage.call), "total": stage.call.total},
-        "flops": {**asdict(stage.film), "total": stage.film.total},
+        "call_flops": {**stage.call._asdict(), "total": stage.call.total},
+        "flops": {**stage.film._asdict(), "total": stage.film.total},
     }

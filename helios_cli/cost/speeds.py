@@ -21,11 +21,11 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from helios_cli import machine
 from helios_cli.cost.gpus import KnownGpu, known_gpu
@@ -76,8 +76,7 @@ BENCH = "helios bench render"
 # What was measured
 
 
-@dataclass(frozen=True)
-class MeasuredSpeed:
+class MeasuredSpeed(NamedTuple):
     """The speed of one device and dtype with a transformer of `parameters`; None for what was not measured."""
 
     device: str
@@ -93,8 +92,7 @@ class MeasuredSpeed:
         return self.device, self.dtype, self.parameters
 
 
-@dataclass(frozen=True)
-class _Stored:
+class _Stored(NamedTuple):
     """The content of the file; what is missing, damaged or of another version is left out: it can be made again."""
 
     speeds: dict[tuple[str, str, int], MeasuredSpeed]
@@ -122,7 +120,7 @@ class _Stored:
 
     def write(self) -> None:
         speeds = [
-            {name: value for name, value in asdict(speed).items() if value is not None}
+            {name: value for name, value in speed._asdict().items() if value is not None}
             for speed in self.speeds.values()
         ]
         after = dict(list(self.after.items())[-MOST_AFTER:])
@@ -183,9 +181,9 @@ def _ratio(a: int, b: int) -> float:
 
 def record_speed(speed: MeasuredSpeed) -> None:
     """Store `speed` for its device, dtype and size; rates that it leaves out stay as they were."""
-    given = {name: value for name, value in asdict(speed).items() if value is not None}
+    given = {name: value for name, value in speed._asdict().items() if value is not None}
     with _changing() as stored:
-        stored.speeds[speed.key] = replace(stored.speeds.get(speed.key, speed), **given)
+        stored.speeds[speed.key] = stored.speeds.get(speed.key, speed)._replace(**given)
 
 
 def record_bandwidths(device: str, rates: Mapping[str, float]) -> None:
@@ -215,8 +213,7 @@ def _changing() -> Iterator[_Stored]:
 # How long a film takes
 
 
-@dataclass(frozen=True)
-class Rates:
+class Rates(NamedTuple):
     """Operations and pixels a second; None if unknown. `measured` says whether they were measured on this machine."""
 
     dit_flops: float | None
@@ -226,8 +223,7 @@ class Rates:
     basis: str
 
 
-@dataclass(frozen=True)
-class Duration:
+class Duration(NamedTuple):
     """Seconds of a film by phase, without downloading and loading the model; None if unknown. Encoding overlaps with
     rendering: a film takes the longer of the two."""
 
@@ -263,7 +259,7 @@ def duration_of(load: Workload) -> Duration:
         other = rates_of(load.vae_device, load.dtype, parameters)
         basis = rates.basis if load.vae_device.name == load.device.name else f"{rates.basis}; VAE: {other.basis}"
         measured = rates.measured and other.measured
-        rates = replace(rates, vae_flops=other.vae_flops, measured=measured, basis=basis)
+        rates = rates._replace(vae_flops=other.vae_flops, measured=measured, basis=basis)
     return Duration(
         rates=rates,
         text=_seconds(work.text, other.dit_flops),

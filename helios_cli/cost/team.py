@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from helios_cli.cost.gpus import peer_rate
 from helios_cli.device import ITEMSIZE, gpu_index
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from helios_cli.cost.estimate import Estimate
 
 
-@dataclass(frozen=True)
-class Team:
+class Team(NamedTuple):
     """The ranks that make one model call together: all of them, or half of them where both branches of guidance are
     made at the same time."""
 
@@ -82,8 +80,7 @@ def _listed(numbers: list[int]) -> str:
 # What it gains
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """One film's model calls on several GPUs.
 
     Attributes:

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import NamedTuple
 
 from helios_cli.architecture import VAEConfig
 from helios_cli.device import Device
@@ -27,8 +28,7 @@ PAST = 2
 """Frames that a causal convolution remembers."""
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """One operation on some frames.
 
     Attributes:

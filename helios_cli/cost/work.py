@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from helios_cli.architecture import DiTConfig, HistoryTokens, UMT5Config
 from helios_cli.cost import taehv, vae
@@ -32,8 +33,7 @@ PAD_ROWS = {"float32": 1, "bfloat16": 2, "float16": 2}
 # Prompts
 
 
-@dataclass(frozen=True)
-class PromptTokens:
+class PromptTokens(NamedTuple):
     """Tokens by prompt, end token included, at most 512.
 
     Attributes:
@@ -65,8 +65,7 @@ def count_tokens(model: Model, prompts: Iterable[str]) -> PromptTokens:
 # Operations
 
 
-@dataclass(frozen=True)
-class CallFlops:
+class CallFlops(NamedTuple):
     """Operations of model calls, by part.
 
     Attributes:
@@ -85,7 +84,7 @@ class CallFlops:
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(self)
 
 
 def call_flops(dit: DiTConfig, history: int, noisy: int, text_rows: int, *, past: int = 0) -> CallFlops:
@@ -153,8 +152,7 @@ class StageWork:
         return self.history + self.noisy
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """The work of a whole film; operations by phase. `text_rows` is the longest prompt's, padding included."""
 
     prompts: PromptTokens
@@ -257,7 +255,7 @@ def _stage(
         for is_whole, number in ((True, whole[fresh]), (False, calls[fresh] - whole[fresh]))
         if branch is not None
     ]
-    film = {part.name: sum(count * getattr(call, part.name) for call, count in parts) for part in fields(CallFlops)}
+    film = zip(*([count * one for one in call] for call, count in parts), strict=True)
     branches = 1 if negative is None else 2
     return StageWork(
         index=index,
@@ -268,7 +266,7 @@ def _stage(
         calls=branches * calls[False],
         film_calls=sum(count for _, count in parts),
         call=flops(max(rows for rows, _ in chunks), is_whole=calls[False] == whole[False]),
-        film=CallFlops(**film),
+        film=CallFlops(*map(sum, film)),
     )
 
 

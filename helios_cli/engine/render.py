@@ -18,9 +18,9 @@ from helios_cli.engine.script import Planned, Script
 from helios_cli.engine.session import Session
 from helios_cli.errors import InputError, OutOfMemory, ReaderGone
 from helios_cli.film.cache import Cache
+from helios_cli.film.compression import Encoding
 from helios_cli.film.encoding import PieceWriter
 from helios_cli.film.feed import Feed
-from helios_cli.film.ffmpeg import Encoding
 from helios_cli.film.parts import LeftChunks, Parts
 from helios_cli.film.sound import silence_notice, track_of
 from helios_cli.film.stream import DEFAULT_CONTAINER, open_stream, take_stdout

@@ -326,7 +326,7 @@ class Session:
         if self._budget is None:
             budget = budget_of(options, load.device, load.vae_device)
             if self._share > 1 and budget.host_bytes is not None:
-                budget = replace(budget, host_bytes=budget.host_bytes // self._share)
+                budget = budget._replace(host_bytes=budget.host_bytes // self._share)
             self._budget = budget
             for notice in budget_notices(options, self._budget):
                 self.note(notice)

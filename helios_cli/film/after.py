@@ -20,6 +20,7 @@ from typing import IO, TypeVar
 from helios_cli.errors import InputError
 from helios_cli.film import ffmpeg
 from helios_cli.film.clashes import check_after
+from helios_cli.film.compression import Encoding, piece_arguments
 from helios_cli.film.filters import MAX_RATE, FrameFormat, check_graph, require_even, try_graph
 from helios_cli.film.reading import MAX_PIXELS, MAX_SIDE
 from helios_cli.film.through import Frames, Program, frames_at
@@ -99,7 +100,7 @@ class After:
         num_frames, fps = self.num_frames(plan.num_frames), float(self.made.rate)
         return replace(plan, shots=shots, chunks=chunks, num_frames=num_frames, fps=fps, size=self.made.size)
 
-    def run(self, film: Path, rendered: int, encoding: ffmpeg.Encoding | None, made: IO[bytes]) -> Iterator[int]:
+    def run(self, film: Path, rendered: int, encoding: Encoding | None, made: IO[bytes]) -> Iterator[int]:
         """Write the frames of the growing film at `film` into the open file `made`, encoded; yield how many are done.
 
         Raises HeliosError if the program or ffmpeg fails.
@@ -141,7 +142,7 @@ class After:
         encoder.close_input()
         yield from encoder.watch()
 
-    def _written(self, encoding: ffmpeg.Encoding | None, wanted: int, made: IO[bytes]) -> list[str]:
+    def _written(self, encoding: Encoding | None, wanted: int, made: IO[bytes]) -> list[str]:
         """Return the output options: the graph, then exactly `wanted` frames of a constant rate and size."""
         rate, (width, height) = self.made.rate, self.made.size
         steps = ["format=bgr0"]
@@ -150,7 +151,7 @@ class After:
             # last frame behind filters with several inputs in ffmpeg 7.
             steps += [self.graph, f"tpad=stop_mode=clone:stop={ceil(rate)}", f"fps={rate}:start_time=0"]
             steps += [f"scale={width}:{height}"]
-        pieces = ffmpeg.piece_arguments(encoding, rate, before=",".join(steps))
+        pieces = piece_arguments(encoding, rate, before=",".join(steps))
         return ["-frames:v", f"{wanted}", *ffmpeg.every_frame(), *pieces, f"pipe:{made.fileno()}"]
 
 

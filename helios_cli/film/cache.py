@@ -16,8 +16,8 @@ import shutil
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from helios_cli import machine
 from helios_cli.files import replacing
@@ -37,8 +37,7 @@ SEAL = struct.Struct(">32sQ")
 """SHA-256 and length of the bytes that follow."""
 
 
-@dataclass(frozen=True)
-class KeptFilm:
+class KeptFilm(NamedTuple):
     """A film with chunks in the cache. `last_used` is in seconds since the epoch; films may share chunks."""
 
     title: str
@@ -49,8 +48,7 @@ class KeptFilm:
     last_used: float
 
 
-@dataclass(frozen=True, order=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A chunk's folder; entries sort by last use."""
 
     last_used: float

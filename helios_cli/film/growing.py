@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING
 from helios_cli.errors import InputError, MachineError
 from helios_cli.files import sync
 from helios_cli.film import ffmpeg, mp4, reading, sound
+from helios_cli.film.compression import DECODING_DELAYS, Encoding, piece_arguments
 from helios_cli.film.disk import disk_errors, open_own, write_synced
 from helios_cli.film.pieces import PNG_LEVEL, Encoder, PictureEncoder, VideoEncoder
 from helios_cli.film.sound_pieces import SoundPieces
@@ -116,7 +117,7 @@ class GrowingFile(_Growing):
         target: Target,
         size: tuple[int, int],
         fps: float,
-        encoding: ffmpeg.Encoding | None,
+        encoding: Encoding | None,
         after: After | None = None,
         preview: str = "",
     ) -> None:
@@ -124,10 +125,10 @@ class GrowingFile(_Growing):
         self.after, self._final_encoding = after, encoding
         self._made: IO[bytes] | None = None
         encoding = None if after else encoding
-        self._delay = ffmpeg.DECODING_DELAYS[encoding.codec] if encoding else 0
+        self._delay = DECODING_DELAYS[encoding.codec] if encoding else 0
         self._options = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{size[0]}x{size[1]}"]
         self._options += ["-framerate", f"{self._rate}", "-i", "pipe:0", *ffmpeg.every_frame()]
-        self._options += ffmpeg.piece_arguments(encoding, self._rate)
+        self._options += piece_arguments(encoding, self._rate)
         name = f"{encoding.codec} crf {encoding.crf} {encoding.preset}" if encoding else "lossless"
         super().__init__(target, name, preview, ffmpeg.program().version, *self._options)
 
@@ -335,7 +336,7 @@ def growing_film(
     target: Target,
     size: tuple[int, int],
     fps: float,
-    encoding: ffmpeg.Encoding,
+    encoding: Encoding,
     *,
     after: After | None = None,
     lossless: bool = False,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from helios_cli.errors import InputError
 from helios_cli.film.clashes import check_after, check_preview, check_stream
+from helios_cli.film.compression import Encoding
 from helios_cli.film.target import FRAME_NAME, Target, check_inputs, check_target, is_taken
 from helios_cli.recipe.files import check_loras
 from helios_cli.recipe.film import Film
@@ -87,8 +88,6 @@ def find_jobs(
 
 def plan_jobs(sources: list[str], options: RenderOptions, films: list[Film] | None = None) -> list[Job]:
     """`find_jobs` for a plan, which accepts films that are there already."""
-    from helios_cli.film.ffmpeg import Encoding
-
     Encoding.of(options)
     return find_jobs(sources, replace(options, force=True), films)
 
@@ -97,7 +96,7 @@ def check_encoding(jobs: list[Job]) -> None:
     """Encode one frame as the films will be, if any of them is an .mp4: now, not two hours later."""
     from helios_cli.film import ffmpeg
 
-    options, encoding = jobs[0].options, ffmpeg.Encoding.of(jobs[0].options)
+    options, encoding = jobs[0].options, Encoding.of(jobs[0].options)
     is_coded = options.is_stream and options.container != "y4m"
     if options.takes or is_coded or any(job.output.lower().endswith(".mp4") for job in jobs):
         ffmpeg.check_encoding(encoding)

@@ -25,9 +25,9 @@ from helios_cli.errors import InputError
 from helios_cli.files import NEW, create_once, replacing
 from helios_cli.film.cache import Cache
 from helios_cli.film.claims import Claims
+from helios_cli.film.compression import Encoding
 from helios_cli.film.disk import disk_errors
 from helios_cli.film.encoding import PieceEnd, PieceWriter
-from helios_cli.film.ffmpeg import Encoding
 from helios_cli.film.growing import GrowingFilm, growing_film
 from helios_cli.film.resume import Resumed, Wanted
 from helios_cli.film.target import DROPPINGS, OTHER_NAME, Target

@@ -18,6 +18,7 @@ from pathlib import Path
 from helios_cli.errors import MachineError, ReaderGone
 from helios_cli.film import ffmpeg
 from helios_cli.film.cache import Cache
+from helios_cli.film.compression import TO_BT709, Encoding
 from helios_cli.film.encoding import PieceEnd, PieceWriter
 from helios_cli.film.growing import GrowingFile, Mark, growing_film
 from helios_cli.film.resume import Resumed, Wanted
@@ -35,7 +36,7 @@ MUXED: Mapping[str, tuple[str, ...]] = {
     # By default a cluster is written when it has a second of film.
     "mkv": ("-c", "copy", "-cluster_time_limit", "0", "-f", "matroska"),
     "ts": ("-c", "copy", "-muxdelay", "0", "-muxpreload", "0", "-f", "mpegts"),
-    "y4m": ("-vf", ffmpeg.TO_BT709, "-f", "yuv4mpegpipe"),
+    "y4m": ("-vf", TO_BT709, "-f", "yuv4mpegpipe"),
 }
 """ffmpeg's output options of the containers, except for mp4: pieces are fragments of one already."""
 
@@ -56,7 +57,7 @@ def open_stream(
     *,
     size: tuple[int, int],
     fps: float,
-    encoding: ffmpeg.Encoding,
+    encoding: Encoding,
     preview: str = "",
     track: Track | None = None,
     num_frames: int | None = None,

@@ -17,9 +17,9 @@ import numpy as np
 
 from helios_cli.film.after import After
 from helios_cli.film.cache import Cache
+from helios_cli.film.compression import Encoding
 from helios_cli.film.disk import disk_errors
 from helios_cli.film.encoding import PieceEnd, PieceWriter, Safe
-from helios_cli.film.ffmpeg import Encoding
 from helios_cli.film.growing import Chapter, GrowingFile, GrowingFilm, growing_film
 from helios_cli.film.journal import Journal
 from helios_cli.film.resume import Resumed, Wanted, resume

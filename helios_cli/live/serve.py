@@ -30,7 +30,7 @@ from aiohttp import BadContentDispositionHeader, WSCloseCode, WSMsgType, web
 
 from helios_cli.engine.events import Event
 from helios_cli.errors import HeliosError, InputError, Interrupted, MachineError
-from helios_cli.film.ffmpeg import DECODING_DELAYS
+from helios_cli.film.compression import DECODING_DELAYS
 from helios_cli.live.address import Address
 from helios_cli.live.board import Board
 from helios_cli.live.film import LiveJob, LiveSetup

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_BYTES = 1 << 20
 """Largest source file: 1 MiB is ten thousand shots of a sentence each."""
 
+SUFFIXES = (".toml", ".yaml", ".yml", ".json", ".txt", ".csv", ".jsonl", ".srt")
+SOURCES = "sources end in " + ", ".join(SUFFIXES)
+
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
 CLIPS = (
     *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".ogv", ".mxf", ".dv", ".y4m", ".gif"),
@@ -241,3 +244,10 @@ def _check_weights(path: Path, what: str, base: str, kind: str, pickle_hint: str
 def _file_in(folder: Path) -> str:
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     return f"name a file in it: {names[0]}" if names else "it has no .safetensors file"
+
+
+def picture_advice(path: Path) -> str | None:
+    if path.suffix.lower() in PICTURES:
+        return "a film starts from a picture with --image"
+    clip = "a clip is continued with --video; a helios film is rendered again with --from"
+    return clip if path.suffix.lower() in CLIPS else None

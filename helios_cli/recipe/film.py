@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,11 @@ class Film:
     def where(self, *place: str | int) -> dict[str, Any]:
         """Return `line`, `shot` and `key` of a problem with the value at `place`."""
         return where(self.lines, place)
+
+
+def slug(words: str) -> str:
+    """Return words as a file name: `A red circle!` becomes `a-red-circle`."""
+    slug = "-".join(re.findall(r"\w+", words[:400].lower()))
+    while len(slug.encode()) > 60:  # some file systems count bytes; leave room for suffixes
+        slug = slug[:-1]
+    return slug.strip("-_") or "film"

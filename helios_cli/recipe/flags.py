@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import field
+from typing import Any, NamedTuple, TypeVar
 
 from helios_cli.errors import InputError
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     """The flag of a field.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from functools import lru_cache
 
@@ -23,6 +22,8 @@ def clean_prompt(text: str) -> str:
 
 def unescaped(text: str) -> str:
     """Return `text` without HTML entities. One with thousands of digits, which `html` cannot read, becomes U+FFFD."""
+    import html  # slow to import, like ftfy
+
     return html.unescape(re.sub("&#[0-9]{1000,};?", "\ufffd", text))
 
 

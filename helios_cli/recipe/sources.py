@@ -1,11 +1,10 @@
 """Reads films from the sources on the command line: every form of SOURCE is recognised here.
 
-The readers of recipes and of plain text are imported when there is such a file: a quoted prompt does not wait for them.
+`recipe.contents`, which reads files, is imported when there is one: a quoted prompt does not wait for it.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,20 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from helios_cli.recipe.cues import shots_from
-from helios_cli.recipe.files import CLIPS, MAX_BYTES, PICTURES, absence, decode, read_text
-from helios_cli.recipe.film import Film
-from helios_cli.recipe.lists import READERS, Draft, read_updates
+from helios_cli.recipe.files import CLIPS, PICTURES, SOURCES, SUFFIXES, absence, picture_advice
+from helios_cli.recipe.film import Film, slug
 from helios_cli.recipe.problems import Problem, Problems, RecipeError
 from helios_cli.recipe.validate import recipe_from
 from helios_cli.visible import printable, without_hidden
 
 WORDS = "the prompt"
 """Name of a quoted prompt in messages."""
-
-RECIPES = (".toml", ".yaml", ".yml", ".json")
-SUFFIXES = (*RECIPES, ".txt", *READERS)
-_SUFFIXES = "sources end in " + ", ".join(SUFFIXES)
 
 _FILE_NAME = re.compile(r"[^.]\.[a-z][a-z0-9]{1,4}$", re.IGNORECASE)
 """The end of a word that is the name of a file rather than a prompt."""
@@ -58,9 +51,9 @@ def read_films(sources: Sequence[str], *, stdin: BinaryIO | None = None) -> list
 
 def _read(source: str, stdin: BinaryIO | None) -> list[Film]:
     if source == "-":
-        problems = Problems("standard input")
-        data = (stdin or sys.stdin.buffer).read(MAX_BYTES + 1)
-        return _films(_text_draft(decode(data, problems), problems), Path("stdin"), problems)
+        from helios_cli.recipe.contents import films_of_stream
+
+        return films_of_stream(stdin or sys.stdin.buffer)
     if not source.strip():  # a path of no characters is the folder here
         return _read_words(source)
     problems, path = Problems(printable(source, 200)), Path(source)
@@ -69,63 +62,16 @@ def _read(source: str, stdin: BinaryIO | None) -> list[Film]:
     except (OSError, ValueError):  # longer than any path, or with a NUL
         is_file = is_folder = False
     if is_file:
-        return _films(_drafts(path, problems), path, problems)
+        from helios_cli.recipe.contents import films_of_file
+
+        return films_of_file(path, problems)
     if is_folder:
         problems.refuse("is a folder", suggestion="name a file in it; to render the word itself, pass it through -")
     if is_meant_as_path(source):  # nobody wants a film of the words `boat.toml`
-        advice = _SUFFIXES + '; a prompt needs no file: helios render "A boat."'
+        advice = SOURCES + '; a prompt needs no file: helios render "A boat."'
         message, suggestion = absence(path, SUFFIXES, advice) or ("is not a file", None)
-        problems.refuse(message, suggestion=_picture_advice(path) or suggestion)
+        problems.refuse(message, suggestion=picture_advice(path) or suggestion)
     return _read_words(source)
-
-
-def _drafts(path: Path, problems: Problems) -> list[Draft]:
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        advice = _SUFFIXES + "; plain text can also come from - (standard input)"
-        problems.refuse("unknown kind of file", suggestion=_picture_advice(path) or advice)
-    text = read_text(path, problems)
-    if suffix == ".txt":
-        return _text_draft(text, problems)
-    if suffix in READERS:
-        return READERS[suffix](text, problems)
-    from helios_cli.recipe.trees import read_tree
-
-    tree, lines = read_tree(text, suffix, problems)
-    if isinstance(tree, list) and suffix == ".json":
-        return read_updates(tree, lines, problems)
-    return [Draft(tree, lines, suffix=suffix)]
-
-
-def _text_draft(text: str, problems: Problems) -> list[Draft]:
-    from helios_cli.recipe.habits import as_shot_list
-    from helios_cli.recipe.text import read_cues
-
-    text, notices = as_shot_list(text, problems)
-    problems.stop()
-    return [Draft(*shots_from(read_cues(text, problems), problems), notices)]
-
-
-def _films(drafts: list[Draft], path: Path, problems: Problems) -> list[Film]:
-    """Validate the drafts of one file; the problems of all are raised together."""
-    if not any(draft.suffix or draft.tree["shot"] for draft in drafts):
-        problems.stop()
-        problems.refuse("contains no prompt", suggestion="write what the film shows")
-    films = []
-    for draft in drafts:
-        own = Problems(problems.file)
-        try:
-            recipe = recipe_from(draft.tree, draft.lines, own, suffix=draft.suffix)
-        except RecipeError:
-            reported = {(problem.line, problem.shot) for problem in problems.all}
-            problems.all += [problem for problem in own.all if (problem.line, problem.shot) not in reported]
-            continue
-        name = draft.stem or (f"{path.stem}-{_slug(draft.name)}" if draft.name else path.stem)
-        folder = Path(os.path.abspath(path.parent))
-        films.append(Film(name, problems.file, recipe, folder, tuple(draft.notices), draft.lines))
-    problems.all.sort(key=lambda problem: problem.line or 0)
-    problems.stop()
-    return films
 
 
 def _read_words(source: str) -> list[Film]:
@@ -137,7 +83,7 @@ def _read_words(source: str) -> list[Film]:
 
         if begins_with_time(source):
             notices = ("a quoted prompt is one shot: times in brackets are read only from a .txt file or from -",)
-    return [Film(_slug(source), WORDS, recipe, Path.cwd(), notices)]
+    return [Film(slug(source), WORDS, recipe, Path.cwd(), notices)]
 
 
 def _with_own_name(films: list[Film], before: list[Film]) -> list[Film]:
@@ -160,18 +106,3 @@ def is_meant_as_path(words: str) -> bool:
         return True
     is_word = len(name) <= 255 and not re.search(r"\s", name)
     return is_word and bool(_FILE_NAME.search(name) or re.search(r"[/\\]", name))
-
-
-def _picture_advice(path: Path) -> str | None:
-    if path.suffix.lower() in PICTURES:
-        return "a film starts from a picture with --image"
-    clip = "a clip is continued with --video; a helios film is rendered again with --from"
-    return clip if path.suffix.lower() in CLIPS else None
-
-
-def _slug(words: str) -> str:
-    """Return words as a file name: `A red circle!` becomes `a-red-circle`."""
-    slug = "-".join(re.findall(r"\w+", words[:400].lower()))
-    while len(slug.encode()) > 60:  # some file systems count bytes; leave room for suffixes
-        slug = slug[:-1]
-    return slug.strip("-_") or "film"

@@ -10,16 +10,14 @@ out, and `helios plan` says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 SpeedChoice = Literal["exact", "fast", "fastest"]
 
 RUNGS: tuple[SpeedChoice, ...] = ("exact", "fast", "fastest")
 
 
-@dataclass(frozen=True)
-class Lever:
+class Lever(NamedTuple):
     """A choice of the ladder.
 
     Attributes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from helios_cli.recipe.files import file_fault, picture_problems
 from helios_cli.recipe.film import Film
@@ -14,8 +14,7 @@ from helios_cli.recipe.values import LENGTH_KEYS, MAX_SECONDS
 from helios_cli.units import FRAMES_PER_CHUNK, counted
 
 
-@dataclass(frozen=True)
-class Timeline:
+class Timeline(NamedTuple):
     """`lengths`: frames of each shot, which may reach beyond the film's end; `num_frames`: of the film."""
 
     lengths: tuple[int, ...]

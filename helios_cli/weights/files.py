@@ -13,8 +13,8 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from helios_cli.errors import CheckpointError
 
@@ -45,8 +45,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """A tensor's type, shape and place: bytes `begin` to `end` of `file`."""
 
     name: str

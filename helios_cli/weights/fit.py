@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from helios_cli.architecture import DiTConfig, SchedulerConfig, UMT5Config, VAEConfig
 from helios_cli.errors import CheckpointError
@@ -30,8 +29,7 @@ ARCHITECTURE_HINT = "helios runs the published Helios architecture, in any size"
 FIT_HINT = "the config and the weights have to come from the same save_pretrained"
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(NamedTuple):
     """The typed configs of a checkpoint, checked against each other and the headers of the weights."""
 
     dit: DiTConfig

@@ -13,10 +13,9 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from helios_cli.errors import CheckpointError, HeliosError, InputError, MachineError
 from helios_cli.files import replacing
@@ -45,8 +44,7 @@ Progress = Callable[[str, int], AbstractContextManager[Advance]]
 """A function of a description and the bytes to come that opens a progress display, as `console.progress_bytes`."""
 
 
-@dataclass(frozen=True)
-class RemoteFile:
+class RemoteFile(NamedTuple):
     """A file of a repository. `blob` is its name in the cache: SHA-256 if it is large, Git's SHA-1 if it is small."""
 
     name: str

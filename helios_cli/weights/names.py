@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 EMBEDDED = "tiny"
 EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / EMBEDDED
@@ -13,8 +13,7 @@ WEIGHT_BYTES = 80_481_086_028
 """The safetensors of a published repository, in float32: transformer 57.25 GB, text encoder 22.72 GB, VAE 0.51 GB."""
 
 
-@dataclass(frozen=True)
-class KnownModel:
+class KnownModel(NamedTuple):
     """A published checkpoint. `revision` is a full commit hash, so a name means the same weights everywhere."""
 
     name: str

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from helios_cli.errors import InputError
 from helios_cli.visible import printable
@@ -20,8 +20,7 @@ LORA_ON_HUB = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """The source of a model: a folder on this disk, or a revision of a repository on the Hub.
 
     `file` is the LoRA file that is meant of a repository, "" for its only one, and None for a whole model."""

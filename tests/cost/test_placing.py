@@ -197,7 +197,7 @@ def test_the_disk_sets_the_speed():
 def test_a_copy_is_advised_where_it_would_be_smaller():
     mode, _, budget, _ = chosen(7 * GB, ram=16 * GB)
     assert "helios models convert" in cache_warning(mode, budget, UNKNOWN)
-    converted = replace(mode, read_bytes=mode.moved_bytes)
+    converted = mode._replace(read_bytes=mode.moved_bytes)
     assert "convert" not in cache_warning(converted, budget, UNKNOWN)
 
 

@@ -26,9 +26,10 @@ from PIL import Image
 from helios_cli.engine.chunks import render_chunks
 from helios_cli.engine.events import ChunkDone, ChunksReused, Notice
 from helios_cli.errors import InputError, MachineError
-from helios_cli.film import encoding, pieces
+from helios_cli.film import encoding
 from helios_cli.film import writer as writer_module
 from helios_cli.film.cache import Cache
+from helios_cli.film.compression import Encoding, piece_arguments
 from helios_cli.film.target import Target
 from helios_cli.film.writer import open_writer
 from support import reruns
@@ -567,4 +568,4 @@ def test_pieces_of_any_length_have_one_header_and_delay(tmp_path):
 
 def test_number_of_threads_is_fixed():
     """The number of threads changes the decisions of x264, and a film may resume on another machine."""
-    assert "-threads" in pieces.ffmpeg.piece_arguments(pieces.ffmpeg.Encoding(), Fraction(24))
+    assert "-threads" in piece_arguments(Encoding(), Fraction(24))

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from helios_cli.errors import InputError, ReaderGone
+from helios_cli.film.compression import Encoding
 from helios_cli.film.encoding import Safe
 from helios_cli.film.feed import Feed
-from helios_cli.film.ffmpeg import Encoding
 from helios_cli.film.jobs import find_jobs
 from helios_cli.film.resume import Wanted
 from helios_cli.film.sound import open_track

@@ -23,7 +23,8 @@ from PIL import Image
 from helios_cli import machine
 from helios_cli.errors import InputError, MachineError
 from helios_cli.film import encoding as encoding_module
-from helios_cli.film import ffmpeg, reading
+from helios_cli.film import ffmpeg, growing, reading
+from helios_cli.film.compression import Encoding
 from helios_cli.film.target import JOURNAL_HEAD
 from helios_cli.film.writer import Target, check_target, open_writer
 from support.programs import ffmpeg_program
@@ -334,7 +335,7 @@ def test_a_film_without_frames_is_no_film(tmp_path):
 def test_encoders_are_tried():
     assert ffmpeg.available_encoders() == ("h264", "hevc", "av1", "ffv1")
     assert ffmpeg.encodes(["-c:v", "no_such_encoder"]) is False
-    ffmpeg.check_encoding(ffmpeg.Encoding("av1", crf=30, preset="fast"))
+    ffmpeg.check_encoding(Encoding("av1", crf=30, preset="fast"))
 
 
 @pytest.mark.parametrize("program", ["/nowhere/ffmpeg", "/bin/true", "/etc/passwd"])
@@ -373,7 +374,7 @@ def test_ffmpeg_killed_midway_is_noticed_at_the_next_write(tmp_path):
 
 
 def test_ffmpeg_stopping_with_an_error_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(ffmpeg, "piece_arguments", lambda *_: ["-c:v", "no_such_encoder", "-f", "mp4"])
+    monkeypatch.setattr(growing, "piece_arguments", lambda *_: ["-c:v", "no_such_encoder", "-f", "mp4"])
     with pytest.raises(MachineError, match="no_such_encoder") as error:
         film(tmp_path / "film.mkv", moving(100))
     assert "IMAGEIO_FFMPEG_EXE" in error.value.hint and left_in(tmp_path) == []

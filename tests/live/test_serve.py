@@ -19,7 +19,7 @@ from PIL import Image
 
 from helios_cli.engine.events import ChunkDone, FilmDone, PromptTaken
 from helios_cli.errors import MachineError
-from helios_cli.film import ffmpeg
+from helios_cli.film.compression import Encoding
 from helios_cli.film.growing import GrowingFile
 from helios_cli.film.jobs import Job
 from helios_cli.film.mp4 import split
@@ -48,7 +48,7 @@ BOUNDARY = "part"
 def pieces(tmp_path_factory) -> list[bytes]:
     """Encoded pieces, as the writer of a film makes them."""
     target = Target.of(tmp_path_factory.mktemp("pieces") / "film.mp4")
-    growing = GrowingFile(target, (64, 64), FPS, ffmpeg.Encoding(preset="ultrafast"))
+    growing = GrowingFile(target, (64, 64), FPS, Encoding(preset="ultrafast"))
     made = []
     for number, frames in enumerate(PIECES):
         encoder = growing.encoder()
@@ -62,7 +62,7 @@ class Film:
 
     def __init__(self, folder: Path, pieces: list[bytes], address: str = "0", track: Track | None = None) -> None:
         self.target = Target.of(folder / "film.mp4")
-        self.growing = GrowingFile(self.target, (64, 64), FPS, ffmpeg.Encoding(preset="ultrafast"))
+        self.growing = GrowingFile(self.target, (64, 64), FPS, Encoding(preset="ultrafast"))
         self.growing.begin()
         setup = LiveSetup.of(FPS, 3.0, PromptDefaults(), print)
         self.feed, self.playhead, self.lines = setup.feed, setup.playhead, setup.lines

@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helios_cli.errors import InputError
+from helios_cli.recipe.files import SUFFIXES
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import plan_film
 from helios_cli.recipe.settings import resolve_settings
-from helios_cli.recipe.sources import SUFFIXES, read_films
+from helios_cli.recipe.sources import read_films
 from support.recipes import MODEL
 from support.tiers import examples
 

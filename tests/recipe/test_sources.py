@@ -6,8 +6,9 @@ import json
 import pytest
 
 from helios_cli.errors import InputError
+from helios_cli.recipe.files import SUFFIXES
 from helios_cli.recipe.problems import RecipeError
-from helios_cli.recipe.sources import SUFFIXES, read_films
+from helios_cli.recipe.sources import read_films
 
 
 def film(path, data: str | bytes):

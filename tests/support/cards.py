@@ -42,13 +42,13 @@ def copy_of_14b(folder: Path, quant: Quant | LowBit) -> Model:
     tensors = {}
     for name, info in transformer.tensors.items():
         if quant == "fp8" and is_fp8(name):
-            info = replace(info, dtype="F8_E4M3", end=info.begin + info.elements)
+            info = info._replace(dtype="F8_E4M3", end=info.begin + info.elements)
         elif quant in LOW_BITS and is_low_bit(name):
             values, scales = shapes(info.shape[0], info.shape[1], quant)
             code = {kind: code for code, kind in STORED_AS.items()}[quant]
             end = info.begin + math.prod(scales) * 4
-            tensors[name + SCALE_SUFFIX] = replace(info, dtype="F32", shape=scales, end=end)
-            info = replace(info, dtype=code, shape=values, end=info.begin + math.prod(values))
+            tensors[name + SCALE_SUFFIX] = info._replace(dtype="F32", shape=scales, end=end)
+            info = info._replace(dtype=code, shape=values, end=info.begin + math.prod(values))
         tensors[name] = info
     components = {**checkpoint.components, "transformer": replace(transformer, tensors=tensors)}
     return model_of("distilled", replace(checkpoint, components=components))

@@ -15,7 +15,7 @@ from helios_cli.farm.film import FarmFilm, Kind, identity_of
 from helios_cli.farm.pool import Message
 from helios_cli.farm.start import plan_films
 from helios_cli.farm.task import Task
-from helios_cli.film.ffmpeg import Encoding
+from helios_cli.film.compression import Encoding
 from helios_cli.film.growing import growing_film
 from helios_cli.film.jobs import find_jobs
 from helios_cli.film.parts import Parts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -111,7 +110,7 @@ def test_auto_is_what_the_device_is_fast_in_and_a_run_keeps_to_it(tmp_path, monk
         for event in train(settings(tmp_path, dtype="auto"), CPU, lambda: next(asked) == 1):
             if isinstance(event, RunStarted):
                 assert "on cpu in bfloat16" in event.text
-    monkeypatch.setattr(machine, "cpu", lambda: replace(fast, features=()))
+    monkeypatch.setattr(machine, "cpu", lambda: fast._replace(features=()))
     with pytest.raises(InputError, match="dtype was 'bfloat16', is 'float32'"):
         finish(settings(tmp_path, dtype="auto"))
     assert finish(settings(tmp_path, dtype="bfloat16"))[0].dtype == "bfloat16"
