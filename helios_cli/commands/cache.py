@@ -32,7 +32,7 @@ def list_(json: JsonFlag = False) -> None:
         )
         for film in films
     ]
-    data = {"folder": str(cache.folder), "bytes": num_bytes, "films": [vars(film) for film in films]}
+    data = {"folder": str(cache.folder), "bytes": num_bytes, "films": [film._asdict() for film in films]}
     console.table(("film", "chunks", "size", "last used", "output"), rows, data=data)
     console.line(f"{format_bytes(num_bytes)} in {cache.folder}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helios_cli.cli import main
 from helios_cli.engine.events import ChunkDone, ChunksReused, Notice, PhaseStarted
 from helios_cli.engine.models import Models
 from helios_cli.film.cache import PROMISED_DAYS, Cache
@@ -25,10 +27,12 @@ from helios_cli.recipe.options import RenderOptions
 from helios_cli.recipe.plan import Plan, plan_film
 from helios_cli.recipe.schema import Recipe
 from helios_cli.recipe.settings import ModelDefaults, resolve_settings
+from helios_cli.units import format_bytes
 from support.renders import models_of
 from support.reruns import PROMPTS, decoded, fingerprints_of, in_child, plan, run
 from support.tiers import examples
 from support.users import as_user, needs_users
+from support.waiting import LONGEST
 
 DEFAULTS = ModelDefaults(size=(64, 64), steps=(1, 1, 1), guidance=1.0)
 
@@ -506,3 +510,25 @@ def test_list_and_clear(bench, tmp_path):
     assert cleared["freed"] == data["bytes"]
     assert json.loads(helios(home, "cache", "list", "--json").stdout)["films"] == []
     assert Cache(home / "pieces").num_bytes() == 0
+
+
+def test_the_command_lists_the_films(capsys):
+    cache = Cache()
+    fill(cache, "ab")
+    cache.note_film("a boat", "/films/boat.mp4", "abc")
+    assert main(["cache", "list", "--json"]) == 0
+    (film,) = json.loads(capsys.readouterr().out)["films"]
+    since = film.pop("last_used")
+    assert 0 <= time.time() - since < LONGEST
+    num_bytes = cache.num_bytes()
+    assert film == {
+        "title": "a boat",
+        "output": "/films/boat.mp4",
+        "chunks": 3,
+        "kept_chunks": 2,
+        "num_bytes": num_bytes,
+    }
+    assert main(["cache", "list"]) == 0
+    assert re.match(
+        rf"film .*\na boat  2/3 +{format_bytes(num_bytes)}  just now +/films/boat.mp4\n", capsys.readouterr().out
+    )
