@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -54,24 +55,19 @@ def _read(source: str, stdin: BinaryIO | None) -> list[Film]:
         from helios_cli.recipe.contents import films_of_stream
 
         return films_of_stream(stdin or sys.stdin.buffer)
-    if not source.strip():  # a path of no characters is the folder here
+    is_file, is_folder = os.path.isfile(source), os.path.isdir(source)
+    if not (is_file or is_folder or is_meant_as_path(source)):  # nobody wants a film of the words `boat.toml`
         return _read_words(source)
     problems, path = Problems(printable(source, 200)), Path(source)
-    try:
-        is_file, is_folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError):  # longer than any path, or with a NUL
-        is_file = is_folder = False
     if is_file:
         from helios_cli.recipe.contents import films_of_file
 
         return films_of_file(path, problems)
     if is_folder:
         problems.refuse("is a folder", suggestion="name a file in it; to render the word itself, pass it through -")
-    if is_meant_as_path(source):  # nobody wants a film of the words `boat.toml`
-        advice = SOURCES + '; a prompt needs no file: helios render "A boat."'
-        message, suggestion = absence(path, SUFFIXES, advice) or ("is not a file", None)
-        problems.refuse(message, suggestion=picture_advice(path) or suggestion)
-    return _read_words(source)
+    advice = SOURCES + '; a prompt needs no file: helios render "A boat."'
+    message, suggestion = absence(path, SUFFIXES, advice) or ("is not a file", None)
+    problems.refuse(message, suggestion=picture_advice(path) or suggestion)
 
 
 def _read_words(source: str) -> list[Film]:
