@@ -7,10 +7,7 @@ import os
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -490,45 +487,24 @@ def test_killed_while_keeping_a_chunk(bench, models, tmp_path):
 # The command
 
 
-def helios(home: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "helios_cli", *arguments]
-    return subprocess.run(command, env={**os.environ, "HELIOS_HOME": str(home)}, capture_output=True, text=True)
+def answer(capsys, *words: str) -> dict:
+    assert main(["cache", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.process
-@pytest.mark.slow
-def test_list_and_clear(bench, tmp_path):
-    home = tmp_path / "home"
-    assert "0 B" in helios(home, "cache", "list").stdout
-    film = replace(shots(*PROMPTS[:2]), title="Harbour [at] dawn")
-    bench.render(film, Cache(home / "pieces"))
-    listed = helios(home, "cache", "list").stdout
-    assert "Harbour [at] dawn" in listed and "4/4" in listed and "just now" in listed
-    data = json.loads(helios(home, "cache", "list", "--json").stdout)
-    assert data["films"][0]["kept_chunks"] == 4 and data["bytes"] == Cache(home / "pieces").num_bytes()
-    cleared = json.loads(helios(home, "cache", "clear", "--json").stdout)
-    assert cleared["freed"] == data["bytes"]
-    assert json.loads(helios(home, "cache", "list", "--json").stdout)["films"] == []
-    assert Cache(home / "pieces").num_bytes() == 0
-
-
-def test_the_command_lists_the_films(capsys):
+def test_list_and_clear(capsys):
     cache = Cache()
+    assert main(["cache", "list"]) == 0 and "0 B" in capsys.readouterr().out
     fill(cache, "ab")
-    cache.note_film("a boat", "/films/boat.mp4", "abc")
-    assert main(["cache", "list", "--json"]) == 0
-    (film,) = json.loads(capsys.readouterr().out)["films"]
-    since = film.pop("last_used")
-    assert 0 <= time.time() - since < LONGEST
-    num_bytes = cache.num_bytes()
-    assert film == {
-        "title": "a boat",
-        "output": "/films/boat.mp4",
-        "chunks": 3,
-        "kept_chunks": 2,
-        "num_bytes": num_bytes,
-    }
+    cache.note_film("Harbour [at] dawn", "/films/harbour.mp4", "abc")
+    listed = answer(capsys, "list")
+    assert listed["bytes"] == cache.num_bytes()
+    (film,) = listed["films"]
+    assert 0 <= time.time() - film.pop("last_used") < LONGEST
+    sizes = {"chunks": 3, "kept_chunks": 2, "num_bytes": cache.num_bytes()}
+    assert film == {"title": "Harbour [at] dawn", "output": "/films/harbour.mp4", **sizes}
     assert main(["cache", "list"]) == 0
-    assert re.match(
-        rf"film .*\na boat  2/3 +{format_bytes(num_bytes)}  just now +/films/boat.mp4\n", capsys.readouterr().out
-    )
+    row = rf"Harbour \[at\] dawn  2/3 +{format_bytes(cache.num_bytes())}  just now +/films/harbour.mp4\n"
+    assert re.match(f"film .*\n{row}", capsys.readouterr().out)
+    assert answer(capsys, "clear")["freed"] == listed["bytes"]
+    assert answer(capsys, "list")["films"] == [] and cache.num_bytes() == 0
