@@ -188,7 +188,7 @@ class Console:
         return rich
 
     def _width(self, *, report: bool) -> int:
-        """Return the width of the terminal; in a pipe that of a page, or none if it is no `report`."""
+        """Return the width of the terminal; in a pipe that of a page, or without limit if it is no `report`."""
         if sys.stdout.isatty():
             return self._rich(stderr=False).width
         columns = os.environ.get("COLUMNS", "")
@@ -229,16 +229,11 @@ class Console:
             self._print_records(columns, cells, width)
             return
         numeric = [bool(rows) and all(isinstance(row[at], int | float) for row in rows) for at in range(len(columns))]
-        lines = [
-            (" " * GAP).join(
-                " " * (width - _cells(cell)) + cell if right else cell + " " * (width - _cells(cell))
-                for cell, width, right in zip(row, widths, numeric, strict=True)
-            )
-            for row in (columns, *cells)
-        ]
-        if _is_plain(sys.stdout) and all(_fits(line, width) for line in lines):
-            print("\n".join(map(str.rstrip, lines)))
-            return
+        if _is_plain(sys.stdout):
+            lines = [_aligned(row, widths, numeric) for row in (columns, *cells)]
+            if all(_fits(line, width) for line in lines):
+                print("\n".join(map(str.rstrip, lines)))
+                return
         from rich.table import Table
         from rich.text import Text
 
@@ -276,6 +271,13 @@ def _is_plain(stream: TextIO) -> bool:
 def _fits(text: str, width: int) -> bool:
     """Return whether text is one line of at most `width` columns, without tabs."""
     return text.isprintable() and _cells(text) <= width
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    """Return the cells of a row as one line, those of numeric columns to the right."""
+    gaps = (" " * (width - _cells(cell)) for cell, width in zip(row, widths, strict=True))
+    cells = (gap + cell if right else cell + gap for gap, cell, right in zip(gaps, row, numeric, strict=True))
+    return (" " * GAP).join(cells)
 
 
 def _cells(text: str) -> int:

@@ -46,6 +46,7 @@ def test_a_film_is_the_command_s():
     assert isinstance(events[-1], helios.events.FilmDone) and events[-1].frames == 40
 
 
+@pytest.mark.slow
 def test_a_render_that_is_closed_is_continued():
     film = helios.render("a red ball", frames=66, output="ball.mkv", **SMALL)
     next(event for event in film if isinstance(event, helios.events.ChunkDone))

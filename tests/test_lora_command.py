@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ import pytest
 import helios_cli as helios
 from helios_cli.cli import main
 from helios_cli.film.again import read_again
+from helios_cli.film.jobs import find_jobs
+from helios_cli.recipe.lora import choose_loras
+from helios_cli.recipe.options import RenderOptions
 from support import loras
 from support.reruns import decoded
 
@@ -57,6 +61,20 @@ def test_a_recipe_s_files_are_those_of_the_flag_which_replaces_them(folder):
     assert np.array_equal(render("over.mkv", "--lora", "style.safetensors:0.5", source="film.toml"), by_flag)
 
 
+def test_a_file_on_the_hub_stays_there_whatever_is_in_the_current_folder(tmp_path, monkeypatch):
+    """A recipe's `owner/style` is looked for next to the recipe, and not again where the command runs."""
+    monkeypatch.chdir(tmp_path)
+    recipe('{ path = "owner/style" }')
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "owner" / "style").mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    (job,) = find_jobs(["../film.toml"], RenderOptions())
+    for options in (job.options, replace(job.options, lora=None)):
+        ((lora,), _) = choose_loras(job.film, options)
+        assert lora.path == "owner/style" and lora.is_on_hub
+
+
+@pytest.mark.slow
 def test_files_of_a_recipe_are_found_from_its_folder(folder, monkeypatch):
     recipe('{ path = "style.safetensors" }')
     here = render("here.mkv", source="film.toml")
@@ -84,6 +102,7 @@ def test_another_file_under_the_same_name_is_noticed(folder, distilled, capsys):
     assert "will not be bit-identical to film.mkv: it differs in lora" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_chunks_of_another_weight_are_not_taken_from_the_cache(folder):
     flags = [flag for flag in FLAGS if flag != "--no-cache"]
     for weight in ("1", "0.5", "1"):

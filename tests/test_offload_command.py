@@ -329,7 +329,7 @@ def test_a_disk_that_fails_while_a_film_renders(helios, folder, tmp_path):
     arguments = ["render", "a red circle", "-m", folder, *SMALL, "--offload", "stream", "--ram", "2G", "-o", "film.mkv"]
     placing = "import helios_cli.cost.placing as p; from dataclasses import replace; choose = p.choose\n"
     placing += "def streamed(*a):\n    mode = choose(*a)\n"
-    placing += "    return replace(mode, placement=replace(mode.placement, resident=0))\np.choose = streamed\n"
+    placing += "    return mode._replace(placement=replace(mode.placement, resident=0))\np.choose = streamed\n"
     # All blocks would stay, and nothing be read while the film renders.
     script = f"import sys\n{placing}from helios_cli.cli import main\nsys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "LD_PRELOAD": str(tmp_path / "shim.so"), "EIO_WHEN": str(bad)}

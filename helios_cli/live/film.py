@@ -237,6 +237,7 @@ def _preload(plan: Plan, options: RenderOptions, session: Session) -> None:
 
 def _resolved(film: Film, first: Shot, options: RenderOptions, settings: Settings, model: str) -> Film:
     """The film of the first prompt with every setting written out, so that its recipe needs no flags."""
+    loras = [{"path": lora.path, "weight": lora.weight} for lora in choose_loras(film, options)[0]]
     keys = {
         "model": _written(model),
         "fps": settings.fps,
@@ -246,7 +247,7 @@ def _resolved(film: Film, first: Shot, options: RenderOptions, settings: Setting
         **({"negative": settings.negative} if settings.negative else {}),
         "steps": settings.steps,
         "guidance": settings.guidance,
-        **({"lora": [vars(lora) for lora in loras]} if (loras := choose_loras(film, options)[0]) else {}),
+        **({"lora": loras} if loras else {}),
     }
     if sound := choose_sound(film, options)[0]:
         keys |= dict(zip(SOUND_KEYS, (str(sound.path), sound.fit, sound.fade), strict=True))

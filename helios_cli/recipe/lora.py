@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,10 +37,12 @@ _FORM = "write style.safetensors, or style.safetensors:0.8"
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file: `path` is a file, or `owner/name[/file.safetensors][@revision]` on the Hub; `weight` its factor."""
+    """A LoRA file: `path` is a file, or `owner/name[/file.safetensors][@revision]` on the Hub; `weight` its factor.
+    One that `is_located` stays what it is, whatever lies in the current folder."""
 
     path: str
     weight: float = 1.0
+    is_located: bool = field(default=False, compare=False, repr=False)
 
     @property
     def is_on_hub(self) -> bool:
@@ -88,15 +90,16 @@ def choose_loras(film: Film, options: RenderOptions) -> tuple[tuple[Lora, ...], 
     """Return the LoRA files of a film, located, and where they come from: a flag replaces those of the recipe."""
     loras, origin = pick("lora", options, film.recipe, ())
     folder = Path.cwd() if origin == "flag" else film.folder
-    return tuple(located(Lora(one.path, one.weight), folder) for one in loras), origin
+    return tuple(located(one if isinstance(one, Lora) else Lora(one.path, one.weight), folder) for one in loras), origin
 
 
 def located(lora: Lora, folder: Path) -> Lora:
-    """Return it with an absolute path, relative to `folder`; unchanged if only the Hub can have it."""
+    """Return it with an absolute path, relative to `folder`, or with that on the Hub if only the Hub can have it."""
     path = os.path.abspath(folder / lora.path)
-    if _HUB.fullmatch(lora.path) and not _is_file_name(lora.path) and not os.path.lexists(path):
-        return lora
-    return Lora(path, lora.weight)
+    is_on_hub = _HUB.fullmatch(lora.path) and not _is_file_name(lora.path) and not os.path.lexists(path)
+    if lora.is_located or is_on_hub:
+        path = lora.path
+    return Lora(path, lora.weight, is_located=True)
 
 
 def _is_file_name(path: str) -> bool:

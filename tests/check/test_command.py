@@ -46,6 +46,7 @@ def test_a_clean_film(helios, clean):
     assert out.splitlines()[-1] == "nothing found in 3 chunks, 99 frames, 0:04.12"
 
 
+@pytest.mark.slow
 def test_findings_are_no_error_unless_strict(helios, spoilt):
     code, out, err = helios(spoilt)
     assert (code, err) == (0, "")
@@ -128,6 +129,7 @@ def noisy_film(tmp_path_factory):
     return film(tmp_path_factory.mktemp("noisy") / "film.mp4", frames)
 
 
+@pytest.mark.slow
 def test_films_that_differ(helios, clean, noisy_film):
     code, out, err = helios(noisy_film, "--against", clean)
     lines = out.splitlines()
@@ -158,6 +160,7 @@ def test_json_of_a_comparison(helios, clean, noisy_film, tmp_path):
     assert json.loads(helios(clean, "--against", clean, "--json")[1])["psnr"] is None
 
 
+@pytest.mark.slow
 def test_of_a_long_comparison_the_worst_chunks_are_shown(helios, tmp_path):
     frames = np.zeros((48 * 8, 16, 16, 3))
     changed = frames.copy()

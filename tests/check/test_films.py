@@ -23,6 +23,7 @@ def films(tmp_path_factory):
     ]
 
 
+@pytest.mark.slow
 def test_measures_are_averaged_over_films(films):
     result = examine_films(films)
     alone = [{measure.name: measure for measure in examine(path).summary} for path in films]

@@ -118,6 +118,7 @@ def test_a_wholly_black_film_however_short(tmp_path):
     assert only(examined(tmp_path, np.zeros((5, HEIGHT, WIDTH, 3))), "black").value == pytest.approx(5 / 24)
 
 
+@pytest.mark.slow
 def test_frozen(tmp_path, clean):
     """The camera stops for 33 frames in the middle of two chunks, and goes on."""
     frames = np.concatenate([clean[:80], clean[80:81].repeat(CHUNK, 0), clean[80 : FRAMES - CHUNK]])
@@ -177,6 +178,7 @@ def _saturated(frames: np.ndarray, factor: np.ndarray) -> np.ndarray:
     return grey + (frames - grey) * factor
 
 
+@pytest.mark.slow
 def test_seam_jump(tmp_path, clean):
     clean[3 * CHUNK :] = pan(scene(5), FRAMES - 3 * CHUNK)
     jump = only(examined(tmp_path, clean), "seam jump")

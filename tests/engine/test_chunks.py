@@ -211,6 +211,7 @@ def test_what_does_not_change_is_made_once(folder, tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_a_prompt_that_no_later_chunk_needs_is_freed_before_the_next_is_embedded(folder, tmp_path, monkeypatch):
     """This holds for keys and values, on the device; the negative prompt's stay as long as the film."""
     made, alive = [], []

@@ -63,6 +63,7 @@ def test_diffusers_loads_the_bfloat16_copy_and_finds_the_same_weights(folder, ma
 
 
 @pytest.mark.usefixtures("large")
+@pytest.mark.slow
 def test_the_bfloat16_copy_renders_the_same_frames(folder, made, tmp_path):
     frames, expected = (
         rendered(CASE, path, tmp_path / str(place), torch.bfloat16)

@@ -191,6 +191,7 @@ def film(models, out, **options):
     return list(render_chunks(plan, models, open_writer(out, size=plan.size, fps=plan.fps), **options))
 
 
+@pytest.mark.slow
 def test_decoding_beside_the_next_chunk_changes_no_byte(checkpoints, tmp_path):
     folder = checkpoints("distilled")
     films, orders = [], []

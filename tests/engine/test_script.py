@@ -115,6 +115,7 @@ def test_a_prompt_that_comes_late_is_encoded_then(models, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_kept_chunks_come_first_and_the_model_is_loaded_behind_them(models, tmp_path, planned):
     cache = Cache(tmp_path / "cache")
     first = replace(FILM, chunks=FILM.chunks[:2], num_frames=66)

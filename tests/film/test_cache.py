@@ -126,6 +126,7 @@ def test_the_same_film_again_loads_no_model(bench, cache, model_calls):
     assert np.array_equal(frames, first)
 
 
+@pytest.mark.slow
 def test_a_longer_film_starts_where_the_shorter_one_ended(bench, cache, model_calls):
     """Reuse also works from the middle of a chunk: the decoder alone makes its frames from its latents."""
     shorter = plan((PROMPTS[0], 33, 7), (PROMPTS[0], 12, None))

@@ -129,6 +129,7 @@ def test_pieces_have_their_sound_wherever_a_reader_begins(tmp_path, suffix, trac
         one.close()
 
 
+@pytest.mark.slow
 def test_a_film_that_goes_on_is_heard_from_its_last_piece_on(tmp_path, track):
     feed, path = Feed(), tmp_path / "film.mp4"
     names = [f"{index:064}" for index in range(3)]

@@ -172,6 +172,7 @@ def test_what_is_no_file_is_no_picture(tmp_path, kind):
         read_image(path, (64, 48))
 
 
+@pytest.mark.slow
 def test_frames_that_are_too_large_are_refused(tmp_path):
     path = make(tmp_path / "sea.mov", "-f", "lavfi", "-i", "color=s=6400x6400:r=24:d=0.04", "-c:v", "png")
     for read in (examine, lambda path: check_clip(path, 24)):

@@ -430,6 +430,7 @@ def test_chunks_that_were_promised_to_a_film_outlast_the_one_in_its_place(models
     assert np.array_equal(decoded(out), whole(".mp4"))
 
 
+@pytest.mark.slow
 def test_the_beginning_that_is_equal_is_kept(models, out, tmp_path):
     stop_after(3, models, out)
     changed = replace(FILM.chunks[2], prompts=((PROMPTS[3], 1.0),))

@@ -524,6 +524,7 @@ def gated_ffmpeg(tmp_path, monkeypatch):
     return folder / "open"
 
 
+@pytest.mark.slow
 def test_a_slow_encoder_holds_the_renderer_back_at_the_bound(tmp_path, gated_ffmpeg, monkeypatch):
     frames = moving(33)
     monkeypatch.setattr(encoding_module, "QUEUE_BYTES", 3 * frames.nbytes)

@@ -216,6 +216,7 @@ def test_a_film_that_goes_on_has_its_earlier_shots():
     assert shots == [(0, 0, "a boat", "cut"), (1, 4.125, "a sea", "cut"), (2, 6.875, "a storm", "switch")]
 
 
+@pytest.mark.slow
 def test_the_film_waits_while_nobody_watches_and_follows_the_page_that_does(film):
     film.grow()
     film.grow()
@@ -464,6 +465,7 @@ def test_paths_lead_nowhere_else(film, path):
     assert answer.split(b" ")[1][:1] == b"4" and b"secret" not in answer and b"root:" not in answer
 
 
+@pytest.mark.slow
 def test_a_body_without_end_is_not_read_to_its_end(film):
     def endless() -> Iterator[bytes]:
         yield form(prompt="a").rpartition(b"\r\n--")[0]
