@@ -191,9 +191,10 @@ class Console:
         """Return the width of the terminal; in a pipe that of a page, or without limit if it is no `report`."""
         if sys.stdout.isatty():
             return self._rich(stderr=False).width
+        if not report:
+            return UNBOUNDED_WIDTH
         columns = os.environ.get("COLUMNS", "")
-        page = int(columns) if columns.isdecimal() and int(columns) else PAGE_WIDTH
-        return page if report else UNBOUNDED_WIDTH
+        return int(columns) if columns.isdecimal() and int(columns) else PAGE_WIDTH
 
     def _say(self, label: str, style: str, text: str) -> None:
         text = re.sub(r"\n(?! )", "\n  ", visible(text))  # a line break in a name must not start a line of its own

@@ -26,6 +26,7 @@ from helios_cli.options import (
 )
 from helios_cli.plan_view import show_plans
 from helios_cli.progress import show_all
+from helios_cli.recipe.files import RECIPES
 from helios_cli.recipe.film import Film
 from helios_cli.recipe.options import RenderOptions
 from helios_cli.stop import stop_at_once
@@ -94,7 +95,7 @@ def _next_step(context: typer.Context, film: Film, options: RenderOptions, seed:
     if shot == 1 and film.recipe.shots[0].seed is None:
         return f"the film with seed {seed}, for example, {result}: {_command_line(context, seed)}"
     edit = f"give shot {shot} of {film.source} the seed {seed}, for example"
-    if Path(film.source).suffix.lower() not in (".toml", ".yaml", ".yml", ".json"):
+    if Path(film.source).suffix.lower() not in RECIPES:
         edit += " (as a recipe, which `helios recipe convert` makes of it)"
     return f"{edit}; the film then {result}: {_command_line(context, None)}"
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 1 << 20
 """Largest source file: 1 MiB is ten thousand shots of a sentence each."""
 
-SUFFIXES = (".toml", ".yaml", ".yml", ".json", ".txt", ".csv", ".jsonl", ".srt")
+RECIPES = (".toml", ".yaml", ".yml", ".json")
+SUFFIXES = (*RECIPES, ".txt", ".csv", ".jsonl", ".srt")
 SOURCES = "sources end in " + ", ".join(SUFFIXES)
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")

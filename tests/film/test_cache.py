@@ -119,6 +119,9 @@ def test_without_cuts_everything_from_the_shot_on_is_rendered(bench, cache):
 
 def test_the_same_film_again_loads_no_model(bench, cache, model_calls):
     _, first = bench.render(shots(*PROMPTS[:2]), cache)
+    (kept,) = cache.films()
+    assert (kept.title, kept.kept_chunks, kept.chunks) == (shots(*PROMPTS[:2]).title, 4, 4)
+    assert kept.output == str(bench.folder / "1.mp4")
     model_calls.clear()
     events, frames = bench.render(shots(*PROMPTS[:2]), cache)
     assert not model_calls

@@ -7,6 +7,7 @@ import pytest
 
 from helios_cli.errors import InputError
 from helios_cli.recipe.files import SUFFIXES
+from helios_cli.recipe.lists import READERS
 from helios_cli.recipe.problems import RecipeError
 from helios_cli.recipe.sources import read_films
 
@@ -170,6 +171,10 @@ def test_one_cause_is_said_once(tmp_path):
     assert len(raised.value.problems) == 9  # to a program each with its line
     assert "a.csv:2: has 4 cells, but the header has 3 columns (also in lines 3, 4, 5, 6, 7, …)" in raised.value.message
     assert "\n" not in raised.value.message and raised.value.hint
+
+
+def test_every_list_that_has_a_reader_is_a_source():
+    assert set(READERS) < set(SUFFIXES)
 
 
 def test_a_file_without_prompts_is_refused(tmp_path):
